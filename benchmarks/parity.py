@@ -1,0 +1,150 @@
+"""Compare our RQL update with recorded numbers of the reference code.
+
+    python benchmarks/parity.py FIXTURE.npz
+
+The fixture (docs/algorithm.md, Parity) holds parameters, one batch, the random draws of three updates and what the reference
+made of them. Prints one JSON line with the maximum absolute error of every loss, the gradient, the four parameter sets after
+updates 1 and 3, and both sampled actions. Exit status 1 if a loss, gradient or parameter is off by more than 1e-5 or an action by
+more than 1e-4 (float32), 2 if the file is not such a fixture.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from rql_deploy.train.networks import ValueEnsemble, VectorField
+from rql_deploy.train.rql import RQL, Batch, Noise, RQLConfig, integrate
+
+TOLERANCE, ACTION_TOLERANCE = 1e-5, 1e-4
+UPDATES = 3
+Fixture = Mapping[str, np.ndarray]
+
+
+def load_fixture(path: str) -> dict[str, np.ndarray]:
+    """All arrays of the file by name."""
+    with np.load(path, allow_pickle=False) as archive:
+        return {name: archive[name] for name in archive.files}
+
+
+def config_of(fixture: Fixture) -> RQLConfig:
+    """The hyperparameters under `config/`."""
+
+    def get(name: str) -> np.ndarray:
+        return fixture[f"config/{name}"]
+
+    return RQLConfig(
+        h=int(get("h")),
+        F=int(get("flow_steps")),
+        K=int(get("ensemble_ct")),
+        policy_hidden=tuple(map(int, get("actor_hidden_dims"))),
+        value_hidden=tuple(map(int, get("value_hidden_dims"))),
+        gamma=float(get("discount")),
+        kappa=float(get("expectile")),
+        rho=float(get("rho")),
+        alpha=float(get("alpha")),
+        tau=float(get("tau")),
+        ema=float(get("ema")),
+        learning_rate=float(get("lr")),
+    )
+
+
+def named_parameters(network: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """(name in the reference's tree, our parameter) pairs; shapes agree up to a broadcast dimension of the value's biases."""
+    if isinstance(network, ValueEnsemble):
+        for i, (kernel, bias) in enumerate(zip(network.kernels, network.biases, strict=True)):
+            yield f"value_net/Dense_{i}/kernel", kernel
+            yield f"value_net/Dense_{i}/bias", bias
+        for i, (scale, bias) in enumerate(zip(network.norm_scales, network.norm_biases, strict=True)):
+            yield f"value_net/LayerNorm_{i}/scale", scale
+            yield f"value_net/LayerNorm_{i}/bias", bias
+    elif isinstance(network, VectorField):
+        last = len(network.kernels) - 1
+        for i, (kernel, bias) in enumerate(zip(network.kernels, network.biases, strict=True)):
+            layer = "mean_net" if i == last else f"actor_net/Dense_{i}"
+            yield f"{layer}/kernel", kernel
+            yield f"{layer}/bias", bias
+    else:
+        raise TypeError(f"no parameter names for {type(network).__name__}")
+
+
+def load_parameters(network: nn.Module, fixture: Fixture, prefix: str) -> None:
+    """Copy the parameters under `prefix` into the network."""
+    with torch.no_grad():
+        for name, parameter in named_parameters(network):
+            parameter.copy_(torch.from_numpy(fixture[f"{prefix}/{name}"]).reshape(parameter.shape))
+
+
+def parameter_error(network: nn.Module, fixture: Fixture, prefix: str) -> float:
+    """Maximum absolute difference between the network's parameters and those under `prefix`."""
+    return max(max_error(parameter, fixture[f"{prefix}/{name}"]) for name, parameter in named_parameters(network))
+
+
+def gradient_error(network: nn.Module, fixture: Fixture, prefix: str) -> float:
+    """Maximum absolute difference between the network's gradients and those under `prefix`."""
+    errors = []
+    for name, parameter in named_parameters(network):
+        assert parameter.grad is not None, name
+        errors.append(max_error(parameter.grad, fixture[f"{prefix}/{name}"]))
+    return max(errors)
+
+
+def max_error(ours: Tensor, reference: np.ndarray) -> float:
+    difference = np.abs(ours.detach().double().numpy().reshape(reference.shape) - reference.astype(np.float64))
+    # A NaN on either side must fail, and NaN > tolerance is false.
+    return float(np.nan_to_num(difference, nan=np.inf, posinf=np.inf).max())
+
+
+def run(fixture: Fixture) -> dict[str, float]:
+    """Errors by name: `loss/...`, `gradient/...`, `parameters/...`, `action/...`."""
+    config = config_of(fixture)
+    batch = Batch(*(torch.from_numpy(fixture[f"batch/{name}"]) for name in Batch._fields))
+    agent = RQL(config, batch.observations.shape[-1], batch.actions.shape[-1])
+    networks = {"value": agent.V, "target_value": agent.V_target, "actor": agent.v, "target_actor": agent.v_ema}
+    for name, network in networks.items():
+        load_parameters(network, fixture, f"step0/{name}")
+
+    errors: dict[str, float] = {}
+    for update in range(UPDATES):
+        noise = Noise(*(torch.from_numpy(fixture[f"noise{update}/{name}"]) for name in Noise._fields))
+        losses = agent.update(batch, noise)
+        expected = {"total_loss": losses.total, "actor_loss": losses.policy_value, "bc_loss": losses.bc, "critic_loss": losses.value}
+        for name, ours in expected.items():
+            errors[f"loss/{name}/{update}"] = max_error(ours, fixture[f"info{update}/{name}"])
+        errors[f"value_mean/{update}"] = max_error(losses.v_mean, fixture[f"info{update}/q_mean"])
+        if update == 0:
+            errors["gradient/value"] = gradient_error(agent.V, fixture, "grad0/value")
+            errors["gradient/actor"] = gradient_error(agent.v, fixture, "grad0/actor")
+        if f"step{update + 1}/value/value_net/Dense_0/kernel" in fixture:
+            for name, network in networks.items():
+                errors[f"parameters/{name}/{update + 1}"] = parameter_error(network, fixture, f"step{update + 1}/{name}")
+
+    s, x = (torch.from_numpy(fixture[f"sample/{name}"]) for name in ("observation", "noise"))
+    with torch.no_grad():
+        errors["action/ema"] = max_error(integrate(agent.v_ema, s, x, config.F), fixture["sample/actions_ema"])
+        errors["action/online"] = max_error(integrate(agent.v, s, x, config.F), fixture["sample/actions_online"])
+    return errors
+
+
+def main(arguments: list[str]) -> int:
+    if len(arguments) != 1:
+        print("usage: python benchmarks/parity.py FIXTURE.npz", file=sys.stderr)
+        return 2
+    torch.set_num_threads(1)
+    try:
+        errors = run(load_fixture(arguments[0]))
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        print(f"{arguments[0]} is not a parity fixture (docs/algorithm.md, Parity): {error}", file=sys.stderr)
+        return 2
+    passed = all(error <= (ACTION_TOLERANCE if name.startswith("action/") else TOLERANCE) for name, error in errors.items())
+    print(json.dumps({"passed": passed, "max_absolute_error": errors}))
+    return 0 if passed else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

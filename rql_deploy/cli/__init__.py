@@ -1,0 +1,85 @@
+"""The command line: verbs that compose the rooms. Each verb is a module here, imported when it is called."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+import click
+
+import rql_deploy
+from rql_deploy.errors import UserError
+
+VERBS = {
+    "collect": "Record demonstrations of a task into a Minari data set.",
+    "train": "Train an RQL flow policy offline on a data set.",
+    "export": "Turn a checkpoint into a policy bundle (ONNX, contract, certificate).",
+    "inspect": "Show a bundle, and check it again with --verify.",
+    "serve": "Serve a bundle's actions over ZeroMQ.",
+    "run": "Drive a simulated robot with a served policy.",
+    "evaluate": "Measure a policy's success over seeded episodes.",
+    "demo": "The whole pipeline on robosuite Lift, start to finish.",
+}
+EXTRAS = {
+    "torch": "train",
+    "h5py": "train",
+    "safetensors": "train",
+    "tensorboard": "train",
+    "onnx": "train",
+    "onnxscript": "train",
+    "onnxruntime": "serve",
+    "minari": "sim",
+    "gymnasium": "sim",
+    "mujoco": "sim",
+    "robosuite": "sim",
+}
+
+
+class _Refused(click.ClickException):
+    """A one-sentence error with exit status 2."""
+
+    exit_code = 2
+
+
+class _Verbs(click.Group):
+    """Loads a verb's module on use, and turns errors meant for the user into one sentence."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(VERBS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in VERBS:
+            return None
+        command: click.Command = importlib.import_module(f"rql_deploy.cli.{cmd_name}").command
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands, in the order of use"):
+            formatter.write_dl(list(VERBS.items()))
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
+        if args and not args[0].startswith("-") and args[0] not in VERBS:
+            from rql_deploy.plain import suggestion
+
+            raise _Refused(f"there is no command '{args[0]}'{suggestion(args[0], VERBS)}")
+        return super().resolve_command(ctx, args)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except UserError as error:
+            raise _Refused(str(error)) from error
+        except ModuleNotFoundError as error:
+            extra = EXTRAS.get((error.name or "").partition(".")[0])
+            if extra is None:
+                raise
+            raise _Refused(f"this command needs {error.name}, which is not installed: pip install 'rql-deploy[{extra}]'") from error
+
+
+@click.group(cls=_Verbs, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(rql_deploy.__version__, prog_name="rql-deploy")
+def main() -> None:
+    """Offline data -> train -> export -> serve -> robot: RQL flow policies from a data set to a control loop.
+
+    Start with `rql-deploy demo --quick` (a minute) or `rql-deploy demo` (the whole pipeline).
+    """

@@ -1,0 +1,118 @@
+"""The policy interface shared by the torch, the ONNX and the remote policy, and what a policy returns."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rql_deploy.contract import Contract
+
+Observation = Mapping[str, Any]
+"""Named observation fields, as the contract lists them."""
+
+
+@dataclass(frozen=True)
+class Decision:
+    """One answer of a policy: an action chunk and what is known about it."""
+
+    actions: NDArray[np.float32]
+    """`[h, A]`, in the plant's units."""
+    value: float | None
+    """V of the returned chunk, (mean over the members), if asked for."""
+    spread: float | None
+    """Standard deviation of V over the members, if asked for."""
+    steps_used: int
+    """Refinement steps spent on the returned chunk."""
+    observation_time: float
+    """When the observation was handed to `act`: seconds on the caller's monotonic clock."""
+    seed: int
+    """What the noise was made from; the same seed and observation give the same chunk."""
+    timing: Mapping[str, float] = field(default_factory=dict)
+    """Seconds by stage: `inference` (the policy itself) and, for a remote policy, `round_trip`."""
+
+
+class Policy(Protocol):
+    """Anything that decides. Chunk playback, seeding, timing and recording are wrappers with this same interface."""
+
+    @property
+    def contract(self) -> Contract:
+        """What goes in and what comes out."""
+        ...
+
+    def act(
+        self,
+        observation: Observation,
+        *,
+        deadline: float | None = None,
+        candidates: int = 1,
+        value: bool = False,
+        seed: int | None = None,
+    ) -> Decision:
+        """Decide on an action chunk.
+
+        Args:
+            observation: named fields, in the plant's units.
+            deadline: seconds from now; a remote policy raises `DeadlineMissed` when it passes.
+            candidates: chunks to make from different noise; the one with the highest V is returned.
+            value: also return V and spread of the chunk.
+            seed: 64-bit seed of the noise; drawn afresh if None.
+
+        Raises:
+            ContractError: a field is missing, misshapen or not finite.
+            DeadlineMissed: nothing arrived in time.
+        """
+        ...
+
+    def reset(self) -> None:
+        """Forget the episode so far."""
+        ...
+
+
+class Plant(Protocol):
+    """What is controlled: a simulator or a robot. A robot author writes these three methods."""
+
+    def reset(self, seed: int | None = None) -> None:
+        """Start an episode (a robot goes to its start pose)."""
+        ...
+
+    def observe(self) -> Observation:
+        """The present named observation fields."""
+        ...
+
+    def apply(self, action: NDArray[np.float32]) -> None:
+        """Carry out one action `[A]` for one tick."""
+        ...
+
+
+class EpisodicPlant(Plant, Protocol):
+    """A plant that knows when an episode is over and whether it succeeded, as simulators do."""
+
+    @property
+    def success(self) -> bool: ...
+
+    @property
+    def finished(self) -> bool: ...
+
+    def close(self) -> None: ...
+
+
+@dataclass(frozen=True)
+class EpisodeResult:
+    """What one episode under a policy came to."""
+
+    seed: int
+    success: bool
+    steps: int
+    """Ticks until success, or the horizon."""
+    holds: int = 0
+    """Ticks without a fresh action."""
+    round_trip: tuple[float, ...] = ()
+    """Seconds from asking to having, per decision."""
+    inference: tuple[float, ...] = ()
+    """Seconds inside the policy, per decision."""
+    error: str | None = None
+    """Why the episode ended early, if it did; such an episode counts as failed."""

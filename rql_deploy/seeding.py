@@ -1,0 +1,25 @@
+"""Where seeds come from: one base seed, disjoint streams for collecting, evaluating and deciding."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+
+Stream = Literal["collect", "evaluate", "tune"]
+_STREAMS: dict[Stream, int] = {"collect": 1, "evaluate": 2, "tune": 3}
+
+
+def episode_seed(base: int, index: int, stream: Stream) -> int:
+    """A 31-bit seed for episode `index`; streams never share one by design, so nothing is evaluated on what it was tuned on."""
+    return int(np.random.SeedSequence((base, _STREAMS[stream], index)).generate_state(1)[0] >> 1)
+
+
+def decision_seed(episode: int, decision: int) -> int:
+    """A 64-bit seed for the noise of one decision of an episode."""
+    return int(np.random.SeedSequence((episode, decision)).generate_state(1, np.uint64)[0])
+
+
+def flow_noise(seed: int, rows: int, chunk_dim: int) -> np.ndarray:
+    """`[rows, hA]` float32 N(0, I) from a counter-based generator; row i is the same however many rows are asked for."""
+    return np.random.Generator(np.random.Philox(key=seed)).standard_normal((rows, chunk_dim), dtype=np.float32)

@@ -1,0 +1,80 @@
+"""Wire protocol v1: multipart messages of one msgpack header and raw array buffers. docs/protocol.md is its description.
+
+No pickle, no eval; every size is bounded before anything is allocated for it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import msgpack
+import numpy as np
+from numpy.typing import NDArray
+
+VERSION = 1
+MAX_HEADER_BYTES = 64 * 1024
+MAX_ARRAYS = 64
+MAX_MESSAGE_BYTES = 64 * 1024 * 1024
+DTYPES = {name: np.dtype(name) for name in ("float32", "float64", "uint8", "int32", "int64")}
+
+OPERATIONS = ("hello", "act", "reset", "ping")
+
+
+class ProtocolError(Exception):
+    """A message that does not follow the protocol; `code` goes back to its sender."""
+
+    def __init__(self, code: str, text: str):
+        super().__init__(text)
+        self.code = code
+
+
+def encode(header: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]] | None = None) -> list[Any]:
+    """Frames of a message: the header with an `arrays` list of (name, dtype, shape), then one buffer per array, not copied."""
+    described, buffers = [], []
+    for name, array in (arrays or {}).items():
+        if array.dtype.name not in DTYPES:
+            raise ProtocolError("bad_array", f"array '{name}' has dtype {array.dtype}: use one of {', '.join(DTYPES)}")
+        contiguous = np.ascontiguousarray(array).reshape(array.shape)
+        described.append((name, contiguous.dtype.name, contiguous.shape))
+        buffers.append(contiguous.data if contiguous.size else b"")
+    return [msgpack.packb({**header, "arrays": described}), *buffers]
+
+
+def decode(frames: Sequence[Any]) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
+    """The header and the arrays of a message; arrays are read-only views of the frames. Raises ProtocolError."""
+    if not frames:
+        raise ProtocolError("bad_message", "the message has no frames")
+    views = [memoryview(frame) for frame in frames]
+    if views[0].nbytes > MAX_HEADER_BYTES or sum(v.nbytes for v in views) > MAX_MESSAGE_BYTES or len(views) > MAX_ARRAYS + 1:
+        raise ProtocolError("too_large", "the message is larger than the protocol allows")
+    try:
+        header = msgpack.unpackb(views[0], strict_map_key=True, max_array_len=1024, max_map_len=1024, max_str_len=MAX_HEADER_BYTES)
+    except Exception as error:  # msgpack raises many unrelated classes for malformed input
+        raise ProtocolError("bad_header", "the header is not msgpack") from error
+    if not isinstance(header, dict) or not all(isinstance(key, str) for key in header):
+        raise ProtocolError("bad_header", "the header is not a map with text keys")
+    described = header.pop("arrays", [])
+    if not isinstance(described, list) or len(described) != len(views) - 1:
+        raise ProtocolError("bad_array", "the header does not describe as many arrays as there are frames")
+    arrays: dict[str, NDArray[Any]] = {}
+    for entry, view in zip(described, views[1:], strict=True):
+        name, array = _decode_array(entry, view)
+        if name in arrays:
+            raise ProtocolError("bad_array", f"array '{name}' comes twice")
+        arrays[name] = array
+    return header, arrays
+
+
+def _decode_array(entry: Any, view: memoryview) -> tuple[str, NDArray[Any]]:
+    if not isinstance(entry, list) or len(entry) != 3:
+        raise ProtocolError("bad_array", "an array is described by name, dtype and shape")
+    name, dtype, shape = entry
+    if not isinstance(name, str) or not isinstance(dtype, str) or dtype not in DTYPES:
+        raise ProtocolError("bad_array", f"an array has an unknown dtype: use one of {', '.join(DTYPES)}")
+    if not isinstance(shape, list) or len(shape) > 8 or not all(type(n) is int and 0 <= n <= MAX_MESSAGE_BYTES for n in shape):
+        raise ProtocolError("bad_array", f"array '{name[:64]}' has no valid shape")
+    if math.prod(shape) * DTYPES[dtype].itemsize != view.nbytes:
+        raise ProtocolError("bad_array", f"array '{name[:64]}' has {view.nbytes} bytes, its shape and dtype say otherwise")
+    return name, np.frombuffer(view, DTYPES[dtype]).reshape(shape)

@@ -1,0 +1,198 @@
+"""Collect demonstrations in parallel worker processes, and write them as a Minari data set.
+
+Episodes are seeded one by one: episode i of base seed S is the same whatever the number of workers. Failed episodes are kept and
+labelled; recording goes on for a few rows after success (docs/algorithm.md, Conventions).
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import re
+import shutil
+import signal
+import tempfile
+from collections.abc import Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rql_deploy.contract import PlantDescription
+from rql_deploy.errors import UserError
+from rql_deploy.seeding import episode_seed
+
+from .robosuite_env import RobosuiteEnv
+from .tasks import Task, describe, find_demonstrator
+
+DESCRIPTION_KEY = "rql_deploy_plant"
+DATASET_ID = re.compile(r"^(?:[\w-]{2,}/)*[\w-]{2,}-v\d+$")
+
+
+@dataclass(frozen=True)
+class Episode:
+    """One recorded episode of T steps."""
+
+    index: int
+    seed: int
+    noise: float
+    observations: dict[str, NDArray[np.float64]]
+    """Per field `[T+1, *shape]`."""
+    actions: NDArray[np.float32]
+    """`[T, A]`"""
+    success: NDArray[np.bool_]
+    """`[T+1]`, true from the step that reached success on."""
+    terminated: bool
+
+    @property
+    def steps(self) -> int:
+        """Steps until success, or all of them."""
+        reached = np.flatnonzero(self.success)
+        return int(reached[0]) if len(reached) else len(self.actions)
+
+
+_env: RobosuiteEnv | None = None
+
+
+def start_worker() -> None:
+    """Leave Ctrl-C to the parent, which lets finished episodes count, and keep to one core."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def worker_pool(workers: int) -> ProcessPoolExecutor:
+    """Processes for simulators: spawned, because MuJoCo and forks do not mix, with one thread each."""
+    for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+        os.environ.setdefault(name, "1")
+    return ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"), initializer=start_worker)
+
+
+def demonstrate(task: Task, index: int, seed: int, noise_range: tuple[float, float]) -> Episode:
+    """Record one episode of the task's demonstrator; its noise level is drawn from the range by the episode's seed."""
+    global _env
+    if _env is None:
+        _env = task.make_env()
+    rng = np.random.default_rng((seed, 1))
+    noise = float(rng.uniform(*noise_range))
+    demonstrator = find_demonstrator(task.name)(noise, rng)
+    observation, info = _env.reset(seed=seed)
+    observations, actions, success = [observation], [], [bool(info["success"])]
+    while True:
+        action = demonstrator.act(observation)
+        observation, _, terminated, truncated, info = _env.step(action)
+        actions.append(action)
+        observations.append(observation)
+        success.append(bool(info["success"]))
+        if terminated or truncated:
+            break
+    fields = {name: np.stack([o[name] for o in observations]) for name in observation}
+    return Episode(index, seed, noise, fields, np.stack(actions), np.array(success), terminated)
+
+
+def collect(task: Task, episodes: int, *, noise_range: tuple[float, float], seed: int, workers: int) -> Iterator[Episode]:
+    """Yield episodes as they finish, in any order; closing the iterator stops the workers after what they are doing."""
+    find_demonstrator(task.name)
+    pool = worker_pool(min(workers, episodes))
+    waiting: set[Future[Episode]] = set()
+    todo = iter(range(episodes))
+    try:
+        for _ in range(2 * workers):
+            _submit(pool, waiting, todo, task, noise_range, seed)
+        while waiting:
+            done, _ = wait(waiting, return_when=FIRST_COMPLETED)
+            for future in done:
+                waiting.discard(future)
+                _submit(pool, waiting, todo, task, noise_range, seed)
+                yield future.result()
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _submit(
+    pool: ProcessPoolExecutor, waiting: set[Future[Episode]], todo: Iterator[int], task: Task, noise_range: tuple[float, float], seed: int
+) -> None:
+    for index in todo:
+        waiting.add(pool.submit(demonstrate, task, index, episode_seed(seed, index, "collect"), noise_range))
+        return
+
+
+def target_folder(output: str) -> Path:
+    """Where `--output` puts the data set: a Minari id (`group/name-v0`) under Minari's root, anything else a path.
+
+    Raises UserError when something is there already.
+    """
+    if DATASET_ID.match(output) and not output.startswith((".", "/")):
+        from minari.storage import get_dataset_path
+
+        folder = Path(get_dataset_path(output))
+    else:
+        folder = Path(output)
+    if folder.exists():
+        raise UserError(f"{folder} exists already: pass another --output or remove it first")
+    return folder
+
+
+def write_minari(output: str, task: Task, episodes: Sequence[Episode], provenance: dict[str, Any]) -> Path:
+    """Write the episodes as a Minari HDF5 data set that knows its environment; complete or not at all. Returns its folder."""
+    import minari
+    from minari.data_collector import EpisodeBuffer
+
+    target = target_folder(output)
+    dataset_id = output if DATASET_ID.match(output) else f"rql-deploy/{re.sub(r'[^a-z0-9]+', '-', task.name.lower())}-v0"
+    env = task.make_env()
+    try:
+        description = describe(task.name, env)
+        buffers = [
+            EpisodeBuffer(
+                id=i,
+                seed=e.seed,
+                options={"noise": e.noise},
+                observations=dict(e.observations),
+                actions=e.actions,
+                rewards=list(e.success[1:].astype(np.float64) - 1.0),
+                terminations=[False] * (len(e.actions) - 1) + [e.terminated],
+                truncations=[False] * (len(e.actions) - 1) + [not e.terminated],
+                infos={"success": e.success},
+            )
+            for i, e in enumerate(sorted(episodes, key=lambda e: e.index))
+        ]
+        target.parent.mkdir(parents=True, exist_ok=True)
+        # Minari writes under its root only, so it gets a root of our own beside the target, and the result moves in one rename.
+        staging = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".partial", dir=target.parent))
+        previous_root = os.environ.get("MINARI_DATASETS_PATH")
+        os.environ["MINARI_DATASETS_PATH"] = str(staging)
+        try:
+            dataset = minari.create_dataset_from_buffers(
+                dataset_id,
+                buffers,
+                env=env.spec,
+                observation_space=env.observation_space,
+                action_space=env.action_space,
+                algorithm_name=f"rql-deploy scripted demonstrator, {json.dumps(provenance)}",
+                description=f"Scripted demonstrations of mixed quality on {task.name}; failed episodes are kept, infos/success labels every step.",
+                requirements=["rql-deploy[sim]"],
+                data_format="hdf5",
+            )
+            dataset.storage.update_metadata({DESCRIPTION_KEY: json.dumps(asdict(description)), "control_rate": description.control_rate})
+            (staging / dataset_id).rename(target)
+        finally:
+            shutil.rmtree(staging, ignore_errors=True)
+            if previous_root is None:
+                del os.environ["MINARI_DATASETS_PATH"]
+            else:
+                os.environ["MINARI_DATASETS_PATH"] = previous_root
+    finally:
+        env.close()
+    return target
+
+
+def plant_description(task: Task) -> PlantDescription:
+    """The description of a task's environment (builds one for a moment)."""
+    env = task.make_env()
+    try:
+        return describe(task.name, env)
+    finally:
+        env.close()

@@ -1,0 +1,1 @@
+"""Scripted demonstrators: programs that solve a task from its observation, with adjustable noise."""

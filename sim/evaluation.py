@@ -1,0 +1,126 @@
+"""Evaluate a policy on seeded episodes in parallel processes.
+
+The policy and the loop that drives it come from outside as picklable callables, so the same evaluation serves torch checkpoints,
+ONNX in process and policies behind a socket.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from rql_deploy.contract import PlantDescription
+from rql_deploy.policy import EpisodeResult, EpisodicPlant, Policy
+from rql_deploy.statistics import percentile_ms, wilson_interval
+
+from .collect import demonstrate, worker_pool
+from .tasks import EnvPlant, Task, describe
+
+MakePolicy = Callable[[PlantDescription], Policy]
+RunEpisode = Callable[[EpisodicPlant, Policy, int], EpisodeResult]
+
+
+@dataclass(frozen=True)
+class Contestant:
+    """One way of acting that is evaluated."""
+
+    key: str
+    make_policy: MakePolicy
+    run_episode: RunEpisode
+
+
+@dataclass(frozen=True)
+class Score:
+    """Episodes of one contestant, in the order of the seeds."""
+
+    key: str
+    results: tuple[EpisodeResult, ...]
+    horizon: int
+
+    @property
+    def successes(self) -> int:
+        return sum(r.success for r in self.results)
+
+    @property
+    def success(self) -> float:
+        """Fraction of episodes that succeeded."""
+        return self.successes / len(self.results)
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """Its Wilson 95 % interval."""
+        return wilson_interval(self.successes, len(self.results))
+
+    @property
+    def lengths(self) -> list[int]:
+        """Steps of each episode; a failure counts as the horizon."""
+        return [r.steps if r.success else self.horizon for r in self.results]
+
+    def summary(self) -> dict[str, Any]:
+        """JSON data: success, episodes, ci, steps, and latencies in milliseconds where there were decisions."""
+        round_trip = [t for r in self.results for t in r.round_trip]
+        inference = [t for r in self.results for t in r.inference]
+        return {
+            "success": self.success,
+            "episodes": len(self.results),
+            "ci": list(self.interval),
+            "steps": float(np.mean(self.lengths)),
+            "holds": sum(r.holds for r in self.results),
+            "round_trip_ms": {f"p{q}": percentile_ms(round_trip, q) for q in (50, 99)},
+            "inference_ms": {f"p{q}": percentile_ms(inference, q) for q in (50, 99)},
+        }
+
+
+_plants: dict[str, tuple[EnvPlant, PlantDescription]] = {}
+_policies: dict[str, Policy] = {}
+
+
+def _play(task: Task, contestant: Contestant, seed: int) -> EpisodeResult:
+    # Workers keep their simulator and policies: building one takes longer than an episode.
+    if task.name not in _plants:
+        env = task.make_env()
+        _plants[task.name] = EnvPlant(env), describe(task.name, env)
+    plant, description = _plants[task.name]
+    if contestant.key not in _policies:
+        _policies[contestant.key] = contestant.make_policy(description)
+    return contestant.run_episode(plant, _policies[contestant.key], seed)
+
+
+def _play_demonstrator(task: Task, seed: int, noise_range: tuple[float, float]) -> EpisodeResult:
+    episode = demonstrate(task, 0, seed, noise_range)
+    return EpisodeResult(seed, bool(episode.success[-1]), episode.steps)
+
+
+class Evaluation:
+    """A pool of simulator processes that plays contestants on one task. Use as a context manager."""
+
+    def __init__(self, task: Task, horizon: int, workers: int):
+        self.task, self.horizon = task, horizon
+        self._pool: ProcessPoolExecutor = worker_pool(workers)
+
+    def __enter__(self) -> Evaluation:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._pool.shutdown(wait=True, cancel_futures=True)
+
+    def play(self, contestant: Contestant, seeds: Sequence[int]) -> Iterator[EpisodeResult]:
+        """Results as they finish, in any order."""
+        futures = [self._pool.submit(_play, self.task, contestant, seed) for seed in seeds]
+        for future in as_completed(futures):
+            yield future.result()
+
+    def play_demonstrator(self, seeds: Sequence[int], noise_range: tuple[float, float]) -> Iterator[EpisodeResult]:
+        """The scripted demonstrator on the same seeds."""
+        futures = [self._pool.submit(_play_demonstrator, self.task, seed, noise_range) for seed in seeds]
+        for future in as_completed(futures):
+            yield future.result()
+
+    def score(self, key: str, results: Sequence[EpisodeResult], seeds: Sequence[int]) -> Score:
+        """Results put in the order of the seeds."""
+        by_seed = {r.seed: r for r in results}
+        return Score(key, tuple(by_seed[seed] for seed in seeds), self.horizon)

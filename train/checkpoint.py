@@ -1,0 +1,153 @@
+"""Checkpoints: everything a run needs to go on bit for bit and an export needs to make a bundle. safetensors and JSON, no pickle.
+
+    RUN/checkpoints/step_000006000/   checkpoint.json, parameters.safetensors, optimizer.safetensors, reference.safetensors
+    RUN/latest                        the newest complete checkpoint's name
+
+A checkpoint is written to a temporary folder, synced and renamed, and only then does `latest` move: a crash or a full disk at any
+moment leaves the previous one in charge.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from rql_deploy.contract import PlantDescription
+from rql_deploy.errors import UserError
+from rql_deploy.plain import from_plain
+
+from .config import TrainConfig
+from .rql import RQL
+
+FORMAT = 1
+NETWORKS = ("v", "V", "v_ema", "V_target")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint as read from disk."""
+
+    path: Path
+    step: int
+    config: TrainConfig
+    plant: PlantDescription
+    dataset_id: str
+    dataset_hash: str
+    statistics: Mapping[str, Any]
+    """What the data set showed: episodes, rows, success, quantiles (trainer.dataset_statistics)."""
+    versions: Mapping[str, str]
+    parameters: dict[str, Tensor]
+    reference: dict[str, Tensor]
+    """`observations` `[N, O]` and `chunks` `[N, hA]` of the data set, and the `mean` and `std` that observations are scaled with."""
+
+    def restore_networks(self) -> RQL:
+        """An RQL agent with this checkpoint's four networks."""
+        agent = RQL(self.config.rql, self.plant.observation_dim, self.plant.action_dim)
+        for name in NETWORKS:
+            network: nn.Module = getattr(agent, name)
+            prefix = f"{name}."
+            try:
+                network.load_state_dict({k.removeprefix(prefix): t for k, t in self.parameters.items() if k.startswith(prefix)})
+            except RuntimeError as error:
+                raise UserError(f"checkpoint {self.path} does not hold the networks its configuration describes: train again") from error
+        return agent
+
+
+def save_checkpoint(
+    run: Path,
+    step: int,
+    agent: RQL,
+    *,
+    header: Mapping[str, Any],
+    reference: Mapping[str, Tensor],
+    random_state: Tensor,
+) -> Path:
+    """Write checkpoint `step` under `run` and make it the latest. Raises UserError when the disk does not take it; older ones stay."""
+    final = run / "checkpoints" / f"step_{step:09d}"
+    temporary = final.with_name(f".{final.name}.partial")
+    try:
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        parameters = {f"{name}.{key}": tensor for name in NETWORKS for key, tensor in getattr(agent, name).state_dict().items()}
+        save_file(parameters, temporary / "parameters.safetensors")
+        save_file(_optimizer_tensors(agent.optimizer) | {"random_state": random_state}, temporary / "optimizer.safetensors")
+        save_file(dict(reference), temporary / "reference.safetensors")
+        (temporary / "checkpoint.json").write_text(json.dumps({"format": FORMAT, "step": step, **header}, indent=1, allow_nan=False))
+        for file in temporary.iterdir():
+            _sync(file)
+        _sync(temporary)
+        shutil.rmtree(final, ignore_errors=True)
+        temporary.rename(final)
+        _sync(final.parent)
+        pointer = run / ".latest.partial"
+        pointer.write_text(final.name)
+        _sync(pointer)
+        pointer.replace(run / "latest")
+        _sync(run)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise UserError(f"cannot write checkpoint {final} ({error}): the previous checkpoint is untouched; make room and resume") from error
+    return final
+
+
+def load_checkpoint(path: Path) -> Checkpoint:
+    """Read a checkpoint folder, or the latest of a run folder; raises UserError when it is missing or damaged."""
+    folder = resolve_checkpoint(path)
+    try:
+        header = json.loads((folder / "checkpoint.json").read_text())
+        if header.get("format") != FORMAT:
+            raise UserError(f"checkpoint {folder} has format {header.get('format')!r}, this rql-deploy reads {FORMAT}: train again")
+        return Checkpoint(
+            path=folder,
+            step=header["step"],
+            config=from_plain(TrainConfig, header["config"], "the checkpoint's configuration"),
+            plant=from_plain(PlantDescription, header["plant"], "the checkpoint's plant"),
+            dataset_id=header["dataset_id"],
+            dataset_hash=header["dataset_hash"],
+            statistics=header["statistics"],
+            versions=header["versions"],
+            parameters=load_file(folder / "parameters.safetensors"),
+            reference=load_file(folder / "reference.safetensors"),
+        )
+    except (OSError, json.JSONDecodeError, KeyError, SafetensorError, ValueError) as error:
+        raise UserError(f"checkpoint {folder} is damaged ({type(error).__name__}: {error}): use another one or train again") from error
+
+
+def resolve_checkpoint(path: Path) -> Path:
+    """The checkpoint folder meant by a checkpoint folder or a run folder."""
+    if (path / "checkpoint.json").is_file():
+        return path
+    pointer = path / "latest"
+    if pointer.is_file():
+        return path / "checkpoints" / pointer.read_text().strip()
+    raise UserError(f"{path} is neither a checkpoint nor a run with one: pass what `rql-deploy train --output` wrote")
+
+
+def restore_optimizer(folder: Path, optimizer: torch.optim.Adam) -> Tensor:
+    """Load Adam's state into `optimizer`; returns the state of the random generator."""
+    tensors = load_file(folder / "optimizer.safetensors")
+    state = {i: {key: tensors[f"{i}.{key}"] for key in ("step", "exp_avg", "exp_avg_sq")} for i in range(len(optimizer.param_groups[0]["params"]))}
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+    return tensors["random_state"]
+
+
+def _optimizer_tensors(optimizer: torch.optim.Adam) -> dict[str, Tensor]:
+    return {f"{i}.{key}": value for i, entry in optimizer.state_dict()["state"].items() for key, value in entry.items()}
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,99 @@
+"""What a training run is configured with: presets in TOML, overrides by `--set key=value`."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import tomllib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from importlib import resources
+from typing import Any, Literal
+
+from rql_deploy.errors import UserError
+from rql_deploy.plain import from_plain, suggestion
+
+from .rql import RQLConfig
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """One training run."""
+
+    rql: RQLConfig = field(default_factory=RQLConfig)
+    """The algorithm's hyperparameters; override one with `--set rql.alpha=3`."""
+    updates: int = 1_000_000
+    """Gradient updates in all."""
+    batch_size: int = 256
+    """Windows per update; an even number."""
+    seed: int = 0
+    """Seed of the initial parameters, of sampling and of every noise."""
+    standardise: bool = False
+    """Scale observations by the data's mean and standard deviation (inside the exported graph too)."""
+    sampling: Literal["episodes", "transitions"] = "episodes"
+    """Draw windows by episode (the reference) or by transition."""
+    clip_actions: bool = False
+    """Clip data set actions to their bounds instead of refusing those outside."""
+    checkpoint_every: int = 0
+    """Also write a checkpoint every so many updates; 0 writes only at the end and when interrupted."""
+    log_every: int = 100
+    """Updates between two lines of the logs."""
+    threads: int = 0
+    """CPU threads for torch; 0 leaves torch's own choice."""
+
+    def __post_init__(self) -> None:
+        for name, low in (("updates", 1), ("batch_size", 2), ("log_every", 1), ("checkpoint_every", 0), ("threads", 0)):
+            if getattr(self, name) < low:
+                raise UserError(f"train.{name} is {getattr(self, name)}, it must be at least {low}")
+        if self.batch_size % 2:
+            raise UserError(f"train.batch_size is {self.batch_size}, it must be even: half the batch draws its reversal depth from a grid")
+        c = self.rql
+        for name in ("h", "F"):
+            if getattr(c, name) < 1:
+                raise UserError(f"rql.{name} is {getattr(c, name)}, it must be at least 1")
+        if c.K < 2:
+            raise UserError(f"rql.K is {c.K}, it must be at least 2: the spread of one value network is undefined")
+        for name in ("gamma", "kappa", "tau", "ema"):
+            if not 0.0 <= getattr(c, name) <= 1.0:
+                raise UserError(f"rql.{name} is {getattr(c, name)}, it must lie in [0, 1]")
+
+
+def preset_names() -> list[str]:
+    """Names of the presets that come with the package."""
+    folder = resources.files(__package__) / "presets"
+    return sorted(entry.name.removesuffix(".toml") for entry in folder.iterdir() if entry.name.endswith(".toml"))
+
+
+def load_config(preset: str, overrides: Sequence[str] = ()) -> TrainConfig:
+    """A preset by name with `key=value` overrides; raises UserError naming an unknown preset or key with the nearest known one."""
+    if preset not in preset_names():
+        raise UserError(f"there is no preset '{preset}'{suggestion(preset, preset_names())}")
+    table = tomllib.loads((resources.files(__package__) / "presets" / f"{preset}.toml").read_text())
+    for override in overrides:
+        key, separator, text = override.partition("=")
+        if not separator:
+            raise UserError(f"--set takes key=value, not '{override}': try --set updates=1000")
+        _assign(table, key.strip(), _parse(text.strip()))
+    return from_plain(TrainConfig, table, "train")
+
+
+def config_to_plain(config: TrainConfig) -> dict[str, Any]:
+    """The configuration as JSON data."""
+    plain: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(config)))
+    return plain
+
+
+def _assign(table: dict[str, Any], key: str, value: Any) -> None:
+    *path, name = key.split(".")
+    for part in path:
+        table = table.setdefault(part, {})
+        if not isinstance(table, dict):
+            raise UserError(f"--set {key}: '{part}' holds a value, not a table")
+    table[name] = value
+
+
+def _parse(text: str) -> Any:
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text

@@ -1,0 +1,111 @@
+"""The networks as modules that export to ONNX: one factorisation, one operation order, shared by every graph of a bundle.
+
+The part of each network's first layer that sees the observation is computed once per decision, in `Encoder`; a refinement step adds
+the parts that see x and f. `Refiner` is one step; `FlowPolicy` is the encoder and F refiners unrolled, so both give the same bytes.
+
+`features` `[B, D]` is (projection for v, projection for each exported value member), D = H_v + M * H_V.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from rql_deploy.flow import flow_schedule
+
+from .networks import LAYER_NORM_EPSILON, ValueEnsemble, VectorField
+
+
+class Encoder(nn.Module):
+    """Named observation fields, each `[B, *shape]` in the plant's units -> features `[B, D]`."""
+
+    def __init__(self, v: VectorField, value: ValueEnsemble, members: int, mean: Tensor, std: Tensor):
+        super().__init__()
+        dim = v.observation_dim
+        self.mean, self.std = constant(mean), constant(std)
+        value_kernels = value.kernels[0][:members, :dim]
+        value_biases = value.biases[0][:members, 0]
+        self.kernel = constant(torch.cat((v.kernels[0][:dim], *value_kernels), dim=1))
+        self.bias = constant(torch.cat((v.biases[0], *value_biases)))
+
+    def forward(self, *fields: Tensor) -> Tensor:
+        s = torch.cat([field.flatten(1) for field in fields], dim=1)
+        return torch.matmul((s - self.mean) / self.std, self.kernel) + self.bias
+
+
+class Refiner(nn.Module):
+    """features, x `[B, hA]`, f `[B, 1]`, delta `[B, 1]` -> next x, preview `[B, h, A]` (x finished to f = 1: clipped, unscaled)."""
+
+    def __init__(self, v: VectorField, action_centre: Tensor, action_half_range: Tensor):
+        super().__init__()
+        dim, chunk = v.observation_dim, v.chunk_dim
+        self.width = v.hidden[0]
+        self.kernel_x = constant(v.kernels[0][dim : dim + chunk])
+        self.kernel_f = constant(v.kernels[0][dim + chunk :])
+        self.kernels = nn.ParameterList(constant(k) for k in list(v.kernels)[1:])
+        self.biases = nn.ParameterList(constant(b) for b in list(v.biases)[1:])
+        self.centre, self.half_range = constant(action_centre), constant(action_half_range)
+
+    def velocity(self, projection: Tensor, x: Tensor, f: Tensor) -> Tensor:
+        """v at (x, f), given the observation's part of the first layer."""
+        z = projection + torch.matmul(x, self.kernel_x) + f * self.kernel_f
+        for kernel, bias in zip(self.kernels, self.biases, strict=True):
+            z = torch.matmul(functional.gelu(z, approximate="tanh"), kernel) + bias
+        return z
+
+    def finish(self, x: Tensor) -> Tensor:
+        """Clip to [-1, 1] and map to the plant's units: `[B, h, A]`."""
+        chunk = torch.clamp(x, -1.0, 1.0).unflatten(1, (-1, len(self.centre)))
+        return chunk * self.half_range + self.centre
+
+    def forward(self, features: Tensor, x: Tensor, f: Tensor, delta: Tensor) -> tuple[Tensor, Tensor]:
+        u = self.velocity(features[:, : self.width], x, f)
+        return x + u * delta, self.finish(x + u * (1.0 - f))
+
+
+class FlowPolicy(nn.Module):
+    """noise `[B, hA]` and named observation fields -> actions `[B, h, A]`: the encoder and F unrolled refinement steps."""
+
+    def __init__(self, encoder: Encoder, refiner: Refiner, flow_steps: int):
+        super().__init__()
+        self.encoder, self.refiner, self.flow_steps = encoder, refiner, flow_steps
+
+    def forward(self, noise: Tensor, *fields: Tensor) -> Tensor:
+        projection = self.encoder(*fields)[:, : self.refiner.width]
+        x = noise
+        for f, delta in flow_schedule(self.flow_steps):
+            u = self.refiner.velocity(projection, x, torch.full((1, 1), f))
+            x = x + u * torch.full((1, 1), delta)
+        return self.refiner.finish(x)
+
+
+class Valuer(nn.Module):
+    """features, x `[B, hA]`, f `[B, 1]` -> value `[B]` and spread `[B]`: mean and population std over M members."""
+
+    def __init__(self, v: VectorField, value: ValueEnsemble, members: int):
+        super().__init__()
+        dim, chunk = value.observation_dim, value.chunk_dim
+        self.members, self.start, self.width = members, v.hidden[0], value.hidden[0]
+        self.kernel_x = constant(value.kernels[0][:members, dim : dim + chunk])
+        self.kernel_f = constant(value.kernels[0][:members, dim + chunk :])
+        self.kernels = nn.ParameterList(constant(k[:members]) for k in list(value.kernels)[1:])
+        self.biases = nn.ParameterList(constant(b[:members]) for b in list(value.biases)[1:])
+        self.norm_scales = nn.ParameterList(constant(p[:members]) for p in value.norm_scales)
+        self.norm_biases = nn.ParameterList(constant(p[:members]) for p in value.norm_biases)
+
+    def forward(self, features: Tensor, x: Tensor, f: Tensor) -> tuple[Tensor, Tensor]:
+        projection = features[:, self.start :].unflatten(1, (self.members, self.width)).transpose(0, 1)
+        z = projection + torch.matmul(x, self.kernel_x) + f * self.kernel_f
+        for i, (kernel, bias) in enumerate(zip(self.kernels, self.biases, strict=True)):
+            z = functional.gelu(z, approximate="tanh")
+            z = functional.layer_norm(z, (z.shape[-1],), eps=LAYER_NORM_EPSILON) * self.norm_scales[i] + self.norm_biases[i]
+            z = torch.matmul(z, kernel) + bias
+        values = z.squeeze(-1)
+        mean = values.mean(0)
+        return mean, (values - mean).square().mean(0).sqrt()
+
+
+def constant(tensor: Tensor) -> nn.Parameter:
+    """A copy that no optimiser will move."""
+    return nn.Parameter(tensor.detach().clone().contiguous(), requires_grad=False)

@@ -1,0 +1,96 @@
+"""The two trained networks: the vector field `v` of the flow policy and the value ensemble `V`.
+
+Sizes, activations and initialisation follow the released RQL code (docs/algorithm.md lists them). Kernels are stored `[in, out]`
+(value: `[K, in, out]`), so that the K members of the ensemble are one batched matrix product.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+LAYER_NORM_EPSILON = 1e-6
+
+
+def glorot_uniform_(kernel: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    """Fill `kernel` `[..., in, out]` from variance-scaling(1, fan-avg, uniform).
+
+    `torch.nn.init.xavier_uniform_` takes the fans from the first two dimensions, which is wrong for a stack `[K, in, out]`.
+    """
+    fan_in, fan_out = kernel.shape[-2:]
+    limit = math.sqrt(6.0 / (fan_in + fan_out))
+    with torch.no_grad():
+        return kernel.uniform_(-limit, limit, generator=generator)
+
+
+GELU_LINEAR = 2.0 * math.sqrt(2.0 / math.pi)
+GELU_CUBIC = GELU_LINEAR * 0.044715
+
+
+def gelu(x: Tensor) -> Tensor:
+    """The tanh approximation of GELU, which is what the reference networks use.
+
+    Without autograd it overwrites `x` and uses the same function written as x * sigmoid(2 sqrt(2/pi) (x + 0.044715 x^3)):
+    on a CPU, torch's tanh costs four times its sigmoid, and most activations of an update are in the reversal.
+    """
+    if torch.is_grad_enabled():
+        return functional.gelu(x, approximate="tanh")
+    gate = (x * x).mul_(GELU_CUBIC).add_(GELU_LINEAR).mul_(x).sigmoid_()
+    return x.mul_(gate)
+
+
+class VectorField(nn.Module):
+    """`v(s, x, f)`: the direction in which a partial action moves at flow time f. An MLP with GELU, without LayerNorm."""
+
+    def __init__(self, observation_dim: int, chunk_dim: int, hidden: tuple[int, ...], generator: torch.Generator | None = None):
+        super().__init__()
+        self.observation_dim, self.chunk_dim, self.hidden = observation_dim, chunk_dim, tuple(hidden)
+        sizes = [observation_dim + chunk_dim + 1, *hidden, chunk_dim]
+        pairs = list(zip(sizes[:-1], sizes[1:], strict=True))
+        self.kernels = nn.ParameterList(glorot_uniform_(torch.empty(pair), generator) for pair in pairs)
+        self.biases = nn.ParameterList(torch.zeros(out) for _, out in pairs)
+
+    def forward(self, s: Tensor, x: Tensor, f: Tensor) -> Tensor:
+        """s `[B, O]`, x `[B, hA]`, f `[B, 1]` -> velocity `[B, hA]`."""
+        z = torch.cat((s, x, f), dim=-1)
+        last = len(self.kernels) - 1
+        for i, (kernel, bias) in enumerate(zip(self.kernels, self.biases, strict=True)):
+            z = torch.addmm(bias, z, kernel)
+            if i < last:
+                z = gelu(z)
+        return z
+
+
+class ValueEnsemble(nn.Module):
+    """`V(s, x, f)`: K independent value networks over complete (f = 1) and partial (f < 1) actions, GELU then LayerNorm."""
+
+    def __init__(self, observation_dim: int, chunk_dim: int, hidden: tuple[int, ...], members: int, generator: torch.Generator | None = None):
+        super().__init__()
+        if members < 2:
+            raise ValueError(f"the value ensemble needs at least 2 members, got {members}: with one, its standard deviation is undefined")
+        self.observation_dim, self.chunk_dim, self.hidden, self.members = observation_dim, chunk_dim, tuple(hidden), members
+        sizes = [observation_dim + chunk_dim + 1, *hidden, 1]
+        pairs = list(zip(sizes[:-1], sizes[1:], strict=True))
+        self.kernels = nn.ParameterList(glorot_uniform_(torch.empty(members, *pair), generator) for pair in pairs)
+        self.biases = nn.ParameterList(torch.zeros(members, 1, out) for _, out in pairs)
+        self.norm_scales = nn.ParameterList(torch.ones(members, 1, out) for out in hidden)
+        self.norm_biases = nn.ParameterList(torch.zeros(members, 1, out) for out in hidden)
+
+    def forward(self, s: Tensor, x: Tensor, f: Tensor, *, frozen: bool = False) -> Tensor:
+        """s `[B, O]`, x `[B, hA]`, f `[B, 1]` -> values `[K, B]`.
+
+        With `frozen`, gradients flow to the inputs only: this is how the policy term holds V constant without paying for weight gradients.
+        """
+
+        def use(parameter: Tensor) -> Tensor:
+            return parameter.detach() if frozen else parameter
+
+        z = torch.cat((s, x, f), dim=-1).expand(self.members, -1, -1)
+        for i, width in enumerate(self.hidden):
+            z = gelu(torch.baddbmm(use(self.biases[i]), z, use(self.kernels[i])))
+            z = functional.layer_norm(z, (width,), eps=LAYER_NORM_EPSILON)
+            z = torch.addcmul(use(self.norm_biases[i]), z, use(self.norm_scales[i]))
+        return torch.baddbmm(use(self.biases[-1]), z, use(self.kernels[-1])).squeeze(-1)

@@ -1,0 +1,1 @@
+"""Readers of offline data: each turns one format into a `TransitionStore`."""

@@ -1,0 +1,155 @@
+"""Read a Minari HDF5 data set into a transition store.
+
+Training also runs on nodes without Minari and gymnasium, so this reads the documented file layout with h5py: `main_data.hdf5` with
+one group per episode, and `metadata.json` beside it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+from numpy.typing import NDArray
+
+from rql_deploy.contract import ActionDimension, ObservationField, PlantDescription
+from rql_deploy.errors import UserError
+from rql_deploy.plain import from_plain, suggestion
+
+from ..store import TransitionStore
+
+MAIN_FILE = "main_data.hdf5"
+DESCRIPTION_KEY = "rql_deploy_plant"
+"""Entry of metadata.json in which our collector leaves the `PlantDescription`."""
+
+
+def datasets_root() -> Path:
+    """Where Minari keeps local data sets."""
+    return Path(os.environ.get("MINARI_DATASETS_PATH") or Path.home() / ".minari" / "datasets")
+
+
+def local_ids() -> list[str]:
+    """Ids of the Minari data sets on this machine."""
+    root = datasets_root()
+    return sorted(str(file.parent.parent.relative_to(root)) for file in root.glob(f"**/data/{MAIN_FILE}"))
+
+
+def find_data_folder(name: str) -> Path:
+    """The folder holding `main_data.hdf5` for a path or a Minari id; raises UserError with the nearest local ids."""
+    for folder in (Path(name), Path(name) / "data", datasets_root() / name / "data"):
+        if (folder / MAIN_FILE).is_file():
+            return folder
+    if Path(name).name == MAIN_FILE and Path(name).is_file():
+        return Path(name).parent
+    raise UserError(
+        f"there is no Minari data set '{name}', neither as a path nor among the local ids{suggestion(name, local_ids())}; "
+        "make one with `rql-deploy collect`"
+    )
+
+
+def read_minari(name: str) -> TransitionStore:
+    """Load the data set with path or id `name`; raises UserError when it is missing, damaged or of a kind we cannot learn from."""
+    folder = find_data_folder(name)
+    try:
+        metadata = json.loads((folder / "metadata.json").read_text())
+        with h5py.File(folder / MAIN_FILE, "r") as file:
+            return _read(str(metadata.get("dataset_id", name)), metadata, file)
+    except (OSError, json.JSONDecodeError, KeyError) as error:
+        raise UserError(f"data set {name} is damaged ({error}): collect it again or restore {folder} from a copy") from error
+
+
+def _read(dataset_id: str, metadata: Mapping[str, Any], file: h5py.File) -> TransitionStore:
+    episodes = sorted(file, key=lambda group: int(group.removeprefix("episode_")))
+    if not episodes:
+        raise UserError(f"data set {dataset_id} has no episodes: collect some first")
+    plant = _plant(dataset_id, metadata, file[episodes[0]])
+    observations, actions, rewards, masks, successes = [], [], [], [], []
+    for name in episodes:
+        episode = file[name]
+        taken = np.asarray(episode["actions"], np.float32)
+        rows = len(taken)
+        if rows == 0:
+            raise UserError(f"data set {dataset_id}: {name} has no rows: remove it")
+        taken = taken.reshape(rows, -1)
+        if taken.shape[1] != plant.action_dim:
+            raise UserError(f"data set {dataset_id}: {name} has actions of {taken.shape[1]} dimensions, the first episode has {plant.action_dim}")
+        observations.append(_flatten(dataset_id, name, plant, episode["observations"], rows))
+        actions.append(taken)
+        reward = np.asarray(episode["rewards"], np.float32)
+        if reward.shape != (rows,):
+            raise UserError(f"data set {dataset_id}: {name} has {reward.shape} rewards for {rows} actions")
+        rewards.append(reward)
+        # A success flag latches at the step that reached it and ends the task there, even though recording went on; without one, Minari's terminations say where.
+        success = _success_after_step(episode, rows)
+        ended = success if success is not None else np.asarray(episode["terminations"], bool)
+        masks.append(1.0 - ended.astype(np.float32))
+        if success is not None:
+            successes.append(bool(success[-1]))
+    return TransitionStore(
+        dataset_id=dataset_id,
+        plant=plant,
+        observations=np.concatenate(observations),
+        actions=np.concatenate(actions),
+        rewards=np.concatenate(rewards),
+        masks=np.concatenate(masks),
+        ends=np.cumsum([len(a) for a in actions], dtype=np.int64),
+        successes=np.array(successes) if len(successes) == len(episodes) else None,
+    )
+
+
+def _success_after_step(episode: h5py.Group, rows: int) -> NDArray[np.bool_] | None:
+    if "infos" not in episode or "success" not in episode["infos"]:
+        return None
+    flags = np.asarray(episode["infos"]["success"], bool).reshape(-1)
+    if len(flags) == rows + 1:  # the reset's info comes first
+        flags = flags[1:]
+    return np.logical_or.accumulate(flags) if len(flags) == rows else None
+
+
+def _flatten(dataset_id: str, name: str, plant: PlantDescription, node: h5py.Group | h5py.Dataset, rows: int) -> NDArray[np.float32]:
+    parts = []
+    for spec in plant.fields:
+        data = node[spec.name] if isinstance(node, h5py.Group) else node
+        value = np.asarray(data, np.float32)
+        if len(value) < rows or value.shape[1:] != spec.shape:
+            raise UserError(f"data set {dataset_id}: {name} has '{spec.name}' of shape {list(value.shape)} for {rows} actions and field shape {list(spec.shape)}")
+        parts.append(value[:rows].reshape(rows, -1))
+    return np.concatenate(parts, axis=1)
+
+
+def _plant(dataset_id: str, metadata: Mapping[str, Any], first: h5py.Group) -> PlantDescription:
+    """Our own description where our collector left one, else what the spaces and arrays tell."""
+    if DESCRIPTION_KEY in metadata:
+        return from_plain(PlantDescription, json.loads(metadata[DESCRIPTION_KEY]), f"the plant description of {dataset_id}")
+    node = first["observations"]
+    if isinstance(node, h5py.Group):
+        fields = tuple(ObservationField(name, tuple(data.shape[1:])) for name, data in _leaves(dataset_id, node))
+    else:
+        fields = (ObservationField("observation", tuple(node.shape[1:])),)
+    action_dim = int(np.prod(first["actions"].shape[1:], dtype=int))
+    low, high = _action_bounds(dataset_id, metadata, action_dim)
+    actions = tuple(ActionDimension(f"action_{i}", lo, hi) for i, (lo, hi) in enumerate(zip(low, high, strict=True)))
+    spec = json.loads(metadata["env_spec"]) if metadata.get("env_spec") else {}
+    return PlantDescription(str(spec.get("id") or dataset_id), fields, actions, control_rate=float(metadata.get("control_rate", 20.0)), environment=spec)
+
+
+def _leaves(dataset_id: str, node: h5py.Group) -> Iterator[tuple[str, h5py.Dataset]]:
+    for name, data in node.items():
+        if not isinstance(data, h5py.Dataset):
+            raise UserError(f"data set {dataset_id} nests observation '{name}': only one level of named fields is supported")
+        yield name, data
+
+
+def _action_bounds(dataset_id: str, metadata: Mapping[str, Any], action_dim: int) -> tuple[list[float], list[float]]:
+    try:
+        space = json.loads(metadata["action_space"])
+        low, high = (np.broadcast_to(np.asarray(space[key], np.float64).reshape(-1), (action_dim,)) for key in ("low", "high"))
+    except (KeyError, ValueError) as error:
+        raise UserError(f"data set {dataset_id} does not say the bounds of its actions: only Box action spaces can be learned") from error
+    if not (np.isfinite(low).all() and np.isfinite(high).all() and (low < high).all()):
+        raise UserError(f"data set {dataset_id} has unbounded actions: only Box action spaces with finite bounds can be learned")
+    return low.tolist(), high.tolist()

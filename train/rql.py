@@ -1,0 +1,216 @@
+"""Reversal Q-Learning, one update from top to bottom (Oberai, Park, Levine, arXiv 2606.17551; docs/algorithm.md).
+
+A flow policy makes an action chunk from noise in F refinement steps of a vector field `v`. The value ensemble `V` judges complete
+and partial actions. An update
+
+1. follows the flow backwards from dataset chunks to virtual partial actions (`reverse`), no gradient;
+2. regresses V there to one environment-level target (`value_target`), no gradient through the target;
+3. improves v by behaviour cloning (flow matching) plus the value gradient through *one* refinement step;
+4. takes one Adam step over both networks and moves both averages towards the parameters from before that step.
+
+Shapes: B batch, O observation, A action, h chunk length, hA = h * A (time-major), K ensemble members, F flow steps.
+Every random number comes in through `Noise`, so an update is a function of (parameters, batch, noise) and nothing else.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .networks import ValueEnsemble, VectorField
+
+
+@dataclass(frozen=True)
+class RQLConfig:
+    """Hyperparameters of the algorithm, with the paper's names; defaults are the reference code's."""
+
+    h: int = 3
+    """Action chunk length: the policy outputs h actions at once."""
+    F: int = 10
+    """Flow steps from noise to action."""
+    K: int = 10
+    """Members of the value ensemble (at least 2)."""
+    policy_hidden: tuple[int, ...] = (512, 512, 512, 512)
+    """Widths of the vector field's hidden layers."""
+    value_hidden: tuple[int, ...] = (512, 512, 512, 512)
+    """Widths of each value network's hidden layers."""
+    gamma: float = 0.99
+    """Discount per environment step."""
+    kappa: float = 0.5
+    """Expectile of the value regression; 0.5 is the mean."""
+    rho: float = 0.0
+    """Pessimism: the target is the ensemble's mean minus rho standard deviations."""
+    alpha: float = 1.0
+    """Weight of the behaviour-cloning term."""
+    policy_value_weight: float = 1.0
+    """Weight of the policy's value term; 1 is RQL, 0 is plain behaviour cloning (V is still learned, of the cloned policy)."""
+    tau: float = 0.005
+    """Rate of the target value's average."""
+    ema: float = 0.999
+    """Decay of the policy's average, the policy that acts."""
+    learning_rate: float = 3e-4
+    """Adam's step size, for both networks."""
+    complete_rows: bool = False
+    """Count windows that run past an episode's end in the value loss when that episode ended with mask 0 (ours; the reference drops them)."""
+
+
+class Batch(NamedTuple):
+    """Windows of h+1 consecutive rows; rows past an episode's end repeat its last row. All float32."""
+
+    observations: Tensor
+    """`[h+1, B, O]`, scaled."""
+    actions: Tensor
+    """`[h+1, B, A]` in [-1, 1]."""
+    rewards: Tensor
+    """`[h+1, B]`"""
+    terminals: Tensor
+    """`[h+1, B]`: 1 where the episode ends, for any reason."""
+    masks: Tensor
+    """`[h+1, B]`: 0 where the task ended, so nothing is bootstrapped beyond."""
+
+
+class Noise(NamedTuple):
+    """All random draws of one update."""
+
+    next_noise: Tensor
+    """`[B, hA]`, N(0, I): start of the flow at the next state."""
+    reversal_depth: Tensor
+    """`[B]`, in [0, 1]: how far each chunk is taken back."""
+    bc_noise: Tensor
+    """`[B, hA]`, N(0, I): start of the flow-matching path."""
+    bc_time: Tensor
+    """`[B, 1]`, U[0, 1]: flow time of the interpolant."""
+
+
+class Losses(NamedTuple):
+    """Scalars of one update; `total` is what is differentiated."""
+
+    total: Tensor
+    policy_value: Tensor
+    bc: Tensor
+    value: Tensor
+    v_mean: Tensor
+    """Mean of V at the reversed partial actions."""
+    target_mean: Tensor
+
+
+def draw_noise(batch_size: int, chunk_dim: int, flow_steps: int, generator: torch.Generator) -> Noise:
+    """Draw one update's noise. Depth: first half of the batch U[0, 1], second half uniform on {0, 1/F, ..., 1}."""
+    device = generator.device
+    half = batch_size // 2
+    grid = torch.randint(0, flow_steps + 1, (batch_size - half,), generator=generator, device=device) / flow_steps
+    return Noise(
+        next_noise=torch.randn(batch_size, chunk_dim, generator=generator, device=device),
+        reversal_depth=torch.cat((torch.rand(half, generator=generator, device=device), grid)),
+        bc_noise=torch.randn(batch_size, chunk_dim, generator=generator, device=device),
+        bc_time=torch.rand(batch_size, 1, generator=generator, device=device),
+    )
+
+
+def integrate(v: VectorField, s: Tensor, x: Tensor, flow_steps: int) -> Tensor:
+    """Act: F forward Euler steps from noise x `[B, hA]`, clipped to [-1, 1]. The time is k/F, not an accumulated sum."""
+    for k in range(flow_steps):
+        f = torch.full_like(x[:, :1], k / flow_steps)
+        x = x + v(s, x, f) * (1.0 / flow_steps)
+    return x.clamp(-1.0, 1.0)
+
+
+def reverse(v: VectorField, s: Tensor, a: Tensor, depth: Tensor, flow_steps: int) -> tuple[Tensor, Tensor]:
+    """Follow the flow backwards from complete chunks a `[B, hA]` by depth `[B, 1]`: F Euler steps of size depth/F.
+
+    Returns the virtual partial action `[B, hA]` and its flow time `[B, 1]`. Each step uses v at the upper end of its interval,
+    so this is not the exact inverse of `integrate`; the reference does the same.
+    """
+    x, f, step = a, torch.ones_like(depth), depth / flow_steps
+    for _ in range(flow_steps):
+        x = torch.addcmul(x, v(s, x, f), step, value=-1.0)
+        f = f - step
+    return x, f
+
+
+def window_masks(batch: Batch, complete_rows: bool) -> tuple[Tensor, Tensor]:
+    """`past` `[h+1, B]` (1 on rows after the episode's end) and `valid` `[B]` (windows that count in the value terms)."""
+    past = torch.cat((torch.zeros_like(batch.terminals[:1]), batch.terminals[:-1]))
+    valid = past.sum(0) <= 1
+    if complete_rows:
+        valid = valid | (batch.masks[-1] == 0)
+    return past, valid.to(past.dtype)
+
+
+class RQL:
+    """The four networks and their optimiser: `v`, `V`, the target average `V'` and the acting average `v_ema`."""
+
+    def __init__(self, config: RQLConfig, observation_dim: int, action_dim: int, generator: torch.Generator | None = None):
+        chunk_dim = config.h * action_dim
+        self.config = config
+        self.v = VectorField(observation_dim, chunk_dim, config.policy_hidden, generator)
+        self.V = ValueEnsemble(observation_dim, chunk_dim, config.value_hidden, config.K, generator)
+        self.v_ema = copy.deepcopy(self.v).requires_grad_(False)
+        self.V_target = copy.deepcopy(self.V).requires_grad_(False)
+        self.optimizer = torch.optim.Adam([*self.v.parameters(), *self.V.parameters()], lr=config.learning_rate, eps=1e-8, fused=True)
+
+    @torch.no_grad()
+    def value_target(self, batch: Batch, noise: Noise) -> Tensor:
+        """y `[B]` = discounted chunk reward + gamma^h * mask * (mean - rho * std) of V' at fresh noise, f = 0."""
+        c = self.config
+        past, _ = window_masks(batch, c.complete_rows)
+        discounts = c.gamma ** torch.arange(c.h, dtype=past.dtype, device=past.device)
+        chunk_reward = (discounts[:, None] * batch.rewards[: c.h] * (1 - past[: c.h])).sum(0)
+        next_values = self.V_target(batch.observations[c.h], noise.next_noise, torch.zeros_like(noise.bc_time))
+        next_value = next_values.mean(0) - c.rho * next_values.std(0, unbiased=False)
+        return chunk_reward + c.gamma**c.h * batch.masks[c.h - 1] * next_value
+
+    def losses(self, batch: Batch, noise: Noise) -> Losses:
+        """The total loss and its parts at the current parameters (docs/algorithm.md, Losses)."""
+        c = self.config
+        s = batch.observations[0]
+        a = batch.actions[: c.h].transpose(0, 1).reshape(s.shape[0], -1)
+        past, valid = window_masks(batch, c.complete_rows)
+
+        # Value: every virtual partial action on the reversed path shares the environment-level target.
+        target = self.value_target(batch, noise)
+        with torch.no_grad():
+            x_reversed, f_reversed = reverse(self.v, s, a, noise.reversal_depth[:, None], c.F)
+        values = self.V(s, x_reversed, f_reversed)
+        error = target - values
+        weight = torch.where(error >= 0, c.kappa, 1.0 - c.kappa)
+        value_loss = (valid * weight * error.square()).mean()
+
+        # Behaviour cloning: flow matching on the straight path from noise to the dataset chunk.
+        t = noise.bc_time
+        x_t = (1 - t) * noise.bc_noise + t * a
+        u = self.v(s, x_t, t)
+        residual = (u - (a - noise.bc_noise)).square().unflatten(1, (c.h, -1))
+        bc_loss = (residual * (1 - past[: c.h]).T[..., None]).mean()
+
+        # Policy value term: V one refinement step ahead of the interpolant; the gradient reaches v through u only.
+        step = torch.clamp(1 - t, max=1.0 / c.F)
+        if c.policy_value_weight:
+            ahead = self.V(s, x_t + u * step, torch.clamp(t + 1.0 / c.F, max=1.0), frozen=True)
+            policy_value = -(valid * ahead.mean(0)).mean()
+        else:
+            policy_value = torch.zeros((), device=s.device)
+
+        total = c.policy_value_weight * policy_value + c.alpha * bc_loss + value_loss
+        return Losses(total, policy_value, bc_loss, value_loss, values.mean(), target.mean())
+
+    def update(self, batch: Batch, noise: Noise) -> Losses:
+        """One Adam step on both networks, then both averages. Returns the detached losses from before the step."""
+        losses = self.losses(batch, noise)
+        self.optimizer.zero_grad(set_to_none=True)
+        losses.total.backward()  # type: ignore[no-untyped-call]
+        # The averages move towards the parameters from before the step, so they go first.
+        _move_average(self.V_target.parameters(), self.V.parameters(), self.config.tau)
+        _move_average(self.v_ema.parameters(), self.v.parameters(), 1.0 - self.config.ema)
+        self.optimizer.step()
+        return Losses(*(part.detach() for part in losses))
+
+
+@torch.no_grad()
+def _move_average(average: Iterable[Tensor], online: Iterable[Tensor], rate: float) -> None:
+    torch._foreach_lerp_(list(average), list(online), rate)
