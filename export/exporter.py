@@ -74,7 +74,8 @@ def export_bundle(
         result = certificate.check(staging, contract, cases)
         if not result.passed:
             raise UserError(
-                f"the exported graphs are not the trained networks ({'; '.join(result.failures()[:3])}): no bundle was written; please report this"
+                f"the exported graphs are not the trained networks ({'; '.join(result.failures()[:3])}): "
+                "no bundle was written; please report this"
             )
         (staging / CERTIFICATE).write_text(json.dumps({"tolerance": certificate.TOLERANCE, **asdict(result)}, indent=1))
         (staging / README).write_text(model_card(contract, result, statistics or {}))
@@ -82,7 +83,9 @@ def export_bundle(
         staging.chmod(0o755)
         os.rename(staging, output)
     except OSError as error:
-        raise UserError(f"cannot write bundle {output} ({error.strerror}): nothing was left behind; make room or pass another --output") from error
+        raise UserError(
+            f"cannot write bundle {output} ({error.strerror}): nothing was left behind; make room or pass another --output"
+        ) from error
     finally:
         shutil.rmtree(staging, ignore_errors=True)
     return result
@@ -95,13 +98,14 @@ def write_graphs(modules: ExportModules, contract: Contract, folder: Path) -> No
     fields = tuple(torch.zeros(rows, *f.shape) for f in contract.plant.fields)
     names = [f.name for f in contract.plant.fields]
     features, x = torch.zeros(rows, modules.feature_dim), torch.zeros(rows, chunk)
-    column = torch.zeros(rows, 1)
+    # One tensor passed for two inputs would be exported as one input used twice.
+    f, delta = torch.zeros(rows, 1), torch.zeros(rows, 1)
     batch = {0: torch.export.Dim("batch", min=1)}
     many = tuple(batch for _ in fields)
     _write(modules.encoder, fields, names, ["features"], (many,), contract, folder / "encode.onnx")
     _write(
         modules.refiner,
-        (features, x, column, column),
+        (features, x, f, delta),
         ["features", "x", "f", "delta"],
         ["next_x", "preview"],
         (batch, batch, batch, batch),
@@ -109,7 +113,15 @@ def write_graphs(modules: ExportModules, contract: Contract, folder: Path) -> No
         folder / "refine.onnx",
     )
     _write(modules.policy, (x, *fields), ["noise", *names], ["actions"], (batch, many), contract, folder / "policy.onnx")
-    _write(modules.valuer, (features, x, column), ["features", "x", "f"], ["value", "spread"], (batch, batch, batch), contract, folder / "value.onnx")
+    _write(
+        modules.valuer,
+        (features, x, f),
+        ["features", "x", "f"],
+        ["value", "spread"],
+        (batch, batch, batch),
+        contract,
+        folder / "value.onnx",
+    )
 
 
 def _write(
@@ -182,7 +194,8 @@ def extreme_observations(contract: Contract, observations: NDArray[np.float32]) 
     """Rows a robot should never send and a network must survive: the data's bounds, zeros, and a thousand times its scale."""
     scale = np.abs(observations).max(axis=0)
     mean = np.asarray(contract.observation_mean, np.float32)
-    return np.stack((observations.min(0), observations.max(0), np.zeros_like(scale), mean, 1e3 * scale, -1e3 * scale)).astype(np.float32)
+    rows = np.stack((observations.min(0), observations.max(0), np.zeros_like(scale), mean, 1e3 * scale, -1e3 * scale))
+    return np.asarray(rows, np.float32)
 
 
 @torch.no_grad()

@@ -53,7 +53,10 @@ class Bundle:
             if not file.is_file():
                 raise BundleError(f"bundle {path} lacks {name}: copy it again or export it again")
             if file_hash(file) != digest:
-                raise BundleError(f"{name} of bundle {path} is not the file its manifest describes (truncated or edited): copy it again or export it again")
+                raise BundleError(
+                    f"{name} of bundle {path} is not the file its manifest describes (truncated or edited): "
+                    "copy it again or export it again"
+                )
         contract = Contract.from_json((path / CONTRACT).read_text())
         if contract.contract_id != manifest["contract_id"]:
             raise BundleError(f"the contract of bundle {path} is not the one its manifest names: copy it again or export it again")
@@ -109,10 +112,16 @@ def _read_manifest(path: Path) -> dict[str, Any]:
         required = {CONTRACT, CERTIFICATE, CASES, *(f"{g}.onnx" for g in GRAPHS)}
         if manifest["format"] != FORMAT:
             raise BundleError(f"bundle {path} has format {manifest['format']!r}, this rql-deploy reads {FORMAT}: export it again")
-        if not isinstance(manifest["contract_id"], str) or not required <= files.keys() or any("/" in name or name.startswith(".") for name in files):
+        if (
+            not isinstance(manifest["contract_id"], str)
+            or not required <= files.keys()
+            or any("/" in name or name.startswith(".") for name in files)
+        ):
             raise ValueError("it does not list the files of a bundle")
     except (OSError, KeyError, TypeError, ValueError, AttributeError) as error:
-        raise BundleError(f"{path} is not a policy bundle ({MANIFEST}: {error}): pass the folder that `rql-deploy export --output` wrote") from error
+        raise BundleError(
+            f"{path} is not a policy bundle ({MANIFEST}: {error}): pass the folder that `rql-deploy export --output` wrote"
+        ) from error
     return dict(manifest)
 
 
@@ -126,7 +135,7 @@ def _unpack(path: Path) -> tempfile.TemporaryDirectory[str]:
     except (zipfile.BadZipFile, OSError) as error:
         raise BundleError(f"{path} cannot be unpacked ({error}): copy it again") from error
     # A zip of the folder itself holds everything one level down.
-    inner = [entry for entry in Path(folder.name).iterdir()]
+    inner = list(Path(folder.name).iterdir())
     if len(inner) == 1 and inner[0].is_dir():
         for file in list(inner[0].iterdir()):
             file.rename(Path(folder.name) / file.name)

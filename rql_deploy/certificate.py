@@ -88,8 +88,7 @@ def check(folder: Path, contract: Contract, cases: Arrays) -> Certificate:
         observations, noise = cases[f"{case}/observations"], cases[f"{case}/noise"]
         ours = run_graphs(sessions, contract, observations, noise)
         for name, output in ours.items():
-            for reference in ("float32", "float64"):
-                checks.append(_compare(name, case, reference, output, cases[f"{case}/{reference}/{name}"]))
+            checks += [_compare(name, case, r, output, cases[f"{case}/{r}/{name}"]) for r in ("float32", "float64")]
         same_bytes &= ours["policy"].tobytes() == ours[f"refine/{contract.F - 1}/preview"].tobytes()
         for row in range(0, len(observations), max(1, len(observations) // 4)):
             alone = run_graphs(sessions, contract, observations[row : row + 1], noise[row : row + 1])

@@ -23,6 +23,8 @@ from rql_deploy.errors import ContractError
 from rql_deploy.plain import from_plain
 
 SCHEMA_VERSION = 1
+PLANT_KEY = "rql_deploy_plant"
+"""Metadata entry in which a data set of ours carries its `PlantDescription` as JSON."""
 
 
 @dataclass(frozen=True)
@@ -157,7 +159,9 @@ class Contract:
     def __post_init__(self) -> None:
         dim = self.plant.observation_dim
         if len(self.observation_mean) != dim or len(self.observation_std) != dim:
-            raise ContractError(f"the contract scales {len(self.observation_mean)} numbers but its fields have {dim}: export the bundle again")
+            raise ContractError(
+                f"the contract scales {len(self.observation_mean)} numbers but its fields have {dim}: export the bundle again"
+            )
 
     @cached_property
     def contract_id(self) -> str:
@@ -177,7 +181,9 @@ class Contract:
             raise ContractError(f"the contract is not JSON ({error}): copy or export the bundle again") from error
         version = data.get("schema_version") if isinstance(data, dict) else None
         if version != SCHEMA_VERSION:
-            raise ContractError(f"the contract has schema version {version!r}, this rql-deploy reads {SCHEMA_VERSION}: export the bundle again")
+            raise ContractError(
+                f"the contract has schema version {version!r}, this rql-deploy reads {SCHEMA_VERSION}: export the bundle again"
+            )
         return from_plain(cls, data, "contract", ContractError)
 
     def flatten(self, observation: Mapping[str, Any], *, where: str = "observation") -> NDArray[np.float32]:

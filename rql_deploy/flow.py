@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 
 
@@ -12,4 +14,4 @@ def flow_schedule(flow_steps: int) -> list[tuple[float, float]]:
     step's preview is the policy's action to the bit.
     """
     times = (np.arange(flow_steps + 1) / flow_steps).astype(np.float32)
-    return [(float(f), float(following - f)) for f, following in zip(times[:-1], times[1:], strict=True)]
+    return [(float(f), float(following - f)) for f, following in pairwise(times)]

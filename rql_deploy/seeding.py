@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 Stream = Literal["collect", "evaluate", "tune"]
 _STREAMS: dict[Stream, int] = {"collect": 1, "evaluate": 2, "tune": 3}
@@ -20,6 +21,6 @@ def decision_seed(episode: int, decision: int) -> int:
     return int(np.random.SeedSequence((episode, decision)).generate_state(1, np.uint64)[0])
 
 
-def flow_noise(seed: int, rows: int, chunk_dim: int) -> np.ndarray:
+def flow_noise(seed: int, rows: int, chunk_dim: int) -> NDArray[np.float32]:
     """`[rows, hA]` float32 N(0, I) from a counter-based generator; row i is the same however many rows are asked for."""
     return np.random.Generator(np.random.Philox(key=seed)).standard_normal((rows, chunk_dim), dtype=np.float32)

@@ -103,11 +103,14 @@ class RemotePolicy:
             hello, _ = channel.call({"op": "hello"}, {}, timeout)
             contract = Contract.from_json(str(hello.get("contract", "")))
             if contract.contract_id != hello.get("contract_id"):
-                raise ContractError(f"the server at {endpoint} sent a contract that does not match its id: restart it from an intact bundle")
+                raise ContractError(
+                    f"the server at {endpoint} sent a contract that does not match its id: restart it from an intact bundle"
+                )
             differences = contract.plant.differences(plant) if plant is not None else []
             if plant is not None and differences:
                 raise ContractError(
-                    f"the policy at {endpoint} was made for another plant ({'; '.join(differences)}): serve a bundle trained for {plant.task}"
+                    f"the policy at {endpoint} was made for another plant ({'; '.join(differences)}): "
+                    f"serve a bundle trained for {plant.task}"
                 )
         except DeadlineMissed as error:
             channel.close()

@@ -78,7 +78,9 @@ class OnnxPolicy:
     def reset(self) -> None:
         """Nothing is kept between decisions."""
 
-    def _judge(self, rows: Mapping[str, NDArray[np.float32]], chunks: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    def _judge(
+        self, rows: Mapping[str, NDArray[np.float32]], chunks: NDArray[np.float32]
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         features = self._encode.run(None, dict(rows))[0]
         x = ((chunks - self._centre) / self._half_range).reshape(len(chunks), -1)
         values, spreads = self._value.run(None, {"features": features, "x": x, "f": np.ones((len(chunks), 1), np.float32)})

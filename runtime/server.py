@@ -47,7 +47,9 @@ class PolicyServer:
             self._socket.bind(bind)
         except zmq.ZMQError as error:
             self.close()
-            raise UserError(f"cannot listen on {bind} ({error.strerror}): is another server using it? Pass --bind with another port") from error
+            raise UserError(
+                f"cannot listen on {bind} ({error.strerror}): is another server using it? Pass --bind with another port"
+            ) from error
         self.endpoint = self._socket.getsockopt_string(zmq.LAST_ENDPOINT)
 
     def __enter__(self) -> PolicyServer:
@@ -94,7 +96,9 @@ class PolicyServer:
             if header.get("v") != protocol.VERSION:
                 raise ProtocolError("version", f"this server speaks protocol {protocol.VERSION}")
             operation = header.get("op")
-            handlers: dict[Any, Callable[[Mapping[str, Any], Mapping[str, NDArray[Any]], float], tuple[dict[str, Any], dict[str, NDArray[Any]]]]] = {
+            handlers: dict[
+                Any, Callable[[Mapping[str, Any], Mapping[str, NDArray[Any]], float], tuple[dict[str, Any], dict[str, NDArray[Any]]]]
+            ] = {
                 "hello": self._hello,
                 "act": self._act,
                 "reset": self._reset,
@@ -111,7 +115,9 @@ class PolicyServer:
         self.errors += 1
         return protocol.encode({**echo, "ok": False, "code": code, "error": text})
 
-    def _hello(self, _header: Mapping[str, Any], _arrays: Mapping[str, NDArray[Any]], _received: float) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
+    def _hello(
+        self, _header: Mapping[str, Any], _arrays: Mapping[str, NDArray[Any]], _received: float
+    ) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
         return {
             "server": f"rql-deploy {rql_deploy.__version__}",
             "capabilities": list(protocol.OPERATIONS),
@@ -119,7 +125,9 @@ class PolicyServer:
             "contract": self._contract,
         }, {}
 
-    def _act(self, header: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]], received: float) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
+    def _act(
+        self, header: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]], received: float
+    ) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
         budget = _number(header, "budget", 1e-6, 3600.0)
         candidates = _whole(header, "candidates", 1, 256, 1)
         seed = _whole(header, "seed", 0, 2**64 - 1, None)
@@ -137,11 +145,15 @@ class PolicyServer:
         }
         return result, {"actions": np.asarray(decision.actions, np.float32)}
 
-    def _reset(self, _header: Mapping[str, Any], _arrays: Mapping[str, NDArray[Any]], _received: float) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
+    def _reset(
+        self, _header: Mapping[str, Any], _arrays: Mapping[str, NDArray[Any]], _received: float
+    ) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
         self.policy.reset()
         return {}, {}
 
-    def _ping(self, _header: Mapping[str, Any], _arrays: Mapping[str, NDArray[Any]], _received: float) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
+    def _ping(
+        self, _header: Mapping[str, Any], _arrays: Mapping[str, NDArray[Any]], _received: float
+    ) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
         return {"requests": self.requests, "errors": self.errors}, {}
 
 
@@ -173,7 +185,10 @@ def check_bind(bind: str, insecure: bool) -> None:
             return
     if host == "localhost" or insecure:
         return
-    raise UserError(f"{bind} is open to the network and unencrypted: bind to 127.0.0.1 and tunnel, or type --insecure to accept that anybody there can drive")
+    raise UserError(
+        f"{bind} is open to the network and unencrypted: bind to 127.0.0.1 and tunnel, "
+        "or type --insecure to accept that anybody there can drive"
+    )
 
 
 def _number(header: Mapping[str, Any], key: str, low: float, high: float) -> float | None:

@@ -13,7 +13,8 @@ import re
 import shutil
 import signal
 import tempfile
-from collections.abc import Iterator, Sequence
+import warnings
+from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -22,14 +23,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rql_deploy.contract import PlantDescription
+from rql_deploy.contract import PLANT_KEY
 from rql_deploy.errors import UserError
 from rql_deploy.seeding import episode_seed
 
 from .robosuite_env import RobosuiteEnv
 from .tasks import Task, describe, find_demonstrator
 
-DESCRIPTION_KEY = "rql_deploy_plant"
+PROVENANCE_KEY = "rql_deploy_collection"
 DATASET_ID = re.compile(r"^(?:[\w-]{2,}/)*[\w-]{2,}-v\d+$")
 
 
@@ -92,7 +93,7 @@ def demonstrate(task: Task, index: int, seed: int, noise_range: tuple[float, flo
     return Episode(index, seed, noise, fields, np.stack(actions), np.array(success), terminated)
 
 
-def collect(task: Task, episodes: int, *, noise_range: tuple[float, float], seed: int, workers: int) -> Iterator[Episode]:
+def collect(task: Task, episodes: int, *, noise_range: tuple[float, float], seed: int, workers: int) -> Generator[Episode]:
     """Yield episodes as they finish, in any order; closing the iterator stops the workers after what they are doing."""
     find_demonstrator(task.name)
     pool = worker_pool(min(workers, episodes))
@@ -165,18 +166,26 @@ def write_minari(output: str, task: Task, episodes: Sequence[Episode], provenanc
         previous_root = os.environ.get("MINARI_DATASETS_PATH")
         os.environ["MINARI_DATASETS_PATH"] = str(staging)
         try:
-            dataset = minari.create_dataset_from_buffers(
-                dataset_id,
-                buffers,
-                env=env.spec,
-                observation_space=env.observation_space,
-                action_space=env.action_space,
-                algorithm_name=f"rql-deploy scripted demonstrator, {json.dumps(provenance)}",
-                description=f"Scripted demonstrations of mixed quality on {task.name}; failed episodes are kept, infos/success labels every step.",
-                requirements=["rql-deploy[sim]"],
-                data_format="hdf5",
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", UserWarning)  # about the author's e-mail address and other fields left empty
+                dataset = minari.create_dataset_from_buffers(
+                    dataset_id,
+                    buffers,
+                    env=env.spec,
+                    observation_space=env.observation_space,
+                    action_space=env.action_space,
+                    algorithm_name="rql-deploy scripted demonstrator",
+                    description=f"Scripted demonstrations on {task.name}; failed episodes are kept, infos/success labels every step.",
+                    requirements=["rql-deploy[sim]"],
+                    data_format="hdf5",
+                )
+            dataset.storage.update_metadata(
+                {
+                    PLANT_KEY: json.dumps(asdict(description)),
+                    PROVENANCE_KEY: json.dumps(provenance),
+                    "control_rate": description.control_rate,
+                }
             )
-            dataset.storage.update_metadata({DESCRIPTION_KEY: json.dumps(asdict(description)), "control_rate": description.control_rate})
             (staging / dataset_id).rename(target)
         finally:
             shutil.rmtree(staging, ignore_errors=True)
@@ -187,12 +196,3 @@ def write_minari(output: str, task: Task, episodes: Sequence[Episode], provenanc
     finally:
         env.close()
     return target
-
-
-def plant_description(task: Task) -> PlantDescription:
-    """The description of a task's environment (builds one for a moment)."""
-    env = task.make_env()
-    try:
-        return describe(task.name, env)
-    finally:
-        env.close()

@@ -6,13 +6,12 @@ that speaks gymnasium can use it.
 
 from __future__ import annotations
 
-import contextlib
-import io
+import importlib
 import logging
 from collections.abc import Mapping
 from functools import cache
 from types import ModuleType
-from typing import Any, ClassVar
+from typing import Any
 
 import gymnasium
 import numpy as np
@@ -26,18 +25,13 @@ ENTRY_POINT = "rql_deploy.sim.robosuite_env:RobosuiteEnv"
 ROBOT_FIELDS = ("robot0_eef_pos", "robot0_eef_quat", "robot0_gripper_qpos")
 """What the arm knows of itself; the task's object fields follow."""
 
-_NOISY_LOGGERS = ("robosuite_logs",)
-
 
 @cache
 def import_robosuite() -> ModuleType:
     """Import robosuite without its console warnings (it prints a flood at import and at every reset)."""
-    for name in _NOISY_LOGGERS:
-        logging.getLogger(name).addFilter(lambda record: record.levelno >= logging.ERROR)
-    # Its import-time warnings go through a handler made in the same breath, before a level could be set from outside.
-    with contextlib.redirect_stderr(io.StringIO()):
-        import robosuite
-    return robosuite
+    # A filter, because robosuite sets the logger's level itself while it is being imported.
+    logging.getLogger("robosuite_logs").addFilter(lambda record: record.levelno >= logging.ERROR)
+    return importlib.import_module("robosuite")
 
 
 def check_task(task: str) -> None:
@@ -47,7 +41,7 @@ def check_task(task: str) -> None:
         raise UserError(f"robosuite has no task '{task}'{suggestion(task, known)}")
 
 
-class RobosuiteEnv(gymnasium.Env[dict[str, NDArray[np.float64]], NDArray[np.float32]]):
+class RobosuiteEnv(gymnasium.Env[Any, NDArray[np.float32]]):
     """One robosuite task, one arm, state observations.
 
     Observation: a Dict of named fields (end-effector pose, gripper, the task's object fields), float64.
@@ -57,7 +51,7 @@ class RobosuiteEnv(gymnasium.Env[dict[str, NDArray[np.float64]], NDArray[np.floa
     window at an episode's last row still sees the success row; `truncated` after `horizon` steps.
     """
 
-    metadata: ClassVar[dict[str, Any]] = {"render_modes": ["rgb_array"]}
+    metadata = {"render_modes": ["rgb_array"]}  # noqa: RUF012  gymnasium declares it an instance variable
 
     def __init__(
         self,
@@ -103,11 +97,14 @@ class RobosuiteEnv(gymnasium.Env[dict[str, NDArray[np.float64]], NDArray[np.floa
             disable_env_checker=True,
         )
         low, high = self._env.action_spec
-        self.action_space = gymnasium.spaces.Box(low.astype(np.float32), high.astype(np.float32))
+        self.box = gymnasium.spaces.Box(low.astype(np.float32), high.astype(np.float32))
+        self.action_space = self.box
         raw = self._env.reset()
         self._fields = [*ROBOT_FIELDS, *(name for name in raw if self._is_object_field(name))]
+        # Sorted by name, as gymnasium's Dict sorts its keys.
+        self.shapes = {name: np.shape(raw[name]) for name in sorted(self._fields)}
         self.observation_space = gymnasium.spaces.Dict(
-            {name: gymnasium.spaces.Box(-np.inf, np.inf, np.shape(raw[name]), np.float64) for name in self._fields}
+            {name: gymnasium.spaces.Box(-np.inf, np.inf, shape, np.float64) for name, shape in self.shapes.items()}
         )
         self._steps, self._steps_since_success = 0, 0
         self.success = False
@@ -116,7 +113,9 @@ class RobosuiteEnv(gymnasium.Env[dict[str, NDArray[np.float64]], NDArray[np.floa
         observables = self._env._observables
         return name in observables and observables[name].modality == "object"
 
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[dict[str, NDArray[np.float64]], dict[str, Any]]:
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[dict[str, NDArray[np.float64]], dict[str, Any]]:
         """Start an episode; with a seed, everything that follows depends on that seed and the actions alone."""
         super().reset(seed=seed)
         if seed is not None:
@@ -137,7 +136,7 @@ class RobosuiteEnv(gymnasium.Env[dict[str, NDArray[np.float64]], NDArray[np.floa
         truncated = self._steps >= self.horizon and not terminated
         return self._observation(raw), float(self.success) - 1.0, terminated, truncated, {"success": self.success}
 
-    def render(self) -> NDArray[np.uint8]:  # type: ignore[override]
+    def render(self) -> NDArray[np.uint8]:
         frame = self._env.sim.render(width=512, height=512, camera_name="agentview")
         return np.ascontiguousarray(frame[::-1])
 
@@ -158,6 +157,8 @@ def _controller_config(robot: str, controller: str) -> dict[str, Any]:
         try:
             part = load_part_controller_config(default_controller=controller)
         except (AssertionError, FileNotFoundError, KeyError) as error:
-            raise UserError(f"robosuite has no arm controller '{controller}': try OSC_POSE, OSC_POSITION, JOINT_VELOCITY or JOINT_POSITION") from error
+            raise UserError(
+                f"robosuite has no arm controller '{controller}': try OSC_POSE, OSC_POSITION, JOINT_VELOCITY or JOINT_POSITION"
+            ) from error
         config["body_parts"]["right"] = {**part, "gripper": arm["gripper"]}
     return config

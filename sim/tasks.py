@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import gymnasium
 import numpy as np
@@ -49,16 +49,13 @@ class Task:
 
 def describe(task: str, env: RobosuiteEnv) -> PlantDescription:
     """The environment's side of a contract: fields, action dimensions with units and hold parts, rate, and how to rebuild it."""
-    fields = tuple(
-        ObservationField(name, tuple(cast(tuple[int, ...], space.shape)), _ROBOSUITE_UNITS.get(name.rsplit("_", 1)[-1], ""))
-        for name, space in env.observation_space.spaces.items()
-    )
+    fields = tuple(ObservationField(name, shape, _ROBOSUITE_UNITS.get(name.rsplit("_", 1)[-1], "")) for name, shape in env.shapes.items())
     arm = env.controller_config["body_parts"]["right"]
     assert env.spec is not None
     return PlantDescription(
         task=task,
         fields=fields,
-        actions=tuple(_action_dimensions(arm, env.action_space)),
+        actions=tuple(_action_dimensions(arm, env.box)),
         control_rate=float(env.control_rate),
         environment={"spec": json.loads(env.spec.to_json()), "controller": _plain(arm)},
     )

@@ -136,7 +136,10 @@ def resolve_checkpoint(path: Path) -> Path:
 def restore_optimizer(folder: Path, optimizer: torch.optim.Adam) -> Tensor:
     """Load Adam's state into `optimizer`; returns the state of the random generator."""
     tensors = load_file(folder / "optimizer.safetensors")
-    state = {i: {key: tensors[f"{i}.{key}"] for key in ("step", "exp_avg", "exp_avg_sq")} for i in range(len(optimizer.param_groups[0]["params"]))}
+    state = {
+        i: {key: tensors[f"{i}.{key}"] for key in ("step", "exp_avg", "exp_avg_sq")}
+        for i in range(len(optimizer.param_groups[0]["params"]))
+    }
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
     return tensors["random_state"]
 

@@ -45,6 +45,8 @@ class Refiner(nn.Module):
         self.kernel_f = constant(v.kernels[0][dim + chunk :])
         self.kernels = nn.ParameterList(constant(k) for k in list(v.kernels)[1:])
         self.biases = nn.ParameterList(constant(b) for b in list(v.biases)[1:])
+        self.action_dim = len(action_centre)
+        self.h = chunk // self.action_dim
         self.centre, self.half_range = constant(action_centre), constant(action_half_range)
 
     def velocity(self, projection: Tensor, x: Tensor, f: Tensor) -> Tensor:
@@ -56,8 +58,9 @@ class Refiner(nn.Module):
 
     def finish(self, x: Tensor) -> Tensor:
         """Clip to [-1, 1] and map to the plant's units: `[B, h, A]`."""
-        chunk = torch.clamp(x, -1.0, 1.0).unflatten(1, (-1, len(self.centre)))
-        return chunk * self.half_range + self.centre
+        chunk = torch.clamp(x, -1.0, 1.0).reshape(-1, self.h, self.action_dim)
+        actions: Tensor = chunk * self.half_range + self.centre
+        return actions
 
     def forward(self, features: Tensor, x: Tensor, f: Tensor, delta: Tensor) -> tuple[Tensor, Tensor]:
         u = self.velocity(features[:, : self.width], x, f)
@@ -80,30 +83,50 @@ class FlowPolicy(nn.Module):
         return self.refiner.finish(x)
 
 
+class ValueMember(nn.Module):
+    """One value network on the projection of the observation, x and f -> `[B]`."""
+
+    def __init__(self, value: ValueEnsemble, member: int):
+        super().__init__()
+        dim, chunk = value.observation_dim, value.chunk_dim
+        self.kernel_x = constant(value.kernels[0][member, dim : dim + chunk])
+        self.kernel_f = constant(value.kernels[0][member, dim + chunk :])
+        self.kernels = nn.ParameterList(constant(k[member]) for k in list(value.kernels)[1:-1])
+        self.biases = nn.ParameterList(constant(b[member, 0]) for b in list(value.biases)[1:-1])
+        self.norm_scales = nn.ParameterList(constant(p[member, 0]) for p in value.norm_scales)
+        self.norm_biases = nn.ParameterList(constant(p[member, 0]) for p in value.norm_biases)
+        self.head, self.head_bias = constant(value.kernels[-1][member, :, 0]), constant(value.biases[-1][member, 0])
+
+    def forward(self, projection: Tensor, x: Tensor, f: Tensor) -> Tensor:
+        z = projection + torch.matmul(x, self.kernel_x) + f * self.kernel_f
+        for i, (scale, bias) in enumerate(zip(self.norm_scales, self.norm_biases, strict=True)):
+            if i > 0:
+                z = torch.matmul(z, self.kernels[i - 1]) + self.biases[i - 1]
+            z = functional.gelu(z, approximate="tanh")
+            z = functional.layer_norm(z, (z.shape[-1],), scale, bias, eps=LAYER_NORM_EPSILON)
+        # Not a matrix product with one column: onnxruntime computes that one four rows at a time, so that the last bits of a row
+        # would depend on its place in the batch.
+        return (z * self.head).sum(-1) + self.head_bias
+
+
 class Valuer(nn.Module):
-    """features, x `[B, hA]`, f `[B, 1]` -> value `[B]` and spread `[B]`: mean and population std over M members."""
+    """features, x `[B, hA]`, f `[B, 1]` -> value `[B]` and spread `[B]`: mean and population std over M members.
+
+    One plain product per member and layer rather than a batched one: onnxruntime packs the weights of those beforehand, and a row
+    alone then goes through the same kernel, to the same bytes, as a row in a batch.
+    """
 
     def __init__(self, v: VectorField, value: ValueEnsemble, members: int):
         super().__init__()
-        dim, chunk = value.observation_dim, value.chunk_dim
-        self.members, self.start, self.width = members, v.hidden[0], value.hidden[0]
-        self.kernel_x = constant(value.kernels[0][:members, dim : dim + chunk])
-        self.kernel_f = constant(value.kernels[0][:members, dim + chunk :])
-        self.kernels = nn.ParameterList(constant(k[:members]) for k in list(value.kernels)[1:])
-        self.biases = nn.ParameterList(constant(b[:members]) for b in list(value.biases)[1:])
-        self.norm_scales = nn.ParameterList(constant(p[:members]) for p in value.norm_scales)
-        self.norm_biases = nn.ParameterList(constant(p[:members]) for p in value.norm_biases)
+        self.start, self.width = v.hidden[0], value.hidden[0]
+        self.members = nn.ModuleList(ValueMember(value, k) for k in range(members))
 
     def forward(self, features: Tensor, x: Tensor, f: Tensor) -> tuple[Tensor, Tensor]:
-        projection = features[:, self.start :].unflatten(1, (self.members, self.width)).transpose(0, 1)
-        z = projection + torch.matmul(x, self.kernel_x) + f * self.kernel_f
-        for i, (kernel, bias) in enumerate(zip(self.kernels, self.biases, strict=True)):
-            z = functional.gelu(z, approximate="tanh")
-            z = functional.layer_norm(z, (z.shape[-1],), eps=LAYER_NORM_EPSILON) * self.norm_scales[i] + self.norm_biases[i]
-            z = torch.matmul(z, kernel) + bias
-        values = z.squeeze(-1)
-        mean = values.mean(0)
-        return mean, (values - mean).square().mean(0).sqrt()
+        projections = torch.split(features[:, self.start :], self.width, dim=1)
+        values = [member(projection, x, f) for member, projection in zip(self.members, projections, strict=True)]
+        mean = torch.stack(values).mean(0)
+        squares = torch.stack([(value - mean).square() for value in values])
+        return mean, squares.mean(0).sqrt()
 
 
 def constant(tensor: Tensor) -> nn.Parameter:

@@ -18,7 +18,9 @@ def make_contract(checkpoint: Checkpoint, agent: RQL, *, value_members: int = 2,
     """The contract of this checkpoint exported with M = `value_members` and F = `flow_steps` (the training's by default)."""
     config, statistics = checkpoint.config, checkpoint.statistics
     if not 1 <= value_members <= config.rql.K:
-        raise UserError(f"--value-members is {value_members}, but the checkpoint has {config.rql.K} value networks: pass 1 to {config.rql.K}")
+        raise UserError(
+            f"--value-members is {value_members}, but the checkpoint has {config.rql.K} value networks: pass 1 to {config.rql.K}"
+        )
     levels = statistics["quantile_levels"]
     mean, std = checkpoint.reference["mean"], checkpoint.reference["std"]
     with torch.no_grad():

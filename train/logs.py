@@ -21,17 +21,17 @@ class RunLog:
         run.mkdir(parents=True, exist_ok=True)
         (run / "config.json").write_text(json.dumps(config, indent=1))
         self._lines = (run / "metrics.jsonl").open("a", buffering=1)
-        self._tensorboard = SummaryWriter(str(run / "tensorboard"))  # type: ignore[no-untyped-call]
+        self._tensorboard = SummaryWriter(str(run / "tensorboard"))
 
     def write(self, step: int, figures: Mapping[str, float]) -> None:
         """Log `figures` at update `step`."""
         self._lines.write(json.dumps({"step": step, "time": time.time(), **figures}) + "\n")
         for name, value in figures.items():
-            self._tensorboard.add_scalar(f"{GROUPS.get(name, 'speed')}/{name}", value, step)  # type: ignore[no-untyped-call]
+            self._tensorboard.add_scalar(f"{GROUPS.get(name, 'speed')}/{name}", value, step)
 
     def __enter__(self) -> RunLog:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
         self._lines.close()
-        self._tensorboard.close()  # type: ignore[no-untyped-call]
+        self._tensorboard.close()

@@ -7,6 +7,7 @@ Sizes, activations and initialisation follow the released RQL code (docs/algorit
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -49,7 +50,7 @@ class VectorField(nn.Module):
         super().__init__()
         self.observation_dim, self.chunk_dim, self.hidden = observation_dim, chunk_dim, tuple(hidden)
         sizes = [observation_dim + chunk_dim + 1, *hidden, chunk_dim]
-        pairs = list(zip(sizes[:-1], sizes[1:], strict=True))
+        pairs = list(pairwise(sizes))
         self.kernels = nn.ParameterList(glorot_uniform_(torch.empty(pair), generator) for pair in pairs)
         self.biases = nn.ParameterList(torch.zeros(out) for _, out in pairs)
 
@@ -67,13 +68,15 @@ class VectorField(nn.Module):
 class ValueEnsemble(nn.Module):
     """`V(s, x, f)`: K independent value networks over complete (f = 1) and partial (f < 1) actions, GELU then LayerNorm."""
 
-    def __init__(self, observation_dim: int, chunk_dim: int, hidden: tuple[int, ...], members: int, generator: torch.Generator | None = None):
+    def __init__(
+        self, observation_dim: int, chunk_dim: int, hidden: tuple[int, ...], members: int, generator: torch.Generator | None = None
+    ):
         super().__init__()
         if members < 2:
             raise ValueError(f"the value ensemble needs at least 2 members, got {members}: with one, its standard deviation is undefined")
         self.observation_dim, self.chunk_dim, self.hidden, self.members = observation_dim, chunk_dim, tuple(hidden), members
         sizes = [observation_dim + chunk_dim + 1, *hidden, 1]
-        pairs = list(zip(sizes[:-1], sizes[1:], strict=True))
+        pairs = list(pairwise(sizes))
         self.kernels = nn.ParameterList(glorot_uniform_(torch.empty(members, *pair), generator) for pair in pairs)
         self.biases = nn.ParameterList(torch.zeros(members, 1, out) for _, out in pairs)
         self.norm_scales = nn.ParameterList(torch.ones(members, 1, out) for out in hidden)

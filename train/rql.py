@@ -56,7 +56,7 @@ class RQLConfig:
     learning_rate: float = 3e-4
     """Adam's step size, for both networks."""
     complete_rows: bool = False
-    """Count windows that run past an episode's end in the value loss when that episode ended with mask 0 (ours; the reference drops them)."""
+    """Let every row start a window, and count windows past the end of an episode that ended with mask 0 (not in the reference)."""
 
 
 class Batch(NamedTuple):
@@ -163,7 +163,8 @@ class RQL:
         chunk_reward = (discounts[:, None] * batch.rewards[: c.h] * (1 - past[: c.h])).sum(0)
         next_values = self.V_target(batch.observations[c.h], noise.next_noise, torch.zeros_like(noise.bc_time))
         next_value = next_values.mean(0) - c.rho * next_values.std(0, unbiased=False)
-        return chunk_reward + c.gamma**c.h * batch.masks[c.h - 1] * next_value
+        target: Tensor = chunk_reward + c.gamma**c.h * batch.masks[c.h - 1] * next_value
+        return target
 
     def losses(self, batch: Batch, noise: Noise) -> Losses:
         """The total loss and its parts at the current parameters (docs/algorithm.md, Losses)."""

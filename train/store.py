@@ -58,7 +58,7 @@ class TransitionStore:
         digest = hashlib.sha256()
         for array in (self.observations, self.actions, self.rewards, self.masks, self.ends):
             digest.update(f"{array.dtype}{array.shape}".encode())
-            digest.update(np.ascontiguousarray(array))
+            digest.update(np.ascontiguousarray(array).tobytes())
         return digest.hexdigest()
 
     def locate(self, row: int) -> str:
@@ -77,7 +77,10 @@ class TransitionStore:
         self._refuse_not_finite(self.actions, "actions")
         self._refuse_not_finite(self.rewards[:, None], "rewards")
         if int((self.ends - self.starts).max()) <= h:
-            raise UserError(f"every episode of {self.dataset_id} has at most {h} rows, but a window needs h+1 = {h + 1}: use a smaller h or longer episodes")
+            raise UserError(
+                f"every episode of {self.dataset_id} has at most {h} rows, but a window needs h+1 = {h + 1}: "
+                "use a smaller h or longer episodes"
+            )
 
     def _refuse_not_finite(self, columns: NDArray[np.float32], what: str) -> None:
         bad = ~np.isfinite(columns).all(axis=1)
@@ -100,8 +103,9 @@ class TransitionStore:
             row, column = (int(i[0]) for i in np.nonzero(outside))
             bound = self.plant.actions[column]
             raise UserError(
-                f"data set {self.dataset_id}: action '{bound.name}' is {self.actions[row, column]:g} at {self.locate(row)}, outside its bounds "
-                f"[{bound.low:g}, {bound.high:g}] ({int(outside.any(axis=1).sum())} rows in all): pass --clip to clip them or correct the bounds"
+                f"data set {self.dataset_id}: action '{bound.name}' is {self.actions[row, column]:g} at {self.locate(row)}, outside its "
+                f"bounds [{bound.low:g}, {bound.high:g}] ({int(outside.any(axis=1).sum())} rows in all): "
+                "pass --set clip_actions=true to clip them, or correct the bounds"
             )
         limit = 1.0 - ACTION_MARGIN
         return np.clip(scaled, -limit, limit).astype(np.float32)

@@ -75,11 +75,15 @@ class Trainer:
         checkpoint = load_checkpoint(self.run)
         if checkpoint.dataset_hash != self.store.content_hash:
             raise UserError(
-                f"run {self.run} was trained on data set {checkpoint.dataset_id} ({checkpoint.dataset_hash[:12]}), not on {self.store.dataset_id} "
-                f"({self.store.content_hash[:12]}): pass the same data or start a new run with another --output"
+                f"run {self.run} was trained on data set {checkpoint.dataset_id} ({checkpoint.dataset_hash[:12]}), "
+                f"not on {self.store.dataset_id} ({self.store.content_hash[:12]}): pass the same data, or another --output for a new run"
             )
         before, now = config_to_plain(checkpoint.config), config_to_plain(self.config)
-        changed = [f"{key} {a!r} -> {b!r}" for key, a, b in _changes(before, now) if key not in ("updates", "log_every", "checkpoint_every", "threads")]
+        changed = [
+            f"{key} {a!r} -> {b!r}"
+            for key, a, b in _changes(before, now)
+            if key not in ("updates", "log_every", "checkpoint_every", "threads")
+        ]
         if changed:
             raise UserError(f"run {self.run} was configured differently ({'; '.join(changed)}): use the same settings or another --output")
         self.agent = checkpoint.restore_networks()
@@ -206,4 +210,3 @@ def _changes(before: Mapping[str, Any], now: Mapping[str, Any], prefix: str = ""
             yield from _changes(a, b, f"{prefix}{key}.")
         elif a != b:
             yield f"{prefix}{key}", a, b
-

@@ -12,7 +12,9 @@ from .options import DEFAULT_WORKERS, echo_json, environment_options, noise_opti
 
 @click.command("collect")
 @click.argument("task")
-@click.option("--episodes", default=120, show_default=True, type=click.IntRange(1), help="Episodes to record; failed ones are kept and labelled.")
+@click.option(
+    "--episodes", default=120, show_default=True, type=click.IntRange(1), help="Episodes to record; failed ones are kept and labelled."
+)
 @click.option("--output", required=True, help="Folder to write, or a Minari id such as lift/mixed-v0.")
 @click.option("--seed", default=0, show_default=True, type=click.IntRange(0), help="Base seed; episode i of a seed is always the same.")
 @click.option("--workers", default=DEFAULT_WORKERS, show_default=True, type=click.IntRange(1), help="Simulator processes.")
@@ -52,7 +54,14 @@ def command(task: str, episodes: int, output: str, seed: int, workers: int, as_j
     folder = collect.write_minari(output, work, recorded, {"noise": noise_range, "seed": seed, "interrupted": interrupted})
     rows = sum(len(e.actions) for e in recorded)
     steps = sum(e.steps if e.success[-1] else settings["horizon"] for e in recorded) / len(recorded)
-    result = {"dataset": str(folder), "episodes": len(recorded), "rows": rows, "success": success(), "steps": steps, "interrupted": interrupted}
+    result = {
+        "dataset": str(folder),
+        "episodes": len(recorded),
+        "rows": rows,
+        "success": success(),
+        "steps": steps,
+        "interrupted": interrupted,
+    }
     if as_json:
         echo_json(result)
         return

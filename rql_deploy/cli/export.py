@@ -12,7 +12,13 @@ from .options import echo_json, show_next
 @click.command("export")
 @click.argument("checkpoint", type=click.Path(path_type=Path))
 @click.option("--output", required=True, type=click.Path(path_type=Path), help="Bundle folder to write; it must not exist.")
-@click.option("--value-members", default=2, show_default=True, type=click.IntRange(1), help="Value networks in value.onnx: more judge better, fewer faster.")
+@click.option(
+    "--value-members",
+    default=2,
+    show_default=True,
+    type=click.IntRange(1),
+    help="Value networks in value.onnx: more judge better, fewer faster.",
+)
 @click.option("--flow-steps", type=click.IntRange(1, 1000), help="Refinement steps F of the bundle, if other than in training.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def command(checkpoint: Path, output: Path, value_members: int, flow_steps: int | None, as_json: bool) -> None:
@@ -39,5 +45,8 @@ def command(checkpoint: Path, output: Path, value_members: int, flow_steps: int 
     if as_json:
         echo_json({"bundle": str(output), "contract_id": contract.contract_id, "max_error": worst, "passed": certificate.passed})
         return
-    click.echo(f"bundle {output}: contract {contract.contract_id[:12]}, {len(certificate.checks)} checks against torch, largest difference {worst:.1e}")
+    click.echo(
+        f"bundle {output}: contract {contract.contract_id[:12]}, {len(certificate.checks)} checks against torch, "
+        f"largest difference {worst:.1e}"
+    )
     show_next(f"rql-deploy inspect {output} --verify", f"rql-deploy serve {output} --bind tcp://127.0.0.1:5555")

@@ -43,12 +43,21 @@ def command(bundle: Path, verify: bool, as_json: bool) -> None:
         plant, provenance = contract.plant, contract.provenance
         click.echo(f"{plant.task}: h = {contract.h} actions at {plant.control_rate:g} Hz, F = {contract.F} refinement steps")
         click.echo(f"contract    {contract.contract_id}")
-        click.echo(f"trained on  {provenance.dataset_id} ({provenance.dataset_hash[:12]}), {provenance.updates:,} updates, seed {provenance.seed}")
+        click.echo(
+            f"trained on  {provenance.dataset_id} ({provenance.dataset_hash[:12]}), {provenance.updates:,} updates, seed {provenance.seed}"
+        )
         click.echo("observation " + ", ".join(f"{f.name}{list(f.shape)}" for f in plant.fields))
         click.echo("action      " + ", ".join(f"{a.name} [{a.low:g}, {a.high:g}] {a.mode}, hold {a.hold}" for a in plant.actions))
-        click.echo("files       " + ", ".join(f"{name} {(opened.path / name).stat().st_size / 1024:.0f} KiB" for name in opened.manifest["files"]))
-        click.echo(f"certificate {len(stored['checks'])} checks against torch, largest difference {worst:.1e} (tolerance {stored['tolerance']:g})")
+        click.echo(
+            "files       " + ", ".join(f"{name} {(opened.path / name).stat().st_size / 1024:.0f} KiB" for name in opened.manifest["files"])
+        )
+        click.echo(
+            f"certificate {len(stored['checks'])} checks against torch, largest difference {worst:.1e} (tolerance {stored['tolerance']:g})"
+        )
         if result is not None and result.passed:
-            click.echo(f"verified    {len(result.checks)} checks again on this machine, largest difference {max(c.max_error for c in result.checks):.1e}")
+            again = max(c.max_error for c in result.checks)
+            click.echo(f"verified    {len(result.checks)} checks again on this machine, largest difference {again:.1e}")
     if result is not None and not result.passed:
-        raise BundleError(f"bundle {bundle} does not hold its certificate here ({'; '.join(result.failures()[:3])}): do not run it; export it again")
+        raise BundleError(
+            f"bundle {bundle} does not hold its certificate here ({'; '.join(result.failures()[:3])}): do not run it; export it again"
+        )

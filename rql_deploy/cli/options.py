@@ -25,7 +25,13 @@ def environment_options(function: F) -> F:
             click.option("--robot", default="Panda", show_default=True, help="Arm that robosuite puts on the table."),
             click.option("--controller", default="OSC_POSE", show_default=True, help="robosuite arm controller that takes the actions."),
             click.option("--control-rate", default=20, show_default=True, type=click.IntRange(1, 500), help="Actions per second."),
-            click.option("--horizon", default=DEFAULT_HORIZON, show_default=True, type=click.IntRange(1), help="Steps after which an episode has failed."),
+            click.option(
+                "--horizon",
+                default=DEFAULT_HORIZON,
+                show_default=True,
+                type=click.IntRange(1),
+                help="Steps after which an episode has failed.",
+            ),
         )
     ):
         function = option(function)
@@ -36,21 +42,21 @@ def noise_option(function: F) -> F:
     """--noise LOW:HIGH of the demonstrator."""
     return click.option(
         "--noise",
-        default="0:2.5",
+        default="0:2.2",
         show_default=True,
         help="Demonstrator noise LOW:HIGH; each episode draws its own level, so the data is of mixed quality. 0 is clean.",
     )(function)
 
 
 def parse_noise(text: str) -> tuple[float, float]:
-    """'0:2.5' or '1' as a range."""
+    """'0:2.2' or '1' as a range."""
     low, _, high = text.partition(":")
     try:
         bounds = float(low), float(high or low)
     except ValueError:
         bounds = (1.0, 0.0)
     if not 0.0 <= bounds[0] <= bounds[1] < float("inf"):
-        raise UserError(f"--noise takes LOW:HIGH with 0 <= LOW <= HIGH, not '{text}': try --noise 0:2.5")
+        raise UserError(f"--noise takes LOW:HIGH with 0 <= LOW <= HIGH, not '{text}': try --noise 0:2.2")
     return bounds
 
 

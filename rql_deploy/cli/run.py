@@ -6,6 +6,7 @@ from typing import Any
 
 import click
 
+from .evaluate import describe_score
 from .options import echo_json, environment_options
 
 
@@ -13,9 +14,21 @@ from .options import echo_json, environment_options
 @click.argument("task")
 @click.option("--connect", "endpoint", required=True, help="The policy server, e.g. tcp://127.0.0.1:5555.")
 @click.option("--episodes", default=3, show_default=True, type=click.IntRange(1), help="Episodes to play.")
-@click.option("--candidates", default=1, show_default=True, type=click.IntRange(1, 256), help="Chunks per decision; the one with the highest V is played.")
+@click.option(
+    "--candidates",
+    default=1,
+    show_default=True,
+    type=click.IntRange(1, 256),
+    help="Chunks per decision; the one with the highest V is played.",
+)
 @click.option("--seed", default=0, show_default=True, type=click.IntRange(0), help="Base seed of the episodes.")
-@click.option("--timeout", default=1.0, show_default=True, type=click.FloatRange(min=0.001), help="Seconds a decision may take before the tick is a hold.")
+@click.option(
+    "--timeout",
+    default=1.0,
+    show_default=True,
+    type=click.FloatRange(min=0.001),
+    help="Seconds a decision may take before the tick is a hold.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 @environment_options
 def command(task: str, endpoint: str, episodes: int, candidates: int, seed: int, timeout: float, as_json: bool, **settings: Any) -> None:
@@ -44,7 +57,9 @@ def command(task: str, endpoint: str, episodes: int, candidates: int, seed: int,
                 results.append(result)
                 if not as_json:
                     outcome = result.error or ("success" if result.success else "no success")
-                    click.echo(f"episode {index + 1}: {outcome} after {result.steps} steps" + (f", {result.holds} holds" if result.holds else ""))
+                    click.echo(
+                        f"episode {index + 1}: {outcome} after {result.steps} steps" + (f", {result.holds} holds" if result.holds else "")
+                    )
             stale = policy.stale_replies
     finally:
         plant.close()
@@ -53,9 +68,6 @@ def command(task: str, endpoint: str, episodes: int, candidates: int, seed: int,
     if as_json:
         echo_json({**summary, "stale_replies": stale})
         return
-    low, high = score.interval
     trip = summary["round_trip_ms"]
-    click.echo(
-        f"{score.successes} of {episodes} succeeded ({score.success:.0%}, 95 % interval {low:.0%} to {high:.0%}), {summary['steps']:.0f} steps on average; "
-        + (f"round trip p50 {trip['p50']:.2f} ms, p99 {trip['p99']:.2f} ms" if trip["p50"] is not None else "no decision arrived")
-    )
+    latency = "no decision arrived" if trip["p50"] is None else f"round trip p50 {trip['p50']:.2f} ms, p99 {trip['p99']:.2f} ms"
+    click.echo(f"{describe_score(score)}; {latency}")

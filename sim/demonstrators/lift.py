@@ -43,7 +43,7 @@ class LiftDemonstrator:
         self.ticks += 1
 
         if self.phase == "reach":
-            goal, grip = target + (0, 0, HOVER), -1.0
+            goal, grip = target + np.array([0.0, 0.0, HOVER]), -1.0
             error = np.abs(goal - hand)
             if error[:2].max() < 0.015 and error[2] < 0.03 and self.ticks > OPEN_TICKS:
                 self._enter("descend")

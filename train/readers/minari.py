@@ -16,15 +16,13 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from rql_deploy.contract import ActionDimension, ObservationField, PlantDescription
+from rql_deploy.contract import PLANT_KEY, ActionDimension, ObservationField, PlantDescription
 from rql_deploy.errors import UserError
 from rql_deploy.plain import from_plain, suggestion
 
 from ..store import TransitionStore
 
 MAIN_FILE = "main_data.hdf5"
-DESCRIPTION_KEY = "rql_deploy_plant"
-"""Entry of metadata.json in which our collector leaves the `PlantDescription`."""
 
 
 def datasets_root() -> Path:
@@ -76,14 +74,17 @@ def _read(dataset_id: str, metadata: Mapping[str, Any], file: h5py.File) -> Tran
             raise UserError(f"data set {dataset_id}: {name} has no rows: remove it")
         taken = taken.reshape(rows, -1)
         if taken.shape[1] != plant.action_dim:
-            raise UserError(f"data set {dataset_id}: {name} has actions of {taken.shape[1]} dimensions, the first episode has {plant.action_dim}")
+            raise UserError(
+                f"data set {dataset_id}: {name} has actions of {taken.shape[1]} dimensions, the first episode has {plant.action_dim}"
+            )
         observations.append(_flatten(dataset_id, name, plant, episode["observations"], rows))
         actions.append(taken)
         reward = np.asarray(episode["rewards"], np.float32)
         if reward.shape != (rows,):
             raise UserError(f"data set {dataset_id}: {name} has {reward.shape} rewards for {rows} actions")
         rewards.append(reward)
-        # A success flag latches at the step that reached it and ends the task there, even though recording went on; without one, Minari's terminations say where.
+        # A success flag latches at the step that reached it and ends the task there, even though recording went on;
+        # without one, Minari's terminations say where.
         success = _success_after_step(episode, rows)
         ended = success if success is not None else np.asarray(episode["terminations"], bool)
         masks.append(1.0 - ended.astype(np.float32))
@@ -116,15 +117,18 @@ def _flatten(dataset_id: str, name: str, plant: PlantDescription, node: h5py.Gro
         data = node[spec.name] if isinstance(node, h5py.Group) else node
         value = np.asarray(data, np.float32)
         if len(value) < rows or value.shape[1:] != spec.shape:
-            raise UserError(f"data set {dataset_id}: {name} has '{spec.name}' of shape {list(value.shape)} for {rows} actions and field shape {list(spec.shape)}")
+            raise UserError(
+                f"data set {dataset_id}: {name} has '{spec.name}' of shape {list(value.shape)}, "
+                f"for {rows} actions it should be {[rows, *spec.shape]} or one longer: collect that episode again"
+            )
         parts.append(value[:rows].reshape(rows, -1))
     return np.concatenate(parts, axis=1)
 
 
 def _plant(dataset_id: str, metadata: Mapping[str, Any], first: h5py.Group) -> PlantDescription:
     """Our own description where our collector left one, else what the spaces and arrays tell."""
-    if DESCRIPTION_KEY in metadata:
-        return from_plain(PlantDescription, json.loads(metadata[DESCRIPTION_KEY]), f"the plant description of {dataset_id}")
+    if PLANT_KEY in metadata:
+        return from_plain(PlantDescription, json.loads(metadata[PLANT_KEY]), f"the plant description of {dataset_id}")
     node = first["observations"]
     if isinstance(node, h5py.Group):
         fields = tuple(ObservationField(name, tuple(data.shape[1:])) for name, data in _leaves(dataset_id, node))
@@ -134,7 +138,9 @@ def _plant(dataset_id: str, metadata: Mapping[str, Any], first: h5py.Group) -> P
     low, high = _action_bounds(dataset_id, metadata, action_dim)
     actions = tuple(ActionDimension(f"action_{i}", lo, hi) for i, (lo, hi) in enumerate(zip(low, high, strict=True)))
     spec = json.loads(metadata["env_spec"]) if metadata.get("env_spec") else {}
-    return PlantDescription(str(spec.get("id") or dataset_id), fields, actions, control_rate=float(metadata.get("control_rate", 20.0)), environment=spec)
+    return PlantDescription(
+        str(spec.get("id") or dataset_id), fields, actions, control_rate=float(metadata.get("control_rate", 20.0)), environment=spec
+    )
 
 
 def _leaves(dataset_id: str, node: h5py.Group) -> Iterator[tuple[str, h5py.Dataset]]:

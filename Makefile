@@ -1,0 +1,46 @@
+# make setup | demo | test | test-all | lint
+#
+# PYTHON        interpreter for the virtual environment (3.11 or 3.12)
+# TORCH_INDEX   PyTorch's package index, for a build that fits your machine, e.g.
+#                 make demo TORCH_INDEX=https://download.pytorch.org/whl/cpu
+PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v python3)
+TORCH_INDEX ?=
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+TREE := build/tree
+
+.PHONY: setup demo test test-all lint tree clean
+
+setup: $(INSTALLED)
+
+$(INSTALLED): requirements.lock pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' \
+		|| { echo "rql-deploy's simulators need Python 3.11 or 3.12: make $(MAKECMDGOALS) PYTHON=python3.11"; rm -rf $(VENV); exit 2; }
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) -r requirements.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-build-isolation --no-deps --editable .
+	touch $@
+
+demo: setup
+	$(BIN)/rql-deploy demo
+
+test: setup lint
+	$(BIN)/python -m pytest -m "not slow"
+
+test-all: setup lint
+	$(BIN)/python -m pytest
+
+lint: setup tree
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	cd $(TREE) && $(abspath $(BIN))/mypy --config-file $(abspath pyproject.toml) --cache-dir $(abspath .mypy_cache) -p rql_deploy
+	cd $(TREE) && $(abspath $(BIN))/lint-imports --config $(abspath pyproject.toml) --no-cache
+
+# The rooms lie beside rql_deploy/ but are installed inside it; type and import checkers see them where they are installed.
+tree:
+	rm -rf $(TREE) && mkdir -p $(TREE)/rql_deploy
+	cd $(TREE)/rql_deploy && ln -s ../../../rql_deploy/* . && ln -s ../../../train ../../../export ../../../runtime ../../../sim .
+
+clean:
+	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info
