@@ -24,7 +24,7 @@ from .evaluate import contestant, remote_policy
 from .options import DEFAULT_HORIZON, DEFAULT_WORKERS, show_next
 
 if TYPE_CHECKING:
-    from rql_deploy.sim.evaluation import Score
+    from rql_deploy.sim.evaluation import Evaluation, Score
 
 TASK = "robosuite:Lift"
 NOISE = (0.0, 2.2)
@@ -122,38 +122,47 @@ def collect_and_train(output: Path, seed: int, updates: int = UPDATES) -> None:
 
 
 def evaluate(output: Path, seed: int, episodes: int = EVALUATION_EPISODES, workers: int = DEFAULT_WORKERS) -> dict[str, Score]:
-    """Every row of the table on the same seeds; the policies are asked over the socket."""
-    from rql_deploy.progress import ProgressLine
+    """Every row of the table on the same seeds; the policies are asked over the socket. A row already in `output` is not played again."""
     from rql_deploy.seeding import episode_seed
     from rql_deploy.sim.evaluation import Evaluation
     from rql_deploy.sim.tasks import Task
 
     heading(f"4/4 serve both bundles, and evaluate over the socket: {episodes} episodes with fresh seeds, the same for every row")
     seeds = [episode_seed(seed, index, "evaluate") for index in range(episodes)]
-    scores: dict[str, Score] = {}
     with (
         served(output / "bundle_bc") as cloning,
         served(output / "bundle") as rql,
         Evaluation(Task(TASK, SETTINGS), DEFAULT_HORIZON, workers) as evaluation,
     ):
-        for key in ROWS:
-            if key == "demonstrator":
-                stream = evaluation.play_demonstrator(seeds, NOISE)
-            else:
-                endpoint = cloning if key.startswith("bc") else rql
-                candidates = CANDIDATES if key.endswith("guided") else 1
-                stream = evaluation.play(contestant(key, functools.partial(remote_policy, endpoint), candidates), seeds)
-            progress = ProgressLine(f"{ROWS[key]:32}", episodes, "episodes")
-            results = []
-            for result in stream:
-                results.append(result)
-                progress.update(len(results))
-            progress.finish(len(results))
-            scores[key] = evaluation.score(key, results, seeds)
-    with (output / "episodes.jsonl").open("w") as file:
-        for key, score in scores.items():
-            file.writelines(json.dumps({"row": key, **asdict(result)}) + "\n" for result in score.results)
-    return scores
+        return {key: play_row(evaluation, key, seeds, cloning if key.startswith("bc") else rql, output) for key in ROWS}
+
+
+def play_row(evaluation: Evaluation, key: str, seeds: list[int], endpoint: str, output: Path) -> Score:
+    """One row of the table; its episodes are kept in `episodes_KEY.jsonl`."""
+    from rql_deploy.policy import EpisodeResult
+    from rql_deploy.progress import ProgressLine
+
+    file = output / f"episodes_{key}.jsonl"
+    if file.exists():
+        results = [EpisodeResult(**json.loads(line)) for line in file.read_text().splitlines()]
+        return evaluation.score(key, results, seeds)
+    if key == "demonstrator":
+        stream = evaluation.play_demonstrator(seeds, NOISE)
+    else:
+        stream = evaluation.play(
+            contestant(key, functools.partial(remote_policy, endpoint), CANDIDATES if key.endswith("guided") else 1), seeds
+        )
+    progress = ProgressLine(f"{ROWS[key]:32}", len(seeds), "episodes")
+    results = []
+    for result in stream:
+        results.append(result)
+        progress.update(len(results))
+    progress.finish(len(results))
+    score = evaluation.score(key, results, seeds)
+    partial = file.with_suffix(".partial")
+    partial.write_text("".join(json.dumps(asdict(result)) + "\n" for result in score.results))
+    partial.rename(file)
+    return score
 
 
 def report(output: Path, scores: dict[str, Score], seed: int, seconds: float) -> None:

@@ -2,7 +2,6 @@ import math
 
 import pytest
 import torch
-
 from rql_deploy.train.networks import ValueEnsemble, VectorField
 
 
