@@ -60,9 +60,8 @@ def main() -> None:
             [n for score in scores.values() for n in score["rql_guided"].lengths],
             [n for score in scores.values() for n in score[key].lengths],
         )
-        print(
-            f"{demo.ROWS[key]:32} success {success[0]:+.1%} [{success[1]:+.1%}, {success[2]:+.1%}]  steps {steps[0]:+.1f} [{steps[1]:+.1f}, {steps[2]:+.1f}]"
-        )
+        differences = "success {:+.1%} [{:+.1%}, {:+.1%}]".format(*success), "steps {:+.1f} [{:+.1f}, {:+.1f}]".format(*steps)
+        print(f"{demo.ROWS[key]:32} {differences[0]}  {differences[1]}")
         report[f"rql_guided - {key}"] = {"success": success, "steps": steps}
     print(json.dumps(report))
 

@@ -16,9 +16,10 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 import torch
+from torch import Tensor, nn
+
 from rql_deploy.train.networks import ValueEnsemble, VectorField
 from rql_deploy.train.rql import RQL, Batch, Noise, RQLConfig, integrate
-from torch import Tensor, nn
 
 TOLERANCE, ACTION_TOLERANCE = 1e-5, 1e-4
 UPDATES = 3

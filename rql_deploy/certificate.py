@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     import onnxruntime
 
 TOLERANCE = 1e-5
-"""Actions and x: absolute on data set observations, relative to the output's size on extreme ones. V and spread: times max(1, scale)."""
+"""Of an error divided by its scale (`_scale`): absolute for actions and x on data set observations, relative elsewhere."""
 QUANTILES = (0.5, 0.9, 0.99)
 CASE_SETS = ("dataset", "extreme")
 Arrays = Mapping[str, NDArray[Any]]
@@ -88,7 +88,8 @@ def check(folder: Path, contract: Contract, cases: Arrays) -> Certificate:
         observations, noise = cases[f"{case}/observations"], cases[f"{case}/noise"]
         ours = run_graphs(sessions, contract, observations, noise)
         for name, output in ours.items():
-            checks += [_compare(name, case, r, output, cases[f"{case}/{r}/{name}"]) for r in ("float32", "float64")]
+            scale = _scale(name, case, cases, contract.F)
+            checks += [_compare(name, case, r, output, cases[f"{case}/{r}/{name}"], scale) for r in ("float32", "float64")]
         same_bytes &= ours["policy"].tobytes() == ours[f"refine/{contract.F - 1}/preview"].tobytes()
         for row in range(0, len(observations), max(1, len(observations) // 4)):
             alone = run_graphs(sessions, contract, observations[row : row + 1], noise[row : row + 1])
@@ -117,11 +118,24 @@ def run_graphs(
     return outputs
 
 
-def _compare(name: str, case: str, reference: str, ours: NDArray[np.float32], theirs: NDArray[Any]) -> Check:
-    size = float(np.abs(theirs).max())
-    # Features, V, spread and everything beyond the data's range are compared relative to their size.
-    absolute = case == "dataset" and name.startswith(("policy", "refine"))
-    scale = 1.0 if absolute else max(1.0, size)
+def _scale(name: str, case: str, cases: Arrays, flow_steps: int) -> float:
+    """What an error is measured against: 1 for actions and x on data set observations, else the output's size where that is over 1.
+
+    An action beyond the data's range is clipped from something far larger, so it is that size which its error comes from.
+    """
+    x = [cases[f"{case}/noise"], *(cases[f"{case}/float64/refine/{k}/x"] for k in range(flow_steps))]
+    if name.startswith(("policy", "refine")):
+        if case == "dataset":
+            return 1.0
+        kind, _, rest = name.partition("/")
+        k = int(rest.split("/")[0]) if kind == "refine" else flow_steps - 1
+        f, delta = flow_schedule(flow_steps)[k]
+        finished = x[k] + (x[k + 1] - x[k]) * ((1.0 - f) / delta)
+        return max(1.0, float(np.abs(finished).max()), float(np.abs(x[k + 1]).max()))
+    return max(1.0, float(np.abs(cases[f"{case}/float64/{name}"]).max()))
+
+
+def _compare(name: str, case: str, reference: str, ours: NDArray[np.float32], theirs: NDArray[Any], scale: float) -> Check:
     error = np.abs(ours.astype(np.float64) - theirs.astype(np.float64)) / scale
     worst = float(np.nan_to_num(error, nan=np.inf).max())
     return Check(

@@ -33,6 +33,7 @@ def command(task: str, episodes: int, output: str, seed: int, workers: int, as_j
     noise_range = parse_noise(noise)
     collect.target_folder(output)
     work = Task(task, settings)
+    work.check()
     recorded: list[collect.Episode] = []
     progress = ProgressLine(f"collect {task}", episodes, "episodes")
 

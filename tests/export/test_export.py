@@ -148,7 +148,7 @@ def test_the_certificate_notices_steps_that_differ_from_the_unrolled_policy(run:
     modules, contract, observations = modules_and_contract(run)
     other = dataclasses.replace(contract, F=9)
     # A policy unrolled for another F than the contract says.
-    with pytest.raises(UserError, match="policy is off by"):
+    with pytest.raises(UserError, match="refinement steps and the unrolled policy differ"):
         export_bundle(modules, other, observations, tmp_path / "bundle")
 
 

@@ -2,6 +2,7 @@ import math
 
 import pytest
 import torch
+
 from rql_deploy.train.networks import ValueEnsemble, VectorField
 
 

@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+
 from rql_deploy.train.networks import gelu
 from rql_deploy.train.rql import RQL, Batch, RQLConfig, draw_noise, integrate, reverse, window_masks
-
 from tests.conftest import ROOT
 
 FIXTURE = ROOT / "tests" / "data" / "rql_reference_h3.npz"

@@ -3,9 +3,9 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
-from rql_deploy.train.sampler import WindowSampler
 
 from rql_deploy.errors import UserError
+from rql_deploy.train.sampler import WindowSampler
 from tests.conftest import make_store
 
 

@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from rql_deploy.errors import UserError
 from rql_deploy.train.checkpoint import load_checkpoint
 from rql_deploy.train.config import TrainConfig, load_config, preset_names
 from rql_deploy.train.rql import RQLConfig
 from rql_deploy.train.trainer import Trainer
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-from rql_deploy.errors import UserError
 from tests.conftest import TINY, assert_refused, cli, make_store, write_minari
 
 CONFIG = TrainConfig(
@@ -113,7 +113,7 @@ def test_a_full_disk_leaves_the_previous_checkpoint_in_charge(tmp_path: Path, mo
 def test_a_loss_that_becomes_nan_stops_the_run(tmp_path: Path) -> None:
     store = make_store()
     store.rewards[:] = 3e38
-    with pytest.raises(UserError, match="became (inf|nan) at update 4"):
+    with pytest.raises(UserError, match=r"became (inf|nan) at update 4"):
         Trainer(CONFIG, store, tmp_path / "run").train()
 
 

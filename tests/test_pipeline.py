@@ -1,0 +1,153 @@
+"""The pipeline as a user types it, every step a process of its own: real robosuite, real files, a real socket."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from minari import MinariDataset
+
+from rql_deploy.seeding import episode_seed
+from rql_deploy.train.readers.minari import read_minari
+from tests.conftest import TINY, assert_refused, cli, run_cli, serving
+
+COLLECT = ("collect", "robosuite:Lift", "--horizon", 50)
+
+
+@pytest.fixture(scope="module")
+def recorded(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    output = tmp_path_factory.mktemp("recorded") / "lift"
+    result = run_cli(*COLLECT, "--episodes", 4, "--noise", "0:1.5", "--seed", 3, "--workers", 2, "--output", output)
+    assert result.returncode == 0, result.stderr
+    assert "rql-deploy train --dataset" in result.stdout
+    return output
+
+
+@pytest.fixture(scope="module")
+def lift_bundle(recorded: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("pipeline")
+    trained = run_cli("train", "--dataset", recorded, "--output", folder / "run", "--updates", 30, *TINY)
+    assert trained.returncode == 0, trained.stderr
+    assert "updates/s" in trained.stderr
+    exported = run_cli("export", folder / "run", "--output", folder / "bundle")
+    assert exported.returncode == 0, exported.stderr
+    return folder / "bundle"
+
+
+def test_demonstrations_are_a_minari_data_set_that_knows_its_environment(recorded: Path) -> None:
+    data = MinariDataset(recorded / "data")
+    assert data.total_episodes == 4
+    env = data.recover_environment()
+    seeds = [episode_seed(3, index, "collect") for index in range(4)]
+    for seed, episode in zip(seeds, data.iterate_episodes(), strict=True):
+        observation, _ = env.reset(seed=seed)
+        assert all(np.array_equal(observation[name], episode.observations[name][0]) for name in observation)
+        assert np.array_equal(episode.rewards, episode.infos["success"][1:] - 1.0)
+        if episode.terminations[-1]:
+            assert episode.infos["success"].sum() >= 5
+    env.close()
+
+
+def test_rows_after_success_do_not_bootstrap(recorded: Path) -> None:
+    store = read_minari(str(recorded))
+    assert store.successes is not None
+    assert np.array_equal(store.masks, -store.rewards)
+    assert [store.masks[end - 1] == 0 for end in store.ends] == store.successes.tolist()
+
+
+def test_an_episode_is_the_same_whatever_the_number_of_workers(recorded: Path, tmp_path: Path) -> None:
+    result = run_cli(*COLLECT, "--episodes", 2, "--noise", "0:1.5", "--seed", 3, "--workers", 1, "--output", tmp_path / "lift")
+    assert result.returncode == 0, result.stderr
+    a, b = read_minari(str(recorded)), read_minari(str(tmp_path / "lift"))
+    rows = int(b.ends[-1])
+    assert a.ends[:2].tolist() == b.ends.tolist()
+    assert np.array_equal(a.observations[:rows], b.observations)
+    assert np.array_equal(a.actions[:rows], b.actions)
+
+
+def test_jax_is_never_imported(tmp_path: Path) -> None:
+    code = (
+        "import sys\nfrom rql_deploy.sim import collect, tasks\nimport minari, minari.data_collector\n"
+        "assert not any(m.partition('.')[0] in ('jax', 'jaxlib') for m in sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_an_interrupted_collection_keeps_the_finished_episodes(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "rql_deploy", *map(str, COLLECT), "--episodes", "200", "--output", str(tmp_path / "lift")]
+    log = tmp_path / "log"
+    with log.open("w") as stream:
+        process = subprocess.Popen(command, stdout=stream, stderr=subprocess.STDOUT, text=True)
+        for _ in range(600):
+            if re.search(r"[1-9]\d*/200", log.read_text()):
+                break
+            time.sleep(0.1)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=60) == 0, log.read_text()
+    assert "interrupted: the finished episodes are kept" in log.read_text()
+    assert 1 <= read_minari(str(tmp_path / "lift")).episodes < 200
+    assert sorted(os.listdir(tmp_path)) == ["lift", "log"]
+
+
+def test_a_served_policy_drives_the_simulator_over_the_socket(lift_bundle: Path) -> None:
+    with serving(lift_bundle) as (address, _):
+        result = run_cli("run", "robosuite:Lift", "--connect", address, "--episodes", 2, "--horizon", 20, "--candidates", 4, "--json")
+        assert result.returncode == 0, result.stderr
+        summary = json.loads(result.stdout)
+        assert summary["episodes"] == 2
+        assert summary["steps"] <= 20
+        assert summary["round_trip_ms"]["p50"] > 0
+        other = run_cli("run", "robosuite:Lift", "--connect", address, "--control-rate", 10)
+        assert_refused(other, "made for another plant", "10 Hz instead of 20 Hz")
+
+
+def test_in_process_and_over_the_socket_episodes_are_the_same(lift_bundle: Path, tmp_path: Path) -> None:
+    evaluate = ("evaluate", "robosuite:Lift", "--episodes", 2, "--horizon", 20, "--candidates", 2, "--workers", 1)
+    with serving(lift_bundle) as (address, _):
+        for name, source in (("onnx", ("--bundle", lift_bundle)), ("socket", ("--connect", address))):
+            result = run_cli(*evaluate, *source, "--output", tmp_path / name)
+            assert result.returncode == 0, result.stderr
+    episodes = [[json.loads(line) for line in (tmp_path / name).read_text().splitlines()] for name in ("onnx", "socket")]
+    assert [(e["seed"], e["success"], e["steps"]) for e in episodes[0]] == [(e["seed"], e["success"], e["steps"]) for e in episodes[1]]
+
+
+def test_training_on_data_of_other_dimensions_is_refused(recorded: Path, run: Path) -> None:
+    assert_refused(cli("train", "--dataset", recorded, "--output", run, "--resume", *TINY), "was trained on data set")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("collect", "robosuite:Lft", "--output", "x"), ("no task 'Lft'", "Lift")),
+        (("collect", "Lift", "--output", "x"), ("robosuite:Lift",)),
+        (("collect", "robosuite:Door", "--output", "x"), ("no scripted demonstrator", "robosuite:Lift")),
+        (("collect", "robosuite:Lift", "--output", "x", "--noise", "3:1"), ("--noise takes LOW:HIGH",)),
+        (("run", "robosuite:Lift", "--connect", "tcp://127.0.0.1:9"), ("no policy server answers", "rql-deploy serve")),
+        (("run", "robosuite:Lft", "--connect", "tcp://127.0.0.1:9"), ("no task 'Lft'",)),
+        (("evaluate", "robosuite:Lift"), ("exactly one of",)),
+        (("evaluate", "robosuite:Lift", "--bundle", "nowhere"), ("no bundle at nowhere",)),
+        (("train", "--dataset", "nowhere", "--output", "x"), ("no Minari data set 'nowhere'",)),
+        (("export", "nowhere", "--output", "x"), ("neither a checkpoint nor a run",)),
+        (("serve", "nowhere"), ("no bundle at nowhere",)),
+        (("inspect", "nowhere"), ("no bundle at nowhere",)),
+        (("simulate",), ("no command 'simulate'",)),
+    ],
+)
+def test_bad_input_is_one_sentence_and_leaves_nothing(
+    arguments: tuple[str, ...], words: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert_refused(cli(*arguments), *words)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_existing_data_set_is_not_overwritten(recorded: Path) -> None:
+    before = (recorded / "data" / "main_data.hdf5").stat().st_mtime
+    assert_refused(cli(*COLLECT, "--output", recorded), "exists already")
+    assert (recorded / "data" / "main_data.hdf5").stat().st_mtime == before
