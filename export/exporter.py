@@ -70,7 +70,7 @@ def export_bundle(
         write_graphs(modules, contract, staging)
         (staging / CONTRACT).write_text(contract.to_json())
         cases = make_cases(modules, contract, observations)
-        np.savez(staging / CASES, **cases)
+        np.savez_compressed(staging / CASES, allow_pickle=False, **cases)
         result = certificate.check(staging, contract, cases)
         if not result.passed:
             raise UserError(

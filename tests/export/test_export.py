@@ -20,7 +20,7 @@ from rql_deploy.runtime.onnx_policy import OnnxPolicy
 from rql_deploy.seeding import flow_noise
 from rql_deploy.train.checkpoint import load_checkpoint
 from rql_deploy.train.handover import make_contract, make_modules, make_policy
-from tests.conftest import assert_refused, cli
+from tests.conftest import ROOT, assert_refused, cli
 
 
 def random_observations(contract: Contract, rows: int, seed: int = 0) -> np.ndarray:
@@ -46,7 +46,7 @@ def test_every_graph_carries_the_contract_and_standard_operators_only(bundle: Pa
         properties = {p.key: p.value for p in model.metadata_props}
         assert properties[CONTRACT_ID_KEY] == contract.contract_id
         assert Contract.from_json(properties[CONTRACT_KEY]) == contract
-        assert b"/tests/" not in model.SerializeToString()
+        assert str(ROOT).encode() not in model.SerializeToString()
 
 
 @pytest.mark.parametrize("level", ["ORT_DISABLE_ALL", "ORT_ENABLE_BASIC", "ORT_ENABLE_EXTENDED", "ORT_ENABLE_ALL"])
