@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import importlib
 import logging
+import os
+import sys
 from collections.abc import Mapping
 from functools import cache
 from types import ModuleType
@@ -29,6 +31,9 @@ ROBOT_FIELDS = ("robot0_eef_pos", "robot0_eef_quat", "robot0_gripper_qpos")
 @cache
 def import_robosuite() -> ModuleType:
     """Import robosuite without its console warnings (it prints a flood at import and at every reset)."""
+    # Headless machines render with EGL; a stack left to guess can hang. What the user set is respected.
+    if sys.platform.startswith("linux"):
+        os.environ.setdefault("MUJOCO_GL", "egl")
     # A filter, because robosuite sets the logger's level itself while it is being imported.
     logging.getLogger("robosuite_logs").addFilter(lambda record: record.levelno >= logging.ERROR)
     return importlib.import_module("robosuite")
