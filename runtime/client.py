@@ -27,7 +27,7 @@ DEFAULT_TIMEOUT = 1.0
 """Seconds a call without a deadline waits."""
 
 
-class ServerError(Exception):
+class ServerError(UserError):
     """The server refused a request; `code` is the protocol's error code."""
 
     def __init__(self, code: str, text: str):

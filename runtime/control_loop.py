@@ -28,7 +28,10 @@ class ControlLoop:
     def run_episode(self, seed: int) -> EpisodeResult:
         """Play one episode from `seed` to success, the horizon or a fault; the same seed and policy give the same episode."""
         self.plant.reset(seed)
-        self.policy.reset()
+        try:
+            self.policy.reset()
+        except DeadlineMissed as missed:
+            return EpisodeResult(seed, False, 0, error=f"the policy could not be reset: {missed}")
         description = self.policy.contract.plant
         chunk: list[NDArray[np.float32]] = []
         last = hold_action(description, None)

@@ -16,9 +16,10 @@ import tempfile
 import warnings
 from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,6 +30,8 @@ from rql_deploy.seeding import episode_seed
 
 from .robosuite_env import RobosuiteEnv
 from .tasks import Task, describe, find_demonstrator
+
+T = TypeVar("T")
 
 PROVENANCE_KEY = "rql_deploy_collection"
 DATASET_ID = re.compile(r"^(?:[\w-]{2,}/)*[\w-]{2,}-v\d+$")
@@ -71,6 +74,14 @@ def worker_pool(workers: int) -> ProcessPoolExecutor:
     return ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"), initializer=start_worker)
 
 
+def finished(future: Future[T]) -> T:
+    """A worker's result; raises UserError when its process died (what the worker itself raised comes through as it is)."""
+    try:
+        return future.result()
+    except BrokenProcessPool as error:
+        raise UserError("a simulator process died, most likely for want of memory: pass fewer --workers") from error
+
+
 def demonstrate(task: Task, index: int, seed: int, noise_range: tuple[float, float]) -> Episode:
     """Record one episode of the task's demonstrator; its noise level is drawn from the range by the episode's seed."""
     global _env
@@ -107,7 +118,7 @@ def collect(task: Task, episodes: int, *, noise_range: tuple[float, float], seed
             for future in done:
                 waiting.discard(future)
                 _submit(pool, waiting, todo, task, noise_range, seed)
-                yield future.result()
+                yield finished(future)
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
 

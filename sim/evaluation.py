@@ -17,7 +17,7 @@ from rql_deploy.contract import PlantDescription
 from rql_deploy.policy import EpisodeResult, EpisodicPlant, Policy
 from rql_deploy.statistics import percentile_ms, wilson_interval
 
-from .collect import demonstrate, worker_pool
+from .collect import demonstrate, finished, worker_pool
 from .tasks import EnvPlant, Task, describe
 
 MakePolicy = Callable[[PlantDescription], Policy]
@@ -112,15 +112,15 @@ class Evaluation:
         """Results as they finish, in any order."""
         futures = [self._pool.submit(_play, self.task, contestant, seed) for seed in seeds]
         for future in as_completed(futures):
-            yield future.result()
+            yield finished(future)
 
     def play_demonstrator(self, seeds: Sequence[int], noise_range: tuple[float, float]) -> Iterator[EpisodeResult]:
         """The scripted demonstrator on the same seeds."""
         futures = [self._pool.submit(_play_demonstrator, self.task, seed, noise_range) for seed in seeds]
         for future in as_completed(futures):
-            yield future.result()
+            yield finished(future)
 
     def score(self, key: str, results: Sequence[EpisodeResult], seeds: Sequence[int]) -> Score:
-        """Results put in the order of the seeds."""
+        """The results there are, in the order of the seeds."""
         by_seed = {r.seed: r for r in results}
-        return Score(key, tuple(by_seed[seed] for seed in seeds), self.horizon)
+        return Score(key, tuple(by_seed[seed] for seed in seeds if seed in by_seed), self.horizon)

@@ -73,6 +73,12 @@ class Trainer:
     def resume(self) -> None:
         """Continue from the run's latest checkpoint; refuses another data set or configuration, naming the difference."""
         checkpoint = load_checkpoint(self.run)
+        differences = checkpoint.plant.differences(self.store.plant)
+        if differences:
+            raise UserError(
+                f"data set {self.store.dataset_id} does not fit run {self.run} ({'; '.join(differences)}): "
+                "pass the data the run was started on, or another --output for a new run"
+            )
         if checkpoint.dataset_hash != self.store.content_hash:
             raise UserError(
                 f"run {self.run} was trained on data set {checkpoint.dataset_id} ({checkpoint.dataset_hash[:12]}), "

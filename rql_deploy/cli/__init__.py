@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import signal
 from typing import Any
 
 import click
@@ -83,3 +84,5 @@ def main() -> None:
 
     Start with `rql-deploy demo --quick` (a minute) or `rql-deploy demo` (the whole pipeline).
     """
+    # A batch system's SIGTERM stops a command as Ctrl-C does, with what is finished kept.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)

@@ -230,7 +230,13 @@ def rql_deploy_command(*arguments: str, stdout: Path | None = None) -> None:
     """Run one verb to its end with its progress on the terminal; the demo ends with it if it fails."""
     with contextlib.ExitStack() as stack:
         target = stack.enter_context(stdout.open("w")) if stdout else None
-        status = subprocess.run(program(*arguments), stdout=target, check=False).returncode
+        process = subprocess.Popen(program(*arguments), stdout=target)
+        try:
+            status = process.wait()
+        except KeyboardInterrupt:
+            # The terminal's Ctrl-C reached it too, a SIGTERM to the demo did not; either way it saves and ends by itself.
+            stop(process)
+            raise
     if status:
         raise UserError(f"the demo stopped because `rql-deploy {' '.join(arguments[:2])} ...` failed (status {status}, see above)")
 

@@ -152,9 +152,14 @@ def command(
     progress = ProgressLine(f"evaluate {task}", episodes, "episodes")
     results: list[EpisodeResult] = []
     with Evaluation(work, settings["horizon"], min(workers, episodes)) as evaluation:
-        for result in evaluation.play(player, seeds) if player else evaluation.play_demonstrator(seeds, parse_noise(noise)):
-            results.append(result)
-            progress.update(len(results), success=sum(r.success for r in results) / len(results))
+        try:
+            for result in evaluation.play(player, seeds) if player else evaluation.play_demonstrator(seeds, parse_noise(noise)):
+                results.append(result)
+                progress.update(len(results), success=sum(r.success for r in results) / len(results))
+        except KeyboardInterrupt:
+            click.echo(f"\ninterrupted: {len(results)} of {episodes} episodes are finished and count", err=True)
+        if not results:
+            raise click.Abort
         score = evaluation.score(player.key if player else "demonstrator", results, seeds)
     progress.finish(len(results), success=score.success)
     if output is not None:

@@ -53,16 +53,23 @@ def command(task: str, endpoint: str, episodes: int, candidates: int, seed: int,
         with RemotePolicy.connect(endpoint, plant=describe(task, env)) as policy:
             loop = ControlLoop(plant, policy, candidates=candidates, deadline=timeout)
             for index in range(episodes):
-                result = loop.run_episode(episode_seed(seed, index, "evaluate"))
+                try:
+                    result = loop.run_episode(episode_seed(seed, index, "evaluate"))
+                except KeyboardInterrupt:
+                    break
                 results.append(result)
                 if not as_json:
                     outcome = result.error or ("success" if result.success else "no success")
                     click.echo(
                         f"episode {index + 1}: {outcome} after {result.steps} steps" + (f", {result.holds} holds" if result.holds else "")
                     )
+                if result.error:
+                    break
             stale = policy.stale_replies
     finally:
         plant.close()
+    if not results:
+        raise click.Abort
     score = Score("run", tuple(results), settings["horizon"])
     summary = score.summary()
     if as_json:
