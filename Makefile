@@ -19,7 +19,9 @@ $(INSTALLED): requirements.lock pyproject.toml
 	$(BIN)/python -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' \
 		|| { echo "rql-deploy's simulators need Python 3.11 or 3.12: make $(MAKECMDGOALS) PYTHON=python3.11"; rm -rf $(VENV); exit 2; }
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) -r requirements.lock
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-build-isolation --no-deps --editable .
+	mkdir -p build
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-build-isolation --no-deps --editable . 2> build/install.log \
+		|| { cat build/install.log; exit 1; }
 	touch $@
 
 demo: setup

@@ -10,9 +10,10 @@ import contextlib
 import ipaddress
 import signal
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections import deque
+from collections.abc import Iterator
 from types import FrameType
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import zmq
@@ -26,6 +27,20 @@ from . import protocol
 from .protocol import ProtocolError
 
 MAX_QUEUED_PER_CLIENT = 64
+MAX_WAITING = 1024
+"""Requests taken in and not yet answered, over all clients; more wait in ZeroMQ's own bounded queues."""
+
+Header = dict[str, Any]
+Arrays = dict[str, NDArray[Any]]
+
+
+class Request(NamedTuple):
+    """A message that waits for its turn."""
+
+    client: bytes
+    frames: list[Any]
+    received: float
+    """Seconds on this process's monotonic clock."""
 
 
 class PolicyServer:
@@ -37,6 +52,7 @@ class PolicyServer:
         self.requests = self.errors = 0
         self._contract = policy.contract.to_json()
         self._stopping = False
+        self._waiting: deque[Request] = deque()
         self._context = zmq.Context()
         self._socket = self._context.socket(zmq.ROUTER)
         self._socket.setsockopt(zmq.LINGER, 0)
@@ -72,41 +88,33 @@ class PolicyServer:
         poller = zmq.Poller()
         poller.register(self._socket, zmq.POLLIN)
         while not self._stopping:
-            if poller.poll(poll_ms):
-                self._drain()
+            if self._waiting or poller.poll(poll_ms):
+                self._receive()
+                self._answer_next()
 
-    def _drain(self) -> None:
-        while not self._stopping:
+    def _receive(self) -> None:
+        """Take in what has arrived, so that a request's budget runs while it waits for its turn."""
+        while len(self._waiting) < MAX_WAITING:
             try:
                 frames = self._socket.recv_multipart(zmq.NOBLOCK, copy=False)
             except zmq.Again:
                 return
-            received = time.monotonic()
-            client, body = frames[0].bytes, [frame.buffer for frame in frames[1:]]
-            reply = self._answer(body, received)
-            with contextlib.suppress(zmq.ZMQError):  # the client is gone or does not read: its reply is its own loss
-                self._socket.send_multipart([client, *reply], zmq.NOBLOCK, copy=False)
+            self._waiting.append(Request(frames[0].bytes, [frame.buffer for frame in frames[1:]], time.monotonic()))
 
-    def _answer(self, body: list[Any], received: float) -> list[Any]:
+    def _answer_next(self) -> None:
+        request = self._waiting.popleft()
+        with contextlib.suppress(zmq.ZMQError):  # the client is gone or does not read: its reply is its own loss
+            self._socket.send_multipart([request.client, *self._answer(request)], zmq.NOBLOCK, copy=False)
+
+    def _answer(self, request: Request) -> list[Any]:
         self.requests += 1
         echo: dict[str, Any] = {"v": protocol.VERSION}
         try:
-            header, arrays = protocol.decode(body)
+            header, arrays = protocol.decode(request.frames)
             echo |= {key: header[key] for key in ("id", "epoch") if type(header.get(key)) is int}
             if header.get("v") != protocol.VERSION:
                 raise ProtocolError("version", f"this server speaks protocol {protocol.VERSION}")
-            operation = header.get("op")
-            handlers: dict[
-                Any, Callable[[Mapping[str, Any], Mapping[str, NDArray[Any]], float], tuple[dict[str, Any], dict[str, NDArray[Any]]]]
-            ] = {
-                "hello": self._hello,
-                "act": self._act,
-                "reset": self._reset,
-                "ping": self._ping,
-            }
-            if operation not in protocol.OPERATIONS:
-                raise ProtocolError("unknown_operation", f"this server knows {', '.join(protocol.OPERATIONS)}")
-            result, out = handlers[operation](header, arrays, received)
+            result, out = self._carry_out(header, arrays, request.received)
             return protocol.encode({**echo, "ok": True, **result}, out)
         except ProtocolError as error:
             code, text = error.code, str(error)
@@ -115,27 +123,34 @@ class PolicyServer:
         self.errors += 1
         return protocol.encode({**echo, "ok": False, "code": code, "error": text})
 
-    def _hello(
-        self, _header: Mapping[str, Any], _arrays: Mapping[str, NDArray[Any]], _received: float
-    ) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
+    def _carry_out(self, header: Header, arrays: Arrays, received: float) -> tuple[Header, Arrays]:
+        match header.get("op"):
+            case "hello":
+                return self._hello(), {}
+            case "act":
+                return self._act(header, arrays, received)
+            case "reset":
+                self.policy.reset()
+                return {}, {}
+            case "ping":
+                return {"requests": self.requests, "errors": self.errors}, {}
+        raise ProtocolError("unknown_operation", f"this server knows {', '.join(protocol.OPERATIONS)}")
+
+    def _hello(self) -> Header:
         return {
             "server": f"rql-deploy {rql_deploy.__version__}",
             "capabilities": list(protocol.OPERATIONS),
             "contract_id": self.policy.contract.contract_id,
             "contract": self._contract,
-        }, {}
+        }
 
-    def _act(
-        self, header: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]], received: float
-    ) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
+    def _act(self, header: Header, arrays: Arrays, received: float) -> tuple[Header, Arrays]:
         budget = _number(header, "budget", 1e-6, 3600.0)
-        candidates = _whole(header, "candidates", 1, 256, 1)
-        seed = _whole(header, "seed", 0, 2**64 - 1, None)
-        queued = time.monotonic() - received
-        if budget is not None and queued > budget:
+        candidates = _whole(header, "candidates", 1, 256)
+        seed = _whole(header, "seed", 0, 2**64 - 1)
+        if budget is not None and time.monotonic() - received > budget:
             raise ProtocolError("expired", "the request's budget was spent before its turn came")
-        observation = {name: array for name, array in arrays.items()}
-        decision = self.policy.act(observation, candidates=candidates or 1, value=bool(header.get("value", False)), seed=seed)
+        decision = self.policy.act(arrays, candidates=candidates or 1, value=header.get("value") is True, seed=seed)
         result = {
             "value": decision.value,
             "spread": decision.spread,
@@ -144,17 +159,6 @@ class PolicyServer:
             "timing": {**decision.timing, "server": time.monotonic() - received},
         }
         return result, {"actions": np.asarray(decision.actions, np.float32)}
-
-    def _reset(
-        self, _header: Mapping[str, Any], _arrays: Mapping[str, NDArray[Any]], _received: float
-    ) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
-        self.policy.reset()
-        return {}, {}
-
-    def _ping(
-        self, _header: Mapping[str, Any], _arrays: Mapping[str, NDArray[Any]], _received: float
-    ) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
-        return {"requests": self.requests, "errors": self.errors}, {}
 
 
 @contextlib.contextmanager
@@ -191,7 +195,7 @@ def check_bind(bind: str, insecure: bool) -> None:
     )
 
 
-def _number(header: Mapping[str, Any], key: str, low: float, high: float) -> float | None:
+def _number(header: Header, key: str, low: float, high: float) -> float | None:
     value = header.get(key)
     if value is None:
         return None
@@ -200,10 +204,8 @@ def _number(header: Mapping[str, Any], key: str, low: float, high: float) -> flo
     return float(value)
 
 
-def _whole(header: Mapping[str, Any], key: str, low: int, high: int, default: int | None) -> int | None:
+def _whole(header: Header, key: str, low: int, high: int) -> int | None:
     value = header.get(key)
-    if value is None:
-        return default
-    if type(value) is not int or not low <= value <= high:
+    if value is not None and (type(value) is not int or not low <= value <= high):
         raise ProtocolError("bad_request", f"{key} must be a whole number from {low} to {high}")
     return value

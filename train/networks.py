@@ -39,13 +39,15 @@ class _Gelu(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:  # type: ignore[override]
+    def forward(ctx: Any, x: Tensor) -> Tensor:
         gate = (x * x).mul_(GELU_CUBIC).add_(GELU_LINEAR).mul_(x).sigmoid_()
         ctx.save_for_backward(x, gate)
         return x * gate
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        x: Tensor
+        gate: Tensor
         x, gate = ctx.saved_tensors
         # d/dx [x s(q)] = s + x s (1 - s) q', with x q' = GELU_LINEAR x + 3 GELU_CUBIC x^3
         slope = (x * x).mul_(3.0 * GELU_CUBIC).add_(GELU_LINEAR).mul_(x)

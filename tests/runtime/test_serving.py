@@ -189,6 +189,31 @@ def test_two_clients_get_their_own_answers(endpoint: str) -> None:
     assert all(np.array_equal(results[seed], alone[seed]) for seed in range(20))
 
 
+def test_a_request_whose_budget_is_spent_in_the_queue_is_not_computed(bundle: Path) -> None:
+    contract = Bundle.open(bundle).contract
+    fields = {name: np.asarray(value, np.float32) for name, value in observation(contract).items()}
+
+    def ask(number: int, **entries: object) -> list[bytes]:
+        return [bytes(f) for f in protocol.encode({"v": 1, "id": number, "epoch": 1, "op": "act", **entries}, fields)]
+
+    with serving(bundle) as (address, process), zmq.Context() as context, context.socket(zmq.DEALER) as socket:
+        socket.linger = 0
+        socket.connect(address)
+        socket.send_multipart([msgpack.packb({"v": 1, "id": 0, "epoch": 1, "op": "ping"})])
+        socket.recv_multipart()
+        # Stopped while they arrive, so that all of them are taken in together: a long one first, then one that cannot wait.
+        process.send_signal(signal.SIGSTOP)
+        for _ in range(20):
+            socket.send_multipart(ask(1, candidates=256, value=True))
+        socket.send_multipart(ask(2, budget=1e-4))
+        socket.send_multipart(ask(3, budget=60.0))
+        time.sleep(0.2)
+        process.send_signal(signal.SIGCONT)
+        replies = [msgpack.unpackb(socket.recv_multipart()[0]) for _ in range(22)]
+    assert [r["ok"] for r in replies if r["id"] in (1, 3)] == [True] * 21
+    assert [r.get("code") for r in replies if r["id"] == 2] == ["expired"]
+
+
 def test_an_absent_server_is_one_sentence(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"no policy server answers at tcp://127.0.0.1:9 .*rql-deploy serve"):
         RemotePolicy.connect("tcp://127.0.0.1:9", timeout=0.2)
