@@ -15,9 +15,9 @@ TREE := build/tree
 setup: $(INSTALLED)
 
 $(INSTALLED): requirements.lock pyproject.toml
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' \
-		|| { echo "rql-deploy's simulators need Python 3.11 or 3.12: make $(MAKECMDGOALS) PYTHON=python3.11"; rm -rf $(VENV); exit 2; }
+	@$(or $(wildcard $(BIN)/python),$(PYTHON)) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' \
+		|| { echo "the simulators need Python 3.11 or 3.12: pass PYTHON=python3.11 (and move $(VENV) away if it is another's)"; exit 2; }
+	test -x $(BIN)/pip || $(PYTHON) -m venv --clear $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) -r requirements.lock
 	mkdir -p build
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-build-isolation --no-deps --editable . 2> build/install.log \

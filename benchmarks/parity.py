@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import sys
+import zipfile
 from collections.abc import Iterator, Mapping
 
 import numpy as np
@@ -120,7 +121,7 @@ def run(fixture: Fixture) -> dict[str, float]:
         if update == 0:
             errors["gradient/value"] = gradient_error(agent.V, fixture, "grad0/value")
             errors["gradient/actor"] = gradient_error(agent.v, fixture, "grad0/actor")
-        if f"step{update + 1}/value/value_net/Dense_0/kernel" in fixture:
+        if update + 1 in (1, UPDATES):
             for name, network in networks.items():
                 errors[f"parameters/{name}/{update + 1}"] = parameter_error(network, fixture, f"step{update + 1}/{name}")
 
@@ -138,7 +139,7 @@ def main(arguments: list[str]) -> int:
     torch.set_num_threads(1)
     try:
         errors = run(load_fixture(arguments[0]))
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+    except (OSError, EOFError, ValueError, KeyError, RuntimeError, zipfile.BadZipFile) as error:
         print(f"{arguments[0]} is not a parity fixture (docs/algorithm.md, Parity): {error}", file=sys.stderr)
         return 2
     passed = all(error <= (ACTION_TOLERANCE if name.startswith("action/") else TOLERANCE) for name, error in errors.items())

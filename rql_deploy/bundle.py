@@ -72,8 +72,12 @@ class Bundle:
 
     def certificate(self) -> dict[str, Any]:
         """The certificate made at export."""
-        certificate: dict[str, Any] = json.loads((self.path / CERTIFICATE).read_text())
-        return certificate
+        try:
+            certificate: dict[str, Any] = json.loads((self.path / CERTIFICATE).read_text())
+            _ = max(float(entry["max_error"]) for entry in certificate["checks"]), certificate["tolerance"]
+            return certificate
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise BundleError(f"{CERTIFICATE} of bundle {self.path} cannot be read ({error}): export the bundle again") from error
 
 
 def open_session(path: Path) -> onnxruntime.InferenceSession:

@@ -6,6 +6,7 @@ them. It is run once at export, which fails beyond the tolerances, and again by 
 
 from __future__ import annotations
 
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rql_deploy.bundle import CASES, open_session
+from rql_deploy.bundle import CASES, GRAPHS, open_session
 from rql_deploy.contract import Contract
 from rql_deploy.errors import BundleError
 from rql_deploy.flow import flow_schedule
@@ -75,13 +76,20 @@ def load_cases(folder: Path) -> dict[str, NDArray[Any]]:
     try:
         with np.load(folder / CASES, allow_pickle=False) as archive:
             return {name: archive[name] for name in archive.files}
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
         raise BundleError(f"{CASES} of bundle {folder} cannot be read ({error}): export the bundle again") from error
 
 
 def check(folder: Path, contract: Contract, cases: Arrays) -> Certificate:
-    """Run every graph of the bundle folder on the stored cases and compare."""
-    sessions = {name: open_session(folder / f"{name}.onnx") for name in ("encode", "refine", "policy", "value")}
+    """Run every graph of the bundle folder on the stored cases and compare; raises BundleError when cases are missing."""
+    try:
+        return _check(folder, contract, cases)
+    except KeyError as error:
+        raise BundleError(f"{CASES} of bundle {folder} lacks {error}: export the bundle again") from error
+
+
+def _check(folder: Path, contract: Contract, cases: Arrays) -> Certificate:
+    sessions = {name: open_session(folder / f"{name}.onnx") for name in GRAPHS}
     checks: list[Check] = []
     same_bytes = rows_independent = True
     for case in CASE_SETS:

@@ -12,7 +12,7 @@ _STREAMS: dict[Stream, int] = {"collect": 1, "evaluate": 2, "tune": 3}
 
 
 def episode_seed(base: int, index: int, stream: Stream) -> int:
-    """A 31-bit seed for episode `index`; streams never share one by design, so nothing is evaluated on what it was tuned on."""
+    """A 31-bit seed for episode `index`; each stream is a hash of its own, so what is evaluated is not what was tuned or trained on."""
     return int(np.random.SeedSequence((base, _STREAMS[stream], index)).generate_state(1)[0] >> 1)
 
 

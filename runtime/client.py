@@ -34,6 +34,10 @@ class ServerError(UserError):
         super().__init__(text)
         self.code = code
 
+    def __reduce__(self) -> tuple[type[ServerError], tuple[str, str]]:
+        # Exceptions with arguments of their own do not cross process boundaries otherwise.
+        return ServerError, (self.code, str(self))
+
 
 class Channel:
     """Requests and replies on one DEALER socket: every request has an id, and only its own reply in time is returned."""

@@ -1,6 +1,6 @@
 """Wire protocol v1: multipart messages of one msgpack header and raw array buffers. docs/protocol.md is its description.
 
-No pickle, no eval; every size is bounded before anything is allocated for it.
+No pickle, no eval; sizes are bounded before anything is decoded (a single frame before it is received, by ZMQ_MAXMSGSIZE).
 """
 
 from __future__ import annotations

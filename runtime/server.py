@@ -183,7 +183,10 @@ def check_bind(bind: str, insecure: bool) -> None:
         raise UserError(f"--bind takes tcp://HOST:PORT or ipc://PATH, not '{bind}': try tcp://127.0.0.1:5555")
     if transport == "ipc":
         return
-    host = address.rpartition(":")[0].strip("[]")
+    host, separator, port = address.rpartition(":")
+    host = host.strip("[]")
+    if not separator or not (port == "*" or (port.isdecimal() and 0 < int(port) < 65536)):
+        raise UserError(f"--bind {bind} has no port from 1 to 65535 (or * for a free one): try tcp://127.0.0.1:5555")
     with contextlib.suppress(ValueError):
         if ipaddress.ip_address(host).is_loopback:
             return

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import multiprocessing.connection
 import os
 import re
 import shutil
 import signal
 import tempfile
+import threading
 import warnings
 from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -63,8 +65,17 @@ _env: RobosuiteEnv | None = None
 
 
 def start_worker() -> None:
-    """Leave Ctrl-C to the parent, which lets finished episodes count, and keep to one core."""
+    """Leave Ctrl-C to the parent, which lets finished episodes count, and end with it if it is killed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def end_with_parent() -> None:
+        # A worker holds the writing end of its own queue, so it would wait there forever.
+        multiprocessing.connection.wait([parent.sentinel])
+        os._exit(1)
+
+    threading.Thread(target=end_with_parent, daemon=True).start()
 
 
 def worker_pool(workers: int) -> ProcessPoolExecutor:
@@ -89,7 +100,7 @@ def demonstrate(task: Task, index: int, seed: int, noise_range: tuple[float, flo
         _env = task.make_env()
     rng = np.random.default_rng((seed, 1))
     noise = float(rng.uniform(*noise_range))
-    demonstrator = find_demonstrator(task.name)(noise, rng)
+    demonstrator = find_demonstrator(task)(noise, rng)
     observation, info = _env.reset(seed=seed)
     observations, actions, success = [observation], [], [bool(info["success"])]
     while True:
@@ -106,7 +117,7 @@ def demonstrate(task: Task, index: int, seed: int, noise_range: tuple[float, flo
 
 def collect(task: Task, episodes: int, *, noise_range: tuple[float, float], seed: int, workers: int) -> Generator[Episode]:
     """Yield episodes as they finish, in any order; closing the iterator stops the workers after what they are doing."""
-    find_demonstrator(task.name)
+    find_demonstrator(task)
     pool = worker_pool(min(workers, episodes))
     waiting: set[Future[Episode]] = set()
     todo = iter(range(episodes))
@@ -147,12 +158,29 @@ def target_folder(output: str) -> Path:
     return folder
 
 
+def writable_target(output: str) -> Path:
+    """`target_folder` whose parent exists and can be written; raises UserError otherwise, before hours are spent simulating."""
+    target = target_folder(output)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=target.parent, prefix="."):
+            return target
+    except OSError as error:
+        raise UserError(f"cannot write to {target.parent} ({error.strerror}): pass another --output") from error
+
+
+def without_gaps(episodes: Sequence[Episode]) -> list[Episode]:
+    """Episodes 0, 1, 2, ... up to the first that is missing, in order."""
+    ordered = sorted(episodes, key=lambda e: e.index)
+    return [e for position, e in enumerate(ordered) if e.index == position]
+
+
 def write_minari(output: str, task: Task, episodes: Sequence[Episode], provenance: dict[str, Any]) -> Path:
     """Write the episodes as a Minari HDF5 data set that knows its environment; complete or not at all. Returns its folder."""
     import minari
     from minari.data_collector import EpisodeBuffer
 
-    target = target_folder(output)
+    target = writable_target(output)
     dataset_id = output if DATASET_ID.match(output) else f"rql-deploy/{re.sub(r'[^a-z0-9]+', '-', task.name.lower())}-v0"
     env = task.make_env()
     try:
@@ -169,9 +197,8 @@ def write_minari(output: str, task: Task, episodes: Sequence[Episode], provenanc
                 truncations=[False] * (len(e.actions) - 1) + [not e.terminated],
                 infos={"success": e.success},
             )
-            for i, e in enumerate(sorted(episodes, key=lambda e: e.index))
+            for i, e in enumerate(episodes)
         ]
-        target.parent.mkdir(parents=True, exist_ok=True)
         # Minari writes under its root only, so it gets a root of our own beside the target, and the result moves in one rename.
         staging = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".partial", dir=target.parent))
         previous_root = os.environ.get("MINARI_DATASETS_PATH")

@@ -121,6 +121,6 @@ class Evaluation:
             yield finished(future)
 
     def score(self, key: str, results: Sequence[EpisodeResult], seeds: Sequence[int]) -> Score:
-        """The results there are, in the order of the seeds."""
+        """The seeds' results in the order of the seeds; every seed must have one."""
         by_seed = {r.seed: r for r in results}
-        return Score(key, tuple(by_seed[seed] for seed in seeds if seed in by_seed), self.horizon)
+        return Score(key, tuple(by_seed[seed] for seed in seeds), self.horizon)

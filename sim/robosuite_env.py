@@ -26,6 +26,9 @@ from rql_deploy.plain import suggestion
 ENTRY_POINT = "rql_deploy.sim.robosuite_env:RobosuiteEnv"
 ROBOT_FIELDS = ("robot0_eef_pos", "robot0_eef_quat", "robot0_gripper_qpos")
 """What the arm knows of itself; the task's object fields follow."""
+ROBOTS = ("Panda",)
+CONTROLLERS = ("OSC_POSE", "OSC_POSITION", "JOINT_VELOCITY", "JOINT_POSITION")
+"""Those whose units and hold parts `tasks.describe` knows."""
 
 
 @cache
@@ -53,7 +56,7 @@ class RobosuiteEnv(gymnasium.Env[Any, NDArray[np.float32]]):
     Action: Box [-1, 1]^A, the arm controller's input and the gripper.
     Reward: success - 1, where success stays true once reached (docs/algorithm.md, Conventions).
     Ends: `terminated` once `rows_after_success` further steps have been taken after success, so that a sampler that never starts a
-    window at an episode's last row still sees the success row; `truncated` after `horizon` steps.
+    window at an episode's last row still sees the success row; `truncated` after `horizon` steps without success.
     """
 
     metadata = {"render_modes": ["rgb_array"]}  # noqa: RUF012  gymnasium declares it an instance variable
@@ -73,6 +76,8 @@ class RobosuiteEnv(gymnasium.Env[Any, NDArray[np.float32]]):
         self.task, self.control_rate, self.horizon, self.rows_after_success = task, control_rate, horizon, rows_after_success
         self.render_mode = render_mode
         self.controller_config = _controller_config(robot, controller)
+        if task.startswith("TwoArm"):
+            raise UserError(f"{task} needs two arms, only one-armed tasks can be driven: try robosuite:Lift")
         self._env = robosuite.make(
             task,
             robots=robot,
@@ -138,7 +143,7 @@ class RobosuiteEnv(gymnasium.Env[Any, NDArray[np.float32]]):
             self._steps_since_success += 1
         self.success = self.success or bool(self._env._check_success())
         terminated = self.success and self._steps_since_success >= self.rows_after_success
-        truncated = self._steps >= self.horizon and not terminated
+        truncated = self._steps >= self.horizon and not self.success
         return self._observation(raw), float(self.success) - 1.0, terminated, truncated, {"success": self.success}
 
     def render(self) -> NDArray[np.uint8]:
@@ -156,14 +161,13 @@ def _controller_config(robot: str, controller: str) -> dict[str, Any]:
     """The arm's composite controller, with robosuite's own defaults for the named arm controller and its gripper."""
     from robosuite.controllers import load_composite_controller_config, load_part_controller_config
 
+    if controller not in CONTROLLERS:
+        raise UserError(f"there is no arm controller '{controller}'{suggestion(controller, CONTROLLERS)}")
+    if robot not in ROBOTS:
+        raise UserError(f"there is no robot '{robot}'{suggestion(robot, ROBOTS)}")
     config: dict[str, Any] = load_composite_controller_config(controller=None, robot=robot)
     arm = config["body_parts"]["right"]
     if arm["type"] != controller:
-        try:
-            part = load_part_controller_config(default_controller=controller)
-        except (AssertionError, FileNotFoundError, KeyError) as error:
-            raise UserError(
-                f"robosuite has no arm controller '{controller}': try OSC_POSE, OSC_POSITION, JOINT_VELOCITY or JOINT_POSITION"
-            ) from error
+        part = load_part_controller_config(default_controller=controller)
         config["body_parts"]["right"] = {**part, "gripper": arm["gripper"]}
     return config

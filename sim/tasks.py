@@ -135,8 +135,11 @@ class EnvPlant:
         self.env.close()
 
 
-def find_demonstrator(task: str) -> type[LiftDemonstrator]:
-    """The scripted demonstrator of a task; raises UserError naming those there are."""
-    if task not in DEMONSTRATORS:
-        raise UserError(f"there is no scripted demonstrator for '{task}'{suggestion(task, DEMONSTRATORS)}")
-    return DEMONSTRATORS[task]
+def find_demonstrator(task: Task) -> type[LiftDemonstrator]:
+    """The scripted demonstrator of a task; raises UserError naming those there are and the controller they act on."""
+    if task.name not in DEMONSTRATORS:
+        raise UserError(f"there is no scripted demonstrator for '{task.name}'{suggestion(task.name, DEMONSTRATORS)}")
+    controller = task.settings.get("controller", "OSC_POSE")
+    if controller != "OSC_POSE":
+        raise UserError(f"the demonstrator of '{task.name}' acts on OSC_POSE, not on {controller}: leave --controller out")
+    return DEMONSTRATORS[task.name]

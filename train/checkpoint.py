@@ -31,6 +31,7 @@ from .rql import RQL
 
 FORMAT = 1
 NETWORKS = ("v", "V", "v_ema", "V_target")
+STATISTICS = {"quantile_levels", "observation_quantiles", "action_rate_quantiles"}
 
 
 @dataclass(frozen=True)
@@ -107,6 +108,11 @@ def load_checkpoint(path: Path) -> Checkpoint:
         header = json.loads((folder / "checkpoint.json").read_text())
         if header.get("format") != FORMAT:
             raise UserError(f"checkpoint {folder} has format {header.get('format')!r}, this rql-deploy reads {FORMAT}: train again")
+        if header["statistics"].keys() < STATISTICS or not isinstance(header["step"], int):
+            raise ValueError("its header is incomplete")
+        reference = load_file(folder / "reference.safetensors")
+        if reference.keys() < {"observations", "chunks", "mean", "std"}:
+            raise ValueError("its reference rows are incomplete")
         return Checkpoint(
             path=folder,
             step=header["step"],
@@ -117,9 +123,9 @@ def load_checkpoint(path: Path) -> Checkpoint:
             statistics=header["statistics"],
             versions=header["versions"],
             parameters=load_file(folder / "parameters.safetensors"),
-            reference=load_file(folder / "reference.safetensors"),
+            reference=reference,
         )
-    except (OSError, json.JSONDecodeError, KeyError, SafetensorError, ValueError) as error:
+    except (OSError, AttributeError, TypeError, KeyError, SafetensorError, ValueError) as error:
         raise UserError(f"checkpoint {folder} is damaged ({type(error).__name__}: {error}): use another one or train again") from error
 
 
@@ -129,19 +135,20 @@ def resolve_checkpoint(path: Path) -> Path:
         return path
     pointer = path / "latest"
     if pointer.is_file():
-        return path / "checkpoints" / pointer.read_text().strip()
+        return path / "checkpoints" / pointer.read_text(errors="replace").strip()
     raise UserError(f"{path} is neither a checkpoint nor a run with one: pass what `rql-deploy train --output` wrote")
 
 
 def restore_optimizer(folder: Path, optimizer: torch.optim.Adam) -> Tensor:
     """Load Adam's state into `optimizer`; returns the state of the random generator."""
-    tensors = load_file(folder / "optimizer.safetensors")
-    state = {
-        i: {key: tensors[f"{i}.{key}"] for key in ("step", "exp_avg", "exp_avg_sq")}
-        for i in range(len(optimizer.param_groups[0]["params"]))
-    }
-    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
-    return tensors["random_state"]
+    count = len(optimizer.param_groups[0]["params"])
+    try:
+        tensors = load_file(folder / "optimizer.safetensors")
+        state = {i: {key: tensors[f"{i}.{key}"] for key in ("step", "exp_avg", "exp_avg_sq")} for i in range(count)}
+        optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+        return tensors["random_state"]
+    except (OSError, KeyError, ValueError, SafetensorError) as error:
+        raise UserError(f"checkpoint {folder} cannot be resumed from ({type(error).__name__}: {error}): start the run again") from error
 
 
 def _optimizer_tensors(optimizer: torch.optim.Adam) -> dict[str, Tensor]:

@@ -53,6 +53,13 @@ class TrainConfig:
                 raise UserError(f"rql.{name} is {getattr(c, name)}, it must be at least 1")
         if c.K < 2:
             raise UserError(f"rql.K is {c.K}, it must be at least 2: the spread of one value network is undefined")
+        for name in ("policy_hidden", "value_hidden"):
+            if not getattr(c, name) or min(getattr(c, name)) < 1:
+                raise UserError(f"rql.{name} is {list(getattr(c, name))}, it must list at least one positive width")
+        if c.learning_rate <= 0:
+            raise UserError(f"rql.learning_rate is {c.learning_rate:g}, it must be positive")
+        if not 0 <= self.seed < 2**63:
+            raise UserError(f"train.seed is {self.seed}, it must lie in [0, 2^63)")
         for name in ("gamma", "kappa", "tau", "ema"):
             if not 0.0 <= getattr(c, name) <= 1.0:
                 raise UserError(f"rql.{name} is {getattr(c, name)}, it must lie in [0, 1]")

@@ -92,6 +92,8 @@ class Trainer:
         ]
         if changed:
             raise UserError(f"run {self.run} was configured differently ({'; '.join(changed)}): use the same settings or another --output")
+        if checkpoint.step >= self.config.updates:
+            raise UserError(f"run {self.run} has done {checkpoint.step:,} updates already: pass a larger --updates, or export it")
         self.agent = checkpoint.restore_networks()
         self.generator.set_state(restore_optimizer(checkpoint.path, self.agent.optimizer))
         self.step = checkpoint.step
@@ -108,15 +110,17 @@ class Trainer:
                 noise = draw_noise(config.batch_size, chunk_dim, config.rql.F, self.generator)
                 losses = self.agent.update(batch, noise)
                 self.step += 1
-                if self.step % config.log_every == 0 or self.step == config.updates:
+                due = config.checkpoint_every and self.step % config.checkpoint_every == 0
+                if self.step % config.log_every == 0 or self.step == config.updates or due or stop:
                     figures = self._figures(losses)
                     log.write(self.step, figures | {"updates_per_second": progress.rate(self.step)})
-                if config.checkpoint_every and self.step % config.checkpoint_every == 0:
+                if due:
                     saved = self.save()
                 progress.update(self.step, **figures)
             progress.finish(self.step, **figures)
-        if saved is None or not saved.name.endswith(f"{self.step:09d}"):
-            saved = self.save()
+            # Still under stop_requests: a second Ctrl-C must not tear the one checkpoint that a short run writes.
+            if saved is None or not saved.name.endswith(f"{self.step:09d}"):
+                saved = self.save()
         return TrainResult(saved, self.step, self.step >= config.updates, progress.rate(self.step), figures)
 
     def save(self) -> Path:

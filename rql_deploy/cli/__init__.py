@@ -70,6 +70,10 @@ class _Verbs(click.Group):
             return super().invoke(ctx)
         except UserError as error:
             raise _Refused(str(error)) from error
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            raise _Refused(f"{error.filename or 'the file system'}: {error.strerror or error}; pass another path or make room") from error
         except ModuleNotFoundError as error:
             extra = EXTRAS.get((error.name or "").partition(".")[0])
             if extra is None:

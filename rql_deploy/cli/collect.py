@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from .options import DEFAULT_WORKERS, echo_json, environment_options, noise_option, parse_noise, show_next
+
+if TYPE_CHECKING:
+    from rql_deploy.sim.collect import Episode
 
 
 @click.command("collect")
@@ -24,48 +27,57 @@ from .options import DEFAULT_WORKERS, echo_json, environment_options, noise_opti
 def command(task: str, episodes: int, output: str, seed: int, workers: int, as_json: bool, noise: str, **settings: Any) -> None:
     """Record demonstrations of TASK (robosuite:Lift) by its scripted demonstrator into a Minari data set.
 
-    Rewards are success - 1. Recording goes on for a few rows after success, so that training sees it. Ctrl-C keeps what is finished.
+    Rewards are success - 1. Recording goes on for a few rows after success, so that training sees it. Ctrl-C keeps the first episodes.
     """
     from rql_deploy.progress import ProgressLine
     from rql_deploy.sim import collect
     from rql_deploy.sim.tasks import Task
 
     noise_range = parse_noise(noise)
-    collect.target_folder(output)
     work = Task(task, settings)
     work.check()
+    collect.writable_target(output)
     recorded: list[collect.Episode] = []
     progress = ProgressLine(f"collect {task}", episodes, "episodes")
-
-    def success() -> float:
-        return sum(bool(e.success[-1]) for e in recorded) / len(recorded)
-
+    failure: Exception | None = None
     interrupted = False
-    stream = collect.collect(work, episodes, noise_range=noise_range, seed=seed, workers=workers)
-    with contextlib.closing(stream):
+    with contextlib.closing(collect.collect(work, episodes, noise_range=noise_range, seed=seed, workers=workers)) as stream:
         try:
             for episode in stream:
                 recorded.append(episode)
-                progress.update(len(recorded), success=success())
+                progress.update(len(recorded), success=success_rate(recorded))
         except KeyboardInterrupt:
             interrupted = True
+        except Exception as error:
+            failure = error
+    # Successes end earlier than failures, so of a collection that was cut short only the first episodes without a gap are fair.
+    recorded = collect.without_gaps(recorded)
     if not recorded:
-        raise click.Abort
-    progress.finish(len(recorded), success=success())
-    folder = collect.write_minari(output, work, recorded, {"noise": noise_range, "seed": seed, "interrupted": interrupted})
-    rows = sum(len(e.actions) for e in recorded)
-    steps = sum(e.steps if e.success[-1] else settings["horizon"] for e in recorded) / len(recorded)
+        raise failure or click.Abort()
+    progress.finish(len(recorded), success=success_rate(recorded))
+    folder = collect.write_minari(output, work, recorded, {"noise": noise_range, "seed": seed})
+    if failure is not None:
+        click.echo(f"the first {len(recorded)} episodes are kept in {folder}", err=True)
+        raise failure
     result = {
         "dataset": str(folder),
         "episodes": len(recorded),
-        "rows": rows,
-        "success": success(),
-        "steps": steps,
+        "rows": sum(len(e.actions) for e in recorded),
+        "success": success_rate(recorded),
+        "steps": sum(e.steps if e.success[-1] else settings["horizon"] for e in recorded) / len(recorded),
         "interrupted": interrupted,
     }
     if as_json:
         echo_json(result)
         return
-    kept = " (interrupted: the finished episodes are kept)" if interrupted else ""
-    click.echo(f"{len(recorded)} episodes, {rows:,} rows, {success():.0%} successful, {steps:.0f} steps on average, in {folder}{kept}")
+    kept = f" (interrupted: the first {len(recorded)} are kept)" if interrupted else ""
+    click.echo(
+        f"{result['episodes']} episodes, {result['rows']:,} rows, {result['success']:.0%} successful, "
+        f"{result['steps']:.0f} steps on average, in {folder}{kept}"
+    )
     show_next(f"rql-deploy train --dataset {output} --preset robosuite-lift --output runs/lift")
+
+
+def success_rate(recorded: list[Episode]) -> float:
+    """Fraction of the recorded episodes that succeeded."""
+    return sum(bool(e.success[-1]) for e in recorded) / len(recorded)

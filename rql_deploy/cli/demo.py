@@ -1,4 +1,4 @@
-"""`rql-deploy demo`: the whole pipeline on robosuite Lift, every step by the command a user would type."""
+"""`rql-deploy demo`: the whole pipeline on robosuite Lift, by the commands a user would type and one evaluation of all policies."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ import click
 
 from rql_deploy.errors import UserError
 
-from .evaluate import contestant, remote_policy
+from .evaluate import contestant, refuse_fault, remote_policy
 from .options import DEFAULT_HORIZON, DEFAULT_WORKERS, show_next
 
 if TYPE_CHECKING:
@@ -145,7 +145,8 @@ def play_row(evaluation: Evaluation, key: str, seeds: list[int], endpoint: str, 
     file = output / f"episodes_{key}.jsonl"
     if file.exists():
         results = [EpisodeResult(**json.loads(line)) for line in file.read_text().splitlines()]
-        return evaluation.score(key, results, seeds)
+        if {result.seed for result in results} == set(seeds):
+            return evaluation.score(key, results, seeds)
     if key == "demonstrator":
         stream = evaluation.play_demonstrator(seeds, NOISE)
     else:
@@ -155,6 +156,7 @@ def play_row(evaluation: Evaluation, key: str, seeds: list[int], endpoint: str, 
     progress = ProgressLine(f"{ROWS[key]:32}", len(seeds), "episodes")
     results = []
     for result in stream:
+        refuse_fault(result)
         results.append(result)
         progress.update(len(results))
     progress.finish(len(results))
@@ -171,7 +173,7 @@ def report(output: Path, scores: dict[str, Score], seed: int, seconds: float) ->
 
     heading(f"{TASK}, {len(scores['rql'].results)} fresh-seed episodes per row, a failure counts as {DEFAULT_HORIZON} steps")
     click.echo("\n".join(table(scores)))
-    click.echo("\nRQL + best of 8 by V, episode by episode against (mean difference, 95 % interval):")
+    click.echo(f"\nRQL + best of {CANDIDATES} by V, episode by episode against (mean difference, 95 % interval):")
     differences = {key: paired(scores["rql_guided"], scores[key]) for key in ("demonstrator", "bc", "bc_guided", "rql")}
     for key, difference in differences.items():
         success = "{:+.0%} [{:+.0%}, {:+.0%}]".format(*difference["success"])

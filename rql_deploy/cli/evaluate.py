@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import json
 from dataclasses import asdict
 from pathlib import Path
@@ -16,6 +17,10 @@ if TYPE_CHECKING:
     from rql_deploy.contract import PlantDescription
     from rql_deploy.policy import EpisodeResult, EpisodicPlant, Policy
     from rql_deploy.sim.evaluation import Contestant, Score
+
+
+LOCK_STEP_DEADLINE = 30.0
+"""Seconds a decision may take while the simulator waits for it."""
 
 
 def torch_policy(checkpoint: Path, plant: PlantDescription) -> Policy:
@@ -48,7 +53,8 @@ def run_episode(plant: EpisodicPlant, policy: Policy, seed: int, candidates: int
     """One lock-step episode."""
     from rql_deploy.runtime.control_loop import ControlLoop
 
-    return ControlLoop(plant, policy, candidates=candidates).run_episode(seed)
+    # In lock-step the plant waits; only a server that is gone should cost an episode anything.
+    return ControlLoop(plant, policy, candidates=candidates, deadline=LOCK_STEP_DEADLINE).run_episode(seed)
 
 
 def contestant(key: str, make: Any, candidates: int) -> Contestant:
@@ -56,6 +62,14 @@ def contestant(key: str, make: Any, candidates: int) -> Contestant:
     from rql_deploy.sim.evaluation import Contestant
 
     return Contestant(key, make, functools.partial(run_episode, candidates=candidates))
+
+
+def refuse_fault(result: EpisodeResult) -> None:
+    """Raise UserError for an episode that a fault ended: a server that is gone says nothing about its policy."""
+    from rql_deploy.errors import UserError
+
+    if result.error:
+        raise UserError(f"the evaluation stopped: {result.error}; see that the server runs, and evaluate again")
 
 
 def _agreed(policy: Policy, plant: PlantDescription) -> Policy:
@@ -130,6 +144,8 @@ def command(
         raise UserError(f"{output} exists already: pass another --output or remove it first")
     work = Task(task, settings)
     work.check()
+    if output is not None:
+        output.parent.mkdir(parents=True, exist_ok=True)
     # Missing or damaged sources are found here, in one sentence, not in a worker.
     if checkpoint is not None:
         from rql_deploy.train.checkpoint import load_checkpoint
@@ -154,16 +170,19 @@ def command(
     with Evaluation(work, settings["horizon"], min(workers, episodes)) as evaluation:
         try:
             for result in evaluation.play(player, seeds) if player else evaluation.play_demonstrator(seeds, parse_noise(noise)):
+                refuse_fault(result)
                 results.append(result)
                 progress.update(len(results), success=sum(r.success for r in results) / len(results))
         except KeyboardInterrupt:
-            click.echo(f"\ninterrupted: {len(results)} of {episodes} episodes are finished and count", err=True)
-        if not results:
-            raise click.Abort
+            # Successes end earlier than failures: those that happen to be finished would flatter the policy, the first ones do not.
+            done = {r.seed for r in results}
+            seeds = list(itertools.takewhile(done.__contains__, seeds))
+            click.echo(f"\ninterrupted: the first {len(seeds)} of {episodes} episodes count", err=True)
+            if not seeds:
+                raise click.Abort from None
         score = evaluation.score(player.key if player else "demonstrator", results, seeds)
     progress.finish(len(results), success=score.success)
     if output is not None:
-        output.parent.mkdir(parents=True, exist_ok=True)
         output.write_text("".join(json.dumps(asdict(r)) + "\n" for r in score.results))
     if as_json:
         echo_json(score.summary())

@@ -36,7 +36,7 @@ def command(checkpoint: Path, output: Path, value_members: int, flow_steps: int 
 
     loaded = load_checkpoint(checkpoint)
     agent = loaded.restore_networks()
-    contract = make_contract(loaded, agent, value_members=min(value_members, loaded.config.rql.K), flow_steps=flow_steps)
+    contract = make_contract(loaded, agent, value_members=value_members, flow_steps=flow_steps)
     encoder, refiner, policy, valuer = make_modules(agent, contract)
     modules = ExportModules(encoder, refiner, policy, valuer, feature_dim=encoder.kernel.shape[1])
     observations = loaded.reference["observations"].numpy()

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from .evaluate import describe_score
+from .evaluate import describe_score, refuse_fault
 from .options import echo_json, environment_options
 
 
@@ -74,7 +74,9 @@ def command(task: str, endpoint: str, episodes: int, candidates: int, seed: int,
     summary = score.summary()
     if as_json:
         echo_json({**summary, "stale_replies": stale})
+        refuse_fault(results[-1])
         return
     trip = summary["round_trip_ms"]
     latency = "no decision arrived" if trip["p50"] is None else f"round trip p50 {trip['p50']:.2f} ms, p99 {trip['p99']:.2f} ms"
     click.echo(f"{describe_score(score)}; {latency}")
+    refuse_fault(results[-1])

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 import click
 
 from .options import echo_json, show_next
+
+UNFINISHED_RUN = {"config.json", "metrics.jsonl", "tensorboard", "checkpoints"}
 
 
 @click.command("train")
@@ -32,8 +35,13 @@ def command(
 
     extra = [f"{key}={value}" for key, value in (("updates", updates), ("seed", seed)) if value is not None]
     config = load_config(preset, (*overrides, *extra))
-    if output.exists() and not resume and any(output.iterdir()):
+    if output.exists() and not output.is_dir():
+        raise UserError(f"{output} is a file: pass a folder as --output")
+    if (output / "latest").exists() and not resume:
         raise UserError(f"{output} holds a run already: pass --resume to continue it, or another --output")
+    # A run that ended before its first checkpoint leaves its logs; anything else there is not ours to write into.
+    if output.exists() and not resume and any(entry.name not in UNFINISHED_RUN for entry in output.iterdir()):
+        raise UserError(f"{output} holds other files: pass another --output")
     store = read_minari(dataset)
     trainer = Trainer(config, store, output, label=f"train {output.name}")
     if resume:
@@ -51,9 +59,11 @@ def command(
         )
         return
     if not result.finished:
-        settings = "".join(f" --set {override}" for override in (*overrides, *extra))
+        settings = [word for override in (*overrides, *extra) for word in ("--set", override)]
         click.echo(f"stopped at update {result.step:,}; nothing is lost: {result.checkpoint}")
-        show_next(f"rql-deploy train --dataset {dataset} --preset {preset} --output {output}{settings} --resume")
+        show_next(
+            shlex.join(["rql-deploy", "train", "--dataset", dataset, "--preset", preset, "--output", str(output), *settings, "--resume"])
+        )
         return
     click.echo(f"{result.step:,} updates at {result.updates_per_second:.1f}/s, checkpoint in {result.checkpoint}")
     show_next(f"rql-deploy export {output} --output bundle", f"tensorboard --logdir {output}/tensorboard")

@@ -218,10 +218,11 @@ def test_an_existing_folder_is_not_overwritten(run: Path, tmp_path: Path) -> Non
     assert (tmp_path / "mine.txt").read_text() == "mine"
 
 
-def test_more_value_members_than_there_are_is_refused(run: Path) -> None:
+def test_more_value_members_than_there_are_is_refused(run: Path, tmp_path: Path) -> None:
     checkpoint = load_checkpoint(run)
     with pytest.raises(UserError, match="the checkpoint has 2 value networks"):
         make_contract(checkpoint, checkpoint.restore_networks(), value_members=3)
+    assert_refused(cli("export", run, "--output", tmp_path / "bundle", "--value-members", 3), "the checkpoint has 2 value networks")
 
 
 def test_certificate_errors_are_not_hidden_by_nan(bundle: Path) -> None:

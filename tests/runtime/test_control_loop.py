@@ -100,6 +100,14 @@ def test_a_server_that_is_gone_ends_the_episode_as_failed(contract: Contract) ->
     assert "fault" in result.error
 
 
+def test_a_policy_that_cannot_be_reset_is_a_failed_episode(contract: Contract) -> None:
+    policy = ScriptedPolicy(contract)
+    policy.reset = lambda: (_ for _ in ()).throw(DeadlineMissed("late"))  # type: ignore[method-assign,assignment]
+    result = ControlLoop(CountingPlant(goal=3), policy).run_episode(0)
+    assert not result.success
+    assert result.error == "the policy could not be reset: late"
+
+
 def test_a_hold_before_any_action_opens_the_gripper() -> None:
     assert hold_action(PLANT, None).tolist() == [0.0, -2.0]
     assert hold_action(PLANT, np.array([0.7, 3.0], np.float32)).tolist() == [0.0, 3.0]

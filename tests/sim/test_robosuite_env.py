@@ -122,5 +122,9 @@ def test_a_plant_ends_at_success(env: RobosuiteEnv) -> None:
 def test_unknown_tasks_and_controllers_are_named() -> None:
     with pytest.raises(UserError, match="no task 'Lft': did you mean Lift"):
         RobosuiteEnv("Lft")
-    with pytest.raises(UserError, match="no arm controller 'OSC_POSES'"):
+    with pytest.raises(UserError, match="no arm controller 'OSC_POSES': did you mean OSC_POSE"):
         RobosuiteEnv("Lift", controller="OSC_POSES")
+    with pytest.raises(UserError, match="no robot 'Pand': did you mean Panda"):
+        RobosuiteEnv("Lift", robot="Pand")
+    with pytest.raises(UserError, match="needs two arms"):
+        RobosuiteEnv("TwoArmLift")

@@ -53,6 +53,13 @@ def test_episodes_shorter_than_a_window_are_refused(tmp_path: Path) -> None:
     assert_refused(cli("train", "--dataset", folder, "--output", tmp_path / "run", *TINY), "at most 3 rows", "smaller h")
 
 
+@pytest.mark.parametrize("text", ["[]", "null", "{", '{"action_space": null}', "\xff\xfe"])
+def test_damaged_metadata_is_one_sentence(text: str, tmp_path: Path) -> None:
+    folder = write_minari(tmp_path)
+    (folder / "data" / "metadata.json").write_text(text, encoding="latin-1")
+    assert_refused(cli("train", "--dataset", folder, "--output", tmp_path / "run"), "data set")
+
+
 def test_missing_rewards_are_damage(tmp_path: Path) -> None:
     folder = write_minari(tmp_path)
     with h5py.File(folder / "data" / "main_data.hdf5", "a") as file:

@@ -70,6 +70,12 @@ def test_parity_fails_when_one_number_of_the_fixture_changes(name: str, tmp_path
     assert report["passed"] is False
 
 
+def test_parity_needs_every_parameter_set(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arrays = {name: array for name, array in PARITY["load_fixture"](str(FIXTURE)).items() if not name.startswith(("step1/", "step3/"))}
+    np.savez(tmp_path / "partial.npz", **arrays)
+    assert PARITY["main"]([str(tmp_path / "partial.npz")]) == 2
+
+
 def test_parity_says_so_when_a_file_is_no_fixture(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     np.savez(tmp_path / "other.npz", a=np.zeros(3))
     assert PARITY["main"]([str(tmp_path / "other.npz")]) == 2

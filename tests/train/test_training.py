@@ -137,12 +137,58 @@ def test_a_damaged_checkpoint_is_one_sentence(damage: str, run: Path, tmp_path: 
     assert not (tmp_path / "bundle").exists()
 
 
+@pytest.mark.parametrize("damage", ["truncated", "missing", "list", "statistics", "pointer"])
+def test_a_damaged_checkpoint_cannot_be_resumed_and_says_so(damage: str, run: Path, dataset: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "run"
+    shutil.copytree(run, copy)
+    folder = load_checkpoint(copy).path
+    header = folder / "checkpoint.json"
+    if damage == "truncated":
+        (folder / "optimizer.safetensors").write_bytes(b"x" * 20)
+    elif damage == "missing":
+        (folder / "optimizer.safetensors").unlink()
+    elif damage == "list":
+        header.write_text("[]")
+    elif damage == "statistics":
+        header.write_text(json.dumps({**json.loads(header.read_text()), "statistics": {}}))
+    else:
+        (copy / "latest").write_bytes(b"\xff\xfe")
+    assert_refused(cli("train", "--dataset", dataset, "--output", copy, "--updates", 30, "--resume", *TINY), "checkpoint")
+
+
+def test_a_finished_run_is_not_written_again(run: Path, dataset: Path) -> None:
+    assert_refused(cli("train", "--dataset", dataset, "--output", run, "--updates", 20, "--resume", *TINY), "has done 20 updates already")
+
+
+def test_a_run_that_failed_before_its_first_checkpoint_can_be_started_again(dataset: Path, tmp_path: Path) -> None:
+    train = ("train", "--dataset", dataset, "--output", tmp_path / "run", "--updates", 3, *TINY)
+    assert cli(*train).exit_code == 0
+    (tmp_path / "run" / "latest").unlink()
+    shutil.rmtree(tmp_path / "run" / "checkpoints")
+    assert cli(*train).exit_code == 0
+    (tmp_path / "run" / "latest").unlink()
+    (tmp_path / "run" / "thesis.tex").touch()
+    assert_refused(cli(*train), "holds other files")
+
+
+def test_no_checkpoint_is_written_once_a_loss_is_not_finite(tmp_path: Path) -> None:
+    store = make_store()
+    store.rewards[:] = 3e38
+    config = dataclasses.replace(CONFIG, checkpoint_every=1, log_every=100)
+    with pytest.raises(UserError, match=r"became (inf|nan) at update 1"):
+        Trainer(config, store, tmp_path / "run").train()
+    assert not (tmp_path / "run" / "latest").exists()
+
+
 def test_unknown_settings_are_named_with_the_nearest_known_one(dataset: Path, tmp_path: Path) -> None:
     train = ("train", "--dataset", dataset, "--output", tmp_path / "run")
     assert_refused(cli(*train, "--set", "rql.alhpa=1"), "unknown entry 'alhpa'", "did you mean alpha")
     assert_refused(cli(*train, "--set", "updates=many"), "train.updates should be a whole number")
     assert_refused(cli(*train, "--set", "batch_size=7"), "must be even")
     assert_refused(cli(*train, "--set", "rql.K=1"), "at least 2")
+    assert_refused(cli(*train, "--set", "rql.policy_hidden=[]"), "at least one positive width")
+    assert_refused(cli(*train, "--set", "rql.learning_rate=-1"), "must be positive")
+    assert_refused(cli(*train, "--seed", 10**20), "[0, 2^63)")
     assert_refused(cli(*train, "--preset", "robosuite-lft"), "did you mean robosuite-lift?")
 
 

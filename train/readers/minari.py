@@ -56,7 +56,9 @@ def read_minari(name: str) -> TransitionStore:
         metadata = json.loads((folder / "metadata.json").read_text())
         with h5py.File(folder / MAIN_FILE, "r") as file:
             return _read(str(metadata.get("dataset_id", name)), metadata, file)
-    except (OSError, json.JSONDecodeError, KeyError) as error:
+    except UserError:
+        raise
+    except (OSError, KeyError, ValueError, TypeError, AttributeError, RuntimeError) as error:  # what json and h5py raise for damage
         raise UserError(f"data set {name} is damaged ({error}): collect it again or restore {folder} from a copy") from error
 
 
@@ -87,6 +89,8 @@ def _read(dataset_id: str, metadata: Mapping[str, Any], file: h5py.File) -> Tran
         # without one, Minari's terminations say where.
         success = _success_after_step(episode, rows)
         ended = success if success is not None else np.asarray(episode["terminations"], bool)
+        if ended.shape != (rows,):
+            raise UserError(f"data set {dataset_id}: {name} has {len(ended)} terminations for {rows} actions: collect that episode again")
         masks.append(1.0 - ended.astype(np.float32))
         if success is not None:
             successes.append(bool(success[-1]))
