@@ -35,7 +35,7 @@ GELU_CUBIC = GELU_LINEAR * 0.044715
 class _Gelu(torch.autograd.Function):
     """x * sigmoid(q), q = GELU_LINEAR x + GELU_CUBIC x^3: the tanh approximation, since 1 + tanh(q / 2) = 2 sigmoid(q).
 
-    On a CPU, torch's tanh costs four times its sigmoid, forward and backward.
+    On a CPU, torch's tanh costs several times its sigmoid (benchmarks/train_speed.py measures what that is worth).
     """
 
     @staticmethod

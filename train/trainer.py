@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import math
 import signal
 import sys
@@ -52,7 +51,6 @@ class Trainer:
     def __init__(self, config: TrainConfig, store: TransitionStore, run: Path, *, label: str = "train"):
         if config.threads:
             torch.set_num_threads(config.threads)
-        keep_freed_memory()
         store.validate(config.rql.h)
         self.config, self.store, self.run, self.label = config, store, run, label
         self.generator = torch.Generator().manual_seed(config.seed)
@@ -198,19 +196,6 @@ def stop_requests() -> Iterator[list[str]]:
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
-
-
-def keep_freed_memory() -> None:
-    """Have glibc reuse freed blocks instead of returning them to the kernel.
-
-    Every activation is above malloc's mmap threshold: without this each one is mapped, page-faulted and unmapped again, a quarter of
-    an update's time with small networks (benchmarks/RESULTS.md).
-    """
-    trim_threshold, mmap_threshold = -1, -3  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD of malloc.h
-    with contextlib.suppress(OSError, AttributeError):
-        libc = ctypes.CDLL("libc.so.6")
-        libc.mallopt(mmap_threshold, 1 << 30)
-        libc.mallopt(trim_threshold, (1 << 31) - 1)
 
 
 def _changes(before: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
