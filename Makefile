@@ -22,6 +22,8 @@ $(INSTALLED): requirements.lock pyproject.toml
 	mkdir -p build
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-build-isolation --no-deps --editable . 2> build/install.log \
 		|| { cat build/install.log; exit 1; }
+	@echo "compiling robosuite's numba functions, once"
+	$(BIN)/python -c "from rql_deploy.sim.tasks import Task; env = Task('robosuite:Lift', {}).make_env(); env.reset(seed=0); env.step([0.0] * 7)"
 	touch $@
 
 demo: setup

@@ -186,6 +186,12 @@ class Contract:
             )
         return from_plain(cls, data, "contract", ContractError)
 
+    def require(self, plant: PlantDescription) -> None:
+        """Raise ContractError, naming every difference, unless this policy was made for such a plant."""
+        differences = self.plant.differences(plant)
+        if differences:
+            raise ContractError(f"the policy was made for another plant ({'; '.join(differences)}): use one trained for {plant.task}")
+
     def flatten(self, observation: Mapping[str, Any], *, where: str = "observation") -> NDArray[np.float32]:
         """Assemble named fields into one `[O]` float32 vector in the contract's order.
 

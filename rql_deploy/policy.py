@@ -13,6 +13,8 @@ from rql_deploy.contract import Contract
 
 Observation = Mapping[str, Any]
 """Named observation fields, as the contract lists them."""
+MAX_CANDIDATES = 256
+"""Most chunks that one decision may choose among."""
 
 
 @dataclass(frozen=True)

@@ -110,12 +110,8 @@ class RemotePolicy:
                 raise ContractError(
                     f"the server at {endpoint} sent a contract that does not match its id: restart it from an intact bundle"
                 )
-            differences = contract.plant.differences(plant) if plant is not None else []
-            if plant is not None and differences:
-                raise ContractError(
-                    f"the policy at {endpoint} was made for another plant ({'; '.join(differences)}): "
-                    f"serve a bundle trained for {plant.task}"
-                )
+            if plant is not None:
+                contract.require(plant)
         except DeadlineMissed as error:
             channel.close()
             raise UserError(

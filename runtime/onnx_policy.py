@@ -13,10 +13,8 @@ from numpy.typing import NDArray
 from rql_deploy.bundle import Bundle
 from rql_deploy.contract import Contract
 from rql_deploy.errors import ContractError
-from rql_deploy.policy import Decision
+from rql_deploy.policy import MAX_CANDIDATES, Decision
 from rql_deploy.seeding import flow_noise
-
-MAX_CANDIDATES = 256
 
 
 class OnnxPolicy:

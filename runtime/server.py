@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 import rql_deploy
 from rql_deploy.errors import ContractError, UserError
-from rql_deploy.policy import Policy
+from rql_deploy.policy import MAX_CANDIDATES, Policy
 
 from . import protocol
 from .protocol import ProtocolError
@@ -146,7 +146,7 @@ class PolicyServer:
 
     def _act(self, header: Header, arrays: Arrays, received: float) -> tuple[Header, Arrays]:
         budget = _number(header, "budget", 1e-6, 3600.0)
-        candidates = _whole(header, "candidates", 1, 256)
+        candidates = _whole(header, "candidates", 1, MAX_CANDIDATES)
         seed = _whole(header, "seed", 0, 2**64 - 1)
         if budget is not None and time.monotonic() - received > budget:
             raise ProtocolError("expired", "the request's budget was spent before its turn came")

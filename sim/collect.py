@@ -180,7 +180,8 @@ def write_minari(output: str, task: Task, episodes: Sequence[Episode], provenanc
     import minari
     from minari.data_collector import EpisodeBuffer
 
-    target = writable_target(output)
+    # Absolute, because Minari prepends its root to the path once more when it is relative.
+    target = writable_target(output).resolve()
     dataset_id = output if DATASET_ID.match(output) else f"rql-deploy/{re.sub(r'[^a-z0-9]+', '-', task.name.lower())}-v0"
     env = task.make_env()
     try:

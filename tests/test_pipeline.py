@@ -69,9 +69,11 @@ def test_rows_after_success_do_not_bootstrap(recorded: Path) -> None:
 
 
 def test_an_episode_is_the_same_whatever_the_number_of_workers(recorded: Path, tmp_path: Path) -> None:
-    result = run_cli(*COLLECT, "--episodes", 2, "--noise", "0:1.5", "--seed", 3, "--workers", 1, "--output", tmp_path / "lift")
+    # A relative path that does not exist yet, as the demo uses it.
+    collect = (*COLLECT, "--episodes", 2, "--noise", "0:1.5", "--seed", 3, "--workers", 1, "--output", "new/lift")
+    result = run_cli(*collect, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
-    a, b = read_minari(str(recorded)), read_minari(str(tmp_path / "lift"))
+    a, b = read_minari(str(recorded)), read_minari(str(tmp_path / "new" / "lift"))
     rows = int(b.ends[-1])
     assert a.ends[:2].tolist() == b.ends.tolist()
     assert np.array_equal(a.observations[:rows], b.observations)

@@ -66,6 +66,7 @@ class Trainer:
         )
         self.agent = RQL(config.rql, store.plant.observation_dim, store.plant.action_dim, self.generator)
         self.reference = reference_rows(self.sampler, store, config.rql.h) | {"mean": mean, "std": std}
+        self.statistics = dataset_statistics(store)
         self.step = 0
 
     def resume(self) -> None:
@@ -128,7 +129,7 @@ class Trainer:
             "plant": asdict(self.store.plant),
             "dataset_id": self.store.dataset_id,
             "dataset_hash": self.store.content_hash,
-            "statistics": dataset_statistics(self.store),
+            "statistics": self.statistics,
             "versions": package_versions(),
         }
         return save_checkpoint(

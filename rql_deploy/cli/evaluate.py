@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from rql_deploy.policy import MAX_CANDIDATES
+
 from .options import DEFAULT_WORKERS, echo_json, environment_options, noise_option, parse_noise
 
 if TYPE_CHECKING:
@@ -73,11 +75,7 @@ def refuse_fault(result: EpisodeResult) -> None:
 
 
 def _agreed(policy: Policy, plant: PlantDescription) -> Policy:
-    from rql_deploy.errors import ContractError
-
-    differences = policy.contract.plant.differences(plant)
-    if differences:
-        raise ContractError(f"the policy was made for another plant ({'; '.join(differences)}): use one trained for {plant.task}")
+    policy.contract.require(plant)
     return policy
 
 
@@ -100,7 +98,7 @@ def describe_score(score: Score) -> str:
     "--candidates",
     default=1,
     show_default=True,
-    type=click.IntRange(1, 256),
+    type=click.IntRange(1, MAX_CANDIDATES),
     help="Chunks per decision; the one with the highest V is played.",
 )
 @click.option(

@@ -6,6 +6,8 @@ from typing import Any
 
 import click
 
+from rql_deploy.policy import MAX_CANDIDATES
+
 from .evaluate import describe_score, refuse_fault
 from .options import echo_json, environment_options
 
@@ -18,7 +20,7 @@ from .options import echo_json, environment_options
     "--candidates",
     default=1,
     show_default=True,
-    type=click.IntRange(1, 256),
+    type=click.IntRange(1, MAX_CANDIDATES),
     help="Chunks per decision; the one with the highest V is played.",
 )
 @click.option("--seed", default=0, show_default=True, type=click.IntRange(0), help="Base seed of the episodes.")
