@@ -1,5 +1,6 @@
 """The pipeline as a user types it, every step a process of its own: real robosuite, real files, a real socket."""
 
+import functools
 import json
 import os
 import re
@@ -91,7 +92,9 @@ def test_an_interrupted_collection_keeps_the_finished_episodes(tmp_path: Path) -
     command = [sys.executable, "-m", "rql_deploy", *map(str, COLLECT), "--episodes", "200", "--output", str(tmp_path / "lift")]
     log = tmp_path / "log"
     with log.open("w") as stream:
-        process = subprocess.Popen(command, stdout=stream, stderr=subprocess.STDOUT, text=True)
+        # A test run started in the background ignores SIGINT, and its children would too.
+        listen = functools.partial(signal.signal, signal.SIGINT, signal.default_int_handler)
+        process = subprocess.Popen(command, stdout=stream, stderr=subprocess.STDOUT, text=True, preexec_fn=listen)
         for _ in range(600):
             if re.search(r"[1-9]\d*/200", log.read_text()):
                 break
