@@ -40,9 +40,21 @@ class TrainConfig:
     """Updates between two lines of the logs."""
     threads: int = 0
     """CPU threads for torch; 0 leaves torch's own choice."""
+    engine: Literal["auto", "eager", "compiled"] = "auto"
+    """How updates run; `auto` compiles long runs (docs/training.md). On a GPU, compiled means CUDA graphs of whole updates."""
+    precision: Literal["auto", "fp32", "tf32", "bf16"] = "auto"
+    """Precision of the hidden layers' matrix products; `auto` is float32 on CPUs and TF32 on GPUs that have it."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where networks and data live; `auto` takes a GPU when torch finds one."""
+    evaluate_every: int = 0
+    """Updates between two evaluations in the simulator while training goes on (needs `--evaluate TASK`); 0 for none."""
+    keep_every: int = 0
+    """Checkpoints at multiples of this are kept for good; the others go once they are neither the last, the best nor being evaluated."""
+    trackers: tuple[Literal["wandb", "mlflow"], ...] = ()
+    """Also log to these, offline unless their own settings say otherwise; TensorBoard and JSON lines are always written."""
 
     def __post_init__(self) -> None:
-        for name, low in (("updates", 1), ("batch_size", 2), ("log_every", 1), ("checkpoint_every", 0), ("threads", 0)):
+        for name, low in (("updates", 1), ("batch_size", 2), ("log_every", 1), ("checkpoint_every", 0), ("threads", 0), ("evaluate_every", 0), ("keep_every", 0)):
             if getattr(self, name) < low:
                 raise UserError(f"train.{name} is {getattr(self, name)}, it must be at least {low}")
         if self.batch_size % 2:

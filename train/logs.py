@@ -1,10 +1,11 @@
-"""Logs of a run: TensorBoard event files and one JSON line per entry, always both and nothing online."""
+"""Logs of a run: TensorBoard event files and one JSON line per entry, always both; W&B and MLflow when asked for, offline by default."""
 
 from __future__ import annotations
 
 import json
+import os
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -13,13 +14,24 @@ from torch.utils.tensorboard import SummaryWriter
 
 from rql_deploy.errors import UserError
 
-GROUPS = {"total": "losses", "policy_value": "losses", "bc": "losses", "value": "losses", "v_mean": "value", "target_mean": "value"}
+GROUPS = {
+    "losses": ("total", "policy_value", "bc", "value"),
+    "value": ("v_mean", "v_min", "v_max", "ahead_mean", "ahead_min", "ahead_max", "target_mean"),
+    "gradients": ("gradient_v", "gradient_V"),
+    "diagnostics": ("drift_half", "drift_full", "noise_gap", "round_trip"),
+    "evaluation": ("success", "success_low", "success_high", "steps_mean"),
+    "speed": ("updates_per_second",),
+}
+_GROUP_OF = {name: group for group, names in GROUPS.items() for name in names}
+
+Tracker = tuple[Callable[[int, Mapping[str, float]], None], Callable[[], None]]
+"""What writes one entry, and what closes."""
 
 
 class RunLog:
-    """`RUN/config.json`, `RUN/metrics.jsonl` and `RUN/tensorboard/`; appends when the run is resumed."""
+    """`RUN/metrics.jsonl`, `RUN/tensorboard/` and the asked trackers; appends when the run is resumed."""
 
-    def __init__(self, run: Path, config: Mapping[str, Any]):
+    def __init__(self, run: Path, config: Mapping[str, Any], trackers: Sequence[str] = ()):
         try:
             run.mkdir(parents=True, exist_ok=True)
             (run / "config.json").write_text(json.dumps(config, indent=1))
@@ -27,6 +39,7 @@ class RunLog:
         except OSError as error:
             raise UserError(f"cannot write run {run} ({error.strerror}): pass another --output") from error
         self._tensorboard = SummaryWriter(str(run / "tensorboard"))
+        self._trackers = [_TRACKERS[name](run, config) for name in trackers]
 
     def write(self, step: int, figures: Mapping[str, float]) -> None:
         """Log `figures` at update `step`."""
@@ -34,8 +47,11 @@ class RunLog:
             self._lines.write(json.dumps({"step": step, "time": time.time(), **figures}) + "\n")
         except OSError as error:
             raise UserError(f"cannot write {self._lines.name} ({error.strerror}): make room and resume from the last checkpoint") from error
-        for name, value in figures.items():
-            self._tensorboard.add_scalar(f"{GROUPS.get(name, 'speed')}/{name}", value, step)
+        named = {f"{_GROUP_OF.get(name, 'other')}/{name}": value for name, value in figures.items()}
+        for name, value in named.items():
+            self._tensorboard.add_scalar(name, value, step)
+        for write, _ in self._trackers:
+            write(step, named)
 
     def __enter__(self) -> RunLog:
         return self
@@ -43,3 +59,51 @@ class RunLog:
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
         self._lines.close()
         self._tensorboard.close()
+        for _, close in self._trackers:
+            close()
+
+
+def _wandb(run: Path, config: Mapping[str, Any]) -> Tracker:
+    try:
+        import wandb
+    except ImportError as error:
+        raise UserError("trackers names wandb, which is not installed: pip install wandb, or leave it out") from error
+    logged = wandb.init(
+        project="rql-deploy",
+        name=run.name,
+        dir=str(run),
+        config=dict(config),
+        mode=os.environ.get("WANDB_MODE", "offline"),  # type: ignore[arg-type]
+        resume="allow",
+        id=run.name,
+        settings=wandb.Settings(console="off", silent=True),
+    )
+    return lambda step, figures: logged.log(dict(figures), step=step), logged.finish
+
+
+def _mlflow(run: Path, config: Mapping[str, Any]) -> Tracker:
+    try:
+        from mlflow import MlflowClient
+        from mlflow.exceptions import MlflowException
+    except ImportError as error:
+        raise UserError("trackers names mlflow, which is not installed: pip install mlflow, or leave it out") from error
+    address = os.environ.get("MLFLOW_TRACKING_URI", f"sqlite:///{run.resolve()}/mlflow.db")
+    try:
+        client = MlflowClient(address)
+        experiment = client.get_experiment_by_name("rql-deploy")
+        experiment_id = experiment.experiment_id if experiment else client.create_experiment("rql-deploy")
+        run_id = client.create_run(experiment_id, run_name=run.name).info.run_id
+        for key, value in config.items():
+            client.log_param(run_id, key, value)
+    except MlflowException as error:
+        cause = str(error).strip().splitlines()[0]
+        raise UserError(f"MLflow does not take runs at {address} ({cause}): set MLFLOW_TRACKING_URI, or leave mlflow out") from error
+
+    def write(step: int, figures: Mapping[str, float]) -> None:
+        for name, value in figures.items():
+            client.log_metric(run_id, name, value, step=step)
+
+    return write, lambda: client.set_terminated(run_id)
+
+
+_TRACKERS: dict[str, Callable[[Path, Mapping[str, Any]], Tracker]] = {"wandb": _wandb, "mlflow": _mlflow}

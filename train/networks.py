@@ -64,8 +64,18 @@ def gelu(x: Tensor) -> Tensor:
     return x.mul_(gate)
 
 
+def product(bias: Tensor, z: Tensor, kernel: Tensor, dtype: torch.dtype) -> Tensor:
+    """bias + z @ kernel, `[B, out]` or `[K, B, out]`, in float32 or with the product alone in `dtype`."""
+    if dtype is torch.float32:
+        return torch.addmm(bias, z, kernel) if z.dim() == 2 else torch.baddbmm(bias, z, kernel)
+    return bias + (z.to(dtype) @ kernel.to(dtype)).float()
+
+
 class VectorField(nn.Module):
     """`v(s, x, f)`: the direction in which a partial action moves at flow time f. An MLP with GELU, without LayerNorm."""
+
+    product_dtype = torch.float32
+    """Precision of the hidden layers' matrix products; parameters, activations and the output layer are float32 always."""
 
     def __init__(self, observation_dim: int, chunk_dim: int, hidden: tuple[int, ...], generator: torch.Generator | None = None):
         super().__init__()
@@ -79,15 +89,16 @@ class VectorField(nn.Module):
         """s `[B, O]`, x `[B, hA]`, f `[B, 1]` -> velocity `[B, hA]`."""
         z = torch.cat((s, x, f), dim=-1)
         last = len(self.kernels) - 1
-        for i, (kernel, bias) in enumerate(zip(self.kernels, self.biases, strict=True)):
-            z = torch.addmm(bias, z, kernel)
-            if i < last:
-                z = gelu(z)
-        return z
+        for i in range(last):
+            z = gelu(product(self.biases[i], z, self.kernels[i], self.product_dtype))
+        return product(self.biases[last], z, self.kernels[last], torch.float32)
 
 
 class ValueEnsemble(nn.Module):
     """`V(s, x, f)`: K independent value networks over complete (f = 1) and partial (f < 1) actions, GELU then LayerNorm."""
+
+    product_dtype = torch.float32
+    """Precision of the hidden layers' matrix products; the output layer is float32 always: V reaches 100, where bfloat16 has steps of 0.5."""
 
     def __init__(
         self, observation_dim: int, chunk_dim: int, hidden: tuple[int, ...], members: int, generator: torch.Generator | None = None
@@ -114,7 +125,7 @@ class ValueEnsemble(nn.Module):
 
         z = torch.cat((s, x, f), dim=-1).expand(self.members, -1, -1)
         for i, width in enumerate(self.hidden):
-            z = gelu(torch.baddbmm(use(self.biases[i]), z, use(self.kernels[i])))
+            z = gelu(product(use(self.biases[i]), z, use(self.kernels[i]), self.product_dtype))
             z = functional.layer_norm(z, (width,), eps=LAYER_NORM_EPSILON)
             z = torch.addcmul(use(self.norm_biases[i]), z, use(self.norm_scales[i]))
-        return torch.baddbmm(use(self.biases[-1]), z, use(self.kernels[-1])).squeeze(-1)
+        return product(use(self.biases[-1]), z, use(self.kernels[-1]), torch.float32).squeeze(-1)

@@ -15,7 +15,7 @@ Every random number comes in through `Noise`, so an update is a function of (par
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -55,6 +55,8 @@ class RQLConfig:
     """Decay of the policy's average, the policy that acts."""
     learning_rate: float = 3e-4
     """Adam's step size, for both networks."""
+    reversal: bool = True
+    """False is the paper's ablation without reversal: the value of a partial action is learned step by step from the next partial action."""
     complete_rows: bool = False
     """Let every row start a window, and count windows past the end of an episode that ended with mask 0 (not in the reference)."""
 
@@ -95,13 +97,20 @@ class Losses(NamedTuple):
     bc: Tensor
     value: Tensor
     v_mean: Tensor
-    """Mean of V at the reversed partial actions."""
+    """Mean of V over members and the partial actions of the value loss; `v_min` and `v_max` are the extremes."""
+    v_min: Tensor
+    v_max: Tensor
+    ahead_mean: Tensor
+    """Mean over samples of the members' mean V one refinement step ahead, in the policy's value term (0 without that term)."""
+    ahead_min: Tensor
+    ahead_max: Tensor
     target_mean: Tensor
 
 
-def draw_noise(batch_size: int, chunk_dim: int, flow_steps: int, generator: torch.Generator) -> Noise:
-    """Draw one update's noise. Depth: first half of the batch U[0, 1], second half uniform on {0, 1/F, ..., 1}."""
-    device = generator.device
+def draw_noise(
+    batch_size: int, chunk_dim: int, flow_steps: int, generator: torch.Generator | None, device: torch.device | str = "cpu"
+) -> Noise:
+    """Draw one update's noise on `device`. Depth: first half of the batch U[0, 1], second half uniform on {0, 1/F, ..., 1}."""
     half = batch_size // 2
     grid = torch.randint(0, flow_steps + 1, (batch_size - half,), generator=generator, device=device) / flow_steps
     return Noise(
@@ -145,14 +154,39 @@ def window_masks(batch: Batch, complete_rows: bool) -> tuple[Tensor, Tensor]:
 class RQL:
     """The four networks and their optimiser: `v`, `V`, the target average `V'` and the acting average `v_ema`."""
 
-    def __init__(self, config: RQLConfig, observation_dim: int, action_dim: int, generator: torch.Generator | None = None):
+    def __init__(
+        self,
+        config: RQLConfig,
+        observation_dim: int,
+        action_dim: int,
+        generator: torch.Generator | None = None,
+        device: torch.device | str = "cpu",
+    ):
+        """Initial parameters come from `generator`, a CPU one, so that they are the same on every device."""
         chunk_dim = config.h * action_dim
         self.config = config
-        self.v = VectorField(observation_dim, chunk_dim, config.policy_hidden, generator)
-        self.V = ValueEnsemble(observation_dim, chunk_dim, config.value_hidden, config.K, generator)
+        self.v = VectorField(observation_dim, chunk_dim, config.policy_hidden, generator).to(device)
+        self.V = ValueEnsemble(observation_dim, chunk_dim, config.value_hidden, config.K, generator).to(device)
         self.v_ema = copy.deepcopy(self.v).requires_grad_(False)
         self.V_target = copy.deepcopy(self.V).requires_grad_(False)
-        self.optimizer = torch.optim.Adam([*self.v.parameters(), *self.V.parameters()], lr=config.learning_rate, eps=1e-8, fused=True)
+        self.optimizer = torch.optim.Adam(
+            self.parameters(),
+            lr=config.learning_rate,
+            eps=1e-8,
+            fused=torch.device(device).type != "meta",
+            capturable=torch.device(device).type == "cuda",  # the step count stays on the device, so that updates can be captured
+        )
+
+    def parameters(self) -> list[Tensor]:
+        """What the optimiser moves: v's parameters, then V's."""
+        return [*self.v.parameters(), *self.V.parameters()]
+
+    def gradient_norms(self) -> dict[str, Tensor]:
+        """L2 norm of the last update's gradient for v and for V (all members together)."""
+        return {
+            f"gradient_{name}": torch.stack(torch._foreach_norm([p.grad for p in network.parameters()])).norm()
+            for name, network in (("v", self.v), ("V", self.V))
+        }
 
     @torch.no_grad()
     def value_target(self, batch: Batch, noise: Noise) -> Tensor:
@@ -166,6 +200,20 @@ class RQL:
         target: Tensor = chunk_reward + c.gamma**c.h * batch.masks[c.h - 1] * next_value
         return target
 
+    @torch.no_grad()
+    def stepwise_target(self, s: Tensor, a: Tensor, target: Tensor, noise: Noise) -> tuple[Tensor, Tensor, Tensor]:
+        """The ablation without reversal (docs/algorithm.md): partial actions `[B, hA]`, their flow times `[B, 1]` and targets `[B]`.
+
+        The reversal depths are spread over the F+1 grid times instead, so that complete actions keep their share; a partial action on
+        the straight path from noise to `a` learns V' one refinement step further on (no reward, discount 1), a complete one `target`.
+        """
+        flow_steps = self.config.F
+        k = torch.clamp((noise.reversal_depth * (flow_steps + 1)).floor(), max=flow_steps)[:, None]
+        f = 1.0 - k / flow_steps
+        x = (1 - f) * noise.bc_noise + f * a
+        ahead = self.V_target(s, x + self.v(s, x, f) / flow_steps, torch.clamp(f + 1.0 / flow_steps, max=1.0)).mean(0)
+        return x, f, torch.where(k[:, 0] == 0, target, ahead)
+
     def losses(self, batch: Batch, noise: Noise) -> Losses:
         """The total loss and its parts at the current parameters (docs/algorithm.md, Losses)."""
         c = self.config
@@ -173,11 +221,14 @@ class RQL:
         a = batch.actions[: c.h].transpose(0, 1).reshape(s.shape[0], -1)
         past, valid = window_masks(batch, c.complete_rows)
 
-        # Value: every virtual partial action on the reversed path shares the environment-level target.
         target = self.value_target(batch, noise)
-        with torch.no_grad():
-            x_reversed, f_reversed = reverse(self.v, s, a, noise.reversal_depth[:, None], c.F)
-        values = self.V(s, x_reversed, f_reversed)
+        if c.reversal:
+            # Every virtual partial action on the reversed path shares the environment-level target.
+            with torch.no_grad():
+                x_partial, f_partial = reverse(self.v, s, a, noise.reversal_depth[:, None], c.F)
+        else:
+            x_partial, f_partial, target = self.stepwise_target(s, a, target, noise)
+        values = self.V(s, x_partial, f_partial)
         error = target - values
         weight = torch.where(error >= 0, c.kappa, 1.0 - c.kappa)
         value_loss = (valid * weight * error.square()).mean()
@@ -192,24 +243,49 @@ class RQL:
         # Policy value term: V one refinement step ahead of the interpolant; the gradient reaches v through u only.
         step = torch.clamp(1 - t, max=1.0 / c.F)
         if c.policy_value_weight:
-            ahead = self.V(s, x_t + u * step, torch.clamp(t + 1.0 / c.F, max=1.0), frozen=True)
-            policy_value = -(valid * ahead.mean(0)).mean()
+            ahead = self.V(s, x_t + u * step, torch.clamp(t + 1.0 / c.F, max=1.0), frozen=True).mean(0)
         else:
-            policy_value = torch.zeros((), device=s.device)
+            ahead = torch.zeros_like(valid)
+        policy_value = -(valid * ahead).mean()
 
         total = c.policy_value_weight * policy_value + c.alpha * bc_loss + value_loss
-        return Losses(total, policy_value, bc_loss, value_loss, values.mean(), target.mean())
+        seen, look = values.detach(), ahead.detach()
+        return Losses(
+            total,
+            policy_value,
+            bc_loss,
+            value_loss,
+            seen.mean(),
+            seen.amin(),
+            seen.amax(),
+            look.mean(),
+            look.amin(),
+            look.amax(),
+            target.mean(),
+        )
 
-    def update(self, batch: Batch, noise: Noise) -> Losses:
-        """One Adam step on both networks, then both averages. Returns the detached losses from before the step."""
-        losses = self.losses(batch, noise)
+    def update(
+        self,
+        batch: Batch,
+        noise: Noise,
+        *,
+        losses: Callable[[Batch, Noise], Losses] | None = None,
+        reduce: Callable[[list[Tensor]], None] | None = None,
+    ) -> Losses:
+        """One Adam step on both networks, then both averages. Returns the detached losses from before the step.
+
+        `losses` stands in for `self.losses` (the same function, compiled); `reduce` averages the gradients over several workers in place.
+        """
+        parts = (losses or self.losses)(batch, noise)
         self.optimizer.zero_grad(set_to_none=True)
-        losses.total.backward()  # type: ignore[no-untyped-call]
+        parts.total.backward()  # type: ignore[no-untyped-call]
+        if reduce is not None:
+            reduce([p.grad for p in self.parameters() if p.grad is not None])
         # The averages move towards the parameters from before the step, so they go first.
         _move_average(self.V_target.parameters(), self.V.parameters(), self.config.tau)
         _move_average(self.v_ema.parameters(), self.v.parameters(), 1.0 - self.config.ema)
         self.optimizer.step()
-        return Losses(*(part.detach() for part in losses))
+        return Losses(*(part.detach() for part in parts))
 
 
 @torch.no_grad()

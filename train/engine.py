@@ -1,0 +1,211 @@
+"""How updates are run: eagerly, compiled, or as CUDA graphs of several updates. The mathematics is `RQL.update`'s in all of them.
+
+The eager float32 engine is the twin that every other engine and precision is tested against (tests/train/test_engine.py).
+"""
+
+from __future__ import annotations
+
+import itertools
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import torch
+from torch import Tensor
+
+from rql_deploy.errors import UserError
+
+from .config import TrainConfig
+from .rql import RQL, Batch, Losses, Noise, RQLConfig
+
+EAGER_FLOPS = 4e10
+"""What eager updates are assumed to reach on a CPU when `auto` decides; measured: 4e10 to 9e10 on two cores (benchmarks/train_speed.py)."""
+WORTH_COMPILING_SECONDS = 600.0
+"""`auto` compiles from this estimated eager duration on: compiling costs about a minute and takes a fifth to a third off an update."""
+UPDATES_PER_REPLAY = 10
+WARM_UPS = 3
+"""Updates run one by one on a side stream before capture, as CUDA graphs need; they count as updates."""
+
+Draw = Callable[[], tuple[Batch, Noise]]
+Reduce = Callable[[list[Tensor]], None]
+Figures = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class EngineChoice:
+    """What `auto` was resolved to; a resumed run keeps it."""
+
+    engine: Literal["eager", "compiled"]
+    precision: Literal["fp32", "tf32", "bf16"]
+    device: Literal["cpu", "cuda"]
+
+    def __str__(self) -> str:
+        return f"{self.engine} {self.precision} on {self.device}"
+
+
+class Engine(Protocol):
+    """Runs updates of one agent on the batches that it draws itself."""
+
+    block: int
+    """Updates that one call should be given at least, for speed."""
+
+    def run(self, updates: int) -> None:
+        """Do that many updates."""
+
+    def figures(self) -> Figures:
+        """Losses and gradient norms of the last update, scalars on the agent's device."""
+
+
+def choose_engine(config: TrainConfig, observation_dim: int, action_dim: int) -> EngineChoice:
+    """Resolve `engine`, `precision` and `device` for this machine and this run's length; refuses what cannot run here."""
+    cuda = torch.cuda.is_available()
+    if config.device == "cuda" and not cuda:
+        raise UserError("train.device is cuda, but torch finds no CUDA device: pass --set device=cpu, or install a CUDA build of torch")
+    device: Literal["cpu", "cuda"] = "cuda" if cuda and config.device != "cpu" else "cpu"
+    compiler = device == "cuda" or shutil.which("g++") is not None or shutil.which("clang++") is not None
+    if config.engine == "compiled" and not compiler:
+        raise UserError("train.engine is compiled, but torch.compile needs a C++ compiler here: install g++, or pass --engine eager")
+    engine: Literal["eager", "compiled"]
+    if config.engine == "auto":
+        seconds = config.updates * flop_per_update(config.rql, config.batch_size, observation_dim, action_dim) / EAGER_FLOPS
+        engine = "compiled" if compiler and (device == "cuda" or seconds >= WORTH_COMPILING_SECONDS) else "eager"
+    else:
+        engine = config.engine
+    precision = config.precision
+    if precision == "auto":
+        # JAX multiplies float32 matrices in TF32 on GPUs that have it unless told otherwise, so the published results did too.
+        precision = "tf32" if device == "cuda" and torch.cuda.get_device_capability() >= (8, 0) else "fp32"
+    if precision == "tf32" and device == "cpu":
+        raise UserError("train.precision is tf32, which only NVIDIA GPUs have: pass --precision fp32 or bf16")
+    return EngineChoice(engine, precision, device)
+
+
+def make_engine(choice: EngineChoice, agent: RQL, draw: Draw, *, reduce: Reduce | None = None, generator: torch.Generator) -> Engine:
+    """The engine of that choice. `draw` makes one update's batch and noise on the agent's device, from `generator`."""
+    set_precision(agent, choice.precision)
+    losses = torch.compile(agent.losses, dynamic=False) if choice.engine == "compiled" else agent.losses
+    if choice.device == "cuda" and choice.engine == "compiled" and reduce is None:
+        return GraphEngine(agent, draw, losses, capture=CudaCapture(generator))
+    return StepEngine(agent, draw, losses, reduce)
+
+
+def set_precision(agent: RQL, precision: str) -> None:
+    """Matrix products of the hidden layers in bfloat16, or all of a GPU's in TF32, or everything in float32."""
+    for network in (agent.v, agent.V, agent.v_ema, agent.V_target):
+        network.product_dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
+
+
+def flop_per_update(c: RQLConfig, batch_size: int, observation_dim: int, action_dim: int) -> float:
+    """Matrix-product operations of one update, counted in forward passes.
+
+    Policy: F (reversal) + 3 (cloning, forward and backward). Each value member: 1 (target) + 3 (value loss) + 2 (policy term, input
+    gradient only).
+    """
+    chunk = c.h * action_dim
+    inputs = observation_dim + chunk + 1
+
+    def size(hidden: tuple[int, ...], out: int) -> int:
+        return sum(a * b for a, b in itertools.pairwise([inputs, *hidden, out]))
+
+    return 2.0 * batch_size * ((c.F + 3) * size(c.policy_hidden, chunk) + (1 + 3 + 2) * c.K * size(c.value_hidden, 1))
+
+
+class StepEngine:
+    """One update at a time, from Python."""
+
+    block = 1
+
+    def __init__(self, agent: RQL, draw: Draw, losses: Callable[[Batch, Noise], Losses], reduce: Reduce | None = None):
+        self.agent, self.draw, self.losses, self.reduce = agent, draw, losses, reduce
+        self.last: Losses | None = None
+
+    def run(self, updates: int) -> None:
+        """Do that many updates."""
+        for _ in range(updates):
+            self.last = self.agent.update(*self.draw(), losses=self.losses, reduce=self.reduce)
+
+    def figures(self) -> Figures:
+        """Losses and gradient norms of the last update."""
+        assert self.last is not None
+        return self.last._asdict() | self.agent.gradient_norms()
+
+
+class Capture(Protocol):
+    """Turns a function of tensors in place into one launch."""
+
+    def warm_up(self, work: Callable[[], None]) -> None:
+        """Run `work` once, outside a capture."""
+
+    def capture(self, work: Callable[[], None]) -> Callable[[], None]:
+        """Record `work` without running it; the result runs what was recorded."""
+
+
+class CudaCapture:
+    """CUDA graphs that share one memory pool and draw from `generator`."""
+
+    def __init__(self, generator: torch.Generator):
+        self.generator = generator
+        self.stream = torch.cuda.Stream()
+        self.pool = torch.cuda.graph_pool_handle()
+
+    def warm_up(self, work: Callable[[], None]) -> None:
+        """Run `work` on a side stream, as capture needs."""
+        self.stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(self.stream):
+            work()
+        torch.cuda.current_stream().wait_stream(self.stream)
+
+    def capture(self, work: Callable[[], None]) -> Callable[[], None]:
+        """Record one graph."""
+        graph = torch.cuda.CUDAGraph()
+        graph.register_generator_state(self.generator)
+        with torch.cuda.graph(graph, pool=self.pool):
+            work()
+        return graph.replay
+
+
+class GraphEngine:
+    """Whole updates, drawing included, recorded once and replayed: several per launch, nothing returns to Python between them."""
+
+    block = UPDATES_PER_REPLAY
+
+    def __init__(self, agent: RQL, draw: Draw, losses: Callable[[Batch, Noise], Losses], capture: Capture):
+        self.agent, self.draw, self.losses, self.capture = agent, draw, losses, capture
+        self.warm_ups = 0
+        self.names: tuple[str, ...] = ()
+        self.values: Tensor | None = None
+        self.one: Callable[[], None] | None = None
+        self.several: Callable[[], None] | None = None
+
+    def run(self, updates: int) -> None:
+        """Do that many updates: whole blocks in one launch each, the rest one by one."""
+        while updates and self.warm_ups < WARM_UPS:
+            self.capture.warm_up(self._update)
+            self.warm_ups += 1
+            updates -= 1
+        if not updates:
+            return
+        if self.one is None or self.several is None:
+            self.one = self.capture.capture(self._update)
+            self.several = self.capture.capture(lambda: [self._update() for _ in range(self.block)] and None)
+        for _ in range(updates // self.block):
+            self.several()
+        for _ in range(updates % self.block):
+            self.one()
+
+    def figures(self) -> Figures:
+        """Losses and gradient norms of the last update."""
+        assert self.values is not None
+        return dict(zip(self.names, self.values.unbind(), strict=True))
+
+    def _update(self) -> None:
+        parts = self.agent.update(*self.draw(), losses=self.losses)
+        # The gradients of each graph lie elsewhere, so their norms are taken inside it.
+        figures = parts._asdict() | self.agent.gradient_norms()
+        stacked = torch.stack(list(figures.values()))
+        if self.values is None:
+            self.names, self.values = tuple(figures), stacked
+        else:
+            self.values.copy_(stacked)
