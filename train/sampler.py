@@ -1,16 +1,106 @@
-"""Draw training windows from a transition store, in one vectorised step (docs/algorithm.md, Batch)."""
+"""Draw training windows from a transition store, in one vectorised step (docs/algorithm.md, Batch).
+
+Rows stay as they are stored, memory-mapped or on a device, and are scaled after the draw: a batch is a few thousand rows, a scaled
+copy would be the whole data set a second time.
+"""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from .rql import Batch
-from .store import TransitionStore
+from .shards import ShardedStore
+from .store import ACTION_MARGIN, TransitionStore
 
 Sampling = Literal["episodes", "transitions"]
+
+
+@dataclass(frozen=True)
+class Rows:
+    """One store's rows as tensors, and which of them start a window. Draws are bound by gathers, so what is read together lies together."""
+
+    observations: Tensor
+    """`[N, O]`, unscaled."""
+    small: Tensor
+    """`[N, A+3]`: unscaled action, reward, terminal, mask."""
+    episodes: Tensor
+    """`[E, 4]` of the episodes that can be drawn: first row, last row, rows that start a window, those of the episodes before."""
+    cumulative: Tensor
+    """`[E]`: rows that start a window up to and with each episode."""
+    total: int
+    """Rows that start a window, as a number, so that a draw needs not ask a device for it."""
+
+    @classmethod
+    def of(cls, store: TransitionStore, *, complete_rows: bool) -> Rows:
+        """The rows of `store`, without copying the observations."""
+        terminals = np.zeros(len(store), np.float32)
+        terminals[store.ends - 1] = 1.0
+        choices = store.ends - store.starts - (0 if complete_rows else 1)
+        cumulative = choices.cumsum()
+        episodes = np.stack((store.starts, store.ends - 1, choices, cumulative - choices), axis=1)[choices > 0]
+        return cls(
+            observations=torch.from_numpy(store.observations),
+            small=torch.from_numpy(np.column_stack((store.actions, store.rewards, terminals, store.masks))),
+            episodes=torch.from_numpy(episodes),
+            cumulative=torch.from_numpy(cumulative[choices > 0]),
+            total=int(choices.sum()),
+        )
+
+    @property
+    def tensors(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        return self.observations, self.small, self.episodes, self.cumulative
+
+    def to(self, device: torch.device) -> Rows:
+        """The same rows on `device`."""
+        observations, small, episodes, cumulative = (tensor.to(device) for tensor in self.tensors)
+        return Rows(observations, small, episodes, cumulative, self.total)
+
+    def take_over(self, other: Rows) -> bool:
+        """Copy `other` into these tensors where it has the same shapes; returns whether it had."""
+        pairs = list(zip(self.tensors, other.tensors, strict=True))
+        same = self.total == other.total and all(mine.shape == theirs.shape for mine, theirs in pairs)
+        if same:
+            for mine, theirs in pairs:
+                mine.copy_(theirs)
+        return same
+
+
+class ScaledObservations:
+    """Observations that are scaled as they are taken: `self[rows]` is (s - mean) / std."""
+
+    def __init__(self, rows: Tensor, scale: tuple[Tensor, Tensor] | None):
+        if scale is not None and not scale[0].any() and bool((scale[1] == 1).all()):
+            scale = None
+        self.rows = rows
+        self.scale = None if scale is None else (scale[0].to(rows.device), scale[1].to(rows.device))
+
+    def __getitem__(self, rows: Tensor) -> Tensor:
+        taken = _gather(self.rows, rows)
+        if self.scale is None:
+            return taken
+        mean, std = self.scale
+        return taken.sub_(mean).div_(std)
+
+
+class ScaledActions:
+    """Actions that are mapped from their bounds to [-1, 1] as they are taken: `self[rows]`."""
+
+    def __init__(self, small: Tensor, low: Tensor, high: Tensor):
+        self.small, self.low, self.factor = small, low.to(small.device), (2.0 / (high - low)).to(small.device)
+
+    def __getitem__(self, rows: Tensor) -> Tensor:
+        return self.scale(_gather(self.small, rows))
+
+    def scale(self, small: Tensor) -> Tensor:
+        """The scaled actions of gathered rows `[..., A+3]`; in float64, to give the bytes of `TransitionStore.scaled_actions`."""
+        limit = 1.0 - ACTION_MARGIN
+        wide = small[..., : len(self.low)].double()
+        return wide.sub_(self.low).mul_(self.factor).sub_(1.0).clamp_(-limit, limit).float()
 
 
 class WindowSampler:
@@ -19,11 +109,19 @@ class WindowSampler:
     `episodes` (the reference): an episode uniformly (without replacement while the batch is smaller than their number), then a
     start uniformly in [first, last). `transitions`: a start uniformly among all of them, so that long episodes count for more.
     With `complete_rows` the last row can start a window too. Episodes of one row are never drawn by the reference's rule.
+
+    Rows live on `device`, and so must the generator. There a draw launches kernels of fixed shapes and never waits for the device, so
+    that it can be captured in a CUDA graph. Of a sharded store, one shard at a time is in use: `advance` moves on.
     """
+
+    observations: ScaledObservations
+    """Indexed by row numbers of any shape: scaled observations `[..., O]`."""
+    actions: ScaledActions
+    """Indexed by row numbers of any shape: actions `[..., A]` in [-1, 1]."""
 
     def __init__(
         self,
-        store: TransitionStore,
+        store: TransitionStore | ShardedStore,
         h: int,
         *,
         sampling: Sampling = "episodes",
@@ -31,44 +129,74 @@ class WindowSampler:
         observation_scale: tuple[Tensor, Tensor] | None = None,
         clip_actions: bool = False,
         generator: torch.Generator,
+        device: torch.device | str = "cpu",
+        inner_observations: bool = True,
     ):
-        self.sampling, self.generator = sampling, generator
-        observations = torch.from_numpy(store.observations)
-        if observation_scale is not None:
-            mean, std = observation_scale
-            observations = (observations - mean) / std
-        self.observations = observations
-        self.actions = torch.from_numpy(store.scaled_actions(clip=clip_actions))
-        # One gather instead of three for what is one number per row.
-        terminals = torch.zeros(len(store))
-        terminals[torch.from_numpy(store.ends) - 1] = 1.0
-        self.scalars = torch.stack((torch.from_numpy(store.rewards), terminals, torch.from_numpy(store.masks)), dim=-1)
-        first, last = torch.from_numpy(store.starts), torch.from_numpy(store.ends) - 1
-        choices = last - first + (1 if complete_rows else 0)
-        keep = choices > 0
-        self.first, self.last, self.choices = first[keep], last[keep], choices[keep]
-        self.cumulative = self.choices.cumsum(0)
-        self.offsets = torch.arange(h + 1)[:, None]
+        """With `inner_observations` off, batches hold the first and the last row's observations only, `[2, B, O]`: all that RQL reads."""
+        self.sampling, self.generator, self.device = sampling, generator, torch.device(device)
+        self._complete_rows, self._clip_actions, self._scale = complete_rows, clip_actions, observation_scale
+        self._low, self._high = torch.from_numpy(store.plant.action_low), torch.from_numpy(store.plant.action_high)
+        self._shards = store.stream(self._prepare) if isinstance(store, ShardedStore) else None
+        self.inner_observations = inner_observations
+        self.offsets = torch.arange(h + 1, device=self.device)[:, None]
+        self._use((self._shards.at(0) if self._shards else self._prepare(store.sample)).to(self.device))
+
+    def _prepare(self, store: TransitionStore) -> Rows:
+        if not self._clip_actions:
+            store.check_actions()
+        return Rows.of(store, complete_rows=self._complete_rows)
+
+    def _use(self, rows: Rows) -> None:
+        self.rows = rows
+        self.observations = ScaledObservations(rows.observations, self._scale)
+        self.actions = ScaledActions(rows.small, self._low, self._high)
+
+    def advance(self, step: int) -> bool:
+        """Make the rows that update number `step` (from 0) draws from current; without shards they always are.
+
+        Returns True when tensors were replaced, so that a captured graph has to be captured again. On a device, a shard of the same
+        shape is copied into the tensors of the one before and they stay valid. Raises UserError when the next shard is unusable.
+        """
+        if self._shards is None or not self._shards.due(step):
+            return False
+        rows = self._shards.at(step)
+        if self.device.type != "cpu" and self.rows.take_over(rows):
+            return False
+        self._use(rows.to(self.device))
+        return True
 
     def draw_starts(self, batch_size: int) -> tuple[Tensor, Tensor]:
         """Start row and last row of the episode `[B]` of each window."""
+        rows, generator, device = self.rows, self.generator, self.device
         if self.sampling == "transitions":
-            position = torch.randint(int(self.cumulative[-1]), (batch_size,), generator=self.generator)
-            episode = torch.searchsorted(self.cumulative, position, right=True)
-            start = self.first[episode] + position - (self.cumulative[episode] - self.choices[episode])
-            return start, self.last[episode]
-        count = len(self.first)
-        if batch_size < count:
-            episode = torch.randperm(count, generator=self.generator)[:batch_size]
+            position = torch.randint(rows.total, (batch_size,), generator=generator, device=device)
+            first, last, _, before = _gather(rows.episodes, torch.searchsorted(rows.cumulative, position, right=True)).unbind(-1)
+            return first + position - before, last
+        count = len(rows.episodes)
+        if batch_size >= count:
+            episode = torch.randint(count, (batch_size,), generator=generator, device=device)
+        elif device.type == "cpu":
+            episode = torch.randperm(count, generator=generator)[:batch_size]
         else:
-            episode = torch.randint(count, (batch_size,), generator=self.generator)
+            # torch.randperm synchronises with the device; the order of uniform numbers is a permutation as good.
+            episode = torch.rand(count, generator=generator, device=device).argsort()[:batch_size]
         # float64, so that the product rounds to `choices` for no draw below 1.
-        uniform = torch.rand(batch_size, generator=self.generator, dtype=torch.float64)
-        return self.first[episode] + (uniform * self.choices[episode]).long(), self.last[episode]
+        uniform = torch.rand(batch_size, generator=generator, dtype=torch.float64, device=device)
+        first, last, choices, _ = _gather(rows.episodes, episode).unbind(-1)
+        return first + (uniform * choices).long(), last
 
-    def draw(self, batch_size: int) -> Batch:
-        """One batch of windows."""
+    def draw(self, batch_size: int, part: tuple[int, int] | None = None) -> Batch:
+        """One batch of windows; with `part = (lo, hi)` only windows lo to hi of the batch that all workers draw alike."""
         start, last = self.draw_starts(batch_size)
+        if part is not None:
+            start, last = start[part[0] : part[1]], last[part[0] : part[1]]
         rows = torch.minimum(start + self.offsets, last)
-        rewards, terminals, masks = self.scalars[rows].unbind(-1)
-        return Batch(self.observations[rows], self.actions[rows], rewards, terminals, masks)
+        small = _gather(self.rows.small, rows)
+        rewards, terminals, masks = small[..., -3:].unbind(-1)
+        observations = self.observations[rows if self.inner_observations else rows[:: len(rows) - 1]]
+        return Batch(observations, self.actions.scale(small), rewards, terminals, masks)
+
+
+def _gather(table: Tensor, rows: Tensor) -> Tensor:
+    """`table[rows]` for rows of any shape."""
+    return table.index_select(0, rows.flatten()).view(*rows.shape, table.shape[1])

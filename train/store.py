@@ -1,10 +1,16 @@
-"""The transition store: flat arrays of every row of every episode, and where episodes end. One owner of training data."""
+"""The transition store: flat arrays of rows in episode order, the one form that training reads data in.
+
+The arrays may be memory-mapped files (store_folder.py), so nothing here copies a whole one: checks, statistics and hashes go through
+them in blocks.
+"""
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,10 +18,12 @@ from numpy.typing import NDArray
 from rql_deploy.contract import PlantDescription
 from rql_deploy.errors import UserError
 
+from .moments import Moments
+
 ACTION_MARGIN = 1e-5
 """Scaled data set actions are kept this far inside [-1, 1], as in the reference (docs/algorithm.md, Batch)."""
-STD_FLOOR = 1e-3
-"""Floor of the standard deviation used to scale observations: a field that never moves must not be blown up."""
+BLOCK_ROWS = 65_536
+"""Rows looked at in one go."""
 
 
 @dataclass(frozen=True)
@@ -47,10 +55,15 @@ class TransitionStore:
     def episodes(self) -> int:
         return len(self.ends)
 
+    @property
+    def sample(self) -> TransitionStore:
+        """Rows that stand for the data where all of it would be too much: here the store itself, of a sharded set its first shard."""
+        return self
+
     @cached_property
     def starts(self) -> NDArray[np.int64]:
         """`[E]`: each episode's first row."""
-        return np.concatenate(([0], self.ends[:-1]))
+        return np.concatenate((np.zeros(1, np.int64), self.ends[:-1]))
 
     @cached_property
     def content_hash(self) -> str:
@@ -58,7 +71,8 @@ class TransitionStore:
         digest = hashlib.sha256()
         for array in (self.observations, self.actions, self.rewards, self.masks, self.ends):
             digest.update(f"{array.dtype}{array.shape}".encode())
-            digest.update(np.ascontiguousarray(array).tobytes())
+            for block in _blocks(array):
+                digest.update(np.ascontiguousarray(block).data)
         return digest.hexdigest()
 
     def locate(self, row: int) -> str:
@@ -66,54 +80,196 @@ class TransitionStore:
         episode = int(np.searchsorted(self.ends, row, side="right"))
         return f"episode {episode}, row {row - int(self.starts[episode])}"
 
-    def validate(self, h: int) -> None:
-        """Refuse data that cannot be learned from: raises UserError naming row and field."""
+    def validate(self, h: int, *, learn_value: bool = True) -> list[str]:
+        """Refuse data that cannot be learned from: raises UserError naming row and field.
+
+        Returns remarks on data that can be used but deserves a look, one sentence each. With `learn_value` off (pure behaviour
+        cloning) rewards that say nothing are accepted.
+        """
+        self.validate_rows()
+        if learn_value and not self.rewards_inform():
+            raise UserError(self._uninformative())
+        longest = int((self.ends - self.starts).max())
+        if longest <= h:
+            raise UserError(
+                f"every episode of {self.dataset_id} has at most {longest} rows, but a window needs h+1 = {h + 1}: "
+                "use a smaller h or longer episodes"
+            )
+        return self.remarks(h)
+
+    def validate_rows(self) -> None:
+        """Raise UserError unless shapes agree, episodes are not empty, and every number is finite."""
         if not len(self):
             raise UserError(f"data set {self.dataset_id} is empty: collect some episodes first")
+        self._refuse_wrong_shapes()
         start = 0
         for spec in self.plant.fields:
             self._refuse_not_finite(self.observations[:, start : start + spec.size], f"observation field '{spec.name}'")
             start += spec.size
         self._refuse_not_finite(self.actions, "actions")
         self._refuse_not_finite(self.rewards[:, None], "rewards")
-        if int((self.ends - self.starts).max()) <= h:
-            raise UserError(
-                f"every episode of {self.dataset_id} has at most {h} rows, but a window needs h+1 = {h + 1}: "
-                "use a smaller h or longer episodes"
+        self._refuse_not_finite(self.masks[:, None], "masks")
+
+    def rewards_inform(self) -> bool:
+        """Whether any two behaviours can differ in return.
+
+        They cannot when every reward is 0, or when every reward and every mask is the same. Equal rewards other than 0 still tell
+        something where the task ends in some rows: how soon.
+        """
+        reward = self.rewards[0]
+        if any((block != reward).any() for block in _blocks(self.rewards)):
+            return True
+        return bool(reward != 0) and any((block != self.masks[0]).any() for block in _blocks(self.masks))
+
+    def remarks(self, h: int) -> list[str]:
+        """What deserves a look before training, one sentence each."""
+        lengths = self.ends - self.starts
+        found = []
+        if short := int((lengths <= h).sum()):
+            found.append(
+                f"{short} of {self.episodes} episodes of {self.dataset_id} have at most h = {h} rows: their windows repeat the last row; "
+                "those that end early count in the cloning of the rows that are there, and not in the value terms"
             )
+        if single := int((lengths == 1).sum()):
+            found.append(
+                f"{single} of {self.episodes} episodes of {self.dataset_id} have one row and are never drawn: "
+                "--set rql.complete_rows=true draws them"
+            )
+        return found
+
+    def _uninformative(self) -> str:
+        ended = "" if (self.masks[0] == 1).all() else f" and every mask {self.masks[0]:g}"
+        return (
+            f"every reward of data set {self.dataset_id} is {self.rewards[0]:g}{ended}, first to last row, so V has nothing to tell apart: "
+            "add episodes with another outcome or relabel the rewards, or clone with --set rql.policy_value_weight=0"
+        )
+
+    def _refuse_wrong_shapes(self) -> None:
+        rows = len(self)
+        expected = {
+            "observations": (rows, self.plant.observation_dim),
+            "actions": (rows, self.plant.action_dim),
+            "masks": (rows,),
+        }
+        for name, shape in expected.items():
+            found = getattr(self, name).shape
+            if found != shape:
+                raise UserError(
+                    f"data set {self.dataset_id} has {name} of shape {list(found)} for {rows} rewards, the plant's are {list(shape)}: "
+                    "write the data again with one row per reward"
+                )
+        lengths = np.diff(self.ends, prepend=0)
+        if (lengths <= 0).any():
+            raise UserError(f"data set {self.dataset_id}: episode {int(np.argmax(lengths <= 0))} has no rows: remove it")
+        if not self.episodes or self.ends[-1] != rows:
+            last = int(self.ends[-1]) if self.episodes else 0
+            raise UserError(f"data set {self.dataset_id} has {rows} rows but its last episode ends at {last}: write the data again")
 
     def _refuse_not_finite(self, columns: NDArray[np.float32], what: str) -> None:
-        bad = ~np.isfinite(columns).all(axis=1)
-        if bad.any():
-            row = int(np.argmax(bad))
+        first, count, offset = 0, 0, 0
+        for block in _blocks(columns):
+            finite = np.isfinite(block)
+            if not finite.all():
+                bad = ~finite.all(axis=1)
+                first = first if count else offset + int(np.argmax(bad))
+                count += int(bad.sum())
+            offset += len(block)
+        if count:
             raise UserError(
-                f"data set {self.dataset_id} has NaN or infinity in {what}, first at {self.locate(row)} ({int(bad.sum())} rows in all): "
+                f"data set {self.dataset_id} has NaN or infinity in {what}, first at {self.locate(first)} ({count} rows in all): "
                 "remove those episodes and train again"
             )
 
+    def check_actions(self) -> None:
+        """Raise UserError, naming row and dimension, when an action lies outside the plant's bounds."""
+        first: tuple[int, int] | None = None
+        count, offset = 0, 0
+        for block in _blocks(self.actions):
+            outside = np.abs(self._to_unit(block)) > 1.0 + 1e-6
+            if outside.any():
+                row, column = (int(i[0]) for i in np.nonzero(outside))
+                first = first or (offset + row, column)
+                count += int(outside.any(axis=1).sum())
+            offset += len(block)
+        if first is not None:
+            bound = self.plant.actions[first[1]]
+            raise UserError(
+                f"data set {self.dataset_id}: action '{bound.name}' is {self.actions[first]:g} at {self.locate(first[0])}, outside its "
+                f"bounds [{bound.low:g}, {bound.high:g}] ({count} rows in all): "
+                "pass --set clip_actions=true to clip them, or correct the bounds"
+            )
+
     def scaled_actions(self, *, clip: bool = False) -> NDArray[np.float32]:
-        """Actions mapped affinely from the plant's bounds to [-1, 1] and kept `ACTION_MARGIN` inside.
+        """All actions mapped affinely from the plant's bounds to [-1, 1] and kept `ACTION_MARGIN` inside; the sampler does it per batch.
 
         Raises UserError when an action lies outside its bounds, unless `clip`.
         """
-        low, high = self.plant.action_low, self.plant.action_high
-        scaled = (self.actions - low) * (2.0 / (high - low)) - 1.0
-        outside = np.abs(scaled) > 1.0 + 1e-6
-        if outside.any() and not clip:
-            row, column = (int(i[0]) for i in np.nonzero(outside))
-            bound = self.plant.actions[column]
-            raise UserError(
-                f"data set {self.dataset_id}: action '{bound.name}' is {self.actions[row, column]:g} at {self.locate(row)}, outside its "
-                f"bounds [{bound.low:g}, {bound.high:g}] ({int(outside.any(axis=1).sum())} rows in all): "
-                "pass --set clip_actions=true to clip them, or correct the bounds"
-            )
+        if not clip:
+            self.check_actions()
         limit = 1.0 - ACTION_MARGIN
-        return np.clip(scaled, -limit, limit).astype(np.float32)
+        return np.clip(self._to_unit(self.actions), -limit, limit).astype(np.float32)
+
+    def _to_unit(self, actions: NDArray[np.float32]) -> NDArray[np.float64]:
+        low, high = self.plant.action_low, self.plant.action_high
+        return (actions - low) * (2.0 / (high - low)) - 1.0
+
+    def moments(self) -> Moments:
+        """Count, mean and squared deviations of the observations `[O]`."""
+        total = Moments.none(self.plant.observation_dim)
+        for block in _blocks(self.observations):
+            total = total.joined(Moments.of(block))
+        return total
 
     def observation_scale(self, standardise: bool) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """`mean` and `std` `[O]` that observations are scaled with: (s - mean) / std; 0 and 1 when not standardised."""
-        if not standardise:
-            dim = self.plant.observation_dim
-            return np.zeros(dim, np.float32), np.ones(dim, np.float32)
-        wide = self.observations.astype(np.float64)
-        return wide.mean(0).astype(np.float32), np.maximum(wide.std(0), STD_FLOOR).astype(np.float32)
+        return self.moments().scale() if standardise else Moments.identity(self.plant.observation_dim)
+
+
+def concatenate(stores: Sequence[TransitionStore]) -> TransitionStore:
+    """Several data sets of one plant as one, in the given order.
+
+    Raises UserError naming every difference when their plants differ in what matters for control. Observation fields may be stored
+    in another order; they are put into the first set's.
+    """
+    first = stores[0]
+    if len(stores) == 1:
+        return first
+    observations = []
+    for store in stores:
+        differences = list(dict.fromkeys(first.plant.differences(store.plant)))
+        known = {spec.name for spec in first.plant.fields}
+        if extra := [spec.name for spec in store.plant.fields if spec.name not in known]:
+            differences.append(f"observation fields {', '.join(extra)} are only there")
+        if differences:
+            raise UserError(
+                f"data sets {first.dataset_id} and {store.dataset_id} cannot be combined ({'; '.join(differences)}): "
+                "pass sets of one plant, or train on one of them"
+            )
+        observations.append(_reordered(store, first.plant))
+    offsets = np.cumsum([0, *(len(store) for store in stores[:-1])])
+    successes = [store.successes for store in stores if store.successes is not None]
+    return TransitionStore(
+        dataset_id=" + ".join(store.dataset_id for store in stores),
+        plant=first.plant,
+        observations=np.concatenate(observations),
+        actions=np.concatenate([store.actions for store in stores]),
+        rewards=np.concatenate([store.rewards for store in stores]),
+        masks=np.concatenate([store.masks for store in stores]),
+        ends=np.concatenate([store.ends + offset for store, offset in zip(stores, offsets, strict=True)]),
+        successes=np.concatenate(successes) if len(successes) == len(stores) else None,
+    )
+
+
+def _reordered(store: TransitionStore, plant: PlantDescription) -> NDArray[np.float32]:
+    if [spec.name for spec in store.plant.fields] == [spec.name for spec in plant.fields]:
+        return store.observations
+    columns, start = {}, 0
+    for spec in store.plant.fields:
+        columns[spec.name] = store.observations[:, start : start + spec.size]
+        start += spec.size
+    return np.concatenate([columns[spec.name] for spec in plant.fields], axis=1)
+
+
+def _blocks(array: NDArray[Any]) -> Iterator[NDArray[Any]]:
+    for start in range(0, len(array), BLOCK_ROWS):
+        yield array[start : start + BLOCK_ROWS]

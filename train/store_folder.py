@@ -1,0 +1,233 @@
+"""A transition store on disk that training maps into memory (docs/data.md).
+
+    FOLDER/store.json         format, data set id, plant, rows, episodes, content hash
+    FOLDER/observations.npy   [N, O] float32        FOLDER/rewards.npy   [N] float32
+    FOLDER/actions.npy        [N, A] float32        FOLDER/masks.npy     [N] float32
+    FOLDER/ends.npy           [E] int64             FOLDER/successes.npy [E] bool, where known
+
+Plain NumPy files, no pickle. A folder of such folders is a sharded data set.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, BinaryIO
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from rql_deploy.contract import PlantDescription
+from rql_deploy.errors import UserError
+from rql_deploy.plain import from_plain
+
+from .store import TransitionStore
+
+FORMAT = 1
+HEADER_FILE = "store.json"
+ROW_ARRAYS = ("observations", "actions", "rewards", "masks")
+
+
+class StoreWriter:
+    """Writes a store folder episode by episode, holding none of them in memory.
+
+    Rows go to a temporary folder beside the final one, which takes its name only when the last episode is in: `with` finishes it, an
+    exception inside removes it, a killed process leaves a hidden folder that the next writer replaces.
+    """
+
+    def __init__(self, folder: Path, dataset_id: str, plant: PlantDescription):
+        if folder.exists():
+            raise UserError(f"{folder} exists already: pass another folder or remove it")
+        self.folder, self.dataset_id, self.plant = folder, dataset_id, plant
+        self.partial = folder.with_name(f".{folder.name}.partial")
+        self.widths: dict[str, tuple[int, ...]] = {
+            "observations": (plant.observation_dim,),
+            "actions": (plant.action_dim,),
+            "rewards": (),
+            "masks": (),
+        }
+        self.rows = 0
+        self.ends: list[int] = []
+        self.successes: list[bool | None] = []
+        self._files: dict[str, BinaryIO] = {}
+        try:
+            shutil.rmtree(self.partial, ignore_errors=True)
+            self.partial.mkdir(parents=True)
+            for name in ROW_ARRAYS:
+                self._files[name] = (self.partial / f"{name}.npy").open("wb")
+                self._files[name].write(_npy_header((0, *self.widths[name])))
+        except OSError as error:
+            self.abort()
+            raise self._disk_error(error) from error
+
+    def add_episode(
+        self, observations: ArrayLike, actions: ArrayLike, rewards: ArrayLike, masks: ArrayLike, success: bool | None = None
+    ) -> None:
+        """Append n rows: `[n, O]`, `[n, A]`, `[n]`, `[n]`. Raises UserError, with nothing appended, when shapes do not fit."""
+        arrays = {
+            name: np.ascontiguousarray(value, np.float32)
+            for name, value in zip(ROW_ARRAYS, (observations, actions, rewards, masks), strict=True)
+        }
+        rows = len(arrays["actions"])
+        if not rows:
+            raise UserError(f"episode {len(self.ends)} for {self.folder} has no rows: leave it out")
+        for name, array in arrays.items():
+            if array.shape != (rows, *self.widths[name]):
+                raise UserError(
+                    f"episode {len(self.ends)} for {self.folder} has {name} of shape {list(array.shape)}, "
+                    f"for {rows} actions it should be {[rows, *self.widths[name]]}"
+                )
+        self.extend(arrays, np.array([rows], np.int64), None if success is None else np.array([success]))
+
+    def extend(self, arrays: dict[str, NDArray[np.float32]], ends: NDArray[np.int64], successes: NDArray[np.bool_] | None) -> None:
+        """Append rows of several whole episodes, `ends` counted from the first of these rows."""
+        try:
+            for name in ROW_ARRAYS:
+                np.ascontiguousarray(arrays[name]).tofile(self._files[name])
+        except OSError as error:
+            self.abort()
+            raise self._disk_error(error) from error
+        self.ends += (self.rows + ends).tolist()
+        self.successes += [None] * len(ends) if successes is None else successes.tolist()
+        self.rows += len(arrays["rewards"])
+
+    def close(self) -> TransitionStore:
+        """Finish the folder and open it."""
+        if not self.rows:
+            self.abort()
+            raise UserError(f"data set {self.dataset_id} is empty, so {self.folder} is not written: collect some episodes first")
+        try:
+            for name, file in self._files.items():
+                file.seek(0)
+                file.write(_npy_header((self.rows, *self.widths[name])))
+                file.close()
+            np.save(self.partial / "ends.npy", np.array(self.ends, np.int64))
+            known = [success for success in self.successes if success is not None]
+            if known and len(known) == len(self.ends):
+                np.save(self.partial / "successes.npy", np.array(known, bool))
+            header: dict[str, Any] = {
+                "format": FORMAT,
+                "dataset_id": self.dataset_id,
+                "plant": dataclasses.asdict(self.plant),
+                "rows": self.rows,
+                "episodes": len(self.ends),
+            }
+            (self.partial / HEADER_FILE).write_text(json.dumps(header))
+            header["content_hash"] = read_store(self.partial).content_hash
+            (self.partial / HEADER_FILE).write_text(json.dumps(header, indent=1, allow_nan=False))
+            for file_path in (*self.partial.iterdir(), self.partial):
+                _sync(file_path)
+            self.partial.rename(self.folder)
+            _sync(self.folder.parent)
+        except OSError as error:
+            self.abort()
+            raise self._disk_error(error) from error
+        return read_store(self.folder)
+
+    def abort(self) -> None:
+        """Remove what was written so far."""
+        for file in self._files.values():
+            file.close()
+        shutil.rmtree(self.partial, ignore_errors=True)
+
+    def __enter__(self) -> StoreWriter:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+        if kind is None:
+            self.close()
+        else:
+            self.abort()
+
+    def _disk_error(self, error: OSError) -> UserError:
+        return UserError(f"cannot write data set {self.folder} ({error}): nothing is left of it; make room or pass another folder")
+
+
+def write_store(store: TransitionStore, folder: Path) -> TransitionStore:
+    """Write `store` as a folder; returns it as read back, memory-mapped."""
+    writer = StoreWriter(folder, store.dataset_id, store.plant)
+    writer.extend({name: getattr(store, name) for name in ROW_ARRAYS}, store.ends, store.successes)
+    return writer.close()
+
+
+def is_store(folder: Path) -> bool:
+    """Whether `folder` holds a store of ours."""
+    return (folder / HEADER_FILE).is_file()
+
+
+def read_store(folder: Path) -> TransitionStore:
+    """Open a store folder with its rows memory-mapped; raises UserError when it is damaged."""
+    try:
+        header, plant = _read_header(folder)
+        arrays = {name: _open(folder / f"{name}.npy", np.float32) for name in ROW_ARRAYS}
+        ends = np.array(_open(folder / "ends.npy", np.int64))
+        successes = np.array(_open(folder / "successes.npy", np.bool_)) if (folder / "successes.npy").exists() else None
+        store = TransitionStore(dataset_id=header["dataset_id"], plant=plant, ends=ends, successes=successes, **arrays)
+        if len(store) != header["rows"] or store.episodes != header["episodes"]:
+            raise ValueError(f"{HEADER_FILE} says {header['rows']} rows and {header['episodes']} episodes, the files hold others")
+        return store
+    except (OSError, EOFError, ValueError, TypeError, KeyError) as error:
+        raise UserError(f"data set {folder} is damaged ({error}): write it again or restore it from a copy") from error
+
+
+@dataclass(frozen=True)
+class StoreShard:
+    """A store folder as one shard of a larger data set."""
+
+    folder: Path
+    plant: PlantDescription
+    rows: int
+    episodes: int
+    fingerprint: str
+
+    @classmethod
+    def of(cls, folder: Path) -> StoreShard:
+        """Read the header only."""
+        try:
+            header, plant = _read_header(folder)
+            return cls(folder, plant, int(header["rows"]), int(header["episodes"]), str(header["content_hash"]))
+        except (OSError, ValueError, TypeError, KeyError) as error:
+            raise UserError(f"shard {folder} is damaged ({error}): write it again or restore it from a copy") from error
+
+    @property
+    def name(self) -> str:
+        return self.folder.name
+
+    def load(self) -> TransitionStore:
+        return read_store(self.folder)
+
+
+def _read_header(folder: Path) -> tuple[dict[str, Any], PlantDescription]:
+    header = json.loads((folder / HEADER_FILE).read_text())
+    if not isinstance(header, dict) or header.get("format") != FORMAT:
+        raise ValueError(f"{HEADER_FILE} is not of format {FORMAT}")
+    return header, from_plain(PlantDescription, header["plant"], f"the plant in {folder / HEADER_FILE}")
+
+
+def _open(file: Path, dtype: type[np.generic]) -> NDArray[Any]:
+    # Copy-on-write, because torch takes only writable arrays; nothing here writes, so the pages stay the file's own.
+    array: NDArray[Any] = np.load(file, mmap_mode="c", allow_pickle=False)
+    if array.dtype != dtype:
+        raise ValueError(f"{file.name} holds {array.dtype}, not {np.dtype(dtype)}")
+    return array
+
+
+def _npy_header(shape: tuple[int, ...]) -> bytes:
+    """The header of a float32 `.npy` file; NumPy pads it so that its length does not depend on the number of rows."""
+    buffer = io.BytesIO()
+    np.lib.format.write_array_header_1_0(buffer, {"descr": np.dtype(np.float32).str, "fortran_order": False, "shape": shape})  # type: ignore[no-untyped-call]
+    return buffer.getvalue()
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
