@@ -2,6 +2,7 @@
 
     RUN/checkpoints/step_000006000/   checkpoint.json, parameters.safetensors, optimizer.safetensors, reference.safetensors
     RUN/latest                        the newest complete checkpoint's name
+    RUN/best                          that of the one with the highest success, where training was evaluated
 
 A checkpoint is written to a temporary folder, synced and renamed, and only then does `latest` move: a crash or a full disk at any
 moment leaves the previous one in charge.
@@ -12,10 +13,10 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from safetensors import SafetensorError
@@ -26,7 +27,7 @@ from rql_deploy.contract import PlantDescription
 from rql_deploy.errors import UserError
 from rql_deploy.plain import from_plain
 
-from .config import TrainConfig
+from .config import TrainConfig, config_to_plain
 from .rql import RQL
 
 FORMAT = 1
@@ -48,12 +49,22 @@ class Checkpoint:
     """What the data set showed: episodes, rows, success, quantiles (trainer.dataset_statistics)."""
     versions: Mapping[str, str]
     parameters: dict[str, Tensor]
+    engine: Mapping[str, str]
+    """How updates were run: engine, precision, device."""
+    initialised_from: str | None
+    """The checkpoint that the run started from, None when it started from nothing."""
     reference: dict[str, Tensor]
     """`observations` `[N, O]` and `chunks` `[N, hA]` of the data set, and the `mean` and `std` that observations are scaled with."""
 
-    def restore_networks(self) -> RQL:
+    def config_table(self) -> dict[str, Any]:
+        """The settings by dotted name, as `--set` takes them."""
+        plain = config_to_plain(self.config)
+        rql = plain.pop("rql")
+        return {f"rql.{name}": value for name, value in rql.items()} | plain
+
+    def restore_networks(self, device: torch.device | str = "cpu") -> RQL:
         """An RQL agent with this checkpoint's four networks."""
-        agent = RQL(self.config.rql, self.plant.observation_dim, self.plant.action_dim)
+        agent = RQL(self.config.rql, self.plant.observation_dim, self.plant.action_dim, device=device)
         for name in NETWORKS:
             network: nn.Module = getattr(agent, name)
             prefix = f"{name}."
@@ -73,7 +84,7 @@ def save_checkpoint(
     reference: Mapping[str, Tensor],
     random_state: Tensor,
 ) -> Path:
-    """Write checkpoint `step` under `run` and make it the latest. Raises UserError when the disk does not take it; older ones stay."""
+    """Write checkpoint `step` under `run`, from any device, and make it the latest. Raises UserError when the disk does not take it; older ones stay."""
     final = run / "checkpoints" / f"step_{step:09d}"
     temporary = final.with_name(f".{final.name}.partial")
     try:
@@ -90,15 +101,42 @@ def save_checkpoint(
         shutil.rmtree(final, ignore_errors=True)
         temporary.rename(final)
         _sync(final.parent)
-        pointer = run / ".latest.partial"
-        pointer.write_text(final.name)
-        _sync(pointer)
-        pointer.replace(run / "latest")
-        _sync(run)
+        point(run, "latest", final)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(temporary, ignore_errors=True)
         raise UserError(f"cannot write checkpoint {final} ({error}): the previous checkpoint is untouched; make room and resume") from error
     return final
+
+
+def point(run: Path, pointer: Literal["latest", "best"], checkpoint: Path) -> None:
+    """Move a pointer of the run to one of its checkpoints, atomically."""
+    partial = run / f".{pointer}.partial"
+    partial.write_text(checkpoint.name)
+    _sync(partial)
+    partial.replace(run / pointer)
+    _sync(run)
+
+
+def pointed(run: Path, pointer: Literal["latest", "best"]) -> Path | None:
+    """The checkpoint that a pointer of the run names, None where there is no such pointer."""
+    file = run / pointer
+    return run / "checkpoints" / file.read_text(errors="replace").strip() if file.is_file() else None
+
+
+def step_of(checkpoint: Path) -> int:
+    """The update number in a checkpoint folder's name."""
+    return int(checkpoint.name.removeprefix("step_"))
+
+
+def prune_checkpoints(run: Path, keep: Callable[[int], bool]) -> None:
+    """Remove the run's checkpoints that are neither `latest` nor `best` and whose step `keep` does not want."""
+    pointers = {pointed(run, "latest"), pointed(run, "best")}
+    for folder in (run / "checkpoints").glob("step_*"):
+        if folder not in pointers and not keep(step_of(folder)):
+            # Renamed first, so that a half-removed folder never looks like a checkpoint.
+            doomed = folder.with_name(f".{folder.name}.partial")
+            folder.rename(doomed)
+            shutil.rmtree(doomed, ignore_errors=True)
 
 
 def load_checkpoint(path: Path) -> Checkpoint:
@@ -122,6 +160,8 @@ def load_checkpoint(path: Path) -> Checkpoint:
             dataset_hash=header["dataset_hash"],
             statistics=header["statistics"],
             versions=header["versions"],
+            engine=header.get("engine", {"engine": "eager", "precision": "fp32", "device": "cpu"}),
+            initialised_from=header.get("initialised_from"),
             parameters=load_file(folder / "parameters.safetensors"),
             reference=reference,
         )
@@ -133,9 +173,8 @@ def resolve_checkpoint(path: Path) -> Path:
     """The checkpoint folder meant by a checkpoint folder or a run folder."""
     if (path / "checkpoint.json").is_file():
         return path
-    pointer = path / "latest"
-    if pointer.is_file():
-        return path / "checkpoints" / pointer.read_text(errors="replace").strip()
+    if latest := pointed(path, "latest"):
+        return latest
     raise UserError(f"{path} is neither a checkpoint nor a run with one: pass what `rql-deploy train --output` wrote")
 
 

@@ -35,7 +35,9 @@ class TrainConfig:
     clip_actions: bool = False
     """Clip data set actions to their bounds instead of refusing those outside."""
     checkpoint_every: int = 0
-    """Also write a checkpoint every so many updates; 0 writes only at the end and when interrupted."""
+    """Also write a checkpoint every so many updates; 0 leaves that to `checkpoint_minutes`."""
+    checkpoint_minutes: float = 5.0
+    """Also write a checkpoint when the last one is that old, so that a power cut costs no more; 0 for never."""
     log_every: int = 100
     """Updates between two lines of the logs."""
     threads: int = 0
@@ -59,6 +61,8 @@ class TrainConfig:
                 raise UserError(f"train.{name} is {getattr(self, name)}, it must be at least {low}")
         if self.batch_size % 2:
             raise UserError(f"train.batch_size is {self.batch_size}, it must be even: half the batch draws its reversal depth from a grid")
+        if not self.checkpoint_minutes >= 0:
+            raise UserError(f"train.checkpoint_minutes is {self.checkpoint_minutes}, it must be at least 0")
         c = self.rql
         for name in ("h", "F"):
             if getattr(c, name) < 1:

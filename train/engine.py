@@ -53,6 +53,9 @@ class Engine(Protocol):
     def run(self, updates: int) -> None:
         """Do that many updates."""
 
+    def rebuild(self) -> None:
+        """The sampler's tensors were replaced: forget what was recorded of them."""
+
     def figures(self) -> Figures:
         """Losses and gradient norms of the last update, scalars on the agent's device."""
 
@@ -126,6 +129,9 @@ class StepEngine:
         for _ in range(updates):
             self.last = self.agent.update(*self.draw(), losses=self.losses, reduce=self.reduce)
 
+    def rebuild(self) -> None:
+        """Nothing is recorded."""
+
     def figures(self) -> Figures:
         """Losses and gradient norms of the last update."""
         assert self.last is not None
@@ -194,6 +200,10 @@ class GraphEngine:
             self.several()
         for _ in range(updates % self.block):
             self.one()
+
+    def rebuild(self) -> None:
+        """Record again before the next block."""
+        self.one = self.several = None
 
     def figures(self) -> Figures:
         """Losses and gradient norms of the last update."""

@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from torch.utils.tensorboard import SummaryWriter
 
 from rql_deploy.errors import UserError
 
+from .evaluator import Evaluation
+
 GROUPS = {
     "losses": ("total", "policy_value", "bc", "value"),
     "value": ("v_mean", "v_min", "v_max", "ahead_mean", "ahead_min", "ahead_max", "target_mean"),
     "gradients": ("gradient_v", "gradient_V"),
     "diagnostics": ("drift_half", "drift_full", "noise_gap", "round_trip"),
-    "evaluation": ("success", "success_low", "success_high", "steps_mean"),
     "speed": ("updates_per_second",),
 }
 _GROUP_OF = {name: group for group, names in GROUPS.items() for name in names}
@@ -31,14 +32,16 @@ Tracker = tuple[Callable[[int, Mapping[str, float]], None], Callable[[], None]]
 class RunLog:
     """`RUN/metrics.jsonl`, `RUN/tensorboard/` and the asked trackers; appends when the run is resumed."""
 
-    def __init__(self, run: Path, config: Mapping[str, Any], trackers: Sequence[str] = ()):
+    def __init__(self, run: Path, config: Mapping[str, Any], trackers: Sequence[str] = (), *, from_step: int = 0):
+        """Entries after update `from_step`, of a run that was cut off and goes on from there, are dropped: they come again."""
         try:
             run.mkdir(parents=True, exist_ok=True)
             (run / "config.json").write_text(json.dumps(config, indent=1))
+            _keep_until(run / "metrics.jsonl", from_step)
             self._lines = (run / "metrics.jsonl").open("a", buffering=1)
         except OSError as error:
             raise UserError(f"cannot write run {run} ({error.strerror}): pass another --output") from error
-        self._tensorboard = SummaryWriter(str(run / "tensorboard"))
+        self._tensorboard = SummaryWriter(str(run / "tensorboard"), purge_step=from_step + 1)
         self._trackers = [_TRACKERS[name](run, config) for name in trackers]
 
     def write(self, step: int, figures: Mapping[str, float]) -> None:
@@ -53,14 +56,42 @@ class RunLog:
         for write, _ in self._trackers:
             write(step, named)
 
-    def __enter__(self) -> RunLog:
-        return self
+    def write_evaluation(self, step: int, evaluation: Evaluation) -> None:
+        """Log an evaluation that ended while training was at update `step`."""
+        figures = {
+            "evaluation/success": evaluation.success,
+            "evaluation/success_low": evaluation.success_low,
+            "evaluation/success_high": evaluation.success_high,
+            "evaluation/steps_mean": evaluation.steps_mean,
+        }
+        for name, value in figures.items():
+            self._tensorboard.add_scalar(name, value, evaluation.step)
+        for write, _ in self._trackers:
+            write(step, figures | {"evaluation/of_update": evaluation.step})
 
-    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
+    def close(self) -> None:
+        """Write out what is buffered."""
         self._lines.close()
         self._tensorboard.close()
         for _, close in self._trackers:
             close()
+
+
+def read_metrics(run: Path) -> list[dict[str, float]]:
+    """The run's logged entries; a line cut short by a crash is left out."""
+    found = []
+    for line in (run / "metrics.jsonl").read_text().splitlines() if (run / "metrics.jsonl").is_file() else ():
+        with contextlib.suppress(ValueError):
+            found.append(json.loads(line))
+    return found
+
+
+def _keep_until(file: Path, step: int) -> None:
+    if file.is_file():
+        kept = [entry for entry in read_metrics(file.parent) if entry["step"] <= step]
+        partial = file.with_name(".metrics.jsonl.partial")
+        partial.write_text("".join(json.dumps(entry) + "\n" for entry in kept))
+        partial.replace(file)
 
 
 def _wandb(run: Path, config: Mapping[str, Any]) -> Tracker:

@@ -14,8 +14,6 @@ from torch import Tensor, distributed
 
 from rql_deploy.errors import UserError
 
-from .rql import Batch, Noise
-
 
 class DataParallel:
     """This process among the workers that torchrun started."""
@@ -42,11 +40,6 @@ class DataParallel:
             raise UserError(f"train.batch_size is {batch_size}, which {self.workers} workers cannot share: make it a multiple of {self.workers}")
         share = batch_size // self.workers
         return slice(self.rank * share, (self.rank + 1) * share)
-
-    def share(self, batch: Batch, noise: Noise) -> tuple[Batch, Noise]:
-        """This worker's slices of one global draw."""
-        rows = self.rows(len(noise.bc_time))
-        return Batch(*(part[:, rows] for part in batch)), Noise(*(part[rows] for part in noise))
 
     def reduce(self, gradients: list[Tensor]) -> None:
         """Average the gradients over the workers in place, in one message that also carries the wish to stop."""

@@ -1,36 +1,36 @@
-"""The training loop: draw a window, update, log, checkpoint; stops at any moment without losing work."""
+"""The training loop: update, log, checkpoint, evaluate; stops at any moment without losing work."""
 
 from __future__ import annotations
 
-import contextlib
 import math
-import signal
-import sys
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from importlib import metadata
 from pathlib import Path
-from types import FrameType
-from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-import rql_deploy
 from rql_deploy.errors import UserError
 from rql_deploy.progress import ProgressLine
 
-from .checkpoint import load_checkpoint, restore_optimizer, save_checkpoint
+from .checkpoint import Checkpoint, load_checkpoint, point, pointed, prune_checkpoints, restore_optimizer, save_checkpoint, step_of
 from .config import TrainConfig, config_to_plain
+from .diagnostics import Diagnostics
+from .engine import Engine, EngineChoice, choose_engine, make_engine
+from .evaluator import Evaluator, append_evaluation, read_evaluations
+from .interrupts import stop_requests
 from .logs import RunLog
-from .rql import RQL, Losses, draw_noise
+from .parallel import DataParallel
+from .report import write_report
+from .resuming import require_same_networks, require_same_run
+from .rql import RQL, Batch, Noise, draw_noise
 from .sampler import WindowSampler
+from .shards import ShardedStore
 from .store import TransitionStore
+from .summary import dataset_statistics, package_versions, reference_rows
 
-REFERENCE_ROWS = 512
-"""Data set rows kept in a checkpoint for the export's certificate and calibration."""
-QUANTILE_LEVELS = (0.0, 0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99, 1.0)
+EVALUATION_POLL_SECONDS = 0.2
 
 
 @dataclass(frozen=True)
@@ -43,87 +43,177 @@ class TrainResult:
     """False when it was interrupted and can be resumed."""
     updates_per_second: float
     losses: Mapping[str, float]
+    best: Path | None
+    """The checkpoint with the highest success, where training was evaluated."""
 
 
 class Trainer:
-    """One training run in folder `run`. Everything random comes from one generator, so a resumed run repeats an uninterrupted one."""
+    """One training run in folder `run`. Everything random comes from one generator, so a resumed run repeats an uninterrupted one.
 
-    def __init__(self, config: TrainConfig, store: TransitionStore, run: Path, *, label: str = "train"):
+    With `initial`, networks, averages and Adam's moments come from that checkpoint, and so does its observation scaling, which the
+    networks were trained with; the updates count from 0. With `parallel`, this process is one of torchrun's workers.
+    """
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        store: TransitionStore | ShardedStore,
+        run: Path,
+        *,
+        label: str = "train",
+        initial: Checkpoint | None = None,
+        evaluator: Evaluator | None = None,
+        parallel: DataParallel | None = None,
+    ):
         if config.threads:
             torch.set_num_threads(config.threads)
-        store.validate(config.rql.h)
         self.config, self.store, self.run, self.label = config, store, run, label
-        self.generator = torch.Generator().manual_seed(config.seed)
-        mean, std = (torch.from_numpy(part) for part in store.observation_scale(config.standardise))
+        self.evaluator, self.parallel = evaluator, parallel
+        if parallel is not None:
+            parallel.rows(config.batch_size)
+        self.remarks = store.validate(config.rql.h, learn_value=config.rql.policy_value_weight != 0)
+        """What the data deserves a look for, one sentence each."""
+        self.choice = choose_engine(config, store.plant.observation_dim, store.plant.action_dim)
+        self.step = 0
+        self.initialised_from: str | None = None
+        if initial is None:
+            mean, std = (torch.from_numpy(part) for part in store.observation_scale(config.standardise))
+            self._build((mean, std))
+        else:
+            require_same_networks(initial, store, config)
+            self._build((initial.reference["mean"], initial.reference["std"]))
+            self._take_networks(initial)
+            restore_optimizer(initial.path, self.agent.optimizer)
+            self.initialised_from = f"{initial.path} ({initial.dataset_id}, update {initial.step})"
+        self.statistics = dataset_statistics(store.sample)
+
+    def _build(self, scale: tuple[Tensor, Tensor]) -> None:
+        config, device = self.config, torch.device(self.choice.device)
+        first = torch.Generator().manual_seed(config.seed)
+        self.generator = first if device.type == "cpu" else torch.Generator(device).manual_seed(config.seed)
         self.sampler = WindowSampler(
-            store,
+            self.store,
             config.rql.h,
             sampling=config.sampling,
             complete_rows=config.rql.complete_rows,
-            observation_scale=(mean, std),
+            observation_scale=scale,
             clip_actions=config.clip_actions,
             generator=self.generator,
+            device=device,
         )
-        self.agent = RQL(config.rql, store.plant.observation_dim, store.plant.action_dim, self.generator)
-        self.reference = reference_rows(self.sampler, store, config.rql.h) | {"mean": mean, "std": std}
-        self.statistics = dataset_statistics(store)
-        self.step = 0
+        self.agent = RQL(config.rql, self.store.plant.observation_dim, self.store.plant.action_dim, first, device)
+        self.reference = reference_rows(self.sampler, self.store.sample, config.rql.h) | {"mean": scale[0], "std": scale[1]}
+        probe = (self.reference["observations"] - scale[0]) / scale[1]
+        self.diagnostics = Diagnostics(probe.to(device), self.reference["chunks"].to(device))
+
+    def _take_networks(self, checkpoint: Checkpoint) -> None:
+        self.agent = checkpoint.restore_networks(self.choice.device)
+        for group in self.agent.optimizer.param_groups:
+            group["lr"] = self.config.rql.learning_rate
+        self.agent.config = self.config.rql
 
     def resume(self) -> None:
-        """Continue from the run's latest checkpoint; refuses another data set or configuration, naming the difference."""
+        """Continue from the run's latest checkpoint; refuses another data set or configuration, naming the difference.
+
+        A run that was cut off before its first checkpoint starts over.
+        """
+        if pointed(self.run, "latest") is None and (self.run / "config.json").is_file():
+            return
         checkpoint = load_checkpoint(self.run)
-        differences = checkpoint.plant.differences(self.store.plant)
-        if differences:
-            raise UserError(
-                f"data set {self.store.dataset_id} does not fit run {self.run} ({'; '.join(differences)}): "
-                "pass the data the run was started on, or another --output for a new run"
-            )
-        if checkpoint.dataset_hash != self.store.content_hash:
-            raise UserError(
-                f"run {self.run} was trained on data set {checkpoint.dataset_id} ({checkpoint.dataset_hash[:12]}), "
-                f"not on {self.store.dataset_id} ({self.store.content_hash[:12]}): pass the same data, or another --output for a new run"
-            )
-        before, now = config_to_plain(checkpoint.config), config_to_plain(self.config)
-        changed = [
-            f"{key} {a!r} -> {b!r}"
-            for key, a, b in _changes(before, now)
-            if key not in ("updates", "log_every", "checkpoint_every", "threads")
-        ]
-        if changed:
-            raise UserError(f"run {self.run} was configured differently ({'; '.join(changed)}): use the same settings or another --output")
-        if checkpoint.step >= self.config.updates:
-            raise UserError(f"run {self.run} has done {checkpoint.step:,} updates already: pass a larger --updates, or export it")
-        self.agent = checkpoint.restore_networks()
+        require_same_run(checkpoint, self.store, self.config)
+        recorded = EngineChoice(**checkpoint.engine)  # type: ignore[arg-type]
+        if recorded.device == "cuda" and not torch.cuda.is_available():
+            raise UserError(f"run {self.run} was trained on a GPU, and torch finds none: resume it there, or start anew with --init-from {self.run}")
+        self.choice = recorded
+        self._build((checkpoint.reference["mean"], checkpoint.reference["std"]))
+        self._take_networks(checkpoint)
         self.generator.set_state(restore_optimizer(checkpoint.path, self.agent.optimizer))
         self.step = checkpoint.step
+        self.initialised_from = checkpoint.initialised_from
+
+    def _draw(self) -> tuple[Batch, Noise]:
+        config = self.config
+        if self.parallel is None:
+            batch, part = self.sampler.draw(config.batch_size), slice(None)
+        else:
+            part = self.parallel.rows(config.batch_size)
+            batch = self.sampler.draw(config.batch_size, (part.start, part.stop))
+        noise = draw_noise(config.batch_size, config.rql.h * self.store.plant.action_dim, config.rql.F, self.generator, self.sampler.device)
+        return batch, Noise(*(draw[part] for draw in noise))
 
     def train(self) -> TrainResult:
-        """Run to the configured number of updates, or until SIGINT/SIGTERM asks to stop; writes a checkpoint in both cases."""
-        config, chunk_dim = self.config, self.config.rql.h * self.store.plant.action_dim
-        progress = ProgressLine(self.label, config.updates, "updates", done=self.step)
+        """Run to the configured number of updates, or until SIGINT/SIGTERM asks to stop; writes a checkpoint in both cases.
+
+        Raises UserError when a loss or a gradient is no longer finite (the last checkpoint is from before that), when the disk is
+        full, or when the evaluator's simulator fails.
+        """
+        config = self.config
+        leader = self.parallel is None or self.parallel.rank == 0
+        engine = make_engine(
+            self.choice, self.agent, self._draw, reduce=self.parallel.reduce if self.parallel else None, generator=self.generator
+        )
+        progress = ProgressLine(self.label, config.updates, "updates", done=self.step) if leader else None
         figures: dict[str, float] = {}
         saved: Path | None = None
-        with RunLog(self.run, config_to_plain(config)) as log, stop_requests() as stop:
-            while self.step < config.updates and not stop:
-                batch = self.sampler.draw(config.batch_size)
-                noise = draw_noise(config.batch_size, chunk_dim, config.rql.F, self.generator)
-                losses = self.agent.update(batch, noise)
-                self.step += 1
-                due = config.checkpoint_every and self.step % config.checkpoint_every == 0
-                if self.step % config.log_every == 0 or self.step == config.updates or due or stop:
-                    figures = self._figures(losses)
-                    log.write(self.step, figures | {"updates_per_second": progress.rate(self.step)})
-                if due:
-                    saved = self.save()
-                progress.update(self.step, **figures)
-            progress.finish(self.step, **figures)
-            # Still under stop_requests: a second Ctrl-C must not tear the one checkpoint that a short run writes.
-            if saved is None or not saved.name.endswith(f"{self.step:09d}"):
-                saved = self.save()
-        return TrainResult(saved, self.step, self.step >= config.updates, progress.rate(self.step), figures)
+        saved_at = time.monotonic()
+        log = RunLog(self.run, config_to_plain(config), config.trackers, from_step=self.step) if leader else None
+        try:
+            with stop_requests() as stop:
+                self._submit_missing_evaluations()
+                stopping = False
+                while self.step < config.updates and not stopping:
+                    if self.sampler.advance(self.step):
+                        engine.rebuild()
+                    if self.parallel is not None:
+                        self.parallel.stop_wanted = bool(stop)
+                    count = self._updates_until_something_is_due(engine.block)
+                    engine.run(count)
+                    self.step += count
+                    # Workers look at their figures together, so whether to look must follow from what all of them know.
+                    stopping = self.parallel.stop_agreed if self.parallel is not None else bool(stop)
+                    evaluate = _due(self.step, config.evaluate_every)
+                    save = evaluate or _due(self.step, config.checkpoint_every)
+                    if self.parallel is None and config.checkpoint_minutes:
+                        save = save or time.monotonic() - saved_at > 60.0 * config.checkpoint_minutes
+                    if save or stopping or _due(self.step, config.log_every) or self.step == config.updates:
+                        figures = self._figures(engine)
+                        if log is not None and progress is not None:
+                            log.write(self.step, figures | {"updates_per_second": progress.rate(self.step)})
+                            self._collect_evaluations(log)
+                    if leader and save:
+                        saved, saved_at = self.save(), time.monotonic()
+                        if evaluate and self.evaluator is not None:
+                            self.evaluator.submit(self.step, saved)
+                    if progress is not None:
+                        progress.update(self.step, **_shown(figures))
+                if progress is not None:
+                    progress.finish(self.step, **_shown(figures))
+                # Still under stop_requests: a second Ctrl-C must not tear the one checkpoint that a short run writes.
+                if leader and (saved is None or step_of(saved) != self.step):
+                    self.save()
+                if log is not None:
+                    self._wait_for_evaluations(log, stop)
+        finally:
+            if log is not None:
+                log.close()
+        if self.parallel is not None:
+            self.parallel.wait()
+        final = pointed(self.run, "latest")
+        assert final is not None
+        rate = progress.rate(self.step) if progress is not None else 0.0
+        if leader:
+            write_report(self.run)
+        return TrainResult(final, self.step, self.step >= config.updates, rate, figures, pointed(self.run, "best"))
+
+    def _updates_until_something_is_due(self, block: int) -> int:
+        """At most `block`, ending where the loop has to look: logs, checkpoints, evaluations, another shard, the end."""
+        config = self.config
+        shard = self.store.shard_updates if isinstance(self.store, ShardedStore) else 0
+        gaps = [every - self.step % every for every in (config.log_every, config.checkpoint_every, config.evaluate_every, shard) if every]
+        return min(block, config.updates - self.step, *gaps)
 
     def save(self) -> Path:
-        """Write a checkpoint of this moment."""
+        """Write a checkpoint of this moment, then remove those that are of no more use."""
         header = {
             "config": config_to_plain(self.config),
             "plant": asdict(self.store.plant),
@@ -131,78 +221,70 @@ class Trainer:
             "dataset_hash": self.store.content_hash,
             "statistics": self.statistics,
             "versions": package_versions(),
+            "engine": asdict(self.choice),
+            "initialised_from": self.initialised_from,
         }
-        return save_checkpoint(
+        saved = save_checkpoint(
             self.run, self.step, self.agent, header=header, reference=self.reference, random_state=self.generator.get_state()
         )
+        pending = self.evaluator.pending() if self.evaluator is not None else frozenset[int]()
+        prune_checkpoints(self.run, lambda step: step in pending or _due(step, self.config.keep_every))
+        return saved
 
-    def _figures(self, losses: Losses) -> dict[str, float]:
-        figures = {name: float(value) for name, value in losses._asdict().items()}
+    def _figures(self, engine: Engine) -> dict[str, float]:
+        """Losses, gradient norms and diagnostics as numbers; raises UserError when one is not finite, before anything is saved."""
+        tensors = engine.figures()
+        if self.parallel is not None:
+            tensors = self.parallel.combine(tensors)
+        tensors = tensors | self.diagnostics.figures(self.agent)
+        values: list[float] = torch.stack(list(tensors.values())).tolist()
+        figures = dict(zip(tensors, values, strict=True))
         for name, value in figures.items():
             if not math.isfinite(value):
+                kept = pointed(self.run, "latest")
+                way = f"--init-from {kept} --set rql.learning_rate=1e-4" if kept else "--set rql.learning_rate=1e-4"
                 raise UserError(
-                    f"{name} became {value} at update {self.step}: the run stops, its last checkpoint is untouched; "
-                    "lower rql.learning_rate or look at the data set's ranges"
+                    f"{name} became {value} at update {self.step}: the run stops, "
+                    f"{f'its last checkpoint {kept} is from before that' if kept else 'it had no checkpoint yet'}; "
+                    f"look at the data set's ranges, or train with {way}"
                 )
         return figures
 
+    def _submit_missing_evaluations(self) -> None:
+        """Have evaluations repeated that an interruption cut off."""
+        if self.evaluator is None or not self.config.evaluate_every:
+            return
+        done = {evaluation.step for evaluation in read_evaluations(self.run)}
+        for folder in sorted((self.run / "checkpoints").glob("step_*")):
+            if _due(step_of(folder), self.config.evaluate_every) and step_of(folder) not in done:
+                self.evaluator.submit(step_of(folder), folder)
 
-def reference_rows(sampler: WindowSampler, store: TransitionStore, h: int) -> dict[str, Tensor]:
-    """Evenly spaced data set rows that start a full chunk: `observations` `[N, O]` unscaled, `chunks` `[N, hA]` in [-1, 1]."""
-    starts = np.concatenate([np.arange(a, b - h + 1) for a, b in zip(store.starts, store.ends, strict=True) if b - a >= h])
-    chosen = starts[np.linspace(0, len(starts) - 1, min(REFERENCE_ROWS, len(starts))).round().astype(int)]
-    rows = torch.from_numpy(chosen)[:, None] + torch.arange(h)
-    return {"observations": torch.from_numpy(store.observations[chosen]), "chunks": sampler.actions[rows].flatten(1)}
+    def _collect_evaluations(self, log: RunLog) -> None:
+        for evaluation in self.evaluator.finished() if self.evaluator is not None else ():
+            best = max(read_evaluations(self.run), key=lambda e: e.rank, default=None)
+            append_evaluation(self.run, evaluation)
+            log.write_evaluation(self.step, evaluation)
+            if best is None or evaluation.rank > best.rank:
+                point(self.run, "best", self.run / "checkpoints" / f"step_{evaluation.step:09d}")
 
-
-def dataset_statistics(store: TransitionStore) -> dict[str, Any]:
-    """Episodes, rows, success, and the quantiles that become the contract's calibration."""
-    same_episode = np.ones(len(store) - 1, bool)
-    same_episode[store.ends[:-1] - 1] = False
-    rates = np.abs(np.diff(store.actions, axis=0))[same_episode]
-    fields, start = {}, 0
-    for spec in store.plant.fields:
-        fields[spec.name] = np.quantile(store.observations[:, start : start + spec.size], QUANTILE_LEVELS, axis=0).tolist()
-        start += spec.size
-    return {
-        "episodes": store.episodes,
-        "rows": len(store),
-        "success": None if store.successes is None else float(store.successes.mean()),
-        "quantile_levels": list(QUANTILE_LEVELS),
-        "observation_quantiles": fields,
-        "action_rate_quantiles": np.quantile(rates, QUANTILE_LEVELS, axis=0).tolist(),
-    }
-
-
-def package_versions() -> dict[str, str]:
-    """Versions of what shaped the parameters."""
-    found = {"rql-deploy": rql_deploy.__version__, "python": ".".join(map(str, sys.version_info[:3]))}
-    for name in ("torch", "numpy", "robosuite", "mujoco", "minari", "gymnasium"):
-        with contextlib.suppress(metadata.PackageNotFoundError):
-            found[name] = metadata.version(name)
-    return found
+    def _wait_for_evaluations(self, log: RunLog, stop: list[str]) -> None:
+        """After the last update: until every evaluation has ended, unless asked to stop (a resumed run repeats what is cut off)."""
+        if self.evaluator is None:
+            return
+        total = len(self.evaluator.pending())
+        waiting = ProgressLine(f"{self.label}: evaluations", total, "evaluations")
+        while not stop and (left := len(self.evaluator.pending())):
+            waiting.update(total - left)
+            time.sleep(EVALUATION_POLL_SECONDS)
+            self._collect_evaluations(log)
+        self._collect_evaluations(log)
 
 
-@contextlib.contextmanager
-def stop_requests() -> Iterator[list[str]]:
-    """A list that becomes non-empty on SIGINT or SIGTERM, so that the update under way is finished first."""
-    asked: list[str] = []
-
-    def ask(number: int, _frame: FrameType | None) -> None:
-        asked.append(signal.Signals(number).name)
-
-    previous = {s: signal.signal(s, ask) for s in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield asked
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
+def _due(step: int, every: int) -> bool:
+    return every > 0 and step % every == 0
 
 
-def _changes(before: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
-    for key in sorted(before.keys() | now.keys()):
-        a, b = before.get(key), now.get(key)
-        if isinstance(a, Mapping) and isinstance(b, Mapping):
-            yield from _changes(a, b, f"{prefix}{key}.")
-        elif a != b:
-            yield f"{prefix}{key}", a, b
+def _shown(figures: Mapping[str, float]) -> dict[str, float]:
+    """What the progress line has room for."""
+    return {name: figures[name] for name in ("total", "policy_value", "bc", "value", "v_mean", "target_mean") if name in figures}
+
