@@ -102,7 +102,7 @@ class OGBenchFile:
 
     @property
     def rows(self) -> int:
-        return int(self._keep.sum())
+        return int(self._ends[-1])
 
     @property
     def episodes(self) -> int:
@@ -118,7 +118,7 @@ class OGBenchFile:
 
     def load(self) -> TransitionStore:
         """Read the rows; raises UserError when they are damaged."""
-        keep = self._keep
+        keep = ~self._terminals()
         with NpzFile(self.path) as file:
             if self._relabelled and self.relabel:
                 states = {key: file.read(key, file.member(key).dtype.type, keep) for key in STATE_KEYS if key in file.keys}
@@ -141,7 +141,6 @@ class OGBenchFile:
         with NpzFile(self.path) as file:
             return "rewards" not in file.keys
 
-    @cached_property
     def _terminals(self) -> NDArray[np.bool_]:
         with NpzFile(self.path) as file:
             terminals: NDArray[np.bool_] = file.read("terminals", np.float32) != 0
@@ -154,15 +153,10 @@ class OGBenchFile:
             )
         return terminals
 
-    @property
-    def _keep(self) -> NDArray[np.bool_]:
-        kept: NDArray[np.bool_] = ~self._terminals
-        return kept
-
     @cached_property
     def _ends(self) -> NDArray[np.int64]:
         # A file cut off inside an episode ends that episode, as in OGBench's loader.
-        terminals = self._terminals
+        terminals = self._terminals()
         last = np.concatenate((terminals[1:], [True])) & ~terminals
         ends: NDArray[np.int64] = np.cumsum(~terminals)[last].astype(np.int64)
         return ends
