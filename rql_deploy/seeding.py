@@ -7,8 +7,8 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-Stream = Literal["collect", "evaluate", "tune"]
-_STREAMS: dict[Stream, int] = {"collect": 1, "evaluate": 2, "tune": 3}
+Stream = Literal["collect", "evaluate", "tune", "train"]
+_STREAMS: dict[Stream, int] = {"collect": 1, "evaluate": 2, "tune": 3, "train": 4}
 
 
 def episode_seed(base: int, index: int, stream: Stream) -> int:

@@ -64,9 +64,10 @@ class Episode:
 _env: RobosuiteEnv | None = None
 
 
-def start_worker() -> None:
+def start_worker(niceness: int = 0) -> None:
     """Leave Ctrl-C to the parent, which lets finished episodes count, and end with it if it is killed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    os.nice(niceness)
     parent = multiprocessing.parent_process()
     assert parent is not None
 
@@ -78,11 +79,11 @@ def start_worker() -> None:
     threading.Thread(target=end_with_parent, daemon=True).start()
 
 
-def worker_pool(workers: int) -> ProcessPoolExecutor:
+def worker_pool(workers: int, niceness: int = 0) -> ProcessPoolExecutor:
     """Processes for simulators: spawned, because MuJoCo and forks do not mix, with one thread each."""
     for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
         os.environ.setdefault(name, "1")
-    return ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"), initializer=start_worker)
+    return ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"), initializer=start_worker, initargs=(niceness,))
 
 
 def finished(future: Future[T]) -> T:

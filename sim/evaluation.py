@@ -7,7 +7,7 @@ ONNX in process and policies behind a socket.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from typing import Any
 
@@ -75,6 +75,8 @@ class Score:
         }
 
 
+KEPT_POLICIES = 4
+"""Policies a worker keeps; training has ever new ones evaluated."""
 _plants: dict[str, tuple[EnvPlant, PlantDescription]] = {}
 _policies: dict[str, Policy] = {}
 
@@ -86,6 +88,8 @@ def _play(task: Task, contestant: Contestant, seed: int) -> EpisodeResult:
         _plants[task.name] = EnvPlant(env), describe(task.name, env)
     plant, description = _plants[task.name]
     if contestant.key not in _policies:
+        if len(_policies) >= KEPT_POLICIES:
+            del _policies[next(iter(_policies))]
         _policies[contestant.key] = contestant.make_policy(description)
     return contestant.run_episode(plant, _policies[contestant.key], seed)
 
@@ -98,20 +102,27 @@ def _play_demonstrator(task: Task, seed: int, noise_range: tuple[float, float]) 
 class Evaluation:
     """A pool of simulator processes that plays contestants on one task. Use as a context manager."""
 
-    def __init__(self, task: Task, horizon: int, workers: int):
+    def __init__(self, task: Task, horizon: int, workers: int, *, niceness: int = 0):
         self.task, self.horizon = task, horizon
-        self._pool: ProcessPoolExecutor = worker_pool(workers)
+        self._pool: ProcessPoolExecutor = worker_pool(workers, niceness)
 
     def __enter__(self) -> Evaluation:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def stop(self) -> None:
+        """End after the episodes under way; those not begun are dropped."""
         self._pool.shutdown(wait=True, cancel_futures=True)
+
+    def start(self, contestant: Contestant, seeds: Sequence[int]) -> list[Future[EpisodeResult]]:
+        """Have the seeds played and return at once; `finished` of each future gives its result."""
+        return [self._pool.submit(_play, self.task, contestant, seed) for seed in seeds]
 
     def play(self, contestant: Contestant, seeds: Sequence[int]) -> Iterator[EpisodeResult]:
         """Results as they finish, in any order."""
-        futures = [self._pool.submit(_play, self.task, contestant, seed) for seed in seeds]
-        for future in as_completed(futures):
+        for future in as_completed(self.start(contestant, seeds)):
             yield finished(future)
 
     def play_demonstrator(self, seeds: Sequence[int], noise_range: tuple[float, float]) -> Iterator[EpisodeResult]:

@@ -13,6 +13,7 @@ from typing import Any, Literal
 from rql_deploy.errors import UserError
 from rql_deploy.plain import from_plain, suggestion
 
+from .rewards import Reward
 from .rql import RQLConfig
 
 
@@ -32,6 +33,12 @@ class TrainConfig:
     """Scale observations by the data's mean and standard deviation (inside the exported graph too)."""
     sampling: Literal["episodes", "transitions"] = "episodes"
     """Draw windows by episode (the reference) or by transition."""
+    reward: Reward = "as-is"
+    """`sparse` turns every reward other than 0 into -1; refused when one is positive."""
+    relabel: str = ""
+    """OGBench task whose rewards files without any are given, e.g. `cube-single-play-singletask-task2-v0`."""
+    shard_updates: int = 1000
+    """Of a sharded data set, updates drawn from one shard before the next takes over."""
     clip_actions: bool = False
     """Clip data set actions to their bounds instead of refusing those outside."""
     checkpoint_every: int = 0
@@ -56,7 +63,16 @@ class TrainConfig:
     """Also log to these, offline unless their own settings say otherwise; TensorBoard and JSON lines are always written."""
 
     def __post_init__(self) -> None:
-        for name, low in (("updates", 1), ("batch_size", 2), ("log_every", 1), ("checkpoint_every", 0), ("threads", 0), ("evaluate_every", 0), ("keep_every", 0)):
+        for name, low in (
+            ("updates", 1),
+            ("batch_size", 2),
+            ("log_every", 1),
+            ("checkpoint_every", 0),
+            ("threads", 0),
+            ("evaluate_every", 0),
+            ("keep_every", 0),
+            ("shard_updates", 1),
+        ):
             if getattr(self, name) < low:
                 raise UserError(f"train.{name} is {getattr(self, name)}, it must be at least {low}")
         if self.batch_size % 2:

@@ -60,12 +60,17 @@ class Engine(Protocol):
         """Losses and gradient norms of the last update, scalars on the agent's device."""
 
 
+def choose_device(config: TrainConfig) -> Literal["cpu", "cuda"]:
+    """Resolve `device`; raises UserError when a GPU is asked for and torch finds none."""
+    found = torch.cuda.is_available()
+    if config.device == "cuda" and not found:
+        raise UserError("train.device is cuda, but torch finds no CUDA device: pass --set device=cpu, or install a CUDA build of torch")
+    return "cuda" if found and config.device != "cpu" else "cpu"
+
+
 def choose_engine(config: TrainConfig, observation_dim: int, action_dim: int) -> EngineChoice:
     """Resolve `engine`, `precision` and `device` for this machine and this run's length; refuses what cannot run here."""
-    cuda = torch.cuda.is_available()
-    if config.device == "cuda" and not cuda:
-        raise UserError("train.device is cuda, but torch finds no CUDA device: pass --set device=cpu, or install a CUDA build of torch")
-    device: Literal["cpu", "cuda"] = "cuda" if cuda and config.device != "cpu" else "cpu"
+    device = choose_device(config)
     compiler = device == "cuda" or shutil.which("g++") is not None or shutil.which("clang++") is not None
     if config.engine == "compiled" and not compiler:
         raise UserError("train.engine is compiled, but torch.compile needs a C++ compiler here: install g++, or pass --engine eager")

@@ -21,6 +21,7 @@ from rql_deploy.contract import PlantDescription
 from rql_deploy.errors import UserError
 
 from .moments import Moments
+from .rewards import Reward, with_reward
 from .store import TransitionStore
 
 T = TypeVar("T")
@@ -59,6 +60,8 @@ class ShardedStore:
     shards: Sequence[Shard]
     shard_updates: int = 1000
     """Updates drawn from one shard before the next takes over."""
+    reward: Reward = "as-is"
+    """What the rewards of each shard are turned into (rewards.py)."""
     _loaded: WeakValueDictionary[int, TransitionStore] = field(default_factory=WeakValueDictionary, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -92,13 +95,14 @@ class ShardedStore:
     @cached_property
     def content_hash(self) -> str:
         """sha256 over the shards' fingerprints, so that no row has to be read for it."""
-        return hashlib.sha256("\n".join(shard.fingerprint for shard in self.shards).encode()).hexdigest()
+        parts = [shard.fingerprint for shard in self.shards] + ([] if self.reward == "as-is" else [self.reward])
+        return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
     def load(self, index: int) -> TransitionStore:
         """Shard `index`, read and checked unless somebody holds it already. Raises UserError naming row and field."""
         store = self._loaded.get(index)
         if store is None:
-            store = self.shards[index].load()
+            store = with_reward(self.shards[index].load(), self.reward)
             # Looking at every row also brings a memory-mapped file into memory before training asks for it.
             store.validate_rows()
             self._loaded[index] = store

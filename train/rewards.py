@@ -1,0 +1,45 @@
+"""What rewards a data set is trained on: its own, made sparse, or given to it from outside."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rql_deploy.errors import UserError
+
+from .store import TransitionStore
+
+Reward = Literal["as-is", "sparse"]
+
+
+class Relabel(Protocol):
+    """Gives rewards and masks to rows that have none."""
+
+    @property
+    def name(self) -> str:
+        """The task whose rewards they are; part of the data set's identity."""
+        ...
+
+    def __call__(self, arrays: Mapping[str, NDArray[Any]]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Rewards and masks `[N]` from simulator states `[N, ...]` by name (`qpos`, `button_states`)."""
+        ...
+
+
+def with_reward(store: TransitionStore, reward: Reward) -> TransitionStore:
+    """`store` with `reward`: "sparse" turns every reward other than 0 into -1 and raises UserError when one is positive."""
+    if reward == "as-is":
+        return store
+    positive = store.rewards > 0
+    if positive.any():
+        row = int(np.argmax(positive))
+        raise UserError(
+            f"data set {store.dataset_id}: the reward is {store.rewards[row]:g} at {store.locate(row)} ({int(positive.sum())} positive in "
+            'all), and reward = "sparse" would turn it into -1: relabel to rewards of at most 0, or pass --set reward=as-is'
+        )
+    # NaN stays what it is, so that the check of the rows finds it.
+    sparse = np.where(np.isfinite(store.rewards), -(store.rewards != 0).astype(np.float32), store.rewards)
+    return dataclasses.replace(store, rewards=sparse)
