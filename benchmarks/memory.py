@@ -221,9 +221,7 @@ def main() -> None:
         for name, label in CASES.items():
             print(f"{label:30} {memory[name]['peak_mib']:>9.0f} {memory[name]['anonymous_mib']:>23.0f}")
         times = measure_times(folder)
-        print(
-            f"\nopen: store {times['open_store_s']:.2f} s, OGBench file {times['open_npz_s']:.2f} s; check every row {times['check_s']:.2f} s"
-        )
+        print(f"\nopen: store {times['open_store_s']:.2f} s, OGBench file {times['open_npz_s']:.2f} s; checks {times['check_s']:.2f} s")
         print(
             f"draw of {BATCH} windows: {times['draw_ms']:.3f} ms; with only the first and last observation "
             f"{times['draw_first_and_last_observation_ms']:.3f} ms"

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from rql_deploy.contract import PlantDescription
 from rql_deploy.errors import UserError
+from rql_deploy.progress import ProgressLine
 
 from .moments import Moments
 from .rewards import Reward, with_reward
@@ -129,8 +130,11 @@ class ShardedStore:
         if not standardise:
             return Moments.identity(self.plant.observation_dim)
         total = Moments.none(self.plant.observation_dim)
-        for store in self._each():
+        progress = ProgressLine("observation statistics", len(self.shards), "shards")
+        for done, store in enumerate(self._each(), 1):
             total = total.joined(store.moments())
+            progress.update(done)
+        progress.finish(len(self.shards))
         return total.scale()
 
     def _each(self) -> Iterator[TransitionStore]:

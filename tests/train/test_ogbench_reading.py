@@ -206,6 +206,9 @@ def test_what_a_path_is_picks_the_reader(tmp_path: Path, dataset: Path) -> None:
     assert isinstance(open_store(str(tmp_path / "stores")), ShardedStore)
     with pytest.raises(UserError, match="no Minari data set"):
         open_store(str(tmp_path / "nothing"))
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="empty holds no data set"):
+        open_store(str(tmp_path / "empty"))
     with pytest.raises(UserError, match="there is no file"):
         open_store(str(tmp_path / "nothing.npz"))
 

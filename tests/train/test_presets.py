@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch
 
+from rql_deploy.errors import UserError
 from rql_deploy.train.config import load_config, preset_names
 from rql_deploy.train.readers import open_store
 from rql_deploy.train.rql import RQL, draw_noise
@@ -106,6 +107,19 @@ def test_every_preset_loads_and_begins_by_saying_what_it_is() -> None:
     for name in preset_names():
         load_config(name)
         assert (Path(__file__).parents[2] / "train" / "presets" / f"{name}.toml").read_text().startswith("# ")
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("reward=spars", "train.reward should be 'as-is' or 'sparse'"),
+        ("shard_updates=0", "train.shard_updates is 0, it must be at least 1"),
+        ("relable=x", "unknown entry 'relable': did you mean relabel"),
+    ],
+)
+def test_a_wrong_data_setting_is_named(override: str, words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        load_config("reference", [override])
 
 
 @pytest.mark.slow

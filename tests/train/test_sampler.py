@@ -1,12 +1,16 @@
 import dataclasses
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
 import torch
 
+from rql_deploy.contract import ActionDimension
 from rql_deploy.errors import UserError
 from rql_deploy.train.sampler import WindowSampler
-from tests.conftest import make_store
+from tests.conftest import PLANT, make_store
+
+UNIT_BOUNDS = [dataclasses.replace(bound, low=-1.0, high=1.0) for bound in PLANT.actions]
 
 
 def sampler(lengths: tuple[int, ...], **options: object) -> WindowSampler:
@@ -88,8 +92,11 @@ def test_the_content_hash_sees_every_array() -> None:
 
 @pytest.mark.parametrize("sampling", ["episodes", "transitions"])
 @pytest.mark.parametrize("episodes", [(40, 25, 31), (6,) * 60])
-def test_scaling_each_batch_gives_the_bytes_of_scaling_the_whole_data(sampling: str, episodes: tuple[int, ...]) -> None:
-    store = make_store(episodes)
+@pytest.mark.parametrize("bounds", [PLANT.actions, UNIT_BOUNDS, [dataclasses.replace(a, low=-0.3, high=0.7) for a in PLANT.actions]])
+def test_scaling_each_batch_gives_the_bytes_of_scaling_the_whole_data(
+    bounds: Sequence[ActionDimension], sampling: str, episodes: tuple[int, ...]
+) -> None:
+    store = make_store(episodes, plant=dataclasses.replace(PLANT, actions=tuple(bounds)))
     mean, std = (torch.from_numpy(part) for part in store.observation_scale(True))
     drawn = WindowSampler(
         store,

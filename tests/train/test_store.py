@@ -132,6 +132,14 @@ def test_blocks_do_not_show_in_hash_moments_and_checks(monkeypatch: pytest.Monke
         outside.check_actions()
 
 
+def test_the_scale_of_a_set_of_one_block_is_numpys_to_the_bit() -> None:
+    store = make_store((400, 310))
+    wide = store.observations.astype(np.float64)
+    mean, std = store.observation_scale(True)
+    assert np.array_equal(mean, wide.mean(0).astype(np.float32))
+    assert np.array_equal(std, wide.std(0).astype(np.float32))
+
+
 @pytest.mark.parametrize("name", ["observations", "actions", "rewards", "masks"])
 def test_a_number_that_is_none_is_named_by_field_and_row(name: str) -> None:
     with pytest.raises(UserError, match=rf"{name[:6]}.*first at episode 1, row 2"):

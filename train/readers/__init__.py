@@ -12,7 +12,7 @@ from ..rewards import Relabel, Reward, with_reward
 from ..shards import ShardedStore
 from ..store import TransitionStore, concatenate
 from ..store_folder import StoreShard, is_store, read_store
-from .minari import read_minari
+from .minari import MAIN_FILE, read_minari
 from .ogbench import read_ogbench, shard_files
 
 
@@ -39,6 +39,8 @@ def open_store(
         store = ShardedStore(path.resolve().name, [StoreShard.of(folder) for folder in folders], shard_updates)
     elif path.suffix == ".npz" or (path.is_dir() and shard_files(path)):
         store = read_ogbench(path, relabel=relabel, shard_updates=shard_updates)
+    elif path.is_dir() and not any((folder / MAIN_FILE).is_file() for folder in (path, path / "data")):
+        raise UserError(f"{path} holds no data set: there is no store.json, no .npz file and nothing that Minari wrote in it")
     else:
         store = read_minari(name)
     return dataclasses.replace(store, reward=reward) if isinstance(store, ShardedStore) else with_reward(store, reward)

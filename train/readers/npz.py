@@ -66,9 +66,9 @@ class NpzFile:
         """An array `[N, ...]` as `dtype`, of it only the rows where `keep` `[N]` is set."""
         member = self.member(key)
         rows = len(keep) if keep is not None else member.shape[0]
-        result = np.empty((int(keep.sum()) if keep is not None else rows, *member.shape[1:]), dtype)
         read = kept = 0
         with self._damage(f"'{key}'"), self._archive.open(f"{key}.npy") as stream:
+            result = np.empty((int(keep.sum()) if keep is not None else rows, *member.shape[1:]), dtype)
             self._header(key, stream)
             for block in _blocks(stream, member):
                 taken = block if keep is None else block[keep[read : read + len(block)]]
@@ -95,6 +95,8 @@ class NpzFile:
             raise UserError(f"there is no file {self.path}: pass an .npz file") from error
         except KeyError as error:
             raise UserError(f"{self.path} lacks {what}: it holds {', '.join(sorted(self.keys))}") from error
+        except MemoryError as error:
+            raise UserError(f"{self.path} does not fit into memory ({what}: {error}): split it into shards of whole episodes") from error
         except (OSError, EOFError, ValueError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
             raise UserError(f"{self.path} is damaged ({what}: {error}): copy or make it again") from error
 
