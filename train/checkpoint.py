@@ -49,8 +49,8 @@ class Checkpoint:
     """What the data set showed: episodes, rows, success, quantiles (trainer.dataset_statistics)."""
     versions: Mapping[str, str]
     parameters: dict[str, Tensor]
-    engine: Mapping[str, str]
-    """How updates were run: engine, precision, device."""
+    engine: Mapping[str, Any]
+    """How updates were run: engine, precision, device, threads."""
     initialised_from: str | None
     """The checkpoint that the run started from, None when it started from nothing."""
     reference: dict[str, Tensor]

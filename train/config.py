@@ -48,7 +48,7 @@ class TrainConfig:
     log_every: int = 100
     """Updates between two lines of the logs."""
     threads: int = 0
-    """CPU threads for torch; 0 leaves torch's own choice."""
+    """CPU threads, each with a slice of the batch of its own; 0 takes every core that slices of 32 rows or more allow."""
     engine: Literal["auto", "eager", "compiled"] = "auto"
     """How updates run; `auto` compiles long runs (docs/training.md). On a GPU, compiled means CUDA graphs of whole updates."""
     precision: Literal["auto", "fp32", "tf32", "bf16"] = "auto"

@@ -5,7 +5,9 @@ The eager float32 engine is the twin that every other engine and precision is te
 
 from __future__ import annotations
 
+import functools
 import itertools
+import os
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,17 +20,21 @@ from rql_deploy.errors import UserError
 
 from .config import TrainConfig
 from .rql import RQL, Batch, Losses, Noise, RQLConfig
+from .slices import SlicedGradients
 
 EAGER_FLOPS = 4e10
 """What eager updates are assumed to reach on a CPU when `auto` decides; measured: 4e10 to 9e10 on two cores (benchmarks/train_speed.py)."""
 WORTH_COMPILING_SECONDS = 600.0
 """`auto` compiles from this estimated eager duration on: compiling costs about a minute and takes a fifth to a third off an update."""
 UPDATES_PER_REPLAY = 10
+SLICE_ROWS = 32
+"""Rows of a batch below which another thread costs more than it brings."""
 WARM_UPS = 3
 """Updates run one by one on a side stream before capture, as CUDA graphs need; they count as updates."""
 
 Draw = Callable[[], tuple[Batch, Noise]]
 Reduce = Callable[[list[Tensor]], None]
+Gradients = Callable[[Batch, Noise], tuple[Losses, list[Tensor]]]
 Figures = dict[str, Tensor]
 
 
@@ -39,9 +45,11 @@ class EngineChoice:
     engine: Literal["eager", "compiled"]
     precision: Literal["fp32", "tf32", "bf16"]
     device: Literal["cpu", "cuda"]
+    threads: int = 1
+    """CPU threads, each with a slice of the batch of its own; sums of gradients depend on it in their last bits."""
 
     def __str__(self) -> str:
-        return f"{self.engine} {self.precision} on {self.device}"
+        return f"{self.engine} {self.precision}, " + (f"{self.threads} CPU threads" if self.device == "cpu" else "CUDA")
 
 
 class Engine(Protocol):
@@ -86,16 +94,25 @@ def choose_engine(config: TrainConfig, observation_dim: int, action_dim: int) ->
         precision = "tf32" if device == "cuda" and torch.cuda.get_device_capability() >= (8, 0) else "fp32"
     if precision == "tf32" and device == "cpu":
         raise UserError("train.precision is tf32, which only NVIDIA GPUs have: pass --precision fp32 or bf16")
-    return EngineChoice(engine, precision, device)
+    return EngineChoice(engine, precision, device, choose_threads(config) if device == "cpu" else 1)
+
+
+def choose_threads(config: TrainConfig) -> int:
+    """At most `threads`, or as many as this process has cores, so that equal slices of at least `SLICE_ROWS` rows are left."""
+    wanted = config.threads or len(os.sched_getaffinity(0))
+    return max(n for n in range(1, wanted + 1) if n == 1 or (config.batch_size % n == 0 and config.batch_size // n >= SLICE_ROWS))
 
 
 def make_engine(choice: EngineChoice, agent: RQL, draw: Draw, *, reduce: Reduce | None = None, generator: torch.Generator) -> Engine:
     """The engine of that choice. `draw` makes one update's batch and noise on the agent's device, from `generator`."""
     set_precision(agent, choice.precision)
+    if choice.device == "cpu":
+        torch.set_num_threads(1)
     losses = torch.compile(agent.losses, dynamic=False) if choice.engine == "compiled" else agent.losses
+    gradients: Gradients = functools.partial(agent.gradients, losses=losses)
     if choice.device == "cuda" and choice.engine == "compiled" and reduce is None:
-        return GraphEngine(agent, draw, losses, capture=CudaCapture(generator))
-    return StepEngine(agent, draw, losses, reduce)
+        return GraphEngine(agent, draw, gradients, capture=CudaCapture(generator))
+    return StepEngine(agent, draw, SlicedGradients(agent, losses, choice.threads) if choice.threads > 1 else gradients, reduce)
 
 
 def set_precision(agent: RQL, precision: str) -> None:
@@ -125,14 +142,17 @@ class StepEngine:
 
     block = 1
 
-    def __init__(self, agent: RQL, draw: Draw, losses: Callable[[Batch, Noise], Losses], reduce: Reduce | None = None):
-        self.agent, self.draw, self.losses, self.reduce = agent, draw, losses, reduce
+    def __init__(self, agent: RQL, draw: Draw, gradients: Gradients, reduce: Reduce | None = None):
+        self.agent, self.draw, self.gradients, self.reduce = agent, draw, gradients, reduce
         self.last: Losses | None = None
 
     def run(self, updates: int) -> None:
         """Do that many updates."""
         for _ in range(updates):
-            self.last = self.agent.update(*self.draw(), losses=self.losses, reduce=self.reduce)
+            self.last, gradients = self.gradients(*self.draw())
+            if self.reduce is not None:
+                self.reduce(gradients)
+            self.agent.apply(gradients)
 
     def rebuild(self) -> None:
         """Nothing is recorded."""
@@ -182,8 +202,8 @@ class GraphEngine:
 
     block = UPDATES_PER_REPLAY
 
-    def __init__(self, agent: RQL, draw: Draw, losses: Callable[[Batch, Noise], Losses], capture: Capture):
-        self.agent, self.draw, self.losses, self.capture = agent, draw, losses, capture
+    def __init__(self, agent: RQL, draw: Draw, gradients: Gradients, capture: Capture):
+        self.agent, self.draw, self.gradients, self.capture = agent, draw, gradients, capture
         self.warm_ups = 0
         self.names: tuple[str, ...] = ()
         self.values: Tensor | None = None
@@ -216,7 +236,8 @@ class GraphEngine:
         return dict(zip(self.names, self.values.unbind(), strict=True))
 
     def _update(self) -> None:
-        parts = self.agent.update(*self.draw(), losses=self.losses)
+        parts, gradients = self.gradients(*self.draw())
+        self.agent.apply(gradients)
         # The gradients of each graph lie elsewhere, so their norms are taken inside it.
         figures = parts._asdict() | self.agent.gradient_norms()
         stacked = torch.stack(list(figures.values()))

@@ -14,6 +14,8 @@ from torch import Tensor, distributed
 
 from rql_deploy.errors import UserError
 
+from .slices import combine_slices
+
 
 class DataParallel:
     """This process among the workers that torchrun started."""
@@ -56,12 +58,7 @@ class DataParallel:
         mine = torch.stack(list(figures.values()))
         every = [torch.empty_like(mine) for _ in range(self.workers)]
         distributed.all_gather(every, mine)
-        table = torch.stack(every)
-        whole = {}
-        for i, name in enumerate(figures):
-            column = table[:, i]
-            whole[name] = column.amin() if name.endswith("_min") else column.amax() if name.endswith("_max") else column.mean()
-        return whole
+        return combine_slices(dict(zip(figures, torch.stack(every).unbind(1), strict=True)))
 
     def wait(self) -> None:
         """Until every worker has come here."""

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from .checkpoint import Checkpoint, load_checkpoint
+from .engine import EngineChoice
 from .evaluator import read_evaluations
 from .logs import read_metrics
 
@@ -63,7 +64,7 @@ def _describe(run: Path, checkpoint: Checkpoint, drawn: bool) -> str:
         f"# {run.name}",
         "",
         f"RQL policy for `{checkpoint.plant.task}`, {checkpoint.step:,} of {checkpoint.config.updates:,} updates, "
-        f"seed {checkpoint.config.seed}, engine: {' '.join(checkpoint.engine.values())}.",
+        f"seed {checkpoint.config.seed}, {EngineChoice(**checkpoint.engine)}.",
         "",
         "![curves](curves.png)" if drawn else "No picture of the curves: matplotlib is not installed where this was trained.",
         "",

@@ -264,28 +264,31 @@ class RQL:
             target.mean(),
         )
 
-    def update(
-        self,
-        batch: Batch,
-        noise: Noise,
-        *,
-        losses: Callable[[Batch, Noise], Losses] | None = None,
-        reduce: Callable[[list[Tensor]], None] | None = None,
-    ) -> Losses:
-        """One Adam step on both networks, then both averages. Returns the detached losses from before the step.
+    def gradients(
+        self, batch: Batch, noise: Noise, *, losses: Callable[[Batch, Noise], Losses] | None = None, share: float = 1.0
+    ) -> tuple[Losses, list[Tensor]]:
+        """Detached losses, and the gradient of `share` times the total with respect to `parameters()`.
 
-        `losses` stands in for `self.losses` (the same function, compiled); `reduce` averages the gradients over several workers in place.
+        `losses` stands in for `self.losses` (the same function, compiled). Changes nothing, so several threads may do this at once.
         """
         parts = (losses or self.losses)(batch, noise)
-        self.optimizer.zero_grad(set_to_none=True)
-        parts.total.backward()  # type: ignore[no-untyped-call]
-        if reduce is not None:
-            reduce([p.grad for p in self.parameters() if p.grad is not None])
+        gradients = torch.autograd.grad(parts.total * share if share != 1.0 else parts.total, self.parameters())
+        return Losses(*(part.detach() for part in parts)), list(gradients)
+
+    def apply(self, gradients: list[Tensor]) -> None:
+        """One Adam step on both networks along `gradients`, and both averages."""
+        for parameter, gradient in zip(self.parameters(), gradients, strict=True):
+            parameter.grad = gradient
         # The averages move towards the parameters from before the step, so they go first.
         _move_average(self.V_target.parameters(), self.V.parameters(), self.config.tau)
         _move_average(self.v_ema.parameters(), self.v.parameters(), 1.0 - self.config.ema)
         self.optimizer.step()
-        return Losses(*(part.detach() for part in parts))
+
+    def update(self, batch: Batch, noise: Noise) -> Losses:
+        """One update; returns the losses from before it."""
+        losses, gradients = self.gradients(batch, noise)
+        self.apply(gradients)
+        return losses
 
 
 @torch.no_grad()

@@ -65,8 +65,6 @@ class Trainer:
         evaluator: Evaluator | None = None,
         parallel: DataParallel | None = None,
     ):
-        if config.threads:
-            torch.set_num_threads(config.threads)
         self.config, self.store, self.run, self.label = config, store, run, label
         self.evaluator, self.parallel = evaluator, parallel
         if parallel is not None:
@@ -121,7 +119,7 @@ class Trainer:
             return
         checkpoint = load_checkpoint(self.run)
         require_same_run(checkpoint, self.store, self.config)
-        recorded = EngineChoice(**checkpoint.engine)  # type: ignore[arg-type]
+        recorded = EngineChoice(**checkpoint.engine)
         if recorded.device == "cuda" and not torch.cuda.is_available():
             raise UserError(f"run {self.run} was trained on a GPU, and torch finds none: resume it there, or start anew with --init-from {self.run}")
         self.choice = recorded

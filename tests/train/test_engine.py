@@ -14,6 +14,7 @@ from rql_deploy.train.config import TrainConfig
 from rql_deploy.train.engine import EngineChoice, GraphEngine, choose_engine, flop_per_update, make_engine
 from rql_deploy.train.rql import RQL, Batch, Noise, RQLConfig, draw_noise
 from rql_deploy.train.sampler import WindowSampler
+from rql_deploy.train.slices import SlicedGradients
 from rql_deploy.train.trainer import Trainer
 from tests.conftest import make_store
 
@@ -55,6 +56,34 @@ def test_compiled_updates_follow_the_eager_twin(config: RQLConfig) -> None:
     # Adam divides by the root of the second moment, so a rounding difference in a gradient near 0 shows at the scale of the learning rate.
     assert distance(twin, fast) < 2e-4
     assert figures == pytest.approx(expected, abs=2e-4, rel=2e-4)
+
+
+@pytest.mark.parametrize("threads", [2, 4])
+def test_threads_with_slices_of_the_batch_follow_the_eager_twin(threads: int) -> None:
+    twin, expected = trained(EAGER, 10)
+    fast, figures = trained(dataclasses.replace(EAGER, threads=threads), 10)
+    again, _ = trained(dataclasses.replace(EAGER, threads=threads), 10)
+    assert distance(fast, again) == 0.0
+    assert 0.0 < distance(twin, fast) < 2e-4
+    assert figures == pytest.approx(expected, abs=2e-4, rel=2e-4)
+
+
+def test_the_gradient_of_slices_is_that_of_the_batch() -> None:
+    agent, draw, _ = agent_and_draw()
+    batch, noise = draw()
+    losses, gradients = agent.gradients(batch, noise)
+    parts, summed = SlicedGradients(agent, agent.losses, 4)(batch, noise)
+    for a, b in zip(summed, gradients, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
+    for name in losses._fields:
+        torch.testing.assert_close(getattr(parts, name), getattr(losses, name), rtol=1e-5, atol=1e-6)
+
+
+def test_slices_have_rows_enough_and_are_equal() -> None:
+    choice = choose_engine(TrainConfig(batch_size=256, threads=3, updates=10), 28, 5)
+    assert choice.threads == 2
+    assert choose_engine(TrainConfig(batch_size=256, threads=16, updates=10), 28, 5).threads == 8
+    assert choose_engine(TrainConfig(batch_size=16, threads=16, updates=10), 28, 5).threads == 1
 
 
 def test_bfloat16_products_stay_near_the_eager_twin() -> None:
@@ -106,7 +135,7 @@ def test_graphs_of_several_updates_do_exactly_the_updates_asked_for() -> None:
     twin, expected = trained(EAGER, 58)
     agent, draw, _ = agent_and_draw()
     recorder = Recorder()
-    engine = GraphEngine(agent, draw, agent.losses, recorder)
+    engine = GraphEngine(agent, draw, agent.gradients, recorder)
     engine.run(2)
     engine.run(36)
     engine.run(20)
@@ -134,8 +163,8 @@ def test_an_update_never_waits_for_its_device() -> None:
 
 
 def test_auto_compiles_long_runs_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    paper = TrainConfig(rql=RQLConfig(h=5), updates=1_000_000)
-    assert choose_engine(paper, 28, 5) == EngineChoice("compiled", "fp32", "cpu")
+    paper = TrainConfig(rql=RQLConfig(h=5), updates=1_000_000, threads=1)
+    assert choose_engine(paper, 28, 5) == EngineChoice("compiled", "fp32", "cpu", 1)
     assert choose_engine(dataclasses.replace(paper, updates=100), 28, 5).engine == "eager"
     small = RQLConfig(h=5, K=2, policy_hidden=(256,) * 3, value_hidden=(256,) * 3)
     assert choose_engine(TrainConfig(rql=small, updates=5000), 19, 7).engine == "eager"
@@ -162,7 +191,7 @@ def test_the_operation_count_of_the_paper_size_is_known() -> None:
 
 
 def test_a_compiled_run_resumes_with_its_engine(tmp_path: Path) -> None:
-    config = TrainConfig(rql=CONFIG, updates=3, batch_size=8, engine="compiled")
+    config = TrainConfig(rql=CONFIG, updates=3, batch_size=16, engine="compiled")
     Trainer(config, make_store(), tmp_path / "run").train()
     again = Trainer(dataclasses.replace(config, updates=4), make_store(), tmp_path / "run")
     again.resume()
