@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 
 from rql_deploy.errors import UserError
 
-BLOCK_BYTES = 1 << 20
+BLOCK_BYTES = 1 << 22
+"""Read in one go. Beside a busy Python thread every block waits its turn for the lock several times, so they must not be small."""
 T = TypeVar("T", bound=np.generic)
 
 
