@@ -10,7 +10,9 @@ import sys
 import time
 
 source, settings = sys.argv[1], json.loads(sys.argv[2])
-os.environ["XLA_FLAGS"] = f"--xla_cpu_multi_thread_eigen={'true' if settings['threads'] > 1 else 'false'} intra_op_parallelism_threads={settings['threads']}"
+os.environ["XLA_FLAGS"] = (
+    f"--xla_cpu_multi_thread_eigen={'true' if settings['threads'] > 1 else 'false'} intra_op_parallelism_threads={settings['threads']}"
+)
 sys.path.insert(0, source)
 
 import jax  # noqa: E402

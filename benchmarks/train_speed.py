@@ -173,9 +173,13 @@ def has_bfloat16(device: str) -> bool:
     return times[1] < 2 * times[0]
 
 
-def choices(device: str) -> list[EngineChoice]:
+def choices(device: str, threads: int) -> list[EngineChoice]:
     precisions = ["fp32"] + (["tf32"] if device == "cuda" else []) + (["bf16"] if has_bfloat16(device) else [])
-    return [EngineChoice(engine, precision, device) for precision in precisions for engine in ("eager", "compiled")]  # type: ignore[arg-type]
+    return [
+        EngineChoice(engine, precision, device, threads if device == "cpu" else 1)  # type: ignore[arg-type]
+        for precision in precisions
+        for engine in ("eager", "compiled")
+    ]
 
 
 def measure(size: str, arguments: argparse.Namespace) -> dict[str, object]:
@@ -183,7 +187,7 @@ def measure(size: str, arguments: argparse.Namespace) -> dict[str, object]:
     config = RQLConfig(h=5, F=10, K=members, policy_hidden=hidden, value_hidden=hidden, kappa=0.7, rho=0.5)
     store = make_store(arguments.rows)
     flop = flop_per_update(config, BATCH, OBSERVATION, ACTION)
-    contenders = [Contender(choice, config, store) for choice in choices(arguments.device)]
+    contenders = [Contender(choice, config, store) for choice in choices(arguments.device, arguments.threads)]
     official = Official(*arguments.official, size, arguments.threads) if arguments.official else None
     rates: dict[str, list[float]] = {str(c.choice): [] for c in contenders}
     limits: dict[str, list[float]] = {c.choice.precision: [] for c in contenders}
@@ -197,7 +201,9 @@ def measure(size: str, arguments: argparse.Namespace) -> dict[str, object]:
         for precision in limits:
             torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
             dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+            torch.set_num_threads(arguments.threads)
             limits[precision].append(product_rate(size, arguments.device, dtype, arguments.seconds / 4) / flop)
+            torch.set_num_threads(1)
         torch.set_float32_matmul_precision("highest")
         phases.extend(contenders[0].phases() for _ in range(3))
         if official is not None:
@@ -206,7 +212,8 @@ def measure(size: str, arguments: argparse.Namespace) -> dict[str, object]:
         official.process.kill()
 
     unit = f"{arguments.threads} thread(s)" if arguments.device == "cpu" else torch.cuda.get_device_name()
-    print(f"\n{size}: K={members}, {len(hidden)}x{hidden[0]}, {flop / 1e9:.1f} GFLOP an update; {unit}; median of {arguments.rounds} alternating rounds")
+    shape = f"K={members}, {len(hidden)}x{hidden[0]}, {flop / 1e9:.1f} GFLOP an update"
+    print(f"\n{size}: {shape}; {unit}; median of {arguments.rounds} alternating rounds")
     print(f"{'':26} {'updates/s':>10} {'of the limit':>13} {'x eager fp32':>13} {'x official':>11} {'start-up':>9}")
     report: dict[str, object] = {"flop_per_update": flop}
     base = rates[str(contenders[0].choice)]
@@ -229,11 +236,12 @@ def measure(size: str, arguments: argparse.Namespace) -> dict[str, object]:
         report["official"] = {"updates_per_second": statistics.median(authors)}
         print(f"{'official JAX code':26} {statistics.median(authors):>10.2f}")
     for precision, values in limits.items():
-        print(f"limit, {precision} products alone: {statistics.median(values):.2f} updates/s ({statistics.median(values) * flop / 1e9:.0f} GFLOP/s)")
+        limit = statistics.median(values)
+        print(f"limit, {precision} products alone: {limit:.2f} updates/s ({limit * flop / 1e9:.0f} GFLOP/s)")
     medians = {name: statistics.median(p[name] for p in phases) for name in phases[0]}
     whole = sum(medians.values())
     report["eager_fp32_phases"] = {name: value / whole for name, value in medians.items()}
-    print("eager fp32 update: " + ", ".join(f"{name} {value / whole:.0%}" for name, value in medians.items()))
+    print("eager fp32 update on one thread: " + ", ".join(f"{name} {value / whole:.0%}" for name, value in medians.items()))
     return report
 
 
@@ -251,7 +259,6 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=200_000)
     parser.add_argument("--official", nargs=2, metavar=("PYTHON", "SOURCE"))
     arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
     if not has_bfloat16(arguments.device):
         print("bfloat16 products are not in this processor's hardware: bf16 is left out")
     report = {size: measure(size, arguments) for size in arguments.size or SIZES}

@@ -81,12 +81,20 @@ _plants: dict[str, tuple[EnvPlant, PlantDescription]] = {}
 _policies: dict[str, Policy] = {}
 
 
-def _play(task: Task, contestant: Contestant, seed: int) -> EpisodeResult:
+def _plant(task: Task) -> tuple[EnvPlant, PlantDescription]:
     # Workers keep their simulator and policies: building one takes longer than an episode.
     if task.name not in _plants:
         env = task.make_env()
         _plants[task.name] = EnvPlant(env), describe(task.name, env)
-    plant, description = _plants[task.name]
+    return _plants[task.name]
+
+
+def _describe(task: Task) -> PlantDescription:
+    return _plant(task)[1]
+
+
+def _play(task: Task, contestant: Contestant, seed: int) -> EpisodeResult:
+    plant, description = _plant(task)
     if contestant.key not in _policies:
         if len(_policies) >= KEPT_POLICIES:
             del _policies[next(iter(_policies))]
@@ -115,6 +123,10 @@ class Evaluation:
     def stop(self) -> None:
         """End after the episodes under way; those not begun are dropped."""
         self._pool.shutdown(wait=True, cancel_futures=True)
+
+    def describe(self) -> PlantDescription:
+        """The plant that is played on; builds a simulator in a worker."""
+        return finished(self._pool.submit(_describe, self.task))
 
     def start(self, contestant: Contestant, seeds: Sequence[int]) -> list[Future[EpisodeResult]]:
         """Have the seeds played and return at once; `finished` of each future gives its result."""

@@ -21,6 +21,8 @@ from rql_deploy.runtime.control_loop import ControlLoop
 from rql_deploy.runtime.onnx_policy import OnnxPolicy
 from rql_deploy.seeding import episode_seed
 from rql_deploy.sim.tasks import EnvPlant, Task
+from rql_deploy.train.checkpoint import load_checkpoint
+from rql_deploy.train.evaluator import read_evaluations
 from rql_deploy.train.readers.minari import read_minari
 from tests.conftest import ROOT, TINY, assert_refused, cli, run_cli, serving
 
@@ -245,6 +247,27 @@ def test_bad_input_is_one_sentence_and_leaves_nothing(
     monkeypatch.chdir(tmp_path)
     assert_refused(cli(*arguments), *words)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_training_is_evaluated_while_it_goes_on(recorded: Path, tmp_path: Path) -> None:
+    train = ("train", "--dataset", recorded, "--output", tmp_path / "run", *TINY, "--updates", 40, "--evaluate", "robosuite:Lift")
+    result = run_cli(*train, "--evaluate-every", 20, "--evaluate-episodes", 2, "--horizon", 5)
+    assert result.returncode == 0, result.stderr
+    assert "best while training" in result.stdout
+    scored = read_evaluations(tmp_path / "run")
+    assert [(e.step, e.episodes, e.success, e.steps_mean) for e in scored] == [(20, 2, 0.0, 5.0), (40, 2, 0.0, 5.0)]
+    assert scored[0].success_high > 0.5
+    assert load_checkpoint(tmp_path / "run" / "checkpoints" / "step_000000040").step == 40
+
+
+def test_evaluating_on_another_plant_than_the_data_s_is_refused(dataset: Path, recorded: Path, tmp_path: Path) -> None:
+    train = ("train", "--output", tmp_path / "run", *TINY)
+    every = ("--evaluate-every", 5)
+    refused = run_cli(*train, "--dataset", recorded, "--evaluate", "robosuite:Lift", *every, "--control-rate", 10)
+    assert_refused(refused, "does not fit the task that --evaluate names", "10 Hz instead of 20 Hz")
+    assert_refused(cli(*train, "--dataset", dataset, "--evaluate", "robosuite:Lift"), "--evaluate-every")
+    assert_refused(cli(*train, "--dataset", dataset, *every), "--evaluate TASK")
+    assert not (tmp_path / "run").exists()
 
 
 def test_an_existing_data_set_is_not_overwritten(recorded: Path) -> None:

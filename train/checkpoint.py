@@ -84,7 +84,7 @@ def save_checkpoint(
     reference: Mapping[str, Tensor],
     random_state: Tensor,
 ) -> Path:
-    """Write checkpoint `step` under `run`, from any device, and make it the latest. Raises UserError when the disk does not take it; older ones stay."""
+    """Write checkpoint `step` under `run` and make it the latest. Raises UserError when the disk does not take it; older ones stay."""
     final = run / "checkpoints" / f"step_{step:09d}"
     temporary = final.with_name(f".{final.name}.partial")
     try:

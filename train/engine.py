@@ -178,7 +178,7 @@ class CudaCapture:
 
     def __init__(self, generator: torch.Generator):
         self.generator = generator
-        self.stream = torch.cuda.Stream()
+        self.stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         self.pool = torch.cuda.graph_pool_handle()
 
     def warm_up(self, work: Callable[[], None]) -> None:
@@ -220,7 +220,7 @@ class GraphEngine:
             return
         if self.one is None or self.several is None:
             self.one = self.capture.capture(self._update)
-            self.several = self.capture.capture(lambda: [self._update() for _ in range(self.block)] and None)
+            self.several = self.capture.capture(self._update_block)
         for _ in range(updates // self.block):
             self.several()
         for _ in range(updates % self.block):
@@ -234,6 +234,10 @@ class GraphEngine:
         """Losses and gradient norms of the last update."""
         assert self.values is not None
         return dict(zip(self.names, self.values.unbind(), strict=True))
+
+    def _update_block(self) -> None:
+        for _ in range(self.block):
+            self._update()
 
     def _update(self) -> None:
         parts, gradients = self.gradients(*self.draw())

@@ -51,7 +51,7 @@ class Evaluator(Protocol):
 def append_evaluation(run: Path, evaluation: Evaluation) -> None:
     """Add one line to the run's evaluations, after whatever a crash has left of the last one."""
     with (run / FILE).open("a+b") as lines:
-        torn = lines.tell() and not (lines.seek(-1, 2), lines.read(1))[1] == b"\n"
+        torn = lines.tell() and (lines.seek(-1, 2), lines.read(1))[1] != b"\n"
         lines.write((b"\n" if torn else b"") + json.dumps(asdict(evaluation)).encode() + b"\n")
 
 

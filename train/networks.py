@@ -98,7 +98,7 @@ class ValueEnsemble(nn.Module):
     """`V(s, x, f)`: K independent value networks over complete (f = 1) and partial (f < 1) actions, GELU then LayerNorm."""
 
     product_dtype = torch.float32
-    """Precision of the hidden layers' matrix products; the output layer is float32 always: V reaches 100, where bfloat16 has steps of 0.5."""
+    """Precision of the hidden layers' matrix products; the output layer is float32: V reaches 100, where bfloat16 has steps of 0.5."""
 
     def __init__(
         self, observation_dim: int, chunk_dim: int, hidden: tuple[int, ...], members: int, generator: torch.Generator | None = None

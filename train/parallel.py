@@ -39,7 +39,9 @@ class DataParallel:
     def rows(self, batch_size: int) -> slice:
         """This worker's part of the global batch; raises UserError when it cannot be split evenly."""
         if batch_size % self.workers:
-            raise UserError(f"train.batch_size is {batch_size}, which {self.workers} workers cannot share: make it a multiple of {self.workers}")
+            raise UserError(
+                f"train.batch_size is {batch_size}, which {self.workers} workers cannot share: make it a multiple of {self.workers}"
+            )
         share = batch_size // self.workers
         return slice(self.rank * share, (self.rank + 1) * share)
 
@@ -50,7 +52,7 @@ class DataParallel:
         distributed.all_reduce(message)
         self.stop_agreed = bool(message[-1] > 0)
         message /= self.workers
-        parts = message[:-1].split([g.numel() for g in gradients])
+        parts = torch.split(message[:-1], [g.numel() for g in gradients])
         torch._foreach_copy_(gradients, [part.view_as(g) for part, g in zip(parts, gradients, strict=True)])
 
     def combine(self, figures: Mapping[str, Tensor]) -> dict[str, Tensor]:

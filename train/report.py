@@ -85,12 +85,16 @@ def _describe(run: Path, checkpoint: Checkpoint, drawn: bool) -> str:
         for e in sorted(evaluations, key=lambda e: e.step):
             lines.append(f"| {e.step:,} | {e.success:.0%} | {e.success_low:.0%} to {e.success_high:.0%} | {e.steps_mean:.0f} |")
         best = max(evaluations, key=lambda e: e.rank)
-        lines += ["", f"`best` is update {best.step:,}: {best.episodes} episodes, chosen among {len(evaluations)} and so a little flattered."]
+        lines += [
+            "",
+            f"`best` is update {best.step:,}: {best.episodes} episodes, chosen among {len(evaluations)} and so a little flattered.",
+        ]
     lines += ["", "## Settings", *_table(checkpoint.config_table()), "", "## Versions", *_table(checkpoint.versions)]
     lines += [
         "",
         "## Files",
-        "`metrics.jsonl` one entry per line; `tensorboard/`; `evaluations.jsonl`; `config.json`; `checkpoints/`, of which `latest` and `best` name one each.",
+        "`metrics.jsonl` (one entry per line), `tensorboard/`, `evaluations.jsonl`, `config.json`,",
+        "`checkpoints/` (`latest` and `best` name one each).",
         "",
         "## Next",
         f"    rql-deploy export {run} --output bundle",

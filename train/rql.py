@@ -56,7 +56,7 @@ class RQLConfig:
     learning_rate: float = 3e-4
     """Adam's step size, for both networks."""
     reversal: bool = True
-    """False is the paper's ablation without reversal: the value of a partial action is learned step by step from the next partial action."""
+    """False is the paper's ablation without reversal: a partial action's value is learned from the next partial action's, step by step."""
     complete_rows: bool = False
     """Let every row start a window, and count windows past the end of an episode that ended with mask 0 (not in the reference)."""
 
@@ -65,7 +65,7 @@ class Batch(NamedTuple):
     """Windows of h+1 consecutive rows; rows past an episode's end repeat its last row. All float32."""
 
     observations: Tensor
-    """`[h+1, B, O]`, scaled."""
+    """`[h+1, B, O]`, scaled; only the first and the last are read, and `[2, B, O]` will do."""
     actions: Tensor
     """`[h+1, B, A]` in [-1, 1]."""
     rewards: Tensor
@@ -184,7 +184,7 @@ class RQL:
     def gradient_norms(self) -> dict[str, Tensor]:
         """L2 norm of the last update's gradient for v and for V (all members together)."""
         return {
-            f"gradient_{name}": torch.stack(torch._foreach_norm([p.grad for p in network.parameters()])).norm()
+            f"gradient_{name}": torch.stack(torch._foreach_norm([p.grad for p in network.parameters() if p.grad is not None])).norm()
             for name, network in (("v", self.v), ("V", self.V))
         }
 
@@ -195,7 +195,7 @@ class RQL:
         past, _ = window_masks(batch, c.complete_rows)
         discounts = c.gamma ** torch.arange(c.h, dtype=past.dtype, device=past.device)
         chunk_reward = (discounts[:, None] * batch.rewards[: c.h] * (1 - past[: c.h])).sum(0)
-        next_values = self.V_target(batch.observations[c.h], noise.next_noise, torch.zeros_like(noise.bc_time))
+        next_values = self.V_target(batch.observations[-1], noise.next_noise, torch.zeros_like(noise.bc_time))
         next_value = next_values.mean(0) - c.rho * next_values.std(0, unbiased=False)
         target: Tensor = chunk_reward + c.gamma**c.h * batch.masks[c.h - 1] * next_value
         return target

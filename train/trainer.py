@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -66,6 +67,7 @@ class Trainer:
         parallel: DataParallel | None = None,
     ):
         self.config, self.store, self.run, self.label = config, store, run, label
+        sample = store.sample  # held on to, so that a sharded set reads its first shard once
         self.evaluator, self.parallel = evaluator, parallel
         if parallel is not None:
             parallel.rows(config.batch_size)
@@ -83,7 +85,7 @@ class Trainer:
             self._take_networks(initial)
             restore_optimizer(initial.path, self.agent.optimizer)
             self.initialised_from = f"{initial.path} ({initial.dataset_id}, update {initial.step})"
-        self.statistics = dataset_statistics(store.sample)
+        self.statistics = dataset_statistics(sample) | {"episodes": store.episodes, "rows": len(store)}
 
     def _build(self, scale: tuple[Tensor, Tensor]) -> None:
         config, device = self.config, torch.device(self.choice.device)
@@ -98,6 +100,7 @@ class Trainer:
             clip_actions=config.clip_actions,
             generator=self.generator,
             device=device,
+            inner_observations=False,
         )
         self.agent = RQL(config.rql, self.store.plant.observation_dim, self.store.plant.action_dim, first, device)
         self.reference = reference_rows(self.sampler, self.store.sample, config.rql.h) | {"mean": scale[0], "std": scale[1]}
@@ -121,7 +124,9 @@ class Trainer:
         require_same_run(checkpoint, self.store, self.config)
         recorded = EngineChoice(**checkpoint.engine)
         if recorded.device == "cuda" and not torch.cuda.is_available():
-            raise UserError(f"run {self.run} was trained on a GPU, and torch finds none: resume it there, or start anew with --init-from {self.run}")
+            raise UserError(
+                f"run {self.run} was trained on a GPU, and torch finds none: resume it there, or start anew with --init-from {self.run}"
+            )
         self.choice = recorded
         self._build((checkpoint.reference["mean"], checkpoint.reference["std"]))
         self._take_networks(checkpoint)
@@ -143,7 +148,7 @@ class Trainer:
         """Run to the configured number of updates, or until SIGINT/SIGTERM asks to stop; writes a checkpoint in both cases.
 
         Raises UserError when a loss or a gradient is no longer finite (the last checkpoint is from before that), when the disk is
-        full, or when the evaluator's simulator fails.
+        full.
         """
         config = self.config
         leader = self.parallel is None or self.parallel.rank == 0
@@ -160,8 +165,7 @@ class Trainer:
                 self._submit_missing_evaluations()
                 stopping = False
                 while self.step < config.updates and not stopping:
-                    if self.sampler.advance(self.step):
-                        engine.rebuild()
+                    self._next_shard(engine)
                     if self.parallel is not None:
                         self.parallel.stop_wanted = bool(stop)
                     count = self._updates_until_something_is_due(engine.block)
@@ -202,6 +206,17 @@ class Trainer:
         if leader:
             write_report(self.run)
         return TrainResult(final, self.step, self.step >= config.updates, rate, figures, pointed(self.run, "best"))
+
+    def _next_shard(self, engine: Engine) -> None:
+        """Move on to the shard that the next update draws from; when it is damaged, what was learned is saved first."""
+        try:
+            if self.sampler.advance(self.step):
+                engine.rebuild()
+        except UserError as error:
+            if self.step and (self.parallel is None or self.parallel.rank == 0):
+                saved = self.save()
+                raise UserError(f"{error}; {saved} holds the {self.step:,} updates so far: put the shard right and --resume") from error
+            raise
 
     def _updates_until_something_is_due(self, block: int) -> int:
         """At most `block`, ending where the loop has to look: logs, checkpoints, evaluations, another shard, the end."""
@@ -258,7 +273,16 @@ class Trainer:
                 self.evaluator.submit(step_of(folder), folder)
 
     def _collect_evaluations(self, log: RunLog) -> None:
-        for evaluation in self.evaluator.finished() if self.evaluator is not None else ():
+        if self.evaluator is None:
+            return
+        try:
+            finished = self.evaluator.finished()
+        except UserError as error:
+            # Training has lost nothing and goes on; the evaluations that are missing are repeated by --resume.
+            print(f"note: evaluation while training has stopped: {error}", file=sys.stderr)
+            self.evaluator = None
+            return
+        for evaluation in finished:
             best = max(read_evaluations(self.run), key=lambda e: e.rank, default=None)
             append_evaluation(self.run, evaluation)
             log.write_evaluation(self.step, evaluation)
@@ -271,7 +295,7 @@ class Trainer:
             return
         total = len(self.evaluator.pending())
         waiting = ProgressLine(f"{self.label}: evaluations", total, "evaluations")
-        while not stop and (left := len(self.evaluator.pending())):
+        while self.evaluator is not None and not stop and (left := len(self.evaluator.pending())):
             waiting.update(total - left)
             time.sleep(EVALUATION_POLL_SECONDS)
             self._collect_evaluations(log)
@@ -285,4 +309,3 @@ def _due(step: int, every: int) -> bool:
 def _shown(figures: Mapping[str, float]) -> dict[str, float]:
     """What the progress line has room for."""
     return {name: figures[name] for name in ("total", "policy_value", "bc", "value", "v_mean", "target_mean") if name in figures}
-

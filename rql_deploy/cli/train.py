@@ -26,7 +26,9 @@ UNFINISHED_RUN = {"config.json", "metrics.jsonl", "tensorboard", "checkpoints", 
 @click.option("--updates", type=click.IntRange(1), help="Gradient updates in all (same as --set updates=N).")
 @click.option("--seed", type=click.IntRange(0), help="Training seed (same as --set seed=N).")
 @click.option("--engine", type=click.Choice(["auto", "eager", "compiled"]), help="How updates run (same as --set engine=...).")
-@click.option("--precision", type=click.Choice(["auto", "fp32", "tf32", "bf16"]), help="Precision of matrix products (--set precision=...).")
+@click.option(
+    "--precision", type=click.Choice(["auto", "fp32", "tf32", "bf16"]), help="Precision of matrix products (--set precision=...)."
+)
 @click.option("--resume", is_flag=True, help="Continue the run in --output from its latest checkpoint.")
 @click.option("--init-from", "initial", type=click.Path(path_type=Path), help="Start from the networks of this checkpoint or run.")
 @click.option("--evaluate", "task", metavar="TASK", help="Play checkpoints of this task in simulators while training goes on.")
@@ -81,7 +83,9 @@ def command(
     if int(os.environ.get("RANK", "0")) == 0:
         _require_usable(output, resume)
     source = load_checkpoint(initial) if initial is not None else None
-    store = open_stores(datasets, reward=config.reward, relabel=_Rewards(config.relabel) if config.relabel else None, shard_updates=config.shard_updates)
+    store = open_stores(
+        datasets, reward=config.reward, relabel=_Rewards(config.relabel) if config.relabel else None, shard_updates=config.shard_updates
+    )
     parallel = DataParallel.from_environment(choose_device(config))
     evaluator = None
     if task is not None and (parallel is None or parallel.rank == 0):
@@ -89,6 +93,8 @@ def command(
 
         evaluator = SimulatedEvaluator(task, settings, evaluate_episodes, evaluate_workers, config.seed)
     try:
+        if evaluator is not None:
+            evaluator.require(store.plant)
         trainer = Trainer(config, store, output, label=f"train {output.name}", initial=source, evaluator=evaluator, parallel=parallel)
         if resume:
             trainer.resume()

@@ -7,9 +7,12 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rql_deploy.errors import ContractError
+
 from .evaluate import contestant, torch_policy
 
 if TYPE_CHECKING:
+    from rql_deploy.contract import PlantDescription
     from rql_deploy.policy import EpisodeResult
     from rql_deploy.train.evaluator import Evaluation
 
@@ -30,6 +33,14 @@ class SimulatedEvaluator:
         self.episodes, self.seed = episodes, seed
         self._pool = Pool(work, settings["horizon"], min(workers, episodes), niceness=NICENESS)
         self._running: dict[int, tuple[list[int], list[Future[EpisodeResult]]]] = {}
+
+    def require(self, plant: PlantDescription) -> None:
+        """Raise ContractError unless policies trained on data of `plant` can be played here, naming what differs."""
+        if differences := plant.differences(self._pool.describe()):
+            raise ContractError(
+                f"the data does not fit the task that --evaluate names ({'; '.join(differences)}): "
+                "pass the task and settings it was collected with, or train without --evaluate"
+            )
 
     def submit(self, step: int, checkpoint: Path) -> None:
         """Have this checkpoint played; returns at once."""

@@ -29,7 +29,19 @@ def steps_on_disk(run: Path) -> list[int]:
 
 
 def test_a_run_killed_at_random_moments_ends_as_one_never_killed(dataset: Path, tmp_path: Path) -> None:
-    settings = ("--dataset", str(dataset), *TINY, "--updates", "500", "--engine", "eager", "--set", "checkpoint_every=10", "--set", "threads=1")
+    settings = (
+        "--dataset",
+        str(dataset),
+        *TINY,
+        "--updates",
+        "500",
+        "--engine",
+        "eager",
+        "--set",
+        "checkpoint_every=10",
+        "--set",
+        "threads=1",
+    )
     assert cli("train", *settings, "--output", tmp_path / "whole").exit_code == 0
     run = tmp_path / "killed"
     command = [sys.executable, "-m", "rql_deploy", "train", *settings, "--output", str(run)]
@@ -120,7 +132,9 @@ def test_networks_of_another_shape_are_refused_with_what_to_set(run: Path, datas
     assert_refused(cli(*train, "--set", "rql.K=3"), "rql.K 2, this run 3", "--set 'rql.K=2'")
     assert_refused(cli(*train, "--set", "rql.value_hidden=[8]"), "--set 'rql.value_hidden=[16, 16]'")
     assert_refused(cli(*train, "--resume"), "pass only one of them")
-    assert_refused(cli("train", "--output", tmp_path / "next", "--dataset", dataset, "--init-from", tmp_path), "neither a checkpoint nor a run")
+    assert_refused(
+        cli("train", "--output", tmp_path / "next", "--dataset", dataset, "--init-from", tmp_path), "neither a checkpoint nor a run"
+    )
     assert not (tmp_path / "next").exists()
 
 
@@ -183,15 +197,15 @@ def test_an_evaluation_that_was_cut_off_is_repeated(tmp_path: Path) -> None:
 def test_a_loss_that_is_not_finite_names_the_last_good_checkpoint(tmp_path: Path) -> None:
     config = dataclasses.replace(CONFIG, log_every=1, checkpoint_every=2)
     trainer = Trainer(config, make_store(), tmp_path / "run")
-    update = trainer.agent.update
+    gradients = trainer.agent.gradients
 
     def poisoned(*arguments: object, **options: object) -> object:
         if trainer.step == 6:
             with torch.no_grad():
                 trainer.agent.v.kernels[0].fill_(float("nan"))
-        return update(*arguments, **options)  # type: ignore[arg-type]
+        return gradients(*arguments, **options)  # type: ignore[arg-type]
 
-    trainer.agent.update = poisoned  # type: ignore[method-assign,assignment]
+    trainer.agent.gradients = poisoned  # type: ignore[method-assign,assignment]
     with pytest.raises(UserError, match=r"became nan at update 7.*step_000000006 is from before that.*--init-from"):
         trainer.train()
     kept = load_checkpoint(tmp_path / "run")

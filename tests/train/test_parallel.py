@@ -18,14 +18,26 @@ SETTINGS = ("--set", "log_every=1", "--set", "threads=1")
 
 
 def torchrun(*arguments: object) -> list[str]:
-    return [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "rql_deploy", *map(str, arguments)]
+    return [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        "2",
+        "-m",
+        "rql_deploy",
+        *map(str, arguments),
+    ]
 
 
 def test_two_processes_train_as_one_with_the_same_global_batch(dataset: Path, tmp_path: Path) -> None:
     train = ("train", "--dataset", dataset, "--updates", 12, *TINY, *SETTINGS)
     assert cli(*train, "--output", tmp_path / "one").exit_code == 0
     # From the clone's root, as users start it.
-    done = subprocess.run(torchrun(*train, "--output", tmp_path / "two"), cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
+    done = subprocess.run(
+        torchrun(*train, "--output", tmp_path / "two"), cwd=ROOT, capture_output=True, text=True, timeout=300, check=False
+    )
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("Next:") == 1
     one, two = load_checkpoint(tmp_path / "one"), load_checkpoint(tmp_path / "two")

@@ -158,3 +158,39 @@ def test_gelu_without_autograd_is_the_same_function() -> None:
     expected = torch.nn.functional.gelu(x, approximate="tanh")
     with torch.no_grad():
         assert torch.allclose(gelu(x.clone()), expected, atol=1e-6)
+
+
+def test_without_reversal_partial_actions_learn_from_the_next_one_and_complete_ones_from_the_environment() -> None:
+    config = dataclasses.replace(CONFIG, reversal=False)
+    agent = RQL(config, 5, 2, torch.Generator().manual_seed(0))
+    batch, noise = random_batch(), draw_noise(8, 6, 10, torch.Generator().manual_seed(1))
+    # Depths whose share of the grid is known: complete, one step back, ..., noise.
+    noise = noise._replace(reversal_depth=torch.tensor([0.0, 0.05, 0.1, 0.5, 0.95, 1.0, 0.9, 0.0]))
+    s, a = batch.observations[0], batch.actions[:3].transpose(0, 1).reshape(8, -1)
+    y = agent.value_target(batch, noise)
+    x, f, target = agent.stepwise_target(s, a, y, noise)
+    steps = torch.tensor([0, 0, 1, 5, 10, 10, 9, 0])
+    torch.testing.assert_close(f[:, 0], 1 - steps / 10)
+    torch.testing.assert_close(x, (1 - f) * noise.bc_noise + f * a)
+    with torch.no_grad():
+        ahead = agent.V_target(s, x + agent.v(s, x, f) / 10, f + 0.1).mean(0)
+    torch.testing.assert_close(target, torch.where(steps == 0, y, ahead), rtol=1e-5, atol=1e-6)
+
+
+def test_without_reversal_every_grid_time_has_the_same_share() -> None:
+    config = dataclasses.replace(CONFIG, reversal=False)
+    agent = RQL(config, 5, 2)
+    noise = draw_noise(22_000, 6, 10, torch.Generator().manual_seed(0))
+    zeros = torch.zeros(22_000, 6)
+    _, f, _ = agent.stepwise_target(torch.zeros(22_000, 5), zeros, zeros[:, 0], noise)
+    shares = torch.bincount((f[:, 0] * 10).round().long(), minlength=11) / 22_000
+    assert bool(((shares - 1 / 11).abs() < 0.01).all())
+
+
+def test_the_ablation_changes_the_value_loss_only() -> None:
+    whole = RQL(CONFIG, 5, 2, torch.Generator().manual_seed(0))
+    ablated = RQL(dataclasses.replace(CONFIG, reversal=False), 5, 2, torch.Generator().manual_seed(0))
+    batch, noise = random_batch(), draw_noise(8, 6, 10, torch.Generator().manual_seed(1))
+    a, b = whole.losses(batch, noise), ablated.losses(batch, noise)
+    assert torch.equal(a.bc, b.bc) and torch.equal(a.policy_value, b.policy_value)
+    assert not torch.isclose(a.value, b.value)
