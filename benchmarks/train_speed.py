@@ -1,6 +1,7 @@
 """Updates per second, per engine and precision, on this CPU or GPU, beside the machine's limit and the authors' JAX code.
 
     python benchmarks/train_speed.py [--device cpu|cuda] [--size small|paper] [--rounds 5] [--seconds 3] [--threads 2]
+                                     [--engines eager compiled]
                                      [--official PYTHON SOURCE]
 
 Whole updates are timed: drawing windows and noise, losses, gradients, Adam and both averages, on random data of the paper's shapes
@@ -173,12 +174,12 @@ def has_bfloat16(device: str) -> bool:
     return times[1] < 2 * times[0]
 
 
-def choices(device: str, threads: int) -> list[EngineChoice]:
+def choices(device: str, threads: int, engines: list[str]) -> list[EngineChoice]:
     precisions = ["fp32"] + (["tf32"] if device == "cuda" else []) + (["bf16"] if has_bfloat16(device) else [])
     return [
         EngineChoice(engine, precision, device, threads if device == "cpu" else 1)  # type: ignore[arg-type]
         for precision in precisions
-        for engine in ("eager", "compiled")
+        for engine in engines
     ]
 
 
@@ -187,7 +188,7 @@ def measure(size: str, arguments: argparse.Namespace) -> dict[str, object]:
     config = RQLConfig(h=5, F=10, K=members, policy_hidden=hidden, value_hidden=hidden, kappa=0.7, rho=0.5)
     store = make_store(arguments.rows)
     flop = flop_per_update(config, BATCH, OBSERVATION, ACTION)
-    contenders = [Contender(choice, config, store) for choice in choices(arguments.device, arguments.threads)]
+    contenders = [Contender(choice, config, store) for choice in choices(arguments.device, arguments.threads, arguments.engines)]
     official = Official(*arguments.official, size, arguments.threads) if arguments.official else None
     rates: dict[str, list[float]] = {str(c.choice): [] for c in contenders}
     limits: dict[str, list[float]] = {c.choice.precision: [] for c in contenders}
@@ -257,6 +258,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=3.0)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rows", type=int, default=200_000)
+    parser.add_argument("--engines", nargs="+", choices=["eager", "compiled"], default=["eager", "compiled"])
     parser.add_argument("--official", nargs=2, metavar=("PYTHON", "SOURCE"))
     arguments = parser.parse_args()
     if not has_bfloat16(arguments.device):

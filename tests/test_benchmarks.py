@@ -1,0 +1,22 @@
+"""Benchmarks run, and those for a bare GPU node need no more than it has."""
+
+import json
+import subprocess
+import sys
+
+from tests.conftest import ROOT
+
+BARE = ("click", "minari", "gymnasium", "mujoco", "zmq", "msgpack", "safetensors", "tensorboard", "matplotlib", "onnx", "onnxruntime")
+
+
+def test_training_speed_needs_torch_numpy_and_h5py_only() -> None:
+    block = f"import sys\nfor name in {BARE}: sys.modules[name] = None\n"
+    words = ["train_speed.py", "--size", "small", "--rounds", "1", "--seconds", "0.1", "--rows", "2000", "--engines", "eager"]
+    run = f"import runpy\nsys.argv = {words}\n"
+    path = ROOT / "benchmarks" / "train_speed.py"
+    code = f"{block}{run}runpy.run_path({str(path)!r}, run_name='__main__')"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout.splitlines()[-1])
+    assert report["small"]["eager fp32, 2 CPU threads"]["updates_per_second"] > 0
+    assert sum(report["small"]["eager_fp32_phases"].values()) > 0.99
