@@ -157,6 +157,7 @@ class Trainer:
         )
         progress = ProgressLine(self.label, config.updates, "updates", done=self.step) if leader else None
         figures: dict[str, float] = {}
+        rate = 0.0
         saved: Path | None = None
         saved_at = time.monotonic()
         log = RunLog(self.run, config_to_plain(config), config.trackers, from_step=self.step) if leader else None
@@ -190,6 +191,7 @@ class Trainer:
                         progress.update(self.step, **_shown(figures))
                 if progress is not None:
                     progress.finish(self.step, **_shown(figures))
+                    rate = progress.rate(self.step)
                 # Still under stop_requests: a second Ctrl-C must not tear the one checkpoint that a short run writes.
                 if leader and (saved is None or step_of(saved) != self.step):
                     self.save()
@@ -202,7 +204,6 @@ class Trainer:
             self.parallel.wait()
         final = pointed(self.run, "latest")
         assert final is not None
-        rate = progress.rate(self.step) if progress is not None else 0.0
         if leader:
             write_report(self.run)
         return TrainResult(final, self.step, self.step >= config.updates, rate, figures, pointed(self.run, "best"))
