@@ -80,16 +80,24 @@ class Bundle:
             raise BundleError(f"{CERTIFICATE} of bundle {self.path} cannot be read ({error}): export the bundle again") from error
 
 
-def open_session(path: Path) -> onnxruntime.InferenceSession:
-    """A CPU session with one thread and no spinning: idle threads that spin starve the control loop beside them."""
+def session_options(threads: int = 1) -> onnxruntime.SessionOptions:
+    """Few threads and no spinning: idle threads that spin starve the control loop beside them."""
     try:
         import onnxruntime
     except ImportError as error:
         raise BundleError("onnxruntime is not installed: pip install 'rql-deploy[serve]'") from error
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.add_session_config_entry("session.inter_op.allow_spinning", "0")
+    return options
+
+
+def open_session(path: Path, threads: int = 1) -> onnxruntime.InferenceSession:
+    """A CPU session of one graph file."""
+    options = session_options(threads)
+    import onnxruntime
+
     try:
         return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime raises bare RuntimeErrors and classes of its own
