@@ -99,7 +99,7 @@ def convert(model: onnx.ModelProto, precision: Precision, ranges: Ranges) -> onn
     made: set[str] = set()
     fused: set[str] = set()
     for node in graph.node:
-        layer = _hash(constants[node.input[1]]) if node.op_type == "MatMul" and node.input[1] in constants else None
+        layer = _hash(constants[node.input[1]]) if node.op_type == "MatMul" and node.input[1] in constants else ""
         if layer in ranges:
             add = adders[node.output[0]]
             bias = next(name for name in add.input if name != node.output[0])
@@ -131,7 +131,7 @@ def _layer(
     if precision in HALVES:
         dtype = helper.tensor_dtype_to_np_dtype(HALVES[precision])
         return [], [numpy_helper.from_array(weights.astype(dtype), f"{name}/low"), numpy_helper.from_array(offsets, f"{name}/bias")]
-    tiny = np.finfo(np.float32).tiny
+    tiny = float(np.finfo(np.float32).tiny)
     scale = np.maximum(np.abs(weights).max(axis=0) / WEIGHT_LEVELS, tiny).astype(np.float32)
     low, high = span
     step = np.float32(max((high - low) / ACTIVATION_LEVELS, tiny))

@@ -14,7 +14,8 @@ from rql_deploy import certificate
 from rql_deploy.bundle import CONTRACT_ID_KEY, CONTRACT_KEY, GRAPHS, Bundle
 from rql_deploy.contract import Contract
 from rql_deploy.errors import BundleError, UserError
-from rql_deploy.export.exporter import ExportModules, export_bundle
+from rql_deploy.export.exporter import export_bundle
+from rql_deploy.export.graphs import ExportModules
 from rql_deploy.flow import flow_schedule
 from rql_deploy.runtime.onnx_policy import OnnxPolicy
 from rql_deploy.seeding import flow_noise
@@ -88,7 +89,7 @@ def test_the_best_candidate_has_the_highest_value(bundle: Path) -> None:
     observation = {name: value[0] for name, value in contract.split(random_observations(contract, 1)).items()}
     noise = flow_noise(3, 6, contract.h * contract.plant.action_dim)
     chunks = [policy._policy.run(None, {"noise": n[None], **contract.split(contract.flatten(observation)[None])})[0] for n in noise]
-    values = [policy._judge(contract.split(contract.flatten(observation)[None]), chunk)[0][0] for chunk in chunks]
+    values = [policy._judge(contract.flatten(observation)[None], chunk)[0][0] for chunk in chunks]
     decision = policy.act(observation, candidates=6, value=True, seed=3)
     assert decision.value == max(values)
     assert np.array_equal(decision.actions, chunks[int(np.argmax(values))][0])
