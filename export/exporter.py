@@ -63,6 +63,8 @@ def export_bundle(
         cases = make_cases(modules, contract, observations)
         np.savez_compressed(staging / CASES, allow_pickle=False, **cases)
         result = certificate.check(staging, contract, cases, variants)
+        if failures := [failure for variant in result.variants for failure in variant.failures()]:
+            raise UserError(f"a variant is too far from float32 ({'; '.join(failures)}): no bundle was written; leave its --precision out")
         if not result.passed:
             raise UserError(
                 f"the exported graphs are not the trained networks ({'; '.join(result.failures()[:3])}): "
@@ -104,12 +106,12 @@ def write_variants(
         return {}
     models = {graph: onnx.load(folder / f"{graph}.onnx") for graph in GRAPHS}
     noise = flow_noise(CALIBRATION_SEED, len(observations), contract.h * contract.plant.action_dim)
-    ranges = calibrate(models["refine"], models["value"], models["encode"], contract, observations, noise)
+    layers = calibrate(models["refine"], models["value"], models["encode"], contract, observations, noise)
     variants: dict[str, dict[str, str]] = {}
     for precision in precisions:
         variants[precision] = {"encode": "encode.onnx"}
         for graph in ("refine", "policy", "value"):
             name = f"{graph}.{precision}.onnx"
-            onnx.save(convert(models[graph], precision, ranges), folder / name)
+            onnx.save(convert(models[graph], precision, layers), folder / name)
             variants[precision][graph] = name
     return variants

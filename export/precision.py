@@ -1,9 +1,9 @@
 """Precision variants: the hidden layers' matrix products in fewer bits, everything else as in the float32 graphs.
 
-int8 is static: activations in unsigned 8 bits with one calibrated range per layer, weights in signed 7 bits per output column. A
-layer's range is fixed at export, so a row of a batch cannot change what another row is rounded to, as ranges found per batch do.
-7 bits because x86 without VNNI adds two neighbouring products in 16 bits, which saturates with 8 (255 * 127 * 2 > 32767). The
-graphs keep to standard ONNX operators (QuantizeLinear, DequantizeLinear, Cast), which onnxruntime fuses into integer kernels.
+int8 is static: activations in unsigned 8 bits with one calibrated range per layer, weights in signed 8 bits with one scale per output
+column. A layer's range is fixed at export, so a row of a batch cannot change what another row is rounded to, as ranges found per batch
+do. x86 without VNNI adds two neighbouring products in 16 bits, and that sum must not overflow (`column_scales`). The graphs keep to
+standard ONNX operators (QuantizeLinear, DequantizeLinear, Gemm), which onnxruntime fuses into one integer kernel per layer.
 
 The first layer (x is unbounded noise) and the last one (its output is the velocity) stay in float32; both are small.
 """
@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import tempfile
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -29,11 +30,37 @@ from rql_deploy.flow import flow_schedule
 
 Precision = Literal["fp32", "int8", "bf16", "fp16"]
 PRECISIONS: tuple[Precision, ...] = ("fp32", "int8", "bf16", "fp16")
-Ranges = Mapping[str, tuple[float, float]]
-"""By layer (hash of its float32 kernel): least and greatest activation that enters it."""
+
+
+@dataclass
+class Activations:
+    """What entered one layer while the flow was walked over data set observations."""
+
+    low: float = 0.0
+    high: float = 0.0
+    total: NDArray[np.float64] | float = 0.0
+    """Sum over rows, per input of the layer."""
+    rows: int = 0
+
+    def add(self, activation: NDArray[np.float32]) -> None:
+        """Take in `[B, in]`."""
+        self.low, self.high = min(self.low, float(activation.min())), max(self.high, float(activation.max()))
+        self.total = self.total + activation.sum(axis=0, dtype=np.float64)
+        self.rows += len(activation)
+
+    @property
+    def mean(self) -> NDArray[np.float64]:
+        """Per input of the layer."""
+        return np.asarray(self.total / max(1, self.rows))
+
+
+Layers = Mapping[str, Activations]
+"""By layer, told by the hash of its float32 kernel."""
 
 ACTIVATION_LEVELS = 255
-WEIGHT_LEVELS = 63
+WEIGHT_LEVELS = 127
+PAIR_LEVELS = 127
+"""Two neighbouring weights of one sign sum to at most 128 after rounding: 255 * 128 < 2**15."""
 HALVES = {"fp16": TensorProto.FLOAT16, "bf16": TensorProto.BFLOAT16}
 
 
@@ -63,19 +90,18 @@ def calibrate(
     contract: Contract,
     observations: NDArray[np.float32],
     noise: NDArray[np.float32],
-) -> dict[str, tuple[float, float]]:
-    """Ranges of every hidden layer over the whole flow: observations `[N, O]` walked from noise `[N, hA]` to their actions."""
+) -> dict[str, Activations]:
+    """What enters every hidden layer over the whole flow: observations `[N, O]` walked from noise `[N, hA]` to their actions."""
     chunk = contract.h * contract.plant.action_dim
     watched = {graph: hidden_layers(model, chunk) for graph, model in (("refine", refine), ("value", value))}
     sessions = {"refine": _watching(refine, watched["refine"]), "value": _watching(value, watched["value"]), "encode": _session(encode)}
-    ranges: dict[str, tuple[float, float]] = {}
+    layers: dict[str, Activations] = {layer: Activations() for graph in watched.values() for layer in graph}
 
     def run(graph: str, inputs: Mapping[str, NDArray[np.float32]]) -> list[NDArray[np.float32]]:
         outputs: list[NDArray[np.float32]] = sessions[graph].run(None, dict(inputs))
         results, seen = outputs[:2], outputs[2:]
         for layer, activation in zip(watched[graph], seen, strict=True):
-            low, high = ranges.get(layer, (0.0, 0.0))
-            ranges[layer] = min(low, float(activation.min())), max(high, float(activation.max()))
+            layers[layer].add(activation)
         return results
 
     features = sessions["encode"].run(None, contract.split(observations))[0]
@@ -85,11 +111,11 @@ def calibrate(
         run("value", now)
         x = run("refine", {**now, "delta": column * np.float32(delta)})[0]
     run("value", {"features": features, "x": np.clip(x, -1.0, 1.0), "f": column})
-    return ranges
+    return layers
 
 
-def convert(model: onnx.ModelProto, precision: Precision, ranges: Ranges) -> onnx.ModelProto:
-    """A copy of a float32 graph whose products with the layers in `ranges` are computed in `precision`; checked by onnx.checker."""
+def convert(model: onnx.ModelProto, precision: Precision, layers: Layers) -> onnx.ModelProto:
+    """A copy of a float32 graph whose products with `layers` are computed in `precision`; checked by onnx.checker."""
     converted = onnx.ModelProto()
     converted.CopyFrom(model)
     graph = converted.graph
@@ -100,12 +126,12 @@ def convert(model: onnx.ModelProto, precision: Precision, ranges: Ranges) -> onn
     fused: set[str] = set()
     for node in graph.node:
         layer = _hash(constants[node.input[1]]) if node.op_type == "MatMul" and node.input[1] in constants else ""
-        if layer in ranges:
+        if layer in layers:
             add = adders[node.output[0]]
             bias = next(name for name in add.input if name != node.output[0])
             if node.input[1] not in made:
                 made.add(node.input[1])
-                added, tensors = _layer(precision, constants[node.input[1]], constants[bias], ranges[layer])
+                added, tensors = _layer(precision, constants[node.input[1]], constants[bias], layers[layer])
                 nodes += added
                 graph.initializer.extend(tensors)
             fused.add(add.output[0])
@@ -124,7 +150,7 @@ def convert(model: onnx.ModelProto, precision: Precision, ranges: Ranges) -> onn
 
 
 def _layer(
-    precision: Precision, kernel: TensorProto, bias: TensorProto, span: tuple[float, float]
+    precision: Precision, kernel: TensorProto, bias: TensorProto, seen: Activations
 ) -> tuple[list[onnx.NodeProto], list[TensorProto]]:
     """Constants of one layer under names that start with its kernel's, and the nodes that the graph needs once for it."""
     name, weights, offsets = kernel.name, numpy_helper.to_array(kernel), numpy_helper.to_array(bias)
@@ -132,25 +158,39 @@ def _layer(
         dtype = helper.tensor_dtype_to_np_dtype(HALVES[precision])
         return [], [numpy_helper.from_array(weights.astype(dtype), f"{name}/low"), numpy_helper.from_array(offsets, f"{name}/bias")]
     tiny = float(np.finfo(np.float32).tiny)
-    scale = np.maximum(np.abs(weights).max(axis=0) / WEIGHT_LEVELS, tiny).astype(np.float32)
-    low, high = span
-    step = np.float32(max((high - low) / ACTIVATION_LEVELS, tiny))
+    scale = column_scales(weights)
+    step = np.float32(max((seen.high - seen.low) / ACTIVATION_LEVELS, tiny))
     bias_scale = (step * scale).astype(np.float32)
+    rounded = np.clip(np.rint(weights / scale), -WEIGHT_LEVELS, WEIGHT_LEVELS).astype(np.int8)
+    # What rounding the weights adds on average is taken off the bias (bias correction: Nagel et al., arXiv 1906.04721).
+    offsets = offsets - seen.mean @ (rounded * scale.astype(np.float64) - weights)
     constants = {
-        "low": np.clip(np.rint(weights / scale), -WEIGHT_LEVELS, WEIGHT_LEVELS).astype(np.int8),
+        "low": rounded,
         "scale": scale,
         "zero": np.zeros(scale.shape, np.int8),
         "bias": np.clip(np.rint(offsets / np.maximum(bias_scale, tiny)), -(2**31) + 1, 2**31 - 129).astype(np.int32),
         "bias_scale": bias_scale,
         "bias_zero": np.zeros(scale.shape, np.int32),
         "input_scale": np.asarray(step),
-        "input_zero": np.asarray(np.clip(np.rint(-low / step), 0, ACTIVATION_LEVELS), np.uint8),
+        "input_zero": np.asarray(np.clip(np.rint(-seen.low / step), 0, ACTIVATION_LEVELS), np.uint8),
     }
     nodes = [
         helper.make_node("DequantizeLinear", [f"{name}/low", f"{name}/scale", f"{name}/zero"], [f"{name}/kernel"], axis=1),
         helper.make_node("DequantizeLinear", [f"{name}/bias", f"{name}/bias_scale", f"{name}/bias_zero"], [f"{name}/offset"], axis=0),
     ]
     return nodes, [numpy_helper.from_array(value, f"{name}/{part}") for part, value in constants.items()]
+
+
+def column_scales(weights: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Scales `[out]` for weights `[in, out]` in signed 8 bits that no kernel overflows with.
+
+    Without VNNI, x86 multiplies unsigned by signed bytes and adds neighbours (inputs 2i and 2i + 1) in saturating 16 bits. Rather than
+    giving up a bit of every weight, each column is scaled so that its worst pair fits.
+    """
+    even = weights[: len(weights) // 2 * 2]
+    pairs = np.abs(even[0::2] + even[1::2]).max(axis=0, initial=0.0)
+    scale = np.maximum(np.abs(weights).max(axis=0) / WEIGHT_LEVELS, pairs / PAIR_LEVELS)
+    return np.maximum(scale, np.finfo(np.float32).tiny).astype(np.float32)
 
 
 def _product(precision: Precision, source: str, name: str, output: str) -> list[onnx.NodeProto]:
