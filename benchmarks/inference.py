@@ -33,7 +33,7 @@ from rql_deploy.seeding import flow_noise
 from rql_deploy.train.handover import all_members, make_modules
 from rql_deploy.train.rql import RQL, RQLConfig
 
-O, A, H, F, K = 28, 5, 5, 10, 10
+OBSERVATION, A, H, F, K = 28, 5, 5, 10, 10
 BATCHES = (1, 8, 64, 256)
 CALLS = 3
 Call = Callable[[], object]
@@ -42,14 +42,16 @@ Call = Callable[[], object]
 def make_bundle(folder: Path, hidden: tuple[int, ...], members: int) -> tuple[Bundle, ExportModules]:
     """A bundle of a random network with float32 and int8, and its torch modules."""
     plant = PlantDescription(
-        "benchmark", (ObservationField("state", (O,)),), tuple(ActionDimension(f"a{i}", -1.0, 1.0) for i in range(A)), 20.0
+        "benchmark", (ObservationField("state", (OBSERVATION,)),), tuple(ActionDimension(f"a{i}", -1.0, 1.0) for i in range(A)), 20.0
     )
     calibration = Calibration((0.0, 1.0), {}, ((0.0,) * A,) * 2, (0.0, 0.0), (0.0, 0.0))
-    contract = Contract(plant, H, F, (0.0,) * O, (1.0,) * O, members, calibration, Provenance("random", "", {}, 0, 0, {}))
-    agent = RQL(RQLConfig(h=H, K=K, policy_hidden=hidden, value_hidden=hidden), O, A, torch.Generator().manual_seed(0))
+    contract = Contract(
+        plant, H, F, (0.0,) * OBSERVATION, (1.0,) * OBSERVATION, members, calibration, Provenance("random", "", {}, 0, 0, {})
+    )
+    agent = RQL(RQLConfig(h=H, K=K, policy_hidden=hidden, value_hidden=hidden), OBSERVATION, A, torch.Generator().manual_seed(0))
     encoder, refiner, policy, valuer = make_modules(agent, contract)
     modules = ExportModules(encoder, refiner, policy, valuer, encoder.kernel.shape[1], all_members(agent, contract))
-    observations = np.random.default_rng(0).normal(size=(512, O)).astype(np.float32)
+    observations = np.random.default_rng(0).normal(size=(512, OBSERVATION)).astype(np.float32)
     export_bundle(modules, contract, observations, folder / "bundle", precisions=("int8",))
     return Bundle.open(folder / "bundle"), modules
 
@@ -104,7 +106,7 @@ def torch_ways(modules: ExportModules, rows: int, compiled: torch.nn.Module | No
 
 def inputs(rows: int) -> tuple[np.ndarray, np.ndarray]:
     """Observations `[B, O]` and noise `[B, hA]`."""
-    return np.random.default_rng(rows).normal(size=(rows, O)).astype(np.float32), flow_noise(rows, rows, H * A)
+    return np.random.default_rng(rows).normal(size=(rows, OBSERVATION)).astype(np.float32), flow_noise(rows, rows, H * A)
 
 
 def bandwidth(bytes_read: int) -> float:

@@ -190,7 +190,7 @@ def column_scales(weights: NDArray[np.float32]) -> NDArray[np.float32]:
     even = weights[: len(weights) // 2 * 2]
     pairs = np.abs(even[0::2] + even[1::2]).max(axis=0, initial=0.0)
     scale = np.maximum(np.abs(weights).max(axis=0) / WEIGHT_LEVELS, pairs / PAIR_LEVELS)
-    return np.maximum(scale, np.finfo(np.float32).tiny).astype(np.float32)
+    return np.asarray(np.maximum(scale, np.finfo(np.float32).tiny), np.float32)
 
 
 def _product(precision: Precision, source: str, name: str, output: str) -> list[onnx.NodeProto]:

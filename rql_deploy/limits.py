@@ -19,7 +19,9 @@ class ActionLimit:
     """A tighter range for one action dimension, in the contract's unit; what is left out stays as the contract has it."""
 
     low: float | None = None
+    """At or above the contract's."""
     high: float | None = None
+    """At or below the contract's."""
     rate: float | None = None
     """Greatest change from one tick to the next."""
 
@@ -29,8 +31,9 @@ class ObservationLimit:
     """The range that every number of an observation field must stay in (a workspace box); outside it the robot holds."""
 
     low: tuple[float, ...] | None = None
-    high: tuple[float, ...] | None = None
     """One number per scalar of the flattened field, in the field's unit."""
+    high: tuple[float, ...] | None = None
+    """As low."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +41,9 @@ class Limits:
     """The whole file. Every entry may be left out."""
 
     actions: Mapping[str, ActionLimit] = field(default_factory=dict)
+    """By name of the dimension."""
     observations: Mapping[str, ObservationLimit] = field(default_factory=dict)
+    """By name of the field."""
     max_consecutive_holds: int = 20
     """Ticks without a fresh action in a row after which a fault latches; 20 is also the most."""
     min_success_rate: float = 0.9
