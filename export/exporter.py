@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
-import tempfile
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -19,6 +16,7 @@ from rql_deploy import certificate
 from rql_deploy.bundle import CASES, CERTIFICATE, CONTRACT, FLOAT32_FILES, GRAPHS, README, open_session, write_manifest
 from rql_deploy.contract import Contract
 from rql_deploy.errors import UserError
+from rql_deploy.folders import new_folder
 from rql_deploy.latency import Cost, machine, measure
 from rql_deploy.seeding import flow_noise
 
@@ -49,14 +47,7 @@ def export_bundle(
     """
     for precision in precisions:
         require_native(precision)
-    if output.exists():
-        raise UserError(f"{output} exists already: pass another --output or remove it first")
-    try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        staging = Path(tempfile.mkdtemp(prefix=f".{output.name}.", suffix=".partial", dir=output.parent))
-    except OSError as error:
-        raise UserError(f"cannot write to {output.parent} ({error.strerror}): pass another --output") from error
-    try:
+    with new_folder(output) as staging:
         write_graphs(modules, contract, staging)
         variants = FLOAT32_FILES | write_variants(precisions, contract, calibration_rows(observations), staging)
         (staging / CONTRACT).write_text(contract.to_json())
@@ -77,14 +68,6 @@ def export_bundle(
             stored["scores"] = {variant: dict(score(staging, variant)) for variant in variants}
         (staging / README).write_text(model_card(contract, result, statistics or {}, stored))
         _write_certificate(staging, contract, stored, variants)
-        staging.chmod(0o755)
-        os.rename(staging, output)
-    except OSError as error:
-        raise UserError(
-            f"cannot write bundle {output} ({error.strerror}): nothing was left behind; make room or pass another --output"
-        ) from error
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
     return result
 
 

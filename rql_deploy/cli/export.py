@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
 
 @click.command("export")
-@click.argument("checkpoint", type=click.Path(path_type=Path))
-@click.option("--output", required=True, type=click.Path(path_type=Path), help="Bundle folder to write; it must not exist.")
+@click.argument("checkpoint", required=False, type=click.Path(path_type=Path))
+@click.option("--output", type=click.Path(path_type=Path), help="Bundle folder to write; it must not exist.")
 @click.option(
     "--value-members",
     default=2,
@@ -40,24 +40,47 @@ if TYPE_CHECKING:
     type=click.IntRange(0),
     help="Play this many episodes with every variant in the environment the data came from, on the same seeds, for the certificate.",
 )
-@click.option("--push", "push_to", help="Then copy the bundle to this folder, or upload it to hf://OWNER/NAME.")
+@click.option("--push", "push_to", help="Copy the bundle to this new folder, or upload it to hf://OWNER/NAME (a private repository).")
+@click.option("--pull", "pull_from", help="Bring a bundle from a folder, a .zip or hf://OWNER/NAME[@REVISION] to --output, and verify it.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def command(
-    checkpoint: Path,
-    output: Path,
+    checkpoint: Path | None,
+    output: Path | None,
     value_members: int,
     flow_steps: int | None,
     precisions: tuple[str, ...],
     episodes: int,
     push_to: str | None,
+    pull_from: str | None,
     as_json: bool,
 ) -> None:
     """Turn CHECKPOINT (a run folder or one of its checkpoints) into a policy bundle.
 
     The bundle carries its contract and a certificate of how far its graphs are from torch; beyond 1e-5 nothing is written.
-    """
-    from rql_deploy.errors import UserError
 
+    \b
+    With a finished bundle:  rql-deploy export BUNDLE --push hf://OWNER/NAME
+    To fetch one:            rql-deploy export --pull hf://OWNER/NAME --output DIR
+    """
+    from rql_deploy.bundle import MANIFEST
+    from rql_deploy.errors import UserError
+    from rql_deploy.export.transfer import pull, push
+
+    if pull_from is not None:
+        if checkpoint is not None or push_to is not None or output is None:
+            raise UserError("--pull goes with --output and nothing to export: rql-deploy export --pull SOURCE --output DIR")
+        pulled = pull(pull_from, output)
+        _moved(pulled.contract.contract_id, str(output), as_json)
+        return
+    if checkpoint is None:
+        raise UserError("pass a CHECKPOINT to export, or --pull SOURCE: see rql-deploy export --help")
+    if push_to is not None and (checkpoint.suffix == ".zip" or (checkpoint / MANIFEST).exists()):
+        if output is not None:
+            raise UserError(f"{checkpoint} is a bundle already: leave --output out to push it")
+        _moved(push(checkpoint, push_to).contract.contract_id, push_to, as_json)
+        return
+    if output is None:
+        raise UserError("pass --output DIR, the bundle folder to write")
     if output.exists():
         raise UserError(f"{output} exists already: pass another --output or remove it first")
     from rql_deploy.export.exporter import export_bundle
@@ -89,6 +112,8 @@ def command(
         precisions=tuple(p for p in dict.fromkeys(precisions) if p != "fp32"),  # type: ignore[misc]
         score=scorer(contract.plant, episodes) if episodes else None,
     )
+    if push_to is not None:
+        push(output, push_to)
     worst = max(check.max_error for check in certificate.checks)
     if as_json:
         echo_json({"bundle": str(output), "contract_id": contract.contract_id, "max_error": worst, "passed": certificate.passed})
@@ -99,7 +124,20 @@ def command(
     )
     for line in more_lines(certificate):
         click.echo(line)
+    if push_to is not None:
+        click.echo(f"pushed to {push_to}")
     show_next(f"rql-deploy inspect {output} --verify", f"rql-deploy serve {output} --bind tcp://127.0.0.1:5555")
+
+
+def _moved(contract_id: str, where: str, as_json: bool) -> None:
+    if as_json:
+        echo_json({"bundle": where, "contract_id": contract_id})
+        return
+    click.echo(f"contract {contract_id[:12]}, every file as its manifest says, is in {where}")
+    if where.startswith("hf://"):
+        show_next(f"rql-deploy export --pull {where} --output DIR")
+    else:
+        show_next(f"rql-deploy inspect {where} --verify", f"rql-deploy serve {where} --bind tcp://127.0.0.1:5555")
 
 
 def more_lines(certificate: Certificate) -> list[str]:
