@@ -61,7 +61,8 @@ def test_javascript_gives_torchs_actions(bundle: Path) -> None:
 
 
 def test_javascript_runs_the_integer_variant(run: Path, tmp_path: Path) -> None:
-    assert cli("export", run, "--output", tmp_path / "bundle", "--precision", "int8", "--flow-steps", 2).exit_code == 0
+    exported = cli("export", run, "--output", tmp_path / "bundle", "--precision", "int8", "--flow-steps", 2)
+    assert exported.exit_code == 0, exported.output
     requests, expected = stored_requests(tmp_path / "bundle", 4)
     result = act(tmp_path / "bundle", requests, "int8")
     assert result.returncode == 0, result.stderr
