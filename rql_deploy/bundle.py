@@ -35,14 +35,16 @@ class Bundle:
     path: Path
     contract: Contract
     manifest: dict[str, Any]
+    variant: str = "fp32"
+    """Which precision `session` opens."""
     # Keeps an unpacked .zip alive for as long as the bundle is.
     _unpacked: tempfile.TemporaryDirectory[str] | None = None
 
     @classmethod
-    def open(cls, path: Path | str) -> Bundle:
+    def open(cls, path: Path | str, variant: str = "fp32") -> Bundle:
         """Open a bundle directory or .zip and check every file against the manifest.
 
-        Raises BundleError, in one sentence, when a file is missing, edited or of another schema.
+        Raises BundleError, in one sentence, when a file is missing, edited or of another schema, or when there is no such variant.
         """
         path, unpacked = Path(path), None
         if path.is_file() and zipfile.is_zipfile(path):
@@ -63,7 +65,13 @@ class Bundle:
         contract = Contract.from_json((path / CONTRACT).read_text())
         if contract.contract_id != manifest["contract_id"]:
             raise BundleError(f"the contract of bundle {path} is not the one its manifest names: copy it again or export it again")
-        return cls(path, contract, manifest, unpacked)
+        bundle = cls(path, contract, manifest, variant, unpacked)
+        if variant not in bundle.variants:
+            raise BundleError(
+                f"bundle {path} has no variant '{variant}' (there is {', '.join(bundle.variants)}): "
+                f"pass another, or export with --precision {variant}"
+            )
+        return bundle
 
     @property
     def variants(self) -> dict[str, dict[str, str]]:
@@ -72,14 +80,9 @@ class Bundle:
             return FLOAT32_FILES
         return {name: dict(files) for name, files in self.manifest["variants"].items()}
 
-    def session(self, graph: str, variant: str = "fp32", threads: int = 1) -> onnxruntime.InferenceSession:
+    def session(self, graph: str, variant: str | None = None, threads: int = 1) -> onnxruntime.InferenceSession:
         """An onnxruntime session of one graph (`encode`, `refine`, `policy`, `value`), set for control work; checks its contract."""
-        if variant not in self.variants:
-            raise BundleError(
-                f"bundle {self.path} has no variant '{variant}' (there is {', '.join(self.variants)}): "
-                f"pass another, or export with --precision {variant}"
-            )
-        name = self.variants[variant][graph]
+        name = self.variants[variant or self.variant][graph]
         session = open_session(self.path / name, threads)
         embedded = session.get_modelmeta().custom_metadata_map.get(CONTRACT_ID_KEY)
         if embedded != self.contract.contract_id:

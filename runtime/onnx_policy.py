@@ -20,9 +20,9 @@ from rql_deploy.seeding import flow_noise
 class OnnxPolicy:
     """The unrolled policy graph makes the chunks; the value graph, loaded with it, judges them when asked."""
 
-    def __init__(self, bundle: Bundle, variant: str = "fp32"):
+    def __init__(self, bundle: Bundle):
         self._contract = bundle.contract
-        self._encode, self._policy, self._value = (bundle.session(name, variant) for name in ("encode", "policy", "value"))
+        self._encode, self._policy, self._value = (bundle.session(name) for name in ("encode", "policy", "value"))
         plant = bundle.contract.plant
         self._centre = ((plant.action_high + plant.action_low) / 2).astype(np.float32)
         self._half_range = ((plant.action_high - plant.action_low) / 2).astype(np.float32)
@@ -59,7 +59,7 @@ class OnnxPolicy:
         chunks = self._policy.run(None, {"noise": noise, **rows})[0]
         best, v, spread = 0, None, None
         if candidates > 1 or value:
-            values, spreads = self._judge(row, chunks)
+            values, spreads = self._judge(rows, chunks)
             best = int(values.argmax())
             if value:
                 v, spread = float(values[best]), float(spreads[best])
@@ -76,9 +76,10 @@ class OnnxPolicy:
     def reset(self) -> None:
         """Nothing is kept between decisions."""
 
-    def _judge(self, row: NDArray[np.float32], chunks: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """V and spread of chunks `[B, h, A]` for one observation `[1, O]`, encoded once."""
-        features = np.repeat(self._encode.run(None, self._contract.split(row))[0], len(chunks), axis=0)
+    def _judge(
+        self, rows: Mapping[str, NDArray[np.float32]], chunks: NDArray[np.float32]
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        features = self._encode.run(None, dict(rows))[0]
         x = ((chunks - self._centre) / self._half_range).reshape(len(chunks), -1)
         values, spreads = self._value.run(None, {"features": features, "x": x, "f": np.ones((len(chunks), 1), np.float32)})
         return values, spreads

@@ -41,7 +41,7 @@ def onnx_policy(bundle: Path, plant: PlantDescription, variant: str = "fp32") ->
     from rql_deploy.bundle import Bundle
     from rql_deploy.runtime.onnx_policy import OnnxPolicy
 
-    return _agreed(OnnxPolicy(Bundle.open(bundle), variant), plant)
+    return _agreed(OnnxPolicy(Bundle.open(bundle, variant)), plant)
 
 
 def remote_policy(endpoint: str, plant: PlantDescription) -> Policy:
@@ -155,7 +155,7 @@ def command(
     elif bundle is not None:
         from rql_deploy.bundle import Bundle
 
-        Bundle.open(bundle).session("policy", variant)
+        Bundle.open(bundle, variant)
         player = contestant("onnx", functools.partial(onnx_policy, bundle, variant=variant), candidates)
     elif endpoint is not None:
         from rql_deploy.runtime.client import RemotePolicy

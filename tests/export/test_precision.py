@@ -133,13 +133,14 @@ def test_verification_repeats_the_variants_checks_here(small: Path) -> None:
 
 
 def test_a_variant_acts_behind_the_policy_interface_and_an_absent_one_is_refused(small: Path, bundle: Path) -> None:
-    policies = {variant: OnnxPolicy(Bundle.open(small), variant) for variant in ("fp32", "int8")}
+    policies = {variant: OnnxPolicy(Bundle.open(small, variant)) for variant in ("fp32", "int8")}
     contract = Bundle.open(small).contract
     observation = {name: value[0] for name, value in contract.split(np.zeros((1, 4), np.float32)).items()}
     a, b = (policies[v].act(observation, seed=1, candidates=4, value=True) for v in ("fp32", "int8"))
     assert 0.0 < np.abs(a.actions - b.actions).max() < 0.05
     with pytest.raises(BundleError, match=r"has no variant 'int8' \(there is fp32\): pass another, or export with --precision int8"):
-        OnnxPolicy(Bundle.open(bundle), "int8")
+        Bundle.open(bundle, "int8")
+    assert_refused(cli("serve", bundle, "--variant", "int8"), "has no variant 'int8'")
 
 
 def test_half_precision_is_refused_where_onnxruntime_has_no_kernel(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
