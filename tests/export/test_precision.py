@@ -180,3 +180,8 @@ def test_a_variant_beyond_tolerance_leaves_no_bundle(run: Path, tmp_path: Path, 
     monkeypatch.setattr(exporter, "convert", coarse)
     assert_refused(cli("export", run, "--output", tmp_path / "bundle", "--precision", "int8", "--flow-steps", 1), "int8 actions are off by")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_episodes_need_an_environment_that_the_data_set_names(run: Path, tmp_path: Path) -> None:
+    assert_refused(cli("export", run, "--output", tmp_path / "bundle", "--episodes", 1), "leave --episodes out")
+    assert list(tmp_path.iterdir()) == []
