@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,55 +10,130 @@ from rql_deploy.certificate import TOLERANCE, Certificate
 from rql_deploy.contract import Contract
 
 
-def model_card(contract: Contract, result: Certificate, statistics: Mapping[str, Any]) -> str:
-    """Markdown with YAML front matter: data, training, interface, certificate, how to serve."""
+def model_card(contract: Contract, result: Certificate, statistics: Mapping[str, Any], stored: Mapping[str, Any]) -> str:
+    """Markdown with YAML front matter: data, training, interface, certificate, variants, scores, how to serve.
+
+    `statistics` are the data set's, `stored` is what certificate.json holds.
+    """
     plant, provenance = contract.plant, contract.provenance
-    worst = {c.graph.split("/")[0]: 0.0 for c in result.checks}
-    for c in result.checks:
-        graph = c.graph.split("/")[0]
-        worst[graph] = max(worst[graph], c.max_error)
     success = statistics.get("success")
     quality = "" if success is None else f", {success:.0%} of them successful"
     data = f"{statistics['episodes']} episodes, {statistics['rows']} rows{quality}" if "episodes" in statistics else "not recorded"
-    rows = "\n".join(f"| `{f.name}` | {list(f.shape)} | {f.unit or '-'} |" for f in plant.fields)
-    actions = "\n".join(
-        f"| `{a.name}` | [{a.low:g}, {a.high:g}] | {a.unit or '-'} | {a.controller or '-'} | {a.mode} | {a.hold} |" for a in plant.actions
+    worst: dict[str, float] = {}
+    for c in result.checks:
+        graph = c.graph.split("/")[0]
+        worst[graph] = max(worst.get(graph, 0.0), c.max_error)
+    facts = _table(
+        ("", ""),
+        ("contract", f"`{contract.contract_id}`"),
+        ("data", f"`{provenance.dataset_id}`: {data}"),
+        ("training", f"{provenance.updates:,} updates, seed {provenance.seed}"),
+        ("decisions", f"{contract.h} actions at {plant.control_rate:g} Hz, made in {contract.F} refinement steps"),
     )
-    errors = "\n".join(f"| {graph} | {error:.1e} |" for graph, error in worst.items())
-    return f"""---
-library_name: rql-deploy
-tags: [robotics, offline-rl, flow-matching, onnx]
----
-
+    observation = _table(("field", "shape", "unit"), *((f"`{f.name}`", list(f.shape), f.unit or "-") for f in plant.fields))
+    action = _table(
+        ("dimension", "bounds", "unit of 1.0", "controller", "mode", "hold"),
+        *((f"`{a.name}`", f"[{a.low:g}, {a.high:g}]", a.unit or "-", a.controller or "-", a.mode, a.hold) for a in plant.actions),
+    )
+    errors = _table(("graph", "error"), *((graph, f"{error:.1e}") for graph, error in worst.items()))
+    return f"""{_front_matter(contract, stored)}
 # {plant.task}: an RQL flow policy
 
-| | |
-|---|---|
-| contract | `{contract.contract_id}` |
-| data | `{provenance.dataset_id}`: {data} |
-| training | {provenance.updates:,} updates, seed {provenance.seed} |
-| decisions | {contract.h} actions at {plant.control_rate:g} Hz, made in {contract.F} refinement steps |
+{facts}
 
 ## Observation
-| field | shape | unit |
-|---|---|---|
-{rows}
+{observation}
 
 ## Action
-| dimension | bounds | unit of 1.0 | controller | mode | hold |
-|---|---|---|---|---|---|
-{actions}
+{action}
 
 ## Certificate
 Largest difference from torch (float32 and float64): absolute for actions on data set observations, relative to the size of the output
 elsewhere (features, V, extreme observations). The export fails above {TOLERANCE:g}.
 
-| graph | error |
-|---|---|
 {errors}
 
 Check it again here: `rql-deploy inspect THIS_FOLDER --verify` (needs onnxruntime only).
-
+{_variants(result)}{_ranking(result)}{_scores(plant.task, stored)}
 ## Serve
     rql-deploy serve THIS_FOLDER --bind tcp://127.0.0.1:5555
 """
+
+
+def _front_matter(contract: Contract, stored: Mapping[str, Any]) -> str:
+    """The YAML that model hubs index. Every text is a JSON string, which YAML reads as it stands."""
+    name, task = json.dumps(contract.plant.task), contract.plant.task
+    lines = ["---", "library_name: rql-deploy", "pipeline_tag: robotics", "tags: [robotics, offline-rl, flow-matching, onnx]"]
+    lines.append(f"datasets: [{json.dumps(contract.provenance.dataset_id)}]")
+    score = stored.get("scores", {}).get("fp32")
+    if score:
+        lines += [
+            "model-index:",
+            f"- name: {json.dumps(f'{task} RQL')}",
+            "  results:",
+            "  - task: {type: reinforcement-learning, name: robotics}",
+            f"    dataset: {{type: {name}, name: {name}}}",
+            "    metrics:",
+            f"    - {{type: success_rate, name: success rate, value: {score['success']:.4f}}}",
+        ]
+    return "\n".join([*lines, "---", ""])
+
+
+def _variants(result: Certificate) -> str:
+    rows = [
+        (
+            v.variant,
+            f"{v.action_error['p50']:.1e}",
+            f"{v.action_error['p99']:.1e}",
+            f"{v.action_error['max']:.1e}",
+            f"{v.value_change['p99']:.1e}",
+        )
+        for v in result.variants
+    ]
+    if not rows:
+        return ""
+    table = _table(("variant", "action error, median", "99 %", "max", "change in V, 99 %"), *rows)
+    return f"""
+## Variants
+Beside float32, against float32: action error in units of half an action range over {result.variants[0].chunks} chunks, V in standard
+deviations of V over them. Rows of a batch do not influence each other in any of them.
+
+{table}
+"""
+
+
+def _ranking(result: Certificate) -> str:
+    if not result.rankings:
+        return ""
+    table = _table(
+        ("variant", "rank correlation", "same best", "lost by choosing"),
+        *((r.variant, f"{r.correlation['mean']:.2f}", f"{r.best_agrees:.0%}", f"{r.lost:.2f}") for r in result.rankings),
+    )
+    first = result.rankings[0]
+    return f"""
+## Value
+How the exported V ranks {first.candidates} candidate chunks of each of {first.observations} data set observations, against all trained
+members: Spearman's correlation, how often the same chunk is best, and what is lost in standard deviations over the candidates.
+
+{table}
+"""
+
+
+def _scores(task: str, stored: Mapping[str, Any]) -> str:
+    if "scores" not in stored:
+        return ""
+    rows = (
+        (variant, f"{s['success']:.0%}", f"{s['ci'][0]:.0%} to {s['ci'][1]:.0%}", s["episodes"], f"{s['steps']:.0f}")
+        for variant, s in stored["scores"].items()
+    )
+    return f"""
+## Score
+{task}, the same seeded episodes for every variant, one candidate per decision:
+
+{_table(("variant", "success", "95 % interval", "episodes", "steps"), *rows)}
+"""
+
+
+def _table(*rows: tuple[object, ...]) -> str:
+    lines = [f"| {' | '.join(map(str, row))} |" for row in rows]
+    return "\n".join([lines[0], "|" + "---|" * len(rows[0]), *lines[1:]])

@@ -7,6 +7,7 @@ import hashlib
 import json
 import tempfile
 import zipfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,7 +22,9 @@ GRAPHS = ("encode", "refine", "policy", "value")
 CONTRACT, MANIFEST, CERTIFICATE, CASES, README = "contract.json", "manifest.json", "certificate.json", "certificate_cases.npz", "README.md"
 CONTRACT_KEY = "rql_deploy_contract"
 CONTRACT_ID_KEY = "rql_deploy_contract_id"
-FORMAT = 1
+FORMAT = 2
+"""Of the manifest. Format 1 (which this reads too) knew the float32 variant only."""
+FLOAT32_FILES = {"fp32": {graph: f"{graph}.onnx" for graph in GRAPHS}}
 MAX_ZIP_BYTES = 4 << 30
 
 
@@ -32,14 +35,16 @@ class Bundle:
     path: Path
     contract: Contract
     manifest: dict[str, Any]
+    variant: str = "fp32"
+    """Which precision `session` opens."""
     # Keeps an unpacked .zip alive for as long as the bundle is.
     _unpacked: tempfile.TemporaryDirectory[str] | None = None
 
     @classmethod
-    def open(cls, path: Path | str) -> Bundle:
+    def open(cls, path: Path | str, variant: str = "fp32") -> Bundle:
         """Open a bundle directory or .zip and check every file against the manifest.
 
-        Raises BundleError, in one sentence, when a file is missing, edited or of another schema.
+        Raises BundleError, in one sentence, when a file is missing, edited or of another schema, or when there is no such variant.
         """
         path, unpacked = Path(path), None
         if path.is_file() and zipfile.is_zipfile(path):
@@ -60,14 +65,28 @@ class Bundle:
         contract = Contract.from_json((path / CONTRACT).read_text())
         if contract.contract_id != manifest["contract_id"]:
             raise BundleError(f"the contract of bundle {path} is not the one its manifest names: copy it again or export it again")
-        return cls(path, contract, manifest, unpacked)
+        bundle = cls(path, contract, manifest, variant, unpacked)
+        if variant not in bundle.variants:
+            raise BundleError(
+                f"bundle {path} has no variant '{variant}' (there is {', '.join(bundle.variants)}): "
+                f"pass another, or export with --precision {variant}"
+            )
+        return bundle
 
-    def session(self, graph: str) -> onnxruntime.InferenceSession:
+    @property
+    def variants(self) -> dict[str, dict[str, str]]:
+        """Graph files by variant (precision) and graph; `fp32` is always there."""
+        if self.manifest["format"] == 1:
+            return FLOAT32_FILES
+        return {name: dict(files) for name, files in self.manifest["variants"].items()}
+
+    def session(self, graph: str, variant: str | None = None, threads: int = 1) -> onnxruntime.InferenceSession:
         """An onnxruntime session of one graph (`encode`, `refine`, `policy`, `value`), set for control work; checks its contract."""
-        session = open_session(self.path / f"{graph}.onnx")
+        name = self.variants[variant or self.variant][graph]
+        session = open_session(self.path / name, threads)
         embedded = session.get_modelmeta().custom_metadata_map.get(CONTRACT_ID_KEY)
         if embedded != self.contract.contract_id:
-            raise BundleError(f"{graph}.onnx of bundle {self.path} was exported for another contract: export the bundle again")
+            raise BundleError(f"{name} of bundle {self.path} was exported for another contract: export the bundle again")
         return session
 
     def certificate(self) -> dict[str, Any]:
@@ -80,16 +99,24 @@ class Bundle:
             raise BundleError(f"{CERTIFICATE} of bundle {self.path} cannot be read ({error}): export the bundle again") from error
 
 
-def open_session(path: Path) -> onnxruntime.InferenceSession:
-    """A CPU session with one thread and no spinning: idle threads that spin starve the control loop beside them."""
+def session_options(threads: int = 1) -> onnxruntime.SessionOptions:
+    """Few threads and no spinning: idle threads that spin starve the control loop beside them."""
     try:
         import onnxruntime
     except ImportError as error:
         raise BundleError("onnxruntime is not installed: pip install 'rql-deploy[serve]'") from error
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.add_session_config_entry("session.inter_op.allow_spinning", "0")
+    return options
+
+
+def open_session(path: Path, threads: int = 1) -> onnxruntime.InferenceSession:
+    """A CPU session of one graph file."""
+    options = session_options(threads)
+    import onnxruntime
+
     try:
         return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime raises bare RuntimeErrors and classes of its own
@@ -102,10 +129,10 @@ def file_hash(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def write_manifest(folder: Path, contract: Contract) -> None:
+def write_manifest(folder: Path, contract: Contract, variants: Mapping[str, Mapping[str, str]] = FLOAT32_FILES) -> None:
     """Hash every file of a finished bundle folder into its manifest."""
     files = {file.name: file_hash(file) for file in sorted(folder.iterdir()) if file.name != MANIFEST}
-    manifest = {"format": FORMAT, "contract_id": contract.contract_id, "files": files, "variants": {"fp32": [f"{g}.onnx" for g in GRAPHS]}}
+    manifest = {"format": FORMAT, "contract_id": contract.contract_id, "files": files, "variants": variants}
     (folder / MANIFEST).write_text(json.dumps(manifest, indent=1))
 
 
@@ -113,9 +140,16 @@ def _read_manifest(path: Path) -> dict[str, Any]:
     try:
         manifest = json.loads((path / MANIFEST).read_text())
         files = manifest["files"]
-        required = {CONTRACT, CERTIFICATE, CASES, *(f"{g}.onnx" for g in GRAPHS)}
-        if manifest["format"] != FORMAT:
-            raise BundleError(f"bundle {path} has format {manifest['format']!r}, this rql-deploy reads {FORMAT}: export it again")
+        if manifest["format"] not in range(1, FORMAT + 1):
+            raise BundleError(
+                f"bundle {path} has format {manifest['format']!r}, this rql-deploy reads 1 to {FORMAT}: "
+                "export it again, or update rql-deploy if the bundle is newer"
+            )
+        variants = FLOAT32_FILES if manifest["format"] == 1 else manifest["variants"]
+        graphs = {file for graph_files in variants.values() for file in (graph_files[g] for g in GRAPHS)}
+        required = {CONTRACT, CERTIFICATE, CASES, *graphs, *FLOAT32_FILES["fp32"].values()}
+        if "fp32" not in variants:
+            raise ValueError("it has no float32 variant")
         if (
             not isinstance(manifest["contract_id"], str)
             or not required <= files.keys()

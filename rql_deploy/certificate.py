@@ -10,22 +10,21 @@ import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from rql_deploy.bundle import CASES, GRAPHS, open_session
+from rql_deploy.bundle import CASES, FLOAT32_FILES, GRAPHS, open_session
 from rql_deploy.contract import Contract
 from rql_deploy.errors import BundleError
 from rql_deploy.flow import flow_schedule
-
-if TYPE_CHECKING:
-    import onnxruntime
+from rql_deploy.ranking import Ranking, rank
+from rql_deploy.variants import VariantCheck, check_variant, summary
+from rql_deploy.walking import Sessions, rows_are_independent, run_graphs, run_policy
 
 TOLERANCE = 1e-5
 """Of an error divided by its scale (`_scale`): absolute for actions and x on data set observations, relative elsewhere."""
-QUANTILES = (0.5, 0.9, 0.99)
 CASE_SETS = ("dataset", "extreme")
 Arrays = Mapping[str, NDArray[Any]]
 
@@ -46,6 +45,16 @@ class Check:
 
 
 @dataclass(frozen=True)
+class FlowChange:
+    """What another number of refinement steps than in training does to the actions."""
+
+    trained_steps: int
+    exported_steps: int
+    action_difference: dict[str, float]
+    """|a_exported - a_trained| of every component from the same noise, in scaled units ([-1, 1]): quantiles and max."""
+
+
+@dataclass(frozen=True)
 class Certificate:
     """All checks of a bundle, and the two exact properties."""
 
@@ -53,11 +62,18 @@ class Certificate:
     same_bytes: bool
     """F refine calls and the unrolled policy graph give the same bytes."""
     rows_independent: bool
-    """A row's result has the same bytes alone and in a batch."""
+    """A row's result has the same bytes alone, in a batch, and in company of extreme rows."""
+    variants: tuple[VariantCheck, ...] = ()
+    """The other precisions, against float32."""
+    rankings: tuple[Ranking, ...] = ()
+    """How well each variant's V ranks chunks against all K members; for judgement, nothing to pass."""
+    flow_change: FlowChange | None = None
+    """Present if F differs from the training's."""
 
     @property
     def passed(self) -> bool:
-        return self.same_bytes and self.rows_independent and all(check.passed for check in self.checks)
+        held = all(check.passed for check in self.checks) and all(variant.passed for variant in self.variants)
+        return held and self.same_bytes and self.rows_independent
 
     def failures(self) -> list[str]:
         """What did not hold, a phrase each."""
@@ -68,7 +84,7 @@ class Certificate:
             found.append("refinement steps and the unrolled policy differ")
         if not self.rows_independent:
             found.append("rows of a batch influence each other")
-        return found
+        return found + [failure for variant in self.variants for failure in variant.failures()]
 
 
 def load_cases(folder: Path) -> dict[str, NDArray[Any]]:
@@ -80,18 +96,22 @@ def load_cases(folder: Path) -> dict[str, NDArray[Any]]:
         raise BundleError(f"{CASES} of bundle {folder} cannot be read ({error}): export the bundle again") from error
 
 
-def check(folder: Path, contract: Contract, cases: Arrays) -> Certificate:
-    """Run every graph of the bundle folder on the stored cases and compare; raises BundleError when cases are missing."""
+def check(folder: Path, contract: Contract, cases: Arrays, variants: Mapping[str, Mapping[str, str]] = FLOAT32_FILES) -> Certificate:
+    """Run every graph of the bundle folder on the stored cases and compare; raises BundleError when cases are missing.
+
+    `variants` names each variant's graph files, as `Bundle.variants` does.
+    """
     try:
-        return _check(folder, contract, cases)
+        return _check(folder, contract, cases, variants)
     except KeyError as error:
         raise BundleError(f"{CASES} of bundle {folder} lacks {error}: export the bundle again") from error
 
 
-def _check(folder: Path, contract: Contract, cases: Arrays) -> Certificate:
-    sessions = {name: open_session(folder / f"{name}.onnx") for name in GRAPHS}
+def _check(folder: Path, contract: Contract, cases: Arrays, variants: Mapping[str, Mapping[str, str]]) -> Certificate:
+    opened = {v: {graph: open_session(folder / files[graph]) for graph in GRAPHS} for v, files in variants.items()}
+    sessions = opened["fp32"]
     checks: list[Check] = []
-    same_bytes = rows_independent = True
+    same_bytes = True
     for case in CASE_SETS:
         observations, noise = cases[f"{case}/observations"], cases[f"{case}/noise"]
         ours = run_graphs(sessions, contract, observations, noise)
@@ -99,31 +119,31 @@ def _check(folder: Path, contract: Contract, cases: Arrays) -> Certificate:
             scale = _scale(name, case, cases, contract.F)
             checks += [_compare(name, case, r, output, cases[f"{case}/{r}/{name}"], scale) for r in ("float32", "float64")]
         same_bytes &= ours["policy"].tobytes() == ours[f"refine/{contract.F - 1}/preview"].tobytes()
-        for row in range(0, len(observations), max(1, len(observations) // 4)):
-            alone = run_graphs(sessions, contract, observations[row : row + 1], noise[row : row + 1])
-            rows_independent &= all(alone[name].tobytes() == ours[name][row : row + 1].tobytes() for name in ours)
-    return Certificate(tuple(checks), same_bytes, rows_independent)
+    observations, extremes = cases["dataset/observations"], cases["extreme/observations"]
+    return Certificate(
+        tuple(checks),
+        same_bytes,
+        rows_are_independent(sessions, contract, observations, cases["dataset/noise"], extremes)
+        and rows_are_independent(sessions, contract, extremes, cases["extreme/noise"], observations[: len(extremes)]),
+        tuple(check_variant(v, s, sessions, contract, observations, extremes) for v, s in opened.items() if v != "fp32"),
+        _rankings(opened, contract, cases),
+        _flow_change(sessions, contract, cases),
+    )
 
 
-def run_graphs(
-    sessions: Mapping[str, onnxruntime.InferenceSession], contract: Contract, observations: NDArray[np.float32], noise: NDArray[np.float32]
-) -> dict[str, NDArray[np.float32]]:
-    """Every output of every graph for observations `[B, O]` and noise `[B, hA]`, by name."""
-    fields = contract.split(observations)
-    features = sessions["encode"].run(None, fields)[0]
-    outputs = {"encode": features, "policy": sessions["policy"].run(None, {"noise": noise, **fields})[0]}
-    x, column = noise, np.ones((len(noise), 1), np.float32)
-    for k, (f, delta) in enumerate(flow_schedule(contract.F)):
-        value, spread = sessions["value"].run(None, {"features": features, "x": x, "f": column * np.float32(f)})
-        outputs[f"value/{k}/value"], outputs[f"value/{k}/spread"] = value, spread
-        x, preview = sessions["refine"].run(
-            None, {"features": features, "x": x, "f": column * np.float32(f), "delta": column * np.float32(delta)}
-        )
-        outputs[f"refine/{k}/x"], outputs[f"refine/{k}/preview"] = x, preview
-    complete = np.clip(x, -1.0, 1.0)
-    value, spread = sessions["value"].run(None, {"features": features, "x": complete, "f": column})
-    outputs[f"value/{contract.F}/value"], outputs[f"value/{contract.F}/spread"] = value, spread
-    return outputs
+def _rankings(opened: Mapping[str, Sessions], contract: Contract, cases: Arrays) -> tuple[Ranking, ...]:
+    """Bundles of format 1 have no reference values."""
+    if "ranking/value" not in cases:
+        return ()
+    return tuple(rank(v, s, contract, cases["dataset/observations"], cases["ranking/value"]) for v, s in opened.items())
+
+
+def _flow_change(sessions: Sessions, contract: Contract, cases: Arrays) -> FlowChange | None:
+    if "trained/policy" not in cases:
+        return None
+    ours = run_policy(sessions, contract, cases["dataset/observations"], cases["dataset/noise"])
+    half_range = (contract.plant.action_high - contract.plant.action_low) / 2
+    return FlowChange(int(cases["trained/flow_steps"]), contract.F, summary(np.abs(ours - cases["trained/policy"]) / half_range))
 
 
 def _scale(name: str, case: str, cases: Arrays, flow_steps: int) -> float:
@@ -147,13 +167,14 @@ def _scale(name: str, case: str, cases: Arrays, flow_steps: int) -> float:
 
 def _compare(name: str, case: str, reference: str, ours: NDArray[np.float32], theirs: NDArray[Any], scale: float) -> Check:
     error = np.abs(ours.astype(np.float64) - theirs.astype(np.float64)) / scale
-    worst = float(np.nan_to_num(error, nan=np.inf).max())
+    quantiles = summary(error)
+    worst = quantiles.pop("max")
     return Check(
         graph=name,
         cases=case,
         reference=reference,
         max_error=worst,
-        quantiles={f"p{q * 100:g}": float(np.quantile(error, q)) for q in QUANTILES},
+        quantiles=quantiles,
         scale=scale,
         passed=worst <= TOLERANCE,
     )

@@ -11,7 +11,7 @@ import difflib
 import hashlib
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal
@@ -23,6 +23,7 @@ from rql_deploy.errors import ContractError
 from rql_deploy.plain import from_plain
 
 SCHEMA_VERSION = 1
+MAX_CONTRACT_CHARACTERS = 16 << 20
 PLANT_KEY = "rql_deploy_plant"
 """Metadata entry in which a data set of ours carries its `PlantDescription` as JSON."""
 
@@ -32,9 +33,13 @@ class ObservationField:
     """One named part of the observation `s`."""
 
     name: str
+    """As the plant sends it; also the name of the graphs' input."""
     shape: tuple[int, ...]
+    """Without the batch dimension."""
     unit: str = ""
+    """Of every scalar, for people."""
     dtype: str = "float32"
+    """Of the graphs' input; only float32 is served."""
 
     @property
     def size(self) -> int:
@@ -47,12 +52,19 @@ class ActionDimension:
     """One dimension of an action, in the plant's own units."""
 
     name: str
+    """Unique within the contract."""
     low: float
+    """Least value that the policy sends, in the unit below: -1 in the flow's scaled space."""
     high: float
+    """Greatest value: 1 in the scaled space."""
     unit: str = ""
+    """What 1.0 stands for, for example 0.05 m."""
     controller: str = ""
+    """Which of the plant's controllers takes this dimension."""
     frame: str = ""
+    """Coordinate frame of the motion."""
     mode: Literal["delta", "absolute"] = "delta"
+    """Whether the value is a change per tick or a target."""
     hold: Literal["null", "repeat"] = "null"
     """What a tick without a fresh action does with this dimension: `null` sends zero (delta motion), `repeat` the last value."""
 
@@ -62,8 +74,11 @@ class PlantDescription:
     """What is controlled: the part of a contract that a plant or a data set knows by itself."""
 
     task: str
+    """Name of the task, as the command line takes it."""
     fields: tuple[ObservationField, ...]
+    """Parts of the observation, in the order in which the policy concatenates them."""
     actions: tuple[ActionDimension, ...]
+    """Dimensions of one action, in order."""
     control_rate: float
     """Ticks per second."""
     environment: Mapping[str, Any] = field(default_factory=dict)
@@ -130,12 +145,17 @@ class Provenance:
     """Where the policy came from."""
 
     dataset_id: str
+    """Name of the data set."""
     dataset_hash: str
     """sha256 over the transitions (not the file), so that a converted copy has the same one."""
     config: Mapping[str, Any]
+    """Training configuration."""
     seed: int
+    """Base seed of the training."""
     updates: int
+    """Gradient steps made."""
     versions: Mapping[str, str]
+    """Versions of the packages that shaped the parameters."""
 
 
 @dataclass(frozen=True)
@@ -143,18 +163,23 @@ class Contract:
     """What a robot must know. Build it with `rql-deploy export`; read it with `Contract.from_json`."""
 
     plant: PlantDescription
+    """What the policy observes and drives."""
     h: int
     """Actions per chunk."""
     F: int
     """Refinement steps from noise to action."""
     observation_mean: tuple[float, ...]
+    """Of each scalar of the fields in order; the exported graph scales an observation itself: (s - mean) / std."""
     observation_std: tuple[float, ...]
-    """Scaling inside the exported graph, over the fields in order: (s - mean) / std."""
+    """See observation_mean. Actions are scaled by their bounds: the graph maps [-1, 1] to [low, high] of each dimension."""
     value_members: int
     """Members in value.onnx."""
     calibration: Calibration
+    """What the training data showed."""
     provenance: Provenance
+    """Where the policy came from."""
     schema_version: int = SCHEMA_VERSION
+    """Of this schema. A reader refuses a version it does not know."""
 
     def __post_init__(self) -> None:
         dim = self.plant.observation_dim
@@ -162,6 +187,44 @@ class Contract:
             raise ContractError(
                 f"the contract scales {len(self.observation_mean)} numbers but its fields have {dim}: export the bundle again"
             )
+        for fault in self._faults():
+            raise ContractError(f"the contract {fault}: export the bundle again")
+
+    def _faults(self) -> Iterator[str]:
+        """What types cannot say: counts, ranges, names that occur twice."""
+        plant, calibration = self.plant, self.calibration
+        for kind, names in (("fields", [f.name for f in plant.fields]), ("actions", [a.name for a in plant.actions])):
+            if not names:
+                yield f"has no {kind}"
+            if repeated := [name for name in names if names.count(name) > 1]:
+                yield f"has two {kind} of the name '{repeated[0]}'"
+        for f in plant.fields:
+            if any(size < 1 for size in f.shape):
+                yield f"has a field '{f.name}' of shape {list(f.shape)}"
+            if f.dtype != "float32":
+                yield f"has a field '{f.name}' of dtype {f.dtype!r}, only float32 can be served"
+        for a in plant.actions:
+            if not a.low < a.high:
+                yield f"has an action '{a.name}' with bounds [{a.low:g}, {a.high:g}]"
+        for name, count in (("h", self.h), ("F", self.F), ("value_members", self.value_members)):
+            if count < 1:
+                yield f"has {name} = {count}"
+        if not plant.control_rate > 0:
+            yield f"has a control rate of {plant.control_rate:g} Hz"
+        if not all(std > 0 for std in self.observation_std):
+            yield "divides an observation by a scale that is not above 0"
+        levels = calibration.levels
+        if list(levels) != sorted(levels) or not all(0 <= level <= 1 for level in levels):
+            yield "has calibration levels that do not rise from 0 to 1"
+        lists = {
+            "action_rate": calibration.action_rate,
+            "value": calibration.value,
+            "spread": calibration.spread,
+            **calibration.observation,
+        }
+        for name, entries in lists.items():
+            if len(entries) != len(levels):
+                yield f"has {len(entries)} calibration quantiles of {name} for {len(levels)} levels"
 
     @cached_property
     def contract_id(self) -> str:
@@ -175,9 +238,11 @@ class Contract:
     @classmethod
     def from_json(cls, text: str) -> Contract:
         """Parse and validate; raises ContractError with what is wrong."""
+        if len(text) > MAX_CONTRACT_CHARACTERS:
+            raise ContractError(f"the contract is longer than {MAX_CONTRACT_CHARACTERS >> 20} Mi characters: that is not a contract")
         try:
             data = json.loads(text)
-        except json.JSONDecodeError as error:
+        except (ValueError, RecursionError) as error:
             raise ContractError(f"the contract is not JSON ({error}): copy or export the bundle again") from error
         version = data.get("schema_version") if isinstance(data, dict) else None
         if version != SCHEMA_VERSION:

@@ -125,8 +125,9 @@ class Valuer(nn.Module):
         projections = torch.split(features[:, self.start :], self.width, dim=1)
         values = [member(projection, x, f) for member, projection in zip(self.members, projections, strict=True)]
         mean = torch.stack(values).mean(0)
-        squares = torch.stack([(value - mean).square() for value in values])
-        return mean, squares.mean(0).sqrt()
+        # A product and not a power: onnxruntime's Pow gives the last bit by a row's place in the batch.
+        differences = [value - mean for value in values]
+        return mean, torch.stack([difference * difference for difference in differences]).mean(0).sqrt()
 
 
 def constant(tensor: Tensor) -> nn.Parameter:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
+from torch import Tensor
 
 from rql_deploy.contract import Calibration, Contract, Provenance
 from rql_deploy.errors import UserError
@@ -64,6 +67,17 @@ def make_modules(agent: RQL, contract: Contract) -> tuple[Encoder, Refiner, Flow
         torch.tensor((high - low) / 2, dtype=torch.float32),
     )
     return encoder, refiner, FlowPolicy(encoder, refiner, contract.F), Valuer(agent.v_ema, agent.V, members)
+
+
+def all_members(agent: RQL, contract: Contract) -> Callable[[Tensor, Tensor], Tensor]:
+    """V of all K members as a function of unscaled observations `[B, O]` and complete chunks x `[B, hA]` in [-1, 1]: `[B]`."""
+    mean, std = torch.tensor(contract.observation_mean), torch.tensor(contract.observation_std)
+
+    def value(observations: Tensor, x: Tensor) -> Tensor:
+        members: Tensor = agent.V((observations - mean) / std, x, torch.ones(len(x), 1))
+        return members.mean(0)
+
+    return value
 
 
 def make_policy(checkpoint: Checkpoint) -> TorchPolicy:

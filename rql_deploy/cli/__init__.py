@@ -14,7 +14,7 @@ from rql_deploy.errors import UserError
 VERBS = {
     "collect": "Record demonstrations of a task into a Minari data set.",
     "train": "Train an RQL flow policy offline on a data set.",
-    "export": "Turn a checkpoint into a policy bundle (ONNX, contract, certificate).",
+    "export": "Turn a checkpoint into a policy bundle (ONNX, contract, certificate); push and pull bundles.",
     "inspect": "Show a bundle, and check it again with --verify.",
     "serve": "Serve a bundle's actions over ZeroMQ.",
     "run": "Drive a simulated robot with a served policy.",
@@ -29,6 +29,7 @@ EXTRAS = {
     "onnx": "train",
     "onnxscript": "train",
     "onnxruntime": "serve",
+    "huggingface_hub": "hub",
     "minari": "sim",
     "gymnasium": "sim",
     "mujoco": "sim",

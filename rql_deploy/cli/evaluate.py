@@ -36,12 +36,12 @@ def torch_policy(checkpoint: Path, plant: PlantDescription) -> Policy:
     return _agreed(make_policy(load_checkpoint(checkpoint)), plant)
 
 
-def onnx_policy(bundle: Path, plant: PlantDescription) -> Policy:
-    """The bundle, in this process."""
+def onnx_policy(bundle: Path, plant: PlantDescription, variant: str = "fp32") -> Policy:
+    """One variant of the bundle, in this process."""
     from rql_deploy.bundle import Bundle
     from rql_deploy.runtime.onnx_policy import OnnxPolicy
 
-    return _agreed(OnnxPolicy(Bundle.open(bundle)), plant)
+    return _agreed(OnnxPolicy(Bundle.open(bundle, variant)), plant)
 
 
 def remote_policy(endpoint: str, plant: PlantDescription) -> Policy:
@@ -91,6 +91,7 @@ def describe_score(score: Score) -> str:
 @click.argument("task")
 @click.option("--checkpoint", type=click.Path(path_type=Path), help="Evaluate a checkpoint with torch.")
 @click.option("--bundle", type=click.Path(path_type=Path), help="Evaluate a bundle with onnxruntime in the simulator's process.")
+@click.option("--variant", default="fp32", show_default=True, help="With --bundle: which of its precisions to play.")
 @click.option("--connect", "endpoint", help="Evaluate a served policy.")
 @click.option("--demonstrator", is_flag=True, help="Evaluate the scripted demonstrator.")
 @click.option("--episodes", default=50, show_default=True, type=click.IntRange(1), help="Episodes to play.")
@@ -117,6 +118,7 @@ def command(
     task: str,
     checkpoint: Path | None,
     bundle: Path | None,
+    variant: str,
     endpoint: str | None,
     demonstrator: bool,
     episodes: int,
@@ -153,8 +155,8 @@ def command(
     elif bundle is not None:
         from rql_deploy.bundle import Bundle
 
-        Bundle.open(bundle)
-        player = contestant("onnx", functools.partial(onnx_policy, bundle), candidates)
+        Bundle.open(bundle, variant)
+        player = contestant("onnx", functools.partial(onnx_policy, bundle, variant=variant), candidates)
     elif endpoint is not None:
         from rql_deploy.runtime.client import RemotePolicy
 

@@ -14,7 +14,8 @@ from rql_deploy import certificate
 from rql_deploy.bundle import CONTRACT_ID_KEY, CONTRACT_KEY, GRAPHS, Bundle
 from rql_deploy.contract import Contract
 from rql_deploy.errors import BundleError, UserError
-from rql_deploy.export.exporter import ExportModules, export_bundle
+from rql_deploy.export.exporter import export_bundle
+from rql_deploy.export.graphs import ExportModules
 from rql_deploy.flow import flow_schedule
 from rql_deploy.runtime.onnx_policy import OnnxPolicy
 from rql_deploy.seeding import flow_noise
@@ -239,3 +240,41 @@ def test_exported_actions_come_in_the_plants_units(run: Path) -> None:
         fields = [torch.zeros(1, *f.shape) for f in contract.plant.fields]
         actions = modules.policy(1e3 * torch.ones(1, contract.h * contract.plant.action_dim), *fields)
     assert actions.abs().max() == 1.0
+
+
+def test_a_target_that_cannot_be_written_is_one_sentence(run: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    assert_refused(cli("export", run, "--output", tmp_path / "file" / "bundle"), "pass another")
+    assert_refused(cli("export", run), "pass --output")
+    assert [entry.name for entry in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_checkpoint_of_another_format_is_refused(run: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "run"
+    shutil.copytree(run, copy)
+    (header,) = copy.glob("checkpoints/*/checkpoint.json")
+    header.write_text(json.dumps({**json.loads(header.read_text()), "format": 99}))
+    assert_refused(cli("export", copy, "--output", tmp_path / "bundle"), "99")
+    assert not (tmp_path / "bundle").exists()
+
+
+@pytest.mark.parametrize("change", [{"format": 3}, {"variants": {}}, {"variants": {"fp32": {"encode": "encode.onnx"}}}, {"variants": [1]}])
+def test_a_manifest_of_another_shape_is_refused(change: dict[str, object], bundle: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "bundle"
+    shutil.copytree(bundle, copy)
+    manifest = json.loads((copy / "manifest.json").read_text())
+    (copy / "manifest.json").write_text(json.dumps({**manifest, **change}))
+    assert_refused(cli("inspect", copy))
+
+
+def test_the_spread_does_not_depend_on_a_rows_place_in_the_batch(bundle: Path) -> None:
+    """Seen with x ** 2, which onnxruntime computes differently at the end of a vector."""
+    session = Bundle.open(bundle).session("value")
+    rng = np.random.default_rng(0)
+    widths = {i.name: i.shape[1] for i in session.get_inputs()}
+    for rows in (2, 3, 6, 7) * 10:
+        inputs = {name: (10 * rng.normal(size=(rows, width))).astype(np.float32) for name, width in widths.items()}
+        together = session.run(None, inputs)
+        for i in range(rows):
+            alone = session.run(None, {name: value[i : i + 1] for name, value in inputs.items()})
+            assert all(a.tobytes() == t[i : i + 1].tobytes() for a, t in zip(alone, together, strict=True))

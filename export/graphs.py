@@ -1,0 +1,120 @@
+"""torch modules -> ONNX graphs with named inputs and outputs, a dynamic batch, and the contract in their metadata."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import onnx
+import torch
+from torch import Tensor, nn
+
+from rql_deploy.bundle import CONTRACT_ID_KEY, CONTRACT_KEY
+from rql_deploy.contract import Contract
+from rql_deploy.errors import UserError
+
+OPSET = 20
+"""The first with a Gelu operator of its own: one node instead of eight, and no vendor domain."""
+
+
+@dataclass(frozen=True)
+class ExportModules:
+    """What a trained agent hands to the exporter (see `rql_deploy.train.exportable`)."""
+
+    encoder: nn.Module
+    refiner: nn.Module
+    policy: nn.Module
+    valuer: nn.Module
+    feature_dim: int
+    all_members: Callable[[Tensor, Tensor], Tensor] | None = None
+    """(unscaled observations `[B, O]`, x `[B, hA]` complete) -> V `[B]` of all K members, which the exported M are ranked against."""
+    trained_policy: nn.Module | None = None
+    """The policy unrolled for as many steps as in training, if F differs."""
+    trained_steps: int = 0
+
+
+def write_graphs(modules: ExportModules, contract: Contract, folder: Path) -> None:
+    """Export the four graphs with named inputs and outputs, a dynamic batch and the contract in their metadata."""
+    # Two different sizes, so that no dimension is mistaken for the batch; three rows, so that one is not special.
+    rows, chunk = 3, contract.h * contract.plant.action_dim
+    fields = tuple(torch.zeros(rows, *f.shape) for f in contract.plant.fields)
+    names = [f.name for f in contract.plant.fields]
+    features, x = torch.zeros(rows, modules.feature_dim), torch.zeros(rows, chunk)
+    # One tensor passed for two inputs would be exported as one input used twice.
+    f, delta = torch.zeros(rows, 1), torch.zeros(rows, 1)
+    batch = {0: torch.export.Dim("batch", min=1)}
+    many = tuple(batch for _ in fields)
+    _write(modules.encoder, fields, names, ["features"], (many,), contract, folder / "encode.onnx")
+    _write(
+        modules.refiner,
+        (features, x, f, delta),
+        ["features", "x", "f", "delta"],
+        ["next_x", "preview"],
+        (batch, batch, batch, batch),
+        contract,
+        folder / "refine.onnx",
+    )
+    _write(modules.policy, (x, *fields), ["noise", *names], ["actions"], (batch, many), contract, folder / "policy.onnx")
+    _write(
+        modules.valuer,
+        (features, x, f),
+        ["features", "x", "f"],
+        ["value", "spread"],
+        (batch, batch, batch),
+        contract,
+        folder / "value.onnx",
+    )
+
+
+def _write(
+    module: nn.Module,
+    inputs: tuple[Tensor, ...],
+    input_names: list[str],
+    output_names: list[str],
+    shapes: tuple[Any, ...],
+    contract: Contract,
+    path: Path,
+) -> None:
+    with _quiet_exporter():
+        program = torch.onnx.export(
+            module.eval(),
+            inputs,
+            input_names=input_names,
+            output_names=output_names,
+            opset_version=OPSET,
+            dynamo=True,
+            dynamic_shapes=shapes,
+            external_data=False,
+            verbose=False,
+        )
+    assert program is not None
+    model = program.model_proto
+    # Stack traces of this machine's source tree are of no use on a robot.
+    for node in model.graph.node:
+        del node.metadata_props[:]
+    model.producer_name = "rql-deploy"
+    onnx.helper.set_model_props(model, {CONTRACT_ID_KEY: contract.contract_id, CONTRACT_KEY: contract.to_json()})
+    onnx.checker.check_model(model, full_check=True)
+    domains = {entry.domain for entry in model.opset_import}
+    if domains - {"", "ai.onnx"}:
+        raise UserError(f"{path.name} needs operator domains {sorted(domains)}, only standard ONNX is allowed: please report this")
+    onnx.save(model, path)
+
+
+@contextlib.contextmanager
+def _quiet_exporter() -> Iterator[None]:
+    """The exporter warns about torchvision operators and axis names that are of no concern here."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)

@@ -1,0 +1,35 @@
+"""Folders that appear complete or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from rql_deploy.errors import UserError
+
+
+@contextlib.contextmanager
+def new_folder(output: Path) -> Iterator[Path]:
+    """A temporary folder beside `output` that becomes `output` when the block ends well, and nothing otherwise.
+
+    Raises UserError when `output` exists or cannot be written.
+    """
+    if output.exists():
+        raise UserError(f"{output} exists already: pass another --output or remove it first")
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        staging = Path(tempfile.mkdtemp(prefix=f".{output.name}.", suffix=".partial", dir=output.parent))
+    except OSError as error:
+        raise UserError(f"cannot write to {output.parent} ({error.strerror}): pass another --output") from error
+    try:
+        yield staging
+        staging.chmod(0o755)
+        os.rename(staging, output)
+    except OSError as error:
+        raise UserError(f"cannot write {output} ({error.strerror}): nothing was left behind; make room or pass another --output") from error
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)

@@ -1,0 +1,104 @@
+"""Robot-side limits (`limits.toml`): what a robot team sets for its own plant. They may only tighten the contract, never widen it."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from rql_deploy.contract import Contract
+from rql_deploy.errors import ContractError
+from rql_deploy.plain import from_plain, suggestion
+
+MAX_LIMITS_BYTES = 1 << 20
+
+
+@dataclass(frozen=True)
+class ActionLimit:
+    """A tighter range for one action dimension, in the contract's unit; what is left out stays as the contract has it."""
+
+    low: float | None = None
+    """At or above the contract's."""
+    high: float | None = None
+    """At or below the contract's."""
+    rate: float | None = None
+    """Greatest change from one tick to the next."""
+
+
+@dataclass(frozen=True)
+class ObservationLimit:
+    """The range that every number of an observation field must stay in (a workspace box); outside it the robot holds."""
+
+    low: tuple[float, ...] | None = None
+    """One number per scalar of the flattened field, in the field's unit."""
+    high: tuple[float, ...] | None = None
+    """As low."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """The whole file. Every entry may be left out."""
+
+    actions: Mapping[str, ActionLimit] = field(default_factory=dict)
+    """By name of the dimension."""
+    observations: Mapping[str, ObservationLimit] = field(default_factory=dict)
+    """By name of the field."""
+    max_consecutive_holds: int = 20
+    """Ticks without a fresh action in a row after which a fault latches; 20 is also the most."""
+    min_success_rate: float = 0.9
+    """Of the last 100 commands, below which a fault latches; 0.9 is also the least."""
+    min_value: float | None = None
+    """V below which a decision is not carried out; V is only known where it is asked for."""
+    max_spread: float | None = None
+    """Spread of V above which a decision is not carried out."""
+
+    @classmethod
+    def load(cls, path: Path, contract: Contract) -> Limits:
+        """Read limits.toml for this contract; raises ContractError with the first entry that is unknown or would widen it."""
+        try:
+            if path.stat().st_size > MAX_LIMITS_BYTES:
+                raise ContractError(f"{path} is larger than {MAX_LIMITS_BYTES >> 20} MiB: that is not a limits file")
+            data = tomllib.loads(path.read_text())
+        except OSError as error:
+            raise ContractError(f"cannot read {path} ({error.strerror}): pass the limits file of this robot") from error
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise ContractError(f"{path} is not TOML ({error}): see the example in docs/bundle.md") from error
+        limits = from_plain(cls, data, path.name, ContractError)
+        limits.check(contract, path.name)
+        return limits
+
+    def check(self, contract: Contract, where: str = "limits") -> None:
+        """Raise ContractError unless every entry names something of the contract and tightens it."""
+        dimensions = {a.name: a for a in contract.plant.actions}
+        for name, limit in self.actions.items():
+            if name not in dimensions:
+                raise ContractError(f"{where} limits an action '{name}' that the contract does not have{suggestion(name, dimensions)}")
+            bounds = dimensions[name]
+            low = bounds.low if limit.low is None else limit.low
+            high = bounds.high if limit.high is None else limit.high
+            if low < bounds.low or high > bounds.high:
+                raise ContractError(
+                    f"{where} widens action '{name}' to [{low:g}, {high:g}], the contract says [{bounds.low:g}, {bounds.high:g}]: "
+                    "limits may only tighten"
+                )
+            if low >= high:
+                raise ContractError(f"{where} leaves no range for action '{name}' ([{low:g}, {high:g}]): raise high or lower low")
+            if limit.rate is not None and limit.rate <= 0:
+                raise ContractError(f"{where} limits the rate of action '{name}' to {limit.rate:g}: pass a number above 0")
+        sizes = {f.name: f.size for f in contract.plant.fields}
+        for name, box in self.observations.items():
+            if name not in sizes:
+                raise ContractError(f"{where} limits a field '{name}' that the contract does not have{suggestion(name, sizes)}")
+            for side in ("low", "high"):
+                values = getattr(box, side)
+                if values is not None and len(values) != sizes[name]:
+                    raise ContractError(f"{where} gives {len(values)} numbers for {side} of field '{name}', which has {sizes[name]}")
+            if box.low is not None and box.high is not None and any(a >= b for a, b in zip(box.low, box.high, strict=True)):
+                raise ContractError(f"{where} leaves no room for field '{name}': every low must be below its high")
+        if not 1 <= self.max_consecutive_holds <= 20:
+            raise ContractError(f"{where} allows {self.max_consecutive_holds} consecutive holds: pass 1 to 20, limits may only tighten")
+        if not 0.9 <= self.min_success_rate <= 1.0:
+            raise ContractError(f"{where} asks for a success rate of {self.min_success_rate:g}: pass 0.9 to 1, limits may only tighten")
+        if self.max_spread is not None and self.max_spread < 0:
+            raise ContractError(f"{where} has max_spread {self.max_spread:g}: the spread is never below 0, pass a number above")

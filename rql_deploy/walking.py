@@ -1,0 +1,66 @@
+"""Walk the flow through a bundle's graphs: what the certificate, the rankings and the latencies are taken from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rql_deploy.contract import Contract
+from rql_deploy.flow import flow_schedule
+
+if TYPE_CHECKING:
+    import onnxruntime
+
+Array = NDArray[np.float32]
+Sessions = Mapping[str, "onnxruntime.InferenceSession"]
+
+
+def run_graphs(sessions: Sessions, contract: Contract, observations: Array, noise: Array) -> dict[str, Array]:
+    """Every output of every graph for observations `[B, O]` and noise `[B, hA]`, by name."""
+    fields = contract.split(observations)
+    features = sessions["encode"].run(None, fields)[0]
+    outputs = {"encode": features, "policy": run_policy(sessions, contract, observations, noise)}
+    x, column = noise, np.ones((len(noise), 1), np.float32)
+    for k, (f, delta) in enumerate(flow_schedule(contract.F)):
+        outputs[f"value/{k}/value"], outputs[f"value/{k}/spread"] = run_value(sessions, features, x, f)
+        x, preview = sessions["refine"].run(
+            None, {"features": features, "x": x, "f": column * np.float32(f), "delta": column * np.float32(delta)}
+        )
+        outputs[f"refine/{k}/x"], outputs[f"refine/{k}/preview"] = x, preview
+    last = contract.F
+    outputs[f"value/{last}/value"], outputs[f"value/{last}/spread"] = run_value(sessions, features, np.clip(x, -1.0, 1.0), 1.0)
+    return outputs
+
+
+def run_policy(sessions: Sessions, contract: Contract, observations: Array, noise: Array) -> Array:
+    """Action chunks `[B, h, A]` of the unrolled graph, in the plant's units."""
+    chunks: Array = sessions["policy"].run(None, {"noise": noise, **contract.split(observations)})[0]
+    return chunks
+
+
+def run_value(sessions: Sessions, features: Array, x: Array, f: float) -> tuple[Array, Array]:
+    """V and spread `[B]` of x `[B, hA]` at flow time f."""
+    value, spread = sessions["value"].run(None, {"features": features, "x": x, "f": np.full((len(x), 1), f, np.float32)})
+    return value, spread
+
+
+def rows_are_independent(sessions: Sessions, contract: Contract, observations: Array, noise: Array, strangers: Array) -> bool:
+    """Whether rows give the same bytes alone, together, and in company of other rows (`strangers` `[N, O]`, extreme ones)."""
+    together = run_graphs(sessions, contract, observations, noise)
+    far = 1e3 * np.resize(noise, (len(strangers), noise.shape[1]))
+    mixed = run_graphs(sessions, contract, np.concatenate((strangers, observations)), np.concatenate((far, noise)))
+    return _same(together, mixed, slice(len(mixed["policy"]) - len(observations), None)) and all(
+        _same(run_graphs(sessions, contract, observations[row], noise[row]), together, row) for row in _some_rows(len(observations))
+    )
+
+
+def _some_rows(count: int) -> Iterator[slice]:
+    for row in range(0, count, max(1, count // 4)):
+        yield slice(row, row + 1)
+
+
+def _same(part: Mapping[str, Array], whole: Mapping[str, Array], rows: slice) -> bool:
+    return all(part[name].tobytes() == whole[name][rows].tobytes() for name in whole)

@@ -1,0 +1,84 @@
+"""docs/consumer/act.mjs, which shares no code with this project, gives the actions that torch gave."""
+
+import json
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from rql_deploy.bundle import Bundle
+from rql_deploy.certificate import load_cases
+from tests.conftest import ROOT, cli
+
+CONSUMER = ROOT / "docs" / "consumer"
+LIFT = ROOT / "rql_deploy" / "assets" / "lift_bundle"
+REQUIRED = bool(os.environ.get("RQL_REQUIRE_ALL") or os.environ.get("CI"))
+
+
+@pytest.fixture(autouse=True)
+def tools() -> None:
+    """Node.js and the packages of docs/consumer: without them CI fails, and a user is told."""
+    missing = None
+    if shutil.which("node") is None:
+        missing = "Node.js is not installed (apt-get install nodejs npm, then make setup)"
+    elif not (CONSUMER / "node_modules" / "onnxruntime-web").is_dir():
+        missing = "docs/consumer/node_modules is missing (npm and make setup put it there)"
+    if missing and REQUIRED:
+        pytest.fail(missing)
+    if missing:
+        pytest.skip(missing)
+
+
+def act(bundle: Path, requests: list[dict[str, object]], *options: str) -> subprocess.CompletedProcess[str]:
+    lines = "".join(json.dumps(request) + "\n" for request in requests)
+    command = ["node", str(CONSUMER / "act.mjs"), str(bundle), *options]
+    return subprocess.run(command, input=lines, capture_output=True, text=True, timeout=120, check=False)
+
+
+def stored_requests(bundle: Path, count: int) -> tuple[list[dict[str, object]], np.ndarray]:
+    """The bundle's own certificate cases and torch's float64 actions for them."""
+    opened = Bundle.open(bundle)
+    cases = load_cases(opened.path)
+    fields = opened.contract.split(cases["dataset/observations"][:count])
+    requests: list[dict[str, object]] = [
+        {"observation": {name: rows[i].reshape(-1).tolist() for name, rows in fields.items()}, "noise": cases["dataset/noise"][i].tolist()}
+        for i in range(count)
+    ]
+    return requests, cases["dataset/float64/policy"][:count]
+
+
+def test_javascript_gives_torchs_actions(bundle: Path) -> None:
+    for path, count in ((LIFT, 16), (bundle, 4)):
+        requests, expected = stored_requests(path, count)
+        result = act(path, requests)
+        assert result.returncode == 0, result.stderr
+        actions = np.array([json.loads(line) for line in result.stdout.splitlines()])
+        assert actions.shape == expected.shape
+        assert np.abs(actions - expected).max() < 1e-5
+
+
+def test_javascript_runs_the_integer_variant(run: Path, tmp_path: Path) -> None:
+    exported = cli("export", run, "--output", tmp_path / "bundle", "--precision", "int8", "--flow-steps", 2)
+    assert exported.exit_code == 0, exported.output
+    requests, expected = stored_requests(tmp_path / "bundle", 4)
+    result = act(tmp_path / "bundle", requests, "int8")
+    assert result.returncode == 0, result.stderr
+    error = np.abs(np.array([json.loads(line) for line in result.stdout.splitlines()]) - expected)
+    assert 0.0 < error.max() < 0.05
+
+
+def test_javascript_refuses_a_swapped_field_and_an_edited_file(tmp_path: Path) -> None:
+    (request,), _ = stored_requests(LIFT, 1)
+    observation = request["observation"]
+    assert isinstance(observation, dict)
+    observation["cube_pos"], observation["cube_quat"] = observation["cube_quat"], observation["cube_pos"]
+    result = act(LIFT, [request])
+    assert result.returncode == 2
+    assert "cube_pos needs 3 numbers, got 4" in result.stderr
+    shutil.copytree(LIFT, tmp_path / "copy")
+    with (tmp_path / "copy" / "policy.onnx").open("ab") as file:
+        file.write(b"x")
+    assert "policy.onnx is not the file its manifest describes" in act(tmp_path / "copy", [request]).stderr
