@@ -147,8 +147,8 @@ class Trainer:
     def train(self) -> TrainResult:
         """Run to the configured number of updates, or until SIGINT/SIGTERM asks to stop; writes a checkpoint in both cases.
 
-        Raises UserError when a loss or a gradient is no longer finite (the last checkpoint is from before that), when the disk is
-        full.
+        Raises UserError when a loss or a gradient is no longer finite (the last checkpoint is from before that), when a shard is
+        damaged (what was learned is saved), or when the disk is full.
         """
         config = self.config
         leader = self.parallel is None or self.parallel.rank == 0
@@ -202,10 +202,10 @@ class Trainer:
                 log.close()
         if self.parallel is not None:
             self.parallel.wait()
-        final = pointed(self.run, "latest")
-        assert final is not None
         if leader:
             write_report(self.run)
+        # Another node's worker may not see the leader's files.
+        final = pointed(self.run, "latest") or self.run
         return TrainResult(final, self.step, self.step >= config.updates, rate, figures, pointed(self.run, "best"))
 
     def _next_shard(self, engine: Engine) -> None:
@@ -279,7 +279,7 @@ class Trainer:
         try:
             finished = self.evaluator.finished()
         except UserError as error:
-            # Training has lost nothing and goes on; the evaluations that are missing are repeated by --resume.
+            # A simulator that dies must not cost what was learned: training goes on without being evaluated.
             print(f"note: evaluation while training has stopped: {error}", file=sys.stderr)
             self.evaluator = None
             return
