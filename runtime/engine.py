@@ -101,9 +101,10 @@ class Engine:
             # Not all fit: the earliest due first, those without a deadline in order of arrival after them.
             self._waiting = deque(sorted(self._waiting, key=lambda job: (job.due is None, job.due or 0.0)))
         joining: list[Job] = []
+        least = self.model.costs.least("encode", 1) + self.model.costs.least("step", 1) + REPLY_MARGIN
         while self._waiting:
             job = self._waiting[0]
-            if job.due is not None and job.due - now - REPLY_MARGIN < self.model.costs.least("step", 1):
+            if job.due is not None and job.due - now < least:
                 events.append(Expired(self._waiting.popleft()))
                 continue
             if job.candidates > room and (self._jobs or joining):

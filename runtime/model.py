@@ -42,7 +42,9 @@ class Model:
 
     def encode(self, fields: Mapping[str, Array]) -> Array:
         """Named fields `[B, *shape]` -> features `[B, D]`."""
+        start = time.monotonic()
         features: Array = self._sessions["encode"].run(None, dict(fields))[0]
+        self.costs.observe("encode", len(features), time.monotonic() - start)
         return features
 
     def unrolled(self, fields: Mapping[str, Array], noise: Array) -> Array:

@@ -11,15 +11,18 @@ from typing import Any
 
 import msgpack
 import numpy as np
+import zmq
 from numpy.typing import NDArray
 
 VERSION = 1
 MAX_HEADER_BYTES = 64 * 1024
 MAX_ARRAYS = 64
 MAX_MESSAGE_BYTES = 64 * 1024 * 1024
+ZERO_COPY_BYTES = 32 * 1024
+"""Below this, copying a frame is cheaper than keeping track of it."""
 DTYPES = {name: np.dtype(name) for name in ("float32", "float64", "uint8", "int32", "int64")}
 
-OPERATIONS = ("hello", "act", "reset", "ping")
+OPERATIONS = ("hello", "act", "refine", "value", "reset", "stats", "ping")
 
 
 class ProtocolError(Exception):
@@ -34,40 +37,61 @@ def encode(header: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]] | None 
     """Frames of a message: the header with an `arrays` list of (name, dtype, shape), then one buffer per array, not copied."""
     described, buffers = [], []
     for name, array in (arrays or {}).items():
-        if array.dtype.name not in DTYPES:
+        dtype = array.dtype.name
+        if dtype not in DTYPES:
             raise ProtocolError("bad_array", f"array '{name}' has dtype {array.dtype}: use one of {', '.join(DTYPES)}")
-        contiguous = np.ascontiguousarray(array).reshape(array.shape)
-        described.append((name, contiguous.dtype.name, contiguous.shape))
-        buffers.append(contiguous.data if contiguous.size else b"")
+        if not array.flags.c_contiguous:
+            array = array.copy(order="C")
+        described.append((name, dtype, array.shape))
+        buffers.append(array.data if array.size else b"")
     return [msgpack.packb({**header, "arrays": described}), *buffers]
+
+
+def send(socket: zmq.Socket[bytes], frames: Sequence[Any], flags: int = 0) -> None:
+    """Send a message; frames of `ZERO_COPY_BYTES` and more are not copied. Raises zmq.Again when there is no room.
+
+    Once the first frame is taken, ZeroMQ takes the rest.
+    """
+    last = len(frames) - 1
+    for i, frame in enumerate(frames):
+        more = flags if i == last else flags | zmq.SNDMORE
+        socket.send(frame, more, copy=not isinstance(frame, memoryview) or frame.nbytes < ZERO_COPY_BYTES)
+
+
+def receive(socket: zmq.Socket[bytes], flags: int = 0, *, large: bool = False) -> list[Any]:
+    """The frames of one message; with `large`, array frames are buffers that are not copied. Raises zmq.Again when there is none."""
+    frames: list[Any] = [socket.recv(flags)]
+    while socket.getsockopt(zmq.RCVMORE):
+        frames.append(socket.recv(flags, copy=False).buffer if large else socket.recv(flags))
+    return frames
 
 
 def decode(frames: Sequence[Any]) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
     """The header and the arrays of a message; arrays are read-only views of the frames. Raises ProtocolError."""
     if not frames:
         raise ProtocolError("bad_message", "the message has no frames")
-    views = [memoryview(frame) for frame in frames]
-    if views[0].nbytes > MAX_HEADER_BYTES or sum(v.nbytes for v in views) > MAX_MESSAGE_BYTES or len(views) > MAX_ARRAYS + 1:
+    sizes = [len(frame) for frame in frames]
+    if sizes[0] > MAX_HEADER_BYTES or sum(sizes) > MAX_MESSAGE_BYTES or len(sizes) > MAX_ARRAYS + 1:
         raise ProtocolError("too_large", "the message is larger than the protocol allows")
     try:
-        header = msgpack.unpackb(views[0], strict_map_key=True, max_array_len=1024, max_map_len=1024, max_str_len=MAX_HEADER_BYTES)
+        header = msgpack.unpackb(frames[0], strict_map_key=True, max_array_len=1024, max_map_len=1024, max_str_len=MAX_HEADER_BYTES)
     except Exception as error:  # msgpack raises many unrelated classes for malformed input
         raise ProtocolError("bad_header", "the header is not msgpack") from error
     if not isinstance(header, dict) or not all(isinstance(key, str) for key in header):
         raise ProtocolError("bad_header", "the header is not a map with text keys")
     described = header.pop("arrays", [])
-    if not isinstance(described, list) or len(described) != len(views) - 1:
+    if not isinstance(described, list) or len(described) != len(sizes) - 1:
         raise ProtocolError("bad_array", "the header does not describe as many arrays as there are frames")
     arrays: dict[str, NDArray[Any]] = {}
-    for entry, view in zip(described, views[1:], strict=True):
-        name, array = _decode_array(entry, view)
+    for entry, frame, size in zip(described, frames[1:], sizes[1:], strict=True):
+        name, array = _decode_array(entry, frame, size)
         if name in arrays:
             raise ProtocolError("bad_array", f"array '{name}' comes twice")
         arrays[name] = array
     return header, arrays
 
 
-def _decode_array(entry: Any, view: memoryview) -> tuple[str, NDArray[Any]]:
+def _decode_array(entry: Any, frame: Any, size: int) -> tuple[str, NDArray[Any]]:
     if not isinstance(entry, list) or len(entry) != 3:
         raise ProtocolError("bad_array", "an array is described by name, dtype and shape")
     name, dtype, shape = entry
@@ -75,6 +99,6 @@ def _decode_array(entry: Any, view: memoryview) -> tuple[str, NDArray[Any]]:
         raise ProtocolError("bad_array", f"an array has an unknown dtype: use one of {', '.join(DTYPES)}")
     if not isinstance(shape, list) or len(shape) > 8 or not all(type(n) is int and 0 <= n <= MAX_MESSAGE_BYTES for n in shape):
         raise ProtocolError("bad_array", f"array '{name[:64]}' has no valid shape")
-    if math.prod(shape) * DTYPES[dtype].itemsize != view.nbytes:
-        raise ProtocolError("bad_array", f"array '{name[:64]}' has {view.nbytes} bytes, its shape and dtype say otherwise")
-    return name, np.frombuffer(view, DTYPES[dtype]).reshape(shape)
+    if math.prod(shape) * DTYPES[dtype].itemsize != size:
+        raise ProtocolError("bad_array", f"array '{name[:64]}' has {size} bytes, its shape and dtype say otherwise")
+    return name, np.frombuffer(frame, DTYPES[dtype]).reshape(shape)

@@ -14,14 +14,15 @@ import click
 def command(bundle: Path, bind: str, insecure: bool) -> None:
     """Serve BUNDLE's actions over ZeroMQ (ROUTER) until Ctrl-C or SIGTERM. Needs onnxruntime; torch is not loaded."""
     from rql_deploy.bundle import Bundle
-    from rql_deploy.runtime.onnx_policy import OnnxPolicy
-    from rql_deploy.runtime.server import PolicyServer, check_bind, stop_on_signals
+    from rql_deploy.runtime.binding import check_bind
+    from rql_deploy.runtime.model import Model
+    from rql_deploy.runtime.server import PolicyServer, stop_on_signals
 
     check_bind(bind, insecure)
-    policy = OnnxPolicy(Bundle.open(bundle))
-    with PolicyServer(policy, bind, insecure=insecure) as server, stop_on_signals(server):
-        policy.warm_up()
-        click.echo(f"ready: {policy.contract.plant.task}, contract {policy.contract.contract_id[:12]}, on {server.endpoint}")
-        click.echo(f"  rql-deploy run {policy.contract.plant.task} --connect {server.endpoint}")
+    model = Model(Bundle.open(bundle))
+    with PolicyServer([model], bind, insecure=insecure) as server, stop_on_signals(server):
+        model.warm_up()
+        click.echo(f"ready: {model.contract.plant.task}, contract {model.contract.contract_id[:12]}, on {server.endpoint}")
+        click.echo(f"  rql-deploy run {model.contract.plant.task} --connect {server.endpoint}")
         server.run()
         click.echo(f"stopped after {server.requests} requests, {server.errors} refused")
