@@ -27,7 +27,7 @@ class FlowNoise:
     def __init__(self) -> None:
         self._bits = np.random.Philox(key=0)
         self._generator = np.random.Generator(self._bits)
-        self._start: dict[str, Any] = dict(self._bits.state)
+        self._start: Any = dict(self._bits.state)
         self._key = np.zeros(2, np.uint64)
         self._start["state"] = {"counter": np.zeros(4, np.uint64), "key": self._key}
 

@@ -70,8 +70,12 @@ class Agreement:
         if previous is not None:
             previous.require(self.contract.plant)
             if previous.h != self.contract.h:
-                raise ContractError(f"the server at {endpoint} now sends chunks of {self.contract.h} actions instead of {previous.h}: connect anew")
+                raise ContractError(
+                    f"the server at {endpoint} now sends chunks of {self.contract.h} actions instead of {previous.h}: connect anew"
+                )
         self._fields = [(field.name, np.dtype(field.dtype)) for field in self.contract.plant.fields]
+        self.names = frozenset(name for name, _ in self._fields)
+        """Observation fields that the policy reads."""
         self._shape = (self.contract.h, self.contract.plant.action_dim)
         self._deltas = tuple(delta for _, delta in flow_schedule(self.contract.F))
 
@@ -116,17 +120,11 @@ def act_header(
     prune: Sequence[tuple[int, int]] = (),
 ) -> dict[str, Any]:
     """Header of an `act` request; entries with their default value stay out of it."""
-    header: dict[str, Any] = {"op": "act", "contract": agreement.contract_id, "budget": budget}
-    for key, entry, default in (
-        ("bundle", bundle, None),
-        ("candidates", candidates, 1),
-        ("value", value, False),
-        ("seed", seed, None),
-        ("prune", list(prune), []),
-    ):
-        if entry != default:
-            header[key] = entry
-    return header
+    asked = {"bundle": bundle, "candidates": candidates, "value": value, "seed": seed, "prune": list(prune)}
+    return {"op": "act", "contract": agreement.contract_id, "budget": budget} | {k: v for k, v in asked.items() if v != _DEFAULTS[k]}
+
+
+_DEFAULTS: dict[str, Any] = {"bundle": None, "candidates": 1, "value": False, "seed": None, "prune": []}
 
 
 def refusal(endpoint: str, reply: Mapping[str, Any]) -> Exception:

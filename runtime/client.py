@@ -66,10 +66,18 @@ def configure(socket: zmq.Socket[Any], endpoints: Sequence[str], keys: str | os.
 class Channel:
     """Requests and replies on one DEALER socket: every request has an id, and only its own reply in time is returned."""
 
-    def __init__(self, endpoint: str | Sequence[str], *, keys: str | os.PathLike[str] | None = None, busy_poll: bool = False):
+    def __init__(
+        self,
+        endpoint: str | Sequence[str],
+        *,
+        keys: str | os.PathLike[str] | None = None,
+        busy_poll: bool = False,
+        context: zmq.Context[zmq.Socket[bytes]] | None = None,
+    ):
         """Several endpoints are used in turn (ZeroMQ's round robin over the connections that stand).
 
-        With `busy_poll` a call spins instead of sleeping: a faster answer for a client that has a core to spare.
+        With `busy_poll` a call spins instead of sleeping: a faster answer for a client that has a core to spare. A `context` is shared
+        with the caller, as a server's own threads do.
         """
         endpoints = [endpoint] if isinstance(endpoint, str) else list(endpoint)
         self.endpoint = ", ".join(endpoints)
@@ -77,7 +85,8 @@ class Channel:
         """Replies that came after their deadline, and were dropped."""
         self._busy_poll = busy_poll
         self._epoch, self._last_id = secrets.randbits(31), 0
-        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        self._own_context = context is None
+        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context() if context is None else context
         self._socket = self._context.socket(zmq.DEALER)
         try:
             configure(self._socket, endpoints, keys)
@@ -88,7 +97,8 @@ class Channel:
     def close(self) -> None:
         """Disconnect."""
         self._socket.close()
-        self._context.term()
+        if self._own_context:
+            self._context.term()
 
     def call(self, header: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]], timeout: float) -> Reply:
         """Send a request and wait for its reply; raises DeadlineMissed, ContractError or ServerError."""
@@ -122,7 +132,7 @@ class Channel:
             raise refusal(self.endpoint, reply)
 
     def _wait(self, event: int, expiry: float, sentence: str) -> None:
-        while not self._socket.getsockopt(zmq.EVENTS) & event:
+        while not protocol.ready(self._socket, event):
             remaining = expiry - time.monotonic()
             if remaining <= 0:
                 raise DeadlineMissed(sentence)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import zmq
 from zmq.utils.monitor import recv_monitor_message
 
+from .protocol import ready
+
 EVENTS = zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED
 
 
@@ -18,7 +20,7 @@ class Connections:
 
     def count(self) -> int:
         """Connections whose handshake succeeded and that are still open."""
-        while self._monitor.getsockopt(zmq.EVENTS) & zmq.POLLIN:
+        while ready(self._monitor, zmq.POLLIN):
             event = recv_monitor_message(self._monitor, zmq.NOBLOCK)
             # The value of both events is the connection's file descriptor.
             (self._open.add if event["event"] == zmq.EVENT_HANDSHAKE_SUCCEEDED else self._open.discard)(event["value"])

@@ -248,7 +248,8 @@ class Engine:
         urgent = [job for job in self._jobs if job.due is not None and job.due - now - REPLY_MARGIN < together]
         if not urgent or len(urgent) == len(self._jobs):
             return self._jobs, None
-        rows, start = [], 0
+        rows: list[int] = []
+        start = 0
         for job in self._jobs:
             if job in urgent:
                 rows += range(start, start + len(job.alive))
@@ -312,7 +313,7 @@ class Engine:
         values: dict[int, tuple[Array, Array]] = {}
         if judged:
             features = np.concatenate([self._features[rows] for _, rows in judged])
-            all_values, all_spreads = self.model.judge(features, np.concatenate([job.preview for job, _ in judged]))  # type: ignore[misc]
+            all_values, all_spreads = self.model.judge(features, np.concatenate([job.preview for job, _ in judged]))
             start = 0
             for job, _ in judged:
                 stop = start + len(job.alive)

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Array = NDArray[np.float32]
+ZERO = np.float32(0.0)
 
 
 @dataclass(slots=True, eq=False)
@@ -40,7 +41,7 @@ class Job:
 
     # Progress. `alive` are the numbers of the candidates whose rows are in the batch, in row order.
     alive: list[int] = field(default_factory=list)
-    f: np.float32 = np.float32(0.0)
+    f: np.float32 = ZERO
     taken: list[float] = field(default_factory=list)
     """Deltas of the steps taken so far."""
     pruned: list[tuple[int, list[int]]] = field(default_factory=list)

@@ -1,8 +1,8 @@
 """CURVE keys on disk, in ZeroMQ's own certificate format: one pair for the server, one per client, and the list of those allowed.
 
-    DIR/server.key, server.key_secret      the server's pair
-    DIR/clients/NAME.key                   allowed clients (public keys); removing one revokes it
-    DIR/NAME.key_secret                    what the robot NAME is handed: its pair and the server's public key
+DIR/server.key, server.key_secret      the server's pair
+DIR/clients/NAME.key                   allowed clients (public keys); removing one revokes it
+DIR/NAME.key_secret                    what the robot NAME is handed: its pair and the server's public key
 """
 
 from __future__ import annotations
@@ -49,7 +49,9 @@ def new_client(folder: Path, name: str) -> Path:
     allowed = folder / CLIENTS / f"{name}.key"
     secret = folder / f"{name}.key_secret"
     if allowed.exists() or secret.exists():
-        raise UserError(f"{folder} has a key for '{name}' already: revoke it first with `rql-deploy keys revoke {name}`, or use another name")
+        raise UserError(
+            f"{folder} has a key for '{name}' already: revoke it first with `rql-deploy keys revoke {name}`, or use another name"
+        )
     before = os.umask(0o077)
     try:
         (folder / CLIENTS).mkdir(parents=True, exist_ok=True)

@@ -30,6 +30,7 @@ class Model:
         self.contract: Contract = bundle.contract
         self.name = name or bundle.contract.plant.task
         self.costs = CostModel()
+        self.manifest = bundle.manifest
         self._bundle = bundle  # keeps an unpacked .zip in place
         self._sessions = open_sessions(bundle, provider)
         plant = self.contract.plant
@@ -111,7 +112,11 @@ class Model:
             self.unrolled(zeros, np.zeros((1, self.chunk_dim), np.float32))
             features = self.encode(zeros)
         for size in WARM_SIZES:
-            many, x, column = np.repeat(features, size, axis=0), np.zeros((size, self.chunk_dim), np.float32), np.ones((size, 1), np.float32)
+            many, x, column = (
+                np.repeat(features, size, axis=0),
+                np.zeros((size, self.chunk_dim), np.float32),
+                np.ones((size, 1), np.float32),
+            )
             for _ in range(rounds if size <= 16 else 3):
                 start = time.monotonic()
                 self.refine(many, x, column, column)

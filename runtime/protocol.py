@@ -47,6 +47,11 @@ def encode(header: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]] | None 
     return [msgpack.packb({**header, "arrays": described}), *buffers]
 
 
+def ready(socket: zmq.Socket[Any], event: int) -> bool:
+    """Whether the socket can be read from (POLLIN) or written to (POLLOUT) now; cheaper than an exception."""
+    return bool(int(socket.getsockopt(zmq.EVENTS)) & event)
+
+
 def send(socket: zmq.Socket[bytes], frames: Sequence[Any], flags: int = 0) -> None:
     """Send a message; frames of `ZERO_COPY_BYTES` and more are not copied. Raises zmq.Again when there is no room.
 

@@ -62,9 +62,7 @@ def read_refinement(
     return np.repeat(model.encode(model.rows(arrays)), len(x), axis=0), x, f, delta
 
 
-def read_valuation(
-    header: Header, arrays: Arrays, model: Model
-) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]:
+def read_valuation(header: Header, arrays: Arrays, model: Model) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]:
     """features `[N, D]`, x `[N, hA]`, f `[N, 1]` of a `value` request: complete chunks `actions`, or partial ones `x` at `f`."""
     features = model.encode(model.rows(arrays))
     if "actions" in arrays:
@@ -122,15 +120,15 @@ def _rows(arrays: Arrays, name: str, shape: tuple[int, ...]) -> NDArray[np.float
 
 
 def _prune(value: Any, candidates: int, flow_steps: int) -> tuple[tuple[int, int], ...]:
-    pairs = value if isinstance(value, list) else [None]
-    previous = (0, candidates)
-    for pair in pairs:
+    found = [(0, candidates)]
+    for pair in value if isinstance(value, list) else [None]:
         if not (isinstance(pair, list) and len(pair) == 2 and all(type(n) is int for n in pair)):
             raise ProtocolError("bad_request", "prune must be a list of [refinement step, candidates to keep]")
-        if not (previous[0] < pair[0] < flow_steps and 1 <= pair[1] <= previous[1]):
+        k, keep = pair
+        if not (found[-1][0] < k < flow_steps and 1 <= keep <= found[-1][1]):
             raise ProtocolError("bad_request", f"prune must name rising steps below {flow_steps} and falling numbers of candidates")
-        previous = (pair[0], pair[1])
-    return tuple((k, keep) for k, keep in pairs)
+        found.append((k, keep))
+    return tuple(found[1:])
 
 
 def _deltas(value: Any) -> tuple[float, ...]:

@@ -147,11 +147,11 @@ class PolicyServer:
             self._turn(poller, poll_ms)
         expiry = time.monotonic() + DRAIN_LIMIT
         # What arrives from here on is refused with `draining`.
-        while time.monotonic() < expiry and (self._lanes.load or self._socket.getsockopt(zmq.EVENTS) & zmq.POLLIN):
+        while time.monotonic() < expiry and (self._lanes.load or protocol.ready(self._socket, zmq.POLLIN)):
             self._turn(poller, 0)
 
     def _turn(self, poller: zmq.Poller, poll_ms: int) -> None:
-        if self._socket.getsockopt(zmq.EVENTS) & zmq.POLLIN:
+        if protocol.ready(self._socket, zmq.POLLIN):
             self._receive()
         engine = self._lanes.next_busy()
         now = time.monotonic()

@@ -18,6 +18,8 @@ VERBS = {
     "inspect": "Show a bundle, and check it again with --verify.",
     "serve": "Serve a bundle's actions over ZeroMQ.",
     "run": "Drive a simulated robot with a served policy.",
+    "top": "Watch a running server.",
+    "keys": "Make and revoke keys for robots that connect over a network.",
     "evaluate": "Measure a policy's success over seeded episodes.",
     "demo": "The whole pipeline on robosuite Lift, start to finish.",
 }
@@ -29,6 +31,8 @@ EXTRAS = {
     "onnx": "train",
     "onnxscript": "train",
     "onnxruntime": "serve",
+    "prometheus_client": "serve",
+    "websockets": "serve",
     "minari": "sim",
     "gymnasium": "sim",
     "mujoco": "sim",
