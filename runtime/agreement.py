@@ -58,12 +58,19 @@ class RoundTrip:
 class Agreement:
     """The contract of a connection, as the server's `hello` gave it."""
 
-    def __init__(self, endpoint: str, hello: Mapping[str, Any], plant: PlantDescription | None, previous: Contract | None = None):
+    def __init__(
+        self,
+        endpoint: str,
+        hello: tuple[Mapping[str, Any], Mapping[str, NDArray[Any]]],
+        plant: PlantDescription | None,
+        previous: Contract | None = None,
+    ):
         """Raises ContractError when it is damaged, or does not fit `plant` or the `previous` contract of the same client."""
         self.endpoint = endpoint
-        self.contract = Contract.from_json(str(hello.get("contract", "")))
+        reply, out = hello
+        self.contract = Contract.from_json(out["contract"].tobytes().decode(errors="replace") if "contract" in out else "")
         self.contract_id = self.contract.contract_id
-        if self.contract_id != hello.get("contract_id"):
+        if self.contract_id != reply.get("contract_id"):
             raise ContractError(f"the server at {endpoint} sent a contract that does not match its id: restart it from an intact bundle")
         if plant is not None:
             self.contract.require(plant)

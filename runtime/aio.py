@@ -140,7 +140,7 @@ class AsyncRemotePolicy:
     async def _agree(self, expiry: float) -> Agreement:
         async with self._renewing:
             if self._agreement is None or self._outdated:
-                hello, _ = await self._call({"op": "hello", **({"bundle": self._bundle} if self._bundle else {})}, {}, expiry)
+                hello = await self._call({"op": "hello", **({"bundle": self._bundle} if self._bundle else {})}, {}, expiry)
                 previous = None if self._agreement is None else self._agreement.contract
                 self._agreement = Agreement(self._endpoint, hello, self._plant, previous)
                 self._outdated = False

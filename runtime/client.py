@@ -310,7 +310,7 @@ class RemotePolicy:
 def _agree(channel: Channel, bundle: str | None, plant: PlantDescription | None, previous: Contract | None, expiry: float) -> Agreement:
     timeout = max(0.0, expiry - time.monotonic())
     channel.send({"op": "hello", **({"bundle": bundle} if bundle else {})}, {}, expiry, timeout)
-    hello, _ = channel.receive(expiry, timeout)
+    hello = channel.receive(expiry, timeout)
     try:
         return Agreement(channel.endpoint, hello, plant, previous)
     except ContractError as error:

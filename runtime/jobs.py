@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -55,8 +55,7 @@ class Job:
     """Fewer, larger steps than the schedule's."""
 
 
-@dataclass(frozen=True, slots=True)
-class Preview:
+class Preview(NamedTuple):
     """A usable action after refinement step k of a streamed job."""
 
     job: Job
@@ -67,8 +66,7 @@ class Preview:
     spread: float | None
 
 
-@dataclass(frozen=True, slots=True)
-class Done:
+class Done(NamedTuple):
     """The decision."""
 
     job: Job
@@ -88,8 +86,7 @@ class Done:
     """Seconds from there to the decision."""
 
 
-@dataclass(frozen=True, slots=True)
-class Expired:
+class Expired(NamedTuple):
     """The budget was spent before anything was computed; nothing will be."""
 
     job: Job

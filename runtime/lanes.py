@@ -56,6 +56,8 @@ class Lanes:
 
     def next_busy(self) -> Engine | None:
         """The engine whose turn it is, in rotation over all that have work; None when none has."""
+        if len(self.by_name) == 1 and not (lane := self.by_name[self.default]).retiring:
+            return lane.engine if lane.engine.busy else None
         engines: list[Engine] = []
         for lane in self.by_name.values():
             if lane.retiring:
@@ -67,11 +69,6 @@ class Lanes:
             return None
         self._last += 1
         return engines[self._last % len(engines)]
-
-    @property
-    def load(self) -> int:
-        """Requests waiting and under way."""
-        return sum(engine.load for lane in self.by_name.values() for engine in (lane.engine, *lane.retiring))
 
 
 def incompatibilities(old: Contract, new: Contract) -> list[str]:

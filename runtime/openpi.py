@@ -90,7 +90,7 @@ class OpenpiEndpoint:
 
 
 def _hello(channel: Channel) -> Agreement:
-    hello, _ = channel.call({"op": "hello"}, {}, DEFAULT_TIMEOUT)
+    hello = channel.call({"op": "hello"}, {}, DEFAULT_TIMEOUT)
     return Agreement("this server", hello, None)
 
 

@@ -82,8 +82,11 @@ def decode(frames: Sequence[Any]) -> tuple[dict[str, Any], dict[str, NDArray[Any
         header = msgpack.unpackb(frames[0], strict_map_key=True, max_array_len=1024, max_map_len=1024, max_str_len=MAX_HEADER_BYTES)
     except Exception as error:  # msgpack raises many unrelated classes for malformed input
         raise ProtocolError("bad_header", "the header is not msgpack") from error
-    if not isinstance(header, dict) or not all(isinstance(key, str) for key in header):
-        raise ProtocolError("bad_header", "the header is not a map with text keys")
+    if not isinstance(header, dict):
+        raise ProtocolError("bad_header", "the header is not a map")
+    for key in header:
+        if type(key) is not str:
+            raise ProtocolError("bad_header", "the header is not a map with text keys")
     described = header.pop("arrays", [])
     if not isinstance(described, list) or len(described) != len(sizes) - 1:
         raise ProtocolError("bad_array", "the header does not describe as many arrays as there are frames")
@@ -99,11 +102,16 @@ def decode(frames: Sequence[Any]) -> tuple[dict[str, Any], dict[str, NDArray[Any
 def _decode_array(entry: Any, frame: Any, size: int) -> tuple[str, NDArray[Any]]:
     if not isinstance(entry, list) or len(entry) != 3:
         raise ProtocolError("bad_array", "an array is described by name, dtype and shape")
-    name, dtype, shape = entry
-    if not isinstance(name, str) or not isinstance(dtype, str) or dtype not in DTYPES:
+    name, dtype_name, shape = entry
+    dtype = DTYPES.get(dtype_name) if type(dtype_name) is str else None
+    if type(name) is not str or dtype is None:
         raise ProtocolError("bad_array", f"an array has an unknown dtype: use one of {', '.join(DTYPES)}")
-    if not isinstance(shape, list) or len(shape) > 8 or not all(type(n) is int and 0 <= n <= MAX_MESSAGE_BYTES for n in shape):
+    if type(shape) is not list or len(shape) > 8:
         raise ProtocolError("bad_array", f"array '{name[:64]}' has no valid shape")
-    if math.prod(shape) * DTYPES[dtype].itemsize != size:
+    for n in shape:
+        if type(n) is not int or not 0 <= n <= MAX_MESSAGE_BYTES:
+            raise ProtocolError("bad_array", f"array '{name[:64]}' has no valid shape")
+    if math.prod(shape) * dtype.itemsize != size:
         raise ProtocolError("bad_array", f"array '{name[:64]}' has {size} bytes, its shape and dtype say otherwise")
-    return name, np.frombuffer(frame, DTYPES[dtype]).reshape(shape)
+    array = np.frombuffer(frame, dtype)
+    return name, array if len(shape) == 1 else array.reshape(shape)

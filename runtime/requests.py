@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-import secrets
+import random
 from collections.abc import Mapping
 from typing import Any
 
@@ -33,7 +33,7 @@ def read_job(header: Header, arrays: Arrays, model: Model, ticket: Any, received
     job = Job(
         ticket=ticket,
         fields=model.rows(arrays),
-        seed=secrets.randbits(63) if seed is None else seed,
+        seed=random.getrandbits(63) if seed is None else seed,
         received=received,
         due=None if budget is None else received + budget,
         candidates=candidates or 1,

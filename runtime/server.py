@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from types import FrameType
 from typing import Any, NamedTuple
 
+import numpy as np
 import zmq
 
 import rql_deploy
@@ -80,6 +81,7 @@ class PolicyServer:
         self._keys, self._recorder, self._busy_poll = keys, recorder, busy_poll
         self._guard = Guard(max_rate)
         self._stopping = False
+        self._in_flight = 0
         self._offers: deque[tuple[str, Model]] = deque()
         self._next_housekeeping = 0.0
         self.context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
@@ -147,12 +149,11 @@ class PolicyServer:
             self._turn(poller, poll_ms)
         expiry = time.monotonic() + DRAIN_LIMIT
         # What arrives from here on is refused with `draining`.
-        while time.monotonic() < expiry and (self._lanes.load or protocol.ready(self._socket, zmq.POLLIN)):
+        while time.monotonic() < expiry and (self._in_flight or protocol.ready(self._socket, zmq.POLLIN)):
             self._turn(poller, 0)
 
     def _turn(self, poller: zmq.Poller, poll_ms: int) -> None:
-        if protocol.ready(self._socket, zmq.POLLIN):
-            self._receive()
+        self._receive()
         engine = self._lanes.next_busy()
         now = time.monotonic()
         if engine is not None:
@@ -186,12 +187,9 @@ class PolicyServer:
     def _receive(self) -> None:
         """Take in what has arrived, so that a request's budget runs while it waits for its turn."""
         for _ in range(MAX_RECEIVED_PER_STEP):
-            if self._lanes.load >= MAX_WAITING:
+            if self._in_flight >= MAX_WAITING or not protocol.ready(self._socket, zmq.POLLIN):
                 return
-            try:
-                client, frames = self._next_message()
-            except zmq.Again:
-                return
+            client, frames = self._next_message()
             if frames is not None:
                 self._take(client, frames, time.monotonic())
 
@@ -247,7 +245,9 @@ class PolicyServer:
                 self._reply(client, {**echo, "ok": True, **news}, {"value": value, "spread": spread})
                 return
             case "hello":
-                result = self._hello(self._lanes.find(header.get("bundle")))
+                head, parts = self._hello(self._lanes.find(header.get("bundle")))
+                self._reply(client, {**echo, "ok": True, **head}, parts)
+                return
             case "reset":
                 result = {}
             case "stats":
@@ -275,23 +275,25 @@ class PolicyServer:
         ticket = Ticket(client, echo, news.get("contract_id"), lane.model)
         lane.engine.submit(requests.read_job(header, arrays, lane.model, ticket, received))
         self._guard.begin(client)
+        self._in_flight += 1
 
-    def _hello(self, lane: Lane) -> Header:
+    def _hello(self, lane: Lane) -> tuple[Header, requests.Arrays]:
         contract = lane.model.contract
-        return {
+        text = np.frombuffer(contract.to_json().encode(), np.uint8)
+        head = {
             "server": f"rql-deploy {rql_deploy.__version__}",
             "capabilities": list(protocol.OPERATIONS),
             "bundle": lane.model.name,
             "bundles": {name: other.model.contract.contract_id for name, other in self._lanes.by_name.items()},
             "contract_id": contract.contract_id,
-            "contract": contract.to_json(),
         }
+        return head, {"contract": text}
 
     def _stats(self) -> Header:
         return {
             **self.metrics.to_plain(),
             "ready": self.ready and not self._stopping,
-            "in_flight": self._lanes.load,
+            "in_flight": self._in_flight,
             "clients": self._guard.clients,
             "bundles": {
                 name: {"contract_id": lane.model.contract.contract_id, "F": lane.model.contract.F, "costs": lane.model.costs.summary()}
@@ -308,6 +310,7 @@ class PolicyServer:
             self._reply(ticket.client, head, {"actions": event.actions})
             return
         self._guard.end(ticket.client)
+        self._in_flight -= 1
         if isinstance(event, Expired):
             self.metrics.deadline_misses += 1
             self._refuse(ticket.client, ticket.echo, "expired", "the request's budget was spent before its turn came")
