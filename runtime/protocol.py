@@ -6,13 +6,14 @@ No pickle, no eval; sizes are bounded before anything is decoded (a single frame
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import msgpack
 import numpy as np
 import zmq
 from numpy.typing import NDArray
+from zmq.backend import Socket as Backend
 
 VERSION = 1
 MAX_HEADER_BYTES = 64 * 1024
@@ -47,9 +48,16 @@ def encode(header: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]] | None 
     return [msgpack.packb({**header, "arrays": described}), *buffers]
 
 
+# pyzmq's wrappers turn every option and flag into an enum first: a fifth of a small request's cost.
+NOBLOCK, SNDMORE, _RCVMORE, _EVENTS = int(zmq.NOBLOCK), int(zmq.SNDMORE), int(zmq.RCVMORE), int(zmq.EVENTS)
+_get: Callable[[Any, int], int] = Backend.get
+_send: Callable[..., Any] = Backend.send
+_recv: Callable[..., Any] = Backend.recv
+
+
 def ready(socket: zmq.Socket[Any], event: int) -> bool:
-    """Whether the socket can be read from (POLLIN) or written to (POLLOUT) now; cheaper than an exception."""
-    return bool(int(socket.getsockopt(zmq.EVENTS)) & event)
+    """Whether the socket can be read from (POLLIN) or written to (POLLOUT) now."""
+    return bool(_get(socket, _EVENTS) & event)
 
 
 def send(socket: zmq.Socket[bytes], frames: Sequence[Any], flags: int = 0) -> None:
@@ -59,15 +67,14 @@ def send(socket: zmq.Socket[bytes], frames: Sequence[Any], flags: int = 0) -> No
     """
     last = len(frames) - 1
     for i, frame in enumerate(frames):
-        more = flags if i == last else flags | zmq.SNDMORE
-        socket.send(frame, more, copy=not isinstance(frame, memoryview) or frame.nbytes < ZERO_COPY_BYTES)
+        _send(socket, frame, flags if i == last else flags | SNDMORE, not isinstance(frame, memoryview) or frame.nbytes < ZERO_COPY_BYTES)
 
 
 def receive(socket: zmq.Socket[bytes], flags: int = 0, *, large: bool = False) -> list[Any]:
-    """The frames of one message; with `large`, array frames are buffers that are not copied. Raises zmq.Again when there is none."""
-    frames: list[Any] = [socket.recv(flags)]
-    while socket.getsockopt(zmq.RCVMORE):
-        frames.append(socket.recv(flags, copy=False).buffer if large else socket.recv(flags))
+    """The frames of one message; with `large`, those after the first are buffers that are not copied. Raises zmq.Again without one."""
+    frames: list[Any] = [_recv(socket, flags)]
+    while _get(socket, _RCVMORE):
+        frames.append(_recv(socket, NOBLOCK, False).buffer if large else _recv(socket, NOBLOCK))
     return frames
 
 

@@ -39,6 +39,8 @@ MAX_QUEUED_PER_CLIENT = 64
 MAX_WAITING = 1024
 """Requests taken in and not yet answered, over all clients; more wait in ZeroMQ's own bounded queues."""
 MAX_RECEIVED_PER_STEP = 64
+IDLE_MS = 200
+"""Longest wait for a request; signals and new bundles are noticed in between."""
 HOUSEKEEPING = 0.25
 """Seconds between looks at connections, revoked keys and models that are ready to take over."""
 DRAIN_LIMIT = 10.0
@@ -105,6 +107,7 @@ class PolicyServer:
         self._large = largest > 1 << 20
         for option, value in (
             (zmq.LINGER, 0),
+            (zmq.RCVTIMEO, IDLE_MS),
             (zmq.MAXMSGSIZE, min(largest, protocol.MAX_MESSAGE_BYTES)),
             (zmq.RCVHWM, MAX_QUEUED_PER_CLIENT),
             (zmq.SNDHWM, MAX_QUEUED_PER_CLIENT),
@@ -140,21 +143,20 @@ class PolicyServer:
         """Have a warmed model take over a name between two refinement steps; safe from any thread."""
         self._offers.append((name, model))
 
-    def run(self, poll_ms: int = 200) -> None:
+    def run(self) -> None:
         """Answer requests until stopped, then what is under way."""
-        poller = zmq.Poller()
-        poller.register(self._socket, zmq.POLLIN)
         self.ready = True
         while not self._stopping:
-            self._turn(poller, poll_ms)
+            self._turn()
         expiry = time.monotonic() + DRAIN_LIMIT
         # What arrives from here on is refused with `draining`.
         while time.monotonic() < expiry and (self._in_flight or protocol.ready(self._socket, zmq.POLLIN)):
-            self._turn(poller, 0)
+            self._turn()
 
-    def _turn(self, poller: zmq.Poller, poll_ms: int) -> None:
-        self._receive()
+    def _turn(self) -> None:
         engine = self._lanes.next_busy()
+        self._receive(wait=engine is None and not self._busy_poll and not self._stopping)
+        engine = engine or self._lanes.next_busy()
         now = time.monotonic()
         if engine is not None:
             rows = engine.rows
@@ -163,8 +165,6 @@ class PolicyServer:
                 self.metrics.batch_rows.add(engine.rows - rows)
             for event in events:
                 self._emit(event)
-        elif not self._busy_poll:
-            poller.poll(poll_ms)
         if now >= self._next_housekeeping:
             self._keep_house(now)
 
@@ -184,30 +184,31 @@ class PolicyServer:
 
     # Taking in.
 
-    def _receive(self) -> None:
-        """Take in what has arrived, so that a request's budget runs while it waits for its turn."""
+    def _receive(self, wait: bool) -> None:
+        """Take in what has arrived, so that a request's budget runs while it waits for its turn; `wait` for something if idle.
+
+        Asking the socket whether it can be read costs more system calls than reading it and failing.
+        """
+        flags = 0 if wait else protocol.NOBLOCK
         for _ in range(MAX_RECEIVED_PER_STEP):
-            if self._in_flight >= MAX_WAITING or not protocol.ready(self._socket, zmq.POLLIN):
+            if self._in_flight >= MAX_WAITING:
                 return
-            client, frames = self._next_message()
+            try:
+                client, frames = self._next_message(flags)
+            except zmq.Again:
+                return
+            flags = protocol.NOBLOCK
             if frames is not None:
                 self._take(client, frames, time.monotonic())
 
-    def _next_message(self) -> tuple[bytes, list[Any] | None]:
+    def _next_message(self, flags: int) -> tuple[bytes, list[Any] | None]:
         """A message and whose it is; None for frames when its key has been revoked."""
-        client: bytes = self._socket.recv(zmq.NOBLOCK)
-        allowed = True
-        frames: list[Any] = []
-        while self._socket.getsockopt(zmq.RCVMORE):
-            if self._keys is not None and not frames:
-                frame = self._socket.recv(zmq.NOBLOCK, copy=False)
-                allowed = self._keys.allows(frame)
-                frames.append(frame.bytes)
-            elif self._large:
-                frames.append(self._socket.recv(zmq.NOBLOCK, copy=False).buffer)
-            else:
-                frames.append(self._socket.recv(zmq.NOBLOCK))
-        return client, frames if allowed else None
+        if self._keys is None:
+            frames = protocol.receive(self._socket, flags, large=self._large)
+            return frames[0], frames[1:]
+        client: bytes = self._socket.recv(flags)
+        parts = self._socket.recv_multipart(protocol.NOBLOCK, copy=False)
+        return client, [part.buffer for part in parts] if self._keys.allows(parts[0]) else None
 
     def _take(self, client: bytes, frames: list[Any], received: float) -> None:
         self.requests += 1
@@ -355,7 +356,7 @@ class PolicyServer:
 
     def _reply(self, client: bytes, header: Header, arrays: requests.Arrays) -> None:
         with contextlib.suppress(zmq.ZMQError):  # the client is gone or does not read: its reply is its own loss
-            protocol.send(self._socket, [client, *protocol.encode(header, arrays)], zmq.NOBLOCK)
+            protocol.send(self._socket, [client, *protocol.encode(header, arrays)], protocol.NOBLOCK)
 
 
 @contextlib.contextmanager
