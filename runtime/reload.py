@@ -6,7 +6,7 @@ import contextlib
 import logging
 import os
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from rql_deploy.bundle import Bundle
@@ -22,8 +22,8 @@ LOWEST_PRIORITY = 19
 class Reloader:
     """Reads the bundles' paths again when asked; a bundle that is missing, damaged or incompatible changes nothing."""
 
-    def __init__(self, models: Mapping[Path, Model], offer: Callable[[str, Model], None], *, provider: str = "cpu"):
-        self._models = dict(models)
+    def __init__(self, paths: Sequence[Path], models: Sequence[Model], offer: Callable[[str, Model], None], *, provider: str = "cpu"):
+        self._paths, self._models = list(paths), list(models)
         self._offer, self._provider = offer, provider
         self._wanted = threading.Event()
         self._stopped = False
@@ -46,10 +46,11 @@ class Reloader:
             os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), LOWEST_PRIORITY)
         while self._wanted.wait() and not self._stopped:
             self._wanted.clear()
-            for path, model in list(self._models.items()):
-                self._reload(path, model)
+            for index in range(len(self._paths)):
+                self._reload(index)
 
-    def _reload(self, path: Path, old: Model) -> None:
+    def _reload(self, index: int) -> None:
+        path, old = self._paths[index], self._models[index]
         try:
             bundle = Bundle.open(path)
             if bundle.manifest == old.manifest:
@@ -62,5 +63,5 @@ class Reloader:
         except UserError as error:
             _log.error("bundle refused", extra={"data": {"bundle": old.name, "reason": str(error)}})
             return
-        self._models[path] = model
+        self._models[index] = model
         self._offer(old.name, model)

@@ -59,10 +59,8 @@ def command(
         name: check_listener(f"--{name}", address, insecure) for name, address in (("metrics", metrics), ("openpi", openpi)) if address
     }
     server_keys = ServerKeys(keys) if keys is not None else None
-    models = {}
-    for entry in bundles:
-        name, path = _named(entry)
-        models[path] = Model(Bundle.open(path), name, provider=provider)
+    paths = [_named(entry) for entry in bundles]
+    models = [Model(Bundle.open(path), name, provider=provider) for name, path in paths]
     sys.setswitchinterval(SWITCH_INTERVAL)
     with contextlib.ExitStack() as stack:
         log = start_logging()
@@ -72,7 +70,7 @@ def command(
             stack.callback(recorder.close)
         server = stack.enter_context(
             PolicyServer(
-                list(models.values()),
+                models,
                 bind,
                 insecure=insecure,
                 keys=server_keys,
@@ -85,14 +83,14 @@ def command(
         def channel() -> Channel:
             return Channel(INTERNAL, context=server.context)
 
-        reloader = Reloader(models, server.offer, provider=provider)
+        reloader = Reloader([path for _, path in paths], models, server.offer, provider=provider)
         stack.callback(reloader.close)
         server.on_swap = _log_swap
         notes = [_open(name, host, port, channel, stack) for name, (host, port) in listeners.items()]
         stack.enter_context(stop_on_signals(server, reloader.request))
-        for model in models.values():
+        for model in models:
             model.warm_up()
-        first = next(iter(models.values()))
+        first = models[0]
         click.echo(f"ready: {first.contract.plant.task}, contract {first.contract.contract_id[:12]}, on {server.endpoint}")
         for note in notes:
             click.echo(f"  {note}")
