@@ -215,10 +215,11 @@ class PolicyServer:
         echo: Header = {"v": protocol.VERSION}
         operation = "malformed"
         try:
-            if (sentence := self._guard.refuse(client, received)) is not None:
-                raise ProtocolError("busy", sentence)
+            sentence = self._guard.refuse(client, received)
             header, arrays = protocol.decode(frames)
             echo |= {key: header[key] for key in ("id", "epoch") if type(header.get(key)) is int}
+            if sentence is not None:
+                raise ProtocolError("busy", sentence)
             if header.get("v") != protocol.VERSION:
                 raise ProtocolError("version", f"this server speaks protocol {protocol.VERSION}")
             if header.get("op") in protocol.OPERATIONS:
