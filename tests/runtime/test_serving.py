@@ -252,7 +252,9 @@ def test_the_client_imports_little() -> None:
 
 def test_a_reply_that_is_no_action_chunk_is_an_error(bundle: Path) -> None:
     contract = Bundle.open(bundle).contract
-    agreement = Agreement("liar", ({"contract_id": contract.contract_id}, {"contract": np.frombuffer(contract.to_json().encode(), np.uint8)}), None)
+    agreement = Agreement(
+        "liar", ({"contract_id": contract.contract_id}, {"contract": np.frombuffer(contract.to_json().encode(), np.uint8)}), None
+    )
     good = np.zeros((contract.h, contract.plant.action_dim), np.float32)
     assert agreement.decision({"steps_used": 10, "seed": 0}, {"actions": good}, 0.0).steps_used == 10
     for wrong in ({}, {"actions": good + np.nan}, {"actions": good[:1]}, {"actions": good.astype(np.float64)}):
