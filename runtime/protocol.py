@@ -50,7 +50,7 @@ def encode(header: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]] | None 
 
 # pyzmq's wrappers turn every option and flag into an enum first: a fifth of a small request's cost.
 NOBLOCK, SNDMORE, _RCVMORE, _EVENTS = int(zmq.NOBLOCK), int(zmq.SNDMORE), int(zmq.RCVMORE), int(zmq.EVENTS)
-_get: Callable[[Any, int], int] = Backend.get
+_get: Callable[[Any, int], Any] = Backend.get
 _send: Callable[..., Any] = Backend.send
 _recv: Callable[..., Any] = Backend.recv
 

@@ -50,7 +50,7 @@ def get(url: str) -> tuple[int, str]:
 
 
 def variant(bundle: Path, folder: Path, contract: Contract, *, scale: float) -> Path:
-    """A whole bundle with another contract and its weights scaled (by a power of two: constants that the exporter folded then scale to the bit)."""
+    """A whole bundle with another contract and its weights scaled (by 2: folded constants then scale to the bit)."""
     shutil.copytree(bundle, folder)
     for path in folder.glob("*.onnx"):
         graph = onnx.load(path)
@@ -203,7 +203,7 @@ def test_several_bundles_are_served_by_name(bundle: Path, successor: Path) -> No
             assert second.contract == contract != first.contract
             sample = observation(contract)
             assert not np.array_equal(first.act(sample, seed=1).actions, second.act(sample, seed=1).actions)
-        with pytest.raises(ServerError, match="this server has tiny/flat-v0, second|this server has .*, second"):
+        with pytest.raises(ServerError, match=r"this server has .*, second"):
             RemotePolicy.connect(address, bundle="third")
     assert_refused(cli("serve", bundle, bundle), "two bundles are called")
 

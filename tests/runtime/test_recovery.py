@@ -89,7 +89,7 @@ def test_a_restarted_server_with_another_plants_policy_is_refused(bundle: Path, 
         policy.act(observation(contract))
         first.kill()
         first.wait()
-        with serving_at(other, socket), pytest.raises(ContractError, match="serves another policy than at first: .*control rate is 10 Hz"):
+        with serving_at(other, socket), pytest.raises(ContractError, match=r"serves another policy than at first: .*control rate is 10 Hz"):
             policy.act(observation(contract), deadline=5.0)
 
 
