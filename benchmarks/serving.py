@@ -327,7 +327,8 @@ def part_c(seconds: float, rounds: int, sizes: tuple[int, ...]) -> dict[str, Any
         for name, row in rows.items():
             ratio = row["per_second"] / rows["one at a time (bare)"]["per_second"]
             print(
-                f"{name:24} {row['per_second']:>8.0f} replies/s ({ratio:.2f}x)  p50 {row['p50'] / 1e3:.2f} ms  p99 {row['p99'] / 1e3:.2f} ms"
+                f"{name:24} {row['per_second']:>8.0f} replies/s ({ratio:.2f}x)  "
+                f"p50 {row['p50'] / 1e3:.2f} ms  p99 {row['p99'] / 1e3:.2f} ms"
             )
         report["8 clients"] = rows
         print("\nclients on a clock: replies later than half a period, p99 in ms")
@@ -427,7 +428,8 @@ def part_e(seconds: float) -> dict[str, Any]:
         channel.close()
     row = {"replies": replies, "checks": checks, "missed": missed, "rss_first_mib": sizes[0], "rss_last_mib": sizes[-1], "seconds": seconds}
     print(
-        f"\nsoak: {replies} replies in {seconds:g} s, {missed} of {checks} health checks missed, memory {sizes[0]:.1f} -> {sizes[-1]:.1f} MiB"
+        f"\nsoak: {replies} replies in {seconds:g} s, {missed} of {checks} health checks missed, "
+        f"memory {sizes[0]:.1f} -> {sizes[-1]:.1f} MiB"
     )
     return {"soak": row}
 

@@ -19,6 +19,7 @@ VERBS = {
     "serve": "Serve a bundle's actions over ZeroMQ.",
     "run": "Drive a simulated robot with a served policy.",
     "top": "Watch a running server.",
+    "replay": "Compute recorded decisions again, and compare them to the byte.",
     "keys": "Make and revoke keys for robots that connect over a network.",
     "evaluate": "Measure a policy's success over seeded episodes.",
     "demo": "The whole pipeline on robosuite Lift, start to finish.",

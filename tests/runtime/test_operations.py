@@ -220,6 +220,8 @@ def test_a_recording_replays_to_the_same_bytes_and_survives_being_cut_short(bund
     model = Model(Bundle.open(bundle))
     assert len(records) == 6
     assert all(same_bytes(record, replay(model, record)) for record in records)
+    assert "6 decisions, 0 of them different" in cli("replay", folder, "--bundle", bundle).output
+    assert_refused(cli("replay", tmp_path / "none", "--bundle", bundle), "there is no recording")
     records[0]["actions"] = records[0]["actions"] + np.float32(1e-7)
     assert not same_bytes(records[0], replay(model, records[0]))
     (shard,) = folder.glob("*.rqlrec")
