@@ -9,12 +9,8 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from rql_deploy.contract import ActionDimension, Calibration, Contract, ObservationField, PlantDescription, Provenance
-from rql_deploy.export.exporter import ExportModules, export_bundle
-from rql_deploy.train.handover import make_modules
-from rql_deploy.train.rql import RQL, RQLConfig
 
 OBSERVATION, ACTION, CHUNK = 64, 7, 5
 
@@ -47,6 +43,13 @@ def network_bundle(hidden: tuple[int, ...] = (512, 512, 512, 512), *, flow_steps
     folder = Path(tempfile.gettempdir()) / "rql-deploy-benchmarks" / name
     if folder.is_dir():
         return folder
+    # Here, so that the servers and clients under measurement do not carry torch.
+    import torch
+
+    from rql_deploy.export.exporter import ExportModules, export_bundle
+    from rql_deploy.train.handover import make_modules
+    from rql_deploy.train.rql import RQL, RQLConfig
+
     contract = make_contract(make_plant(), flow_steps=flow_steps, members=members)
     config = RQLConfig(h=CHUNK, K=max(2, members), F=flow_steps, policy_hidden=hidden, value_hidden=hidden)
     agent = RQL(config, OBSERVATION, ACTION, torch.Generator().manual_seed(0))
