@@ -77,13 +77,14 @@ class Model:
 
     def refine(self, features: Array, x: Array, f: Array, delta: Array) -> tuple[Array, Array]:
         """One refinement step of rows: next x `[B, hA]` and preview `[B, h, A]`, at most `MAX_STEP_ROWS` rows a call."""
+        if len(x) <= MAX_STEP_ROWS:
+            next_x, preview = self._sessions["refine"].run(None, {"features": features, "x": x, "f": f, "delta": delta})
+            return next_x, preview
         parts = []
         for i in range(0, len(x), MAX_STEP_ROWS):
             rows = slice(i, i + MAX_STEP_ROWS)
             feed = {"features": features[rows], "x": x[rows], "f": f[rows], "delta": delta[rows]}
             parts.append(self._sessions["refine"].run(None, feed))
-        if len(parts) == 1:
-            return parts[0][0], parts[0][1]
         return np.concatenate([p[0] for p in parts]), np.concatenate([p[1] for p in parts])
 
     def rows(self, observation: Mapping[str, NDArray[np.generic]]) -> dict[str, Array]:
