@@ -9,11 +9,11 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 TREE := build/tree
-CONSUMER := docs/consumer/node_modules/.package-lock.json
+JAVASCRIPT := $(addsuffix /node_modules/.package-lock.json,docs/consumer clients/node)
 
 .PHONY: setup demo test test-all lint tree clean
 
-setup: $(INSTALLED) $(CONSUMER)
+setup: $(INSTALLED) $(JAVASCRIPT)
 
 $(INSTALLED): requirements.lock pyproject.toml
 	@$(or $(wildcard $(BIN)/python),$(PYTHON)) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' \
@@ -27,12 +27,13 @@ $(INSTALLED): requirements.lock pyproject.toml
 	$(BIN)/python -c "from rql_deploy.sim.tasks import Task; env = Task('robosuite:Lift', {}).make_env(); env.reset(seed=0); env.step([0.0] * 7)"
 	touch $@
 
-# The JavaScript consumer of a bundle, for its test. Not having it costs a user that one test; where all is required it is an error.
-$(CONSUMER): docs/consumer/package-lock.json
-	@if command -v npm > /dev/null && (cd docs/consumer && npm ci --ignore-scripts --no-audit --no-fund --fetch-retries=5 --fetch-timeout=120000); \
+# The JavaScript consumer of a bundle and the JavaScript client, for their tests. A user who lacks npm goes without these tests and is told;
+# where all is required it is an error.
+%/node_modules/.package-lock.json: %/package-lock.json
+	@if command -v npm > /dev/null && (cd $* && npm ci --ignore-scripts --no-audit --no-fund --fetch-retries=5 --fetch-timeout=120000); \
 		then touch $@; \
-		elif [ -n "$(RQL_REQUIRE_ALL)" ]; then echo "docs/consumer needs npm and a registry"; exit 2; \
-		else echo "docs/consumer could not be installed (npm and a registry are needed): the JavaScript consumer will not be tested"; fi
+		elif [ -n "$(RQL_REQUIRE_ALL)" ]; then echo "$* needs npm and a registry"; exit 2; \
+		else echo "$* could not be installed (npm and a registry are needed): it will not be tested"; fi
 
 demo: $(INSTALLED)
 	$(BIN)/rql-deploy demo
@@ -55,4 +56,4 @@ tree:
 	cd $(TREE)/rql_deploy && ln -s ../../../rql_deploy/* . && ln -s ../../../train ../../../export ../../../runtime ../../../sim .
 
 clean:
-	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis docs/consumer/node_modules *.egg-info
+	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis docs/consumer/node_modules clients/node/node_modules *.egg-info

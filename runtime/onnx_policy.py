@@ -1,4 +1,4 @@
-"""A bundle behind the policy interface, in this process: what the server runs, and what evaluation compares the server with."""
+"""A bundle behind the policy interface, in this process: the engine without a server, for evaluation and comparison."""
 
 from __future__ import annotations
 
@@ -8,34 +8,32 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from rql_deploy.bundle import Bundle
 from rql_deploy.contract import Contract
 from rql_deploy.errors import ContractError
 from rql_deploy.policy import MAX_CANDIDATES, Decision
-from rql_deploy.seeding import flow_noise
+
+from .engine import Engine
+from .jobs import Done, Job
+from .model import Model
 
 
 class OnnxPolicy:
-    """The unrolled policy graph makes the chunks; the value graph, loaded with it, judges them when asked."""
+    """One request at a time through an engine of its own, to the same bytes as behind a socket."""
 
     def __init__(self, bundle: Bundle):
-        self._contract = bundle.contract
-        self._encode, self._policy, self._value = (bundle.session(name) for name in ("encode", "policy", "value"))
-        plant = bundle.contract.plant
-        self._centre = ((plant.action_high + plant.action_low) / 2).astype(np.float32)
-        self._half_range = ((plant.action_high - plant.action_low) / 2).astype(np.float32)
+        self._model = Model(bundle)
+        self._engine = Engine(self._model)
+        self._fields = [field.name for field in bundle.contract.plant.fields]
 
     @property
     def contract(self) -> Contract:
-        return self._contract
+        return self._model.contract
 
-    def warm_up(self, rounds: int = 3) -> None:
+    def warm_up(self) -> None:
         """Run every graph, so that the first request does not pay for first-time allocations."""
-        zeros = {f.name: np.zeros(f.shape, np.float32) for f in self._contract.plant.fields}
-        for candidates in (1, 8) * rounds:
-            self.act(zeros, candidates=candidates, value=True, seed=0)
+        self._model.warm_up()
 
     def act(
         self,
@@ -48,38 +46,26 @@ class OnnxPolicy:
     ) -> Decision:
         """See `rql_deploy.policy.Policy.act`; a local policy computes to the end whatever the deadline."""
         start = time.monotonic()
-        contract = self._contract
         if not 1 <= candidates <= MAX_CANDIDATES:
             raise ContractError(f"candidates is {candidates}: pass 1 to {MAX_CANDIDATES}")
-        if seed is None:
-            seed = secrets.randbits(63)
-        row = contract.flatten(observation)[None]
-        rows = contract.split(np.repeat(row, candidates, axis=0))
-        noise = flow_noise(seed, candidates, contract.h * contract.plant.action_dim)
-        chunks = self._policy.run(None, {"noise": noise, **rows})[0]
-        best, v, spread = 0, None, None
-        if candidates > 1 or value:
-            values, spreads = self._judge(rows, chunks)
-            best = int(values.argmax())
-            if value:
-                v, spread = float(values[best]), float(spreads[best])
+        fields = self._model.rows({name: np.asarray(observation[name]) for name in self._fields if name in observation})
+        job = Job(None, fields, secrets.randbits(63) if seed is None else seed, start, candidates=candidates, value=value)
+        self._engine.submit(job)
+        done: Done | None = None
+        while self._engine.busy:
+            done = next((event for event in self._engine.step() if isinstance(event, Done)), done)
+        assert done is not None
         return Decision(
-            actions=chunks[best],
-            value=v,
-            spread=spread,
-            steps_used=contract.F,
+            actions=done.actions,
+            value=done.value,
+            spread=done.spread,
+            steps_used=len(done.deltas),
             observation_time=start,
-            seed=seed,
+            seed=job.seed,
             timing={"inference": time.monotonic() - start},
+            compared=done.compared,
+            deltas=done.deltas,
         )
 
     def reset(self) -> None:
         """Nothing is kept between decisions."""
-
-    def _judge(
-        self, rows: Mapping[str, NDArray[np.float32]], chunks: NDArray[np.float32]
-    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        features = self._encode.run(None, dict(rows))[0]
-        x = ((chunks - self._centre) / self._half_range).reshape(len(chunks), -1)
-        values, spreads = self._value.run(None, {"features": features, "x": x, "f": np.ones((len(chunks), 1), np.float32)})
-        return values, spreads

@@ -1,65 +1,97 @@
-"""The policy server: a ZeroMQ ROUTER that answers decisions. No torch in this process.
+"""The policy server: a ZeroMQ ROUTER in front of the engine. No torch in this process.
 
-One thread receives, decides and replies, one request after the other. Malformed requests get an error code and cost nobody else
-anything; a request whose budget was spent waiting is dropped uncomputed.
+One thread receives, computes and replies: between two refinement steps it takes in whatever has arrived, so a request joins at the
+very next step. Malformed requests get an error code and cost nobody else anything. What is not urgent (metrics, logs, recording,
+loading a new bundle, WebSocket clients) lives in other threads, which hand things over through queues or as clients of `INTERNAL`.
 """
 
 from __future__ import annotations
 
 import contextlib
-import ipaddress
 import signal
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from types import FrameType
 from typing import Any, NamedTuple
 
 import numpy as np
 import zmq
-from numpy.typing import NDArray
 
 import rql_deploy
 from rql_deploy.errors import ContractError, UserError
-from rql_deploy.policy import MAX_CANDIDATES, Policy
 
-from . import protocol
+from . import protocol, requests
+from .binding import check_bind
+from .connections import Connections
+from .guard import MAX_RATE, Guard
+from .jobs import Done, Event, Expired, Preview
+from .lanes import Lane, Lanes
+from .metrics import Metrics
+from .model import Model
 from .protocol import ProtocolError
+from .recorder import Recorder
+from .security import ServerKeys
 
+INTERNAL = "inproc://policy"
+"""Where threads of the server's own process connect, in the server's context."""
 MAX_QUEUED_PER_CLIENT = 64
 MAX_WAITING = 1024
 """Requests taken in and not yet answered, over all clients; more wait in ZeroMQ's own bounded queues."""
+MAX_RECEIVED_PER_STEP = 64
+IDLE_MS = 200
+"""Longest wait for a request; signals and new bundles are noticed in between."""
+HOUSEKEEPING = 0.25
+"""Seconds between looks at connections, revoked keys and models that are ready to take over."""
+DRAIN_LIMIT = 10.0
+"""Seconds that requests under way get when the server is told to stop."""
 
 Header = dict[str, Any]
-Arrays = dict[str, NDArray[Any]]
 
 
-class Request(NamedTuple):
-    """A message that waits for its turn."""
+class Ticket(NamedTuple):
+    """Whose request a job is."""
 
     client: bytes
-    frames: list[Any]
-    received: float
-    """Seconds on this process's monotonic clock."""
+    echo: Header
+    contract: str | None
+    """The contract to tell the client about, if it is no longer the one it agreed on."""
+    model: Model
 
 
 class PolicyServer:
-    """Serve one policy on one endpoint. Use as a context manager; `run` returns when `stop` was called."""
+    """Serve models on one endpoint. Use as a context manager; `run` returns when `stop` was called and all is answered."""
 
-    def __init__(self, policy: Policy, bind: str, *, insecure: bool = False):
-        check_bind(bind, insecure)
-        self.policy = policy
+    def __init__(
+        self,
+        models: Sequence[Model],
+        bind: str,
+        *,
+        insecure: bool = False,
+        keys: ServerKeys | None = None,
+        max_rate: float = MAX_RATE,
+        recorder: Recorder | None = None,
+        busy_poll: bool = False,
+    ):
+        check_bind(bind, insecure, keys is not None)
+        self.metrics = Metrics()
         self.requests = self.errors = 0
-        self._contract = policy.contract.to_json()
+        self.ready = False
+        self.on_swap: Callable[[str, str], None] | None = None
+        """Called with (name, contract id) when a new model has taken over."""
+        self._lanes = Lanes(models)
+        self._keys, self._recorder, self._busy_poll = keys, recorder, busy_poll
+        self._guard = Guard(max_rate)
         self._stopping = False
-        self._waiting: deque[Request] = deque()
-        self._context = zmq.Context()
-        self._socket = self._context.socket(zmq.ROUTER)
-        self._socket.setsockopt(zmq.LINGER, 0)
-        self._socket.setsockopt(zmq.MAXMSGSIZE, protocol.MAX_MESSAGE_BYTES)
-        self._socket.setsockopt(zmq.RCVHWM, MAX_QUEUED_PER_CLIENT)
-        self._socket.setsockopt(zmq.SNDHWM, MAX_QUEUED_PER_CLIENT)
+        self._in_flight = 0
+        self._offers: deque[tuple[str, Model]] = deque()
+        self._next_housekeeping = 0.0
+        self.context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        self._socket = self.context.socket(zmq.ROUTER)
+        self._configure(keys)
         try:
+            self._socket.bind(INTERNAL)
+            self._connections = Connections(self._socket)
             self._socket.bind(bind)
         except zmq.ZMQError as error:
             self.close()
@@ -68,6 +100,26 @@ class PolicyServer:
             ) from error
         self.endpoint = self._socket.getsockopt_string(zmq.LAST_ENDPOINT)
 
+    def _configure(self, keys: ServerKeys | None) -> None:
+        fields = [field for lane in self._lanes.by_name.values() for field in lane.model.contract.plant.fields]
+        # Twice the largest field even as float64: a frame beyond that ends its sender's connection before memory is taken for it.
+        largest = max(1 << 20, 16 * max((field.size for field in fields), default=0))
+        self._large = largest > 1 << 20
+        for option, value in (
+            (zmq.LINGER, 0),
+            (zmq.RCVTIMEO, IDLE_MS),
+            (zmq.MAXMSGSIZE, min(largest, protocol.MAX_MESSAGE_BYTES)),
+            (zmq.RCVHWM, MAX_QUEUED_PER_CLIENT),
+            (zmq.SNDHWM, MAX_QUEUED_PER_CLIENT),
+            # Half-open connections (a robot that lost power) are dropped, and a stranger who says nothing is not waited for.
+            (zmq.HEARTBEAT_IVL, 2000),
+            (zmq.HEARTBEAT_TIMEOUT, 6000),
+            (zmq.HANDSHAKE_IVL, 3000),
+        ):
+            self._socket.setsockopt(option, value)
+        if keys is not None:
+            keys.protect(self.context, self._socket)
+
     def __enter__(self) -> PolicyServer:
         return self
 
@@ -75,140 +127,254 @@ class PolicyServer:
         self.close()
 
     def close(self) -> None:
-        """Free the port."""
-        self._socket.close()
-        self._context.term()
+        """Free the port; replies already handed over still leave."""
+        if getattr(self, "_connections", None) is not None:
+            self._connections.close()
+        self._socket.close(linger=500)
+        if self._keys is not None:
+            self._keys.close()
+        self.context.term()
 
     def stop(self) -> None:
-        """Ask `run` to return; safe from a signal handler."""
+        """Ask `run` to answer what is under way and return; safe from a signal handler."""
         self._stopping = True
 
-    def run(self, poll_ms: int = 200) -> None:
-        """Answer requests until stopped."""
-        poller = zmq.Poller()
-        poller.register(self._socket, zmq.POLLIN)
-        while not self._stopping:
-            if self._waiting or poller.poll(poll_ms):
-                self._receive()
-                self._answer_next()
+    def offer(self, name: str, model: Model) -> None:
+        """Have a warmed model take over a name between two refinement steps; safe from any thread."""
+        self._offers.append((name, model))
 
-    def _receive(self) -> None:
-        """Take in what has arrived, so that a request's budget runs while it waits for its turn."""
-        while len(self._waiting) < MAX_WAITING:
+    def run(self) -> None:
+        """Answer requests until stopped, then what is under way."""
+        self.ready = True
+        while not self._stopping:
+            self._turn()
+        expiry = time.monotonic() + DRAIN_LIMIT
+        # What arrives from here on is refused with `draining`.
+        while time.monotonic() < expiry and (self._in_flight or protocol.ready(self._socket, zmq.POLLIN)):
+            self._turn()
+
+    def _turn(self) -> None:
+        engine = self._lanes.next_busy()
+        self._receive(wait=engine is None and not self._busy_poll and not self._stopping)
+        engine = engine or self._lanes.next_busy()
+        now = time.monotonic()
+        if engine is not None:
+            rows = engine.rows
+            events = engine.step()
+            if engine.rows > rows:
+                self.metrics.batch_rows.add(engine.rows - rows)
+            for event in events:
+                self._emit(event)
+        if now >= self._next_housekeeping:
+            self._keep_house(now)
+
+    def _keep_house(self, now: float) -> None:
+        self._next_housekeeping = now + HOUSEKEEPING
+        self.metrics.connected = self._connections.count()
+        if self._recorder is not None:
+            self.metrics.recorder_dropped = self._recorder.dropped
+        if self._keys is not None:
+            self._keys.refresh()
+        while self._offers:
+            name, model = self._offers.popleft()
+            self._lanes.by_name[name].swap(model)
+            self.metrics.swaps += 1
+            if self.on_swap is not None:
+                self.on_swap(name, model.contract.contract_id)
+
+    # Taking in.
+
+    def _receive(self, wait: bool) -> None:
+        """Take in what has arrived, so that a request's budget runs while it waits for its turn; `wait` for something if idle.
+
+        Asking the socket whether it can be read costs more system calls than reading it and failing.
+        """
+        flags = 0 if wait else protocol.NOBLOCK
+        for _ in range(MAX_RECEIVED_PER_STEP):
+            if self._in_flight >= MAX_WAITING:
+                return
             try:
-                frames = self._socket.recv_multipart(zmq.NOBLOCK, copy=False)
+                client, frames = self._next_message(flags)
             except zmq.Again:
                 return
-            self._waiting.append(Request(frames[0].bytes, [frame.buffer for frame in frames[1:]], time.monotonic()))
+            flags = protocol.NOBLOCK
+            if frames is not None:
+                self._take(client, frames, time.monotonic())
 
-    def _answer_next(self) -> None:
-        request = self._waiting.popleft()
-        with contextlib.suppress(zmq.ZMQError):  # the client is gone or does not read: its reply is its own loss
-            self._socket.send_multipart([request.client, *self._answer(request)], zmq.NOBLOCK, copy=False)
+    def _next_message(self, flags: int) -> tuple[bytes, list[Any] | None]:
+        """A message and whose it is; None for frames when its key has been revoked."""
+        if self._keys is None:
+            frames = protocol.receive(self._socket, flags, large=self._large)
+            return frames[0], frames[1:]
+        client: bytes = self._socket.recv(flags)
+        parts = self._socket.recv_multipart(protocol.NOBLOCK, copy=False)
+        return client, [part.buffer for part in parts] if self._keys.allows(parts[0]) else None
 
-    def _answer(self, request: Request) -> list[Any]:
+    def _take(self, client: bytes, frames: list[Any], received: float) -> None:
         self.requests += 1
-        echo: dict[str, Any] = {"v": protocol.VERSION}
+        echo: Header = {"v": protocol.VERSION}
+        operation = "malformed"
         try:
-            header, arrays = protocol.decode(request.frames)
+            sentence = self._guard.refuse(client, received)
+            header, arrays = protocol.decode(frames)
             echo |= {key: header[key] for key in ("id", "epoch") if type(header.get(key)) is int}
+            if sentence is not None:
+                raise ProtocolError("busy", sentence)
             if header.get("v") != protocol.VERSION:
                 raise ProtocolError("version", f"this server speaks protocol {protocol.VERSION}")
-            result, out = self._carry_out(header, arrays, request.received)
-            return protocol.encode({**echo, "ok": True, **result}, out)
+            if header.get("op") in protocol.OPERATIONS:
+                operation = header["op"]
+            self._carry_out(client, echo, header, arrays, received)
         except ProtocolError as error:
-            code, text = error.code, str(error)
+            self._refuse(client, echo, error.code, str(error))
         except ContractError as error:
-            code, text = "bad_observation", str(error)
-        self.errors += 1
-        return protocol.encode({**echo, "ok": False, "code": code, "error": text})
+            self._refuse(client, echo, "bad_observation", str(error))
+        self.metrics.count_request(operation)
 
-    def _carry_out(self, header: Header, arrays: Arrays, received: float) -> tuple[Header, Arrays]:
+    def _carry_out(self, client: bytes, echo: Header, header: Header, arrays: requests.Arrays, received: float) -> None:
         match header.get("op"):
-            case "hello":
-                return self._hello(), {}
             case "act":
-                return self._act(header, arrays, received)
+                self._queue(client, echo, header, arrays, received)
+                return
+            case "refine":
+                lane, news = self._lane(header)
+                next_x, preview = lane.model.refine(*requests.read_refinement(header, arrays, lane.model))
+                self._reply(client, {**echo, "ok": True, **news}, {"next_x": next_x, "preview": preview})
+                return
+            case "value":
+                lane, news = self._lane(header)
+                value, spread = lane.model.value(*requests.read_valuation(header, arrays, lane.model))
+                self._reply(client, {**echo, "ok": True, **news}, {"value": value, "spread": spread})
+                return
+            case "hello":
+                head, parts = self._hello(self._lanes.find(header.get("bundle")))
+                self._reply(client, {**echo, "ok": True, **head}, parts)
+                return
             case "reset":
-                self.policy.reset()
-                return {}, {}
+                result = {}
+            case "stats":
+                result = self._stats()
             case "ping":
-                return {"requests": self.requests, "errors": self.errors}, {}
-        raise ProtocolError("unknown_operation", f"this server knows {', '.join(protocol.OPERATIONS)}")
+                result = {"requests": self.requests, "errors": self.errors, "ready": self.ready and not self._stopping}
+            case _:
+                raise ProtocolError("unknown_operation", f"this server knows {', '.join(protocol.OPERATIONS)}")
+        self._reply(client, {**echo, "ok": True, **result}, {})
 
-    def _hello(self) -> Header:
-        return {
+    def _lane(self, header: Header) -> tuple[Lane, Header]:
+        """The lane that a request names, and news of its contract for the client."""
+        if self._stopping:
+            raise ProtocolError("draining", "this server is about to stop")
+        lane = self._lanes.find(header.get("bundle"))
+        agreed, current = header.get("contract"), lane.model.contract.contract_id
+        if agreed is None or agreed == current:
+            return lane, {}
+        if not isinstance(agreed, str) or agreed not in lane.accepted:
+            raise ProtocolError("contract_changed", "this server's contract is not the one agreed on: say hello again")
+        return lane, {"contract_id": current}
+
+    def _queue(self, client: bytes, echo: Header, header: Header, arrays: requests.Arrays, received: float) -> None:
+        lane, news = self._lane(header)
+        ticket = Ticket(client, echo, news.get("contract_id"), lane.model)
+        lane.engine.submit(requests.read_job(header, arrays, lane.model, ticket, received))
+        self._guard.begin(client)
+        self._in_flight += 1
+
+    def _hello(self, lane: Lane) -> tuple[Header, requests.Arrays]:
+        contract = lane.model.contract
+        text = np.frombuffer(contract.to_json().encode(), np.uint8)
+        head = {
             "server": f"rql-deploy {rql_deploy.__version__}",
             "capabilities": list(protocol.OPERATIONS),
-            "contract_id": self.policy.contract.contract_id,
-            "contract": self._contract,
+            "bundle": lane.model.name,
+            "bundles": {name: other.model.contract.contract_id for name, other in self._lanes.by_name.items()},
+            "contract_id": contract.contract_id,
+        }
+        return head, {"contract": text}
+
+    def _stats(self) -> Header:
+        return {
+            **self.metrics.to_plain(),
+            "ready": self.ready and not self._stopping,
+            "in_flight": self._in_flight,
+            "clients": self._guard.clients,
+            "bundles": {
+                name: {"contract_id": lane.model.contract.contract_id, "F": lane.model.contract.F, "costs": lane.model.costs.summary()}
+                for name, lane in self._lanes.by_name.items()
+            },
         }
 
-    def _act(self, header: Header, arrays: Arrays, received: float) -> tuple[Header, Arrays]:
-        budget = _number(header, "budget", 1e-6, 3600.0)
-        candidates = _whole(header, "candidates", 1, MAX_CANDIDATES)
-        seed = _whole(header, "seed", 0, 2**64 - 1)
-        if budget is not None and time.monotonic() - received > budget:
-            raise ProtocolError("expired", "the request's budget was spent before its turn came")
-        decision = self.policy.act(arrays, candidates=candidates or 1, value=header.get("value") is True, seed=seed)
-        result = {
-            "value": decision.value,
-            "spread": decision.spread,
-            "steps_used": decision.steps_used,
-            "seed": decision.seed,
-            "timing": {**decision.timing, "server": time.monotonic() - received},
+    # Giving out.
+
+    def _emit(self, event: Event) -> None:
+        ticket: Ticket = event.job.ticket
+        if isinstance(event, Preview):
+            head = {**ticket.echo, "ok": True, "k": event.k, "last": False, "value": event.value, "spread": event.spread}
+            self._reply(ticket.client, head, {"actions": event.actions})
+            return
+        self._guard.end(ticket.client)
+        self._in_flight -= 1
+        if isinstance(event, Expired):
+            self.metrics.deadline_misses += 1
+            self._refuse(ticket.client, ticket.echo, "expired", "the request's budget was spent before its turn came")
+            return
+        self._decision(event, ticket)
+
+    def _decision(self, done: Done, ticket: Ticket) -> None:
+        job = done.job
+        server = time.monotonic() - job.received
+        head = {
+            **ticket.echo,
+            "ok": True,
+            "value": done.value,
+            "spread": done.spread,
+            "steps_used": len(done.deltas),
+            "seed": job.seed,
+            "timing": {"inference": done.inference, "queue": done.queue, "server": server},
         }
-        return result, {"actions": np.asarray(decision.actions, np.float32)}
+        if job.stream:
+            head |= {"k": len(done.deltas), "last": True}
+        if job.candidates > 1:
+            head |= {"candidate": done.candidate, "compared": done.compared}
+        if job.shortened or job.deltas:
+            head["deltas"] = done.deltas
+        if ticket.contract is not None:
+            head["contract_id"] = ticket.contract
+        self._reply(ticket.client, head, {"actions": done.actions})
+        metrics = self.metrics
+        metrics.steps_per_reply.add(len(done.deltas))
+        metrics.stages["queue"].add(done.queue)
+        metrics.stages["inference"].add(done.inference)
+        metrics.stages["server"].add(server)
+        metrics.shortened += job.shortened
+        metrics.deadline_misses += job.due is not None and job.received + server > job.due
+        if self._recorder is not None:
+            self._recorder.record(done, ticket.model.contract, server)
+
+    def _refuse(self, client: bytes, echo: Header, code: str, sentence: str) -> None:
+        self.errors += 1
+        self.metrics.count_error(code)
+        self._reply(client, {**echo, "ok": False, "code": code, "error": sentence}, {})
+
+    def _reply(self, client: bytes, header: Header, arrays: requests.Arrays) -> None:
+        with contextlib.suppress(zmq.ZMQError):  # the client is gone or does not read: its reply is its own loss
+            protocol.send(self._socket, [client, *protocol.encode(header, arrays)], protocol.NOBLOCK)
 
 
 @contextlib.contextmanager
-def stop_on_signals(server: PolicyServer) -> Iterator[None]:
-    """Have SIGINT and SIGTERM stop the server after the request under way."""
+def stop_on_signals(server: PolicyServer, on_hangup: Callable[[], None] | None = None) -> Iterator[None]:
+    """Have SIGINT and SIGTERM stop the server after the requests under way; SIGHUP calls `on_hangup`."""
 
-    def handler(_number: int, _frame: FrameType | None) -> None:
+    def stop(_number: int, _frame: FrameType | None) -> None:
         server.stop()
 
-    previous = {s: signal.signal(s, handler) for s in (signal.SIGINT, signal.SIGTERM)}
+    def hang_up(_number: int, _frame: FrameType | None) -> None:
+        if on_hangup is not None:
+            on_hangup()
+
+    handlers = {signal.SIGINT: stop, signal.SIGTERM: stop} | ({signal.SIGHUP: hang_up} if on_hangup is not None else {})
+    previous = {number: signal.signal(number, handler) for number, handler in handlers.items()}
     try:
         yield
     finally:
         for number, old in previous.items():
             signal.signal(number, old)
-
-
-def check_bind(bind: str, insecure: bool) -> None:
-    """Refuse to listen beyond this machine without encryption, unless told so in as many words."""
-    transport, separator, address = bind.partition("://")
-    if not separator or transport not in ("tcp", "ipc"):
-        raise UserError(f"--bind takes tcp://HOST:PORT or ipc://PATH, not '{bind}': try tcp://127.0.0.1:5555")
-    if transport == "ipc":
-        return
-    host, separator, port = address.rpartition(":")
-    host = host.strip("[]")
-    if not separator or not (port == "*" or (port.isdecimal() and 0 < int(port) < 65536)):
-        raise UserError(f"--bind {bind} has no port from 1 to 65535 (or * for a free one): try tcp://127.0.0.1:5555")
-    with contextlib.suppress(ValueError):
-        if ipaddress.ip_address(host).is_loopback:
-            return
-    if host == "localhost" or insecure:
-        return
-    raise UserError(
-        f"{bind} is open to the network and unencrypted: bind to 127.0.0.1 and tunnel, "
-        "or type --insecure to accept that anybody there can drive"
-    )
-
-
-def _number(header: Header, key: str, low: float, high: float) -> float | None:
-    value = header.get(key)
-    if value is None:
-        return None
-    if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
-        raise ProtocolError("bad_request", f"{key} must be a number from {low:g} to {high:g}")
-    return float(value)
-
-
-def _whole(header: Header, key: str, low: int, high: int) -> int | None:
-    value = header.get(key)
-    if value is not None and (type(value) is not int or not low <= value <= high):
-        raise ProtocolError("bad_request", f"{key} must be a whole number from {low} to {high}")
-    return value

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -116,6 +117,19 @@ def write_minari(folder: Path, *, episodes: tuple[int, ...] = (9, 7, 12), seed: 
         else:
             os.environ["MINARI_DATASETS_PATH"] = before
     return folder / "tiny" / "flat-v0"
+
+
+def require_node(folder: Path, package: str) -> None:
+    """Node.js and the packages of `folder`: without them a user's test is skipped and says why, and CI's fails."""
+    missing = None
+    if shutil.which("node") is None:
+        missing = "Node.js is not installed (apt-get install nodejs npm, then make setup)"
+    elif not (folder / "node_modules" / package).is_dir():
+        missing = f"{folder.relative_to(ROOT)}/node_modules is missing (npm and make setup put it there)"
+    if missing and (os.environ.get("RQL_REQUIRE_ALL") or os.environ.get("CI")):
+        pytest.fail(missing)
+    if missing:
+        pytest.skip(missing)
 
 
 @pytest.fixture(scope="session")

@@ -1,8 +1,6 @@
 """docs/consumer/act.mjs, which shares no code with this project, gives the actions that torch gave."""
 
 import json
-import os
-import shutil
 import subprocess
 from pathlib import Path
 
@@ -11,25 +9,15 @@ import pytest
 
 from rql_deploy.bundle import Bundle
 from rql_deploy.certificate import load_cases
-from tests.conftest import ROOT, cli
+from tests.conftest import ROOT, cli, require_node
 
 CONSUMER = ROOT / "docs" / "consumer"
 LIFT = ROOT / "rql_deploy" / "assets" / "lift_bundle"
-REQUIRED = bool(os.environ.get("RQL_REQUIRE_ALL") or os.environ.get("CI"))
 
 
 @pytest.fixture(autouse=True)
 def tools() -> None:
-    """Node.js and the packages of docs/consumer: without them CI fails, and a user is told."""
-    missing = None
-    if shutil.which("node") is None:
-        missing = "Node.js is not installed (apt-get install nodejs npm, then make setup)"
-    elif not (CONSUMER / "node_modules" / "onnxruntime-web").is_dir():
-        missing = "docs/consumer/node_modules is missing (npm and make setup put it there)"
-    if missing and REQUIRED:
-        pytest.fail(missing)
-    if missing:
-        pytest.skip(missing)
+    require_node(CONSUMER, "onnxruntime-web")
 
 
 def act(bundle: Path, requests: list[dict[str, object]], *options: str) -> subprocess.CompletedProcess[str]:

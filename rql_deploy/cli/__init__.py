@@ -18,6 +18,9 @@ VERBS = {
     "inspect": "Show a bundle, and check it again with --verify.",
     "serve": "Serve a bundle's actions over ZeroMQ.",
     "run": "Drive a simulated robot with a served policy.",
+    "top": "Watch a running server.",
+    "replay": "Compute recorded decisions again, and compare them to the byte.",
+    "keys": "Make and revoke keys for robots that connect over a network.",
     "evaluate": "Measure a policy's success over seeded episodes.",
     "demo": "The whole pipeline on robosuite Lift, start to finish.",
 }
@@ -30,6 +33,8 @@ EXTRAS = {
     "onnxscript": "train",
     "onnxruntime": "serve",
     "huggingface_hub": "hub",
+    "prometheus_client": "serve",
+    "websockets": "serve",
     "minari": "sim",
     "gymnasium": "sim",
     "mujoco": "sim",

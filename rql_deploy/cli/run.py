@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import click
@@ -15,6 +16,7 @@ from .options import echo_json, environment_options
 @click.command("run")
 @click.argument("task")
 @click.option("--connect", "endpoint", required=True, help="The policy server, e.g. tcp://127.0.0.1:5555.")
+@click.option("--keys", type=click.Path(path_type=Path), help="This robot's key file, where the server asks for keys.")
 @click.option("--episodes", default=3, show_default=True, type=click.IntRange(1), help="Episodes to play.")
 @click.option(
     "--candidates",
@@ -33,7 +35,9 @@ from .options import echo_json, environment_options
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 @environment_options
-def command(task: str, endpoint: str, episodes: int, candidates: int, seed: int, timeout: float, as_json: bool, **settings: Any) -> None:
+def command(
+    task: str, endpoint: str, keys: Path | None, episodes: int, candidates: int, seed: int, timeout: float, as_json: bool, **settings: Any
+) -> None:
     """Drive the simulated robot of TASK (robosuite:Lift) with the policy served at --connect, in lock-step.
 
     The two sides compare their contracts first: fields, shapes, actions and rate that differ are refused.
@@ -47,12 +51,12 @@ def command(task: str, endpoint: str, episodes: int, candidates: int, seed: int,
     work = Task(task, settings)
     work.check()
     # A server that is not there should be noticed before a simulator is built.
-    RemotePolicy.connect(endpoint).close()
+    RemotePolicy.connect(endpoint, keys=keys).close()
     env = work.make_env()
     plant = EnvPlant(env)
     results = []
     try:
-        with RemotePolicy.connect(endpoint, plant=describe(task, env)) as policy:
+        with RemotePolicy.connect(endpoint, plant=describe(task, env), keys=keys) as policy:
             loop = ControlLoop(plant, policy, candidates=candidates, deadline=timeout)
             for index in range(episodes):
                 try:

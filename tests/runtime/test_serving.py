@@ -18,6 +18,7 @@ from rql_deploy.bundle import Bundle
 from rql_deploy.contract import Contract
 from rql_deploy.errors import ContractError, DeadlineMissed, UserError
 from rql_deploy.runtime import protocol
+from rql_deploy.runtime.agreement import Agreement
 from rql_deploy.runtime.client import RemotePolicy, ServerError
 from rql_deploy.runtime.onnx_policy import OnnxPolicy
 from tests.conftest import assert_refused, cli, run_cli, serving
@@ -251,12 +252,14 @@ def test_the_client_imports_little() -> None:
 
 def test_a_reply_that_is_no_action_chunk_is_an_error(bundle: Path) -> None:
     contract = Bundle.open(bundle).contract
-
-    class Liar:
-        endpoint = "liar"
-
-        def call(self, *_: object) -> tuple[dict[str, object], dict[str, np.ndarray]]:
-            return {"ok": True, "steps_used": 10, "seed": 0}, {"actions": np.full((3, 2), np.nan, np.float32)}
-
-    with pytest.raises(ServerError, match="no finite action chunk"):
-        RemotePolicy(Liar(), contract).act(observation(contract))  # type: ignore[arg-type]
+    agreement = Agreement(
+        "liar", ({"contract_id": contract.contract_id}, {"contract": np.frombuffer(contract.to_json().encode(), np.uint8)}), None
+    )
+    good = np.zeros((contract.h, contract.plant.action_dim), np.float32)
+    assert agreement.decision({"steps_used": 10, "seed": 0}, {"actions": good}, 0.0).steps_used == 10
+    for wrong in ({}, {"actions": good + np.nan}, {"actions": good[:1]}, {"actions": good.astype(np.float64)}):
+        with pytest.raises(ServerError, match="no finite action chunk"):
+            agreement.decision({"steps_used": 10, "seed": 0}, wrong, 0.0)
+    for reply in ({"steps_used": "many"}, {"seed": []}, {"deltas": 3}, {"value": "high"}):
+        with pytest.raises(ServerError, match="not protocol 1"):
+            agreement.decision(reply, {"actions": good}, 0.0)

@@ -1,0 +1,60 @@
+"""Policies for the benchmarks: untrained networks of a given size, exported by the real exporter, kept between runs.
+
+Speed does not depend on what a network has learnt.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+import numpy as np
+
+from rql_deploy.contract import ActionDimension, Calibration, Contract, ObservationField, PlantDescription, Provenance
+
+OBSERVATION, ACTION, CHUNK = 64, 7, 5
+
+
+def make_plant(images: int = 0) -> PlantDescription:
+    """64 scalars, and `images` 224x224x3 images, to 5 x 7 actions at 50 Hz."""
+    fields = [ObservationField("state", (OBSERVATION,))]
+    fields += [ObservationField(f"camera{i}", (224, 224, 3), dtype="uint8") for i in range(images)]
+    return PlantDescription("benchmark", tuple(fields), tuple(ActionDimension(f"a{i}", -1.0, 1.0) for i in range(ACTION)), 50.0)
+
+
+def make_contract(plant: PlantDescription, *, flow_steps: int = 10, members: int = 2) -> Contract:
+    """A contract for an untrained policy."""
+    numbers = (0.0,) * plant.observation_dim
+    return Contract(
+        plant=plant,
+        h=CHUNK,
+        F=flow_steps,
+        observation_mean=numbers,
+        observation_std=tuple(1.0 for _ in numbers),
+        value_members=members,
+        calibration=Calibration((0.5,), {}, ((0.0,) * ACTION,), (0.0,), (0.0,)),
+        provenance=Provenance("benchmark", "", {}, 0, 0, {}),
+    )
+
+
+def network_bundle(hidden: tuple[int, ...] = (512, 512, 512, 512), *, flow_steps: int = 10, members: int = 2) -> Path:
+    """The folder of a bundle with networks of that size; made on the first call (some ten seconds), found again later."""
+    name = f"{'x'.join(map(str, hidden))}-F{flow_steps}-M{members}"
+    folder = Path(tempfile.gettempdir()) / "rql-deploy-benchmarks" / name
+    if folder.is_dir():
+        return folder
+    # Here, so that the servers and clients under measurement do not carry torch.
+    import torch
+
+    from rql_deploy.export.exporter import ExportModules, export_bundle
+    from rql_deploy.train.handover import make_modules
+    from rql_deploy.train.rql import RQL, RQLConfig
+
+    contract = make_contract(make_plant(), flow_steps=flow_steps, members=members)
+    config = RQLConfig(h=CHUNK, K=max(2, members), F=flow_steps, policy_hidden=hidden, value_hidden=hidden)
+    agent = RQL(config, OBSERVATION, ACTION, torch.Generator().manual_seed(0))
+    encoder, refiner, policy, valuer = make_modules(agent, contract)
+    features = encoder.kernel.shape[1]
+    rows = np.random.default_rng(0).normal(size=(64, OBSERVATION)).astype(np.float32)
+    export_bundle(ExportModules(encoder, refiner, policy, valuer, features), contract, rows, folder)
+    return folder

@@ -1,0 +1,34 @@
+"""Structured logs, off the hot path: events go into a queue, a thread writes them as one JSON object a line."""
+
+from __future__ import annotations
+
+import json
+import logging
+import queue
+import sys
+import time
+from logging.handlers import QueueHandler, QueueListener
+from typing import TextIO
+
+
+class JsonLines(logging.Formatter):
+    """`{"time": ..., "level": ..., "logger": ..., "event": ..., ...}`; a record's `data` entries join the object."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created)) + f".{int(record.msecs):03d}Z"
+        entry = {"time": stamp, "level": record.levelname.lower(), "logger": record.name, "event": record.getMessage()}
+        return json.dumps(entry | getattr(record, "data", {}), default=str)
+
+
+def start_logging(stream: TextIO | None = None) -> QueueListener:
+    """Log the package's events to `stream` (standard error) from a thread; `stop()` the result to write out what is queued."""
+    events: queue.SimpleQueue[logging.LogRecord] = queue.SimpleQueue()
+    handler = logging.StreamHandler(stream or sys.stderr)
+    handler.setFormatter(JsonLines())
+    logger = logging.getLogger("rql_deploy")
+    logger.handlers = [QueueHandler(events)]
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+    listener = QueueListener(events, handler)
+    listener.start()
+    return listener

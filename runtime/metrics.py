@@ -1,0 +1,95 @@
+"""What the server counts, in plain numbers that its one thread writes; `stats` and the Prometheus endpoint read copies."""
+
+from __future__ import annotations
+
+import time
+from bisect import bisect_left
+from typing import Any
+
+LATENCY_BOUNDS = (1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2, 0.1, 0.2, 0.5, 1.0)
+"""Seconds."""
+COUNT_BOUNDS = (1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 16, 24, 32, 48, 64)
+
+STAGES = ("queue", "inference", "server")
+"""Receipt to first computation, from there to the decision, receipt to reply."""
+
+
+class Histogram:
+    """Counts of values up to each bound."""
+
+    __slots__ = ("bounds", "counts", "total")
+
+    def __init__(self, bounds: tuple[float, ...]):
+        self.bounds = bounds
+        self.counts = [0] * (len(bounds) + 1)
+        self.total = 0.0
+
+    def add(self, value: float) -> None:
+        """Count one value."""
+        self.counts[bisect_left(self.bounds, value)] += 1
+        self.total += value
+
+    def to_plain(self) -> dict[str, Any]:
+        """Bounds, a count per bound and one for what lies beyond, and the sum."""
+        return {"bounds": list(self.bounds), "counts": list(self.counts), "sum": self.total}
+
+
+def quantile(histogram: dict[str, Any], q: float) -> float | None:
+    """The bound under which a share q of a `Histogram.to_plain` lies, interpolated; None when it is empty."""
+    counts, bounds = histogram["counts"], histogram["bounds"]
+    wanted = q * sum(counts)
+    if not wanted:
+        return None
+    seen = 0.0
+    for i, count in enumerate(counts):
+        if seen + count >= wanted and count:
+            low = bounds[i - 1] if i else 0.0
+            high = bounds[i] if i < len(bounds) else bounds[-1]
+            return float(low + (high - low) * (wanted - seen) / count)
+        seen += count
+    return float(bounds[-1])
+
+
+class Metrics:
+    """Counters and histograms since the server started."""
+
+    def __init__(self) -> None:
+        self.started = time.monotonic()
+        self.requests: dict[str, int] = {}
+        """By operation."""
+        self.errors: dict[str, int] = {}
+        """By error code."""
+        self.deadline_misses = 0
+        """Decisions that left after their budget, and requests dropped because theirs was spent."""
+        self.shortened = 0
+        """Decisions with fewer refinement steps than the contract's F."""
+        self.stages = {name: Histogram(LATENCY_BOUNDS) for name in STAGES}
+        self.steps_per_reply = Histogram(COUNT_BOUNDS)
+        self.batch_rows = Histogram(COUNT_BOUNDS)
+        self.swaps = 0
+        self.connected = 0
+        self.recorder_dropped = 0
+
+    def count_request(self, operation: str) -> None:
+        """One more request of that kind."""
+        self.requests[operation] = self.requests.get(operation, 0) + 1
+
+    def count_error(self, code: str) -> None:
+        """One more refusal with that code."""
+        self.errors[code] = self.errors.get(code, 0) + 1
+
+    def to_plain(self) -> dict[str, Any]:
+        """A copy that fits in a message header."""
+        return {
+            "uptime": time.monotonic() - self.started,
+            "requests": dict(self.requests),
+            "errors": dict(self.errors),
+            "deadline_misses": self.deadline_misses,
+            "shortened": self.shortened,
+            "stages": {name: histogram.to_plain() for name, histogram in self.stages.items()},
+            "steps_per_reply": self.steps_per_reply.to_plain(),
+            "batch_rows": self.batch_rows.to_plain(),
+            "swaps": self.swaps,
+            "connected": self.connected,
+            "recorder_dropped": self.recorder_dropped,
+        }

@@ -1,0 +1,176 @@
+"""What was served, in append-only shards, off the hot path: enough to compute every decision again to the byte.
+
+A shard is the line `RQLREC1` followed by records: length (u32), CRC-32 (u32), both little-endian, and that many bytes of msgpack. The first
+record, and one after every change, is a contract; the others are decisions. A record cut short by a crash is the last one, and reading
+ends before it. No file is ever rewritten.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import queue
+import struct
+import threading
+import time
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import msgpack
+import numpy as np
+from numpy.typing import NDArray
+
+from rql_deploy.contract import Contract
+from rql_deploy.errors import UserError
+
+from .jobs import Done
+
+MAGIC = b"RQLREC1\n"
+SHARD_BYTES = 64 << 20
+MAX_QUEUED = 4096
+"""Decisions waiting to be written; more are dropped and counted, rather than held up."""
+MAX_RECORD_BYTES = 256 << 20
+WARN_EVERY = 10.0
+"""Seconds between warnings about a disk that does not take records."""
+_HEAD = struct.Struct("<II")
+_log = logging.getLogger("rql_deploy.recorder")
+
+Record = dict[str, Any]
+
+
+class Recorder:
+    """Writes decisions from a thread of its own. `record` never blocks and never raises."""
+
+    def __init__(self, folder: Path, *, shard_bytes: int = SHARD_BYTES):
+        self.dropped = 0
+        """Decisions not written: the queue was full, or the disk was."""
+        self.written = 0
+        self._folder, self._shard_bytes = folder, shard_bytes
+        self._prefix = f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
+        self._shards, self._size, self._warned = 0, 0, -WARN_EVERY
+        self._contract: str | None = None
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            self._file = self._open()
+        except OSError as error:
+            raise UserError(f"cannot record to {folder} ({error.strerror}): pass another folder") from error
+        self._queue: queue.Queue[tuple[Done, Contract, float, float] | None] = queue.Queue(MAX_QUEUED)
+        self._thread = threading.Thread(target=self._run, name="recorder", daemon=True)
+        self._thread.start()
+
+    def record(self, done: Done, contract: Contract, server: float) -> None:
+        """Take one decision; `server` is how many seconds it took from receipt to reply."""
+        try:
+            self._queue.put_nowait((done, contract, server, time.time()))
+        except queue.Full:
+            self.dropped += 1
+
+    def close(self) -> None:
+        """Write what is queued and close the shard."""
+        self._queue.put(None)
+        self._thread.join(timeout=10)
+
+    def _run(self) -> None:
+        while (entry := self._queue.get()) is not None:
+            try:
+                self._append(*entry)
+                self.written += 1
+            except OSError as error:
+                self.dropped += 1
+                if time.monotonic() - self._warned > WARN_EVERY:
+                    self._warned = time.monotonic()
+                    _log.warning("cannot record", extra={"data": {"error": error.strerror, "dropped": self.dropped}})
+        os.close(self._file)
+
+    def _append(self, done: Done, contract: Contract, server: float, wall: float) -> None:
+        if self._size >= self._shard_bytes:
+            following = self._open()
+            os.close(self._file)
+            self._file = following
+        if self._contract != contract.contract_id:
+            self._write({"kind": "contract", "contract_id": contract.contract_id, "contract": contract.to_json()})
+            self._contract = contract.contract_id
+        self._write(_to_plain(done, contract, server, wall))
+
+    def _open(self) -> int:
+        path = self._folder / f"{self._prefix}-{self._shards:05d}.rqlrec"
+        file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o644)
+        self._shards += 1
+        self._contract, self._size = None, os.write(file, MAGIC)
+        return file
+
+    def _write(self, record: Record) -> None:
+        data: bytes = msgpack.packb(record)
+        whole = _HEAD.pack(len(data), zlib.crc32(data)) + data
+        try:
+            if os.write(self._file, whole) < len(whole):
+                raise OSError(28, "no space left on the device")
+            self._size += len(whole)
+        except OSError:
+            # A record cut in half would hide those after it.
+            os.ftruncate(self._file, self._size)
+            raise
+
+
+def _to_plain(done: Done, contract: Contract, server: float, wall: float) -> Record:
+    job = done.job
+    return {
+        "kind": "decision",
+        "time": wall,
+        "contract_id": contract.contract_id,
+        "client": getattr(job.ticket, "client", b"").hex(),
+        "fields": {name: _pack(value[0]) for name, value in job.fields.items()},
+        "seed": job.seed,
+        "candidates": job.candidates,
+        "candidate": done.candidate,
+        "compared": done.compared,
+        "pruned": job.pruned,
+        "deltas": done.deltas,
+        "budget": None if job.due is None else job.due - job.received,
+        "timing": {"queue": done.queue, "inference": done.inference, "server": server},
+        "actions": _pack(done.actions),
+        "value": done.value,
+        "spread": done.spread,
+    }
+
+
+def _pack(array: NDArray[np.float32]) -> list[Any]:
+    return [list(array.shape), np.ascontiguousarray(array, "<f4").tobytes()]
+
+
+def _unpack(entry: Any) -> NDArray[np.float32]:
+    shape, data = entry
+    return np.frombuffer(data, "<f4").reshape(shape)
+
+
+def read_shard(path: Path) -> Iterator[Record]:
+    """Records of one shard in order, arrays as float32; ends before a record that was cut short.
+
+    Raises UserError when the file is no shard, or a record in it is damaged.
+    """
+    with path.open("rb") as file:
+        if file.read(len(MAGIC)) != MAGIC:
+            raise UserError(f"{path} is not a recording: pass a .rqlrec file or a folder that `serve --record` wrote")
+        while len(head := file.read(_HEAD.size)) == _HEAD.size:
+            length, checksum = _HEAD.unpack(head)
+            data = file.read(length) if length <= MAX_RECORD_BYTES else b""
+            if len(data) < length <= MAX_RECORD_BYTES:
+                return
+            if length > MAX_RECORD_BYTES or zlib.crc32(data) != checksum:
+                raise UserError(f"{path} is damaged after {file.tell()} bytes: use the records before it, or a copy")
+            record: Record = msgpack.unpackb(data)
+            if record["kind"] == "decision":
+                record["fields"] = {name: _unpack(entry) for name, entry in record["fields"].items()}
+                record["actions"] = _unpack(record["actions"])
+            yield record
+
+
+def read_recording(path: Path) -> Iterator[Record]:
+    """Records of a shard or of all shards in a folder, oldest first."""
+    shards = sorted(path.glob("*.rqlrec")) if path.is_dir() else [path]
+    if not shards or not shards[0].is_file():
+        raise UserError(f"there is no recording at {path}: pass a .rqlrec file or a folder that `serve --record` wrote")
+    for shard in shards:
+        yield from read_shard(shard)

@@ -1,0 +1,142 @@
+"""Headers of requests, checked: what a client asked for, or a ProtocolError that says what is wrong with it."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rql_deploy.policy import MAX_CANDIDATES
+
+from .jobs import Job
+from .model import Model
+from .protocol import ProtocolError
+
+Header = dict[str, Any]
+Arrays = Mapping[str, NDArray[Any]]
+
+MAX_DELTAS = 64
+"""Most refinement steps that a request may spell out."""
+MAX_ROWS = MAX_CANDIDATES
+"""Most rows of one `refine` or `value` request."""
+
+
+def read_job(header: Header, arrays: Arrays, model: Model, ticket: Any, received: float) -> Job:
+    """The job that an `act` request describes. Raises ProtocolError or ContractError."""
+    budget = number(header, "budget", 0.0, 3600.0)
+    seed = whole(header, "seed", 0, 2**64 - 1)
+    candidates = whole(header, "candidates", 1, MAX_CANDIDATES)
+    job = Job(
+        ticket=ticket,
+        fields=model.rows(arrays),
+        seed=random.getrandbits(63) if seed is None else seed,
+        received=received,
+        due=None if budget is None else received + budget,
+        candidates=candidates or 1,
+        value=flag(header, "value"),
+        stream=flag(header, "stream"),
+    )
+    if header.get("prune") is not None:
+        job.prune = _prune(header["prune"], job.candidates, model.contract.F)
+    if header.get("deltas") is not None:
+        job.deltas = _deltas(header["deltas"])
+        job.first = whole(header, "first", 0, MAX_CANDIDATES - 1) or 0
+    if header.get("prefix") is not None:
+        raise ProtocolError("bad_request", "prefix is reserved for a later version: leave it out")
+    return job
+
+
+def read_refinement(
+    header: Header, arrays: Arrays, model: Model
+) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]:
+    """features `[N, D]`, x `[N, hA]`, f `[N, 1]`, delta `[N, 1]` of a `refine` request: N rows for one observation."""
+    x = _rows(arrays, "x", (model.chunk_dim,))
+    f = column(header, "f", len(x), 0.0, 1.0)
+    delta = column(header, "delta", len(x), 0.0, 1.0)
+    if (f + delta > 1.0 + 1e-6).any():
+        raise ProtocolError("bad_request", "f + delta must not exceed 1")
+    return np.repeat(model.encode(model.rows(arrays)), len(x), axis=0), x, f, delta
+
+
+def read_valuation(header: Header, arrays: Arrays, model: Model) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]:
+    """features `[N, D]`, x `[N, hA]`, f `[N, 1]` of a `value` request: complete chunks `actions`, or partial ones `x` at `f`."""
+    features = model.encode(model.rows(arrays))
+    if "actions" in arrays:
+        actions = _rows(arrays, "actions", (model.contract.h, model.contract.plant.action_dim))
+        x, f = model.scaled(actions), np.ones((len(actions), 1), np.float32)
+    else:
+        x = _rows(arrays, "x", (model.chunk_dim,))
+        f = column(header, "f", len(x), 0.0, 1.0)
+    return np.repeat(features, len(x), axis=0), x, f
+
+
+def number(header: Header, key: str, low: float, high: float) -> float | None:
+    """A finite number within bounds, or None when absent."""
+    value = header.get(key)
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
+        raise ProtocolError("bad_request", f"{key} must be a number from {low:g} to {high:g}")
+    return float(value)
+
+
+def whole(header: Header, key: str, low: int, high: int) -> int | None:
+    """A whole number within bounds, or None when absent."""
+    value = header.get(key)
+    if value is not None and (type(value) is not int or not low <= value <= high):
+        raise ProtocolError("bad_request", f"{key} must be a whole number from {low} to {high}")
+    return value
+
+
+def flag(header: Header, key: str) -> bool:
+    """True or false; false when absent."""
+    value = header.get(key, False)
+    if value not in (None, True, False):
+        raise ProtocolError("bad_request", f"{key} must be true or false")
+    return bool(value)
+
+
+def column(header: Header, key: str, rows: int, low: float, high: float) -> NDArray[np.float32]:
+    """`[rows, 1]` from one number for all rows or a list of one each."""
+    value = header.get(key)
+    entries = value if isinstance(value, list) else [value] * rows
+    if len(entries) != rows or not all(isinstance(v, int | float) and not isinstance(v, bool) and low <= v <= high for v in entries):
+        raise ProtocolError("bad_request", f"{key} must be a number from {low:g} to {high:g}, or one for each of the {rows} rows")
+    return np.array(entries, np.float32)[:, None]
+
+
+def _rows(arrays: Arrays, name: str, shape: tuple[int, ...]) -> NDArray[np.float32]:
+    value = arrays.get(name)
+    if value is None or value.ndim != len(shape) + 1 or value.shape[1:] != shape or not 1 <= len(value) <= MAX_ROWS:
+        raise ProtocolError("bad_request", f"array '{name}' must have shape [N, {', '.join(map(str, shape))}] with N from 1 to {MAX_ROWS}")
+    rows = np.asarray(value, np.float32)
+    if not np.isfinite(rows).all():
+        raise ProtocolError("bad_request", f"array '{name}' holds NaN or infinity")
+    return rows
+
+
+def _prune(value: Any, candidates: int, flow_steps: int) -> tuple[tuple[int, int], ...]:
+    found = [(0, candidates)]
+    for pair in value if isinstance(value, list) else [None]:
+        if not (isinstance(pair, list) and len(pair) == 2 and all(type(n) is int for n in pair)):
+            raise ProtocolError("bad_request", "prune must be a list of [refinement step, candidates to keep]")
+        k, keep = pair
+        if not (found[-1][0] < k < flow_steps and 1 <= keep <= found[-1][1]):
+            raise ProtocolError("bad_request", f"prune must name rising steps below {flow_steps} and falling numbers of candidates")
+        found.append((k, keep))
+    return tuple(found[1:])
+
+
+def _deltas(value: Any) -> tuple[float, ...]:
+    if (
+        not isinstance(value, list)
+        or not 1 <= len(value) <= MAX_DELTAS
+        or not all(isinstance(d, float) and 0.0 < d <= 1.0 for d in value)
+        or not math.isclose(sum(value), 1.0, abs_tol=1e-5)
+    ):
+        raise ProtocolError("bad_request", f"deltas must be 1 to {MAX_DELTAS} positive numbers that sum to 1")
+    return tuple(value)
