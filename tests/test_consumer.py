@@ -1,6 +1,7 @@
 """docs/consumer/act.mjs, which shares no code with this project, gives the actions that torch gave."""
 
 import json
+import shutil
 import subprocess
 from pathlib import Path
 
