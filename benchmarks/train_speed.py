@@ -17,12 +17,16 @@ import argparse
 import json
 import statistics
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import torch
+
+# A bare GPU node has a checkout and nothing installed.
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from rql_deploy.contract import ActionDimension, ObservationField, PlantDescription
 from rql_deploy.train.engine import Engine, EngineChoice, flop_per_update, make_engine

@@ -73,14 +73,16 @@ def require_native(precision: Precision) -> None:
         )
 
 
-def hidden_layers(model: onnx.ModelProto, chunk: int) -> dict[str, str]:
-    """Hash of kernel -> name of the tensor that enters it, for every matrix product with neither x nor the velocity at an end."""
+def hidden_layers(model: onnx.ModelProto, *, last: bool) -> dict[str, str]:
+    """Hash of kernel -> name of the tensor that enters it, for every matrix product that takes no input of the graph.
+
+    With `last`, the last one, which makes the velocity, is left out too.
+    """
     kernels = {t.name: t for t in model.graph.initializer}
-    return {
-        _hash(kernels[node.input[1]]): node.input[0]
-        for node in model.graph.node
-        if node.op_type == "MatMul" and node.input[1] in kernels and chunk not in kernels[node.input[1]].dims
-    }
+    inputs = {entry.name for entry in model.graph.input}
+    products = [node for node in model.graph.node if node.op_type == "MatMul" and node.input[1] in kernels]
+    hidden = [node for node in (products[:-1] if last else products) if node.input[0] not in inputs]
+    return {_hash(kernels[node.input[1]]): node.input[0] for node in hidden}
 
 
 def calibrate(
@@ -92,8 +94,9 @@ def calibrate(
     noise: NDArray[np.float32],
 ) -> dict[str, Activations]:
     """What enters every hidden layer over the whole flow: observations `[N, O]` walked from noise `[N, hA]` to their actions."""
-    chunk = contract.h * contract.plant.action_dim
-    watched = {graph: hidden_layers(model, chunk) for graph, model in (("refine", refine), ("value", value))}
+    watched = {"refine": hidden_layers(refine, last=True), "value": hidden_layers(value, last=False)}
+    if not all(watched.values()):
+        raise UserError("networks with one hidden layer have no layer to convert: leave --precision out")
     sessions = {"refine": _watching(refine, watched["refine"]), "value": _watching(value, watched["value"]), "encode": _session(encode)}
     layers: dict[str, Activations] = {layer: Activations() for graph in watched.values() for layer in graph}
 

@@ -148,8 +148,11 @@ def _read_manifest(path: Path) -> dict[str, Any]:
         variants = FLOAT32_FILES if manifest["format"] == 1 else manifest["variants"]
         graphs = {file for graph_files in variants.values() for file in (graph_files[g] for g in GRAPHS)}
         required = {CONTRACT, CERTIFICATE, CASES, *graphs, *FLOAT32_FILES["fp32"].values()}
-        if "fp32" not in variants:
-            raise ValueError("it has no float32 variant")
+        if variants.get("fp32") != FLOAT32_FILES["fp32"]:
+            raise ValueError("its float32 variant is not made of the float32 graphs")
+        for variant, graph_files in variants.items():
+            if any(graph_files[graph] not in (f"{graph}.onnx", f"{graph}.{variant}.onnx") for graph in GRAPHS):
+                raise ValueError(f"variant {variant} has graphs in each other's places")
         if (
             not isinstance(manifest["contract_id"], str)
             or not required <= files.keys()

@@ -85,7 +85,7 @@ def save_checkpoint(
     random_state: Tensor,
 ) -> Path:
     """Write checkpoint `step` under `run` and make it the latest. Raises UserError when the disk does not take it; older ones stay."""
-    final = run / "checkpoints" / f"step_{step:09d}"
+    final = checkpoint_folder(run, step)
     temporary = final.with_name(f".{final.name}.partial")
     try:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -98,7 +98,11 @@ def save_checkpoint(
         for file in temporary.iterdir():
             _sync(file)
         _sync(temporary)
-        shutil.rmtree(final, ignore_errors=True)
+        if final.exists():
+            # Never without a whole checkpoint of this name: `latest` may be pointing here.
+            aside = final.with_name(f".{final.name}.old.partial")
+            shutil.rmtree(aside, ignore_errors=True)
+            final.rename(aside)
         temporary.rename(final)
         _sync(final.parent)
         point(run, "latest", final)
@@ -123,20 +127,26 @@ def pointed(run: Path, pointer: Literal["latest", "best"]) -> Path | None:
     return run / "checkpoints" / file.read_text(errors="replace").strip() if file.is_file() else None
 
 
+def checkpoint_folder(run: Path, step: int) -> Path:
+    """Where the run keeps the checkpoint of this step."""
+    return run / "checkpoints" / f"step_{step:09d}"
+
+
 def step_of(checkpoint: Path) -> int:
     """The update number in a checkpoint folder's name."""
     return int(checkpoint.name.removeprefix("step_"))
 
 
 def prune_checkpoints(run: Path, keep: Callable[[int], bool]) -> None:
-    """Remove the run's checkpoints that are neither `latest` nor `best` and whose step `keep` does not want."""
+    """Remove the run's checkpoints that are neither `latest` nor `best` and whose step `keep` does not want, and what a kill has left."""
     pointers = {pointed(run, "latest"), pointed(run, "best")}
     for folder in (run / "checkpoints").glob("step_*"):
         if folder not in pointers and not keep(step_of(folder)):
             # Renamed first, so that a half-removed folder never looks like a checkpoint.
             doomed = folder.with_name(f".{folder.name}.partial")
             folder.rename(doomed)
-            shutil.rmtree(doomed, ignore_errors=True)
+    for leftover in (run / "checkpoints").glob(".*.partial"):
+        shutil.rmtree(leftover, ignore_errors=True)
 
 
 def load_checkpoint(path: Path) -> Checkpoint:
@@ -146,10 +156,10 @@ def load_checkpoint(path: Path) -> Checkpoint:
         header = json.loads((folder / "checkpoint.json").read_text())
         if header.get("format") != FORMAT:
             raise UserError(f"checkpoint {folder} has format {header.get('format')!r}, this rql-deploy reads {FORMAT}: train again")
-        if header["statistics"].keys() < STATISTICS or not isinstance(header["step"], int):
+        if not header["statistics"].keys() >= STATISTICS or not isinstance(header["step"], int):
             raise ValueError("its header is incomplete")
         reference = load_file(folder / "reference.safetensors")
-        if reference.keys() < {"observations", "chunks", "mean", "std"}:
+        if not {"observations", "chunks", "mean", "std"} <= reference.keys():
             raise ValueError("its reference rows are incomplete")
         return Checkpoint(
             path=folder,

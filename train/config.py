@@ -88,6 +88,11 @@ class TrainConfig:
         for name in ("policy_hidden", "value_hidden"):
             if not getattr(c, name) or min(getattr(c, name)) < 1:
                 raise UserError(f"rql.{name} is {list(getattr(c, name))}, it must list at least one positive width")
+        if any(width % 4 for width in c.value_hidden):
+            raise UserError(
+                f"rql.value_hidden is {list(c.value_hidden)}, its widths must be multiples of 4: in an exported graph of another width, "
+                "a row's last bit would depend on the batch it is in"
+            )
         if c.learning_rate <= 0:
             raise UserError(f"rql.learning_rate is {c.learning_rate:g}, it must be positive")
         if not 0 <= self.seed < 2**63:

@@ -11,6 +11,7 @@ import os
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal, Protocol
 
 import torch
@@ -26,6 +27,8 @@ EAGER_FLOPS = 4e10
 """What eager updates are assumed to reach on a CPU when `auto` decides; measured: 4e10 to 9e10 on two cores (benchmarks/train_speed.py)."""
 WORTH_COMPILING_SECONDS = 600.0
 """`auto` compiles from this estimated eager duration on: compiling costs about a minute and takes a fifth to a third off an update."""
+WORTH_COMPILING_UPDATES = 10_000
+"""The same on a GPU, where eager updates are bound by launches whatever the networks' size (an estimate: a hundred a second)."""
 UPDATES_PER_REPLAY = 10
 SLICE_ROWS = 32
 """Rows of a batch below which another thread costs more than it brings."""
@@ -76,16 +79,34 @@ def choose_device(config: TrainConfig) -> Literal["cpu", "cuda"]:
     return "cuda" if found and config.device != "cpu" else "cpu"
 
 
-def choose_engine(config: TrainConfig, observation_dim: int, action_dim: int) -> EngineChoice:
-    """Resolve `engine`, `precision` and `device` for this machine and this run's length; refuses what cannot run here."""
+def compiler_available(device: str) -> bool:
+    """Whether torch.compile finds the compiler it needs: a C++ one on a CPU, a C one (for Triton's launcher) on a GPU."""
+    names = ("gcc", "clang") if device == "cuda" else ("g++", "clang++")
+    return any(shutil.which(name) for name in names)
+
+
+def require_engine(choice: EngineChoice, run: Path) -> None:
+    """Raise UserError unless the engine that `run` was trained with can run here, so that resuming repeats its numbers."""
+    if choice.device == "cuda" and not torch.cuda.is_available():
+        raise UserError(f"run {run} was trained on a GPU, and torch finds none: resume it there, or start anew with --init-from {run}")
+    if choice.engine == "compiled" and not compiler_available(choice.device):
+        raise UserError(f"run {run} was trained compiled, which needs a compiler: install g++, or start anew with --init-from {run}")
+
+
+def choose_engine(config: TrainConfig, observation_dim: int, action_dim: int, *, workers: int = 1) -> EngineChoice:
+    """Resolve `engine`, `precision` and `device` for this machine and this run's length; refuses what cannot run here.
+
+    `workers` share each batch (train/parallel.py).
+    """
     device = choose_device(config)
-    compiler = device == "cuda" or shutil.which("g++") is not None or shutil.which("clang++") is not None
+    compiler = compiler_available(device)
     if config.engine == "compiled" and not compiler:
-        raise UserError("train.engine is compiled, but torch.compile needs a C++ compiler here: install g++, or pass --engine eager")
+        raise UserError("train.engine is compiled, but torch.compile needs a compiler here: install g++, or pass --engine eager")
     engine: Literal["eager", "compiled"]
     if config.engine == "auto":
         seconds = config.updates * flop_per_update(config.rql, config.batch_size, observation_dim, action_dim) / EAGER_FLOPS
-        engine = "compiled" if compiler and (device == "cuda" or seconds >= WORTH_COMPILING_SECONDS) else "eager"
+        long = config.updates >= WORTH_COMPILING_UPDATES if device == "cuda" else seconds >= WORTH_COMPILING_SECONDS
+        engine = "compiled" if compiler and long else "eager"
     else:
         engine = config.engine
     precision = config.precision
@@ -94,13 +115,15 @@ def choose_engine(config: TrainConfig, observation_dim: int, action_dim: int) ->
         precision = "tf32" if device == "cuda" and torch.cuda.get_device_capability() >= (8, 0) else "fp32"
     if precision == "tf32" and device == "cpu":
         raise UserError("train.precision is tf32, which only NVIDIA GPUs have: pass --precision fp32 or bf16")
-    return EngineChoice(engine, precision, device, choose_threads(config) if device == "cpu" else 1)
+    return EngineChoice(engine, precision, device, choose_threads(config, workers) if device == "cpu" else 1)
 
 
-def choose_threads(config: TrainConfig) -> int:
-    """At most `threads`, or as many as this process has cores, so that equal slices of at least `SLICE_ROWS` rows are left."""
-    wanted = config.threads or len(os.sched_getaffinity(0))
-    return max(n for n in range(1, wanted + 1) if n == 1 or (config.batch_size % n == 0 and config.batch_size // n >= SLICE_ROWS))
+def choose_threads(config: TrainConfig, workers: int) -> int:
+    """At most `threads`, or this worker's part of the cores, so that equal slices of at least `SLICE_ROWS` rows are left."""
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if workers > 1 else 1
+    wanted = config.threads or max(1, len(os.sched_getaffinity(0)) // here)
+    rows = config.batch_size // workers
+    return max(n for n in range(1, wanted + 1) if n == 1 or (rows % n == 0 and rows // n >= SLICE_ROWS))
 
 
 def make_engine(choice: EngineChoice, agent: RQL, draw: Draw, *, reduce: Reduce | None = None, generator: torch.Generator) -> Engine:
@@ -166,6 +189,9 @@ class StepEngine:
 class Capture(Protocol):
     """Turns a function of tensors in place into one launch."""
 
+    def begin(self) -> None:
+        """What is captured from here on shares memory; what was captured before is gone."""
+
     def warm_up(self, work: Callable[[], None]) -> None:
         """Run `work` once, outside a capture."""
 
@@ -181,6 +207,10 @@ class CudaCapture:
         self.stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         self.pool = torch.cuda.graph_pool_handle()
 
+    def begin(self) -> None:
+        """A new pool: the one of graphs that are gone still holds the last gradients and cannot be used again."""
+        self.pool = torch.cuda.graph_pool_handle()
+
     def warm_up(self, work: Callable[[], None]) -> None:
         """Run `work` on a side stream, as capture needs."""
         self.stream.wait_stream(torch.cuda.current_stream())
@@ -192,7 +222,7 @@ class CudaCapture:
         """Record one graph."""
         graph = torch.cuda.CUDAGraph()
         graph.register_generator_state(self.generator)
-        with torch.cuda.graph(graph, pool=self.pool):
+        with torch.cuda.graph(graph, pool=self.pool, stream=self.stream):
             work()
         return graph.replay
 
@@ -219,6 +249,7 @@ class GraphEngine:
         if not updates:
             return
         if self.one is None or self.several is None:
+            self.capture.begin()
             self.one = self.capture.capture(self._update)
             self.several = self.capture.capture(self._update_block)
         for _ in range(updates // self.block):

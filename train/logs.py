@@ -51,10 +51,18 @@ class RunLog:
         except OSError as error:
             raise UserError(f"cannot write {self._lines.name} ({error.strerror}): make room and resume from the last checkpoint") from error
         named = {f"{_GROUP_OF.get(name, 'other')}/{name}": value for name, value in figures.items()}
-        for name, value in named.items():
-            self._tensorboard.add_scalar(name, value, step)
+        self._scalars(step, named)
         for write, _ in self._trackers:
             write(step, named)
+
+    def _scalars(self, step: int, named: Mapping[str, float]) -> None:
+        try:
+            for name, value in named.items():
+                self._tensorboard.add_scalar(name, value, step)
+        except OSError as error:
+            raise UserError(
+                f"cannot write the TensorBoard log ({error.strerror}): make room and resume from the last checkpoint"
+            ) from error
 
     def write_evaluation(self, step: int, evaluation: Evaluation) -> None:
         """Log an evaluation that ended while training was at update `step`."""
@@ -64,15 +72,15 @@ class RunLog:
             "evaluation/success_high": evaluation.success_high,
             "evaluation/steps_mean": evaluation.steps_mean,
         }
-        for name, value in figures.items():
-            self._tensorboard.add_scalar(name, value, evaluation.step)
+        self._scalars(evaluation.step, figures)
         for write, _ in self._trackers:
             write(step, figures | {"evaluation/of_update": evaluation.step})
 
     def close(self) -> None:
-        """Write out what is buffered."""
-        self._lines.close()
-        self._tensorboard.close()
+        """Write out what is buffered; on a full disk that is lost, and the error that ended the run is the one to show."""
+        for part in (self._lines, self._tensorboard):
+            with contextlib.suppress(OSError):
+                part.close()
         for _, close in self._trackers:
             close()
 

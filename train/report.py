@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from .checkpoint import Checkpoint, load_checkpoint
+from .checkpoint import Checkpoint, load_checkpoint, pointed, step_of
 from .engine import EngineChoice
 from .evaluator import read_evaluations
 from .logs import read_metrics
@@ -84,11 +84,8 @@ def _describe(run: Path, checkpoint: Checkpoint, drawn: bool) -> str:
         lines += ["", "## Success while training", "| update | success | 95 % interval | steps |", "|---|---|---|---|"]
         for e in sorted(evaluations, key=lambda e: e.step):
             lines.append(f"| {e.step:,} | {e.success:.0%} | {e.success_low:.0%} to {e.success_high:.0%} | {e.steps_mean:.0f} |")
-        best = max(evaluations, key=lambda e: e.rank)
-        lines += [
-            "",
-            f"`best` is update {best.step:,}: {best.episodes} episodes, chosen among {len(evaluations)} and so a little flattered.",
-        ]
+        if best := pointed(run, "best"):
+            lines += ["", f"`best` is update {step_of(best):,}, chosen among {len(evaluations)} and so a little flattered."]
     lines += ["", "## Settings", *_table(checkpoint.config_table()), "", "## Versions", *_table(checkpoint.versions)]
     lines += [
         "",

@@ -20,7 +20,6 @@ FREE = {
     "keep_every",
     "evaluate_every",
     "trackers",
-    "threads",
 }
 """Settings that do not touch the parameters, or only say how far to go, and may change when a run is resumed."""
 ARCHITECTURE = ("h", "F", "K", "policy_hidden", "value_hidden")

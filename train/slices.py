@@ -12,6 +12,8 @@ from concurrent.futures import ThreadPoolExecutor
 import torch
 from torch import Tensor
 
+from rql_deploy.errors import UserError
+
 from .rql import RQL, Batch, Losses, Noise
 
 
@@ -25,7 +27,9 @@ class SlicedGradients:
 
     def __call__(self, batch: Batch, noise: Noise) -> tuple[Losses, list[Tensor]]:
         """Losses and gradients of the whole batch."""
-        rows = len(noise.bc_time) // self.threads
+        rows, rest = divmod(len(noise.bc_time), self.threads)
+        if rest:
+            raise UserError(f"{len(noise.bc_time)} rows cannot be shared by {self.threads} threads: resume with as many workers as before")
         slices = [slice(i * rows, (i + 1) * rows) for i in range(self.threads)]
         if not self.compiled:
             # What is compiled at the first call is compiled once, by one thread.

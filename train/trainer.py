@@ -10,15 +10,24 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from rql_deploy.errors import UserError
 from rql_deploy.progress import ProgressLine
 
-from .checkpoint import Checkpoint, load_checkpoint, point, pointed, prune_checkpoints, restore_optimizer, save_checkpoint, step_of
+from .checkpoint import (
+    Checkpoint,
+    checkpoint_folder,
+    load_checkpoint,
+    point,
+    pointed,
+    prune_checkpoints,
+    restore_optimizer,
+    save_checkpoint,
+    step_of,
+)
 from .config import TrainConfig, config_to_plain
 from .diagnostics import Diagnostics
-from .engine import Engine, EngineChoice, choose_engine, make_engine
+from .engine import Engine, EngineChoice, choose_engine, make_engine, require_engine
 from .evaluator import Evaluator, append_evaluation, read_evaluations
 from .interrupts import stop_requests
 from .logs import RunLog
@@ -51,6 +60,7 @@ class TrainResult:
 class Trainer:
     """One training run in folder `run`. Everything random comes from one generator, so a resumed run repeats an uninterrupted one.
 
+    With `resume`, it goes on from the run's latest checkpoint; another data set or configuration is refused, naming the difference.
     With `initial`, networks, averages and Adam's moments come from that checkpoint, and so does its observation scaling, which the
     networks were trained with; the updates count from 0. With `parallel`, this process is one of torchrun's workers.
     """
@@ -62,6 +72,7 @@ class Trainer:
         run: Path,
         *,
         label: str = "train",
+        resume: bool = False,
         initial: Checkpoint | None = None,
         evaluator: Evaluator | None = None,
         parallel: DataParallel | None = None,
@@ -69,26 +80,50 @@ class Trainer:
         self.config, self.store, self.run, self.label = config, store, run, label
         sample = store.sample  # held on to, so that a sharded set reads its first shard once
         self.evaluator, self.parallel = evaluator, parallel
+        self.evaluating = evaluator is not None
+        self.unevaluated: frozenset[int] = frozenset()
+        """Steps whose checkpoints wait for a simulator that works."""
         if parallel is not None:
             parallel.rows(config.batch_size)
         self.remarks = store.validate(config.rql.h, learn_value=config.rql.policy_value_weight != 0)
         """What the data deserves a look for, one sentence each."""
-        self.choice = choose_engine(config, store.plant.observation_dim, store.plant.action_dim)
         self.step = 0
         self.initialised_from: str | None = None
-        if initial is None:
-            mean, std = (torch.from_numpy(part) for part in store.observation_scale(config.standardise))
-            self._build((mean, std))
-        else:
+        # A run that was cut off before its first checkpoint starts over.
+        cut_off = pointed(run, "latest") is None and (run / "config.json").is_file()
+        if resume and not cut_off:
+            self._resume(load_checkpoint(run))
+        elif initial is not None:
             require_same_networks(initial, store, config)
-            self._build((initial.reference["mean"], initial.reference["std"]))
-            self._take_networks(initial)
+            self.choice = self._choose()
+            self._build(initial)
             restore_optimizer(initial.path, self.agent.optimizer)
             self.initialised_from = f"{initial.path} ({initial.dataset_id}, update {initial.step})"
+        else:
+            self.choice = self._choose()
+            self._build(None)
         self.statistics = dataset_statistics(sample) | {"episodes": store.episodes, "rows": len(store)}
 
-    def _build(self, scale: tuple[Tensor, Tensor]) -> None:
-        config, device = self.config, torch.device(self.choice.device)
+    def _choose(self) -> EngineChoice:
+        plant, workers = self.store.plant, self.parallel.workers if self.parallel is not None else 1
+        return choose_engine(self.config, plant.observation_dim, plant.action_dim, workers=workers)
+
+    def _resume(self, checkpoint: Checkpoint) -> None:
+        require_same_run(checkpoint, self.store, self.config)
+        self.choice = EngineChoice(**checkpoint.engine)
+        require_engine(self.choice, self.run)
+        self._build(checkpoint)
+        self.generator.set_state(restore_optimizer(checkpoint.path, self.agent.optimizer))
+        self.step = checkpoint.step
+        self.initialised_from = checkpoint.initialised_from
+
+    def _build(self, source: Checkpoint | None) -> None:
+        """Sampler, networks and what is derived from the data; networks and observation scaling of `source` where there is one."""
+        config, device, plant = self.config, torch.device(self.choice.device), self.store.plant
+        if source is None:
+            mean, std = (torch.from_numpy(part) for part in self.store.observation_scale(config.standardise))
+        else:
+            mean, std = source.reference["mean"], source.reference["std"]
         first = torch.Generator().manual_seed(config.seed)
         self.generator = first if device.type == "cpu" else torch.Generator(device).manual_seed(config.seed)
         self.sampler = WindowSampler(
@@ -96,43 +131,22 @@ class Trainer:
             config.rql.h,
             sampling=config.sampling,
             complete_rows=config.rql.complete_rows,
-            observation_scale=scale,
+            observation_scale=(mean, std),
             clip_actions=config.clip_actions,
             generator=self.generator,
             device=device,
             inner_observations=False,
         )
-        self.agent = RQL(config.rql, self.store.plant.observation_dim, self.store.plant.action_dim, first, device)
-        self.reference = reference_rows(self.sampler, self.store.sample, config.rql.h) | {"mean": scale[0], "std": scale[1]}
-        probe = (self.reference["observations"] - scale[0]) / scale[1]
+        if source is None:
+            self.agent = RQL(config.rql, plant.observation_dim, plant.action_dim, first, device)
+        else:
+            self.agent = source.restore_networks(device)
+            for group in self.agent.optimizer.param_groups:
+                group["lr"] = config.rql.learning_rate
+            self.agent.config = config.rql
+        self.reference = reference_rows(self.sampler, self.store.sample, config.rql.h) | {"mean": mean, "std": std}
+        probe = (self.reference["observations"] - mean) / std
         self.diagnostics = Diagnostics(probe.to(device), self.reference["chunks"].to(device))
-
-    def _take_networks(self, checkpoint: Checkpoint) -> None:
-        self.agent = checkpoint.restore_networks(self.choice.device)
-        for group in self.agent.optimizer.param_groups:
-            group["lr"] = self.config.rql.learning_rate
-        self.agent.config = self.config.rql
-
-    def resume(self) -> None:
-        """Continue from the run's latest checkpoint; refuses another data set or configuration, naming the difference.
-
-        A run that was cut off before its first checkpoint starts over.
-        """
-        if pointed(self.run, "latest") is None and (self.run / "config.json").is_file():
-            return
-        checkpoint = load_checkpoint(self.run)
-        require_same_run(checkpoint, self.store, self.config)
-        recorded = EngineChoice(**checkpoint.engine)
-        if recorded.device == "cuda" and not torch.cuda.is_available():
-            raise UserError(
-                f"run {self.run} was trained on a GPU, and torch finds none: resume it there, or start anew with --init-from {self.run}"
-            )
-        self.choice = recorded
-        self._build((checkpoint.reference["mean"], checkpoint.reference["std"]))
-        self._take_networks(checkpoint)
-        self.generator.set_state(restore_optimizer(checkpoint.path, self.agent.optimizer))
-        self.step = checkpoint.step
-        self.initialised_from = checkpoint.initialised_from
 
     def _draw(self) -> tuple[Batch, Noise]:
         config = self.config
@@ -187,6 +201,8 @@ class Trainer:
                         saved, saved_at = self.save(), time.monotonic()
                         if evaluate and self.evaluator is not None:
                             self.evaluator.submit(self.step, saved)
+                        elif evaluate and self.evaluating:
+                            self.unevaluated |= {self.step}
                     if progress is not None:
                         progress.update(self.step, **_shown(figures))
                 if progress is not None:
@@ -195,18 +211,25 @@ class Trainer:
                 # Still under stop_requests: a second Ctrl-C must not tear the one checkpoint that a short run writes.
                 if leader and (saved is None or step_of(saved) != self.step):
                     self.save()
+                # The others must not wait for evaluations: a barrier has a time-out.
+                if self.parallel is not None:
+                    self.parallel.wait()
                 if log is not None:
                     self._wait_for_evaluations(log, stop)
         finally:
             if log is not None:
                 log.close()
-        if self.parallel is not None:
-            self.parallel.wait()
         if leader:
-            write_report(self.run)
+            self._report()
         # Another node's worker may not see the leader's files.
         final = pointed(self.run, "latest") or self.run
         return TrainResult(final, self.step, self.step >= config.updates, rate, figures, pointed(self.run, "best"))
+
+    def _report(self) -> None:
+        try:
+            write_report(self.run)
+        except OSError as error:
+            print(f"note: the run is complete and saved, but its README.md is not written ({error.strerror})", file=sys.stderr)
 
     def _next_shard(self, engine: Engine) -> None:
         """Move on to the shard that the next update draws from; when it is damaged, what was learned is saved first."""
@@ -215,7 +238,11 @@ class Trainer:
                 engine.rebuild()
         except UserError as error:
             if self.step and (self.parallel is None or self.parallel.rank == 0):
-                saved = self.save()
+                saved = pointed(self.run, "latest")
+                if saved is None or step_of(saved) != self.step:
+                    if self.parallel is None:
+                        self._figures(engine)
+                    saved = self.save()
                 raise UserError(f"{error}; {saved} holds the {self.step:,} updates so far: put the shard right and --resume") from error
             raise
 
@@ -241,9 +268,12 @@ class Trainer:
         saved = save_checkpoint(
             self.run, self.step, self.agent, header=header, reference=self.reference, random_state=self.generator.get_state()
         )
-        pending = self.evaluator.pending() if self.evaluator is not None else frozenset[int]()
-        prune_checkpoints(self.run, lambda step: step in pending or _due(step, self.config.keep_every))
+        self._prune()
         return saved
+
+    def _prune(self) -> None:
+        waiting = self.unevaluated | (self.evaluator.pending() if self.evaluator is not None else frozenset())
+        prune_checkpoints(self.run, lambda step: step in waiting or _due(step, self.config.keep_every))
 
     def _figures(self, engine: Engine) -> dict[str, float]:
         """Losses, gradient norms and diagnostics as numbers; raises UserError when one is not finite, before anything is saved."""
@@ -279,16 +309,18 @@ class Trainer:
         try:
             finished = self.evaluator.finished()
         except UserError as error:
-            # A simulator that dies must not cost what was learned: training goes on without being evaluated.
-            print(f"note: evaluation while training has stopped: {error}", file=sys.stderr)
+            # A simulator that dies must not cost what was learned: training goes on, and --resume evaluates what was not.
+            print(f"note: evaluation while training has stopped, --resume makes up for it: {error}", file=sys.stderr)
+            self.unevaluated |= self.evaluator.pending()
             self.evaluator = None
             return
         for evaluation in finished:
             best = max(read_evaluations(self.run), key=lambda e: e.rank, default=None)
+            # The pointer moves first: a crash in between repeats the evaluation, the other way round it would lose the checkpoint.
+            if best is None or evaluation.rank > best.rank:
+                point(self.run, "best", checkpoint_folder(self.run, evaluation.step))
             append_evaluation(self.run, evaluation)
             log.write_evaluation(self.step, evaluation)
-            if best is None or evaluation.rank > best.rank:
-                point(self.run, "best", self.run / "checkpoints" / f"step_{evaluation.step:09d}")
 
     def _wait_for_evaluations(self, log: RunLog, stop: list[str]) -> None:
         """After the last update: until every evaluation has ended, unless asked to stop (a resumed run repeats what is cut off)."""
@@ -301,6 +333,7 @@ class Trainer:
             time.sleep(EVALUATION_POLL_SECONDS)
             self._collect_evaluations(log)
         self._collect_evaluations(log)
+        self._prune()
 
 
 def _due(step: int, every: int) -> bool:

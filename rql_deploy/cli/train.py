@@ -95,9 +95,16 @@ def command(
     try:
         if evaluator is not None:
             evaluator.require(store.plant)
-        trainer = Trainer(config, store, output, label=f"train {output.name}", initial=source, evaluator=evaluator, parallel=parallel)
-        if resume:
-            trainer.resume()
+        trainer = Trainer(
+            config,
+            store,
+            output,
+            label=f"train {output.name}",
+            resume=resume,
+            initial=source,
+            evaluator=evaluator,
+            parallel=parallel,
+        )
         if parallel is None or parallel.rank == 0:
             for remark in trainer.remarks:
                 click.echo(f"note: {remark}", err=True)
@@ -149,7 +156,8 @@ def _require_usable(output: Path, resume: bool) -> None:
 def _resume_command() -> str:
     """What was typed, with --resume instead of what only a start takes."""
     context = click.get_current_context()
-    words = ["rql-deploy", "train"]
+    workers = os.environ.get("WORLD_SIZE", "1")
+    words = ["rql-deploy", "train"] if workers == "1" else ["torchrun", "--nproc-per-node", workers, "-m", "rql_deploy", "train"]
     for parameter in context.command.params:
         name = parameter.name or ""
         if context.get_parameter_source(name) is not ParameterSource.COMMANDLINE or name in ("resume", "initial"):

@@ -278,3 +278,13 @@ def test_the_spread_does_not_depend_on_a_rows_place_in_the_batch(bundle: Path) -
         for i in range(rows):
             alone = session.run(None, {name: value[i : i + 1] for name, value in inputs.items()})
             assert all(a.tobytes() == t[i : i + 1].tobytes() for a, t in zip(alone, together, strict=True))
+
+
+def test_a_manifest_with_graphs_in_each_others_places_is_refused(bundle: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "bundle"
+    shutil.copytree(bundle, copy)
+    manifest = json.loads((copy / "manifest.json").read_text())
+    graphs = manifest["variants"]["fp32"]
+    graphs["policy"], graphs["refine"] = graphs["refine"], graphs["policy"]
+    (copy / "manifest.json").write_text(json.dumps(manifest))
+    assert_refused(cli("inspect", copy, "--verify"), "float32 graphs")

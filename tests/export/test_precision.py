@@ -42,7 +42,7 @@ def one_layer(weights: np.ndarray, bias: np.ndarray, rows: np.ndarray) -> tuple[
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=9)
     seen = precision.Activations()
     seen.add(rows)
-    (layer,) = precision.hidden_layers(model, chunk=3)
+    layer = precision._hash(model.graph.initializer[0])
     return model, precision.convert(model, "int8", {layer: seen}), seen
 
 
@@ -185,3 +185,14 @@ def test_a_variant_beyond_tolerance_leaves_no_bundle(run: Path, tmp_path: Path, 
 def test_episodes_need_an_environment_that_the_data_set_names(run: Path, tmp_path: Path) -> None:
     assert_refused(cli("export", run, "--output", tmp_path / "bundle", "--episodes", 1), "leave --episodes out")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_hidden_layers_as_wide_as_a_chunk_are_converted_too(dataset: Path, tmp_path: Path) -> None:
+    """h * A = 16 here, the hidden width: layers are told by their place, not by their shape."""
+    train = ("train", "--dataset", dataset, "--output", tmp_path / "run", "--updates", 2, "--set", "batch_size=8", "--set", "rql.h=8")
+    widths = ("--set", "rql.policy_hidden=[16, 16, 16]", "--set", "rql.value_hidden=[16, 16, 16]")
+    assert cli(*train, *widths).exit_code == 0
+    assert cli("export", tmp_path / "run", "--output", tmp_path / "bundle", "--precision", "int8").exit_code == 0
+    for graph in ("refine", "value"):
+        kinds = [node.op_type for node in onnx.load(tmp_path / "bundle" / f"{graph}.int8.onnx").graph.node]
+        assert kinds.count("QuantizeLinear") == (2 if graph == "refine" else 4)

@@ -79,6 +79,20 @@ def test_the_gradient_of_slices_is_that_of_the_batch() -> None:
         torch.testing.assert_close(getattr(parts, name), getattr(losses, name), rtol=1e-5, atol=1e-6)
 
 
+def test_rows_that_threads_cannot_share_evenly_are_refused() -> None:
+    agent, draw, _ = agent_and_draw()
+    with pytest.raises(UserError, match="cannot be shared by 3 threads"):
+        SlicedGradients(agent, agent.losses, 3)(*draw())
+
+
+def test_workers_share_rows_and_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    monkeypatch.setattr(engines.os, "sched_getaffinity", lambda pid: set(range(8)))
+    assert choose_engine(TrainConfig(batch_size=256, updates=10), 28, 5, workers=2).threads == 4
+    # 33 rows for each of two workers: no number of threads shares them evenly.
+    assert choose_engine(TrainConfig(batch_size=66, updates=10), 28, 5, workers=2).threads == 1
+
+
 def test_slices_have_rows_enough_and_are_equal() -> None:
     choice = choose_engine(TrainConfig(batch_size=256, threads=3, updates=10), 28, 5)
     assert choice.threads == 2
@@ -117,6 +131,8 @@ class Recorder:
     def __init__(self) -> None:
         self.launches = 0
         self.captures = 0
+
+    def begin(self) -> None: ...
 
     def warm_up(self, work: Callable[[], None]) -> None:
         work()
@@ -193,8 +209,7 @@ def test_the_operation_count_of_the_paper_size_is_known() -> None:
 def test_a_compiled_run_resumes_with_its_engine(tmp_path: Path) -> None:
     config = TrainConfig(rql=CONFIG, updates=3, batch_size=16, engine="compiled")
     Trainer(config, make_store(), tmp_path / "run").train()
-    again = Trainer(dataclasses.replace(config, updates=4), make_store(), tmp_path / "run")
-    again.resume()
+    again = Trainer(dataclasses.replace(config, updates=4), make_store(), tmp_path / "run", resume=True)
     assert again.choice.engine == "compiled" and again.step == 3
     before = copy.deepcopy(again.agent.v.state_dict())
     again.train()

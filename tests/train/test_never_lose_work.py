@@ -1,6 +1,7 @@
 """Runs that are killed, cut off and gone on from."""
 
 import dataclasses
+import json
 import random
 import subprocess
 import sys
@@ -113,8 +114,7 @@ def test_a_checkpoint_starts_a_run_on_new_data_of_the_same_robot(tmp_path: Path)
     trainer.train()
     second = load_checkpoint(tmp_path / "second")
     assert second.step == 1 and str(source.path) in str(second.initialised_from)
-    resumed = Trainer(dataclasses.replace(config, updates=2), make_store(seed=7), tmp_path / "second")
-    resumed.resume()
+    resumed = Trainer(dataclasses.replace(config, updates=2), make_store(seed=7), tmp_path / "second", resume=True)
     assert torch.equal(resumed.reference["mean"], source.reference["mean"])
     assert resumed.initialised_from == second.initialised_from
 
@@ -187,8 +187,7 @@ def test_an_evaluation_that_was_cut_off_is_repeated(tmp_path: Path) -> None:
     lines = (run / "evaluations.jsonl").read_text().splitlines()
     (run / "evaluations.jsonl").write_text(lines[0] + "\n" + lines[1][:20])  # as a crash in the middle of writing leaves it
     second = ScriptedEvaluator({6: 0.2, 9: 0.1, 12: 0.0})
-    trainer = Trainer(config, make_store(), run, evaluator=second)
-    trainer.resume()
+    trainer = Trainer(config, make_store(), run, evaluator=second, resume=True)
     trainer.train()
     assert sorted(second.submitted) == [6, 9, 12]
     assert [e.step for e in read_evaluations(run)] == [3, 6, 9, 12]
@@ -211,3 +210,80 @@ def test_a_loss_that_is_not_finite_names_the_last_good_checkpoint(tmp_path: Path
     kept = load_checkpoint(tmp_path / "run")
     assert kept.step == 6
     assert all(bool(tensor.isfinite().all()) for tensor in kept.parameters.values())
+
+
+def test_a_crash_while_an_evaluation_is_noted_keeps_the_best_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = dataclasses.replace(CONFIG, evaluate_every=3, log_every=1)
+    run = tmp_path / "run"
+
+    def crash(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("rql_deploy.train.trainer.append_evaluation", crash)
+    with pytest.raises(KeyboardInterrupt):
+        Trainer(config, make_store(), run, evaluator=ScriptedEvaluator({3: 0.9, 6: 0.1})).train()
+    monkeypatch.undo()
+    again = ScriptedEvaluator({3: 0.9, 6: 0.1, 9: 0.1, 12: 0.1})
+    result = Trainer(config, make_store(), run, resume=True, evaluator=again).train()
+    assert result.best is not None and load_checkpoint(result.best).step == 3
+
+
+class FailingEvaluator(ScriptedEvaluator):
+    """Its simulator dies at the second question that it would answer."""
+
+    def finished(self) -> list[Evaluation]:
+        if len(self.submitted) > 1:
+            raise UserError("a simulator process died")
+        return []
+
+
+def test_what_a_dead_simulator_left_unevaluated_is_kept_and_made_up_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = dataclasses.replace(CONFIG, evaluate_every=3, log_every=1)
+    run = tmp_path / "run"
+    result = Trainer(config, make_store(), run, evaluator=FailingEvaluator({})).train()
+    assert result.finished
+    assert "a simulator process died" in capsys.readouterr().err
+    assert steps_on_disk(run) == [3, 6, 9, 12]
+    again = ScriptedEvaluator({3: 0.1, 6: 0.8, 9: 0.2, 12: 0.3, 15: 0.0})
+    Trainer(dataclasses.replace(config, updates=15), make_store(), run, resume=True, evaluator=again).train()
+    assert sorted(again.submitted) == [3, 6, 9, 12, 15]
+    assert steps_on_disk(run) == [6, 15]
+
+
+def test_what_a_kill_left_behind_is_cleared(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    leftover = run / "checkpoints" / ".step_000000005.partial"
+    Trainer(dataclasses.replace(CONFIG, updates=2), make_store(), run).train()
+    leftover.mkdir()
+    (leftover / "parameters.safetensors").write_bytes(b"half")
+    Trainer(CONFIG, make_store(), run, resume=True).train()
+    assert not leftover.exists()
+
+
+def test_saving_the_same_step_again_leaves_a_whole_checkpoint(tmp_path: Path) -> None:
+    trainer = Trainer(dataclasses.replace(CONFIG, updates=2), make_store(), tmp_path / "run")
+    trainer.train()
+    trainer.save()
+    assert load_checkpoint(tmp_path / "run").step == 2
+    assert [folder.name for folder in (tmp_path / "run" / "checkpoints").iterdir()] == ["step_000000002"]
+
+
+def test_a_checkpoint_without_a_part_of_its_header_is_named_as_damaged(tmp_path: Path) -> None:
+    Trainer(dataclasses.replace(CONFIG, updates=2), make_store(), tmp_path / "run").train()
+    header = load_checkpoint(tmp_path / "run").path / "checkpoint.json"
+    data = json.loads(header.read_text())
+    del data["statistics"]["quantile_levels"]
+    header.write_text(json.dumps(data))
+    with pytest.raises(UserError, match="is damaged"):
+        load_checkpoint(tmp_path / "run")
+
+
+def test_a_compiled_run_is_not_resumed_without_a_compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Trainer(dataclasses.replace(CONFIG, updates=2), make_store(), tmp_path / "run").train()
+    header = load_checkpoint(tmp_path / "run").path / "checkpoint.json"
+    data = json.loads(header.read_text())
+    data["engine"]["engine"] = "compiled"
+    header.write_text(json.dumps(data))
+    monkeypatch.setattr("rql_deploy.train.engine.shutil.which", lambda name: None)
+    with pytest.raises(UserError, match=r"install g\+\+"):
+        Trainer(CONFIG, make_store(), tmp_path / "run", resume=True)

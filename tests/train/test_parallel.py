@@ -32,7 +32,8 @@ def torchrun(*arguments: object) -> list[str]:
 
 
 def test_two_processes_train_as_one_with_the_same_global_batch(dataset: Path, tmp_path: Path) -> None:
-    train = ("train", "--dataset", dataset, "--updates", 12, *TINY, *SETTINGS)
+    # 66 rows: 33 for each worker, which two threads could not share.
+    train = ("train", "--dataset", dataset, "--updates", 12, *TINY, "--set", "batch_size=66", "--set", "log_every=1", "--set", "threads=2")
     assert cli(*train, "--output", tmp_path / "one").exit_code == 0
     # From the clone's root, as users start it.
     done = subprocess.run(

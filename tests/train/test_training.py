@@ -27,8 +27,7 @@ CONFIG = TrainConfig(
 def test_a_resumed_run_ends_with_the_same_bytes_as_one_never_stopped(tmp_path: Path) -> None:
     Trainer(CONFIG, make_store(), tmp_path / "whole").train()
     Trainer(dataclasses.replace(CONFIG, updates=5), make_store(), tmp_path / "parts").train()
-    second = Trainer(CONFIG, make_store(), tmp_path / "parts")
-    second.resume()
+    second = Trainer(CONFIG, make_store(), tmp_path / "parts", resume=True)
     assert second.step == 5
     second.train()
     whole, parts = load_checkpoint(tmp_path / "whole"), load_checkpoint(tmp_path / "parts")
@@ -187,6 +186,7 @@ def test_unknown_settings_are_named_with_the_nearest_known_one(dataset: Path, tm
     assert_refused(cli(*train, "--set", "batch_size=7"), "must be even")
     assert_refused(cli(*train, "--set", "rql.K=1"), "at least 2")
     assert_refused(cli(*train, "--set", "rql.policy_hidden=[]"), "at least one positive width")
+    assert_refused(cli(*train, "--set", "rql.value_hidden=[16, 50]"), "multiples of 4")
     assert_refused(cli(*train, "--set", "rql.learning_rate=-1"), "must be positive")
     assert_refused(cli(*train, "--seed", 10**20), "[0, 2^63)")
     assert_refused(cli(*train, "--preset", "robosuite-lft"), "did you mean robosuite-lift")
