@@ -126,14 +126,18 @@ class OGBenchFile:
                 del states
             else:
                 rewards, masks = file.read("rewards", np.float32, keep), file.read("masks", np.float32, keep)
+            last_rows: list[NDArray[np.float32]] = []
+            observations = file.read("observations", np.float32, keep, last_rows)
             return TransitionStore(
                 dataset_id=self.path.stem,
                 plant=self.plant,
-                observations=file.read("observations", np.float32, keep),
+                observations=observations,
                 actions=file.read("actions", np.float32, keep),
                 rewards=rewards,
                 masks=masks,
                 ends=self._ends,
+                # A file cut inside an episode lacks that episode's last row.
+                finals=None if keep[-1] else np.concatenate(last_rows),
             )
 
     @cached_property
