@@ -88,7 +88,11 @@ class StoreWriter:
         self.extend(arrays, np.array([rows], np.int64), None if success is None else np.array([success]))
 
     def extend(
-        self, arrays: dict[str, NDArray[np.float32]], ends: NDArray[np.int64], successes: NDArray[np.bool_] | None, finals: NDArray[np.float32] | None = None
+        self,
+        arrays: dict[str, NDArray[np.float32]],
+        ends: NDArray[np.int64],
+        successes: NDArray[np.bool_] | None,
+        finals: NDArray[np.float32] | None = None,
     ) -> None:
         """Append rows of several whole episodes, `ends` counted from the first of these rows."""
         try:

@@ -39,9 +39,7 @@ class ColumnEpisodes:
     def __getitem__(self, name: str) -> dict[str, Any]:
         arrow = require_pyarrow(f"{self.folder} is in Minari's {self.format} format")
         # Minari calls Arrow's own file format "arrow".
-        table = arrow.dataset.dataset(
-            str(self._folders[name]), format=self.format, ignore_prefixes=["_", ".", "metadata.json"]
-        ).to_table()
+        table = arrow.dataset.dataset(str(self._folders[name]), format=self.format, ignore_prefixes=["_", ".", "metadata.json"]).to_table()
         rows = table.num_rows
         padding = rows - self.rows_of(name)
         if padding < 0:
