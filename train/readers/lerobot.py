@@ -1,13 +1,15 @@
 """Read a LeRobotDataset (v2.0, v2.1, v3.0) from its folder into a transition store.
 
-    meta/info.json                             codebase_version, fps, robot_type, features (dtype, shape, names), data_path
-    data/chunk-000/episode_000000.parquet      v2: one file per episode        data/chunk-000/file-000.parquet      v3: many episodes per file
+    meta/info.json                           codebase_version, fps, robot_type, features (dtype, shape, names), data_path
+    data/chunk-000/episode_000000.parquet    v2: one file per episode
+    data/chunk-000/file-000.parquet          v3: many episodes per file
 
 The layout is described at https://huggingface.co/docs/lerobot/lerobot-dataset-v3. Reading needs pyarrow; videos and images are left out.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
@@ -121,7 +123,7 @@ def _episodes(files: list[Path], columns: list[str], arrow: Any) -> Iterator[dic
         starts = np.flatnonzero(np.diff(part["episode_index"], prepend=-1))
         if not len(starts):
             continue
-        for start, stop in zip(starts[:-1], starts[1:], strict=True):
+        for start, stop in itertools.pairwise(starts):
             yield {name: value[start:stop] for name, value in part.items()}
         held = {name: value[starts[-1] :] for name, value in part.items()}
     if held:

@@ -88,17 +88,7 @@ class OGBenchFile:
         with NpzFile(self.path) as file:
             observation_dim, action_dim = (file.member(key).shape[1] for key in ("observations", "actions"))
         name = self.relabel.name if self._relabelled and self.relabel else self.dataset
-        family = name.partition("-")[0]
-        arm = family in ("cube", "scene", "puzzle") and action_dim == len(ARM_ACTIONS)
-        return PlantDescription(
-            task=f"ogbench:{name}",
-            fields=(ObservationField("observation", (observation_dim,)),),
-            actions=tuple(
-                ActionDimension(*((ARM_ACTIONS[i][0], -1.0, 1.0, ARM_ACTIONS[i][1]) if arm else (f"action_{i}", -1.0, 1.0)))
-                for i in range(action_dim)
-            ),
-            control_rate=CONTROL_RATES.get(family, DEFAULT_RATE),
-        )
+        return plant_of(name, observation_dim, action_dim)
 
     @property
     def rows(self) -> int:
@@ -164,6 +154,21 @@ class OGBenchFile:
         last = np.concatenate((terminals[1:], [True])) & ~terminals
         ends: NDArray[np.int64] = np.cumsum(~terminals)[last].astype(np.int64)
         return ends
+
+
+def plant_of(name: str, observation_dim: int, action_dim: int) -> PlantDescription:
+    """The plant of a data set or task by its name: one field `observation`, actions in [-1, 1], the rate by the name's family."""
+    family = name.partition("-")[0]
+    arm = family in ("cube", "scene", "puzzle") and action_dim == len(ARM_ACTIONS)
+    return PlantDescription(
+        task=f"ogbench:{name}",
+        fields=(ObservationField("observation", (observation_dim,)),),
+        actions=tuple(
+            ActionDimension(*((ARM_ACTIONS[i][0], -1.0, 1.0, ARM_ACTIONS[i][1]) if arm else (f"action_{i}", -1.0, 1.0)))
+            for i in range(action_dim)
+        ),
+        control_rate=CONTROL_RATES.get(family, DEFAULT_RATE),
+    )
 
 
 def shard_files(folder: Path) -> list[Path]:

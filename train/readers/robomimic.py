@@ -152,7 +152,8 @@ def _read_fields(where: str, plant: PlantDescription, episode: h5py.Group, group
         value = episode[group][spec.name]
         if value.shape != (len(out), *spec.shape):
             raise UserError(
-                f"{where} has {group}/{spec.name} of shape {list(value.shape)}, for {len(out)} actions it should be {[len(out), *spec.shape]}"
+                f"{where} has {group}/{spec.name} of shape {list(value.shape)}, "
+                f"for {len(out)} actions it should be {[len(out), *spec.shape]}"
             )
         out[:, start : start + spec.size] = value[:].reshape(len(out), -1)
         start += spec.size
