@@ -8,6 +8,7 @@ files: OGBench computes them from `qpos` and `button_states` for one of its task
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,8 +18,9 @@ from types import MappingProxyType
 import numpy as np
 from numpy.typing import NDArray
 
-from rql_deploy.contract import ActionDimension, ObservationField, PlantDescription
+from rql_deploy.contract import PLANT_KEY, ActionDimension, ObservationField, PlantDescription
 from rql_deploy.errors import UserError
+from rql_deploy.plain import from_plain
 
 from ..rewards import Relabel
 from ..shards import ShardedStore
@@ -86,6 +88,12 @@ class OGBenchFile:
     def plant(self) -> PlantDescription:
         """The plant as far as a file tells it: one field `observation`, actions in [-1, 1], the rate by the name's family."""
         with NpzFile(self.path) as file:
+            if PLANT_KEY in file.keys:
+                where = f"the plant description in {self.path}"
+                try:
+                    return from_plain(PlantDescription, json.loads(file.read(PLANT_KEY, np.uint8).tobytes()), where)
+                except ValueError as error:
+                    raise UserError(f"{where} is damaged ({error}): write the file again") from error
             observation_dim, action_dim = (file.member(key).shape[1] for key in ("observations", "actions"))
         name = self.relabel.name if self._relabelled and self.relabel else self.dataset
         return plant_of(name, observation_dim, action_dim)

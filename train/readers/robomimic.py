@@ -91,12 +91,17 @@ def _read(name: str, key: str, file: h5py.File) -> TransitionStore:
         rewards, dones = (_column(where, episode, column, rows) for column in ("rewards", "dones"))
         sparse = "rewards" in episode and bool(np.isin(rewards, (0.0, 1.0)).all())
         ended = rewards == 1.0 if sparse else dones != 0
+        success = bool(ended.any()) if sparse else None
+        masks = 1.0 - ended
+        if "masks" in episode:  # what our writer knew beyond the format
+            masks = _column(where, episode, "masks", rows)
+            success = bool(episode.attrs["success"]) if "success" in episode.attrs else None
         final = None
-        if "next_obs" in episode:
+        if "next_obs" in episode and data.attrs.get("final_observations", True):
             whole = np.empty((rows, plant.observation_dim), np.float32)
             _read_fields(where, plant, episode, "next_obs", whole)
             final = whole[-1]
-        result.add(actions, rewards, 1.0 - ended, success=bool(ended.any()) if sparse else None, final=final)
+        result.add(actions, rewards, masks, success=success, final=final)
     return result.store()
 
 
