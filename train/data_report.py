@@ -180,15 +180,13 @@ def _warnings(report: dict[str, Any], store: TransitionStore, lengths: NDArray[A
     ends = report["ends"]
     if ends["mask_0_then_1"]:
         found.append(
-            f"in {ends['mask_0_then_1']:,} rows the task has ended (mask 0) and goes on in the next row: right for play data whose goal was "
-            "passed by, wrong for an episode that should have ended"
+            f"in {ends['mask_0_then_1']:,} rows the task has ended (mask 0) and goes on in the next row: right for play data whose goal "
+            "was passed by, wrong for an episode that should have ended"
         )
     if ends["masks_neither_0_nor_1"]:
         found.append(f"{ends['masks_neither_0_nor_1']:,} masks are neither 0 nor 1: write 0 where the task had ended, else 1")
     if store.successes is not None and report["successes"] and not ends["rows_with_mask_0"]:
-        found.append(
-            "episodes succeeded but no mask is 0, so values are bootstrapped beyond the end; see `rql-deploy data relabel --success`"
-        )
+        found.append("episodes succeeded but no mask is 0, so values reach beyond the end; see `rql-deploy data relabel --success`")
     median = report["lengths"]["median"]
     if report["discount_horizon"] < median / 2:
         found.append(

@@ -15,7 +15,7 @@ from ..store import TransitionStore
 
 
 def write_robomimic(store: TransitionStore, target: Path) -> list[str]:
-    """`data/demo_*` with obs, next_obs, actions, rewards and dones; our plant description and masks beside them, which robomimic ignores."""
+    """`data/demo_*` with obs, next_obs, actions, rewards and dones; our plant description and masks too, which robomimic ignores."""
     fields, start = [], 0
     for spec in store.plant.fields:
         fields.append((spec.name, spec.shape, slice(start, start + spec.size)))
