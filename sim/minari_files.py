@@ -109,7 +109,9 @@ def write_dataset(
 
 def observation_space(plant: PlantDescription, observations: Any) -> gymnasium.Space[Any]:
     """Unbounded boxes, one per field where the observations are a mapping."""
-    boxes = {spec.name: gymnasium.spaces.Box(-np.inf, np.inf, spec.shape, np.float32) for spec in plant.fields}
+    boxes: dict[str, gymnasium.Space[Any]] = {
+        spec.name: gymnasium.spaces.Box(-np.inf, np.inf, spec.shape, np.float32) for spec in plant.fields
+    }
     if isinstance(observations, Mapping):
         return gymnasium.spaces.Dict(boxes)
     return next(iter(boxes.values()))

@@ -193,8 +193,8 @@ def _join_part(files: Sequence[Path], target: Path) -> None:
     with zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED, allowZip64=True) as archive:
         for name, (dtype, shape) in kinds.items():
             with archive.open(f"{name}.npy", "w", force_zip64=True) as stream:
-                header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": (rows, *shape)}
-                np.lib.format.write_array_header_1_0(stream, header)
+                header = {"descr": dtype.str, "fortran_order": False, "shape": (rows, *shape)}
+                np.lib.format.write_array_header_1_0(stream, header)  # type: ignore[no-untyped-call]
                 for file in files:
                     with np.load(file) as arrays:
                         stream.write(np.ascontiguousarray(arrays[name]).tobytes())

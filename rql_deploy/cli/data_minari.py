@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
 if TYPE_CHECKING:
     from rql_deploy.train.store import TransitionStore
@@ -58,7 +59,7 @@ def write_minari(store: TransitionStore, output: str, data_format: str) -> tuple
     return folder, lost
 
 
-def _fields(store: TransitionStore, rows: np.ndarray) -> object:
+def _fields(store: TransitionStore, rows: NDArray[np.float32]) -> object:
     """`[n, O]` as named fields, or as they are where there is only one of one dimension."""
     if len(store.plant.fields) == 1 and len(store.plant.fields[0].shape) == 1:
         return rows
