@@ -101,6 +101,23 @@ def test_a_public_lerobot_set_keeps_its_rows_in_our_store(tmp_path: Path) -> Non
     assert json.loads((tmp_path / "new" / "meta" / "info.json").read_text())["codebase_version"] == "v3.0"
 
 
+def test_what_training_does_not_read_is_named_when_it_is_left_behind(tmp_path: Path) -> None:
+    file = Path(shutil.copy(ROBOMIMIC, tmp_path / "demos.hdf5"))
+    with h5py.File(file, "a") as opened_file:
+        for demo in opened_file["data"].values():
+            rows = len(demo["actions"])
+            demo["states"], demo["obs/agentview_image"] = np.zeros((rows, 32)), np.zeros((rows, 2, 2, 3), np.uint8)
+    lost = printed(cli("data", "convert", file, "--output", tmp_path / "out", "--json"))["lost"]
+    assert lost == ["not read by training and so left behind: obs/agentview_image, states"]
+    rng = np.random.default_rng(0)
+    arrays = {"observations": rng.normal(size=(20, 3)).astype(np.float32), "actions": rng.uniform(-1, 1, (20, 5)).astype(np.float32)}
+    labels = {"rewards": np.arange(20) * 0.1 - 2, "masks": np.ones(20)}
+    np.savez(tmp_path / "a.npz", **arrays, **labels, terminals=np.arange(20) % 10 == 9, qpos=np.zeros((20, 25)), qvel=np.zeros(20))
+    lost = printed(cli("data", "convert", tmp_path / "a.npz", "--to", "minari", "--output", tmp_path / "set", "--json"))["lost"]
+    assert lost == ["not read by training and so left behind: qpos, qvel"]
+    assert printed(cli("data", "inspect", tmp_path / "set", "--json"))["left_out"] == []
+
+
 def test_a_failed_conversion_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = stored(tmp_path / "source")
 

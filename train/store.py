@@ -103,7 +103,7 @@ class TransitionStore:
         """Raise UserError unless shapes agree, episodes are not empty, and every number is finite."""
         if not len(self):
             raise UserError(f"data set {self.dataset_id} is empty: collect some episodes first")
-        self._refuse_wrong_shapes()
+        self.validate_shapes()
         start = 0
         for spec in self.plant.fields:
             self._refuse_not_finite(self.observations[:, start : start + spec.size], f"observation field '{spec.name}'")
@@ -146,7 +146,8 @@ class TransitionStore:
             "add episodes with another outcome or relabel the rewards, or clone with --set rql.policy_value_weight=0"
         )
 
-    def _refuse_wrong_shapes(self) -> None:
+    def validate_shapes(self) -> None:
+        """Raise UserError unless the arrays' shapes agree with each other and the plant, and no episode is empty."""
         rows = len(self)
         expected = {
             "observations": (rows, self.plant.observation_dim),

@@ -54,13 +54,14 @@ def inspect(data: str, relabel: str | None, gamma: float, h: int, plots: Path | 
     store = opened.sample
     if not len(store) or not store.episodes:
         raise UserError(f"data set {store.dataset_id} is empty: collect some episodes first")
-    store._refuse_wrong_shapes()
+    store.validate_shapes()
     report = inspect_store(store, gamma=gamma, h=h)
     if opened is not store:
         report["warnings"].insert(
             0, f"this is the first of several shards; all of them hold {opened.episodes:,} episodes, {len(opened):,} rows"
         )
     report["validation"] = _validation(data)
+    report["left_out"] = _left_out(data)
     if plots is not None:
         from rql_deploy.train.data_plots import plot_store
 
@@ -88,7 +89,7 @@ def convert(data: str, output: str, form: str | None, relabel: str | None, as_js
     if isinstance(opened, ShardedStore):
         _convert_shards(opened, output, form or chosen_format(output), as_json)
         return
-    _finish(opened, output, form, as_json)
+    _finish(opened, output, form, as_json, left=_left_out(data))
 
 
 @command.command("merge")
@@ -103,7 +104,7 @@ def merge(data: tuple[str, ...], output: str, form: str | None, relabel: str | N
 
     if len(data) < 2:
         raise UserError("one data set needs no joining: pass at least two")
-    _finish(concatenate([whole(open_data(name, relabel)) for name in data]), output, form, as_json)
+    _finish(concatenate([whole(open_data(name, relabel)) for name in data]), output, form, as_json, left=_left_out(*data))
 
 
 @command.command("split")
@@ -126,7 +127,7 @@ def split(
         _refuse_existing(target)
     form = form or chosen_format(output)
     write_data(held, validation, form)
-    _finish(train, output, form, as_json, extra={"validation": validation, "validation_episodes": held.episodes})
+    _finish(train, output, form, as_json, extra={"validation": validation, "validation_episodes": held.episodes}, left=_left_out(data))
 
 
 @command.command("relabel")
@@ -154,16 +155,18 @@ def relabel_command(
         store = editing.reward_success(store, all_successful=all_successful)
     if sparse:
         store = with_reward(store, "sparse")
-    _finish(store, output, form, as_json)
+    _finish(store, output, form, as_json, left=_left_out(data))
 
 
 def open_data(name: str, relabel: str | None = None, *, may_lack_rewards: bool = False) -> TransitionStore | ShardedStore:
     """A data set; rewards it lacks are those of the OGBench task `relabel`, or 0 where it `may_lack_rewards`."""
     from rql_deploy.train.readers import open_store
 
-    from .train import _Rewards
+    rewards: Any = _NoRewards(Path(name).name.removesuffix(".npz")) if may_lack_rewards else None
+    if relabel:
+        from rql_deploy.sim.ogbench_rewards import OGBenchRewards
 
-    rewards = _Rewards(relabel) if relabel else _NoRewards(Path(name).name.removesuffix(".npz")) if may_lack_rewards else None
+        rewards = OGBenchRewards(relabel)
     try:
         return open_store(name, relabel=rewards)
     except UserError as error:
@@ -215,9 +218,19 @@ def write_data(store: TransitionStore, output: str, form: str) -> tuple[Path, li
     return Path(output), write(store, Path(output), form)
 
 
-def _finish(store: TransitionStore, output: str, form: str | None, as_json: bool, extra: dict[str, Any] | None = None) -> None:
+def _left_out(*names: str) -> list[str]:
+    from rql_deploy.train.readers.left_out import left_out
+
+    return sorted({key for name in names for key in left_out(name)})
+
+
+def _finish(
+    store: TransitionStore, output: str, form: str | None, as_json: bool, extra: dict[str, Any] | None = None, left: list[str] | None = None
+) -> None:
     form = form or chosen_format(output)
     folder, lost = write_data(store, output, form)
+    if left:
+        lost = [*lost, f"not read by training and so left behind: {', '.join(left)}"]
     result = {"dataset": str(folder), "format": form, "episodes": store.episodes, "rows": len(store), "lost": lost, **(extra or {})}
     if as_json:
         echo_json(result)

@@ -26,6 +26,7 @@ def page(report: Mapping[str, Any]) -> str:
         f"  duplicates   {duplicates['episodes']} episodes; {duplicates['rows_like_the_one_before']:,} observations like the one before",
         f"  validation   {report.get('validation') or 'none beside it; see rql-deploy data split'}",
         f"  memory       {report['memory_mib']:.1f} MiB",
+        f"  not read     {', '.join(report.get('left_out', ())) or '-'}",
         f"  hash         {report['content_hash'][:16]}",
         "",
         f"  {'observation':28} {'shape':>8} {'min':>10} {'max':>10} {'mean':>10} {'std':>10} {'NaN rows':>9} {'constant':>9}",

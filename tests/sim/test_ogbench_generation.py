@@ -13,6 +13,7 @@ from rql_deploy.errors import UserError
 from rql_deploy.sim import ogbench_collect
 from rql_deploy.sim.ogbench_collect import PlayData
 from rql_deploy.sim.ogbench_play import RECIPES, Player, cube_stays_visible, find_recipe
+from rql_deploy.sim.ogbench_rewards import OGBenchRewards
 from rql_deploy.train.readers import open_store
 from rql_deploy.train.store import TransitionStore
 from tests.conftest import assert_refused, cli, run_cli
@@ -76,7 +77,11 @@ def statistics(seed: int) -> dict[str, np.ndarray]:
     episodes = [player.play(1000 * seed + i) for i in range(2)]
     actions = np.concatenate([episode.arrays["actions"] for episode in episodes])
     pressed = [np.abs(np.diff(episode.arrays["button_states"], axis=0)).any(axis=1).mean() for episode in episodes]
+    states = {"button_states": np.concatenate([episode.arrays["button_states"] for episode in episodes])}
+    rewards, masks = OGBenchRewards("puzzle-3x3-play-singletask-v0")(states)
     return {
+        "reward": np.array(rewards.mean()),
+        "solved": np.array((masks == 0).mean()),
         "histogram": np.stack([np.histogram(actions[:, i], np.linspace(-1, 1, 6))[0] for i in range(5)]) / len(actions),
         "reached": np.array(sum(e.reached for e in episodes) / sum(e.targets for e in episodes)),
         "targets": np.array(sum(e.targets for e in episodes)),
@@ -93,6 +98,8 @@ def test_two_seeds_agree_with_each_other_and_with_the_recipe() -> None:
         assert 9 <= found["targets"] <= 18
         assert found["reached"] >= 0.9
         assert 0.01 < found["presses"] < 0.05
+        # Of nine buttons in random states about half are as the task wants them, and hardly ever all.
+        assert -7 < found["reward"] < -2 and found["solved"] < 0.1
         # Nothing is grasped in the puzzle, so the gripper's command keeps it closed.
         assert found["gripper"].mean() > -0.1
     assert abs(first["presses"] - second["presses"]) < 0.02
@@ -107,6 +114,10 @@ def test_the_recipes_numbers_are_those_published() -> None:
     }
     data = PlayData("cube-quadruple-play-v0", Path("a.npz"), 5000, 0)
     assert (data.steps, data.validation, data.recipe()["published_episodes"]) == (1001, 500, 5000)
+    player = Player(RECIPES["cube-single"])
+    oracle = player.oracles["cube"]
+    assert (oracle._noise, oracle._noise_smoothing, oracle._dt, oracle._env_dt) == (0.1, 0.5, 0.4, 0.05)
+    assert player.env.spec is not None and player.env.spec.max_episode_steps == 1001
     assert find_recipe("scene-play-singletask-task3-v0").oracles == ("cube", "button", "drawer", "window")
 
 

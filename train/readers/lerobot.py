@@ -25,12 +25,13 @@ from rql_deploy.plain import from_plain
 
 from ..store import TransitionStore
 from .assemble import Assembler, bounds_of
-from .minari_columns import combined, numbers, require_pyarrow
+from .minari_columns import numbers, require_pyarrow
 
 INFO_FILE = Path("meta") / "info.json"
 VERSIONS = ("v2.0", "v2.1", "v3.0")
 NUMBERS = ("float16", "float32", "float64", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "bool")
 STATE = "observation.state"
+BLOCK_ROWS = 1 << 15
 
 
 def is_lerobot(folder: Path) -> bool:
@@ -109,25 +110,31 @@ def _read(folder: Path, info: Mapping[str, Any], arrow: Any) -> TransitionStore:
 def _episodes(files: list[Path], columns: list[str], arrow: Any) -> Iterator[dict[str, NDArray[Any]]]:
     """Episodes in order; one may go on in the next file."""
     held: dict[str, NDArray[Any]] = {}
-    for file in files:
-        try:
-            held_names = arrow.parquet.read_schema(file).names
-            if missing := [name for name in columns if name not in held_names]:
-                raise UserError(f"{file} lacks the column '{missing[0]}': it holds {', '.join(held_names)}")
-            table = arrow.parquet.read_table(file, columns=columns)
-        except (OSError, ValueError) as error:
-            raise UserError(f"{file} is damaged ({error}): copy or download it again") from error
-        part = {name: numbers(combined(table[name]), table.num_rows) for name in columns}
+    for part in _blocks(files, columns, arrow):
         if held:
             part = {name: np.concatenate((held[name], part[name])) for name in columns}
         starts = np.flatnonzero(np.diff(part["episode_index"], prepend=-1))
-        if not len(starts):
-            continue
         for start, stop in itertools.pairwise(starts):
             yield {name: value[start:stop] for name, value in part.items()}
-        held = {name: value[starts[-1] :] for name, value in part.items()}
+        # A copy, so that the block it is part of can go.
+        held = {name: value[starts[-1] :].copy() for name, value in part.items()}
     if held:
         yield held
+
+
+def _blocks(files: list[Path], columns: list[str], arrow: Any) -> Iterator[dict[str, NDArray[Any]]]:
+    """Rows of the files in blocks, so that little more than the result is in memory."""
+    for file in files:
+        try:
+            with arrow.parquet.ParquetFile(file) as opened:
+                held_names = opened.schema_arrow.names
+                if missing := [name for name in columns if name not in held_names]:
+                    raise UserError(f"{file} lacks the column '{missing[0]}': it holds {', '.join(held_names)}")
+                for block in opened.iter_batches(BLOCK_ROWS, columns=columns):
+                    if block.num_rows:
+                        yield {name: numbers(block.column(name), block.num_rows) for name in columns}
+        except (OSError, ValueError) as error:
+            raise UserError(f"{file} is damaged ({error}): copy or download it again") from error
 
 
 def _plant(folder: Path, info: Mapping[str, Any]) -> tuple[PlantDescription, bool]:

@@ -18,6 +18,8 @@ from ..readers.minari_columns import require_pyarrow
 from ..store import TransitionStore
 
 ROWS_PER_FILE = 1 << 20
+ROWS_PER_GROUP = 1 << 16
+"""Read in one go, so that readers need little memory beyond the result."""
 MASK = "rql.mask"
 
 
@@ -128,7 +130,7 @@ def _tasks(arrow: Any, task: str) -> Any:
 
 def _parquet(arrow: Any, table: Any, file: Path) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
-    arrow.parquet.write_table(table, file)
+    arrow.parquet.write_table(table, file, row_group_size=ROWS_PER_GROUP)
 
 
 def _statistics(value: NDArray[Any]) -> dict[str, list[float]]:
