@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -43,7 +44,9 @@ class OGBenchRewards:
         if "singletask" not in self.name.split("-"):
             raise UserError(f"'{self.name}' is not a task with rewards: write it like cube-single-play-singletask-task2-v0")
         try:
-            env: gymnasium.Env[Any, Any] = ogbench.make_env_and_datasets(self.name, env_only=True)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", UserWarning)  # about the precision of bounds, on every use
+                env: gymnasium.Env[Any, Any] = ogbench.make_env_and_datasets(self.name, env_only=True)
         except gymnasium.error.Error as error:
             raise UserError(f"OGBench has no task '{self.name}' ({error}): write it like cube-single-play-singletask-task2-v0") from error
         return env

@@ -207,3 +207,18 @@ def test_minaris_own_arrow_files_hold_what_its_hdf5_files_hold(layout: str, tmp_
     file.write_bytes(file.read_bytes()[:-200])
     with pytest.raises(UserError, match="is damaged"):
         open_store("tiny/columns-v0")
+
+
+def test_episodes_may_run_across_blocks_and_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from rql_deploy.train.readers import lerobot as reader
+    from rql_deploy.train.writers import lerobot as writer
+    from rql_deploy.train.writers import write
+
+    whole = opened(LEROBOT[1])
+    monkeypatch.setattr(writer, "ROWS_PER_FILE", 10)
+    monkeypatch.setattr(writer, "ROWS_PER_GROUP", 3)
+    monkeypatch.setattr(reader, "BLOCK_ROWS", 4)
+    write(whole, tmp_path / "many", "lerobot")
+    assert len(list((tmp_path / "many" / "data").glob("**/*.parquet"))) == 3
+    assert opened(tmp_path / "many").content_hash == whole.content_hash
+    assert opened(LEROBOT[0]).content_hash == whole.content_hash
