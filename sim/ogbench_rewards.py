@@ -30,7 +30,9 @@ class OGBenchRewards:
 
         dataset = dict(arrays)
         try:
-            relabel_dataset(self.name, self._env, dataset)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", UserWarning)  # about the precision of the spaces' bounds
+                relabel_dataset(self.name, self._env, dataset)
         except KeyError as error:
             raise UserError(f"the rewards of {self.name} need {error}, which the data set lacks: make it again with that array") from error
         except (IndexError, ValueError) as error:
@@ -44,9 +46,7 @@ class OGBenchRewards:
         if "singletask" not in self.name.split("-"):
             raise UserError(f"'{self.name}' is not a task with rewards: write it like cube-single-play-singletask-task2-v0")
         try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", UserWarning)  # about the precision of bounds, on every use
-                env: gymnasium.Env[Any, Any] = ogbench.make_env_and_datasets(self.name, env_only=True)
+            env: gymnasium.Env[Any, Any] = ogbench.make_env_and_datasets(self.name, env_only=True)
         except gymnasium.error.Error as error:
             raise UserError(f"OGBench has no task '{self.name}' ({error}): write it like cube-single-play-singletask-task2-v0") from error
         return env
