@@ -8,6 +8,7 @@ The folder lies beside the output and is what a later run goes on from after Ctr
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import shutil
@@ -140,8 +141,10 @@ def _make(task: str, steps: int, seed: int, file: Path) -> dict[str, int]:
     counts = {name: getattr(episode, name) for name in COUNTS}
     partial = file.with_suffix(f".{os.getpid()}.partial")
     try:
-        with partial.open("wb") as stream:
-            np.savez_compressed(stream, **episode.arrays, counts=np.array([counts[name] for name in COUNTS]))
+        # By way of memory, because a half-written archive complains once more when it is collected.
+        archive = io.BytesIO()
+        np.savez_compressed(archive, **episode.arrays, counts=np.array([counts[name] for name in COUNTS]))
+        partial.write_bytes(archive.getvalue())
         partial.rename(file)
     finally:
         partial.unlink(missing_ok=True)
