@@ -6,37 +6,32 @@ labelled; recording goes on for a few rows after success (docs/algorithm.md, Con
 
 from __future__ import annotations
 
-import json
 import multiprocessing
 import multiprocessing.connection
 import os
 import re
-import shutil
 import signal
-import tempfile
 import threading
-import warnings
 from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from rql_deploy.contract import PLANT_KEY
 from rql_deploy.errors import UserError
 from rql_deploy.seeding import episode_seed
 
+from .minari_files import target_folder, writable_target, write_dataset
 from .robosuite_env import RobosuiteEnv
 from .tasks import Task, describe, find_demonstrator
 
 T = TypeVar("T")
 
-PROVENANCE_KEY = "rql_deploy_collection"
-DATASET_ID = re.compile(r"^(?:[\w-]{2,}/)*[\w-]{2,}-v\d+$")
+__all__ = ["Episode", "collect", "target_folder", "without_gaps", "writable_target", "write_minari"]
 
 
 @dataclass(frozen=True)
@@ -151,33 +146,6 @@ def _submit(
         return
 
 
-def target_folder(output: str) -> Path:
-    """Where `--output` puts the data set: a Minari id (`group/name-v0`) under Minari's root, anything else a path.
-
-    Raises UserError when something is there already.
-    """
-    if DATASET_ID.match(output) and not output.startswith((".", "/")):
-        from minari.storage import get_dataset_path
-
-        folder = Path(get_dataset_path(output))
-    else:
-        folder = Path(output)
-    if folder.exists():
-        raise UserError(f"{folder} exists already: pass another --output or remove it first")
-    return folder
-
-
-def writable_target(output: str) -> Path:
-    """`target_folder` whose parent exists and can be written; raises UserError otherwise, before hours are spent simulating."""
-    target = target_folder(output)
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=target.parent, prefix="."):
-            return target
-    except OSError as error:
-        raise UserError(f"cannot write to {target.parent} ({error.strerror}): pass another --output") from error
-
-
 def without_gaps(episodes: Sequence[Episode]) -> list[Episode]:
     """Episodes 0, 1, 2, ... up to the first that is missing, in order."""
     ordered = sorted(episodes, key=lambda e: e.index)
@@ -186,15 +154,10 @@ def without_gaps(episodes: Sequence[Episode]) -> list[Episode]:
 
 def write_minari(output: str, task: Task, episodes: Sequence[Episode], provenance: dict[str, Any]) -> Path:
     """Write the episodes as a Minari HDF5 data set that knows its environment; complete or not at all. Returns its folder."""
-    import minari
     from minari.data_collector import EpisodeBuffer
 
-    # Absolute, because Minari prepends its root to the path once more when it is relative.
-    target = writable_target(output).resolve()
-    dataset_id = output if DATASET_ID.match(output) else f"rql-deploy/{re.sub(r'[^a-z0-9]+', '-', task.name.lower())}-v0"
     env = task.make_env()
     try:
-        description = describe(task.name, env)
         buffers = [
             EpisodeBuffer(
                 id=i,
@@ -209,38 +172,15 @@ def write_minari(output: str, task: Task, episodes: Sequence[Episode], provenanc
             )
             for i, e in enumerate(episodes)
         ]
-        # Minari writes under its root only, so it gets a root of our own beside the target, and the result moves in one rename.
-        staging = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".partial", dir=target.parent))
-        previous_root = os.environ.get("MINARI_DATASETS_PATH")
-        os.environ["MINARI_DATASETS_PATH"] = str(staging)
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", UserWarning)  # about the author's e-mail address and other fields left empty
-                dataset = minari.create_dataset_from_buffers(
-                    dataset_id,
-                    buffers,
-                    env=env.spec,
-                    observation_space=env.observation_space,
-                    action_space=env.action_space,
-                    algorithm_name="rql-deploy scripted demonstrator",
-                    description=f"Scripted demonstrations on {task.name}; failed episodes are kept, infos/success labels every step.",
-                    requirements=["rql-deploy[sim]"],
-                    data_format="hdf5",
-                )
-            dataset.storage.update_metadata(
-                {
-                    PLANT_KEY: json.dumps(asdict(description)),
-                    PROVENANCE_KEY: json.dumps(provenance),
-                    "control_rate": description.control_rate,
-                }
-            )
-            (staging / dataset_id).rename(target)
-        finally:
-            shutil.rmtree(staging, ignore_errors=True)
-            if previous_root is None:
-                del os.environ["MINARI_DATASETS_PATH"]
-            else:
-                os.environ["MINARI_DATASETS_PATH"] = previous_root
+        return write_dataset(
+            output,
+            buffers,
+            describe(task.name, env),
+            algorithm="rql-deploy scripted demonstrator",
+            description=f"Scripted demonstrations on {task.name}; failed episodes are kept, infos/success labels every step.",
+            provenance=provenance,
+            default_id=f"rql-deploy/{re.sub(r'[^a-z0-9]+', '-', task.name.lower())}-v0",
+            env=env,
+        )
     finally:
         env.close()
-    return target

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -29,7 +30,9 @@ class OGBenchRewards:
 
         dataset = dict(arrays)
         try:
-            relabel_dataset(self.name, self._env, dataset)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", UserWarning)  # about the precision of the spaces' bounds
+                relabel_dataset(self.name, self._env, dataset)
         except KeyError as error:
             raise UserError(f"the rewards of {self.name} need {error}, which the data set lacks: make it again with that array") from error
         except (IndexError, ValueError) as error:

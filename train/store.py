@@ -47,6 +47,8 @@ class TransitionStore:
     """`[E]`: one past each episode's last row."""
     successes: NDArray[np.bool_] | None = None
     """`[E]`: whether each episode succeeded, where the data says."""
+    finals: NDArray[np.float32] | None = None
+    """`[E, O]`: the observation after each episode's last action, where the data has it; kept for other formats, not learned from."""
 
     def __len__(self) -> int:
         return len(self.rewards)
@@ -101,7 +103,7 @@ class TransitionStore:
         """Raise UserError unless shapes agree, episodes are not empty, and every number is finite."""
         if not len(self):
             raise UserError(f"data set {self.dataset_id} is empty: collect some episodes first")
-        self._refuse_wrong_shapes()
+        self.validate_shapes()
         start = 0
         for spec in self.plant.fields:
             self._refuse_not_finite(self.observations[:, start : start + spec.size], f"observation field '{spec.name}'")
@@ -144,7 +146,8 @@ class TransitionStore:
             "add episodes with another outcome or relabel the rewards, or clone with --set rql.policy_value_weight=0"
         )
 
-    def _refuse_wrong_shapes(self) -> None:
+    def validate_shapes(self) -> None:
+        """Raise UserError unless the arrays' shapes agree with each other and the plant, and no episode is empty."""
         rows = len(self)
         expected = {
             "observations": (rows, self.plant.observation_dim),
@@ -234,7 +237,7 @@ def concatenate(stores: Sequence[TransitionStore]) -> TransitionStore:
     first = stores[0]
     if len(stores) == 1:
         return first
-    observations = []
+    observations, finals = [], []
     for store in stores:
         differences = list(dict.fromkeys(first.plant.differences(store.plant)))
         known = {spec.name for spec in first.plant.fields}
@@ -245,7 +248,9 @@ def concatenate(stores: Sequence[TransitionStore]) -> TransitionStore:
                 f"data sets {first.dataset_id} and {store.dataset_id} cannot be combined ({'; '.join(differences)}): "
                 "pass sets of one plant, or train on one of them"
             )
-        observations.append(_reordered(store, first.plant))
+        observations.append(_reordered(store.observations, store.plant, first.plant))
+        if store.finals is not None:
+            finals.append(_reordered(store.finals, store.plant, first.plant))
     offsets = np.cumsum([0, *(len(store) for store in stores[:-1])])
     successes = [store.successes for store in stores if store.successes is not None]
     return TransitionStore(
@@ -257,15 +262,16 @@ def concatenate(stores: Sequence[TransitionStore]) -> TransitionStore:
         masks=np.concatenate([store.masks for store in stores]),
         ends=np.concatenate([store.ends + offset for store, offset in zip(stores, offsets, strict=True)]),
         successes=np.concatenate(successes) if len(successes) == len(stores) else None,
+        finals=np.concatenate(finals) if len(finals) == len(stores) else None,
     )
 
 
-def _reordered(store: TransitionStore, plant: PlantDescription) -> NDArray[np.float32]:
-    if [spec.name for spec in store.plant.fields] == [spec.name for spec in plant.fields]:
-        return store.observations
+def _reordered(rows: NDArray[np.float32], stored: PlantDescription, plant: PlantDescription) -> NDArray[np.float32]:
+    if [spec.name for spec in stored.fields] == [spec.name for spec in plant.fields]:
+        return rows
     columns, start = {}, 0
-    for spec in store.plant.fields:
-        columns[spec.name] = store.observations[:, start : start + spec.size]
+    for spec in stored.fields:
+        columns[spec.name] = rows[:, start : start + spec.size]
         start += spec.size
     return np.concatenate([columns[spec.name] for spec in plant.fields], axis=1)
 

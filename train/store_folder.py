@@ -4,6 +4,7 @@
     FOLDER/observations.npy   [N, O] float32        FOLDER/rewards.npy   [N] float32
     FOLDER/actions.npy        [N, A] float32        FOLDER/masks.npy     [N] float32
     FOLDER/ends.npy           [E] int64             FOLDER/successes.npy [E] bool, where known
+    FOLDER/finals.npy         [E, O] float32, where known: the observation after each episode's last action
 
 Plain NumPy files, no pickle. A folder of such folders is a sharded data set.
 """
@@ -55,6 +56,7 @@ class StoreWriter:
         self.rows = 0
         self.ends: list[int] = []
         self.successes: list[bool | None] = []
+        self.finals: list[NDArray[np.float32] | None] = []
         self._files: dict[str, BinaryIO] = {}
         try:
             shutil.rmtree(self.partial, ignore_errors=True)
@@ -85,7 +87,13 @@ class StoreWriter:
                 )
         self.extend(arrays, np.array([rows], np.int64), None if success is None else np.array([success]))
 
-    def extend(self, arrays: dict[str, NDArray[np.float32]], ends: NDArray[np.int64], successes: NDArray[np.bool_] | None) -> None:
+    def extend(
+        self,
+        arrays: dict[str, NDArray[np.float32]],
+        ends: NDArray[np.int64],
+        successes: NDArray[np.bool_] | None,
+        finals: NDArray[np.float32] | None = None,
+    ) -> None:
         """Append rows of several whole episodes, `ends` counted from the first of these rows."""
         try:
             for name in ROW_ARRAYS:
@@ -95,6 +103,7 @@ class StoreWriter:
             raise self._disk_error(error) from error
         self.ends += (self.rows + ends).tolist()
         self.successes += [None] * len(ends) if successes is None else successes.tolist()
+        self.finals += [None] * len(ends) if finals is None else list(finals)
         self.rows += len(arrays["rewards"])
 
     def close(self) -> TransitionStore:
@@ -111,6 +120,9 @@ class StoreWriter:
             known = [success for success in self.successes if success is not None]
             if known and len(known) == len(self.ends):
                 np.save(self.partial / "successes.npy", np.array(known, bool))
+            finals = [final for final in self.finals if final is not None]
+            if finals and len(finals) == len(self.ends):
+                np.save(self.partial / "finals.npy", np.stack(finals).astype(np.float32))
             header: dict[str, Any] = {
                 "format": FORMAT,
                 "dataset_id": self.dataset_id,
@@ -152,7 +164,7 @@ class StoreWriter:
 def write_store(store: TransitionStore, folder: Path) -> TransitionStore:
     """Write `store` as a folder; returns it as read back, memory-mapped."""
     writer = StoreWriter(folder, store.dataset_id, store.plant)
-    writer.extend({name: getattr(store, name) for name in ROW_ARRAYS}, store.ends, store.successes)
+    writer.extend({name: getattr(store, name) for name in ROW_ARRAYS}, store.ends, store.successes, store.finals)
     return writer.close()
 
 
@@ -168,7 +180,8 @@ def read_store(folder: Path) -> TransitionStore:
         arrays = {name: _open(folder / f"{name}.npy", np.float32) for name in ROW_ARRAYS}
         ends = np.array(_open(folder / "ends.npy", np.int64))
         successes = np.array(_open(folder / "successes.npy", np.bool_)) if (folder / "successes.npy").exists() else None
-        store = TransitionStore(dataset_id=header["dataset_id"], plant=plant, ends=ends, successes=successes, **arrays)
+        finals = _open(folder / "finals.npy", np.float32) if (folder / "finals.npy").exists() else None
+        store = TransitionStore(dataset_id=header["dataset_id"], plant=plant, ends=ends, successes=successes, finals=finals, **arrays)
         if len(store) != header["rows"] or store.episodes != header["episodes"]:
             raise ValueError(f"{HEADER_FILE} says {header['rows']} rows and {header['episodes']} episodes, the files hold others")
         return store

@@ -13,6 +13,7 @@ from rql_deploy.errors import UserError
 
 VERBS = {
     "collect": "Record demonstrations of a task into a Minari data set.",
+    "data": "Look at, convert, join, split and relabel data sets.",
     "train": "Train an RQL flow policy offline on a data set.",
     "export": "Turn a checkpoint into a policy bundle (ONNX, contract, certificate); push and pull bundles.",
     "inspect": "Show a bundle, and check it again with --verify.",
@@ -39,6 +40,9 @@ EXTRAS = {
     "gymnasium": "sim",
     "mujoco": "sim",
     "robosuite": "sim",
+    "ogbench": "sim",
+    "matplotlib": "train",
+    "pyarrow": "arrow",
 }
 
 

@@ -12,8 +12,10 @@ from ..rewards import Relabel, Reward, with_reward
 from ..shards import ShardedStore
 from ..store import TransitionStore, concatenate
 from ..store_folder import StoreShard, is_store, read_store
-from .minari import MAIN_FILE, read_minari
+from .lerobot import is_lerobot, read_lerobot
+from .minari import MAIN_FILE, holds_minari, read_minari
 from .ogbench import read_ogbench, shard_files
+from .robomimic import SUFFIXES, is_robomimic, read_robomimic
 
 
 def open_store(
@@ -27,7 +29,9 @@ def open_store(
     | a folder of such folders | sharded store |
     | an `.npz` file | OGBench |
     | a folder of `.npz` files | OGBench in shards |
-    | a folder or file Minari wrote, or a Minari id | Minari HDF5 |
+    | an `.hdf5` file with a group `data`, or `FILE.hdf5#KEY` | robomimic, all of it or one filter key |
+    | a folder with `meta/info.json` | LeRobotDataset |
+    | a folder or file Minari wrote, or a Minari id | Minari (HDF5, Arrow, Parquet) |
 
     Raises UserError when there is no such data set, or it is damaged, or it lacks rewards and no `relabel` is given.
     """
@@ -39,8 +43,20 @@ def open_store(
         store = ShardedStore(path.resolve().name, [StoreShard.of(folder) for folder in folders], shard_updates)
     elif path.suffix == ".npz" or (path.is_dir() and shard_files(path)):
         store = read_ogbench(path, relabel=relabel, shard_updates=shard_updates)
-    elif path.is_dir() and not any((folder / MAIN_FILE).is_file() for folder in (path, path / "data")):
-        raise UserError(f"{path} holds no data set: there is no store.json, no .npz file and nothing that Minari wrote in it")
+    elif is_robomimic(path):
+        store = read_robomimic(path)
+    elif path.is_dir() and is_lerobot(path):
+        store = read_lerobot(path)
+    elif path.is_dir() and not any(holds_minari(folder) for folder in (path, path / "data")):
+        raise UserError(
+            f"{path} holds no data set: there is no store.json, no .npz file, no meta/info.json and nothing that Minari wrote in it"
+        )
+    elif str(path).partition("#")[0].endswith(SUFFIXES) and path.name != MAIN_FILE:
+        raise UserError(
+            f"there is no file {name.partition('#')[0]}: pass the path of a robomimic .hdf5 file"
+            if not Path(name.partition("#")[0]).exists()
+            else f"{path} is no robomimic file, since it has no group 'data': pass one, or a Minari folder"
+        )
     else:
         store = read_minari(name)
     return dataclasses.replace(store, reward=reward) if isinstance(store, ShardedStore) else with_reward(store, reward)

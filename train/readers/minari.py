@@ -1,7 +1,7 @@
-"""Read a Minari HDF5 data set into a transition store.
+"""Read a Minari data set (HDF5, Arrow or Parquet) into a transition store.
 
-Training also runs on nodes without Minari and gymnasium, so this reads the documented file layout with h5py: `main_data.hdf5` with
-one group per episode, and `metadata.json` beside it.
+Training also runs on nodes without Minari and gymnasium, so this reads the documented file layouts with h5py or pyarrow: `main_data.hdf5`
+with one group per episode, or one folder of Arrow or Parquet files per episode, and `metadata.json` beside it.
 """
 
 from __future__ import annotations
@@ -21,8 +21,12 @@ from rql_deploy.errors import UserError
 from rql_deploy.plain import from_plain, suggestion
 
 from ..store import TransitionStore
+from .assemble import Assembler
+from .minari_columns import ColumnEpisodes
 
 MAIN_FILE = "main_data.hdf5"
+METADATA_FILE = "metadata.json"
+COLUMN_FORMATS = ("arrow", "parquet")
 
 
 def datasets_root() -> Path:
@@ -33,19 +37,30 @@ def datasets_root() -> Path:
 def local_ids() -> list[str]:
     """Ids of the Minari data sets on this machine."""
     root = datasets_root()
-    return sorted(str(file.parent.parent.relative_to(root)) for file in root.glob(f"**/data/{MAIN_FILE}"))
+    return sorted(str(file.parent.parent.relative_to(root)) for file in root.glob(f"**/data/{METADATA_FILE}"))
+
+
+def holds_minari(folder: Path) -> bool:
+    """Whether Minari wrote this folder of episodes."""
+    if (folder / MAIN_FILE).is_file():
+        return True
+    try:
+        metadata = json.loads((folder / METADATA_FILE).read_text())
+    except (OSError, ValueError):
+        return False
+    return isinstance(metadata, dict) and metadata.get("data_format") in COLUMN_FORMATS
 
 
 def find_data_folder(name: str) -> Path:
-    """The folder holding `main_data.hdf5` for a path or a Minari id; raises UserError with the nearest local ids."""
+    """The folder of episodes for a path or a Minari id; raises UserError with the nearest local ids."""
     for folder in (Path(name), Path(name) / "data", datasets_root() / name / "data"):
-        if (folder / MAIN_FILE).is_file():
+        if holds_minari(folder):
             return folder
     if Path(name).name == MAIN_FILE and Path(name).is_file():
         return Path(name).parent
     raise UserError(
         f"there is no Minari data set '{name}', neither as a path nor among the local ids{suggestion(name, local_ids())}; "
-        "make one with `rql-deploy collect`"
+        "make one with `rql-deploy collect`, or fetch a public one with `minari download`"
     )
 
 
@@ -53,21 +68,25 @@ def read_minari(name: str) -> TransitionStore:
     """Load the data set with path or id `name`; raises UserError when it is missing, damaged or of a kind we cannot learn from."""
     folder = find_data_folder(name)
     try:
-        metadata = json.loads((folder / "metadata.json").read_text())
+        metadata = json.loads((folder / METADATA_FILE).read_text())
+        dataset_id = str(metadata.get("dataset_id", name))
+        if metadata.get("data_format") in COLUMN_FORMATS and not (folder / MAIN_FILE).is_file():
+            return _read(dataset_id, metadata, ColumnEpisodes(folder, metadata))
         with h5py.File(folder / MAIN_FILE, "r") as file:
-            return _read(str(metadata.get("dataset_id", name)), metadata, file)
+            return _read(dataset_id, metadata, file)
     except UserError:
         raise
-    except (OSError, KeyError, ValueError, TypeError, AttributeError, RuntimeError) as error:  # what json and h5py raise for damage
+    except (OSError, KeyError, ValueError, TypeError, AttributeError, RuntimeError) as error:  # what json, h5py and pyarrow raise
         raise UserError(f"data set {name} is damaged ({error}): collect it again or restore {folder} from a copy") from error
 
 
-def _read(dataset_id: str, metadata: Mapping[str, Any], file: h5py.File) -> TransitionStore:
+def _read(dataset_id: str, metadata: Mapping[str, Any], file: h5py.File | ColumnEpisodes) -> TransitionStore:
     episodes = sorted(file, key=lambda group: int(group.removeprefix("episode_")))
     if not episodes:
         raise UserError(f"data set {dataset_id} has no episodes: collect some first")
     plant = _plant(dataset_id, metadata, file[episodes[0]])
-    observations, actions, rewards, masks, successes = [], [], [], [], []
+    rows_of = file.rows_of if isinstance(file, ColumnEpisodes) else lambda name: len(file[name]["actions"])
+    result = Assembler(dataset_id, plant, sum(rows_of(name) for name in episodes))
     for name in episodes:
         episode = file[name]
         taken = np.asarray(episode["actions"], np.float32)
@@ -79,34 +98,21 @@ def _read(dataset_id: str, metadata: Mapping[str, Any], file: h5py.File) -> Tran
             raise UserError(
                 f"data set {dataset_id}: {name} has actions of {taken.shape[1]} dimensions, the first episode has {plant.action_dim}"
             )
-        observations.append(_flatten(dataset_id, name, plant, episode["observations"], rows))
-        actions.append(taken)
         reward = np.asarray(episode["rewards"], np.float32)
         if reward.shape != (rows,):
             raise UserError(f"data set {dataset_id}: {name} has {reward.shape} rewards for {rows} actions")
-        rewards.append(reward)
         # A success flag latches at the step that reached it and ends the task there, even though recording went on;
         # without one, Minari's terminations say where.
         success = _success_after_step(episode, rows)
         ended = success if success is not None else np.asarray(episode["terminations"], bool)
         if ended.shape != (rows,):
             raise UserError(f"data set {dataset_id}: {name} has {len(ended)} terminations for {rows} actions: collect that episode again")
-        masks.append(1.0 - ended.astype(np.float32))
-        if success is not None:
-            successes.append(bool(success[-1]))
-    return TransitionStore(
-        dataset_id=dataset_id,
-        plant=plant,
-        observations=np.concatenate(observations),
-        actions=np.concatenate(actions),
-        rewards=np.concatenate(rewards),
-        masks=np.concatenate(masks),
-        ends=np.cumsum([len(a) for a in actions], dtype=np.int64),
-        successes=np.array(successes) if len(successes) == len(episodes) else None,
-    )
+        final = _flatten(dataset_id, name, plant, episode["observations"], result.next_observations(rows))
+        result.add(taken, reward, 1.0 - ended, success=bool(success[-1]) if success is not None else None, final=final)
+    return result.store()
 
 
-def _success_after_step(episode: h5py.Group, rows: int) -> NDArray[np.bool_] | None:
+def _success_after_step(episode: Any, rows: int) -> NDArray[np.bool_] | None:
     if "infos" not in episode or "success" not in episode["infos"]:
         return None
     flags = np.asarray(episode["infos"]["success"], bool).reshape(-1)
@@ -115,26 +121,33 @@ def _success_after_step(episode: h5py.Group, rows: int) -> NDArray[np.bool_] | N
     return np.logical_or.accumulate(flags) if len(flags) == rows else None
 
 
-def _flatten(dataset_id: str, name: str, plant: PlantDescription, node: h5py.Group | h5py.Dataset, rows: int) -> NDArray[np.float32]:
-    parts = []
+def _flatten(dataset_id: str, name: str, plant: PlantDescription, node: Any, out: NDArray[np.float32]) -> NDArray[np.float32] | None:
+    """Write an episode's observations into `out` `[rows, O]`; returns the one after the last action, where there is one."""
+    rows, start = len(out), 0
+    final: NDArray[np.float32] | None = np.empty(plant.observation_dim, np.float32)
     for spec in plant.fields:
-        data = node[spec.name] if isinstance(node, h5py.Group) else node
-        value = np.asarray(data, np.float32)
+        value = np.asarray(node[spec.name] if isinstance(node, Mapping | h5py.Group) else node, np.float32)
         if len(value) < rows or value.shape[1:] != spec.shape:
             raise UserError(
                 f"data set {dataset_id}: {name} has '{spec.name}' of shape {list(value.shape)}, "
                 f"for {rows} actions it should be {[rows, *spec.shape]} or one longer: collect that episode again"
             )
-        parts.append(value[:rows].reshape(rows, -1))
-    return np.concatenate(parts, axis=1)
+        columns = slice(start, start + spec.size)
+        out[:, columns] = value[:rows].reshape(rows, -1)
+        if final is not None and len(value) > rows:
+            final[columns] = value[rows].reshape(-1)
+        else:
+            final = None
+        start += spec.size
+    return final
 
 
-def _plant(dataset_id: str, metadata: Mapping[str, Any], first: h5py.Group) -> PlantDescription:
+def _plant(dataset_id: str, metadata: Mapping[str, Any], first: Any) -> PlantDescription:
     """Our own description where our collector left one, else what the spaces and arrays tell."""
     if PLANT_KEY in metadata:
         return from_plain(PlantDescription, json.loads(metadata[PLANT_KEY]), f"the plant description of {dataset_id}")
     node = first["observations"]
-    if isinstance(node, h5py.Group):
+    if isinstance(node, Mapping | h5py.Group):
         fields = tuple(ObservationField(name, tuple(data.shape[1:])) for name, data in _leaves(dataset_id, node))
     else:
         fields = (ObservationField("observation", tuple(node.shape[1:])),)
@@ -147,9 +160,9 @@ def _plant(dataset_id: str, metadata: Mapping[str, Any], first: h5py.Group) -> P
     )
 
 
-def _leaves(dataset_id: str, node: h5py.Group) -> Iterator[tuple[str, h5py.Dataset]]:
+def _leaves(dataset_id: str, node: Any) -> Iterator[tuple[str, Any]]:
     for name, data in node.items():
-        if not isinstance(data, h5py.Dataset):
+        if isinstance(data, Mapping | h5py.Group):
             raise UserError(f"data set {dataset_id} nests observation '{name}': only one level of named fields is supported")
         yield name, data
 

@@ -63,8 +63,8 @@ class NpzFile:
                 raise ValueError(f"its header says shape {list(shape)}, its size another")
             return Member(shape, dtype, f"{info.CRC:08x}:{info.file_size}")
 
-    def read(self, key: str, dtype: type[T], keep: NDArray[np.bool_] | None = None) -> NDArray[T]:
-        """An array `[N, ...]` as `dtype`, of it only the rows where `keep` `[N]` is set."""
+    def read(self, key: str, dtype: type[T], keep: NDArray[np.bool_] | None = None, rest: list[NDArray[T]] | None = None) -> NDArray[T]:
+        """An array `[N, ...]` as `dtype`, of it only the rows where `keep` `[N]` is set; the others are appended to `rest`, if given."""
         member = self.member(key)
         rows = len(keep) if keep is not None else member.shape[0]
         read = kept = 0
@@ -72,7 +72,10 @@ class NpzFile:
             result = np.empty((int(keep.sum()) if keep is not None else rows, *member.shape[1:]), dtype)
             self._header(key, stream)
             for block in _blocks(stream, member):
-                taken = block if keep is None else block[keep[read : read + len(block)]]
+                wanted = None if keep is None else keep[read : read + len(block)]
+                taken = block if wanted is None else block[wanted]
+                if rest is not None and wanted is not None:
+                    rest.append(block[~wanted].astype(dtype))
                 result[kept : kept + len(taken)] = taken
                 read += len(block)
                 kept += len(taken)

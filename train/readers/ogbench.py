@@ -8,6 +8,7 @@ files: OGBench computes them from `qpos` and `button_states` for one of its task
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,8 +18,9 @@ from types import MappingProxyType
 import numpy as np
 from numpy.typing import NDArray
 
-from rql_deploy.contract import ActionDimension, ObservationField, PlantDescription
+from rql_deploy.contract import PLANT_KEY, ActionDimension, ObservationField, PlantDescription
 from rql_deploy.errors import UserError
+from rql_deploy.plain import from_plain
 
 from ..rewards import Relabel
 from ..shards import ShardedStore
@@ -86,19 +88,15 @@ class OGBenchFile:
     def plant(self) -> PlantDescription:
         """The plant as far as a file tells it: one field `observation`, actions in [-1, 1], the rate by the name's family."""
         with NpzFile(self.path) as file:
+            if PLANT_KEY in file.keys:
+                where = f"the plant description in {self.path}"
+                try:
+                    return from_plain(PlantDescription, json.loads(file.read(PLANT_KEY, np.uint8).tobytes()), where)
+                except ValueError as error:
+                    raise UserError(f"{where} is damaged ({error}): write the file again") from error
             observation_dim, action_dim = (file.member(key).shape[1] for key in ("observations", "actions"))
         name = self.relabel.name if self._relabelled and self.relabel else self.dataset
-        family = name.partition("-")[0]
-        arm = family in ("cube", "scene", "puzzle") and action_dim == len(ARM_ACTIONS)
-        return PlantDescription(
-            task=f"ogbench:{name}",
-            fields=(ObservationField("observation", (observation_dim,)),),
-            actions=tuple(
-                ActionDimension(*((ARM_ACTIONS[i][0], -1.0, 1.0, ARM_ACTIONS[i][1]) if arm else (f"action_{i}", -1.0, 1.0)))
-                for i in range(action_dim)
-            ),
-            control_rate=CONTROL_RATES.get(family, DEFAULT_RATE),
-        )
+        return plant_of(name, observation_dim, action_dim)
 
     @property
     def rows(self) -> int:
@@ -126,14 +124,18 @@ class OGBenchFile:
                 del states
             else:
                 rewards, masks = file.read("rewards", np.float32, keep), file.read("masks", np.float32, keep)
+            last_rows: list[NDArray[np.float32]] = []
+            observations = file.read("observations", np.float32, keep, last_rows)
             return TransitionStore(
                 dataset_id=self.path.stem,
                 plant=self.plant,
-                observations=file.read("observations", np.float32, keep),
+                observations=observations,
                 actions=file.read("actions", np.float32, keep),
                 rewards=rewards,
                 masks=masks,
                 ends=self._ends,
+                # A file cut inside an episode lacks that episode's last row.
+                finals=None if keep[-1] else np.concatenate(last_rows),
             )
 
     @cached_property
@@ -160,6 +162,21 @@ class OGBenchFile:
         last = np.concatenate((terminals[1:], [True])) & ~terminals
         ends: NDArray[np.int64] = np.cumsum(~terminals)[last].astype(np.int64)
         return ends
+
+
+def plant_of(name: str, observation_dim: int, action_dim: int) -> PlantDescription:
+    """The plant of a data set or task by its name: one field `observation`, actions in [-1, 1], the rate by the name's family."""
+    family = name.partition("-")[0]
+    arm = family in ("cube", "scene", "puzzle") and action_dim == len(ARM_ACTIONS)
+    return PlantDescription(
+        task=f"ogbench:{name}",
+        fields=(ObservationField("observation", (observation_dim,)),),
+        actions=tuple(
+            ActionDimension(*((ARM_ACTIONS[i][0], -1.0, 1.0, ARM_ACTIONS[i][1]) if arm else (f"action_{i}", -1.0, 1.0)))
+            for i in range(action_dim)
+        ),
+        control_rate=CONTROL_RATES.get(family, DEFAULT_RATE),
+    )
 
 
 def shard_files(folder: Path) -> list[Path]:

@@ -1,0 +1,180 @@
+"""How fast data is read, drawn and made.
+
+Reading: 1 M transitions of 55 numbers (50 observed, 5 of action) in 1000 episodes from each format, in alternating rounds, each in a
+process of its own, with its peak memory above that of the imports against the raw size of the arrays. Drawing: windows of batch 256.
+Making: OGBench episodes in one process, steps per second.
+
+    python benchmarks/data_speed.py [--rows 1000000] [--rounds 3] [--steps 1001] [--tasks cube-single,scene,puzzle-3x3]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+
+OBSERVED, ACTED, EPISODE = 50, 5, 1000
+BATCH, WINDOW = 256, 5
+
+
+def make(folder: Path, rows: int) -> dict[str, Path]:
+    """The same random data in every format."""
+    from rql_deploy.cli.data import write_data
+    from rql_deploy.contract import ActionDimension, ObservationField, PlantDescription
+    from rql_deploy.train.store import TransitionStore
+
+    rng = np.random.default_rng(0)
+    plant = PlantDescription(
+        "benchmark",
+        (ObservationField("observation", (OBSERVED,)),),
+        tuple(ActionDimension(f"a{i}", -1.0, 1.0) for i in range(ACTED)),
+        20.0,
+    )
+    ends = np.arange(EPISODE, rows + 1, EPISODE, dtype=np.int64)
+    rows = int(ends[-1])
+    success = rng.uniform(size=rows) < 0.01
+    store = TransitionStore(
+        "benchmark/rows-v0",
+        plant,
+        # Random numbers do not compress; real ones do, so they read somewhat faster than these.
+        rng.standard_normal((rows, OBSERVED), dtype=np.float32),
+        rng.uniform(-1, 1, (rows, ACTED)).astype(np.float32),
+        success.astype(np.float32) - 1,
+        1 - success.astype(np.float32),
+        ends,
+    )
+    names = {
+        "store": "store",
+        "ogbench": "data.npz",
+        "minari": "minari",
+        "minari-arrow": "arrow",
+        "robomimic": "data.hdf5",
+        "lerobot": "lerobot",
+    }
+    return {form: write_data(store, str(folder / name), form)[0] for form, name in names.items()}
+
+
+def peak() -> int:
+    """Peak resident memory of this process, in bytes (Linux). Not getrusage's, which starts at the parent's."""
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+    return int(line.split()[1]) * 1024
+
+
+def read_one(path: str) -> dict[str, float]:
+    """In a process of its own: seconds and peak memory of reading, with every row looked at."""
+    import h5py  # noqa: F401
+    import pyarrow.dataset
+    import pyarrow.parquet  # noqa: F401
+
+    from rql_deploy.train.readers import open_store
+
+    before, start = peak(), time.perf_counter()
+    store = open_store(path).sample
+    total = float(store.observations.sum() + store.actions.sum() + store.rewards.sum() + store.masks.sum())
+    seconds = time.perf_counter() - start
+    raw = sum(getattr(store, name).nbytes for name in ("observations", "actions", "rewards", "masks"))
+    return {"seconds": seconds, "memory_ratio": (peak() - before) / raw, "rows": len(store), "sum": total}
+
+
+def read_all(paths: dict[str, Path], rounds: int) -> dict[str, dict[str, float]]:
+    found: dict[str, list[dict[str, float]]] = {form: [] for form in paths}
+    for _ in range(rounds):
+        for form, path in paths.items():
+            words = [sys.executable, __file__, "--read", str(path)]
+            found[form].append(json.loads(subprocess.run(words, check=True, capture_output=True, text=True).stdout))
+    return {
+        form: {
+            "seconds": statistics.median(result["seconds"] for result in results),
+            "slowest": max(result["seconds"] for result in results),
+            "memory_ratio": max(result["memory_ratio"] for result in results),
+        }
+        for form, results in found.items()
+    }
+
+
+def draw(path: Path) -> dict[str, float]:
+    """Milliseconds to draw a batch of windows from the store folder."""
+    import torch
+
+    from rql_deploy.train.readers import open_store
+    from rql_deploy.train.sampler import WindowSampler
+
+    torch.set_num_threads(1)
+    sampler = WindowSampler(open_store(str(path)), WINDOW, generator=torch.Generator().manual_seed(0))
+    for _ in range(200):
+        sampler.draw(BATCH)
+    times = []
+    for _ in range(2000):
+        start = time.perf_counter()
+        sampler.draw(BATCH)
+        times.append(1e3 * (time.perf_counter() - start))
+    return {"p50_ms": statistics.median(times), "p99_ms": float(np.quantile(times, 0.99))}
+
+
+def generate(tasks: list[str], steps: int) -> dict[str, dict[str, float]]:
+    """Steps per second of one process, and hours for 1 M steps on one core."""
+    os.environ.setdefault("MUJOCO_GL", "egl")
+    from rql_deploy.sim.ogbench_play import RECIPES, Player
+
+    found = {}
+    players = {task: Player(RECIPES[task], steps) for task in tasks}
+    for player in players.values():
+        player.play(0)  # compiles numba functions and the model
+    for task, player in players.items():
+        start = time.perf_counter()
+        episode = player.play(1)
+        made = (episode.rejected + 1) * steps
+        rate = made / (time.perf_counter() - start)
+        found[task] = {
+            "steps_per_second": rate,
+            "hours_per_million": 1e6 / rate / 3600,
+            "targets": episode.targets,
+            "reached": episode.reached,
+        }
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", type=int, default=1_000_000)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=1001)
+    parser.add_argument("--tasks", default="cube-single,cube-double,scene,puzzle-3x3")
+    parser.add_argument("--read", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.read:
+        print(json.dumps(read_one(arguments.read)))
+        return
+    folder = Path(tempfile.mkdtemp(prefix="data-speed-"))
+    try:
+        paths = make(folder, arguments.rows)
+        reading = read_all(paths, arguments.rounds)
+        drawing = draw(paths["store"])
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    making = generate([task for task in arguments.tasks.split(",") if task], arguments.steps)
+
+    print(f"{arguments.rows:,} transitions of {OBSERVED + ACTED} numbers, median of {arguments.rounds}")
+    print(f"{'format':14} {'seconds':>8} {'slowest':>8} {'x store':>8} {'peak memory / raw':>18}")
+    for form, result in reading.items():
+        ratio = result["seconds"] / reading["store"]["seconds"]
+        print(f"{form:14} {result['seconds']:8.2f} {result['slowest']:8.2f} {ratio:8.1f} {result['memory_ratio']:18.2f}")
+    print(f"\na batch of {BATCH} windows: p50 {drawing['p50_ms']:.3f} ms, p99 {drawing['p99_ms']:.3f} ms")
+    print(f"\n{'OGBench play':14} {'steps/s':>8} {'h for 1 M steps, one core':>26} {'targets reached':>16}")
+    for task, result in making.items():
+        share = f"{result['reached']}/{result['targets']}"
+        print(f"{task:14} {result['steps_per_second']:8.0f} {result['hours_per_million']:26.2f} {share:>16}")
+    print(json.dumps({"rows": arguments.rows, "reading": reading, "drawing": drawing, "making": making}))
+
+
+if __name__ == "__main__":
+    main()

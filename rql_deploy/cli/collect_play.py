@@ -1,0 +1,149 @@
+"""`rql-deploy collect ogbench:...`: OGBench's published recipe instead of a demonstrator of ours."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.metadata
+import os
+import shlex
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+from click.core import ParameterSource
+
+from rql_deploy.errors import UserError
+
+from .options import echo_json, show_next
+
+if TYPE_CHECKING:
+    from rql_deploy.sim.ogbench_collect import PlayData
+
+FIXED = ("noise", "robot", "controller", "control_rate")
+
+
+def collect_play(task: str, episodes: int, output: str, seed: int, workers: int, as_json: bool, horizon: int) -> None:
+    """Make the data and write it as `.npz`, or as a Minari data set where `output` does not end so."""
+    from rql_deploy.progress import ProgressLine
+    from rql_deploy.sim import collect, ogbench_collect
+    from rql_deploy.sim.ogbench_play import EPISODE_STEPS, find_recipe
+
+    context = click.get_current_context()
+    given = [name for name in FIXED if context.get_parameter_source(name) is not ParameterSource.DEFAULT]
+    if given:
+        raise UserError(f"--{given[0].replace('_', '-')} is fixed by OGBench's recipe: leave it out")
+    steps = EPISODE_STEPS if context.get_parameter_source("horizon") is ParameterSource.DEFAULT else horizon
+    if steps < 2:
+        raise UserError("an episode of one row leaves no transition: pass --horizon 2 or more")
+    find_recipe(task)
+    minari = not output.endswith(".npz")
+    target = collect.target_folder(output) if minari else Path(output)
+    data = ogbench_collect.PlayData(task, target, episodes, seed, steps)
+    kept = ogbench_collect.prepare(data)
+    total = episodes + data.validation
+    # A stack left to guess can hang without a display.
+    os.environ.setdefault("MUJOCO_GL", "egl")
+    progress = ProgressLine(f"collect ogbench:{task}", total, "episodes", done=kept)
+    done, reached, targets = kept, 0, 0
+    try:
+        with contextlib.closing(ogbench_collect.make_episodes(data, min(workers, max(1, total - kept)))) as stream:
+            for counts in stream:
+                done += 1
+                reached, targets = reached + counts["reached"], targets + counts["targets"]
+                rate = progress.rate(done) * steps
+                progress.update(done, steps_per_second=rate, targets_reached=reached / max(1, targets))
+    except KeyboardInterrupt:
+        progress.finish(done)
+        words = ["rql-deploy", "collect", f"ogbench:{task}", "--episodes", str(episodes), "--output", output, "--seed", str(seed)]
+        words += [] if steps == EPISODE_STEPS else ["--horizon", str(steps)]
+        click.echo(f"stopped with {done} of {total} episodes; they are kept in {data.folder}")
+        show_next(shlex.join(words))
+        # What was asked for is not there, so what follows in a script must not start.
+        context.exit(130)
+    progress.finish(done)
+    counts = ogbench_collect.totals(data)
+    files = [write_play_minari(data, output)] if minari else ogbench_collect.join(data)
+    result = {
+        "dataset": str(files[0]),
+        "validation": str(files[1]) if len(files) > 1 else None,
+        "episodes": episodes,
+        "rows": episodes * steps,
+        "transitions": episodes * (steps - 1),
+        "targets": counts["targets"],
+        "targets_reached": counts["reached"] / max(1, counts["targets"]),
+        "rejected_episodes": counts["rejected"],
+        "resumed_from": kept,
+    }
+    if as_json:
+        echo_json(result)
+        return
+    click.echo(
+        f"{episodes} episodes, {result['transitions']:,} transitions, {counts['targets']} targets of which {result['targets_reached']:.0%} "
+        f"reached, {counts['rejected']} episodes rejected, in {' and '.join(map(str, files))}"
+    )
+    reward = "" if minari else f" --relabel {reward_task(task)}"
+    show_next(f"rql-deploy data inspect {files[0]}{reward}", train_command(task, str(files[0]), minari))
+
+
+def reward_task(task: str) -> str:
+    """The single task whose rewards a data set gets: the one named, else the environment's default."""
+    return task if "singletask" in task.split("-") else f"{task.removesuffix('-v0')}-singletask-v0"
+
+
+def train_command(task: str, path: str, labelled: bool) -> str:
+    """How to train on it: with the paper's preset where there is one."""
+    from rql_deploy.sim.ogbench_play import find_recipe
+
+    preset = run = f"ogbench-{find_recipe(task).environment}-play"
+    relabel = "" if labelled else f" --set relabel={reward_task(task)}"
+    try:
+        from rql_deploy.train.config import load_config
+
+        load_config(preset, ())
+    except (ModuleNotFoundError, UserError):
+        preset = "reference"
+    return f"rql-deploy train --dataset {path} --preset {preset}{relabel} --output runs/{run}"
+
+
+def write_play_minari(data: PlayData, output: str) -> Path:
+    """A Minari data set of the training episodes, with a task's rewards and the simulator states in `infos`."""
+    import shutil
+
+    import numpy as np
+    from minari.data_collector import EpisodeBuffer
+
+    from rql_deploy.sim import ogbench_collect
+    from rql_deploy.sim.minari_files import write_dataset
+    from rql_deploy.sim.ogbench_rewards import OGBenchRewards
+    from rql_deploy.train.readers.ogbench import plant_of
+
+    rewards_of = OGBenchRewards(reward_task(data.task))
+    buffers: list[Any] = []
+    for i, arrays in enumerate(ogbench_collect.load_part(data, "train")):
+        states = {key: arrays[key] for key in ("qpos", "qvel", "button_states") if key in arrays}
+        rewards, masks = rewards_of(states)
+        rows = len(arrays["actions"]) - 1
+        buffers.append(
+            EpisodeBuffer(
+                id=i,
+                observations=arrays["observations"],
+                actions=arrays["actions"][:-1],
+                rewards=list(rewards[:-1].astype(np.float64)),
+                terminations=(masks[:-1] == 0).tolist(),
+                truncations=[False] * (rows - 1) + [True],
+                infos=states,
+            )
+        )
+    observation_dim, action_dim = buffers[0].observations.shape[1], buffers[0].actions.shape[1]
+    plant = plant_of(reward_task(data.task), observation_dim, action_dim)
+    folder = write_dataset(
+        output,
+        buffers,
+        plant,
+        algorithm="OGBench plan oracles",
+        description=f"OGBench play data of {data.task}; rewards of {reward_task(data.task)}, states of the simulator in infos.",
+        provenance={**data.recipe(), "ogbench": importlib.metadata.version("ogbench")},
+        default_id=f"ogbench/{data.task.removesuffix('-v0')}-v0",
+    )
+    shutil.rmtree(data.folder, ignore_errors=True)
+    return folder

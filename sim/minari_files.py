@@ -1,0 +1,122 @@
+"""Write a Minari data set: complete or not at all, where `--output` says, with our description of the plant in its metadata."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import tempfile
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import numpy as np
+
+from rql_deploy.contract import PLANT_KEY, PlantDescription
+from rql_deploy.errors import UserError
+
+PROVENANCE_KEY = "rql_deploy_collection"
+DATASET_ID = re.compile(r"^(?:[\w-]{2,}/)*[\w-]{2,}-v\d+$")
+
+
+def target_folder(output: str) -> Path:
+    """Where `--output` puts the data set: a Minari id (`group/name-v0`) under Minari's root, anything else a path.
+
+    Raises UserError when something is there already.
+    """
+    if DATASET_ID.match(output) and not output.startswith((".", "/")):
+        from minari.storage import get_dataset_path
+
+        folder = Path(get_dataset_path(output))
+    else:
+        folder = Path(output)
+    if folder.exists():
+        raise UserError(f"{folder} exists already: pass another --output or remove it first")
+    return folder
+
+
+def writable_target(output: str) -> Path:
+    """`target_folder` whose parent exists and can be written; raises UserError otherwise, before hours are spent simulating."""
+    target = target_folder(output)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=target.parent, prefix="."):
+            return target
+    except OSError as error:
+        raise UserError(f"cannot write to {target.parent} ({error.strerror}): pass another --output") from error
+
+
+def write_dataset(
+    output: str,
+    buffers: Sequence[Any],
+    plant: PlantDescription,
+    *,
+    algorithm: str,
+    description: str,
+    provenance: Mapping[str, Any],
+    default_id: str,
+    env: gymnasium.Env[Any, Any] | None = None,
+    data_format: str = "hdf5",
+) -> Path:
+    """Write Minari `EpisodeBuffer`s; returns the folder.
+
+    Observations are a mapping where the buffers' are one, else an array. The id is `output` where that is one, else `default_id`. With
+    `env` the data set can rebuild its environment. Raises UserError when something is there already or cannot be written.
+    """
+    import minari
+
+    # Absolute, because Minari prepends its root to the path once more when it is relative.
+    target = writable_target(output).resolve()
+    dataset_id = output if DATASET_ID.match(output) else default_id
+    # Minari writes under its root only, so it gets a root of our own beside the target, and the result moves in one rename.
+    staging = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".partial", dir=target.parent))
+    previous_root = os.environ.get("MINARI_DATASETS_PATH")
+    os.environ["MINARI_DATASETS_PATH"] = str(staging)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # about the author's e-mail address and other fields left empty
+            dataset = minari.create_dataset_from_buffers(
+                dataset_id,
+                list(buffers),
+                env=env.spec if env is not None else None,
+                observation_space=env.observation_space if env is not None else observation_space(plant, buffers[0].observations),
+                action_space=env.action_space if env is not None else action_space(plant),
+                algorithm_name=algorithm,
+                description=description,
+                requirements=["rql-deploy[sim]"],
+                data_format=data_format,
+            )
+        dataset.storage.update_metadata(
+            {
+                PLANT_KEY: json.dumps(asdict(plant)),
+                PROVENANCE_KEY: json.dumps(provenance),
+                "control_rate": plant.control_rate,
+            }
+        )
+        (staging / dataset_id).rename(target)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+        if previous_root is None:
+            del os.environ["MINARI_DATASETS_PATH"]
+        else:
+            os.environ["MINARI_DATASETS_PATH"] = previous_root
+    return target
+
+
+def observation_space(plant: PlantDescription, observations: Any) -> gymnasium.Space[Any]:
+    """Unbounded boxes, one per field where the observations are a mapping."""
+    boxes: dict[str, gymnasium.Space[Any]] = {
+        spec.name: gymnasium.spaces.Box(-np.inf, np.inf, spec.shape, np.float32) for spec in plant.fields
+    }
+    if isinstance(observations, Mapping):
+        return gymnasium.spaces.Dict(boxes)
+    return next(iter(boxes.values()))
+
+
+def action_space(plant: PlantDescription) -> gymnasium.spaces.Box:
+    """The box of the plant's bounds."""
+    return gymnasium.spaces.Box(plant.action_low.astype(np.float32), plant.action_high.astype(np.float32), dtype=np.float32)

@@ -1,0 +1,96 @@
+"""Episodes of a Minari data set in its Arrow or Parquet layout: one folder of files per episode, columns by name.
+
+Every column has one row more than there are actions: Minari pads actions, rewards and flags to the number of observations.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rql_deploy.errors import UserError
+
+PADDED = ("actions", "rewards", "terminations", "truncations")
+
+
+class ColumnEpisodes:
+    """The episodes by name (`episode_0`), each a mapping of arrays shaped as the spaces in the metadata say."""
+
+    def __init__(self, folder: Path, metadata: Mapping[str, Any]):
+        self.folder, self.format = folder, str(metadata["data_format"])
+        spaces = {key: json.loads(metadata[key]) for key in ("observation_space", "action_space") if metadata.get(key)}
+        if len(spaces) < 2:
+            raise UserError(f"{folder} does not describe its observation and action spaces: write it again with both")
+        self.observation_space, self.action_space = spaces["observation_space"], spaces["action_space"]
+        self._folders = {f"episode_{entry.name}": entry for entry in folder.iterdir() if entry.is_dir() and entry.name.isdigit()}
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._folders)
+
+    def rows_of(self, name: str) -> int:
+        """Actions of an episode."""
+        return int(json.loads((self._folders[name] / "metadata.json").read_text())["total_steps"])
+
+    def __getitem__(self, name: str) -> dict[str, Any]:
+        arrow = require_pyarrow(f"{self.folder} is in Minari's {self.format} format")
+        # Minari calls Arrow's own file format "arrow".
+        table = arrow.dataset.dataset(str(self._folders[name]), format=self.format, ignore_prefixes=["_", ".", "metadata.json"]).to_table()
+        rows = table.num_rows
+        padding = rows - self.rows_of(name)
+        if padding < 0:
+            raise ValueError(f"{name} holds {rows} rows, its metadata says {rows - padding}")
+        columns = {key: combined(table[key]) for key in table.column_names}
+        episode: dict[str, Any] = {
+            "observations": _shaped(columns["observations"], self.observation_space),
+            "actions": _shaped(columns["actions"], self.action_space)[: rows - padding],
+        }
+        for key in ("rewards", "terminations", "truncations"):
+            episode[key] = columns[key].to_numpy(zero_copy_only=False)[: rows - padding]
+        if "infos" in columns:
+            infos = columns["infos"]
+            episode["infos"] = {
+                field.name: infos.field(i).to_numpy(zero_copy_only=False) for i, field in enumerate(infos.type) if field.name == "success"
+            }
+            if "success" in episode["infos"] and episode["infos"]["success"].dtype == object:
+                episode["infos"]["success"] = np.stack(episode["infos"]["success"]).reshape(rows)
+        return episode
+
+
+def require_pyarrow(why: str) -> Any:
+    """pyarrow with its data set and Parquet modules; raises UserError when it is not installed."""
+    try:
+        import pyarrow
+        import pyarrow.dataset
+        import pyarrow.parquet
+    except ModuleNotFoundError as error:
+        raise UserError(f"{why}, which needs pyarrow: pip install 'rql-deploy[arrow]'") from error
+    return pyarrow
+
+
+def combined(column: Any) -> Any:
+    """A table's column as one array."""
+    return column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
+
+
+def numbers(column: Any, rows: int) -> NDArray[Any]:
+    """A column of numbers, or of lists of numbers of one length, as `[rows, ...]`; raises ValueError when the lengths differ."""
+    while column.type.num_fields == 1 and hasattr(column, "flatten"):
+        column = column.flatten()
+    values = column.to_numpy(zero_copy_only=False)
+    if rows and len(values) % rows:
+        raise ValueError(f"a column holds {len(values)} numbers for {rows} rows: its lists differ in length")
+    return np.asarray(values.reshape(rows, -1) if len(values) != rows else values)
+
+
+def _shaped(column: Any, space: Mapping[str, Any]) -> Any:
+    if space["type"] == "Dict":
+        return {name: _shaped(column.field(name), inner) for name, inner in space["subspaces"].items()}
+    if space["type"] != "Box":
+        raise UserError(f"a space of type {space['type']} cannot be learned: only Box and one level of named Boxes are supported")
+    shape = space.get("shape") or np.asarray(space["low"]).shape
+    return numbers(column, len(column)).reshape(len(column), *shape)
