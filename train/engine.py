@@ -131,11 +131,16 @@ def make_engine(choice: EngineChoice, agent: RQL, draw: Draw, *, reduce: Reduce 
     set_precision(agent, choice.precision)
     if choice.device == "cpu":
         torch.set_num_threads(1)
-    losses = torch.compile(agent.losses, dynamic=False) if choice.engine == "compiled" else agent.losses
+    losses = compiled(agent, choice.device) if choice.engine == "compiled" else agent.losses
     gradients: Gradients = functools.partial(agent.gradients, losses=losses)
     if choice.device == "cuda" and choice.engine == "compiled" and reduce is None:
         return GraphEngine(agent, draw, gradients, capture=CudaCapture(generator))
     return StepEngine(agent, draw, SlicedGradients(agent, losses, choice.threads) if choice.threads > 1 else gradients, reduce)
+
+
+def compiled(agent: RQL, device: str) -> Callable[[Batch, Noise], Losses]:
+    """`agent.losses` by torch.compile. On a CPU its kernels are called from C++: threads with slices would queue for Python's lock."""
+    return torch.compile(agent.losses, dynamic=False, options={"cpp_wrapper": True} if device == "cpu" else None)
 
 
 def set_precision(agent: RQL, precision: str) -> None:

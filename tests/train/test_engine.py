@@ -47,7 +47,13 @@ def trained(choice: EngineChoice, updates: int, config: RQLConfig = CONFIG) -> t
     return agent, {name: float(value) for name, value in engine.figures().items()}
 
 
-@pytest.mark.parametrize("config", [CONFIG, dataclasses.replace(CONFIG, reversal=False)], ids=["reversal", "stepwise"])
+@pytest.mark.parametrize(
+    "config",
+    [
+        pytest.param(CONFIG, id="reversal"),
+        pytest.param(dataclasses.replace(CONFIG, reversal=False), id="stepwise", marks=pytest.mark.slow),
+    ],
+)
 def test_compiled_updates_follow_the_eager_twin(config: RQLConfig) -> None:
     twin, expected = trained(EAGER, 10, config)
     fast, figures = trained(dataclasses.replace(EAGER, engine="compiled"), 10, config)
@@ -206,6 +212,7 @@ def test_the_operation_count_of_the_paper_size_is_known() -> None:
     assert flop_per_update(RQLConfig(h=5), 256, 28, 5) == pytest.approx(31e9, rel=0.02)
 
 
+@pytest.mark.slow
 def test_a_compiled_run_resumes_with_its_engine(tmp_path: Path) -> None:
     config = TrainConfig(rql=CONFIG, updates=3, batch_size=16, engine="compiled")
     Trainer(config, make_store(), tmp_path / "run").train()
