@@ -1,7 +1,7 @@
 """One update on several CPU threads, each with a slice of the batch, that meet once.
 
 torch's own threads meet at every product and spin while they wait: an update has hundreds of such meetings, and when another process
-takes a core (a simulator that evaluates, say) nearly all time goes into waiting. benchmarks/train_contention.py measures both.
+takes a core (a simulator that evaluates, say) most of the time goes into waiting. benchmarks/train_contention.py measures both.
 """
 
 from __future__ import annotations
