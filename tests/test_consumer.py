@@ -49,6 +49,7 @@ def test_javascript_gives_torchs_actions(bundle: Path) -> None:
         assert np.abs(actions - expected).max() < 1e-5
 
 
+@pytest.mark.slow
 def test_javascript_runs_the_integer_variant(run: Path, tmp_path: Path) -> None:
     exported = cli("export", run, "--output", tmp_path / "bundle", "--precision", "int8", "--flow-steps", 2)
     assert exported.exit_code == 0, exported.output

@@ -88,10 +88,15 @@ def test_the_best_candidate_has_the_highest_value(bundle: Path) -> None:
     contract = policy.contract
     observation = {name: value[0] for name, value in contract.split(random_observations(contract, 1)).items()}
     noise = flow_noise(3, 6, contract.h * contract.plant.action_dim)
-    chunks = [policy._policy.run(None, {"noise": n[None], **contract.split(contract.flatten(observation)[None])})[0] for n in noise]
-    values = [policy._judge(contract.split(contract.flatten(observation)[None]), chunk)[0][0] for chunk in chunks]
+    opened, fields = Bundle.open(bundle), contract.split(contract.flatten(observation)[None])
+    graphs = {graph: opened.session(graph) for graph in ("encode", "policy", "value")}
+    chunks = [graphs["policy"].run(None, {"noise": n[None], **fields})[0] for n in noise]
+    low, high = contract.plant.action_low, contract.plant.action_high
+    scaled = [((chunk - (high + low) / 2) / ((high - low) / 2)).reshape(1, -1).astype(np.float32) for chunk in chunks]
+    features, one = graphs["encode"].run(None, fields)[0], np.ones((1, 1), np.float32)
+    values = [graphs["value"].run(None, {"features": features, "x": x, "f": one})[0][0] for x in scaled]
     decision = policy.act(observation, candidates=6, value=True, seed=3)
-    assert decision.value == max(values)
+    assert decision.value == pytest.approx(max(values), abs=1e-5)
     assert np.array_equal(decision.actions, chunks[int(np.argmax(values))][0])
 
 

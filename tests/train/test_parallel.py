@@ -51,6 +51,7 @@ def test_two_processes_train_as_one_with_the_same_global_batch(dataset: Path, tm
         torch.testing.assert_close(two.parameters[name], tensor, rtol=0, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_stopping_one_worker_stops_all_at_the_same_update(dataset: Path, tmp_path: Path) -> None:
     output = tmp_path / "run"
     train = ("train", "--dataset", dataset, "--output", output, *TINY, *SETTINGS, "--updates", 1_000_000)
