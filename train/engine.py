@@ -26,7 +26,7 @@ from .slices import SlicedGradients
 EAGER_FLOPS = 4e10
 """What eager updates are assumed to reach on a CPU when `auto` decides; measured: 4e10 to 9e10 on two cores (benchmarks/train_speed.py)."""
 WORTH_COMPILING_SECONDS = 600.0
-"""`auto` compiles from this estimated eager duration on: compiling costs about a minute and takes a seventh (paper size) to a third off an update."""
+"""`auto` compiles from this estimated eager duration on: compiling costs up to a minute and takes a seventh to a third off an update."""
 WORTH_COMPILING_UPDATES = 10_000
 """The same on a GPU, where eager updates are bound by launches whatever the networks' size (an estimate: a hundred a second)."""
 UPDATES_PER_REPLAY = 10
