@@ -1,10 +1,12 @@
 # make setup | demo | test | test-all | lint
 #
+# TEST_WORKERS  processes that tests run in; files are shared out among them
 # PYTHON        interpreter for the virtual environment (3.11 or 3.12)
 # TORCH_INDEX   PyTorch's package index, for a build that fits your machine, e.g.
 #                 make demo TORCH_INDEX=https://download.pytorch.org/whl/cpu
 PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v python3)
 TORCH_INDEX ?=
+TEST_WORKERS ?= 2
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
@@ -39,10 +41,10 @@ demo: $(INSTALLED)
 	$(BIN)/rql-deploy demo
 
 test: setup lint
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadfile -m "not slow"
 
 test-all: setup lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadfile
 
 lint: setup tree
 	$(BIN)/ruff check .
