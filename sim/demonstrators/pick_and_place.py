@@ -17,7 +17,6 @@ from .hand import Hand, Vector, about_vertical, finger_yaw, nearest_turn, rotate
 
 HOVER = 0.08
 OPEN_TICKS = 4
-CLOSE_TICKS = 6
 DESCEND_TICKS = 15
 LOWER_TICKS = 40
 EARLY_CLOSE, EARLY_OPEN = 0.02, 0.004
@@ -37,6 +36,8 @@ class PickAndPlace(ABC):
     """The same for its destination."""
     carry_height: float
     """Height of the object's centre while it is carried, in metres."""
+    close_ticks: int = 6
+    """Ticks until the fingers meet the object."""
     least_opening: float = 0.02
     """Sum of the finger positions, in metres, below which nothing is held."""
     tremble: float = 0.6
@@ -83,7 +84,7 @@ class PickAndPlace(ABC):
             if abs(move).max() < 0.012 or self.ticks > DESCEND_TICKS or self.hand.slips(EARLY_CLOSE):
                 self._enter("close")
             return self.hand.toward(move, about_vertical(turn), -1.0)
-        if self.ticks >= CLOSE_TICKS:
+        if self.ticks >= self.close_ticks:
             self._enter("raise" if holding else "reach")
             self._aim()
         return self.hand.toward(np.zeros(3), np.zeros(3), 1.0)
@@ -162,6 +163,7 @@ class NutAssemblySquareDemonstrator(PickAndPlace):
     symmetry = np.pi
     place_symmetry = np.pi / 2
     carry_height = 1.05
+    close_ticks = 12
     least_opening = 0.01
     settled = 0.006
     tremble = 0.35
