@@ -130,11 +130,7 @@ def command(
     noise: str,
     **settings: Any,
 ) -> None:
-    """Measure success on TASK over seeded episodes in parallel simulators, in lock-step, with a 95 % interval.
-
-    TASK is robosuite:NAME, ogbench:NAME (such as cube-single-play-singletask-task2-v0, played with OGBench's own time limit and success) or
-    gym:ID for any registered gymnasium environment.
-    """
+    """Measure success on TASK over seeded episodes in parallel simulators, in lock-step, with a 95 % interval."""
     from rql_deploy.errors import UserError
     from rql_deploy.progress import ProgressLine
     from rql_deploy.seeding import episode_seed
