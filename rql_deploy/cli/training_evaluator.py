@@ -31,14 +31,16 @@ class SimulatedEvaluator:
         work = Task(task, settings)
         work.check()
         self.episodes, self.seed = episodes, seed
-        self._pool = Pool(work, settings["horizon"], min(workers, episodes), niceness=NICENESS)
+        self._pool = Pool(work, min(workers, episodes), niceness=NICENESS)
         self._running: dict[int, tuple[list[int], list[Future[EpisodeResult]]]] = {}
 
     def require(self, plant: PlantDescription) -> None:
         """Raise ContractError unless policies trained on data of `plant` can be played here, naming what differs."""
+        from rql_deploy.contract import shortened
+
         if differences := plant.differences(self._pool.describe()):
             raise ContractError(
-                f"the data does not fit the task that --evaluate names ({'; '.join(differences)}): "
+                f"the data does not fit the task that --evaluate names ({shortened(differences)}): "
                 "pass the task and settings it was collected with, or train without --evaluate"
             )
 
