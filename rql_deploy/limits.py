@@ -24,7 +24,7 @@ class ActionLimit:
     high: float | None = None
     """At or below the contract's."""
     rate: float | None = None
-    """Greatest change from one tick to the next; left out, the greatest that the training data showed."""
+    """Greatest change from one tick to the next; left out, twice the greatest that the training data showed."""
     acceleration: float | None = None
     """Greatest growth of that change from one tick to the next. Slowing down is never refused."""
 

@@ -80,10 +80,15 @@ class OnnxPolicy:
 
     def _run(self, job: Job) -> Iterator[Preview | Done]:
         self._engine.submit(job)
-        while self._engine.busy:
-            for event in self._engine.step():
-                assert isinstance(event, Preview | Done)  # without a deadline nothing expires
-                yield event
+        try:
+            while self._engine.busy:
+                for event in self._engine.step():
+                    assert isinstance(event, Preview | Done)  # without a deadline nothing expires
+                    yield event
+        finally:
+            # Whoever wants no more previews must not leave their rows to the next request.
+            while self._engine.busy:
+                self._engine.step()
 
     def reset(self) -> None:
         """Nothing is kept between decisions."""

@@ -30,7 +30,7 @@ from .control_loop import plant_failure
 from .faults import Watchdog
 from .playback import Mode, Playback
 from .safety import SafetyFilter, Verdict
-from .ticks import LoopStatistics, Tick
+from .ticks import STANDBY, LoopStatistics, Tick
 
 SWITCH_INTERVAL = 1e-4
 """Seconds after which a thread gives up the interpreter to one that waits. Python's default, 5 ms, is several ticks."""
@@ -242,7 +242,7 @@ class RealTimeLoop:
             skipped=skipped,
             busy=self.clock.now() - begun,
             fresh=verdict.fresh,
-            reason=verdict.reason,
+            reason=verdict.reason if self._moving else STANDBY,
             age=age if verdict.fresh else None,
             steps=0 if due is None else due.chunk.steps,
             chunk=-1 if due is None else due.chunk.number,

@@ -21,6 +21,8 @@ from rql_deploy.limits import Limits
 
 TOLERANCE = 1e-5
 """Part of a dimension's range by which an action may stand out and is moved back: float32 rounding of scaled actions."""
+RATE_MARGIN = 2.0
+"""Times the greatest change that the data showed: what a policy may do beside it. A tighter limit is the robot's limits.toml to set."""
 LEAST_RATE = 0.1
 """Part of a dimension's range that it may always change by where the rate limit comes from data: some data hardly moves a dimension."""
 
@@ -170,12 +172,12 @@ class SafetyFilter:
 
 
 def _data_rate(contract: Contract) -> Array:
-    """`[A]` greatest change per tick that the data showed; unlimited where the contract does not hold the maximum."""
+    """`[A]` greatest change per tick, from what the data showed; unlimited where the contract does not hold the maximum."""
     span = contract.plant.action_high - contract.plant.action_low
     calibration = contract.calibration
     if not calibration.levels or calibration.levels[-1] < 1.0:
         return np.full(len(span), np.inf)
-    return np.maximum(np.asarray(calibration.action_rate[-1], np.float64), LEAST_RATE * span)
+    return np.maximum(RATE_MARGIN * np.asarray(calibration.action_rate[-1], np.float64), LEAST_RATE * span)
 
 
 def _inside(command: Array, low: Array, high: Array) -> NDArray[np.float32]:

@@ -16,6 +16,8 @@ from numpy.typing import NDArray
 
 from rql_deploy.errors import UserError
 
+STANDBY = "waiting for the first decision"
+"""Reason of the ticks before the first decision: nothing has been commanded yet, so nothing is held."""
 _NUMBER = re.compile(r"[-+(\[]*\d[\d.e+-]*%?[,:)\]]*")
 
 
@@ -53,7 +55,7 @@ class LoopStatistics:
 
     def __init__(self, period: float):
         self.period = period
-        self.ticks = self.held = self.skipped = self.overruns = self.decisions = self.missed = self.stale_answers = 0
+        self.ticks = self.standby = self.held = self.skipped = self.overruns = self.decisions = self.missed = self.stale_answers = 0
         self.reasons: Counter[str] = Counter()
         """Why ticks were held, numbers left out."""
         self.late: list[float] = []
@@ -63,6 +65,9 @@ class LoopStatistics:
 
     def count(self, tick: Tick) -> None:
         """Add one tick."""
+        if tick.reason == STANDBY:
+            self.standby += 1
+            return
         self.ticks += 1
         self.skipped += tick.skipped
         self.overruns += tick.busy > self.period
@@ -92,6 +97,7 @@ class LoopStatistics:
         deviation = np.abs(np.asarray(self._periods) - self.period)
         return {
             "ticks": self.ticks,
+            "standby": self.standby,
             "stale_ratio": self.stale_ratio,
             "held": self.held,
             "held_because": dict(self.reasons),
