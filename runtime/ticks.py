@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import queue
 import re
 import threading
-from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections import Counter, deque
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple, TextIO
 
@@ -18,6 +19,9 @@ from rql_deploy.errors import UserError
 
 STANDBY = "waiting for the first decision"
 """Reason of the ticks before the first decision: nothing has been commanded yet, so nothing is held."""
+REMEMBERED = 200_000
+"""Ticks that the quantiles are taken over: the latest."""
+DRIFT_TICKS = 200
 _NUMBER = re.compile(r"[-+(\[]*\d[\d.e+-]*%?[,:)\]]*")
 
 
@@ -58,10 +62,10 @@ class LoopStatistics:
         self.ticks = self.standby = self.held = self.skipped = self.overruns = self.decisions = self.missed = self.stale_answers = 0
         self.reasons: Counter[str] = Counter()
         """Why ticks were held, numbers left out."""
-        self.late: list[float] = []
-        self.ages: list[float] = []
-        self._periods: list[float] = []
-        self._cycles: list[int] = []
+        self.late: deque[float] = deque(maxlen=REMEMBERED)
+        self.ages: deque[float] = deque(maxlen=REMEMBERED)
+        self.periods: deque[float] = deque(maxlen=REMEMBERED)
+        self._first: list[float] = []
 
     def count(self, tick: Tick) -> None:
         """Add one tick."""
@@ -72,9 +76,10 @@ class LoopStatistics:
         self.skipped += tick.skipped
         self.overruns += tick.busy > self.period
         if self.late and not tick.skipped:
-            self._periods.append(self.period + tick.late - self.late[-1])
+            self.periods.append(self.period + tick.late - self.late[-1])
         self.late.append(tick.late)
-        self._cycles.append(tick.cycle)
+        if len(self._first) < DRIFT_TICKS:
+            self._first.append(tick.late)
         if tick.age is not None:
             self.ages.append(tick.age)
         if not tick.fresh:
@@ -88,13 +93,15 @@ class LoopStatistics:
 
     @property
     def drift(self) -> float:
-        """Seconds by which the last tenth of the ticks lies further from the schedule than the first tenth (medians)."""
-        part = max(1, len(self.late) // 10)
-        return float(np.median(self.late[-part:]) - np.median(self.late[:part])) if self.late else 0.0
+        """Seconds by which the last ticks lie further from their deadlines than the first ones (medians of up to 200)."""
+        if not self._first:
+            return 0.0
+        last = list(itertools.islice(reversed(self.late), DRIFT_TICKS))
+        return float(np.median(last) - np.median(self._first))
 
     def summary(self) -> dict[str, Any]:
         """JSON data; times in milliseconds."""
-        deviation = np.abs(np.asarray(self._periods) - self.period)
+        deviation = np.abs(np.asarray(self.periods) - self.period)
         return {
             "ticks": self.ticks,
             "standby": self.standby,
@@ -103,7 +110,7 @@ class LoopStatistics:
             "held_because": dict(self.reasons),
             "skipped_cycles": self.skipped,
             "overruns": self.overruns,
-            "period_ms": {"nominal": self.period * 1e3, **_quantiles(self._periods)},
+            "period_ms": {"nominal": self.period * 1e3, **_quantiles(self.periods)},
             "period_deviation_ms": _quantiles(deviation),
             "late_ms": _quantiles(self.late),
             "observation_age_ms": _quantiles(self.ages),
@@ -118,7 +125,7 @@ def _kind(reason: str) -> str:
     return " ".join(word for word in reason.split() if not _NUMBER.fullmatch(word))
 
 
-def _quantiles(seconds: Sequence[float] | NDArray[np.float64]) -> dict[str, float | None]:
+def _quantiles(seconds: Collection[float] | NDArray[np.float64]) -> dict[str, float | None]:
     if not len(seconds):
         return {"p50": None, "p99": None, "max": None}
     p50, p99, most = np.quantile(np.asarray(seconds), (0.5, 0.99, 1.0)) * 1e3
