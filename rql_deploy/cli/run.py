@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,8 +16,10 @@ from .evaluate import describe_score, refuse_fault
 from .options import echo_json, environment_options
 
 if TYPE_CHECKING:
-    from rql_deploy.policy import EpisodeResult
+    from rql_deploy.contract import PlantDescription
+    from rql_deploy.policy import EpisodeResult, EpisodicPlant
     from rql_deploy.runtime.control_loop import ControlLoop
+    from rql_deploy.sim.tasks import Task
 
 
 @click.command("run")
@@ -90,19 +93,20 @@ def command(
     from rql_deploy.runtime.control_loop import ControlLoop
     from rql_deploy.seeding import episode_seed
     from rql_deploy.sim.evaluation import Score
-    from rql_deploy.sim.tasks import EnvPlant, Task, describe
+    from rql_deploy.sim.tasks import Task
 
-    work = Task(task, settings)
-    work.check()
     # A server that is not there should be noticed before a simulator is built.
+    if task.startswith("arm:"):
+        horizon, make = _arm(task, real_time, settings)
+    else:
+        work = Task(task, settings)
+        horizon, make = work.horizon, functools.partial(_simulator, work)
     RemotePolicy.connect(endpoint, keys=keys).close()
-    env = work.make_env()
-    plant = EnvPlant(env)
+    plant, description = make()
     seeds = [episode_seed(seed, index, "evaluate") for index in range(episodes)]
     results: list[EpisodeResult] = []
     figures: list[dict[str, Any]] = []
     try:
-        description = describe(task, env)
         with RemotePolicy.connect(endpoint, plant=description, keys=keys) as policy:
             if real_time:
                 from .run_realtime import RealTimeOptions, play
@@ -116,7 +120,7 @@ def command(
         plant.close()
     if not results:
         raise click.Abort
-    score = Score("run", tuple(results), work.horizon)
+    score = Score("run", tuple(results), horizon)
     summary = score.summary()
     if as_json:
         echo_json({**summary, "stale_replies": stale, **({"real_time": figures} if real_time else {})})
@@ -147,3 +151,26 @@ def _in_lock_step(loop: ControlLoop, seeds: Sequence[int], quiet: bool) -> list[
         if result.error:
             break
     return results
+
+
+def _simulator(task: Task) -> tuple[EpisodicPlant, PlantDescription]:
+    """A simulator that waits for its next command."""
+    from rql_deploy.sim.tasks import EnvPlant, describe
+
+    env = task.make_env()
+    return EnvPlant(env), describe(task.name, env)
+
+
+def _arm(task: str, real_time: bool, settings: Mapping[str, Any]) -> tuple[int, Callable[[], tuple[EpisodicPlant, PlantDescription]]]:
+    """The horizon of the arm with a clock of its own, and what starts it; raises UserError for settings that it does not take."""
+    from rql_deploy.sim.arm import ArmPlant, describe_arm
+
+    if task != "arm:reach":
+        raise UserError(f"'{task}' is not a task of the arm: there is arm:reach")
+    if not real_time:
+        raise UserError("the arm's clock does not wait for decisions: add --real-time")
+    for name in ("robot", "controller"):
+        if settings.get(name) is not None:
+            raise UserError(f"--{name} does not apply to {task}, where it is fixed: leave it out")
+    rate, horizon = float(settings.get("control_rate") or 20), int(settings.get("horizon") or 200)
+    return horizon, lambda: (ArmPlant(rate, horizon), describe_arm(rate, task))
