@@ -2,10 +2,12 @@
 
     python benchmarks/control_loop.py [--seconds 10] [--rates 20 50 100 500] [--drift-seconds 60] [--arm]
 
-The policy is a process of its own behind a real socket: the real server's protocol and client, computation replaced by sleeping for the
+The policy is a process of its own behind a real socket: the real client, and a server whose computation is replaced by sleeping for the
 given time, so that the figures are the loop's. Chunks of 8 actions, prefetched. Period p99 is how far 99 % of the periods stay from their
-nominal length; drift is how much later the last ticks lie than the first, against absolute deadlines; the stale ratio counts ticks without
-a fresh action. `--arm` drives the simulated arm's process at 50 Hz as well. Prints a table and ends with one JSON line.
+nominal length; drift is how much later the last ticks lie than the first, against absolute deadlines; the stale ratio counts ticks
+without a fresh action. Each run is made at normal priority and, where the user may, under SCHED_FIFO (the loop's thread alone: on a busy
+machine the policy is late all the same). `--arm` drives the simulated arm's process at 50 Hz as well. Prints a table and ends with one
+JSON line.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ import argparse
 import dataclasses
 import json
 import multiprocessing as mp
+import os
 import time
 from collections.abc import Mapping
 from multiprocessing.connection import Connection
@@ -29,6 +32,7 @@ from rql_deploy.runtime.client import RemotePolicy
 from rql_deploy.runtime.realtime import RealTimeLoop, RealTimeResult
 
 H, ACTIONS, STATE = 8, 7, 32
+PRIORITY = 20
 GOALS_MS = {100.0: 1.0, 500.0: 0.5}
 """Rate to the greatest period p99, on an idle machine with two cores."""
 
@@ -83,29 +87,44 @@ class StillPlant:
     def apply(self, action: Any) -> None: ...
 
 
-def measure(plant: Any, description: PlantDescription, part: float, seconds: float) -> dict[str, Any]:
+def may_have_priority() -> bool:
+    """Whether this user may run threads under SCHED_FIFO."""
+    before = os.sched_getscheduler(0), os.sched_getparam(0)
+    try:
+        os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(PRIORITY))
+    except OSError:
+        return False
+    os.sched_setscheduler(0, *before)
+    return True
+
+
+def measure(plant: Any, description: PlantDescription, part: float, seconds: float, priority: int | None = None) -> dict[str, Any]:
     """One run with a policy that takes `part` of a period."""
     ours, theirs = mp.get_context("spawn").Pipe()
     server = mp.get_context("spawn").Process(target=timed_server, args=(theirs, description, part / description.control_rate), daemon=True)
     server.start()
     try:
-        with RemotePolicy.connect(ours.recv(), plant=description) as policy, RealTimeLoop(plant, policy, latch=False) as loop:
+        with (
+            RemotePolicy.connect(ours.recv(), plant=description) as policy,
+            RealTimeLoop(plant, policy, latch=False, priority=priority) as loop,
+        ):
             loop.run_episode(0, duration=min(1.0, seconds))  # the first calls of everything
             result: RealTimeResult = loop.run_episode(0, duration=seconds)
     finally:
         server.kill()
         server.join()
-    return {"rate": description.control_rate, "policy_periods": part, **result.statistics.summary()}
+    return {"rate": description.control_rate, "policy_periods": part, "priority": priority, **result.statistics.summary()}
 
 
 def line(label: str, r: Mapping[str, Any]) -> str:
+    """A row of the table."""
     goal = GOALS_MS.get(r["rate"])
     off = r["period_deviation_ms"]
     verdict = "" if goal is None else f"goal {goal:g}: {'met' if off['p99'] <= goal else 'not met'}"
-    return (
-        f"{label:12} {r['policy_periods']:>8.1f} {r['ticks']:>7} {off['p50']:>8.3f} {off['p99']:>8.3f} {off['max']:>8.2f} "
-        f"{r['overruns']:>8} {r['skipped_cycles']:>8} {r['stale_ratio']:>7.2%} {r['observation_age_ms']['p50']:>8.2f} {r['drift_ms']:>9.4f}  {verdict}"
-    )
+    how = "normal" if r["priority"] is None else "fifo"
+    timing = f"{off['p50']:>8.3f} {off['p99']:>8.3f} {off['max']:>8.2f} {r['overruns']:>8} {r['skipped_cycles']:>8}"
+    rest = f"{r['stale_ratio']:>7.2%} {r['observation_age_ms']['p50']:>8.2f} {r['drift_ms']:>9.4f}"
+    return f"{label:12} {how:8} {r['policy_periods']:>8.1f} {r['ticks']:>7} {timing} {rest}  {verdict}"
 
 
 def main() -> None:
@@ -116,15 +135,16 @@ def main() -> None:
     parser.add_argument("--arm", action="store_true", help="the simulated arm's process too, at 50 Hz")
     arguments = parser.parse_args()
     print(
-        f"{'rate':12} {'policy':>8} {'ticks':>7} {'off p50':>8} {'off p99':>8} {'off max':>8} {'overruns':>8} {'skipped':>8} "
-        f"{'stale':>7} {'age p50':>8} {'drift':>9}"
+        f"{'rate':12} {'priority':8} {'policy':>8} {'ticks':>7} {'off p50':>8} {'off p99':>8} {'off max':>8} {'overruns':>8} "
+        f"{'skipped':>8} {'stale':>7} {'age p50':>8} {'drift':>9}"
     )
-    print(f"{'':12} {'periods':>8} {'':>7} {'ms':>8} {'ms':>8} {'ms':>8} {'':>8} {'':>8} {'':>7} {'ms':>8} {'ms':>9}")
+    print(f"{'':12} {'':8} {'periods':>8} {'':>7} {'ms':>8} {'ms':>8} {'ms':>8} {'':>8} {'':>8} {'':>7} {'ms':>8} {'ms':>9}")
     report = []
     for rate in arguments.rates:
         for part in (0.5, 1.5):
-            report.append(measure(StillPlant(), make_plant(rate), part, arguments.seconds))
-            print(line(f"{rate:g} Hz", report[-1]), flush=True)
+            for priority in (None, PRIORITY) if may_have_priority() else (None,):
+                report.append(measure(StillPlant(), make_plant(rate), part, arguments.seconds, priority))
+                print(line(f"{rate:g} Hz", report[-1]), flush=True)
     drift = None
     if arguments.drift_seconds:
         drift = measure(StillPlant(), make_plant(100.0), 0.5, arguments.drift_seconds)

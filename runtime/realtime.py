@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import os
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from rql_deploy.errors import UserError
 from rql_deploy.limits import Limits
 from rql_deploy.policy import EpisodeResult, Observation, Plant, Policy
 from rql_deploy.seeding import decision_seed
@@ -64,12 +66,14 @@ class RealTimeLoop:
         deadline: float | None = None,
         lead: int | None = None,
         latch: bool = True,
+        priority: int | None = None,
         clock: Clock | None = None,
         asker: Callable[[Clock, SafetyFilter], Asker] | None = None,
         on_tick: OnTick | None = None,
     ):
         """`rate` is the contract's if left out. `latch=False` counts faults instead of stopping, for measurements. `deadline` is how
-        long a decision may take: two chunks if left out. `asker` replaces the thread that asks the policy.
+        long a decision may take: two chunks if left out. `priority` runs the loop's thread under the kernel's SCHED_FIFO, 1 to 99, before
+        everything that is not. `asker` replaces the thread that asks the policy.
 
         Raises ContractError when the limits do not fit the contract.
         """
@@ -79,7 +83,7 @@ class RealTimeLoop:
         self.filter = SafetyFilter(self.contract, limits)
         self.watchdog = Watchdog(self.filter.limits, 1.0 / self.period, latch=latch)
         self.statistics = LoopStatistics(self.period)
-        self._on_tick = on_tick
+        self._on_tick, self._priority = on_tick, priority
         self._playback = Playback(self.contract.h, mode, lead=lead, enough=(self.contract.F + 1) // 2)
         self._why = NO_ANSWER
         seconds = deadline or 2 * self.contract.h * self.period
@@ -134,7 +138,7 @@ class RealTimeLoop:
             self.filter.reset(_rest(self.plant))
         except Exception as failure:
             return RealTimeResult(EpisodeResult(seed, False, 0, error=plant_failure("could not be reset", failure)), self.statistics)
-        with _undisturbed():
+        with _undisturbed(self._priority):
             schedule = Schedule(self.period, self.clock.now())
             try:
                 interrupted = self._run(schedule, duration, stop, after_fault == "end")
@@ -267,9 +271,18 @@ def _rest(plant: Plant) -> NDArray[np.float32] | None:
 
 
 @contextlib.contextmanager
-def _undisturbed() -> Iterator[None]:
-    """Quicker hand-over between threads, and no garbage collection of what was there before, while the loop runs."""
+def _undisturbed(priority: int | None) -> Iterator[None]:
+    """Quicker hand-over between threads, no garbage collection of what was there before, and the priority, while the loop runs."""
     interval = sys.getswitchinterval()
+    if priority is not None:
+        before = os.sched_getscheduler(0), os.sched_getparam(0)
+        try:
+            # 0 is this thread; what it starts meanwhile does not inherit.
+            os.sched_setscheduler(0, os.SCHED_FIFO | os.SCHED_RESET_ON_FORK, os.sched_param(priority))
+        except (OSError, ValueError) as error:
+            raise UserError(
+                f"priority {priority} is not to be had ({error}): pass 1 to 99 and allow it (`ulimit -r`, or CAP_SYS_NICE), or leave it out"
+            ) from error
     sys.setswitchinterval(SWITCH_INTERVAL)
     gc.freeze()
     try:
@@ -277,3 +290,5 @@ def _undisturbed() -> Iterator[None]:
     finally:
         gc.unfreeze()
         sys.setswitchinterval(interval)
+        if priority is not None:
+            os.sched_setscheduler(0, *before)

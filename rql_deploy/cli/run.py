@@ -59,6 +59,9 @@ if TYPE_CHECKING:
 @click.option("--log", type=click.Path(path_type=Path), help="With --real-time: write every tick to this file as JSON lines.")
 @click.option("--record", metavar="OUTPUT", help="With --real-time: write the episodes as a Minari data set.")
 @click.option("--count-faults", is_flag=True, help="With --real-time: count faults and go on, for measurements on simulators.")
+@click.option(
+    "--priority", type=click.IntRange(1, 99), help="With --real-time: SCHED_FIFO priority of the loop, where the system allows it."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 @environment_options
 def command(
@@ -77,6 +80,7 @@ def command(
     log: Path | None,
     record: str | None,
     count_faults: bool,
+    priority: int | None,
     as_json: bool,
     **settings: Any,
 ) -> None:
@@ -86,7 +90,15 @@ def command(
     every command passes the safety filter, and a fault stops the robot. The two sides compare their contracts first: fields, shapes,
     actions and rate that differ are refused.
     """
-    given = {"--limits": limits, "--gate": gate, "--duration": duration, "--log": log, "--record": record, "--count-faults": count_faults}
+    given = {
+        "--limits": limits,
+        "--gate": gate,
+        "--duration": duration,
+        "--log": log,
+        "--record": record,
+        "--count-faults": count_faults,
+        "--priority": priority,
+    }
     if not real_time and (stray := [name for name, value in given.items() if value not in (None, False)]):
         raise UserError(f"{stray[0]} is for the real-time loop: add --real-time")
     from rql_deploy.runtime.client import RemotePolicy
@@ -111,7 +123,7 @@ def command(
             if real_time:
                 from .run_realtime import RealTimeOptions, play
 
-                options = RealTimeOptions(mode, limits, gate, duration, log, record, count_faults, candidates, timeout, as_json)
+                options = RealTimeOptions(mode, limits, gate, duration, log, record, count_faults, priority, candidates, timeout, as_json)
                 results, figures = play(task, description, plant, policy, options, seeds)
             else:
                 results = _in_lock_step(ControlLoop(plant, policy, candidates=candidates, deadline=timeout or 1.0), seeds, as_json)

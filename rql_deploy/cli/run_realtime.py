@@ -37,6 +37,7 @@ class RealTimeOptions:
     log: Path | None
     record: str | None
     count_faults: bool
+    priority: int | None
     candidates: int
     timeout: float | None
     quiet: bool
@@ -96,6 +97,7 @@ def play(
                 candidates=options.candidates,
                 deadline=options.timeout,
                 latch=not options.count_faults,
+                priority=options.priority,
                 on_tick=on_tick,
             )
         )
