@@ -36,6 +36,7 @@ from rql_deploy.sim.tasks import EnvPlant, Task, describe
 from rql_deploy.statistics import paired_difference, wilson_interval
 
 SHIPPED = Path(__file__).parent.parent / "rql_deploy" / "assets" / "lift_bundle"
+WAYS = (*MODES, "prefix")
 ROBOSUITE = {"robot": "Panda", "controller": "OSC_POSE", "control_rate": 20, "horizon": 120}
 
 
@@ -43,9 +44,15 @@ ROBOSUITE = {"robot": "Panda", "controller": "OSC_POSE", "control_rate": 20, "ho
 class Condition:
     """One way of playing chunks under one delay."""
 
-    mode: Mode
+    way: str
+    """A mode of playback, or `prefix`: prefetch, with each chunk made to go on from the actions that play meanwhile."""
     delay: float
     """Control periods."""
+
+    @property
+    def mode(self) -> Mode:
+        """How the loop plays."""
+        return "prefetch" if self.way == "prefix" else self.way  # type: ignore[return-value]
 
     @property
     def played(self) -> tuple[str, float]:
@@ -55,7 +62,7 @@ class Condition:
             return "none", 0.0
         if self.mode == "anytime":
             return ("anytime", self.delay) if ticks > 1 else ("prefetch", 1.0)
-        return self.mode, float(ticks)
+        return self.way, float(ticks)
 
     @property
     def lead(self) -> int | None:
@@ -69,7 +76,15 @@ def play(plant: EpisodicPlant, policy: OnnxPolicy, condition: Condition, seed: i
 
     def asker(clock: Clock, guard: Any) -> DelayedAsker:
         previews = condition.mode == "anytime"
-        return DelayedAsker(policy, clock, condition.delay * period, candidates=candidates, value=guard.needs_value, previews=previews)
+        return DelayedAsker(
+            policy,
+            clock,
+            condition.delay * period,
+            candidates=candidates,
+            value=guard.needs_value,
+            previews=previews,
+            prefix=condition.way == "prefix",
+        )
 
     loop = RealTimeLoop(plant, policy, mode=condition.mode, lead=condition.lead, latch=False, clock=SimulatedClock(), asker=asker)
     result = loop.run_episode(seed)
@@ -111,7 +126,7 @@ def main() -> None:
     parser.add_argument("--settings", type=json.loads, default=None, help="the environment's settings as JSON")
     parser.add_argument("--episodes", type=int, default=200)
     parser.add_argument("--delays", type=float, nargs="+", default=[0.0, 0.5, 1.0, 2.0, 4.0], help="control periods")
-    parser.add_argument("--modes", nargs="+", default=list(MODES), choices=MODES)
+    parser.add_argument("--modes", nargs="+", default=list(WAYS), choices=WAYS)
     parser.add_argument("--candidates", type=int, default=1)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", type=Path, default=Path("runs/delay_sweep/episodes.jsonl"))
@@ -178,7 +193,7 @@ def row(name: str, h: int, condition: Condition, played: list[dict[str, Any]], b
     return {
         "bundle": name,
         "h": h,
-        "mode": condition.mode,
+        "mode": condition.way,
         "delay": condition.delay,
         "success": successes / len(played),
         "ci": list(wilson_interval(successes, len(played))),

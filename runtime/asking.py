@@ -7,7 +7,10 @@ import queue
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Final, Literal, Protocol
+from typing import Any, Final, Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
 
 from rql_deploy.errors import DeadlineMissed, UserError
 from rql_deploy.policy import Decision, Observation, Policy
@@ -39,6 +42,8 @@ class Question:
     number: int
     observation: Observation
     seed: int
+    committed: NDArray[np.float32] | None = None
+    """`[n, A]`: the actions that will be played before the answer can be: its own first n, if the policy can take that into account."""
 
 
 class Asker(Protocol):
@@ -66,14 +71,24 @@ class StreamingPolicy(Policy, Protocol):
 
 
 def ask_policy(
-    policy: Policy, question: Question, clock: Clock, *, deadline: float | None, candidates: int, value: bool, previews: bool
+    policy: Policy,
+    question: Question,
+    clock: Clock,
+    *,
+    deadline: float | None,
+    candidates: int,
+    value: bool,
+    previews: bool,
+    prefix: bool = False,
 ) -> Iterator[Answer]:
     """Answers to one question as they come; an error of the policy is an answer too, for the loop has to go on."""
     number = question.number
     try:
-        asked = {"deadline": deadline, "candidates": candidates, "value": value, "seed": question.seed}
+        asked: dict[str, Any] = {"deadline": deadline, "candidates": candidates, "value": value, "seed": question.seed}
+        if prefix:
+            asked["prefix"] = question.committed
         if not previews:
-            yield Answer(number, clock.now(), policy.act(question.observation, **asked))  # type: ignore[arg-type]
+            yield Answer(number, clock.now(), policy.act(question.observation, **asked))
             return
         latest: Decision | None = None
         for decision in policy.stream(question.observation, **asked):  # type: ignore[attr-defined]
@@ -134,9 +149,20 @@ class DelayedAsker:
     What a policy that takes so long would look like to the loop: with a simulated clock, to the tick and the same every time.
     """
 
-    def __init__(self, policy: Policy, clock: Clock, delay: float, *, candidates: int = 1, value: bool = False, previews: bool = False):
+    def __init__(
+        self,
+        policy: Policy,
+        clock: Clock,
+        delay: float,
+        *,
+        candidates: int = 1,
+        value: bool = False,
+        previews: bool = False,
+        prefix: bool = False,
+    ):
+        """`prefix` tells the policy which actions it is committed to (`OnnxPolicy.act`)."""
         self._policy, self._clock, self._delay = policy, clock, delay
-        self._how = {"deadline": None, "candidates": candidates, "value": value, "previews": previews}
+        self._how = {"deadline": None, "candidates": candidates, "value": value, "previews": previews, "prefix": prefix}
         self._held: list[Answer] = []
 
     def ask(self, question: Question) -> None:

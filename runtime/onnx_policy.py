@@ -8,11 +8,13 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from rql_deploy.bundle import Bundle
 from rql_deploy.contract import Contract
 from rql_deploy.errors import ContractError
 from rql_deploy.policy import MAX_CANDIDATES, Decision
+from rql_deploy.seeding import flow_noise
 
 from .engine import Engine
 from .jobs import Done, Job, Preview
@@ -43,9 +45,15 @@ class OnnxPolicy:
         candidates: int = 1,
         value: bool = False,
         seed: int | None = None,
+        prefix: NDArray[np.float32] | None = None,
     ) -> Decision:
-        """See `rql_deploy.policy.Policy.act`; a local policy computes to the end whatever the deadline."""
+        """See `rql_deploy.policy.Policy.act`; a local policy computes to the end whatever the deadline.
+
+        `prefix` `[n, A]` are actions that will be played whatever is decided: the chunk is made to go on from them (one candidate, no V).
+        """
         start = time.monotonic()
+        if prefix is not None and len(prefix):
+            return self._continue(self._job(observation, start, candidates, value, seed), prefix, start)
         done = None
         for event in self._run(self._job(observation, start, candidates, value, seed)):
             done = event
@@ -71,6 +79,25 @@ class OnnxPolicy:
                 yield Decision(event.actions, event.value, event.spread, event.k, start, job.seed, timing)
             else:
                 yield _decision(event, start)
+
+    def _continue(self, job: Job, prefix: NDArray[np.float32], start: float) -> Decision:
+        """The flow with its first actions given: before every refinement step they are put where flow matching has them at that time,
+        x(f) = (1 - f) noise + f a, and the rest of the chunk is refined beside them (inpainting, as Black et al. 2025, arXiv:2506.07339,
+        describe for action chunks, without their guidance)."""
+        model = self._model
+        noise = flow_noise(job.seed, 1, model.chunk_dim)
+        given = np.zeros((1, model.contract.h, prefix.shape[1]), np.float32)
+        given[0, : len(prefix)] = prefix
+        size = prefix.size
+        target = model.scaled(given)[:, :size]
+        features, x, actions = model.encode(job.fields), noise.copy(), given
+        for f, delta in model.schedule:
+            x = np.array(x)
+            x[:, :size] = (1.0 - f) * noise[:, :size] + f * target
+            x, actions = model.refine(features, x, np.full((1, 1), f, np.float32), np.full((1, 1), delta, np.float32))
+        deltas = tuple(delta for _, delta in model.schedule)
+        timing = {"inference": time.monotonic() - start}
+        return Decision(actions[0], None, None, len(deltas), start, job.seed, timing, deltas=deltas)
 
     def _job(self, observation: Mapping[str, Any], start: float, candidates: int, value: bool, seed: int | None) -> Job:
         if not 1 <= candidates <= MAX_CANDIDATES:

@@ -101,6 +101,13 @@ class Playback:
         return None if self._pending is None else self._pending.observed
 
     @property
+    def committed(self) -> NDArray[np.float32] | None:
+        """`[left, A]`: what will be played while the policy thinks; None when nothing is left."""
+        if self._chunk is None or not self.left:
+            return None
+        return self._chunk.actions[self._position - self._chunk.position :]
+
+    @property
     def left(self) -> int:
         """Actions that can still be played."""
         return 0 if self._chunk is None else max(0, self._chunk.position + self.h - self._position)

@@ -135,7 +135,8 @@ class RealTimeLoop:
         error, interrupted = None, False
         try:
             self.plant.reset(seed)
-            self.filter.reset(_rest(self.plant))
+            self._start = _rest(self.plant)
+            self.filter.reset(self._start)
         except Exception as failure:
             return RealTimeResult(EpisodeResult(seed, False, 0, error=plant_failure("could not be reset", failure)), self.statistics)
         with _undisturbed(self._priority):
@@ -192,9 +193,10 @@ class RealTimeLoop:
         self._take_answers()
         playback = self._playback
         if self.watchdog.fault is None and playback.wants():
+            committed = playback.committed
             number = playback.ask(observed)
             self.statistics.decisions += 1
-            self._asker.ask(Question(number, observation, decision_seed(self._seed, number - self._asked_before)))
+            self._asker.ask(Question(number, observation, decision_seed(self._seed, number - self._asked_before), committed))
             self._take_answers()
         due = playback.due()
         refusal = self.filter.refuse_observation(observation)
@@ -211,6 +213,9 @@ class RealTimeLoop:
             playback.discard()
         if self._moving:
             self.plant.apply(verdict.command)
+        else:
+            # Nothing was commanded, so nothing may be remembered as the last command.
+            self.filter.reset(self._start)
         self.watchdog.record(verdict.fresh, verdict.reason)
         self._record(schedule, skipped, begun, verdict, due if verdict.fresh else None, age, observation)
 
@@ -265,7 +270,7 @@ def _finished(plant: Plant) -> bool:
 
 
 def _rest(plant: Plant) -> NDArray[np.float32] | None:
-    """The command that keeps the plant where it is, if it can say so (`PlantAtRest`)."""
+    """The command that keeps the plant where it is, if it can say so."""
     rest = getattr(plant, "rest", None)
     return None if rest is None else rest()
 

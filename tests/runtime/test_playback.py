@@ -110,3 +110,18 @@ def test_anytime_plays_the_newest_preview_and_asks_later_than_prefetch() -> None
     assert (due.index, due.chunk.steps, due.action[1]) == (1, 10, 21)
     # The delay that counts is that of the first preview with half of the refinement, 2 ticks, not 4.
     assert playback.lead == 2
+
+
+def test_what_will_be_played_while_the_policy_thinks_is_known() -> None:
+    playback = Playback(H, "prefetch", lead=2)
+    assert playback.committed is None
+    playback.receive(playback.ask(0.0), chunk(3), 10, last=True, delay=1)
+    for _ in range(3):
+        playback.played()
+    assert playback.wants()
+    committed = playback.committed
+    assert committed is not None
+    assert committed.tolist() == [[3, 3], [3, 4]]
+    playback.played()
+    playback.played()
+    assert playback.committed is None

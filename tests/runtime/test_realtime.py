@@ -19,6 +19,7 @@ from rql_deploy.runtime.asking import DelayedAsker
 from rql_deploy.runtime.client import RemotePolicy
 from rql_deploy.runtime.clock import Schedule, SimulatedClock
 from rql_deploy.runtime.control_loop import ControlLoop
+from rql_deploy.runtime.onnx_policy import OnnxPolicy
 from rql_deploy.runtime.playback import Mode
 from rql_deploy.runtime.realtime import RealTimeLoop
 from rql_deploy.runtime.ticks import Tick, TickLog
@@ -257,6 +258,27 @@ def test_killing_the_server_plays_the_rest_of_the_chunk_then_holds_then_latches(
         assert np.array_equal(tick.command, np.where(nulls, 0.0, ticks[last].command))
     lines = [json.loads(line) for line in (tmp_path / "ticks.jsonl").read_text().splitlines()]
     assert [line["fresh"] for line in lines] == fresh
+
+
+def test_the_policy_in_process_streams_what_it_decides_and_goes_on_from_committed_actions(bundle: Path) -> None:
+    policy = OnnxPolicy(Bundle.open(bundle))
+    h, size = policy.contract.h, policy.contract.plant.action_dim
+    observation = {"observation": np.linspace(-1, 1, 4)}
+    plain = policy.act(observation, seed=5)
+    streamed = list(policy.stream(observation, seed=5))
+    assert [d.steps_used for d in streamed] == list(range(1, policy.contract.F + 1))
+    assert np.allclose(streamed[-1].actions, plain.actions, atol=1e-6)
+    # Who wants no more previews leaves nothing behind.
+    next(policy.stream(observation, seed=9))
+    assert policy.act(observation, seed=5).actions.tobytes() == plain.actions.tobytes()
+    # Its own first action as the prefix: the flow stays where it was, for flow matching's straight paths approximately.
+    own = policy.act(observation, seed=5, prefix=plain.actions[:1])
+    other = policy.act(observation, seed=5, prefix=-plain.actions[:1])
+    assert own.actions.shape == (h, size)
+    assert np.isfinite(own.actions).all()
+    assert np.abs(own.actions[0] - plain.actions[0]).max() < np.abs(other.actions[0] - plain.actions[0]).max()
+    assert not np.array_equal(own.actions[1:], other.actions[1:])
+    assert policy.act(observation, seed=5, prefix=plain.actions[:0]).actions.tobytes() == plain.actions.tobytes()
 
 
 def test_limits_that_do_not_fit_are_refused_before_anything_moves(contract: Contract) -> None:

@@ -1,6 +1,7 @@
 """The safety filter against policies that mean harm, and the watchdog behind it."""
 
 import dataclasses
+import types
 
 import numpy as np
 import pytest
@@ -10,8 +11,13 @@ from hypothesis import strategies as st
 from rql_deploy.contract import ActionDimension, Calibration, Contract, ObservationField, PlantDescription, Provenance
 from rql_deploy.errors import ContractError, UserError
 from rql_deploy.limits import ActionLimit, Limits, ObservationLimit
+from rql_deploy.policy import Decision
+from rql_deploy.runtime.asking import Answer, Question
+from rql_deploy.runtime.clock import SimulatedClock
 from rql_deploy.runtime.faults import Watchdog
+from rql_deploy.runtime.realtime import RealTimeLoop
 from rql_deploy.runtime.safety import SafetyFilter, gate_from_calibration
+from rql_deploy.runtime.ticks import Tick
 
 PLANT = PlantDescription(
     "tiny",
@@ -107,6 +113,81 @@ def test_holds_bring_delta_motion_to_zero_and_keep_absolute_targets(limits, acti
         held = guard.command(None).command
     assert held[0] == 0.0
     assert np.array_equal(held[1:], sent[1:])
+
+
+class Adversary:
+    """Answers as it likes: with nonsense, jumps, several answers at once, answers to other questions, or not at all."""
+
+    def __init__(self, moves: list[list[tuple[str, float, int]]]):
+        self.moves = iter(moves)
+        self.number = 0
+
+    def ask(self, question: Question) -> None:
+        self.number = question.number
+
+    def answers(self) -> list[Answer]:
+        found = []
+        for kind, fill, offset in next(self.moves, []):
+            chunk = np.full((H - 1 if kind == "short" else H, 3), fill, np.float32)
+            if kind == "holed":
+                chunk[H // 2] = np.nan
+            decision = None if kind == "error" else Decision(chunk, None, None, 10, 0.0, 0)
+            found.append(Answer(self.number - offset, -5.0 if kind == "old" else 0.0, decision, last=kind != "preview", error="no"))
+        return found
+
+    def reset(self) -> None: ...
+
+    def close(self) -> None: ...
+
+
+MOVES = st.lists(
+    st.lists(st.tuples(st.sampled_from(["good", "short", "holed", "error", "preview", "old"]), NUMBERS, st.integers(-1, 2)), max_size=4),
+    max_size=40,
+)
+
+
+@settings(deadline=None, max_examples=100)
+@given(moves=MOVES, limits=LIMITS, mode=st.sampled_from(["open-loop", "prefetch", "anytime"]), start=STARTS)
+def test_whatever_a_policy_answers_the_plant_gets_commands_within_the_limits(moves, limits, mode, start) -> None:  # type: ignore[no-untyped-def]
+    commands: list[np.ndarray] = []
+    records: list[Tick] = []
+
+    class Listening:
+        finished = property(lambda _: len(records) >= 60)
+
+        def reset(self, seed: int | None = None) -> None: ...
+
+        def observe(self) -> dict[str, np.ndarray]:
+            return {"position": np.zeros(2)}
+
+        def apply(self, action: np.ndarray) -> None:
+            commands.append(action.astype(np.float64))
+
+        def rest(self) -> list[float] | None:
+            return start  # type: ignore[no-any-return]
+
+    policy = types.SimpleNamespace(contract=CONTRACT)
+    loop = RealTimeLoop(
+        Listening(),
+        policy,  # type: ignore[arg-type]
+        mode=mode,
+        limits=limits,
+        clock=SimulatedClock(),
+        asker=lambda *_: Adversary(moves),
+        on_tick=lambda tick, _: records.append(tick),
+    )
+    result = loop.run_episode(0)
+    last = np.array([0.0, np.nan, np.nan] if start is None else start)
+    for command in commands:
+        assert (command >= loop.filter.low).all()
+        assert (command <= loop.filter.high).all()
+        assert not (np.abs(command - last) > loop.filter.rate + 1e-12).any()
+        last = command
+    held = 0
+    for tick in records:
+        held = 0 if tick.fresh else held + 1
+        assert held <= loop.watchdog.max_holds
+    assert (result.episode.error is None) == (held < loop.watchdog.max_holds)
 
 
 def test_an_action_within_every_limit_passes_untouched() -> None:
