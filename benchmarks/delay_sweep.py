@@ -36,7 +36,7 @@ from rql_deploy.sim.tasks import EnvPlant, Task, describe
 from rql_deploy.statistics import paired_difference, wilson_interval
 
 SHIPPED = Path(__file__).parent.parent / "rql_deploy" / "assets" / "lift_bundle"
-WAYS = (*MODES, "prefix")
+WAYS = (*MODES, "prefix", "make-up", "anytime+make-up")
 ROBOSUITE = {"robot": "Panda", "controller": "OSC_POSE", "control_rate": 20, "horizon": 120}
 
 
@@ -45,14 +45,17 @@ class Condition:
     """One way of playing chunks under one delay."""
 
     way: str
-    """A mode of playback, or `prefix`: prefetch, with each chunk made to go on from the actions that play meanwhile."""
+    """A mode of playback; `prefix`: prefetch, with each chunk made to go on from the actions that play meanwhile; `make-up`: prefetch or
+    anytime, with each chunk making up for them."""
     delay: float
     """Control periods."""
 
     @property
     def mode(self) -> Mode:
         """How the loop plays."""
-        return "prefetch" if self.way == "prefix" else self.way  # type: ignore[return-value]
+        if self.way in ("prefix", "make-up"):
+            return "prefetch"
+        return self.way.removesuffix("+make-up")  # type: ignore[return-value]
 
     @property
     def played(self) -> tuple[str, float]:
@@ -86,7 +89,16 @@ def play(plant: EpisodicPlant, policy: OnnxPolicy, condition: Condition, seed: i
             prefix=condition.way == "prefix",
         )
 
-    loop = RealTimeLoop(plant, policy, mode=condition.mode, lead=condition.lead, latch=False, clock=SimulatedClock(), asker=asker)
+    loop = RealTimeLoop(
+        plant,
+        policy,
+        mode=condition.mode,
+        lead=condition.lead,
+        latch=False,
+        make_up="make-up" in condition.way,
+        clock=SimulatedClock(),
+        asker=asker,
+    )
     result = loop.run_episode(seed)
     if result.episode.error:
         raise SystemExit(f"seed {seed}: {result.episode.error}")

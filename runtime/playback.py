@@ -18,8 +18,19 @@ from numpy.typing import NDArray
 
 Mode = Literal["open-loop", "prefetch", "anytime"]
 MODES: tuple[Mode, ...] = ("open-loop", "prefetch", "anytime")
+ROUNDING = 1e-5
+"""Action units below which what is owed is rounding."""
 REMEMBERED_DELAYS = 50
 """Decisions whose delay the lead is estimated from."""
+
+
+@dataclass(frozen=True)
+class DeltaBounds:
+    """Which dimensions are delta motion, and their bounds."""
+
+    dimensions: NDArray[np.bool_]
+    low: NDArray[np.float64]
+    high: NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -36,6 +47,8 @@ class Chunk:
     """Refinement steps it has had."""
     number: int
     """Of the decision, from 0."""
+    moved: NDArray[np.float64]
+    """`[A]`: sum of all actions played before its observation."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +65,7 @@ class Due:
 @dataclass(frozen=True)
 class _Asked:
     position: int
+    moved: NDArray[np.float64]
     observed: float
 
 
@@ -63,16 +77,18 @@ class Playback:
     anytime    as prefetch, with previews: an action that is due before the last refinement step is taken from the newest preview
     """
 
-    def __init__(self, h: int, mode: Mode = "prefetch", *, lead: int | None = None, enough: int = 1):
+    def __init__(self, h: int, mode: Mode = "prefetch", *, lead: int | None = None, enough: int = 1, delta: DeltaBounds | None = None):
         """`lead` fixes the ticks between asking and needing; left out, it follows the delays seen (their largest of late).
 
-        With `anytime` the delay that counts is that of the first preview with `enough` refinement steps.
+        With `anytime` the delay that counts is that of the first preview with `enough` refinement steps. With `delta` a chunk that takes
+        over makes up for what was played in its first actions' stead (`_due_action`).
         """
         self.h, self.mode, self._enough = h, mode, enough
         self.asked = 0
         """Decisions asked for so far."""
         self._fixed = 0 if mode == "open-loop" else lead
-        self._position = 0
+        self._delta = delta
+        self._position, self._moved = 0, np.zeros(1)
         self._pending: _Asked | None = None
         self._chunk: Chunk | None = None
         self._delays: deque[int] = deque(maxlen=REMEMBERED_DELAYS)
@@ -118,7 +134,7 @@ class Playback:
 
     def ask(self, observed: float) -> int:
         """Note that this tick's observation, taken at `observed`, is sent; returns the decision's number."""
-        self._pending, self._learnt = _Asked(self._position, observed), False
+        self._pending, self._learnt = _Asked(self._position, self._moved, observed), False
         self.asked += 1
         return self.asked - 1
 
@@ -130,7 +146,7 @@ class Playback:
         asked = self._pending
         if asked is None or number != self.asked - 1:
             return False
-        self._chunk = Chunk(actions, asked.position, asked.observed, steps, number)
+        self._chunk = Chunk(actions, asked.position, asked.observed, steps, number, asked.moved)
         if not self._learnt and (last or (self.mode == "anytime" and steps >= self._enough)):
             # An answer within the tick needs a lead of one all the same: it is used at the next.
             self._delays.append(max(1, ceil(delay - 1e-9)))
@@ -151,11 +167,28 @@ class Playback:
         if self._chunk is None:
             return None
         index = self._position - self._chunk.position
-        return Due(self._chunk.actions[index], index, self._chunk) if index < self.h else None
+        return Due(self._due_action(self._chunk, index), index, self._chunk) if index < self.h else None
 
-    def played(self) -> None:
-        """The action that was due went to the plant."""
+    def _due_action(self, chunk: Chunk, index: int) -> NDArray[np.float32]:
+        """Action `index` of the chunk; of delta motion, with what is owed.
+
+        A chunk means the plant to have moved by the sum of its first actions when this one comes. While it was being made, other actions
+        were played; the difference would stay until the next observation. It is added here, as far as the bounds allow at once.
+        """
+        action: NDArray[np.float32] = chunk.actions[index]
+        if self._delta is None:
+            return action
+        owed = chunk.actions[:index].sum(axis=0, dtype=np.float64) - (self._moved - chunk.moved)
+        if not (np.abs(owed[self._delta.dimensions]) > ROUNDING).any():
+            return action
+        made_up = np.clip(action + owed, self._delta.low, self._delta.high)
+        mixed: NDArray[np.float32] = np.where(self._delta.dimensions, made_up, action).astype(np.float32)
+        return mixed
+
+    def played(self, command: NDArray[np.float32]) -> None:
+        """The action that was due went to the plant, as `command` `[A]`."""
         self._position += 1
+        self._moved = self._moved + command
 
     def discard(self) -> None:
         """Drop the present chunk: the safety filter refused an action of it. The answer under way, if any, is still welcome."""

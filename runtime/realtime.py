@@ -30,7 +30,7 @@ from .asking import Answer, Asker, Question, ThreadAsker
 from .clock import Clock, Schedule, SystemClock
 from .control_loop import plant_failure
 from .faults import Watchdog
-from .playback import Mode, Playback
+from .playback import DeltaBounds, Mode, Playback
 from .safety import SafetyFilter, Verdict
 from .ticks import STANDBY, LoopStatistics, Tick
 
@@ -67,13 +67,15 @@ class RealTimeLoop:
         lead: int | None = None,
         latch: bool = True,
         priority: int | None = None,
+        make_up: bool = False,
         clock: Clock | None = None,
         asker: Callable[[Clock, SafetyFilter], Asker] | None = None,
         on_tick: OnTick | None = None,
     ):
         """`rate` is the contract's if left out. `latch=False` counts faults instead of stopping, for measurements. `deadline` is how
         long a decision may take: two chunks if left out. `priority` runs the loop's thread under the kernel's SCHED_FIFO, 1 to 99, before
-        everything that is not. `asker` replaces the thread that asks the policy.
+        everything that is not. `make_up` has a chunk of delta motion make up for what was played while it was made. `asker` replaces the
+        thread that asks the policy.
 
         Raises ContractError when the limits do not fit the contract.
         """
@@ -84,7 +86,9 @@ class RealTimeLoop:
         self.watchdog = Watchdog(self.filter.limits, 1.0 / self.period, latch=latch)
         self.statistics = LoopStatistics(self.period)
         self._on_tick, self._priority = on_tick, priority
-        self._playback = Playback(self.contract.h, mode, lead=lead, enough=(self.contract.F + 1) // 2)
+        self._playback = Playback(
+            self.contract.h, mode, lead=lead, enough=(self.contract.F + 1) // 2, delta=self._delta() if make_up else None
+        )
         self._why = NO_ANSWER
         seconds = deadline or 2 * self.contract.h * self.period
         self._asker: Asker = (
@@ -99,6 +103,11 @@ class RealTimeLoop:
                 previews=mode == "anytime",
             )
         )
+
+    def _delta(self) -> DeltaBounds:
+        actions = self.contract.plant.actions
+        motion = np.array([a.mode == "delta" and a.hold == "null" for a in actions])
+        return DeltaBounds(motion, self.filter.low, self.filter.high)
 
     def close(self) -> None:
         """End the asking thread."""
@@ -206,7 +215,7 @@ class RealTimeLoop:
         action = None if due is None or refusal else due.action
         verdict = self.filter.command(action, age or 0.0, refusal or self._why)
         if verdict.fresh:
-            playback.played()
+            playback.played(verdict.command)
             self._moving = True
         elif action is not None:
             # What was refused once would be refused again: the rest of its chunk goes with it.

@@ -4,7 +4,7 @@ import itertools
 
 import numpy as np
 
-from rql_deploy.runtime.playback import Mode, Playback
+from rql_deploy.runtime.playback import DeltaBounds, Mode, Playback
 
 H = 5
 
@@ -36,7 +36,7 @@ def play(
             found.append(None)
         else:
             found.append((int(due.action[0]), int(due.action[1])))
-            playback.played()
+            playback.played(np.zeros(2, np.float32))
     return found
 
 
@@ -102,7 +102,7 @@ def test_anytime_plays_the_newest_preview_and_asks_later_than_prefetch() -> None
     due = playback.due()
     assert due is not None
     assert due.chunk.steps == 3
-    playback.played()
+    playback.played(np.zeros(2, np.float32))
     playback.receive(number, chunk(0) + 10, 6, last=False, delay=2)
     playback.receive(number, chunk(0) + 20, 10, last=True, delay=4)
     due = playback.due()
@@ -117,11 +117,36 @@ def test_what_will_be_played_while_the_policy_thinks_is_known() -> None:
     assert playback.committed is None
     playback.receive(playback.ask(0.0), chunk(3), 10, last=True, delay=1)
     for _ in range(3):
-        playback.played()
+        playback.played(np.zeros(2, np.float32))
     assert playback.wants()
     committed = playback.committed
     assert committed is not None
     assert committed.tolist() == [[3, 3], [3, 4]]
-    playback.played()
-    playback.played()
+    playback.played(np.zeros(2, np.float32))
+    playback.played(np.zeros(2, np.float32))
     assert playback.committed is None
+
+
+def test_a_chunk_of_delta_motion_makes_up_for_what_was_played_in_its_stead() -> None:
+    """Chunk 0 moves by 0.1 a tick. Its last action, 0.5, is played while chunk 1 is made, which meant to move by 0.1 there."""
+    first, second = (np.full((H, 2), 0.1, np.float32) for _ in range(2))
+    first[-1] = 0.5
+    bounds = DeltaBounds(np.array([True, False]), np.full(2, -0.2), np.full(2, 1.0))
+    playback, played = Playback(H, "prefetch", lead=1, delta=bounds), []
+    for tick in range(9):
+        if tick == 5:
+            playback.receive(1, second, 10, last=True, delay=1)
+        if playback.wants():
+            number = playback.ask(float(tick))
+            if number == 0:
+                playback.receive(number, first, 10, last=True, delay=0)
+        due = playback.due()
+        assert due is not None
+        played.append(due.action)
+        playback.played(due.action)
+    moved = np.array(played)
+    # 0.4 too far: -0.3 at once where the bounds allow -0.2, the rest with the action after it.
+    assert np.allclose(moved[4:8, 0], [0.5, -0.2, 0.0, 0.1])
+    assert np.isclose(moved[4:9, 0].sum(), second[:, 0].sum())
+    # Absolute dimensions are left alone.
+    assert np.allclose(moved[4:9, 1], [0.5, 0.1, 0.1, 0.1, 0.1])
