@@ -67,7 +67,7 @@ class RealTimeLoop:
         lead: int | None = None,
         latch: bool = True,
         priority: int | None = None,
-        make_up: bool = False,
+        make_up: bool = True,
         clock: Clock | None = None,
         asker: Callable[[Clock, SafetyFilter], Asker] | None = None,
         on_tick: OnTick | None = None,
