@@ -19,6 +19,7 @@ import numpy as np
 import zmq
 
 import rql_deploy
+from rql_deploy.contract import Contract
 from rql_deploy.errors import ContractError, UserError
 
 from . import protocol, requests
@@ -72,13 +73,17 @@ class PolicyServer:
         max_rate: float = MAX_RATE,
         recorder: Recorder | None = None,
         busy_poll: bool = False,
+        listener: int | None = None,
     ):
+        """`listener` is the descriptor of a listening socket at `bind` that is shared with other processes."""
         check_bind(bind, insecure, keys is not None)
         self.metrics = Metrics()
         self.requests = self.errors = 0
         self.ready = False
-        self.on_swap: Callable[[str, str], None] | None = None
-        """Called with (name, contract id) when a new model has taken over."""
+        self.worker: int | None = None
+        """Which of several processes behind one endpoint this is."""
+        self.on_swap: Callable[[str, Contract], None] | None = None
+        """Called with name and contract when a new model has taken over."""
         self._lanes = Lanes(models)
         self._keys, self._recorder, self._busy_poll = keys, recorder, busy_poll
         self._guard = Guard(max_rate)
@@ -92,6 +97,8 @@ class PolicyServer:
         try:
             self._socket.bind(INTERNAL)
             self._connections = Connections(self._socket)
+            if listener is not None:
+                self._socket.setsockopt(zmq.USE_FD, listener)
             self._socket.bind(bind)
         except zmq.ZMQError as error:
             self.close()
@@ -180,7 +187,7 @@ class PolicyServer:
             self._lanes.by_name[name].swap(model)
             self.metrics.swaps += 1
             if self.on_swap is not None:
-                self.on_swap(name, model.contract.contract_id)
+                self.on_swap(name, model.contract)
 
     # Taking in.
 
@@ -294,6 +301,7 @@ class PolicyServer:
     def _stats(self) -> Header:
         return {
             **self.metrics.to_plain(),
+            **({} if self.worker is None else {"worker": self.worker}),
             "ready": self.ready and not self._stopping,
             "in_flight": self._in_flight,
             "clients": self._guard.clients,
