@@ -23,7 +23,7 @@ ZERO_COPY_BYTES = 32 * 1024
 """Below this, copying a frame is cheaper than keeping track of it."""
 DTYPES = {name: np.dtype(name) for name in ("float32", "float64", "uint8", "int32", "int64")}
 
-OPERATIONS = ("hello", "act", "refine", "value", "reset", "stats", "ping")
+OPERATIONS = ("hello", "act", "refine", "value", "reset", "episode", "stats", "ping")
 
 
 class ProtocolError(Exception):

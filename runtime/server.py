@@ -152,6 +152,11 @@ class PolicyServer:
 
     def run(self) -> None:
         """Answer requests until stopped, then what is under way."""
+        # Observations that are not finite are refused in words; numpy's own remarks on them would fill the log.
+        with np.errstate(invalid="ignore", over="ignore"):
+            self._run()
+
+    def _run(self) -> None:
         self.ready = True
         while not self._stopping:
             self._turn()
@@ -259,6 +264,8 @@ class PolicyServer:
                 return
             case "reset":
                 result = {}
+            case "episode":
+                result = self._record_episode(header, arrays)
             case "stats":
                 result = self._stats()
             case "ping":
@@ -286,6 +293,13 @@ class PolicyServer:
         self._guard.begin(client)
         self._in_flight += 1
 
+    def _record_episode(self, header: Header, arrays: requests.Arrays) -> Header:
+        if self._recorder is None:
+            raise ProtocolError("bad_request", "this server does not record: start it with --record DIR")
+        lane, news = self._lane(header)
+        part = requests.read_episode(header, arrays, lane.model)
+        return {"recorded": self._recorder.record_episode(part, lane.model.contract), **news}
+
     def _hello(self, lane: Lane) -> tuple[Header, requests.Arrays]:
         contract = lane.model.contract
         text = np.frombuffer(contract.to_json().encode(), np.uint8)
@@ -295,6 +309,7 @@ class PolicyServer:
             "bundle": lane.model.name,
             "bundles": {name: other.model.contract.contract_id for name, other in self._lanes.by_name.items()},
             "contract_id": contract.contract_id,
+            "records": self._recorder is not None,
         }
         return head, {"contract": text}
 

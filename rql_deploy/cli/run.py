@@ -44,6 +44,7 @@ def command(
     """
     from rql_deploy.runtime.client import RemotePolicy
     from rql_deploy.runtime.control_loop import ControlLoop
+    from rql_deploy.runtime.reporting import EpisodeReporter, ReportedPlant
     from rql_deploy.seeding import episode_seed
     from rql_deploy.sim.evaluation import Score
     from rql_deploy.sim.tasks import EnvPlant, Task, describe
@@ -55,9 +56,13 @@ def command(
     env = work.make_env()
     plant = EnvPlant(env)
     results = []
+    unrecorded = 0
     try:
-        with RemotePolicy.connect(endpoint, plant=describe(task, env), keys=keys) as policy:
-            loop = ControlLoop(plant, policy, candidates=candidates, deadline=timeout)
+        with (
+            RemotePolicy.connect(endpoint, plant=describe(task, env), keys=keys) as policy,
+            EpisodeReporter.connect(endpoint, keys=keys) as reporter,
+        ):
+            loop = ControlLoop(ReportedPlant(plant, reporter), policy, candidates=candidates, deadline=timeout)
             for index in range(episodes):
                 try:
                     result = loop.run_episode(episode_seed(seed, index, "evaluate"))
@@ -72,6 +77,8 @@ def command(
                 if result.error:
                     break
             stale = policy.stale_replies
+            reporter.close()
+            unrecorded = reporter.dropped
     finally:
         plant.close()
     if not results:
@@ -85,4 +92,6 @@ def command(
     trip = summary["round_trip_ms"]
     latency = "no decision arrived" if trip["p50"] is None else f"round trip p50 {trip['p50']:.2f} ms, p99 {trip['p99']:.2f} ms"
     click.echo(f"{describe_score(score)}; {latency}")
+    if unrecorded:
+        click.echo(f"{unrecorded} parts of episodes were not recorded by the server")
     refuse_fault(results[-1])
