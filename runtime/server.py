@@ -46,6 +46,8 @@ HOUSEKEEPING = 0.25
 """Seconds between looks at connections, revoked keys and models that are ready to take over."""
 DRAIN_LIMIT = 10.0
 """Seconds that requests under way get when the server is told to stop."""
+DRAIN_NOTICE = 0.3
+"""Seconds in which a stopping server still answers, if only to say so: several periods of a control loop."""
 
 Header = dict[str, Any]
 
@@ -160,14 +162,16 @@ class PolicyServer:
         self.ready = True
         while not self._stopping:
             self._turn()
-        expiry = time.monotonic() + DRAIN_LIMIT
-        # What arrives from here on is refused with `draining`.
-        while time.monotonic() < expiry and (self._in_flight or protocol.ready(self._socket, zmq.POLLIN)):
+        now = time.monotonic()
+        notice, expiry = now + DRAIN_NOTICE, now + DRAIN_LIMIT
+        # What arrives from here on is refused with `draining`, so that clients know before the socket closes under a request.
+        while now < expiry and (now < notice or self._in_flight or protocol.ready(self._socket, zmq.POLLIN)):
             self._turn()
+            now = time.monotonic()
 
     def _turn(self) -> None:
         engine = self._lanes.next_busy()
-        self._receive(wait=engine is None and not self._busy_poll and not self._stopping)
+        self._receive(wait=engine is None and not self._busy_poll)
         engine = engine or self._lanes.next_busy()
         now = time.monotonic()
         if engine is not None:
