@@ -49,6 +49,9 @@ def configure(socket: zmq.Socket[Any], endpoints: Sequence[str], keys: str | os.
         # A network that is gone closes nothing: the connection is given up, and made anew, when heartbeats stay away.
         (zmq.HEARTBEAT_IVL, 500),
         (zmq.HEARTBEAT_TIMEOUT, 1500),
+        (zmq.HEARTBEAT_TTL, 6000),
+        # A full queue of replies and a connection that breaks make libzmq 4.3.5 abort at the next heartbeat: there is no full queue.
+        (zmq.RCVHWM, 0),
     ):
         socket.setsockopt(option, value)
     if keys is not None:
@@ -185,7 +188,7 @@ class RemotePolicy:
     def __init__(self, channel: Channel, agreement: Agreement, *, plant: PlantDescription | None = None, bundle: str | None = None):
         self._channel, self._agreement, self._plant, self._bundle = channel, agreement, plant, bundle
         self._round_trip = RoundTrip()
-        self._outdated = False
+        self._outdated = self._abandoned = False
 
     @classmethod
     def connect(
@@ -313,13 +316,18 @@ class RemotePolicy:
                 header.update(extra)
             try:
                 self._channel.send(header, self._agreement.arrays(observation), expiry, timeout)
-                return self._channel.receive(expiry, timeout)
+                reply = self._channel.receive(expiry, timeout)
+                self._abandoned = False
+                return reply
+            except DeadlineMissed:
+                self._abandoned = True
+                raise
             except ServerError as error:
                 attempts += 1
                 if error.code == "contract_changed" and attempts <= 3:
                     self._outdated = True
-                elif error.code == "draining" and self.retries_while_draining:
-                    # Another server takes over, here or behind the next connection.
+                elif (error.code == "draining" and self.retries_while_draining) or (error.code == "busy" and self._abandoned):
+                    # Another server takes over, here or behind the next connection; or one that had stopped answers what was given up.
                     time.sleep(max(0.0, min(RETRY_PAUSE, expiry - time.monotonic())))
                 else:
                     raise

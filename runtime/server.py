@@ -36,7 +36,8 @@ from .security import ServerKeys
 
 INTERNAL = "inproc://policy"
 """Where threads of the server's own process connect, in the server's context."""
-MAX_QUEUED_PER_CLIENT = 64
+MAX_QUEUED_PER_CLIENT = 1024
+"""Messages; more than an honest client sends to a server that is silent, before it gives the connection up."""
 MAX_WAITING = 1024
 """Requests taken in and not yet answered, over all clients; more wait in ZeroMQ's own bounded queues."""
 MAX_RECEIVED_PER_STEP = 64
@@ -120,9 +121,14 @@ class PolicyServer:
             (zmq.MAXMSGSIZE, min(largest, protocol.MAX_MESSAGE_BYTES)),
             (zmq.RCVHWM, MAX_QUEUED_PER_CLIENT),
             (zmq.SNDHWM, MAX_QUEUED_PER_CLIENT),
-            # Half-open connections (a robot that lost power) are dropped, and a stranger who says nothing is not waited for.
-            (zmq.HEARTBEAT_IVL, 2000),
-            (zmq.HEARTBEAT_TIMEOUT, 6000),
+            # Half-open connections (a robot that lost power) are dropped: by the time-to-live that clients' heartbeats carry, and by TCP.
+            # Heartbeats of its own would end this process: libzmq 4.3.5 aborts when it wants to send one on a connection that broke
+            # while its requests filled the queue, as they do when the process is stopped for seconds and goes on.
+            (zmq.TCP_KEEPALIVE, 1),
+            (zmq.TCP_KEEPALIVE_IDLE, 10),
+            (zmq.TCP_KEEPALIVE_INTVL, 5),
+            (zmq.TCP_KEEPALIVE_CNT, 3),
+            # A stranger who says nothing is not waited for.
             (zmq.HANDSHAKE_IVL, 3000),
         ):
             self._socket.setsockopt(option, value)

@@ -78,6 +78,21 @@ def test_the_same_client_goes_on_after_a_server_restart(bundle: Path, tmp_path: 
         assert np.array_equal(before, after)
 
 
+def test_a_server_that_stood_still_for_seconds_goes_on_with_the_same_client(bundle: Path) -> None:
+    """As after a suspended machine: hundreds of dead requests, a connection given up in between, and the next call is right."""
+    with serving(bundle) as (address, process), RemotePolicy.connect(address) as policy:
+        sample = observation(policy.contract, 1)
+        expected = policy.act(sample, seed=1).actions
+        process.send_signal(signal.SIGSTOP)
+        end = time.monotonic() + 2.5
+        while time.monotonic() < end:
+            with pytest.raises(DeadlineMissed):
+                policy.act(sample, deadline=0.01)
+        process.send_signal(signal.SIGCONT)
+        assert np.array_equal(policy.act(sample, seed=1, deadline=10.0).actions, expected)
+        assert process.poll() is None
+
+
 def test_a_restarted_server_with_another_plants_policy_is_refused(bundle: Path, tmp_path: Path) -> None:
     import dataclasses
 
