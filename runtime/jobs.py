@@ -102,8 +102,8 @@ class EpisodePart(NamedTuple):
     """Number of the first row within the episode."""
     end: bool
     """Whether the episode ends with these rows."""
-    fields: Mapping[str, Array]
-    """Observation fields `[n, *shape]`; with `end` there may be one row more, after the last action."""
+    fields: Mapping[str, NDArray[Any]]
+    """Observation fields `[n, *shape]`, of the contract's dtypes; with `end` there may be one row more, after the last action."""
     actions: Array
     """`[n, A]`, as carried out."""
     rewards: Array | None

@@ -8,6 +8,7 @@ ends before it. No file is ever rewritten.
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import queue
@@ -121,8 +122,16 @@ class Recorder:
     def _open(self) -> int:
         path = self._folder / f"{self._prefix}-{self._shards:05d}.rqlrec"
         file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o644)
+        try:
+            if os.write(file, MAGIC) < len(MAGIC):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        except OSError:
+            # On a full disk this is tried again for every record: no empty shard may stay behind, nor its descriptor.
+            os.close(file)
+            path.unlink(missing_ok=True)
+            raise
         self._shards += 1
-        self._contract, self._size = None, os.write(file, MAGIC)
+        self._contract, self._size = None, len(MAGIC)
         return file
 
     def _write(self, record: Record) -> None:
@@ -130,7 +139,7 @@ class Recorder:
         whole = _HEAD.pack(len(data), zlib.crc32(data)) + data
         try:
             if os.write(self._file, whole) < len(whole):
-                raise OSError(28, "no space left on the device")
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             self._size += len(whole)
         except OSError:
             # A record cut in half would hide those after it.
@@ -176,17 +185,19 @@ def _part_to_plain(part: EpisodePart, contract: Contract, wall: float) -> Record
     }
 
 
-def _pack(array: NDArray[np.float32]) -> list[Any]:
+def _pack(array: NDArray[Any]) -> list[Any]:
+    if array.dtype == np.uint8:
+        return [list(array.shape), array.tobytes(), "uint8"]
     return [list(array.shape), np.ascontiguousarray(array, "<f4").tobytes()]
 
 
-def _unpack(entry: Any) -> NDArray[np.float32]:
-    shape, data = entry
-    return np.frombuffer(data, "<f4").reshape(shape)
+def _unpack(entry: Any) -> NDArray[Any]:
+    shape, data, *dtype = entry
+    return np.frombuffer(data, "uint8" if dtype else "<f4").reshape(shape)
 
 
 def read_shard(path: Path) -> Iterator[Record]:
-    """Records of one shard in order, arrays as float32; ends before a record that was cut short.
+    """Records of one shard in order, arrays as float32, or uint8 where they were sent as bytes; ends before a record that was cut short.
 
     Raises UserError when the file is no shard, or a record in it is damaged.
     """

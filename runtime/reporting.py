@@ -51,7 +51,7 @@ class EpisodeReporter:
         self.dropped = 0
         """Messages that no server took."""
         self._channel, self._agreement, self._bundle = channel, agreement, bundle
-        self._rows: list[tuple[dict[str, NDArray[np.float32]], NDArray[np.float32], float | None, bool | None]] = []
+        self._rows: list[tuple[dict[str, NDArray[Any]], NDArray[np.float32], float | None, bool | None]] = []
         self._episode, self._tick, self._bytes = 0, 0, 0
         self._queue: queue.Queue[Message | None] = queue.Queue(MAX_PENDING)
         self._give_up = float("inf")
@@ -128,17 +128,17 @@ class EpisodeReporter:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _copy(self, observation: Mapping[str, Any]) -> dict[str, NDArray[np.float32]]:
+    def _copy(self, observation: Mapping[str, Any]) -> dict[str, NDArray[Any]]:
         assert self._agreement is not None
-        return {name: np.array(observation[name], np.float32) for name in self._agreement.names}
+        return {spec.name: np.array(observation[spec.name], spec.dtype) for spec in self._agreement.contract.plant.fields}
 
-    def _hand_over(self, last: dict[str, NDArray[np.float32]] | None, *, end: bool) -> None:
+    def _hand_over(self, last: dict[str, NDArray[Any]] | None, *, end: bool) -> None:
         assert self._agreement is not None
         rows, self._rows, self._bytes = self._rows, [], 0
         plant = self._agreement.contract.plant
         seen = [row[0] for row in rows] + ([last] if last is not None else [])
         arrays: dict[str, NDArray[Any]] = {
-            spec.name: np.stack([fields[spec.name] for fields in seen]) if seen else np.zeros((0, *spec.shape), np.float32)
+            spec.name: np.stack([fields[spec.name] for fields in seen]) if seen else np.zeros((0, *spec.shape), spec.dtype)
             for spec in plant.fields
         }
         arrays["actions"] = np.stack([row[1] for row in rows]) if rows else np.zeros((0, plant.action_dim), np.float32)

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from rql_deploy.policy import MAX_CANDIDATES
 
+from .finite import all_finite
 from .jobs import EpisodePart, Job
 from .model import Model
 from .protocol import ProtocolError
@@ -19,6 +20,8 @@ from .protocol import ProtocolError
 Header = dict[str, Any]
 Arrays = Mapping[str, NDArray[Any]]
 
+_COMMON = frozenset(("v", "id", "epoch", "op", "contract", "bundle", "budget", "seed"))
+"""Entries of most `act` requests."""
 MAX_DELTAS = 64
 """Most refinement steps that a request may spell out."""
 MAX_ROWS = MAX_CANDIDATES
@@ -31,25 +34,28 @@ def read_job(header: Header, arrays: Arrays, model: Model, ticket: Any, received
     """The job that an `act` request describes. Raises ProtocolError or ContractError."""
     budget = number(header, "budget", 0.0, 3600.0)
     seed = whole(header, "seed", 0, 2**64 - 1)
-    candidates = whole(header, "candidates", 1, MAX_CANDIDATES)
-    job = Job(
+    extras = {} if _COMMON.issuperset(header) else _extras(header, model)
+    return Job(
         ticket=ticket,
         fields=model.rows(arrays),
         seed=random.getrandbits(63) if seed is None else seed,
         received=received,
         due=None if budget is None else received + budget,
-        candidates=candidates or 1,
-        value=flag(header, "value"),
-        stream=flag(header, "stream"),
+        **extras,
     )
+
+
+def _extras(header: Header, model: Model) -> dict[str, Any]:
+    candidates = whole(header, "candidates", 1, MAX_CANDIDATES) or 1
+    found: dict[str, Any] = {"candidates": candidates, "value": flag(header, "value"), "stream": flag(header, "stream")}
     if header.get("prune") is not None:
-        job.prune = _prune(header["prune"], job.candidates, model.contract.F)
+        found["prune"] = _prune(header["prune"], candidates, model.contract.F)
     if header.get("deltas") is not None:
-        job.deltas = _deltas(header["deltas"])
-        job.first = whole(header, "first", 0, MAX_CANDIDATES - 1) or 0
+        found["deltas"] = _deltas(header["deltas"])
+        found["first"] = whole(header, "first", 0, MAX_CANDIDATES - 1) or 0
     if header.get("prefix") is not None:
         raise ProtocolError("bad_request", "prefix is reserved for a later version: leave it out")
-    return job
+    return found
 
 
 def read_refinement(
@@ -84,7 +90,7 @@ def read_episode(header: Header, arrays: Arrays, model: Model) -> EpisodePart:
         raise ProtocolError("bad_request", "a part of an episode needs ticks, or must be its end")
     # The observation after the last action comes with the episode's end, where the loop has it.
     counts = range(rows, rows + 1 + end)
-    fields = {spec.name: _rows(arrays, spec.name, spec.shape, counts) for spec in model.contract.plant.fields}
+    fields = {spec.name: _rows(arrays, spec.name, spec.shape, counts, spec.dtype) for spec in model.contract.plant.fields}
     if len({len(value) for value in fields.values()}) > 1:
         raise ProtocolError("bad_request", "all fields of an episode must have the same number of rows")
     rewards = _rows(arrays, "rewards", (), range(rows, rows + 1)) if "rewards" in arrays else None
@@ -131,13 +137,15 @@ def column(header: Header, key: str, rows: int, low: float, high: float) -> NDAr
     return np.array(entries, np.float32)[:, None]
 
 
-def _rows(arrays: Arrays, name: str, shape: tuple[int, ...], counts: range = range(1, MAX_ROWS + 1)) -> NDArray[np.float32]:
+def _rows(
+    arrays: Arrays, name: str, shape: tuple[int, ...], counts: range = range(1, MAX_ROWS + 1), dtype: str = "float32"
+) -> NDArray[Any]:
     value = arrays.get(name)
     if value is None or value.ndim != len(shape) + 1 or value.shape[1:] != shape or len(value) not in counts:
         wanted = f"[{', '.join(map(str, ('N', *shape)))}] with N from {counts[0]} to {counts[-1]}"
         raise ProtocolError("bad_request", f"array '{name}' must have shape {wanted}")
-    rows = np.asarray(value, np.float32)
-    if not np.isfinite(rows).all():
+    rows: NDArray[Any] = np.asarray(value, dtype)
+    if not all_finite(rows):
         raise ProtocolError("bad_request", f"array '{name}' holds NaN or infinity")
     return rows
 
