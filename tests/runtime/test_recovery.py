@@ -8,6 +8,7 @@ import resource
 import signal
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import msgpack
@@ -195,18 +196,22 @@ def test_a_full_disk_costs_recordings_and_nothing_else(bundle: Path, tmp_path: P
     with serving(bundle, "--record", str(tmp_path)) as (address, process), RemotePolicy.connect(address) as policy:
         sample = observation(policy.contract, 1)
 
-        def drive(count: int) -> int:
+        def drive(count: int) -> None:
             for seed in range(count):
                 policy.act(sample, seed=seed, deadline=5.0)
-            time.sleep(0.4)
-            return int(policy.stats()["recorder_dropped"])
 
-        assert drive(3) == 0
+        def shard_grows_to(decisions: int) -> None:
+            wait_for(lambda: sum(record["kind"] == "decision" for record in read_recording(tmp_path)) == decisions)
+
+        drive(3)
+        shard_grows_to(3)
         (shard,) = tmp_path.glob("*.rqlrec")
         resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (shard.stat().st_size + 50, resource.RLIM_INFINITY))
-        assert drive(4) == 4
+        drive(4)
+        wait_for(lambda: policy.stats()["recorder_dropped"] == 4)
         resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
-        assert drive(2) == 4
+        drive(2)
+        shard_grows_to(5)
         os.kill(process.pid, signal.SIGTERM)
         assert process.wait(timeout=10) == 0
         assert process.stdout is not None
@@ -247,6 +252,13 @@ def test_a_duplicated_request_id_is_the_clients_own_affair(endpoint: str, bundle
             socket.send_multipart(frames)
         replies = [socket.recv_multipart() for _ in range(3)]
     assert len({reply[1] for reply in replies}) == 1
+
+
+def wait_for(condition: Callable[[], bool], seconds: float = 10.0) -> None:
+    expiry = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < expiry
+        time.sleep(0.02)
 
 
 def serving_at(bundle: Path, address: str):  # type: ignore[no-untyped-def]
