@@ -199,7 +199,7 @@ class ReportedPlant:
     """A plant whose ticks are reported: a wrapper with the same interface, so that no control loop knows of it."""
 
     def __init__(self, plant: EpisodicPlant, reporter: EpisodeReporter):
-        """A `reward` attribute of the plant, where there is one, is what its last action brought."""
+        """`reward` and `success` of the plant, where it has them, are what its last action brought; a robot may have neither."""
         self.plant, self._reporter = plant, reporter
         self._seen: Mapping[str, Any] | None = None
 
@@ -210,6 +210,10 @@ class ReportedPlant:
     @property
     def finished(self) -> bool:
         return self.plant.finished
+
+    def __getattr__(self, name: str) -> Any:
+        # What else a plant may have, such as the command that keeps it at rest.
+        return getattr(self.plant, name)
 
     def reset(self, seed: int | None = None) -> None:
         """End the episode so far and start another."""
@@ -231,9 +235,9 @@ class ReportedPlant:
         # Copied before the plant moves on: a simulator may show its own arrays.
         before = {name: np.array(value) for name, value in before.items()}
         self.plant.apply(action)
-        self._reporter.add(before, action, reward=getattr(self.plant, "reward", None), success=self.plant.success)
+        self._reporter.add(before, action, reward=getattr(self.plant, "reward", None), success=getattr(self.plant, "success", None))
         self._seen = None
-        if self.plant.finished:
+        if getattr(self.plant, "finished", False):
             self._reporter.finish(self.plant.observe())
 
     def close(self) -> None:
