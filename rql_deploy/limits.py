@@ -6,6 +6,7 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 from rql_deploy.contract import Contract
 from rql_deploy.errors import ContractError
@@ -23,7 +24,9 @@ class ActionLimit:
     high: float | None = None
     """At or below the contract's."""
     rate: float | None = None
-    """Greatest change from one tick to the next."""
+    """Greatest change from one tick to the next; left out, twice the greatest that the training data showed."""
+    acceleration: float | None = None
+    """Greatest growth of that change from one tick to the next. Slowing down is never refused."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +55,12 @@ class Limits:
     """V below which a decision is not carried out; V is only known where it is asked for."""
     max_spread: float | None = None
     """Spread of V above which a decision is not carried out."""
+    max_observation_age: float | None = None
+    """Seconds after which what was decided from an observation is no longer carried out; left out, the time of two chunks."""
+    cool_down: float = 0.5
+    """Seconds after a fault before it can be cleared; 0.5 is also the least."""
+    on_violation: Literal["reject", "clamp"] = "reject"
+    """What happens to an action beyond bounds, rate or acceleration: `reject` holds, `clamp` carries out the nearest allowed one."""
 
     @classmethod
     def load(cls, path: Path, contract: Contract) -> Limits:
@@ -84,8 +93,11 @@ class Limits:
                 )
             if low >= high:
                 raise ContractError(f"{where} leaves no range for action '{name}' ([{low:g}, {high:g}]): raise high or lower low")
-            if limit.rate is not None and limit.rate <= 0:
-                raise ContractError(f"{where} limits the rate of action '{name}' to {limit.rate:g}: pass a number above 0")
+            if bounds.hold == "null" and not low <= 0.0 <= high:
+                raise ContractError(f"{where} leaves 0 out of the range of action '{name}', which holds at 0: let low <= 0 <= high")
+            for kind, bound in (("rate", limit.rate), ("acceleration", limit.acceleration)):
+                if bound is not None and bound <= 0:
+                    raise ContractError(f"{where} limits the {kind} of action '{name}' to {bound:g}: pass a number above 0")
         sizes = {f.name: f.size for f in contract.plant.fields}
         for name, box in self.observations.items():
             if name not in sizes:
@@ -100,5 +112,9 @@ class Limits:
             raise ContractError(f"{where} allows {self.max_consecutive_holds} consecutive holds: pass 1 to 20, limits may only tighten")
         if not 0.9 <= self.min_success_rate <= 1.0:
             raise ContractError(f"{where} asks for a success rate of {self.min_success_rate:g}: pass 0.9 to 1, limits may only tighten")
+        if self.max_observation_age is not None and self.max_observation_age <= 0:
+            raise ContractError(f"{where} has max_observation_age {self.max_observation_age:g}: pass seconds above 0")
+        if self.cool_down < 0.5:
+            raise ContractError(f"{where} has cool_down {self.cool_down:g}: pass 0.5 or more, limits may only tighten")
         if self.max_spread is not None and self.max_spread < 0:
             raise ContractError(f"{where} has max_spread {self.max_spread:g}: the spread is never below 0, pass a number above")

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from rql_deploy.contract import PlantDescription
 from rql_deploy.errors import DeadlineMissed
-from rql_deploy.policy import Decision, EpisodeResult, EpisodicPlant, Policy
+from rql_deploy.policy import Decision, EpisodeResult, EpisodicPlant, Observation, Policy
 from rql_deploy.seeding import decision_seed
 
 MAX_CONSECUTIVE_HOLDS = 20
@@ -26,8 +26,14 @@ class ControlLoop:
         self.candidates, self.deadline = candidates, deadline
 
     def run_episode(self, seed: int) -> EpisodeResult:
-        """Play one episode from `seed` to success, the horizon or a fault; the same seed and policy give the same episode."""
-        self.plant.reset(seed)
+        """Play one episode from `seed` to success, the horizon or a fault; the same seed and policy give the same episode.
+
+        A plant that raises ends it too: as failed, with the reason in `error`.
+        """
+        try:
+            self.plant.reset(seed)
+        except Exception as failure:
+            return EpisodeResult(seed, False, 0, error=plant_failure("could not be reset", failure))
         try:
             self.policy.reset()
         except DeadlineMissed as missed:
@@ -42,7 +48,12 @@ class ControlLoop:
         while not self.plant.finished:
             if not chunk:
                 try:
-                    decision = self._decide(decision_seed(seed, decisions), round_trip, inference)
+                    observation = self.plant.observe()
+                except Exception as failure:
+                    error = plant_failure(f"failed at tick {steps}", failure)
+                    break
+                try:
+                    decision = self._decide(observation, decision_seed(seed, decisions), round_trip, inference)
                     chunk = list(decision.actions)
                     consecutive = 0
                 except DeadlineMissed as missed:
@@ -53,16 +64,25 @@ class ControlLoop:
                         break
                 decisions += 1
             last = chunk.pop(0) if chunk else hold_action(description, last)
-            self.plant.apply(last)
+            try:
+                self.plant.apply(last)
+            except Exception as failure:
+                error = plant_failure(f"failed at tick {steps}", failure)
+                break
             steps += 1
-        return EpisodeResult(seed, self.plant.success, steps, holds, tuple(round_trip), tuple(inference), error)
+        return EpisodeResult(seed, error is None and self.plant.success, steps, holds, tuple(round_trip), tuple(inference), error)
 
-    def _decide(self, seed: int, round_trip: list[float], inference: list[float]) -> Decision:
+    def _decide(self, observation: Observation, seed: int, round_trip: list[float], inference: list[float]) -> Decision:
         start = time.monotonic()
-        decision = self.policy.act(self.plant.observe(), deadline=self.deadline, candidates=self.candidates, seed=seed)
+        decision = self.policy.act(observation, deadline=self.deadline, candidates=self.candidates, seed=seed)
         round_trip.append(time.monotonic() - start)
         inference.append(decision.timing.get("inference", 0.0))
         return decision
+
+
+def plant_failure(what: str, failure: Exception) -> str:
+    """The sentence for an exception of the plant."""
+    return f"the plant {what} ({type(failure).__name__}: {failure})"
 
 
 def hold_action(plant: PlantDescription, last: NDArray[np.float32] | None) -> NDArray[np.float32]:

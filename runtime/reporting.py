@@ -202,6 +202,7 @@ class ReportedPlant:
         """`reward` and `success` of the plant, where it has them, are what its last action brought; a robot may have neither."""
         self.plant, self._reporter = plant, reporter
         self._seen: Mapping[str, Any] | None = None
+        self._over = False
 
     @property
     def success(self) -> bool:
@@ -218,7 +219,7 @@ class ReportedPlant:
     def reset(self, seed: int | None = None) -> None:
         """End the episode so far and start another."""
         self._reporter.finish(self._seen)
-        self._seen = None
+        self._seen, self._over = None, False
         self.plant.reset(seed)
 
     def observe(self) -> Mapping[str, Any]:
@@ -227,17 +228,18 @@ class ReportedPlant:
         return self._seen
 
     def apply(self, action: NDArray[np.float32]) -> None:
-        """Carry out one action and report it."""
-        before = self.observe() if self._seen is None else self._seen
-        if not self._reporter.recording:
+        """Carry out one action and report it, unless the episode is over: what holds the plant afterwards is no part of it."""
+        if not self._reporter.recording or self._over:
             self.plant.apply(action)
             return
+        before = self.observe() if self._seen is None else self._seen
         # Copied before the plant moves on: a simulator may show its own arrays.
         before = {name: np.array(value) for name, value in before.items()}
         self.plant.apply(action)
         self._reporter.add(before, action, reward=getattr(self.plant, "reward", None), success=getattr(self.plant, "success", None))
         self._seen = None
         if getattr(self.plant, "finished", False):
+            self._over = True
             self._reporter.finish(self.plant.observe())
 
     def close(self) -> None:

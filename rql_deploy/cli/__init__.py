@@ -43,6 +43,7 @@ EXTRAS = {
     "ogbench": "sim",
     "matplotlib": "train",
     "pyarrow": "arrow",
+    "rich": "sim",
 }
 
 

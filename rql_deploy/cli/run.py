@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from rql_deploy.errors import UserError
 from rql_deploy.policy import MAX_CANDIDATES
 
 from .evaluate import describe_score, refuse_fault
 from .options import echo_json, environment_options
+
+if TYPE_CHECKING:
+    from rql_deploy.contract import PlantDescription
+    from rql_deploy.policy import EpisodeResult, EpisodicPlant
+    from rql_deploy.runtime.control_loop import ControlLoop
+    from rql_deploy.sim.tasks import Task
 
 
 @click.command("run")
@@ -28,54 +37,102 @@ from .options import echo_json, environment_options
 @click.option("--seed", default=0, show_default=True, type=click.IntRange(0), help="Base seed of the episodes.")
 @click.option(
     "--timeout",
-    default=1.0,
-    show_default=True,
     type=click.FloatRange(min=0.001),
-    help="Seconds a decision may take before the tick is a hold.",
+    help="Seconds a decision may take.  [default: 1; with --real-time the time of two chunks]",
+)
+@click.option("--real-time", is_flag=True, help="On a clock that does not wait, behind the safety filter (docs/control.md).")
+@click.option(
+    "--play",
+    "mode",
+    default="prefetch",
+    show_default=True,
+    type=click.Choice(["open-loop", "prefetch", "anytime"]),
+    help="With --real-time: when chunks are asked for, and whether previews are played.",
+)
+@click.option("--limits", type=click.Path(path_type=Path), help="With --real-time: the robot's limits.toml.")
+@click.option(
+    "--gate",
+    type=click.FloatRange(0.0, 0.5, max_open=True),
+    help="With --real-time: refuse decisions whose V or spread lies beyond this part of the training data, e.g. 0.01.",
+)
+@click.option("--duration", type=click.FloatRange(min=0.1), help="With --real-time: seconds after which an episode ends.")
+@click.option("--log", type=click.Path(path_type=Path), help="With --real-time: write every tick to this file as JSON lines.")
+@click.option("--record", metavar="OUTPUT", help="With --real-time: write the episodes as a Minari data set.")
+@click.option("--count-faults", is_flag=True, help="With --real-time: count faults and go on, for measurements on simulators.")
+@click.option(
+    "--priority", type=click.IntRange(1, 99), help="With --real-time: SCHED_FIFO priority of the loop, where the system allows it."
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 @environment_options
 def command(
-    task: str, endpoint: str, keys: Path | None, episodes: int, candidates: int, seed: int, timeout: float, as_json: bool, **settings: Any
+    task: str,
+    endpoint: str,
+    keys: Path | None,
+    episodes: int,
+    candidates: int,
+    seed: int,
+    timeout: float | None,
+    real_time: bool,
+    mode: Any,
+    limits: Path | None,
+    gate: float | None,
+    duration: float | None,
+    log: Path | None,
+    record: str | None,
+    count_faults: bool,
+    priority: int | None,
+    as_json: bool,
+    **settings: Any,
 ) -> None:
-    """Drive the simulated robot of TASK (robosuite:Lift) with the policy served at --connect, in lock-step.
+    """Drive the robot of TASK (robosuite:Lift) with the policy served at --connect.
 
-    The two sides compare their contracts first: fields, shapes, actions and rate that differ are refused.
+    In lock-step the simulator waits for each decision; with --real-time nothing waits: chunks are fetched while the one before them plays,
+    every command passes the safety filter, and a fault stops the robot. The two sides compare their contracts first: fields, shapes,
+    actions and rate that differ are refused.
     """
+    given = {
+        "--limits": limits,
+        "--gate": gate,
+        "--duration": duration,
+        "--log": log,
+        "--record": record,
+        "--count-faults": count_faults,
+        "--priority": priority,
+    }
+    if not real_time and (stray := [name for name, value in given.items() if value not in (None, False)]):
+        raise UserError(f"{stray[0]} is for the real-time loop: add --real-time")
     from rql_deploy.runtime.client import RemotePolicy
     from rql_deploy.runtime.control_loop import ControlLoop
     from rql_deploy.runtime.reporting import EpisodeReporter, ReportedPlant
     from rql_deploy.seeding import episode_seed
     from rql_deploy.sim.evaluation import Score
-    from rql_deploy.sim.tasks import EnvPlant, Task, describe
+    from rql_deploy.sim.tasks import Task
 
-    work = Task(task, settings)
-    work.check()
     # A server that is not there should be noticed before a simulator is built.
+    if task.startswith("arm:"):
+        horizon, make = _arm(task, real_time, settings)
+    else:
+        work = Task(task, settings)
+        horizon, make = work.horizon, functools.partial(_simulator, work)
     RemotePolicy.connect(endpoint, keys=keys).close()
-    env = work.make_env()
-    plant = EnvPlant(env)
-    results = []
+    plant, description = make()
+    seeds = [episode_seed(seed, index, "evaluate") for index in range(episodes)]
+    results: list[EpisodeResult] = []
+    figures: list[dict[str, Any]] = []
     unrecorded = 0
     try:
         with (
-            RemotePolicy.connect(endpoint, plant=describe(task, env), keys=keys) as policy,
+            RemotePolicy.connect(endpoint, plant=description, keys=keys) as policy,
             EpisodeReporter.connect(endpoint, keys=keys) as reporter,
         ):
-            loop = ControlLoop(ReportedPlant(plant, reporter), policy, candidates=candidates, deadline=timeout)
-            for index in range(episodes):
-                try:
-                    result = loop.run_episode(episode_seed(seed, index, "evaluate"))
-                except KeyboardInterrupt:
-                    break
-                results.append(result)
-                if not as_json:
-                    outcome = result.error or ("success" if result.success else "no success")
-                    click.echo(
-                        f"episode {index + 1}: {outcome} after {result.steps} steps" + (f", {result.holds} holds" if result.holds else "")
-                    )
-                if result.error:
-                    break
+            reported = ReportedPlant(plant, reporter)
+            if real_time:
+                from .run_realtime import RealTimeOptions, play
+
+                options = RealTimeOptions(mode, limits, gate, duration, log, record, count_faults, priority, candidates, timeout, as_json)
+                results, figures = play(task, description, reported, policy, options, seeds)
+            else:
+                results = _in_lock_step(ControlLoop(reported, policy, candidates=candidates, deadline=timeout or 1.0), seeds, as_json)
             stale = policy.stale_replies
             reporter.close()
             unrecorded = reporter.dropped
@@ -83,10 +140,14 @@ def command(
         plant.close()
     if not results:
         raise click.Abort
-    score = Score("run", tuple(results), settings["horizon"])
+    score = Score("run", tuple(results), horizon)
     summary = score.summary()
     if as_json:
-        echo_json({**summary, "stale_replies": stale})
+        echo_json({**summary, "stale_replies": stale, **({"real_time": figures} if real_time else {})})
+        refuse_fault(results[-1])
+        return
+    if real_time:
+        click.echo(describe_score(score))
         refuse_fault(results[-1])
         return
     trip = summary["round_trip_ms"]
@@ -95,3 +156,43 @@ def command(
     if unrecorded:
         click.echo(f"{unrecorded} parts of episodes were not recorded by the server")
     refuse_fault(results[-1])
+
+
+def _in_lock_step(loop: ControlLoop, seeds: Sequence[int], quiet: bool) -> list[EpisodeResult]:
+    """Play the seeds' episodes until Ctrl-C or a fault."""
+    results: list[EpisodeResult] = []
+    for index, seed in enumerate(seeds):
+        try:
+            result = loop.run_episode(seed)
+        except KeyboardInterrupt:
+            break
+        results.append(result)
+        if not quiet:
+            outcome = result.error or ("success" if result.success else "no success")
+            click.echo(f"episode {index + 1}: {outcome} after {result.steps} steps" + (f", {result.holds} holds" if result.holds else ""))
+        if result.error:
+            break
+    return results
+
+
+def _simulator(task: Task) -> tuple[EpisodicPlant, PlantDescription]:
+    """A simulator that waits for its next command."""
+    from rql_deploy.sim.tasks import EnvPlant, describe
+
+    env = task.make_env()
+    return EnvPlant(env), describe(task.name, env)
+
+
+def _arm(task: str, real_time: bool, settings: Mapping[str, Any]) -> tuple[int, Callable[[], tuple[EpisodicPlant, PlantDescription]]]:
+    """The horizon of the arm with a clock of its own, and what starts it; raises UserError for settings that it does not take."""
+    from rql_deploy.sim.arm import ArmPlant, describe_arm
+
+    if task != "arm:reach":
+        raise UserError(f"'{task}' is not a task of the arm: there is arm:reach")
+    if not real_time:
+        raise UserError("the arm's clock does not wait for decisions: add --real-time")
+    for name in ("robot", "controller"):
+        if settings.get(name) is not None:
+            raise UserError(f"--{name} does not apply to {task}, where it is fixed: leave it out")
+    rate, horizon = float(settings.get("control_rate") or 20), int(settings.get("horizon") or 200)
+    return horizon, lambda: (ArmPlant(rate, horizon), describe_arm(rate, task))

@@ -1,0 +1,286 @@
+"""The real-time loop on a simulated clock, in ticks, and against a real server that is killed while the plant moves."""
+
+import dataclasses
+import json
+import signal
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from rql_deploy.bundle import Bundle
+from rql_deploy.contract import ActionDimension, Contract
+from rql_deploy.errors import ContractError, DeadlineMissed, UserError
+from rql_deploy.limits import ActionLimit, Limits, ObservationLimit
+from rql_deploy.policy import Decision
+from rql_deploy.runtime.asking import DelayedAsker
+from rql_deploy.runtime.client import RemotePolicy
+from rql_deploy.runtime.clock import Schedule, SimulatedClock
+from rql_deploy.runtime.control_loop import ControlLoop
+from rql_deploy.runtime.onnx_policy import OnnxPolicy
+from rql_deploy.runtime.playback import Mode
+from rql_deploy.runtime.realtime import RealTimeLoop
+from rql_deploy.runtime.ticks import Tick, TickLog
+from tests.conftest import serving
+
+
+class Rail:
+    """A cart on a rail and a gripper; remembers what it was told. Fails or takes its time where told to."""
+
+    def __init__(self, horizon: int = 30, *, fails: int | None = None, work: Mapping[int, float] | None = None):
+        self.horizon, self.fails, self.work = horizon, fails, work or {}
+        self.clock: SimulatedClock | None = None
+        self.applied: list[np.ndarray] = []
+
+    finished = property(lambda self: len(self.applied) >= self.horizon)
+    success = property(lambda self: self.finished)
+
+    def reset(self, seed: int | None = None) -> None:
+        self.applied = []
+
+    def observe(self) -> Mapping[str, Any]:
+        return {"observation": np.full(4, len(self.applied), np.float32)}
+
+    def apply(self, action: np.ndarray) -> None:
+        if self.fails == len(self.applied):
+            raise RuntimeError("the drive has no power")
+        if self.clock is not None:
+            self.clock.time += self.work.get(len(self.applied), 0.0)
+        self.applied.append(action)
+
+
+class Scripted:
+    """Chunk n is full of `level(n)`; misses where told to. Streams as many previews as it has steps."""
+
+    def __init__(self, contract: Contract, misses: range = range(0)):
+        self.contract, self.misses = contract, misses
+        self.asked: list[int] = []
+        self.fill: Any = 0.5
+
+    def act(self, observation: Mapping[str, Any], *, seed: int, **_: object) -> Decision:
+        self.asked.append(int(observation["observation"][0]))
+        if len(self.asked) - 1 in self.misses:
+            raise DeadlineMissed("late")
+        return self._decision(10, seed)
+
+    def stream(self, observation: Mapping[str, Any], *, seed: int, **_: object) -> Iterator[Decision]:
+        self.asked.append(int(observation["observation"][0]))
+        for steps in range(1, 11):
+            yield self._decision(steps, seed)
+
+    def _decision(self, steps: int, seed: int) -> Decision:
+        chunk = np.full((self.contract.h, self.contract.plant.action_dim), self.fill, np.float32)
+        return Decision(chunk, None, None, steps, 0.0, seed, {})
+
+    def reset(self) -> None: ...
+
+
+@pytest.fixture(scope="module")
+def contract(bundle: Path) -> Contract:
+    base = Bundle.open(bundle).contract
+    plant = dataclasses.replace(
+        base.plant, actions=(ActionDimension("dx", -1, 1), ActionDimension("gripper", -1, 1, mode="absolute", hold="repeat"))
+    )
+    calibration = dataclasses.replace(base.calibration, action_rate=tuple((2.0, 2.0) for _ in base.calibration.levels))
+    return dataclasses.replace(base, plant=plant, calibration=calibration)
+
+
+def drive(plant: Rail, policy: Scripted, *, delay: float = 1.0, mode: Mode = "prefetch", **options: Any) -> tuple[RealTimeLoop, list[Tick]]:
+    """A loop on a simulated clock with a policy that takes `delay` ticks."""
+    clock, ticks = SimulatedClock(100.0), []
+    plant.clock = clock
+
+    def asker(clock: Any, guard: Any) -> DelayedAsker:
+        return DelayedAsker(policy, clock, delay / 20.0, previews=mode == "anytime", value=guard.needs_value)
+
+    loop = RealTimeLoop(plant, policy, mode=mode, clock=clock, asker=asker, on_tick=lambda tick, _: ticks.append(tick), **options)
+    return loop, ticks
+
+
+def test_prefetched_chunks_leave_no_tick_without_a_fresh_action(contract: Contract) -> None:
+    loop, ticks = drive(Rail(), Scripted(contract))
+    result = loop.run_episode(0)
+    assert result.episode.success
+    # Before the first decision there is nothing to play, and nothing is commanded.
+    assert [t.fresh for t in ticks] == [False, *[True] * 30]
+    assert {round(t.age or 0.0, 6) for t in ticks[4:]} == {0.05, 0.1}
+
+
+def test_open_loop_chunks_hold_while_the_policy_thinks(contract: Contract) -> None:
+    loop, ticks = drive(Rail(9), Scripted(contract), mode="open-loop", latch=False)
+    loop.run_episode(0)
+    assert [t.place for t in ticks] == [-1, 0, 1, 2, -1, 0, 1, 2, -1, 0]
+    assert loop.statistics.summary()["held_because"] == {"no fresh action": 2}
+
+
+def test_anytime_commands_previews_until_the_last_refinement_step_is_there(contract: Contract) -> None:
+    loop, ticks = drive(Rail(20), Scripted(contract), delay=2.0, mode="anytime", lead=1)
+    loop.run_episode(0)
+    assert [t.steps for t in ticks[:9]] == [0, 5, 10, 10, 5, 10, 5, 10, 5]
+    assert (loop.statistics.held, loop.statistics.standby) == (0, 1)
+
+
+def test_a_hold_is_null_for_delta_motion_and_repeats_absolute_targets(contract: Contract) -> None:
+    plant = Rail(12)
+    loop, ticks = drive(plant, Scripted(contract, misses=range(1, 4)), latch=False)
+    loop.run_episode(0)
+    held = [t.command.tolist() for t in ticks[1:] if not t.fresh]
+    assert held == [[0.0, 0.5]] * len(held)
+    assert 0 < len(held) < 10
+
+
+def test_missed_decisions_latch_a_fault_at_the_configured_tick_and_leave_the_plant_holding(contract: Contract) -> None:
+    plant = Rail(100)
+    loop, ticks = drive(plant, Scripted(contract, misses=range(2, 1000)), limits=Limits(max_consecutive_holds=5))
+    result = loop.run_episode(0)
+    assert not result.episode.success
+    assert result.episode.error == "fault: 5 ticks in a row without a fresh action (last: late)"
+    fresh = [t.fresh for t in ticks]
+    assert fresh[-5:] == [False] * 5
+    assert all(fresh[1:-5])
+    assert plant.applied[-1].tolist() == [0.0, 0.5]
+
+
+def test_after_a_fault_only_a_reset_by_hand_moves_the_plant_again(contract: Contract) -> None:
+    plant, policy = Rail(60), Scripted(contract, misses=range(2, 8))
+    attempts: list[str] = []
+
+    def stop() -> bool:
+        fault = loop.watchdog.fault
+        if fault is not None:
+            try:
+                loop.reset_fault()
+            except UserError as error:
+                attempts.append(str(error))
+        return False
+
+    loop, ticks = drive(plant, policy, limits=Limits(max_consecutive_holds=5))
+    result = loop.run_episode(0, stop=stop, after_fault="hold")
+    assert len(attempts) == 10
+    assert "can be cleared in 10 ticks" in attempts[0]
+    assert result.episode.success
+    reasons = [t.reason for t in ticks]
+    latched = [i for i, reason in enumerate(reasons) if reason == "a latched fault"]
+    assert latched == list(range(latched[0], latched[0] + 10))
+
+
+@pytest.mark.parametrize("fill", [np.nan, 7.0, np.array([0.9, 0.5])])
+def test_actions_that_the_filter_refuses_never_reach_the_plant(contract: Contract, fill: Any) -> None:
+    plant, policy = Rail(100), Scripted(contract)
+    limits = Limits(actions={"dx": ActionLimit(rate=0.2)})
+    policy.fill = 0.1
+    loop, ticks = drive(plant, policy, limits=limits)
+
+    def stop() -> bool:
+        policy.fill = 0.1 if len(ticks) < 10 else fill
+        return False
+
+    result = loop.run_episode(0, stop=stop)
+    assert result.episode.error is not None
+    assert "20 ticks in a row" in result.episode.error
+    assert np.abs(plant.applied).max() <= 0.1 + 1e-6
+
+
+def test_outside_its_box_the_plant_is_held(contract: Contract) -> None:
+    box = Limits(observations={"observation": ObservationLimit(high=(8.0, 8.0, 8.0, 8.0))})
+    plant = Rail(100)
+    loop, ticks = drive(plant, Scripted(contract), limits=box)
+    result = loop.run_episode(0)
+    assert "observation outside its box" in str(result.episode.error)
+    assert [t.fresh for t in ticks] == [False, *[True] * 9, *[False] * 20]
+
+
+def test_a_plant_that_raises_ends_the_episode_as_failed(contract: Contract) -> None:
+    loop, _ = drive(Rail(fails=4), Scripted(contract))
+    episode = loop.run_episode(0).episode
+    assert not episode.success
+    assert episode.error == "the plant failed at tick 4 (RuntimeError: the drive has no power)"
+    lock_step = ControlLoop(Rail(fails=4), Scripted(contract)).run_episode(0)  # type: ignore[arg-type]
+    assert (lock_step.success, lock_step.error) == (False, "the plant failed at tick 4 (RuntimeError: the drive has no power)")
+
+
+def test_a_cycle_that_lasts_too_long_is_skipped_and_the_phase_kept(contract: Contract) -> None:
+    loop, ticks = drive(Rail(20, work={6: 0.12}), Scripted(contract))
+    loop.run_episode(0)
+    late = next(i for i, t in enumerate(ticks) if t.skipped)
+    assert ticks[late].skipped == 2
+    assert ticks[late].cycle == ticks[late - 1].cycle + 3
+    assert all(abs(t.late) < 1e-9 for t in ticks)
+    assert (loop.statistics.skipped, loop.statistics.overruns, loop.statistics.drift) == (2, 1, pytest.approx(0.0, abs=1e-9))
+
+
+def test_deadlines_are_absolute_whatever_the_lateness_of_single_ticks() -> None:
+    schedule, rng = Schedule(0.01, 5.0), np.random.default_rng(0)
+    for _ in range(6000):
+        schedule.advance(schedule.deadline + rng.uniform(0.0, 0.0109))
+    assert schedule.deadline == pytest.approx(5.0 + 60.0, abs=1e-9)
+    assert schedule.skipped == 0
+
+
+def test_an_answer_after_a_fault_is_not_played(contract: Contract) -> None:
+    policy = Scripted(contract)
+    loop, ticks = drive(Rail(100), policy, delay=8.0, limits=Limits(max_consecutive_holds=3))
+    result = loop.run_episode(0)
+    assert result.episode.error is not None
+    assert not any(t.fresh for t in ticks)
+    assert loop.plant.applied == []  # type: ignore[attr-defined]
+
+
+def test_killing_the_server_plays_the_rest_of_the_chunk_then_holds_then_latches(bundle: Path, tmp_path: Path) -> None:
+    log = TickLog(tmp_path / "ticks.jsonl")
+    plant = Rail(1000)
+    ticks: list[Tick] = []
+    with serving(bundle) as (address, process), RemotePolicy.connect(address) as policy:
+
+        def on_tick(tick: Tick, _: Mapping[str, Any]) -> None:
+            ticks.append(tick)
+            log.write(0, tick)
+            if sum(t.fresh for t in ticks) == 12:
+                process.send_signal(signal.SIGKILL)
+                process.wait()
+
+        limits = Limits(max_consecutive_holds=6, on_violation="clamp")
+        with RealTimeLoop(plant, policy, limits=limits, on_tick=on_tick) as loop:
+            result = loop.run_episode(0)
+    log.close()
+    fresh = [t.fresh for t in ticks]
+    last = len(fresh) - 1 - fresh[::-1].index(True)
+    assert "6 ticks in a row without a fresh action" in str(result.episode.error)
+    # At most the rest of the chunk at hand, and of one that was already in the socket.
+    killed = next(i for i in range(len(fresh)) if sum(fresh[: i + 1]) == 12)
+    assert last - killed <= 2 * policy.contract.h
+    assert fresh[last + 1 :] == [False] * 6
+    assert all(t.place < policy.contract.h for t in ticks)
+    nulls = [a.hold == "null" for a in policy.contract.plant.actions]
+    for tick in ticks[last + 1 :]:
+        assert np.array_equal(tick.command, np.where(nulls, 0.0, ticks[last].command))
+    lines = [json.loads(line) for line in (tmp_path / "ticks.jsonl").read_text().splitlines()]
+    assert [line["fresh"] for line in lines] == fresh
+
+
+def test_the_policy_in_process_streams_what_it_decides_and_goes_on_from_committed_actions(bundle: Path) -> None:
+    policy = OnnxPolicy(Bundle.open(bundle))
+    h, size = policy.contract.h, policy.contract.plant.action_dim
+    observation = {"observation": np.linspace(-1, 1, 4)}
+    plain = policy.act(observation, seed=5)
+    streamed = list(policy.stream(observation, seed=5))
+    assert [d.steps_used for d in streamed] == list(range(1, policy.contract.F + 1))
+    assert np.allclose(streamed[-1].actions, plain.actions, atol=1e-6)
+    # Who wants no more previews leaves nothing behind.
+    next(policy.stream(observation, seed=9))
+    assert policy.act(observation, seed=5).actions.tobytes() == plain.actions.tobytes()
+    # Its own first action as the prefix: the flow stays where it was, for flow matching's straight paths approximately.
+    own = policy.act(observation, seed=5, prefix=plain.actions[:1])
+    other = policy.act(observation, seed=5, prefix=-plain.actions[:1])
+    assert own.actions.shape == (h, size)
+    assert np.isfinite(own.actions).all()
+    assert np.abs(own.actions[0] - plain.actions[0]).max() < np.abs(other.actions[0] - plain.actions[0]).max()
+    assert not np.array_equal(own.actions[1:], other.actions[1:])
+    assert policy.act(observation, seed=5, prefix=plain.actions[:0]).actions.tobytes() == plain.actions.tobytes()
+
+
+def test_limits_that_do_not_fit_are_refused_before_anything_moves(contract: Contract) -> None:
+    with pytest.raises(ContractError, match="does not have"):
+        RealTimeLoop(Rail(), Scripted(contract), limits=Limits(actions={"dy": ActionLimit(rate=1.0)}))
