@@ -49,6 +49,9 @@ def configure(socket: zmq.Socket[Any], endpoints: Sequence[str], keys: str | os.
         # A network that is gone closes nothing: the connection is given up, and made anew, when heartbeats stay away.
         (zmq.HEARTBEAT_IVL, 500),
         (zmq.HEARTBEAT_TIMEOUT, 1500),
+        (zmq.HEARTBEAT_TTL, 6000),
+        # A full queue of replies and a connection that breaks make libzmq 4.3.5 abort at the next heartbeat: there is no full queue.
+        (zmq.RCVHWM, 0),
     ):
         socket.setsockopt(option, value)
     if keys is not None:
@@ -139,6 +142,26 @@ class Channel:
                 return reply, out
             raise refusal(self.endpoint, reply)
 
+    def collect(self) -> Reply | None:
+        """The reply to the latest request if it has come, without waiting; raises what `receive` does but DeadlineMissed."""
+        while protocol.ready(self._socket, zmq.POLLIN):
+            try:
+                reply, out = protocol.decode(protocol.receive(self._socket, protocol.NOBLOCK))
+            except protocol.ProtocolError:
+                continue
+            if reply.get("id") != self._last_id or reply.get("epoch") != self._epoch:
+                self.stale_replies += 1
+            elif reply.get("ok"):
+                return reply, out
+            else:
+                raise refusal(self.endpoint, reply)
+        return None
+
+    @property
+    def socket(self) -> zmq.Socket[bytes]:
+        """Its DEALER socket, to wait for."""
+        return self._socket
+
     def _next_message(self, expiry: float) -> list[Any] | None:
         """Whatever comes next, or None at `expiry`. One blocking read: polling first costs twice the system calls."""
         if self._busy_poll:
@@ -159,10 +182,13 @@ class Channel:
 class RemotePolicy:
     """A policy on a server. One instance per thread; use as a context manager."""
 
+    retries_while_draining = True
+    """Whether a call goes on asking a server that is about to stop: another may take over behind the same address."""
+
     def __init__(self, channel: Channel, agreement: Agreement, *, plant: PlantDescription | None = None, bundle: str | None = None):
         self._channel, self._agreement, self._plant, self._bundle = channel, agreement, plant, bundle
         self._round_trip = RoundTrip()
-        self._outdated = False
+        self._outdated = self._abandoned = False
 
     @classmethod
     def connect(
@@ -178,7 +204,7 @@ class RemotePolicy:
         """Connect and agree on the contract.
 
         Args:
-            endpoint: one address, or several whose servers share the work.
+            endpoint: one address, or several whose servers share the work and stand in for each other (`runtime.failover`).
             plant: what the caller controls; it must be what the policy was made for: fields, shapes, action dimensions and rate.
             bundle: which of the server's bundles; its first if None.
             keys: the file that `rql-deploy keys new` wrote for this client, where the server asks for keys.
@@ -189,6 +215,12 @@ class RemotePolicy:
             UserError: no server answers within `timeout`, or an argument is not what it should be.
             ContractError: the two sides differ.
         """
+        if not isinstance(endpoint, str):
+            if len(endpoint) > 1:
+                from .failover import FailoverPolicy
+
+                return FailoverPolicy(endpoint, plant=plant, bundle=bundle, keys=keys, timeout=timeout, busy_poll=busy_poll)
+            (endpoint,) = endpoint
         channel = Channel(endpoint, keys=keys, busy_poll=busy_poll)
         try:
             agreement = _agree(channel, bundle, plant, None, time.monotonic() + timeout)
@@ -208,6 +240,11 @@ class RemotePolicy:
     def contract(self) -> Contract:
         """The contract agreed on; after a server restart or a new bundle, the one checked last."""
         return self._agreement.contract
+
+    @property
+    def outdated(self) -> bool:
+        """Whether the server has another contract than the one agreed on."""
+        return self._outdated
 
     @property
     def stale_replies(self) -> int:
@@ -279,13 +316,18 @@ class RemotePolicy:
                 header.update(extra)
             try:
                 self._channel.send(header, self._agreement.arrays(observation), expiry, timeout)
-                return self._channel.receive(expiry, timeout)
+                reply = self._channel.receive(expiry, timeout)
+                self._abandoned = False
+                return reply
+            except DeadlineMissed:
+                self._abandoned = True
+                raise
             except ServerError as error:
                 attempts += 1
                 if error.code == "contract_changed" and attempts <= 3:
                     self._outdated = True
-                elif error.code == "draining":
-                    # Another server takes over, here or behind the next connection.
+                elif (error.code == "draining" and self.retries_while_draining) or (error.code == "busy" and self._abandoned):
+                    # Another server takes over, here or behind the next connection; or one that had stopped answers what was given up.
                     time.sleep(max(0.0, min(RETRY_PAUSE, expiry - time.monotonic())))
                 else:
                     raise

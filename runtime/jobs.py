@@ -92,4 +92,28 @@ class Expired(NamedTuple):
     job: Job
 
 
+class EpisodePart(NamedTuple):
+    """Some ticks of an episode, as a control loop saw them: what the policy's rewards are known from."""
+
+    epoch: int
+    """Of the loop's connection; with `episode` it names the episode."""
+    episode: int
+    tick: int
+    """Number of the first row within the episode."""
+    end: bool
+    """Whether the episode ends with these rows."""
+    fields: Mapping[str, NDArray[Any]]
+    """Observation fields `[n, *shape]`, of the contract's dtypes; with `end` there may be one row more, after the last action."""
+    actions: Array
+    """`[n, A]`, as carried out."""
+    rewards: Array | None
+    """`[n]`"""
+    success: NDArray[np.bool_] | None
+    """`[n]`: whether the task had succeeded after the action."""
+
+    @property
+    def nbytes(self) -> int:
+        return sum(value.nbytes for value in self.fields.values()) + self.actions.nbytes
+
+
 Event = Preview | Done | Expired

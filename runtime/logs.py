@@ -14,17 +14,24 @@ from typing import TextIO
 class JsonLines(logging.Formatter):
     """`{"time": ..., "level": ..., "logger": ..., "event": ..., ...}`; a record's `data` entries join the object."""
 
+    def __init__(self, worker: int | None = None):
+        super().__init__()
+        self._fixed = {} if worker is None else {"worker": worker}
+
     def format(self, record: logging.LogRecord) -> str:
         stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created)) + f".{int(record.msecs):03d}Z"
-        entry = {"time": stamp, "level": record.levelname.lower(), "logger": record.name, "event": record.getMessage()}
+        entry = {"time": stamp, "level": record.levelname.lower(), "logger": record.name, "event": record.getMessage(), **self._fixed}
         return json.dumps(entry | getattr(record, "data", {}), default=str)
 
 
-def start_logging(stream: TextIO | None = None) -> QueueListener:
-    """Log the package's events to `stream` (standard error) from a thread; `stop()` the result to write out what is queued."""
+def start_logging(stream: TextIO | None = None, *, worker: int | None = None) -> QueueListener:
+    """Log the package's events to `stream` (standard error) from a thread; `stop()` the result to write out what is queued.
+
+    `worker` is the number that the events of one of several server processes carry.
+    """
     events: queue.SimpleQueue[logging.LogRecord] = queue.SimpleQueue()
     handler = logging.StreamHandler(stream or sys.stderr)
-    handler.setFormatter(JsonLines())
+    handler.setFormatter(JsonLines(worker))
     logger = logging.getLogger("rql_deploy")
     logger.handlers = [QueueHandler(events)]
     logger.setLevel(logging.INFO)

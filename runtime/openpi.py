@@ -32,13 +32,14 @@ _log = logging.getLogger("rql_deploy.openpi")
 class OpenpiEndpoint:
     """A WebSocket listener whose connections are clients of this process's server."""
 
-    def __init__(self, channel: Callable[[], Channel], host: str, port: int):
-        """Raises UserError when the port is taken."""
+    def __init__(self, channel: Callable[[], Channel], host: str, port: int, *, shared: bool = False):
+        """With `shared`, other processes of this user listen on the same port. Raises UserError when the port is taken."""
         self._connect = channel
         self._slots = threading.Semaphore(MAX_CONNECTIONS)
         try:
             # `origins`: a web page that someone opens on this machine may not talk to it; openpi's client sends no origin.
-            self._server = serve(self._converse, host, port, compression=None, max_size=MAX_MESSAGE_BYTES, origins=[None])
+            options: dict[str, Any] = {"reuse_port": True} if shared else {}
+            self._server = serve(self._converse, host, port, compression=None, max_size=MAX_MESSAGE_BYTES, origins=[None], **options)
         except OSError as error:
             raise UserError(f"cannot listen on {host}:{port} for openpi clients ({error.strerror}): pass another --openpi port") from error
         self.port = int(self._server.socket.getsockname()[1])

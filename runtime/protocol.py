@@ -25,7 +25,7 @@ DTYPES = {name: np.dtype(name) for name in ("float32", "float64", "uint8", "int3
 # Looked up here, not as dtype.name, which numpy computes in Python.
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
-OPERATIONS = ("hello", "act", "refine", "value", "reset", "stats", "ping")
+OPERATIONS = ("hello", "act", "refine", "value", "reset", "episode", "stats", "ping")
 
 
 class ProtocolError(Exception):

@@ -1,12 +1,14 @@
 """What was served, in append-only shards, off the hot path: enough to compute every decision again to the byte.
 
 A shard is the line `RQLREC1` followed by records: length (u32), CRC-32 (u32), both little-endian, and that many bytes of msgpack. The first
-record, and one after every change, is a contract; the others are decisions. A record cut short by a crash is the last one, and reading
+record, and one after every change, is a contract; the others are decisions, and parts of episodes: what control loops did and saw, with
+rewards and success, which the server cannot know by itself. A record cut short by a crash is the last one, and reading
 ends before it. No file is ever rewritten.
 """
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import queue
@@ -25,12 +27,14 @@ from numpy.typing import NDArray
 from rql_deploy.contract import Contract
 from rql_deploy.errors import UserError
 
-from .jobs import Done
+from .jobs import Done, EpisodePart
 
 MAGIC = b"RQLREC1\n"
 SHARD_BYTES = 64 << 20
 MAX_QUEUED = 4096
 """Decisions waiting to be written; more are dropped and counted, rather than held up."""
+MAX_QUEUED_BYTES = 128 << 20
+"""Parts of episodes waiting to be written; more are refused, and their senders told."""
 MAX_RECORD_BYTES = 256 << 20
 WARN_EVERY = 10.0
 """Seconds between warnings about a disk that does not take records."""
@@ -45,7 +49,7 @@ class Recorder:
 
     def __init__(self, folder: Path, *, shard_bytes: int = SHARD_BYTES):
         self.dropped = 0
-        """Decisions not written: the queue was full, or the disk was."""
+        """Decisions and parts of episodes not written: the queue was full, or the disk was."""
         self.written = 0
         self._folder, self._shard_bytes = folder, shard_bytes
         self._prefix = f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
@@ -56,7 +60,9 @@ class Recorder:
             self._file = self._open()
         except OSError as error:
             raise UserError(f"cannot record to {folder} ({error.strerror}): pass another folder") from error
-        self._queue: queue.Queue[tuple[Done, Contract, float, float] | None] = queue.Queue(MAX_QUEUED)
+        self._queue: queue.Queue[tuple[Done | EpisodePart, Contract, float, float] | None] = queue.Queue(MAX_QUEUED)
+        self._waiting_bytes = 0
+        self._taken_bytes = 0
         self._thread = threading.Thread(target=self._run, name="recorder", daemon=True)
         self._thread.start()
 
@@ -67,6 +73,20 @@ class Recorder:
         except queue.Full:
             self.dropped += 1
 
+    def record_episode(self, part: EpisodePart, contract: Contract) -> bool:
+        """Take a part of an episode; false when there is no room."""
+        # Two counters, one per thread, so that neither needs a lock.
+        if self._waiting_bytes - self._taken_bytes + part.nbytes > MAX_QUEUED_BYTES:
+            self.dropped += 1
+            return False
+        try:
+            self._queue.put_nowait((part, contract, 0.0, time.time()))
+        except queue.Full:
+            self.dropped += 1
+            return False
+        self._waiting_bytes += part.nbytes
+        return True
+
     def close(self) -> None:
         """Write what is queued and close the shard."""
         self._queue.put(None)
@@ -74,6 +94,8 @@ class Recorder:
 
     def _run(self) -> None:
         while (entry := self._queue.get()) is not None:
+            if isinstance(entry[0], EpisodePart):
+                self._taken_bytes += entry[0].nbytes
             try:
                 self._append(*entry)
                 self.written += 1
@@ -84,7 +106,7 @@ class Recorder:
                     _log.warning("cannot record", extra={"data": {"error": error.strerror, "dropped": self.dropped}})
         os.close(self._file)
 
-    def _append(self, done: Done, contract: Contract, server: float, wall: float) -> None:
+    def _append(self, what: Done | EpisodePart, contract: Contract, server: float, wall: float) -> None:
         if self._size >= self._shard_bytes:
             following = self._open()
             os.close(self._file)
@@ -92,13 +114,24 @@ class Recorder:
         if self._contract != contract.contract_id:
             self._write({"kind": "contract", "contract_id": contract.contract_id, "contract": contract.to_json()})
             self._contract = contract.contract_id
-        self._write(_to_plain(done, contract, server, wall))
+        if isinstance(what, EpisodePart):
+            self._write(_part_to_plain(what, contract, wall))
+        else:
+            self._write(_to_plain(what, contract, server, wall))
 
     def _open(self) -> int:
         path = self._folder / f"{self._prefix}-{self._shards:05d}.rqlrec"
         file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o644)
+        try:
+            if os.write(file, MAGIC) < len(MAGIC):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        except OSError:
+            # On a full disk this is tried again for every record: no empty shard may stay behind, nor its descriptor.
+            os.close(file)
+            path.unlink(missing_ok=True)
+            raise
         self._shards += 1
-        self._contract, self._size = None, os.write(file, MAGIC)
+        self._contract, self._size = None, len(MAGIC)
         return file
 
     def _write(self, record: Record) -> None:
@@ -106,7 +139,7 @@ class Recorder:
         whole = _HEAD.pack(len(data), zlib.crc32(data)) + data
         try:
             if os.write(self._file, whole) < len(whole):
-                raise OSError(28, "no space left on the device")
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             self._size += len(whole)
         except OSError:
             # A record cut in half would hide those after it.
@@ -136,17 +169,35 @@ def _to_plain(done: Done, contract: Contract, server: float, wall: float) -> Rec
     }
 
 
-def _pack(array: NDArray[np.float32]) -> list[Any]:
+def _part_to_plain(part: EpisodePart, contract: Contract, wall: float) -> Record:
+    return {
+        "kind": "episode",
+        "time": wall,
+        "contract_id": contract.contract_id,
+        "epoch": part.epoch,
+        "episode": part.episode,
+        "tick": part.tick,
+        "end": part.end,
+        "fields": {name: _pack(value) for name, value in part.fields.items()},
+        "actions": _pack(part.actions),
+        "rewards": None if part.rewards is None else _pack(part.rewards),
+        "success": None if part.success is None else part.success.tolist(),
+    }
+
+
+def _pack(array: NDArray[Any]) -> list[Any]:
+    if array.dtype == np.uint8:
+        return [list(array.shape), array.tobytes(), "uint8"]
     return [list(array.shape), np.ascontiguousarray(array, "<f4").tobytes()]
 
 
-def _unpack(entry: Any) -> NDArray[np.float32]:
-    shape, data = entry
-    return np.frombuffer(data, "<f4").reshape(shape)
+def _unpack(entry: Any) -> NDArray[Any]:
+    shape, data, *dtype = entry
+    return np.frombuffer(data, "uint8" if dtype else "<f4").reshape(shape)
 
 
 def read_shard(path: Path) -> Iterator[Record]:
-    """Records of one shard in order, arrays as float32; ends before a record that was cut short.
+    """Records of one shard in order, arrays as float32, or uint8 where they were sent as bytes; ends before a record that was cut short.
 
     Raises UserError when the file is no shard, or a record in it is damaged.
     """
@@ -161,9 +212,12 @@ def read_shard(path: Path) -> Iterator[Record]:
             if length > MAX_RECORD_BYTES or zlib.crc32(data) != checksum:
                 raise UserError(f"{path} is damaged after {file.tell()} bytes: use the records before it, or a copy")
             record: Record = msgpack.unpackb(data)
-            if record["kind"] == "decision":
+            if record["kind"] in ("decision", "episode"):
                 record["fields"] = {name: _unpack(entry) for name, entry in record["fields"].items()}
                 record["actions"] = _unpack(record["actions"])
+            if record["kind"] == "episode":
+                record["rewards"] = None if record["rewards"] is None else _unpack(record["rewards"])
+                record["success"] = None if record["success"] is None else np.array(record["success"], np.bool_)
             yield record
 
 

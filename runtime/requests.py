@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from rql_deploy.policy import MAX_CANDIDATES
 
 from .finite import all_finite
-from .jobs import Job
+from .jobs import EpisodePart, Job
 from .model import Model
 from .protocol import ProtocolError
 
@@ -26,6 +26,8 @@ MAX_DELTAS = 64
 """Most refinement steps that a request may spell out."""
 MAX_ROWS = MAX_CANDIDATES
 """Most rows of one `refine` or `value` request."""
+MAX_TICKS = 4096
+"""Most ticks of one `episode` request."""
 
 
 def read_job(header: Header, arrays: Arrays, model: Model, ticket: Any, received: float) -> Job:
@@ -80,6 +82,26 @@ def read_valuation(header: Header, arrays: Arrays, model: Model) -> tuple[NDArra
     return np.repeat(features, len(x), axis=0), x, f
 
 
+def read_episode(header: Header, arrays: Arrays, model: Model) -> EpisodePart:
+    """What a control loop did and saw in some ticks, of an `episode` request. Raises ProtocolError or ContractError."""
+    actions = _rows(arrays, "actions", (model.contract.plant.action_dim,), range(MAX_TICKS + 1))
+    rows, end = len(actions), flag(header, "end")
+    if not rows and not end:
+        raise ProtocolError("bad_request", "a part of an episode needs ticks, or must be its end")
+    # The observation after the last action comes with the episode's end, where the loop has it.
+    counts = range(rows, rows + 1 + end)
+    fields = {spec.name: _rows(arrays, spec.name, spec.shape, counts, spec.dtype) for spec in model.contract.plant.fields}
+    if len({len(value) for value in fields.values()}) > 1:
+        raise ProtocolError("bad_request", "all fields of an episode must have the same number of rows")
+    rewards = _rows(arrays, "rewards", (), range(rows, rows + 1)) if "rewards" in arrays else None
+    success = _rows(arrays, "success", (), range(rows, rows + 1)) != 0 if "success" in arrays else None
+    episode, tick = (whole(header, key, 0, 2**53) for key in ("episode", "tick"))
+    if episode is None or tick is None:
+        raise ProtocolError("bad_request", "an episode's part must say which episode and from which tick on")
+    epoch = header.get("epoch")
+    return EpisodePart(epoch if type(epoch) is int else 0, episode, tick, end, fields, actions, rewards, success)
+
+
 def number(header: Header, key: str, low: float, high: float) -> float | None:
     """A finite number within bounds, or None when absent."""
     value = header.get(key)
@@ -115,11 +137,14 @@ def column(header: Header, key: str, rows: int, low: float, high: float) -> NDAr
     return np.array(entries, np.float32)[:, None]
 
 
-def _rows(arrays: Arrays, name: str, shape: tuple[int, ...]) -> NDArray[np.float32]:
+def _rows(
+    arrays: Arrays, name: str, shape: tuple[int, ...], counts: range = range(1, MAX_ROWS + 1), dtype: str = "float32"
+) -> NDArray[Any]:
     value = arrays.get(name)
-    if value is None or value.ndim != len(shape) + 1 or value.shape[1:] != shape or not 1 <= len(value) <= MAX_ROWS:
-        raise ProtocolError("bad_request", f"array '{name}' must have shape [N, {', '.join(map(str, shape))}] with N from 1 to {MAX_ROWS}")
-    rows = np.asarray(value, np.float32)
+    if value is None or value.ndim != len(shape) + 1 or value.shape[1:] != shape or len(value) not in counts:
+        wanted = f"[{', '.join(map(str, ('N', *shape)))}] with N from {counts[0]} to {counts[-1]}"
+        raise ProtocolError("bad_request", f"array '{name}' must have shape {wanted}")
+    rows: NDArray[Any] = np.asarray(value, dtype)
     if not all_finite(rows):
         raise ProtocolError("bad_request", f"array '{name}' holds NaN or infinity")
     return rows

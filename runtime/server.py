@@ -20,6 +20,7 @@ import numpy as np
 import zmq
 
 import rql_deploy
+from rql_deploy.contract import Contract
 from rql_deploy.errors import ContractError, UserError
 
 from . import protocol, requests
@@ -36,7 +37,8 @@ from .security import ServerKeys
 
 INTERNAL = "inproc://policy"
 """Where threads of the server's own process connect, in the server's context."""
-MAX_QUEUED_PER_CLIENT = 64
+MAX_QUEUED_PER_CLIENT = 1024
+"""Messages; more than an honest client sends to a server that is silent, before it gives the connection up."""
 MAX_WAITING = 1024
 """Requests taken in and not yet answered, over all clients; more wait in ZeroMQ's own bounded queues."""
 MAX_RECEIVED_PER_STEP = 64
@@ -46,6 +48,8 @@ HOUSEKEEPING = 0.25
 """Seconds between looks at connections, revoked keys and models that are ready to take over."""
 DRAIN_LIMIT = 10.0
 """Seconds that requests under way get when the server is told to stop."""
+DRAIN_NOTICE = 0.3
+"""Seconds in which a stopping server still answers, if only to say so: several periods of a control loop."""
 
 Header = dict[str, Any]
 
@@ -73,13 +77,17 @@ class PolicyServer:
         max_rate: float = MAX_RATE,
         recorder: Recorder | None = None,
         busy_poll: bool = False,
+        listener: int | None = None,
     ):
+        """`listener` is the descriptor of a listening socket at `bind` that is shared with other processes."""
         check_bind(bind, insecure, keys is not None)
         self.metrics = Metrics()
         self.requests = self.errors = 0
         self.ready = False
-        self.on_swap: Callable[[str, str], None] | None = None
-        """Called with (name, contract id) when a new model has taken over."""
+        self.worker: int | None = None
+        """Which of several processes behind one endpoint this is."""
+        self.on_swap: Callable[[str, Contract], None] | None = None
+        """Called with name and contract when a new model has taken over."""
         self._lanes = Lanes(models)
         self._keys, self._recorder, self._busy_poll = keys, recorder, busy_poll
         self._guard = Guard(max_rate)
@@ -93,6 +101,8 @@ class PolicyServer:
         try:
             self._socket.bind(INTERNAL)
             self._connections = Connections(self._socket)
+            if listener is not None:
+                self._socket.setsockopt(zmq.USE_FD, listener)
             self._socket.bind(bind)
         except zmq.ZMQError as error:
             self.close()
@@ -112,9 +122,14 @@ class PolicyServer:
             (zmq.MAXMSGSIZE, min(largest, protocol.MAX_MESSAGE_BYTES)),
             (zmq.RCVHWM, MAX_QUEUED_PER_CLIENT),
             (zmq.SNDHWM, MAX_QUEUED_PER_CLIENT),
-            # Half-open connections (a robot that lost power) are dropped, and a stranger who says nothing is not waited for.
-            (zmq.HEARTBEAT_IVL, 2000),
-            (zmq.HEARTBEAT_TIMEOUT, 6000),
+            # Half-open connections (a robot that lost power) are dropped: by the time-to-live that clients' heartbeats carry, and by TCP.
+            # Heartbeats of its own would end this process: libzmq 4.3.5 aborts when it wants to send one on a connection that broke
+            # while its requests filled the queue, as they do when the process is stopped for seconds and goes on.
+            (zmq.TCP_KEEPALIVE, 1),
+            (zmq.TCP_KEEPALIVE_IDLE, 10),
+            (zmq.TCP_KEEPALIVE_INTVL, 5),
+            (zmq.TCP_KEEPALIVE_CNT, 3),
+            # A stranger who says nothing is not waited for.
             (zmq.HANDSHAKE_IVL, 3000),
         ):
             self._socket.setsockopt(option, value)
@@ -146,20 +161,27 @@ class PolicyServer:
 
     def run(self) -> None:
         """Answer requests until stopped, then what is under way."""
+        # Observations that are not finite are refused in words; numpy's own remarks on them would fill the log.
+        with np.errstate(invalid="ignore", over="ignore"):
+            self._run()
+
+    def _run(self) -> None:
         # What is there now stays: the collector need not walk through it between two requests.
         gc.collect()
         gc.freeze()
         self.ready = True
         while not self._stopping:
             self._turn()
-        expiry = time.monotonic() + DRAIN_LIMIT
-        # What arrives from here on is refused with `draining`.
-        while time.monotonic() < expiry and (self._in_flight or protocol.ready(self._socket, zmq.POLLIN)):
+        now = time.monotonic()
+        notice, expiry = now + DRAIN_NOTICE, now + DRAIN_LIMIT
+        # What arrives from here on is refused with `draining`, so that clients know before the socket closes under a request.
+        while now < expiry and (now < notice or self._in_flight or protocol.ready(self._socket, zmq.POLLIN)):
             self._turn()
+            now = time.monotonic()
 
     def _turn(self) -> None:
         engine = self._lanes.next_busy()
-        self._receive(wait=engine is None and not self._busy_poll and not self._stopping)
+        self._receive(wait=engine is None and not self._busy_poll)
         engine = engine or self._lanes.next_busy()
         now = time.monotonic()
         if engine is not None:
@@ -184,7 +206,7 @@ class PolicyServer:
             self._lanes.by_name[name].swap(model)
             self.metrics.swaps += 1
             if self.on_swap is not None:
-                self.on_swap(name, model.contract.contract_id)
+                self.on_swap(name, model.contract)
 
     # Taking in.
 
@@ -258,6 +280,8 @@ class PolicyServer:
                 return
             case "reset":
                 result = {}
+            case "episode":
+                result = self._record_episode(header, arrays)
             case "stats":
                 result = self._stats()
             case "ping":
@@ -285,6 +309,13 @@ class PolicyServer:
         self._guard.begin(client)
         self._in_flight += 1
 
+    def _record_episode(self, header: Header, arrays: requests.Arrays) -> Header:
+        if self._recorder is None:
+            raise ProtocolError("bad_request", "this server does not record: start it with --record DIR")
+        lane, news = self._lane(header)
+        part = requests.read_episode(header, arrays, lane.model)
+        return {"recorded": self._recorder.record_episode(part, lane.model.contract), **news}
+
     def _hello(self, lane: Lane) -> tuple[Header, requests.Arrays]:
         contract = lane.model.contract
         text = np.frombuffer(contract.to_json().encode(), np.uint8)
@@ -294,12 +325,14 @@ class PolicyServer:
             "bundle": lane.model.name,
             "bundles": {name: other.model.contract.contract_id for name, other in self._lanes.by_name.items()},
             "contract_id": contract.contract_id,
+            "records": self._recorder is not None,
         }
         return head, {"contract": text}
 
     def _stats(self) -> Header:
         return {
             **self.metrics.to_plain(),
+            **({} if self.worker is None else {"worker": self.worker}),
             "ready": self.ready and not self._stopping,
             "in_flight": self._in_flight,
             "clients": self._guard.clients,

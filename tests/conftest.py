@@ -163,7 +163,7 @@ def serving(bundle: Path, *options: str) -> Iterator[tuple[str, subprocess.Popen
     try:
         assert process.stdout is not None
         ready = process.stdout.readline()
-        match = re.search(r"on (tcp://\S+)$", ready.strip())
+        match = re.search(r"on ((?:tcp|ipc)://\S+)$", ready.strip())
         assert match, ready + process.stdout.read()
         yield match.group(1), process
     finally:

@@ -33,7 +33,8 @@ def command() -> None:
     """Look at, convert, join, split and relabel data sets.
 
     DATA is what `train --dataset` takes: a Minari id, folder or file, an OGBench .npz file or folder of shards, a robomimic .hdf5 file
-    (FILE.hdf5#KEY for a filter key), a LeRobotDataset folder, or our own store.
+    (FILE.hdf5#KEY for a filter key), a LeRobotDataset folder, or our own store; and the folder of `rql-deploy serve --record`, whose
+    episodes become one of these by `convert`.
     """
 
 
@@ -89,7 +90,7 @@ def convert(data: str, output: str, form: str | None, relabel: str | None, as_js
     if isinstance(opened, ShardedStore):
         _convert_shards(opened, output, form or chosen_format(output), as_json)
         return
-    _finish(opened, output, form, as_json, left=_left_out(data))
+    _finish(opened, output, form, as_json, left=_left_out(data), remarks=_remarks(data))
 
 
 @command.command("merge")
@@ -162,6 +163,10 @@ def open_data(name: str, relabel: str | None = None, *, may_lack_rewards: bool =
     """A data set; rewards it lacks are those of the OGBench task `relabel`, or 0 where it `may_lack_rewards`."""
     from rql_deploy.train.readers import open_store
 
+    from .data_recording import is_recording, read_recorded
+
+    if is_recording(name):
+        return read_recorded(name).store
     rewards: Any = _NoRewards(Path(name).name.removesuffix(".npz")) if may_lack_rewards else None
     if relabel:
         from rql_deploy.sim.ogbench_rewards import OGBenchRewards
@@ -221,14 +226,29 @@ def write_data(store: TransitionStore, output: str, form: str) -> tuple[Path, li
 def _left_out(*names: str) -> list[str]:
     from rql_deploy.train.readers.left_out import left_out
 
-    return sorted({key for name in names for key in left_out(name)})
+    from .data_recording import is_recording
+
+    return sorted({key for name in names if not is_recording(name) for key in left_out(name)})
+
+
+def _remarks(*names: str) -> list[str]:
+    from .data_recording import is_recording, read_recorded
+
+    return [sentence for name in names if is_recording(name) for sentence in read_recorded(name).remarks]
 
 
 def _finish(
-    store: TransitionStore, output: str, form: str | None, as_json: bool, extra: dict[str, Any] | None = None, left: list[str] | None = None
+    store: TransitionStore,
+    output: str,
+    form: str | None,
+    as_json: bool,
+    extra: dict[str, Any] | None = None,
+    left: list[str] | None = None,
+    remarks: list[str] | None = None,
 ) -> None:
     form = form or chosen_format(output)
     folder, lost = write_data(store, output, form)
+    lost += remarks or []
     if left:
         lost = [*lost, f"not read by training and so left behind: {', '.join(left)}"]
     result = {"dataset": str(folder), "format": form, "episodes": store.episodes, "rows": len(store), "lost": lost, **(extra or {})}

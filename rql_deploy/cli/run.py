@@ -103,6 +103,7 @@ def command(
         raise UserError(f"{stray[0]} is for the real-time loop: add --real-time")
     from rql_deploy.runtime.client import RemotePolicy
     from rql_deploy.runtime.control_loop import ControlLoop
+    from rql_deploy.runtime.reporting import EpisodeReporter, ReportedPlant
     from rql_deploy.seeding import episode_seed
     from rql_deploy.sim.evaluation import Score
     from rql_deploy.sim.tasks import Task
@@ -118,16 +119,23 @@ def command(
     seeds = [episode_seed(seed, index, "evaluate") for index in range(episodes)]
     results: list[EpisodeResult] = []
     figures: list[dict[str, Any]] = []
+    unrecorded = 0
     try:
-        with RemotePolicy.connect(endpoint, plant=description, keys=keys) as policy:
+        with (
+            RemotePolicy.connect(endpoint, plant=description, keys=keys) as policy,
+            EpisodeReporter.connect(endpoint, keys=keys) as reporter,
+        ):
+            reported = ReportedPlant(plant, reporter)
             if real_time:
                 from .run_realtime import RealTimeOptions, play
 
                 options = RealTimeOptions(mode, limits, gate, duration, log, record, count_faults, priority, candidates, timeout, as_json)
-                results, figures = play(task, description, plant, policy, options, seeds)
+                results, figures = play(task, description, reported, policy, options, seeds)
             else:
-                results = _in_lock_step(ControlLoop(plant, policy, candidates=candidates, deadline=timeout or 1.0), seeds, as_json)
+                results = _in_lock_step(ControlLoop(reported, policy, candidates=candidates, deadline=timeout or 1.0), seeds, as_json)
             stale = policy.stale_replies
+            reporter.close()
+            unrecorded = reporter.dropped
     finally:
         plant.close()
     if not results:
@@ -145,6 +153,8 @@ def command(
     trip = summary["round_trip_ms"]
     latency = "no decision arrived" if trip["p50"] is None else f"round trip p50 {trip['p50']:.2f} ms, p99 {trip['p99']:.2f} ms"
     click.echo(f"{describe_score(score)}; {latency}")
+    if unrecorded:
+        click.echo(f"{unrecorded} parts of episodes were not recorded by the server")
     refuse_fault(results[-1])
 
 

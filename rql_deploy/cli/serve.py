@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import click
 
-SWITCH_INTERVAL = 2e-4
-"""Seconds after which another Python thread must let the engine's go on; the default of 5 ms is many refinement steps."""
+if TYPE_CHECKING:
+    from rql_deploy.runtime.operations import Ask
+    from rql_deploy.runtime.serving import ServerConfig
 
 
 @click.command("serve")
@@ -26,6 +27,7 @@ SWITCH_INTERVAL = 2e-4
 @click.option("--record", type=click.Path(path_type=Path), help="Folder for append-only recordings of every decision.")
 @click.option("--max-rate", default=10_000.0, show_default=True, help="Requests per second that one client may send.")
 @click.option("--provider", default="cpu", show_default=True, help="onnxruntime provider: cpu, cuda, tensorrt or openvino.")
+@click.option("--workers", default=1, show_default=True, type=click.IntRange(1, 256), help="Server processes behind the one endpoint.")
 @click.option("--busy-poll", is_flag=True, help="Never sleep: lower latency for a whole core.")
 def command(
     bundles: tuple[str, ...],
@@ -38,6 +40,7 @@ def command(
     record: Path | None,
     max_rate: float,
     provider: str,
+    workers: int,
     busy_poll: bool,
 ) -> None:
     """Serve bundles' actions over ZeroMQ (ROUTER) until Ctrl-C or SIGTERM. Needs onnxruntime; torch is not loaded.
@@ -45,60 +48,71 @@ def command(
     Several bundles are told apart by name (NAME=PATH; by default the task's): `RemotePolicy.connect(..., bundle=NAME)`.
     SIGHUP reads the bundles again: a changed one with the same observation fields, actions, rate and h takes over between two
     refinement steps, without a request lost. SIGTERM answers what is under way first.
+
+    With --workers N, N processes share the endpoint: a client's connection belongs to one of them, and a process that dies is started
+    again while its clients go to the others.
     """
-    from rql_deploy.bundle import Bundle
     from rql_deploy.runtime.binding import check_bind, check_listener
-    from rql_deploy.runtime.client import Channel
-    from rql_deploy.runtime.logs import start_logging
-    from rql_deploy.runtime.model import Model
-    from rql_deploy.runtime.recorder import Recorder
-    from rql_deploy.runtime.reload import Reloader
-    from rql_deploy.runtime.security import ServerKeys
-    from rql_deploy.runtime.server import INTERNAL, PolicyServer, stop_on_signals
+    from rql_deploy.runtime.serving import ServerConfig
 
     check_bind(bind, insecure, keys is not None)
     listeners = {
         name: check_listener(f"--{name}", address, insecure) for name, address in (("metrics", metrics), ("openpi", openpi)) if address
     }
-    server_keys = ServerKeys(keys) if keys is not None else None
-    paths = [_named(entry) for entry in bundles]
-    models = [Model(Bundle.open(path, variant), name, provider=provider) for name, path in paths]
-    sys.setswitchinterval(SWITCH_INTERVAL)
+    config = ServerConfig(
+        bundles=tuple(map(_named, bundles)),
+        bind=bind,
+        variant=variant,
+        provider=provider,
+        keys=keys,
+        insecure=insecure,
+        openpi=listeners.get("openpi"),
+        record=record,
+        max_rate=max_rate,
+        busy_poll=busy_poll,
+    )
+    (_serve_alone if workers == 1 else _serve_together)(config, workers, listeners.get("metrics"))
+
+
+def _serve_alone(config: ServerConfig, _workers: int, metrics: tuple[str, int] | None) -> None:
+    from rql_deploy.runtime.serving import serving
+
     with contextlib.ExitStack() as stack:
-        log = start_logging()
-        stack.callback(log.stop)
-        recorder = Recorder(record) if record is not None else None
-        if recorder is not None:
-            stack.callback(recorder.close)
-        server = stack.enter_context(
-            PolicyServer(
-                models,
-                bind,
-                insecure=insecure,
-                keys=server_keys,
-                max_rate=max_rate,
-                recorder=recorder,
-                busy_poll=busy_poll,
-            )
-        )
+        found = stack.enter_context(serving(config))
+        server, contract = found.server, found.models[0].contract
+        if metrics is not None:
+            from rql_deploy.runtime.operations import Inquiry
 
-        def channel() -> Channel:
-            return Channel(INTERNAL, context=server.context)
-
-        reloader = Reloader([path for _, path in paths], models, server.offer, variant=variant, provider=provider)
-        stack.callback(reloader.close)
-        server.on_swap = _log_swap
-        notes = [_open(name, host, port, channel, stack) for name, (host, port) in listeners.items()]
-        stack.enter_context(stop_on_signals(server, reloader.request))
-        for model in models:
-            model.warm_up()
-        first = models[0]
-        click.echo(f"ready: {first.contract.plant.task}, contract {first.contract.contract_id[:12]}, on {server.endpoint}")
-        for note in notes:
-            click.echo(f"  {note}")
-        click.echo(f"  rql-deploy run {first.contract.plant.task} --connect {server.endpoint}")
+            inquiry = Inquiry(found.channel)
+            stack.callback(inquiry.close)
+            found.notes.insert(0, _open_metrics([inquiry], metrics, stack))
+        _announce(contract.plant.task, contract.contract_id, server.endpoint, found.notes)
         server.run()
         click.echo(f"stopped after {server.requests} requests, {server.errors} refused")
+
+
+def _serve_together(config: ServerConfig, workers: int, metrics: tuple[str, int] | None) -> None:
+    from rql_deploy.runtime.logs import start_logging
+    from rql_deploy.runtime.workers import Workers
+
+    with contextlib.ExitStack() as stack:
+        stack.callback(start_logging().stop)
+        fleet = Workers(config, workers)
+        stack.enter_context(fleet.signals())
+        stack.enter_context(fleet)
+        notes = [f"{workers} workers share this endpoint", *fleet.notes]
+        if metrics is not None:
+            notes.insert(0, _open_metrics(fleet.askers(), metrics, stack))
+        _announce(fleet.task, fleet.contract_id, fleet.endpoint, notes)
+        fleet.run()
+        click.echo(f"stopped after {fleet.requests} requests, {fleet.errors} refused; {fleet.restarts} workers were started again")
+
+
+def _announce(task: str, contract_id: str, endpoint: str, notes: list[str]) -> None:
+    click.echo(f"ready: {task}, contract {contract_id[:12]}, on {endpoint}")
+    for note in notes:
+        click.echo(f"  {note}")
+    click.echo(f"  rql-deploy run {task} --connect {endpoint}")
 
 
 def _named(entry: str) -> tuple[str | None, Path]:
@@ -106,21 +120,9 @@ def _named(entry: str) -> tuple[str | None, Path]:
     return (name, Path(path)) if separator and name and "/" not in name else (None, Path(entry))
 
 
-def _open(name: str, host: str, port: int, channel: Any, stack: contextlib.ExitStack) -> str:
-    if name == "metrics":
-        from rql_deploy.runtime.operations import Operations
+def _open_metrics(servers: Sequence[Ask], address: tuple[str, int], stack: contextlib.ExitStack) -> str:
+    from rql_deploy.runtime.operations import Operations
 
-        operations = Operations(channel, host, port)
-        stack.callback(operations.close)
-        return f"metrics on {operations.address}/metrics"
-    from rql_deploy.runtime.openpi import OpenpiEndpoint
-
-    endpoint = OpenpiEndpoint(channel, host, port)
-    stack.callback(endpoint.close)
-    return f"openpi clients on ws://{host}:{endpoint.port}"
-
-
-def _log_swap(name: str, contract_id: str) -> None:
-    import logging
-
-    logging.getLogger("rql_deploy.server").info("bundle swapped", extra={"data": {"bundle": name, "contract_id": contract_id}})
+    operations = Operations(servers, *address)
+    stack.callback(operations.close)
+    return f"metrics on {operations.address}/metrics"

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import os
+import resource
 import signal
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import msgpack
@@ -20,7 +22,7 @@ from rql_deploy.runtime import protocol
 from rql_deploy.runtime.aio import AsyncRemotePolicy
 from rql_deploy.runtime.client import Channel, RemotePolicy
 from rql_deploy.runtime.jobs import Done, Job
-from rql_deploy.runtime.recorder import Recorder
+from rql_deploy.runtime.recorder import Recorder, read_recording
 from tests.conftest import serving
 from tests.runtime.test_operations import variant
 from tests.runtime.test_serving import observation
@@ -76,6 +78,21 @@ def test_the_same_client_goes_on_after_a_server_restart(bundle: Path, tmp_path: 
                 except DeadlineMissed:
                     assert time.monotonic() - start < 5.0
         assert np.array_equal(before, after)
+
+
+def test_a_server_that_stood_still_for_seconds_goes_on_with_the_same_client(bundle: Path) -> None:
+    """As after a suspended machine: hundreds of dead requests, a connection given up in between, and the next call is right."""
+    with serving(bundle) as (address, process), RemotePolicy.connect(address) as policy:
+        sample = observation(policy.contract, 1)
+        expected = policy.act(sample, seed=1).actions
+        process.send_signal(signal.SIGSTOP)
+        end = time.monotonic() + 2.5
+        while time.monotonic() < end:
+            with pytest.raises(DeadlineMissed):
+                policy.act(sample, deadline=0.01)
+        process.send_signal(signal.SIGCONT)
+        assert np.array_equal(policy.act(sample, seed=1, deadline=10.0).actions, expected)
+        assert process.poll() is None
 
 
 def test_a_restarted_server_with_another_plants_policy_is_refused(bundle: Path, tmp_path: Path) -> None:
@@ -174,31 +191,54 @@ def test_an_asyncio_call_raises_at_its_deadline(bundle: Path) -> None:
         asyncio.run(drive())
 
 
-def test_a_full_disk_costs_recordings_and_nothing_else(bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_costs_recordings_and_nothing_else(bundle: Path, tmp_path: Path) -> None:
+    """The kernel refuses the server's writes, in the midst of a record, and takes them again later."""
+    with serving(bundle, "--record", str(tmp_path)) as (address, process), RemotePolicy.connect(address) as policy:
+        sample = observation(policy.contract, 1)
+
+        def drive(count: int) -> None:
+            for seed in range(count):
+                policy.act(sample, seed=seed, deadline=5.0)
+
+        def shard_grows_to(decisions: int) -> None:
+            wait_for(lambda: sum(record["kind"] == "decision" for record in read_recording(tmp_path)) == decisions)
+
+        drive(3)
+        shard_grows_to(3)
+        (shard,) = tmp_path.glob("*.rqlrec")
+        resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (shard.stat().st_size + 50, resource.RLIM_INFINITY))
+        drive(4)
+        wait_for(lambda: policy.stats()["recorder_dropped"] == 4)
+        resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+        drive(2)
+        shard_grows_to(5)
+        os.kill(process.pid, signal.SIGTERM)
+        assert process.wait(timeout=10) == 0
+        assert process.stdout is not None
+        assert process.stdout.read().count("cannot record") == 1
+    assert [record["kind"] for record in read_recording(tmp_path)] == ["contract"] + 5 * ["decision"]
+
+
+def test_a_shard_that_cannot_be_begun_is_tried_again_and_leaves_nothing(bundle: Path, tmp_path: Path) -> None:
     contract = Bundle.open(bundle).contract
-    recorder = Recorder(tmp_path)
+    recorder = Recorder(tmp_path, shard_bytes=1)
     job = Job(None, {"observation": np.zeros((1, 4), np.float32)}, 1, 0.0)
     done = Done(job, np.zeros((3, 2), np.float32), None, None, 0, 1, (1.0,), 0.0, 0.0)
-    recorder.record(done, contract, 0.001)
-    real = os.write
-
-    def full(file: int, data: bytes) -> int:
-        return real(file, data[: len(data) // 2])
-
-    while recorder.written < 1:
-        time.sleep(0.01)
-    monkeypatch.setattr(os, "write", full)
-    for _ in range(3):
-        recorder.record(done, contract, 0.001)
-    while recorder.dropped < 3:
-        time.sleep(0.01)
-    monkeypatch.setattr(os, "write", real)
+    open_files = len(os.listdir("/proc/self/fd"))
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4, before[1]))
+    try:
+        for _ in range(20):
+            recorder.record(done, contract, 0.001)
+        while recorder.dropped < 20:
+            time.sleep(0.01)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert len(os.listdir("/proc/self/fd")) == open_files
     recorder.record(done, contract, 0.001)
     recorder.close()
-    from rql_deploy.runtime.recorder import read_recording
-
-    assert (recorder.written, recorder.dropped) == (2, 3)
-    assert [record["kind"] for record in read_recording(tmp_path)] == ["contract", "decision", "decision"]
+    assert len(list(tmp_path.glob("*.rqlrec"))) == 2
+    assert sum(record["kind"] == "decision" for record in read_recording(tmp_path)) == 1
 
 
 def test_a_duplicated_request_id_is_the_clients_own_affair(endpoint: str, bundle: Path) -> None:
@@ -212,6 +252,13 @@ def test_a_duplicated_request_id_is_the_clients_own_affair(endpoint: str, bundle
             socket.send_multipart(frames)
         replies = [socket.recv_multipart() for _ in range(3)]
     assert len({reply[1] for reply in replies}) == 1
+
+
+def wait_for(condition: Callable[[], bool], seconds: float = 10.0) -> None:
+    expiry = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < expiry
+        time.sleep(0.02)
 
 
 def serving_at(bundle: Path, address: str):  # type: ignore[no-untyped-def]

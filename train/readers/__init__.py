@@ -47,6 +47,8 @@ def open_store(
         store = read_robomimic(path)
     elif path.is_dir() and is_lerobot(path):
         store = read_lerobot(path)
+    elif path.is_dir() and next(path.glob("*.rqlrec"), None) is not None:
+        raise UserError(f"{path} is a server's recording: make a data set of it with `rql-deploy data convert {path} --output DATA`")
     elif path.is_dir() and not any(holds_minari(folder) for folder in (path, path / "data")):
         raise UserError(
             f"{path} holds no data set: there is no store.json, no .npz file, no meta/info.json and nothing that Minari wrote in it"

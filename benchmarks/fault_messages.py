@@ -1,0 +1,298 @@
+"""Faults in what is sent: late, doubled and reordered replies, inputs that are wrong, noise, and frames that are too large."""
+
+from __future__ import annotations
+
+import heapq
+import random
+import threading
+import time
+from multiprocessing.connection import Connection
+from typing import Any
+
+import msgpack
+import numpy as np
+import zmq
+from fault_setup import Outcome, sample, serving, spawn
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from networks import OBSERVATION
+
+from rql_deploy.errors import ContractError, DeadlineMissed
+from rql_deploy.runtime import protocol
+from rql_deploy.runtime.client import RemotePolicy
+
+DELAY_CLIENTS = 4
+DEADLINE = 0.004
+"""Seconds; replies are held for up to twice as long."""
+TOGETHER = 8
+"""Messages that hypothesis makes in one go: its own work per go is several times that of a message."""
+
+
+def delaying_proxy(pipe: Connection, server: str, longest: float, number: int) -> None:
+    """Passes requests on at once and replies after a random delay, so out of order too, every eighth one twice; each says how long."""
+    source, held, order = random.Random(number), [], 0
+    context = zmq.Context()
+    front, back = context.socket(zmq.ROUTER), context.socket(zmq.DEALER)
+    pipe.send(f"tcp://127.0.0.1:{front.bind_to_random_port('tcp://127.0.0.1')}")
+    back.connect(server)
+    poller = zmq.Poller()
+    poller.register(front, zmq.POLLIN)
+    poller.register(back, zmq.POLLIN)
+    client = b""
+    while True:
+        wait = max(0.0, held[0][0] - time.monotonic()) if held else 1.0
+        for socket, _ in poller.poll(0 if wait < 1e-3 else wait * 1e3):
+            frames = socket.recv_multipart()
+            if socket is front:
+                client = frames[0]
+                back.send_multipart(frames[1:])
+                continue
+            header = msgpack.unpackb(frames[0])
+            for _ in range(1 + (source.random() < 0.125)):
+                order += 1
+                delay = source.random() * longest
+                told = {**header, "timing": {**header.get("timing", {}), "held": delay}}
+                heapq.heappush(held, (time.monotonic() + delay, order, [msgpack.packb(told), *frames[1:]]))
+        while held and held[0][0] <= time.monotonic():
+            front.send_multipart([client, *heapq.heappop(held)[2]])
+
+
+def delayed_client(pipe: Connection, address: str, count: int, first: int) -> None:
+    """Calls, and what was wrong with what they returned."""
+    found = {"missed": 0, "late_applied": 0, "wrong_applied": 0, "overrun": 0.0}
+    with RemotePolicy.connect(address) as policy:
+        for number in range(first, first + count):
+            start = time.monotonic()
+            try:
+                decision = policy.act(sample(), seed=number, deadline=DEADLINE)
+            except DeadlineMissed:
+                found["missed"] += 1
+                found["overrun"] = max(found["overrun"], time.monotonic() - start - DEADLINE)
+                continue
+            found["late_applied"] += decision.timing["held"] > DEADLINE
+            found["wrong_applied"] += decision.seed != number
+        pipe.send(found | {"late_dropped": policy.stale_replies})
+
+
+def delays(count: int) -> Outcome:
+    """Calls whose replies are held back for up to twice their deadline."""
+    with serving() as server:
+        pipes, proxies = [], []
+        for number in range(DELAY_CLIENTS):
+            ours, theirs = spawn.Pipe()
+            proxies.append(spawn.Process(target=delaying_proxy, args=(theirs, server.endpoint, 2 * DEADLINE, number), daemon=True))
+            proxies[-1].start()
+            result, sent = spawn.Pipe()
+            share = count // DELAY_CLIENTS
+            spawn.Process(target=delayed_client, args=(sent, ours.recv(), share, number * share), daemon=True).start()
+            pipes.append(result)
+        parts = [pipe.recv() for pipe in pipes]
+        for proxy in proxies:
+            proxy.kill()
+        alive = server.alive
+    total = {key: sum(part[key] for part in parts) for key in parts[0] if key != "overrun"}
+    wrong = total["late_applied"] + total["wrong_applied"]
+    return Outcome(
+        f"{total['missed']:,} of {count:,} calls missed, {total['late_dropped']:,} late or doubled replies dropped, {wrong} applied",
+        "nothing: it does not know",
+        wrong == 0 and alive,
+        {"calls": count, **total, "overrun_ms_max": max(part["overrun"] for part in parts) * 1e3},
+    )
+
+
+def inputs(rounds: int) -> Outcome:
+    """Observations that are not what the contract says, from one client, while another one drives."""
+    nan, huge = np.full(OBSERVATION, np.nan, np.float32), np.full(OBSERVATION, 1e300)
+    mixed = np.zeros(OBSERVATION, np.float32)
+    mixed[3], mixed[4] = np.inf, -np.inf
+    wrong: dict[str, dict[str, Any]] = {
+        "NaN": {"state": nan},
+        "infinity": {"state": mixed},
+        "beyond float32": {"state": huge},
+        "shape": {"state": np.zeros(OBSERVATION + 1, np.float32)},
+        "no field": {},
+    }
+    raw = [("float16", bytes(2 * OBSERVATION)), ("object", bytes(8 * OBSERVATION)), ("float32", b"short")]
+    refused = others = lost = 0
+    with (
+        serving() as server,
+        RemotePolicy.connect(server.endpoint) as bad,
+        RemotePolicy.connect(server.endpoint) as good,
+        zmq.Context() as context,
+        context.socket(zmq.DEALER) as socket,
+    ):
+        socket.linger = 0
+        socket.connect(server.endpoint)
+        expected = good.act(sample(), seed=1).actions.tobytes()
+        for _ in range(rounds):
+            for observation in wrong.values():
+                with np.errstate(over="ignore"):
+                    try:
+                        bad.act(observation, deadline=5.0)
+                        others += 1
+                    except ContractError:
+                        refused += 1
+            # What our client would not send: other dtypes, and too few bytes.
+            for dtype, data in raw:
+                header = {"v": 1, "id": 1, "epoch": 1, "op": "act", "arrays": [["state", dtype, [OBSERVATION]]]}
+                socket.send_multipart([msgpack.packb(header), data])
+                code = msgpack.unpackb(socket.recv_multipart()[0]).get("code") if socket.poll(5000) else None
+                refused, others = refused + (code == "bad_array"), others + (code != "bad_array")
+            lost += good.act(sample(), seed=1, deadline=5.0).actions.tobytes() != expected
+        said, alive = server.said, server.alive
+    return Outcome(
+        f"{refused:,} of {rounds * (len(wrong) + len(raw)):,} refused by name, {others} not; another client lost {lost} of {rounds:,}",
+        f"running, {len(said)} lines in its log",
+        refused == rounds * (len(wrong) + len(raw)) and not others and not lost and alive and not said,
+        {"refused": refused, "others": others, "lost": lost, "log_lines": len(said)},
+    )
+
+
+def huge(size: int) -> Outcome:
+    """One frame of that many bytes, while another client drives."""
+    lost = calls = 0
+    with serving() as server, RemotePolicy.connect(server.endpoint) as good, zmq.Context() as context:
+        good.act(sample())
+        before, peak = server.memory(), 0.0
+        sender = context.socket(zmq.DEALER)
+        sender.linger = 0
+        sender.connect(server.endpoint)
+        header = msgpack.packb({"v": 1, "id": 1, "epoch": 1, "op": "act", "arrays": [["state", "uint8", [size]]]})
+        thread = threading.Thread(target=lambda: sender.send_multipart([header, bytes(size)], copy=False))
+        thread.start()
+        expiry = time.monotonic() + 3.0
+        while time.monotonic() < expiry:
+            calls += 1
+            try:
+                good.act(sample(), deadline=0.5)
+            except DeadlineMissed:
+                lost += 1
+            peak = max(peak, server.memory())
+        thread.join()
+        answered = sender.poll(0)
+        sender.close()
+        alive = server.alive
+    grown = peak - before
+    return Outcome(
+        f"its connection ends without an answer; another client lost {lost} of {calls:,}",
+        f"running, memory grew by at most {grown:.0f} MiB",
+        alive and not lost and not answered and grown < 64,
+        {"frame_bytes": size, "calls": calls, "lost": lost, "grown_mib": grown},
+    )
+
+
+def altered(source: random.Random, good: list[bytes]) -> list[bytes]:
+    """A message that is random, truncated or altered."""
+    kind = source.randrange(4)
+    if kind == 0:
+        return [source.randbytes(source.randrange(120)) for _ in range(source.randrange(1, 5))]
+    frames = [bytearray(frame) for frame in good]
+    frame = source.choice(frames)
+    if kind == 1:
+        del frame[source.randrange(len(frame)) :]
+    elif kind == 2:
+        frame[source.randrange(len(frame))] = source.randrange(256)
+    else:
+        frame[:] = msgpack.packb({source.choice(["arrays", "op", "id"]): source.choice([[], [[1]], {"a": {}}, None, 2**63, "x" * 300])})
+    return [bytes(frame) for frame in frames]
+
+
+def good_message() -> list[bytes]:
+    """A well-formed request."""
+    return [bytes(f) for f in protocol.encode({"v": 1, "id": 1, "epoch": 1, "op": "act", "seed": 3}, sample())]
+
+
+_plain = st.none() | st.booleans() | st.integers(-(2**63), 2**64 - 1) | st.floats() | st.text(max_size=8) | st.binary(max_size=8)
+_list = st.lists(_plain, max_size=3)
+_array = st.tuples(
+    st.text(max_size=4) | _plain,
+    st.sampled_from([*protocol.DTYPES, "object", "float16"]) | _plain,
+    st.lists(st.integers(-2, 2**40), max_size=9) | _plain,
+)
+_header = st.fixed_dictionaries({"arrays": st.lists(_array, max_size=2) | _list | _plain}, optional={"op": _plain | _list, "id": _plain})
+_message = st.one_of(
+    st.lists(st.binary(max_size=40), max_size=3),
+    st.tuples(_header.map(msgpack.packb), st.binary(max_size=16)).map(list),
+    st.integers(0, 2**40).map(lambda number: altered(random.Random(number), good_message())),
+)
+
+
+def codec_part(pipe: Connection, count: int, seed: int) -> None:
+    """Generated messages through the decoder."""
+    found = {"cases": 0, "refused": 0, "taken": 0, "other_errors": 0}
+
+    def check(together: list[list[bytes]]) -> None:
+        for frames in together:
+            one(frames)
+
+    def one(frames: list[bytes]) -> None:
+        found["cases"] += 1
+        try:
+            _, arrays = protocol.decode(frames)
+        except protocol.ProtocolError:
+            found["refused"] += 1
+        except Exception:
+            found["other_errors"] += 1
+        else:
+            # What is taken is what it says: every array has the bytes that its frame has.
+            found["taken"] += 1
+            found["other_errors"] += sum(array.nbytes for array in arrays.values()) != sum(map(len, frames[1:]))
+
+    from hypothesis import seed as seeded
+
+    rules = settings(max_examples=max(1, count // TOGETHER), database=None, deadline=None, suppress_health_check=list(HealthCheck))
+    # Hypothesis stops early where a strategy repeats itself; other seeds go on until the number is reached.
+    while found["cases"] < count:
+        seeded(seed)(rules(given(st.lists(_message, min_size=TOGETHER, max_size=TOGETHER))(check)))()
+        seed += 1000
+    pipe.send(found)
+
+
+def codec(count: int) -> Outcome:
+    """Generated and altered messages through the decoder, in two processes."""
+    pipes = []
+    for seed in range(2):
+        ours, theirs = spawn.Pipe()
+        spawn.Process(target=codec_part, args=(theirs, count // 2, seed), daemon=True).start()
+        pipes.append(ours)
+    parts = [pipe.recv() for pipe in pipes]
+    total = {key: sum(part[key] for part in parts) for key in parts[0]}
+    return Outcome(
+        f"{total['refused']:,} of {total['cases']:,} refused, {total['taken']:,} valid after all",
+        f"{total['other_errors']} errors of another kind",
+        total["other_errors"] == 0 and total["cases"] >= count,
+        total,
+    )
+
+
+def messages(count: int) -> Outcome:
+    """Malformed messages at a live server; between every twenty, the well-behaved client asks and compares bytes."""
+    source, lost, asked, answered = random.Random(2), 0, 0, 0
+    with serving() as server, RemotePolicy.connect(server.endpoint) as policy, zmq.Context() as context:
+        good = good_message()
+        expected = policy.act(sample(), seed=3).actions.tobytes()
+        socket = context.socket(zmq.DEALER)
+        socket.linger = 0
+        socket.connect(server.endpoint)
+        for number in range(count):
+            socket.send_multipart(altered(source, good))
+            if number % 20 == 0:
+                asked += 1
+                try:
+                    lost += policy.act(sample(), seed=3, deadline=1.0).actions.tobytes() != expected
+                except DeadlineMissed:
+                    lost += 1
+            while socket.poll(0):
+                socket.recv_multipart()
+                answered += 1
+        while answered < count and socket.poll(2000):
+            socket.recv_multipart()
+            answered += 1
+        alive, said = server.alive, server.said
+        socket.close()
+    return Outcome(
+        f"{answered:,} of {count:,} malformed ones answered; well-behaved client lost {lost} of {asked:,}",
+        f"{'running' if alive else 'DEAD'}, {len(said)} lines in its log",
+        alive and not lost and answered == count,
+        {"malformed": count, "answered": answered, "well_behaved_calls": asked, "lost": lost, "log_lines": len(said)},
+    )
