@@ -109,6 +109,8 @@ class EnvPlant:
         self.env = env
         self._observation: dict[str, NDArray[np.float64]] = {}
         self._success = self._finished = False
+        self.reward = 0.0
+        """Of the latest tick."""
 
     @property
     def success(self) -> bool:
@@ -121,13 +123,13 @@ class EnvPlant:
 
     def reset(self, seed: int | None = None) -> None:
         self._observation, info = self.env.reset(seed=seed)
-        self._success, self._finished = bool(info["success"]), False
+        self._success, self._finished, self.reward = bool(info["success"]), False, 0.0
 
     def observe(self) -> Mapping[str, NDArray[np.float64]]:
         return self._observation
 
     def apply(self, action: NDArray[np.float32]) -> None:
-        self._observation, _, terminated, truncated, info = self.env.step(action)
+        self._observation, self.reward, terminated, truncated, info = self.env.step(action)
         self._success = bool(info["success"])
         self._finished = self._success or terminated or truncated
 
