@@ -16,7 +16,7 @@ import functools
 import json
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -36,7 +36,6 @@ from rql_deploy.statistics import paired_difference, wilson_interval
 from rql_deploy.train.checkpoint import load_checkpoint
 
 BLOCK = 10
-HORIZONS = {"robosuite": demo.DEFAULT_HORIZON, "ogbench": 200}
 POLICIES = {"rql": "RQL", "bc": "cloning"}
 
 
@@ -84,8 +83,9 @@ class Study:
     def __post_init__(self) -> None:
         checkpoints = {kind: load_checkpoint(run) for kind, run in self.runs.items()}
         self.members = min(c.config.rql.K for c in checkpoints.values())
-        kwargs = checkpoints["rql"].plant.environment.get("spec", {}).get("kwargs", {})
-        self.horizon = int(kwargs.get("horizon") or HORIZONS[self.task.partition(":")[0]])
+        # The settings that the data was made with.
+        self.work = replace(Task.of_plant(checkpoints["rql"].plant), name=self.task)
+        self.horizon = self.work.horizon
         self.conditions = conditions(self.members)
         self.folder.mkdir(parents=True, exist_ok=True)
         for kind, run in self.runs.items():
@@ -114,8 +114,7 @@ class Study:
         if done == total:
             return
         progress = ProgressLine(f"value_guided {self.task}", total, "episodes", done)
-        settings = {"horizon": self.horizon, **({"control_rate": 20} if self.task.startswith("robosuite:") else {})}
-        with Evaluation(Task(self.task, settings), self.horizon, workers, niceness=niceness) as evaluation:
+        with Evaluation(self.work, workers, niceness=niceness) as evaluation:
             for start in range(0, len(seeds), BLOCK):
                 for (kind, condition), found in rows.items():
                     missing = [seed for seed in seeds[start : start + BLOCK] if seed not in found]
@@ -177,8 +176,8 @@ class Study:
             first = condition.candidates == 1
             columns = ("", "") if first else ("{:+.1%} [{:+.1%}, {:+.1%}]".format(*more), "{:+.1f} [{:+.1f}, {:+.1f}]".format(*longer))
             print(
-                f"{f'{POLICIES[kind]}, {condition.label}':46} {np.mean(successes):>8.1%} {f'{low:.1%} to {high:.1%}':>16} {np.mean(steps):>6.1f}"
-                f" {columns[0]:>29} {columns[1]:>19} {'-' if rank is None else f'{rank:.2f}':>12} {f'{p50:.2f}/{p99:.2f}':>12}"
+                f"{f'{POLICIES[kind]}, {condition.label}':46} {np.mean(successes):>8.1%} {f'{low:.1%} to {high:.1%}':>16}"
+                f" {np.mean(steps):>6.1f} {columns[0]:>29} {columns[1]:>19} {'-' if rank is None else f'{rank:.2f}':>12} {f'{p50:.2f}/{p99:.2f}':>12}"
             )
             found[f"{kind}_{condition.name}"] = {
                 "success": float(np.mean(successes)),

@@ -65,7 +65,10 @@ class OnnxPolicy:
         value: bool = False,
         seed: int | None = None,
     ) -> Iterator[Decision]:
-        """Yield a usable decision after every refinement step, the last one being what `act` returns; with `value`, each has V and spread."""
+        """Yield a usable decision after every refinement step, the last one being what `act` returns.
+
+        With `value`, each comes with V and spread.
+        """
         start = time.monotonic()
         job = self._job(observation, start, candidates, value, seed, ())
         job.stream = True

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from rql_deploy.contract import PlantDescription
-from rql_deploy.policy import EpisodeResult, EpisodicPlant, Policy
+from rql_deploy.policy import EpisodeResult, Policy
 from rql_deploy.statistics import percentile_ms, wilson_interval
 
 from .calibration import calibrate
@@ -67,7 +67,7 @@ class Score:
         return [r.steps if r.success else self.horizon for r in self.results]
 
     def summary(self) -> dict[str, Any]:
-        """JSON data: success, episodes, ci, steps, latencies in milliseconds where there were decisions, V's calibration where it was asked for."""
+        """JSON data: success, episodes, ci, steps, latencies in milliseconds where there were decisions, calibration where V was asked for."""
         round_trip = [t for r in self.results for t in r.round_trip]
         inference = [t for r in self.results for t in r.inference]
         watched = [r for r in self.results if isinstance(r, WatchedEpisode)]
@@ -144,8 +144,8 @@ def finished_in_any_order(futures: Sequence[Future[EpisodeResult]]) -> Iterator[
 class Evaluation:
     """A pool of simulator processes that plays contestants on one task. Use as a context manager."""
 
-    def __init__(self, task: Task, horizon: int, workers: int, *, niceness: int = 0):
-        self.task, self.horizon = task, horizon
+    def __init__(self, task: Task, workers: int, *, niceness: int = 0):
+        self.task, self.horizon = task, task.horizon
         self._pool: ProcessPoolExecutor = worker_pool(workers, niceness)
 
     def __enter__(self) -> Evaluation:

@@ -5,8 +5,6 @@ Rendered with MuJoCo itself, off screen (EGL unless MUJOCO_GL says otherwise), f
 
 from __future__ import annotations
 
-import os
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,12 +14,15 @@ from numpy.typing import NDArray
 from rql_deploy.contract import Contract
 from rql_deploy.errors import UserError
 from rql_deploy.plain import suggestion
-from rql_deploy.policy import Decision, EpisodicPlant
+from rql_deploy.policy import Decision
 
+from .headless import render_headless
 from .preview_paths import PathModel, colour, value_range
 
 if TYPE_CHECKING:
     import mujoco
+
+    from .tasks import EnvPlant
 
 WIDTH, HEIGHT = 640, 480
 CAMERAS = ("agentview", "front_pixels", "front", "frontview", "fixed")
@@ -32,24 +33,10 @@ RADIUS = 0.002
 MAX_RATE = 60.0
 
 
-def simulation(plant: Any) -> tuple[mujoco.MjModel, mujoco.MjData]:
-    """The model and state that a plant is stepping now (a reset may build new ones); raises UserError for a plant that has none."""
-    for owner in (plant, getattr(plant, "env", None), getattr(getattr(plant, "env", None), "unwrapped", None)):
-        own = getattr(owner, "simulation", None)
-        if callable(own):
-            model, data = own()
-            return model, data
-        for names in (("model", "data"), ("_model", "_data")):
-            model, data = (getattr(owner, name, None) for name in names)
-            if hasattr(model, "ncam") and hasattr(data, "site_xpos"):
-                return model, data  # type: ignore[return-value]
-    raise UserError("this task has no MuJoCo model to film: leave --video out")
-
-
 class Film:
     """Films the episodes of one plant. Use as a context manager; the file appears when it ends well."""
 
-    def __init__(self, path: Path, plant: EpisodicPlant, contract: Contract, *, camera: str | None = None):
+    def __init__(self, path: Path, plant: EnvPlant, contract: Contract, *, camera: str | None = None):
         self._path, self._partial = path, path.with_name(path.name + ".partial")
         self._plant, self._contract, self._camera = plant, contract, camera
         self._paths = PathModel(contract.plant)
@@ -60,15 +47,16 @@ class Film:
         self._tick = self._episode = 0
 
     def __enter__(self) -> Film:
-        if sys.platform.startswith("linux"):
-            os.environ.setdefault("MUJOCO_GL", "egl")
         import av
+
+        render_headless()
 
         rate = min(MAX_RATE, self._contract.plant.control_rate)
         self._every = max(1, round(self._contract.plant.control_rate / rate))
         self._container = av.open(str(self._partial), "w", format="mp4", options={"movflags": "+faststart"})
         # A frame is a tick: time in the film is time in the simulation.
-        self._stream: Any = self._container.add_stream("libx264", rate=round(rate), options={"crf": "26", "preset": "veryfast", "threads": "1"})
+        options = {"crf": "26", "preset": "veryfast", "threads": "1"}
+        self._stream: Any = self._container.add_stream("libx264", rate=round(rate), options=options)
         self._stream.width, self._stream.height, self._stream.pix_fmt = WIDTH, HEIGHT, "yuv420p"
         return self
 
@@ -114,7 +102,7 @@ class Film:
             self._decision = None
 
     def _open_stage(self) -> _Stage:
-        model, data = simulation(self._plant)
+        model, data = self._plant.env.simulation()
         if self._stage is None or self._stage.model is not model:
             if self._stage is not None:
                 self._stage.close()
@@ -151,20 +139,17 @@ class _Stage:
             raise UserError(f"the task has no camera '{camera}'{suggestion(camera, [n for n in names if n])}")
         self._camera: str | int = camera or next((name for name in CAMERAS if name in names), -1)
         # Robots' models are drawn for screens of their own size; the film's must fit into the buffer.
-        model.vis.global_.offwidth, model.vis.global_.offheight = max(WIDTH, model.vis.global_.offwidth), max(HEIGHT, model.vis.global_.offheight)
+        screen = model.vis.global_
+        screen.offwidth, screen.offheight = max(WIDTH, screen.offwidth), max(HEIGHT, screen.offheight)
         self._renderer = mujoco.Renderer(model, HEIGHT, WIDTH)
         self._option = mujoco.MjvOption()
         self._option.sitegroup[:] = 0
         # robosuite's collision shapes are in group 0, what is meant to be seen in group 1.
-        self._option.geomgroup[0] = int(not (model.geom_group == 1).any() or not any("agentview" == n for n in names))
-        self._site = self._find_site()
-        self._base = next((i for i in range(model.nbody) if (mujoco.mj_id2name(model, mujoco.mjtObj.mjOBJ_BODY, i) or "").endswith("_base")), None)
-
-    def _find_site(self) -> int | None:
-        import mujoco
-
-        names = [mujoco.mj_id2name(self.model, mujoco.mjtObj.mjOBJ_SITE, i) or "" for i in range(self.model.nsite)]
-        return next((i for part in GRIP_SITES for i, name in enumerate(names) if part in name), None)
+        self._option.geomgroup[0] = int("agentview" not in names)
+        sites = [mujoco.mj_id2name(model, mujoco.mjtObj.mjOBJ_SITE, i) or "" for i in range(model.nsite)]
+        self._site = next((i for part in GRIP_SITES for i, name in enumerate(sites) if part in name), None)
+        bodies = [mujoco.mj_id2name(model, mujoco.mjtObj.mjOBJ_BODY, i) or "" for i in range(model.nbody)]
+        self._base = next((i for i, name in enumerate(bodies) if name.endswith("_base")), None)
 
     def end_effector(self) -> NDArray[np.float64] | None:
         """Its position `[3]`."""

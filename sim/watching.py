@@ -1,4 +1,4 @@
-"""What an evaluation notes about an episode beyond its outcome: V and return at every decision, a digest of the actions, other policies' answers.
+"""What an evaluation notes about an episode beyond its outcome: V and return at every decision, a digest, other policies' answers.
 
 Wrappers around policy and plant; the control loop between them does not know that it is watched.
 """
@@ -104,7 +104,10 @@ class WatchedPolicy:
         others: Mapping[str, Policy] | None = None,
         after_decision: Callable[[Decision, list[Decision]], None] | None = None,
     ):
-        """`prune` goes to the policy as it is (ONNX and remote policies have it); `after_decision` gets every decision and, with `refinement`, the previews on the way to it."""
+        """`prune` goes to the policy as it is (ONNX and remote policies have it).
+
+        `after_decision` gets every decision and, with `refinement`, the previews on the way to it.
+        """
         self._policy, self._plant, self._value, self._refinement = policy, plant, value, refinement
         self._others = dict(others or {})
         self._after_decision = after_decision

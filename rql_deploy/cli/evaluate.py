@@ -121,7 +121,10 @@ def describe_score(score: Score) -> str:
 def find_players(
     checkpoint: Path | None, bundle: Path | None, variant: str, endpoint: str | None, keys: Path | None, run: Any
 ) -> dict[str, Contestant]:
-    """The contestants given, by key, the one to compare the others with first. Missing or damaged sources are found here, not in a worker."""
+    """The contestants given, by key, the one to compare the others with first.
+
+    Missing or damaged sources are found here, in one sentence, not in a worker.
+    """
     from rql_deploy.sim.evaluation import Contestant
 
     made: dict[str, Any] = {}
@@ -246,7 +249,7 @@ def command(
         if path is not None:
             path.parent.mkdir(parents=True, exist_ok=True)
     seeds = [episode_seed(seed, index, "evaluate") for index in range(episodes)]
-    with Evaluation(work, settings["horizon"], min(workers, episodes)) as evaluation:
+    with Evaluation(work, min(workers, episodes)) as evaluation:
         if compare:
             from .evaluate_compare import compare_players
 
@@ -260,8 +263,8 @@ def command(
     if report is not None:
         from .evaluate_report import write_report
 
-        source = f"{players and next(iter(players)) or 'demonstrator'}: {checkpoint or bundle or endpoint or ''}"
-        write_report(report, task, settings, source, score, candidates, schedule, training, video)
+        source = str(checkpoint or bundle or endpoint or "the scripted demonstrator")
+        write_report(report, task, source, score, candidates, schedule, training, video)
     if as_json:
         echo_json(summary)
         return

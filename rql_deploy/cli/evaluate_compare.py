@@ -22,9 +22,7 @@ ACTION_TOLERANCE = 1e-5
 NAMES = {"onnx": "ONNX in process", "socket": "over the socket", "torch": "torch"}
 
 
-def compare_players(
-    evaluation: Evaluation, players: dict[str, Contestant], seeds: list[int], output: Path | None, as_json: bool
-) -> None:
+def compare_players(evaluation: Evaluation, players: dict[str, Contestant], seeds: list[int], output: Path | None, as_json: bool) -> None:
     """Play, print a table and leave with status 1 if they do not act alike."""
     from .evaluate import describe_score, play
 
