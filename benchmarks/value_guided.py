@@ -173,11 +173,12 @@ class Study:
             judged = calibrate(episodes)
             rank = judged.all.rank_correlation if judged else None
             p50, p99 = latencies[kind, condition]
+            ranked = "-" if rank is None else f"{rank:.2f}"
             first = condition.candidates == 1
             columns = ("", "") if first else ("{:+.1%} [{:+.1%}, {:+.1%}]".format(*more), "{:+.1f} [{:+.1f}, {:+.1f}]".format(*longer))
             print(
                 f"{f'{POLICIES[kind]}, {condition.label}':46} {np.mean(successes):>8.1%} {f'{low:.1%} to {high:.1%}':>16}"
-                f" {np.mean(steps):>6.1f} {columns[0]:>29} {columns[1]:>19} {'-' if rank is None else f'{rank:.2f}':>12} {f'{p50:.2f}/{p99:.2f}':>12}"
+                f" {np.mean(steps):>6.1f} {columns[0]:>29} {columns[1]:>19} {ranked:>12} {f'{p50:.2f}/{p99:.2f}':>12}"
             )
             found[f"{kind}_{condition.name}"] = {
                 "success": float(np.mean(successes)),

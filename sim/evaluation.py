@@ -67,7 +67,7 @@ class Score:
         return [r.steps if r.success else self.horizon for r in self.results]
 
     def summary(self) -> dict[str, Any]:
-        """JSON data: success, episodes, ci, steps, latencies in milliseconds where there were decisions, calibration where V was asked for."""
+        """JSON data: success, episodes, ci, steps, latencies in milliseconds of decisions, calibration where V was asked for."""
         round_trip = [t for r in self.results for t in r.round_trip]
         inference = [t for r in self.results for t in r.inference]
         watched = [r for r in self.results if isinstance(r, WatchedEpisode)]

@@ -5,6 +5,7 @@ Rendered with MuJoCo itself, off screen (EGL unless MUJOCO_GL says otherwise), f
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -166,7 +167,7 @@ class _Stage:
         self._renderer.update_scene(self.data, camera=self._camera, scene_option=self._option)
         scene = self._renderer.scene
         for points, rgba, radius in lines:
-            for a, b in zip(points[:-1], points[1:], strict=True):
+            for a, b in pairwise(points):
                 if scene.ngeom >= scene.maxgeom or np.linalg.norm(b - a) < 1e-6:
                     continue
                 geom = scene.geoms[scene.ngeom]

@@ -259,12 +259,13 @@ def command(
         score = play(evaluation, player, seeds, parse_noise(noise), output, explain=EXPLAINED_EPISODES if report and value else 0)
         if video is not None and player is not None:
             film(evaluation, player, score, seeds[:video_episodes], video, camera)
+        control_rate = evaluation.describe().control_rate if report is not None else 0.0
     summary = score.summary()
     if report is not None:
         from .evaluate_report import write_report
 
         source = str(checkpoint or bundle or endpoint or "the scripted demonstrator")
-        write_report(report, task, source, score, candidates, schedule, training, video)
+        write_report(report, task, source, score, control_rate, candidates, schedule, training, video)
     if as_json:
         echo_json(summary)
         return
