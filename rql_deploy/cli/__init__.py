@@ -23,6 +23,7 @@ VERBS = {
     "replay": "Compute recorded decisions again, and compare them to the byte.",
     "keys": "Make and revoke keys for robots that connect over a network.",
     "evaluate": "Measure a policy's success over seeded episodes.",
+    "doctor": "Check this machine, each problem with its cure.",
     "demo": "The whole pipeline on robosuite Lift, start to finish.",
 }
 EXTRAS = {
@@ -43,6 +44,8 @@ EXTRAS = {
     "ogbench": "sim",
     "matplotlib": "train",
     "pyarrow": "arrow",
+    "av": "sim",
+    "PIL": "sim",
 }
 
 
