@@ -196,6 +196,6 @@ def _caption(picture: NDArray[np.uint8], text: str, span: tuple[float, float]) -
         r, g, b = (int(255 * c) for c in colour(i / width, 0.0, 1.0))
         draw.line((left + i, 8, left + i, 18), fill=(r, g, b, 255))
     small = ImageFont.load_default(size=12)
-    draw.text((left - 6, 6), f"V {span[0]:.0f}", fill=(255, 255, 255, 255), font=small, anchor="ra")
-    draw.text((left + width + 6, 6), f"{span[1]:.0f}", fill=(255, 255, 255, 255), font=small)
+    draw.text((left - 6, 6), f"V {span[0]:.3g}", fill=(255, 255, 255, 255), font=small, anchor="ra")
+    draw.text((left + width + 6, 6), f"{span[1]:.3g}", fill=(255, 255, 255, 255), font=small)
     return np.asarray(image)
