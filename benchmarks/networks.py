@@ -38,8 +38,8 @@ def make_contract(plant: PlantDescription, *, flow_steps: int = 10, members: int
 
 
 def network_bundle(hidden: tuple[int, ...] = (512, 512, 512, 512), *, flow_steps: int = 10, members: int = 2) -> Path:
-    """The folder of a bundle with networks of that size; made on the first call (some ten seconds), found again later."""
-    name = f"{'x'.join(map(str, hidden))}-F{flow_steps}-M{members}"
+    """The folder of a bundle with networks of that size, float32 and int8; made on the first call (a minute), found again later."""
+    name = f"{'x'.join(map(str, hidden))}-F{flow_steps}-M{members}-int8"
     folder = Path(tempfile.gettempdir()) / "rql-deploy-benchmarks" / name
     if folder.is_dir():
         return folder
@@ -55,6 +55,6 @@ def network_bundle(hidden: tuple[int, ...] = (512, 512, 512, 512), *, flow_steps
     agent = RQL(config, OBSERVATION, ACTION, torch.Generator().manual_seed(0))
     encoder, refiner, policy, valuer = make_modules(agent, contract)
     features = encoder.kernel.shape[1]
-    rows = np.random.default_rng(0).normal(size=(64, OBSERVATION)).astype(np.float32)
-    export_bundle(ExportModules(encoder, refiner, policy, valuer, features), contract, rows, folder)
+    rows = np.random.default_rng(0).normal(size=(1024, OBSERVATION)).astype(np.float32)
+    export_bundle(ExportModules(encoder, refiner, policy, valuer, features), contract, rows, folder, precisions=("int8",))
     return folder

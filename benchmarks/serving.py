@@ -1,15 +1,17 @@
-"""Latency and throughput of the policy server beside bare pyzmq with the same graph, in the same run.
+"""Latency and throughput of the policy server beside bare pyzmq and openpi with the same graph, in the same run.
 
-    python benchmarks/serving.py [--parts a,b,c,d] [--seconds 5] [--rounds 3] [--soak 600]
+    python benchmarks/serving.py [--parts a,b,c,d] [--seconds 5] [--rounds 3] [--openpi FILE] [--soak 600]
 
 Server and client are processes of their own, the server pinned to the first core and the clients to the second; peers alternate within
 a round, so that a drifting machine hits all alike.
   a  an instant policy: 64 scalars, and the same with two 224x224x3 images
-  b  one client, F = 10, 4x512: plain, with V, with candidates, pruned and not
+  b  one client, F = 10, 4x512, float32 and int8: plain, with V, with candidates, pruned and not
   c  8 clients back to back, beside one unrolled call at a time, first come first served; then many clients at 20 and 50 Hz
   d  deadlines from 0.1 to 2 ms: share of replies in time, refinement steps used, V lost
   e  (with --soak SECONDS) full load: memory at start and end, health checks missed
-Prints tables, and ends with one JSON line. `bare` is ROUTER/DEALER with the request in one frame and no checks at all.
+Prints tables, and ends with one JSON line. `bare` is ROUTER/DEALER with the request in one frame and no checks at all. `openpi` is that
+project's server and client as published: FILE is its src/openpi/serving/websocket_policy_server.py (Apache-2.0), the client the
+openpi-client package.
 """
 
 from __future__ import annotations
@@ -17,172 +19,34 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
-import multiprocessing as mp
 import os
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator
-from multiprocessing.connection import Connection
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import zmq
 
 sys.path.insert(0, str(Path(__file__).parent))
-from networks import ACTION, CHUNK, OBSERVATION, make_contract, make_plant, network_bundle
-
-SERVER_CORE, CLIENT_CORE = 0, 1
-WARM_UP = 200
-_spawn = mp.get_context("spawn")
+from networks import OBSERVATION, network_bundle
+from serving_peers import (
+    WARM_UP,
+    bare_client,
+    crowd_member,
+    in_process,
+    openpi_client,
+    ours_client,
+    running,
+    serve_bare,
+    serve_openpi,
+    serve_ours,
+    spawn,
+)
 
 Timings = dict[str, float]
-
-
-def pin(core: int) -> None:
-    """Keep this process on one core, where there is more than one."""
-    with contextlib.suppress(OSError):
-        os.sched_setaffinity(0, {core % (os.cpu_count() or 1)})
-
-
-# Servers: each sends its endpoint when it is ready.
-
-
-def serve_ours(pipe: Connection, bundle: str | None, images: int) -> None:
-    """The real server; without a bundle, around a policy that answers at once."""
-    pin(SERVER_CORE)
-    from rql_deploy.bundle import Bundle
-    from rql_deploy.runtime.model import Model
-    from rql_deploy.runtime.server import PolicyServer, stop_on_signals
-
-    sys.setswitchinterval(2e-4)
-    model: Any = Model(Bundle.open(bundle)) if bundle else InstantModel(images)
-    with PolicyServer([model], "tcp://127.0.0.1:*", max_rate=1e6) as server, stop_on_signals(server):
-        model.warm_up()
-        pipe.send(server.endpoint)
-        server.run()
-
-
-class InstantModel:
-    """What the engine needs of a model, without a network: zeros, at once. Observations are checked as usual."""
-
-    def __init__(self, images: int) -> None:
-        from rql_deploy.runtime.cost import CostModel
-
-        self.contract = make_contract(make_plant(images))
-        self.name, self.costs = "instant", CostModel()
-        self.chunk_dim, self.feature_dim = CHUNK * ACTION, 1
-        self.schedule = [(0.0, 1.0)]
-        self._actions = np.zeros((1, CHUNK, ACTION), np.float32)
-
-    def rows(self, arrays: Any) -> Any:
-        """Shapes and finite scalars are checked; images stay bytes, as a graph with a uint8 input would take them."""
-        from rql_deploy.errors import ContractError
-
-        for spec in self.contract.plant.fields:
-            value = arrays.get(spec.name)
-            if value is None or value.shape != spec.shape or (value.dtype != np.uint8 and not np.isfinite(value).all()):
-                raise ContractError(spec.name)
-        return arrays
-
-    def unrolled(self, fields: Any, noise: Any) -> Any:
-        """Zeros."""
-        return self._actions
-
-    def warm_up(self) -> None:
-        """Nothing to warm."""
-
-
-def serve_bare(pipe: Connection, bundle: str | None, images: int) -> None:
-    """pyzmq and nothing else: around the unrolled graph, or zeros."""
-    pin(SERVER_CORE)
-    from rql_deploy.bundle import open_session
-
-    session = open_session(Path(bundle) / "policy.onnx") if bundle else None
-    reply = np.zeros((CHUNK, ACTION), np.float32)
-    noise = np.zeros((1, CHUNK * ACTION), np.float32)
-    with zmq.Context() as context, context.socket(zmq.ROUTER) as socket:
-        port = socket.bind_to_random_port("tcp://127.0.0.1")
-        pipe.send(f"tcp://127.0.0.1:{port}")
-        while True:
-            frames = socket.recv_multipart(copy=images == 0)
-            if session is not None:
-                state = np.frombuffer(frames[1], np.float32, OBSERVATION)[None]
-                reply = session.run(None, {"noise": noise, "state": state})[0]
-            socket.send_multipart([frames[0], reply.tobytes()])
-
-
-@contextlib.contextmanager
-def running(serve: Callable[..., None], *arguments: Any) -> Iterator[tuple[str, int]]:
-    """A server process; yields its endpoint and process id."""
-    ours, theirs = _spawn.Pipe()
-    process = _spawn.Process(target=serve, args=(theirs, *arguments), daemon=True)
-    process.start()
-    try:
-        yield ours.recv(), process.pid or 0
-    finally:
-        process.kill()
-        process.join()
-
-
-# Clients: each returns latencies in seconds.
-
-
-def observe(images: int, seed: int = 0) -> dict[str, Any]:
-    """An observation of the benchmark's plant."""
-    rng = np.random.default_rng(seed)
-    cameras = {f"camera{i}": rng.integers(0, 255, (224, 224, 3), np.uint8) for i in range(images)}
-    return {"state": rng.normal(size=OBSERVATION).astype(np.float32), **cameras}
-
-
-def measure(call: Callable[[], object], seconds: float) -> list[float]:
-    """Latencies of calls back to back, warm-up left out."""
-    for _ in range(WARM_UP):
-        call()
-    found, end = [], time.perf_counter() + seconds
-    while (start := time.perf_counter()) < end:
-        call()
-        found.append(time.perf_counter() - start)
-    return found
-
-
-def ours_client(endpoint: str, images: int, seconds: float, busy: bool = False, **options: Any) -> list[float]:
-    """The real client."""
-    from rql_deploy.runtime.client import RemotePolicy
-
-    sample = observe(images)
-    with RemotePolicy.connect(endpoint, busy_poll=busy) as policy:
-        return measure(lambda: policy.act(sample, **options), seconds)
-
-
-def bare_client(endpoint: str, images: int, seconds: float) -> list[float]:
-    """pyzmq and nothing else."""
-    sample = [value.tobytes() for value in observe(images).values()]
-    with zmq.Context() as context, context.socket(zmq.DEALER) as socket:
-        socket.linger = 0
-        socket.connect(endpoint)
-
-        def call() -> object:
-            socket.send_multipart(sample, copy=images == 0)
-            return np.frombuffer(socket.recv_multipart()[0], np.float32)
-
-        return measure(call, seconds)
-
-
-def in_process(client: Callable[..., list[float]], *arguments: Any, **options: Any) -> list[float]:
-    """Run a client in a process of its own, on its core."""
-    ours, theirs = _spawn.Pipe()
-    process = _spawn.Process(target=_client_main, args=(theirs, client, arguments, options), daemon=True)
-    process.start()
-    found: list[float] = ours.recv()
-    process.join()
-    return found
-
-
-def _client_main(pipe: Connection, client: Callable[..., list[float]], arguments: Any, options: Any) -> None:
-    pin(CLIENT_CORE)
-    pipe.send(client(*arguments, **options))
+Cell = tuple[str, int, Callable[[str], list[float]]]
 
 
 def cpu_seconds(process: int) -> float:
@@ -209,7 +73,7 @@ def show(title: str, rows: dict[str, Timings], base: str = "bare") -> None:
         )
 
 
-def alternate(cells: dict[str, tuple[str, int, Callable[[str], list[float]]]], rounds: int) -> dict[str, Timings]:
+def alternate(cells: dict[str, Cell], rounds: int) -> dict[str, Timings]:
     """Measure every cell once a round; each figure is the median over rounds."""
     found: dict[str, list[Timings]] = {name: [] for name in cells}
     for _ in range(rounds):
@@ -221,26 +85,31 @@ def alternate(cells: dict[str, tuple[str, int, Callable[[str], list[float]]]], r
     return {name: {key: statistics.median(row[key] for row in rows) for key in rows[0]} for name, rows in found.items()}
 
 
-def part_a(seconds: float, rounds: int) -> dict[str, Any]:
+def part_a(seconds: float, rounds: int, openpi: str | None) -> dict[str, Any]:
     """An instant policy."""
     report = {}
     for title, images in (("instant policy, 64 scalars", 0), ("instant policy, 64 scalars and two images", 2)):
-        with running(serve_ours, None, images) as ours, running(serve_bare, None, images) as bare:
-            cells = {
+        with contextlib.ExitStack() as stack:
+            ours = stack.enter_context(running(serve_ours, None, images))
+            bare = stack.enter_context(running(serve_bare, None, images))
+            cells: dict[str, Cell] = {
                 "bare": (*bare, lambda e, n=images: in_process(bare_client, e, n, seconds)),
                 "ours": (*ours, lambda e, n=images: in_process(ours_client, e, n, seconds)),
                 "ours, client busy-polls": (*ours, lambda e, n=images: in_process(ours_client, e, n, seconds, busy=True)),
             }
+            if openpi:
+                theirs = stack.enter_context(running(serve_openpi, None, openpi))
+                cells["openpi"] = (*theirs, lambda e, n=images: in_process(openpi_client, e, n, seconds))
             rows = alternate(cells, rounds)
         show(title, rows)
         report[title] = rows
     return report
 
 
-def part_b(seconds: float, rounds: int) -> dict[str, Any]:
+def part_b(seconds: float, rounds: int, openpi: str | None) -> dict[str, Any]:
     """One client, one network."""
     bundle = str(network_bundle())
-    variants: dict[str, dict[str, Any]] = {
+    options: dict[str, dict[str, Any]] = {
         "ours": {},
         "ours, V": {"value": True},
         "ours, 4 candidates": {"candidates": 4},
@@ -248,10 +117,22 @@ def part_b(seconds: float, rounds: int) -> dict[str, Any]:
         "ours, 8 candidates": {"candidates": 8},
         "ours, 8 candidates, 2 after step 3": {"candidates": 8, "prune": [(3, 2)]},
     }
-    with running(serve_ours, bundle, 0) as ours, running(serve_bare, bundle, 0) as bare:
-        cells: dict[str, Any] = {"bare": (*bare, lambda e: in_process(bare_client, e, 0, seconds))}
-        for name, options in variants.items():
-            cells[name] = (*ours, lambda e, o=options: in_process(ours_client, e, 0, seconds, **o))
+    with contextlib.ExitStack() as stack:
+        ours = stack.enter_context(running(serve_ours, bundle, 0))
+        small = stack.enter_context(running(serve_ours, bundle, 0, "int8"))
+        bare = stack.enter_context(running(serve_bare, bundle, 0))
+        bare_small = stack.enter_context(running(serve_bare, bundle, 0, "int8"))
+        cells: dict[str, Cell] = {
+            "bare": (*bare, lambda e: in_process(bare_client, e, 0, seconds)),
+            "bare, int8": (*bare_small, lambda e: in_process(bare_client, e, 0, seconds)),
+        }
+        if openpi:
+            theirs = stack.enter_context(running(serve_openpi, bundle, openpi))
+            cells["openpi"] = (*theirs, lambda e: in_process(openpi_client, e, 0, seconds))
+        for name, asked in options.items():
+            cells[name] = (*ours, lambda e, o=asked: in_process(ours_client, e, 0, seconds, **o))
+        for name in ("ours", "ours, 8 candidates"):
+            cells[f"{name}, int8"] = (*small, lambda e, o=options[name]: in_process(ours_client, e, 0, seconds, **o))
         rows = alternate(cells, rounds)
     show("one client, F = 10, 4x512", rows)
     return {"one client": rows}
@@ -260,49 +141,13 @@ def part_b(seconds: float, rounds: int) -> dict[str, Any]:
 # Many clients.
 
 
-def crowd_member(pipe: Connection, endpoint: str, kind: str, seconds: float, rate: float | None, barrier: Any, number: int) -> None:
-    """A client of part c: back to back, or on a clock of `rate` Hz; sends (latencies, replies later than half a period)."""
-    pin(CLIENT_CORE)
-    from rql_deploy.runtime.client import RemotePolicy
-
-    sample = observe(0, number)
-    if kind == "ours":
-        policy = RemotePolicy.connect(endpoint, timeout=30.0)
-        call: Callable[[], object] = lambda: policy.act(sample)  # noqa: E731
-    else:
-        socket = zmq.Context().socket(zmq.DEALER)
-        socket.connect(endpoint)
-        data = sample["state"].tobytes()
-
-        def call() -> object:
-            socket.send(data)
-            return socket.recv()
-
-    for _ in range(5):
-        call()
-    barrier.wait()
-    found = []
-    start = time.perf_counter() + (number * 0.37 % 1.0) / (rate or 1e9)
-    end = start + seconds
-    tick = 0
-    while time.perf_counter() < end:
-        if rate:
-            due = start + tick / rate
-            time.sleep(max(0.0, due - time.perf_counter()))
-            tick += 1
-        begun = time.perf_counter()
-        call()
-        found.append(time.perf_counter() - begun)
-    pipe.send(found)
-
-
 def crowd(endpoint: str, kind: str, clients: int, seconds: float, rate: float | None = None) -> dict[str, float]:
     """Replies per second and latencies of many clients at once."""
-    barrier = _spawn.Barrier(clients)
+    barrier = spawn.Barrier(clients)
     pipes, processes = [], []
     for number in range(clients):
-        ours, theirs = _spawn.Pipe()
-        process = _spawn.Process(target=crowd_member, args=(theirs, endpoint, kind, seconds, rate, barrier, number), daemon=True)
+        ours, theirs = spawn.Pipe()
+        process = spawn.Process(target=crowd_member, args=(theirs, endpoint, kind, seconds, rate, barrier, number), daemon=True)
         process.start()
         pipes.append(ours)
         processes.append(process)
@@ -313,29 +158,33 @@ def crowd(endpoint: str, kind: str, clients: int, seconds: float, rate: float | 
     return summarise(latencies) | {"per_second": len(latencies) / seconds, "late": late}
 
 
-def part_c(seconds: float, rounds: int, sizes: tuple[int, ...]) -> dict[str, Any]:
+def part_c(seconds: float, rounds: int, sizes: tuple[int, ...], openpi: str | None) -> dict[str, Any]:
     """Batching across clients."""
     bundle = str(network_bundle())
     report: dict[str, Any] = {}
-    with running(serve_ours, bundle, 0) as (ours, _), running(serve_bare, bundle, 0) as (bare, _):
-        cells: dict[str, list[dict[str, float]]] = {"one at a time (bare)": [], "ours": []}
+    with contextlib.ExitStack() as stack:
+        servers = {
+            "one at a time (bare)": ("bare", stack.enter_context(running(serve_bare, bundle, 0))[0]),
+            "ours": ("ours", stack.enter_context(running(serve_ours, bundle, 0))[0]),
+            "ours, int8": ("ours", stack.enter_context(running(serve_ours, bundle, 0, "int8"))[0]),
+        }
+        if openpi:
+            servers["openpi"] = ("openpi", stack.enter_context(running(serve_openpi, bundle, openpi))[0])
+        found: dict[str, list[dict[str, float]]] = {name: [] for name in servers}
         for _ in range(rounds):
-            cells["one at a time (bare)"].append(crowd(bare, "bare", 8, seconds))
-            cells["ours"].append(crowd(ours, "ours", 8, seconds))
+            for name, (kind, endpoint) in servers.items():
+                found[name].append(crowd(endpoint, kind, 8, seconds))
         print("\n8 clients back to back, F = 10, 4x512")
-        rows = {name: {key: statistics.median(r[key] for r in found) for key in found[0]} for name, found in cells.items()}
+        rows = {name: {key: statistics.median(r[key] for r in each) for key in each[0]} for name, each in found.items()}
         for name, row in rows.items():
-            ratio = row["per_second"] / rows["one at a time (bare)"]["per_second"]
-            print(
-                f"{name:24} {row['per_second']:>8.0f} replies/s ({ratio:.2f}x)  "
-                f"p50 {row['p50'] / 1e3:.2f} ms  p99 {row['p99'] / 1e3:.2f} ms"
-            )
+            ratios = " ".join(f"{row['per_second'] / rows[base]['per_second']:.2f}x {base}" for base in rows if not base.startswith("ours"))
+            print(f"{name:24} {row['per_second']:>8.0f} replies/s  p50 {row['p50'] / 1e3:.2f} ms  p99 {row['p99'] / 1e3:.2f} ms  {ratios}")
         report["8 clients"] = rows
         print("\nclients on a clock: replies later than half a period, p99 in ms")
         for rate in (20.0, 50.0):
             for clients in sizes:
-                row = crowd(ours, "ours", clients, seconds, rate)
-                base = crowd(bare, "bare", clients, seconds, rate)
+                row = crowd(servers["ours"][1], "ours", clients, seconds, rate)
+                base = crowd(servers["one at a time (bare)"][1], "bare", clients, seconds, rate)
                 report[f"{clients} clients at {rate:g} Hz"] = {"ours": row, "one at a time (bare)": base}
                 print(
                     f"{clients:>3} at {rate:g} Hz: ours {row['late']:.2%} late, p99 {row['p99'] / 1e3:6.2f}; one at a time "
@@ -407,11 +256,11 @@ def part_e(seconds: float) -> dict[str, Any]:
         def memory() -> float:
             return int(Path(f"/proc/{process}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
 
-        barrier = _spawn.Barrier(8)
+        barrier = spawn.Barrier(8)
         pipes = []
         for number in range(8):
-            ours, theirs = _spawn.Pipe()
-            _spawn.Process(target=crowd_member, args=(theirs, endpoint, "ours", seconds, None, barrier, number), daemon=True).start()
+            ours, theirs = spawn.Pipe()
+            spawn.Process(target=crowd_member, args=(theirs, endpoint, "ours", seconds, None, barrier, number), daemon=True).start()
             pipes.append(ours)
         channel, missed, checks, sizes = Channel(endpoint), 0, 0, []
         time.sleep(min(10.0, seconds / 4))
@@ -441,12 +290,13 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--clients", default="1,8,32,64", help="of part c, on a clock")
     parser.add_argument("--soak", type=float, default=600.0, help="seconds of part e")
+    parser.add_argument("--openpi", metavar="FILE", help="openpi's websocket_policy_server.py, to be measured beside ours")
     arguments = parser.parse_args()
     network_bundle()
     parts: dict[str, Callable[[], dict[str, Any]]] = {
-        "a": lambda: part_a(arguments.seconds, arguments.rounds),
-        "b": lambda: part_b(arguments.seconds, arguments.rounds),
-        "c": lambda: part_c(arguments.seconds, arguments.rounds, tuple(map(int, arguments.clients.split(",")))),
+        "a": lambda: part_a(arguments.seconds, arguments.rounds, arguments.openpi),
+        "b": lambda: part_b(arguments.seconds, arguments.rounds, arguments.openpi),
+        "c": lambda: part_c(arguments.seconds, arguments.rounds, tuple(map(int, arguments.clients.split(","))), arguments.openpi),
         "d": lambda: part_d(arguments.seconds * arguments.rounds),
         "e": lambda: part_e(arguments.soak),
     }

@@ -65,6 +65,8 @@ class Bundle:
         contract = Contract.from_json((path / CONTRACT).read_text())
         if contract.contract_id != manifest["contract_id"]:
             raise BundleError(f"the contract of bundle {path} is not the one its manifest names: copy it again or export it again")
+        if odd := [field.name for field in contract.plant.fields if field.dtype != "float32"]:
+            raise BundleError(f"bundle {path} has a field '{odd[0]}' that is not float32, which no policy network here reads")
         bundle = cls(path, contract, manifest, variant, unpacked)
         if variant not in bundle.variants:
             raise BundleError(

@@ -24,6 +24,8 @@ from rql_deploy.plain import from_plain
 
 SCHEMA_VERSION = 1
 MAX_CONTRACT_CHARACTERS = 16 << 20
+DTYPES = ("float32", "uint8")
+"""Of observation fields."""
 PLANT_KEY = "rql_deploy_plant"
 """Metadata entry in which a data set of ours carries its `PlantDescription` as JSON."""
 
@@ -39,7 +41,7 @@ class ObservationField:
     unit: str = ""
     """Of every scalar, for people."""
     dtype: str = "float32"
-    """Of the graphs' input; only float32 is served."""
+    """Of the graphs' input: float32, or uint8 for what is sent as bytes."""
 
     @property
     def size(self) -> int:
@@ -201,8 +203,8 @@ class Contract:
         for f in plant.fields:
             if any(size < 1 for size in f.shape):
                 yield f"has a field '{f.name}' of shape {list(f.shape)}"
-            if f.dtype != "float32":
-                yield f"has a field '{f.name}' of dtype {f.dtype!r}, only float32 can be served"
+            if f.dtype not in DTYPES:
+                yield f"has a field '{f.name}' of dtype {f.dtype!r}, not one of {', '.join(DTYPES)}"
         for a in plant.actions:
             if not a.low < a.high:
                 yield f"has an action '{a.name}' with bounds [{a.low:g}, {a.high:g}]"

@@ -15,9 +15,11 @@ from rql_deploy.flow import flow_schedule
 from rql_deploy.policy import Decision
 
 from . import protocol
+from .finite import all_finite
 
 DEFAULT_TIMEOUT = 1.0
 """Seconds a call without a deadline waits."""
+_FLOAT32 = np.dtype(np.float32)
 LEAST_SHARE = 0.2
 """Of a deadline, what the server gets at least, however slow the way there has been."""
 
@@ -93,7 +95,7 @@ class Agreement:
     def chunk(self, out: Mapping[str, NDArray[Any]]) -> NDArray[np.float32]:
         """The action chunk `[h, A]` of a reply. Raises ServerError when there is none, or it is not finite."""
         actions = out.get("actions")
-        if actions is None or actions.shape != self._shape or actions.dtype != np.float32 or not np.isfinite(actions).all():
+        if actions is None or actions.shape != self._shape or actions.dtype != _FLOAT32 or not all_finite(actions):
             raise ServerError("bad_reply", f"the server at {self.endpoint} sent no finite action chunk of shape {list(self._shape)}")
         return actions
 
@@ -127,11 +129,18 @@ def act_header(
     prune: Sequence[tuple[int, int]] = (),
 ) -> dict[str, Any]:
     """Header of an `act` request; entries with their default value stay out of it."""
-    asked = {"bundle": bundle, "candidates": candidates, "value": value, "seed": seed, "prune": list(prune)}
-    return {"op": "act", "contract": agreement.contract_id, "budget": budget} | {k: v for k, v in asked.items() if v != _DEFAULTS[k]}
-
-
-_DEFAULTS: dict[str, Any] = {"bundle": None, "candidates": 1, "value": False, "seed": None, "prune": []}
+    header: dict[str, Any] = {"op": "act", "contract": agreement.contract_id, "budget": budget}
+    if bundle is not None:
+        header["bundle"] = bundle
+    if candidates != 1:
+        header["candidates"] = candidates
+    if value:
+        header["value"] = True
+    if seed is not None:
+        header["seed"] = seed
+    if prune:
+        header["prune"] = [list(pair) for pair in prune]
+    return header
 
 
 def refusal(endpoint: str, reply: Mapping[str, Any]) -> Exception:

@@ -4,14 +4,17 @@ Requests join and leave between two steps (continuous batching at refinement-ste
 complete action; a deadline therefore never leaves a request without one once its first step is done. When time is short the scheduler
 gives up candidates first, then V, then steps, `delta = (1 - f) / steps_left` (docs/architecture.md).
 
+Where nobody needs anything between two steps, all F of them run in one call of the unrolled graph, to the same bytes.
+
 One thread owns an engine. It has no locks, no sockets and no idea of clients, and time comes from an injected clock.
 """
 
 from __future__ import annotations
 
+import math
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +28,12 @@ REPLY_MARGIN = 100e-6
 """Seconds kept back from every budget for writing the reply."""
 NEARLY_ONE = 1.0 - 1e-6
 """Flow time from which a shortened schedule is at its end: its deltas are rounded."""
+UNROLLED_ROWS = 16
+"""Most rows of one unrolled call: from here on more rows take proportionally longer, and the first of them would wait for the last."""
+URGENT = 3.0
+"""A request is urgent when it has less time than so many of the largest unrolled calls take."""
+URGENT_MEMORY = 1.0
+"""Seconds for which an urgent request keeps others from unrolled calls, which one like it could not interrupt."""
 
 
 class Engine:
@@ -40,6 +49,8 @@ class Engine:
         self._noise = FlowNoise()
         self._waiting: deque[Job] = deque()
         self._jobs: list[Job] = []
+        self._urgent_until = -math.inf
+        self._deltas = tuple(delta for _, delta in model.schedule)
         # Rows of `_jobs`, in order: job i's rows follow job i-1's.
         self._features: Array = np.empty((0, model.feature_dim), np.float32)
         self._x: Array = np.empty((0, model.chunk_dim), np.float32)
@@ -58,10 +69,10 @@ class Engine:
         self._waiting.append(job)
 
     def step(self) -> list[Event]:
-        """Do one piece of work: one refinement step of all rows under way, or one lone request unrolled."""
+        """Do one piece of work: one refinement step of all rows under way, or one unrolled call for those who wait."""
         now = self._clock()
-        if not self._jobs and len(self._waiting) == 1 and self._fits_unrolled(self._waiting[0], now):
-            return [self._run_unrolled(self._waiting.popleft(), now)]
+        if self._use_unrolled and not self._jobs and self._waiting and (jobs := self._unrollable(now)):
+            return self._run_unrolled(jobs, now)
         events: list[Event] = []
         if self._waiting:
             self._admit(now, events)
@@ -72,34 +83,74 @@ class Engine:
             self._after_step(events)
         return events
 
-    # A lone request with no extras.
+    # All steps in one call.
 
-    def _fits_unrolled(self, job: Job, now: float) -> bool:
-        if not self._use_unrolled or job.candidates > 1 or job.stream or job.prune or job.deltas or job.first:
-            return False
-        if job.due is None:
-            return True
-        costs = self.model.costs
-        needed = costs.expect("unrolled", 1) + (costs.expect("value", 1) if job.value else 0.0)
-        return job.due - now - REPLY_MARGIN >= needed
+    def _unrollable(self, now: float) -> list[Job]:
+        """Waiting jobs to run unrolled: none as soon as one of those who wait needs more than that, or has not the time."""
+        if len(self._waiting) > 1:
+            self._sort_waiting()
+        costs, jobs, rows, judged, due = self.model.costs, [], 0, 0, math.inf
+        for job in self._waiting:
+            if job.stream or job.prune or job.deltas or job.first:
+                return []
+            if rows + job.candidates <= UNROLLED_ROWS:
+                jobs.append(job)
+                rows += job.candidates
+                judged += job.candidates if job.value or job.candidates > 1 else 0
+                due = due if job.due is None else min(due, job.due)
+        if not jobs:
+            return []
+        needed = costs.expect("unrolled", rows) + (costs.expect("value", judged) if judged else 0.0)
+        left = due - now - REPLY_MARGIN
+        if left < URGENT * costs.expect("unrolled", UNROLLED_ROWS):
+            self._urgent_until = now + URGENT_MEMORY
+        if left < needed or (now < self._urgent_until and len(self._waiting) > 1):
+            return []
+        return jobs
 
-    def _run_unrolled(self, job: Job, now: float) -> Done:
+    def _sort_waiting(self) -> None:
+        """The earliest due first, those without a deadline after them in order of arrival."""
+        self._waiting = deque(sorted(self._waiting, key=lambda job: math.inf if job.due is None else job.due))
+
+    def _run_unrolled(self, jobs: list[Job], now: float) -> list[Event]:
         model = self.model
-        actions = model.unrolled(job.fields, self._noise(job.seed, 1, model.chunk_dim))
-        value = spread = None
-        if job.value:
-            values, spreads = model.judge(model.encode(job.fields), actions)
-            value, spread = float(values[0]), float(spreads[0])
-        deltas = tuple(delta for _, delta in model.schedule)
-        return Done(job, actions[0], value, spread, 0, 1, deltas, now - job.received, self._clock() - now)
+        counts = [job.candidates for job in jobs]
+        rows = sum(counts)
+        if len(jobs) == 1:
+            self._waiting.remove(jobs[0])
+        else:
+            self._waiting = deque(job for job in self._waiting if job not in jobs)
+        fields = _stack(jobs)
+        noise = _join([self._noise(job.seed, job.candidates, model.chunk_dim) for job in jobs])
+        repeated = fields if rows == len(jobs) else {name: np.repeat(value, counts, axis=0) for name, value in fields.items()}
+        actions = model.unrolled(repeated, noise)
+        values = spreads = None
+        if any(job.value or job.candidates > 1 for job in jobs):
+            features = model.encode(fields)
+            values, spreads = model.judge(features if rows == len(jobs) else np.repeat(features, counts, axis=0), actions)
+        self.steps += len(self._deltas)
+        self.rows += rows
+        end = self._clock()
+        found: list[Event] = []
+        start = 0
+        for job in jobs:
+            stop = start + job.candidates
+            best, value, spread, compared = start, None, None, 1
+            if values is not None and spreads is not None and (job.value or job.candidates > 1):
+                best, compared = start + int(values[start:stop].argmax()), job.candidates
+                if job.value:
+                    value, spread = float(values[best]), float(spreads[best])
+            queue = now - job.received
+            found.append(Done(job, actions[best], value, spread, best - start, compared, self._deltas, queue, end - now))
+            start = stop
+        return found
 
     # Joining.
 
     def _admit(self, now: float, events: list[Event]) -> None:
         room = self._max_rows - len(self._x)
         if sum(job.candidates for job in self._waiting) > room:
-            # Not all fit: the earliest due first, those without a deadline in order of arrival after them.
-            self._waiting = deque(sorted(self._waiting, key=lambda job: (job.due is None, job.due or 0.0)))
+            self._sort_waiting()
         joining: list[Job] = []
         least = self.model.costs.least("encode", 1) + self.model.costs.least("step", 1) + REPLY_MARGIN
         while self._waiting:
@@ -116,10 +167,7 @@ class Engine:
 
     def _join(self, joining: list[Job], now: float) -> None:
         model = self.model
-        if len(joining) == 1:
-            features = model.encode(joining[0].fields)
-        else:
-            features = model.encode({name: np.concatenate([job.fields[name] for job in joining]) for name in joining[0].fields})
+        features = model.encode(_stack(joining))
         counts = []
         noise = []
         for job in joining:
@@ -349,3 +397,14 @@ class Engine:
 
     def _compress(self, kept: NDArray[np.bool_]) -> None:
         self._features, self._x = self._features[kept], self._x[kept]
+
+
+def _stack(jobs: list[Job]) -> Mapping[str, Array]:
+    """Observation fields of several jobs, a row each."""
+    if len(jobs) == 1:
+        return jobs[0].fields
+    return {name: np.concatenate([job.fields[name] for job in jobs]) for name in jobs[0].fields}
+
+
+def _join(parts: list[Array]) -> Array:
+    return parts[0] if len(parts) == 1 else np.concatenate(parts)

@@ -14,6 +14,7 @@ from rql_deploy.errors import ContractError
 from rql_deploy.flow import flow_schedule
 
 from .cost import CostModel
+from .finite import all_finite
 from .providers import open_sessions
 
 Array = NDArray[np.float32]
@@ -39,7 +40,7 @@ class Model:
         self.schedule = flow_schedule(self.contract.F)
         self._centre = ((plant.action_high + plant.action_low) / 2).astype(np.float32)
         self._half_range = ((plant.action_high - plant.action_low) / 2).astype(np.float32)
-        self._action_shape = (self.contract.h, plant.action_dim)
+        self._fields = [(field.name, field.shape, np.dtype(field.dtype)) for field in plant.fields]
 
     def encode(self, fields: Mapping[str, Array]) -> Array:
         """Named fields `[B, *shape]` -> features `[B, D]`."""
@@ -93,32 +94,31 @@ class Model:
         Raises ContractError when a field is missing, has another shape, or is not finite. Other fields are ignored.
         """
         found: dict[str, Array] = {}
-        for spec in self.contract.plant.fields:
-            value = observation.get(spec.name)
-            if value is None or value.shape != spec.shape:
+        for name, shape, dtype in self._fields:
+            value = observation.get(name)
+            if value is None or value.shape != shape or (value.dtype != dtype and dtype.kind != "f"):
                 self.contract.flatten(observation)  # says what is wrong
-                raise ContractError(f"observation field '{spec.name}' does not fit the contract")
-            row: Array = np.asarray(value, np.float32)[None]
-            # A sum is infinite or NaN as soon as one term is, and reads an image once without a mask of its size; one that
-            # overflows by itself is looked at again.
-            if not np.isfinite(row.sum()) and not np.isfinite(row).all():
-                raise ContractError(f"observation field '{spec.name}' holds NaN or infinity")
-            found[spec.name] = row
+                raise ContractError(f"observation field '{name}' does not fit the contract")
+            row: Array = np.asarray(value, dtype)[None]
+            if not all_finite(row):
+                raise ContractError(f"observation field '{name}' holds NaN or infinity")
+            found[name] = row
         return found
 
     def warm_up(self, rounds: int = 12) -> None:
         """Run every graph in every size, so that no request pays for first-time allocations and the costs are known."""
         zeros = {spec.name: np.zeros((1, *spec.shape), np.float32) for spec in self.contract.plant.fields}
-        for _ in range(rounds):
-            self.unrolled(zeros, np.zeros((1, self.chunk_dim), np.float32))
-            features = self.encode(zeros)
+        features = self.encode(zeros)
         for size in WARM_SIZES:
             many, x, column = (
                 np.repeat(features, size, axis=0),
                 np.zeros((size, self.chunk_dim), np.float32),
                 np.ones((size, 1), np.float32),
             )
+            fields = {name: np.repeat(value, size, axis=0) for name, value in zeros.items()}
             for _ in range(rounds if size <= 16 else 3):
+                self.encode(fields)
+                self.unrolled(fields, x)
                 start = time.monotonic()
                 self.refine(many, x, column, column)
                 self.costs.observe("step", size, time.monotonic() - start)

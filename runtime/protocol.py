@@ -22,6 +22,8 @@ MAX_MESSAGE_BYTES = 64 * 1024 * 1024
 ZERO_COPY_BYTES = 32 * 1024
 """Below this, copying a frame is cheaper than keeping track of it."""
 DTYPES = {name: np.dtype(name) for name in ("float32", "float64", "uint8", "int32", "int64")}
+# Looked up here, not as dtype.name, which numpy computes in Python.
+_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 OPERATIONS = ("hello", "act", "refine", "value", "reset", "stats", "ping")
 
@@ -35,17 +37,17 @@ class ProtocolError(Exception):
 
 
 def encode(header: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]] | None = None) -> list[Any]:
-    """Frames of a message: the header with an `arrays` list of (name, dtype, shape), then one buffer per array, not copied."""
-    described, buffers = [], []
+    """Frames of a message: the header with an `arrays` list of (name, dtype, shape), then one buffer per array; large ones not copied."""
+    described: list[tuple[str, str, tuple[int, ...]]] = []
+    frames: list[Any] = [b""]
     for name, array in (arrays or {}).items():
-        dtype = array.dtype.name
-        if dtype not in DTYPES:
+        dtype = _NAMES.get(array.dtype)
+        if dtype is None:
             raise ProtocolError("bad_array", f"array '{name}' has dtype {array.dtype}: use one of {', '.join(DTYPES)}")
-        if not array.flags.c_contiguous:
-            array = array.copy(order="C")
         described.append((name, dtype, array.shape))
-        buffers.append(array.data if array.size else b"")
-    return [msgpack.packb({**header, "arrays": described}), *buffers]
+        frames.append(array.tobytes() if array.nbytes < ZERO_COPY_BYTES else np.ascontiguousarray(array).data)
+    frames[0] = msgpack.packb({**header, "arrays": described})
+    return frames
 
 
 # pyzmq's wrappers turn every option and flag into an enum first: a fifth of a small request's cost.

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from rql_deploy.policy import MAX_CANDIDATES
 
+from .finite import all_finite
 from .jobs import Job
 from .model import Model
 from .protocol import ProtocolError
@@ -19,6 +20,8 @@ from .protocol import ProtocolError
 Header = dict[str, Any]
 Arrays = Mapping[str, NDArray[Any]]
 
+_COMMON = frozenset(("v", "id", "epoch", "op", "contract", "bundle", "budget", "seed"))
+"""Entries of most `act` requests."""
 MAX_DELTAS = 64
 """Most refinement steps that a request may spell out."""
 MAX_ROWS = MAX_CANDIDATES
@@ -29,25 +32,28 @@ def read_job(header: Header, arrays: Arrays, model: Model, ticket: Any, received
     """The job that an `act` request describes. Raises ProtocolError or ContractError."""
     budget = number(header, "budget", 0.0, 3600.0)
     seed = whole(header, "seed", 0, 2**64 - 1)
-    candidates = whole(header, "candidates", 1, MAX_CANDIDATES)
-    job = Job(
+    extras = {} if _COMMON.issuperset(header) else _extras(header, model)
+    return Job(
         ticket=ticket,
         fields=model.rows(arrays),
         seed=random.getrandbits(63) if seed is None else seed,
         received=received,
         due=None if budget is None else received + budget,
-        candidates=candidates or 1,
-        value=flag(header, "value"),
-        stream=flag(header, "stream"),
+        **extras,
     )
+
+
+def _extras(header: Header, model: Model) -> dict[str, Any]:
+    candidates = whole(header, "candidates", 1, MAX_CANDIDATES) or 1
+    found: dict[str, Any] = {"candidates": candidates, "value": flag(header, "value"), "stream": flag(header, "stream")}
     if header.get("prune") is not None:
-        job.prune = _prune(header["prune"], job.candidates, model.contract.F)
+        found["prune"] = _prune(header["prune"], candidates, model.contract.F)
     if header.get("deltas") is not None:
-        job.deltas = _deltas(header["deltas"])
-        job.first = whole(header, "first", 0, MAX_CANDIDATES - 1) or 0
+        found["deltas"] = _deltas(header["deltas"])
+        found["first"] = whole(header, "first", 0, MAX_CANDIDATES - 1) or 0
     if header.get("prefix") is not None:
         raise ProtocolError("bad_request", "prefix is reserved for a later version: leave it out")
-    return job
+    return found
 
 
 def read_refinement(
@@ -114,7 +120,7 @@ def _rows(arrays: Arrays, name: str, shape: tuple[int, ...]) -> NDArray[np.float
     if value is None or value.ndim != len(shape) + 1 or value.shape[1:] != shape or not 1 <= len(value) <= MAX_ROWS:
         raise ProtocolError("bad_request", f"array '{name}' must have shape [N, {', '.join(map(str, shape))}] with N from 1 to {MAX_ROWS}")
     rows = np.asarray(value, np.float32)
-    if not np.isfinite(rows).all():
+    if not all_finite(rows):
         raise ProtocolError("bad_request", f"array '{name}' holds NaN or infinity")
     return rows
 

@@ -8,6 +8,7 @@ loading a new bundle, WebSocket clients) lives in other threads, which hand thin
 from __future__ import annotations
 
 import contextlib
+import gc
 import signal
 import time
 from collections import deque
@@ -145,6 +146,9 @@ class PolicyServer:
 
     def run(self) -> None:
         """Answer requests until stopped, then what is under way."""
+        # What is there now stays: the collector need not walk through it between two requests.
+        gc.collect()
+        gc.freeze()
         self.ready = True
         while not self._stopping:
             self._turn()
@@ -217,13 +221,15 @@ class PolicyServer:
         try:
             sentence = self._guard.refuse(client, received)
             header, arrays = protocol.decode(frames)
-            echo |= {key: header[key] for key in ("id", "epoch") if type(header.get(key)) is int}
+            for key in ("id", "epoch"):
+                if type(value := header.get(key)) is int:
+                    echo[key] = value
             if sentence is not None:
                 raise ProtocolError("busy", sentence)
             if header.get("v") != protocol.VERSION:
                 raise ProtocolError("version", f"this server speaks protocol {protocol.VERSION}")
-            if header.get("op") in protocol.OPERATIONS:
-                operation = header["op"]
+            if (asked := header.get("op")) in protocol.OPERATIONS:
+                operation = asked
             self._carry_out(client, echo, header, arrays, received)
         except ProtocolError as error:
             self._refuse(client, echo, error.code, str(error))

@@ -10,7 +10,7 @@ import pytest
 
 from rql_deploy.bundle import Bundle
 from rql_deploy.runtime.cost import CostModel
-from rql_deploy.runtime.engine import REPLY_MARGIN, Engine
+from rql_deploy.runtime.engine import REPLY_MARGIN, URGENT_MEMORY, Engine
 from rql_deploy.runtime.jobs import Done, Event, Expired, Job, Preview
 from rql_deploy.runtime.model import Model
 
@@ -60,7 +60,7 @@ def decisions(events: list[Event]) -> dict[int, Done]:
     return {event.job.ticket: event for event in events if isinstance(event, Done)}
 
 
-def ticking(model: Model, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> Engine:
+def ticking(model: Model, clock: Clock, monkeypatch: pytest.MonkeyPatch, *, unrolled: bool = True) -> Engine:
     """An engine whose refinement steps and values take the known time on the clock."""
 
     def taking(seconds: float, work: Callable[..., object]) -> Callable[..., object]:
@@ -74,7 +74,7 @@ def ticking(model: Model, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> Engi
     monkeypatch.setattr(model, "refine", taking(STEP, model.refine))
     monkeypatch.setattr(model, "value", taking(VALUE, model.value))
     monkeypatch.setattr(model, "unrolled", taking(UNROLLED, model.unrolled))
-    return Engine(model, clock=clock)
+    return Engine(model, clock=clock, unrolled=unrolled)
 
 
 def test_a_decision_has_the_same_bytes_alone_in_a_batch_and_unrolled(model: Model) -> None:
@@ -155,7 +155,7 @@ def test_time_pressure_costs_candidates_first_then_v_then_steps(model: Model, mo
     ):
         with monkeypatch.context() as patch:
             clock = Clock()
-            engine = ticking(model, clock, patch)
+            engine = ticking(model, clock, patch, unrolled=False)
             done = decisions(finish(engine, [job(model, 1, due=100.0 + left, candidates=8, value=True)]))[1]
         assert (done.compared, done.value is not None, len(done.deltas)) == (compared, judged, steps)
         assert sum(done.deltas) == pytest.approx(1.0)
@@ -183,6 +183,50 @@ def test_a_decision_that_is_overtaken_by_time_leaves_with_its_latest_preview(mod
     assert np.array_equal(done.actions, preview.actions)
     assert len(done.deltas) == 3
     assert sum(done.deltas) == pytest.approx(1.0)
+
+
+def test_those_who_wait_for_nothing_in_between_share_one_unrolled_call(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    def crowd() -> list[Job]:
+        plain = [job(model, number, candidates=1 + number % 3, value=number % 2 == 0) for number in range(6)]
+        return [*plain, job(model, 6, due=200.0)]
+
+    stepwise = decisions(finish(Engine(model, unrolled=False, clock=Clock()), crowd()))
+    calls = []
+    real = model.unrolled
+    monkeypatch.setattr(model, "unrolled", lambda fields, noise: calls.append(len(noise)) or real(fields, noise))
+    together = decisions(finish(Engine(model, clock=Clock()), crowd()))
+    assert calls == [13]
+    assert len(together) == 7
+    assert together.keys() == stepwise.keys()
+    for number, done in together.items():
+        other = stepwise[number]
+        assert done.actions.tobytes() == other.actions.tobytes()
+        assert (done.candidate, done.compared, done.value, done.spread) == (other.candidate, other.compared, other.value, other.spread)
+        assert done.deltas == other.deltas
+
+
+def test_more_rows_than_an_unrolled_call_takes_wait_for_the_next_one(model: Model) -> None:
+    engine = Engine(model, clock=Clock())
+    for number in range(20):
+        engine.submit(job(model, number, due=500.0 - number))
+    first = decisions(engine.step())
+    assert sorted(first) == list(range(4, 20))
+    assert sorted(decisions(engine.step())) == [0, 1, 2, 3]
+    assert not engine.busy
+
+
+def test_who_was_urgent_a_moment_ago_keeps_others_interruptible(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock()
+    engine = ticking(model, clock, monkeypatch)
+    assert len(decisions(finish(engine, [job(model, 1, due=100.0 + 2 * UNROLLED)]))) == 1
+    for number in (2, 3):
+        engine.submit(job(model, number))
+    assert not engine.step(), "stepwise, so that the next urgent request can join"
+    finish(engine, [])
+    clock.now += URGENT_MEMORY
+    for number in (4, 5):
+        engine.submit(job(model, number))
+    assert len(engine.step()) == 2
 
 
 def test_an_urgent_request_is_not_held_up_by_a_crowd(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,29 @@
+"""Whether an array is finite, at the price of reading it once."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+SMALL = 4096
+"""Scalars up to which a dot product is cheaper than a sum, and runs on one thread."""
+
+
+def all_finite(array: NDArray[Any]) -> bool:
+    """No NaN, no infinity; what is not floating point is finite.
+
+    A sum is infinite or NaN as soon as one term is, and needs no mask of the array's size; one that overflows by itself is looked at
+    again.
+    """
+    if array.dtype.kind != "f":
+        return True
+    flat = array.reshape(-1)
+    if flat.size <= SMALL:
+        total = flat.dot(flat)
+    else:
+        with np.errstate(all="ignore"):
+            total = flat.sum()
+    return math.isfinite(total) or bool(np.isfinite(flat).all())
