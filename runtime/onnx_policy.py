@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -45,17 +45,19 @@ class OnnxPolicy:
         candidates: int = 1,
         value: bool = False,
         seed: int | None = None,
+        prune: Sequence[tuple[int, int]] = (),
         prefix: NDArray[np.float32] | None = None,
     ) -> Decision:
         """See `rql_deploy.policy.Policy.act`; a local policy computes to the end whatever the deadline.
 
+        `prune` lists (k, keep): after refinement step k only the `keep` candidates of highest V go on.
         `prefix` `[n, A]` are actions that will be played whatever is decided: the chunk is made to go on from them (one candidate, no V).
         """
         start = time.monotonic()
         if prefix is not None and len(prefix):
             return self._continue(self._job(observation, start, candidates, value, seed), prefix, start)
         done = None
-        for event in self._run(self._job(observation, start, candidates, value, seed)):
+        for event in self._run(self._job(observation, start, candidates, value, seed, prune)):
             done = event
         assert isinstance(done, Done)
         return _decision(done, start)
@@ -99,11 +101,20 @@ class OnnxPolicy:
         timing = {"inference": time.monotonic() - start}
         return Decision(actions[0], None, None, len(deltas), start, job.seed, timing, deltas=deltas)
 
-    def _job(self, observation: Mapping[str, Any], start: float, candidates: int, value: bool, seed: int | None) -> Job:
+    def _job(
+        self,
+        observation: Mapping[str, Any],
+        start: float,
+        candidates: int,
+        value: bool,
+        seed: int | None,
+        prune: Sequence[tuple[int, int]] = (),
+    ) -> Job:
         if not 1 <= candidates <= MAX_CANDIDATES:
             raise ContractError(f"candidates is {candidates}: pass 1 to {MAX_CANDIDATES}")
         fields = self._model.rows({name: np.asarray(observation[name]) for name in self._fields if name in observation})
-        return Job(None, fields, secrets.randbits(63) if seed is None else seed, start, candidates=candidates, value=value)
+        seed = secrets.randbits(63) if seed is None else seed
+        return Job(None, fields, seed, start, candidates=candidates, value=value, prune=tuple((int(k), int(keep)) for k, keep in prune))
 
     def _run(self, job: Job) -> Iterator[Preview | Done]:
         self._engine.submit(job)

@@ -23,6 +23,7 @@ VERBS = {
     "replay": "Compute recorded decisions again, and compare them to the byte.",
     "keys": "Make and revoke keys for robots that connect over a network.",
     "evaluate": "Measure a policy's success over seeded episodes.",
+    "doctor": "Check this machine, each problem with its cure.",
     "demo": "The whole pipeline on robosuite Lift, start to finish.",
 }
 EXTRAS = {
@@ -44,6 +45,8 @@ EXTRAS = {
     "matplotlib": "train",
     "pyarrow": "arrow",
     "rich": "sim",
+    "av": "sim",
+    "PIL": "sim",
 }
 
 
