@@ -23,6 +23,7 @@ VERBS = {
     "replay": "Compute recorded decisions again, and compare them to the byte.",
     "keys": "Make and revoke keys for robots that connect over a network.",
     "evaluate": "Measure a policy's success over seeded episodes.",
+    "sweep": "Train and evaluate tasks x settings x seeds, and make one table of it.",
     "demo": "The whole pipeline on robosuite Lift, start to finish.",
 }
 EXTRAS = {
@@ -43,6 +44,7 @@ EXTRAS = {
     "ogbench": "sim",
     "matplotlib": "train",
     "pyarrow": "arrow",
+    "ray": "ray",
 }
 
 
