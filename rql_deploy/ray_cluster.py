@@ -7,6 +7,7 @@ network you trust; nothing of it is exposed by this package's servers.
 from __future__ import annotations
 
 import os
+import socket
 from collections.abc import Callable, Mapping
 from concurrent.futures import Executor, Future
 from typing import Any, TypeVar
@@ -32,11 +33,22 @@ def connect(address: str) -> Any:
 
     if not ray.is_initialized():
         try:
+            _require_listener(address)
             ray.init(address=address, logging_level="warning", log_to_driver=False)
-        except (ConnectionError, ValueError, RuntimeError) as error:
+        except (OSError, ValueError, RuntimeError) as error:
             reason = str(error).strip().splitlines()[0].rstrip(".")
             raise UserError(f"no Ray cluster answers at '{address}' ({reason}): start one with `ray start --head`, or leave it out") from error
     return ray
+
+
+def _require_listener(address: str) -> None:
+    """Raise OSError or ValueError where nothing listens: Ray itself would try for minutes."""
+    if address == "auto":
+        return
+    host, separator, port = address.removeprefix("ray://").rpartition(":")
+    if not separator or not port.isdecimal():
+        raise ValueError("an address is HOST:PORT")
+    socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
 
 
 def on_every_node(ray: Any, function: Callable[..., T], *arguments: Any) -> dict[str, T]:

@@ -1,6 +1,6 @@
 """One attempt at a job, in a process of its own: `python -m rql_deploy.sweep.attempt FOLDER`.
 
-It holds the folder's lock, so that an attempt that was thought dead and the next one never write side by side, and ends at once when its
+It holds the folder's lock (a file with its process and machine), so that an attempt that was thought dead and the next one never write side by side, and ends at once when its
 standard input closes: whoever started it is gone, and the job may be begun elsewhere.
 """
 
@@ -63,13 +63,16 @@ def _end_with_parent() -> None:
 
 @contextmanager
 def _locked(file: Path) -> Iterator[bool]:
-    with file.open("w") as stream:
+    with file.open("a+") as stream:
         for _ in range(int(LOCK_SECONDS / 0.1)):
             try:
                 fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 time.sleep(0.1)
             else:
+                stream.truncate(0)
+                stream.write(f"{os.getpid()} {platform.node()}\n")
+                stream.flush()
                 yield True
                 return
         yield False
