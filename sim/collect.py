@@ -26,7 +26,7 @@ from rql_deploy.errors import UserError
 from rql_deploy.seeding import episode_seed
 
 from .minari_files import target_folder, writable_target, write_dataset
-from .robosuite_env import RobosuiteEnv
+from .task_env import TaskEnv
 from .tasks import Task, describe, find_demonstrator
 
 T = TypeVar("T")
@@ -56,7 +56,7 @@ class Episode:
         return int(reached[0]) if len(reached) else len(self.actions)
 
 
-_env: RobosuiteEnv | None = None
+_env: TaskEnv | None = None
 
 
 def start_worker(niceness: int = 0) -> None:

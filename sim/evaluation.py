@@ -110,8 +110,8 @@ def _play_demonstrator(task: Task, seed: int, noise_range: tuple[float, float]) 
 class Evaluation:
     """A pool of simulator processes that plays contestants on one task. Use as a context manager."""
 
-    def __init__(self, task: Task, horizon: int, workers: int, *, niceness: int = 0):
-        self.task, self.horizon = task, horizon
+    def __init__(self, task: Task, workers: int, *, niceness: int = 0):
+        self.task, self.horizon = task, task.horizon
         self._pool: ProcessPoolExecutor = worker_pool(workers, niceness)
 
     def __enter__(self) -> Evaluation:

@@ -9,9 +9,8 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import importlib
+import json
 import logging
-import os
-import sys
 from collections.abc import Mapping
 from functools import cache
 from types import ModuleType
@@ -22,17 +21,22 @@ import numpy as np
 from gymnasium.envs.registration import EnvSpec
 from numpy.typing import NDArray
 
+from rql_deploy.contract import ObservationField, PlantDescription
 from rql_deploy.errors import UserError
 from rql_deploy.plain import suggestion
+
+from .headless import render_headless
+from .robosuite_controllers import action_dimensions, controller_config, plain
+from .task_env import Observation, TaskEnv
 
 ENTRY_POINT = "rql_deploy.sim.robosuite_env:RobosuiteEnv"
 ROBOT_FIELDS = ("robot0_eef_pos", "robot0_eef_quat", "robot0_gripper_qpos")
 """What the arm knows of itself; the task's object fields follow."""
-ROBOTS = ("Panda",)
-CONTROLLERS = ("OSC_POSE", "OSC_POSITION", "JOINT_VELOCITY", "JOINT_POSITION")
-"""Those whose units and hold parts `tasks.describe` knows."""
-
-
+UNITS = {"pos": "m", "quat": "quaternion xyzw", "qpos": "m"}
+"""Of observation fields, by the last word of their names."""
+HORIZONS = {"Lift": 120, "Stack": 200, "Door": 200, "PickPlaceCan": 200, "NutAssemblySquare": 300}
+"""Control steps after which an episode has failed, where none is given: enough for an unhurried demonstrator at 20 Hz."""
+DEFAULT_HORIZON = 400
 RESETS_PER_TRIM = 10
 
 
@@ -46,9 +50,7 @@ def trim_heap() -> None:
 @cache
 def import_robosuite() -> ModuleType:
     """Import robosuite without its console warnings (it prints a flood at import and at every reset)."""
-    # Headless machines render with EGL; a stack left to guess can hang. What the user set is respected.
-    if sys.platform.startswith("linux"):
-        os.environ.setdefault("MUJOCO_GL", "egl")
+    render_headless()
     # A filter, because robosuite sets the logger's level itself while it is being imported.
     logging.getLogger("robosuite_logs").addFilter(lambda record: record.levelno >= logging.ERROR)
     return importlib.import_module("robosuite")
@@ -61,7 +63,12 @@ def check_task(task: str) -> None:
         raise UserError(f"robosuite has no task '{task}'{suggestion(task, known)}")
 
 
-class RobosuiteEnv(gymnasium.Env[Any, NDArray[np.float32]]):
+def default_horizon(task: str) -> int:
+    """Control steps of an episode of `task` where none are asked for."""
+    return HORIZONS.get(task, DEFAULT_HORIZON)
+
+
+class RobosuiteEnv(TaskEnv):
     """One robosuite task, one arm, state observations.
 
     Observation: a Dict of named fields (end-effector pose, gripper, the task's object fields), float64.
@@ -79,15 +86,16 @@ class RobosuiteEnv(gymnasium.Env[Any, NDArray[np.float32]]):
         robot: str = "Panda",
         controller: str = "OSC_POSE",
         control_rate: int = 20,
-        horizon: int = 120,
+        horizon: int | None = None,
         rows_after_success: int = 5,
         render_mode: str | None = None,
     ):
         robosuite = import_robosuite()
         check_task(task)
+        horizon = default_horizon(task) if horizon is None else horizon
         self.task, self.control_rate, self.horizon, self.rows_after_success = task, control_rate, horizon, rows_after_success
         self.render_mode = render_mode
-        self.controller_config = _controller_config(robot, controller)
+        self.controller_config = controller_config(robot, controller)
         if task.startswith("TwoArm"):
             raise UserError(f"{task} needs two arms, only one-armed tasks can be driven: try robosuite:Lift")
         self._env = robosuite.make(
@@ -124,7 +132,7 @@ class RobosuiteEnv(gymnasium.Env[Any, NDArray[np.float32]]):
         raw = self._env.reset()
         self._fields = [*ROBOT_FIELDS, *(name for name in raw if self._is_object_field(name))]
         # Sorted by name, as gymnasium's Dict sorts its keys.
-        self.shapes = {name: np.shape(raw[name]) for name in sorted(self._fields)}
+        self.shapes = {name: np.shape(np.atleast_1d(raw[name])) for name in sorted(self._fields)}
         self.observation_space = gymnasium.spaces.Dict(
             {name: gymnasium.spaces.Box(-np.inf, np.inf, shape, np.float64) for name, shape in self.shapes.items()}
         )
@@ -135,9 +143,7 @@ class RobosuiteEnv(gymnasium.Env[Any, NDArray[np.float32]]):
         observables = self._env._observables
         return name in observables and observables[name].modality == "object"
 
-    def reset(
-        self, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[dict[str, NDArray[np.float64]], dict[str, Any]]:
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Observation, dict[str, Any]]:
         """Start an episode; with a seed, everything that follows depends on that seed and the actions alone."""
         super().reset(seed=seed)
         if seed is not None:
@@ -151,7 +157,7 @@ class RobosuiteEnv(gymnasium.Env[Any, NDArray[np.float32]]):
         self.success = False
         return self._observation(raw), {"success": False}
 
-    def step(self, action: NDArray[np.float32]) -> tuple[dict[str, NDArray[np.float64]], float, bool, bool, dict[str, Any]]:
+    def step(self, action: NDArray[np.float32]) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
         raw, _, _, _ = self._env.step(np.asarray(action, np.float64))
         self._steps += 1
         if self.success:
@@ -161,6 +167,18 @@ class RobosuiteEnv(gymnasium.Env[Any, NDArray[np.float32]]):
         truncated = self._steps >= self.horizon and not self.success
         return self._observation(raw), float(self.success) - 1.0, terminated, truncated, {"success": self.success}
 
+    def description(self, task: str) -> PlantDescription:
+        """This environment's side of a contract: fields, action dimensions with units and hold parts, rate, and how to rebuild it."""
+        arm = self.controller_config["body_parts"]["right"]
+        assert self.spec is not None
+        return PlantDescription(
+            task=task,
+            fields=tuple(ObservationField(name, shape, UNITS.get(name.rsplit("_", 1)[-1], "")) for name, shape in self.shapes.items()),
+            actions=action_dimensions(arm, self.box.low, self.box.high),
+            control_rate=float(self.control_rate),
+            environment={"spec": json.loads(self.spec.to_json()), "controller": plain(arm)},
+        )
+
     def render(self) -> NDArray[np.uint8]:
         frame = self._env.sim.render(width=512, height=512, camera_name="agentview")
         return np.ascontiguousarray(frame[::-1])
@@ -168,21 +186,5 @@ class RobosuiteEnv(gymnasium.Env[Any, NDArray[np.float32]]):
     def close(self) -> None:
         self._env.close()
 
-    def _observation(self, raw: Mapping[str, Any]) -> dict[str, NDArray[np.float64]]:
-        return {name: np.asarray(raw[name], np.float64) for name in self._fields}
-
-
-def _controller_config(robot: str, controller: str) -> dict[str, Any]:
-    """The arm's composite controller, with robosuite's own defaults for the named arm controller and its gripper."""
-    from robosuite.controllers import load_composite_controller_config, load_part_controller_config
-
-    if controller not in CONTROLLERS:
-        raise UserError(f"there is no arm controller '{controller}'{suggestion(controller, CONTROLLERS)}")
-    if robot not in ROBOTS:
-        raise UserError(f"there is no robot '{robot}'{suggestion(robot, ROBOTS)}")
-    config: dict[str, Any] = load_composite_controller_config(controller=None, robot=robot)
-    arm = config["body_parts"]["right"]
-    if arm["type"] != controller:
-        part = load_part_controller_config(default_controller=controller)
-        config["body_parts"]["right"] = {**part, "gripper": arm["gripper"]}
-    return config
+    def _observation(self, raw: Mapping[str, Any]) -> Observation:
+        return {name: np.atleast_1d(np.asarray(raw[name], np.float64)) for name in self._fields}

@@ -1,30 +1,71 @@
 """Task names as the command line takes them, and how each becomes an environment, a plant and a description.
 
-`robosuite:Lift` is a robosuite task. Every task string goes through here.
+    robosuite:Lift                                   a robosuite task
+    ogbench:cube-single-play-singletask-task2-v0     a task of OGBench (ogbench:cube-single-play is the environment's default one)
+    gym:Pendulum-v1, gym:MODULE:ID                   any registered gymnasium environment
+
+Every task string goes through here.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
-import gymnasium
 import numpy as np
 from numpy.typing import NDArray
 
-from rql_deploy.contract import ActionDimension, ObservationField, PlantDescription
+from rql_deploy.contract import PlantDescription
 from rql_deploy.errors import UserError
 from rql_deploy.plain import suggestion
 
+from . import gym_env, ogbench_env, robosuite_env
 from .demonstrators.lift import LiftDemonstrator
-from .robosuite_env import RobosuiteEnv, check_task
+from .task_env import TaskEnv
 
 DEMONSTRATORS = {"robosuite:Lift": LiftDemonstrator}
 
-_ROBOSUITE_UNITS = {"pos": "m", "quat": "quaternion xyzw", "qpos": "m"}
-_OSC_POSE_NAMES = ("dx", "dy", "dz", "droll", "dpitch", "dyaw")
+
+@dataclass(frozen=True)
+class Family:
+    """One kind of task: what stands before the colon."""
+
+    example: str
+    settings: frozenset[str]
+    """Settings that its environments take; others are refused by name."""
+    check: Callable[[str], Any]
+    """Raises UserError, with the nearest names, when there is no such task."""
+    make: Callable[..., TaskEnv]
+    """From the task's name within the family and the settings."""
+    horizon: Callable[[str], int]
+    """Steps of an episode where none are asked for."""
+
+
+FAMILIES: Mapping[str, Family] = {
+    "robosuite": Family(
+        "robosuite:Lift",
+        frozenset({"robot", "controller", "control_rate", "horizon", "render_mode"}),
+        robosuite_env.check_task,
+        robosuite_env.RobosuiteEnv,
+        robosuite_env.default_horizon,
+    ),
+    "ogbench": Family(
+        "ogbench:cube-single-play-singletask-task2-v0",
+        frozenset({"horizon", "render_mode"}),
+        ogbench_env.environment_spec,
+        ogbench_env.OGBenchEnv,
+        ogbench_env.default_horizon,
+    ),
+    "gym": Family(
+        "gym:Pendulum-v1",
+        frozenset({"control_rate", "horizon", "render_mode"}),
+        gym_env.environment_spec,
+        gym_env.GymEnv,
+        gym_env.default_horizon,
+    ),
+}
 
 
 @dataclass(frozen=True)
@@ -33,80 +74,62 @@ class Task:
 
     name: str
     settings: Mapping[str, Any]
+    """Those left out, or None, are the task's own."""
+
+    @classmethod
+    def of_plant(cls, plant: PlantDescription) -> Task:
+        """The simulated task that a contract's plant was, with the settings it had; raises UserError when it was none."""
+        kind = plant.task.partition(":")[0]
+        if kind not in FAMILIES:
+            raise UserError(f"the data of {plant.task} does not say how to build its environment: leave --episodes out")
+        kwargs = plant.environment.get("spec", {}).get("kwargs", {})
+        return cls(plant.task, {name: value for name, value in kwargs.items() if name in FAMILIES[kind].settings})
 
     def check(self) -> str:
-        """The task's name within its family; raises UserError when there is no such task."""
-        family, _, task = self.name.partition(":")
-        if family != "robosuite" or not task:
-            raise UserError(f"'{self.name}' is not a task: write robosuite:TASK, for example robosuite:Lift")
-        check_task(task)
+        """The task's name within its family; raises UserError when there is no such task or it does not take the settings."""
+        family, task = self._family, self.name.partition(":")[2]
+        for name in self._given:
+            if name not in family.settings:
+                kind = self.name.partition(":")[0]
+                raise UserError(f"--{name.replace('_', '-')} does not apply to {kind} tasks, where it is fixed: leave it out")
+        family.check(task)
         return task
 
-    def make_env(self) -> RobosuiteEnv:
+    def make_env(self) -> TaskEnv:
         """A new environment; raises UserError for an unknown task or controller."""
-        return RobosuiteEnv(self.check(), **self.settings)
+        return self._family.make(self.check(), **self._given)
+
+    @cached_property
+    def horizon(self) -> int:
+        """Steps after which an episode has failed."""
+        return int(self._given.get("horizon") or self._family.horizon(self.check()))
+
+    @property
+    def _given(self) -> dict[str, Any]:
+        return {name: value for name, value in self.settings.items() if value is not None}
+
+    @property
+    def _family(self) -> Family:
+        kind, _, task = self.name.partition(":")
+        if kind not in FAMILIES or not task:
+            near = suggestion(kind, FAMILIES) if kind and task else ""
+            examples = ", ".join(family.example for family in FAMILIES.values())
+            raise UserError(f"'{self.name}' is not a task{near.rstrip('?')}; write KIND:TASK, for example {examples}")
+        return FAMILIES[kind]
 
 
-def describe(task: str, env: RobosuiteEnv) -> PlantDescription:
+def describe(task: str, env: TaskEnv) -> PlantDescription:
     """The environment's side of a contract: fields, action dimensions with units and hold parts, rate, and how to rebuild it."""
-    fields = tuple(ObservationField(name, shape, _ROBOSUITE_UNITS.get(name.rsplit("_", 1)[-1], "")) for name, shape in env.shapes.items())
-    arm = env.controller_config["body_parts"]["right"]
-    assert env.spec is not None
-    return PlantDescription(
-        task=task,
-        fields=fields,
-        actions=tuple(_action_dimensions(arm, env.box)),
-        control_rate=float(env.control_rate),
-        environment={"spec": json.loads(env.spec.to_json()), "controller": _plain(arm)},
-    )
-
-
-def _action_dimensions(arm: Mapping[str, Any], box: gymnasium.spaces.Box) -> list[ActionDimension]:
-    count = int(np.prod(box.shape))
-    controller, frame = str(arm["type"]), str(arm.get("input_ref_frame", ""))
-    delta = arm.get("input_type", "delta") == "delta" or controller == "JOINT_VELOCITY"
-    names = _OSC_POSE_NAMES if controller.startswith("OSC") else tuple(f"joint_{i}" for i in range(count - 1))
-    scales = np.broadcast_to(np.asarray(arm.get("output_max", 1.0), float), (count - 1,))
-    unit = {"d": "m", "r": "rad"}
-    dimensions = []
-    for i in range(count - 1):
-        name = names[i]
-        quantity = unit["r"] if controller == "JOINT_POSITION" or i >= 3 else unit["d"]
-        if controller == "JOINT_VELOCITY":
-            quantity = "rad/s"
-        dimensions.append(
-            ActionDimension(
-                name=name,
-                low=float(box.low[i]),
-                high=float(box.high[i]),
-                unit=f"{scales[i]:g} {quantity}",
-                controller=controller,
-                frame=frame,
-                mode="delta" if delta else "absolute",
-                hold="null" if delta else "repeat",
-            )
-        )
-    last = count - 1
-    # The gripper's command is an absolute open/close target: letting go of it would drop what is held.
-    dimensions.append(
-        ActionDimension("gripper", float(box.low[last]), float(box.high[last]), "-1 open, 1 closed", "GRIP", "", "absolute", "repeat")
-    )
-    return dimensions
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {str(k): _plain(v) for k, v in value.items()}
-    if isinstance(value, list | tuple | np.ndarray):
-        return [_plain(v) for v in value]
-    return value.item() if isinstance(value, np.generic) else value
+    return env.description(task)
 
 
 class EnvPlant:
-    """A `RobosuiteEnv` as a plant: the simulator takes one control tick per `apply`."""
+    """An environment as a plant: the simulator takes one control tick per `apply`."""
 
-    def __init__(self, env: RobosuiteEnv):
+    def __init__(self, env: TaskEnv):
         self.env = env
+        self.reward = 0.0
+        """Of the last action, in the meaning that the training data gives it."""
         self._observation: dict[str, NDArray[np.float64]] = {}
         self._success = self._finished = False
 
@@ -121,13 +144,13 @@ class EnvPlant:
 
     def reset(self, seed: int | None = None) -> None:
         self._observation, info = self.env.reset(seed=seed)
-        self._success, self._finished = bool(info["success"]), False
+        self._success, self._finished, self.reward = bool(info["success"]), False, 0.0
 
     def observe(self) -> Mapping[str, NDArray[np.float64]]:
         return self._observation
 
     def apply(self, action: NDArray[np.float32]) -> None:
-        self._observation, _, terminated, truncated, info = self.env.step(action)
+        self._observation, self.reward, terminated, truncated, info = self.env.step(action)
         self._success = bool(info["success"])
         self._finished = self._success or terminated or truncated
 
@@ -137,9 +160,10 @@ class EnvPlant:
 
 def find_demonstrator(task: Task) -> type[LiftDemonstrator]:
     """The scripted demonstrator of a task; raises UserError naming those there are and the controller they act on."""
+    task.check()
     if task.name not in DEMONSTRATORS:
         raise UserError(f"there is no scripted demonstrator for '{task.name}'{suggestion(task.name, DEMONSTRATORS)}")
-    controller = task.settings.get("controller", "OSC_POSE")
+    controller = task.settings.get("controller") or "OSC_POSE"
     if controller != "OSC_POSE":
         raise UserError(f"the demonstrator of '{task.name}' acts on OSC_POSE, not on {controller}: leave --controller out")
     return DEMONSTRATORS[task.name]

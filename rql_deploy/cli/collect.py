@@ -73,7 +73,7 @@ def command(task: str, episodes: int, output: str, seed: int, workers: int, as_j
         "episodes": len(recorded),
         "rows": sum(len(e.actions) for e in recorded),
         "success": success_rate(recorded),
-        "steps": sum(e.steps if e.success[-1] else settings["horizon"] for e in recorded) / len(recorded),
+        "steps": sum(e.steps if e.success[-1] else work.horizon for e in recorded) / len(recorded),
         "interrupted": interrupted,
     }
     if as_json:

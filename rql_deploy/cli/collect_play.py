@@ -13,6 +13,7 @@ import click
 from click.core import ParameterSource
 
 from rql_deploy.errors import UserError
+from rql_deploy.ogbench_names import plant_of, single_task
 
 from .options import echo_json, show_next
 
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 FIXED = ("noise", "robot", "controller", "control_rate")
 
 
-def collect_play(task: str, episodes: int, output: str, seed: int, workers: int, as_json: bool, horizon: int) -> None:
+def collect_play(task: str, episodes: int, output: str, seed: int, workers: int, as_json: bool, horizon: int | None) -> None:
     """Make the data and write it as `.npz`, or as a Minari data set where `output` does not end so."""
     from rql_deploy.progress import ProgressLine
     from rql_deploy.sim import collect, ogbench_collect
@@ -32,7 +33,7 @@ def collect_play(task: str, episodes: int, output: str, seed: int, workers: int,
     given = [name for name in FIXED if context.get_parameter_source(name) is not ParameterSource.DEFAULT]
     if given:
         raise UserError(f"--{given[0].replace('_', '-')} is fixed by OGBench's recipe: leave it out")
-    steps = EPISODE_STEPS if context.get_parameter_source("horizon") is ParameterSource.DEFAULT else horizon
+    steps = EPISODE_STEPS if horizon is None else horizon
     if steps < 2:
         raise UserError("an episode of one row leaves no transition: pass --horizon 2 or more")
     find_recipe(task)
@@ -81,13 +82,8 @@ def collect_play(task: str, episodes: int, output: str, seed: int, workers: int,
         f"{episodes} episodes, {result['transitions']:,} transitions, {counts['targets']} targets of which {result['targets_reached']:.0%} "
         f"reached, {counts['rejected']} episodes rejected, in {' and '.join(map(str, files))}"
     )
-    reward = "" if minari else f" --relabel {reward_task(task)}"
+    reward = "" if minari else f" --relabel {single_task(task)}"
     show_next(f"rql-deploy data inspect {files[0]}{reward}", train_command(task, str(files[0]), minari))
-
-
-def reward_task(task: str) -> str:
-    """The single task whose rewards a data set gets: the one named, else the environment's default."""
-    return task if "singletask" in task.split("-") else f"{task.removesuffix('-v0')}-singletask-v0"
 
 
 def train_command(task: str, path: str, labelled: bool) -> str:
@@ -95,7 +91,7 @@ def train_command(task: str, path: str, labelled: bool) -> str:
     from rql_deploy.sim.ogbench_play import find_recipe
 
     preset = run = f"ogbench-{find_recipe(task).environment}-play"
-    relabel = "" if labelled else f" --set relabel={reward_task(task)}"
+    relabel = "" if labelled else f" --set relabel={single_task(task)}"
     try:
         from rql_deploy.train.config import load_config
 
@@ -115,9 +111,8 @@ def write_play_minari(data: PlayData, output: str) -> Path:
     from rql_deploy.sim import ogbench_collect
     from rql_deploy.sim.minari_files import write_dataset
     from rql_deploy.sim.ogbench_rewards import OGBenchRewards
-    from rql_deploy.train.readers.ogbench import plant_of
 
-    rewards_of = OGBenchRewards(reward_task(data.task))
+    rewards_of = OGBenchRewards(single_task(data.task))
     buffers: list[Any] = []
     for i, arrays in enumerate(ogbench_collect.load_part(data, "train")):
         states = {key: arrays[key] for key in ("qpos", "qvel", "button_states") if key in arrays}
@@ -135,13 +130,13 @@ def write_play_minari(data: PlayData, output: str) -> Path:
             )
         )
     observation_dim, action_dim = buffers[0].observations.shape[1], buffers[0].actions.shape[1]
-    plant = plant_of(reward_task(data.task), observation_dim, action_dim)
+    plant = plant_of(single_task(data.task), observation_dim, action_dim)
     folder = write_dataset(
         output,
         buffers,
         plant,
         algorithm="OGBench plan oracles",
-        description=f"OGBench play data of {data.task}; rewards of {reward_task(data.task)}, states of the simulator in infos.",
+        description=f"OGBench play data of {data.task}; rewards of {single_task(data.task)}, states of the simulator in infos.",
         provenance={**data.recipe(), "ogbench": importlib.metadata.version("ogbench")},
         default_id=f"ogbench/{data.task.removesuffix('-v0')}-v0",
     )

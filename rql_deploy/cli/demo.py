@@ -21,7 +21,7 @@ import click
 from rql_deploy.errors import UserError
 
 from .evaluate import contestant, refuse_fault, remote_policy
-from .options import DEFAULT_HORIZON, DEFAULT_WORKERS, show_next
+from .options import DEFAULT_WORKERS, show_next
 
 if TYPE_CHECKING:
     from rql_deploy.sim.evaluation import Evaluation, Score
@@ -40,6 +40,7 @@ ROWS = {
     "rql": "RQL",
     "rql_guided": f"RQL + best of {CANDIDATES} by V",
 }
+DEFAULT_HORIZON = 120
 SETTINGS = {"robot": "Panda", "controller": "OSC_POSE", "control_rate": 20, "horizon": DEFAULT_HORIZON}
 
 
@@ -132,7 +133,7 @@ def evaluate(output: Path, seed: int, episodes: int = EVALUATION_EPISODES, worke
     with (
         served(output / "bundle_bc") as cloning,
         served(output / "bundle") as rql,
-        Evaluation(Task(TASK, SETTINGS), DEFAULT_HORIZON, workers) as evaluation,
+        Evaluation(Task(TASK, SETTINGS), workers) as evaluation,
     ):
         return {key: play_row(evaluation, key, seeds, cloning if key.startswith("bc") else rql, output) for key in ROWS}
 

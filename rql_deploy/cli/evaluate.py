@@ -167,7 +167,7 @@ def command(
     seeds = [episode_seed(seed, index, "evaluate") for index in range(episodes)]
     progress = ProgressLine(f"evaluate {task}", episodes, "episodes")
     results: list[EpisodeResult] = []
-    with Evaluation(work, settings["horizon"], min(workers, episodes)) as evaluation:
+    with Evaluation(work, min(workers, episodes)) as evaluation:
         try:
             for result in evaluation.play(player, seeds) if player else evaluation.play_demonstrator(seeds, parse_noise(noise)):
                 refuse_fault(result)

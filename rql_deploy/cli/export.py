@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .options import DEFAULT_HORIZON, DEFAULT_WORKERS, echo_json, show_next
+from .options import DEFAULT_WORKERS, echo_json, show_next
 
 if TYPE_CHECKING:
     from rql_deploy.certificate import Certificate
@@ -164,7 +164,6 @@ def more_lines(certificate: Certificate) -> list[str]:
 
 def scorer(plant: PlantDescription, episodes: int) -> Callable[[Path, str], Mapping[str, Any]]:
     """Plays the same seeded episodes with each variant of a bundle; the environment's settings are those of the contract."""
-    from rql_deploy.errors import UserError
     from rql_deploy.progress import ProgressLine
     from rql_deploy.seeding import episode_seed
     from rql_deploy.sim.evaluation import Evaluation
@@ -172,17 +171,14 @@ def scorer(plant: PlantDescription, episodes: int) -> Callable[[Path, str], Mapp
 
     from .evaluate import contestant, onnx_policy, refuse_fault
 
-    settings = plant.environment.get("spec", {}).get("kwargs")
-    if not settings:
-        raise UserError(f"the data set of {plant.task} does not say how to build its environment: leave --episodes out")
-    work = Task(plant.task, {"horizon": DEFAULT_HORIZON, **{key: value for key, value in settings.items() if key != "task"}})
+    work = Task.of_plant(plant)
     work.check()
     seeds = [episode_seed(0, index, "evaluate") for index in range(episodes)]
 
     def score(folder: Path, variant: str) -> Mapping[str, Any]:
         player = contestant(variant, functools.partial(onnx_policy, folder, variant=variant), 1)
         progress, results = ProgressLine(f"play {variant}", episodes, "episodes"), []
-        with Evaluation(work, int(work.settings["horizon"]), min(DEFAULT_WORKERS, episodes)) as evaluation:
+        with Evaluation(work, min(DEFAULT_WORKERS, episodes)) as evaluation:
             for result in evaluation.play(player, seeds):
                 refuse_fault(result)
                 results.append(result)

@@ -13,8 +13,6 @@ from rql_deploy.errors import UserError
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-DEFAULT_HORIZON = 120
-"""Control steps after which an episode counts as failed."""
 DEFAULT_WORKERS = os.cpu_count() or 1
 
 
@@ -22,15 +20,19 @@ def environment_options(function: F) -> F:
     """--robot, --controller, --control-rate and --horizon: the simulator's settings."""
     for option in reversed(
         (
-            click.option("--robot", default="Panda", show_default=True, help="Arm that robosuite puts on the table."),
-            click.option("--controller", default="OSC_POSE", show_default=True, help="robosuite arm controller that takes the actions."),
-            click.option("--control-rate", default=20, show_default=True, type=click.IntRange(1, 500), help="Actions per second."),
+            click.option("--robot", help="Arm that robosuite puts on the table.  [default: Panda]"),
+            click.option(
+                "--controller",
+                help="robosuite arm controller that takes actions: OSC_POSE, OSC_POSITION, JOINT_VELOCITY, JOINT_POSITION (absolute).  "
+                "[default: OSC_POSE]",
+            ),
+            click.option(
+                "--control-rate", type=click.IntRange(1, 500), help="Actions per second.  [default: the task's; 20 for robosuite]"
+            ),
             click.option(
                 "--horizon",
-                default=DEFAULT_HORIZON,
-                show_default=True,
                 type=click.IntRange(1),
-                help="Steps after which an episode has failed.",
+                help="Steps after which an episode has failed.  [default: the task's; 120 for robosuite:Lift]",
             ),
         )
     ):

@@ -76,7 +76,7 @@ def command(
         plant.close()
     if not results:
         raise click.Abort
-    score = Score("run", tuple(results), settings["horizon"])
+    score = Score("run", tuple(results), work.horizon)
     summary = score.summary()
     if as_json:
         echo_json({**summary, "stale_replies": stale})

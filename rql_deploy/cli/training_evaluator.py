@@ -31,7 +31,7 @@ class SimulatedEvaluator:
         work = Task(task, settings)
         work.check()
         self.episodes, self.seed = episodes, seed
-        self._pool = Pool(work, settings["horizon"], min(workers, episodes), niceness=NICENESS)
+        self._pool = Pool(work, min(workers, episodes), niceness=NICENESS)
         self._running: dict[int, tuple[list[int], list[Future[EpisodeResult]]]] = {}
 
     def require(self, plant: PlantDescription) -> None:

@@ -9,17 +9,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from types import MappingProxyType
 
 import numpy as np
 from numpy.typing import NDArray
 
-from rql_deploy.contract import PLANT_KEY, ActionDimension, ObservationField, PlantDescription
+from rql_deploy.contract import PLANT_KEY, PlantDescription
 from rql_deploy.errors import UserError
+from rql_deploy.ogbench_names import plant_of
 from rql_deploy.plain import from_plain
 
 from ..rewards import Relabel
@@ -29,12 +28,6 @@ from .npz import NpzFile
 
 STATE_KEYS = ("qpos", "button_states")
 """Simulator states that rewards are computed from."""
-DEFAULT_RATE = 20.0
-CONTROL_RATES: Mapping[str, float] = MappingProxyType(
-    {"cube": 20.0, "scene": 20.0, "puzzle": 20.0, "pointmaze": 10.0, "antmaze": 10.0, "antsoccer": 10.0, "humanoidmaze": 40.0}
-)
-"""Ticks per second by family: control time step of the manipulation arenas, frame skip x time step of the walkers' models."""
-ARM_ACTIONS = (("dx", "0.05 m"), ("dy", "0.05 m"), ("dz", "0.05 m"), ("dyaw", "0.3 rad"), ("gripper", ""))
 
 
 @dataclass(frozen=True)
@@ -162,21 +155,6 @@ class OGBenchFile:
         last = np.concatenate((terminals[1:], [True])) & ~terminals
         ends: NDArray[np.int64] = np.cumsum(~terminals)[last].astype(np.int64)
         return ends
-
-
-def plant_of(name: str, observation_dim: int, action_dim: int) -> PlantDescription:
-    """The plant of a data set or task by its name: one field `observation`, actions in [-1, 1], the rate by the name's family."""
-    family = name.partition("-")[0]
-    arm = family in ("cube", "scene", "puzzle") and action_dim == len(ARM_ACTIONS)
-    return PlantDescription(
-        task=f"ogbench:{name}",
-        fields=(ObservationField("observation", (observation_dim,)),),
-        actions=tuple(
-            ActionDimension(*((ARM_ACTIONS[i][0], -1.0, 1.0, ARM_ACTIONS[i][1]) if arm else (f"action_{i}", -1.0, 1.0)))
-            for i in range(action_dim)
-        ),
-        control_rate=CONTROL_RATES.get(family, DEFAULT_RATE),
-    )
 
 
 def shard_files(folder: Path) -> list[Path]:

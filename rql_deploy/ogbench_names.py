@@ -1,0 +1,41 @@
+"""OGBench (https://github.com/seohongpark/ogbench) by name: what a data set's or task's name says about the plant it belongs to.
+
+Shared by the reader of its data and by the simulated plant, so that a policy trained on the one can drive the other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+
+from rql_deploy.contract import ActionDimension, ObservationField, PlantDescription
+
+DEFAULT_RATE = 20.0
+CONTROL_RATES: Mapping[str, float] = MappingProxyType(
+    {"cube": 20.0, "scene": 20.0, "puzzle": 20.0, "pointmaze": 10.0, "antmaze": 10.0, "antsoccer": 10.0, "humanoidmaze": 40.0}
+)
+"""Ticks per second by family: control time step of the manipulation arenas, frame skip x time step of the walkers' models."""
+ARM_ACTIONS = (("dx", "0.05 m"), ("dy", "0.05 m"), ("dz", "0.05 m"), ("dyaw", "0.3 rad"), ("gripper", ""))
+FIELD = "observation"
+"""OGBench observes one unnamed vector."""
+
+
+def plant_of(name: str, observation_dim: int, action_dim: int) -> PlantDescription:
+    """The plant of a data set or task by its name: one field `observation`, actions in [-1, 1], the rate by the name's family."""
+    family = name.partition("-")[0]
+    arm = family in ("cube", "scene", "puzzle") and action_dim == len(ARM_ACTIONS)
+    return PlantDescription(
+        task=f"ogbench:{name}",
+        fields=(ObservationField(FIELD, (observation_dim,)),),
+        actions=tuple(
+            ActionDimension(*((ARM_ACTIONS[i][0], -1.0, 1.0, ARM_ACTIONS[i][1]) if arm else (f"action_{i}", -1.0, 1.0)))
+            for i in range(action_dim)
+        ),
+        control_rate=CONTROL_RATES.get(family, DEFAULT_RATE),
+    )
+
+
+def single_task(name: str) -> str:
+    """The task with rewards that a data set's or task's name stands for: the one it names, else the environment's default one."""
+    stem = name.removesuffix("-v0")
+    return f"{stem if 'singletask' in stem.split('-') else f'{stem}-singletask'}-v0"

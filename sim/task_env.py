@@ -1,0 +1,28 @@
+"""What every simulated task is: a gymnasium environment with named observation fields that can describe itself as a plant."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any
+
+import gymnasium
+import numpy as np
+from numpy.typing import NDArray
+
+from rql_deploy.contract import PlantDescription
+
+Observation = dict[str, NDArray[np.float64]]
+
+
+class TaskEnv(gymnasium.Env[Any, NDArray[np.float32]], ABC):
+    """Observations are a Dict of named fields, actions a flat Box, and every `info` says `success`."""
+
+    horizon: int
+    """Steps after which an episode has failed."""
+
+    @abstractmethod
+    def description(self, task: str) -> PlantDescription:
+        """This environment's side of a contract, under the task's name as the command line takes it."""
+
+    @abstractmethod
+    def step(self, action: NDArray[np.float32]) -> tuple[Observation, float, bool, bool, dict[str, Any]]: ...
