@@ -6,10 +6,13 @@ network you trust; nothing of it is exposed by this package's servers.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 from collections.abc import Callable, Mapping
 from concurrent.futures import Executor, Future
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
 from typing import Any, TypeVar
 
 import rql_deploy
@@ -18,6 +21,8 @@ from rql_deploy.errors import UserError
 T = TypeVar("T")
 CRASH_RETRIES = 3
 """Further attempts of Ray's own when a worker process or a node dies."""
+SAVING_SECONDS = 60
+"""How long interrupted calls may take to save what they have."""
 PASSED_ON = ("MUJOCO_GL", "PYOPENGL_PLATFORM")
 """Variables that workers get from here unless they have their own."""
 
@@ -37,7 +42,9 @@ def connect(address: str) -> Any:
             ray.init(address=address, logging_level="warning", log_to_driver=False)
         except (OSError, ValueError, RuntimeError) as error:
             reason = str(error).strip().splitlines()[0].rstrip(".")
-            raise UserError(f"no Ray cluster answers at '{address}' ({reason}): start one with `ray start --head`, or leave it out") from error
+            raise UserError(
+                f"no Ray cluster answers at '{address}' ({reason}): start one with `ray start --head`, or leave it out"
+            ) from error
     return ray
 
 
@@ -88,34 +95,58 @@ def _call(variables: Mapping[str, str], function: Callable[..., T], arguments: t
     return function(*arguments)
 
 
-class RayPool(Executor):
-    """Calls run as Ray tasks of one CPU; a call whose worker or node dies is made again elsewhere. Ends with `shutdown`."""
+def require_seen(ray: Any, path: Path) -> None:
+    """Raise UserError unless every node sees this file or folder, naming one that does not."""
+    for node, seen in on_every_node(ray, os.path.exists, str(path)).items():
+        if not seen:
+            raise UserError(f"node {node} of the Ray cluster does not see {path}: put it into a folder that all nodes share")
 
-    def __init__(self, address: str):
-        """Raises UserError when there is no such cluster."""
-        self._ray = connect(address)
-        require_package(self._ray)
+
+class RayPool(Executor):
+    """Calls run as Ray tasks; a call whose worker or node dies is made again elsewhere. Ends with `shutdown`."""
+
+    def __init__(self, address: str, *, cpus: int = 1):
+        """Connect; every call takes `cpus` CPUs. Raises UserError when there is no such cluster."""
+        self.ray = connect(address)
+        require_package(self.ray)
+        self.cpus = cpus
         self._variables = {name: os.environ[name] for name in PASSED_ON if name in os.environ}
-        self._task = self._ray.remote(num_cpus=1, max_retries=CRASH_RETRIES)(_call)
+        self._task = self.ray.remote(num_cpus=cpus, max_retries=CRASH_RETRIES)(_call)
         self._references: dict[Future[Any], Any] = {}
 
     @property
     def workers(self) -> int:
-        """CPUs of the cluster."""
-        return max(1, int(self._ray.cluster_resources().get("CPU", 1)))
+        """Calls that run at once, now: nodes join and leave."""
+        return max(1, int(self.ray.cluster_resources().get("CPU", 1)) // self.cpus)
 
     def submit(self, fn: Callable[..., T], /, *args: Any, **kwargs: Any) -> Future[T]:
-        """As the standard library's pools; arguments and results are pickled."""
+        """As the standard library's pools, errors too; arguments and results are pickled."""
         if kwargs:
             raise TypeError("positional arguments only")
+        future: Future[T] = Future()
         reference = self._task.remote(self._variables, fn, args)
-        future: Future[T] = reference.future()
         self._references[future] = reference
-        future.add_done_callback(lambda done: self._references.pop(done, None))
+        reference.future().add_done_callback(lambda done: self._pass_on(done, future))
         return future
 
+    def _pass_on(self, done: Future[T], future: Future[T]) -> None:
+        self._references.pop(future, None)
+        if not future.set_running_or_notify_cancel():
+            return
+        error = done.exception()
+        if error is None:
+            future.set_result(done.result())
+        elif isinstance(error, self.ray.exceptions.RayTaskError):
+            future.set_exception(error.cause)
+        else:
+            future.set_exception(BrokenProcessPool(f"Ray gave up ({type(error).__name__})"))
+
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
-        """Leave the cluster; calls that are not finished are given up."""
-        for reference in list(self._references.values()):
-            self._ray.cancel(reference)
-        self._ray.shutdown()
+        """Leave the cluster; calls under way are interrupted as by Ctrl-C, and waited for."""
+        left = list(self._references.values())
+        for reference in left:
+            with contextlib.suppress(ValueError):
+                self.ray.cancel(reference)
+        if left and wait:
+            self.ray.wait(left, num_returns=len(left), timeout=SAVING_SECONDS)
+        self.ray.shutdown()

@@ -25,7 +25,11 @@ if TYPE_CHECKING:
 @click.argument("file", metavar="SWEEP.toml", type=click.Path(path_type=Path))
 @click.option("--output", type=click.Path(path_type=Path), help="Folder of all jobs and the table.  [default: runs/SWEEP]")
 @click.option(
-    "--workers", default=DEFAULT_WORKERS, show_default=True, type=click.IntRange(1), help="Jobs at once on this machine, of one thread each."
+    "--workers",
+    default=DEFAULT_WORKERS,
+    show_default=True,
+    type=click.IntRange(1),
+    help="Jobs at once on this machine, of one thread each.",
 )
 @click.option("--ray-address", help="Use a Ray cluster instead: 'auto', HOST:PORT or ray://HOST:PORT (pip install 'rql-deploy[ray]').")
 @click.option("--dry-run", is_flag=True, help="Only say what is done and what is to do.")
@@ -50,7 +54,7 @@ def command(file: Path, output: Path | None, workers: int, ray_address: str | No
         return
     with only_sweep(output):
         progress = _Progress(plan, output, lambda: write_tables(sweep, plan, output))
-        executor = _executor(ray_address, workers, output)
+        executor = _executor(ray_address, workers, output, sweep.threads)
         failed: list[Job] = []
         interrupted = False
         try:
@@ -70,14 +74,14 @@ def _training_settings(preset: str, words: Any) -> Any:
     return config_to_plain(load_config(preset, words))
 
 
-def _executor(ray_address: str | None, workers: int, output: Path) -> Executor:
+def _executor(ray_address: str | None, workers: int, output: Path, threads: int) -> Executor:
     if ray_address is None:
         from rql_deploy.sweep.executors import LocalExecutor
 
         return LocalExecutor(workers)
     from rql_deploy.sweep.ray_executor import RayExecutor
 
-    return RayExecutor(ray_address, output)
+    return RayExecutor(ray_address, output, threads)
 
 
 class _Progress:

@@ -1,14 +1,14 @@
 """The sweep file: what is compared with what, in TOML.
 
-    seeds = [0, 1, 2]
-    episodes = 50
-    [tasks.lift]
-    play = "robosuite:Lift"
-    preset = "robosuite-lift"
-    collect = { task = "robosuite:Lift", episodes = 120 }
-    [settings.rql]
-    [settings.cloning]
-    set = { rql.policy_value_weight = 0 }
+seeds = [0, 1, 2]
+episodes = 50
+[tasks.lift]
+play = "robosuite:Lift"
+preset = "robosuite-lift"
+collect = { task = "robosuite:Lift", episodes = 120 }
+[settings.rql]
+[settings.cloning]
+set = { rql.policy_value_weight = 0 }
 """
 
 from __future__ import annotations
@@ -117,7 +117,7 @@ def load_sweep(path: Path) -> SweepFile:
 
 
 def overrides(*tables: Mapping[str, Any]) -> tuple[str, ...]:
-    """`key=value` words for `train --set`; of a key in several tables the last one counts. `{rql: {alpha: 3}}` and `{"rql.alpha": 3}` agree."""
+    """`key=value` words for `train --set`; the last table that has a key counts. `{rql: {alpha: 3}}` and `{"rql.alpha": 3}` agree."""
     merged: dict[str, Any] = {}
     for table in tables:
         merged.update(_flat(table))

@@ -1,9 +1,9 @@
 """A job: one command, addressed by what goes into it, with a folder that says how far it is.
 
-    OUTPUT/jobs/train-1f0c.../job.json      what it is; written before it starts
-                              log.txt       what the command said, of every attempt
-                              ...           what the command made
-                              result.json   written last: the job is finished and never runs again
+OUTPUT/jobs/train-1f0c.../job.json      what it is; written before it starts
+                          log.txt       what the command said, of every attempt
+                          ...           what the command made
+                          result.json   written last: the job is finished and never runs again
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fcntl
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, wait
+from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Future, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +18,8 @@ from .job import LOCK, LOG, Job
 
 RETRIES = 3
 """Further attempts at a job whose process or node died."""
+CRASHED = -9
+"""Status of an attempt that its executor lost."""
 
 
 @dataclass(frozen=True)
@@ -78,14 +80,17 @@ def run_jobs(
         done, _ = wait(running, timeout=1.0, return_when=FIRST_COMPLETED)
         for future in done:
             job = running.pop(future)
-            outcome = future.result()
+            try:
+                outcome = future.result()
+            except BrokenExecutor as error:
+                outcome = Outcome(CRASHED, str(error))
             if outcome.status == 0:
                 undone.discard(job.key)
                 tell(Event("finished", job, outcome.host))
             elif (outcome.status < 0 or outcome.status in (BUSY, UNFINISHED)) and attempts[job.key] <= retries:
                 # First in the queue again: others may be waiting for it.
                 waiting.insert(0, job)
-                tell(Event("killed", job, f"status {outcome.status} on {outcome.host}, done again"))
+                tell(Event("killed", job, f"status {outcome.status}, {outcome.host}; done again"))
             else:
                 failed.append(job)
                 tell(Event("failed", job, _last_words(job.folder(output) / LOG, outcome.status)))

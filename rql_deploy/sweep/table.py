@@ -17,9 +17,9 @@ from .file import SweepFile
 from .plan import Cell, Plan
 
 INTERVALS = (
-    "`mean` is over seeds, with the 95 % interval of Student's t over the seeds' rates, cut to 0 and 100 % (with few seeds it is wide, and where "
-    "all seeds agree it is empty: look at the second one); `episodes` pools all seeds' episodes, with Wilson's 95 % interval. `steps` counts a "
-    "failure as the horizon."
+    "`mean` is over seeds, with the 95 % interval of Student's t over the seeds' rates, cut to 0 and 100 % (with few seeds it is wide, and "
+    "where all seeds agree it is empty: look at the second one); `episodes` pools all seeds' episodes, with Wilson's 95 % interval. "
+    "`steps` counts a failure as the horizon."
 )
 
 
@@ -131,7 +131,20 @@ def _csv(rows: Sequence[Row]) -> str:
     text = io.StringIO()
     table = csv.writer(text)
     table.writerow(
-        ("task", "setting", "seeds", "mean", "t_low", "t_high", "successes", "episodes", "wilson_low", "wilson_high", "steps", "train_seconds")
+        (
+            "task",
+            "setting",
+            "seeds",
+            "mean",
+            "t_low",
+            "t_high",
+            "successes",
+            "episodes",
+            "wilson_low",
+            "wilson_high",
+            "steps",
+            "train_seconds",
+        )
     )
     for row in rows:
         low, high = row.interval or ("", "")

@@ -90,7 +90,7 @@ def test_a_data_set_that_is_there_counts_by_its_content_not_its_place(tmp_path: 
 
 def test_later_tables_of_overrides_win() -> None:
     assert overrides({"rql": {"alpha": 1, "K": 2}}, {"rql.alpha": 3.5}, {"reward": "sparse"}) == (
-        "reward=\"sparse\"",
+        'reward="sparse"',
         "rql.K=2",
         "rql.alpha=3.5",
     )

@@ -168,7 +168,7 @@ def test_on_two_ray_nodes_a_killed_worker_and_a_lost_node_cost_no_job(
             attempt_pid(jobs[1].folder(tmp_path))
             cluster.remove_node(second, allow_graceful=False)
 
-        run_and(jobs, tmp_path, RayExecutor(cluster.address, tmp_path), interfere)
+        run_and(jobs, tmp_path, RayExecutor(cluster.address, tmp_path, 1), interfere)
         for job in jobs:
             result = job.result(tmp_path)
             assert result is not None
@@ -176,7 +176,7 @@ def test_on_two_ray_nodes_a_killed_worker_and_a_lost_node_cost_no_job(
         logs = [(job.folder(tmp_path) / LOG).read_text() for job in jobs]
         assert any("--resume" in log for log in logs), "nothing was killed in the middle"
         before = [(job.folder(tmp_path) / RESULT).stat().st_mtime_ns for job in jobs]
-        assert run_and(jobs, tmp_path, RayExecutor(cluster.address, tmp_path), lambda: None) == []
+        assert run_and(jobs, tmp_path, RayExecutor(cluster.address, tmp_path, 1), lambda: None) == []
         assert [(job.folder(tmp_path) / RESULT).stat().st_mtime_ns for job in jobs] == before
     finally:
         cluster.shutdown()
