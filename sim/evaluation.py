@@ -6,22 +6,26 @@ ONNX in process and policies behind a socket.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from rql_deploy.contract import PlantDescription
-from rql_deploy.policy import EpisodeResult, EpisodicPlant, Policy
+from rql_deploy.policy import EpisodeResult, Policy
 from rql_deploy.statistics import percentile_ms, wilson_interval
 
+from .calibration import calibrate
 from .collect import demonstrate, finished, worker_pool
 from .tasks import EnvPlant, Task, describe
+from .watching import WatchedEpisode
 
 MakePolicy = Callable[[PlantDescription], Policy]
-RunEpisode = Callable[[EpisodicPlant, Policy, int], EpisodeResult]
+RunEpisode = Callable[..., EpisodeResult]
+"""Called with plant, policy and seed, with `others` if the contestant has some, and with `film` if a film is made of it."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +35,8 @@ class Contestant:
     key: str
     make_policy: MakePolicy
     run_episode: RunEpisode
+    others: Mapping[str, MakePolicy] = field(default_factory=dict)
+    """By key, policies that are asked the same questions and do not act."""
 
 
 @dataclass(frozen=True)
@@ -61,9 +67,12 @@ class Score:
         return [r.steps if r.success else self.horizon for r in self.results]
 
     def summary(self) -> dict[str, Any]:
-        """JSON data: success, episodes, ci, steps, and latencies in milliseconds where there were decisions."""
+        """JSON data: success, episodes, ci, steps, latencies in milliseconds of decisions, calibration where V was asked for."""
         round_trip = [t for r in self.results for t in r.round_trip]
         inference = [t for r in self.results for t in r.inference]
+        watched = [r for r in self.results if isinstance(r, WatchedEpisode)]
+        calibration = calibrate(watched)
+        more = {"reward": float(np.mean([r.total_reward for r in watched]))} if watched else {}
         return {
             "success": self.success,
             "episodes": len(self.results),
@@ -72,6 +81,8 @@ class Score:
             "holds": sum(r.holds for r in self.results),
             "round_trip_ms": {f"p{q}": percentile_ms(round_trip, q) for q in (50, 99)},
             "inference_ms": {f"p{q}": percentile_ms(inference, q) for q in (50, 99)},
+            **more,
+            **({"calibration": asdict(calibration)} if calibration else {}),
         }
 
 
@@ -93,18 +104,41 @@ def _describe(task: Task) -> PlantDescription:
     return _plant(task)[1]
 
 
-def _play(task: Task, contestant: Contestant, seed: int) -> EpisodeResult:
-    plant, description = _plant(task)
-    if contestant.key not in _policies:
+def _policy(key: str, make: MakePolicy, description: PlantDescription) -> Policy:
+    if key not in _policies:
         if len(_policies) >= KEPT_POLICIES:
             del _policies[next(iter(_policies))]
-        _policies[contestant.key] = contestant.make_policy(description)
-    return contestant.run_episode(plant, _policies[contestant.key], seed)
+        _policies[key] = make(description)
+    return _policies[key]
+
+
+def _play(task: Task, contestant: Contestant, seed: int) -> EpisodeResult:
+    plant, description = _plant(task)
+    policy = _policy(contestant.key, contestant.make_policy, description)
+    if not contestant.others:
+        return contestant.run_episode(plant, policy, seed)
+    others = {key: _policy(key, make, description) for key, make in contestant.others.items()}
+    return contestant.run_episode(plant, policy, seed, others=others)
+
+
+def _film(task: Task, contestant: Contestant, seeds: Sequence[int], path: Path, camera: str | None) -> list[EpisodeResult]:
+    from .video import Film
+
+    plant, description = _plant(task)
+    policy = _policy(contestant.key, contestant.make_policy, description)
+    with Film(path, plant, policy.contract, camera=camera) as film:
+        return [contestant.run_episode(plant, policy, seed, film=film) for seed in seeds]
 
 
 def _play_demonstrator(task: Task, seed: int, noise_range: tuple[float, float]) -> EpisodeResult:
     episode = demonstrate(task, 0, seed, noise_range)
     return EpisodeResult(seed, bool(episode.success[-1]), episode.steps)
+
+
+def finished_in_any_order(futures: Sequence[Future[EpisodeResult]]) -> Iterator[EpisodeResult]:
+    """Results as they come in."""
+    for future in as_completed(futures):
+        yield finished(future)
 
 
 class Evaluation:
@@ -132,16 +166,17 @@ class Evaluation:
         """Have the seeds played and return at once; `finished` of each future gives its result."""
         return [self._pool.submit(_play, self.task, contestant, seed) for seed in seeds]
 
+    def film(self, contestant: Contestant, seeds: Sequence[int], path: Path, camera: str | None = None) -> Future[list[EpisodeResult]]:
+        """Have the seeds played once more, in order, before a camera; writes an mp4 file."""
+        return self._pool.submit(_film, self.task, contestant, seeds, path, camera)
+
     def play(self, contestant: Contestant, seeds: Sequence[int]) -> Iterator[EpisodeResult]:
         """Results as they finish, in any order."""
-        for future in as_completed(self.start(contestant, seeds)):
-            yield finished(future)
+        yield from finished_in_any_order(self.start(contestant, seeds))
 
     def play_demonstrator(self, seeds: Sequence[int], noise_range: tuple[float, float]) -> Iterator[EpisodeResult]:
         """The scripted demonstrator on the same seeds."""
-        futures = [self._pool.submit(_play_demonstrator, self.task, seed, noise_range) for seed in seeds]
-        for future in as_completed(futures):
-            yield finished(future)
+        yield from finished_in_any_order([self._pool.submit(_play_demonstrator, self.task, seed, noise_range) for seed in seeds])
 
     def score(self, key: str, results: Sequence[EpisodeResult], seeds: Sequence[int]) -> Score:
         """The seeds' results in the order of the seeds; every seed must have one."""

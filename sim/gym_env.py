@@ -102,6 +102,11 @@ class GymEnv(TaskEnv):
     def render(self) -> Any:
         return self._env.render()
 
+    def simulation(self) -> tuple[Any, Any]:
+        """See `TaskEnv.simulation`; gymnasium's MuJoCo environments have one."""
+        inside = self._env.unwrapped
+        return (inside.model, inside.data) if hasattr(inside, "model") and hasattr(inside, "data") else super().simulation()
+
     def close(self) -> None:
         self._env.close()
 

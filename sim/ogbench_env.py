@@ -99,6 +99,11 @@ class OGBenchEnv(TaskEnv):
     def render(self) -> NDArray[np.uint8]:
         return np.asarray(self._env.render())
 
+    def simulation(self) -> tuple[Any, Any]:
+        """See `TaskEnv.simulation`."""
+        inside = self._env.unwrapped
+        return inside.model, inside.data
+
     def close(self) -> None:
         self._env.close()
 

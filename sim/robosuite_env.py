@@ -183,6 +183,10 @@ class RobosuiteEnv(TaskEnv):
         frame = self._env.sim.render(width=512, height=512, camera_name="agentview")
         return np.ascontiguousarray(frame[::-1])
 
+    def simulation(self) -> tuple[Any, Any]:
+        """See `TaskEnv.simulation`; every reset builds new ones."""
+        return self._env.sim.model._model, self._env.sim.data._data
+
     def close(self) -> None:
         self._env.close()
 

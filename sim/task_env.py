@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rql_deploy.contract import PlantDescription
+from rql_deploy.errors import UserError
 
 Observation = dict[str, NDArray[np.float64]]
 
@@ -26,3 +27,7 @@ class TaskEnv(gymnasium.Env[Any, NDArray[np.float32]], ABC):
 
     @abstractmethod
     def step(self, action: NDArray[np.float32]) -> tuple[Observation, float, bool, bool, dict[str, Any]]: ...
+
+    def simulation(self) -> tuple[Any, Any]:
+        """The MuJoCo model and data of the present episode; raises UserError for an environment without."""
+        raise UserError("this task has no MuJoCo model to film: leave --video out")

@@ -80,10 +80,10 @@ def all_members(agent: RQL, contract: Contract) -> Callable[[Tensor, Tensor], Te
     return value
 
 
-def make_policy(checkpoint: Checkpoint) -> TorchPolicy:
-    """The checkpoint's averaged policy, judged by all its value members."""
+def make_policy(checkpoint: Checkpoint, value_members: int | None = None) -> TorchPolicy:
+    """The checkpoint's averaged policy, judged by its first `value_members` value members, or by all."""
     agent = checkpoint.restore_networks()
-    return TorchPolicy(agent, make_contract(checkpoint, agent, value_members=checkpoint.config.rql.K))
+    return TorchPolicy(agent, make_contract(checkpoint, agent, value_members=value_members or checkpoint.config.rql.K))
 
 
 def _flat(row: list[float]) -> tuple[float, ...]:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from rql_deploy.contract import Contract
 from rql_deploy.policy import Decision
@@ -32,7 +33,6 @@ class TorchPolicy:
     def contract(self) -> Contract:
         return self._contract
 
-    @torch.no_grad()
     def act(
         self,
         observation: Mapping[str, Any],
@@ -44,26 +44,60 @@ class TorchPolicy:
     ) -> Decision:
         """See `rql_deploy.policy.Policy.act`; a local policy computes to the end whatever the deadline."""
         start = time.monotonic()
+        s, x, seed = self._start(observation, candidates, seed)
+        with torch.no_grad():
+            x = integrate(self.agent.v_ema, s, x, self._contract.F)
+            return self._decision(s, x, seed, self._contract.F, start, judged=candidates > 1 or value, value=value)
+
+    def stream(
+        self,
+        observation: Mapping[str, Any],
+        *,
+        deadline: float | None = None,
+        candidates: int = 1,
+        value: bool = False,
+        seed: int | None = None,
+    ) -> Iterator[Decision]:
+        """Yield a usable decision after every refinement step, the last one being what `act` returns.
+
+        With `value`, each comes with V and spread; without, only the last is the best of the candidates.
+        """
+        start = time.monotonic()
+        s, x, seed = self._start(observation, candidates, seed)
+        F = self._contract.F
+        for k in range(F):
+            f = torch.full((candidates, 1), k / F)
+            with torch.no_grad():
+                v = self.agent.v_ema(s, x, f)
+                last = k == F - 1
+                finished = torch.clamp(x + v * (1 - f), -1, 1)
+                x = x + v / F
+                if last:
+                    finished = torch.clamp(x, -1, 1)
+                decision = self._decision(s, finished, seed, k + 1, start, judged=value or (last and candidates > 1), value=value)
+            yield decision
+
+    def _start(self, observation: Mapping[str, Any], candidates: int, seed: int | None) -> tuple[Tensor, Tensor, int]:
         contract = self._contract
-        if seed is None:
-            seed = secrets.randbits(63)
+        seed = secrets.randbits(63) if seed is None else seed
         flat = torch.from_numpy(contract.flatten(observation))
         s = ((flat - self.mean) / self.std).expand(candidates, -1)
-        noise = torch.from_numpy(flow_noise(seed, candidates, contract.h * contract.plant.action_dim))
-        x = integrate(self.agent.v_ema, s, noise, contract.F)
+        return s, torch.from_numpy(flow_noise(seed, candidates, contract.h * contract.plant.action_dim)), seed
+
+    def _decision(self, s: Tensor, x: Tensor, seed: int, steps: int, start: float, *, judged: bool, value: bool) -> Decision:
         best, v, spread = 0, None, None
-        if candidates > 1 or value:
-            members = self.agent.V(s, x, torch.ones(candidates, 1))[: contract.value_members]
+        if judged:
+            members = self.agent.V(s, x, torch.ones(len(x), 1))[: self._contract.value_members]
             means = members.mean(0)
             best = int(means.argmax())
             if value:
                 v, spread = float(means[best]), float(members[:, best].std(unbiased=False))
-        actions = x[best].reshape(contract.h, -1) * self.half_range + self.centre
+        actions = x[best].reshape(self._contract.h, -1) * self.half_range + self.centre
         return Decision(
             actions=actions.numpy().astype(np.float32),
             value=v,
             spread=spread,
-            steps_used=contract.F,
+            steps_used=steps,
             observation_time=start,
             seed=seed,
             timing={"inference": time.monotonic() - start},

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import functools
 import itertools
-import json
-from dataclasses import asdict
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,19 +13,22 @@ import click
 
 from rql_deploy.policy import MAX_CANDIDATES
 
-from .options import DEFAULT_WORKERS, echo_json, environment_options, noise_option, parse_noise
+from .options import DEFAULT_WORKERS, echo_json, environment_options, noise_option, parse_noise, parse_prune, show_next
 
 if TYPE_CHECKING:
     from rql_deploy.contract import PlantDescription
     from rql_deploy.policy import EpisodeResult, EpisodicPlant, Policy
-    from rql_deploy.sim.evaluation import Contestant, Score
+    from rql_deploy.sim.evaluation import Contestant, Evaluation, Score
+    from rql_deploy.sim.video import Film
 
 
 LOCK_STEP_DEADLINE = 30.0
 """Seconds a decision may take while the simulator waits for it."""
+EXPLAINED_EPISODES = 5
+"""Episodes whose refinement steps a report shows; each decision is made twice there."""
 
 
-def torch_policy(checkpoint: Path, plant: PlantDescription) -> Policy:
+def torch_policy(checkpoint: Path, plant: PlantDescription, value_members: int | None = None) -> Policy:
     """The checkpoint's averaged policy, in this process."""
     import torch
 
@@ -33,7 +36,7 @@ def torch_policy(checkpoint: Path, plant: PlantDescription) -> Policy:
     from rql_deploy.train.handover import make_policy
 
     torch.set_num_threads(1)
-    return _agreed(make_policy(load_checkpoint(checkpoint)), plant)
+    return _agreed(make_policy(load_checkpoint(checkpoint), value_members), plant)
 
 
 def onnx_policy(bundle: Path, plant: PlantDescription, variant: str = "fp32") -> Policy:
@@ -44,11 +47,11 @@ def onnx_policy(bundle: Path, plant: PlantDescription, variant: str = "fp32") ->
     return _agreed(OnnxPolicy(Bundle.open(bundle, variant)), plant)
 
 
-def remote_policy(endpoint: str, plant: PlantDescription) -> Policy:
+def remote_policy(endpoint: str, plant: PlantDescription, keys: Path | None = None) -> Policy:
     """The policy behind a socket."""
     from rql_deploy.runtime.client import RemotePolicy
 
-    return RemotePolicy.connect(endpoint, plant=plant)
+    return RemotePolicy.connect(endpoint, plant=plant, keys=keys)
 
 
 def run_episode(plant: EpisodicPlant, policy: Policy, seed: int, candidates: int) -> EpisodeResult:
@@ -57,6 +60,34 @@ def run_episode(plant: EpisodicPlant, policy: Policy, seed: int, candidates: int
 
     # In lock-step the plant waits; only a server that is gone should cost an episode anything.
     return ControlLoop(plant, policy, candidates=candidates, deadline=LOCK_STEP_DEADLINE).run_episode(seed)
+
+
+def run_watched(
+    plant: EpisodicPlant,
+    policy: Policy,
+    seed: int,
+    *,
+    candidates: int,
+    prune: tuple[tuple[int, int], ...] = (),
+    value: bool = True,
+    refinement: bool = False,
+    others: Mapping[str, Policy] | None = None,
+    film: Film | None = None,
+) -> EpisodeResult:
+    """One lock-step episode with V, returns and a digest noted; filmed if asked."""
+    from rql_deploy.sim.watching import WatchedPlant, WatchedPolicy
+
+    watched_plant = WatchedPlant(plant, film.tick if film else None)
+    watched = WatchedPolicy(
+        policy,
+        watched_plant,
+        prune=prune,
+        value=value,
+        refinement=refinement or film is not None,
+        others=others,
+        after_decision=film.decided if film else None,
+    )
+    return watched.note(run_episode(watched_plant, watched, seed, candidates))
 
 
 def contestant(key: str, make: Any, candidates: int) -> Contestant:
@@ -87,13 +118,46 @@ def describe_score(score: Score) -> str:
     return f"{score.successes} of {len(score.results)} succeeded ({score.success:.0%}, {interval}), {steps:.0f} steps on average"
 
 
+def find_players(
+    checkpoint: Path | None, bundle: Path | None, variant: str, endpoint: str | None, keys: Path | None, run: Any
+) -> dict[str, Contestant]:
+    """The contestants given, by key, the one to compare the others with first.
+
+    Missing or damaged sources are found here, in one sentence, not in a worker.
+    """
+    from rql_deploy.sim.evaluation import Contestant
+
+    made: dict[str, Any] = {}
+    members = None
+    if bundle is not None:
+        from rql_deploy.bundle import Bundle
+
+        members = Bundle.open(bundle, variant).contract.value_members
+        made["onnx"] = functools.partial(onnx_policy, bundle, variant=variant)
+    if endpoint is not None:
+        from rql_deploy.runtime.client import RemotePolicy
+
+        with RemotePolicy.connect(endpoint, keys=keys) as policy:
+            members = policy.contract.value_members
+        made["socket"] = functools.partial(remote_policy, endpoint, keys=keys)
+    if checkpoint is not None:
+        from rql_deploy.train.checkpoint import load_checkpoint
+
+        load_checkpoint(checkpoint)
+        # Compared with a bundle, it chooses by the members that the bundle has.
+        made["torch"] = functools.partial(torch_policy, checkpoint, value_members=members)
+    return {key: Contestant(key, make, run) for key, make in made.items()}
+
+
 @click.command("evaluate")
 @click.argument("task")
 @click.option("--checkpoint", type=click.Path(path_type=Path), help="Evaluate a checkpoint with torch.")
 @click.option("--bundle", type=click.Path(path_type=Path), help="Evaluate a bundle with onnxruntime in the simulator's process.")
 @click.option("--variant", default="fp32", show_default=True, help="With --bundle: which of its precisions to play.")
 @click.option("--connect", "endpoint", help="Evaluate a served policy.")
+@click.option("--keys", type=click.Path(path_type=Path), help="With --connect: this client's key file, where the server asks for keys.")
 @click.option("--demonstrator", is_flag=True, help="Evaluate the scripted demonstrator.")
+@click.option("--compare", is_flag=True, help="Play several of --checkpoint, --bundle and --connect on the same seeds and compare actions.")
 @click.option("--episodes", default=50, show_default=True, type=click.IntRange(1), help="Episodes to play.")
 @click.option(
     "--candidates",
@@ -103,6 +167,10 @@ def describe_score(score: Score) -> str:
     help="Chunks per decision; the one with the highest V is played.",
 )
 @click.option(
+    "--prune", default="", metavar="K:KEEP,...", help="After refinement step K go on with the KEEP best candidates only, e.g. 2:8,5:2."
+)
+@click.option("--value/--no-value", default=True, show_default=True, help="Ask for V with every decision, to compare it with the return.")
+@click.option(
     "--seed",
     default=0,
     show_default=True,
@@ -111,6 +179,11 @@ def describe_score(score: Score) -> str:
 )
 @click.option("--workers", default=DEFAULT_WORKERS, show_default=True, type=click.IntRange(1), help="Simulator processes.")
 @click.option("--output", type=click.Path(path_type=Path), help="Also write one JSON line per episode to this file.")
+@click.option("--report", type=click.Path(path_type=Path), help="Also write a page with everything, for any browser, offline.")
+@click.option("--run", "training", type=click.Path(path_type=Path), help="Training run whose curves the report shows (--checkpoint's own).")
+@click.option("--video", type=click.Path(path_type=Path), help="Also film the first episodes into this .mp4; goes into the report, too.")
+@click.option("--video-episodes", default=2, show_default=True, type=click.IntRange(1), help="Episodes to film.")
+@click.option("--camera", help="Camera of the simulator's model to film with; the task's own by default.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 @noise_option
 @environment_options
@@ -120,71 +193,159 @@ def command(
     bundle: Path | None,
     variant: str,
     endpoint: str | None,
+    keys: Path | None,
     demonstrator: bool,
+    compare: bool,
     episodes: int,
     candidates: int,
+    prune: str,
+    value: bool,
     seed: int,
     workers: int,
     output: Path | None,
+    report: Path | None,
+    training: Path | None,
+    video: Path | None,
+    video_episodes: int,
+    camera: str | None,
     as_json: bool,
     noise: str,
     **settings: Any,
 ) -> None:
-    """Measure success on TASK over seeded episodes in parallel simulators, in lock-step, with a 95 % interval."""
+    """Measure success on TASK over seeded episodes in parallel simulators, in lock-step, with a 95 % interval.
+
+    With --compare, several ways of running one policy play the same seeds: ONNX in process and over the socket must be the same to the
+    byte, torch within 1e-5 of the action range; the exit status is 1 where they are not.
+    """
     from rql_deploy.errors import UserError
-    from rql_deploy.progress import ProgressLine
     from rql_deploy.seeding import episode_seed
     from rql_deploy.sim.evaluation import Evaluation
     from rql_deploy.sim.tasks import Task
 
-    given = [option for option in (checkpoint, bundle, endpoint, demonstrator) if option]
-    if len(given) != 1:
-        raise UserError("pass exactly one of --checkpoint, --bundle, --connect and --demonstrator")
-    if output is not None and output.exists():
-        raise UserError(f"{output} exists already: pass another --output or remove it first")
+    sources = [option for option in (checkpoint, bundle, endpoint) if option]
+    if compare and (len(sources) < 2 or demonstrator):
+        raise UserError("--compare needs two or three of --checkpoint, --bundle and --connect")
+    if not compare and len(sources) + demonstrator != 1:
+        raise UserError("pass exactly one of --checkpoint, --bundle, --connect and --demonstrator (or several with --compare)")
+    if demonstrator and video is not None:
+        raise UserError("--video films policies: pass --checkpoint, --bundle or --connect instead of --demonstrator")
+    if checkpoint is not None and prune:
+        raise UserError("torch does not prune: pass --prune with --bundle or --connect")
+    for path in (output, report, video):
+        if path is not None and path.exists():
+            raise UserError(f"{path} exists already: pass another path or remove it first")
+    if video is not None and video.suffix != ".mp4":
+        raise UserError(f"--video writes .mp4, not '{video.suffix}': try --video {video.with_suffix('.mp4')}")
     work = Task(task, settings)
     work.check()
-    if output is not None:
-        output.parent.mkdir(parents=True, exist_ok=True)
-    # Missing or damaged sources are found here, in one sentence, not in a worker.
-    if checkpoint is not None:
-        from rql_deploy.train.checkpoint import load_checkpoint
+    schedule = parse_prune(prune, candidates)
+    run = functools.partial(run_watched, candidates=candidates, prune=schedule, value=value)
+    players = {} if demonstrator else find_players(checkpoint, bundle, variant, endpoint, keys, run)
+    if report is not None:
+        from .evaluate_report import find_training
 
-        load_checkpoint(checkpoint)
-        player = contestant("torch", functools.partial(torch_policy, checkpoint), candidates)
-    elif bundle is not None:
-        from rql_deploy.bundle import Bundle
-
-        Bundle.open(bundle, variant)
-        player = contestant("onnx", functools.partial(onnx_policy, bundle, variant=variant), candidates)
-    elif endpoint is not None:
-        from rql_deploy.runtime.client import RemotePolicy
-
-        RemotePolicy.connect(endpoint).close()
-        player = contestant("socket", functools.partial(remote_policy, endpoint), candidates)
-    else:
-        player = None
+        training = find_training(training, checkpoint)
+    for path in (output, report, video):
+        if path is not None:
+            path.parent.mkdir(parents=True, exist_ok=True)
     seeds = [episode_seed(seed, index, "evaluate") for index in range(episodes)]
-    progress = ProgressLine(f"evaluate {task}", episodes, "episodes")
-    results: list[EpisodeResult] = []
     with Evaluation(work, min(workers, episodes)) as evaluation:
-        try:
-            for result in evaluation.play(player, seeds) if player else evaluation.play_demonstrator(seeds, parse_noise(noise)):
-                refuse_fault(result)
-                results.append(result)
-                progress.update(len(results), success=sum(r.success for r in results) / len(results))
-        except KeyboardInterrupt:
-            # Successes end earlier than failures: those that happen to be finished would flatter the policy, the first ones do not.
-            done = {r.seed for r in results}
-            seeds = list(itertools.takewhile(done.__contains__, seeds))
-            click.echo(f"\ninterrupted: the first {len(seeds)} of {episodes} episodes count", err=True)
-            if not seeds:
-                raise click.Abort from None
-        score = evaluation.score(player.key if player else "demonstrator", results, seeds)
-    progress.finish(len(results), success=score.success)
-    if output is not None:
-        output.write_text("".join(json.dumps(asdict(r)) + "\n" for r in score.results))
+        if compare:
+            from .evaluate_compare import compare_players
+
+            compare_players(evaluation, players, seeds, output, as_json)
+            return
+        player = next(iter(players.values()), None)
+        score = play(evaluation, player, seeds, parse_noise(noise), output, explain=EXPLAINED_EPISODES if report and value else 0)
+        if video is not None and player is not None:
+            film(evaluation, player, score, seeds[:video_episodes], video, camera)
+        control_rate = evaluation.describe().control_rate if report is not None else 0.0
+    summary = score.summary()
+    if report is not None:
+        from .evaluate_report import write_report
+
+        source = str(checkpoint or bundle or endpoint or "the scripted demonstrator")
+        write_report(report, task, source, score, control_rate, candidates, schedule, training, video)
     if as_json:
-        echo_json(score.summary())
+        echo_json(summary)
+        return
+    click.echo(describe_score(score))
+    for line in value_lines(summary):
+        click.echo(line)
+    if report is not None:
+        show_next(f"xdg-open {report}")
+
+
+def play(
+    evaluation: Evaluation,
+    player: Contestant | None,
+    seeds: list[int],
+    noise: tuple[float, float] = (0.0, 0.0),
+    output: Path | None = None,
+    *,
+    explain: int = 0,
+) -> Score:
+    """Play the seeds with progress (the demonstrator if there is no player); on Ctrl-C the first ones without a gap count.
+
+    Finished episodes are in `OUTPUT.partial` until all are.
+    """
+    from rql_deploy.progress import ProgressLine
+    from rql_deploy.sim.episode_log import append_episode, write_episodes
+    from rql_deploy.sim.evaluation import finished_in_any_order
+
+    key = player.key if player else "demonstrator"
+    progress = ProgressLine(f"evaluate {evaluation.task.name} {key}", len(seeds), "episodes")
+    partial = None if output is None else output.with_name(output.name + ".partial")
+    if partial is not None:
+        partial.unlink(missing_ok=True)
+    results: list[EpisodeResult] = []
+    if player is None:
+        stream = evaluation.play_demonstrator(seeds, noise)
     else:
-        click.echo(describe_score(score))
+        explained = replace(player, run_episode=functools.partial(player.run_episode, refinement=True))
+        stream = finished_in_any_order(evaluation.start(explained, seeds[:explain]) + evaluation.start(player, seeds[explain:]))
+    try:
+        for result in stream:
+            refuse_fault(result)
+            results.append(result)
+            if partial is not None:
+                append_episode(partial, result)
+            progress.update(len(results), success=sum(r.success for r in results) / len(results))
+    except KeyboardInterrupt:
+        # Successes end earlier than failures: those that happen to be finished would flatter the policy, the first ones do not.
+        done = {r.seed for r in results}
+        asked, seeds = len(seeds), list(itertools.takewhile(done.__contains__, seeds))
+        click.echo(f"\ninterrupted: the first {len(seeds)} of {asked} episodes count", err=True)
+        if not seeds:
+            raise click.Abort from None
+    score = evaluation.score(key, results, seeds)
+    progress.finish(len(results), success=score.success)
+    if output is not None and partial is not None:
+        write_episodes(output, score.results)
+        partial.unlink()
+    return score
+
+
+def film(evaluation: Evaluation, player: Contestant, score: Score, seeds: list[int], path: Path, camera: str | None) -> None:
+    """The first episodes once more, before a camera; says so when they were not the same ones."""
+    from rql_deploy.sim.collect import finished
+
+    click.echo(f"filming {len(seeds)} episodes", err=True)
+    filmed = finished(evaluation.film(player, seeds, path, camera))
+    played = {r.seed: getattr(r, "digest", "") for r in score.results}
+    if any(played.get(r.seed, r.digest) != r.digest for r in filmed if hasattr(r, "digest")):
+        click.echo("the filmed episodes differ from those that were scored: does the server serve others at the same time?", err=True)
+
+
+def value_lines(summary: Mapping[str, Any]) -> list[str]:
+    """What V promised and what came of it, for people."""
+    found = summary.get("calibration")
+    if not found:
+        return []
+    start, every = found["start"], found["all"]
+    text = [f"V against the discounted return: {start['bias']:+.1f} on average at the start (rmse {start['rmse']:.1f})"]
+    if every["rank_correlation"] is not None:
+        text.append(f"rank correlation {every['rank_correlation']:.2f} over {every['decisions']} decisions")
+    if found["cut"]:
+        text.append(f"{found['cut']} episodes were cut by the horizon; had they gone on failing, {start['bias_endless']:+.1f}")
+    return ["; ".join(text)]

@@ -62,6 +62,23 @@ def parse_noise(text: str) -> tuple[float, float]:
     return bounds
 
 
+def parse_prune(text: str, candidates: int) -> tuple[tuple[int, int], ...]:
+    """'2:8,5:2' as (k, keep) pairs; raises UserError unless k rises and keep falls from the number of candidates."""
+    schedule = []
+    last_k, last_keep = 0, candidates
+    for part in text.split(",") if text else ():
+        k, _, keep = part.partition(":")
+        pair = (int(k), int(keep)) if k.strip().isdecimal() and keep.strip().isdecimal() else (0, 0)
+        if not (pair[0] > last_k and 1 <= pair[1] < last_keep):
+            raise UserError(
+                f"--prune takes K:KEEP,... with rising K from 1 and falling KEEP below --candidates {candidates}, not '{text}': "
+                "try --candidates 16 --prune 2:8,5:2"
+            )
+        schedule.append(pair)
+        last_k, last_keep = pair
+    return tuple(schedule)
+
+
 def show_next(*commands: str) -> None:
     """End a long command by saying what to type next."""
     click.echo("\nNext:")
