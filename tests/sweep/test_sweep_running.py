@@ -145,43 +145,6 @@ def test_a_sweep_stops_on_sigterm_goes_on_and_makes_its_table(tmp_path: Path) ->
     assert "| tiny | rql |" in (output / "results.md").read_text()
 
 
-@pytest.mark.slow
-def test_on_two_ray_nodes_a_killed_worker_and_a_lost_node_cost_no_job(
-    tmp_path: Path, dataset: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    pytest.importorskip("ray")
-    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-    monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    from ray.cluster_utils import Cluster
-
-    from rql_deploy.sweep.ray_executor import RayExecutor
-
-    store = 100 * 2**20
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False, "object_store_memory": store})
-    try:
-        second = cluster.add_node(num_cpus=1, object_store_memory=store)
-        jobs = training_jobs(tmp_path, dataset, seeds=[0, 1, 2], updates=3000)
-
-        def interfere() -> None:
-            worker = int(Path(f"/proc/{attempt_pid(jobs[0].folder(tmp_path))}/stat").read_text().rpartition(")")[2].split()[1])
-            os.kill(worker, signal.SIGKILL)
-            attempt_pid(jobs[1].folder(tmp_path))
-            cluster.remove_node(second, allow_graceful=False)
-
-        run_and(jobs, tmp_path, RayExecutor(cluster.address, tmp_path, 1), interfere)
-        for job in jobs:
-            result = job.result(tmp_path)
-            assert result is not None
-            assert result["result"]["step"] == 3000
-        logs = [(job.folder(tmp_path) / LOG).read_text() for job in jobs]
-        assert any("--resume" in log for log in logs), "nothing was killed in the middle"
-        before = [(job.folder(tmp_path) / RESULT).stat().st_mtime_ns for job in jobs]
-        assert run_and(jobs, tmp_path, RayExecutor(cluster.address, tmp_path, 1), lambda: None) == []
-        assert [(job.folder(tmp_path) / RESULT).stat().st_mtime_ns for job in jobs] == before
-    finally:
-        cluster.shutdown()
-
-
 def test_without_a_cluster_the_answer_is_one_sentence(tmp_path: Path) -> None:
     pytest.importorskip("ray")
     file = tmp_path / "sweep.toml"
