@@ -149,7 +149,9 @@ class RobosuiteEnv(TaskEnv):
         if seed is not None:
             # The placement sampler and the object models share this generator from construction on: reseed it in place.
             self._env.rng.bit_generator.state = np.random.default_rng(seed).bit_generator.state
-        raw = self._env.reset()
+        self._env.reset()
+        # robosuite computes some fields from others that come later, so after one pass those that are relative to the hand are zero.
+        raw = self._env._get_observations(force_update=True)
         self._resets += 1
         if self._resets % RESETS_PER_TRIM == 0:
             trim_heap()

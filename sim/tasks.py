@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,10 +22,29 @@ from rql_deploy.errors import UserError
 from rql_deploy.plain import suggestion
 
 from . import gym_env, ogbench_env, robosuite_env
+from .demonstrators.door import DoorDemonstrator
 from .demonstrators.lift import LiftDemonstrator
+from .demonstrators.pick_and_place import NutAssemblySquareDemonstrator, PickPlaceCanDemonstrator, StackDemonstrator
 from .task_env import TaskEnv
 
-DEMONSTRATORS = {"robosuite:Lift": LiftDemonstrator}
+
+class Demonstrator(Protocol):
+    """A program that solves a task from its observation."""
+
+    def __init__(self, noise: float, rng: np.random.Generator): ...
+
+    def act(self, observation: Mapping[str, NDArray[np.float64]]) -> NDArray[np.float32]:
+        """One action `[A]` from the named observation fields."""
+        ...
+
+
+DEMONSTRATORS: Mapping[str, type[Demonstrator]] = {
+    "robosuite:Lift": LiftDemonstrator,
+    "robosuite:Stack": StackDemonstrator,
+    "robosuite:Door": DoorDemonstrator,
+    "robosuite:PickPlaceCan": PickPlaceCanDemonstrator,
+    "robosuite:NutAssemblySquare": NutAssemblySquareDemonstrator,
+}
 
 
 @dataclass(frozen=True)
@@ -158,7 +177,7 @@ class EnvPlant:
         self.env.close()
 
 
-def find_demonstrator(task: Task) -> type[LiftDemonstrator]:
+def find_demonstrator(task: Task) -> type[Demonstrator]:
     """The scripted demonstrator of a task; raises UserError naming those there are and the controller they act on."""
     task.check()
     if task.name not in DEMONSTRATORS:
