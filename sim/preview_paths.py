@@ -18,7 +18,7 @@ class PathModel:
 
     def __init__(self, plant: PlantDescription):
         found = {axis: _axis(plant, axis) for axis in AXES}
-        self.columns = [column for column, _ in found.values()]
+        self.columns = [column for column, _ in found.values() if column is not None]
         self.delta = all(d is not None and d.mode == "delta" for _, d in found.values())
         self.scales = np.array([_scale(d) if d else 0.0 for _, d in found.values()])
         self.in_base_frame = any(d is not None and d.frame == "base" for _, d in found.values())
@@ -26,7 +26,7 @@ class PathModel:
     @property
     def drawable(self) -> bool:
         """Whether there is a path: joint actions have none here."""
-        return all(column is not None for column in self.columns)
+        return len(self.columns) == len(AXES)
 
     def path(self, actions: NDArray[np.float32], start: NDArray[np.float64], base: NDArray[np.float64]) -> NDArray[np.float64]:
         """Set-points `[h + 1, 3]` in the world from a chunk `[h, A]`.

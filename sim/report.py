@@ -145,7 +145,7 @@ def _latency(score: Score, control_rate: float) -> str:
         f"{_figure(whole, _quantiles('Asking to having', trips))}"
         f"{_figure(inside, _quantiles('Inside the policy', inference))}"
         f"{_figure(deadline, f'{within}; the largest took {use.max():.0%} of it.')}</div>"
-        '<p class="soft">Measured in lock-step while the simulators kept the processor busy; with V of every decision, if it was asked for.</p>'
+        '<p class="soft">Measured in lock-step while the simulators kept the processor busy; V included where asked for.</p>'
     )
 
 

@@ -171,7 +171,7 @@ class WatchedPolicy:
         judged = all(d.value is not None for d in self.decisions)
         plain = {f.name: getattr(result, f.name) for f in fields(EpisodeResult)}
         return WatchedEpisode(
-            **plain | {"round_trip": tuple(self._round_trip)},
+            **plain | {"success": bool(result.success), "round_trip": tuple(self._round_trip)},
             total_reward=float(sum(rewards)),
             decided_at=tuple(self._ticks),
             values=tuple(float(d.value) for d in self.decisions if d.value is not None) if judged else (),

@@ -157,6 +157,55 @@ def test_evaluate_scores_each_kind_of_policy(kind: str, lift_bundle: Path, tmp_p
     assert summary["success"] == (1.0 if kind == "demonstrator" else 0.0)
 
 
+def test_torch_onnx_and_the_served_policy_act_alike(lift_bundle: Path, tmp_path: Path) -> None:
+    with serving(lift_bundle) as (address, _):
+        sources = ("--checkpoint", lift_bundle.parent / "run", "--bundle", lift_bundle, "--connect", address)
+        settings = ("--episodes", 2, "--horizon", 12, "--workers", 1, "--candidates", 3, "--output", tmp_path / "episodes.jsonl")
+        result = run_cli("evaluate", "robosuite:Lift", "--compare", *sources, *settings, "--json")
+    assert result.returncode == 0, result.stderr
+    found = json.loads(result.stdout)
+    assert found["against"] == "onnx"
+    socket, torch = found["parity"]["socket"], found["parity"]["torch"]
+    assert (socket["identical_episodes"], socket["largest_action_difference"], socket["passed"]) == (2, 0.0, True)
+    assert torch["passed"]
+    assert torch["largest_action_difference"] <= 1e-5
+    assert torch["outcomes_agree"] == 2
+    assert sorted(path.name for path in tmp_path.iterdir()) == [f"episodes_{key}.jsonl" for key in ("onnx", "socket", "torch")]
+
+
+def test_an_evaluation_is_filmed_and_reported_on_one_page(lift_bundle: Path, tmp_path: Path) -> None:
+    import av
+
+    film, page = tmp_path / "new" / "film.mp4", tmp_path / "report.html"
+    settings = (
+        "--episodes",
+        2,
+        "--horizon",
+        8,
+        "--workers",
+        1,
+        "--run",
+        lift_bundle.parent / "run",
+        "--video",
+        film,
+        "--video-episodes",
+        1,
+    )
+    result = run_cli("evaluate", "robosuite:Lift", "--bundle", lift_bundle, *settings, "--report", page)
+    assert result.returncode == 0, result.stderr
+    assert "filmed episodes differ" not in result.stderr
+    with av.open(str(film)) as container:
+        frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+    # One at the start, one a tick, and half a second of the last.
+    assert len(frames) == 1 + 8 + 10
+    assert frames[0].shape == (480, 640, 3)
+    assert np.abs(frames[0].astype(int) - frames[8].astype(int)).mean() > 0.5
+    text = page.read_text()
+    for heading in ("Success", "Video", "V over refinement steps", "Calibration of V", "Learning curves"):
+        assert f"<h2>{heading}</h2>" in text
+    assert sorted(path.name for path in tmp_path.rglob("*") if path.is_file()) == ["film.mp4", "report.html"]
+
+
 def test_a_server_that_dies_during_an_evaluation_is_no_score(lift_bundle: Path) -> None:
     with serving(lift_bundle) as (address, process):
         command = ["run", "robosuite:Lift", "--connect", address, "--episodes", "50", "--timeout", "0.02", "--horizon", "100"]
@@ -230,6 +279,10 @@ def test_training_on_data_of_other_dimensions_is_refused(recorded: Path, run: Pa
         (("run", "robosuite:Lift", "--connect", "tcp://127.0.0.1:9"), ("no policy server answers", "rql-deploy serve")),
         (("run", "robosuite:Lft", "--connect", "tcp://127.0.0.1:9"), ("no task 'Lft'",)),
         (("evaluate", "robosuite:Lift"), ("exactly one of",)),
+        (("evaluate", "robosuite:Lift", "--compare", "--bundle", "x"), ("--compare needs two or three",)),
+        (("evaluate", "robosuite:Lift", "--bundle", "x", "--video", "film.avi"), ("writes .mp4", "--video film.mp4")),
+        (("evaluate", "robosuite:Lift", "--checkpoint", "x", "--candidates", "4", "--prune", "2:2"), ("torch does not prune",)),
+        (("evaluate", "robosuite:Lift", "--bundle", "x", "--prune", "2:2"), ("--prune takes K:KEEP", "--candidates 1")),
         (("collect", "robosuite:Lift", "--output", "/proc/none/x"), ("cannot write to /proc/none",)),
         (("collect", "robosuite:Lift", "--output", "x", "--controller", "JOINT_POSITION"), ("acts on OSC_POSE",)),
         (("serve", "nowhere", "--bind", "tcp://127.0.0.1:99999"), ("no port from 1 to 65535",)),

@@ -24,6 +24,7 @@ VERBS = {
     "keys": "Make and revoke keys for robots that connect over a network.",
     "evaluate": "Measure a policy's success over seeded episodes.",
     "sweep": "Train and evaluate tasks x settings x seeds, and make one table of it.",
+    "doctor": "Check this machine, each problem with its cure.",
     "demo": "The whole pipeline on robosuite Lift, start to finish.",
 }
 EXTRAS = {
@@ -45,6 +46,8 @@ EXTRAS = {
     "matplotlib": "train",
     "pyarrow": "arrow",
     "ray": "ray",
+    "av": "sim",
+    "PIL": "sim",
 }
 
 

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import functools
-import itertools
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,7 +26,7 @@ from .options import (
 if TYPE_CHECKING:
     from rql_deploy.contract import PlantDescription
     from rql_deploy.policy import EpisodeResult, EpisodicPlant, Policy
-    from rql_deploy.sim.evaluation import Contestant, Evaluation, Score
+    from rql_deploy.sim.evaluation import Contestant, Score
     from rql_deploy.sim.video import Film
 
 
@@ -234,6 +232,8 @@ def command(
     from rql_deploy.sim.evaluation import Evaluation
     from rql_deploy.sim.tasks import Task
 
+    from .evaluate_play import film, play, value_lines
+
     sources = [option for option in (checkpoint, bundle, endpoint) if option]
     if compare and (len(sources) < 2 or demonstrator):
         raise UserError("--compare needs two or three of --checkpoint, --bundle and --connect")
@@ -291,78 +291,3 @@ def command(
         click.echo(line)
     if report is not None:
         show_next(f"xdg-open {report}")
-
-
-def play(
-    evaluation: Evaluation,
-    player: Contestant | None,
-    seeds: list[int],
-    noise: tuple[float, float] = (0.0, 0.0),
-    output: Path | None = None,
-    *,
-    explain: int = 0,
-) -> Score:
-    """Play the seeds with progress (the demonstrator if there is no player); on Ctrl-C the first ones without a gap count.
-
-    Finished episodes are in `OUTPUT.partial` until all are.
-    """
-    from rql_deploy.progress import ProgressLine
-    from rql_deploy.sim.episode_log import append_episode, write_episodes
-    from rql_deploy.sim.evaluation import finished_in_any_order
-
-    key = player.key if player else "demonstrator"
-    progress = ProgressLine(f"evaluate {evaluation.task.name} {key}", len(seeds), "episodes")
-    partial = None if output is None else output.with_name(output.name + ".partial")
-    if partial is not None:
-        partial.unlink(missing_ok=True)
-    results: list[EpisodeResult] = []
-    if player is None:
-        stream = evaluation.play_demonstrator(seeds, noise)
-    else:
-        explained = replace(player, run_episode=functools.partial(player.run_episode, refinement=True))
-        stream = finished_in_any_order(evaluation.start(explained, seeds[:explain]) + evaluation.start(player, seeds[explain:]))
-    try:
-        for result in stream:
-            refuse_fault(result)
-            results.append(result)
-            if partial is not None:
-                append_episode(partial, result)
-            progress.update(len(results), success=sum(r.success for r in results) / len(results))
-    except KeyboardInterrupt:
-        # Successes end earlier than failures: those that happen to be finished would flatter the policy, the first ones do not.
-        done = {r.seed for r in results}
-        asked, seeds = len(seeds), list(itertools.takewhile(done.__contains__, seeds))
-        click.echo(f"\ninterrupted: the first {len(seeds)} of {asked} episodes count", err=True)
-        if not seeds:
-            raise click.Abort from None
-    score = evaluation.score(key, results, seeds)
-    progress.finish(len(results), success=score.success)
-    if output is not None and partial is not None:
-        write_episodes(output, score.results)
-        partial.unlink()
-    return score
-
-
-def film(evaluation: Evaluation, player: Contestant, score: Score, seeds: list[int], path: Path, camera: str | None) -> None:
-    """The first episodes once more, before a camera; says so when they were not the same ones."""
-    from rql_deploy.sim.collect import finished
-
-    click.echo(f"filming {len(seeds)} episodes", err=True)
-    filmed = finished(evaluation.film(player, seeds, path, camera))
-    played = {r.seed: getattr(r, "digest", "") for r in score.results}
-    if any(played.get(r.seed, r.digest) != r.digest for r in filmed if hasattr(r, "digest")):
-        click.echo("the filmed episodes differ from those that were scored: does the server serve others at the same time?", err=True)
-
-
-def value_lines(summary: Mapping[str, Any]) -> list[str]:
-    """What V promised and what came of it, for people."""
-    found = summary.get("calibration")
-    if not found:
-        return []
-    start, every = found["start"], found["all"]
-    text = [f"V against the discounted return: {start['bias']:+.1f} on average at the start (rmse {start['rmse']:.1f})"]
-    if every["rank_correlation"] is not None:
-        text.append(f"rank correlation {every['rank_correlation']:.2f} over {every['decisions']} decisions")
-    if found["cut"]:
-        text.append(f"{found['cut']} episodes were cut by the horizon; had they gone on failing, {start['bias_endless']:+.1f}")
-    return ["; ".join(text)]

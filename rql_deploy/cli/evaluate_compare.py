@@ -24,7 +24,8 @@ NAMES = {"onnx": "ONNX in process", "socket": "over the socket", "torch": "torch
 
 def compare_players(evaluation: Evaluation, players: dict[str, Contestant], seeds: list[int], output: Path | None, as_json: bool) -> None:
     """Play, print a table and leave with status 1 if they do not act alike."""
-    from .evaluate import describe_score, play
+    from .evaluate import describe_score
+    from .evaluate_play import play
 
     first, *others = players.values()
     watched = replace(first, others={player.key: player.make_policy for player in others})
