@@ -28,6 +28,12 @@ PLANT_KEY = "rql_deploy_plant"
 """Metadata entry in which a data set of ours carries its `PlantDescription` as JSON."""
 
 
+def shortened(differences: list[str], most: int = 5) -> str:
+    """The first differences as one phrase, and how many more there are."""
+    more = len(differences) - most
+    return "; ".join(differences[:most]) + (f"; and {more} more" if more > 0 else "")
+
+
 @dataclass(frozen=True)
 class ObservationField:
     """One named part of the observation `s`."""
@@ -255,7 +261,9 @@ class Contract:
         """Raise ContractError, naming every difference, unless this policy was made for such a plant."""
         differences = self.plant.differences(plant)
         if differences:
-            raise ContractError(f"the policy was made for another plant ({'; '.join(differences)}): use one trained for {plant.task}")
+            raise ContractError(
+                f"the policy was made for another plant, {self.plant.task} ({shortened(differences)}): use one trained for {plant.task}"
+            )
 
     def flatten(self, observation: Mapping[str, Any], *, where: str = "observation") -> NDArray[np.float32]:
         """Assemble named fields into one `[O]` float32 vector in the contract's order.

@@ -34,7 +34,8 @@ class ControlLoop:
             return EpisodeResult(seed, False, 0, error=f"the policy could not be reset: {missed}")
         description = self.policy.contract.plant
         chunk: list[NDArray[np.float32]] = []
-        last = hold_action(description, None)
+        # An arm under absolute control has to be told to stay where it is; a plant that needs this says what that takes.
+        last = hold_action(description, getattr(self.plant, "rest_action", None))
         round_trip: list[float] = []
         inference: list[float] = []
         steps = holds = consecutive = decisions = 0

@@ -61,10 +61,10 @@ class GymEnv(TaskEnv):
         self.horizon = default_horizon(identifier) if horizon is None else horizon
         self.render_mode = render_mode
         render_headless()
+        # Not every environment takes a render_mode.
+        rendering = {"render_mode": render_mode} if render_mode else {}
         try:
-            self._env: gymnasium.Env[Any, Any] = gymnasium.make(
-                spec, max_episode_steps=self.horizon, render_mode=render_mode, disable_env_checker=True
-            )
+            self._env: gymnasium.Env[Any, Any] = gymnasium.make(spec, max_episode_steps=self.horizon, disable_env_checker=True, **rendering)
         except (gymnasium.error.Error, ImportError, TypeError) as error:
             raise UserError(f"gym:{identifier} cannot be made ({error}): install what it needs") from error
         self._fields, self._action = _fields(identifier, self._env.observation_space), self._env.action_space

@@ -53,7 +53,9 @@ def import_robosuite() -> ModuleType:
     render_headless()
     # A filter, because robosuite sets the logger's level itself while it is being imported.
     logging.getLogger("robosuite_logs").addFilter(lambda record: record.levelno >= logging.ERROR)
-    return importlib.import_module("robosuite")
+    module = importlib.import_module("robosuite")
+    importlib.import_module("rql_deploy.sim.robosuite_velocity").install()
+    return module
 
 
 def check_task(task: str) -> None:
@@ -180,6 +182,13 @@ class RobosuiteEnv(TaskEnv):
             control_rate=float(self.control_rate),
             environment={"spec": json.loads(self.spec.to_json()), "controller": plain(arm)},
         )
+
+    def rest_action(self) -> NDArray[np.float32] | None:
+        """Absolute joint control has to be told where the arm is; the other controllers rest at zero. The gripper is open."""
+        if self.controller_config["body_parts"]["right"].get("input_type") != "absolute":
+            return None
+        joints = np.asarray(self._env.robots[0]._joint_positions, np.float32)
+        return np.clip(np.append(joints, np.float32(-1.0)), self.box.low, self.box.high)
 
     def render(self) -> NDArray[np.uint8]:
         frame = self._env.sim.render(width=512, height=512, camera_name="agentview")

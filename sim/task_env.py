@@ -25,6 +25,10 @@ class TaskEnv(gymnasium.Env[Any, NDArray[np.float32]], ABC):
     def description(self, task: str) -> PlantDescription:
         """This environment's side of a contract, under the task's name as the command line takes it."""
 
+    def rest_action(self) -> NDArray[np.float32] | None:
+        """The action `[A]` that leaves the arm where it is now; None where zero and each bound's low end will do."""
+        return None
+
     @abstractmethod
     def step(self, action: NDArray[np.float32]) -> tuple[Observation, float, bool, bool, dict[str, Any]]: ...
 

@@ -25,6 +25,7 @@ from . import gym_env, ogbench_env, robosuite_env
 from .demonstrators.door import DoorDemonstrator
 from .demonstrators.lift import LiftDemonstrator
 from .demonstrators.pick_and_place import NutAssemblySquareDemonstrator, PickPlaceCanDemonstrator, StackDemonstrator
+from .headless import require_display
 from .task_env import TaskEnv
 
 
@@ -116,7 +117,10 @@ class Task:
 
     def make_env(self) -> TaskEnv:
         """A new environment; raises UserError for an unknown task or controller."""
-        return self._family.make(self.check(), **self._given)
+        task = self.check()
+        if self._given.get("render_mode"):
+            require_display()
+        return self._family.make(task, **self._given)
 
     @cached_property
     def horizon(self) -> int:
@@ -160,6 +164,11 @@ class EnvPlant:
     def finished(self) -> bool:
         """Whether the episode is over: at success, or at the horizon."""
         return self._finished
+
+    @property
+    def rest_action(self) -> NDArray[np.float32] | None:
+        """The action `[A]` that leaves the arm where it is now, where the environment knows one: what to hold before the first decision."""
+        return self.env.rest_action()
 
     def reset(self, seed: int | None = None) -> None:
         self._observation, info = self.env.reset(seed=seed)

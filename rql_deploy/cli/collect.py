@@ -13,6 +13,15 @@ if TYPE_CHECKING:
     from rql_deploy.sim.collect import Episode
 
 
+PRESETS = {
+    "robosuite:Stack": "robosuite-stack",
+    "robosuite:Door": "robosuite-door",
+    "robosuite:PickPlaceCan": "robosuite-can",
+    "robosuite:NutAssemblySquare": "robosuite-square",
+}
+"""Settings to train each task with, where they are not Lift's."""
+
+
 @click.command("collect")
 @click.argument("task")
 @click.option(
@@ -28,7 +37,8 @@ if TYPE_CHECKING:
 def command(
     task: str, episodes: int, output: str, seed: int, workers: int, ray_address: str | None, as_json: bool, noise: str, **settings: Any
 ) -> None:
-    """Record demonstrations of TASK (robosuite:Lift) by its scripted demonstrator into a Minari data set.
+    """Record demonstrations of TASK by its scripted demonstrator into a Minari data set: robosuite:Lift, Stack, Door, PickPlaceCan or
+    NutAssemblySquare.
 
     Rewards are success - 1. Recording goes on for a few rows after success, so that training sees it. Ctrl-C keeps the first episodes.
 
@@ -89,7 +99,8 @@ def command(
         f"{result['episodes']} episodes, {result['rows']:,} rows, {result['success']:.0%} successful, "
         f"{result['steps']:.0f} steps on average, in {folder}{kept}"
     )
-    show_next(f"rql-deploy train --dataset {output} --preset robosuite-lift --output runs/lift")
+    preset = PRESETS.get(task, "robosuite-lift")
+    show_next(f"rql-deploy train --dataset {output} --preset {preset} --output runs/{preset.removeprefix('robosuite-')}")
 
 
 def success_rate(recorded: list[Episode]) -> float:

@@ -224,6 +224,9 @@ def command(
 ) -> None:
     """Measure success on TASK over seeded episodes in parallel simulators, in lock-step, with a 95 % interval.
 
+    TASK is robosuite:NAME, ogbench:NAME (such as cube-single-play-singletask-task2-v0, played with OGBench's own time limit and success) or
+    gym:ID for any registered gymnasium environment.
+
     With --compare, several ways of running one policy play the same seeds: ONNX in process and over the socket must be the same to the
     byte, torch within 1e-5 of the action range; the exit status is 1 where they are not.
     """

@@ -38,7 +38,7 @@ from .options import echo_json, environment_options
 def command(
     task: str, endpoint: str, keys: Path | None, episodes: int, candidates: int, seed: int, timeout: float, as_json: bool, **settings: Any
 ) -> None:
-    """Drive the simulated robot of TASK (robosuite:Lift) with the policy served at --connect, in lock-step.
+    """Drive the simulated robot of TASK (robosuite:Lift, ogbench:NAME, gym:ID) with the policy served at --connect, in lock-step.
 
     The two sides compare their contracts first: fields, shapes, actions and rate that differ are refused.
     """

@@ -36,9 +36,11 @@ class SimulatedEvaluator:
 
     def require(self, plant: PlantDescription) -> None:
         """Raise ContractError unless policies trained on data of `plant` can be played here, naming what differs."""
+        from rql_deploy.contract import shortened
+
         if differences := plant.differences(self._pool.describe()):
             raise ContractError(
-                f"the data does not fit the task that --evaluate names ({'; '.join(differences)}): "
+                f"the data does not fit the task that --evaluate names ({shortened(differences)}): "
                 "pass the task and settings it was collected with, or train without --evaluate"
             )
 
