@@ -95,8 +95,11 @@ def test_an_attempt_ends_with_whoever_started_it_and_its_folder_has_one_at_a_tim
     try:
         attempt_pid(folder)
         code = f"import rql_deploy.sweep.attempt as a, pathlib, sys; a.LOCK_SECONDS = 0.2; sys.exit(a.main(pathlib.Path({str(folder)!r})))"
-        second = subprocess.run([sys.executable, "-c", code], stdin=subprocess.PIPE, timeout=60, check=False)
-        assert second.returncode == BUSY or second.returncode == -signal.SIGKILL
+        alive, starter = os.pipe()
+        second = subprocess.run([sys.executable, "-c", code], stdin=alive, timeout=60, check=False)
+        os.close(alive)
+        os.close(starter)
+        assert second.returncode == BUSY
         assert first.poll() is None
         assert first.stdin is not None
         first.stdin.close()
