@@ -1,4 +1,4 @@
-# make setup | demo | test | test-all | lint
+# make setup | demo | test | test-all | lint | table
 #
 # TEST_WORKERS  processes that tests run in; files are shared out among them
 # PYTHON        interpreter for the virtual environment (3.11 or 3.12)
@@ -13,7 +13,7 @@ INSTALLED := $(VENV)/.installed
 TREE := build/tree
 JAVASCRIPT := $(addsuffix /node_modules/.package-lock.json,docs/consumer clients/node)
 
-.PHONY: setup demo test test-all lint tree clean
+.PHONY: setup demo table test test-all lint tree clean
 
 setup: $(INSTALLED) $(JAVASCRIPT)
 
@@ -39,6 +39,10 @@ $(INSTALLED): requirements.lock pyproject.toml
 
 demo: $(INSTALLED)
 	$(BIN)/rql-deploy demo
+
+# Hours; stopped at any time, it goes on where it was. Rows are finished one after the other (runs/table/results.md).
+table: $(INSTALLED)
+	$(BIN)/rql-deploy sweep benchmarks/table.toml --output runs/table
 
 test: setup lint
 	$(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadfile -m "not slow"

@@ -13,7 +13,7 @@ import re
 import signal
 import threading
 from collections.abc import Generator, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
@@ -111,14 +111,16 @@ def demonstrate(task: Task, index: int, seed: int, noise_range: tuple[float, flo
     return Episode(index, seed, noise, fields, np.stack(actions), np.array(success), terminated)
 
 
-def collect(task: Task, episodes: int, *, noise_range: tuple[float, float], seed: int, workers: int) -> Generator[Episode]:
-    """Yield episodes as they finish, in any order.
+def collect(
+    task: Task, episodes: int, *, noise_range: tuple[float, float], seed: int, workers: int, pool: Executor | None = None
+) -> Generator[Episode]:
+    """Yield episodes as they finish, in any order, from processes of this machine or `pool` (shut down at the end).
 
     On Ctrl-C the episodes under way are finished and yielded before KeyboardInterrupt goes on: they were begun in order, so what has been
     yielded then is 0, 1, 2, ... without a gap.
     """
     find_demonstrator(task)
-    pool = worker_pool(min(workers, episodes))
+    pool = pool or worker_pool(min(workers, episodes))
     waiting: set[Future[Episode]] = set()
     todo = iter(range(episodes))
     try:
@@ -139,7 +141,7 @@ def collect(task: Task, episodes: int, *, noise_range: tuple[float, float], seed
 
 
 def _submit(
-    pool: ProcessPoolExecutor, waiting: set[Future[Episode]], todo: Iterator[int], task: Task, noise_range: tuple[float, float], seed: int
+    pool: Executor, waiting: set[Future[Episode]], todo: Iterator[int], task: Task, noise_range: tuple[float, float], seed: int
 ) -> None:
     for index in todo:
         waiting.add(pool.submit(demonstrate, task, index, episode_seed(seed, index, "collect"), noise_range))

@@ -7,7 +7,7 @@ ONNX in process and policies behind a socket.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures import Executor, Future, as_completed
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -144,9 +144,10 @@ def finished_in_any_order(futures: Sequence[Future[EpisodeResult]]) -> Iterator[
 class Evaluation:
     """A pool of simulator processes that plays contestants on one task. Use as a context manager."""
 
-    def __init__(self, task: Task, workers: int, *, niceness: int = 0):
+    def __init__(self, task: Task, workers: int, *, niceness: int = 0, pool: Executor | None = None):
+        """Processes of this machine, or `pool`, which is shut down at the end."""
         self.task, self.horizon = task, task.horizon
-        self._pool: ProcessPoolExecutor = worker_pool(workers, niceness)
+        self._pool = pool or worker_pool(workers, niceness)
 
     def __enter__(self) -> Evaluation:
         return self

@@ -14,7 +14,7 @@ import os
 import shutil
 import zipfile
 from collections.abc import Generator, Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, wait
+from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, wait
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -93,13 +93,15 @@ def prepare(data: PlayData) -> int:
     return sum(file.exists() for part in ("train", "val") for file in data.files(part))
 
 
-def make_episodes(data: PlayData, workers: int) -> Generator[dict[str, int]]:
+def make_episodes(data: PlayData, workers: int, pool: Executor | None = None) -> Generator[dict[str, int]]:
     """Make the episodes that are missing; yields each one's counts as it is finished (`targets`, `reached`, `rejected`).
+
+    They are made by processes of this machine, or by `pool` (shut down at the end), whose workers write into the data's folder too.
 
     What is finished stays whatever happens. On Ctrl-C the episodes under way are given up. Raises UserError when the disk is full.
     """
     todo = iter([(part, i, file) for part in ("train", "val") for i, file in enumerate(data.files(part)) if not file.exists()])
-    pool = worker_pool(workers)
+    pool = pool or worker_pool(workers)
     waiting: set[Future[dict[str, int]]] = set()
 
     def submit() -> None:
@@ -120,8 +122,9 @@ def make_episodes(data: PlayData, workers: int) -> Generator[dict[str, int]]:
                 yield counts
     except BaseException as error:
         # An episode takes seconds to make and is cheap to lose, so nobody waits for those under way.
-        for process in list((pool._processes or {}).values()):
-            process.terminate()
+        if isinstance(pool, ProcessPoolExecutor):
+            for process in list((pool._processes or {}).values()):
+                process.terminate()
         if isinstance(error, OSError):
             raise _disk_error(data, error) from error
         raise

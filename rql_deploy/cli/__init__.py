@@ -23,6 +23,7 @@ VERBS = {
     "replay": "Compute recorded decisions again, and compare them to the byte.",
     "keys": "Make and revoke keys for robots that connect over a network.",
     "evaluate": "Measure a policy's success over seeded episodes.",
+    "sweep": "Train and evaluate tasks x settings x seeds, and make one table of it.",
     "doctor": "Check this machine, each problem with its cure.",
     "demo": "The whole pipeline on robosuite Lift, start to finish.",
 }
@@ -45,6 +46,7 @@ EXTRAS = {
     "matplotlib": "train",
     "pyarrow": "arrow",
     "rich": "sim",
+    "ray": "ray",
     "av": "sim",
     "PIL": "sim",
 }

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .options import DEFAULT_WORKERS, echo_json, environment_options, noise_option, parse_noise, show_next
+from .options import DEFAULT_WORKERS, echo_json, environment_options, noise_option, parse_noise, ray_option, ray_pool, show_next
 
 if TYPE_CHECKING:
     from rql_deploy.sim.collect import Episode
@@ -30,10 +30,13 @@ PRESETS = {
 @click.option("--output", required=True, help="Folder to write, or a Minari id such as lift/mixed-v0; FILE.npz for OGBench.")
 @click.option("--seed", default=0, show_default=True, type=click.IntRange(0), help="Base seed; episode i of a seed is always the same.")
 @click.option("--workers", default=DEFAULT_WORKERS, show_default=True, type=click.IntRange(1), help="Simulator processes.")
+@ray_option
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 @noise_option
 @environment_options
-def command(task: str, episodes: int, output: str, seed: int, workers: int, as_json: bool, noise: str, **settings: Any) -> None:
+def command(
+    task: str, episodes: int, output: str, seed: int, workers: int, ray_address: str | None, as_json: bool, noise: str, **settings: Any
+) -> None:
     """Record demonstrations of TASK by its scripted demonstrator into a Minari data set: robosuite:Lift, Stack, Door, PickPlaceCan or
     NutAssemblySquare.
 
@@ -46,7 +49,7 @@ def command(task: str, episodes: int, output: str, seed: int, workers: int, as_j
     if task.startswith("ogbench:"):
         from .collect_play import collect_play
 
-        collect_play(task.partition(":")[2], episodes, output, seed, workers, as_json, settings["horizon"])
+        collect_play(task.partition(":")[2], episodes, output, seed, workers, ray_address, as_json, settings["horizon"])
         return
     from rql_deploy.progress import ProgressLine
     from rql_deploy.sim import collect
@@ -56,11 +59,13 @@ def command(task: str, episodes: int, output: str, seed: int, workers: int, as_j
     work = Task(task, settings)
     work.check()
     collect.writable_target(output)
+    pool = ray_pool(ray_address)
+    workers = pool.workers if pool else workers
     recorded: list[collect.Episode] = []
     progress = ProgressLine(f"collect {task}", episodes, "episodes")
     failure: Exception | None = None
     interrupted = False
-    with contextlib.closing(collect.collect(work, episodes, noise_range=noise_range, seed=seed, workers=workers)) as stream:
+    with contextlib.closing(collect.collect(work, episodes, noise_range=noise_range, seed=seed, workers=workers, pool=pool)) as stream:
         try:
             for episode in stream:
                 recorded.append(episode)

@@ -15,7 +15,7 @@ from click.core import ParameterSource
 from rql_deploy.errors import UserError
 from rql_deploy.ogbench_names import plant_of, single_task
 
-from .options import echo_json, show_next
+from .options import echo_json, ray_pool, show_next
 
 if TYPE_CHECKING:
     from rql_deploy.sim.ogbench_collect import PlayData
@@ -23,7 +23,9 @@ if TYPE_CHECKING:
 FIXED = ("noise", "robot", "controller", "control_rate")
 
 
-def collect_play(task: str, episodes: int, output: str, seed: int, workers: int, as_json: bool, horizon: int | None) -> None:
+def collect_play(
+    task: str, episodes: int, output: str, seed: int, workers: int, ray_address: str | None, as_json: bool, horizon: int | None
+) -> None:
     """Make the data and write it as `.npz`, or as a Minari data set where `output` does not end so."""
     from rql_deploy.progress import ProgressLine
     from rql_deploy.sim import collect, ogbench_collect
@@ -39,15 +41,20 @@ def collect_play(task: str, episodes: int, output: str, seed: int, workers: int,
     find_recipe(task)
     minari = not output.endswith(".npz")
     target = collect.target_folder(output) if minari else Path(output)
+    if ray_address is not None:
+        # From where a worker's working folder is, a relative path leads elsewhere.
+        target = target.absolute()
     data = ogbench_collect.PlayData(task, target, episodes, seed, steps)
     kept = ogbench_collect.prepare(data)
     total = episodes + data.validation
     # A stack left to guess can hang without a display.
     os.environ.setdefault("MUJOCO_GL", "egl")
+    pool = ray_pool(ray_address, data.folder)
+    workers = pool.workers if pool else workers
     progress = ProgressLine(f"collect ogbench:{task}", total, "episodes", done=kept)
     done, reached, targets = kept, 0, 0
     try:
-        with contextlib.closing(ogbench_collect.make_episodes(data, min(workers, max(1, total - kept)))) as stream:
+        with contextlib.closing(ogbench_collect.make_episodes(data, min(workers, max(1, total - kept)), pool)) as stream:
             for counts in stream:
                 done += 1
                 reached, targets = reached + counts["reached"], targets + counts["targets"]

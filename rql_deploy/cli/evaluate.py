@@ -11,7 +11,17 @@ import click
 
 from rql_deploy.policy import MAX_CANDIDATES
 
-from .options import DEFAULT_WORKERS, echo_json, environment_options, noise_option, parse_noise, parse_prune, show_next
+from .options import (
+    DEFAULT_WORKERS,
+    echo_json,
+    environment_options,
+    noise_option,
+    parse_noise,
+    parse_prune,
+    ray_option,
+    ray_pool,
+    show_next,
+)
 
 if TYPE_CHECKING:
     from rql_deploy.contract import PlantDescription
@@ -176,6 +186,7 @@ def find_players(
     help="Base seed; equal seeds give equal episodes to compare pair by pair.",
 )
 @click.option("--workers", default=DEFAULT_WORKERS, show_default=True, type=click.IntRange(1), help="Simulator processes.")
+@ray_option
 @click.option("--output", type=click.Path(path_type=Path), help="Also write one JSON line per episode to this file.")
 @click.option("--report", type=click.Path(path_type=Path), help="Also write a page with everything, for any browser, offline.")
 @click.option("--run", "training", type=click.Path(path_type=Path), help="Training run whose curves the report shows (--checkpoint's own).")
@@ -200,6 +211,7 @@ def command(
     value: bool,
     seed: int,
     workers: int,
+    ray_address: str | None,
     output: Path | None,
     report: Path | None,
     training: Path | None,
@@ -239,10 +251,14 @@ def command(
             raise UserError(f"{path} exists already: pass another path or remove it first")
     if video is not None and video.suffix != ".mp4":
         raise UserError(f"--video writes .mp4, not '{video.suffix}': try --video {video.with_suffix('.mp4')}")
+    if ray_address is not None and video is not None:
+        raise UserError("--video films in a process of this machine: leave --ray-address out")
     work = Task(task, settings)
     work.check()
     schedule = parse_prune(prune, candidates)
     run = functools.partial(run_watched, candidates=candidates, prune=schedule, value=value)
+    # From where a worker's working folder is, a relative path leads elsewhere.
+    checkpoint, bundle = (path and path.absolute() for path in (checkpoint, bundle))
     players = {} if demonstrator else find_players(checkpoint, bundle, variant, endpoint, keys, run)
     if report is not None:
         from .evaluate_report import find_training
@@ -252,7 +268,8 @@ def command(
         if path is not None:
             path.parent.mkdir(parents=True, exist_ok=True)
     seeds = [episode_seed(seed, index, "evaluate") for index in range(episodes)]
-    with Evaluation(work, min(workers, episodes)) as evaluation:
+    pool = ray_pool(ray_address, *filter(None, (checkpoint, bundle, keys)))
+    with Evaluation(work, min(workers, episodes), pool=pool) as evaluation:
         if compare:
             from .evaluate_compare import compare_players
 

@@ -5,11 +5,15 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable
-from typing import Any, TypeVar
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from rql_deploy.errors import UserError
+
+if TYPE_CHECKING:
+    from rql_deploy.ray_cluster import RayPool
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -38,6 +42,26 @@ def environment_options(function: F) -> F:
     ):
         function = option(function)
     return function
+
+
+def ray_option(function: F) -> F:
+    """--ray-address of the cluster that takes the place of local processes."""
+    return click.option(
+        "--ray-address",
+        help="Use a Ray cluster instead of --workers: 'auto', HOST:PORT or ray://HOST:PORT (pip install 'rql-deploy[ray]').",
+    )(function)
+
+
+def ray_pool(address: str | None, *shared: Path) -> RayPool | None:
+    """A pool on the cluster at `address`, None for None; raises UserError where a node does not see one of the `shared` paths."""
+    if address is None:
+        return None
+    from rql_deploy.ray_cluster import RayPool, require_seen
+
+    pool = RayPool(address)
+    for path in shared:
+        require_seen(pool.ray, path)
+    return pool
 
 
 def noise_option(function: F) -> F:

@@ -1,0 +1,155 @@
+"""`rql-deploy sweep`."""
+
+from __future__ import annotations
+
+import shlex
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from rql_deploy.errors import UserError
+
+from .options import DEFAULT_WORKERS, echo_json, show_next
+
+if TYPE_CHECKING:
+    from rql_deploy.sweep.executors import Executor
+    from rql_deploy.sweep.file import SweepFile
+    from rql_deploy.sweep.job import Job
+    from rql_deploy.sweep.plan import Plan
+    from rql_deploy.sweep.run import Event
+
+
+@click.command("sweep")
+@click.argument("file", metavar="SWEEP.toml", type=click.Path(path_type=Path))
+@click.option("--output", type=click.Path(path_type=Path), help="Folder of all jobs and the table.  [default: runs/SWEEP]")
+@click.option(
+    "--workers",
+    default=DEFAULT_WORKERS,
+    show_default=True,
+    type=click.IntRange(1),
+    help="Jobs at once on this machine, of one thread each.",
+)
+@click.option("--ray-address", help="Use a Ray cluster instead: 'auto', HOST:PORT or ray://HOST:PORT (pip install 'rql-deploy[ray]').")
+@click.option("--dry-run", is_flag=True, help="Only say what is done and what is to do.")
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+def command(file: Path, output: Path | None, workers: int, ray_address: str | None, dry_run: bool, as_json: bool) -> None:
+    """Train, export and evaluate every task with every setting and seed of SWEEP.toml, and make one table of it.
+
+    A job is addressed by what goes into it: what is finished is not done again, by no later sweep in the same folder either, and settings
+    that train alike train once. Stopped at any time, the same command goes on; a job whose process or node died is done again. Rows
+    are finished one after the other, and OUTPUT/results.md, .csv and .jsonl follow them.
+    """
+    from rql_deploy.sweep.file import load_sweep
+    from rql_deploy.sweep.plan import make_plan
+    from rql_deploy.sweep.run import only_sweep, run_jobs
+    from rql_deploy.sweep.table import write_tables
+
+    sweep = load_sweep(file)
+    plan = make_plan(sweep, file.parent, _training_settings)
+    output = (output or Path("runs") / file.stem).absolute()
+    if dry_run:
+        _list_jobs(plan, output)
+        return
+    with only_sweep(output):
+        progress = _Progress(plan, output, lambda: write_tables(sweep, plan, output))
+        executor = _executor(ray_address, workers, output, sweep.threads)
+        failed: list[Job] = []
+        interrupted = False
+        try:
+            failed = run_jobs(plan.jobs, output, executor, threads=sweep.threads, tell=progress.tell)
+        except KeyboardInterrupt:
+            click.echo("stopping: jobs under way save what they have", err=True)
+            interrupted = True
+        finally:
+            executor.stop()
+            write_tables(sweep, plan, output)
+    _finish(sweep, plan, output, failed, interrupted, as_json)
+
+
+def _training_settings(preset: str, words: Any) -> Any:
+    from rql_deploy.train.config import config_to_plain, load_config
+
+    return config_to_plain(load_config(preset, words))
+
+
+def _executor(ray_address: str | None, workers: int, output: Path, threads: int) -> Executor:
+    if ray_address is None:
+        from rql_deploy.sweep.executors import LocalExecutor
+
+        return LocalExecutor(workers)
+    from rql_deploy.sweep.ray_executor import RayExecutor
+
+    return RayExecutor(ray_address, output, threads)
+
+
+class _Progress:
+    """A line per job that ends, with how many are left; the tables follow every finished evaluation."""
+
+    def __init__(self, plan: Plan, output: Path, write: Any):
+        self.total, self.write = len(plan.jobs), write
+        self.done = sum(job.result(output) is not None for job in plan.jobs)
+        self.started: dict[str, float] = {}
+        if self.done:
+            click.echo(f"{self.done} of {self.total} jobs are done already", err=True)
+
+    def tell(self, event: Event) -> None:
+        """Report an event."""
+        from rql_deploy.progress import format_duration
+
+        job = event.job
+        if event.what == "started":
+            self.started[job.key] = time.monotonic()
+            click.echo(f"[{self.done:>3}/{self.total}] {job.kind} {job.name} ...", err=True)
+            return
+        if event.what == "finished":
+            self.done += 1
+            if job.kind == "evaluate":
+                self.write()
+        took = format_duration(time.monotonic() - self.started.get(job.key, time.monotonic()))
+        where = f" on {event.detail}" if event.what == "finished" else f": {event.detail}"
+        click.echo(f"[{self.done:>3}/{self.total}] {job.kind} {job.name} {event.what} after {took}{where}", err=True)
+
+
+def _list_jobs(plan: Plan, output: Path) -> None:
+    done = 0
+    for job in plan.jobs:
+        found = job.result(output)
+        done += found is not None
+        click.echo(f"{'done' if found else 'to do':6} {job.kind:9} {job.name:40} {job.folder_name}")
+    click.echo(f"{done} of {len(plan.jobs)} jobs are done, {len(plan.cells)} cells, in {output}")
+
+
+def _finish(sweep: SweepFile, plan: Plan, output: Path, failed: list[Job], interrupted: bool, as_json: bool) -> None:
+    from rql_deploy.sweep.table import markdown, rows_of
+
+    rows, records = rows_of(sweep, plan, output)
+    context = click.get_current_context()
+    if as_json:
+        echo_json({"output": str(output), "cells": len(plan.cells), "finished": records, "failed": [job.name for job in failed]})
+    else:
+        click.echo(markdown(sweep, rows, len(records), len(plan.cells)))
+    again = shlex.join(["rql-deploy", "sweep", str(context.params["file"]), *_given(context)])
+    if interrupted:
+        click.echo(f"stopped; finished jobs are kept in {output}", err=True)
+        show_next(again)
+        context.exit(130)
+    if failed:
+        raise UserError(
+            f"{len(failed)} of {len(plan.jobs)} jobs failed or lacked what they need ({failed[0].kind} {failed[0].name} and the like, see "
+            f"above): the others are kept; put it right and run the same command again"
+        )
+    if not as_json:
+        show_next(f"cat {output}/results.md")
+
+
+def _given(context: click.Context) -> list[str]:
+    """The options that were typed."""
+    from click.core import ParameterSource
+
+    words = []
+    for name in ("output", "workers", "ray_address"):
+        if context.get_parameter_source(name) is ParameterSource.COMMANDLINE:
+            words += [f"--{name.replace('_', '-')}", str(context.params[name])]
+    return words

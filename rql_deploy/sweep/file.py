@@ -1,0 +1,132 @@
+"""The sweep file: what is compared with what, in TOML.
+
+seeds = [0, 1, 2]
+episodes = 50
+[tasks.lift]
+play = "robosuite:Lift"
+preset = "robosuite-lift"
+collect = { task = "robosuite:Lift", episodes = 120 }
+[settings.rql]
+[settings.cloning]
+set = { rql.policy_value_weight = 0 }
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import tomllib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rql_deploy.errors import UserError
+from rql_deploy.plain import from_plain
+
+NAME = re.compile(r"[a-z0-9][a-z0-9._+-]*", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Collection:
+    """A data set that the sweep makes itself, once for all settings and seeds."""
+
+    task: str
+    """What `rql-deploy collect` is given: `ogbench:cube-single-play`, `robosuite:Lift`."""
+    episodes: int
+    seed: int = 0
+    options: tuple[str, ...] = ()
+    """More words for `collect`, e.g. `["--noise", "0:2.2"]`."""
+
+
+@dataclass(frozen=True)
+class SweepTask:
+    """What is trained on and played."""
+
+    play: str
+    """What `rql-deploy evaluate` is given."""
+    preset: str
+    """Training settings by name."""
+    dataset: str = ""
+    """A data set that is there: a path, from the sweep file's folder, or a Minari id. Or else:"""
+    collect: Collection | None = None
+    """How to make it."""
+    set: Mapping[str, Any] = field(default_factory=dict)
+    """Training settings on top of the sweep's, as `train --set` takes them."""
+    options: tuple[str, ...] = ()
+    """More words for `evaluate`, e.g. `["--horizon", "200"]`."""
+
+
+@dataclass(frozen=True)
+class SweepSetting:
+    """One way of training and acting; settings that train alike share their training."""
+
+    label: str = ""
+    """Its name in the table."""
+    set: Mapping[str, Any] = field(default_factory=dict)
+    """Training settings on top of the task's."""
+    candidates: int = 1
+    """Chunks per decision, of which the one with the highest V is played."""
+
+
+@dataclass(frozen=True)
+class SweepFile:
+    """A sweep: every task with every setting and seed."""
+
+    tasks: Mapping[str, SweepTask]
+    settings: Mapping[str, SweepSetting]
+    """The others are compared with the first one, episode by episode."""
+    seeds: tuple[int, ...] = (0, 1, 2)
+    """Of training and of the evaluation's episodes, so settings meet the same episodes and seeds do not."""
+    episodes: int = 50
+    """Played per task, setting and seed."""
+    threads: int = 1
+    """CPU threads of a job."""
+    title: str = ""
+    note: str = ""
+    """Printed above the table: what was trained, on what, for how long."""
+    set: Mapping[str, Any] = field(default_factory=dict)
+    """Training settings of all tasks, on top of their presets."""
+
+
+def load_sweep(path: Path) -> SweepFile:
+    """Read a sweep file; raises UserError naming what is wrong with it."""
+    try:
+        table = tomllib.loads(path.read_text())
+    except FileNotFoundError as error:
+        raise UserError(f"there is no sweep file {path}: pass a TOML file, for example benchmarks/table.toml") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not TOML ({error}): correct it there") from error
+    sweep = from_plain(SweepFile, table, path.name)
+    for kind in ("tasks", "settings"):
+        names = getattr(sweep, kind)
+        if not names:
+            raise UserError(f"{path.name} has no [{kind}.NAME]: add at least one")
+        for name in names:
+            if not NAME.fullmatch(name):
+                raise UserError(f"{path.name}: '{name}' cannot name a folder: use letters, digits, '-', '_', '.' and '+'")
+    if not sweep.seeds or len(set(sweep.seeds)) < len(sweep.seeds) or min(sweep.seeds) < 0:
+        raise UserError(f"{path.name}: seeds is {list(sweep.seeds)}, it must list different whole numbers from 0 on")
+    for name in ("episodes", "threads"):
+        if getattr(sweep, name) < 1:
+            raise UserError(f"{path.name}: {name} is {getattr(sweep, name)}, it must be at least 1")
+    for name, task in sweep.tasks.items():
+        if bool(task.dataset) == (task.collect is not None):
+            raise UserError(f"{path.name}: tasks.{name} needs either dataset (one that is there) or collect (how to make it)")
+    return sweep
+
+
+def overrides(*tables: Mapping[str, Any]) -> tuple[str, ...]:
+    """`key=value` words for `train --set`; the last table that has a key counts. `{rql: {alpha: 3}}` and `{"rql.alpha": 3}` agree."""
+    merged: dict[str, Any] = {}
+    for table in tables:
+        merged.update(_flat(table))
+    return tuple(f"{key}={json.dumps(value)}" for key, value in sorted(merged.items()))
+
+
+def _flat(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in table.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value
