@@ -78,7 +78,7 @@ class Playback:
     """
 
     def __init__(self, h: int, mode: Mode = "prefetch", *, lead: int | None = None, enough: int = 1, delta: DeltaBounds | None = None):
-        """`lead` fixes the ticks between asking and needing; left out, it follows the delays seen (their largest of late).
+        """`lead` fixes the ticks between asking and needing; left out, it follows the delays seen (what 90 % of late stayed within).
 
         With `anytime` the delay that counts is that of the first preview with `enough` refinement steps. With `delta` a chunk that takes
         over makes up for what was played in its first actions' stead (`_due_action`).
@@ -103,7 +103,8 @@ class Playback:
         """
         if self._fixed is not None:
             return min(self._fixed, self.h - 1)
-        delay = max(self._delays, default=1)
+        # Not the largest: one straggler of a whole chunk would have the next 50 decisions asked for too late.
+        delay = sorted(self._delays)[ceil(0.9 * len(self._delays)) - 1] if self._delays else 1
         return delay if 2 * delay <= self.h else self.h // 2 if delay < self.h else 0
 
     @property
