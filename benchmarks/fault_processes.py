@@ -229,7 +229,7 @@ def vanishing(count: int) -> Outcome:
     return Outcome(
         f"a well-behaved one lost {lost} of {calls} calls",
         f"{connected} connection of up to {most}, memory {grown:+.1f} MiB",
-        not lost and connected == 1,
+        not lost and connected == 1 and most > count // 2,
         {"clients": count, "lost": lost, "calls": calls, "most_connected": most, "still_connected": connected, "grown_mib": grown},
     )
 
@@ -242,7 +242,7 @@ def clock_client(pipe: Connection, address: str, calls: int) -> None:
         expected = policy.act(sample(), seed=1)
         for _ in range(calls):
             try:
-                wrong += differs(policy.act(sample(), seed=1, deadline=0.05), expected)
+                wrong += differs(policy.act(sample(), seed=1, deadline=0.25), expected)
             except DeadlineMissed:
                 missed += 1
             now = time.time()

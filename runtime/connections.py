@@ -7,7 +7,7 @@ from zmq.utils.monitor import recv_monitor_message
 
 from .protocol import ready
 
-EVENTS = zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED
+EVENTS = zmq.EVENT_ACCEPTED | zmq.EVENT_DISCONNECTED
 
 
 class Connections:
@@ -19,11 +19,11 @@ class Connections:
         self._open: set[int] = set()
 
     def count(self) -> int:
-        """Connections whose handshake succeeded and that are still open."""
+        """Connections that are open; one that never completes its handshake counts until it is given up."""
         while ready(self._monitor, zmq.POLLIN):
             event = recv_monitor_message(self._monitor, zmq.NOBLOCK)
-            # The value of both events is the connection's file descriptor.
-            (self._open.add if event["event"] == zmq.EVENT_HANDSHAKE_SUCCEEDED else self._open.discard)(event["value"])
+            # The value of both events is the connection's file descriptor (that of a completed handshake is not).
+            (self._open.add if event["event"] == zmq.EVENT_ACCEPTED else self._open.discard)(event["value"])
         return len(self._open)
 
     def close(self) -> None:

@@ -94,9 +94,16 @@ def test_metrics_health_and_top_show_what_was_served(bundle: Path) -> None:
         assert "ready" in shown
         assert policy.contract.contract_id[:12] in shown
         deadline = time.monotonic() + 5
-        while policy.stats()["connected"] < 1 and time.monotonic() < deadline:
-            time.sleep(0.05)
-        assert policy.stats()["connected"] == 1
+        others = [Channel(address) for _ in range(3)]
+        for channel in others:
+            channel.call({"op": "ping"}, {}, 5.0)
+        for expected in (4, 1):
+            while policy.stats()["connected"] != expected:
+                assert time.monotonic() < deadline
+                time.sleep(0.05)
+            for channel in others:
+                channel.close()
+            others = []
 
 
 def test_side_listeners_stay_on_this_machine(bundle: Path) -> None:
