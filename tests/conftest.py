@@ -11,6 +11,10 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+# MuJoCo chooses its renderer when it is first imported, which any test of a worker may be the one to do.
+if sys.platform == "linux":
+    os.environ.setdefault("MUJOCO_GL", "egl")
+
 import numpy as np
 import pytest
 from click.testing import CliRunner, Result

@@ -274,7 +274,7 @@ def test_training_on_data_of_other_dimensions_is_refused(recorded: Path, run: Pa
     [
         (("collect", "robosuite:Lft", "--output", "x"), ("no task 'Lft'", "Lift")),
         (("collect", "Lift", "--output", "x"), ("robosuite:Lift",)),
-        (("collect", "robosuite:Door", "--output", "x"), ("no scripted demonstrator", "robosuite:Lift")),
+        (("collect", "robosuite:NutAssemblyRound", "--output", "x"), ("no scripted demonstrator", "robosuite:Lift")),
         (("collect", "robosuite:Lift", "--output", "x", "--noise", "3:1"), ("--noise takes LOW:HIGH",)),
         (("run", "robosuite:Lift", "--connect", "tcp://127.0.0.1:9"), ("no policy server answers", "rql-deploy serve")),
         (("run", "robosuite:Lft", "--connect", "tcp://127.0.0.1:9"), ("no task 'Lft'",)),
@@ -286,7 +286,7 @@ def test_training_on_data_of_other_dimensions_is_refused(recorded: Path, run: Pa
         (("collect", "robosuite:Lift", "--output", "/proc/none/x"), ("cannot write to /proc/none",)),
         (("collect", "robosuite:Lift", "--output", "x", "--controller", "JOINT_POSITION"), ("acts on OSC_POSE",)),
         (("serve", "nowhere", "--bind", "tcp://127.0.0.1:99999"), ("no port from 1 to 65535",)),
-        (("evaluate", "robosuite:Lift", "--bundle", "nowhere"), ("no bundle at nowhere",)),
+        (("evaluate", "robosuite:Lift", "--bundle", "nowhere"), ("there is no bundle at", "/nowhere:")),
         (("train", "--dataset", "nowhere", "--output", "x"), ("no Minari data set 'nowhere'",)),
         (("export", "nowhere", "--output", "x"), ("neither a checkpoint nor a run",)),
         (("serve", "nowhere"), ("no bundle at nowhere",)),
