@@ -91,7 +91,7 @@ class Engine:
             self._sort_waiting()
         costs, jobs, rows, judged, due = self.model.costs, [], 0, 0, math.inf
         for job in self._waiting:
-            if job.stream or job.prune or job.deltas or job.first:
+            if job.stream or job.prune or job.deltas or job.first or job.candidates > UNROLLED_ROWS:
                 return []
             if rows + job.candidates <= UNROLLED_ROWS:
                 jobs.append(job)
@@ -125,9 +125,12 @@ class Engine:
         repeated = fields if rows == len(jobs) else {name: np.repeat(value, counts, axis=0) for name, value in fields.items()}
         actions = model.unrolled(repeated, noise)
         values = spreads = None
-        if any(job.value or job.candidates > 1 for job in jobs):
-            features = model.encode(fields)
-            values, spreads = model.judge(features if rows == len(jobs) else np.repeat(features, counts, axis=0), actions)
+        wanted = np.repeat([job.value or job.candidates > 1 for job in jobs], counts)
+        if wanted.any():
+            # Of the rows that asked for it alone: V costs more than all the steps.
+            features = np.repeat(model.encode(fields), counts, axis=0)
+            values, spreads = np.empty(rows, np.float32), np.empty(rows, np.float32)
+            values[wanted], spreads[wanted] = model.judge(features[wanted], actions[wanted])
         self.steps += len(self._deltas)
         self.rows += rows
         end = self._clock()

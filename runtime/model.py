@@ -1,4 +1,4 @@
-"""One bundle ready to compute: its graphs as sessions, with buffers that a refinement step reads and writes in place."""
+"""One bundle ready to compute: its graphs as sessions."""
 
 from __future__ import annotations
 

@@ -34,7 +34,7 @@ SHARD_BYTES = 64 << 20
 MAX_QUEUED = 4096
 """Decisions waiting to be written; more are dropped and counted, rather than held up."""
 MAX_QUEUED_BYTES = 128 << 20
-"""Parts of episodes waiting to be written; more are refused, and their senders told."""
+"""Observations and parts of episodes waiting to be written; more decisions are dropped, more parts refused and their senders told."""
 MAX_RECORD_BYTES = 256 << 20
 WARN_EVERY = 10.0
 """Seconds between warnings about a disk that does not take records."""
@@ -68,23 +68,24 @@ class Recorder:
 
     def record(self, done: Done, contract: Contract, server: float) -> None:
         """Take one decision; `server` is how many seconds it took from receipt to reply."""
-        try:
-            self._queue.put_nowait((done, contract, server, time.time()))
-        except queue.Full:
-            self.dropped += 1
+        self._take(done, contract, server)
 
     def record_episode(self, part: EpisodePart, contract: Contract) -> bool:
         """Take a part of an episode; false when there is no room."""
+        return self._take(part, contract, 0.0)
+
+    def _take(self, what: Done | EpisodePart, contract: Contract, server: float) -> bool:
         # Two counters, one per thread, so that neither needs a lock.
-        if self._waiting_bytes - self._taken_bytes + part.nbytes > MAX_QUEUED_BYTES:
+        size = _size(what)
+        if self._waiting_bytes - self._taken_bytes + size > MAX_QUEUED_BYTES:
             self.dropped += 1
             return False
         try:
-            self._queue.put_nowait((part, contract, 0.0, time.time()))
+            self._queue.put_nowait((what, contract, server, time.time()))
         except queue.Full:
             self.dropped += 1
             return False
-        self._waiting_bytes += part.nbytes
+        self._waiting_bytes += size
         return True
 
     def close(self) -> None:
@@ -94,8 +95,7 @@ class Recorder:
 
     def _run(self) -> None:
         while (entry := self._queue.get()) is not None:
-            if isinstance(entry[0], EpisodePart):
-                self._taken_bytes += entry[0].nbytes
+            self._taken_bytes += _size(entry[0])
             try:
                 self._append(*entry)
                 self.written += 1
@@ -228,3 +228,7 @@ def read_recording(path: Path) -> Iterator[Record]:
         raise UserError(f"there is no recording at {path}: pass a .rqlrec file or a folder that `serve --record` wrote")
     for shard in shards:
         yield from read_shard(shard)
+
+
+def _size(what: Done | EpisodePart) -> int:
+    return what.nbytes if isinstance(what, EpisodePart) else sum(value.nbytes for value in what.job.fields.values())

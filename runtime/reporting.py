@@ -11,6 +11,7 @@ not record, nothing is kept and nothing is sent.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import queue
@@ -118,7 +119,11 @@ class EpisodeReporter:
         try:
             self._queue.put(None, timeout=CLOSE_LIMIT)
         except queue.Full:
-            self.dropped += self._queue.qsize()
+            with contextlib.suppress(queue.Empty):
+                while True:
+                    self._queue.get_nowait()
+                    self.dropped += 1
+            self._queue.put(None)
         self._thread.join(CLOSE_LIMIT + CALL_TIMEOUT)
         self._thread = None
 

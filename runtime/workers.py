@@ -37,6 +37,8 @@ STEADY = 30.0
 """Seconds after which a worker's death is its first in a row again."""
 IDLE = 0.2
 """Seconds between looks at whether a worker is to end."""
+MAX_UNANSWERED = 8
+"""Questions put to a worker that answers none: a pipe that fills up would hold up whoever asks."""
 BACKLOG = 1024
 
 _spawn = multiprocessing.get_context("spawn")
@@ -57,6 +59,8 @@ class Worker:
     """In a row."""
     again: float = 0.0
     """When it is to be started again, once dead."""
+    unanswered: int = 0
+    """Questions since its last answer."""
 
 
 class Workers:
@@ -96,7 +100,7 @@ class Workers:
                     if not worker.process.is_alive():
                         raise UserError(f"worker {worker.number} ended with status {worker.process.exitcode} before it was ready")
                 if self._stopping:
-                    break
+                    raise KeyboardInterrupt
         except BaseException:
             self.__exit__()
             raise
@@ -159,10 +163,17 @@ class Workers:
         with self._lock:
             self._asked += 1
             try:
+                while worker.asks.poll(0):
+                    worker.asks.recv()
+                    worker.unanswered = 0
+                if worker.unanswered >= MAX_UNANSWERED:
+                    return None
+                worker.unanswered += 1
                 worker.asks.send((self._asked, operation))
                 expiry = time.monotonic() + ASK_TIMEOUT
                 while worker.asks.poll(max(0.0, expiry - time.monotonic())):
                     number, reply = worker.asks.recv()
+                    worker.unanswered = 0
                     if number == self._asked:
                         found: dict[str, Any] | None = reply
                         return found
@@ -245,7 +256,8 @@ class Workers:
     def _signal(self, number: int) -> None:
         for worker in self._workers:
             with contextlib.suppress(ProcessLookupError):
-                if worker.process.is_alive():
+                # One that is still starting has no handler for SIGHUP yet, and is reading its bundles anyway.
+                if worker.process.is_alive() and (worker.ready or number != signal.SIGHUP):
                     os.kill(worker.process.pid, number)
 
     def _close_sockets(self) -> None:

@@ -142,8 +142,10 @@ def command(
         raise click.Abort
     score = Score("run", tuple(results), horizon)
     summary = score.summary()
+    if unrecorded:
+        click.echo(f"{unrecorded} parts of episodes were not recorded by the server", err=True)
     if as_json:
-        echo_json({**summary, "stale_replies": stale, **({"real_time": figures} if real_time else {})})
+        echo_json({**summary, "stale_replies": stale, "unrecorded": unrecorded, **({"real_time": figures} if real_time else {})})
         refuse_fault(results[-1])
         return
     if real_time:
@@ -153,8 +155,6 @@ def command(
     trip = summary["round_trip_ms"]
     latency = "no decision arrived" if trip["p50"] is None else f"round trip p50 {trip['p50']:.2f} ms, p99 {trip['p99']:.2f} ms"
     click.echo(f"{describe_score(score)}; {latency}")
-    if unrecorded:
-        click.echo(f"{unrecorded} parts of episodes were not recorded by the server")
     refuse_fault(results[-1])
 
 

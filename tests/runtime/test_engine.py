@@ -191,11 +191,13 @@ def test_those_who_wait_for_nothing_in_between_share_one_unrolled_call(model: Mo
         return [*plain, job(model, 6, due=200.0)]
 
     stepwise = decisions(finish(Engine(model, unrolled=False, clock=Clock()), crowd()))
-    calls = []
-    real = model.unrolled
+    calls: list[int] = []
+    judged: list[int] = []
+    real, value = model.unrolled, model.value
+    monkeypatch.setattr(model, "value", lambda features, x, f: judged.append(len(x)) or value(features, x, f))
     monkeypatch.setattr(model, "unrolled", lambda fields, noise: calls.append(len(noise)) or real(fields, noise))
     together = decisions(finish(Engine(model, clock=Clock()), crowd()))
-    assert calls == [13]
+    assert (calls, judged) == ([13], [11]), "only those who asked are judged"
     assert len(together) == 7
     assert together.keys() == stepwise.keys()
     for number, done in together.items():
@@ -213,6 +215,16 @@ def test_more_rows_than_an_unrolled_call_takes_wait_for_the_next_one(model: Mode
     assert sorted(first) == list(range(4, 20))
     assert sorted(decisions(engine.step())) == [0, 1, 2, 3]
     assert not engine.busy
+
+
+def test_many_candidates_get_their_turn_beside_small_requests(model: Model) -> None:
+    engine = Engine(model, clock=Clock())
+    engine.submit(job(model, 99, candidates=32))
+    for number in range(3 * model.contract.F):
+        engine.submit(job(model, number))
+        if 99 in decisions(engine.step()):
+            return
+    raise AssertionError("the request with 32 candidates never came to its turn")
 
 
 def test_who_was_urgent_a_moment_ago_keeps_others_interruptible(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
