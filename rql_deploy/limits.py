@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -86,7 +87,8 @@ class Limits:
             bounds = dimensions[name]
             low = bounds.low if limit.low is None else limit.low
             high = bounds.high if limit.high is None else limit.high
-            if low < bounds.low or high > bounds.high:
+            # All comparisons here are written so that NaN is refused: it would switch its limit off.
+            if not (bounds.low <= low and high <= bounds.high):
                 raise ContractError(
                     f"{where} widens action '{name}' to [{low:g}, {high:g}], the contract says [{bounds.low:g}, {bounds.high:g}]: "
                     "limits may only tighten"
@@ -96,7 +98,7 @@ class Limits:
             if bounds.hold == "null" and not low <= 0.0 <= high:
                 raise ContractError(f"{where} leaves 0 out of the range of action '{name}', which holds at 0: let low <= 0 <= high")
             for kind, bound in (("rate", limit.rate), ("acceleration", limit.acceleration)):
-                if bound is not None and bound <= 0:
+                if bound is not None and not bound > 0:
                     raise ContractError(f"{where} limits the {kind} of action '{name}' to {bound:g}: pass a number above 0")
         sizes = {f.name: f.size for f in contract.plant.fields}
         for name, box in self.observations.items():
@@ -106,15 +108,15 @@ class Limits:
                 values = getattr(box, side)
                 if values is not None and len(values) != sizes[name]:
                     raise ContractError(f"{where} gives {len(values)} numbers for {side} of field '{name}', which has {sizes[name]}")
-            if box.low is not None and box.high is not None and any(a >= b for a, b in zip(box.low, box.high, strict=True)):
+            if box.low is not None and box.high is not None and any(not a < b for a, b in zip(box.low, box.high, strict=True)):
                 raise ContractError(f"{where} leaves no room for field '{name}': every low must be below its high")
         if not 1 <= self.max_consecutive_holds <= 20:
             raise ContractError(f"{where} allows {self.max_consecutive_holds} consecutive holds: pass 1 to 20, limits may only tighten")
         if not 0.9 <= self.min_success_rate <= 1.0:
             raise ContractError(f"{where} asks for a success rate of {self.min_success_rate:g}: pass 0.9 to 1, limits may only tighten")
-        if self.max_observation_age is not None and self.max_observation_age <= 0:
+        if self.max_observation_age is not None and not self.max_observation_age > 0:
             raise ContractError(f"{where} has max_observation_age {self.max_observation_age:g}: pass seconds above 0")
-        if self.cool_down < 0.5:
+        if not 0.5 <= self.cool_down < math.inf:
             raise ContractError(f"{where} has cool_down {self.cool_down:g}: pass 0.5 or more, limits may only tighten")
-        if self.max_spread is not None and self.max_spread < 0:
+        if self.max_spread is not None and not self.max_spread >= 0:
             raise ContractError(f"{where} has max_spread {self.max_spread:g}: the spread is never below 0, pass a number above")

@@ -83,6 +83,7 @@ def ask_policy(
 ) -> Iterator[Answer]:
     """Answers to one question as they come; an error of the policy is an answer too, for the loop has to go on."""
     number = question.number
+    latest: Decision | None = None
     try:
         asked: dict[str, Any] = {"deadline": deadline, "candidates": candidates, "value": value, "seed": question.seed}
         if prefix:
@@ -90,17 +91,18 @@ def ask_policy(
         if not previews:
             yield Answer(number, clock.now(), policy.act(question.observation, **asked))
             return
-        latest: Decision | None = None
         for decision in policy.stream(question.observation, **asked):  # type: ignore[attr-defined]
             if latest is not None:
                 yield Answer(number, clock.now(), latest, last=False)
             latest = decision
         yield Answer(number, clock.now(), latest)
-    except (DeadlineMissed, UserError) as error:
-        yield Answer(number, clock.now(), None, error=str(error))
     except Exception as error:
+        if latest is not None:
+            # What had come before the stream broke off is still the newest there is.
+            yield Answer(number, clock.now(), latest, last=False)
         # A policy that fails in an unforeseen way is one that gives no answer; the loop holds, and the fault says why.
-        yield Answer(number, clock.now(), None, error=f"the policy failed ({type(error).__name__}: {error})")
+        foreseen = isinstance(error, (DeadlineMissed, UserError))
+        yield Answer(number, clock.now(), None, error=str(error) if foreseen else f"the policy failed ({type(error).__name__}: {error})")
 
 
 class ThreadAsker:
@@ -189,5 +191,5 @@ class DelayedAsker:
 
 def _reset(policy: Policy) -> None:
     # A policy that cannot be reset will not answer either, and that is seen at the first question.
-    with contextlib.suppress(DeadlineMissed, UserError):
+    with contextlib.suppress(Exception):
         policy.reset()

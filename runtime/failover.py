@@ -99,6 +99,11 @@ class FailoverPolicy(RemotePolicy):
         return self._agreed
 
     @property
+    def outdated(self) -> bool:
+        """Whether any of the servers has another contract than the one agreed on."""
+        return any(server.member is not None and server.member.outdated for server in self._servers)
+
+    @property
     def stale_replies(self) -> int:
         """Replies of any server that came after their deadline, and were dropped."""
         return sum(server.channel.stale_replies for server in self._servers)

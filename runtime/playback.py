@@ -2,7 +2,7 @@
 
 A chunk made from the observation of tick t_obs says what to do at ticks t_obs, t_obs + 1, ... While the policy thinks, the chunk before it
 goes on playing; by the time the new one arrives its first actions are past, and are dropped. What counts as past is what was *played*: a
-tick that was held moved the plant nowhere, so the action that was due is still due. Positions in the plan are therefore counted in
+tick that was held carried out no action, so the one that was due is still due. Positions in the plan are therefore counted in
 actions played, not in ticks passed; without holds the two are the same.
 """
 
@@ -48,7 +48,7 @@ class Chunk:
     number: int
     """Of the decision, from 0."""
     moved: NDArray[np.float64]
-    """`[A]`: sum of all actions played before its observation."""
+    """`[A]`: sum of all commands before its observation."""
 
 
 @dataclass(frozen=True)
@@ -88,6 +88,7 @@ class Playback:
         """Decisions asked for so far."""
         self._fixed = 0 if mode == "open-loop" else lead
         self._delta = delta
+        self._bent = self._bending = np.zeros(1, bool)
         self._position, self._moved = 0, np.zeros(1)
         self._pending: _Asked | None = None
         self._chunk: Chunk | None = None
@@ -163,33 +164,44 @@ class Playback:
         self._pending = None
         return True
 
-    def due(self) -> Due | None:
-        """The action of this tick, or None: hold."""
+    def due(self, allowed: tuple[NDArray[np.float64], NDArray[np.float64]] | None = None) -> Due | None:
+        """The action of this tick, or None: hold. `allowed` `[A]`, `[A]`: least and greatest command that the safety filter lets pass; left
+        out, the bounds of delta motion."""
         if self._chunk is None:
             return None
         index = self._position - self._chunk.position
-        return Due(self._due_action(self._chunk, index), index, self._chunk) if index < self.h else None
+        return Due(self._due_action(self._chunk, index, allowed), index, self._chunk) if index < self.h else None
 
-    def _due_action(self, chunk: Chunk, index: int) -> NDArray[np.float32]:
+    def _due_action(self, chunk: Chunk, index: int, allowed: tuple[NDArray[np.float64], NDArray[np.float64]] | None) -> NDArray[np.float32]:
         """Action `index` of the chunk; of delta motion, with what is owed.
 
         A chunk means the plant to have moved by the sum of its first actions when this one comes. While it was being made, other actions
-        were played; the difference would stay until the next observation. It is added here, as far as the bounds allow at once.
+        were played; the difference would stay until the next observation. It is added here, as far as is allowed at once. After a command
+        that was changed so, the chunk's next action may be out of reach; then what is in reach is due, and the rest owed.
         """
         action: NDArray[np.float32] = chunk.actions[index]
         if self._delta is None:
             return action
         owed = chunk.actions[:index].sum(axis=0, dtype=np.float64) - (self._moved - chunk.moved)
-        if not (np.abs(owed[self._delta.dimensions]) > ROUNDING).any():
+        self._bending = np.zeros(1, bool)
+        if not (np.abs(owed[self._delta.dimensions]) > ROUNDING).any() and not self._bent.any():
             return action
-        made_up = np.clip(action + owed, self._delta.low, self._delta.high)
+        low, high = allowed or (self._delta.low, self._delta.high)
+        # What the policy itself asked for beyond the limits is for the safety filter to judge.
+        ours = self._bent & (action >= self._delta.low) & (action <= self._delta.high)
+        made_up = np.clip(action + owed, np.where(ours, low, np.minimum(low, action)), np.where(ours, high, np.maximum(high, action)))
         mixed: NDArray[np.float32] = np.where(self._delta.dimensions, made_up, action).astype(np.float32)
+        self._bending = np.abs(mixed - action) > ROUNDING
         return mixed
 
     def played(self, command: NDArray[np.float32]) -> None:
         """The action that was due went to the plant, as `command` `[A]`."""
         self._position += 1
-        self._moved = self._moved + command
+        self._moved, self._bent = self._moved + command, self._bending
+
+    def held(self, command: NDArray[np.float32]) -> None:
+        """A hold went to the plant, as `command` `[A]`: one that delta motion ramps down in moves it, and is made up for too."""
+        self._moved, self._bent = self._moved + command, np.zeros(1, bool)
 
     def discard(self) -> None:
         """Drop the present chunk: the safety filter refused an action of it. The answer under way, if any, is still welcome."""

@@ -134,8 +134,8 @@ class RealTimeLoop:
         """Run until the plant is finished, `duration` seconds have passed, `stop()` is true between two ticks, or a fault latches.
 
         With `after_fault="hold"` the loop goes on holding after a fault, until it is stopped or the fault is cleared. However it ends, the
-        plant is left holding. An exception of the plant ends the run too; its episode has failed. Before the first decision nothing is
-        commanded.
+        plant is held until the command no longer changes (delta motion has come to zero), unless Ctrl-C says so again. An exception of the
+        plant ends the run too, after one hold; its episode has failed. Before the first decision nothing is commanded.
         """
         self.statistics = LoopStatistics(self.period)
         self._playback.forget()
@@ -156,8 +156,10 @@ class RealTimeLoop:
                 interrupted = True
             except Exception as failure:
                 error = plant_failure(f"failed at tick {self.statistics.ticks}", failure)
-            if not _finished(self.plant):
-                self._settle(schedule, 1 if error else self.watchdog.cool_down)
+            try:
+                self._settle(schedule, 1 if error else None)
+            except KeyboardInterrupt:
+                interrupted = True
         if self.watchdog.fault is not None:
             error = error or f"fault: {self.watchdog.fault.reason}"
         success = error is None and bool(getattr(self.plant, "success", False))
@@ -182,22 +184,23 @@ class RealTimeLoop:
             skipped = schedule.advance(self.clock.now())
         return False
 
-    def _settle(self, schedule: Schedule, ticks: int) -> None:
-        """Hold until the command no longer changes, for at most so many ticks; a plant that fails once more is past help."""
+    def _settle(self, schedule: Schedule, ticks: int | None) -> None:
+        """Hold until the command no longer changes, for at most `ticks` if given; a plant that fails once more is past help."""
         previous = None
         with contextlib.suppress(Exception):
-            while self._moving and ticks > 0:
+            while self._moving and ticks != 0 and not _finished(self.plant):
                 command = self.filter.command(None).command
                 if previous is not None and np.array_equal(command, previous):
                     return
                 schedule.advance(self.clock.now())
                 self.clock.sleep_until(schedule.deadline)
                 self.plant.apply(command)
-                previous, ticks = command, ticks - 1
+                previous, ticks = command, None if ticks is None else ticks - 1
 
     def _tick(self, schedule: Schedule, skipped: int) -> None:
         begun = self.clock.now()
-        observation = self.plant.observe()
+        # Copied: the plant may show its own arrays, and the asking thread and the records look at them later.
+        observation = {name: np.array(value) for name, value in self.plant.observe().items()}
         observed = self.clock.now()
         self._take_answers()
         playback = self._playback
@@ -207,7 +210,7 @@ class RealTimeLoop:
             self.statistics.decisions += 1
             self._asker.ask(Question(number, observation, decision_seed(self._seed, number - self._asked_before), committed))
             self._take_answers()
-        due = playback.due()
+        due = playback.due(self.filter.allowed())
         refusal = self.filter.refuse_observation(observation)
         if self.watchdog.fault is not None:
             refusal = "a latched fault"
@@ -221,6 +224,8 @@ class RealTimeLoop:
             # What was refused once would be refused again: the rest of its chunk goes with it.
             playback.discard()
         if self._moving:
+            if not verdict.fresh:
+                playback.held(verdict.command)
             self.plant.apply(verdict.command)
         else:
             # Nothing was commanded, so nothing may be remembered as the last command.
@@ -239,7 +244,8 @@ class RealTimeLoop:
                 if answer.last:
                     self._refused(answer, refusal)
                 continue
-            delay = (answer.arrived - (self._playback.asked_at or answer.arrived)) / self.period
+            asked = self._playback.asked_at
+            delay = 0.0 if asked is None else (answer.arrived - asked) / self.period
             taken = self._playback.receive(answer.number, decision.actions, decision.steps_used, last=answer.last, delay=delay)
             self.statistics.stale_answers += not taken
             self._why = NO_ANSWER
@@ -279,9 +285,9 @@ def _finished(plant: Plant) -> bool:
 
 
 def _rest(plant: Plant) -> NDArray[np.float32] | None:
-    """The command that keeps the plant where it is, if it can say so."""
+    """The command that keeps the plant where it is, if it can say so: a robot by its method `rest`, a simulator by `rest_action`."""
     rest = getattr(plant, "rest", None)
-    return None if rest is None else rest()
+    return getattr(plant, "rest_action", None) if rest is None else rest()
 
 
 @contextlib.contextmanager

@@ -127,7 +127,7 @@ class SafetyFilter:
 
     def command(self, action: NDArray[Any] | None, age: float = 0.0, reason: str = "no fresh action") -> Verdict:
         """The command of this tick for an action `[A]` decided from an observation `age` seconds old; None is a hold, for `reason`."""
-        low, high = self._allowed()
+        low, high = self.allowed()
         if action is not None:
             wanted = np.asarray(action, np.float64)
             if wanted.shape != self.low.shape or not np.isfinite(wanted).all():
@@ -145,7 +145,7 @@ class SafetyFilter:
         last = np.where(np.isnan(self._last), self.low, self._last)
         return self._send(np.where(self._null, np.clip(0.0, low, high), last), low, high, False, reason)
 
-    def _allowed(self) -> tuple[Array, Array]:
+    def allowed(self) -> tuple[Array, Array]:
         """`[A]` least and greatest next command."""
         growth = self.acceleration
         down = np.minimum(self.rate, np.maximum(-self._change, 0.0) + growth)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import queue
@@ -159,24 +160,27 @@ class TickLog:
         self._queue.put(entry)
 
     def close(self) -> None:
-        """Write what is queued."""
+        """Write what is queued. Raises nothing: `error` says afterwards whether all was written."""
         self._queue.put(None)
         self._thread.join(timeout=10)
-        self._file.close()
+        with self._noting_errors():
+            self._file.close()
 
     def _run(self) -> None:
-        for line in self._lines():
-            if self.error is None:
-                try:
-                    self._file.write(line + "\n")
-                except OSError as error:
-                    self.error = f"{self._file.name}: {error.strerror}"
-
-    def _lines(self) -> Iterator[str]:
         while (item := self._queue.get()) is not None:
-            if isinstance(item, dict):
-                yield json.dumps(item)
-                self._file.flush()
-            else:
-                episode, tick = item
-                yield json.dumps({"episode": episode, **tick._asdict(), "command": tick.command.tolist()})
+            if self.error is not None:
+                continue
+            with self._noting_errors():
+                if isinstance(item, dict):
+                    self._file.write(json.dumps(item) + "\n")
+                    self._file.flush()
+                else:
+                    episode, tick = item
+                    self._file.write(json.dumps({"episode": episode, **tick._asdict(), "command": tick.command.tolist()}) + "\n")
+
+    @contextlib.contextmanager
+    def _noting_errors(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            self.error = self.error or f"{self._file.name}: {error.strerror}"

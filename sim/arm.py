@@ -24,6 +24,8 @@ ARM_RATE = 500.0
 """Control cycles of the arm per second."""
 SETTLE_SECONDS = 5.0
 """How long the arm may take to answer."""
+STALE_SECONDS = 0.5
+"""Age of the newest state from which on the arm counts as frozen."""
 GOAL_SPREAD = 0.25
 """rad: how far from rest, in each joint, the pose lies whose hand position is the goal."""
 GOAL_RADIUS = 0.02
@@ -68,7 +70,11 @@ class ArmPlant:
         self._goal = np.zeros(3)
         self._resets, self._ticks, self._success = 0, 0, False
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "rql_deploy.sim.arm_process", "--rate", str(arm_rate)], stdout=subprocess.PIPE, text=True
+            [sys.executable, "-m", "rql_deploy.sim.arm_process", "--rate", str(arm_rate)],
+            stdout=subprocess.PIPE,
+            text=True,
+            # The terminal's Ctrl-C is for the loop, which then still has to hold the arm.
+            start_new_session=True,
         )
         assert self._process.stdout is not None
         try:
@@ -109,10 +115,16 @@ class ArmPlant:
             self._read(wait_ms=50)
 
     def observe(self) -> Mapping[str, NDArray[np.float64]]:
-        """The newest state that has arrived. Raises UserError when the arm's process is gone."""
+        """The newest state that has arrived. Raises UserError when the arm's process is gone or has said nothing for half a second."""
         if self._process.poll() is not None:
             raise UserError("the arm's process has ended")
-        self._read()
+        # Where this process was the one that stood still, the newest state is a moment away.
+        for wait_ms in (0, 50):
+            self._read(wait_ms)
+            if time.monotonic() - self._state["time"] <= STALE_SECONDS:
+                break
+        else:
+            raise UserError(f"the arm's process has said nothing for {STALE_SECONDS:g} s: it is frozen or the machine is overloaded")
         state = self._state
         return {
             "joint_position": np.array(state["q"]),

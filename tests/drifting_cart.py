@@ -9,14 +9,16 @@ import numpy as np
 
 
 class Cart(gymnasium.Env[Any, Any]):
-    """Four numbers that follow the actions. Succeeds after `goal` steps, raises after `fails`."""
+    """Four numbers that follow the actions. Succeeds after `goal` steps, raises after `fails`; Ctrl-C at the next reset if `stopped`."""
 
-    def __init__(self, goal: int = 25, fails: int | None = None, render_mode: str | None = None):
+    def __init__(self, goal: int = 25, fails: int | None = None, stopped: bool = False, render_mode: str | None = None):
         self.observation_space = gymnasium.spaces.Box(-np.inf, np.inf, (4,))
         self.action_space = gymnasium.spaces.Box(-1.0, 1.0, (2,))
-        self.goal, self.fails, self.steps = goal, fails, 0
+        self.goal, self.fails, self.stopped, self.steps = goal, fails, stopped, 0
 
     def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[Any, dict[str, Any]]:
+        if self.stopped and self.steps >= self.goal:
+            raise KeyboardInterrupt
         super().reset(seed=seed)
         self.steps = 0
         return np.zeros(4), {}
@@ -31,3 +33,4 @@ class Cart(gymnasium.Env[Any, Any]):
 
 gymnasium.register("tests/Cart-v0", Cart, max_episode_steps=200)
 gymnasium.register("tests/HotCart-v0", Cart, max_episode_steps=200, kwargs={"fails": 9})
+gymnasium.register("tests/StoppedCart-v0", Cart, max_episode_steps=200, kwargs={"stopped": True})

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 from pathlib import Path
 
 import jsonschema
@@ -9,7 +10,7 @@ import pytest
 
 from rql_deploy.bundle import Bundle
 from rql_deploy.contract import Contract, ContractError
-from rql_deploy.limits import ActionLimit, Limits
+from rql_deploy.limits import ActionLimit, Limits, ObservationLimit
 from rql_deploy.schema import json_schema
 from tests.conftest import PLANT, assert_refused, cli
 
@@ -86,3 +87,17 @@ def test_inspect_checks_a_limits_file_against_a_bundle(bundle: Path, tmp_path: P
     (tmp_path / "limits.toml").write_text("[actions.action_0]\nhigh = 1.5\n")
     assert_refused(cli("inspect", bundle, "--limits", tmp_path / "limits.toml"), "widens action 'action_0'")
     assert_refused(cli("inspect", bundle, "--limits", tmp_path / "absent.toml"), "cannot read")
+
+
+@pytest.mark.parametrize(
+    "limits",
+    [
+        *(Limits(actions={"dx": ActionLimit(**{entry: math.nan})}) for entry in ("low", "high", "rate", "acceleration")),
+        Limits(observations={"opening": ObservationLimit((math.nan,), (1.0,))}),
+        *(Limits(**{entry: math.nan}) for entry in ("max_observation_age", "cool_down", "max_spread", "min_success_rate")),
+        Limits(cool_down=math.inf),
+    ],
+)
+def test_a_number_that_is_none_switches_no_limit_off(limits: Limits, contract: Contract) -> None:
+    with pytest.raises(ContractError, match="limits"):
+        limits.check(contract)

@@ -64,6 +64,32 @@ def test_options_that_do_not_fit_are_refused(endpoint: str, options: tuple[str, 
     assert_refused(cli("run", CART, "--connect", endpoint, *options), words)
 
 
+def test_a_full_disk_under_the_log_does_not_cost_the_recording(
+    endpoint: str, limits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not Path("/dev/full").exists():
+        pytest.skip("this system has no /dev/full")
+    log, data, opened = tmp_path / "ticks.jsonl", tmp_path / "played", Path.open
+    monkeypatch.setattr(
+        Path, "open", lambda path, *how, **named: opened(Path("/dev/full"), "w") if path == log else opened(path, *how, **named)
+    )
+    result = cli(
+        "run", CART, "--connect", endpoint, "--real-time", "--count-faults", "--limits", limits, "--episodes", 2, "--log", log,
+        "--record", data,
+    )  # fmt: skip
+    assert_refused(result, "the log is not complete", "No space left on device")
+    assert open_store(str(data)).ends.tolist() == [25, 50]
+
+
+def test_ctrl_c_while_the_plant_is_reset_keeps_the_episodes_before(endpoint: str, limits: Path, tmp_path: Path) -> None:
+    data, stopped = tmp_path / "played", CART.replace("Cart-v0", "StoppedCart-v0")
+    result = cli(
+        "run", stopped, "--connect", endpoint, "--real-time", "--count-faults", "--limits", limits, "--episodes", 3, "--record", data
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    assert open_store(str(data)).ends.tolist() == [25]
+
+
 def test_an_existing_log_or_recording_is_not_overwritten(endpoint: str, tmp_path: Path) -> None:
     for option in ("--log", "--record"):
         assert_refused(cli("run", CART, "--connect", endpoint, "--real-time", option, tmp_path), "exists already")
@@ -74,6 +100,7 @@ def test_the_live_view_shows_the_loop(bundle: Path) -> None:
 
     from rql_deploy.bundle import Bundle
     from rql_deploy.cli.live_view import LiveView
+    from rql_deploy.runtime.faults import Fault
     from rql_deploy.runtime.onnx_policy import OnnxPolicy
     from rql_deploy.runtime.realtime import RealTimeLoop
     from rql_deploy.sim.tasks import EnvPlant, Task
@@ -84,9 +111,14 @@ def test_the_live_view_shows_the_loop(bundle: Path) -> None:
         # Before the first tick there is nothing to show but the rows.
         Console(file=io.StringIO()).print(view.table())
         loop.run_episode(0)
+        loop.statistics.reasons["a [/server] says no"] += 1
+        loop.watchdog.fault = Fault(3, "[/bold] gone")
         shown = io.StringIO()
         Console(file=shown, width=120).print(view.table())
     text = shown.getvalue()
     assert "25" in text
     assert "without a fresh action" in text
     assert "drift" in text
+    # What a server says is no markup.
+    assert "held: a [/server] says no" in text
+    assert "[/bold] gone" in text

@@ -39,10 +39,11 @@ class LiveView:
 
     def table(self) -> Any:
         """What is shown: a rich renderable."""
+        from rich.markup import escape
         from rich.table import Table
 
         statistics, watchdog = self._loop.statistics, self._loop.watchdog
-        table = Table(title=self._title, show_header=False)
+        table = Table(title=escape(self._title), show_header=False)
         rate = watchdog.success_rate
         rows: list[tuple[str, str]] = [
             ("ticks", f"{statistics.ticks:,}, {statistics.skipped} cycles skipped, {statistics.overruns} overruns"),
@@ -55,9 +56,10 @@ class LiveView:
         ]
         rows += [(f"held: {reason}", str(count)) for reason, count in list(statistics.reasons.items())[:5]]
         for name, value in rows:
-            table.add_row(name, value)
+            # Reasons come from servers and policies too: none of them is markup.
+            table.add_row(escape(name), escape(value))
         if watchdog.fault is not None:
-            table.add_row("[bold red]fault", watchdog.fault.reason)
+            table.add_row("[bold red]fault", escape(watchdog.fault.reason))
         return table
 
 

@@ -76,8 +76,8 @@ def play(
     results: list[EpisodeResult] = []
     figures: list[dict[str, Any]] = []
     recorder = EpisodeRecorder(description) if options.record is not None else None
+    log = None
     with contextlib.ExitStack() as stack:
-        log = None
         if options.log is not None:
             log = TickLog(options.log)
             stack.callback(log.close)
@@ -101,27 +101,28 @@ def play(
                 on_tick=on_tick,
             )
         )
-        for index, seed in enumerate(seeds):
-            with LiveView(f"{task}, episode {index + 1} of {len(seeds)}", loop, quiet=options.quiet):
-                result = loop.run_episode(seed, duration=options.duration)
-            if recorder is not None:
-                recorder.end(seed, _last_observation(plant, result))
-            results.append(result.episode)
-            figures.append({**result.statistics.summary(), "faults": loop.watchdog.faults, "error": result.episode.error})
-            if log is not None:
-                log.note({"episode": index, "end": True, "success": result.episode.success, **figures[-1]})
-            if not options.quiet:
-                click.echo(describe_episode(index, result))
-            if result.interrupted or result.episode.error:
-                break
-        log_error = log.error if log is not None else None
+        # Ctrl-C within an episode ends that by itself; this is for the time between, while the plant is reset.
+        with contextlib.suppress(KeyboardInterrupt):
+            for index, seed in enumerate(seeds):
+                with LiveView(f"{task}, episode {index + 1} of {len(seeds)}", loop, quiet=options.quiet):
+                    result = loop.run_episode(seed, duration=options.duration)
+                if recorder is not None:
+                    recorder.end(seed, _last_observation(plant, result))
+                results.append(result.episode)
+                figures.append({**result.statistics.summary(), "faults": loop.watchdog.faults, "error": result.episode.error})
+                if log is not None:
+                    log.note({"episode": index, "end": True, "success": result.episode.success, **figures[-1]})
+                if not options.quiet:
+                    click.echo(describe_episode(index, result))
+                if result.interrupted or result.episode.error:
+                    break
     if recorder is not None and recorder.episodes:
         folder = recorder.write(str(options.record), {"played_with": policy.contract.contract_id, "seeds": [r.seed for r in results]})
         if not options.quiet:
             click.echo(f"{len(recorder.episodes)} episodes in {folder}")
             show_next(f"rql-deploy data inspect {folder}", f"rql-deploy train --dataset {folder} --init-from CHECKPOINT --output NEW_RUN")
-    if log_error is not None:
-        raise UserError(f"the log is not complete ({log_error}): make room and run again")
+    if log is not None and log.error is not None:
+        raise UserError(f"the log is not complete ({log.error}): make room and run again")
     return results, figures
 
 
@@ -129,7 +130,9 @@ def _last_observation(plant: EpisodicPlant, result: RealTimeResult) -> Mapping[s
     # A plant that failed may fail again; what it last observed then ends the episode.
     if result.episode.error is not None:
         return None
-    return plant.observe()
+    with contextlib.suppress(Exception):
+        return plant.observe()
+    return None
 
 
 def describe_episode(index: int, result: RealTimeResult) -> str:

@@ -35,6 +35,7 @@ def test_requests_go_in_turn_and_around_a_server_that_hangs_dies_or_drains(bundl
         _, two = stack.enter_context(serving(bundle, "--bind", second))
         policy = stack.enter_context(RemotePolicy.connect([first, second], plant=contract.plant))
         assert isinstance(policy, FailoverPolicy)
+        assert not policy.outdated
         policy.reset()
         expected = {policy.act(sample, seed=1).actions.tobytes() for _ in range(6)}
         assert len(expected) == 1

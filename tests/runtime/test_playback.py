@@ -150,3 +150,15 @@ def test_a_chunk_of_delta_motion_makes_up_for_what_was_played_in_its_stead() -> 
     assert np.isclose(moved[4:9, 0].sum(), second[:, 0].sum())
     # Absolute dimensions are left alone.
     assert np.allclose(moved[4:9, 1], [0.5, 0.1, 0.1, 0.1, 0.1])
+
+
+def test_a_hold_that_moved_the_plant_is_made_up_for_and_takes_no_action_of_the_chunk() -> None:
+    bounds = DeltaBounds(np.array([True, False]), np.full(2, -1.0), np.full(2, 1.0))
+    playback = Playback(H, "open-loop", delta=bounds)
+    playback.receive(playback.ask(0.0), np.full((H, 2), 0.1, np.float32), 10, last=True, delay=1)
+    playback.played(np.full(2, 0.1, np.float32))
+    playback.held(np.full(2, 0.06, np.float32))
+    due = playback.due()
+    assert due is not None
+    assert due.index == 1
+    assert np.allclose(due.action, [0.04, 0.1])

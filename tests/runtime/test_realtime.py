@@ -15,9 +15,9 @@ from rql_deploy.contract import ActionDimension, Contract
 from rql_deploy.errors import ContractError, DeadlineMissed, UserError
 from rql_deploy.limits import ActionLimit, Limits, ObservationLimit
 from rql_deploy.policy import Decision
-from rql_deploy.runtime.asking import DelayedAsker
+from rql_deploy.runtime.asking import DelayedAsker, Question, ThreadAsker, ask_policy
 from rql_deploy.runtime.client import RemotePolicy
-from rql_deploy.runtime.clock import Schedule, SimulatedClock
+from rql_deploy.runtime.clock import Schedule, SimulatedClock, SystemClock
 from rql_deploy.runtime.control_loop import ControlLoop
 from rql_deploy.runtime.onnx_policy import OnnxPolicy
 from rql_deploy.runtime.playback import Mode
@@ -284,3 +284,121 @@ def test_the_policy_in_process_streams_what_it_decides_and_goes_on_from_committe
 def test_limits_that_do_not_fit_are_refused_before_anything_moves(contract: Contract) -> None:
     with pytest.raises(ContractError, match="does not have"):
         RealTimeLoop(Rail(), Scripted(contract), limits=Limits(actions={"dy": ActionLimit(rate=1.0)}))
+
+
+@pytest.mark.parametrize("insists", [False, True])
+def test_a_run_ends_when_the_last_hold_has_come_to_zero_or_somebody_insists(contract: Contract, insists: bool) -> None:
+    plant, policy = Rail(1000), Scripted(contract)
+    policy.fill = 1.0
+    loop, ticks = drive(plant, policy, limits=Limits(actions={"dx": ActionLimit(rate=0.05)}, on_violation="clamp"))
+    fast = lambda: bool(plant.applied) and plant.applied[-1][0] == 1.0  # noqa: E731
+    if insists:
+        # The first Ctrl-C ends the run, the second one the ramp.
+        plant.work = InterruptAt(21, 25)
+    result = loop.run_episode(0, stop=(lambda: False) if insists else fast)
+    motion = np.array(plant.applied)[:, 0]
+    assert result.interrupted
+    assert np.abs(np.diff(motion)).max() <= 0.05 + 1e-6
+    assert (motion[-1] == 0.0) == (not insists)
+    assert len(ticks) < len(plant.applied)
+
+
+class InterruptAt(dict[int, float]):
+    """Work that somebody stops by Ctrl-C at these commands."""
+
+    def __init__(self, *commands: int):
+        super().__init__()
+        self.left = list(commands)
+
+    def get(self, number: int, default: Any = None) -> Any:
+        if number in self.left:
+            self.left.remove(number)
+            raise KeyboardInterrupt
+        return default
+
+
+def test_what_a_tick_observed_stays_as_it_was_when_the_plant_changes_its_own_array(contract: Contract) -> None:
+    class Shared(Rail):
+        shown = np.zeros(4, np.float32)
+
+        def observe(self) -> Mapping[str, Any]:
+            return {"observation": self.shown}
+
+        def apply(self, action: np.ndarray) -> None:
+            super().apply(action)
+            self.shown += 1
+
+    seen: list[Mapping[str, Any]] = []
+    loop, _ = drive(Shared(10), Scripted(contract))
+    loop._on_tick = lambda _, observation: seen.append(observation)
+    loop.run_episode(0)
+    assert [observation["observation"][0] for observation in seen] == [0, *range(10)]
+
+
+def test_making_up_never_turns_allowed_actions_into_refused_ones(contract: Contract) -> None:
+    """Any two of the policy's actions are within the rate of each other; a made-up command and the action after it need not be."""
+
+    class Trembling(Scripted):
+        def _decision(self, steps: int, seed: int) -> Decision:
+            self.fill = np.random.default_rng(seed).uniform((-0.1, 0.5), (0.1, 0.5), (self.contract.h, 2))
+            return super()._decision(steps, seed)
+
+    plant = Rail(300)
+    loop, _ = drive(plant, Trembling(contract), limits=Limits(actions={"dx": ActionLimit(rate=0.2)}))
+    result = loop.run_episode(0)
+    assert (result.episode.error, loop.statistics.held) == (None, 0)
+    motion = np.array(plant.applied)[:, 0]
+    assert np.abs(motion).max() > 0.1 + 1e-6, "nothing was made up for"
+    assert np.abs(np.diff(motion)).max() <= 0.2 + 1e-6
+
+
+def test_holds_that_ramp_down_count_as_motion(contract: Contract) -> None:
+    policy = Scripted(contract, misses=range(4, 7))
+    policy.fill = 0.2
+    loop, ticks = drive(Rail(30), policy, limits=Limits(actions={"dx": ActionLimit(rate=0.05)}, on_violation="clamp"), latch=False)
+    loop.run_episode(0)
+    ramped = [t.command[0] for t in ticks if not t.fresh and t.command[0] > 0]
+    assert len(ramped) > 2
+    assert np.allclose(loop._playback._moved, np.sum([t.command for t in ticks[1:]], axis=0))
+
+
+def test_a_simulators_resting_action_is_where_absolute_targets_start(contract: Contract) -> None:
+    plant = Rail(10)
+    plant.rest_action = np.array([0.0, 0.9], np.float32)  # type: ignore[attr-defined]
+    loop, ticks = drive(plant, Scripted(contract), limits=Limits(actions={"gripper": ActionLimit(rate=0.2)}, on_violation="clamp"))
+    loop.run_episode(0)
+    assert [round(float(t.command[1]), 6) for t in ticks[1:4]] == [0.7, 0.5, 0.5]
+
+
+def test_a_delay_is_known_from_the_first_question_also_at_time_zero(contract: Contract) -> None:
+    plant = Rail(10)
+    loop, ticks = drive(plant, Scripted(contract), delay=contract.h)
+    plant.clock.time = 0.0  # type: ignore[union-attr]
+    loop.run_episode(0)
+    assert ticks[contract.h].lead == 0
+
+
+def test_a_stream_that_breaks_off_leaves_its_newest_preview(contract: Contract) -> None:
+    class Breaking(Scripted):
+        def stream(self, observation: Mapping[str, Any], **how: Any) -> Iterator[Decision]:
+            yield from list(super().stream(observation, **how))[:4]
+            raise DeadlineMissed("late")
+
+    plain = {"deadline": None, "candidates": 1, "value": False, "previews": True}
+    question = Question(3, {"observation": np.zeros(4)}, 0)
+    answers = list(ask_policy(Breaking(contract), question, SimulatedClock(), **plain))  # type: ignore[arg-type]
+    assert [a.decision.steps_used for a in answers if a.decision] == [1, 2, 3, 4]
+    assert [a.last for a in answers] == [False] * 4 + [True]
+    assert (answers[-1].decision, answers[-1].error) == (None, "late")
+
+
+def test_a_policy_whose_reset_fails_is_still_asked(contract: Contract) -> None:
+    class Stubborn(Scripted):
+        def reset(self) -> None:
+            raise KeyError("episode")
+
+    asker = ThreadAsker(Stubborn(contract), SystemClock(), deadline=1.0)
+    asker.reset()
+    asker.ask(Question(0, {"observation": np.zeros(4)}, 0))
+    asker.close()
+    assert [a.decision is not None for a in asker.answers()] == [True]

@@ -1,5 +1,6 @@
 """The arm with a clock of its own: its control law, its sockets, and a server that dies while it moves."""
 
+import os
 import signal
 import time
 from collections.abc import Iterator, Mapping
@@ -18,7 +19,7 @@ from rql_deploy.limits import ActionLimit, Limits
 from rql_deploy.runtime.client import RemotePolicy
 from rql_deploy.runtime.realtime import RealTimeLoop
 from rql_deploy.runtime.ticks import Tick
-from rql_deploy.sim.arm import ArmPlant, describe_arm
+from rql_deploy.sim.arm import STALE_SECONDS, ArmPlant, describe_arm
 from rql_deploy.sim.arm_process import JOINTS, REST, Arm, take
 from rql_deploy.train.handover import make_modules
 from rql_deploy.train.rql import RQL, RQLConfig
@@ -139,10 +140,17 @@ def test_the_arm_is_driven_from_the_command_line(arm_bundle: Path, tmp_path: Pat
     assert "episode 1: no success after" in result.output
 
 
-def test_an_arm_whose_process_ends_is_a_failed_episode() -> None:
+def test_an_arm_whose_process_freezes_or_ends_is_a_failed_episode() -> None:
     arm = ArmPlant(RATE)
     try:
+        # The terminal's Ctrl-C, which goes to a whole process group, must not reach it.
+        assert os.getpgid(arm._process.pid) != os.getpgid(0)
         arm.reset(0)
+        arm.observe()
+        arm._process.send_signal(signal.SIGSTOP)
+        time.sleep(STALE_SECONDS + 0.1)
+        with pytest.raises(UserError, match="has said nothing"):
+            arm.observe()
         arm._process.kill()
         arm._process.wait()
         with pytest.raises(UserError, match="process has ended"):
