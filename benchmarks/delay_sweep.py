@@ -15,8 +15,10 @@ Wilson 95 % intervals, paired differences from no delay, and ends with one JSON 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import math
+import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,7 +66,7 @@ class Condition:
         if ticks == 0:
             return "none", 0.0
         if self.mode == "anytime":
-            return ("anytime", self.delay) if ticks > 1 else ("prefetch", 1.0)
+            return (self.way, self.delay) if ticks > 1 else ("make-up" if "make-up" in self.way else "prefetch", 1.0)
         return self.way, float(ticks)
 
     @property
@@ -121,14 +123,16 @@ class Results:
         if path.exists():
             for line in path.read_text().splitlines():
                 # A line cut short by a kill is played again.
-                if line.endswith("}"):
+                with contextlib.suppress(ValueError):
                     entry = json.loads(line)
                     self.found[tuple(entry["key"])] = entry
 
     def add(self, key: tuple[Any, ...], entry: dict[str, Any]) -> None:
         self.found[key] = entry
-        with self.path.open("a") as file:
-            file.write(json.dumps({"key": key, **entry}) + "\n")
+        with self.path.open("a+b") as file:
+            # Not onto what a kill has left of the last line.
+            torn = file.tell() and (file.seek(-1, os.SEEK_END), file.read(1))[1] != b"\n"
+            file.write((b"\n" if torn else b"") + json.dumps({"key": key, **entry}).encode() + b"\n")
 
 
 def main() -> None:
@@ -160,7 +164,8 @@ def main() -> None:
     begun, shown, new = time.monotonic(), time.monotonic(), 0
 
     def key(policy: OnnxPolicy, condition: Condition, seed: int) -> tuple[Any, ...]:
-        return (arguments.task, policy.contract.contract_id, *condition.played, arguments.candidates, seed)
+        given = () if arguments.settings is None else (json.dumps(arguments.settings, sort_keys=True),)
+        return (arguments.task, policy.contract.contract_id, *condition.played, arguments.candidates, seed, *given)
 
     # Seed by seed, so that whenever it ends the conditions are paired.
     complete: list[int] = []

@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import functools
+import hashlib
 import json
 import sys
 import time
@@ -72,6 +73,12 @@ def conditions(members: int) -> list[Condition]:
     ]
 
 
+def parameter_hash(checkpoint: Path) -> str:
+    """What tells one training from another: the first 12 characters of its parameter file's sha256."""
+    with (checkpoint / "parameters.safetensors").open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:12]
+
+
 @dataclass
 class Study:
     """RQL and cloning on one task."""
@@ -82,6 +89,7 @@ class Study:
 
     def __post_init__(self) -> None:
         checkpoints = {kind: load_checkpoint(run) for kind, run in self.runs.items()}
+        self.trained = {kind: parameter_hash(checkpoint.path) for kind, checkpoint in checkpoints.items()}
         self.members = min(c.config.rql.K for c in checkpoints.values())
         # The settings that the data was made with.
         self.work = replace(Task.of_plant(checkpoints["rql"].plant), name=self.task)
@@ -96,7 +104,8 @@ class Study:
                         main(arguments, standalone_mode=False)
 
     def bundle(self, kind: str, members: int) -> Path:
-        return self.folder / f"{kind}_m{members}"
+        """The checkpoint's parameters are in the name, so that another training is exported anew."""
+        return self.folder / f"{kind}_m{members}_{self.trained[kind]}"
 
     def file(self, kind: str, condition: Condition) -> Path:
         """Episodes of one condition; the contract is in the name, so that those of another training are never mixed in."""

@@ -106,9 +106,16 @@ class RayPool(Executor):
     """Calls run as Ray tasks; a call whose worker or node dies is made again elsewhere. Ends with `shutdown`."""
 
     def __init__(self, address: str, *, cpus: int = 1):
-        """Connect; every call takes `cpus` CPUs. Raises UserError when there is no such cluster."""
+        """Connect; every call takes `cpus` CPUs. Raises UserError when there is no such cluster, or no node with so many."""
         self.ray = connect(address)
         require_package(self.ray)
+        largest = max(node["Resources"].get("CPU", 0.0) for node in self.ray.nodes() if node["Alive"])
+        if cpus > largest:
+            # Ray itself would wait for such a node for ever.
+            raise UserError(
+                f"{cpus} threads are asked for, and the largest node of the Ray cluster has {largest:g} CPUs: "
+                "ask for fewer, or add a larger node"
+            )
         self.cpus = cpus
         self._variables = {name: os.environ[name] for name in PASSED_ON if name in os.environ}
         self._task = self.ray.remote(num_cpus=cpus, max_retries=CRASH_RETRIES)(_call)

@@ -59,7 +59,7 @@ class ValueCalibration:
 
     episodes: int
     cut: int
-    """Episodes that ended without success."""
+    """Episodes without success that the environment did not end either."""
     start: Agreement
     """First decisions only: independent of each other."""
     all: Agreement
@@ -82,7 +82,7 @@ def calibrate(episodes: Sequence[WatchedEpisode]) -> ValueCalibration | None:
         bins.append(Bin(len(rows), float(value[rows].mean()), float(achieved[rows].mean()), float(endless[rows].mean()), low, high))
     return ValueCalibration(
         episodes=len(judged),
-        cut=sum(not e.success for e in judged),
+        cut=sum(not (e.success or e.terminated) for e in judged),
         start=_agreement(value[first], achieved[first], endless[first], episode[first]),
         all=_agreement(value, achieved, endless, episode),
         bins=tuple(bins),

@@ -59,10 +59,14 @@ def import_robosuite() -> ModuleType:
 
 
 def check_task(task: str) -> None:
-    """Raise UserError with the nearest names when robosuite has no such task."""
+    """Raise UserError with the nearest names when robosuite has no such task, and for those that cannot be driven."""
     known = import_robosuite().ALL_ENVIRONMENTS
     if task not in known:
         raise UserError(f"robosuite has no task '{task}'{suggestion(task, known)}")
+    if task.startswith("TwoArm"):
+        raise UserError(f"{task} needs two arms, only one-armed tasks can be driven: try robosuite:Lift")
+    if task == "Wipe":
+        raise UserError("Wipe has a sponge and no gripper to command, and an action ends with the gripper here: try robosuite:Lift")
 
 
 def default_horizon(task: str) -> int:
@@ -98,8 +102,6 @@ class RobosuiteEnv(TaskEnv):
         self.task, self.control_rate, self.horizon, self.rows_after_success = task, control_rate, horizon, rows_after_success
         self.render_mode = render_mode
         self.controller_config = controller_config(robot, controller)
-        if task.startswith("TwoArm"):
-            raise UserError(f"{task} needs two arms, only one-armed tasks can be driven: try robosuite:Lift")
         self._env = robosuite.make(
             task,
             robots=robot,

@@ -154,7 +154,7 @@ class EnvPlant:
         self.reward = 0.0
         """Of the last action, in the meaning that the training data gives it."""
         self._observation: dict[str, NDArray[np.float64]] = {}
-        self._success = self._finished = False
+        self._success = self._finished = self._terminated = False
 
     @property
     def success(self) -> bool:
@@ -166,13 +166,18 @@ class EnvPlant:
         return self._finished
 
     @property
+    def terminated(self) -> bool:
+        """Whether the environment itself ended the episode (fallen, say), so that nothing was cut off."""
+        return self._terminated
+
+    @property
     def rest_action(self) -> NDArray[np.float32] | None:
         """The action `[A]` that leaves the arm where it is now, where the environment knows one: what to hold before the first decision."""
         return self.env.rest_action()
 
     def reset(self, seed: int | None = None) -> None:
         self._observation, info = self.env.reset(seed=seed)
-        self._success, self._finished, self.reward = bool(info["success"]), False, 0.0
+        self._success, self._finished, self._terminated, self.reward = bool(info["success"]), False, False, 0.0
 
     def observe(self) -> Mapping[str, NDArray[np.float64]]:
         return self._observation
@@ -180,6 +185,7 @@ class EnvPlant:
     def apply(self, action: NDArray[np.float32]) -> None:
         self._observation, self.reward, terminated, truncated, info = self.env.step(action)
         self._success = bool(info["success"])
+        self._terminated = terminated
         self._finished = self._success or terminated or truncated
 
     def close(self) -> None:

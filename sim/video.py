@@ -5,6 +5,7 @@ Rendered with MuJoCo itself, off screen (EGL unless MUJOCO_GL says otherwise), f
 
 from __future__ import annotations
 
+import contextlib
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -62,15 +63,16 @@ class Film:
         return self
 
     def __exit__(self, kind: object, *_: object) -> None:
-        if kind is None:
-            self._container.mux(self._stream.encode())
-        self._container.close()
-        if self._stage is not None:
-            self._stage.close()
-        if kind is None:
-            self._partial.rename(self._path)
-        else:
+        try:
+            with contextlib.closing(self._container):
+                if kind is None:
+                    self._container.mux(self._stream.encode())
+            if kind is None:
+                self._partial.rename(self._path)
+        finally:
             self._partial.unlink(missing_ok=True)
+            if self._stage is not None:
+                self._stage.close()
 
     def decided(self, decision: Decision, previews: list[Decision]) -> None:
         """A decision, with the previews of its refinement steps: draws them from where the end effector is."""

@@ -33,7 +33,9 @@ class WatchedEpisode(EpisodeResult):
     returns: tuple[float, ...] = ()
     """Discounted sum of the rewards from that tick to the episode's end, with the policy's own discount."""
     returns_endless: tuple[float, ...] = ()
-    """The same had an episode without success gone on for ever with its last reward."""
+    """The same had an episode that the horizon cut off gone on for ever with its last reward."""
+    terminated: bool = False
+    """Whether the environment ended it without success: what would have come next is nothing, not unknown."""
     steps_used: tuple[int, ...] = ()
     """Refinement steps spent."""
     refinement_values: tuple[tuple[float, ...], ...] = ()
@@ -43,7 +45,7 @@ class WatchedEpisode(EpisodeResult):
     differences: Mapping[str, float] | None = None
     """Largest difference of another policy's action, given the same observations and seeds, by its key; in half ranges of the action."""
     choices_differ: Mapping[str, int] | None = None
-    """Decisions among several candidates in which that other policy chose another one; they are not in `differences`."""
+    """Decisions among several candidates in which it chose another one of nearly the same V; they are not in `differences`."""
 
     @classmethod
     def from_plain(cls, data: Mapping[str, Any]) -> WatchedEpisode:
@@ -68,6 +70,11 @@ class WatchedPlant:
     def finished(self) -> bool:
         return self.plant.finished
 
+    @property
+    def terminated(self) -> bool:
+        """Whether the plant ended its episode by itself; one that does not say ends at success or at its horizon."""
+        return bool(getattr(self.plant, "terminated", False))
+
     def reset(self, seed: int | None = None) -> None:
         self.rewards = []
         self.plant.reset(seed)
@@ -88,6 +95,10 @@ class WatchedPlant:
 
 CHOICE = 0.05
 """Chunks of two policies further apart than this, in half ranges, are different candidates and not the same one computed differently."""
+
+
+TIE = 1e-4
+"""Of the larger of |V| and 1: two candidates whose V are closer may be ranked either way by another order of multiplication."""
 
 
 class WatchedPolicy:
@@ -136,7 +147,8 @@ class WatchedPolicy:
     ) -> Decision:
         """See `rql_deploy.policy.Policy.act`."""
         start = time.monotonic()
-        value = value or self._value
+        # Which candidate others choose is right or wrong by V alone.
+        value = value or self._value or (candidates > 1 and bool(self._others))
         decision = self._policy.act(observation, deadline=deadline, candidates=candidates, value=value, seed=seed, **self._extra)
         self._round_trip.append(time.monotonic() - start)
         self.decisions.append(decision)
@@ -150,7 +162,7 @@ class WatchedPolicy:
         for key, other in self._others.items():
             answer = other.act(observation, deadline=deadline, candidates=candidates, value=value, seed=decision.seed, **self._extra)
             difference = float(np.abs((answer.actions - decision.actions) / self._half_range).max())
-            if candidates > 1 and difference > CHOICE:
+            if candidates > 1 and difference > CHOICE and _nearly_equal(decision.value, answer.value):
                 self._choices[key] += 1
             else:
                 self._differences[key] = max(self._differences[key], difference)
@@ -166,7 +178,8 @@ class WatchedPolicy:
         gamma = discount(self.contract)
         rewards = self._plant.rewards
         returns = _discounted(rewards, gamma, 0.0)
-        tail = 0.0 if result.success or not rewards or gamma >= 1.0 else rewards[-1] / (1.0 - gamma)
+        terminated = self._plant.terminated and not result.success
+        tail = 0.0 if result.success or terminated or not rewards or gamma >= 1.0 else rewards[-1] / (1.0 - gamma)
         endless = _discounted(rewards, gamma, tail)
         judged = all(d.value is not None for d in self.decisions)
         plain = {f.name: getattr(result, f.name) for f in fields(EpisodeResult)}
@@ -178,12 +191,17 @@ class WatchedPolicy:
             spreads=tuple(float(d.spread) for d in self.decisions if d.spread is not None) if judged else (),
             returns=tuple(returns[tick] for tick in self._ticks),
             returns_endless=tuple(endless[tick] for tick in self._ticks),
+            terminated=terminated,
             steps_used=tuple(d.steps_used for d in self.decisions),
             refinement_values=tuple(self._refinement_values),
             digest=self._digest.hexdigest(),
             differences=self._differences or None,
             choices_differ=self._choices or None,
         )
+
+
+def _nearly_equal(v: float | None, w: float | None) -> bool:
+    return v is not None and w is not None and abs(v - w) <= TIE * max(1.0, abs(v))
 
 
 def discount(contract: Contract) -> float:

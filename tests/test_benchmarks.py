@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from benchmarks.delay_sweep import WAYS, Condition, Results
 from tests.conftest import ROOT
 
 BARE = ("click", "minari", "gymnasium", "mujoco", "zmq", "msgpack", "safetensors", "tensorboard", "matplotlib", "onnx", "onnxruntime")
@@ -34,3 +35,18 @@ def test_training_speed_needs_a_checkout_torch_numpy_and_h5py_only(tmp_path: Pat
     report = json.loads(done.stdout.splitlines()[-1])
     assert report["small"]["eager fp32, 2 CPU threads"]["updates_per_second"] > 0
     assert sum(report["small"]["eager_fp32_phases"].values()) > 0.99
+
+
+def test_every_way_of_playing_chunks_has_episodes_of_its_own() -> None:
+    assert len({Condition(way, 2.0).played for way in WAYS}) == len(WAYS)
+    assert Condition("anytime+make-up", 1.0).played == Condition("make-up", 1.0).played != Condition("anytime", 1.0).played
+    assert {Condition(way, 0.0).played for way in WAYS} == {("none", 0.0)}
+
+
+def test_a_delay_sweep_goes_on_after_a_line_that_a_kill_cut_short(tmp_path: Path) -> None:
+    file = tmp_path / "episodes.jsonl"
+    Results(file).add(("first", 1.0), {"held_because": {}})
+    with file.open("a") as stream:
+        stream.write('{"key": ["second", 1.0], "held_because": {}')
+    Results(file).add(("second", 1.0), {"held_because": {}})
+    assert set(Results(file).found) == {("first", 1.0), ("second", 1.0)}

@@ -80,10 +80,11 @@ def all_members(agent: RQL, contract: Contract) -> Callable[[Tensor, Tensor], Te
     return value
 
 
-def make_policy(checkpoint: Checkpoint, value_members: int | None = None) -> TorchPolicy:
-    """The checkpoint's averaged policy, judged by its first `value_members` value members, or by all."""
+def make_policy(checkpoint: Checkpoint, value_members: int | None = None, flow_steps: int | None = None) -> TorchPolicy:
+    """The checkpoint's averaged policy, judged by its first `value_members` value members (all of them by default), in F = `flow_steps`."""
     agent = checkpoint.restore_networks()
-    return TorchPolicy(agent, make_contract(checkpoint, agent, value_members=value_members or checkpoint.config.rql.K))
+    members = value_members or checkpoint.config.rql.K
+    return TorchPolicy(agent, make_contract(checkpoint, agent, value_members=members, flow_steps=flow_steps))
 
 
 def _flat(row: list[float]) -> tuple[float, ...]:

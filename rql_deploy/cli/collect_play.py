@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import importlib.metadata
-import os
 import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,6 +28,7 @@ def collect_play(
     """Make the data and write it as `.npz`, or as a Minari data set where `output` does not end so."""
     from rql_deploy.progress import ProgressLine
     from rql_deploy.sim import collect, ogbench_collect
+    from rql_deploy.sim.headless import render_headless
     from rql_deploy.sim.ogbench_play import EPISODE_STEPS, find_recipe
 
     context = click.get_current_context()
@@ -47,8 +47,7 @@ def collect_play(
     data = ogbench_collect.PlayData(task, target, episodes, seed, steps)
     kept = ogbench_collect.prepare(data)
     total = episodes + data.validation
-    # A stack left to guess can hang without a display.
-    os.environ.setdefault("MUJOCO_GL", "egl")
+    render_headless()
     pool = ray_pool(ray_address, data.folder)
     workers = pool.workers if pool else workers
     progress = ProgressLine(f"collect ogbench:{task}", total, "episodes", done=kept)

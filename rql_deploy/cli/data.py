@@ -166,6 +166,11 @@ def open_data(name: str, relabel: str | None = None, *, may_lack_rewards: bool =
     from .data_recording import is_recording, read_recorded
 
     if is_recording(name):
+        if relabel:
+            raise UserError(
+                f"recording {name} lacks the simulator's states that the rewards of {relabel} are computed from: "
+                "leave the task out, and convert it with the rewards that its loops reported"
+            )
         return read_recorded(name).store
     rewards: Any = _NoRewards(Path(name).name.removesuffix(".npz")) if may_lack_rewards else None
     if relabel:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -84,7 +85,7 @@ def _joined(parts: dict[int, dict[str, Any]], fields: list[str]) -> _Episode:
     tick = 0
     while (part := parts.get(tick)) is not None:
         n = len(part["actions"])
-        seen = np.concatenate([part["fields"][name].reshape(len(part["fields"][name]), -1) for name in fields], axis=1)
+        seen = np.concatenate([_rows(part["fields"][name]) for name in fields], axis=1)
         rows.append((seen[:n], part["actions"], part["rewards"], part["success"]))
         tick += n
         if part["end"]:
@@ -100,6 +101,11 @@ def _joined(parts: dict[int, dict[str, Any]], fields: list[str]) -> _Episode:
     return _Episode(
         observations, final, actions, np.concatenate(rewards) if rewards and len(rewards) == len(known) else None, success, complete
     )
+
+
+def _rows(column: NDArray[Any]) -> NDArray[Any]:
+    # Not -1: numpy cannot tell how wide no rows are.
+    return column.reshape(len(column), math.prod(column.shape[1:]))
 
 
 _NOTHING = (np.zeros((0, 0), np.float32), np.zeros((0, 0), np.float32))

@@ -12,7 +12,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -142,6 +141,7 @@ def play_row(evaluation: Evaluation, key: str, seeds: list[int], endpoint: str, 
     """One row of the table; its episodes are kept in `episodes_KEY.jsonl`."""
     from rql_deploy.policy import EpisodeResult
     from rql_deploy.progress import ProgressLine
+    from rql_deploy.sim.episode_log import write_episodes
 
     file = output / f"episodes_{key}.jsonl"
     if file.exists():
@@ -162,9 +162,7 @@ def play_row(evaluation: Evaluation, key: str, seeds: list[int], endpoint: str, 
         progress.update(len(results))
     progress.finish(len(results))
     score = evaluation.score(key, results, seeds)
-    partial = file.with_suffix(".partial")
-    partial.write_text("".join(json.dumps(asdict(result)) + "\n" for result in score.results))
-    partial.rename(file)
+    write_episodes(file, score.results)
     return score
 
 

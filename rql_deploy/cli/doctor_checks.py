@@ -144,7 +144,8 @@ def check_inference(needed: bool) -> list[Finding]:
             times.append(time.perf_counter() - start)
     except Exception as error:  # whatever a broken library raises is the finding
         cure = "pip install --force-reinstall onnxruntime"
-        return [Finding("onnxruntime", "problem", f"it does not compute: {str(error).splitlines()[0][:200]}", cure)]
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        return [Finding("onnxruntime", "problem", f"it does not compute: {reason[:200]}", cure)]
     providers = ", ".join(onnxruntime.get_available_providers())
     p50 = float(np.median(times[10:]) * 1e3)
     return [

@@ -36,7 +36,7 @@ EXPLAINED_EPISODES = 5
 """Episodes whose refinement steps a report shows; each decision is made twice there."""
 
 
-def torch_policy(checkpoint: Path, plant: PlantDescription, value_members: int | None = None) -> Policy:
+def torch_policy(checkpoint: Path, plant: PlantDescription, value_members: int | None = None, flow_steps: int | None = None) -> Policy:
     """The checkpoint's averaged policy, in this process."""
     import torch
 
@@ -44,7 +44,7 @@ def torch_policy(checkpoint: Path, plant: PlantDescription, value_members: int |
     from rql_deploy.train.handover import make_policy
 
     torch.set_num_threads(1)
-    return _agreed(make_policy(load_checkpoint(checkpoint), value_members), plant)
+    return _agreed(make_policy(load_checkpoint(checkpoint), value_members, flow_steps), plant)
 
 
 def onnx_policy(bundle: Path, plant: PlantDescription, variant: str = "fp32") -> Policy:
@@ -136,24 +136,25 @@ def find_players(
     from rql_deploy.sim.evaluation import Contestant
 
     made: dict[str, Any] = {}
-    members = None
+    members = steps = None
     if bundle is not None:
         from rql_deploy.bundle import Bundle
 
-        members = Bundle.open(bundle, variant).contract.value_members
+        contract = Bundle.open(bundle, variant).contract
+        members, steps = contract.value_members, contract.F
         made["onnx"] = functools.partial(onnx_policy, bundle, variant=variant)
     if endpoint is not None:
         from rql_deploy.runtime.client import RemotePolicy
 
         with RemotePolicy.connect(endpoint, keys=keys) as policy:
-            members = policy.contract.value_members
+            members, steps = policy.contract.value_members, policy.contract.F
         made["socket"] = functools.partial(remote_policy, endpoint, keys=keys)
     if checkpoint is not None:
         from rql_deploy.train.checkpoint import load_checkpoint
 
         load_checkpoint(checkpoint)
-        # Compared with a bundle, it chooses by the members that the bundle has.
-        made["torch"] = functools.partial(torch_policy, checkpoint, value_members=members)
+        # Compared with a bundle, it chooses by the members that the bundle has, after as many steps.
+        made["torch"] = functools.partial(torch_policy, checkpoint, value_members=members, flow_steps=steps)
     return {key: Contestant(key, make, run) for key, make in made.items()}
 
 
@@ -246,7 +247,16 @@ def command(
         raise UserError("--video films policies: pass --checkpoint, --bundle or --connect instead of --demonstrator")
     if checkpoint is not None and prune:
         raise UserError("torch does not prune: pass --prune with --bundle or --connect")
-    for path in (output, report, video):
+    if compare and (report is not None or video is not None):
+        raise UserError("--report and --video show one policy: leave them out with --compare, or evaluate each policy by itself")
+    # From where a worker's working folder is, a relative path leads elsewhere.
+    checkpoint, bundle, keys = (path and path.absolute() for path in (checkpoint, bundle, keys))
+    written: list[Path | None] = [output, report, video]
+    if compare and output is not None:
+        from .evaluate_compare import NAMES, output_of
+
+        written = [output_of(output, key) for key in NAMES]
+    for path in written:
         if path is not None and path.exists():
             raise UserError(f"{path} exists already: pass another path or remove it first")
     if video is not None and video.suffix != ".mp4":
@@ -257,8 +267,6 @@ def command(
     work.check()
     schedule = parse_prune(prune, candidates)
     run = functools.partial(run_watched, candidates=candidates, prune=schedule, value=value)
-    # From where a worker's working folder is, a relative path leads elsewhere.
-    checkpoint, bundle = (path and path.absolute() for path in (checkpoint, bundle))
     players = {} if demonstrator else find_players(checkpoint, bundle, variant, endpoint, keys, run)
     if report is not None:
         from .evaluate_report import find_training
@@ -277,8 +285,13 @@ def command(
             return
         player = next(iter(players.values()), None)
         score = play(evaluation, player, seeds, parse_noise(noise), output, explain=EXPLAINED_EPISODES if report and value else 0)
+        not_filmed = None
         if video is not None and player is not None:
-            film(evaluation, player, score, seeds[:video_episodes], video, camera)
+            try:
+                film(evaluation, player, score, seeds[:video_episodes], video, camera)
+            except UserError as error:
+                # The score stands, and took longer than the film would have.
+                video, not_filmed = None, error
         control_rate = evaluation.describe().control_rate if report is not None else 0.0
     summary = score.summary()
     if report is not None:
@@ -288,9 +301,11 @@ def command(
         write_report(report, task, source, score, control_rate, candidates, schedule, training, video)
     if as_json:
         echo_json(summary)
-        return
-    click.echo(describe_score(score))
-    for line in value_lines(summary):
-        click.echo(line)
-    if report is not None:
+    else:
+        click.echo(describe_score(score))
+        for line in value_lines(summary):
+            click.echo(line)
+    if not_filmed is not None:
+        raise not_filmed
+    if report is not None and not as_json:
         show_next(f"xdg-open {report}")

@@ -22,6 +22,11 @@ ACTION_TOLERANCE = 1e-5
 NAMES = {"onnx": "ONNX in process", "socket": "over the socket", "torch": "torch"}
 
 
+def output_of(output: Path, key: str) -> Path:
+    """Where the episodes of one of the policies go."""
+    return output.with_name(f"{output.stem}_{key}{output.suffix}")
+
+
 def compare_players(evaluation: Evaluation, players: dict[str, Contestant], seeds: list[int], output: Path | None, as_json: bool) -> None:
     """Play, print a table and leave with status 1 if they do not act alike."""
     from .evaluate import describe_score
@@ -31,7 +36,7 @@ def compare_players(evaluation: Evaluation, players: dict[str, Contestant], seed
     watched = replace(first, others={player.key: player.make_policy for player in others})
     scores = {}
     for player in (watched, *others):
-        file = output.with_name(f"{output.stem}_{player.key}{output.suffix}") if output else None
+        file = output_of(output, player.key) if output else None
         scores[player.key] = play(evaluation, player, seeds, output=file)
     pairs = {player.key: compare(scores[first.key], scores[player.key]) for player in others}
     if as_json:

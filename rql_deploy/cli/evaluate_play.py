@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     from rql_deploy.sim.evaluation import Contestant, Evaluation, Score
 
 
+PLANT_FAILURE = "the plant "
+"""How `ControlLoop` begins the error of an episode in which the plant raised, which may well be what the policy did to it."""
+
+
 def play(
     evaluation: Evaluation,
     player: Contestant | None,
@@ -29,6 +33,7 @@ def play(
 ) -> Score:
     """Play the seeds with progress (the demonstrator if there is no player); on Ctrl-C the first ones without a gap count.
 
+    An episode in which the plant raised counts as failed; one that the policy's fault ended ends the evaluation with a UserError.
     Finished episodes are in `OUTPUT.partial` until all are.
     """
     from rql_deploy.progress import ProgressLine
@@ -48,7 +53,10 @@ def play(
         stream = finished_in_any_order(evaluation.start(explained, seeds[:explain]) + evaluation.start(player, seeds[explain:]))
     try:
         for result in stream:
-            refuse_fault(result)
+            if result.error and result.error.startswith(PLANT_FAILURE):
+                click.echo(f"\nseed {result.seed} counts as failed: {result.error}", err=True)
+            else:
+                refuse_fault(result)
             results.append(result)
             if partial is not None:
                 append_episode(partial, result)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import importlib.util
+import os
 import shlex
 import time
 from pathlib import Path
@@ -11,7 +14,7 @@ import click
 
 from rql_deploy.errors import UserError
 
-from .options import DEFAULT_WORKERS, echo_json, show_next
+from .options import echo_json, show_next
 
 if TYPE_CHECKING:
     from rql_deploy.sweep.executors import Executor
@@ -26,15 +29,13 @@ if TYPE_CHECKING:
 @click.option("--output", type=click.Path(path_type=Path), help="Folder of all jobs and the table.  [default: runs/SWEEP]")
 @click.option(
     "--workers",
-    default=DEFAULT_WORKERS,
-    show_default=True,
     type=click.IntRange(1),
-    help="Jobs at once on this machine, of one thread each.",
+    help="Jobs at once on this machine.  [default: as many as its cores have room for, with the sweep's threads each]",
 )
 @click.option("--ray-address", help="Use a Ray cluster instead: 'auto', HOST:PORT or ray://HOST:PORT (pip install 'rql-deploy[ray]').")
 @click.option("--dry-run", is_flag=True, help="Only say what is done and what is to do.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
-def command(file: Path, output: Path | None, workers: int, ray_address: str | None, dry_run: bool, as_json: bool) -> None:
+def command(file: Path, output: Path | None, workers: int | None, ray_address: str | None, dry_run: bool, as_json: bool) -> None:
     """Train, export and evaluate every task with every setting and seed of SWEEP.toml, and make one table of it.
 
     A job is addressed by what goes into it: what is finished is not done again, by no later sweep in the same folder either, and settings
@@ -47,6 +48,7 @@ def command(file: Path, output: Path | None, workers: int, ray_address: str | No
     from rql_deploy.sweep.table import write_tables
 
     sweep = load_sweep(file)
+    _check_tasks(sweep)
     plan = make_plan(sweep, file.parent, _training_settings)
     output = (output or Path("runs") / file.stem).absolute()
     if dry_run:
@@ -68,17 +70,28 @@ def command(file: Path, output: Path | None, workers: int, ray_address: str | No
     _finish(sweep, plan, output, failed, interrupted, as_json)
 
 
+def _check_tasks(sweep: SweepFile) -> None:
+    # A machine that only hands work to a cluster need not have the simulators.
+    if importlib.util.find_spec("mujoco") is None:
+        return
+    with contextlib.suppress(ModuleNotFoundError):
+        from rql_deploy.sim.tasks import Task
+
+        for task in sweep.tasks.values():
+            Task(task.play, {}).check()
+
+
 def _training_settings(preset: str, words: Any) -> Any:
     from rql_deploy.train.config import config_to_plain, load_config
 
     return config_to_plain(load_config(preset, words))
 
 
-def _executor(ray_address: str | None, workers: int, output: Path, threads: int) -> Executor:
+def _executor(ray_address: str | None, workers: int | None, output: Path, threads: int) -> Executor:
     if ray_address is None:
         from rql_deploy.sweep.executors import LocalExecutor
 
-        return LocalExecutor(workers)
+        return LocalExecutor(workers or max(1, (os.cpu_count() or 1) // threads))
     from rql_deploy.sweep.ray_executor import RayExecutor
 
     return RayExecutor(ray_address, output, threads)

@@ -6,6 +6,7 @@ by side, and ends at once when its standard input closes: whoever started it is 
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
@@ -26,6 +27,8 @@ LOCK_SECONDS = 30.0
 """How long to wait for an attempt that is ending."""
 BUSY = 75
 """Exit status where another attempt holds the folder (EX_TEMPFAIL)."""
+SECONDS = "seconds.txt"
+"""In a training's folder: what its attempts have taken so far, those that were killed left out."""
 UNFINISHED = 130
 """Exit status of a command that was stopped."""
 
@@ -41,8 +44,12 @@ def main(folder: Path) -> int:
             return 0
         job = json.loads(Path(JOB).read_text())
         arguments = _prepare(job)
-        start = time.time()
-        status, printed = _run(arguments)
+        start = time.time() - _spent(job)
+        try:
+            status, printed = _run(arguments)
+        finally:
+            if job["kind"] == "train":
+                Path(SECONDS).write_text(str(time.time() - start))
         if status:
             return status
         result = json.loads(printed)
@@ -52,6 +59,14 @@ def main(folder: Path) -> int:
         made = {"seconds": round(time.time() - start, 1), "finished": time.time(), "host": platform.node()}
         write_json(Path(RESULT), {"kind": job["kind"], "name": job["name"], **made, "result": result})
     return 0
+
+
+def _spent(job: dict[str, Any]) -> float:
+    """Seconds of earlier attempts that this one goes on from."""
+    if job["kind"] == "train" and Path("run/latest").exists():
+        with contextlib.suppress(OSError, ValueError):
+            return float(Path(SECONDS).read_text())
+    return 0.0
 
 
 def _end_with_parent() -> None:

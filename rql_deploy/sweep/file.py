@@ -23,6 +23,7 @@ from typing import Any
 
 from rql_deploy.errors import UserError
 from rql_deploy.plain import from_plain
+from rql_deploy.policy import MAX_CANDIDATES
 
 NAME = re.compile(r"[a-z0-9][a-z0-9._+-]*", re.IGNORECASE)
 
@@ -48,7 +49,8 @@ class SweepTask:
     preset: str
     """Training settings by name."""
     dataset: str = ""
-    """A data set that is there: a path, from the sweep file's folder, or a Minari id. Or else:"""
+    """A data set that is there: a path, from the sweep file's folder, or a Minari id (known by its name: change the name with the content).
+    Or else:"""
     collect: Collection | None = None
     """How to make it."""
     set: Mapping[str, Any] = field(default_factory=dict)
@@ -113,6 +115,9 @@ def load_sweep(path: Path) -> SweepFile:
     for name, task in sweep.tasks.items():
         if bool(task.dataset) == (task.collect is not None):
             raise UserError(f"{path.name}: tasks.{name} needs either dataset (one that is there) or collect (how to make it)")
+    for name, setting in sweep.settings.items():
+        if not 1 <= setting.candidates <= MAX_CANDIDATES:
+            raise UserError(f"{path.name}: settings.{name} has candidates = {setting.candidates}, it must be 1 to {MAX_CANDIDATES}")
     return sweep
 
 

@@ -39,7 +39,8 @@ class Plan:
 def make_plan(sweep: SweepFile, base: Path, resolve: Resolve) -> Plan:
     """The sweep's jobs; data sets that are there are looked for from the folder `base` and read once for their address.
 
-    Raises UserError for a setting, preset or data set that does not exist, before anything is run.
+    Raises UserError for a setting or preset that does not exist, before anything is run. A data set that is no path here is taken for a
+    Minari id: it counts by its name, not its content, and training is who says if there is none.
     """
     jobs: dict[str, Job] = {}
 

@@ -180,6 +180,22 @@ def test_a_recorder_takes_no_more_than_it_has_room_for(bundle: Path, tmp_path: P
     assert recorder.dropped == 1
 
 
+def test_an_episode_whose_last_part_has_no_rows_is_converted(bundle: Path, tmp_path: Path) -> None:
+    contract, folder = Bundle.open(bundle).contract, tmp_path / "recording"
+    recorder = Recorder(folder)
+    seen = {name: np.repeat(np.asarray(x, np.float32)[None], 4, 0) for name, x in observation(contract, 0).items()}
+    nothing = {name: x[:0] for name, x in seen.items()}
+    assert recorder.record_episode(EpisodePart(1, 0, 0, False, seen, np.zeros((4, 2), np.float32), None, None), contract)
+    assert recorder.record_episode(EpisodePart(1, 0, 4, True, nothing, np.zeros((0, 2), np.float32), None, None), contract)
+    recorder.close()
+    result = cli("data", "convert", folder, "--output", tmp_path / "data")
+    assert result.exit_code == 0, result.output
+    assert read(tmp_path / "data").ends.tolist() == [4]
+    assert_refused(
+        cli("data", "relabel", folder, "--task", "cube-single-play-singletask-v0", "--output", tmp_path / "x"), "leave the task out"
+    )
+
+
 def test_a_reporter_checks_the_plant(bundle: Path, tmp_path: Path) -> None:
     import dataclasses
 

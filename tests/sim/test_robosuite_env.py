@@ -128,3 +128,5 @@ def test_unknown_tasks_and_controllers_are_named() -> None:
         RobosuiteEnv("Lift", robot="Pand")
     with pytest.raises(UserError, match="needs two arms"):
         RobosuiteEnv("TwoArmLift")
+    with pytest.raises(UserError, match="no gripper to command"):
+        RobosuiteEnv("Wipe")

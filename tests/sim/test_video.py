@@ -108,3 +108,14 @@ def test_an_unknown_camera_is_named_and_leaves_no_file(tmp_path: Path, make_film
     with pytest.raises(UserError, match=r"no camera 'fron'.*front"), make_film(tmp_path / "film.mp4", StillPlant(), "fron") as film:
         film.decided(Decision(chunk, None, None, 10, 0.0, 0), [])
     assert list(tmp_path.iterdir()) == []
+
+
+def test_an_encoder_that_fails_at_the_end_leaves_no_file(tmp_path: Path, make_film: Callable[..., Film]) -> None:
+    def fail() -> None:
+        raise OSError(28, "No space left on device")
+
+    film = make_film(tmp_path / "film.mp4", StillPlant())
+    with pytest.raises(OSError, match="No space left"), film:
+        film.decided(Decision(np.zeros((2, 3), np.float32), None, None, 10, 0.0, 0), [])
+        film._stream = SimpleNamespace(encode=fail)
+    assert list(tmp_path.iterdir()) == []

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from rql_deploy.bundle import Bundle
-from rql_deploy.cli.evaluate import run_watched
+from rql_deploy.cli.evaluate import find_players, run_watched
 from rql_deploy.cli.evaluate_compare import compare
 from rql_deploy.cli.options import parse_prune
 from rql_deploy.errors import UserError
@@ -23,6 +24,7 @@ from rql_deploy.sim.evaluation import Score
 from rql_deploy.sim.watching import WatchedEpisode
 from rql_deploy.train.checkpoint import load_checkpoint
 from rql_deploy.train.handover import make_policy
+from tests.conftest import assert_refused, cli
 
 HORIZON = 14
 SEEDS = (1, 2, 3)
@@ -95,6 +97,45 @@ def test_another_policy_is_found_out(policies: dict[str, Policy]) -> None:
     assert not compare(Score("onnx", off, HORIZON), Score("torch", here, HORIZON))["passed"]
     changed = (*here[:-1], replace(here[-1], digest="0"))
     assert not compare(Score("onnx", here, HORIZON), Score("socket", changed, HORIZON))["passed"]
+
+
+def test_another_run_s_policy_is_found_out_among_several_candidates_too(run: Path, policies: dict[str, Policy]) -> None:
+    checkpoint = load_checkpoint(run)
+    generator = torch.Generator().manual_seed(1)
+    other = {name: p + torch.randn(p.shape, generator=generator) for name, p in checkpoint.parameters.items()}
+    policy = make_policy(replace(checkpoint, parameters=other), policies["onnx"].contract.value_members)
+    here = play(policies["onnx"], 6, value=False, others={"torch": policy})
+    pair = compare(Score("onnx", here, HORIZON), Score("torch", play(policy, 6), HORIZON))
+    assert not pair["passed"]
+    assert pair["other_candidate_chosen"] == 0
+    same = play(policies["onnx"], 6, value=False, others={"torch": policies["torch"]})
+    assert compare(Score("onnx", same, HORIZON), Score("torch", same, HORIZON))["passed"]
+
+
+def test_an_episode_that_the_environment_ended_was_not_cut_off(policies: dict[str, Policy]) -> None:
+    class Fragile(Slider):
+        @property
+        def terminated(self) -> bool:
+            return self.finished
+
+    for episode in (run_watched(Fragile(), policies["onnx"], seed, candidates=1) for seed in SEEDS):
+        assert isinstance(episode, WatchedEpisode)
+        assert episode.returns_endless == episode.returns
+        assert episode.terminated != episode.success
+        found = calibrate([episode])
+        assert found is not None
+        assert found.cut == 0
+
+
+def test_torch_integrates_in_as_many_steps_as_a_bundle_that_was_exported_with_others(run: Path, tmp_path: Path) -> None:
+    bundle = tmp_path / "bundle"
+    assert cli("export", run, "--flow-steps", 4, "--output", bundle).exit_code == 0
+    players = find_players(run, bundle, "fp32", None, None, run_watched)
+    plant = Bundle.open(bundle).contract.plant
+    onnx, pytorch = (players[key].make_policy(plant) for key in ("onnx", "torch"))
+    assert onnx.contract.F == pytorch.contract.F == 4
+    here = play(onnx, others={"torch": pytorch})
+    assert compare(Score("onnx", here, HORIZON), Score("torch", here, HORIZON))["passed"]
 
 
 @pytest.mark.parametrize("kind", ["onnx", "socket", "torch"])
@@ -173,3 +214,20 @@ def test_a_pruning_schedule_that_does_not_prune_is_refused(text: str) -> None:
         parse_prune(text, 8)
     assert parse_prune("2:8,5:2", 16) == ((2, 8), (5, 2))
     assert parse_prune("", 8) == ()
+
+
+def test_a_plant_that_raises_costs_its_episode_and_a_film_that_fails_no_score(bundle: Path, tmp_path: Path) -> None:
+    episodes = tmp_path / "episodes.jsonl"
+    hot = ("evaluate", "gym:tests.drifting_cart:tests/HotCart-v0", "--bundle", bundle, "--episodes", 2, "--workers", 1)
+    result = cli(*hot, "--output", episodes, "--video", tmp_path / "film.mp4")
+    assert_refused(result, "0 of 2 succeeded", "counts as failed: the plant failed at tick 9 (RuntimeError: the motor is hot)")
+    assert [(e.success, e.steps, "the motor is hot" in (e.error or "")) for e in read_episodes(episodes)] == [(False, 9, True)] * 2
+    assert not (tmp_path / "film.mp4").exists()
+
+
+def test_a_comparison_overwrites_nothing_and_makes_no_page(bundle: Path, run: Path, tmp_path: Path) -> None:
+    words = ("evaluate", "robosuite:Lift", "--compare", "--bundle", bundle, "--checkpoint", run)
+    (tmp_path / "e_torch.jsonl").touch()
+    assert_refused(cli(*words, "--output", tmp_path / "e.jsonl"), "e_torch.jsonl exists already")
+    for option, file in (("--report", "r.html"), ("--video", "f.mp4")):
+        assert_refused(cli(*words, option, tmp_path / file), "leave them out with --compare")

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from rql_deploy.errors import UserError
 from rql_deploy.sweep.job import LOG, RESULT
 from tests.conftest import ROOT, run_cli
 from tests.sweep.test_sweep_running import attempt_pid, run_and, training_jobs
@@ -47,6 +48,8 @@ def raise_value_error() -> None:
 def test_a_call_whose_worker_dies_is_made_again_and_an_error_comes_back_as_it_was(cluster: Any, tmp_path: Path) -> None:
     from rql_deploy.ray_cluster import RayPool
 
+    with pytest.raises(UserError, match="largest node of the Ray cluster has 1 CPUs"):
+        RayPool(cluster.address, cpus=2)
     with RayPool(cluster.address) as pool:
         assert pool.workers == 2
         again, failing = pool.submit(die_once, tmp_path / "died"), pool.submit(raise_value_error)

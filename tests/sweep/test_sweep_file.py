@@ -104,6 +104,8 @@ def test_later_tables_of_overrides_win() -> None:
         (("[settings.rql]", '[settings."../rql"]'), ["../rql", "folder"]),
         (('collect = { task = "robosuite:Lift", episodes = 3 }', ""), ["tasks.lift", "dataset", "collect"]),
         (("[tasks.lift]", "[tasks.lift"), ["not TOML"]),
+        (("candidates = 8", "candidates = 0"), ["settings.guided", "candidates = 0", "1 to"]),
+        (("candidates = 8", "candidates = 1000"), ["settings.guided", "candidates = 1000", "1 to"]),
     ],
 )
 def test_a_wrong_sweep_file_is_refused_in_one_sentence(tmp_path: Path, change: tuple[str, str], words: list[str]) -> None:
@@ -119,6 +121,8 @@ def test_a_setting_or_preset_that_does_not_exist_is_refused_before_anything_runs
     assert_refused(cli("sweep", file, "--output", tmp_path / "out"), "policy_value_wait", "did you mean policy_value_weight")
     file.write_text(SWEEP.replace("robosuite-lift", "robosuite-lifd"))
     assert_refused(cli("sweep", file, "--output", tmp_path / "out"), "robosuite-lifd", "robosuite-lift")
+    file.write_text(SWEEP.replace('play = "robosuite:Lift"', 'play = "robosuite:Lifd"'))
+    assert_refused(cli("sweep", file, "--output", tmp_path / "out"), "no task 'Lifd'", "Lift")
     assert_refused(cli("sweep", tmp_path / "none.toml"), "there is no sweep file")
     assert not (tmp_path / "out").exists()
 

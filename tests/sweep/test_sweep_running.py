@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from rql_deploy.sweep.attempt import BUSY
+from rql_deploy.sweep.attempt import BUSY, SECONDS
 from rql_deploy.sweep.executors import Executor, LocalExecutor, attempt_process
 from rql_deploy.sweep.file import load_sweep
 from rql_deploy.sweep.job import LOCK, LOG, RESULT, Job
@@ -75,13 +75,20 @@ def run_and(jobs: list[Job], output: Path, executor: Executor, meanwhile: Callab
 def test_a_killed_job_goes_on_from_its_checkpoint_and_a_finished_one_never_runs_again(tmp_path: Path, dataset: Path) -> None:
     jobs = training_jobs(tmp_path, dataset, seeds=[0], updates=300)
     folder = jobs[0].folder(tmp_path)
-    events = run_and(jobs, tmp_path, LocalExecutor(1), lambda: os.kill(attempt_pid(folder), signal.SIGKILL))
+
+    def kill() -> None:
+        os.kill(attempt_pid(folder), signal.SIGKILL)
+        # As though another attempt had been stopped before.
+        (folder / SECONDS).write_text("1000.0")
+
+    events = run_and(jobs, tmp_path, LocalExecutor(1), kill)
     assert [event.what for event in events] == ["started", "killed", "started", "finished"]
     commands = [line for line in (folder / LOG).read_text().splitlines() if line.startswith("$")]
     assert ["--resume" in command for command in commands] == [False, True]
     result = jobs[0].result(tmp_path)
     assert result is not None
     assert result["result"]["step"] == 300
+    assert 1000 < result["seconds"] < 1300
 
     before = (folder / RESULT).stat().st_mtime_ns
     assert run_and(jobs, tmp_path, LocalExecutor(1), lambda: None) == []
