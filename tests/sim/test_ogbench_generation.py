@@ -1,3 +1,4 @@
+import functools
 import json
 import signal
 import subprocess
@@ -134,9 +135,10 @@ def test_scene_episodes_that_lose_the_cube_are_rejected(y: float, z: float, visi
 def test_what_is_finished_survives_a_stop_and_the_same_command_goes_on(made: Path, tmp_path: Path) -> None:
     file = tmp_path / "cube-single-play-v0.npz"
     words = ["collect", "ogbench:cube-single-play", "--episodes", 2, "--output", file, *SHORT]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "rql_deploy", *map(str, words[:3]), "400", *map(str, words[4:])], stdout=subprocess.PIPE
-    )
+    command = [sys.executable, "-m", "rql_deploy", *map(str, words[:3]), "400", *map(str, words[4:])]
+    # A test run started in the background ignores SIGINT, and its children would too.
+    listen = functools.partial(signal.signal, signal.SIGINT, signal.default_int_handler)
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, preexec_fn=listen)
     folder = tmp_path / ".cube-single-play-v0.npz.episodes"
     deadline = time.monotonic() + 120
     while len(list(folder.glob("train-*.npz"))) < 2 and time.monotonic() < deadline:
