@@ -32,6 +32,8 @@ UNROLLED_ROWS = 16
 """Most rows of one unrolled call: from here on more rows take proportionally longer, and the first of them would wait for the last."""
 URGENT = 3.0
 """A request is urgent when it has less time than so many of the largest unrolled calls take."""
+PATIENCE = 1.0
+"""Seconds after which a request without a deadline has its turn before those that are due later."""
 URGENT_MEMORY = 1.0
 """Seconds for which an urgent request keeps others from unrolled calls, which one like it could not interrupt."""
 
@@ -109,8 +111,8 @@ class Engine:
         return jobs
 
     def _sort_waiting(self) -> None:
-        """The earliest due first, those without a deadline after them in order of arrival."""
-        self._waiting = deque(sorted(self._waiting, key=lambda job: math.inf if job.due is None else job.due))
+        """The earliest due first; who has no deadline is due after `PATIENCE`, so that a crowd with deadlines cannot pass it for ever."""
+        self._waiting = deque(sorted(self._waiting, key=lambda job: job.received + PATIENCE if job.due is None else job.due))
 
     def _run_unrolled(self, jobs: list[Job], now: float) -> list[Event]:
         model = self.model

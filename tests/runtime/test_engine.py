@@ -227,6 +227,18 @@ def test_many_candidates_get_their_turn_beside_small_requests(model: Model) -> N
     raise AssertionError("the request with 32 candidates never came to its turn")
 
 
+def test_a_request_without_a_deadline_has_its_turn_in_a_crowd_with_deadlines(model: Model) -> None:
+    clock = Clock()
+    engine = Engine(model, clock=clock)
+    engine.submit(job(model, 99, candidates=16))
+    for number in range(20):
+        engine.submit(job(model, number, due=clock.now + 0.5))
+        if 99 in decisions(engine.step()):
+            return
+        clock.now += 0.1
+    raise AssertionError("it never came to its turn")
+
+
 def test_who_was_urgent_a_moment_ago_keeps_others_interruptible(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     clock = Clock()
     engine = ticking(model, clock, monkeypatch)
