@@ -55,6 +55,7 @@ def import_robosuite() -> ModuleType:
     logging.getLogger("robosuite_logs").addFilter(lambda record: record.levelno >= logging.ERROR)
     module = importlib.import_module("robosuite")
     importlib.import_module("rql_deploy.sim.robosuite_velocity").install()
+    importlib.import_module("rql_deploy.sim.robosuite_fast").install()
     return module
 
 
@@ -142,6 +143,7 @@ class RobosuiteEnv(TaskEnv):
         )
         self._resets, self._steps, self._steps_since_success = 0, 0, 0
         self.success = False
+        self._control_step = self._env.step
 
     def _is_object_field(self, name: str) -> bool:
         observables = self._env._observables
@@ -159,12 +161,13 @@ class RobosuiteEnv(TaskEnv):
         self._resets += 1
         if self._resets % RESETS_PER_TRIM == 0:
             trim_heap()
+        self._control_step = importlib.import_module("rql_deploy.sim.robosuite_fast").fast_step(self._env)
         self._steps, self._steps_since_success = 0, 0
         self.success = False
         return self._observation(raw), {"success": False}
 
     def step(self, action: NDArray[np.float32]) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
-        raw, _, _, _ = self._env.step(np.asarray(action, np.float64))
+        raw, _, _, _ = self._control_step(np.asarray(action, np.float64))
         self._steps += 1
         if self.success:
             self._steps_since_success += 1
