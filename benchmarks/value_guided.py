@@ -24,7 +24,7 @@ import numpy as np
 
 from rql_deploy.bundle import Bundle
 from rql_deploy.cli import demo, main
-from rql_deploy.cli.evaluate import onnx_policy, refuse_fault, run_watched
+from rql_deploy.cli.evaluate import check_episode, onnx_policy, run_watched
 from rql_deploy.progress import ProgressLine
 from rql_deploy.runtime.onnx_policy import OnnxPolicy
 from rql_deploy.seeding import episode_seed
@@ -133,7 +133,7 @@ class Study:
                         functools.partial(run_watched, candidates=condition.candidates, prune=condition.prune),
                     )
                     for result in evaluation.play(player, missing):
-                        refuse_fault(result)
+                        check_episode(result)
                         append_episode(self.file(kind, condition), result)
                         done += 1
                         progress.update(done)

@@ -19,7 +19,7 @@ import click
 
 from rql_deploy.errors import UserError
 
-from .evaluate import contestant, refuse_fault, remote_policy
+from .evaluate import check_episode, contestant, remote_policy
 from .options import DEFAULT_WORKERS, show_next
 
 if TYPE_CHECKING:
@@ -157,7 +157,7 @@ def play_row(evaluation: Evaluation, key: str, seeds: list[int], endpoint: str, 
     progress = ProgressLine(f"{ROWS[key]:32}", len(seeds), "episodes")
     results = []
     for result in stream:
-        refuse_fault(result)
+        check_episode(result)
         results.append(result)
         progress.update(len(results))
     progress.finish(len(results))

@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 
 LOCK_STEP_DEADLINE = 30.0
 """Seconds a decision may take while the simulator waits for it."""
+PLANT_FAILURE = "the plant "
+"""How `ControlLoop` begins the error of an episode in which the plant raised, which may well be what the policy did to it."""
 EXPLAINED_EPISODES = 5
 """Episodes whose refinement steps a report shows; each decision is made twice there."""
 
@@ -111,6 +113,14 @@ def refuse_fault(result: EpisodeResult) -> None:
 
     if result.error:
         raise UserError(f"the evaluation stopped: {result.error}; see that the server runs, and evaluate again")
+
+
+def check_episode(result: EpisodeResult) -> None:
+    """An episode in which the plant raised counts as failed, which is said; one that another fault ended raises UserError."""
+    if result.error and result.error.startswith(PLANT_FAILURE):
+        click.echo(f"\nseed {result.seed} counts as failed: {result.error}", err=True)
+    else:
+        refuse_fault(result)
 
 
 def _agreed(policy: Policy, plant: PlantDescription) -> Policy:

@@ -11,15 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .evaluate import refuse_fault
+from .evaluate import check_episode
 
 if TYPE_CHECKING:
     from rql_deploy.policy import EpisodeResult
     from rql_deploy.sim.evaluation import Contestant, Evaluation, Score
-
-
-PLANT_FAILURE = "the plant "
-"""How `ControlLoop` begins the error of an episode in which the plant raised, which may well be what the policy did to it."""
 
 
 def play(
@@ -53,10 +49,7 @@ def play(
         stream = finished_in_any_order(evaluation.start(explained, seeds[:explain]) + evaluation.start(player, seeds[explain:]))
     try:
         for result in stream:
-            if result.error and result.error.startswith(PLANT_FAILURE):
-                click.echo(f"\nseed {result.seed} counts as failed: {result.error}", err=True)
-            else:
-                refuse_fault(result)
+            check_episode(result)
             results.append(result)
             if partial is not None:
                 append_episode(partial, result)

@@ -169,7 +169,7 @@ def scorer(plant: PlantDescription, episodes: int) -> Callable[[Path, str], Mapp
     from rql_deploy.sim.evaluation import Evaluation
     from rql_deploy.sim.tasks import Task
 
-    from .evaluate import contestant, onnx_policy, refuse_fault
+    from .evaluate import check_episode, contestant, onnx_policy
 
     work = Task.of_plant(plant)
     work.check()
@@ -180,7 +180,7 @@ def scorer(plant: PlantDescription, episodes: int) -> Callable[[Path, str], Mapp
         progress, results = ProgressLine(f"play {variant}", episodes, "episodes"), []
         with Evaluation(work, min(DEFAULT_WORKERS, episodes)) as evaluation:
             for result in evaluation.play(player, seeds):
-                refuse_fault(result)
+                check_episode(result)
                 results.append(result)
                 progress.update(len(results))
             summary: Mapping[str, Any] = evaluation.score(variant, results, seeds).summary()

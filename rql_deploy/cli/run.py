@@ -49,6 +49,12 @@ if TYPE_CHECKING:
     type=click.Choice(["open-loop", "prefetch", "anytime"]),
     help="With --real-time: when chunks are asked for, and whether previews are played.",
 )
+@click.option(
+    "--make-up/--no-make-up",
+    default=True,
+    show_default=True,
+    help="With --real-time: a chunk of delta motion makes up for what was played while it was made (docs/control.md).",
+)
 @click.option("--limits", type=click.Path(path_type=Path), help="With --real-time: the robot's limits.toml.")
 @click.option(
     "--gate",
@@ -74,6 +80,7 @@ def command(
     timeout: float | None,
     real_time: bool,
     mode: Any,
+    make_up: bool,
     limits: Path | None,
     gate: float | None,
     duration: float | None,
@@ -91,6 +98,7 @@ def command(
     actions and rate that differ are refused.
     """
     given = {
+        "--no-make-up": not make_up,
         "--limits": limits,
         "--gate": gate,
         "--duration": duration,
@@ -129,7 +137,9 @@ def command(
             if real_time:
                 from .run_realtime import RealTimeOptions, play
 
-                options = RealTimeOptions(mode, limits, gate, duration, log, record, count_faults, priority, candidates, timeout, as_json)
+                options = RealTimeOptions(
+                    mode, make_up, limits, gate, duration, log, record, count_faults, priority, candidates, timeout, as_json
+                )
                 results, figures = play(task, description, reported, policy, options, seeds)
             else:
                 results = _in_lock_step(ControlLoop(reported, policy, candidates=candidates, deadline=timeout or 1.0), seeds, as_json)

@@ -30,6 +30,7 @@ class RealTimeOptions:
     """What the command line said about a real-time run."""
 
     mode: Mode
+    make_up: bool
     limits: Path | None
     gate: float | None
     """Part of the training data that a gate on V and spread would refuse."""
@@ -93,6 +94,7 @@ def play(
                 plant,
                 policy,
                 mode=options.mode,
+                make_up=options.make_up,
                 limits=limits,
                 candidates=options.candidates,
                 deadline=options.timeout,

@@ -57,14 +57,14 @@ class SimulatedEvaluator:
         from rql_deploy.sim.collect import finished
         from rql_deploy.train.evaluator import Evaluation
 
-        from .evaluate import refuse_fault
+        from .evaluate import check_episode
 
         done = []
         for step, (seeds, futures) in list(self._running.items()):
             if all(future.done() for future in futures):
                 results = [finished(future) for future in futures]
                 for result in results:
-                    refuse_fault(result)
+                    check_episode(result)
                 score = self._pool.score(f"update {step}", results, seeds)
                 low, high = score.interval
                 done.append(Evaluation(step, self.episodes, score.success, low, high, sum(score.lengths) / len(score.lengths)))

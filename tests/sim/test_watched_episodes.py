@@ -14,6 +14,7 @@ from rql_deploy.bundle import Bundle
 from rql_deploy.cli.evaluate import find_players, run_watched
 from rql_deploy.cli.evaluate_compare import compare
 from rql_deploy.cli.options import parse_prune
+from rql_deploy.cli.training_evaluator import SimulatedEvaluator
 from rql_deploy.errors import UserError
 from rql_deploy.policy import Policy
 from rql_deploy.runtime.client import RemotePolicy
@@ -214,6 +215,18 @@ def test_a_pruning_schedule_that_does_not_prune_is_refused(text: str) -> None:
         parse_prune(text, 8)
     assert parse_prune("2:8,5:2", 16) == ((2, 8), (5, 2))
     assert parse_prune("", 8) == ()
+
+
+def test_training_goes_on_when_the_plant_of_an_evaluation_raises(run: Path) -> None:
+    evaluator = SimulatedEvaluator("gym:tests.drifting_cart:tests/HotCart-v0", {}, episodes=2, workers=1, seed=0)
+    try:
+        evaluator.submit(1, load_checkpoint(run).path)
+        for future in evaluator._running[1][1]:
+            future.exception(timeout=120)
+        (played,) = evaluator.finished()
+    finally:
+        evaluator.close()
+    assert (played.step, played.episodes, played.success) == (1, 2, 0.0)
 
 
 def test_a_plant_that_raises_costs_its_episode_and_a_film_that_fails_no_score(bundle: Path, tmp_path: Path) -> None:
