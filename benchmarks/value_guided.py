@@ -17,7 +17,7 @@ import hashlib
 import json
 import sys
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -86,13 +86,16 @@ class Study:
     task: str
     runs: dict[str, Path]
     folder: Path
+    limit: int | None = None
+    """Steps after which an episode has failed, where not the task's own."""
 
     def __post_init__(self) -> None:
         checkpoints = {kind: load_checkpoint(run) for kind, run in self.runs.items()}
         self.trained = {kind: parameter_hash(checkpoint.path) for kind, checkpoint in checkpoints.items()}
         self.members = min(c.config.rql.K for c in checkpoints.values())
         # The settings that the data was made with.
-        self.work = replace(Task.of_plant(checkpoints["rql"].plant), name=self.task)
+        given = Task.of_plant(checkpoints["rql"].plant).settings
+        self.work = Task(self.task, given if self.limit is None else {**given, "horizon": self.limit})
         self.horizon = self.work.horizon
         self.conditions = conditions(self.members)
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -110,7 +113,8 @@ class Study:
     def file(self, kind: str, condition: Condition) -> Path:
         """Episodes of one condition; the contract is in the name, so that those of another training are never mixed in."""
         contract = Bundle.open(self.bundle(kind, condition.members)).contract.contract_id
-        return self.folder / f"{kind}_{condition.name}_{contract[:12]}.jsonl"
+        limit = "" if self.limit is None else f"_{self.limit}steps"
+        return self.folder / f"{kind}_{condition.name}_{contract[:12]}{limit}.jsonl"
 
     def read(self, seeds: list[int]) -> dict[tuple[str, Condition], dict[int, WatchedEpisode]]:
         rows = {(kind, c): {e.seed: e for e in read_episodes(self.file(kind, c))} for kind in self.runs for c in self.conditions}
@@ -218,6 +222,7 @@ def run() -> None:
     parser.add_argument("--study", nargs=3, action="append", metavar=("TASK", "RQL_RUN", "CLONING_RUN"), default=[])
     parser.add_argument("--output", type=Path, default=Path("runs/value_guided"))
     parser.add_argument("--episodes", type=int, default=200)
+    parser.add_argument("--horizon", type=int, help="steps after which an episode has failed, where not the task's own")
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--nice", type=int, default=0)
     parser.add_argument("--seconds", type=float, default=float("inf"))
@@ -229,7 +234,7 @@ def run() -> None:
     until = time.monotonic() + given.seconds
     report = {}
     for task, rql, bc in studies:
-        study = Study(task, {"rql": Path(rql), "bc": Path(bc)}, given.output / task.replace(":", "_"))
+        study = Study(task, {"rql": Path(rql), "bc": Path(bc)}, given.output / task.replace(":", "_"), given.horizon)
         if not given.table:
             with contextlib.suppress(KeyboardInterrupt):
                 study.play(seeds, given.workers, given.nice, until)
