@@ -176,7 +176,7 @@ class WatchedPolicy:
     def note(self, result: EpisodeResult) -> WatchedEpisode:
         """The loop's result with what was noted."""
         gamma = discount(self.contract)
-        rewards = self._plant.rewards
+        rewards = as_trained(self._plant.rewards, self.contract)
         returns = _discounted(rewards, gamma, 0.0)
         terminated = self._plant.terminated and not result.success
         tail = 0.0 if result.success or terminated or not rewards or gamma >= 1.0 else rewards[-1] / (1.0 - gamma)
@@ -185,7 +185,7 @@ class WatchedPolicy:
         plain = {f.name: getattr(result, f.name) for f in fields(EpisodeResult)}
         return WatchedEpisode(
             **plain | {"success": bool(result.success), "round_trip": tuple(self._round_trip)},
-            total_reward=float(sum(rewards)),
+            total_reward=float(sum(self._plant.rewards)),
             decided_at=tuple(self._ticks),
             values=tuple(float(d.value) for d in self.decisions if d.value is not None) if judged else (),
             spreads=tuple(float(d.spread) for d in self.decisions if d.spread is not None) if judged else (),
@@ -208,6 +208,12 @@ def discount(contract: Contract) -> float:
     """Gamma that V was trained with."""
     settings = contract.provenance.config.get("rql", {})
     return float(settings.get("gamma", 0.99))
+
+
+def as_trained(rewards: list[float], contract: Contract) -> list[float]:
+    """The plant's rewards as V was taught them: with `reward = "sparse"`, -1 for every one that is not 0."""
+    sparse = contract.provenance.config.get("reward") == "sparse"
+    return [-float(reward != 0.0) for reward in rewards] if sparse else rewards
 
 
 def _discounted(rewards: list[float], gamma: float, tail: float) -> list[float]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -162,6 +163,22 @@ def test_returns_are_discounted_sums_of_the_plant_s_rewards_from_each_decision_o
         assert episode.total_reward == sum(rewards)
         assert episode.decided_at == tuple(range(0, episode.steps, 3))
         assert [row[-1] for row in episode.refinement_values] == pytest.approx(list(episode.values))
+
+
+class TaughtSparse:
+    """A policy whose training saw -1 for every reward other than 0."""
+
+    def __init__(self, policy: Policy):
+        self.act, self.reset = policy.act, policy.reset
+        provenance = policy.contract.provenance
+        config = {**provenance.config, "reward": "sparse"}
+        self.contract = dataclasses.replace(policy.contract, provenance=dataclasses.replace(provenance, config=config))
+
+
+def test_v_is_held_to_the_rewards_that_it_was_taught(policies: dict[str, Policy]) -> None:
+    for episode in play(TaughtSparse(policies["onnx"])):
+        assert episode.returns[0] == pytest.approx(-sum(0.99**t for t in range(episode.steps)))
+        assert episode.total_reward == -sum(range(1, episode.steps + 1))
 
 
 def test_the_same_seed_is_the_same_episode_whether_v_is_asked_for_or_not(policies: dict[str, Policy]) -> None:
