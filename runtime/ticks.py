@@ -61,6 +61,8 @@ class LoopStatistics:
     def __init__(self, period: float):
         self.period = period
         self.ticks = self.standby = self.held = self.skipped = self.overruns = self.decisions = self.missed = self.stale_answers = 0
+        self.lead = 0
+        """Ticks before the end of a chunk at which the next was last asked for."""
         self.reasons: Counter[str] = Counter()
         """Why ticks were held, numbers left out."""
         self.late: deque[float] = deque(maxlen=REMEMBERED)
@@ -75,6 +77,7 @@ class LoopStatistics:
             return
         self.ticks += 1
         self.skipped += tick.skipped
+        self.lead = tick.lead
         self.overruns += tick.busy > self.period
         if self.late and not tick.skipped:
             self.periods.append(self.period + tick.late - self.late[-1])
@@ -116,6 +119,7 @@ class LoopStatistics:
             "late_ms": _quantiles(self.late),
             "observation_age_ms": _quantiles(self.ages),
             "drift_ms": self.drift * 1e3,
+            "lead": self.lead,
             "decisions": self.decisions,
             "missed_decisions": self.missed,
             "stale_answers": self.stale_answers,

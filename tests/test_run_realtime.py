@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from rql_deploy.cli.run_realtime import delay_hint
 from rql_deploy.runtime.ticks import STANDBY
 from rql_deploy.train.readers import open_store
 from tests.conftest import assert_refused, cli
@@ -33,6 +34,7 @@ def test_a_real_time_run_is_logged_and_recorded_as_data_that_trains(endpoint: st
     figures = json.loads(result.output)
     assert figures["success"] == 1.0
     assert [f["ticks"] for f in figures["real_time"]] == [25, 25]
+    assert all(f["lead"] >= 1 for f in figures["real_time"])
     lines = [json.loads(line) for line in log.read_text().splitlines()]
     played = [line for line in lines if line.get("place", -1) >= 0]
     assert max(line["place"] for line in played) < 3
@@ -63,6 +65,13 @@ def test_a_plant_that_raises_ends_the_run_with_its_reason_and_what_was_played_is
 )
 def test_options_that_do_not_fit_are_refused(endpoint: str, options: tuple[str, ...], words: str) -> None:
     assert_refused(cli("run", CART, "--connect", endpoint, *options), words)
+
+
+def test_slow_decisions_are_met_with_advice() -> None:
+    assert "took up to 3 ticks: --play anytime" in str(delay_hint("prefetch", [{"lead": 1}, {"lead": 3}]))
+    assert delay_hint("prefetch", [{"lead": 1}]) is None
+    assert delay_hint("anytime", [{"lead": 3}]) is None
+    assert delay_hint("prefetch", []) is None
 
 
 def test_a_full_disk_under_the_log_does_not_cost_the_recording(

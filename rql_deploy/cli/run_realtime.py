@@ -118,6 +118,8 @@ def play(
                     click.echo(describe_episode(index, result))
                 if result.interrupted or result.episode.error:
                     break
+    if not options.quiet and (hint := delay_hint(options.mode, figures)):
+        click.echo(hint)
     if recorder is not None and recorder.episodes:
         folder = recorder.write(str(options.record), {"played_with": policy.contract.contract_id, "seeds": [r.seed for r in results]})
         if not options.quiet:
@@ -126,6 +128,14 @@ def play(
     if log is not None and log.error is not None:
         raise UserError(f"the log is not complete ({log.error}): make room and run again")
     return results, figures
+
+
+def delay_hint(mode: Mode, figures: Sequence[Mapping[str, Any]]) -> str | None:
+    """What to try when decisions took longer than a tick; the figures behind it are in docs/control.md, Success versus delay."""
+    lead = figures[-1]["lead"] if figures else 0
+    if mode != "prefetch" or lead < 2:
+        return None
+    return f"decisions took up to {lead} ticks: --play anytime loses less to such a delay (docs/control.md)"
 
 
 def _last_observation(plant: EpisodicPlant, result: RealTimeResult) -> Mapping[str, Any] | None:
