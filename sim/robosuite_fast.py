@@ -55,7 +55,9 @@ def recognised(env: Any) -> bool:
     robot = env.robots[0]
     composite = robot.composite_controller
     parts = composite.part_controllers
-    if type(composite).run_controller is not CompositeController.run_controller or list(parts) != ["right", "right_gripper"]:
+    if any(getattr(type(composite), name) is not getattr(CompositeController, name) for name in ("run_controller", "update_state")):
+        return False
+    if list(parts) != ["right", "right_gripper"]:
         return False
     grip = parts["right_gripper"]
     if type(grip) is not SimpleGripController or grip.interpolator is not None or not all(map(robot._enabled_parts.get, parts)):
@@ -76,9 +78,9 @@ class FastStep:
         self._env = env
         self._model, self._data = env.sim.model._model, env.sim.data._data
         robot = env.robots[0]
-        self._arm = robot.composite_controller.part_controllers["right"]
-        self._torques = FastOSC(self._arm, self._model, self._data).torques if fast_osc(self._arm) else self._arm.run_controller
-        self._actuators = _span(robot._ref_actuators_indexes_dict["right"])
+        arm = robot.composite_controller.part_controllers["right"]
+        self._torques = FastOSC(arm, self._model, self._data).torques if fast_osc(arm) else arm.run_controller
+        self._actuators = np.asarray(robot._ref_actuators_indexes_dict["right"])
         self._low, self._high = (self._model.actuator_ctrlrange[self._actuators, i].copy() for i in (0, 1))
         self._observables = ObservableClock(env)
         self._steps = int(env.control_timestep / env.model_timestep)
@@ -114,6 +116,8 @@ def fast_osc(arm: Any) -> bool:
         and arm.num_ref_sites == 1
         and arm.lite_physics
         and arm.input_ref_frame in ("base", "world")
+        and _consecutive(arm.qpos_index)
+        and _consecutive(arm.qvel_index)
     )
 
 
@@ -198,8 +202,10 @@ class ObservableClock:
                 observable._time_since_last_sample = self._time
 
 
-def _span(indexes: Any) -> Any:
-    """The slice of consecutive indexes, which is faster to use; otherwise the indexes."""
-    indexes = [int(index) for index in indexes]
-    first, last = indexes[0], indexes[-1]
-    return slice(first, last + 1) if indexes == list(range(first, last + 1)) else np.array(indexes)
+def _consecutive(indexes: Any) -> bool:
+    return bool((np.diff(indexes) == 1).all())
+
+
+def _span(indexes: Any) -> slice:
+    """The slice of consecutive indexes, which is faster to use."""
+    return slice(int(indexes[0]), int(indexes[-1]) + 1)
