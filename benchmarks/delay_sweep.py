@@ -2,6 +2,9 @@
 
     python benchmarks/delay_sweep.py [--bundle NAME=PATH ...] [--task robosuite:Lift] [--episodes 200] [--delays 0 0.5 1 2 4]
 
+Ways other than the three modes: `prefix`, `make-up` and `anytime+make-up` (see `Condition`); making up changes nothing where the contract
+names no controller (OGBench), so leave those out there.
+
 The real-time loop on a simulated clock: the simulator does not wait for the policy, whose decisions arrive so many control periods after
 their observation (previews evenly spread before, as they would be if refinement took all of that time). A tick without a fresh action is
 a hold; faults are counted, not latched. The loop acts at ticks, so half a period of delay costs a whole one. An episode begins with its

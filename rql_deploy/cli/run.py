@@ -53,7 +53,8 @@ if TYPE_CHECKING:
     "--make-up/--no-make-up",
     default=True,
     show_default=True,
-    help="With --real-time: a chunk of delta motion makes up for what was played while it was made (docs/control.md).",
+    help="With --real-time: a chunk of delta motion makes up for what was played while it was made, where the contract names the "
+    "controller that carries it out (docs/control.md).",
 )
 @click.option("--limits", type=click.Path(path_type=Path), help="With --real-time: the robot's limits.toml.")
 @click.option(

@@ -81,7 +81,11 @@ class Scripted:
 def contract(bundle: Path) -> Contract:
     base = Bundle.open(bundle).contract
     plant = dataclasses.replace(
-        base.plant, actions=(ActionDimension("dx", -1, 1), ActionDimension("gripper", -1, 1, mode="absolute", hold="repeat"))
+        base.plant,
+        actions=(
+            ActionDimension("dx", -1, 1, controller="OSC_POSITION"),
+            ActionDimension("gripper", -1, 1, mode="absolute", hold="repeat"),
+        ),
     )
     calibration = dataclasses.replace(base.calibration, action_rate=tuple((2.0, 2.0) for _ in base.calibration.levels))
     return dataclasses.replace(base, plant=plant, calibration=calibration)
@@ -335,14 +339,29 @@ def test_what_a_tick_observed_stays_as_it_was_when_the_plant_changes_its_own_arr
     assert [observation["observation"][0] for observation in seen] == [0, *range(10)]
 
 
+class Trembling(Scripted):
+    """Draws every action of the first dimension from [-0.1, 0.1]."""
+
+    def _decision(self, steps: int, seed: int) -> Decision:
+        self.fill = np.random.default_rng(seed).uniform((-0.1, 0.5), (0.1, 0.5), (self.contract.h, 2))
+        return super()._decision(steps, seed)
+
+
+def test_nothing_is_made_up_for_where_the_contract_names_no_controller(contract: Contract) -> None:
+    """How its commands add up is then not known."""
+    unnamed = tuple(dataclasses.replace(action, controller="") for action in contract.plant.actions)
+    silent = dataclasses.replace(contract, plant=dataclasses.replace(contract.plant, actions=unnamed))
+    greatest = []
+    for known in (contract, silent):
+        plant = Rail(100)
+        loop, _ = drive(plant, Trembling(known))
+        loop.run_episode(0)
+        greatest.append(np.abs(np.array(plant.applied)[:, 0]).max())
+    assert greatest[0] > 0.1 + 1e-6 > greatest[1]
+
+
 def test_making_up_never_turns_allowed_actions_into_refused_ones(contract: Contract) -> None:
     """Any two of the policy's actions are within the rate of each other; a made-up command and the action after it need not be."""
-
-    class Trembling(Scripted):
-        def _decision(self, steps: int, seed: int) -> Decision:
-            self.fill = np.random.default_rng(seed).uniform((-0.1, 0.5), (0.1, 0.5), (self.contract.h, 2))
-            return super()._decision(steps, seed)
-
     plant = Rail(300)
     loop, _ = drive(plant, Trembling(contract), limits=Limits(actions={"dx": ActionLimit(rate=0.2)}))
     result = loop.run_episode(0)
