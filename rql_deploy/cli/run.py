@@ -50,9 +50,8 @@ if TYPE_CHECKING:
     help="With --real-time: when chunks are asked for, and whether previews are played.",
 )
 @click.option(
-    "--make-up/--no-make-up",
-    default=True,
-    show_default=True,
+    "--make-up",
+    is_flag=True,
     help="With --real-time: a chunk of delta motion makes up for what was played while it was made, where the contract names the "
     "controller that carries it out (docs/control.md).",
 )
@@ -99,7 +98,7 @@ def command(
     actions and rate that differ are refused.
     """
     given = {
-        "--no-make-up": not make_up,
+        "--make-up": make_up,
         "--limits": limits,
         "--gate": gate,
         "--duration": duration,
