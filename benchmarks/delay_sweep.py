@@ -2,8 +2,8 @@
 
     python benchmarks/delay_sweep.py [--bundle NAME=PATH ...] [--task robosuite:Lift] [--episodes 200] [--delays 0 0.5 1 2 4]
 
-Ways other than the three modes, with --modes: `prefix`, `make-up` and `anytime+make-up` (see `Condition`). Making up changes nothing where
-the contract names no controller (OGBench).
+Ways other than the three modes: `prefix`, `make-up` and `anytime+make-up` (see `Condition`); making up changes nothing where the contract
+names no controller (OGBench), so leave those out there.
 
 The real-time loop on a simulated clock: the simulator does not wait for the policy, whose decisions arrive so many control periods after
 their observation (previews evenly spread before, as they would be if refinement took all of that time). A tick without a fresh action is
@@ -145,7 +145,7 @@ def main() -> None:
     parser.add_argument("--settings", type=json.loads, default=None, help="the environment's settings as JSON")
     parser.add_argument("--episodes", type=int, default=200)
     parser.add_argument("--delays", type=float, nargs="+", default=[0.0, 0.5, 1.0, 2.0, 4.0], help="control periods")
-    parser.add_argument("--modes", nargs="+", default=list(MODES), choices=WAYS)
+    parser.add_argument("--modes", nargs="+", default=list(WAYS), choices=WAYS)
     parser.add_argument("--candidates", type=int, default=1)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", type=Path, default=Path("runs/delay_sweep/episodes.jsonl"))

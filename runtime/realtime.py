@@ -67,15 +67,15 @@ class RealTimeLoop:
         lead: int | None = None,
         latch: bool = True,
         priority: int | None = None,
-        make_up: bool = False,
+        make_up: bool = True,
         clock: Clock | None = None,
         asker: Callable[[Clock, SafetyFilter], Asker] | None = None,
         on_tick: OnTick | None = None,
     ):
         """`rate` is the contract's if left out. `latch=False` counts faults instead of stopping, for measurements. `deadline` is how
         long a decision may take: two chunks if left out. `priority` runs the loop's thread under the kernel's SCHED_FIFO, 1 to 99, before
-        everything that is not. `make_up` has a chunk of delta motion make up for what was played while it was made, where the contract
-        names the controller. `asker` replaces the thread that asks the policy.
+        everything that is not. `make_up` has a chunk of delta motion make up for what was played while it was made. `asker` replaces the
+        thread that asks the policy.
 
         Raises ContractError when the limits do not fit the contract.
         """

@@ -50,8 +50,9 @@ if TYPE_CHECKING:
     help="With --real-time: when chunks are asked for, and whether previews are played.",
 )
 @click.option(
-    "--make-up",
-    is_flag=True,
+    "--make-up/--no-make-up",
+    default=True,
+    show_default=True,
     help="With --real-time: a chunk of delta motion makes up for what was played while it was made, where the contract names the "
     "controller that carries it out (docs/control.md).",
 )
@@ -98,7 +99,7 @@ def command(
     actions and rate that differ are refused.
     """
     given = {
-        "--make-up": make_up,
+        "--no-make-up": not make_up,
         "--limits": limits,
         "--gate": gate,
         "--duration": duration,

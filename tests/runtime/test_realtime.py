@@ -354,7 +354,7 @@ def test_nothing_is_made_up_for_where_the_contract_names_no_controller(contract:
     greatest = []
     for known in (contract, silent):
         plant = Rail(100)
-        loop, _ = drive(plant, Trembling(known), make_up=True)
+        loop, _ = drive(plant, Trembling(known))
         loop.run_episode(0)
         greatest.append(np.abs(np.array(plant.applied)[:, 0]).max())
     assert greatest[0] > 0.1 + 1e-6 > greatest[1]
@@ -363,7 +363,7 @@ def test_nothing_is_made_up_for_where_the_contract_names_no_controller(contract:
 def test_making_up_never_turns_allowed_actions_into_refused_ones(contract: Contract) -> None:
     """Any two of the policy's actions are within the rate of each other; a made-up command and the action after it need not be."""
     plant = Rail(300)
-    loop, _ = drive(plant, Trembling(contract), limits=Limits(actions={"dx": ActionLimit(rate=0.2)}), make_up=True)
+    loop, _ = drive(plant, Trembling(contract), limits=Limits(actions={"dx": ActionLimit(rate=0.2)}))
     result = loop.run_episode(0)
     assert (result.episode.error, loop.statistics.held) == (None, 0)
     motion = np.array(plant.applied)[:, 0]
