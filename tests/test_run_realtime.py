@@ -68,7 +68,7 @@ def test_options_that_do_not_fit_are_refused(endpoint: str, options: tuple[str, 
 
 
 def test_slow_decisions_are_met_with_advice() -> None:
-    assert "took up to 3 ticks: --play anytime" in str(delay_hint("prefetch", [{"lead": 1}, {"lead": 3}]))
+    assert "took 3 ticks or more: try --play anytime" in str(delay_hint("prefetch", [{"lead": 1}, {"lead": 3}]))
     assert delay_hint("prefetch", [{"lead": 1}]) is None
     assert delay_hint("anytime", [{"lead": 3}]) is None
     assert delay_hint("prefetch", []) is None

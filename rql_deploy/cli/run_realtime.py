@@ -135,7 +135,7 @@ def delay_hint(mode: Mode, figures: Sequence[Mapping[str, Any]]) -> str | None:
     lead = figures[-1]["lead"] if figures else 0
     if mode != "prefetch" or lead < 2:
         return None
-    return f"decisions took up to {lead} ticks: --play anytime loses less to such a delay (docs/control.md)"
+    return f"decisions took {lead} ticks or more: try --play anytime, which loses much less to long delays (docs/control.md)"
 
 
 def _last_observation(plant: EpisodicPlant, result: RealTimeResult) -> Mapping[str, Any] | None:
