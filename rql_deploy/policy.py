@@ -15,6 +15,8 @@ Observation = Mapping[str, Any]
 """Named observation fields, as the contract lists them."""
 MAX_CANDIDATES = 256
 """Most chunks that one decision may choose among."""
+DEFAULT_CANDIDATES = 4
+"""Chunks that `run` and `evaluate` choose among unless told otherwise: what benchmarks/value_guided.py shows to be best over its tasks."""
 
 
 @dataclass(frozen=True)

@@ -48,7 +48,7 @@ class Subject:
     """The policy: a file, an address."""
     control_rate: float
     choice: str
-    """How a decision chose among candidates, in words."""
+    """How a decision chose among candidates, in words; empty where nothing was chosen."""
     scored: str
     """When, for people."""
 
@@ -99,7 +99,7 @@ def _heading(subject: Subject, score: Score, episodes: Sequence[WatchedEpisode])
     if score.results and any(r.holds for r in score.results):
         tiles.append(("holds", str(summary["holds"]), "ticks without a fresh action"))
     cells = "".join(f'<div class="tile">{escape(n)}<b>{escape(v)}</b><span class="soft">{escape(t)}</span></div>' for n, v, t in tiles)
-    text = f"{subject.source}; {subject.choice}; {subject.control_rate:g} Hz, lock-step; {subject.scored}"
+    text = "; ".join(filter(None, (subject.source, subject.choice, f"{subject.control_rate:g} Hz, lock-step", subject.scored)))
     return f'<h1>{escape(subject.task)}</h1><p class="soft">{escape(text)}</p><div class="tiles">{cells}</div>'
 
 

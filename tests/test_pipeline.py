@@ -153,6 +153,7 @@ def test_evaluate_scores_each_kind_of_policy(kind: str, lift_bundle: Path, tmp_p
     lines = [json.loads(line) for line in episodes.read_text().splitlines()]
     assert [line["seed"] for line in lines] == [episode_seed(0, index, "evaluate") for index in range(2)]
     assert summary["success"] == sum(line["success"] for line in lines) / 2
+    assert summary.get("candidates") == (None if kind == "demonstrator" else 4)
     # Without noise the demonstrator lifts within 40 steps; an untrained policy does not.
     assert summary["success"] == (1.0 if kind == "demonstrator" else 0.0)
 
@@ -201,6 +202,7 @@ def test_an_evaluation_is_filmed_and_reported_on_one_page(lift_bundle: Path, tmp
     assert frames[0].shape == (480, 640, 3)
     assert np.abs(frames[0].astype(int) - frames[8].astype(int)).mean() > 0.5
     text = page.read_text()
+    assert "the best of 4 chunks by V" in text
     for heading in ("Success", "Video", "V over refinement steps", "Calibration of V", "Learning curves"):
         assert f"<h2>{heading}</h2>" in text
     assert sorted(path.name for path in tmp_path.rglob("*") if path.is_file()) == ["film.mp4", "report.html"]
@@ -282,7 +284,7 @@ def test_training_on_data_of_other_dimensions_is_refused(recorded: Path, run: Pa
         (("evaluate", "robosuite:Lift", "--compare", "--bundle", "x"), ("--compare needs two or three",)),
         (("evaluate", "robosuite:Lift", "--bundle", "x", "--video", "film.avi"), ("writes .mp4", "--video film.mp4")),
         (("evaluate", "robosuite:Lift", "--checkpoint", "x", "--candidates", "4", "--prune", "2:2"), ("torch does not prune",)),
-        (("evaluate", "robosuite:Lift", "--bundle", "x", "--prune", "2:2"), ("--prune takes K:KEEP", "--candidates 1")),
+        (("evaluate", "robosuite:Lift", "--bundle", "x", "--prune", "2:4"), ("--prune takes K:KEEP", "--candidates 4")),
         (("collect", "robosuite:Lift", "--output", "/proc/none/x"), ("cannot write to /proc/none",)),
         (("collect", "robosuite:Lift", "--output", "x", "--controller", "JOINT_POSITION"), ("acts on OSC_POSE",)),
         (("serve", "nowhere", "--bind", "tcp://127.0.0.1:99999"), ("no port from 1 to 65535",)),

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from rql_deploy.errors import UserError
+from rql_deploy.policy import DEFAULT_CANDIDATES
 
 from .evaluate import check_episode, contestant, remote_policy
 from .options import DEFAULT_WORKERS, show_next
@@ -30,14 +31,13 @@ NOISE = (0.0, 2.2)
 COLLECT_EPISODES = 120
 UPDATES = 5000
 EVALUATION_EPISODES = 30
-CANDIDATES = 8
 MARKER = ".rql-deploy-demo"
 ROWS = {
     "demonstrator": "demonstrator (scripted, noisy)",
     "bc": "cloning",
-    "bc_guided": f"cloning + best of {CANDIDATES} by V",
+    "bc_guided": f"cloning + best of {DEFAULT_CANDIDATES} by V",
     "rql": "RQL",
-    "rql_guided": f"RQL + best of {CANDIDATES} by V",
+    "rql_guided": f"RQL + best of {DEFAULT_CANDIDATES} by V",
 }
 DEFAULT_HORIZON = 120
 SETTINGS = {"robot": "Panda", "controller": "OSC_POSE", "control_rate": 20, "horizon": DEFAULT_HORIZON}
@@ -75,7 +75,7 @@ def run_quick() -> None:
 
     bundle = Path(rql_deploy.__file__).parent / "assets" / "lift_bundle"
     with served(bundle) as endpoint:
-        rql_deploy_command("run", TASK, "--connect", endpoint, "--episodes", "3", "--candidates", str(CANDIDATES))
+        rql_deploy_command("run", TASK, "--connect", endpoint, "--episodes", "3")
     show_next("rql-deploy demo", f"rql-deploy inspect {bundle} --verify")
 
 
@@ -152,7 +152,7 @@ def play_row(evaluation: Evaluation, key: str, seeds: list[int], endpoint: str, 
         stream = evaluation.play_demonstrator(seeds, NOISE)
     else:
         stream = evaluation.play(
-            contestant(key, functools.partial(remote_policy, endpoint), CANDIDATES if key.endswith("guided") else 1), seeds
+            contestant(key, functools.partial(remote_policy, endpoint), DEFAULT_CANDIDATES if key.endswith("guided") else 1), seeds
         )
     progress = ProgressLine(f"{ROWS[key]:32}", len(seeds), "episodes")
     results = []
@@ -172,7 +172,7 @@ def report(output: Path, scores: dict[str, Score], seed: int, seconds: float) ->
 
     heading(f"{TASK}, {len(scores['rql'].results)} fresh-seed episodes per row, a failure counts as {DEFAULT_HORIZON} steps")
     click.echo("\n".join(table(scores)))
-    click.echo(f"\nRQL + best of {CANDIDATES} by V, episode by episode against (mean difference, 95 % interval):")
+    click.echo(f"\nRQL + best of {DEFAULT_CANDIDATES} by V, episode by episode against (mean difference, 95 % interval):")
     differences = {key: paired(scores["rql_guided"], scores[key]) for key in ("demonstrator", "bc", "bc_guided", "rql")}
     for key, difference in differences.items():
         success = "{:+.0%} [{:+.0%}, {:+.0%}]".format(*difference["success"])
@@ -188,7 +188,7 @@ def report(output: Path, scores: dict[str, Score], seed: int, seconds: float) ->
     show_next(
         f"rql-deploy inspect {output}/bundle --verify",
         f"rql-deploy serve {output}/bundle --bind tcp://127.0.0.1:5555",
-        f"rql-deploy run {TASK} --connect tcp://127.0.0.1:5555 --candidates {CANDIDATES}    (in another terminal)",
+        f"rql-deploy run {TASK} --connect tcp://127.0.0.1:5555    (in another terminal)",
         f"tensorboard --logdir {output}",
     )
 

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from rql_deploy.policy import MAX_CANDIDATES
-
 from .options import (
     DEFAULT_WORKERS,
+    candidates_option,
+    describe_choice,
     echo_json,
     environment_options,
     noise_option,
@@ -178,13 +178,7 @@ def find_players(
 @click.option("--demonstrator", is_flag=True, help="Evaluate the scripted demonstrator.")
 @click.option("--compare", is_flag=True, help="Play several of --checkpoint, --bundle and --connect on the same seeds and compare actions.")
 @click.option("--episodes", default=50, show_default=True, type=click.IntRange(1), help="Episodes to play.")
-@click.option(
-    "--candidates",
-    default=1,
-    show_default=True,
-    type=click.IntRange(1, MAX_CANDIDATES),
-    help="Chunks per decision; the one with the highest V is played.",
-)
+@candidates_option
 @click.option(
     "--prune", default="", metavar="K:KEEP,...", help="After refinement step K go on with the KEEP best candidates only, e.g. 2:8,5:2."
 )
@@ -304,15 +298,18 @@ def command(
                 video, not_filmed = None, error
         control_rate = evaluation.describe().control_rate if report is not None else 0.0
     summary = score.summary()
+    if not demonstrator:
+        summary["candidates"] = candidates
+    choice = "" if demonstrator else describe_choice(candidates, schedule)
     if report is not None:
         from .evaluate_report import write_report
 
         source = str(checkpoint or bundle or endpoint or "the scripted demonstrator")
-        write_report(report, task, source, score, control_rate, candidates, schedule, training, video)
+        write_report(report, task, source, score, control_rate, choice, training, video)
     if as_json:
         echo_json(summary)
     else:
-        click.echo(describe_score(score))
+        click.echo(f"{describe_score(score)}; {choice}" if choice else describe_score(score))
         for line in value_lines(summary):
             click.echo(line)
     if not_filmed is not None:

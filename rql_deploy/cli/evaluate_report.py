@@ -51,8 +51,7 @@ def write_report(
     source: str,
     score: Score,
     control_rate: float,
-    candidates: int,
-    prune: tuple[tuple[int, int], ...],
+    choice: str,
     run: Path | None,
     video: Path | None,
 ) -> None:
@@ -60,7 +59,5 @@ def write_report(
     from rql_deploy.sim.report import Subject
     from rql_deploy.sim.report import write_report as write
 
-    choice = "one chunk per decision" if candidates == 1 else f"the best of {candidates} chunks by V"
-    choice += "".join(f", {keep} left after refinement step {k}" for k, keep in prune)
     scored = f"{datetime.datetime.now(datetime.UTC):%Y-%m-%d %H:%M} UTC"
     write(path, Subject(task, source, control_rate, choice, scored), score, learning_curves(run) if run else None, video)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from rql_deploy.errors import UserError
+from rql_deploy.policy import DEFAULT_CANDIDATES, MAX_CANDIDATES
 
 if TYPE_CHECKING:
     from rql_deploy.ray_cluster import RayPool
@@ -64,6 +65,17 @@ def ray_pool(address: str | None, *shared: Path) -> RayPool | None:
     return pool
 
 
+def candidates_option(function: F) -> F:
+    """--candidates: chunks that each decision chooses among."""
+    return click.option(
+        "--candidates",
+        default=DEFAULT_CANDIDATES,
+        show_default=True,
+        type=click.IntRange(1, MAX_CANDIDATES),
+        help="Chunks per decision; the one with the highest V is played. 1 acts without looking at V.",
+    )(function)
+
+
 def noise_option(function: F) -> F:
     """--noise LOW:HIGH of the demonstrator."""
     return click.option(
@@ -101,6 +113,13 @@ def parse_prune(text: str, candidates: int) -> tuple[tuple[int, int], ...]:
         schedule.append(pair)
         last_k, last_keep = pair
     return tuple(schedule)
+
+
+def describe_choice(candidates: int, prune: tuple[tuple[int, int], ...]) -> str:
+    """How a decision's chunk is chosen: 'the best of 16 chunks by V, 4 left after refinement step 5'."""
+    if candidates == 1:
+        return "one chunk per decision"
+    return f"the best of {candidates} chunks by V" + "".join(f", {keep} left after refinement step {k}" for k, keep in prune)
 
 
 def show_next(*commands: str) -> None:

@@ -10,10 +10,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from rql_deploy.errors import UserError
-from rql_deploy.policy import MAX_CANDIDATES
 
 from .evaluate import describe_score, refuse_fault
-from .options import echo_json, environment_options
+from .options import candidates_option, echo_json, environment_options
 
 if TYPE_CHECKING:
     from rql_deploy.contract import PlantDescription
@@ -27,13 +26,7 @@ if TYPE_CHECKING:
 @click.option("--connect", "endpoint", required=True, help="The policy server, e.g. tcp://127.0.0.1:5555.")
 @click.option("--keys", type=click.Path(path_type=Path), help="This robot's key file, where the server asks for keys.")
 @click.option("--episodes", default=3, show_default=True, type=click.IntRange(1), help="Episodes to play.")
-@click.option(
-    "--candidates",
-    default=1,
-    show_default=True,
-    type=click.IntRange(1, MAX_CANDIDATES),
-    help="Chunks per decision; the one with the highest V is played.",
-)
+@candidates_option
 @click.option("--seed", default=0, show_default=True, type=click.IntRange(0), help="Base seed of the episodes.")
 @click.option(
     "--timeout",
