@@ -1,7 +1,8 @@
 """Draw training windows from a transition store, in one vectorised step (docs/algorithm.md, Batch).
 
-Rows stay as they are stored, memory-mapped or on a device, and are scaled after the draw: a batch is a few thousand rows, a scaled
-copy would be the whole data set a second time.
+Observations stay as they are stored, memory-mapped or on a device, and are scaled after the draw: a batch is a few thousand rows, a
+scaled copy would be the whole data set a second time. Actions are few numbers and are copied to lie beside the rewards anyway, so they
+are scaled then, once.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from .rql import Batch
 from .shards import ShardedStore
-from .store import ACTION_MARGIN, TransitionStore
+from .store import TransitionStore
 
 Sampling = Literal["episodes", "transitions"]
 
@@ -27,7 +28,7 @@ class Rows:
     observations: Tensor
     """`[N, O]`, unscaled."""
     small: Tensor
-    """`[N, A+3]`: unscaled action, reward, terminal, mask."""
+    """`[N, A+3]`: action in [-1, 1], reward, terminal, mask."""
     episodes: Tensor
     """`[E, 4]` of the episodes that can be drawn: first row, last row, rows that start a window, those of the episodes before."""
     cumulative: Tensor
@@ -36,16 +37,21 @@ class Rows:
     """Rows that start a window, as a number, so that a draw needs not ask a device for it."""
 
     @classmethod
-    def of(cls, store: TransitionStore, *, complete_rows: bool) -> Rows:
-        """The rows of `store`, without copying the observations."""
-        terminals = np.zeros(len(store), np.float32)
-        terminals[store.ends - 1] = 1.0
+    def of(cls, store: TransitionStore, *, complete_rows: bool, clip_actions: bool = False) -> Rows:
+        """The rows of `store`, without copying the observations.
+
+        Raises UserError when an action lies outside its bounds, unless `clip_actions`.
+        """
+        small = np.zeros((len(store), store.plant.action_dim + 3), np.float32)
+        store.scaled_actions(clip=clip_actions, out=small[:, :-3])
+        small[:, -3], small[:, -1] = store.rewards, store.masks
+        small[store.ends - 1, -2] = 1.0
         choices = store.ends - store.starts - (0 if complete_rows else 1)
         cumulative = choices.cumsum()
         episodes = np.stack((store.starts, store.ends - 1, choices, cumulative - choices), axis=1)[choices > 0]
         return cls(
             observations=torch.from_numpy(store.observations),
-            small=torch.from_numpy(np.column_stack((store.actions, store.rewards, terminals, store.masks))),
+            small=torch.from_numpy(small),
             episodes=torch.from_numpy(episodes),
             cumulative=torch.from_numpy(cumulative[choices > 0]),
             total=int(choices.sum()),
@@ -87,27 +93,6 @@ class ScaledObservations:
         return taken.sub_(mean).div_(std)
 
 
-class ScaledActions:
-    """Actions that are mapped from their bounds to [-1, 1] as they are taken: `self[rows]`."""
-
-    def __init__(self, small: Tensor, low: Tensor, high: Tensor):
-        self.small, self.dim = small, len(low)
-        factor = 2.0 / (high - low)
-        # One pair of bounds for all dimensions, the usual case, is arithmetic with plain numbers: several times faster on rows this short.
-        uniform = bool((low == low[0]).all() and (high == high[0]).all())
-        self.low: Tensor | float = low[0].item() if uniform else low.to(small.device)
-        self.factor: Tensor | float = factor[0].item() if uniform else factor.to(small.device)
-
-    def __getitem__(self, rows: Tensor) -> Tensor:
-        return self.scale(_gather(self.small, rows))
-
-    def scale(self, small: Tensor) -> Tensor:
-        """The scaled actions of gathered rows `[..., A+3]`; in float64, to give the bytes of `TransitionStore.scaled_actions`."""
-        limit = 1.0 - ACTION_MARGIN
-        wide = small[..., : self.dim].double()
-        return wide.sub_(self.low).mul_(self.factor).sub_(1.0).clamp_(-limit, limit).float()
-
-
 class WindowSampler:
     """Windows of h+1 rows; rows past an episode's end repeat its last row.
 
@@ -121,8 +106,6 @@ class WindowSampler:
 
     observations: ScaledObservations
     """Indexed by row numbers of any shape: scaled observations `[..., O]`."""
-    actions: ScaledActions
-    """Indexed by row numbers of any shape: actions `[..., A]` in [-1, 1]."""
 
     def __init__(
         self,
@@ -140,21 +123,22 @@ class WindowSampler:
         """With `inner_observations` off, batches hold the first and the last row's observations only, `[2, B, O]`: all that RQL reads."""
         self.sampling, self.generator, self.device = sampling, generator, torch.device(device)
         self._complete_rows, self._clip_actions, self._scale = complete_rows, clip_actions, observation_scale
-        self._low, self._high = torch.from_numpy(store.plant.action_low), torch.from_numpy(store.plant.action_high)
         self._shards = store.stream(self._prepare) if isinstance(store, ShardedStore) else None
         self.inner_observations = inner_observations
         self.offsets = torch.arange(h + 1, device=self.device)[:, None]
         self._use((self._shards.at(0) if self._shards else self._prepare(store.sample)).to(self.device))
 
     def _prepare(self, store: TransitionStore) -> Rows:
-        if not self._clip_actions:
-            store.check_actions()
-        return Rows.of(store, complete_rows=self._complete_rows)
+        return Rows.of(store, complete_rows=self._complete_rows, clip_actions=self._clip_actions)
 
     def _use(self, rows: Rows) -> None:
         self.rows = rows
         self.observations = ScaledObservations(rows.observations, self._scale)
-        self.actions = ScaledActions(rows.small, self._low, self._high)
+
+    @property
+    def actions(self) -> Tensor:
+        """`[N, A]` in [-1, 1]."""
+        return self.rows.small[:, :-3]
 
     def advance(self, step: int) -> bool:
         """Make the rows that update number `step` (from 0) draws from current; without shards they always are.
@@ -199,9 +183,12 @@ class WindowSampler:
         small = _gather(self.rows.small, rows)
         rewards, terminals, masks = small[..., -3:].unbind(-1)
         observations = self.observations[rows if self.inner_observations else rows[:: len(rows) - 1]]
-        return Batch(observations, self.actions.scale(small), rewards, terminals, masks)
+        return Batch(observations, small[..., :-3].contiguous(), rewards, terminals, masks)
 
 
 def _gather(table: Tensor, rows: Tensor) -> Tensor:
     """`table[rows]` for rows of any shape."""
+    if table.device.type == "cpu":
+        # NumPy copies short rows in about half of torch's time.
+        return torch.from_numpy(table.numpy().take(rows.flatten().numpy(), axis=0)).view(*rows.shape, table.shape[1])
     return table.index_select(0, rows.flatten()).view(*rows.shape, table.shape[1])

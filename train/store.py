@@ -202,15 +202,20 @@ class TransitionStore:
                 "pass --set clip_actions=true to clip them, or correct the bounds"
             )
 
-    def scaled_actions(self, *, clip: bool = False) -> NDArray[np.float32]:
-        """All actions mapped affinely from the plant's bounds to [-1, 1] and kept `ACTION_MARGIN` inside; the sampler does it per batch.
+    def scaled_actions(self, *, clip: bool = False, out: NDArray[np.float32] | None = None) -> NDArray[np.float32]:
+        """All actions mapped affinely from the plant's bounds to [-1, 1] and kept `ACTION_MARGIN` inside; in `out` `[N, A]` if given.
 
         Raises UserError when an action lies outside its bounds, unless `clip`.
         """
         if not clip:
             self.check_actions()
         limit = 1.0 - ACTION_MARGIN
-        return np.clip(self._to_unit(self.actions), -limit, limit).astype(np.float32)
+        scaled = np.empty(self.actions.shape, np.float32) if out is None else out
+        offset = 0
+        for block in _blocks(self.actions):
+            scaled[offset : offset + len(block)] = np.clip(self._to_unit(block), -limit, limit)
+            offset += len(block)
+        return scaled
 
     def _to_unit(self, actions: NDArray[np.float32]) -> NDArray[np.float64]:
         low, high = self.plant.action_low, self.plant.action_high
