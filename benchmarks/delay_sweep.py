@@ -30,7 +30,7 @@ from typing import Any
 import numpy as np
 
 from rql_deploy.bundle import Bundle
-from rql_deploy.policy import EpisodicPlant
+from rql_deploy.policy import DEFAULT_CANDIDATES, EpisodicPlant
 from rql_deploy.runtime.asking import DelayedAsker
 from rql_deploy.runtime.clock import Clock, SimulatedClock
 from rql_deploy.runtime.onnx_policy import OnnxPolicy
@@ -146,7 +146,7 @@ def main() -> None:
     parser.add_argument("--episodes", type=int, default=200)
     parser.add_argument("--delays", type=float, nargs="+", default=[0.0, 0.5, 1.0, 2.0, 4.0], help="control periods")
     parser.add_argument("--modes", nargs="+", default=list(WAYS), choices=WAYS)
-    parser.add_argument("--candidates", type=int, default=1)
+    parser.add_argument("--candidates", type=int, default=DEFAULT_CANDIDATES)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", type=Path, default=Path("runs/delay_sweep/episodes.jsonl"))
     parser.add_argument("--minutes", type=float, default=math.inf, help="stop in time and show what there is")
