@@ -12,7 +12,7 @@ import click
 from rql_deploy.errors import UserError
 
 from .evaluate import describe_score, refuse_fault
-from .options import candidates_option, echo_json, environment_options
+from .options import candidates_option, describe_choice, echo_json, environment_options
 
 if TYPE_CHECKING:
     from rql_deploy.contract import PlantDescription
@@ -149,7 +149,8 @@ def command(
     if unrecorded:
         click.echo(f"{unrecorded} parts of episodes were not recorded by the server", err=True)
     if as_json:
-        echo_json({**summary, "stale_replies": stale, "unrecorded": unrecorded, **({"real_time": figures} if real_time else {})})
+        summary |= {"candidates": candidates, "stale_replies": stale, "unrecorded": unrecorded}
+        echo_json({**summary, **({"real_time": figures} if real_time else {})})
         refuse_fault(results[-1])
         return
     if real_time:
@@ -158,7 +159,7 @@ def command(
         return
     trip = summary["round_trip_ms"]
     latency = "no decision arrived" if trip["p50"] is None else f"round trip p50 {trip['p50']:.2f} ms, p99 {trip['p99']:.2f} ms"
-    click.echo(f"{describe_score(score)}; {latency}")
+    click.echo(f"{describe_score(score)}; {describe_choice(candidates, ())}; {latency}")
     refuse_fault(results[-1])
 
 
