@@ -106,7 +106,7 @@ def measure(plant: Any, description: PlantDescription, part: float, seconds: flo
     try:
         with (
             RemotePolicy.connect(ours.recv(), plant=description) as policy,
-            RealTimeLoop(plant, policy, latch=False, priority=priority) as loop,
+            RealTimeLoop(plant, policy, mode="prefetch", latch=False, priority=priority) as loop,
         ):
             loop.run_episode(0, duration=min(1.0, seconds))  # the first calls of everything
             result: RealTimeResult = loop.run_episode(0, duration=seconds)

@@ -83,14 +83,12 @@ def play(plant: EpisodicPlant, policy: OnnxPolicy, condition: Condition, seed: i
     period = 1.0 / policy.contract.plant.control_rate
 
     def asker(clock: Clock, guard: Any) -> DelayedAsker:
-        previews = condition.mode == "anytime"
         return DelayedAsker(
             policy,
             clock,
             condition.delay * period,
             candidates=candidates,
             value=guard.needs_value,
-            previews=previews,
             prefix=condition.way == "prefix",
         )
 

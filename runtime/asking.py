@@ -44,6 +44,8 @@ class Question:
     seed: int
     committed: NDArray[np.float32] | None = None
     """`[n, A]`: the actions that will be played before the answer can be: its own first n, if the policy can take that into account."""
+    previews: bool = False
+    """Whether decisions after every refinement step are wanted too; the policy then has to be a `StreamingPolicy`."""
 
 
 class Asker(Protocol):
@@ -78,7 +80,6 @@ def ask_policy(
     deadline: float | None,
     candidates: int,
     value: bool,
-    previews: bool,
     prefix: bool = False,
 ) -> Iterator[Answer]:
     """Answers to one question as they come; an error of the policy is an answer too, for the loop has to go on."""
@@ -88,7 +89,7 @@ def ask_policy(
         asked: dict[str, Any] = {"deadline": deadline, "candidates": candidates, "value": value, "seed": question.seed}
         if prefix:
             asked["prefix"] = question.committed
-        if not previews:
+        if not question.previews:
             yield Answer(number, clock.now(), policy.act(question.observation, **asked))
             return
         for decision in policy.stream(question.observation, **asked):  # type: ignore[attr-defined]
@@ -108,14 +109,12 @@ def ask_policy(
 class ThreadAsker:
     """Asks from a thread of its own, which is the only one to use the policy. The loop's thread never waits for it."""
 
-    def __init__(self, policy: Policy, clock: Clock, *, deadline: float, candidates: int = 1, value: bool = False, previews: bool = False):
-        """`deadline`: seconds a decision may take. Raises UserError for `previews` of a policy that streams none."""
-        if previews and not hasattr(policy, "stream"):
-            raise UserError("this policy streams no previews: play prefetched chunks instead of --play anytime")
+    def __init__(self, policy: Policy, clock: Clock, *, deadline: float, candidates: int = 1, value: bool = False):
+        """`deadline`: seconds a decision may take."""
         self._answers: queue.SimpleQueue[Answer] = queue.SimpleQueue()
         self._questions: queue.SimpleQueue[Question | Literal["reset"] | None] = queue.SimpleQueue()
         self._policy, self._clock = policy, clock
-        self._how = {"deadline": deadline, "candidates": candidates, "value": value, "previews": previews}
+        self._how = {"deadline": deadline, "candidates": candidates, "value": value}
         self._thread = threading.Thread(target=self._run, name="asker", daemon=True)
         self._thread.start()
 
@@ -159,12 +158,11 @@ class DelayedAsker:
         *,
         candidates: int = 1,
         value: bool = False,
-        previews: bool = False,
         prefix: bool = False,
     ):
         """`prefix` tells the policy which actions it is committed to (`OnnxPolicy.act`)."""
         self._policy, self._clock, self._delay = policy, clock, delay
-        self._how = {"deadline": None, "candidates": candidates, "value": value, "previews": previews, "prefix": prefix}
+        self._how = {"deadline": None, "candidates": candidates, "value": value, "prefix": prefix}
         self._held: list[Answer] = []
 
     def ask(self, question: Question) -> None:

@@ -9,6 +9,7 @@ actions played, not in ticks passed; without holds the two are the same.
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import ceil
 from typing import Literal
@@ -74,7 +75,8 @@ class Playback:
 
     open loop  ask when the chunk has run out, hold until the answer is there, play it from its first action (the paper's way)
     prefetch   ask `lead` ticks before it runs out, while it plays; the answer takes over at the action that is due
-    anytime    as prefetch, with previews: an action that is due before the last refinement step is taken from the newest preview
+    anytime    as prefetch; where decisions take more than a tick, with previews: an action that is due before the last refinement step
+               is taken from the newest preview
     """
 
     def __init__(self, h: int, mode: Mode = "prefetch", *, lead: int | None = None, enough: int = 1, delta: DeltaBounds | None = None):
@@ -93,6 +95,7 @@ class Playback:
         self._pending: _Asked | None = None
         self._chunk: Chunk | None = None
         self._delays: deque[int] = deque(maxlen=REMEMBERED_DELAYS)
+        self._completions: deque[int] = deque(maxlen=REMEMBERED_DELAYS)
         self._learnt = False
 
     @property
@@ -104,9 +107,14 @@ class Playback:
         """
         if self._fixed is not None:
             return min(self._fixed, self.h - 1)
-        # Not the largest: one straggler of a whole chunk would have the next 50 decisions asked for too late.
-        delay = sorted(self._delays)[ceil(0.9 * len(self._delays)) - 1] if self._delays else 1
+        delay = _expected(self._delays) if self._delays else 1
         return delay if 2 * delay <= self.h else self.h // 2 if delay < self.h else 0
+
+    @property
+    def previews(self) -> bool:
+        """Whether the next question should be answered with previews: with `anytime`, unless decisions are known to be complete within a
+        tick, when none would ever be played."""
+        return self.mode == "anytime" and (not self._completions or _expected(self._completions) > 1)
 
     @property
     def pending(self) -> bool:
@@ -149,11 +157,13 @@ class Playback:
         if asked is None or number != self.asked - 1:
             return False
         self._chunk = Chunk(actions, asked.position, asked.observed, steps, number, asked.moved)
+        # An answer within the tick needs a lead of one all the same: it is used at the next.
+        ticks = max(1, ceil(delay - 1e-9))
         if not self._learnt and (last or (self.mode == "anytime" and steps >= self._enough)):
-            # An answer within the tick needs a lead of one all the same: it is used at the next.
-            self._delays.append(max(1, ceil(delay - 1e-9)))
+            self._delays.append(ticks)
             self._learnt = True
         if last:
+            self._completions.append(ticks)
             self._pending = None
         return True
 
@@ -210,3 +220,8 @@ class Playback:
     def forget(self) -> None:
         """Drop everything but what is known about delays: after a fault, no action from before it may be played."""
         self._pending, self._chunk = None, None
+
+
+def _expected(delays: Sequence[int]) -> int:
+    """Ticks that 90 % stayed within. Not the most: one straggler of a whole chunk would have the next 50 decisions asked for too late."""
+    return sorted(delays)[ceil(0.9 * len(delays)) - 1]

@@ -59,7 +59,7 @@ class RealTimeLoop:
         plant: Plant,
         policy: Policy,
         *,
-        mode: Mode = "prefetch",
+        mode: Mode | None = None,
         rate: float | None = None,
         limits: Limits | None = None,
         candidates: int = 1,
@@ -72,13 +72,17 @@ class RealTimeLoop:
         asker: Callable[[Clock, SafetyFilter], Asker] | None = None,
         on_tick: OnTick | None = None,
     ):
-        """`rate` is the contract's if left out. `latch=False` counts faults instead of stopping, for measurements. `deadline` is how
-        long a decision may take: two chunks if left out. `priority` runs the loop's thread under the kernel's SCHED_FIFO, 1 to 99, before
-        everything that is not. `make_up` has a chunk of delta motion make up for what was played while it was made. `asker` replaces the
-        thread that asks the policy.
+        """`mode` is `anytime` if left out, and `prefetch` for a policy that streams no previews. `rate` is the contract's if left out.
+        `latch=False` counts faults instead of stopping, for measurements. `deadline` is how long a decision may take: two chunks if left
+        out. `priority` runs the loop's thread under the kernel's SCHED_FIFO, 1 to 99, before everything that is not. `make_up` has a
+        chunk of delta motion make up for what was played while it was made. `asker` replaces the thread that asks the policy.
 
-        Raises ContractError when the limits do not fit the contract.
+        Raises ContractError when the limits do not fit the contract, UserError for `anytime` with a policy that streams no previews.
         """
+        streams = hasattr(policy, "stream")
+        if mode == "anytime" and not streams and asker is None:
+            raise UserError("this policy streams no previews: play prefetched chunks instead of --play anytime")
+        mode = mode or ("anytime" if streams else "prefetch")
         self.plant, self.policy, self.contract = plant, policy, policy.contract
         self.clock: Clock = clock or SystemClock()
         self.period = 1.0 / (rate or self.contract.plant.control_rate)
@@ -100,7 +104,6 @@ class RealTimeLoop:
                 deadline=seconds,
                 candidates=candidates,
                 value=self.filter.needs_value,
-                previews=mode == "anytime",
             )
         )
 
@@ -206,10 +209,10 @@ class RealTimeLoop:
         self._take_answers()
         playback = self._playback
         if self.watchdog.fault is None and playback.wants():
-            committed = playback.committed
+            committed, previews = playback.committed, playback.previews
             number = playback.ask(observed)
             self.statistics.decisions += 1
-            self._asker.ask(Question(number, observation, decision_seed(self._seed, number - self._asked_before), committed))
+            self._asker.ask(Question(number, observation, decision_seed(self._seed, number - self._asked_before), committed, previews))
             self._take_answers()
         due = playback.due(self.filter.allowed())
         refusal = self.filter.refuse_observation(observation)

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 @click.option(
     "--play",
     "mode",
-    default="prefetch",
+    default="anytime",
     show_default=True,
     type=click.Choice(["open-loop", "prefetch", "anytime"]),
     help="With --real-time: when chunks are asked for, and whether previews are played.",

@@ -54,6 +54,23 @@ def test_prefetched_chunks_take_over_at_the_action_that_is_due() -> None:
     assert play("prefetch", 1, 10) == [None, *[(0, i) for i in range(5)], *[(1, i) for i in range(1, 5)]]
 
 
+def test_previews_are_asked_for_as_long_as_some_would_be_played() -> None:
+    playback, wanted = Playback(H, "anytime", enough=5), []
+    for delay in [0.4] * 3 + [1.7] * 6 + [0.9] * 60:
+        wanted.append(playback.previews)
+        number = playback.ask(0.0)
+        if playback.previews:
+            playback.receive(number, chunk(number), 5, last=False, delay=delay / 2)
+        playback.receive(number, chunk(number), 10, last=True, delay=delay)
+    # Before anything is known; once decisions are slow, although the first half of their steps fits into a tick; until they no longer are.
+    assert wanted[:9] == [True, False, False, False, *[True] * 5]
+    assert wanted[9:50] == [True] * 41
+    assert not wanted[-1]
+    prefetching = Playback(H, "prefetch")
+    prefetching.receive(prefetching.ask(0.0), chunk(0), 10, last=True, delay=3.0)
+    assert not prefetching.previews
+
+
 def test_the_lead_follows_the_delays_and_leaves_h_minus_delay_actions_of_each_chunk() -> None:
     for delay in (1, 2):
         played = play("prefetch", delay, 60)

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import signal
+import types
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -91,13 +92,15 @@ def contract(bundle: Path) -> Contract:
     return dataclasses.replace(base, plant=plant, calibration=calibration)
 
 
-def drive(plant: Rail, policy: Scripted, *, delay: float = 1.0, mode: Mode = "prefetch", **options: Any) -> tuple[RealTimeLoop, list[Tick]]:
+def drive(
+    plant: Rail, policy: Scripted, *, delay: float = 1.0, mode: Mode | None = "prefetch", **options: Any
+) -> tuple[RealTimeLoop, list[Tick]]:
     """A loop on a simulated clock with a policy that takes `delay` ticks."""
     clock, ticks = SimulatedClock(100.0), []
     plant.clock = clock
 
     def asker(clock: Any, guard: Any) -> DelayedAsker:
-        return DelayedAsker(policy, clock, delay / 20.0, previews=mode == "anytime", value=guard.needs_value)
+        return DelayedAsker(policy, clock, delay / 20.0, value=guard.needs_value)
 
     loop = RealTimeLoop(plant, policy, mode=mode, clock=clock, asker=asker, on_tick=lambda tick, _: ticks.append(tick), **options)
     return loop, ticks
@@ -124,6 +127,39 @@ def test_anytime_commands_previews_until_the_last_refinement_step_is_there(contr
     loop.run_episode(0)
     assert [t.steps for t in ticks[:9]] == [0, 5, 10, 10, 5, 10, 5, 10, 5]
     assert (loop.statistics.held, loop.statistics.standby) == (0, 1)
+
+
+@pytest.mark.parametrize(("delay", "previews"), [(0.4, [True, *[False] * 9]), (2.0, [True] * 10)])
+def test_by_default_previews_are_played_where_decisions_take_more_than_a_tick(
+    contract: Contract, delay: float, previews: list[bool]
+) -> None:
+    class Noting(Scripted):
+        def __init__(self) -> None:
+            super().__init__(contract)
+            self.streamed: list[bool] = []
+
+        def act(self, observation: Mapping[str, Any], **how: Any) -> Decision:
+            self.streamed.append(False)
+            return super().act(observation, **how)
+
+        def stream(self, observation: Mapping[str, Any], **how: Any) -> Iterator[Decision]:
+            self.streamed.append(True)
+            return super().stream(observation, **how)
+
+    policy = Noting()
+    loop, ticks = drive(Rail(40), policy, delay=delay, mode=None)
+    loop.run_episode(0)
+    assert policy.streamed[:10] == previews
+    assert {t.steps for t in ticks[3:]} == ({10} if delay < 1 else {5, 10})
+
+
+def test_a_policy_without_previews_is_prefetched(contract: Contract) -> None:
+    scripted = Scripted(contract)
+    silent = types.SimpleNamespace(contract=contract, act=scripted.act, reset=scripted.reset)
+    with RealTimeLoop(Rail(8), silent, rate=200.0) as loop:
+        assert loop.run_episode(0).episode.success
+    with pytest.raises(UserError, match="streams no previews"):
+        RealTimeLoop(Rail(8), silent, mode="anytime")
 
 
 def test_a_hold_is_null_for_delta_motion_and_repeats_absolute_targets(contract: Contract) -> None:
@@ -403,8 +439,8 @@ def test_a_stream_that_breaks_off_leaves_its_newest_preview(contract: Contract) 
             yield from list(super().stream(observation, **how))[:4]
             raise DeadlineMissed("late")
 
-    plain = {"deadline": None, "candidates": 1, "value": False, "previews": True}
-    question = Question(3, {"observation": np.zeros(4)}, 0)
+    plain = {"deadline": None, "candidates": 1, "value": False}
+    question = Question(3, {"observation": np.zeros(4)}, 0, previews=True)
     answers = list(ask_policy(Breaking(contract), question, SimulatedClock(), **plain))  # type: ignore[arg-type]
     assert [a.decision.steps_used for a in answers if a.decision] == [1, 2, 3, 4]
     assert [a.last for a in answers] == [False] * 4 + [True]
