@@ -158,6 +158,19 @@ def test_evaluate_scores_each_kind_of_policy(kind: str, lift_bundle: Path, tmp_p
     assert summary["success"] == (1.0 if kind == "demonstrator" else 0.0)
 
 
+def test_evaluate_plays_the_best_of_four_unless_told_otherwise(lift_bundle: Path, tmp_path: Path) -> None:
+    digests = []
+    for name, options in (("default", ()), ("four", ("--candidates", 4)), ("one", ("--candidates", 1))):
+        episodes = tmp_path / f"{name}.jsonl"
+        settings = ("--episodes", 1, "--horizon", 10, "--workers", 1, "--output", episodes)
+        result = run_cli("evaluate", "robosuite:Lift", "--bundle", lift_bundle, *settings, *options)
+        assert result.returncode == 0, result.stderr
+        assert ("one chunk per decision" if name == "one" else "the best of 4 chunks by V") in result.stdout
+        digests.append(json.loads(episodes.read_text())["digest"])
+    default, four, one = digests
+    assert default == four != one
+
+
 def test_torch_onnx_and_the_served_policy_act_alike(lift_bundle: Path, tmp_path: Path) -> None:
     with serving(lift_bundle) as (address, _):
         sources = ("--checkpoint", lift_bundle.parent / "run", "--bundle", lift_bundle, "--connect", address)

@@ -188,7 +188,7 @@ class TransitionStore:
         first: tuple[int, int] | None = None
         count, offset = 0, 0
         for block in _blocks(self.actions):
-            outside = np.abs(self._to_unit(block)) > 1.0 + 1e-6
+            outside = _outside(self._to_unit(block))
             if outside.any():
                 row, column = (int(i[0]) for i in np.nonzero(outside))
                 first = first or (offset + row, column)
@@ -207,13 +207,14 @@ class TransitionStore:
 
         Raises UserError when an action lies outside its bounds, unless `clip`.
         """
-        if not clip:
-            self.check_actions()
         limit = 1.0 - ACTION_MARGIN
         scaled = np.empty(self.actions.shape, np.float32) if out is None else out
         offset = 0
         for block in _blocks(self.actions):
-            scaled[offset : offset + len(block)] = np.clip(self._to_unit(block), -limit, limit)
+            unit = self._to_unit(block)
+            if not clip and _outside(unit).any():
+                self.check_actions()
+            scaled[offset : offset + len(block)] = np.clip(unit, -limit, limit)
             offset += len(block)
         return scaled
 
@@ -279,6 +280,11 @@ def _reordered(rows: NDArray[np.float32], stored: PlantDescription, plant: Plant
         columns[spec.name] = rows[:, start : start + spec.size]
         start += spec.size
     return np.concatenate([columns[spec.name] for spec in plant.fields], axis=1)
+
+
+def _outside(unit: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """Which actions, mapped to [-1, 1], lie outside it by more than rounding."""
+    return np.abs(unit) > 1.0 + 1e-6
 
 
 def _blocks(array: NDArray[Any]) -> Iterator[NDArray[Any]]:

@@ -115,7 +115,7 @@ def parse_prune(text: str, candidates: int) -> tuple[tuple[int, int], ...]:
     return tuple(schedule)
 
 
-def describe_choice(candidates: int, prune: tuple[tuple[int, int], ...]) -> str:
+def describe_choice(candidates: int, prune: tuple[tuple[int, int], ...] = ()) -> str:
     """How a decision's chunk is chosen: 'the best of 16 chunks by V, 4 left after refinement step 5'."""
     if candidates == 1:
         return "one chunk per decision"

@@ -150,7 +150,9 @@ def command(
         click.echo(f"{unrecorded} parts of episodes were not recorded by the server", err=True)
     if as_json:
         summary |= {"candidates": candidates, "stale_replies": stale, "unrecorded": unrecorded}
-        echo_json({**summary, **({"real_time": figures} if real_time else {})})
+        if real_time:
+            summary["real_time"] = figures
+        echo_json(summary)
         refuse_fault(results[-1])
         return
     if real_time:
@@ -159,7 +161,7 @@ def command(
         return
     trip = summary["round_trip_ms"]
     latency = "no decision arrived" if trip["p50"] is None else f"round trip p50 {trip['p50']:.2f} ms, p99 {trip['p99']:.2f} ms"
-    click.echo(f"{describe_score(score)}; {describe_choice(candidates, ())}; {latency}")
+    click.echo(f"{describe_score(score)}; {describe_choice(candidates)}; {latency}")
     refuse_fault(results[-1])
 
 

@@ -3,107 +3,24 @@
 import dataclasses
 import json
 import signal
-import types
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from rql_deploy.bundle import Bundle
-from rql_deploy.contract import ActionDimension, Contract
-from rql_deploy.errors import ContractError, DeadlineMissed, UserError
+from rql_deploy.contract import Contract
+from rql_deploy.errors import ContractError, UserError
 from rql_deploy.limits import ActionLimit, Limits, ObservationLimit
 from rql_deploy.policy import Decision
-from rql_deploy.runtime.asking import DelayedAsker, Question, ThreadAsker, ask_policy
 from rql_deploy.runtime.client import RemotePolicy
-from rql_deploy.runtime.clock import Schedule, SimulatedClock, SystemClock
+from rql_deploy.runtime.clock import Schedule
 from rql_deploy.runtime.control_loop import ControlLoop
-from rql_deploy.runtime.onnx_policy import OnnxPolicy
-from rql_deploy.runtime.playback import Mode
 from rql_deploy.runtime.realtime import RealTimeLoop
 from rql_deploy.runtime.ticks import Tick, TickLog
 from tests.conftest import serving
-
-
-class Rail:
-    """A cart on a rail and a gripper; remembers what it was told. Fails or takes its time where told to."""
-
-    def __init__(self, horizon: int = 30, *, fails: int | None = None, work: Mapping[int, float] | None = None):
-        self.horizon, self.fails, self.work = horizon, fails, work or {}
-        self.clock: SimulatedClock | None = None
-        self.applied: list[np.ndarray] = []
-
-    finished = property(lambda self: len(self.applied) >= self.horizon)
-    success = property(lambda self: self.finished)
-
-    def reset(self, seed: int | None = None) -> None:
-        self.applied = []
-
-    def observe(self) -> Mapping[str, Any]:
-        return {"observation": np.full(4, len(self.applied), np.float32)}
-
-    def apply(self, action: np.ndarray) -> None:
-        if self.fails == len(self.applied):
-            raise RuntimeError("the drive has no power")
-        if self.clock is not None:
-            self.clock.time += self.work.get(len(self.applied), 0.0)
-        self.applied.append(action)
-
-
-class Scripted:
-    """Chunk n is full of `level(n)`; misses where told to. Streams as many previews as it has steps."""
-
-    def __init__(self, contract: Contract, misses: range = range(0)):
-        self.contract, self.misses = contract, misses
-        self.asked: list[int] = []
-        self.fill: Any = 0.5
-
-    def act(self, observation: Mapping[str, Any], *, seed: int, **_: object) -> Decision:
-        self.asked.append(int(observation["observation"][0]))
-        if len(self.asked) - 1 in self.misses:
-            raise DeadlineMissed("late")
-        return self._decision(10, seed)
-
-    def stream(self, observation: Mapping[str, Any], *, seed: int, **_: object) -> Iterator[Decision]:
-        self.asked.append(int(observation["observation"][0]))
-        for steps in range(1, 11):
-            yield self._decision(steps, seed)
-
-    def _decision(self, steps: int, seed: int) -> Decision:
-        chunk = np.full((self.contract.h, self.contract.plant.action_dim), self.fill, np.float32)
-        return Decision(chunk, None, None, steps, 0.0, seed, {})
-
-    def reset(self) -> None: ...
-
-
-@pytest.fixture(scope="module")
-def contract(bundle: Path) -> Contract:
-    base = Bundle.open(bundle).contract
-    plant = dataclasses.replace(
-        base.plant,
-        actions=(
-            ActionDimension("dx", -1, 1, controller="OSC_POSITION"),
-            ActionDimension("gripper", -1, 1, mode="absolute", hold="repeat"),
-        ),
-    )
-    calibration = dataclasses.replace(base.calibration, action_rate=tuple((2.0, 2.0) for _ in base.calibration.levels))
-    return dataclasses.replace(base, plant=plant, calibration=calibration)
-
-
-def drive(
-    plant: Rail, policy: Scripted, *, delay: float = 1.0, mode: Mode | None = "prefetch", **options: Any
-) -> tuple[RealTimeLoop, list[Tick]]:
-    """A loop on a simulated clock with a policy that takes `delay` ticks."""
-    clock, ticks = SimulatedClock(100.0), []
-    plant.clock = clock
-
-    def asker(clock: Any, guard: Any) -> DelayedAsker:
-        return DelayedAsker(policy, clock, delay / 20.0, value=guard.needs_value)
-
-    loop = RealTimeLoop(plant, policy, mode=mode, clock=clock, asker=asker, on_tick=lambda tick, _: ticks.append(tick), **options)
-    return loop, ticks
+from tests.runtime.rail import Rail, Scripted, drive
 
 
 def test_prefetched_chunks_leave_no_tick_without_a_fresh_action(contract: Contract) -> None:
@@ -127,39 +44,6 @@ def test_anytime_commands_previews_until_the_last_refinement_step_is_there(contr
     loop.run_episode(0)
     assert [t.steps for t in ticks[:9]] == [0, 5, 10, 10, 5, 10, 5, 10, 5]
     assert (loop.statistics.held, loop.statistics.standby) == (0, 1)
-
-
-@pytest.mark.parametrize(("delay", "previews"), [(0.4, [True, *[False] * 9]), (2.0, [True] * 10)])
-def test_by_default_previews_are_played_where_decisions_take_more_than_a_tick(
-    contract: Contract, delay: float, previews: list[bool]
-) -> None:
-    class Noting(Scripted):
-        def __init__(self) -> None:
-            super().__init__(contract)
-            self.streamed: list[bool] = []
-
-        def act(self, observation: Mapping[str, Any], **how: Any) -> Decision:
-            self.streamed.append(False)
-            return super().act(observation, **how)
-
-        def stream(self, observation: Mapping[str, Any], **how: Any) -> Iterator[Decision]:
-            self.streamed.append(True)
-            return super().stream(observation, **how)
-
-    policy = Noting()
-    loop, ticks = drive(Rail(40), policy, delay=delay, mode=None)
-    loop.run_episode(0)
-    assert policy.streamed[:10] == previews
-    assert {t.steps for t in ticks[3:]} == ({10} if delay < 1 else {5, 10})
-
-
-def test_a_policy_without_previews_is_prefetched(contract: Contract) -> None:
-    scripted = Scripted(contract)
-    silent = types.SimpleNamespace(contract=contract, act=scripted.act, reset=scripted.reset)
-    with RealTimeLoop(Rail(8), silent, rate=200.0) as loop:
-        assert loop.run_episode(0).episode.success
-    with pytest.raises(UserError, match="streams no previews"):
-        RealTimeLoop(Rail(8), silent, mode="anytime")
 
 
 def test_a_hold_is_null_for_delta_motion_and_repeats_absolute_targets(contract: Contract) -> None:
@@ -300,27 +184,6 @@ def test_killing_the_server_plays_the_rest_of_the_chunk_then_holds_then_latches(
     assert [line["fresh"] for line in lines] == fresh
 
 
-def test_the_policy_in_process_streams_what_it_decides_and_goes_on_from_committed_actions(bundle: Path) -> None:
-    policy = OnnxPolicy(Bundle.open(bundle))
-    h, size = policy.contract.h, policy.contract.plant.action_dim
-    observation = {"observation": np.linspace(-1, 1, 4)}
-    plain = policy.act(observation, seed=5)
-    streamed = list(policy.stream(observation, seed=5))
-    assert [d.steps_used for d in streamed] == list(range(1, policy.contract.F + 1))
-    assert np.allclose(streamed[-1].actions, plain.actions, atol=1e-6)
-    # Who wants no more previews leaves nothing behind.
-    next(policy.stream(observation, seed=9))
-    assert policy.act(observation, seed=5).actions.tobytes() == plain.actions.tobytes()
-    # Its own first action as the prefix: the flow stays where it was, for flow matching's straight paths approximately.
-    own = policy.act(observation, seed=5, prefix=plain.actions[:1])
-    other = policy.act(observation, seed=5, prefix=-plain.actions[:1])
-    assert own.actions.shape == (h, size)
-    assert np.isfinite(own.actions).all()
-    assert np.abs(own.actions[0] - plain.actions[0]).max() < np.abs(other.actions[0] - plain.actions[0]).max()
-    assert not np.array_equal(own.actions[1:], other.actions[1:])
-    assert policy.act(observation, seed=5, prefix=plain.actions[:0]).actions.tobytes() == plain.actions.tobytes()
-
-
 def test_limits_that_do_not_fit_are_refused_before_anything_moves(contract: Contract) -> None:
     with pytest.raises(ContractError, match="does not have"):
         RealTimeLoop(Rail(), Scripted(contract), limits=Limits(actions={"dy": ActionLimit(rate=1.0)}))
@@ -431,29 +294,3 @@ def test_a_delay_is_known_from_the_first_question_also_at_time_zero(contract: Co
     plant.clock.time = 0.0  # type: ignore[union-attr]
     loop.run_episode(0)
     assert ticks[contract.h].lead == 0
-
-
-def test_a_stream_that_breaks_off_leaves_its_newest_preview(contract: Contract) -> None:
-    class Breaking(Scripted):
-        def stream(self, observation: Mapping[str, Any], **how: Any) -> Iterator[Decision]:
-            yield from list(super().stream(observation, **how))[:4]
-            raise DeadlineMissed("late")
-
-    plain = {"deadline": None, "candidates": 1, "value": False}
-    question = Question(3, {"observation": np.zeros(4)}, 0, previews=True)
-    answers = list(ask_policy(Breaking(contract), question, SimulatedClock(), **plain))  # type: ignore[arg-type]
-    assert [a.decision.steps_used for a in answers if a.decision] == [1, 2, 3, 4]
-    assert [a.last for a in answers] == [False] * 4 + [True]
-    assert (answers[-1].decision, answers[-1].error) == (None, "late")
-
-
-def test_a_policy_whose_reset_fails_is_still_asked(contract: Contract) -> None:
-    class Stubborn(Scripted):
-        def reset(self) -> None:
-            raise KeyError("episode")
-
-    asker = ThreadAsker(Stubborn(contract), SystemClock(), deadline=1.0)
-    asker.reset()
-    asker.ask(Question(0, {"observation": np.zeros(4)}, 0))
-    asker.close()
-    assert [a.decision is not None for a in asker.answers()] == [True]

@@ -7,6 +7,7 @@ import torch
 
 from rql_deploy.contract import ActionDimension
 from rql_deploy.errors import UserError
+from rql_deploy.train import store as store_module
 from rql_deploy.train.sampler import WindowSampler
 from tests.conftest import PLANT, make_store
 
@@ -59,10 +60,23 @@ def test_actions_are_scaled_from_their_bounds_and_kept_inside() -> None:
     store = make_store()
     store.actions[0] = store.plant.action_high
     store.actions[1] = store.plant.action_low
+    store.actions[2, 1] = 2.5
     scaled = store.scaled_actions()
     assert np.allclose(scaled[0], 1 - 1e-5)
+    # A gripper from -2 to 4: three quarters of the way.
+    assert scaled[2, 1] == 0.5
     assert np.allclose(scaled[1], -(1 - 1e-5))
     assert np.abs(scaled).max() < 1
+
+
+def test_actions_are_scaled_block_by_block_to_the_same_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    store = make_store((9, 7))
+    whole = store.scaled_actions()
+    monkeypatch.setattr(store_module, "BLOCK_ROWS", 5)
+    beside = np.zeros((len(store), whole.shape[1] + 1), np.float32)
+    store.scaled_actions(out=beside[:, :-1])
+    assert beside[:, :-1].tobytes() == whole.tobytes()
+    assert not beside[:, -1].any()
 
 
 def test_an_action_outside_its_bounds_is_named_and_clipped_only_on_request() -> None:
