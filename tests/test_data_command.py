@@ -244,8 +244,45 @@ def test_a_file_without_rewards_can_be_inspected_but_not_converted(tmp_path: Pat
     shutil.copy(tmp_path / "scene-play-v0.npz", tmp_path / "scene-play-v0-val.npz")
     report = printed(cli("data", "inspect", tmp_path / "scene-play-v0.npz", "--json"))
     assert "rewards say nothing" in report["warnings"][0]
-    assert report["validation"].endswith("scene-play-v0-val.npz")
+    # The validation file is a copy of the training file.
+    assert report["validation"]["name"].endswith("scene-play-v0-val.npz")
+    assert (report["validation"]["episodes"], report["validation"]["copies_of_training"]) == (2, 2)
+    assert "2 of 2 validation episodes" in report["warnings"][-1]
     assert_refused(cli("data", "convert", tmp_path / "scene-play-v0.npz", "--output", tmp_path / "a"), "--relabel TASK")
+
+
+def test_validation_data_is_compared_with_training_data(tmp_path: Path) -> None:
+    train = stored(tmp_path / "train")
+    good = stored(tmp_path / "good", observations=make_store().observations + 1)
+    found = printed(cli("data", "inspect", train, "--validation", good, "--json"))
+    assert found["warnings"] == []
+    assert {**found["validation"], "name": ""} == {
+        **{"name": "", "episodes": 3, "rows": 28, "share_of_rows": 0.5},
+        **{"copies_of_training": 0, "same_shapes": True},
+    }
+    assert "3 episodes, 28 rows (50.0% of both), 0 of them in training" in cli("data", "inspect", train, "--validation", good).output
+    other = cli("data", "inspect", train, "--validation", ROBOMIMIC).output
+    assert "of another plant" in other
+    assert_refused(cli("data", "inspect", train, "--validation", tmp_path / "none.npz"), "there is no file")
+    assert printed(cli("data", "inspect", f"{ROBOMIMIC}#train", "--json"))["validation"]["name"] == f"{ROBOMIMIC}#valid"
+
+
+def test_a_damaged_validation_file_is_a_warning(tmp_path: Path) -> None:
+    printed(cli("data", "convert", stored(tmp_path / "source"), "--output", tmp_path / "a.npz", "--json"))
+    (tmp_path / "a-val.npz").write_bytes(b"PK")
+    result = cli("data", "inspect", tmp_path / "a.npz")
+    assert result.exit_code == 0
+    assert "the validation data cannot be read" in result.output and "a-val.npz" in result.output
+
+
+def test_play_data_that_seldom_reaches_the_goal_is_remarked(tmp_path: Path) -> None:
+    store = make_store((200,) * 5)
+    rewards, masks = np.tile(np.float32([-3, -2, -1, -4]), 250), np.ones(1000, np.float32)
+    rewards[207:209], masks[207:209] = 0, 0
+    write_store(dataclasses.replace(store, rewards=rewards, masks=masks), tmp_path / "play")
+    page = cli("data", "inspect", tmp_path / "play").output
+    assert "the greatest in 2 of 1; mean" in page
+    assert "the task is done (mask 0) in 0.20% of rows, of 1 of 5 episodes: expect slow learning" in page
 
 
 def test_shards_become_stores_that_stream(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ def plot_store(store: TransitionStore, folder: Path) -> list[Path]:
     """Write `lengths.png`, `rewards.png`, `actions.png` and `observations.png`; returns their paths."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     folder.mkdir(parents=True, exist_ok=True)
     written = []
@@ -27,7 +28,11 @@ def plot_store(store: TransitionStore, folder: Path) -> list[Path]:
 
     figure = Figure(figsize=(6, 3.5), layout="constrained")
     axes = figure.subplots()
-    axes.hist(store.ends - store.starts, bins=40)
+    lengths = store.ends - store.starts
+    # Of equal lengths a bar as wide as one row.
+    axes.hist(lengths, bins=40 if lengths.min() < lengths.max() else [lengths[0] - 0.5, lengths[0] + 0.5])
+    axes.ticklabel_format(axis="x", useOffset=False)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set(title=f"{store.dataset_id}: {store.episodes:,} episodes", xlabel="rows in an episode", ylabel="episodes")
     save(figure, "lengths.png")
 
@@ -37,6 +42,7 @@ def plot_store(store: TransitionStore, folder: Path) -> list[Path]:
     left.hist(finite, bins=40, log=True)
     left.set(title="rewards", xlabel="reward", ylabel="rows")
     right.hist(np.add.reduceat(np.nan_to_num(store.rewards), store.starts), bins=40)
+    right.xaxis.set_major_locator(MaxNLocator(5))
     right.set(title="returns", xlabel="sum of an episode's rewards", ylabel="episodes")
     save(figure, "rewards.png")
 
@@ -51,6 +57,8 @@ def plot_store(store: TransitionStore, folder: Path) -> list[Path]:
         for bound in (spec.low, spec.high):
             grid[i].axvline(bound, color="tab:red", linewidth=1)
         grid[i].set(title=spec.name, xlabel=spec.unit)
+    for unused in grid[len(panels) :]:
+        unused.set_axis_off()
     save(figure, "actions.png")
 
     levels = np.nanquantile(store.observations[rows], (0.0, 0.05, 0.5, 0.95, 1.0), axis=0)
@@ -62,7 +70,7 @@ def plot_store(store: TransitionStore, folder: Path) -> list[Path]:
     axes.plot(at, levels[2], "k_", label="median")
     starts = np.cumsum([0, *(field.size for field in store.plant.fields)])[:-1]
     axes.set_xticks(starts, [field.name for field in store.plant.fields], rotation=30, ha="right", fontsize=7)
-    axes.set(title="observations")
+    axes.set(title="observations", ylabel="as recorded")
     axes.legend(fontsize=7)
     save(figure, "observations.png")
     return written

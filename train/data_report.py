@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -39,6 +40,30 @@ def inspect_store(store: TransitionStore, *, gamma: float = 0.99, h: int = 5) ->
     }
     report["warnings"] = _warnings(report, store, lengths, h)
     return report
+
+
+def compare_validation(store: TransitionStore, held: TransitionStore) -> dict[str, Any]:
+    """How validation data relates to the training data `store`: its size, and how many of its episodes are copies of training episodes."""
+    known = set(_digests(store))
+    return {
+        "episodes": held.episodes,
+        "rows": len(held),
+        "share_of_rows": len(held) / (len(store) + len(held)),
+        "copies_of_training": sum(digest in known for digest in _digests(held)),
+        "same_shapes": (held.plant.observation_dim, held.plant.action_dim) == (store.plant.observation_dim, store.plant.action_dim),
+    }
+
+
+def validation_warnings(name: str, found: dict[str, Any]) -> list[str]:
+    """What is wrong with the validation data `name`, given what `compare_validation` found."""
+    if not found["same_shapes"]:
+        return [f"the validation data {name} has observations or actions of other sizes: it is of another plant"]
+    if copies := found["copies_of_training"]:
+        return [
+            f"{copies} of {found['episodes']} validation episodes in {name} are in the training data, too, so they validate nothing: "
+            "split again with `rql-deploy data split`"
+        ]
+    return []
 
 
 def _spread(values: NDArray[Any]) -> dict[str, float]:
@@ -101,16 +126,19 @@ def _actions(store: TransitionStore) -> list[dict[str, Any]]:
 
 def _rewards(store: TransitionStore) -> dict[str, Any]:
     finite = np.isfinite(store.rewards)
-    least = store.rewards.min(where=finite, initial=np.inf)
+    least, greatest = store.rewards.min(where=finite, initial=np.inf), store.rewards.max(where=finite, initial=-np.inf)
     above = finite & (store.rewards > least)
     rewarded = np.add.reduceat(above, store.starts) > 0
+    best = store.rewards == greatest
     returns = np.add.reduceat(np.where(finite, store.rewards, 0.0).astype(np.float64), store.starts)
     return {
         "min": _number(least),
-        "max": _number(store.rewards.max(where=finite, initial=-np.inf)),
+        "max": _number(greatest),
         "rows_above_least": int(above.sum()),
         "density": float(above.mean()),
         "episodes_above_least": int(rewarded.sum()),
+        "rows_at_greatest": int(best.sum()),
+        "episodes_at_greatest": int((np.add.reduceat(best, store.starts) > 0).sum()),
         "positive_rows": int((store.rewards > 0).sum()),
         "return_mean": float(returns.mean()),
         "rows_not_finite": int((~finite).sum()),
@@ -135,14 +163,18 @@ def _ends(store: TransitionStore) -> dict[str, int]:
 
 
 def _duplicates(store: TransitionStore) -> dict[str, int]:
-    seen: set[bytes] = set()
+    different = len(set(_digests(store)))
+    stuck = np.concatenate(([False], (store.observations[1:] == store.observations[:-1]).all(axis=1)))
+    stuck[store.starts] = False
+    return {"episodes": store.episodes - different, "rows_like_the_one_before": int(stuck.sum())}
+
+
+def _digests(store: TransitionStore) -> Iterator[bytes]:
+    """One per episode, equal where observations and actions are."""
     for start, end in zip(store.starts, store.ends, strict=True):
         digest = hashlib.sha256(np.ascontiguousarray(store.observations[start:end]).data)
         digest.update(np.ascontiguousarray(store.actions[start:end]).data)
-        seen.add(digest.digest())
-    stuck = np.concatenate(([False], (store.observations[1:] == store.observations[:-1]).all(axis=1)))
-    stuck[store.starts] = False
-    return {"episodes": store.episodes - len(seen), "rows_like_the_one_before": int(stuck.sum())}
+        yield digest.digest()
 
 
 def _warnings(report: dict[str, Any], store: TransitionStore, lengths: NDArray[Any], h: int) -> list[str]:
@@ -175,6 +207,12 @@ def _warnings(report: dict[str, Any], store: TransitionStore, lengths: NDArray[A
         found.append(f"rewards say nothing (all {rewards['min']:g}): training refuses them; give them with `rql-deploy data relabel`")
     elif 0 < rewards["density"] < 0.01:
         found.append(f"{rewards['density']:.2%} of rows have reward: expect slow learning; see 'Rewards' in {GUIDE}")
+    elif _seldom_done(report):
+        done = report["ends"]
+        found.append(
+            f"the task is done (mask 0) in {done['rows_with_mask_0'] / len(store):.2%} of rows, of {done['episodes_with_mask_0']:,} of "
+            f"{store.episodes:,} episodes: expect slow learning, above all with reward = \"sparse\"; see 'Rewards' in {GUIDE}"
+        )
     if report["successes"] == 0:
         found.append("no episode succeeded: RQL can only recombine what the data shows")
     ends = report["ends"]
@@ -204,6 +242,12 @@ def _warnings(report: dict[str, Any], store: TransitionStore, lengths: NDArray[A
             "the recording may be faster than the sensors, or the robot stood still"
         )
     return found
+
+
+def _seldom_done(report: dict[str, Any]) -> bool:
+    """Whether few rows of few episodes are at the goal. Where most episodes end in success, few rows are so by nature."""
+    ends = report["ends"]
+    return bool(0 < ends["rows_with_mask_0"] < 0.01 * report["rows"] and ends["episodes_with_mask_0"] < 0.25 * report["episodes"])
 
 
 def _number(value: Any) -> float | None:

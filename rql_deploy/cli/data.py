@@ -45,11 +45,16 @@ def command() -> None:
     "--gamma", default=0.99, show_default=True, type=click.FloatRange(0, 1, max_open=True), help="Discount to compare lengths with."
 )
 @click.option("--window", "h", default=5, show_default=True, type=click.IntRange(1), help="Actions per chunk, for short episodes.")
+@click.option(
+    "--validation", metavar="DATA", help="Validation data to compare with.  [default: FILE-val.npz, or robomimic's filter key valid]"
+)
 @click.option("--plots", type=click.Path(path_type=Path, file_okay=False), help="Folder to write PNG pictures into.")
 @json_option
-def inspect(data: str, relabel: str | None, gamma: float, h: int, plots: Path | None, as_json: bool) -> None:
+def inspect(data: str, relabel: str | None, gamma: float, h: int, validation: str | None, plots: Path | None, as_json: bool) -> None:
     """Say on one page what is in DATA and whether it can be learned from."""
     from rql_deploy.train.data_report import inspect_store
+
+    from .data_validation import compare
 
     opened = open_data(data, relabel, may_lack_rewards=True)
     store = opened.sample
@@ -61,7 +66,7 @@ def inspect(data: str, relabel: str | None, gamma: float, h: int, plots: Path | 
         report["warnings"].insert(
             0, f"this is the first of several shards; all of them hold {opened.episodes:,} episodes, {len(opened):,} rows"
         )
-    report["validation"] = _validation(data)
+    report["validation"] = compare(store, data, validation, relabel, report["warnings"])
     report["left_out"] = _left_out(data)
     if plots is not None:
         from rql_deploy.train.data_plots import plot_store
@@ -295,9 +300,3 @@ def _is_id(text: str) -> bool:
     import re
 
     return bool(re.match(r"^(?:[\w-]{2,}/)*[\w-]{2,}-v\d+$", text))
-
-
-def _validation(data: str) -> str | None:
-    file = Path(data)
-    sibling = file.with_name(f"{file.stem}-val.npz")
-    return str(sibling) if file.suffix == ".npz" and sibling.exists() else None

@@ -19,12 +19,13 @@ def page(report: Mapping[str, Any]) -> str:
         f"  lengths      {lengths['min']} to {lengths['max']} rows, median {lengths['median']:.0f}; "
         f"gamma {report['gamma']:g} looks about {report['discount_horizon']:.0f} ahead",
         f"  rewards      {_text(rewards['min'])} to {_text(rewards['max'])}, above the least in {rewards['rows_above_least']:,} rows "
-        f"({rewards['density']:.2%}) of {rewards['episodes_above_least']:,} episodes; mean return {rewards['return_mean']:.4g}",
+        f"({rewards['density']:.2%}) of {rewards['episodes_above_least']:,} episodes{_greatest(rewards)}; "
+        f"mean return {rewards['return_mean']:.4g}",
         f"  success      {succeeded}",
         f"  task ends    (mask 0) in {ends['rows_with_mask_0']:,} rows of {ends['episodes_with_mask_0']:,} episodes, "
         f"in the last row of {ends['episodes_ending_in_mask_0']:,}",
         f"  duplicates   {duplicates['episodes']} episodes; {duplicates['rows_like_the_one_before']:,} observations like the one before",
-        f"  validation   {report.get('validation') or 'none beside it; see rql-deploy data split'}",
+        f"  validation   {_validation(report.get('validation'))}",
         f"  memory       {report['memory_mib']:.1f} MiB",
         f"  not read     {', '.join(report.get('left_out', ())) or '-'}",
         f"  hash         {report['content_hash'][:16]}",
@@ -50,6 +51,24 @@ def page(report: Mapping[str, Any]) -> str:
         lines.append("  no warnings")
     lines += [f"  {path}" for path in report.get("plots", ())]
     return "\n".join(lines)
+
+
+def _greatest(rewards: Mapping[str, Any]) -> str:
+    # Where rewards have two values, the greatest are those above the least.
+    if rewards["rows_at_greatest"] == rewards["rows_above_least"] or not rewards["rows_above_least"]:
+        return ""
+    return f", the greatest in {rewards['rows_at_greatest']:,} of {rewards['episodes_at_greatest']:,}"
+
+
+def _validation(found: Mapping[str, Any] | None) -> str:
+    if found is None:
+        return "none beside it; see rql-deploy data split"
+    if "episodes" not in found:
+        return str(found["name"])
+    return (
+        f"{found['episodes']:,} episodes, {found['rows']:,} rows ({found['share_of_rows']:.1%} of both), "
+        f"{found['copies_of_training']:,} of them in training, too: {found['name']}"
+    )
 
 
 def _text(value: float | None) -> str:

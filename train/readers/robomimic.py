@@ -40,6 +40,12 @@ def is_robomimic(path: Path) -> bool:
         return True  # not readable as HDF5: let the reader say so
 
 
+def filter_keys(file: Path) -> list[str]:
+    """Names of the filter keys in a file that `is_robomimic`."""
+    with h5py.File(file, "r") as opened:
+        return list(opened["mask"]) if "mask" in opened else []
+
+
 def read_robomimic(path: Path | str) -> TransitionStore:
     """Load `FILE.hdf5`, or `FILE.hdf5#KEY` for the demonstrations of a filter key.
 
