@@ -248,6 +248,7 @@ def test_a_file_without_rewards_can_be_inspected_but_not_converted(tmp_path: Pat
     assert report["validation"]["name"].endswith("scene-play-v0-val.npz")
     assert (report["validation"]["episodes"], report["validation"]["copies_of_training"]) == (2, 2)
     assert "2 of 2 validation episodes" in report["warnings"][-1]
+    assert "--preset ogbench-scene-play --output" in cli("data", "inspect", tmp_path / "scene-play-v0.npz").output
     assert_refused(cli("data", "convert", tmp_path / "scene-play-v0.npz", "--output", tmp_path / "a"), "--relabel TASK")
 
 

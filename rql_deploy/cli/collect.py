@@ -8,18 +8,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from .options import DEFAULT_WORKERS, echo_json, environment_options, noise_option, parse_noise, ray_option, ray_pool, show_next
+from .presets import preset_option
 
 if TYPE_CHECKING:
     from rql_deploy.sim.collect import Episode
-
-
-PRESETS = {
-    "robosuite:Stack": "robosuite-stack",
-    "robosuite:Door": "robosuite-door",
-    "robosuite:PickPlaceCan": "robosuite-can",
-    "robosuite:NutAssemblySquare": "robosuite-square",
-}
-"""Settings to train each task with, where they are not Lift's."""
 
 
 @click.command("collect")
@@ -99,8 +91,7 @@ def command(
         f"{result['episodes']} episodes, {result['rows']:,} rows, {result['success']:.0%} successful, "
         f"{result['steps']:.0f} steps on average, in {folder}{kept}"
     )
-    preset = PRESETS.get(task, "robosuite-lift")
-    show_next(f"rql-deploy train --dataset {output} --preset {preset} --output runs/{preset.removeprefix('robosuite-')}")
+    show_next(f"rql-deploy train --dataset {output}{preset_option(task)} --output runs/{task.partition(':')[2].lower()}")
 
 
 def success_rate(recorded: list[Episode]) -> float:

@@ -15,6 +15,7 @@ from rql_deploy.errors import UserError
 from rql_deploy.ogbench_names import plant_of, single_task
 
 from .options import echo_json, ray_pool, show_next
+from .presets import preset_option
 
 if TYPE_CHECKING:
     from rql_deploy.sim.ogbench_collect import PlayData
@@ -88,23 +89,13 @@ def collect_play(
         f"{episodes} episodes, {result['transitions']:,} transitions, {counts['targets']} targets of which {result['targets_reached']:.0%} "
         f"reached, {counts['rejected']} episodes rejected, in {' and '.join(map(str, files))}"
     )
-    reward = "" if minari else f" --relabel {single_task(task)}"
-    show_next(f"rql-deploy data inspect {files[0]}{reward}", train_command(task, str(files[0]), minari))
-
-
-def train_command(task: str, path: str, labelled: bool) -> str:
-    """How to train on it: with the paper's preset where there is one."""
-    from rql_deploy.sim.ogbench_play import find_recipe
-
-    preset = run = f"ogbench-{find_recipe(task).environment}-play"
-    relabel = "" if labelled else f" --set relabel={single_task(task)}"
-    try:
-        from rql_deploy.train.config import load_config
-
-        load_config(preset, ())
-    except (ModuleNotFoundError, UserError):
-        preset = "reference"
-    return f"rql-deploy train --dataset {path} --preset {preset}{relabel} --output runs/{run}"
+    name = single_task(task)
+    relabel = ("", "") if minari else (f" --relabel {name}", f" --set relabel={name}")
+    settings = f"{preset_option(f'ogbench:{name}')}{relabel[1]}"
+    show_next(
+        f"rql-deploy data inspect {files[0]}{relabel[0]}",
+        f"rql-deploy train --dataset {files[0]}{settings} --output runs/{name.partition('-singletask')[0]}",
+    )
 
 
 def write_play_minari(data: PlayData, output: str) -> Path:

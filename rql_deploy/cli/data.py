@@ -10,6 +10,7 @@ import click
 from rql_deploy.errors import UserError
 
 from .options import echo_json, show_next
+from .presets import preset_option
 
 if TYPE_CHECKING:
     from rql_deploy.train.shards import ShardedStore
@@ -78,7 +79,8 @@ def inspect(data: str, relabel: str | None, gamma: float, h: int, validation: st
     from .data_page import page
 
     click.echo(page(report))
-    show_next(f"rql-deploy train --dataset {data} --output runs/first" + (f" --set relabel={relabel}" if relabel else ""))
+    chosen = preset_option(store.plant.task) + (f" --set relabel={relabel}" if relabel else "")
+    show_next(f"rql-deploy train --dataset {data}{chosen} --output runs/first")
 
 
 @command.command("convert")
