@@ -28,7 +28,7 @@ BATCH, WINDOW = 256, 5
 
 def make(folder: Path, rows: int) -> dict[str, Path]:
     """The same random data in every format."""
-    from rql_deploy.cli.data import write_data
+    from rql_deploy.cli.data_output import write_data
     from rql_deploy.contract import ActionDimension, ObservationField, PlantDescription
     from rql_deploy.train.store import TransitionStore
 

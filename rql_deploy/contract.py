@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rql_deploy.errors import ContractError
-from rql_deploy.plain import from_plain
+from rql_deploy.plain import from_plain, without_infinities
 
 SCHEMA_VERSION = 1
 MAX_CONTRACT_CHARACTERS = 16 << 20
@@ -90,7 +90,12 @@ class PlantDescription:
     control_rate: float
     """Ticks per second."""
     environment: Mapping[str, Any] = field(default_factory=dict)
-    """How to rebuild the simulator: gymnasium spec (id, entry_point, kwargs) and controller settings; empty for a real robot."""
+    """How to rebuild the simulator: gymnasium spec (id, entry_point, kwargs) and controller settings; empty for a real robot.
+
+    Infinity and NaN, which JSON does not have, are kept as text."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "environment", without_infinities(self.environment))
 
     @property
     def observation_dim(self) -> int:

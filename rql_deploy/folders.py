@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import shutil
 import tempfile
@@ -10,6 +11,18 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from rql_deploy.errors import UserError
+
+
+def reserve(folder: Path, size: int) -> None:
+    """Raise OSError unless `folder` has room for `size` more bytes; for libraries that do not survive a full disk (HDF5's)."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=folder) as file:
+        try:
+            os.posix_fallocate(file.fileno(), 0, max(1, size))
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+                raise
+            # The file system cannot say.
 
 
 @contextlib.contextmanager

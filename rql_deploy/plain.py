@@ -33,6 +33,17 @@ def from_plain(cls: type[T], data: Any, where: str, error: type[UserError] = Use
     return cls(**values)
 
 
+def without_infinities(data: Any) -> Any:
+    """Plain data with 'Infinity', '-Infinity' and 'NaN' as text, since JSON has no numbers for them."""
+    if isinstance(data, Mapping):
+        return {key: without_infinities(value) for key, value in data.items()}
+    if isinstance(data, list | tuple):
+        return type(data)(without_infinities(value) for value in data)
+    if isinstance(data, float) and not math.isfinite(data):
+        return "NaN" if math.isnan(data) else "Infinity" if data > 0 else "-Infinity"
+    return data
+
+
 def suggestion(word: str, known: typing.Iterable[str]) -> str:
     """': did you mean ...?' for a misspelt word, or the list of what there is."""
     names = sorted(known)

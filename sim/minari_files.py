@@ -18,6 +18,7 @@ import numpy as np
 
 from rql_deploy.contract import PLANT_KEY, PlantDescription
 from rql_deploy.errors import UserError
+from rql_deploy.folders import reserve
 
 PROVENANCE_KEY = "rql_deploy_collection"
 DATASET_ID = re.compile(r"^(?:[\w-]{2,}/)*[\w-]{2,}-v\d+$")
@@ -73,6 +74,10 @@ def write_dataset(
     target = writable_target(output).resolve()
     dataset_id = output if DATASET_ID.match(output) else default_id
     # Minari writes under its root only, so it gets a root of our own beside the target, and the result moves in one rename.
+    try:
+        reserve(target.parent, sum(map(_size, buffers)))
+    except OSError as error:
+        raise UserError(f"cannot write {target} ({error.strerror}): nothing is left of it; make room or pass another path") from error
     staging = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".partial", dir=target.parent))
     previous_root = os.environ.get("MINARI_DATASETS_PATH")
     os.environ["MINARI_DATASETS_PATH"] = str(staging)
@@ -98,6 +103,8 @@ def write_dataset(
             }
         )
         (staging / dataset_id).rename(target)
+    except (OSError, RuntimeError) as error:  # HDF5 raises RuntimeErrors
+        raise UserError(f"cannot write {target} ({error}): nothing is left of it; make room or pass another path") from error
     finally:
         shutil.rmtree(staging, ignore_errors=True)
         if previous_root is None:
@@ -105,6 +112,17 @@ def write_dataset(
         else:
             os.environ["MINARI_DATASETS_PATH"] = previous_root
     return target
+
+
+def _size(buffer: Any) -> int:
+    """About what an `EpisodeBuffer` takes on disk, in bytes: its numbers, and some for every array."""
+
+    def numbers(part: Any) -> int:
+        if isinstance(part, Mapping):
+            return sum(map(numbers, part.values()))
+        return int(np.asarray(part).nbytes) + 4096
+
+    return sum(numbers(getattr(buffer, name)) for name in ("observations", "actions", "rewards", "terminations", "truncations", "infos"))
 
 
 def observation_space(plant: PlantDescription, observations: Any) -> gymnasium.Space[Any]:

@@ -191,6 +191,97 @@ def test_sparse_is_refused_where_rewards_are_positive(tmp_path: Path) -> None:
     assert set(opened(tmp_path / "out").rewards.tolist()) == {-1.0, 0.0}
 
 
+def play_file(file: Path) -> Path:
+    """Cube-single play data as OGBench writes it, with rewards in it."""
+    rng = np.random.default_rng(0)
+    rows = 20
+    qpos = np.zeros((rows, 21), np.float32)
+    qpos[:, 14:17] = rng.uniform(0.3, 0.5, (rows, 3))
+    arrays = {"observations": rng.normal(size=(rows, 28)).astype(np.float32), "actions": rng.uniform(-1, 1, (rows, 5)).astype(np.float32)}
+    np.savez(file, **arrays, terminals=np.arange(rows) % 10 == 9, qpos=qpos, rewards=np.full(rows, -0.5), masks=np.ones(rows))
+    return file
+
+
+def test_rewards_that_are_there_give_way_to_a_task_that_is_named(tmp_path: Path) -> None:
+    file, task = play_file(tmp_path / "cube-single-play-v0.npz"), "cube-single-play-singletask-task2-v0"
+    assert set(opened(file).rewards.tolist()) == {-0.5}
+    result = cli("data", "relabel", file, "--task", task, "--output", tmp_path / "out")
+    assert result.exit_code == 0, result.output
+    assert set(opened(tmp_path / "out").rewards.tolist()) <= {-1.0, 0.0}
+    for data in (ROBOMIMIC, stored(tmp_path / "source")):
+        for verb in ("relabel", "convert"):
+            option = "--task" if verb == "relabel" else "--relabel"
+            refused = cli("data", verb, data, option, task, "--output", tmp_path / "no")
+            assert_refused(refused, "lacks the simulator's states")
+    printed(cli("data", "convert", file, "--output", tmp_path / "again.npz", "--json"))
+    assert_refused(cli("data", "relabel", tmp_path / "again.npz", "--task", task, "--output", tmp_path / "no"), "no simulator states")
+    assert not (tmp_path / "no").exists()
+
+
+def test_what_only_some_of_the_joined_sets_know_is_said_to_be_lost(tmp_path: Path) -> None:
+    a, b = stored(tmp_path / "a"), stored(tmp_path / "b", successes=None, actions=make_store().actions * 0.5)
+    lost = printed(cli("data", "merge", a, b, "--output", tmp_path / "both", "--json"))["lost"]
+    assert lost == ["which episodes succeeded is not kept, since tiny/data-v0 does not say"]
+
+
+def test_splitting_writes_both_parts_or_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = stored(tmp_path / "source")
+    split = ("data", "split", source, "--fraction", 0.34)
+    assert_refused(
+        cli(*split, "--output", tmp_path / "t", "--validation", tmp_path / "t"), "cannot be training and validation data at once"
+    )
+    assert_refused(cli(*split, "--output", tmp_path / "t", "--validation", tmp_path / "v.npz"), "looks like a file of format ogbench")
+    assert_refused(cli(*split, "--output", source / "store.json" / "t", "--validation", tmp_path / "v"))
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["source"]
+    told = cli(*split, "--output", tmp_path / "t", "--validation", tmp_path / "v").output
+    assert f"data inspect {tmp_path / 't'} --validation {tmp_path / 'v'}" in told
+
+
+@pytest.mark.parametrize(("form", "name"), [("store", "a.npz"), ("lerobot", "a.npz"), ("minari", "a.hdf5"), ("store", "a.h5")])
+def test_a_folder_does_not_get_the_name_of_a_file(form: str, name: str, tmp_path: Path) -> None:
+    refused = cli("data", "convert", stored(tmp_path / "source"), "--to", form, "--output", tmp_path / name)
+    assert_refused(refused, "looks like a file", f"{form} is a folder")
+
+
+def test_two_fields_that_lerobot_would_call_alike_are_refused(tmp_path: Path) -> None:
+    fields = tuple(
+        dataclasses.replace(spec, name=name) for spec, name in zip(make_store().plant.fields, ("observation", "state"), strict=True)
+    )
+    source = stored(tmp_path / "source", plant=dataclasses.replace(make_store().plant, fields=fields))
+    assert_refused(cli("data", "convert", source, "--to", "lerobot", "--output", tmp_path / "out"), "'observation.state': rename 'state'")
+
+
+@pytest.mark.parametrize("name", ["a/b", ".."])
+def test_field_names_that_are_paths_do_not_reach_hdf5(name: str, tmp_path: Path) -> None:
+    plant = make_store().plant
+    source = stored(
+        tmp_path / "source", plant=dataclasses.replace(plant, fields=(dataclasses.replace(plant.fields[0], name=name), plant.fields[1]))
+    )
+    for form in ("robomimic", "minari"):
+        output = tmp_path / ("out.hdf5" if form == "robomimic" else "out")
+        assert_refused(
+            cli("data", "convert", source, "--to", form, "--output", output), f"no place for an observation field named '{name}'"
+        )
+
+
+@pytest.mark.parametrize("option", [("inspect", "--gamma"), ("split", "--fraction")])
+def test_no_number_is_no_number(option: tuple[str, str], tmp_path: Path) -> None:
+    more = () if option[0] == "inspect" else ("--output", tmp_path / "a", "--validation", tmp_path / "b")
+    assert_refused(cli("data", option[0], stored(tmp_path / "source"), option[1], "nan", *more), "nan is no finite number")
+
+
+def test_a_full_disk_is_noticed_before_hdf5_meets_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*arguments: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.posix_fallocate", full)
+    source = stored(tmp_path / "source")
+    for form in ("robomimic", "minari"):
+        output = tmp_path / ("out.hdf5" if form == "robomimic" else "out")
+        assert_refused(cli("data", "convert", source, "--to", form, "--output", output), "No space left", "nothing is left")
+    assert [entry.name for entry in tmp_path.iterdir()] == ["source"]
+
+
 def test_inspecting_finds_what_is_wrong(tmp_path: Path) -> None:
     store = make_store((200, 200, 200, 4))
     observations, actions, rewards = store.observations.copy(), store.actions.copy(), np.full(604, -1, np.float32)
@@ -266,6 +357,7 @@ def test_validation_data_is_compared_with_training_data(tmp_path: Path) -> None:
     assert "of another plant" in other
     assert_refused(cli("data", "inspect", train, "--validation", tmp_path / "none.npz"), "there is no file")
     assert printed(cli("data", "inspect", f"{ROBOMIMIC}#train", "--json"))["validation"]["name"] == f"{ROBOMIMIC}#valid"
+    assert f"by filter keys train, valid: pass {ROBOMIMIC}#train" in cli("data", "inspect", ROBOMIMIC).output
 
 
 def test_a_damaged_validation_file_is_a_warning(tmp_path: Path) -> None:
@@ -295,6 +387,21 @@ def test_shards_become_stores_that_stream(tmp_path: Path) -> None:
     result = printed(cli("data", "convert", folder, "--output", tmp_path / "stores", "--json"))
     assert result["episodes"] == 6
     assert len(open_store(str(tmp_path / "stores"))) == 56
+    page = cli("data", "inspect", folder).output
+    assert "the first of 2 shards, which hold 6 episodes, 56 rows together" in page
+
+
+def test_shards_of_which_one_is_damaged_become_nothing(tmp_path: Path) -> None:
+    folder = tmp_path / "many"
+    folder.mkdir()
+    for i in range(2):
+        printed(cli("data", "convert", stored(tmp_path / f"s{i}"), "--output", folder / f"data-{i}.npz", "--json"))
+    with np.load(folder / "data-1.npz") as arrays:
+        spoiled = dict(arrays)
+    spoiled["observations"][3] = np.nan
+    np.savez(folder / "data-1.npz", **spoiled)
+    assert_refused(cli("data", "convert", folder, "--output", tmp_path / "stores"), "NaN or infinity")
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["many", "s0", "s1"]
 
 
 @pytest.mark.parametrize(

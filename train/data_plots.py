@@ -38,10 +38,10 @@ def plot_store(store: TransitionStore, folder: Path) -> list[Path]:
 
     figure = Figure(figsize=(9, 3.5), layout="constrained")
     left, right = figure.subplots(1, 2)
-    finite = store.rewards[np.isfinite(store.rewards)]
+    finite = store.rewards[np.isfinite(store.rewards)].astype(np.float64)
     left.hist(finite, bins=40, log=True)
     left.set(title="rewards", xlabel="reward", ylabel="rows")
-    right.hist(np.add.reduceat(np.nan_to_num(store.rewards), store.starts), bins=40)
+    right.hist(np.add.reduceat(np.where(np.isfinite(store.rewards), store.rewards, 0.0), store.starts), bins=40)
     right.xaxis.set_major_locator(MaxNLocator(5))
     right.set(title="returns", xlabel="sum of an episode's rewards", ylabel="episodes")
     save(figure, "rewards.png")
@@ -61,7 +61,9 @@ def plot_store(store: TransitionStore, folder: Path) -> list[Path]:
         unused.set_axis_off()
     save(figure, "actions.png")
 
-    levels = np.nanquantile(store.observations[rows], (0.0, 0.05, 0.5, 0.95, 1.0), axis=0)
+    seen = np.where(np.isfinite(store.observations[rows]), store.observations[rows], np.nan)
+    seen[:, np.isnan(seen).all(axis=0)] = 0.0
+    levels = np.nanquantile(seen, (0.0, 0.05, 0.5, 0.95, 1.0), axis=0)
     figure = Figure(figsize=(9, 3.5), layout="constrained")
     axes = figure.subplots()
     at = np.arange(levels.shape[1])

@@ -178,7 +178,7 @@ def _digests(store: TransitionStore) -> Iterator[bytes]:
 
 
 def _warnings(report: dict[str, Any], store: TransitionStore, lengths: NDArray[Any], h: int) -> list[str]:
-    found = []
+    found = list(store.assumptions())
     for field in report["fields"]:
         if field["rows_not_finite"]:
             found.append(
@@ -228,7 +228,7 @@ def _warnings(report: dict[str, Any], store: TransitionStore, lengths: NDArray[A
     median = report["lengths"]["median"]
     if report["discount_horizon"] < median / 2:
         found.append(
-            f"gamma {report['gamma']:g} looks about {report['discount_horizon']:.0f} rows ahead, half of the episodes are longer than "
+            f"gamma {report['gamma']:g} looks about {report['discount_horizon']:.0f} rows ahead, and half of the episodes have at least "
             f"{median:.0f}: a reward at the end hardly reaches the start; consider a larger gamma"
         )
     if short := int((lengths <= h).sum()):

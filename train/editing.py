@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from rql_deploy.errors import UserError
 
-from .store import TransitionStore
+from .store import ASSUMED_RATE, TransitionStore
 
 
 def select(store: TransitionStore, episodes: NDArray[np.int64], suffix: str) -> TransitionStore:
@@ -28,6 +28,12 @@ def select(store: TransitionStore, episodes: NDArray[np.int64], suffix: str) -> 
         successes=None if store.successes is None else store.successes[episodes],
         finals=None if store.finals is None else store.finals[episodes],
     )
+
+
+def with_control_rate(store: TransitionStore, rate: float) -> TransitionStore:
+    """The store of a plant with this control rate, in Hz, for data that does not say it or says it wrongly."""
+    environment = {key: value for key, value in store.plant.environment.items() if key != ASSUMED_RATE}
+    return dataclasses.replace(store, plant=dataclasses.replace(store.plant, control_rate=rate, environment=environment))
 
 
 def split(store: TransitionStore, fraction: float, seed: int) -> tuple[TransitionStore, TransitionStore]:

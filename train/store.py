@@ -22,6 +22,8 @@ from .moments import Moments
 
 ACTION_MARGIN = 1e-5
 """Scaled data set actions are kept this far inside [-1, 1], as in the reference (docs/algorithm.md, Batch)."""
+ASSUMED_RATE = "control rate assumed"
+"""Entry in a plant's `environment` where the data did not say the rate."""
 BLOCK_ROWS = 65_536
 """Rows looked at in one go."""
 
@@ -123,10 +125,18 @@ class TransitionStore:
             return True
         return bool(reward != 0) and any((block != self.masks[0]).any() for block in _blocks(self.masks))
 
+    def assumptions(self) -> Iterator[str]:
+        """What a reader had to assume about the plant, one sentence each."""
+        if ASSUMED_RATE in self.plant.environment:
+            yield (
+                f"{self.dataset_id} does not say its control rate: {self.plant.control_rate:g} Hz is assumed, and goes into the policy's "
+                "contract; `rql-deploy data convert --control-rate HZ` puts the right one in"
+            )
+
     def remarks(self, h: int) -> list[str]:
         """What deserves a look before training, one sentence each."""
         lengths = self.ends - self.starts
-        found = []
+        found = list(self.assumptions())
         if short := int((lengths <= h).sum()):
             found.append(
                 f"{short} of {self.episodes} episodes of {self.dataset_id} have at most h = {h} rows: their windows repeat the last row; "
@@ -147,26 +157,52 @@ class TransitionStore:
         )
 
     def validate_shapes(self) -> None:
-        """Raise UserError unless the arrays' shapes agree with each other and the plant, and no episode is empty."""
-        rows = len(self)
-        expected = {
-            "observations": (rows, self.plant.observation_dim),
-            "actions": (rows, self.plant.action_dim),
-            "masks": (rows,),
-        }
-        for name, shape in expected.items():
+        """Raise UserError unless the arrays' shapes agree with each other and the plant, and no episode is empty. Reads no row."""
+        self._validate_plant()
+        rows = len(self.rewards) if self.rewards.ndim else 0
+        width = self.plant.observation_dim
+        for name, shape in (
+            ("rewards", (rows,)),
+            ("observations", (rows, width)),
+            ("actions", (rows, self.plant.action_dim)),
+            ("masks", (rows,)),
+        ):
             found = getattr(self, name).shape
             if found != shape:
                 raise UserError(
                     f"data set {self.dataset_id} has {name} of shape {list(found)} for {rows} rewards, the plant's are {list(shape)}: "
                     "write the data again with one row per reward"
                 )
+        if self.ends.ndim != 1:
+            raise UserError(
+                f"data set {self.dataset_id} has ends of shape {list(self.ends.shape)}, one per episode is needed: write it again"
+            )
         lengths = np.diff(self.ends, prepend=0)
         if (lengths <= 0).any():
             raise UserError(f"data set {self.dataset_id}: episode {int(np.argmax(lengths <= 0))} has no rows: remove it")
         if not self.episodes or self.ends[-1] != rows:
             last = int(self.ends[-1]) if self.episodes else 0
             raise UserError(f"data set {self.dataset_id} has {rows} rows but its last episode ends at {last}: write the data again")
+        for name, shape in (("successes", (self.episodes,)), ("finals", (self.episodes, width))):
+            array = getattr(self, name)
+            if array is not None and array.shape != shape:
+                raise UserError(
+                    f"data set {self.dataset_id} has {name} of shape {list(array.shape)}, its {self.episodes} episodes need {list(shape)}: "
+                    "write the data again"
+                )
+
+    def _validate_plant(self) -> None:
+        plant = self.plant
+        if not (np.isfinite(plant.control_rate) and plant.control_rate > 0):
+            raise UserError(
+                f"data set {self.dataset_id} has a control rate of {plant.control_rate:g} Hz, it must be positive: correct it in the data"
+            )
+        if not plant.actions:
+            raise UserError(f"data set {self.dataset_id} has actions of no dimension: there is nothing to learn")
+        empty = [spec.name for spec in plant.fields if not spec.name or not spec.size]
+        if empty or not plant.fields:
+            what = f"observation field '{empty[0]}' without a name or a number in it" if empty else "no observation field"
+            raise UserError(f"data set {self.dataset_id} has {what}: record it again without it")
 
     def _refuse_not_finite(self, columns: NDArray[np.float32], what: str) -> None:
         first, count, offset = 0, 0, 0
@@ -245,6 +281,7 @@ def concatenate(stores: Sequence[TransitionStore]) -> TransitionStore:
         return first
     observations, finals = [], []
     for store in stores:
+        store.validate_shapes()
         differences = list(dict.fromkeys(first.plant.differences(store.plant)))
         known = {spec.name for spec in first.plant.fields}
         if extra := [spec.name for spec in store.plant.fields if spec.name not in known]:

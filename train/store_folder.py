@@ -11,6 +11,7 @@ Plain NumPy files, no pickle. A folder of such folders is a sharded data set.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import io
 import json
@@ -137,15 +138,19 @@ class StoreWriter:
                 _sync(file_path)
             self.partial.rename(self.folder)
             _sync(self.folder.parent)
-        except OSError as error:
+        except BaseException as error:
             self.abort()
-            raise self._disk_error(error) from error
+            if isinstance(error, OSError):
+                raise self._disk_error(error) from error
+            raise
         return read_store(self.folder)
 
     def abort(self) -> None:
         """Remove what was written so far."""
         for file in self._files.values():
-            file.close()
+            # On a full disk closing writes what is left, and fails once more.
+            with contextlib.suppress(OSError):
+                file.close()
         shutil.rmtree(self.partial, ignore_errors=True)
 
     def __enter__(self) -> StoreWriter:
@@ -163,9 +168,9 @@ class StoreWriter:
 
 def write_store(store: TransitionStore, folder: Path) -> TransitionStore:
     """Write `store` as a folder; returns it as read back, memory-mapped."""
-    writer = StoreWriter(folder, store.dataset_id, store.plant)
-    writer.extend({name: getattr(store, name) for name in ROW_ARRAYS}, store.ends, store.successes, store.finals)
-    return writer.close()
+    with StoreWriter(folder, store.dataset_id, store.plant) as writer:
+        writer.extend({name: getattr(store, name) for name in ROW_ARRAYS}, store.ends, store.successes, store.finals)
+    return read_store(folder)
 
 
 def is_store(folder: Path) -> bool:
@@ -173,19 +178,27 @@ def is_store(folder: Path) -> bool:
     return (folder / HEADER_FILE).is_file()
 
 
-def read_store(folder: Path) -> TransitionStore:
-    """Open a store folder with its rows memory-mapped; raises UserError when it is damaged."""
+def read_store(folder: Path, *, verify: bool = False) -> TransitionStore:
+    """Open a store folder with its rows memory-mapped; raises UserError when it is damaged.
+
+    With `verify` every row is read, and rows that are not those that were written are refused, too.
+    """
     try:
         header, plant = _read_header(folder)
         arrays = {name: _open(folder / f"{name}.npy", np.float32) for name in ROW_ARRAYS}
         ends = np.array(_open(folder / "ends.npy", np.int64))
         successes = np.array(_open(folder / "successes.npy", np.bool_)) if (folder / "successes.npy").exists() else None
         finals = _open(folder / "finals.npy", np.float32) if (folder / "finals.npy").exists() else None
-        store = TransitionStore(dataset_id=header["dataset_id"], plant=plant, ends=ends, successes=successes, finals=finals, **arrays)
+        store = TransitionStore(dataset_id=str(header["dataset_id"]), plant=plant, ends=ends, successes=successes, finals=finals, **arrays)
         if len(store) != header["rows"] or store.episodes != header["episodes"]:
             raise ValueError(f"{HEADER_FILE} says {header['rows']} rows and {header['episodes']} episodes, the files hold others")
+        store.validate_shapes()
+        if verify and store.content_hash != header["content_hash"]:
+            raise ValueError(f"its rows are not those that {HEADER_FILE} has the hash of: they were altered after they were written")
         return store
-    except (OSError, EOFError, ValueError, TypeError, KeyError) as error:
+    except UserError:
+        raise
+    except (OSError, EOFError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise UserError(f"data set {folder} is damaged ({error}): write it again or restore it from a copy") from error
 
 
@@ -226,6 +239,8 @@ def _read_header(folder: Path) -> tuple[dict[str, Any], PlantDescription]:
 def _open(file: Path, dtype: type[np.generic]) -> NDArray[Any]:
     # Copy-on-write, because torch takes only writable arrays; nothing here writes, so the pages stay the file's own.
     array: NDArray[Any] = np.load(file, mmap_mode="c", allow_pickle=False)
+    if not isinstance(array, np.ndarray):
+        raise ValueError(f"{file.name} is an archive, not an array")
     if array.dtype != dtype:
         raise ValueError(f"{file.name} holds {array.dtype}, not {np.dtype(dtype)}")
     return array

@@ -30,6 +30,8 @@ def write_minari(store: TransitionStore, output: str, data_format: str) -> tuple
     )
     if store.successes is not None and not with_success:
         lost.append("which episodes succeeded is not kept, since the rows where the task had ended say otherwise")
+    if any(mask not in (0.0, 1.0) for mask in np.unique(store.masks)):
+        lost.append("masks between 0 and 1 are not kept: each row's task has ended (mask 0) or goes on (mask 1)")
     buffers = []
     for i, (start, end) in enumerate(zip(store.starts, store.ends, strict=True)):
         seen = store.observations[start:end]

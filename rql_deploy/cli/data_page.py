@@ -12,9 +12,13 @@ def page(report: Mapping[str, Any]) -> str:
     """The figures of `rql_deploy.train.data_report.inspect_store` as text."""
     lengths, rewards, ends, duplicates = (report[key] for key in ("lengths", "rewards", "ends", "duplicates"))
     succeeded = "not said" if report["successes"] is None else f"{report['successes']} of {report['episodes']} episodes"
-    lines = [
-        f"{report['dataset_id']}: {report['task']}",
-        "",
+    lines = [f"{report['dataset_id']}: {report['task']}", ""]
+    if shards := report.get("shards"):
+        lines += [
+            f"  the first of {shards['shards']:,} shards, which hold {shards['episodes']:,} episodes, {shards['rows']:,} rows together:",
+            "",
+        ]
+    lines += [
         f"  episodes     {report['episodes']:,}, {report['rows']:,} rows, {report['hours']:.2f} h at {report['control_rate']:g} Hz",
         f"  lengths      {lengths['min']} to {lengths['max']} rows, median {lengths['median']:.0f}; "
         f"gamma {report['gamma']:g} looks about {report['discount_horizon']:.0f} ahead",
@@ -33,13 +37,13 @@ def page(report: Mapping[str, Any]) -> str:
         f"  {'observation':28} {'shape':>8} {'min':>10} {'max':>10} {'mean':>10} {'std':>10} {'NaN rows':>9} {'constant':>9}",
     ]
     lines += [
-        f"  {f['name'][:28]:28} {'x'.join(map(str, f['shape'])):>8} {_text(f['min']):>10} {_text(f['max']):>10} {_text(f['mean']):>10} "
+        f"  {_short(f['name']):28} {'x'.join(map(str, f['shape'])):>8} {_text(f['min']):>10} {_text(f['max']):>10} {_text(f['mean']):>10} "
         f"{_text(f['std']):>10} {f['rows_not_finite']:>9,} {f['constant_columns']:>9}"
         for f in report["fields"][:MOST_LINES]
     ]
     lines += ["", f"  {'action':28} {'bounds':>18} {'min':>10} {'max':>10} {'std':>10} {'at bounds':>10} {'repeated':>9} {'outside':>9}"]
     lines += [
-        f"  {a['name'][:28]:28} {'[' + _text(a['low']) + ', ' + _text(a['high']) + ']':>18} {_text(a['min']):>10} {_text(a['max']):>10} "
+        f"  {_short(a['name']):28} {'[' + _text(a['low']) + ', ' + _text(a['high']) + ']':>18} {_text(a['min']):>10} {_text(a['max']):>10} "
         f"{_text(a['std']):>10} {a['saturated']:>10.1%} {a['repeated']:>9.1%} {a['rows_outside']:>9,}"
         for a in report["actions"][:MOST_LINES]
     ]
@@ -72,4 +76,10 @@ def _validation(found: Mapping[str, Any] | None) -> str:
 
 
 def _text(value: float | None) -> str:
-    return "-" if value is None else f"{value:.4g}"
+    # Adding 0 makes 0 of -0.
+    return "-" if value is None else f"{value + 0.0:.4g}"
+
+
+def _short(name: str, most: int = 28) -> str:
+    """A name that is too long keeps its end, where names of one kind differ."""
+    return name if len(name) <= most else f"{name[: most // 3]}...{name[len(name) - most + most // 3 + 3 :]}"

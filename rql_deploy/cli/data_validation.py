@@ -18,11 +18,12 @@ def compare(store: TransitionStore, data: str, given: str | None, relabel: str |
     """
     from rql_deploy.train.data_report import compare_validation, validation_warnings
 
-    from .data import open_data
+    from .data_input import open_data
 
     name = given or _beside(data)
     if name is None:
-        return None
+        keys = _filter_keys(data)
+        return {"name": f"within it, by filter keys {', '.join(keys)}: pass {data}#{keys[0]}"} if keys else None
     try:
         held = open_data(name, relabel, may_lack_rewards=True).sample
         held.validate_shapes()
@@ -38,11 +39,19 @@ def compare(store: TransitionStore, data: str, given: str | None, relabel: str |
 
 def _beside(data: str) -> str | None:
     """`X-val.npz` beside `X.npz` (OGBench), the filter key `valid` beside `train` (robomimic)."""
-    from rql_deploy.train.readers.robomimic import filter_keys
+    from rql_deploy.train.readers.robomimic import file_and_key, filter_keys
 
-    path, _, key = data.partition("#")
+    path, key = file_and_key(data)
     file = Path(path)
     if file.suffix == ".npz":
         sibling = file.with_name(f"{file.stem}-val.npz")
         return str(sibling) if sibling.exists() else None
     return f"{path}#valid" if key == "train" and "valid" in filter_keys(file) else None
+
+
+def _filter_keys(data: str) -> list[str]:
+    """Of a robomimic file that is given without one."""
+    from rql_deploy.train.readers.robomimic import filter_keys, is_robomimic
+
+    file = Path(data)
+    return filter_keys(file) if file.exists() and is_robomimic(file) else []

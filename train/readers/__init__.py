@@ -15,11 +15,11 @@ from ..store_folder import StoreShard, is_store, read_store
 from .lerobot import is_lerobot, read_lerobot
 from .minari import MAIN_FILE, holds_minari, read_minari
 from .ogbench import read_ogbench, shard_files
-from .robomimic import SUFFIXES, is_robomimic, read_robomimic
+from .robomimic import SUFFIXES, file_and_key, is_robomimic, read_robomimic
 
 
 def open_store(
-    name: str, *, reward: Reward = "as-is", relabel: Relabel | None = None, shard_updates: int = 1000
+    name: str, *, reward: Reward = "as-is", relabel: Relabel | None = None, replace: bool = False, shard_updates: int = 1000
 ) -> TransitionStore | ShardedStore:
     """The data set with path or id `name`, in whichever format it is.
 
@@ -33,35 +33,46 @@ def open_store(
     | a folder with `meta/info.json` | LeRobotDataset |
     | a folder or file Minari wrote, or a Minari id | Minari (HDF5, Arrow, Parquet) |
 
+    Rewards that an OGBench file lacks come from `relabel`; with `replace` also those that it has.
+
     Raises UserError when there is no such data set, or it is damaged, or it lacks rewards and no `relabel` is given.
     """
     path = Path(name)
+    try:
+        path.resolve()
+    except (OSError, RuntimeError) as error:  # links that lead in a circle
+        raise UserError(f"{name} cannot be followed ({error}): pass another path") from error
     store: TransitionStore | ShardedStore
     if is_store(path):
-        store = read_store(path)
+        store = read_store(path, verify=True)
     elif path.is_dir() and (folders := sorted(folder for folder in path.iterdir() if is_store(folder))):
         store = ShardedStore(path.resolve().name, [StoreShard.of(folder) for folder in folders], shard_updates)
-    elif path.suffix == ".npz" or (path.is_dir() and shard_files(path)):
-        store = read_ogbench(path, relabel=relabel, shard_updates=shard_updates)
-    elif is_robomimic(path):
-        store = read_robomimic(path)
     elif path.is_dir() and is_lerobot(path):
         store = read_lerobot(path)
+    elif path.is_dir() and any(holds_minari(folder) for folder in (path, path / "data")):
+        store = read_minari(name)
+    elif path.suffix == ".npz" or (path.is_dir() and shard_files(path)):
+        store = read_ogbench(path, relabel=relabel, replace=replace, shard_updates=shard_updates)
+    elif is_robomimic(path):
+        store = read_robomimic(path)
     elif path.is_dir() and next(path.glob("*.rqlrec"), None) is not None:
         raise UserError(f"{path} is a server's recording: make a data set of it with `rql-deploy data convert {path} --output DATA`")
-    elif path.is_dir() and not any(holds_minari(folder) for folder in (path, path / "data")):
+    elif path.is_dir():
         raise UserError(
             f"{path} holds no data set: there is no store.json, no .npz file, no meta/info.json and nothing that Minari wrote in it"
         )
-    elif str(path).partition("#")[0].endswith(SUFFIXES) and path.name != MAIN_FILE:
+    elif (file := file_and_key(name)[0]).endswith(SUFFIXES) and path.name != MAIN_FILE:
         raise UserError(
-            f"there is no file {name.partition('#')[0]}: pass the path of a robomimic .hdf5 file"
-            if not Path(name.partition("#")[0]).exists()
+            f"there is no file {file}: pass the path of a robomimic .hdf5 file"
+            if not Path(file).exists()
             else f"{path} is no robomimic file, since it has no group 'data': pass one, or a Minari folder"
         )
     else:
         store = read_minari(name)
-    return dataclasses.replace(store, reward=reward) if isinstance(store, ShardedStore) else with_reward(store, reward)
+    if isinstance(store, ShardedStore):
+        return dataclasses.replace(store, reward=reward)
+    store.validate_shapes()
+    return with_reward(store, reward)
 
 
 def open_stores(

@@ -38,7 +38,12 @@ class Assembler:
         final: NDArray[np.float32] | None = None,
     ) -> None:
         """The rest of an episode whose observations are in place: `[n, A]`, `[n]`, `[n]`; `final` `[O]` is seen after its last action."""
-        rows = slice(self._filled, self._filled + len(np.asarray(rewards)))
+        count = len(np.asarray(rewards))
+        # NumPy would repeat a single number in every place.
+        for name, value, shape in (("actions", actions, (count, self.plant.action_dim)), ("masks", masks, (count,))):
+            if np.shape(value) != shape:
+                raise ValueError(f"{name} of episode {len(self._ends)} have shape {list(np.shape(value))} instead of {list(shape)}")
+        rows = slice(self._filled, self._filled + count)
         self.actions[rows], self.rewards[rows], self.masks[rows] = actions, rewards, masks
         self._filled = rows.stop
         self._ends.append(self._filled)

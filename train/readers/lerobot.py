@@ -50,8 +50,11 @@ def read_lerobot(folder: Path) -> TransitionStore:
     """Load the data set in `folder`.
 
     Fields are the features `observation.*` that hold numbers, actions the feature `action`. `next.reward`, `next.done` and `next.success`
-    are used where present; without rewards they are all 0. Actions have no bounds in this format, so their range in the data, widened by
-    5 %, stands for them. Raises UserError naming file and column when something is missing or damaged.
+    are used where present; without rewards they are all 0. The task ends where `next.success` says so, else where rewards of 0 and 1 are 1,
+    else where `next.done` does, unless that only marks the last row of every episode, as recording does. Actions have no bounds in this
+    format, so their range in the data, widened by 5 %, stands for them.
+
+    Raises UserError naming file and column when something is missing or damaged.
     """
     arrow = require_pyarrow(f"{folder} is a LeRobotDataset")
     try:
@@ -76,7 +79,7 @@ def _read(folder: Path, info: Mapping[str, Any], arrow: Any) -> TransitionStore:
     if not files:
         raise UserError(f"{folder} has no data files: download its data folder too")
     rows = sum(arrow.parquet.read_metadata(file).num_rows for file in files)
-    if rows != info.get("total_frames", rows):
+    if rows != int(info.get("total_frames", rows)):
         raise UserError(f"{folder} holds {rows} rows, {INFO_FILE} says {info['total_frames']}: files are missing, so copy it again")
     if not rows:
         raise UserError(f"{folder} is empty: record some episodes first")
@@ -86,25 +89,54 @@ def _read(folder: Path, info: Mapping[str, Any], arrow: Any) -> TransitionStore:
         raise UserError(f"{folder} lacks the feature '{missing[0]}': it has {', '.join(sorted(features))}")
     optional = [name for name in ("next.reward", "next.done", "next.success", "rql.mask") if name in features]
     result = Assembler(folder.resolve().name, plant, rows)
+    seen: set[int] = set()
     for episode in _episodes(files, [*wanted, "action", "episode_index", *optional], arrow):
-        count = len(episode["episode_index"])
+        number, count = int(episode["episode_index"][0]), len(episode["episode_index"])
+        if number in seen:
+            raise UserError(
+                f"{folder} has rows of episode {number} in two places: put its files in order, or convert it with lerobot again"
+            )
+        seen.add(number)
         out, start = result.next_observations(count), 0
         for spec, name in zip(plant.fields, wanted, strict=True):
-            out[:, start : start + spec.size] = episode[name].reshape(count, -1)
+            out[:, start : start + spec.size] = _rows(folder, episode, name, spec.size)
             start += spec.size
-        rewards = episode["next.reward"].reshape(count) if "next.reward" in episode else np.zeros(count, np.float32)
-        success = episode.get("next.success")
-        ended = success if success is not None else episode.get("next.done")
+        rewards = _rows(folder, episode, "next.reward", 1)[:, 0] if "next.reward" in episode else np.zeros(count, np.float32)
         # What the data was before it became this format is kept in a column of our own.
-        masks = episode["rql.mask"] if "rql.mask" in episode else 1.0 - (ended.astype(np.float32) if ended is not None else np.zeros(count))
-        result.add(
-            episode["action"].reshape(count, -1),
-            rewards,
-            masks.reshape(count),
-            success=bool(success.any()) if success is not None else None,
+        says = next((name for name in ("rql.mask", "next.success", "next.done") if name in episode), None)
+        flags = np.zeros(count, np.float32) if says is None else _rows(folder, episode, says, 1)[:, 0].astype(np.float32)
+        success = _rows(folder, episode, "next.success", 1).any() if "next.success" in episode else None
+        masks = flags if says == "rql.mask" else 1.0 - (flags != 0)
+        result.add(_rows(folder, episode, "action", plant.action_dim), rewards, masks, success=None if success is None else bool(success))
+    if len(seen) != int(info.get("total_episodes", len(seen))):
+        raise UserError(
+            f"{folder} holds {len(seen)} episodes, {INFO_FILE} says {info['total_episodes']}: files are missing, so copy it again"
         )
     store = result.store()
+    if not {"next.success", "rql.mask"} & set(optional):
+        store = _with_task_ends(store)
     return store if known_bounds else _with_bounds(store)
+
+
+def _rows(folder: Path, episode: Mapping[str, NDArray[Any]], name: str, width: int) -> NDArray[Any]:
+    """A column as `[n, width]`; raises UserError where its cells hold another number of numbers than the features say."""
+    values = episode[name].reshape(len(episode["episode_index"]), -1)
+    if values.shape[1] != width:
+        raise UserError(
+            f"{folder}: '{name}' has {values.shape[1]} numbers a row, {INFO_FILE} says {width}: correct its shape there, or copy it again"
+        )
+    return values
+
+
+def _with_task_ends(store: TransitionStore) -> TransitionStore:
+    """A store whose masks say where `next.done` was set, with masks that say where the task ended."""
+    if np.isin(store.rewards, (0, 1)).all() and store.rewards.any():
+        reached = store.rewards == 1
+        return replace(store, masks=(1.0 - reached).astype(np.float32), successes=np.logical_or.reduceat(reached, store.starts))
+    last = np.zeros(len(store), np.bool_)
+    last[store.ends - 1] = True
+    # Set in the last row of every episode and nowhere else, it says where the recording ended.
+    return replace(store, masks=np.ones_like(store.masks)) if np.array_equal(store.masks == 0, last) else store
 
 
 def _episodes(files: list[Path], columns: list[str], arrow: Any) -> Iterator[dict[str, NDArray[Any]]]:
@@ -113,7 +145,8 @@ def _episodes(files: list[Path], columns: list[str], arrow: Any) -> Iterator[dic
     for part in _blocks(files, columns, arrow):
         if held:
             part = {name: np.concatenate((held[name], part[name])) for name in columns}
-        starts = np.flatnonzero(np.diff(part["episode_index"], prepend=-1))
+        index = part["episode_index"] = part["episode_index"].reshape(-1)
+        starts = np.flatnonzero(np.concatenate(([True], index[1:] != index[:-1])))
         for start, stop in itertools.pairwise(starts):
             yield {name: value[start:stop] for name, value in part.items()}
         # A copy, so that the block it is part of can go.
@@ -153,7 +186,7 @@ def _plant(folder: Path, info: Mapping[str, Any]) -> tuple[PlantDescription, boo
     # Names come as a list, or as a list under a key such as "motors".
     names = next(iter(names.values())) if isinstance(names, dict) and names else names
     width = int(np.prod(action["shape"]))
-    if not isinstance(names, list) or len(names) != width:
+    if not isinstance(names, list) or len(set(map(str, names))) != width:
         names = [f"action_{i}" for i in range(width)]
     return (
         PlantDescription(

@@ -20,12 +20,13 @@ from rql_deploy.contract import PLANT_KEY, ActionDimension, ObservationField, Pl
 from rql_deploy.errors import UserError
 from rql_deploy.plain import from_plain, suggestion
 
-from ..store import TransitionStore
+from ..store import ASSUMED_RATE, TransitionStore
 from .assemble import Assembler
 from .minari_columns import ColumnEpisodes
 
 MAIN_FILE = "main_data.hdf5"
 METADATA_FILE = "metadata.json"
+DEFAULT_RATE = 20.0
 COLUMN_FORMATS = ("arrow", "parquet")
 
 
@@ -68,6 +69,8 @@ def read_minari(name: str) -> TransitionStore:
     """Load the data set with path or id `name`; raises UserError when it is missing, damaged or of a kind we cannot learn from."""
     folder = find_data_folder(name)
     try:
+        if not (folder / METADATA_FILE).is_file():
+            raise UserError(f"{folder} lacks {METADATA_FILE}, which Minari writes beside {MAIN_FILE}: copy it, too")
         metadata = json.loads((folder / METADATA_FILE).read_text())
         dataset_id = str(metadata.get("dataset_id", name))
         if metadata.get("data_format") in COLUMN_FORMATS and not (folder / MAIN_FILE).is_file():
@@ -84,6 +87,7 @@ def _read(dataset_id: str, metadata: Mapping[str, Any], file: h5py.File | Column
     episodes = sorted(file, key=lambda group: int(group.removeprefix("episode_")))
     if not episodes:
         raise UserError(f"data set {dataset_id} has no episodes: collect some first")
+    _refuse_spaces(dataset_id, metadata)
     plant = _plant(dataset_id, metadata, file[episodes[0]])
     rows_of = file.rows_of if isinstance(file, ColumnEpisodes) else lambda name: len(file[name]["actions"])
     result = Assembler(dataset_id, plant, sum(rows_of(name) for name in episodes))
@@ -104,7 +108,7 @@ def _read(dataset_id: str, metadata: Mapping[str, Any], file: h5py.File | Column
         # A success flag latches at the step that reached it and ends the task there, even though recording went on;
         # without one, Minari's terminations say where.
         success = _success_after_step(episode, rows)
-        ended = success if success is not None else np.asarray(episode["terminations"], bool)
+        ended = success if success is not None else np.asarray(episode["terminations"]) != 0
         if ended.shape != (rows,):
             raise UserError(f"data set {dataset_id}: {name} has {len(ended)} terminations for {rows} actions: collect that episode again")
         final = _flatten(dataset_id, name, plant, episode["observations"], result.next_observations(rows))
@@ -112,10 +116,32 @@ def _read(dataset_id: str, metadata: Mapping[str, Any], file: h5py.File | Column
     return result.store()
 
 
+def _refuse_spaces(dataset_id: str, metadata: Mapping[str, Any]) -> None:
+    """Raise UserError for spaces that are no boxes of numbers; the spaces may be missing."""
+    for key, what in (("observation_space", "observations"), ("action_space", "actions")):
+        space: Any = json.loads(metadata[key]) if metadata.get(key) else {"type": "Box"}
+        boxes = list(space["subspaces"].values()) if space["type"] == "Dict" and what == "observations" else [space]
+        for box in boxes:
+            if box["type"] != "Box":
+                raise UserError(
+                    f"data set {dataset_id} has {what} in a space of type {box['type']}: only Box"
+                    f"{' and one level of named Boxes are' if what == 'observations' else ' is'} supported"
+                )
+            if what == "observations" and len(box.get("shape") or ()) == 3 and box.get("dtype") == "uint8":
+                raise UserError(f"data set {dataset_id} observes images, which are not supported: record numbers too, or leave them out")
+
+
 def _success_after_step(episode: Any, rows: int) -> NDArray[np.bool_] | None:
     if "infos" not in episode or "success" not in episode["infos"]:
         return None
-    flags = np.asarray(episode["infos"]["success"], bool).reshape(-1)
+    said = episode["infos"]["success"]
+    # Some environments put a table of successes there, or text.
+    if isinstance(said, Mapping | h5py.Group) or np.asarray(said).dtype.kind not in "biuf":
+        return None
+    flags = np.asarray(said).reshape(len(said), -1)
+    if flags.shape[1] != 1 or not np.isfinite(flags).all():
+        return None
+    flags = flags[:, 0] != 0
     if len(flags) == rows + 1:  # the reset's info comes first
         flags = flags[1:]
     return np.logical_or.accumulate(flags) if len(flags) == rows else None
@@ -127,7 +153,7 @@ def _flatten(dataset_id: str, name: str, plant: PlantDescription, node: Any, out
     final: NDArray[np.float32] | None = np.empty(plant.observation_dim, np.float32)
     for spec in plant.fields:
         value = np.asarray(node[spec.name] if isinstance(node, Mapping | h5py.Group) else node, np.float32)
-        if len(value) < rows or value.shape[1:] != spec.shape:
+        if len(value) not in (rows, rows + 1) or value.shape[1:] != spec.shape:
             raise UserError(
                 f"data set {dataset_id}: {name} has '{spec.name}' of shape {list(value.shape)}, "
                 f"for {rows} actions it should be {[rows, *spec.shape]} or one longer: collect that episode again"
@@ -155,8 +181,10 @@ def _plant(dataset_id: str, metadata: Mapping[str, Any], first: Any) -> PlantDes
     low, high = _action_bounds(dataset_id, metadata, action_dim)
     actions = tuple(ActionDimension(f"action_{i}", lo, hi) for i, (lo, hi) in enumerate(zip(low, high, strict=True)))
     spec = json.loads(metadata["env_spec"]) if metadata.get("env_spec") else {}
+    if "control_rate" not in metadata:
+        spec = {**spec, ASSUMED_RATE: True}
     return PlantDescription(
-        str(spec.get("id") or dataset_id), fields, actions, control_rate=float(metadata.get("control_rate", 20.0)), environment=spec
+        str(spec.get("id") or dataset_id), fields, actions, control_rate=float(metadata.get("control_rate", DEFAULT_RATE)), environment=spec
     )
 
 

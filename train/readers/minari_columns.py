@@ -53,11 +53,7 @@ class ColumnEpisodes:
             episode[key] = columns[key].to_numpy(zero_copy_only=False)[: rows - padding]
         if "infos" in columns:
             infos = columns["infos"]
-            episode["infos"] = {
-                field.name: infos.field(i).to_numpy(zero_copy_only=False) for i, field in enumerate(infos.type) if field.name == "success"
-            }
-            if "success" in episode["infos"] and episode["infos"]["success"].dtype == object:
-                episode["infos"]["success"] = np.stack(episode["infos"]["success"]).reshape(rows)
+            episode["infos"] = {field.name: _flags(infos.field(i), rows) for i, field in enumerate(infos.type) if field.name == "success"}
         return episode
 
 
@@ -79,12 +75,28 @@ def combined(column: Any) -> Any:
 
 def numbers(column: Any, rows: int) -> NDArray[Any]:
     """A column of numbers, or of lists of numbers of one length, as `[rows, ...]`; raises ValueError when the lengths differ."""
-    while column.type.num_fields == 1 and hasattr(column, "flatten"):
+    while hasattr(column, "value_lengths"):
+        # Flattening leaves null lists out and joins lists of different lengths, which would move numbers to other rows.
+        if column.null_count:
+            raise ValueError(f"a column holds {column.null_count} empty cells")
+        lengths = column.value_lengths().to_numpy(zero_copy_only=False)
+        if len(lengths) and (lengths != lengths[0]).any():
+            raise ValueError("a column holds lists of different lengths")
         column = column.flatten()
+    if column.null_count:
+        raise ValueError(f"a column holds {column.null_count} empty cells")
     values = column.to_numpy(zero_copy_only=False)
     if rows and len(values) % rows:
         raise ValueError(f"a column holds {len(values)} numbers for {rows} rows: its lists differ in length")
     return np.asarray(values.reshape(rows, -1) if len(values) != rows else values)
+
+
+def _flags(column: Any, rows: int) -> Any:
+    """One number per row where the column holds that, else what it holds."""
+    try:
+        return numbers(column, rows)
+    except ValueError:
+        return column.to_numpy(zero_copy_only=False)
 
 
 def _shaped(column: Any, space: Mapping[str, Any]) -> Any:

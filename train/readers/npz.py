@@ -68,7 +68,8 @@ class NpzFile:
         member = self.member(key)
         rows = len(keep) if keep is not None else member.shape[0]
         read = kept = 0
-        with self._damage(f"'{key}'"), self._archive.open(f"{key}.npy") as stream:
+        # What float32 cannot hold becomes infinity, which the check of the rows names.
+        with self._damage(f"'{key}'"), self._archive.open(f"{key}.npy") as stream, np.errstate(over="ignore"):
             result = np.empty((int(keep.sum()) if keep is not None else rows, *member.shape[1:]), dtype)
             self._header(key, stream)
             for block in _blocks(stream, member):

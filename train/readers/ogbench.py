@@ -28,6 +28,7 @@ from .npz import NpzFile
 
 STATE_KEYS = ("qpos", "button_states")
 """Simulator states that rewards are computed from."""
+KNOWN_KEYS = {"observations", "actions", "terminals", "rewards", "masks", PLANT_KEY, *STATE_KEYS}
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,8 @@ class OGBenchFile:
     dataset: str
     """Name of the data set that the file is, or is a shard of."""
     relabel: Relabel | None = None
+    replace: bool = False
+    """Whether rewards of `relabel` take the place of rewards in the file."""
 
     def __post_init__(self) -> None:
         with NpzFile(self.path) as file:
@@ -46,8 +49,9 @@ class OGBenchFile:
                     f"{self.path} lacks {', '.join(repr(key) for key in missing)}, so it is no OGBench data set: "
                     f"it holds {', '.join(sorted(file.keys)) or 'nothing'}"
                 )
-            members = {key: file.member(key) for key in file.keys}
-            states = () if "rewards" in members else tuple((key, 2) for key in STATE_KEYS)
+            # Others, whatever they hold, are nobody's business here.
+            members = {key: file.member(key) for key in sorted(file.keys & KNOWN_KEYS)}
+            states = () if "rewards" in members and not self.replace else tuple((key, 2) for key in STATE_KEYS)
             rows = members["observations"].shape[0] if members["observations"].shape else 0
             for key, rank in (("observations", 2), ("actions", 2), ("terminals", 1), ("rewards", 1), ("masks", 1), *states):
                 if key not in members:
@@ -69,6 +73,11 @@ class OGBenchFile:
                 raise UserError(
                     f"{self.path} has no rewards: OGBench computes them for one of its tasks, so name it with --set relabel=TASK, "
                     "for example --set relabel=cube-single-play-singletask-task2-v0 (needs rql-deploy[sim])"
+                )
+            if labelled and self.replace and "qpos" not in file.keys:
+                raise UserError(
+                    f"{self.path} has rewards and no simulator states ('qpos') to compute others from: "
+                    "relabel the data it was converted from"
                 )
             if not labelled and "qpos" not in file.keys:
                 raise UserError(f"{self.path} has neither rewards nor 'qpos' to compute them from: make it again with qpos")
@@ -103,7 +112,7 @@ class OGBenchFile:
     def fingerprint(self) -> str:
         """sha256 over the checksums that the archive keeps of its arrays, and the task that rewards are computed for."""
         with NpzFile(self.path) as file:
-            known = [f"{key} {file.member(key).checksum}" for key in sorted(file.keys)]
+            known = [f"{key} {file.member(key).checksum}" for key in sorted(file.keys & KNOWN_KEYS)]
         labels = f"relabel {self.relabel.name}" if self._relabelled and self.relabel else ""
         return hashlib.sha256("\n".join([*known, labels]).encode()).hexdigest()
 
@@ -133,6 +142,8 @@ class OGBenchFile:
 
     @cached_property
     def _relabelled(self) -> bool:
+        if self.replace:
+            return True
         with NpzFile(self.path) as file:
             return "rewards" not in file.keys
 
@@ -162,9 +173,11 @@ def shard_files(folder: Path) -> list[Path]:
     return sorted(file for file in folder.glob("*.npz") if not file.name.endswith("-val.npz"))
 
 
-def read_ogbench(path: Path, *, relabel: Relabel | None = None, shard_updates: int = 1000) -> TransitionStore | ShardedStore:
+def read_ogbench(
+    path: Path, *, relabel: Relabel | None = None, replace: bool = False, shard_updates: int = 1000
+) -> TransitionStore | ShardedStore:
     """An OGBench file, or a folder of them as one sharded data set; raises UserError naming file, array and row when it cannot be used."""
     files = shard_files(path) if path.is_dir() else [path]
     dataset = path.resolve().name.removesuffix(".npz")
-    opened = [OGBenchFile(file, dataset, relabel) for file in files]
+    opened = [OGBenchFile(file, dataset, relabel, replace) for file in files]
     return opened[0].load() if len(opened) == 1 else ShardedStore(dataset, opened, shard_updates)

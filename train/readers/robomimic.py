@@ -19,7 +19,7 @@ from rql_deploy.contract import PLANT_KEY, ActionDimension, ObservationField, Pl
 from rql_deploy.errors import UserError
 from rql_deploy.plain import from_plain, suggestion
 
-from ..store import TransitionStore
+from ..store import ASSUMED_RATE, TransitionStore
 from .assemble import Assembler, bounds_of
 
 SUFFIXES = (".hdf5", ".h5")
@@ -28,9 +28,18 @@ ROBOSUITE = 1
 DEFAULT_RATE = 20.0
 
 
+def file_and_key(name: Path | str) -> tuple[str, str]:
+    """`FILE.hdf5#KEY` as file and filter key; a `#` that is part of an existing file's path is left there."""
+    text = str(name)
+    if Path(text).exists() or "#" not in text:
+        return text, ""
+    file, _, key = text.rpartition("#")
+    return file, key
+
+
 def is_robomimic(path: Path) -> bool:
     """Whether `path`, without the `#KEY` that may follow a file's name, is an HDF5 file with a group `data`."""
-    file = Path(str(path).partition("#")[0])
+    file = Path(file_and_key(path)[0])
     if file.suffix not in SUFFIXES or not file.is_file():
         return False
     try:
@@ -38,6 +47,11 @@ def is_robomimic(path: Path) -> bool:
             return "data" in opened
     except OSError:
         return True  # not readable as HDF5: let the reader say so
+
+
+def is_read(observation: object) -> bool:
+    """Whether an entry of `obs` is read: numbers, but no images."""
+    return isinstance(observation, h5py.Dataset) and observation.ndim <= 2 and observation.dtype.kind in "fiub"
 
 
 def filter_keys(file: Path) -> list[str]:
@@ -52,7 +66,7 @@ def read_robomimic(path: Path | str) -> TransitionStore:
     Fields are all observations of numbers; images are left out. Where rewards are 0 and 1 the task ends in the rows with reward 1, else
     where `dones` is set. Raises UserError naming demonstration and array when the file is damaged or cannot be learned from.
     """
-    name, _, key = str(path).partition("#")
+    name, key = file_and_key(path)
     try:
         with h5py.File(name, "r") as file:
             return _read(name, key, file)
@@ -103,7 +117,8 @@ def _read(name: str, key: str, file: h5py.File) -> TransitionStore:
             masks = _column(where, episode, "masks", rows)
             success = bool(episode.attrs["success"]) if "success" in episode.attrs else None
         final = None
-        if "next_obs" in episode and data.attrs.get("final_observations", True):
+        has_next = "next_obs" in episode and all(spec.name in episode["next_obs"] for spec in plant.fields)
+        if has_next and data.attrs.get("final_observations", True):
             whole = np.empty((rows, plant.observation_dim), np.float32)
             _read_fields(where, plant, episode, "next_obs", whole)
             final = whole[-1]
@@ -112,7 +127,7 @@ def _read(name: str, key: str, file: h5py.File) -> TransitionStore:
 
 
 def _demonstrations(name: str, key: str, file: h5py.File) -> list[str]:
-    demos = list(file["data"])
+    demos = [name for name, group in file["data"].items() if isinstance(group, h5py.Group)]
     if key:
         keys = list(file["mask"]) if "mask" in file else []
         if key not in keys:
@@ -129,13 +144,9 @@ def _plant(name: str, data: h5py.Group, demos: list[str]) -> PlantDescription:
     if PLANT_KEY in data.attrs:
         return from_plain(PlantDescription, json.loads(data.attrs[PLANT_KEY]), f"the plant description of {name}")
     text = data.attrs.get("env_args")
-    settings: dict[str, Any] = json.loads(text) if text else {}
+    settings = _environment(name, text)
     robosuite = settings.get("type") == ROBOSUITE
-    fields = tuple(
-        ObservationField(field, tuple(value.shape[1:]))
-        for field, value in data[demos[0]]["obs"].items()
-        if isinstance(value, h5py.Dataset) and value.ndim <= 2 and value.dtype.kind in "fiub"
-    )
+    fields = tuple(ObservationField(field, tuple(value.shape[1:])) for field, value in data[demos[0]]["obs"].items() if is_read(value))
     if not fields:
         raise UserError(f"{name}: {demos[0]} observes only images, which are not supported: extract low-dimensional observations too")
     width = data[demos[0]]["actions"].shape[1]
@@ -146,13 +157,25 @@ def _plant(name: str, data: h5py.Group, demos: list[str]) -> PlantDescription:
         # Most data sets of this format are normalised to [-1, 1] on purpose.
         if not (least >= -1.1).all() or not (greatest <= 1.1).all():
             low, high = least, greatest
+    rate = (settings.get("env_kwargs") or {}).get("control_freq")
+    task = str(settings.get("env_name") or Path(name).stem)
     return PlantDescription(
-        task=f"robosuite:{settings['env_name']}" if robosuite else str(settings.get("env_name") or Path(name).stem),
+        task=f"robosuite:{task}" if robosuite else task,
         fields=fields,
         actions=tuple(ActionDimension(f"action_{i}", float(low[i]), float(high[i])) for i in range(width)),
-        control_rate=float(settings.get("env_kwargs", {}).get("control_freq", DEFAULT_RATE)),
-        environment={"env_args": settings} if settings else {},
+        control_rate=float(rate or DEFAULT_RATE),
+        environment={**({"env_args": settings} if settings else {}), **({} if rate else {ASSUMED_RATE: True})},
     )
+
+
+def _environment(name: str, text: str | None) -> dict[str, Any]:
+    try:
+        settings = json.loads(text) if text else {}
+    except ValueError as error:
+        raise UserError(f"{name}: the attribute env_args of 'data' is not JSON ({error}): correct or remove it") from error
+    if not isinstance(settings, dict) or not isinstance(settings.get("env_kwargs") or {}, dict):
+        raise UserError(f"{name}: the attribute env_args of 'data' is no table of settings: correct or remove it")
+    return settings
 
 
 def _read_fields(where: str, plant: PlantDescription, episode: h5py.Group, group: str, out: NDArray[np.float32]) -> None:

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rql_deploy.contract import PLANT_KEY
+from rql_deploy.errors import UserError
 
 from ..readers.lerobot import feature_of
 from ..readers.minari_columns import require_pyarrow
@@ -35,6 +36,8 @@ def write_lerobot(store: TransitionStore, target: Path) -> list[str]:
     start = 0
     for spec in store.plant.fields:
         name = feature_of(spec.name)
+        if name in columns:
+            raise UserError(f"two fields of {store.dataset_id} would both be LeRobot's feature '{name}': rename '{spec.name}' in the data")
         columns[name] = store.observations[:, start : start + spec.size]
         # A table's lists have one dimension, so a field of more is written flat; our description keeps its shape.
         features[name] = {"dtype": "float32", "shape": [spec.size], "names": None}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from dataclasses import asdict
 from pathlib import Path
@@ -35,8 +36,10 @@ def write_ogbench(store: TransitionStore, target: Path) -> list[str]:
         arrays[name] = np.empty((rows, *source.shape[1:]), np.float32)
         arrays[name][kept], arrays[name][last] = source, closing
     plant = np.frombuffer(json.dumps(asdict(store.plant)).encode(), np.uint8)
-    with target.open("wb") as stream:
-        np.savez_compressed(stream, **arrays, terminals=~kept, **{PLANT_KEY: plant})
+    # By way of memory, because an archive on a disk that is full, or that is interrupted, complains once more when it is collected.
+    archive = io.BytesIO()
+    np.savez_compressed(archive, **arrays, terminals=~kept, **{PLANT_KEY: plant})
+    target.write_bytes(archive.getbuffer())
     lost = []
     if store.finals is None:
         lost.append("the data has no observation after an episode's last action, so the last one stands there twice")

@@ -10,6 +10,7 @@ import h5py
 import numpy as np
 
 from rql_deploy.contract import PLANT_KEY
+from rql_deploy.folders import reserve
 
 from ..store import TransitionStore
 
@@ -20,6 +21,9 @@ def write_robomimic(store: TransitionStore, target: Path) -> list[str]:
     for spec in store.plant.fields:
         fields.append((spec.name, spec.shape, slice(start, start + spec.size)))
         start += spec.size
+    # Actions, rewards, masks and dones; observations twice. HDF5 needs about 1 kB beside each array.
+    arrays = (2 * len(fields) + 4) * store.episodes
+    reserve(target.parent, 2 * store.observations.nbytes + store.actions.nbytes + 16 * len(store) + 2048 * arrays)
     with h5py.File(target, "w") as file:
         data = file.create_group("data")
         for i, (begin, end) in enumerate(zip(store.starts, store.ends, strict=True)):
