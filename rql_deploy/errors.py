@@ -8,6 +8,10 @@ class UserError(Exception):
     """
 
 
+class TryAgain(UserError):
+    """Nothing was wrong with what was asked for, and the same command may succeed: exit status 75 (EX_TEMPFAIL)."""
+
+
 class ContractError(UserError):
     """A contract that cannot be read, an observation that does not fit it, or two sides that do not agree on one."""
 

@@ -6,30 +6,22 @@ labelled; recording goes on for a few rows after success (docs/algorithm.md, Con
 
 from __future__ import annotations
 
-import multiprocessing
-import multiprocessing.connection
-import os
 import re
-import signal
-import threading
 from collections.abc import Generator, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
+from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from rql_deploy.errors import UserError
 from rql_deploy.seeding import episode_seed
 
 from .minari_files import target_folder, writable_target, write_dataset
+from .processes import SimulatorPool, finished
 from .task_env import TaskEnv
 from .tasks import Task, describe, find_demonstrator
-
-T = TypeVar("T")
 
 __all__ = ["Episode", "collect", "target_folder", "without_gaps", "writable_target", "write_minari"]
 
@@ -57,36 +49,6 @@ class Episode:
 
 
 _env: TaskEnv | None = None
-
-
-def start_worker(niceness: int = 0) -> None:
-    """Leave Ctrl-C to the parent, which lets finished episodes count, and end with it if it is killed."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    os.nice(niceness)
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-
-    def end_with_parent() -> None:
-        # A worker holds the writing end of its own queue, so it would wait there forever.
-        multiprocessing.connection.wait([parent.sentinel])
-        os._exit(1)
-
-    threading.Thread(target=end_with_parent, daemon=True).start()
-
-
-def worker_pool(workers: int, niceness: int = 0) -> ProcessPoolExecutor:
-    """Processes for simulators: spawned, because MuJoCo and forks do not mix, with one thread each."""
-    for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
-        os.environ.setdefault(name, "1")
-    return ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"), initializer=start_worker, initargs=(niceness,))
-
-
-def finished(future: Future[T]) -> T:
-    """A worker's result; raises UserError when its process died (what the worker itself raised comes through as it is)."""
-    try:
-        return future.result()
-    except BrokenProcessPool as error:
-        raise UserError("a simulator process died, most likely for want of memory: pass fewer --workers") from error
 
 
 def demonstrate(task: Task, index: int, seed: int, noise_range: tuple[float, float]) -> Episode:
@@ -120,7 +82,7 @@ def collect(
     yielded then is 0, 1, 2, ... without a gap.
     """
     find_demonstrator(task)
-    pool = pool or worker_pool(min(workers, episodes))
+    pool = pool or SimulatorPool(min(workers, episodes))
     waiting: set[Future[Episode]] = set()
     todo = iter(range(episodes))
     try:

@@ -19,7 +19,8 @@ from rql_deploy.policy import EpisodeResult, Policy
 from rql_deploy.statistics import percentile_ms, wilson_interval
 
 from .calibration import calibrate
-from .collect import demonstrate, finished, worker_pool
+from .collect import demonstrate
+from .processes import SimulatorPool, finished
 from .tasks import EnvPlant, Task, describe
 from .watching import WatchedEpisode
 
@@ -147,7 +148,7 @@ class Evaluation:
     def __init__(self, task: Task, workers: int, *, niceness: int = 0, pool: Executor | None = None):
         """Processes of this machine, or `pool`, which is shut down at the end."""
         self.task, self.horizon = task, task.horizon
-        self._pool = pool or worker_pool(workers, niceness)
+        self._pool = pool or SimulatorPool(workers, niceness)
 
     def __enter__(self) -> Evaluation:
         return self

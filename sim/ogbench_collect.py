@@ -8,13 +8,16 @@ The folder lies beside the output and is what a later run goes on from after Ctr
 
 from __future__ import annotations
 
+import fcntl
 import io
 import json
 import os
 import shutil
 import zipfile
+import zlib
 from collections.abc import Generator, Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -25,12 +28,14 @@ from numpy.typing import NDArray
 from rql_deploy.errors import UserError
 from rql_deploy.seeding import episode_seed
 
-from .collect import finished, worker_pool
 from .ogbench_play import EPISODE_STEPS, NOISE, NOISE_SMOOTHING, Player, find_recipe
+from .processes import SimulatorPool, finished
 
 VALIDATION_OFFSET = 1 << 24
 """Validation episode i has the seed of episode `VALIDATION_OFFSET` + i, so that more training episodes do not change it."""
 COUNTS = ("targets", "reached", "rejected")
+JOINING = "joining"
+"""In the folder of episodes from the moment on when finished files take their places."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +54,11 @@ class PlayData:
     def validation(self) -> int:
         """Validation episodes: a tenth of the training episodes and at least one; none where no second file is written."""
         return max(1, self.episodes // 10) if self.output.suffix == ".npz" else 0
+
+    @property
+    def validation_file(self) -> Path:
+        """Where the validation episodes go, as OGBench's loader expects it."""
+        return self.output.with_name(f"{self.output.stem}-val.npz")
 
     @property
     def folder(self) -> Path:
@@ -70,11 +80,39 @@ class PlayData:
         }
 
 
+@contextmanager
+def only_collection(data: PlayData) -> Iterator[None]:
+    """Hold the folder of episodes, which is made if need be and removed if none is in it in the end.
+
+    Raises UserError where another process works in it.
+    """
+    try:
+        data.folder.mkdir(parents=True, exist_ok=True)
+        stream = (data.folder / ".lock").open("w")
+    except OSError as error:
+        raise UserError(f"cannot write to {data.folder} ({error.strerror}): pass another --output") from error
+    with stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise UserError(f"another process makes {data.output}: wait for it, or pass another --output") from error
+        try:
+            yield
+        finally:
+            if not any(data.folder.glob("*.npz")):
+                shutil.rmtree(data.folder, ignore_errors=True)
+
+
 def prepare(data: PlayData) -> int:
-    """Make the folder of episodes; returns how many are there from an earlier run. Raises UserError when another recipe's are there."""
+    """Make the folder of episodes; returns how many are there from an earlier run. Raises UserError when another recipe's are there.
+
+    Damaged episodes (a power cut's) are removed, to be made again.
+    """
     recipe, note = json.loads(json.dumps(data.recipe())), data.folder / "recipe.json"
-    if data.output.exists():
-        raise UserError(f"{data.output} exists already: pass another --output or remove it first")
+    joining = (data.folder / JOINING).exists()
+    for target in (data.output, *([data.validation_file] if data.validation and not joining else [])):
+        if target.exists():
+            raise UserError(f"{target} exists already: pass another --output or remove it first")
     try:
         data.folder.mkdir(parents=True, exist_ok=True)
         if note.exists():
@@ -90,7 +128,11 @@ def prepare(data: PlayData) -> int:
         raise UserError(f"{note} is damaged ({error}): remove {data.folder} and start again") from error
     except OSError as error:
         raise UserError(f"cannot write to {data.folder} ({error.strerror}): pass another --output") from error
-    return sum(file.exists() for part in ("train", "val") for file in data.files(part))
+    kept = [file for part in ("train", "val") for file in data.files(part) if file.exists()]
+    damaged = [file for file in kept if not zipfile.is_zipfile(file)]
+    for file in damaged:
+        file.unlink()
+    return len(kept) - len(damaged)
 
 
 def make_episodes(data: PlayData, workers: int, pool: Executor | None = None) -> Generator[dict[str, int]]:
@@ -101,7 +143,7 @@ def make_episodes(data: PlayData, workers: int, pool: Executor | None = None) ->
     What is finished stays whatever happens. On Ctrl-C the episodes under way are given up. Raises UserError when the disk is full.
     """
     todo = iter([(part, i, file) for part in ("train", "val") for i, file in enumerate(data.files(part)) if not file.exists()])
-    pool = pool or worker_pool(workers)
+    pool = pool or SimulatorPool(workers)
     waiting: set[Future[dict[str, int]]] = set()
 
     def submit() -> None:
@@ -122,9 +164,8 @@ def make_episodes(data: PlayData, workers: int, pool: Executor | None = None) ->
                 yield counts
     except BaseException as error:
         # An episode takes seconds to make and is cheap to lose, so nobody waits for those under way.
-        if isinstance(pool, ProcessPoolExecutor):
-            for process in list((pool._processes or {}).values()):
-                process.terminate()
+        if isinstance(pool, SimulatorPool):
+            pool.kill()
         if isinstance(error, OSError):
             raise _disk_error(data, error) from error
         raise
@@ -147,7 +188,10 @@ def _make(task: str, steps: int, seed: int, file: Path) -> dict[str, int]:
         # By way of memory, because a half-written archive complains once more when it is collected.
         archive = io.BytesIO()
         np.savez_compressed(archive, **episode.arrays, counts=np.array([counts[name] for name in COUNTS]))
-        partial.write_bytes(archive.getvalue())
+        with partial.open("wb") as stream:
+            stream.write(archive.getvalue())
+            stream.flush()
+            os.fsync(stream.fileno())
         partial.rename(file)
     finally:
         partial.unlink(missing_ok=True)
@@ -158,7 +202,7 @@ def totals(data: PlayData) -> dict[str, int]:
     """Counts over all training episodes."""
     total = np.zeros(len(COUNTS), np.int64)
     for file in data.files("train"):
-        with np.load(file) as arrays:
+        with _episode(file) as arrays:
             total += arrays["counts"]
     return dict(zip(COUNTS, total.tolist(), strict=True))
 
@@ -166,34 +210,38 @@ def totals(data: PlayData) -> dict[str, int]:
 def load_part(data: PlayData, part: str) -> Iterator[Mapping[str, NDArray[Any]]]:
     """The episodes of a part in order, as arrays by name."""
     for file in data.files(part):
-        with np.load(file) as arrays:
+        with _episode(file) as arrays:
             yield {name: arrays[name] for name in arrays.files if name != "counts"}
 
 
 def join(data: PlayData) -> list[Path]:
     """Write OUTPUT.npz and OUTPUT-val.npz as OGBench lays them out, and remove the episodes' folder. Both files are whole or not there."""
-    targets = [data.output, data.output.with_name(f"{data.output.stem}-val.npz")]
+    targets = [data.output, data.validation_file]
     partial = [target.with_name(f".{target.name}.partial") for target in targets]
     try:
         for part, file in zip(("train", "val"), partial, strict=True):
             _join_part(data.files(part), file)
+        # Whoever goes on from here may replace a validation file that is there.
+        (data.folder / JOINING).touch()
         # The validation file first: once the other one is there, the set counts as complete.
         for file, target in reversed(list(zip(partial, targets, strict=True))):
             file.replace(target)
-    except (OSError, zipfile.BadZipFile, ValueError) as error:
+    except BaseException as error:
         for file in partial:
             file.unlink(missing_ok=True)
-        raise _disk_error(data, error) from error
+        if isinstance(error, OSError):
+            raise _disk_error(data, error) from error
+        raise
     shutil.rmtree(data.folder, ignore_errors=True)
     return targets
 
 
 def _join_part(files: Sequence[Path], target: Path) -> None:
-    with np.load(files[0]) as first:
+    with _episode(files[0]) as first:
         kinds = {name: (first[name].dtype, first[name].shape[1:]) for name in first.files if name != "counts"}
     rows = 0
     for file in files:
-        with np.load(file) as arrays:
+        with _episode(file) as arrays:
             rows += len(arrays["terminals"])
     # One array after the other, an episode at a time, so that a set of any size needs the memory of one episode.
     with zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED, allowZip64=True) as archive:
@@ -202,8 +250,18 @@ def _join_part(files: Sequence[Path], target: Path) -> None:
                 header = {"descr": dtype.str, "fortran_order": False, "shape": (rows, *shape)}
                 np.lib.format.write_array_header_1_0(stream, header)  # type: ignore[no-untyped-call]
                 for file in files:
-                    with np.load(file) as arrays:
+                    with _episode(file) as arrays:
                         stream.write(np.ascontiguousarray(arrays[name]).tobytes())
+
+
+@contextmanager
+def _episode(file: Path) -> Iterator[Any]:
+    """An episode's arrays; raises UserError when the file is damaged."""
+    try:
+        with np.load(file) as arrays:
+            yield arrays
+    except (EOFError, ValueError, KeyError, zipfile.BadZipFile, zlib.error) as error:
+        raise UserError(f"{file} is damaged ({error}): remove it and run the same command again, which makes that episode anew") from error
 
 
 def _disk_error(data: PlayData, error: Exception) -> UserError:

@@ -39,6 +39,10 @@ class OGBenchRewards:
             raise UserError(f"the rewards of {self.name} do not fit the data set ({error}): name the task that it was made for") from error
         return dataset["rewards"], dataset["masks"]
 
+    def check(self) -> None:
+        """Raise UserError unless OGBench has this task."""
+        _ = self._env
+
     @cached_property
     def _env(self) -> gymnasium.Env[Any, Any]:
         import ogbench

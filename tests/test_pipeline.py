@@ -90,9 +90,9 @@ def test_collecting_pulls_in_no_jax() -> None:
     assert "jax" not in locked
 
 
-def test_an_interrupted_collection_keeps_the_finished_episodes(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "rql_deploy", *map(str, COLLECT), "--episodes", "200", "--output", str(tmp_path / "lift")]
-    log = tmp_path / "log"
+def interrupted_after_some(log: Path, *words: object) -> str:
+    """Start a command of 200 episodes, interrupt it when a few are done; returns what it said."""
+    command = [sys.executable, "-m", "rql_deploy", *map(str, words), "--episodes", "200"]
     with log.open("w") as stream:
         # A test run started in the background ignores SIGINT, and its children would too.
         listen = functools.partial(signal.signal, signal.SIGINT, signal.default_int_handler)
@@ -102,10 +102,25 @@ def test_an_interrupted_collection_keeps_the_finished_episodes(tmp_path: Path) -
                 break
             time.sleep(0.1)
         process.send_signal(signal.SIGINT)
-        assert process.wait(timeout=60) == 0, log.read_text()
-    assert "(interrupted: the first " in log.read_text()
+        # What was asked for is not there, so what follows in a script must not start.
+        assert process.wait(timeout=60) == 130, log.read_text()
+    return log.read_text()
+
+
+def test_an_interrupted_collection_keeps_the_finished_episodes(tmp_path: Path) -> None:
+    said = interrupted_after_some(tmp_path / "log", *COLLECT, "--output", tmp_path / "lift")
+    assert "(interrupted: the first " in said
     assert 1 <= read_minari(str(tmp_path / "lift")).episodes < 200
     assert sorted(os.listdir(tmp_path)) == ["lift", "log"]
+
+
+def test_an_interrupted_evaluation_says_what_counts_and_is_not_taken_for_a_whole_one(lift_bundle: Path, tmp_path: Path) -> None:
+    episodes = tmp_path / "episodes.jsonl"
+    words = ("evaluate", "robosuite:Lift", "--bundle", lift_bundle, "--horizon", 10, "--workers", 2, "--output", episodes)
+    said = interrupted_after_some(tmp_path / "log", *words)
+    assert re.search(r"interrupted: the first \d+ of 200 episodes count", said)
+    assert f"Next:\n  rql-deploy evaluate robosuite:Lift --bundle {lift_bundle}" in said
+    assert sorted(os.listdir(tmp_path)) == ["episodes.jsonl.partial", "log"]
 
 
 def test_a_served_policy_drives_the_simulator_over_the_socket(lift_bundle: Path) -> None:
@@ -162,7 +177,8 @@ def test_evaluate_plays_the_best_of_four_unless_told_otherwise(lift_bundle: Path
     digests = []
     for name, options in (("default", ()), ("four", ("--candidates", 4)), ("one", ("--candidates", 1))):
         episodes = tmp_path / f"{name}.jsonl"
-        settings = ("--episodes", 1, "--horizon", 10, "--workers", 1, "--output", episodes)
+        # Eight decisions: by chance alone the first of four would hardly be the best in all of them.
+        settings = ("--episodes", 1, "--horizon", 40, "--workers", 1, "--output", episodes)
         result = run_cli("evaluate", "robosuite:Lift", "--bundle", lift_bundle, *settings, *options)
         assert result.returncode == 0, result.stderr
         assert ("one chunk per decision" if name == "one" else "the best of 4 chunks by V") in result.stdout

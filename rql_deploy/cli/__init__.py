@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import importlib
+import os
+import shlex
 import signal
+import sys
 from typing import Any
 
 import click
 
 import rql_deploy
-from rql_deploy.errors import UserError
+from rql_deploy.errors import TryAgain, UserError
 
 VERBS = {
     "collect": "Record demonstrations of a task into a Minari data set.",
@@ -58,6 +61,12 @@ class _Refused(click.ClickException):
     exit_code = 2
 
 
+class _TryAgain(click.ClickException):
+    """A one-sentence error of which the same command may be free."""
+
+    exit_code = os.EX_TEMPFAIL
+
+
 class _Verbs(click.Group):
     """Loads a verb's module on use, and turns errors meant for the user into one sentence."""
 
@@ -85,7 +94,12 @@ class _Verbs(click.Group):
         try:
             return super().invoke(ctx)
         except UserError as error:
-            raise _Refused(str(error)) from error
+            raise (_TryAgain if isinstance(error, TryAgain) else _Refused)(str(error)) from error
+        except (KeyboardInterrupt, click.Abort):
+            # Commands that have something to save or to say catch this themselves.
+            click.echo("\nstopped", err=True)
+            click.echo(f"\nNext:\n  {shlex.join(['rql-deploy', *sys.argv[1:]])}")
+            ctx.exit(130)
         except BrokenPipeError:
             raise
         except OSError as error:

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import contextlib
+import tempfile
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+
+from rql_deploy.errors import UserError
 
 from .options import DEFAULT_WORKERS, echo_json, environment_options, noise_option, parse_noise, ray_option, ray_pool, show_next
 from .presets import preset_option
 
 if TYPE_CHECKING:
     from rql_deploy.sim.collect import Episode
+    from rql_deploy.sim.tasks import Task
 
 
 @click.command("collect")
@@ -71,7 +76,7 @@ def command(
     if not recorded:
         raise failure or click.Abort()
     progress.finish(len(recorded), success=success_rate(recorded))
-    folder = collect.write_minari(output, work, recorded, {"noise": noise_range, "seed": seed})
+    folder = _write(output, work, recorded, {"noise": noise_range, "seed": seed})
     if failure is not None:
         click.echo(f"the first {len(recorded)} episodes are kept in {folder}", err=True)
         raise failure
@@ -85,13 +90,35 @@ def command(
     }
     if as_json:
         echo_json(result)
-        return
+        click.get_current_context().exit(130 if interrupted else 0)
     kept = f" (interrupted: the first {len(recorded)} are kept)" if interrupted else ""
     click.echo(
         f"{result['episodes']} episodes, {result['rows']:,} rows, {result['success']:.0%} successful, "
         f"{result['steps']:.0f} steps on average, in {folder}{kept}"
     )
     show_next(f"rql-deploy train --dataset {output}{preset_option(task)} --output runs/{task.partition(':')[2].lower()}")
+    if interrupted:
+        # What was asked for is not there, so what follows in a script must not start.
+        click.get_current_context().exit(130)
+
+
+def _write(output: str, work: Task, recorded: list[Episode], provenance: dict[str, Any]) -> Path:
+    """Write the episodes; where the disk does not take them, into the system's folder for temporary files, so that they are not lost."""
+    from rql_deploy.sim import collect
+
+    from .interrupts import finish_first
+
+    with finish_first("writing the data set"):
+        try:
+            return collect.write_minari(output, work, recorded, provenance)
+        except UserError as error:
+            refuge = Path(tempfile.mkdtemp(prefix="rql-deploy-collect-")) / "data"
+            try:
+                collect.write_minari(str(refuge), work, recorded, provenance)
+            except UserError:
+                refuge.parent.rmdir()
+                raise error from None
+            raise UserError(f"{error}; the {len(recorded)} episodes are in {refuge}") from error
 
 
 def success_rate(recorded: list[Episode]) -> float:

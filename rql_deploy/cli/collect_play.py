@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import importlib.metadata
-import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +13,7 @@ from click.core import ParameterSource
 from rql_deploy.errors import UserError
 from rql_deploy.ogbench_names import plant_of, single_task
 
-from .options import echo_json, ray_pool, show_next
+from .options import echo_json, ray_pool, show_next, typed_again
 from .presets import preset_option
 
 if TYPE_CHECKING:
@@ -27,10 +26,9 @@ def collect_play(
     task: str, episodes: int, output: str, seed: int, workers: int, ray_address: str | None, as_json: bool, horizon: int | None
 ) -> None:
     """Make the data and write it as `.npz`, or as a Minari data set where `output` does not end so."""
-    from rql_deploy.progress import ProgressLine
     from rql_deploy.sim import collect, ogbench_collect
-    from rql_deploy.sim.headless import render_headless
     from rql_deploy.sim.ogbench_play import EPISODE_STEPS, find_recipe
+    from rql_deploy.sim.ogbench_rewards import OGBenchRewards
 
     context = click.get_current_context()
     given = [name for name in FIXED if context.get_parameter_source(name) is not ParameterSource.DEFAULT]
@@ -40,12 +38,27 @@ def collect_play(
     if steps < 2:
         raise UserError("an episode of one row leaves no transition: pass --horizon 2 or more")
     find_recipe(task)
+    OGBenchRewards(single_task(task)).check()
     minari = not output.endswith(".npz")
+    if Path(output).name == ".npz":
+        raise UserError(f"{output} has no name before .npz: pass --output NAME.npz")
     target = collect.target_folder(output) if minari else Path(output)
     if ray_address is not None:
         # From where a worker's working folder is, a relative path leads elsewhere.
         target = target.absolute()
     data = ogbench_collect.PlayData(task, target, episodes, seed, steps)
+    with ogbench_collect.only_collection(data):
+        _collect(data, output, minari, workers, ray_address, as_json)
+
+
+def _collect(data: PlayData, output: str, minari: bool, workers: int, ray_address: str | None, as_json: bool) -> None:
+    from rql_deploy.progress import ProgressLine
+    from rql_deploy.sim import ogbench_collect
+    from rql_deploy.sim.headless import render_headless
+
+    from .interrupts import finish_first
+
+    task, episodes, steps = data.task, data.episodes, data.steps
     kept = ogbench_collect.prepare(data)
     total = episodes + data.validation
     render_headless()
@@ -62,15 +75,14 @@ def collect_play(
                 progress.update(done, steps_per_second=rate, targets_reached=reached / max(1, targets))
     except KeyboardInterrupt:
         progress.finish(done)
-        words = ["rql-deploy", "collect", f"ogbench:{task}", "--episodes", str(episodes), "--output", output, "--seed", str(seed)]
-        words += [] if steps == EPISODE_STEPS else ["--horizon", str(steps)]
         click.echo(f"stopped with {done} of {total} episodes; they are kept in {data.folder}")
-        show_next(shlex.join(words))
+        show_next(typed_again())
         # What was asked for is not there, so what follows in a script must not start.
-        context.exit(130)
+        click.get_current_context().exit(130)
     progress.finish(done)
-    counts = ogbench_collect.totals(data)
-    files = [write_play_minari(data, output)] if minari else ogbench_collect.join(data)
+    with finish_first("writing the data set"):
+        counts = ogbench_collect.totals(data)
+        files = [write_play_minari(data, output)] if minari else ogbench_collect.join(data)
     result = {
         "dataset": str(files[0]),
         "validation": str(files[1]) if len(files) > 1 else None,

@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 
 from .doctor_checks import Finding
-from .options import echo_json
+from .options import FiniteRange, echo_json
 
 MARKS = {"ok": ("ok", "green"), "note": ("note", "yellow"), "problem": ("PROBLEM", "red")}
 EXTRAS = ("serve", "train", "sim", "hub", "arrow")
@@ -17,9 +17,7 @@ EXTRAS = ("serve", "train", "sim", "hub", "arrow")
 
 @click.command("doctor")
 @click.option("--need", multiple=True, type=click.Choice(EXTRAS), help="Parts that must work here; what others lack is only noted.")
-@click.option(
-    "--control-rate", default=20.0, show_default=True, type=click.FloatRange(1, 2000), help="Rate that a loop here must keep, in Hz."
-)
+@click.option("--control-rate", default=20.0, show_default=True, type=FiniteRange(1, 2000), help="Rate that a loop here must keep, in Hz.")
 @click.option("--port", "ports", multiple=True, type=click.IntRange(1, 65535), help="Ports that must be free (default 5555).")
 @click.option(
     "--keys", type=click.Path(path_type=Path), help="Key folder of a server, or key file of a robot (default keys/, if there is one)."

@@ -21,6 +21,7 @@ from .options import (
     ray_option,
     ray_pool,
     show_next,
+    typed_again,
 )
 
 if TYPE_CHECKING:
@@ -312,6 +313,11 @@ def command(
         click.echo(f"{describe_score(score)}; {choice}" if choice else describe_score(score))
         for line in value_lines(summary):
             click.echo(line)
+    if len(score.results) < episodes:
+        # What was asked for is not there, so what follows in a script must not start.
+        if not as_json:
+            show_next(typed_again())
+        click.get_current_context().exit(130)
     if not_filmed is not None:
         raise not_filmed
     if report is not None and not as_json:

@@ -49,6 +49,8 @@ def compare_players(evaluation: Evaluation, players: dict[str, Contestant], seed
     if not all(pair["passed"] for pair in pairs.values()):
         click.echo("Error: they do not act alike: is the same checkpoint behind all of them?", err=True)
         click.get_current_context().exit(1)
+    if any(len(score.results) < len(seeds) for score in scores.values()):
+        click.get_current_context().exit(130)
 
 
 def compare(reference: Score, other: Score) -> dict[str, Any]:

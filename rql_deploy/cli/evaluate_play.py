@@ -30,7 +30,7 @@ def play(
     """Play the seeds with progress (the demonstrator if there is no player); on Ctrl-C the first ones without a gap count.
 
     An episode in which the plant raised counts as failed; one that the policy's fault ended ends the evaluation with a UserError.
-    Finished episodes are in `OUTPUT.partial` until all are.
+    Finished episodes are in `OUTPUT.partial` until all are; they stay there after Ctrl-C.
     """
     from rql_deploy.progress import ProgressLine
     from rql_deploy.sim.episode_log import append_episode, write_episodes
@@ -42,6 +42,7 @@ def play(
     if partial is not None:
         partial.unlink(missing_ok=True)
     results: list[EpisodeResult] = []
+    asked = len(seeds)
     if player is None:
         stream = evaluation.play_demonstrator(seeds, noise)
     else:
@@ -57,13 +58,13 @@ def play(
     except KeyboardInterrupt:
         # Successes end earlier than failures: those that happen to be finished would flatter the policy, the first ones do not.
         done = {r.seed for r in results}
-        asked, seeds = len(seeds), list(itertools.takewhile(done.__contains__, seeds))
+        seeds = list(itertools.takewhile(done.__contains__, seeds))
         click.echo(f"\ninterrupted: the first {len(seeds)} of {asked} episodes count", err=True)
         if not seeds:
             raise click.Abort from None
     score = evaluation.score(key, results, seeds)
     progress.finish(len(results), success=score.success)
-    if output is not None and partial is not None:
+    if output is not None and partial is not None and asked == len(seeds):
         write_episodes(output, score.results)
         partial.unlink()
     return score
@@ -71,7 +72,7 @@ def play(
 
 def film(evaluation: Evaluation, player: Contestant, score: Score, seeds: list[int], path: Path, camera: str | None) -> None:
     """The first episodes once more, before a camera; says so when they were not the same ones."""
-    from rql_deploy.sim.collect import finished
+    from rql_deploy.sim.processes import finished
 
     click.echo(f"filming {len(seeds)} episodes", err=True)
     filmed = finished(evaluation.film(player, seeds, path, camera))

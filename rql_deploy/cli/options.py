@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import math
 import os
-from collections.abc import Callable
+import shlex
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
+from click.core import ParameterSource
 
 from rql_deploy.errors import UserError
 from rql_deploy.policy import DEFAULT_CANDIDATES, MAX_CANDIDATES
@@ -120,6 +123,41 @@ def describe_choice(candidates: int, prune: tuple[tuple[int, int], ...] = ()) ->
     if candidates == 1:
         return "one chunk per decision"
     return f"the best of {candidates} chunks by V" + "".join(f", {keep} left after refinement step {k}" for k, keep in prune)
+
+
+class FiniteRange(click.FloatRange):
+    """A number in a range; click's own lets NaN through, which lies in every range, and infinity."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        number = super().convert(value, param, ctx)
+        if number is not None and not math.isfinite(number):
+            self.fail(f"{value} is no finite number.", param, ctx)
+        return number
+
+
+def typed_again(*leave_out: str, command: Sequence[str] = ()) -> str:
+    """The present command with the options that were typed, those named in `leave_out` left out; `command` instead of its name."""
+    context = click.get_current_context()
+    # However it was started: rql-deploy or python -m rql_deploy.
+    verbs: list[str] = []
+    above = context
+    while above.parent is not None:
+        verbs.insert(0, str(above.info_name))
+        above = above.parent
+    words = list(command) or ["rql-deploy", *verbs]
+    for parameter in context.command.params:
+        name = parameter.name or ""
+        if context.get_parameter_source(name) is not ParameterSource.COMMANDLINE or name in leave_out:
+            continue
+        given = context.params[name]
+        for value in given if isinstance(given, tuple) else (given,):
+            if isinstance(parameter, click.Argument):
+                words.append(str(value))
+            elif isinstance(value, bool):
+                words.append(parameter.opts[0] if value else parameter.secondary_opts[0])
+            else:
+                words += [parameter.opts[0], str(value)]
+    return shlex.join(words)
 
 
 def show_next(*commands: str) -> None:

@@ -12,7 +12,7 @@ import click
 from rql_deploy.errors import UserError
 
 from .evaluate import describe_score, refuse_fault
-from .options import candidates_option, describe_choice, echo_json, environment_options
+from .options import FiniteRange, candidates_option, describe_choice, echo_json, environment_options
 
 if TYPE_CHECKING:
     from rql_deploy.contract import PlantDescription
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 @click.option("--seed", default=0, show_default=True, type=click.IntRange(0), help="Base seed of the episodes.")
 @click.option(
     "--timeout",
-    type=click.FloatRange(min=0.001),
+    type=FiniteRange(min=0.001),
     help="Seconds a decision may take.  [default: 1; with --real-time the time of two chunks]",
 )
 @click.option("--real-time", is_flag=True, help="On a clock that does not wait, behind the safety filter (docs/control.md).")
@@ -52,10 +52,10 @@ if TYPE_CHECKING:
 @click.option("--limits", type=click.Path(path_type=Path), help="With --real-time: the robot's limits.toml.")
 @click.option(
     "--gate",
-    type=click.FloatRange(0.0, 0.5, max_open=True),
+    type=FiniteRange(0.0, 0.5, max_open=True),
     help="With --real-time: refuse decisions whose V or spread lies beyond this part of the training data, e.g. 0.01.",
 )
-@click.option("--duration", type=click.FloatRange(min=0.1), help="With --real-time: seconds after which an episode ends.")
+@click.option("--duration", type=FiniteRange(min=0.1), help="With --real-time: seconds after which an episode ends.")
 @click.option("--log", type=click.Path(path_type=Path), help="With --real-time: write every tick to this file as JSON lines.")
 @click.option("--record", metavar="OUTPUT", help="With --real-time: write the episodes as a Minari data set.")
 @click.option("--count-faults", is_flag=True, help="With --real-time: count faults and go on, for measurements on simulators.")

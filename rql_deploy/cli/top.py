@@ -8,13 +8,13 @@ from typing import Any
 
 import click
 
-from .options import echo_json
+from .options import FiniteRange, echo_json
 
 
 @click.command("top")
 @click.option("--connect", "endpoint", default="tcp://127.0.0.1:5555", show_default=True, help="The policy server.")
 @click.option("--keys", type=click.Path(path_type=Path), help="Key file of a client the server allows.")
-@click.option("--interval", default=1.0, show_default=True, type=click.FloatRange(0.1, 60.0), help="Seconds between views.")
+@click.option("--interval", default=1.0, show_default=True, type=FiniteRange(0.1, 60.0), help="Seconds between views.")
 @click.option("--once", is_flag=True, help="One view, then end.")
 @click.option("--json", "as_json", is_flag=True, help="Print the server's counters once, as JSON.")
 def command(endpoint: str, keys: Path | None, interval: float, once: bool, as_json: bool) -> None:

@@ -3,19 +3,28 @@
 from __future__ import annotations
 
 import os
-import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-from click.core import ParameterSource
 
-from .options import echo_json, environment_options, show_next
+from .options import echo_json, environment_options, show_next, typed_again
 
 if TYPE_CHECKING:
     from rql_deploy.train.trainer import TrainResult
 
-UNFINISHED_RUN = {"config.json", "metrics.jsonl", "tensorboard", "checkpoints", "README.md", "curves.png", "wandb", "mlflow.db"}
+UNFINISHED_RUN = {
+    "config.json",
+    "metrics.jsonl",
+    "tensorboard",
+    "checkpoints",
+    "README.md",
+    "curves.png",
+    "wandb",
+    "mlflow.db",
+    ".latest.partial",
+    ".best.partial",
+}
 
 
 @click.command("train")
@@ -155,17 +164,9 @@ def _require_usable(output: Path, resume: bool) -> None:
 
 def _resume_command() -> str:
     """What was typed, with --resume instead of what only a start takes."""
-    context = click.get_current_context()
     workers = os.environ.get("WORLD_SIZE", "1")
-    words = ["rql-deploy", "train"] if workers == "1" else ["torchrun", "--nproc-per-node", workers, "-m", "rql_deploy", "train"]
-    for parameter in context.command.params:
-        name = parameter.name or ""
-        if context.get_parameter_source(name) is not ParameterSource.COMMANDLINE or name in ("resume", "initial"):
-            continue
-        given = context.params[name]
-        for value in given if isinstance(given, tuple) else (given,):
-            words += [parameter.opts[0]] if value is True else [parameter.opts[0], str(value)]
-    return shlex.join([*words, "--resume"])
+    words = () if workers == "1" else ("torchrun", "--nproc-per-node", workers, "-m", "rql_deploy", "train")
+    return f"{typed_again('resume', 'initial', command=words)} --resume"
 
 
 def _echo_result(result: TrainResult) -> None:

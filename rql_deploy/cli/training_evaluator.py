@@ -54,7 +54,7 @@ class SimulatedEvaluator:
 
     def finished(self) -> list[Evaluation]:
         """Evaluations that ended since this was last asked."""
-        from rql_deploy.sim.collect import finished
+        from rql_deploy.sim.processes import finished
         from rql_deploy.train.evaluator import Evaluation
 
         from .evaluate import check_episode

@@ -160,6 +160,32 @@ def test_another_recipe_does_not_mix_with_what_is_there(tmp_path: Path) -> None:
         ogbench_collect.prepare(PlayData("cube-single-play", tmp_path / "a.npz", 2, 1, 12))
 
 
+def test_two_commands_do_not_make_one_file_at_once(tmp_path: Path) -> None:
+    data = PlayData("cube-single-play", tmp_path / "a.npz", 2, 0, 12)
+    with ogbench_collect.only_collection(data):
+        refused = cli("collect", "ogbench:cube-single-play", "--episodes", 2, "--output", data.output, *SHORT)
+        assert_refused(refused, "another process makes")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_validation_file_that_is_there_is_not_overwritten(tmp_path: Path) -> None:
+    (tmp_path / "a-val.npz").write_text("precious")
+    refused = cli("collect", "ogbench:cube-single-play", "--episodes", 1, "--output", tmp_path / "a.npz", *SHORT)
+    assert_refused(refused, "a-val.npz exists already")
+    assert [entry.name for entry in tmp_path.iterdir()] == ["a-val.npz"]
+
+
+@pytest.mark.parametrize("content", [b"", b"PK half of an archive"])
+def test_an_episode_that_a_power_cut_damaged_is_made_again(content: bytes, made: Path, tmp_path: Path) -> None:
+    data = PlayData("cube-single-play", tmp_path / "a.npz", 2, 0, 12)
+    ogbench_collect.prepare(data)
+    data.files("train")[1].write_bytes(content)
+    result = run_cli("collect", "ogbench:cube-single-play", "--episodes", 2, "--output", data.output, *SHORT, "--json")
+    assert result.returncode == 0, result.stderr
+    assert json.loads(result.stdout)["resumed_from"] == 0
+    assert np.array_equal(np.load(data.output)["observations"], np.load(made)["observations"])
+
+
 def test_a_full_disk_keeps_what_is_finished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data = PlayData("cube-single-play", tmp_path / "a.npz", 1, 0, 12)
     ogbench_collect.prepare(data)
@@ -182,6 +208,7 @@ def test_a_full_disk_keeps_what_is_finished(tmp_path: Path, monkeypatch: pytest.
     [
         ("ogbench:cube-sigle-play", (), "did you mean cube-single-play"),
         ("ogbench:", (), "no recipe for"),
+        ("ogbench:cube-single-play-singletask-task9-v0", (), "OGBench has no task 'cube-single-play-singletask-task9-v0'"),
         ("ogbench:cube-single-play", ("--noise", "0.3"), "--noise is fixed by OGBench's recipe"),
         ("ogbench:cube-single-play", ("--horizon", 1), "one row leaves no transition"),
     ],

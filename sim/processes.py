@@ -1,0 +1,143 @@
+"""Simulator processes: spawned, ended with their parent, and replaced when one of them dies."""
+
+from __future__ import annotations
+
+import multiprocessing
+import multiprocessing.connection
+import os
+import signal
+import threading
+from collections.abc import Callable
+from concurrent.futures import Executor, Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from typing import Any, TypeVar
+
+from rql_deploy.errors import TryAgain
+
+T = TypeVar("T")
+REPLACEMENTS = 3
+"""How often processes are started anew before a call is given up: one that kills its process every time must end."""
+
+
+class SimulatorPool(Executor):
+    """`workers` processes with one thread each. Where one is killed (for want of memory, say), all are started anew and what they had under
+    way is done again; results are those of an undisturbed pool, since every call brings its own seed.
+    """
+
+    def __init__(self, workers: int, niceness: int = 0):
+        for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+            os.environ.setdefault(name, "1")
+        self._workers, self._niceness = workers, niceness
+        # Reentrant, because a call that is done already calls back at once.
+        self._lock = threading.RLock()
+        self._replaced = 0
+        self._closed = False
+        self._pool = self._start()
+
+    def _start(self) -> ProcessPoolExecutor:
+        # Spawned, because MuJoCo and forks do not mix.
+        context = multiprocessing.get_context("spawn")
+        return ProcessPoolExecutor(self._workers, mp_context=context, initializer=_start_worker, initargs=(self._niceness,))
+
+    def submit(self, fn: Callable[..., T], /, *args: Any, **kwargs: Any) -> Future[T]:
+        """As the standard library's pools."""
+        call: _Call[T] = _Call(lambda pool: pool.submit(fn, *args, **kwargs))
+        with self._lock:
+            self._begin(call)
+        return call
+
+    def _begin(self, call: _Call[T]) -> None:
+        pool = self._pool
+        try:
+            call.inner = call.make(pool)
+        except BrokenProcessPool:
+            # It broke a moment ago, and whoever was under way has not replaced it yet.
+            pool = self._replace(pool)
+            call.inner = call.make(pool)
+        call.inner.add_done_callback(lambda inner: self._done(call, inner, pool))
+
+    def _done(self, call: _Call[T], inner: Future[T], pool: ProcessPoolExecutor) -> None:
+        if inner.cancelled():
+            call.drop()
+            return
+        error = inner.exception()
+        if isinstance(error, BrokenProcessPool):
+            with self._lock:
+                if not self._closed and self._replaced < REPLACEMENTS + (pool is not self._pool):
+                    self._replace(pool)
+                    self._begin(call)
+                    return
+        call.finish(inner)
+
+    def _replace(self, broken: ProcessPoolExecutor) -> ProcessPoolExecutor:
+        """Start the processes anew, once for all calls that were in the same broken pool."""
+        if self._pool is broken:
+            self._replaced += 1
+            self._pool = self._start()
+            broken.shutdown(wait=False)
+        return self._pool
+
+    def kill(self) -> None:
+        """End the processes at once; what they have under way is lost."""
+        with self._lock:
+            self._closed = True
+        for process in list((self._pool._processes or {}).values()):
+            process.kill()
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        """As the standard library's pools."""
+        with self._lock:
+            self._closed = True
+        self._pool.shutdown(wait=wait, cancel_futures=cancel_futures)
+
+
+class _Call(Future[T]):
+    """A call that may be made several times; it counts as begun when a process has taken it."""
+
+    def __init__(self, make: Callable[[ProcessPoolExecutor], Future[T]]):
+        super().__init__()
+        self.make = make
+        self.inner: Future[T] | None = None
+
+    def cancel(self) -> bool:
+        return self.inner is not None and self.inner.cancel()
+
+    def cancelled(self) -> bool:
+        return super().cancelled() or (self.inner is not None and self.inner.cancelled())
+
+    def drop(self) -> None:
+        """Its inner call was cancelled."""
+        super().cancel()
+        self.set_running_or_notify_cancel()
+
+    def finish(self, inner: Future[T]) -> None:
+        """Take over what its inner call came to."""
+        self.set_running_or_notify_cancel()
+        error = inner.exception()
+        if error is None:
+            self.set_result(inner.result())
+        else:
+            self.set_exception(error)
+
+
+def _start_worker(niceness: int) -> None:
+    """Leave Ctrl-C to the parent, which lets finished episodes count, and end with it if it is killed."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    os.nice(niceness)
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def end_with_parent() -> None:
+        # A worker holds the writing end of its own queue, so it would wait there forever.
+        multiprocessing.connection.wait([parent.sentinel])
+        os._exit(1)
+
+    threading.Thread(target=end_with_parent, daemon=True).start()
+
+
+def finished(future: Future[T]) -> T:
+    """A call's result; raises TryAgain when its process died time after time (what the call itself raised comes through as it is)."""
+    try:
+        return future.result()
+    except BrokenProcessPool as error:
+        raise TryAgain("simulator processes died again and again, most likely for want of memory: pass fewer --workers") from error

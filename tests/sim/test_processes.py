@@ -1,0 +1,73 @@
+"""Simulator processes that die are replaced, and what they had under way is done again."""
+
+import os
+import signal
+import time
+from concurrent.futures import CancelledError, as_completed
+from pathlib import Path
+
+import pytest
+
+from rql_deploy.errors import TryAgain
+from rql_deploy.sim.processes import SimulatorPool, finished
+
+
+def die_once(marker: Path, value: int) -> int:
+    if not marker.exists():
+        marker.touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return value
+
+
+def die() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def wait_for(seconds: float) -> float:
+    time.sleep(seconds)
+    return seconds
+
+
+def refuse() -> None:
+    raise ValueError("as it was raised")
+
+
+def test_calls_of_a_process_that_is_killed_are_made_again(tmp_path: Path) -> None:
+    with SimulatorPool(2) as pool:
+        calls = [pool.submit(die_once, tmp_path / "died", value) for value in range(6)]
+        assert sorted(finished(call) for call in as_completed(calls, timeout=60)) == list(range(6))
+        # The pool goes on.
+        assert finished(pool.submit(abs, -3)) == 3
+        with pytest.raises(ValueError, match="as it was raised"):
+            finished(pool.submit(refuse))
+
+
+def test_a_call_that_kills_its_process_every_time_is_given_up() -> None:
+    with SimulatorPool(1) as pool, pytest.raises(TryAgain, match="died again and again"):
+        finished(pool.submit(die))
+
+
+def test_what_no_process_has_taken_can_be_cancelled() -> None:
+    pool = SimulatorPool(1)
+    calls = [pool.submit(wait_for, 0.5) for _ in range(8)]
+    assert finished(calls[0]) == 0.5
+    cancelled = [call for call in calls if call.cancel()]
+    assert 1 <= len(cancelled) < 8
+    with pytest.raises(CancelledError):
+        cancelled[-1].result(timeout=10)
+    assert all(finished(call) == 0.5 for call in calls if call not in cancelled)
+    pool.shutdown()
+
+
+def test_killing_the_pool_ends_what_is_under_way() -> None:
+    pool = SimulatorPool(1)
+    call = pool.submit(wait_for, 60.0)
+    finished_at_once = pool.submit(wait_for, 60.0)
+    deadline = time.monotonic() + 30
+    while not call.inner.running() and time.monotonic() < deadline:  # type: ignore[attr-defined]
+        time.sleep(0.05)
+    pool.kill()
+    for ended in (call, finished_at_once):
+        with pytest.raises(TryAgain):
+            finished(ended)
+    pool.shutdown()
