@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import socket
+import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import Executor, Future
 from concurrent.futures.process import BrokenProcessPool
@@ -37,9 +39,13 @@ def connect(address: str) -> Any:
     import ray
 
     if not ray.is_initialized():
+        handler = signal.getsignal(signal.SIGTERM)
         try:
             _require_listener(address)
             ray.init(address=address, logging_level="warning", log_to_driver=False)
+            if handler is not None and threading.current_thread() is threading.main_thread():
+                # Ray's own handler ends the process with a stack trace and nothing saved.
+                signal.signal(signal.SIGTERM, handler)
         except (OSError, ValueError, RuntimeError) as error:
             reason = str(error).strip().splitlines()[0].rstrip(".")
             raise UserError(

@@ -5,16 +5,16 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import os
-import shlex
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 from rql_deploy.errors import UserError
 
-from .options import echo_json, show_next
+from .options import echo_json, show_next, typed_again
 
 if TYPE_CHECKING:
     from rql_deploy.sweep.executors import Executor
@@ -48,7 +48,7 @@ def command(file: Path, output: Path | None, workers: int | None, ray_address: s
     from rql_deploy.sweep.table import write_tables
 
     sweep = load_sweep(file)
-    _check_tasks(sweep)
+    _check_tasks(file.name, sweep)
     plan = make_plan(sweep, file.parent, _training_settings)
     output = (output or Path("runs") / file.stem).absolute()
     if dry_run:
@@ -70,15 +70,50 @@ def command(file: Path, output: Path | None, workers: int | None, ray_address: s
     _finish(sweep, plan, output, failed, interrupted, as_json)
 
 
-def _check_tasks(sweep: SweepFile) -> None:
+PLAYED = {"task", "robot", "controller", "control_rate", "horizon", "noise", "prune", "value"}
+"""What a sweep's file may say of `evaluate` and, with seed and episodes left to `collect`'s own entries, of `collect`."""
+
+
+def _check_tasks(file: str, sweep: SweepFile) -> None:
+    """Refuse what `collect` and `evaluate` would refuse hours later."""
+    from . import collect, evaluate
+
+    for name, task in sweep.tasks.items():
+        _check_options(f"{file}: tasks.{name}.options", evaluate.command, [task.play, *task.options])
+        if task.collect is not None:
+            if task.collect.episodes < 1 or task.collect.seed < 0:
+                raise UserError(f"{file}: tasks.{name}.collect needs at least one episode and a seed from 0 on")
+            words = [task.collect.task, "--output", "data", *task.collect.options]
+            _check_options(f"{file}: tasks.{name}.collect.options", collect.command, words, {"output"})
     # A machine that only hands work to a cluster need not have the simulators.
     if importlib.util.find_spec("mujoco") is None:
         return
     with contextlib.suppress(ModuleNotFoundError):
-        from rql_deploy.sim.tasks import Task
+        from rql_deploy.sim.ogbench_play import find_recipe
+        from rql_deploy.sim.tasks import Task, find_demonstrator
 
         for task in sweep.tasks.values():
             Task(task.play, {}).check()
+            if task.collect is None:
+                continue
+            kind, _, made = task.collect.task.partition(":")
+            if kind == "ogbench":
+                find_recipe(made)
+            else:
+                find_demonstrator(Task(task.collect.task, {}))
+
+
+def _check_options(where: str, command: click.Command, words: list[str], more: set[str] | None = None) -> None:
+    try:
+        parsed = command.make_context(str(command.name), list(words))
+    except click.UsageError as error:
+        raise UserError(f"{where}: {error.format_message().rstrip('.')}") from error
+    except click.exceptions.Exit as error:  # --help
+        raise UserError(f"{where} asks for help: leave that out") from error
+    for parameter in command.params:
+        given = parsed.get_parameter_source(str(parameter.name)) is ParameterSource.COMMANDLINE
+        if given and parameter.name not in PLAYED | (more or set()):
+            raise UserError(f"{where} has {parameter.opts[0]}, which the sweep sets itself: leave it out")
 
 
 def _training_settings(preset: str, words: Any) -> Any:
@@ -138,16 +173,14 @@ def _finish(sweep: SweepFile, plan: Plan, output: Path, failed: list[Job], inter
     from rql_deploy.sweep.table import markdown, rows_of
 
     rows, records = rows_of(sweep, plan, output)
-    context = click.get_current_context()
     if as_json:
         echo_json({"output": str(output), "cells": len(plan.cells), "finished": records, "failed": [job.name for job in failed]})
     else:
         click.echo(markdown(sweep, rows, len(records), len(plan.cells)))
-    again = shlex.join(["rql-deploy", "sweep", str(context.params["file"]), *_given(context)])
     if interrupted:
         click.echo(f"stopped; finished jobs are kept in {output}", err=True)
-        show_next(again)
-        context.exit(130)
+        show_next(typed_again())
+        click.get_current_context().exit(130)
     if failed:
         raise UserError(
             f"{len(failed)} of {len(plan.jobs)} jobs failed or lacked what they need ({failed[0].kind} {failed[0].name} and the like, see "
@@ -155,14 +188,3 @@ def _finish(sweep: SweepFile, plan: Plan, output: Path, failed: list[Job], inter
         )
     if not as_json:
         show_next(f"cat {output}/results.md")
-
-
-def _given(context: click.Context) -> list[str]:
-    """The options that were typed."""
-    from click.core import ParameterSource
-
-    words = []
-    for name in ("output", "workers", "ray_address"):
-        if context.get_parameter_source(name) is ParameterSource.COMMANDLINE:
-            words += [f"--{name.replace('_', '-')}", str(context.params[name])]
-    return words

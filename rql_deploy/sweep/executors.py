@@ -8,6 +8,7 @@ import platform
 import subprocess
 import sys
 import threading
+import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,7 +59,9 @@ def run_attempt(folder: Path, threads: int) -> Outcome:
     """An attempt from beginning to end in this thread; interrupted, it saves first."""
     process = attempt_process(folder, threads)
     try:
-        status = process.wait()
+        # Ray interrupts Python code only, not a wait in the system.
+        while (status := process.poll()) is None:
+            time.sleep(0.2)
     except BaseException:
         process.terminate()
         process.wait()

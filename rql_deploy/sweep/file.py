@@ -97,7 +97,7 @@ def load_sweep(path: Path) -> SweepFile:
         table = tomllib.loads(path.read_text())
     except FileNotFoundError as error:
         raise UserError(f"there is no sweep file {path}: pass a TOML file, for example benchmarks/table.toml") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise UserError(f"{path} is not TOML ({error}): correct it there") from error
     sweep = from_plain(SweepFile, table, path.name)
     for kind in ("tasks", "settings"):
@@ -115,6 +115,16 @@ def load_sweep(path: Path) -> SweepFile:
     for name, task in sweep.tasks.items():
         if bool(task.dataset) == (task.collect is not None):
             raise UserError(f"{path.name}: tasks.{name} needs either dataset (one that is there) or collect (how to make it)")
+    sets: dict[str, Mapping[str, Any]] = {"set": sweep.set}
+    sets |= {f"{kind}.{name}.set": part.set for kind in ("tasks", "settings") for name, part in getattr(sweep, kind).items()}
+    for where, chosen in sets.items():
+        for key, value in _flat(chosen):
+            if key in ("seed", "threads"):
+                raise UserError(
+                    f"{path.name}: {where} has {key}, which the sweep sets itself: write {'seeds' if key == 'seed' else key} at its top"
+                )
+            if not isinstance(value, str | bool | int | float | list):
+                raise UserError(f"{path.name}: {where} has {key} = {value}, which is no training setting: write a number, text or a list")
     for name, setting in sweep.settings.items():
         if not 1 <= setting.candidates <= MAX_CANDIDATES:
             raise UserError(f"{path.name}: settings.{name} has candidates = {setting.candidates}, it must be 1 to {MAX_CANDIDATES}")

@@ -60,7 +60,9 @@ class Job:
         """What the finished job came to, None if it is not finished."""
         file = self.folder(output) / RESULT
         try:
-            found: dict[str, Any] = json.loads(file.read_text())
+            found = json.loads(file.read_text())
+            if not (isinstance(found, dict) and isinstance(found.get("result"), dict) and isinstance(found.get("seconds"), int | float)):
+                raise ValueError("it lacks the result")
         except FileNotFoundError:
             return None
         except ValueError as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -101,7 +102,9 @@ def _evaluate_job(sweep: SweepFile, name: str, task: SweepTask, candidates: int,
 
 def content_address(path: Path) -> str:
     """sha256 of a file, or of a folder's files and their names."""
-    files = [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.is_file())
+    # Through links to folders, too: what lies behind them is read as well.
+    walked = os.walk(path, followlinks=True)
+    files = [path] if path.is_file() else sorted(Path(folder, name) for folder, _, names in walked for name in names)
     digest = hashlib.sha256()
     try:
         for file in files:

@@ -99,4 +99,6 @@ def run_jobs(
 
 def _last_words(log: Path, status: int) -> str:
     lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()] if log.exists() else []
+    if status < 0:
+        return f"killed by signal {-status}, {RETRIES + 1} times (see {log})"
     return f"{lines[-1] if lines else f'status {status}'} (see {log})"

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rql_deploy.errors import UserError
 from rql_deploy.progress import format_duration
 from rql_deploy.statistics import mean_interval, paired_difference, wilson_interval
 
@@ -96,8 +97,11 @@ def rows_of(sweep: SweepFile, plan: Plan, output: Path) -> tuple[list[Row], list
 def _row(task: str, setting: str, found: Sequence[tuple[Cell, dict[str, Any]]], output: Path) -> Row:
     episodes: list[tuple[int, bool]] = []
     for cell, _ in found:
-        lines = (cell.evaluate.folder(output) / "episodes.jsonl").read_text().splitlines()
-        episodes += [(result["seed"], bool(result["success"])) for result in map(json.loads, lines)]
+        file = cell.evaluate.folder(output) / "episodes.jsonl"
+        try:
+            episodes += [(result["seed"], bool(result["success"])) for result in map(json.loads, file.read_text().splitlines())]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{file} is missing or damaged ({error}): remove {file.parent} to have the job done again") from error
     records = [record for _, record in found]
     return Row(
         task,
@@ -164,7 +168,7 @@ def markdown(sweep: SweepFile, rows: Sequence[Row], done: int, cells: int) -> st
         lines += [sweep.note.strip(), ""]
     lines += ["| task | setting | mean | 95 % over seeds | per seed | episodes | 95 % | steps | training |", "|" + "---|" * 9]
     for row in rows:
-        label = sweep.settings[row.setting].label or row.setting
+        label = _label(sweep, row.setting)
         missing = "" if len(row.seeds) == len(sweep.seeds) else f" (partial: {len(row.seeds)} of {len(sweep.seeds)} seeds)"
         interval = "-" if row.interval is None else span(*row.interval)
         per_seed = ", ".join(f"{rate:.0%}".rstrip("%") for rate in row.rates)
@@ -179,7 +183,7 @@ def markdown(sweep: SweepFile, rows: Sequence[Row], done: int, cells: int) -> st
 def _differences(sweep: SweepFile, rows: Sequence[Row]) -> list[str]:
     """Every setting against the first one on the episodes that both have played."""
     first = next(iter(sweep.settings))
-    label = sweep.settings[first].label or first
+    label = _label(sweep, first)
     lines = []
     for row in rows:
         reference = next((other for other in rows if (other.task, other.setting) == (row.task, first)), None)
@@ -189,12 +193,17 @@ def _differences(sweep: SweepFile, rows: Sequence[Row]) -> list[str]:
         common = [seed for seed in mine if seed in theirs]
         if common:
             mean, low, high = (100 * x for x in paired_difference([mine[s] for s in common], [theirs[s] for s in common]))
-            name = sweep.settings[row.setting].label or row.setting
+            name = _label(sweep, row.setting)
             lines.append(f"| {row.task} | {name} | {mean:+.1f} points | {low:+.1f} to {high:+.1f} | {len(common)} |")
     if not lines:
         return []
     head = f"Minus {label}, episode by episode (same seeds; bootstrap 95 % interval over episodes, which leaves out how trainings differ):"
     return [head, "", "| task | setting | success | 95 % | pairs |", "|" + "---|" * 5, *lines, ""]
+
+
+def _label(sweep: SweepFile, setting: str) -> str:
+    # A bar would begin another column.
+    return (sweep.settings[setting].label or setting).replace("|", "\\|")
 
 
 def span(low: float, high: float) -> str:

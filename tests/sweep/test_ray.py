@@ -1,8 +1,11 @@
 """A Ray cluster of two nodes on this machine: sweeps, collection and evaluation on it, with workers and a node that die."""
 
+import functools
 import json
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,7 +16,7 @@ import pytest
 from rql_deploy.errors import UserError
 from rql_deploy.sweep.job import LOG, RESULT
 from tests.conftest import ROOT, run_cli
-from tests.sweep.test_sweep_running import attempt_pid, run_and, training_jobs
+from tests.sweep.test_sweep_running import SWEEP, attempt_pid, run_and, training_jobs, wait_for
 
 pytest.importorskip("ray")
 pytestmark = pytest.mark.slow
@@ -79,6 +82,36 @@ def test_evaluated_on_a_cluster_the_episodes_are_the_same(cluster: Any, tmp_path
         assert done.returncode == 0, done.stderr
         results[name] = [(e["seed"], e["success"], e["steps"], e["digest"]) for e in map(json.loads, file.read_text().splitlines())]
     assert results["here"] == results["cluster"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_sweep_on_a_cluster_that_is_stopped_saves_and_says_how_to_go_on(
+    number: signal.Signals, cluster: Any, tmp_path: Path, dataset: Path
+) -> None:
+    file, output = tmp_path / "sweep.toml", tmp_path / "out"
+    text = SWEEP.format(seeds=[0], updates=1_000_000, data=f'dataset = "{dataset}"')
+    file.write_text(text.replace("checkpoint_every = 100", "checkpoint_every = 0\ncheckpoint_minutes = 0\nlog_every = 50"))
+    words = ["sweep", str(file), "--output", str(output), "--ray-address", cluster.address]
+    listen = functools.partial(signal.signal, signal.SIGINT, signal.default_int_handler)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "rql_deploy", *words],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        preexec_fn=listen,
+    )
+    try:
+        # Under way, and without a checkpoint.
+        wait_for(lambda: any(file.stat().st_size for file in output.glob("jobs/train-*/run/metrics.jsonl")) or process.poll() is not None)
+        assert not any(output.glob("jobs/train-*/run/latest"))
+        process.send_signal(number)
+        said, _ = process.communicate(timeout=90)
+    finally:
+        process.kill()
+    assert process.returncode == 130, said
+    assert f"rql-deploy sweep {file}" in said
+    assert any(output.glob("jobs/train-*/run/latest")), said
 
 
 def test_a_killed_worker_and_a_lost_node_cost_a_sweep_no_job(cluster: Any, tmp_path: Path, dataset: Path) -> None:

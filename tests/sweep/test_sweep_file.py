@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -169,6 +170,66 @@ def test_a_damaged_result_is_named(tmp_path: Path) -> None:
     (job.write(tmp_path) / RESULT).write_text("{")
     with pytest.raises(UserError, match=r"result\.json is damaged"):
         job.result(tmp_path)
+
+
+@pytest.mark.parametrize("text", ["{}", "[]", "null", '{"result": 3}'])
+def test_a_result_that_holds_none_is_damaged_too(text: str, tmp_path: Path) -> None:
+    job = plan_of(tmp_path).jobs[0]
+    (job.write(tmp_path) / RESULT).write_text(text)
+    with pytest.raises(UserError, match=r"result\.json is damaged"):
+        job.result(tmp_path)
+
+
+def test_episodes_that_are_missing_or_cut_are_named(tmp_path: Path) -> None:
+    plan, sweep = plan_of(tmp_path), load_sweep(tmp_path / "sweep.toml")
+    play(plan, tmp_path, 0, (True, False))
+    file = plan.cells[0].evaluate.folder(tmp_path) / "episodes.jsonl"
+    file.write_text(file.read_text()[:-5])
+    with pytest.raises(UserError, match=r"episodes\.jsonl is missing or damaged"):
+        write_tables(sweep, plan, tmp_path)
+    file.unlink()
+    with pytest.raises(UserError, match=r"episodes\.jsonl is missing or damaged"):
+        write_tables(sweep, plan, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        ("episodes = 3 }", 'episodes = 3, options = ["--seed", "4"] }', "tasks.*collect.options has --seed, which the sweep sets itself"),
+        ("episodes = 3 }", "episodes = 0 }", "collect needs at least one episode"),
+        ('task = "robosuite:Lift"', 'task = "robosuite:Lft"', "did you mean Lift"),
+        ("episodes = 3 }", 'episodes = 3 }\noptions = ["--horizont", "9"]', "options: No such option '--horizont'"),
+        ("episodes = 3 }", 'episodes = 3 }\noptions = ["--episodes", "9"]', "has --episodes, which the sweep sets itself"),
+        ("episodes = 3 }", "episodes = 3 }\nset = { seed = 7 }", "seed, which the sweep sets itself: write seeds"),
+        ("episodes = 3 }", "episodes = 3 }\nset = { updates = 2026-01-01 }", "no training setting"),
+    ],
+)
+def test_what_would_fail_hours_later_is_refused_at_once(old: str, new: str, words: str, tmp_path: Path) -> None:
+    assert old in SWEEP
+    file = tmp_path / "sweep.toml"
+    file.write_text(SWEEP.replace(old, new))
+    result = cli("sweep", file, "--dry-run", "--output", tmp_path / "out")
+    assert_refused(result)
+    assert re.search(words, result.output), result.output
+
+
+def test_a_label_with_a_bar_stays_in_its_column(tmp_path: Path) -> None:
+    plan = plan_of(tmp_path, SWEEP.replace('label = "RQL"', 'label = "a | b"'))
+    play(plan, tmp_path, 0, (True, False))
+    write_tables(load_sweep(tmp_path / "sweep.toml"), plan, tmp_path)
+    assert "| a \\| b (partial" in (tmp_path / "results.md").read_text()
+
+
+def test_data_behind_a_link_counts_by_its_content(tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "rows").write_text(name)
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set" / "data").symlink_to(tmp_path / "one")
+    first = content_address(tmp_path / "set")
+    (tmp_path / "set" / "data").unlink()
+    (tmp_path / "set" / "data").symlink_to(tmp_path / "two")
+    assert content_address(tmp_path / "set") != first
 
 
 def test_the_name_of_a_job_is_not_part_of_its_address(tmp_path: Path) -> None:

@@ -126,7 +126,8 @@ def test_two_sweeps_do_not_share_a_folder(tmp_path: Path) -> None:
 
 def test_a_job_that_fails_stops_what_needs_it_and_nothing_else(tmp_path: Path) -> None:
     file = tmp_path / "sweep.toml"
-    file.write_text(SWEEP.format(seeds=[0], updates=1, data='collect = { task = "robosuite:Nonsense", episodes = 1 }'))
+    data = 'collect = { task = "robosuite:Lift", episodes = 1, options = ["--robot", "Nonsense"] }'
+    file.write_text(SWEEP.format(seeds=[0], updates=1, data=data))
     result = cli("sweep", file, "--output", tmp_path / "out")
     assert_refused(result, "4 of 4 jobs failed", "collect tiny data")
     assert "Nonsense" in result.output
