@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.delay_sweep import WAYS, Condition, Results
+from benchmarks.puzzle_value import fewest_presses
 from tests.conftest import ROOT
 
 BARE = ("click", "minari", "gymnasium", "mujoco", "zmq", "msgpack", "safetensors", "tensorboard", "matplotlib", "onnx", "onnxruntime")
@@ -50,3 +51,13 @@ def test_a_delay_sweep_goes_on_after_a_line_that_a_kill_cut_short(tmp_path: Path
         stream.write('{"key": ["second", 1.0], "held_because": {}')
     Results(file).add(("second", 1.0), {"held_because": {}})
     assert set(Results(file).found) == {("first", 1.0), ("second", 1.0)}
+
+
+def test_every_state_of_the_puzzle_is_so_many_presses_from_solved() -> None:
+    fewest = fewest_presses()
+    assert len(fewest) == 512
+    assert fewest[(0,) * 9] == 0
+    assert fewest[(0, 1, 0, 1, 1, 1, 0, 1, 0)] == 1
+    # A corner's press and its opposite's share no button.
+    assert fewest[(1, 1, 0, 1, 0, 1, 0, 1, 1)] == 2
+    assert max(fewest.values()) == 9
