@@ -1,9 +1,10 @@
-"""Folders that appear complete or not at all."""
+"""Folders that appear complete or not at all, that one process holds, and that have room."""
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import os
 import shutil
 import tempfile
@@ -11,6 +12,27 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from rql_deploy.errors import UserError
+
+LOCK = ".lock"
+
+
+@contextlib.contextmanager
+def held(folder: Path, busy: str) -> Iterator[None]:
+    """Hold a folder, which is made if need be, against other processes on this machine.
+
+    Raises UserError saying `busy` where another one holds it, and where it cannot be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        stream = (folder / LOCK).open("w")
+    except OSError as error:
+        raise UserError(f"cannot write to {folder} ({error.strerror}): pass another --output") from error
+    with stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise UserError(f"{busy}: wait for it, or pass another --output") from error
+        yield
 
 
 def reserve(folder: Path, size: int) -> None:

@@ -8,7 +8,6 @@ The folder lies beside the output and is what a later run goes on from after Ctr
 
 from __future__ import annotations
 
-import fcntl
 import io
 import json
 import os
@@ -26,6 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rql_deploy.errors import UserError
+from rql_deploy.folders import held
 from rql_deploy.seeding import episode_seed
 
 from .ogbench_play import EPISODE_STEPS, NOISE, NOISE_SMOOTHING, Player, find_recipe
@@ -86,16 +86,7 @@ def only_collection(data: PlayData) -> Iterator[None]:
 
     Raises UserError where another process works in it.
     """
-    try:
-        data.folder.mkdir(parents=True, exist_ok=True)
-        stream = (data.folder / ".lock").open("w")
-    except OSError as error:
-        raise UserError(f"cannot write to {data.folder} ({error.strerror}): pass another --output") from error
-    with stream:
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise UserError(f"another process makes {data.output}: wait for it, or pass another --output") from error
+    with held(data.folder, f"another process makes {data.output}"):
         try:
             yield
         finally:

@@ -42,9 +42,10 @@ def command(file: Path, output: Path | None, workers: int | None, ray_address: s
     that train alike train once. Stopped at any time, the same command goes on; a job whose process or node died is done again. Rows
     are finished one after the other, and OUTPUT/results.md, .csv and .jsonl follow them.
     """
+    from rql_deploy.folders import held
     from rql_deploy.sweep.file import load_sweep
     from rql_deploy.sweep.plan import make_plan
-    from rql_deploy.sweep.run import only_sweep, run_jobs
+    from rql_deploy.sweep.run import run_jobs
     from rql_deploy.sweep.table import write_tables
 
     sweep = load_sweep(file)
@@ -54,7 +55,7 @@ def command(file: Path, output: Path | None, workers: int | None, ray_address: s
     if dry_run:
         _list_jobs(plan, output)
         return
-    with only_sweep(output):
+    with held(output, f"another sweep works in {output}"):
         progress = _Progress(plan, output, lambda: write_tables(sweep, plan, output))
         executor = _executor(ray_address, workers, output, sweep.threads)
         failed: list[Job] = []

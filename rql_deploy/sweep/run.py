@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import fcntl
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Future, wait
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from rql_deploy.errors import UserError
-
 from .attempt import BUSY, UNFINISHED
 from .executors import Executor, Outcome
-from .job import LOCK, LOG, Job
+from .job import LOG, Job
 
 RETRIES = 3
 """Further attempts at a job whose process or node died."""
@@ -29,22 +25,6 @@ class Event:
     what: Literal["started", "finished", "failed", "killed", "skipped"]
     job: Job
     detail: str = ""
-
-
-@contextmanager
-def only_sweep(output: Path) -> Iterator[None]:
-    """Hold the output folder; raises UserError where another sweep works in it or it cannot be written."""
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-        stream = (output / LOCK).open("w")
-    except OSError as error:
-        raise UserError(f"cannot write to {output} ({error.strerror}): pass another --output") from error
-    with stream:
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise UserError(f"another sweep works in {output}: wait for it, or pass another --output") from error
-        yield
 
 
 def run_jobs(

@@ -11,12 +11,13 @@ from pathlib import Path
 
 import pytest
 
+from rql_deploy.folders import held
 from rql_deploy.sweep.attempt import BUSY, SECONDS
 from rql_deploy.sweep.executors import Executor, LocalExecutor, attempt_process
 from rql_deploy.sweep.file import load_sweep
 from rql_deploy.sweep.job import LOCK, LOG, RESULT, Job
 from rql_deploy.sweep.plan import make_plan
-from rql_deploy.sweep.run import Event, only_sweep, run_jobs
+from rql_deploy.sweep.run import Event, run_jobs
 from tests.conftest import ROOT, assert_refused, cli, run_cli
 
 SWEEP = """
@@ -120,7 +121,7 @@ def test_an_attempt_ends_with_whoever_started_it_and_its_folder_has_one_at_a_tim
 def test_two_sweeps_do_not_share_a_folder(tmp_path: Path) -> None:
     file = tmp_path / "sweep.toml"
     file.write_text(SWEEP.format(seeds=[0], updates=1, data='collect = { task = "robosuite:Lift", episodes = 1 }'))
-    with only_sweep(tmp_path / "out"):
+    with held(tmp_path / "out", "another sweep works there"):
         assert_refused(cli("sweep", file, "--output", tmp_path / "out"), "another sweep works in")
 
 
