@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.delay_sweep import WAYS, Condition, Results
-from benchmarks.puzzle_value import fewest_presses
+from benchmarks.puzzle import fewest_presses
 from tests.conftest import ROOT
 
 BARE = ("click", "minari", "gymnasium", "mujoco", "zmq", "msgpack", "safetensors", "tensorboard", "matplotlib", "onnx", "onnxruntime")
