@@ -13,6 +13,8 @@ from typing import Any, Literal, TypeVar
 from rql_deploy.errors import UserError
 
 T = TypeVar("T")
+MOST_NAMES = 24
+"""Known names that a message lists."""
 
 
 def from_plain(cls: type[T], data: Any, where: str, error: type[UserError] = UserError) -> T:
@@ -48,7 +50,10 @@ def suggestion(word: str, known: typing.Iterable[str]) -> str:
     """': did you mean ...?' for a misspelt word, or the list of what there is."""
     names = sorted(known)
     near = difflib.get_close_matches(word, names, n=3, cutoff=0.5)
-    return f": did you mean {' or '.join(near)}?" if near else f": there is {', '.join(names)}" if names else ""
+    if near:
+        return f": did you mean {' or '.join(near)}?"
+    more = f" and {len(names) - MOST_NAMES} more" if len(names) > MOST_NAMES else ""
+    return f": there is {', '.join(names[:MOST_NAMES])}{more}" if names else ""
 
 
 def _convert(hint: Any, value: Any, where: str, error: type[UserError]) -> Any:

@@ -60,8 +60,8 @@ def find_data_folder(name: str) -> Path:
     if Path(name).name == MAIN_FILE and Path(name).is_file():
         return Path(name).parent
     raise UserError(
-        f"there is no Minari data set '{name}', neither as a path nor among the local ids{suggestion(name, local_ids())}; "
-        "make one with `rql-deploy collect`, or fetch a public one with `minari download`"
+        f"there is no Minari data set '{name}', neither as a path nor among the local ids{suggestion(name, local_ids())} "
+        "(`rql-deploy collect` makes one, `minari download` fetches a public one)"
     )
 
 
