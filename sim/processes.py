@@ -63,7 +63,8 @@ class SimulatorPool(Executor):
         error = inner.exception()
         if isinstance(error, BrokenProcessPool):
             with self._lock:
-                if not self._closed and self._replaced < REPLACEMENTS + (pool is not self._pool):
+                # Where another call has had the processes replaced, this one only goes along.
+                if not self._closed and (pool is not self._pool or self._replaced < REPLACEMENTS):
                     self._replace(pool)
                     self._begin(call)
                     return

@@ -48,7 +48,6 @@ def check_output(output: str, form: str) -> None:
 def write_data(store: TransitionStore, output: str, form: str) -> tuple[Path, list[str]]:
     """Write the data set; returns where it is and what was lost."""
     check_output(output, form)
-    store.validate_rows()
     if form.startswith(("minari", "robomimic")):
         for name in (spec.name for spec in store.plant.fields):
             if "/" in name or name in (".", ".."):
@@ -56,6 +55,7 @@ def write_data(store: TransitionStore, output: str, form: str) -> tuple[Path, li
     if form.startswith("minari"):
         from .data_minari import write_minari
 
+        store.validate_rows()
         return write_minari(store, output, "arrow" if form == "minari-arrow" else "hdf5")
     from rql_deploy.train.writers import write
 

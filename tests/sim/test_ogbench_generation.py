@@ -175,6 +175,16 @@ def test_a_validation_file_that_is_there_is_not_overwritten(tmp_path: Path) -> N
     assert [entry.name for entry in tmp_path.iterdir()] == ["a-val.npz"]
 
 
+def test_a_join_that_was_cut_short_may_replace_its_own_validation_file(tmp_path: Path) -> None:
+    data = PlayData("cube-single-play", tmp_path / "a.npz", 2, 0, 12)
+    ogbench_collect.prepare(data)
+    data.validation_file.write_text("in its place before the training file was")
+    with pytest.raises(UserError, match=r"a-val\.npz exists already"):
+        ogbench_collect.prepare(data)
+    (data.folder / ogbench_collect.JOINING).touch()
+    assert ogbench_collect.prepare(data) == 0
+
+
 @pytest.mark.parametrize("content", [b"", b"PK half of an archive"])
 def test_an_episode_that_a_power_cut_damaged_is_made_again(content: bytes, made: Path, tmp_path: Path) -> None:
     data = PlayData("cube-single-play", tmp_path / "a.npz", 2, 0, 12)

@@ -9,6 +9,9 @@ from rql_deploy.contract import PlantDescription
 
 from ..store import TransitionStore
 
+DEFAULT_RATE = 20.0
+"""Control rate in Hz where the data does not say it; the plant's `environment` then has `ASSUMED_RATE`."""
+
 
 class Assembler:
     """Arrays for `rows` rows of `plant`, filled by one `add` per episode."""

@@ -21,12 +21,11 @@ from rql_deploy.errors import UserError
 from rql_deploy.plain import from_plain, suggestion
 
 from ..store import ASSUMED_RATE, TransitionStore
-from .assemble import Assembler
+from .assemble import DEFAULT_RATE, Assembler
 from .minari_columns import ColumnEpisodes
 
 MAIN_FILE = "main_data.hdf5"
 METADATA_FILE = "metadata.json"
-DEFAULT_RATE = 20.0
 COLUMN_FORMATS = ("arrow", "parquet")
 
 
@@ -136,9 +135,12 @@ def _success_after_step(episode: Any, rows: int) -> NDArray[np.bool_] | None:
         return None
     said = episode["infos"]["success"]
     # Some environments put a table of successes there, or text.
-    if isinstance(said, Mapping | h5py.Group) or np.asarray(said).dtype.kind not in "biuf":
+    if isinstance(said, Mapping | h5py.Group):
         return None
-    flags = np.asarray(said).reshape(len(said), -1)
+    flags = np.asarray(said)
+    if flags.dtype.kind not in "biuf":
+        return None
+    flags = flags.reshape(len(flags), -1)
     if flags.shape[1] != 1 or not np.isfinite(flags).all():
         return None
     flags = flags[:, 0] != 0

@@ -20,12 +20,11 @@ from rql_deploy.errors import UserError
 from rql_deploy.plain import from_plain, suggestion
 
 from ..store import ASSUMED_RATE, TransitionStore
-from .assemble import Assembler, bounds_of
+from .assemble import DEFAULT_RATE, Assembler, bounds_of
 
 SUFFIXES = (".hdf5", ".h5")
 ROBOSUITE = 1
 """`env_args.type` of robosuite environments; their actions are in [-1, 1]."""
-DEFAULT_RATE = 20.0
 
 
 def file_and_key(name: Path | str) -> tuple[str, str]:
