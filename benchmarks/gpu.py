@@ -23,7 +23,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -109,11 +109,11 @@ def make_group(
     generator = torch.Generator(device).manual_seed(1000 + seeds[0])
     sampler = WindowSampler(store, config.h, generator=generator, device=device, inner_observations=False)
     data = SharedRows(sampler, *labels)
-    O, A = store.plant.observation_dim, store.plant.action_dim
-    agent = stacked_agents(config, O, A, seeds, device)
+    action_dim = store.plant.action_dim
+    agent = stacked_agents(config, store.plant.observation_dim, action_dim, seeds, device)
 
     def draw() -> tuple[Any, Any]:
-        return data.draw(batch), data.noise(batch, config, A)
+        return data.draw(batch), data.noise(batch, config, action_dim)
 
     set_precision(agent, variant.precision)
     engine: Engine
@@ -336,9 +336,7 @@ def load_packed(path: Path) -> tuple[TransitionStore, dict[str, tuple[Tensor, Te
             masks[0],
             file["ends"],
         )
-    labels = {
-        task: (torch.from_numpy(rewards[i]), torch.from_numpy(masks[i])) for i, task in enumerate(meta["tasks"])
-    }
+    labels = {task: (torch.from_numpy(rewards[i]), torch.from_numpy(masks[i])) for i, task in enumerate(meta["tasks"])}
     return store, labels
 
 

@@ -70,7 +70,7 @@ def parts(file: Path) -> Iterator[tuple[int, str, int, RQLConfig, dict[str, Tens
 
 def unpack(folder: Path, data: Path, runs: Path) -> list[Path]:
     """Checkpoints RUNS/TASK-seedN[-no-reversal]/checkpoints/step_*; those that came without V are under RUNS/policies/."""
-    store, labels = load_packed(data)
+    store, _ = load_packed(data)
     statistics = dataset_statistics(store)
     written = []
     for file in sorted(folder.glob("*.safetensors")):

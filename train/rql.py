@@ -332,7 +332,8 @@ class RQL:
     def apply(self, gradients: list[Tensor]) -> None:
         """One Adam step on both networks along `gradients`, and both averages."""
         for parameter, gradient in zip(self.parameters(), gradients, strict=True):
-            parameter.grad = gradient
+            # The fused Adam wants both to lie in memory alike; a compiled gradient may be transposed.
+            parameter.grad = gradient if gradient.stride() == parameter.stride() else gradient.contiguous()
         # The averages move towards the parameters from before the step, so they go first.
         _move_average(self.V_target.parameters(), self.V.parameters(), self.config.tau)
         _move_average(self.v_ema.parameters(), self.v.parameters(), 1.0 - self.config.ema)

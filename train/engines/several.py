@@ -19,9 +19,7 @@ def stacked_agents(
     config: RQLConfig, observation_dim: int, action_dim: int, seeds: Sequence[int], device: torch.device | str = "cpu"
 ) -> RQL:
     """One agent per seed, side by side; each starts from the parameters that a run of its own with that seed starts from."""
-    return RQL.stack(
-        [RQL(config, observation_dim, action_dim, torch.Generator().manual_seed(seed), device) for seed in seeds]
-    )
+    return RQL.stack([RQL(config, observation_dim, action_dim, torch.Generator().manual_seed(seed), device) for seed in seeds])
 
 
 class SharedRows:
