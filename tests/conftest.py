@@ -21,7 +21,7 @@ from click.testing import CliRunner, Result
 
 from rql_deploy.cli import main
 from rql_deploy.contract import ActionDimension, ObservationField, PlantDescription
-from rql_deploy.train.store import TransitionStore
+from rql_deploy.train.data.store import TransitionStore
 
 ROOT = Path(__file__).resolve().parent.parent
 TINY = ("--set", "rql.policy_hidden=[16, 16]", "--set", "rql.value_hidden=[16, 16]", "--set", "rql.h=3", "--set", "batch_size=8")

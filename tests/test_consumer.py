@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from rql_deploy.bundle import Bundle
-from rql_deploy.certificate import load_cases
+from rql_deploy.bundle.bundle import Bundle
+from rql_deploy.bundle.certificate import load_cases
 from tests.conftest import ROOT, cli, require_node
 
 CONSUMER = ROOT / "docs" / "consumer"

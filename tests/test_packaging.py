@@ -119,9 +119,12 @@ def test_the_rooms_are_found_from_the_clones_root(case: str, source: Path, insta
             "torch onnxruntime mujoco minari h5py zmq",
         ),
         ("rql_deploy.runtime.client", "torch onnxruntime onnx click mujoco robosuite minari h5py gymnasium"),
-        ("rql_deploy.runtime.server, rql_deploy.runtime.onnx_policy, rql_deploy.runtime.control_loop", "torch mujoco minari h5py"),
         (
-            "rql_deploy.train.trainer, rql_deploy.train.handover, rql_deploy.train.readers.minari",
+            "rql_deploy.runtime.server.server, rql_deploy.runtime.engine.onnx_policy, rql_deploy.runtime.control.lockstep",
+            "torch mujoco minari h5py",
+        ),
+        (
+            "rql_deploy.train.trainer, rql_deploy.train.handover, rql_deploy.train.data.readers.minari",
             "mujoco robosuite zmq minari gymnasium onnxruntime",
         ),
         ("rql_deploy.export.exporter", "mujoco robosuite minari"),

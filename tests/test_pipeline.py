@@ -14,16 +14,16 @@ import numpy as np
 import pytest
 from minari import MinariDataset
 
-from rql_deploy.bundle import Bundle
+from rql_deploy.bundle.bundle import Bundle
 from rql_deploy.policy import Policy
 from rql_deploy.runtime.client import RemotePolicy
-from rql_deploy.runtime.control_loop import ControlLoop
-from rql_deploy.runtime.onnx_policy import OnnxPolicy
+from rql_deploy.runtime.control.lockstep import ControlLoop
+from rql_deploy.runtime.engine.onnx_policy import OnnxPolicy
 from rql_deploy.seeding import episode_seed
-from rql_deploy.sim.tasks import EnvPlant, Task
+from rql_deploy.sim.plants.tasks import EnvPlant, Task
 from rql_deploy.train.checkpoint import load_checkpoint
-from rql_deploy.train.evaluator import read_evaluations
-from rql_deploy.train.readers.minari import read_minari
+from rql_deploy.train.data.readers.minari import read_minari
+from rql_deploy.train.logging.periodic_evaluation import read_evaluations
 from tests.conftest import ROOT, TINY, assert_refused, cli, run_cli, serving
 
 COLLECT = ("collect", "robosuite:Lift", "--horizon", 50)

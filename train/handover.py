@@ -12,7 +12,7 @@ from rql_deploy.errors import UserError
 
 from .checkpoint import Checkpoint
 from .config import config_to_plain
-from .exportable import Encoder, FlowPolicy, Refiner, Valuer
+from .export_modules import Encoder, FlowPolicy, Refiner, Valuer
 from .policy import TorchPolicy
 from .rql import RQL
 

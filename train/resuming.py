@@ -6,11 +6,11 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from rql_deploy.errors import UserError
+from rql_deploy.train.data.shards import ShardedStore
+from rql_deploy.train.data.store import TransitionStore
 
 from .checkpoint import Checkpoint
 from .config import TrainConfig, config_to_plain
-from .shards import ShardedStore
-from .store import TransitionStore
 
 FREE = {
     "updates",

@@ -13,6 +13,16 @@ import torch
 
 from rql_deploy.errors import UserError
 from rql_deploy.progress import ProgressLine
+from rql_deploy.train.data.sampler import WindowSampler
+from rql_deploy.train.data.shards import ShardedStore
+from rql_deploy.train.data.store import TransitionStore
+from rql_deploy.train.engines.data_parallel import DataParallel
+from rql_deploy.train.engines.engine import Engine, EngineChoice, choose_engine, make_engine, require_engine
+from rql_deploy.train.logging.diagnostics import Diagnostics
+from rql_deploy.train.logging.loggers import RunLog
+from rql_deploy.train.logging.periodic_evaluation import Evaluator, append_evaluation, read_evaluations
+from rql_deploy.train.logging.run_page import write_report
+from rql_deploy.train.logging.summary import dataset_statistics, package_versions, reference_rows
 
 from .checkpoint import (
     Checkpoint,
@@ -26,19 +36,9 @@ from .checkpoint import (
     step_of,
 )
 from .config import TrainConfig, config_to_plain
-from .diagnostics import Diagnostics
-from .engine import Engine, EngineChoice, choose_engine, make_engine, require_engine
-from .evaluator import Evaluator, append_evaluation, read_evaluations
 from .interrupts import stop_requests
-from .logs import RunLog
-from .parallel import DataParallel
-from .report import write_report
 from .resuming import require_same_networks, require_same_run
 from .rql import RQL, Batch, Noise, draw_noise
-from .sampler import WindowSampler
-from .shards import ShardedStore
-from .store import TransitionStore
-from .summary import dataset_statistics, package_versions, reference_rows
 
 EVALUATION_POLL_SECONDS = 0.2
 

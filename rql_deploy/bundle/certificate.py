@@ -15,13 +15,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rql_deploy.bundle import CASES, FLOAT32_FILES, GRAPHS, open_session
 from rql_deploy.contract import Contract
 from rql_deploy.errors import BundleError
 from rql_deploy.flow import flow_schedule
-from rql_deploy.ranking import Ranking, rank
-from rql_deploy.variants import VariantCheck, check_variant, summary
-from rql_deploy.walking import Sessions, rows_are_independent, run_graphs, run_policy
+
+from .bundle import CASES, FLOAT32_FILES, GRAPHS, open_session
+from .rollout import Sessions, rows_are_independent, run_graphs, run_policy
+from .value_ranking import Ranking, rank
+from .variants import VariantCheck, check_variant, summary
 
 TOLERANCE = 1e-5
 """Of an error divided by its scale (`_scale`): absolute for actions and x on data set observations, relative elsewhere."""

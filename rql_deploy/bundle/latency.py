@@ -13,7 +13,8 @@ import numpy as np
 
 from rql_deploy.contract import Contract
 from rql_deploy.seeding import flow_noise
-from rql_deploy.walking import Sessions, run_policy, run_value
+
+from .rollout import Sessions, run_policy, run_value
 
 ROWS = (1, 8)
 INTEGER_FLAGS = ("avx2", "avx512f", "avx_vnni", "avx512_vnni", "asimddp")

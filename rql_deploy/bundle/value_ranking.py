@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from rql_deploy.contract import Contract
 from rql_deploy.flow import flow_schedule
 from rql_deploy.seeding import flow_noise
-from rql_deploy.walking import Array, Sessions, run_value
+
+from .rollout import Array, Sessions, run_value
 
 RANKING_SEED = 17
 OBSERVATIONS, CANDIDATES = 64, 16

@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 
 from rql_deploy.contract import Contract
 from rql_deploy.seeding import flow_noise
-from rql_deploy.walking import Array, Sessions, rows_are_independent, run_graphs
+
+from .rollout import Array, Sessions, rows_are_independent, run_graphs
 
 VARIANT_TOLERANCE = 0.02
 """The 99 % quantile of the action error, in scaled units (an action range is 2 wide), beyond which a variant is refused."""

@@ -12,7 +12,7 @@ import click
 from .options import DEFAULT_WORKERS, echo_json, show_next
 
 if TYPE_CHECKING:
-    from rql_deploy.certificate import Certificate
+    from rql_deploy.bundle.certificate import Certificate
     from rql_deploy.contract import PlantDescription
 
 
@@ -62,7 +62,7 @@ def command(
     With a finished bundle:  rql-deploy export BUNDLE --push hf://OWNER/NAME
     To fetch one:            rql-deploy export --pull hf://OWNER/NAME --output DIR
     """
-    from rql_deploy.bundle import MANIFEST
+    from rql_deploy.bundle.bundle import MANIFEST
     from rql_deploy.errors import UserError
     from rql_deploy.export.transfer import pull, push
 
@@ -166,8 +166,8 @@ def scorer(plant: PlantDescription, episodes: int) -> Callable[[Path, str], Mapp
     """Plays the same seeded episodes with each variant of a bundle; the environment's settings are those of the contract."""
     from rql_deploy.progress import ProgressLine
     from rql_deploy.seeding import episode_seed
-    from rql_deploy.sim.evaluation import Evaluation
-    from rql_deploy.sim.tasks import Task
+    from rql_deploy.sim.evaluation.episodes import Evaluation
+    from rql_deploy.sim.plants.tasks import Task
 
     from .evaluate import check_episode, contestant, onnx_policy
 

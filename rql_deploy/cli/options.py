@@ -17,7 +17,7 @@ from rql_deploy.errors import UserError
 from rql_deploy.policy import DEFAULT_CANDIDATES, MAX_CANDIDATES
 
 if TYPE_CHECKING:
-    from rql_deploy.ray_cluster import RayPool
+    from rql_deploy.distributed.ray_cluster import RayPool
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -60,7 +60,7 @@ def ray_pool(address: str | None, *shared: Path) -> RayPool | None:
     """A pool on the cluster at `address`, None for None; raises UserError where a node does not see one of the `shared` paths."""
     if address is None:
         return None
-    from rql_deploy.ray_cluster import RayPool, require_seen
+    from rql_deploy.distributed.ray_cluster import RayPool, require_seen
 
     pool = RayPool(address)
     for path in shared:

@@ -17,11 +17,11 @@ from rql_deploy.errors import UserError
 from .options import echo_json, show_next, typed_again
 
 if TYPE_CHECKING:
-    from rql_deploy.sweep.executors import Executor
-    from rql_deploy.sweep.file import SweepFile
-    from rql_deploy.sweep.job import Job
-    from rql_deploy.sweep.plan import Plan
-    from rql_deploy.sweep.run import Event
+    from rql_deploy.distributed.sweep.executors import Executor
+    from rql_deploy.distributed.sweep.file import SweepFile
+    from rql_deploy.distributed.sweep.job import Job
+    from rql_deploy.distributed.sweep.plan import Plan
+    from rql_deploy.distributed.sweep.run import Event
 
 
 @click.command("sweep")
@@ -42,11 +42,11 @@ def command(file: Path, output: Path | None, workers: int | None, ray_address: s
     that train alike train once. Stopped at any time, the same command goes on; a job whose process or node died is done again. Rows
     are finished one after the other, and OUTPUT/results.md, .csv and .jsonl follow them.
     """
+    from rql_deploy.distributed.sweep.file import load_sweep
+    from rql_deploy.distributed.sweep.plan import make_plan
+    from rql_deploy.distributed.sweep.run import run_jobs
+    from rql_deploy.distributed.sweep.table import write_tables
     from rql_deploy.folders import held
-    from rql_deploy.sweep.file import load_sweep
-    from rql_deploy.sweep.plan import make_plan
-    from rql_deploy.sweep.run import run_jobs
-    from rql_deploy.sweep.table import write_tables
 
     sweep = load_sweep(file)
     _check_tasks(file.name, sweep)
@@ -90,8 +90,8 @@ def _check_tasks(file: str, sweep: SweepFile) -> None:
     if importlib.util.find_spec("mujoco") is None:
         return
     with contextlib.suppress(ModuleNotFoundError):
-        from rql_deploy.sim.ogbench_play import find_recipe
-        from rql_deploy.sim.tasks import Task, find_demonstrator
+        from rql_deploy.sim.demonstrators.ogbench_play import find_recipe
+        from rql_deploy.sim.plants.tasks import Task, find_demonstrator
 
         for task in sweep.tasks.values():
             Task(task.play, {}).check()
@@ -125,10 +125,10 @@ def _training_settings(preset: str, words: Any) -> Any:
 
 def _executor(ray_address: str | None, workers: int | None, output: Path, threads: int) -> Executor:
     if ray_address is None:
-        from rql_deploy.sweep.executors import LocalExecutor
+        from rql_deploy.distributed.sweep.executors import LocalExecutor
 
         return LocalExecutor(workers or max(1, (os.cpu_count() or 1) // threads))
-    from rql_deploy.sweep.ray_executor import RayExecutor
+    from rql_deploy.distributed.sweep.ray_executor import RayExecutor
 
     return RayExecutor(ray_address, output, threads)
 
@@ -171,7 +171,7 @@ def _list_jobs(plan: Plan, output: Path) -> None:
 
 
 def _finish(sweep: SweepFile, plan: Plan, output: Path, failed: list[Job], interrupted: bool, as_json: bool) -> None:
-    from rql_deploy.sweep.table import markdown, rows_of
+    from rql_deploy.distributed.sweep.table import markdown, rows_of
 
     rows, records = rows_of(sweep, plan, output)
     if as_json:

@@ -9,14 +9,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 if TYPE_CHECKING:
-    from rql_deploy.train.store import TransitionStore
+    from rql_deploy.train.data.store import TransitionStore
 
 
 def write_minari(store: TransitionStore, output: str, data_format: str) -> tuple[Path, list[str]]:
     """Write it in Minari's `hdf5` or `arrow` layout; returns the folder and what was lost. Raises UserError when something is there."""
     from minari.data_collector import EpisodeBuffer
 
-    from rql_deploy.sim.minari_files import write_dataset
+    from rql_deploy.sim.collection.minari_files import write_dataset
 
     lost = []
     if store.finals is None:

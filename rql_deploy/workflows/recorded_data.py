@@ -13,7 +13,7 @@ from rql_deploy.contract import Contract
 from rql_deploy.errors import UserError
 
 if TYPE_CHECKING:
-    from rql_deploy.train.store import TransitionStore
+    from rql_deploy.train.data.store import TransitionStore
 
 SUFFIX = ".rqlrec"
 
@@ -38,7 +38,7 @@ def read_recorded(name: str) -> Recorded:
     Rewards that no loop reported are success - 1, masks 1 - success (docs/algorithm.md, Conventions); without either they are 0 and 1.
     Raises UserError when there is no episode in it, or they are of several plants.
     """
-    from rql_deploy.runtime.recorder import read_recording
+    from rql_deploy.runtime.server.recording import read_recording
 
     episodes: dict[tuple[int, int], dict[int, dict[str, Any]]] = {}
     contracts: dict[str, Contract] = {}
@@ -112,7 +112,7 @@ _NOTHING = (np.zeros((0, 0), np.float32), np.zeros((0, 0), np.float32))
 
 
 def _store(name: str, plant: Any, episodes: list[_Episode]) -> TransitionStore:
-    from rql_deploy.train.store import TransitionStore
+    from rql_deploy.train.data.store import TransitionStore
 
     rewards, masks = [], []
     for episode in episodes:

@@ -7,14 +7,13 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rql_deploy.cli.evaluate import contestant, torch_policy
 from rql_deploy.errors import ContractError
-
-from .evaluate import contestant, torch_policy
 
 if TYPE_CHECKING:
     from rql_deploy.contract import PlantDescription
     from rql_deploy.policy import EpisodeResult
-    from rql_deploy.train.evaluator import Evaluation
+    from rql_deploy.train.logging.periodic_evaluation import Evaluation
 
 NICENESS = 5
 """Added to the simulators' niceness, so that they take what training leaves."""
@@ -25,8 +24,8 @@ class SimulatedEvaluator:
 
     def __init__(self, task: str, settings: dict[str, Any], episodes: int, workers: int, seed: int):
         """Raises UserError when there is no such task."""
-        from rql_deploy.sim.evaluation import Evaluation as Pool
-        from rql_deploy.sim.tasks import Task
+        from rql_deploy.sim.evaluation.episodes import Evaluation as Pool
+        from rql_deploy.sim.plants.tasks import Task
 
         work = Task(task, settings)
         work.check()
@@ -54,10 +53,9 @@ class SimulatedEvaluator:
 
     def finished(self) -> list[Evaluation]:
         """Evaluations that ended since this was last asked."""
-        from rql_deploy.sim.processes import finished
-        from rql_deploy.train.evaluator import Evaluation
-
-        from .evaluate import check_episode
+        from rql_deploy.cli.evaluate import check_episode
+        from rql_deploy.sim.collection.processes import finished
+        from rql_deploy.train.logging.periodic_evaluation import Evaluation
 
         done = []
         for step, (seeds, futures) in list(self._running.items()):

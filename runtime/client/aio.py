@@ -24,10 +24,10 @@ from numpy.typing import NDArray
 from rql_deploy.contract import Contract, PlantDescription
 from rql_deploy.errors import DeadlineMissed, UserError
 from rql_deploy.policy import Decision
+from rql_deploy.runtime.wire import protocol
 
-from . import protocol
-from .agreement import DEFAULT_TIMEOUT, Agreement, RoundTrip, ServerError, act_header, refusal
-from .client import RETRY_PAUSE, configure
+from .policy import RETRY_PAUSE, configure
+from .session import DEFAULT_TIMEOUT, Agreement, RoundTrip, ServerError, act_header, refusal
 
 Reply = tuple[dict[str, Any], dict[str, NDArray[Any]]]
 

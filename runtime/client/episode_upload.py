@@ -27,8 +27,8 @@ from rql_deploy.contract import PlantDescription
 from rql_deploy.errors import ContractError, DeadlineMissed, UserError
 from rql_deploy.policy import EpisodicPlant
 
-from .agreement import Agreement, ServerError
-from .client import Channel
+from .policy import Channel
+from .session import Agreement, ServerError
 
 PART_BYTES = 256 << 10
 """Observations of one message."""

@@ -17,10 +17,10 @@ import zmq
 from rql_deploy.contract import Contract, PlantDescription
 from rql_deploy.errors import ContractError, DeadlineMissed, UserError
 from rql_deploy.policy import Decision
+from rql_deploy.runtime.wire.protocol import ready
 
-from .agreement import DEFAULT_TIMEOUT, Agreement, ServerError
-from .client import Channel, RemotePolicy
-from .protocol import ready
+from .policy import Channel, RemotePolicy
+from .session import DEFAULT_TIMEOUT, Agreement, ServerError
 
 PROBE_EVERY = 0.25
 """Seconds between pings to a server that is away."""

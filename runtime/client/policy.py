@@ -23,9 +23,9 @@ from numpy.typing import NDArray
 from rql_deploy.contract import Contract, PlantDescription
 from rql_deploy.errors import ContractError, DeadlineMissed, UserError
 from rql_deploy.policy import Decision
+from rql_deploy.runtime.wire import protocol
 
-from . import protocol
-from .agreement import DEFAULT_TIMEOUT, Agreement, RoundTrip, ServerError, act_header, refusal
+from .session import DEFAULT_TIMEOUT, Agreement, RoundTrip, ServerError, act_header, refusal
 
 __all__ = ["DEFAULT_TIMEOUT", "Channel", "RemotePolicy", "ServerError"]
 
@@ -55,7 +55,7 @@ def configure(socket: zmq.Socket[Any], endpoints: Sequence[str], keys: str | os.
     ):
         socket.setsockopt(option, value)
     if keys is not None:
-        from .keys import ClientKeys
+        from rql_deploy.runtime.wire.keys import ClientKeys
 
         pair = ClientKeys.load(os.fspath(keys))
         socket.setsockopt(zmq.CURVE_SERVERKEY, pair.server)

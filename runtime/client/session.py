@@ -13,9 +13,8 @@ from rql_deploy.contract import Contract, PlantDescription
 from rql_deploy.errors import ContractError, DeadlineMissed, UserError
 from rql_deploy.flow import flow_schedule
 from rql_deploy.policy import Decision
-
-from . import protocol
-from .finite import all_finite
+from rql_deploy.runtime.wire import protocol
+from rql_deploy.runtime.wire.finite import all_finite
 
 DEFAULT_TIMEOUT = 1.0
 """Seconds a call without a deadline waits."""

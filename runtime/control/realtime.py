@@ -26,13 +26,13 @@ from rql_deploy.limits import Limits
 from rql_deploy.policy import EpisodeResult, Observation, Plant, Policy
 from rql_deploy.seeding import decision_seed
 
-from .asking import Answer, Asker, Question, ThreadAsker
 from .clock import Clock, Schedule, SystemClock
-from .control_loop import plant_failure
-from .faults import Watchdog
+from .inference import Answer, Asker, Question, ThreadAsker
+from .lockstep import plant_failure
 from .playback import DeltaBounds, Mode, Playback
 from .safety import SafetyFilter, Verdict
-from .ticks import STANDBY, LoopStatistics, Tick
+from .telemetry import STANDBY, LoopStatistics, Tick
+from .watchdog import Watchdog
 
 SWITCH_INTERVAL = 1e-4
 """Seconds after which a thread gives up the interpreter to one that waits. Python's default, 5 ms, is several ticks."""

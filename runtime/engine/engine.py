@@ -21,8 +21,8 @@ from numpy.typing import NDArray
 
 from rql_deploy.seeding import FlowNoise
 
-from .jobs import Array, Done, Event, Expired, Job, Preview
 from .model import MAX_STEP_ROWS, Model
+from .request import Array, Done, Event, Expired, Job, Preview
 
 REPLY_MARGIN = 100e-6
 """Seconds kept back from every budget for writing the reply."""

@@ -8,13 +8,13 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-from rql_deploy.bundle import Bundle
+from rql_deploy.bundle.bundle import Bundle
 from rql_deploy.contract import Contract
 from rql_deploy.errors import ContractError
 from rql_deploy.flow import flow_schedule
+from rql_deploy.runtime.wire.finite import all_finite
 
-from .cost import CostModel
-from .finite import all_finite
+from .latency import CostModel
 from .providers import open_sessions
 
 Array = NDArray[np.float32]

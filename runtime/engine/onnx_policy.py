@@ -10,15 +10,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rql_deploy.bundle import Bundle
+from rql_deploy.bundle.bundle import Bundle
 from rql_deploy.contract import Contract
 from rql_deploy.errors import ContractError
 from rql_deploy.policy import MAX_CANDIDATES, Decision
 from rql_deploy.seeding import flow_noise
 
 from .engine import Engine
-from .jobs import Done, Job, Preview
 from .model import Model
+from .request import Done, Job, Preview
 
 
 class OnnxPolicy:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from rql_deploy.bundle import CONTRACT_ID_KEY, GRAPHS, Bundle
+from rql_deploy.bundle.bundle import CONTRACT_ID_KEY, GRAPHS, Bundle
 from rql_deploy.errors import BundleError, UserError
 
 if TYPE_CHECKING:

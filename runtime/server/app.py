@@ -9,19 +9,19 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from rql_deploy.bundle import Bundle
+from rql_deploy.bundle.bundle import Bundle
 from rql_deploy.contract import Contract
 from rql_deploy.errors import ContractError
+from rql_deploy.runtime.client.policy import Channel
+from rql_deploy.runtime.engine.model import Model
 
-from .client import Channel
-from .guard import MAX_RATE
-from .lanes import incompatibilities
+from .auth import ServerKeys
 from .logs import start_logging
-from .model import Model
 from .openpi import OpenpiEndpoint
-from .recorder import Recorder
+from .quota import MAX_RATE
+from .recording import Recorder
+from .registry import incompatibilities
 from .reload import Reloader
-from .security import ServerKeys
 from .server import INTERNAL, PolicyServer, stop_on_signals
 
 SWITCH_INTERVAL = 2e-4

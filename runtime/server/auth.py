@@ -8,8 +8,7 @@ import zmq
 from zmq.auth.thread import ThreadAuthenticator
 
 from rql_deploy.errors import UserError
-
-from .keys import CLIENTS, list_clients, server_pair
+from rql_deploy.runtime.wire.keys import CLIENTS, list_clients, server_pair
 
 DOMAIN = "rql-deploy"
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import zmq
 from zmq.utils.monitor import recv_monitor_message
 
-from .protocol import ready
+from rql_deploy.runtime.wire.protocol import ready
 
 EVENTS = zmq.EVENT_ACCEPTED | zmq.EVENT_DISCONNECTED
 

@@ -26,8 +26,7 @@ from numpy.typing import NDArray
 
 from rql_deploy.contract import Contract
 from rql_deploy.errors import UserError
-
-from .jobs import Done, EpisodePart
+from rql_deploy.runtime.engine.request import Done, EpisodePart
 
 MAGIC = b"RQLREC1\n"
 SHARD_BYTES = 64 << 20

@@ -6,10 +6,9 @@ from collections.abc import Iterable
 
 from rql_deploy.contract import Contract
 from rql_deploy.errors import UserError
-
-from .engine import Engine
-from .model import Model
-from .protocol import ProtocolError
+from rql_deploy.runtime.engine.engine import Engine
+from rql_deploy.runtime.engine.model import Model
+from rql_deploy.runtime.wire.protocol import ProtocolError
 
 
 class Lane:

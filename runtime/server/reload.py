@@ -9,11 +9,11 @@ import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from rql_deploy.bundle import Bundle
+from rql_deploy.bundle.bundle import Bundle
 from rql_deploy.errors import ContractError, UserError
+from rql_deploy.runtime.engine.model import Model
 
-from .lanes import incompatibilities
-from .model import Model
+from .registry import incompatibilities
 
 _log = logging.getLogger("rql_deploy.reload")
 LOWEST_PRIORITY = 19

@@ -6,10 +6,9 @@ import time
 from typing import Any
 
 from rql_deploy.errors import UserError
-
-from .engine import Engine
-from .jobs import Done, Job
-from .model import Model
+from rql_deploy.runtime.engine.engine import Engine
+from rql_deploy.runtime.engine.model import Model
+from rql_deploy.runtime.engine.request import Done, Job
 
 
 def replay(model: Model, record: dict[str, Any]) -> Done:

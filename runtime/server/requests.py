@@ -11,11 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rql_deploy.policy import MAX_CANDIDATES
-
-from .finite import all_finite
-from .jobs import EpisodePart, Job
-from .model import Model
-from .protocol import ProtocolError
+from rql_deploy.runtime.engine.model import Model
+from rql_deploy.runtime.engine.request import EpisodePart, Job
+from rql_deploy.runtime.wire.finite import all_finite
+from rql_deploy.runtime.wire.protocol import ProtocolError
 
 Header = dict[str, Any]
 Arrays = Mapping[str, NDArray[Any]]

@@ -22,18 +22,19 @@ import zmq
 import rql_deploy
 from rql_deploy.contract import Contract
 from rql_deploy.errors import ContractError, UserError
+from rql_deploy.runtime.engine.model import Model
+from rql_deploy.runtime.engine.request import Done, Event, Expired, Preview
+from rql_deploy.runtime.wire import protocol
+from rql_deploy.runtime.wire.protocol import ProtocolError
 
-from . import protocol, requests
-from .binding import check_bind
+from . import requests
+from .auth import ServerKeys
 from .connections import Connections
-from .guard import MAX_RATE, Guard
-from .jobs import Done, Event, Expired, Preview
-from .lanes import Lane, Lanes
+from .listen import check_bind
 from .metrics import Metrics
-from .model import Model
-from .protocol import ProtocolError
-from .recorder import Recorder
-from .security import ServerKeys
+from .quota import MAX_RATE, Guard
+from .recording import Recorder
+from .registry import Lane, Lanes
 
 INTERNAL = "inproc://policy"
 """Where threads of the server's own process connect, in the server's context."""

@@ -26,8 +26,8 @@ from typing import Any
 from rql_deploy.contract import Contract
 from rql_deploy.errors import DeadlineMissed, UserError
 
+from .app import ServerConfig, Serving, serving
 from .server import DRAIN_LIMIT
-from .serving import ServerConfig, Serving, serving
 
 ASK_TIMEOUT = 1.0
 """Seconds within which a healthy worker answers."""

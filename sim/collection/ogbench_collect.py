@@ -27,8 +27,8 @@ from numpy.typing import NDArray
 from rql_deploy.errors import UserError
 from rql_deploy.folders import held
 from rql_deploy.seeding import episode_seed
+from rql_deploy.sim.demonstrators.ogbench_play import EPISODE_STEPS, NOISE, NOISE_SMOOTHING, Player, find_recipe
 
-from .ogbench_play import EPISODE_STEPS, NOISE, NOISE_SMOOTHING, Player, find_recipe
 from .processes import SimulatorPool, finished
 
 VALIDATION_OFFSET = 1 << 24

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .watching import WatchedEpisode
+from .annotations import WatchedEpisode
 
 BINS = 8
 RESAMPLES = 2000

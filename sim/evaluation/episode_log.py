@@ -10,7 +10,7 @@ from pathlib import Path
 
 from rql_deploy.policy import EpisodeResult
 
-from .watching import WatchedEpisode
+from .annotations import WatchedEpisode
 
 
 def read_episodes(path: Path) -> list[WatchedEpisode]:

@@ -16,13 +16,13 @@ import numpy as np
 
 from rql_deploy.contract import PlantDescription
 from rql_deploy.policy import EpisodeResult, Policy
+from rql_deploy.sim.collection.collect import demonstrate
+from rql_deploy.sim.collection.processes import SimulatorPool, finished
+from rql_deploy.sim.plants.tasks import EnvPlant, Task, describe
 from rql_deploy.statistics import percentile_ms, wilson_interval
 
+from .annotations import WatchedEpisode
 from .calibration import calibrate
-from .collect import demonstrate
-from .processes import SimulatorPool, finished
-from .tasks import EnvPlant, Task, describe
-from .watching import WatchedEpisode
 
 MakePolicy = Callable[[PlantDescription], Policy]
 RunEpisode = Callable[..., EpisodeResult]
@@ -123,7 +123,7 @@ def _play(task: Task, contestant: Contestant, seed: int) -> EpisodeResult:
 
 
 def _film(task: Task, contestant: Contestant, seeds: Sequence[int], path: Path, camera: str | None) -> list[EpisodeResult]:
-    from .video import Film
+    from .films import Film
 
     plant, description = _plant(task)
     policy = _policy(contestant.key, contestant.make_policy, description)

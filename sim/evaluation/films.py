@@ -17,14 +17,14 @@ from rql_deploy.contract import Contract
 from rql_deploy.errors import UserError
 from rql_deploy.plain import suggestion
 from rql_deploy.policy import Decision
+from rql_deploy.sim.plants.headless import render_headless
 
-from .headless import render_headless
 from .preview_paths import PathModel, colour, value_range
 
 if TYPE_CHECKING:
     import mujoco
 
-    from .tasks import EnvPlant
+    from rql_deploy.sim.plants.tasks import EnvPlant
 
 WIDTH, HEIGHT = 640, 480
 CAMERAS = ("agentview", "front_pixels", "front", "frontview", "fixed")

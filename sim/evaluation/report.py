@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 
+from .annotations import WatchedEpisode
 from .calibration import ValueCalibration, calibrate
 from .charts import Chart, histogram
-from .evaluation import Score
-from .watching import WatchedEpisode
+from .episodes import Score
 
 STYLE = """
 :root{color-scheme:light dark;--paper:#fff;--ink:#1c2024;--soft:#667;--line:#dde;--c0:#2563eb;--c1:#d97706;--c2:#059669;--bad:#dc2626}

@@ -70,7 +70,7 @@ class ArmPlant:
         self._goal = np.zeros(3)
         self._resets, self._ticks, self._success = 0, 0, False
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "rql_deploy.sim.arm_process", "--rate", str(arm_rate)],
+            [sys.executable, "-m", "rql_deploy.sim.plants.arm_process", "--rate", str(arm_rate)],
             stdout=subprocess.PIPE,
             text=True,
             # The terminal's Ctrl-C is for the loop, which then still has to hold the arm.
@@ -81,7 +81,7 @@ class ArmPlant:
             addresses = json.loads(self._process.stdout.readline())
         except ValueError as error:
             self._process.kill()
-            raise UserError("the arm's process did not start: run `python -m rql_deploy.sim.arm_process` to see why") from error
+            raise UserError("the arm's process did not start: run `python -m rql_deploy.sim.plants.arm_process` to see why") from error
         self._context = zmq.Context()
         self._orders, self._states = self._context.socket(zmq.PUSH), self._context.socket(zmq.SUB)
         self._orders.setsockopt(zmq.LINGER, 0)

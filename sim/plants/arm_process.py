@@ -1,6 +1,6 @@
 """A simulated arm with a clock of its own: MuJoCo physics under joint impedance control, 500 times a second, in its own process.
 
-    python -m rql_deploy.sim.arm_process --rate 500
+    python -m rql_deploy.sim.plants.arm_process --rate 500
 
 It is to a control loop what a real arm's controller is: joint targets come in over a socket whenever they come, are interpolated, and
 turned into torques at a rate that no policy could keep; nobody waits for anybody.

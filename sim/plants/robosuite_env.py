@@ -29,7 +29,7 @@ from .headless import render_headless
 from .robosuite_controllers import action_dimensions, controller_config, plain
 from .task_env import Observation, TaskEnv
 
-ENTRY_POINT = "rql_deploy.sim.robosuite_env:RobosuiteEnv"
+ENTRY_POINT = "rql_deploy.sim.plants.robosuite_env:RobosuiteEnv"
 ROBOT_FIELDS = ("robot0_eef_pos", "robot0_eef_quat", "robot0_gripper_qpos")
 """What the arm knows of itself; the task's object fields follow."""
 UNITS = {"pos": "m", "quat": "quaternion xyzw", "qpos": "m"}
@@ -54,8 +54,8 @@ def import_robosuite() -> ModuleType:
     # A filter, because robosuite sets the logger's level itself while it is being imported.
     logging.getLogger("robosuite_logs").addFilter(lambda record: record.levelno >= logging.ERROR)
     module = importlib.import_module("robosuite")
-    importlib.import_module("rql_deploy.sim.robosuite_velocity").install()
-    importlib.import_module("rql_deploy.sim.robosuite_fast").install()
+    importlib.import_module("rql_deploy.sim.plants.robosuite_velocity").install()
+    importlib.import_module("rql_deploy.sim.plants.robosuite_fast").install()
     return module
 
 
@@ -161,7 +161,7 @@ class RobosuiteEnv(TaskEnv):
         self._resets += 1
         if self._resets % RESETS_PER_TRIM == 0:
             trim_heap()
-        self._control_step = importlib.import_module("rql_deploy.sim.robosuite_fast").fast_step(self._env)
+        self._control_step = importlib.import_module("rql_deploy.sim.plants.robosuite_fast").fast_step(self._env)
         self._steps, self._steps_since_success = 0, 0
         self.success = False
         return self._observation(raw), {"success": False}

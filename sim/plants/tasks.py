@@ -20,11 +20,11 @@ from numpy.typing import NDArray
 from rql_deploy.contract import PlantDescription
 from rql_deploy.errors import UserError
 from rql_deploy.plain import suggestion
+from rql_deploy.sim.demonstrators.door import DoorDemonstrator
+from rql_deploy.sim.demonstrators.lift import LiftDemonstrator
+from rql_deploy.sim.demonstrators.pick_and_place import NutAssemblySquareDemonstrator, PickPlaceCanDemonstrator, StackDemonstrator
 
 from . import gym_env, ogbench_env, robosuite_env
-from .demonstrators.door import DoorDemonstrator
-from .demonstrators.lift import LiftDemonstrator
-from .demonstrators.pick_and_place import NutAssemblySquareDemonstrator, PickPlaceCanDemonstrator, StackDemonstrator
 from .headless import require_display
 from .task_env import TaskEnv
 

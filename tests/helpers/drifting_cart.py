@@ -1,4 +1,7 @@
-"""A gymnasium environment with the tiny bundle's observation and actions, registered on import: `gym:tests.drifting_cart:tests/Cart-v0`."""
+"""A gymnasium environment with the tiny bundle's observation and actions.
+
+Registered on import: `gym:tests.helpers.drifting_cart:tests/Cart-v0`.
+"""
 
 from __future__ import annotations
 

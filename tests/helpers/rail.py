@@ -8,11 +8,11 @@ import numpy as np
 from rql_deploy.contract import Contract
 from rql_deploy.errors import DeadlineMissed
 from rql_deploy.policy import Decision
-from rql_deploy.runtime.asking import DelayedAsker
-from rql_deploy.runtime.clock import SimulatedClock
-from rql_deploy.runtime.playback import Mode
-from rql_deploy.runtime.realtime import RealTimeLoop
-from rql_deploy.runtime.ticks import Tick
+from rql_deploy.runtime.control.clock import SimulatedClock
+from rql_deploy.runtime.control.inference import DelayedAsker
+from rql_deploy.runtime.control.playback import Mode
+from rql_deploy.runtime.control.realtime import RealTimeLoop
+from rql_deploy.runtime.control.telemetry import Tick
 
 
 class Rail:

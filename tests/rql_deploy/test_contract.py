@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rql_deploy.bundle import Bundle, write_manifest
+from rql_deploy.bundle.bundle import Bundle, write_manifest
 from rql_deploy.contract import ActionDimension, Calibration, Contract, ContractError, ObservationField, PlantDescription, Provenance
 from rql_deploy.errors import BundleError
 from rql_deploy.schema import PUBLISHED, json_schema

@@ -8,7 +8,7 @@ from pathlib import Path
 import jsonschema
 import pytest
 
-from rql_deploy.bundle import Bundle
+from rql_deploy.bundle.bundle import Bundle
 from rql_deploy.contract import Contract, ContractError
 from rql_deploy.limits import ActionLimit, Limits, ObservationLimit
 from rql_deploy.schema import json_schema

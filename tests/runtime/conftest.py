@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from rql_deploy.bundle import Bundle
+from rql_deploy.bundle.bundle import Bundle
 from rql_deploy.contract import ActionDimension, Contract
 
 

@@ -14,8 +14,8 @@ import torch
 from rql_deploy.errors import UserError
 from rql_deploy.train.checkpoint import load_checkpoint, pointed
 from rql_deploy.train.config import TrainConfig
-from rql_deploy.train.evaluator import Evaluation, read_evaluations
-from rql_deploy.train.logs import read_metrics
+from rql_deploy.train.logging.loggers import read_metrics
+from rql_deploy.train.logging.periodic_evaluation import Evaluation, read_evaluations
 from rql_deploy.train.rql import RQLConfig
 from rql_deploy.train.trainer import Trainer
 from tests.conftest import TINY, assert_refused, cli, make_store, write_minari
@@ -284,6 +284,6 @@ def test_a_compiled_run_is_not_resumed_without_a_compiler(tmp_path: Path, monkey
     data = json.loads(header.read_text())
     data["engine"]["engine"] = "compiled"
     header.write_text(json.dumps(data))
-    monkeypatch.setattr("rql_deploy.train.engine.shutil.which", lambda name: None)
+    monkeypatch.setattr("rql_deploy.train.engines.engine.shutil.which", lambda name: None)
     with pytest.raises(UserError, match=r"install g\+\+"):
         Trainer(CONFIG, make_store(), tmp_path / "run", resume=True)

@@ -14,7 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .rql import Batch
+from rql_deploy.train.rql import Batch
+
 from .shards import ShardedStore
 from .store import TransitionStore
 

@@ -21,7 +21,7 @@ from rql_deploy.contract import PlantDescription
 from rql_deploy.errors import UserError
 from rql_deploy.progress import ProgressLine
 
-from .moments import Moments
+from .normalization import Moments
 from .rewards import Reward, with_reward
 from .store import TransitionStore
 

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from rql_deploy.contract import PlantDescription
 from rql_deploy.errors import UserError
 
-from .moments import Moments
+from .normalization import Moments
 
 ACTION_MARGIN = 1e-5
 """Scaled data set actions are kept this far inside [-1, 1], as in the reference (docs/algorithm.md, Batch)."""

@@ -13,8 +13,7 @@ import torch
 from torch import Tensor
 
 from rql_deploy.errors import UserError
-
-from .rql import RQL, Batch, Losses, Noise
+from rql_deploy.train.rql import RQL, Batch, Losses, Noise
 
 
 class SlicedGradients:

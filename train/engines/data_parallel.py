@@ -1,7 +1,7 @@
 """Data-parallel training under torchrun: every worker draws the same global batch and noise, and works on its own slice of them.
 
 Gradients are averaged over the workers (torch.distributed, gloo or nccl), so that the parameters stay the same everywhere and equal
-those of one process with the same global batch, up to the order of float32 sums (tests/train/test_parallel.py).
+those of one process with the same global batch, up to the order of float32 sums (tests/train/engines/test_data_parallel.py).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from torch import Tensor, distributed
 
 from rql_deploy.errors import UserError
 
-from .slices import combine_slices
+from .batch_slices import combine_slices
 
 
 class DataParallel:

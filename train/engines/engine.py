@@ -1,6 +1,6 @@
 """How updates are run: eagerly, compiled, or as CUDA graphs of several updates. The mathematics is `RQL.update`'s in all of them.
 
-The eager float32 engine is the twin that every other engine and precision is tested against (tests/train/test_engine.py).
+The eager float32 engine is the twin that every other engine and precision is tested against (tests/train/engines/test_engine.py).
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ import torch
 from torch import Tensor
 
 from rql_deploy.errors import UserError
+from rql_deploy.train.config import TrainConfig
+from rql_deploy.train.rql import RQL, Batch, Losses, Noise, RQLConfig
 
-from .config import TrainConfig
-from .rql import RQL, Batch, Losses, Noise, RQLConfig
-from .slices import SlicedGradients
+from .batch_slices import SlicedGradients
 
 EAGER_FLOPS = 4e10
 """What eager updates are assumed to reach on a CPU when `auto` decides; measured: 4e10 to 9e10 on two cores (benchmarks/train_speed.py)."""
@@ -96,7 +96,7 @@ def require_engine(choice: EngineChoice, run: Path) -> None:
 def choose_engine(config: TrainConfig, observation_dim: int, action_dim: int, *, workers: int = 1) -> EngineChoice:
     """Resolve `engine`, `precision` and `device` for this machine and this run's length; refuses what cannot run here.
 
-    `workers` share each batch (train/parallel.py).
+    `workers` share each batch (train/engines/data_parallel.py).
     """
     device = choose_device(config)
     compiler = compiler_available(device)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .rql import RQL, reverse
+from rql_deploy.train.rql import RQL, reverse
 
 ROWS = 128
 

@@ -14,7 +14,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from rql_deploy.errors import UserError
 
-from .evaluator import Evaluation
+from .periodic_evaluation import Evaluation
 
 GROUPS = {
     "losses": ("total", "policy_value", "bc", "value"),

@@ -7,10 +7,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from .checkpoint import Checkpoint, load_checkpoint, pointed, step_of
-from .engine import EngineChoice
-from .evaluator import read_evaluations
-from .logs import read_metrics
+from rql_deploy.train.checkpoint import Checkpoint, load_checkpoint, pointed, step_of
+from rql_deploy.train.engines.engine import EngineChoice
+
+from .loggers import read_metrics
+from .periodic_evaluation import read_evaluations
 
 PANELS = (
     ("losses", ("bc", "value", "policy_value")),

@@ -12,9 +12,8 @@ import torch
 from torch import Tensor
 
 import rql_deploy
-
-from .sampler import WindowSampler
-from .store import TransitionStore
+from rql_deploy.train.data.sampler import WindowSampler
+from rql_deploy.train.data.store import TransitionStore
 
 REFERENCE_ROWS = 512
 """Data set rows kept in a checkpoint for the export's certificate and calibration."""

@@ -9,14 +9,22 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from rql_deploy.cli.options import (
+    DEFAULT_WORKERS,
+    echo_json,
+    environment_options,
+    noise_option,
+    parse_noise,
+    ray_option,
+    ray_pool,
+    show_next,
+)
+from rql_deploy.cli.presets import preset_option
 from rql_deploy.errors import UserError
 
-from .options import DEFAULT_WORKERS, echo_json, environment_options, noise_option, parse_noise, ray_option, ray_pool, show_next
-from .presets import preset_option
-
 if TYPE_CHECKING:
-    from rql_deploy.sim.collect import Episode
-    from rql_deploy.sim.tasks import Task
+    from rql_deploy.sim.collection.collect import Episode
+    from rql_deploy.sim.plants.tasks import Task
 
 
 @click.command("collect")
@@ -44,13 +52,13 @@ def command(
     1000 episodes (cube-triple 3000, cube-quadruple 5000). Stopped at any time, the same command goes on.
     """
     if task.startswith("ogbench:"):
-        from .collect_play import collect_play
+        from .play import collect_play
 
         collect_play(task.partition(":")[2], episodes, output, seed, workers, ray_address, as_json, settings["horizon"])
         return
     from rql_deploy.progress import ProgressLine
-    from rql_deploy.sim import collect
-    from rql_deploy.sim.tasks import Task
+    from rql_deploy.sim.collection import collect
+    from rql_deploy.sim.plants.tasks import Task
 
     noise_range = parse_noise(noise)
     work = Task(task, settings)
@@ -104,9 +112,8 @@ def command(
 
 def _write(output: str, work: Task, recorded: list[Episode], provenance: dict[str, Any]) -> Path:
     """Write the episodes; where the disk does not take them, into the system's folder for temporary files, so that they are not lost."""
-    from rql_deploy.sim import collect
-
-    from .interrupts import finish_first
+    from rql_deploy.cli.interrupts import finish_first
+    from rql_deploy.sim.collection import collect
 
     with finish_first("writing the data set"):
         try:

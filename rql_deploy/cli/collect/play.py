@@ -10,14 +10,13 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
+from rql_deploy.cli.options import echo_json, ray_pool, show_next, typed_again
+from rql_deploy.cli.presets import preset_option
 from rql_deploy.errors import UserError
 from rql_deploy.ogbench_names import plant_of, single_task
 
-from .options import echo_json, ray_pool, show_next, typed_again
-from .presets import preset_option
-
 if TYPE_CHECKING:
-    from rql_deploy.sim.ogbench_collect import PlayData
+    from rql_deploy.sim.collection.ogbench_collect import PlayData
 
 FIXED = ("noise", "robot", "controller", "control_rate")
 
@@ -26,9 +25,9 @@ def collect_play(
     task: str, episodes: int, output: str, seed: int, workers: int, ray_address: str | None, as_json: bool, horizon: int | None
 ) -> None:
     """Make the data and write it as `.npz`, or as a Minari data set where `output` does not end so."""
-    from rql_deploy.sim import collect, ogbench_collect
-    from rql_deploy.sim.ogbench_play import EPISODE_STEPS, find_recipe
-    from rql_deploy.sim.ogbench_rewards import OGBenchRewards
+    from rql_deploy.sim.collection import collect, ogbench_collect
+    from rql_deploy.sim.demonstrators.ogbench_play import EPISODE_STEPS, find_recipe
+    from rql_deploy.sim.plants.ogbench_rewards import OGBenchRewards
 
     context = click.get_current_context()
     given = [name for name in FIXED if context.get_parameter_source(name) is not ParameterSource.DEFAULT]
@@ -52,11 +51,10 @@ def collect_play(
 
 
 def _collect(data: PlayData, output: str, minari: bool, workers: int, ray_address: str | None, as_json: bool) -> None:
+    from rql_deploy.cli.interrupts import finish_first
     from rql_deploy.progress import ProgressLine
-    from rql_deploy.sim import ogbench_collect
-    from rql_deploy.sim.headless import render_headless
-
-    from .interrupts import finish_first
+    from rql_deploy.sim.collection import ogbench_collect
+    from rql_deploy.sim.plants.headless import render_headless
 
     task, episodes, steps = data.task, data.episodes, data.steps
     kept = ogbench_collect.prepare(data)
@@ -117,9 +115,9 @@ def write_play_minari(data: PlayData, output: str) -> Path:
     import numpy as np
     from minari.data_collector import EpisodeBuffer
 
-    from rql_deploy.sim import ogbench_collect
-    from rql_deploy.sim.minari_files import write_dataset
-    from rql_deploy.sim.ogbench_rewards import OGBenchRewards
+    from rql_deploy.sim.collection import ogbench_collect
+    from rql_deploy.sim.collection.minari_files import write_dataset
+    from rql_deploy.sim.plants.ogbench_rewards import OGBenchRewards
 
     rewards_of = OGBenchRewards(single_task(data.task))
     buffers: list[Any] = []

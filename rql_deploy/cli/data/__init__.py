@@ -7,12 +7,12 @@ from pathlib import Path
 
 import click
 
+from rql_deploy.cli.options import FiniteRange, echo_json, show_next
+from rql_deploy.cli.presets import preset_option
 from rql_deploy.errors import UserError
 
-from .data_input import left_out_of, open_data, remarks_of, unlike, whole
-from .data_output import FORMATS, chosen_format, convert_shards, finish, write_both, write_data
-from .options import FiniteRange, echo_json, show_next
-from .presets import preset_option
+from .input import left_out_of, open_data, remarks_of, unlike, whole
+from .output import FORMATS, chosen_format, convert_shards, finish, write_both, write_data
 
 relabel_option = click.option("--relabel", metavar="TASK", help="OGBench task whose rewards an OGBench file gets.")
 format_option = click.option(
@@ -47,10 +47,10 @@ def command() -> None:
 @json_option
 def inspect(data: str, relabel: str | None, gamma: float, h: int, validation: str | None, plots: Path | None, as_json: bool) -> None:
     """Say on one page what is in DATA and whether it can be learned from."""
-    from rql_deploy.train.data_report import inspect_store
-    from rql_deploy.train.store import TransitionStore
+    from rql_deploy.train.data.report import inspect_store
+    from rql_deploy.train.data.store import TransitionStore
 
-    from .data_validation import compare
+    from .validation import compare
 
     opened = open_data(data, relabel, may_lack_rewards=True)
     store = opened.sample
@@ -64,13 +64,13 @@ def inspect(data: str, relabel: str | None, gamma: float, h: int, validation: st
     report["validation"] = compare(store, data, validation, relabel, report["warnings"])
     report["left_out"] = left_out_of(data)
     if plots is not None:
-        from rql_deploy.train.data_plots import plot_store
+        from rql_deploy.train.data.plots import plot_store
 
         report["plots"] = [str(path) for path in plot_store(store, plots)]
     if as_json:
         echo_json(report)
         return
-    from .data_page import page
+    from .page import page
 
     click.echo(page(report))
     chosen = preset_option(store.plant.task) + (f" --set relabel={relabel}" if relabel else "")
@@ -88,8 +88,8 @@ def inspect(data: str, relabel: str | None, gamma: float, h: int, validation: st
 @json_option
 def convert(data: str, output: str, form: str | None, relabel: str | None, control_rate: float | None, as_json: bool) -> None:
     """Write DATA in another format; what that format cannot hold is said."""
-    from rql_deploy.train.editing import with_control_rate
-    from rql_deploy.train.shards import ShardedStore
+    from rql_deploy.train.data.edits import with_control_rate
+    from rql_deploy.train.data.shards import ShardedStore
 
     form = form or chosen_format(output)
     opened, left = open_data(data, relabel), left_out_of(data)
@@ -112,7 +112,7 @@ def convert(data: str, output: str, form: str | None, relabel: str | None, contr
 @json_option
 def merge(data: tuple[str, ...], output: str, form: str | None, relabel: str | None, as_json: bool) -> None:
     """Join several data sets of one plant, in the given order."""
-    from rql_deploy.train.store import concatenate
+    from rql_deploy.train.data.store import concatenate
 
     if len(data) < 2:
         raise UserError("one data set needs no joining: pass at least two")
@@ -136,10 +136,10 @@ def split(
     data: str, output: str, validation: str, fraction: float, seed: int, form: str | None, relabel: str | None, as_json: bool
 ) -> None:
     """Divide DATA by whole episodes into training and validation data."""
-    from rql_deploy.train import editing
+    from rql_deploy.train.data import edits
 
     form = form or chosen_format(output)
-    train, held = editing.split(whole(open_data(data, relabel)), fraction, seed)
+    train, held = edits.split(whole(open_data(data, relabel)), fraction, seed)
     left = left_out_of(data)
     folder, there, lost = write_both(train, held, output, validation, form)
     extra = {"validation": str(there), "validation_episodes": held.episodes}
@@ -159,8 +159,8 @@ def relabel_command(
     data: str, output: str, task: str | None, success: bool, all_successful: bool, sparse: bool, form: str | None, as_json: bool
 ) -> None:
     """Give DATA other rewards."""
-    from rql_deploy.train import editing
-    from rql_deploy.train.rewards import with_reward
+    from rql_deploy.train.data import edits
+    from rql_deploy.train.data.rewards import with_reward
 
     if not (task or success or all_successful or sparse):
         raise UserError("nothing says which rewards: pass --task TASK, --success, --all-successful or --sparse")
@@ -169,7 +169,7 @@ def relabel_command(
     form = form or chosen_format(output)
     store = whole(open_data(data, task, may_lack_rewards=success or all_successful))
     if success or all_successful:
-        store = editing.reward_success(store, all_successful=all_successful)
+        store = edits.reward_success(store, all_successful=all_successful)
     if sparse:
         store = with_reward(store, "sparse")
     left = left_out_of(data)

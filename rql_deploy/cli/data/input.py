@@ -7,12 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rql_deploy.errors import UserError
-
-from .data_recording import is_recording, read_recorded
+from rql_deploy.workflows.recorded_data import is_recording, read_recorded
 
 if TYPE_CHECKING:
-    from rql_deploy.train.shards import ShardedStore
-    from rql_deploy.train.store import TransitionStore
+    from rql_deploy.train.data.shards import ShardedStore
+    from rql_deploy.train.data.store import TransitionStore
 
 
 def open_data(name: str, relabel: str | None = None, *, may_lack_rewards: bool = False) -> TransitionStore | ShardedStore:
@@ -20,7 +19,7 @@ def open_data(name: str, relabel: str | None = None, *, may_lack_rewards: bool =
 
     Where it has none and none is named, rewards are 0 if it `may_lack_rewards`. Raises UserError where OGBench cannot compute them.
     """
-    from rql_deploy.train.readers import open_store
+    from rql_deploy.train.data.readers import open_store
 
     if is_recording(name):
         if relabel:
@@ -28,7 +27,7 @@ def open_data(name: str, relabel: str | None = None, *, may_lack_rewards: bool =
         return read_recorded(name).store
     rewards: Any = _NoRewards(Path(name).name.removesuffix(".npz")) if may_lack_rewards else None
     if relabel:
-        from rql_deploy.sim.ogbench_rewards import OGBenchRewards
+        from rql_deploy.sim.plants.ogbench_rewards import OGBenchRewards
 
         rewards = _Used(OGBenchRewards(relabel))
     try:
@@ -80,7 +79,7 @@ class _NoRewards:
 
 def whole(opened: TransitionStore | ShardedStore) -> TransitionStore:
     """A data set that is not sharded; raises UserError for one that is."""
-    from rql_deploy.train.store import TransitionStore
+    from rql_deploy.train.data.store import TransitionStore
 
     if not isinstance(opened, TransitionStore):
         raise UserError(f"data set {opened.dataset_id} is in shards: pass its files one by one, or convert it to stores first")
@@ -89,7 +88,7 @@ def whole(opened: TransitionStore | ShardedStore) -> TransitionStore:
 
 def left_out_of(*names: str) -> list[str]:
     """Arrays of these data sets that training does not read, sorted."""
-    from rql_deploy.train.readers.left_out import left_out
+    from rql_deploy.train.data.readers.unread_columns import left_out
 
     return sorted({key for name in names if not is_recording(name) for key in left_out(name)})
 

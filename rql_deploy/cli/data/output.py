@@ -10,13 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from rql_deploy.cli.options import echo_json, show_next
 from rql_deploy.errors import UserError
 
-from .options import echo_json, show_next
-
 if TYPE_CHECKING:
-    from rql_deploy.train.shards import ShardedStore
-    from rql_deploy.train.store import TransitionStore
+    from rql_deploy.train.data.shards import ShardedStore
+    from rql_deploy.train.data.store import TransitionStore
 
 FORMATS = ("store", "ogbench", "minari", "minari-arrow", "robomimic", "lerobot")
 SUFFIXES = {".npz": "ogbench", ".hdf5": "robomimic", ".h5": "robomimic"}
@@ -38,7 +37,7 @@ def check_output(output: str, form: str) -> None:
         raise UserError(f"{output} looks like a file of format {SUFFIXES[suffix]}, but {form} is a folder: leave {suffix} away")
     target = Path(output)
     if form.startswith("minari") and _is_id(output):
-        from rql_deploy.sim.minari_files import target_folder
+        from rql_deploy.sim.collection.minari_files import target_folder
 
         target_folder(output)
     elif target.exists() or target.is_symlink():
@@ -53,11 +52,11 @@ def write_data(store: TransitionStore, output: str, form: str) -> tuple[Path, li
             if "/" in name or name in (".", ".."):
                 raise UserError(f"format {form} has no place for an observation field named '{name}': rename it, or pass another --to")
     if form.startswith("minari"):
-        from .data_minari import write_minari
+        from rql_deploy.workflows.minari_data import write_minari
 
         store.validate_rows()
         return write_minari(store, output, "arrow" if form == "minari-arrow" else "hdf5")
-    from rql_deploy.train.writers import write
+    from rql_deploy.train.data.writers import write
 
     return Path(output), write(store, Path(output), form)
 

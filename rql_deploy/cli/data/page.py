@@ -9,7 +9,7 @@ MOST_LINES = 24
 
 
 def page(report: Mapping[str, Any]) -> str:
-    """The figures of `rql_deploy.train.data_report.inspect_store` as text."""
+    """The figures of `rql_deploy.train.data.report.inspect_store` as text."""
     lengths, rewards, ends, duplicates = (report[key] for key in ("lengths", "rewards", "ends", "duplicates"))
     succeeded = "not said" if report["successes"] is None else f"{report['successes']} of {report['episodes']} episodes"
     lines = [f"{report['dataset_id']}: {report['task']}", ""]

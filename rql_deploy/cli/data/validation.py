@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from rql_deploy.errors import UserError
 
 if TYPE_CHECKING:
-    from rql_deploy.train.store import TransitionStore
+    from rql_deploy.train.data.store import TransitionStore
 
 
 def compare(store: TransitionStore, data: str, given: str | None, relabel: str | None, warnings: list[str]) -> dict[str, Any] | None:
@@ -16,9 +16,9 @@ def compare(store: TransitionStore, data: str, given: str | None, relabel: str |
 
     What is wrong with it is added to `warnings`; data that was given and cannot be read raises UserError.
     """
-    from rql_deploy.train.data_report import compare_validation, validation_warnings
+    from rql_deploy.train.data.report import compare_validation, validation_warnings
 
-    from .data_input import open_data
+    from .input import open_data
 
     name = given or _beside(data)
     if name is None:
@@ -39,7 +39,7 @@ def compare(store: TransitionStore, data: str, given: str | None, relabel: str |
 
 def _beside(data: str) -> str | None:
     """`X-val.npz` beside `X.npz` (OGBench), the filter key `valid` beside `train` (robomimic)."""
-    from rql_deploy.train.readers.robomimic import file_and_key, filter_keys
+    from rql_deploy.train.data.readers.robomimic import file_and_key, filter_keys
 
     path, key = file_and_key(data)
     file = Path(path)
@@ -51,7 +51,7 @@ def _beside(data: str) -> str | None:
 
 def _filter_keys(data: str) -> list[str]:
     """Of a robomimic file that is given without one."""
-    from rql_deploy.train.readers.robomimic import filter_keys, is_robomimic
+    from rql_deploy.train.data.readers.robomimic import filter_keys, is_robomimic
 
     file = Path(data)
     return filter_keys(file) if file.exists() and is_robomimic(file) else []

@@ -8,8 +8,10 @@ from pathlib import Path
 
 import click
 
-from .doctor_checks import Finding
-from .options import FiniteRange, echo_json
+from rql_deploy.cli.options import FiniteRange, echo_json
+
+from . import checks
+from .checks import Finding
 
 MARKS = {"ok": ("ok", "green"), "note": ("note", "yellow"), "problem": ("PROBLEM", "red")}
 EXTRAS = ("serve", "train", "sim", "hub", "arrow")
@@ -28,8 +30,6 @@ def command(need: tuple[str, ...], control_rate: float, ports: tuple[int, ...], 
 
     The exit status is 1 if there is a problem. Takes a few seconds; changes nothing.
     """
-    from . import doctor_checks as checks
-
     order: list[tuple[str, Callable[[], list[Finding]]]] = [
         ("versions", lambda: checks.check_versions(frozenset(need))),
         ("rendering", lambda: checks.check_rendering("sim" in need)),

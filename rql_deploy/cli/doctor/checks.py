@@ -132,8 +132,8 @@ def check_inference(needed: bool) -> list[Finding]:
     try:
         import onnxruntime
 
-        from rql_deploy.bundle import Bundle
-        from rql_deploy.runtime.onnx_policy import OnnxPolicy
+        from rql_deploy.bundle.bundle import Bundle
+        from rql_deploy.runtime.engine.onnx_policy import OnnxPolicy
 
         policy = OnnxPolicy(Bundle.open(Path(rql_deploy.__file__).parent / "assets" / "lift_bundle"))
         observation = {field.name: np.zeros(field.shape, np.float32) for field in policy.contract.plant.fields}
@@ -237,7 +237,7 @@ def check_keys(keys: Path | None) -> list[Finding]:
     """Whether ZeroMQ can encrypt, and whether the keys are whole and private."""
     import zmq
 
-    from rql_deploy.runtime.keys import ClientKeys, list_clients, server_pair
+    from rql_deploy.runtime.wire.keys import ClientKeys, list_clients, server_pair
 
     if not zmq.has("curve"):
         cure = "pip install --force-reinstall --only-binary :all: pyzmq"

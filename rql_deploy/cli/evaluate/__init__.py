@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .options import (
+from rql_deploy.cli.options import (
     DEFAULT_WORKERS,
     candidates_option,
     describe_choice,
@@ -27,8 +27,8 @@ from .options import (
 if TYPE_CHECKING:
     from rql_deploy.contract import PlantDescription
     from rql_deploy.policy import EpisodeResult, EpisodicPlant, Policy
-    from rql_deploy.sim.evaluation import Contestant, Score
-    from rql_deploy.sim.video import Film
+    from rql_deploy.sim.evaluation.episodes import Contestant, Score
+    from rql_deploy.sim.evaluation.films import Film
 
 
 LOCK_STEP_DEADLINE = 30.0
@@ -52,8 +52,8 @@ def torch_policy(checkpoint: Path, plant: PlantDescription, value_members: int |
 
 def onnx_policy(bundle: Path, plant: PlantDescription, variant: str = "fp32") -> Policy:
     """One variant of the bundle, in this process."""
-    from rql_deploy.bundle import Bundle
-    from rql_deploy.runtime.onnx_policy import OnnxPolicy
+    from rql_deploy.bundle.bundle import Bundle
+    from rql_deploy.runtime.engine.onnx_policy import OnnxPolicy
 
     return _agreed(OnnxPolicy(Bundle.open(bundle, variant)), plant)
 
@@ -67,7 +67,7 @@ def remote_policy(endpoint: str, plant: PlantDescription, keys: Path | None = No
 
 def run_episode(plant: EpisodicPlant, policy: Policy, seed: int, candidates: int) -> EpisodeResult:
     """One lock-step episode."""
-    from rql_deploy.runtime.control_loop import ControlLoop
+    from rql_deploy.runtime.control.lockstep import ControlLoop
 
     # In lock-step the plant waits; only a server that is gone should cost an episode anything.
     return ControlLoop(plant, policy, candidates=candidates, deadline=LOCK_STEP_DEADLINE).run_episode(seed)
@@ -86,7 +86,7 @@ def run_watched(
     film: Film | None = None,
 ) -> EpisodeResult:
     """One lock-step episode with V, returns and a digest noted; filmed if asked."""
-    from rql_deploy.sim.watching import WatchedPlant, WatchedPolicy
+    from rql_deploy.sim.evaluation.annotations import WatchedPlant, WatchedPolicy
 
     watched_plant = WatchedPlant(plant, film.tick if film else None)
     watched = WatchedPolicy(
@@ -103,7 +103,7 @@ def run_watched(
 
 def contestant(key: str, make: Any, candidates: int) -> Contestant:
     """A way of acting for the evaluation; `make` is one of the policies above with its source filled in."""
-    from rql_deploy.sim.evaluation import Contestant
+    from rql_deploy.sim.evaluation.episodes import Contestant
 
     return Contestant(key, make, functools.partial(run_episode, candidates=candidates))
 
@@ -144,12 +144,12 @@ def find_players(
 
     Missing or damaged sources are found here, in one sentence, not in a worker.
     """
-    from rql_deploy.sim.evaluation import Contestant
+    from rql_deploy.sim.evaluation.episodes import Contestant
 
     made: dict[str, Any] = {}
     members = steps = None
     if bundle is not None:
-        from rql_deploy.bundle import Bundle
+        from rql_deploy.bundle.bundle import Bundle
 
         contract = Bundle.open(bundle, variant).contract
         members, steps = contract.value_members, contract.F
@@ -238,10 +238,9 @@ def command(
     """
     from rql_deploy.errors import UserError
     from rql_deploy.seeding import episode_seed
-    from rql_deploy.sim.evaluation import Evaluation
-    from rql_deploy.sim.tasks import Task
-
-    from .evaluate_play import film, play, value_lines
+    from rql_deploy.sim.evaluation.episodes import Evaluation
+    from rql_deploy.sim.plants.tasks import Task
+    from rql_deploy.workflows.play import film, play, value_lines
 
     sources = [option for option in (checkpoint, bundle, endpoint) if option]
     if compare and (len(sources) < 2 or demonstrator):
@@ -258,7 +257,7 @@ def command(
     checkpoint, bundle, keys = (path and path.absolute() for path in (checkpoint, bundle, keys))
     written: list[Path | None] = [output, report, video]
     if compare and output is not None:
-        from .evaluate_compare import NAMES, output_of
+        from .compare import NAMES, output_of
 
         written = [output_of(output, key) for key in NAMES]
     for path in written:
@@ -274,7 +273,7 @@ def command(
     run = functools.partial(run_watched, candidates=candidates, prune=schedule, value=value)
     players = {} if demonstrator else find_players(checkpoint, bundle, variant, endpoint, keys, run)
     if report is not None:
-        from .evaluate_report import find_training
+        from .report import find_training
 
         training = find_training(training, checkpoint)
     for path in (output, report, video):
@@ -284,7 +283,7 @@ def command(
     pool = ray_pool(ray_address, *filter(None, (checkpoint, bundle, keys)))
     with Evaluation(work, min(workers, episodes), pool=pool) as evaluation:
         if compare:
-            from .evaluate_compare import compare_players
+            from .compare import compare_players
 
             compare_players(evaluation, players, seeds, output, as_json)
             return
@@ -303,7 +302,7 @@ def command(
         summary["candidates"] = candidates
     choice = "" if demonstrator else describe_choice(candidates, schedule)
     if report is not None:
-        from .evaluate_report import write_report
+        from .report import write_report
 
         source = str(checkpoint or bundle or endpoint or "the scripted demonstrator")
         write_report(report, task, source, score, control_rate, choice, training, video)

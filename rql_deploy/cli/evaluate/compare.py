@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .options import echo_json
+from rql_deploy.cli.options import echo_json
 
 if TYPE_CHECKING:
-    from rql_deploy.sim.evaluation import Contestant, Evaluation, Score
+    from rql_deploy.sim.evaluation.episodes import Contestant, Evaluation, Score
 
 ACTION_TOLERANCE = 1e-5
 """Between torch and ONNX, in half ranges of the action; the certificate's."""
@@ -29,8 +29,9 @@ def output_of(output: Path, key: str) -> Path:
 
 def compare_players(evaluation: Evaluation, players: dict[str, Contestant], seeds: list[int], output: Path | None, as_json: bool) -> None:
     """Play, print a table and leave with status 1 if they do not act alike."""
-    from .evaluate import describe_score
-    from .evaluate_play import play
+    from rql_deploy.workflows.play import play
+
+    from . import describe_score
 
     first, *others = players.values()
     watched = replace(first, others={player.key: player.make_policy for player in others})
@@ -55,7 +56,7 @@ def compare_players(evaluation: Evaluation, players: dict[str, Contestant], seed
 
 def compare(reference: Score, other: Score) -> dict[str, Any]:
     """Actions and outcomes of one way against the reference's, over the episodes both played."""
-    from rql_deploy.sim.watching import WatchedEpisode
+    from rql_deploy.sim.evaluation.annotations import WatchedEpisode
 
     theirs = {r.seed: r for r in other.results if isinstance(r, WatchedEpisode)}
     both = [(r, theirs[r.seed]) for r in reference.results if isinstance(r, WatchedEpisode) and r.seed in theirs]

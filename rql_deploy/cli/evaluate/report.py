@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 from rql_deploy.errors import UserError
 
 if TYPE_CHECKING:
-    from rql_deploy.sim.evaluation import Score
-    from rql_deploy.sim.report import LearningCurves
+    from rql_deploy.sim.evaluation.episodes import Score
+    from rql_deploy.sim.evaluation.report import LearningCurves
 
 LOSSES = {"bc": "loss of cloning", "value": "loss of V", "policy_value": "policy value term"}
 MOST_POINTS = 400
@@ -30,9 +30,9 @@ def find_training(run: Path | None, checkpoint: Path | None) -> Path | None:
 
 def learning_curves(run: Path) -> LearningCurves:
     """Losses and success of a training run, thinned to what a page can show."""
-    from rql_deploy.sim.report import LearningCurves
-    from rql_deploy.train.evaluator import read_evaluations
-    from rql_deploy.train.logs import read_metrics
+    from rql_deploy.sim.evaluation.report import LearningCurves
+    from rql_deploy.train.logging.loggers import read_metrics
+    from rql_deploy.train.logging.periodic_evaluation import read_evaluations
 
     metrics = read_metrics(run)
     every = max(1, len(metrics) // MOST_POINTS)
@@ -56,8 +56,8 @@ def write_report(
     video: Path | None,
 ) -> None:
     """Write the page."""
-    from rql_deploy.sim.report import Subject
-    from rql_deploy.sim.report import write_report as write
+    from rql_deploy.sim.evaluation.report import Subject
+    from rql_deploy.sim.evaluation.report import write_report as write
 
     scored = f"{datetime.datetime.now(datetime.UTC):%Y-%m-%d %H:%M} UTC"
     write(path, Subject(task, source, control_rate, choice, scored), score, learning_curves(run) if run else None, video)

@@ -9,16 +9,15 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from rql_deploy.cli.evaluate import describe_score, refuse_fault
+from rql_deploy.cli.options import FiniteRange, candidates_option, describe_choice, echo_json, environment_options
 from rql_deploy.errors import UserError
-
-from .evaluate import describe_score, refuse_fault
-from .options import FiniteRange, candidates_option, describe_choice, echo_json, environment_options
 
 if TYPE_CHECKING:
     from rql_deploy.contract import PlantDescription
     from rql_deploy.policy import EpisodeResult, EpisodicPlant
-    from rql_deploy.runtime.control_loop import ControlLoop
-    from rql_deploy.sim.tasks import Task
+    from rql_deploy.runtime.control.lockstep import ControlLoop
+    from rql_deploy.sim.plants.tasks import Task
 
 
 @click.command("run")
@@ -104,11 +103,11 @@ def command(
     if not real_time and (stray := [name for name, value in given.items() if value not in (None, False)]):
         raise UserError(f"{stray[0]} is for the real-time loop: add --real-time")
     from rql_deploy.runtime.client import RemotePolicy
-    from rql_deploy.runtime.control_loop import ControlLoop
-    from rql_deploy.runtime.reporting import EpisodeReporter, ReportedPlant
+    from rql_deploy.runtime.client.episode_upload import EpisodeReporter, ReportedPlant
+    from rql_deploy.runtime.control.lockstep import ControlLoop
     from rql_deploy.seeding import episode_seed
-    from rql_deploy.sim.evaluation import Score
-    from rql_deploy.sim.tasks import Task
+    from rql_deploy.sim.evaluation.episodes import Score
+    from rql_deploy.sim.plants.tasks import Task
 
     # A server that is not there should be noticed before a simulator is built.
     if task.startswith("arm:"):
@@ -129,7 +128,7 @@ def command(
         ):
             reported = ReportedPlant(plant, reporter)
             if real_time:
-                from .run_realtime import RealTimeOptions, play
+                from .realtime import RealTimeOptions, play
 
                 options = RealTimeOptions(
                     mode, make_up, limits, gate, duration, log, record, count_faults, priority, candidates, timeout, as_json
@@ -184,7 +183,7 @@ def _in_lock_step(loop: ControlLoop, seeds: Sequence[int], quiet: bool) -> list[
 
 def _simulator(task: Task) -> tuple[EpisodicPlant, PlantDescription]:
     """A simulator that waits for its next command."""
-    from rql_deploy.sim.tasks import EnvPlant, describe
+    from rql_deploy.sim.plants.tasks import EnvPlant, describe
 
     env = task.make_env()
     return EnvPlant(env), describe(task.name, env)
@@ -192,7 +191,7 @@ def _simulator(task: Task) -> tuple[EpisodicPlant, PlantDescription]:
 
 def _arm(task: str, real_time: bool, settings: Mapping[str, Any]) -> tuple[int, Callable[[], tuple[EpisodicPlant, PlantDescription]]]:
     """The horizon of the arm with a clock of its own, and what starts it; raises UserError for settings that it does not take."""
-    from rql_deploy.sim.arm import ArmPlant, describe_arm
+    from rql_deploy.sim.plants.arm import ArmPlant, describe_arm
 
     if task != "arm:reach":
         raise UserError(f"'{task}' is not a task of the arm: there is arm:reach")

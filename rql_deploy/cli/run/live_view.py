@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 if TYPE_CHECKING:
-    from rql_deploy.runtime.realtime import RealTimeLoop
+    from rql_deploy.runtime.control.realtime import RealTimeLoop
 
 SHOWN_TICKS = 1000
 """The latest, which the figures are taken over."""

@@ -11,18 +11,18 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from rql_deploy.cli.options import show_next
 from rql_deploy.errors import UserError
 
 from .live_view import LiveView
-from .options import show_next
 
 if TYPE_CHECKING:
     from rql_deploy.contract import Contract, PlantDescription
     from rql_deploy.limits import Limits
     from rql_deploy.policy import EpisodeResult, EpisodicPlant, Policy
-    from rql_deploy.runtime.playback import Mode
-    from rql_deploy.runtime.realtime import RealTimeResult
-    from rql_deploy.runtime.ticks import Tick
+    from rql_deploy.runtime.control.playback import Mode
+    from rql_deploy.runtime.control.realtime import RealTimeResult
+    from rql_deploy.runtime.control.telemetry import Tick
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class RealTimeOptions:
     def limits_for(self, contract: Contract) -> Limits:
         """The limits file, tightened by the gate."""
         from rql_deploy.limits import Limits
-        from rql_deploy.runtime.safety import gate_from_calibration
+        from rql_deploy.runtime.control.safety import gate_from_calibration
 
         limits = Limits() if self.limits is None else Limits.load(self.limits, contract)
         if self.gate is None:
@@ -66,10 +66,10 @@ def play(
 
     What was played is written in every case. Raises UserError before anything moves when a file cannot be written or limits do not fit.
     """
-    from rql_deploy.runtime.realtime import RealTimeLoop
-    from rql_deploy.runtime.ticks import STANDBY, TickLog
-    from rql_deploy.sim.minari_files import writable_target
-    from rql_deploy.sim.recording import EpisodeRecorder
+    from rql_deploy.runtime.control.realtime import RealTimeLoop
+    from rql_deploy.runtime.control.telemetry import STANDBY, TickLog
+    from rql_deploy.sim.collection.minari_files import writable_target
+    from rql_deploy.sim.collection.recording import EpisodeRecorder
 
     limits = options.limits_for(policy.contract)
     if options.record is not None:

@@ -1,4 +1,4 @@
-"""One attempt at a job, in a process of its own: `python -m rql_deploy.sweep.attempt FOLDER`.
+"""One attempt at a job, in a process of its own: `python -m rql_deploy.distributed.sweep.attempt FOLDER`.
 
 It holds the folder's lock (a file with its process and machine), so that an attempt that was thought dead and the next one never write side
 by side, and ends at once when its standard input closes: whoever started it is gone, and the job may be begun elsewhere.

@@ -50,7 +50,7 @@ def attempt_process(folder: Path, threads: int) -> subprocess.Popen[bytes]:
     # It runs in the job's folder, from where a checkout that is not installed would not be found.
     root = str(Path(rql_deploy.__file__).parent.parent)
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, (root, environment.get("PYTHONPATH"))))
-    command = [sys.executable, "-m", "rql_deploy.sweep.attempt", str(folder)]
+    command = [sys.executable, "-m", "rql_deploy.distributed.sweep.attempt", str(folder)]
     # A session of its own keeps the terminal's Ctrl-C from it: `stop` tells it when to end.
     return subprocess.Popen(command, stdin=subprocess.PIPE, env=environment, start_new_session=True)
 

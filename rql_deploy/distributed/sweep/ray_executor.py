@@ -6,7 +6,7 @@ import uuid
 from concurrent.futures import Future
 from pathlib import Path
 
-from rql_deploy.ray_cluster import RayPool, require_seen
+from rql_deploy.distributed.ray_cluster import RayPool, require_seen
 
 from .executors import Outcome, run_attempt
 

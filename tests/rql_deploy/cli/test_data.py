@@ -12,13 +12,13 @@ import pytest
 from click.testing import Result
 from ogbench.utils import load_dataset
 
-from rql_deploy.train.readers import open_store
-from rql_deploy.train.readers.robomimic import read_robomimic
-from rql_deploy.train.store import TransitionStore
-from rql_deploy.train.store_folder import write_store
-from tests.conftest import assert_refused, cli, make_store, run_cli
+from rql_deploy.train.data.folder import write_store
+from rql_deploy.train.data.readers import open_store
+from rql_deploy.train.data.readers.robomimic import read_robomimic
+from rql_deploy.train.data.store import TransitionStore
+from tests.conftest import ROOT, assert_refused, cli, make_store, run_cli
 
-ROBOMIMIC = Path(__file__).parent / "data" / "robomimic_low_dim.hdf5"
+ROBOMIMIC = ROOT / "tests" / "data" / "robomimic_low_dim.hdf5"
 TARGETS = {
     "store": "out",
     "ogbench": "out.npz",
@@ -94,7 +94,7 @@ def test_minari_loads_what_was_converted(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 def test_a_public_lerobot_set_keeps_its_rows_in_our_store(tmp_path: Path) -> None:
-    source = Path(__file__).parent / "data" / "lerobot" / "v2.1"
+    source = ROOT / "tests" / "data" / "lerobot" / "v2.1"
     printed(cli("data", "convert", source, "--to", "lerobot", "--output", tmp_path / "new", "--json"))
     old, new = opened(source), opened(tmp_path / "new")
     assert new.content_hash == old.content_hash and new.plant == old.plant

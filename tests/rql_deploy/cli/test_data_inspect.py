@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from rql_deploy.train.store_folder import write_store
+from rql_deploy.train.data.folder import write_store
 from tests.conftest import assert_refused, cli, make_store
-from tests.test_data_command import ROBOMIMIC, printed, stored
+from tests.rql_deploy.cli.test_data import ROBOMIMIC, printed, stored
 
 
 def test_inspecting_finds_what_is_wrong(tmp_path: Path) -> None:

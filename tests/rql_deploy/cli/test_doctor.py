@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from rql_deploy.cli import doctor_checks as checks
-from rql_deploy.runtime.keys import new_client
+from rql_deploy.cli.doctor import checks as checks
+from rql_deploy.runtime.wire.keys import new_client
 from tests.conftest import cli
 
 

@@ -7,12 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from rql_deploy.cli.run_realtime import delay_hint
-from rql_deploy.runtime.ticks import STANDBY
-from rql_deploy.train.readers import open_store
+from rql_deploy.cli.run.realtime import delay_hint
+from rql_deploy.runtime.control.telemetry import STANDBY
+from rql_deploy.train.data.readers import open_store
 from tests.conftest import assert_refused, cli
 
-CART = "gym:tests.drifting_cart:tests/Cart-v0"
+CART = "gym:tests.helpers.drifting_cart:tests/Cart-v0"
 # The tiny policy is untrained: its actions jump further than its data did.
 CLAMP = 'on_violation = "clamp"\n'
 
@@ -108,12 +108,12 @@ def test_an_existing_log_or_recording_is_not_overwritten(endpoint: str, tmp_path
 def test_the_live_view_shows_the_loop(bundle: Path) -> None:
     from rich.console import Console
 
-    from rql_deploy.bundle import Bundle
-    from rql_deploy.cli.live_view import LiveView
-    from rql_deploy.runtime.faults import Fault
-    from rql_deploy.runtime.onnx_policy import OnnxPolicy
-    from rql_deploy.runtime.realtime import RealTimeLoop
-    from rql_deploy.sim.tasks import EnvPlant, Task
+    from rql_deploy.bundle.bundle import Bundle
+    from rql_deploy.cli.run.live_view import LiveView
+    from rql_deploy.runtime.control.realtime import RealTimeLoop
+    from rql_deploy.runtime.control.watchdog import Fault
+    from rql_deploy.runtime.engine.onnx_policy import OnnxPolicy
+    from rql_deploy.sim.plants.tasks import EnvPlant, Task
 
     plant = EnvPlant(Task(CART, {}).make_env())
     with RealTimeLoop(plant, OnnxPolicy(Bundle.open(bundle)), rate=200.0, latch=False) as loop:

@@ -9,9 +9,9 @@ import pytest
 
 from rql_deploy.cli.interrupts import finish_first
 from rql_deploy.errors import TryAgain, UserError
-from rql_deploy.sim import collect
-from rql_deploy.sim.tasks import Task
-from rql_deploy.train.readers.minari import read_minari
+from rql_deploy.sim.collection import collect
+from rql_deploy.sim.plants.tasks import Task
+from rql_deploy.train.data.readers.minari import read_minari
 from tests.conftest import cli
 
 EVALUATE = ("evaluate", "robosuite:Lift", "--demonstrator", "--episodes", 1)

@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from rql_deploy.distributed.sweep.job import LOG, RESULT
 from rql_deploy.errors import UserError
-from rql_deploy.sweep.job import LOG, RESULT
 from tests.conftest import ROOT, run_cli
-from tests.sweep.test_sweep_running import SWEEP, attempt_pid, run_and, training_jobs, wait_for
+from tests.rql_deploy.distributed.test_sweep_running import SWEEP, attempt_pid, run_and, training_jobs, wait_for
 
 pytest.importorskip("ray")
 pytestmark = pytest.mark.slow
@@ -49,7 +49,7 @@ def raise_value_error() -> None:
 
 
 def test_a_call_whose_worker_dies_is_made_again_and_an_error_comes_back_as_it_was(cluster: Any, tmp_path: Path) -> None:
-    from rql_deploy.ray_cluster import RayPool
+    from rql_deploy.distributed.ray_cluster import RayPool
 
     with pytest.raises(UserError, match="largest node of the Ray cluster has 1 CPUs"):
         RayPool(cluster.address, cpus=2)
@@ -115,7 +115,7 @@ def test_a_sweep_on_a_cluster_that_is_stopped_saves_and_says_how_to_go_on(
 
 
 def test_a_killed_worker_and_a_lost_node_cost_a_sweep_no_job(cluster: Any, tmp_path: Path, dataset: Path) -> None:
-    from rql_deploy.sweep.ray_executor import RayExecutor
+    from rql_deploy.distributed.sweep.ray_executor import RayExecutor
 
     jobs = training_jobs(tmp_path, dataset, seeds=[0, 1, 2], updates=1200)
 

@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 
+from rql_deploy.distributed.sweep.file import load_sweep, overrides
+from rql_deploy.distributed.sweep.job import RESULT, Job, write_json
+from rql_deploy.distributed.sweep.plan import Plan, content_address, make_plan
+from rql_deploy.distributed.sweep.table import write_tables
 from rql_deploy.errors import UserError
 from rql_deploy.statistics import mean_interval, student_t_95
-from rql_deploy.sweep.file import load_sweep, overrides
-from rql_deploy.sweep.job import RESULT, Job, write_json
-from rql_deploy.sweep.plan import Plan, content_address, make_plan
-from rql_deploy.sweep.table import write_tables
 from tests.conftest import ROOT, assert_refused, cli
 
 SWEEP = """

@@ -11,13 +11,13 @@ from pathlib import Path
 
 import pytest
 
+from rql_deploy.distributed.sweep.attempt import BUSY, SECONDS
+from rql_deploy.distributed.sweep.executors import Executor, LocalExecutor, attempt_process
+from rql_deploy.distributed.sweep.file import load_sweep
+from rql_deploy.distributed.sweep.job import LOCK, LOG, RESULT, Job
+from rql_deploy.distributed.sweep.plan import make_plan
+from rql_deploy.distributed.sweep.run import Event, run_jobs
 from rql_deploy.folders import held
-from rql_deploy.sweep.attempt import BUSY, SECONDS
-from rql_deploy.sweep.executors import Executor, LocalExecutor, attempt_process
-from rql_deploy.sweep.file import load_sweep
-from rql_deploy.sweep.job import LOCK, LOG, RESULT, Job
-from rql_deploy.sweep.plan import make_plan
-from rql_deploy.sweep.run import Event, run_jobs
 from tests.conftest import ROOT, assert_refused, cli, run_cli
 
 SWEEP = """
@@ -102,7 +102,10 @@ def test_an_attempt_ends_with_whoever_started_it_and_its_folder_has_one_at_a_tim
     first = attempt_process(folder, 1)
     try:
         attempt_pid(folder)
-        code = f"import rql_deploy.sweep.attempt as a, pathlib, sys; a.LOCK_SECONDS = 0.2; sys.exit(a.main(pathlib.Path({str(folder)!r})))"
+        code = (
+            "import rql_deploy.distributed.sweep.attempt as a, pathlib, sys; a.LOCK_SECONDS = 0.2; "
+            f"sys.exit(a.main(pathlib.Path({str(folder)!r})))"
+        )
         alive, starter = os.pipe()
         second = subprocess.run([sys.executable, "-c", code], stdin=alive, timeout=60, check=False)
         os.close(alive)

@@ -13,18 +13,19 @@ from typing import Any
 import numpy as np
 import pytest
 
-from rql_deploy.bundle import Bundle
+from rql_deploy.bundle.bundle import Bundle
 from rql_deploy.errors import ContractError
-from rql_deploy.runtime.agreement import ServerError
-from rql_deploy.runtime.client import Channel, RemotePolicy
-from rql_deploy.runtime.control_loop import ControlLoop
-from rql_deploy.runtime.jobs import EpisodePart
-from rql_deploy.runtime.recorder import Recorder
-from rql_deploy.runtime.reporting import EpisodeReporter, ReportedPlant
-from rql_deploy.train.readers import open_store
-from rql_deploy.train.store import TransitionStore
+from rql_deploy.runtime.client import RemotePolicy
+from rql_deploy.runtime.client.episode_upload import EpisodeReporter, ReportedPlant
+from rql_deploy.runtime.client.policy import Channel
+from rql_deploy.runtime.client.session import ServerError
+from rql_deploy.runtime.control.lockstep import ControlLoop
+from rql_deploy.runtime.engine.request import EpisodePart
+from rql_deploy.runtime.server.recording import Recorder
+from rql_deploy.train.data.readers import open_store
+from rql_deploy.train.data.store import TransitionStore
 from tests.conftest import TINY, assert_refused, cli, serving
-from tests.runtime.test_serving import observation
+from tests.runtime.server.test_server import observation
 
 
 class Cart:
@@ -172,7 +173,7 @@ def test_parts_that_a_restarted_server_did_not_see_are_sent_again(bundle: Path, 
 
 def test_a_recorder_takes_no_more_than_it_has_room_for(bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     contract = Bundle.open(bundle).contract
-    monkeypatch.setattr("rql_deploy.runtime.recorder.MAX_QUEUED_BYTES", 100)
+    monkeypatch.setattr("rql_deploy.runtime.server.recording.MAX_QUEUED_BYTES", 100)
     recorder = Recorder(tmp_path)
     large = EpisodePart(1, 0, 0, False, {"observation": np.zeros((9, 4), np.float32)}, np.zeros((9, 2), np.float32), None, None)
     assert not recorder.record_episode(large, contract)

@@ -12,13 +12,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from rql_deploy.bundle import Bundle
+from rql_deploy.bundle.bundle import Bundle
 from rql_deploy.errors import ContractError, DeadlineMissed, UserError
 from rql_deploy.runtime.client import RemotePolicy
-from rql_deploy.runtime.failover import FailoverPolicy
+from rql_deploy.runtime.client.failover import FailoverPolicy
 from tests.conftest import serving
-from tests.runtime.test_operations import variant
-from tests.runtime.test_serving import observation
+from tests.runtime.server.test_operations import variant
+from tests.runtime.server.test_server import observation
 
 
 def served(endpoint: str) -> int:

@@ -16,16 +16,17 @@ import numpy as np
 import pytest
 import zmq
 
-from rql_deploy.bundle import Bundle
+from rql_deploy.bundle.bundle import Bundle
 from rql_deploy.errors import ContractError, DeadlineMissed
-from rql_deploy.runtime import protocol
-from rql_deploy.runtime.aio import AsyncRemotePolicy
-from rql_deploy.runtime.client import Channel, RemotePolicy
-from rql_deploy.runtime.jobs import Done, Job
-from rql_deploy.runtime.recorder import Recorder, read_recording
+from rql_deploy.runtime.client import RemotePolicy
+from rql_deploy.runtime.client.aio import AsyncRemotePolicy
+from rql_deploy.runtime.client.policy import Channel
+from rql_deploy.runtime.engine.request import Done, Job
+from rql_deploy.runtime.server.recording import Recorder, read_recording
+from rql_deploy.runtime.wire import protocol
 from tests.conftest import serving
-from tests.runtime.test_operations import variant
-from tests.runtime.test_serving import observation
+from tests.runtime.server.test_operations import variant
+from tests.runtime.server.test_server import observation
 
 
 def test_a_stream_gives_a_better_action_after_every_step_and_ends_with_acts(endpoint: str) -> None:

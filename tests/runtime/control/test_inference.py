@@ -8,15 +8,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from rql_deploy.bundle import Bundle
+from rql_deploy.bundle.bundle import Bundle
 from rql_deploy.contract import Contract
 from rql_deploy.errors import DeadlineMissed, UserError
 from rql_deploy.policy import Decision
-from rql_deploy.runtime.asking import Question, ThreadAsker, ask_policy
-from rql_deploy.runtime.clock import SimulatedClock, SystemClock
-from rql_deploy.runtime.onnx_policy import OnnxPolicy
-from rql_deploy.runtime.realtime import RealTimeLoop
-from tests.runtime.rail import Rail, Scripted, drive
+from rql_deploy.runtime.control.clock import SimulatedClock, SystemClock
+from rql_deploy.runtime.control.inference import Question, ThreadAsker, ask_policy
+from rql_deploy.runtime.control.realtime import RealTimeLoop
+from rql_deploy.runtime.engine.onnx_policy import OnnxPolicy
+from tests.helpers.rail import Rail, Scripted, drive
 
 
 @pytest.mark.parametrize(("delay", "previews"), [(0.4, [True, *[False] * 9]), (2.0, [True] * 10)])

@@ -6,11 +6,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from rql_deploy.bundle import Bundle
+from rql_deploy.bundle.bundle import Bundle
 from rql_deploy.contract import ActionDimension, Contract
 from rql_deploy.errors import DeadlineMissed
 from rql_deploy.policy import Decision
-from rql_deploy.runtime.control_loop import MAX_CONSECUTIVE_HOLDS, ControlLoop, hold_action
+from rql_deploy.runtime.control.lockstep import MAX_CONSECUTIVE_HOLDS, ControlLoop, hold_action
 from tests.conftest import PLANT
 
 

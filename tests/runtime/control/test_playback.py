@@ -4,7 +4,7 @@ import itertools
 
 import numpy as np
 
-from rql_deploy.runtime.playback import DeltaBounds, Mode, Playback
+from rql_deploy.runtime.control.playback import DeltaBounds, Mode, Playback
 
 H = 5
 

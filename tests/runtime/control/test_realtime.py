@@ -15,12 +15,12 @@ from rql_deploy.errors import ContractError, UserError
 from rql_deploy.limits import ActionLimit, Limits, ObservationLimit
 from rql_deploy.policy import Decision
 from rql_deploy.runtime.client import RemotePolicy
-from rql_deploy.runtime.clock import Schedule
-from rql_deploy.runtime.control_loop import ControlLoop
-from rql_deploy.runtime.realtime import RealTimeLoop
-from rql_deploy.runtime.ticks import Tick, TickLog
+from rql_deploy.runtime.control.clock import Schedule
+from rql_deploy.runtime.control.lockstep import ControlLoop
+from rql_deploy.runtime.control.realtime import RealTimeLoop
+from rql_deploy.runtime.control.telemetry import Tick, TickLog
 from tests.conftest import serving
-from tests.runtime.rail import Rail, Scripted, drive
+from tests.helpers.rail import Rail, Scripted, drive
 
 
 def test_prefetched_chunks_leave_no_tick_without_a_fresh_action(contract: Contract) -> None:

@@ -12,12 +12,12 @@ from rql_deploy.contract import ActionDimension, Calibration, Contract, Observat
 from rql_deploy.errors import ContractError, UserError
 from rql_deploy.limits import ActionLimit, Limits, ObservationLimit
 from rql_deploy.policy import Decision
-from rql_deploy.runtime.asking import Answer, Question
-from rql_deploy.runtime.clock import SimulatedClock
-from rql_deploy.runtime.faults import Watchdog
-from rql_deploy.runtime.realtime import RealTimeLoop
-from rql_deploy.runtime.safety import SafetyFilter, gate_from_calibration
-from rql_deploy.runtime.ticks import Tick
+from rql_deploy.runtime.control.clock import SimulatedClock
+from rql_deploy.runtime.control.inference import Answer, Question
+from rql_deploy.runtime.control.realtime import RealTimeLoop
+from rql_deploy.runtime.control.safety import SafetyFilter, gate_from_calibration
+from rql_deploy.runtime.control.telemetry import Tick
+from rql_deploy.runtime.control.watchdog import Watchdog
 
 PLANT = PlantDescription(
     "tiny",

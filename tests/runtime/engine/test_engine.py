@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from rql_deploy.bundle import Bundle
-from rql_deploy.runtime.cost import CostModel
-from rql_deploy.runtime.engine import REPLY_MARGIN, URGENT_MEMORY, Engine
-from rql_deploy.runtime.jobs import Done, Event, Expired, Job, Preview
-from rql_deploy.runtime.model import Model
+from rql_deploy.bundle.bundle import Bundle
+from rql_deploy.runtime.engine.engine import REPLY_MARGIN, URGENT_MEMORY, Engine
+from rql_deploy.runtime.engine.latency import CostModel
+from rql_deploy.runtime.engine.model import Model
+from rql_deploy.runtime.engine.request import Done, Event, Expired, Job, Preview
 
 STEP, VALUE, UNROLLED = 0.001, 0.003, 0.005
 

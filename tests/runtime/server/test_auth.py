@@ -13,11 +13,11 @@ import pytest
 import zmq
 
 from rql_deploy.errors import DeadlineMissed, UserError
-from rql_deploy.runtime import protocol
 from rql_deploy.runtime.client import RemotePolicy, ServerError
-from rql_deploy.runtime.keys import new_client, revoke
+from rql_deploy.runtime.wire import protocol
+from rql_deploy.runtime.wire.keys import new_client, revoke
 from tests.conftest import assert_refused, cli, serving
-from tests.runtime.test_serving import observation
+from tests.runtime.server.test_server import observation
 
 MALFORMED = int(os.environ.get("RQL_DEPLOY_FUZZ", "2000"))
 """Malformed messages at a live server; `RQL_DEPLOY_FUZZ=20000` for a long run."""

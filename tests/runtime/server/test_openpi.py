@@ -10,10 +10,10 @@ from openpi_client.websocket_client_policy import WebsocketClientPolicy
 from websockets.exceptions import InvalidStatus
 from websockets.sync.client import connect
 
-from rql_deploy.bundle import Bundle
+from rql_deploy.bundle.bundle import Bundle
 from tests.conftest import serving
-from tests.runtime.test_operations import note
-from tests.runtime.test_serving import observation
+from tests.runtime.server.test_operations import note
+from tests.runtime.server.test_server import observation
 
 
 def test_the_stock_client_drives_our_policy(bundle: Path) -> None:

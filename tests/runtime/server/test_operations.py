@@ -20,16 +20,17 @@ import onnx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from rql_deploy.bundle import CONTRACT, CONTRACT_ID_KEY, CONTRACT_KEY, Bundle, write_manifest
+from rql_deploy.bundle.bundle import CONTRACT, CONTRACT_ID_KEY, CONTRACT_KEY, Bundle, write_manifest
 from rql_deploy.contract import Contract
 from rql_deploy.errors import ContractError, UserError
-from rql_deploy.runtime.client import Channel, RemotePolicy, ServerError
-from rql_deploy.runtime.model import Model
-from rql_deploy.runtime.protocol import decode
-from rql_deploy.runtime.recorder import read_recording, read_shard
-from rql_deploy.runtime.replay import replay, same_bytes
+from rql_deploy.runtime.client import RemotePolicy, ServerError
+from rql_deploy.runtime.client.policy import Channel
+from rql_deploy.runtime.engine.model import Model
+from rql_deploy.runtime.server.recording import read_recording, read_shard
+from rql_deploy.runtime.server.replay import replay, same_bytes
+from rql_deploy.runtime.wire.protocol import decode
 from tests.conftest import assert_refused, cli, serving
-from tests.runtime.test_serving import observation
+from tests.runtime.server.test_server import observation
 
 
 def note(process: subprocess.Popen[str], pattern: str) -> str:

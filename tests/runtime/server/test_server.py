@@ -14,13 +14,13 @@ import numpy as np
 import pytest
 import zmq
 
-from rql_deploy.bundle import Bundle
+from rql_deploy.bundle.bundle import Bundle
 from rql_deploy.contract import Contract
 from rql_deploy.errors import ContractError, DeadlineMissed, UserError
-from rql_deploy.runtime import protocol
-from rql_deploy.runtime.agreement import Agreement
 from rql_deploy.runtime.client import RemotePolicy, ServerError
-from rql_deploy.runtime.onnx_policy import OnnxPolicy
+from rql_deploy.runtime.client.session import Agreement
+from rql_deploy.runtime.engine.onnx_policy import OnnxPolicy
+from rql_deploy.runtime.wire import protocol
 from tests.conftest import assert_refused, cli, run_cli, serving
 
 
@@ -149,7 +149,7 @@ def test_a_late_reply_is_counted_and_dropped() -> None:
 
     thread = threading.Thread(target=answer)
     thread.start()
-    from rql_deploy.runtime.client import Channel
+    from rql_deploy.runtime.client.policy import Channel
 
     channel = Channel(f"tcp://127.0.0.1:{port}")
     try:

@@ -12,14 +12,14 @@ from pathlib import Path
 import pytest
 from openpi_client.websocket_client_policy import WebsocketClientPolicy
 
-from rql_deploy.bundle import Bundle
+from rql_deploy.bundle.bundle import Bundle
 from rql_deploy.errors import DeadlineMissed, UserError
 from rql_deploy.runtime.client import RemotePolicy
-from rql_deploy.runtime.keys import new_client
-from rql_deploy.runtime.workers import listen
+from rql_deploy.runtime.server.supervisor import listen
+from rql_deploy.runtime.wire.keys import new_client
 from tests.conftest import assert_refused, cli, serving
-from tests.runtime.test_operations import get, note, successor, variant
-from tests.runtime.test_serving import observation
+from tests.runtime.server.test_operations import get, note, successor, variant
+from tests.runtime.server.test_server import observation
 
 __all__ = ["successor"]
 

@@ -5,8 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from rql_deploy.runtime import protocol
-from rql_deploy.runtime.protocol import ProtocolError, decode, encode
+from rql_deploy.runtime.wire import protocol
+from rql_deploy.runtime.wire.protocol import ProtocolError, decode, encode
 
 arrays = st.dictionaries(
     st.text(max_size=20),

@@ -11,12 +11,12 @@ import ogbench
 import pytest
 
 from rql_deploy.errors import UserError
-from rql_deploy.sim import ogbench_collect
-from rql_deploy.sim.ogbench_collect import PlayData
-from rql_deploy.sim.ogbench_play import RECIPES, Player, cube_stays_visible, find_recipe
-from rql_deploy.sim.ogbench_rewards import OGBenchRewards
-from rql_deploy.train.readers import open_store
-from rql_deploy.train.store import TransitionStore
+from rql_deploy.sim.collection import ogbench_collect
+from rql_deploy.sim.collection.ogbench_collect import PlayData
+from rql_deploy.sim.demonstrators.ogbench_play import RECIPES, Player, cube_stays_visible, find_recipe
+from rql_deploy.sim.plants.ogbench_rewards import OGBenchRewards
+from rql_deploy.train.data.readers import open_store
+from rql_deploy.train.data.store import TransitionStore
 from tests.conftest import assert_refused, cli, run_cli
 
 SHORT = ("--horizon", 12, "--workers", 2)

@@ -11,21 +11,21 @@ import numpy as np
 import pytest
 import torch
 
-from rql_deploy.bundle import Bundle
+from rql_deploy.bundle.bundle import Bundle
 from rql_deploy.cli.evaluate import find_players, run_watched
-from rql_deploy.cli.evaluate_compare import compare
+from rql_deploy.cli.evaluate.compare import compare
 from rql_deploy.cli.options import parse_prune
-from rql_deploy.cli.training_evaluator import SimulatedEvaluator
 from rql_deploy.errors import UserError
 from rql_deploy.policy import Policy
 from rql_deploy.runtime.client import RemotePolicy
-from rql_deploy.runtime.onnx_policy import OnnxPolicy
-from rql_deploy.sim.calibration import calibrate
-from rql_deploy.sim.episode_log import append_episode, read_episodes, write_episodes
-from rql_deploy.sim.evaluation import Score
-from rql_deploy.sim.watching import WatchedEpisode
+from rql_deploy.runtime.engine.onnx_policy import OnnxPolicy
+from rql_deploy.sim.evaluation.annotations import WatchedEpisode
+from rql_deploy.sim.evaluation.calibration import calibrate
+from rql_deploy.sim.evaluation.episode_log import append_episode, read_episodes, write_episodes
+from rql_deploy.sim.evaluation.episodes import Score
 from rql_deploy.train.checkpoint import load_checkpoint
 from rql_deploy.train.handover import make_policy
+from rql_deploy.workflows.training_evaluator import SimulatedEvaluator
 from tests.conftest import assert_refused, cli
 
 HORIZON = 14
@@ -235,7 +235,7 @@ def test_a_pruning_schedule_that_does_not_prune_is_refused(text: str) -> None:
 
 
 def test_training_goes_on_when_the_plant_of_an_evaluation_raises(run: Path) -> None:
-    evaluator = SimulatedEvaluator("gym:tests.drifting_cart:tests/HotCart-v0", {}, episodes=2, workers=1, seed=0)
+    evaluator = SimulatedEvaluator("gym:tests.helpers.drifting_cart:tests/HotCart-v0", {}, episodes=2, workers=1, seed=0)
     try:
         evaluator.submit(1, load_checkpoint(run).path)
         for future in evaluator._running[1][1]:
@@ -248,7 +248,7 @@ def test_training_goes_on_when_the_plant_of_an_evaluation_raises(run: Path) -> N
 
 def test_a_plant_that_raises_costs_its_episode_and_a_film_that_fails_no_score(bundle: Path, tmp_path: Path) -> None:
     episodes = tmp_path / "episodes.jsonl"
-    hot = ("evaluate", "gym:tests.drifting_cart:tests/HotCart-v0", "--bundle", bundle, "--episodes", 2, "--workers", 1)
+    hot = ("evaluate", "gym:tests.helpers.drifting_cart:tests/HotCart-v0", "--bundle", bundle, "--episodes", 2, "--workers", 1)
     result = cli(*hot, "--output", episodes, "--video", tmp_path / "film.mp4")
     assert_refused(result, "0 of 2 succeeded", "counts as failed: the plant failed at tick 9 (RuntimeError: the motor is hot)")
     assert [(e.success, e.steps, "the motor is hot" in (e.error or "")) for e in read_episodes(episodes)] == [(False, 9, True)] * 2

@@ -11,10 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from rql_deploy.sim.charts import Chart, histogram, number, ticks
-from rql_deploy.sim.evaluation import Score
-from rql_deploy.sim.report import LearningCurves, Subject, render, write_report
-from rql_deploy.sim.watching import WatchedEpisode
+from rql_deploy.sim.evaluation.annotations import WatchedEpisode
+from rql_deploy.sim.evaluation.charts import Chart, histogram, number, ticks
+from rql_deploy.sim.evaluation.episodes import Score
+from rql_deploy.sim.evaluation.report import LearningCurves, Subject, render, write_report
 
 HEADINGS = ["Success", "Video", "Latency and deadline use", "V over refinement steps", "Calibration of V", "Learning curves"]
 

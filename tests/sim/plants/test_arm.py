@@ -17,10 +17,10 @@ from rql_deploy.errors import UserError
 from rql_deploy.export.exporter import ExportModules, export_bundle
 from rql_deploy.limits import ActionLimit, Limits
 from rql_deploy.runtime.client import RemotePolicy
-from rql_deploy.runtime.realtime import RealTimeLoop
-from rql_deploy.runtime.ticks import Tick
-from rql_deploy.sim.arm import STALE_SECONDS, ArmPlant, describe_arm
-from rql_deploy.sim.arm_process import JOINTS, REST, Arm, take
+from rql_deploy.runtime.control.realtime import RealTimeLoop
+from rql_deploy.runtime.control.telemetry import Tick
+from rql_deploy.sim.plants.arm import STALE_SECONDS, ArmPlant, describe_arm
+from rql_deploy.sim.plants.arm_process import JOINTS, REST, Arm, take
 from rql_deploy.train.handover import make_modules
 from rql_deploy.train.rql import RQL, RQLConfig
 from tests.conftest import assert_refused, cli, serving

@@ -6,9 +6,9 @@ import pytest
 from numpy.typing import NDArray
 
 from rql_deploy.errors import UserError
-from rql_deploy.sim.ogbench_rewards import OGBenchRewards
-from rql_deploy.train.readers import open_store
-from rql_deploy.train.store import TransitionStore
+from rql_deploy.sim.plants.ogbench_rewards import OGBenchRewards
+from rql_deploy.train.data.readers import open_store
+from rql_deploy.train.data.store import TransitionStore
 
 
 @pytest.fixture(scope="module")

@@ -8,8 +8,8 @@ import pytest
 
 from rql_deploy.errors import UserError
 from rql_deploy.sim.demonstrators.lift import LiftDemonstrator
-from rql_deploy.sim.robosuite_env import RobosuiteEnv
-from rql_deploy.sim.tasks import EnvPlant, describe
+from rql_deploy.sim.plants.robosuite_env import RobosuiteEnv
+from rql_deploy.sim.plants.tasks import EnvPlant, describe
 
 
 @pytest.fixture(scope="module")

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from rql_deploy.sim.robosuite_env import RobosuiteEnv
-from rql_deploy.sim.robosuite_fast import FastStep, fast_step
+from rql_deploy.sim.plants.robosuite_env import RobosuiteEnv
+from rql_deploy.sim.plants.robosuite_fast import FastStep, fast_step
 
 STEPS = 25
 

@@ -14,13 +14,13 @@ import pytest
 
 from rql_deploy.errors import ContractError, UserError
 from rql_deploy.ogbench_names import plant_of
-from rql_deploy.runtime.control_loop import hold_action
+from rql_deploy.runtime.control.lockstep import hold_action
 from rql_deploy.sim.demonstrators.hand import finger_yaw, nearest_turn, rotated, yaw_of
-from rql_deploy.sim.ogbench_play import Player, find_recipe
-from rql_deploy.sim.ogbench_rewards import OGBenchRewards
-from rql_deploy.sim.robosuite_env import RobosuiteEnv
-from rql_deploy.sim.task_env import TaskEnv
-from rql_deploy.sim.tasks import EnvPlant, Task, describe, find_demonstrator
+from rql_deploy.sim.demonstrators.ogbench_play import Player, find_recipe
+from rql_deploy.sim.plants.ogbench_rewards import OGBenchRewards
+from rql_deploy.sim.plants.robosuite_env import RobosuiteEnv
+from rql_deploy.sim.plants.task_env import TaskEnv
+from rql_deploy.sim.plants.tasks import EnvPlant, Task, describe, find_demonstrator
 from tests.conftest import TINY, assert_refused, cli
 
 PUZZLE = "ogbench:puzzle-3x3-play-singletask-task4-v0"
@@ -113,7 +113,7 @@ def test_what_was_trained_on_ogbench_files_is_evaluated_without_editing(puzzle_b
 
 
 def test_a_policy_for_another_robot_is_refused_with_what_differs(puzzle_bundle: Path) -> None:
-    from rql_deploy.bundle import Bundle
+    from rql_deploy.bundle.bundle import Bundle
 
     contract = Bundle.open(puzzle_bundle).contract
     with pytest.raises(
@@ -274,7 +274,7 @@ def test_unknown_tasks_and_settings_are_answered_with_the_nearest(task: str, opt
 
 def test_a_wrong_renderer_is_named_and_no_display_is_not_needed() -> None:
     # robosuite sees to its own rendering; OGBench leaves it to MuJoCo.
-    code = "from rql_deploy.sim.tasks import Task; Task('ogbench:cube-single-play', {'render_mode': 'rgb_array'}).make_env()"
+    code = "from rql_deploy.sim.plants.tasks import Task; Task('ogbench:cube-single-play', {'render_mode': 'rgb_array'}).make_env()"
     plain = {key: value for key, value in os.environ.items() if key not in ("DISPLAY", "WAYLAND_DISPLAY")}
     for choice, words in {"nonsense": "unset MUJOCO_GL or set it to egl", "glfw": "needs a display and there is none"}.items():
         environment = {**plain, "MUJOCO_GL": choice}

@@ -7,11 +7,11 @@ import pytest
 import torch
 
 from rql_deploy.errors import UserError
-from rql_deploy.train.readers import open_store
-from rql_deploy.train.sampler import WindowSampler
-from rql_deploy.train.shards import ShardedStore
-from rql_deploy.train.store import concatenate
-from rql_deploy.train.store_folder import write_store
+from rql_deploy.train.data.folder import write_store
+from rql_deploy.train.data.readers import open_store
+from rql_deploy.train.data.sampler import WindowSampler
+from rql_deploy.train.data.shards import ShardedStore
+from rql_deploy.train.data.store import concatenate
 from tests.conftest import make_store
 
 
@@ -130,7 +130,7 @@ def test_a_single_shard_is_never_read_again(tmp_path: Path) -> None:
 
 
 def test_a_shard_of_the_same_shape_is_copied_into_the_tensors_of_the_one_before() -> None:
-    from rql_deploy.train.sampler import Rows
+    from rql_deploy.train.data.sampler import Rows
 
     a, b, c = (Rows.of(make_store(episodes, seed=i), complete_rows=False) for i, episodes in enumerate([(9, 7), (9, 7), (9, 8)]))
     kept = a.observations

@@ -8,9 +8,9 @@ import pytest
 
 from rql_deploy.contract import ObservationField, PlantDescription
 from rql_deploy.errors import UserError
-from rql_deploy.train import store as store_module
-from rql_deploy.train.store import TransitionStore, concatenate
-from rql_deploy.train.store_folder import StoreWriter, read_store, write_store
+from rql_deploy.train.data import store as store_module
+from rql_deploy.train.data.folder import StoreWriter, read_store, write_store
+from rql_deploy.train.data.store import TransitionStore, concatenate
 from tests.conftest import PLANT, make_store
 
 ARRAYS = ("observations", "actions", "rewards", "masks", "ends", "successes")
@@ -68,7 +68,7 @@ def test_a_full_disk_is_one_sentence_and_leaves_nothing(tmp_path: Path, monkeypa
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("rql_deploy.train.store_folder._sync", full)
+    monkeypatch.setattr("rql_deploy.train.data.folder._sync", full)
     with pytest.raises(UserError, match="No space left"):
         write_store(make_store(), tmp_path / "data")
     assert not list(tmp_path.iterdir())

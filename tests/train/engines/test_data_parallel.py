@@ -73,7 +73,7 @@ def test_stopping_one_worker_stops_all_at_the_same_update(dataset: Path, tmp_pat
 
 def test_a_batch_that_cannot_be_shared_is_refused(dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from rql_deploy.errors import UserError
-    from rql_deploy.train.parallel import DataParallel
+    from rql_deploy.train.engines.data_parallel import DataParallel
 
     group = object.__new__(DataParallel)
     group.rank, group.workers = 1, 4

@@ -9,12 +9,12 @@ import pytest
 import torch
 
 from rql_deploy.errors import UserError
-from rql_deploy.train import engine as engines
 from rql_deploy.train.config import TrainConfig
-from rql_deploy.train.engine import EngineChoice, GraphEngine, choose_engine, flop_per_update, make_engine
+from rql_deploy.train.data.sampler import WindowSampler
+from rql_deploy.train.engines import engine as engines
+from rql_deploy.train.engines.batch_slices import SlicedGradients
+from rql_deploy.train.engines.engine import EngineChoice, GraphEngine, choose_engine, flop_per_update, make_engine
 from rql_deploy.train.rql import RQL, Batch, Noise, RQLConfig, draw_noise
-from rql_deploy.train.sampler import WindowSampler
-from rql_deploy.train.slices import SlicedGradients
 from rql_deploy.train.trainer import Trainer
 from tests.conftest import make_store
 

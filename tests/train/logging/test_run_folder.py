@@ -10,9 +10,9 @@ import torch
 
 from rql_deploy.errors import UserError
 from rql_deploy.train.config import TrainConfig
-from rql_deploy.train.diagnostics import Diagnostics
-from rql_deploy.train.evaluator import Evaluation, append_evaluation
-from rql_deploy.train.report import write_report
+from rql_deploy.train.logging.diagnostics import Diagnostics
+from rql_deploy.train.logging.periodic_evaluation import Evaluation, append_evaluation
+from rql_deploy.train.logging.run_page import write_report
 from rql_deploy.train.rql import RQL, RQLConfig
 from rql_deploy.train.trainer import Trainer
 from tests.conftest import make_store

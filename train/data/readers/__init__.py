@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rql_deploy.errors import UserError
+from rql_deploy.train.data.folder import StoreShard, is_store, read_store
+from rql_deploy.train.data.rewards import Relabel, Reward, with_reward
+from rql_deploy.train.data.shards import ShardedStore
+from rql_deploy.train.data.store import TransitionStore, concatenate
 
-from ..rewards import Relabel, Reward, with_reward
-from ..shards import ShardedStore
-from ..store import TransitionStore, concatenate
-from ..store_folder import StoreShard, is_store, read_store
 from .lerobot import is_lerobot, read_lerobot
 from .minari import MAIN_FILE, holds_minari, read_minari
 from .ogbench import read_ogbench, shard_files

@@ -6,8 +6,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from rql_deploy.contract import PlantDescription
-
-from ..store import TransitionStore
+from rql_deploy.train.data.store import TransitionStore
 
 DEFAULT_RATE = 20.0
 """Control rate in Hz where the data does not say it; the plant's `environment` then has `ASSUMED_RATE`."""

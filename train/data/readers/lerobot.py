@@ -22,8 +22,8 @@ from numpy.typing import NDArray
 from rql_deploy.contract import PLANT_KEY, ActionDimension, ObservationField, PlantDescription
 from rql_deploy.errors import UserError
 from rql_deploy.plain import from_plain
+from rql_deploy.train.data.store import TransitionStore
 
-from ..store import TransitionStore
 from .assemble import Assembler, bounds_of
 from .minari_columns import numbers, require_pyarrow
 

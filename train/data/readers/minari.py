@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 from rql_deploy.contract import PLANT_KEY, ActionDimension, ObservationField, PlantDescription
 from rql_deploy.errors import UserError
 from rql_deploy.plain import from_plain, suggestion
+from rql_deploy.train.data.store import ASSUMED_RATE, TransitionStore
 
-from ..store import ASSUMED_RATE, TransitionStore
 from .assemble import DEFAULT_RATE, Assembler
 from .minari_columns import ColumnEpisodes
 

@@ -20,10 +20,10 @@ from rql_deploy.contract import PLANT_KEY, PlantDescription
 from rql_deploy.errors import UserError
 from rql_deploy.ogbench_names import plant_of
 from rql_deploy.plain import from_plain
+from rql_deploy.train.data.rewards import Relabel
+from rql_deploy.train.data.shards import ShardedStore
+from rql_deploy.train.data.store import TransitionStore
 
-from ..rewards import Relabel
-from ..shards import ShardedStore
-from ..store import TransitionStore
 from .npz import NpzFile
 
 STATE_KEYS = ("qpos", "button_states")

@@ -9,8 +9,8 @@ import h5py
 
 from rql_deploy.contract import PLANT_KEY
 from rql_deploy.errors import UserError
+from rql_deploy.train.data.folder import is_store
 
-from ..store_folder import is_store
 from .lerobot import INFO_FILE, NUMBERS, is_lerobot
 from .minari import MAIN_FILE, find_data_folder
 from .minari_columns import require_pyarrow

@@ -11,9 +11,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from rql_deploy.errors import UserError
+from rql_deploy.train.data.folder import write_store
+from rql_deploy.train.data.store import TransitionStore
 
-from ..store import TransitionStore
-from ..store_folder import write_store
 from .lerobot import write_lerobot
 from .ogbench import write_ogbench
 from .robomimic import write_robomimic

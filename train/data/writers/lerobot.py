@@ -13,10 +13,9 @@ from numpy.typing import NDArray
 
 from rql_deploy.contract import PLANT_KEY
 from rql_deploy.errors import UserError
-
-from ..readers.lerobot import feature_of
-from ..readers.minari_columns import require_pyarrow
-from ..store import TransitionStore
+from rql_deploy.train.data.readers.lerobot import feature_of
+from rql_deploy.train.data.readers.minari_columns import require_pyarrow
+from rql_deploy.train.data.store import TransitionStore
 
 ROWS_PER_FILE = 1 << 20
 ROWS_PER_GROUP = 1 << 16

@@ -10,8 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from rql_deploy.contract import PLANT_KEY
-
-from ..store import TransitionStore
+from rql_deploy.train.data.store import TransitionStore
 
 
 def write_ogbench(store: TransitionStore, target: Path) -> list[str]:

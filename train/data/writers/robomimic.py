@@ -11,8 +11,7 @@ import numpy as np
 
 from rql_deploy.contract import PLANT_KEY
 from rql_deploy.folders import reserve
-
-from ..store import TransitionStore
+from rql_deploy.train.data.store import TransitionStore
 
 
 def write_robomimic(store: TransitionStore, target: Path) -> list[str]:

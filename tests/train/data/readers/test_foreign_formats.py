@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 
 from rql_deploy.errors import UserError
-from rql_deploy.train.readers import open_store
-from rql_deploy.train.store import TransitionStore
+from rql_deploy.train.data.readers import open_store
+from rql_deploy.train.data.store import TransitionStore
+from tests.conftest import ROOT
 
-DATA = Path(__file__).resolve().parent.parent / "data"
+DATA = ROOT / "tests" / "data"
 ROBOMIMIC = DATA / "robomimic_low_dim.hdf5"
 LEROBOT = [DATA / "lerobot" / version for version in ("v2.1", "v3.0")]
 
@@ -210,9 +211,9 @@ def test_minaris_own_arrow_files_hold_what_its_hdf5_files_hold(layout: str, tmp_
 
 
 def test_episodes_may_run_across_blocks_and_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from rql_deploy.train.readers import lerobot as reader
-    from rql_deploy.train.writers import lerobot as writer
-    from rql_deploy.train.writers import write
+    from rql_deploy.train.data.readers import lerobot as reader
+    from rql_deploy.train.data.writers import lerobot as writer
+    from rql_deploy.train.data.writers import write
 
     whole = opened(LEROBOT[1])
     monkeypatch.setattr(writer, "ROWS_PER_FILE", 10)

@@ -13,12 +13,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from rql_deploy.errors import UserError
-from rql_deploy.train.readers import open_store
-from rql_deploy.train.store import TransitionStore
-from rql_deploy.train.store_folder import read_store, write_store
-from tests.conftest import assert_refused, cli, make_store, write_minari
+from rql_deploy.train.data.folder import read_store, write_store
+from rql_deploy.train.data.readers import open_store
+from rql_deploy.train.data.store import TransitionStore
+from tests.conftest import ROOT, assert_refused, cli, make_store, write_minari
 
-DATA = Path(__file__).resolve().parent.parent / "data"
+DATA = ROOT / "tests" / "data"
 
 
 def opened(path: object) -> TransitionStore:

@@ -6,7 +6,7 @@ import pytest
 from minari import MinariDataset
 
 from rql_deploy.errors import UserError
-from rql_deploy.train.readers.minari import read_minari
+from rql_deploy.train.data.readers.minari import read_minari
 from tests.conftest import TINY, assert_refused, cli, write_minari
 
 

@@ -6,11 +6,11 @@ import pytest
 from ogbench.utils import load_dataset
 
 from rql_deploy.errors import UserError
-from rql_deploy.train.readers import npz as npz_module
-from rql_deploy.train.readers import open_store, open_stores
-from rql_deploy.train.shards import ShardedStore
-from rql_deploy.train.store import TransitionStore
-from rql_deploy.train.store_folder import write_store
+from rql_deploy.train.data.folder import write_store
+from rql_deploy.train.data.readers import npz as npz_module
+from rql_deploy.train.data.readers import open_store, open_stores
+from rql_deploy.train.data.shards import ShardedStore
+from rql_deploy.train.data.store import TransitionStore
 from tests.conftest import make_store
 
 
