@@ -23,7 +23,7 @@ from rql_deploy.bundle.bundle import Bundle
 from rql_deploy.errors import DeadlineMissed
 from rql_deploy.policy import Decision
 from rql_deploy.runtime.client import RemotePolicy
-from rql_deploy.runtime.client.policy import Channel
+from rql_deploy.runtime.client.channel import Channel
 from rql_deploy.runtime.engine.model import Model
 from rql_deploy.runtime.server.recording import read_recording
 from rql_deploy.runtime.server.replay import replay, same_bytes

@@ -29,7 +29,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from fault_setup import sample, spawn
 from networks import network_bundle
 
-from rql_deploy.runtime.client.policy import Channel
+from rql_deploy.runtime.client.channel import Channel
 
 QUIET = 3.0
 """Least seconds without an exchange, after each."""

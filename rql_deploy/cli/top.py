@@ -20,7 +20,7 @@ from .options import FiniteRange, echo_json
 def command(endpoint: str, keys: Path | None, interval: float, once: bool, as_json: bool) -> None:
     """Watch a running server: decisions per second, latencies, batches, deadlines. Ctrl-C ends."""
     from rql_deploy.errors import DeadlineMissed, UserError
-    from rql_deploy.runtime.client.policy import Channel
+    from rql_deploy.runtime.client.channel import Channel
 
     channel = Channel(endpoint, keys=keys)
     previous: dict[str, Any] | None = None

@@ -25,11 +25,10 @@ from rql_deploy.contract import Contract, PlantDescription
 from rql_deploy.errors import DeadlineMissed, UserError
 from rql_deploy.policy import Decision
 from rql_deploy.runtime.wire import protocol
+from rql_deploy.runtime.wire.checks import ServerError
 
-from .policy import RETRY_PAUSE, configure
-from .session import DEFAULT_TIMEOUT, Agreement, RoundTrip, ServerError, act_header, refusal
-
-Reply = tuple[dict[str, Any], dict[str, NDArray[Any]]]
+from .channel import RETRY_PAUSE, Reply, configure, refusal
+from .session import DEFAULT_TIMEOUT, Agreement, RoundTrip, act_header
 
 
 class AsyncRemotePolicy:

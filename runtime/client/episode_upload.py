@@ -26,9 +26,10 @@ from numpy.typing import NDArray
 from rql_deploy.contract import PlantDescription
 from rql_deploy.errors import ContractError, DeadlineMissed, UserError
 from rql_deploy.policy import EpisodicPlant
+from rql_deploy.runtime.wire.checks import ServerError
 
-from .policy import Channel
-from .session import Agreement, ServerError
+from .channel import Channel
+from .session import Agreement
 
 PART_BYTES = 256 << 10
 """Observations of one message."""

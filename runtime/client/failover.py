@@ -17,10 +17,12 @@ import zmq
 from rql_deploy.contract import Contract, PlantDescription
 from rql_deploy.errors import ContractError, DeadlineMissed, UserError
 from rql_deploy.policy import Decision
+from rql_deploy.runtime.wire.checks import ServerError
 from rql_deploy.runtime.wire.protocol import ready
 
-from .policy import Channel, RemotePolicy
-from .session import DEFAULT_TIMEOUT, Agreement, ServerError
+from .channel import Channel
+from .connection import PolicyConnection
+from .session import DEFAULT_TIMEOUT, Agreement
 
 PROBE_EVERY = 0.25
 """Seconds between pings to a server that is away."""
@@ -30,7 +32,7 @@ PAUSE = 0.002
 _log = logging.getLogger("rql_deploy.failover")
 
 
-class _Member(RemotePolicy):
+class _Member(PolicyConnection):
     """The policy on one of the servers."""
 
     retries_while_draining = False
@@ -53,7 +55,7 @@ class _Server:
         return not self.away and self.refused is None and ready(self.channel.socket, zmq.POLLOUT)
 
 
-class FailoverPolicy(RemotePolicy):
+class FailoverPolicy(PolicyConnection):
     """A policy on several servers, whose contracts may differ only as a bundle and its successor may. One instance per thread."""
 
     def __init__(

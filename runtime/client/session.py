@@ -10,29 +10,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rql_deploy.contract import Contract, PlantDescription
-from rql_deploy.errors import ContractError, DeadlineMissed, UserError
+from rql_deploy.errors import ContractError
 from rql_deploy.flow import flow_schedule
 from rql_deploy.policy import Decision
 from rql_deploy.runtime.wire import protocol
-from rql_deploy.runtime.wire.finite import all_finite
+from rql_deploy.runtime.wire.checks import ServerError, all_finite
 
 DEFAULT_TIMEOUT = 1.0
 """Seconds a call without a deadline waits."""
 _FLOAT32 = np.dtype(np.float32)
 LEAST_SHARE = 0.2
 """Of a deadline, what the server gets at least, however slow the way there has been."""
-
-
-class ServerError(UserError):
-    """The server refused a request; `code` is the protocol's error code."""
-
-    def __init__(self, code: str, text: str):
-        super().__init__(text)
-        self.code = code
-
-    def __reduce__(self) -> tuple[type[ServerError], tuple[str, str]]:
-        # Exceptions with arguments of their own do not cross process boundaries otherwise.
-        return ServerError, (self.code, str(self))
 
 
 class RoundTrip:
@@ -140,16 +128,6 @@ def act_header(
     if prune:
         header["prune"] = [list(pair) for pair in prune]
     return header
-
-
-def refusal(endpoint: str, reply: Mapping[str, Any]) -> Exception:
-    """The exception that a reply which is not ok stands for."""
-    code, text = str(reply.get("code")), str(reply.get("error"))
-    if code == "expired":
-        return DeadlineMissed(text)
-    if code == "bad_observation":
-        return ContractError(text)
-    return ServerError(code, f"{endpoint}: {text}")
 
 
 def _number(value: Any) -> float | None:

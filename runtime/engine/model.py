@@ -12,7 +12,7 @@ from rql_deploy.bundle.bundle import Bundle
 from rql_deploy.contract import Contract
 from rql_deploy.errors import ContractError
 from rql_deploy.flow import flow_schedule
-from rql_deploy.runtime.wire.finite import all_finite
+from rql_deploy.runtime.wire.checks import all_finite
 
 from .latency import CostModel
 from .providers import open_sessions

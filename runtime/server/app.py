@@ -12,7 +12,7 @@ from pathlib import Path
 from rql_deploy.bundle.bundle import Bundle
 from rql_deploy.contract import Contract
 from rql_deploy.errors import ContractError
-from rql_deploy.runtime.client.policy import Channel
+from rql_deploy.runtime.client.channel import Channel
 from rql_deploy.runtime.engine.model import Model
 
 from .auth import ServerKeys

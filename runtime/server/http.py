@@ -14,7 +14,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.registry import CollectorRegistry
 
 from rql_deploy.errors import DeadlineMissed, UserError
-from rql_deploy.runtime.client.policy import Channel
+from rql_deploy.runtime.client.channel import Channel
 
 HEALTH_TIMEOUT = 1.0
 """Seconds within which a healthy server answers a ping."""

@@ -20,8 +20,9 @@ from websockets.exceptions import ConnectionClosed
 from websockets.sync.server import ServerConnection, serve
 
 from rql_deploy.errors import ContractError, DeadlineMissed, UserError
-from rql_deploy.runtime.client.policy import Channel
-from rql_deploy.runtime.client.session import DEFAULT_TIMEOUT, Agreement, ServerError
+from rql_deploy.runtime.client.channel import Channel
+from rql_deploy.runtime.client.session import DEFAULT_TIMEOUT, Agreement
+from rql_deploy.runtime.wire.checks import ServerError
 from rql_deploy.runtime.wire.protocol import DTYPES, MAX_MESSAGE_BYTES
 
 MAX_CONNECTIONS = 64

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from rql_deploy.policy import MAX_CANDIDATES
 from rql_deploy.runtime.engine.model import Model
 from rql_deploy.runtime.engine.request import EpisodePart, Job
-from rql_deploy.runtime.wire.finite import all_finite
+from rql_deploy.runtime.wire.checks import all_finite
 from rql_deploy.runtime.wire.protocol import ProtocolError
 
 Header = dict[str, Any]

@@ -16,12 +16,12 @@ import pytest
 from rql_deploy.bundle.bundle import Bundle
 from rql_deploy.errors import ContractError
 from rql_deploy.runtime.client import RemotePolicy
+from rql_deploy.runtime.client.channel import Channel
 from rql_deploy.runtime.client.episode_upload import EpisodeReporter, ReportedPlant
-from rql_deploy.runtime.client.policy import Channel
-from rql_deploy.runtime.client.session import ServerError
 from rql_deploy.runtime.control.lockstep import ControlLoop
 from rql_deploy.runtime.engine.request import EpisodePart
 from rql_deploy.runtime.server.recording import Recorder
+from rql_deploy.runtime.wire.checks import ServerError
 from rql_deploy.train.data.readers import open_store
 from rql_deploy.train.data.store import TransitionStore
 from tests.conftest import TINY, assert_refused, cli, serving

@@ -20,7 +20,7 @@ from rql_deploy.bundle.bundle import Bundle
 from rql_deploy.errors import ContractError, DeadlineMissed
 from rql_deploy.runtime.client import RemotePolicy
 from rql_deploy.runtime.client.aio import AsyncRemotePolicy
-from rql_deploy.runtime.client.policy import Channel
+from rql_deploy.runtime.client.channel import Channel
 from rql_deploy.runtime.engine.request import Done, Job
 from rql_deploy.runtime.server.recording import Recorder, read_recording
 from rql_deploy.runtime.wire import protocol

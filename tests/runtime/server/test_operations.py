@@ -24,7 +24,7 @@ from rql_deploy.bundle.bundle import CONTRACT, CONTRACT_ID_KEY, CONTRACT_KEY, Bu
 from rql_deploy.contract import Contract
 from rql_deploy.errors import ContractError, UserError
 from rql_deploy.runtime.client import RemotePolicy, ServerError
-from rql_deploy.runtime.client.policy import Channel
+from rql_deploy.runtime.client.channel import Channel
 from rql_deploy.runtime.engine.model import Model
 from rql_deploy.runtime.server.recording import read_recording, read_shard
 from rql_deploy.runtime.server.replay import replay, same_bytes

@@ -149,7 +149,7 @@ def test_a_late_reply_is_counted_and_dropped() -> None:
 
     thread = threading.Thread(target=answer)
     thread.start()
-    from rql_deploy.runtime.client.policy import Channel
+    from rql_deploy.runtime.client.channel import Channel
 
     channel = Channel(f"tcp://127.0.0.1:{port}")
     try:

@@ -1,4 +1,4 @@
-"""Whether an array is finite, at the price of reading it once."""
+"""What both sides hold a message to: its numbers are finite, and what is refused has an error code."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from rql_deploy.errors import UserError
 
 SMALL = 4096
 """Scalars up to which a dot product is cheaper than a sum, and runs on one thread."""
@@ -27,3 +29,15 @@ def all_finite(array: NDArray[Any]) -> bool:
         with np.errstate(all="ignore"):
             total = flat.sum()
     return math.isfinite(total) or bool(np.isfinite(flat).all())
+
+
+class ServerError(UserError):
+    """The server refused a request; `code` is the protocol's error code."""
+
+    def __init__(self, code: str, text: str):
+        super().__init__(text)
+        self.code = code
+
+    def __reduce__(self) -> tuple[type[ServerError], tuple[str, str]]:
+        # Exceptions with arguments of their own do not cross process boundaries otherwise.
+        return ServerError, (self.code, str(self))
