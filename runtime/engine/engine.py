@@ -14,28 +14,20 @@ from __future__ import annotations
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import NDArray
 
 from rql_deploy.seeding import FlowNoise
 
+from .budget import PATIENCE, REPLY_MARGIN, UNROLLED_ROWS, URGENT, URGENT_MEMORY, Budget
 from .model import MAX_STEP_ROWS, Model
 from .request import Array, Done, Event, Expired, Job, Preview
+from .unrolled import run_unrolled, stack
 
-REPLY_MARGIN = 100e-6
-"""Seconds kept back from every budget for writing the reply."""
 NEARLY_ONE = 1.0 - 1e-6
 """Flow time from which a shortened schedule is at its end: its deltas are rounded."""
-UNROLLED_ROWS = 16
-"""Most rows of one unrolled call: from here on more rows take proportionally longer, and the first of them would wait for the last."""
-URGENT = 3.0
-"""A request is urgent when it has less time than so many of the largest unrolled calls take."""
-PATIENCE = 1.0
-"""Seconds after which a request without a deadline has its turn before those that are due later."""
-URGENT_MEMORY = 1.0
-"""Seconds for which an urgent request keeps others from unrolled calls, which one like it could not interrupt."""
 
 
 class Engine:
@@ -52,7 +44,7 @@ class Engine:
         self._waiting: deque[Job] = deque()
         self._jobs: list[Job] = []
         self._urgent_until = -math.inf
-        self._deltas = tuple(delta for _, delta in model.schedule)
+        self._budget = Budget(model)
         # Rows of `_jobs`, in order: job i's rows follow job i-1's.
         self._features: Array = np.empty((0, model.feature_dim), np.float32)
         self._x: Array = np.empty((0, model.chunk_dim), np.float32)
@@ -115,40 +107,14 @@ class Engine:
         self._waiting = deque(sorted(self._waiting, key=lambda job: job.received + PATIENCE if job.due is None else job.due))
 
     def _run_unrolled(self, jobs: list[Job], now: float) -> list[Event]:
-        model = self.model
-        counts = [job.candidates for job in jobs]
-        rows = sum(counts)
         if len(jobs) == 1:
             self._waiting.remove(jobs[0])
         else:
             self._waiting = deque(job for job in self._waiting if job not in jobs)
-        fields = _stack(jobs)
-        noise = _join([self._noise(job.seed, job.candidates, model.chunk_dim) for job in jobs])
-        repeated = fields if rows == len(jobs) else {name: np.repeat(value, counts, axis=0) for name, value in fields.items()}
-        actions = model.unrolled(repeated, noise)
-        values = spreads = None
-        wanted = np.repeat([job.value or job.candidates > 1 for job in jobs], counts)
-        if wanted.any():
-            # Of the rows that asked for it alone: V costs more than all the steps.
-            features = np.repeat(model.encode(fields), counts, axis=0)
-            values, spreads = np.empty(rows, np.float32), np.empty(rows, np.float32)
-            values[wanted], spreads[wanted] = model.judge(features[wanted], actions[wanted])
-        self.steps += len(self._deltas)
-        self.rows += rows
-        end = self._clock()
-        found: list[Event] = []
-        start = 0
-        for job in jobs:
-            stop = start + job.candidates
-            best, value, spread, compared = start, None, None, 1
-            if values is not None and spreads is not None and (job.value or job.candidates > 1):
-                best, compared = start + int(values[start:stop].argmax()), job.candidates
-                if job.value:
-                    value, spread = float(values[best]), float(spreads[best])
-            queue = now - job.received
-            found.append(Done(job, actions[best], value, spread, best - start, compared, self._deltas, queue, end - now))
-            start = stop
-        return found
+        found = run_unrolled(self.model, jobs, self._noise, now, self._clock)
+        self.steps += len(self.model.schedule)
+        self.rows += sum(job.candidates for job in jobs)
+        return [*found]
 
     # Joining.
 
@@ -172,7 +138,7 @@ class Engine:
 
     def _join(self, joining: list[Job], now: float) -> None:
         model = self.model
-        features = model.encode(_stack(joining))
+        features = model.encode(stack(joining))
         counts = []
         noise = []
         for job in joining:
@@ -201,71 +167,20 @@ class Engine:
             rows = len(job.alive)
             if job.due is not None and job.deltas is None:
                 left = job.due - now - REPLY_MARGIN
-                if not job.judged and not job.shortened and self._steps_left(job) * together <= left:
+                if not job.judged and not job.shortened and self._budget.steps_left(job) * together <= left:
                     pass  # time for everything, as for most
-                elif job.preview is not None and left < self._step_cost(job):
+                elif job.preview is not None and left < self._budget.step_cost(job, len(self._x)):
                     # Not one more step fits: the latest preview is a complete action.
                     gone.append(job)
                     kept[start : start + rows] = False
                     events.append(self._decide(job, self._features[start : start + rows], now))
                 else:
-                    keep = self._shed(job, left)
+                    keep = self._budget.shed(job, left, len(self._x))
                     kept[start + keep : start + rows] = False
             start += rows
         if not kept.all():
             self._compress(kept)
             self._jobs = [job for job in self._jobs if job not in gone]
-
-    def _step_cost(self, job: Job) -> float:
-        """Seconds of the next step for this job: with everybody, or alone when that is all there is time for."""
-        costs = self.model.costs
-        return min(costs.expect("step", len(self._x)), costs.expect("step", len(job.alive)))
-
-    def _shed(self, job: Job, left: float) -> int:
-        """Candidates that this job can go on with in `left` seconds; also drops its V and shortens its schedule."""
-        costs = self.model.costs
-        others = len(self._x) - len(job.alive)
-        steps = self._steps_left(job)
-        keep = len(job.alive)
-        while True:
-            judging = costs.expect("value", keep) if job.judged else 0.0
-            times = steps if job.stream and job.value else 1
-            if steps * costs.expect("step", others + keep) + times * judging <= left:
-                break
-            if keep > 1:
-                keep //= 2
-                job.judged = job.value or keep > 1
-            elif job.judged:
-                job.judged = False
-            else:
-                job.shortened = True
-                break
-        if keep < len(job.alive):
-            # Without V they are exchangeable: the first ones stay.
-            job.alive = job.alive[:keep]
-            job.preview = None if job.preview is None else job.preview[:keep]
-            job.pruned.append((len(job.taken), list(job.alive)))
-        return keep
-
-    def _steps_left(self, job: Job) -> int:
-        """Refinement steps from here at the schedule's pace."""
-        if job.deltas is not None:
-            return len(job.deltas) - len(job.taken)
-        if not job.shortened:
-            return self.model.contract.F - len(job.taken)
-        return max(1, round(float(1.0 - job.f) * self.model.contract.F))
-
-    def _delta(self, job: Job, now: float) -> float:
-        """How far in flow time this job's next step goes."""
-        k = len(job.taken)
-        if job.deltas is not None:
-            return job.deltas[k]
-        if not job.shortened:
-            return self.model.schedule[k][1]
-        assert job.due is not None
-        fit = int((job.due - now - REPLY_MARGIN) / max(self.model.costs.expect("step", len(self._x)), 1e-9))
-        steps = min(max(1, fit), self._steps_left(job))
-        return float(np.float32(1.0 - job.f) / np.float32(steps))
 
     # Stepping.
 
@@ -275,7 +190,7 @@ class Engine:
         f, delta, counts = [], [], []
         for job in chosen:
             f.append(job.f)
-            delta.append(np.float32(self._delta(job, now)))
+            delta.append(np.float32(self._budget.delta(job, now, len(self._x))))
             counts.append(len(job.alive))
         f_rows = np.repeat(np.array(f, np.float32), counts)[:, None]
         delta_rows = np.repeat(np.array(delta, np.float32), counts)[:, None]
@@ -319,7 +234,7 @@ class Engine:
         for job in self._jobs:
             rows = slice(start, start + len(job.alive))
             start = rows.stop
-            finished = self._steps_left(job) <= 0 or job.f > NEARLY_ONE
+            finished = self._budget.steps_left(job) <= 0 or job.f > NEARLY_ONE
             if not finished and len(job.alive) > 1 and job.prune:
                 keep = dict(job.prune).get(len(job.taken), len(job.alive))
                 if keep < len(job.alive):
@@ -402,14 +317,3 @@ class Engine:
 
     def _compress(self, kept: NDArray[np.bool_]) -> None:
         self._features, self._x = self._features[kept], self._x[kept]
-
-
-def _stack(jobs: list[Job]) -> Mapping[str, Array]:
-    """Observation fields of several jobs, a row each."""
-    if len(jobs) == 1:
-        return jobs[0].fields
-    return {name: np.concatenate([job.fields[name] for job in jobs]) for name in jobs[0].fields}
-
-
-def _join(parts: list[Array]) -> Array:
-    return parts[0] if len(parts) == 1 else np.concatenate(parts)
