@@ -25,8 +25,7 @@ from rql_deploy.policy import Decision
 from rql_deploy.runtime.client import RemotePolicy
 from rql_deploy.runtime.client.channel import Channel
 from rql_deploy.runtime.engine.model import Model
-from rql_deploy.runtime.server.recording import read_recording
-from rql_deploy.runtime.server.replay import replay, same_bytes
+from rql_deploy.runtime.server.recording import read_recording, replay, same_bytes
 
 DISK_KIB = 256
 BALLAST_KIB = 192

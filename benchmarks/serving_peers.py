@@ -40,7 +40,8 @@ def serve_ours(pipe: Connection, bundle: str | None, images: int, variant: str =
     pin(SERVER_CORE)
     from rql_deploy.bundle.bundle import Bundle
     from rql_deploy.runtime.engine.model import Model
-    from rql_deploy.runtime.server.server import PolicyServer, stop_on_signals
+    from rql_deploy.runtime.server.app import stop_on_signals
+    from rql_deploy.runtime.server.server import PolicyServer
 
     sys.setswitchinterval(2e-4)
     model: Any = Model(Bundle.open(bundle, variant)) if bundle else InstantModel(images)

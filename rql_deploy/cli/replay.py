@@ -21,8 +21,7 @@ def command(recording: Path, bundle: Path, variant: str, as_json: bool) -> None:
     """
     from rql_deploy.bundle.bundle import Bundle
     from rql_deploy.runtime.engine.model import Model
-    from rql_deploy.runtime.server.recording import read_recording
-    from rql_deploy.runtime.server.replay import replay, same_bytes
+    from rql_deploy.runtime.server.recording import read_recording, replay, same_bytes
 
     model = Model(Bundle.open(bundle, variant))
     same = different = 0

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 
 from rql_deploy.bundle.bundle import Bundle
 from rql_deploy.contract import Contract
@@ -20,9 +22,8 @@ from .logs import start_logging
 from .openpi import OpenpiEndpoint
 from .quota import MAX_RATE
 from .recording import Recorder
-from .registry import incompatibilities
-from .reload import Reloader
-from .server import INTERNAL, PolicyServer, stop_on_signals
+from .registry import Reloader, incompatibilities
+from .server import INTERNAL, PolicyServer
 
 SWITCH_INTERVAL = 2e-4
 """Seconds after which another Python thread must let the engine's go on; the default of 5 ms is many refinement steps."""
@@ -130,3 +131,23 @@ def _require_compatible(models: list[Model], agreed: Mapping[str, Contract]) -> 
 def _warm_up(models: list[Model]) -> None:
     for model in models:
         model.warm_up()
+
+
+@contextlib.contextmanager
+def stop_on_signals(server: PolicyServer, on_hangup: Callable[[], None] | None = None) -> Iterator[None]:
+    """Have SIGINT and SIGTERM stop the server after the requests under way; SIGHUP calls `on_hangup`."""
+
+    def stop(_number: int, _frame: FrameType | None) -> None:
+        server.stop()
+
+    def hang_up(_number: int, _frame: FrameType | None) -> None:
+        if on_hangup is not None:
+            on_hangup()
+
+    handlers = {signal.SIGINT: stop, signal.SIGTERM: stop} | ({signal.SIGHUP: hang_up} if on_hangup is not None else {})
+    previous = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+    try:
+        yield
+    finally:
+        for number, old in previous.items():
+            signal.signal(number, old)

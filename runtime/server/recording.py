@@ -4,6 +4,8 @@ A shard is the line `RQLREC1` followed by records: length (u32), CRC-32 (u32), b
 record, and one after every change, is a contract; the others are decisions, and parts of episodes: what control loops did and saw, with
 rewards and success, which the server cannot know by itself. A record cut short by a crash is the last one, and reading
 ends before it. No file is ever rewritten.
+
+`replay` computes a recorded decision again: one build, one CPU, same seed, observation and deltas give the same bytes.
 """
 
 from __future__ import annotations
@@ -26,7 +28,9 @@ from numpy.typing import NDArray
 
 from rql_deploy.contract import Contract
 from rql_deploy.errors import UserError
-from rql_deploy.runtime.engine.request import Done, EpisodePart
+from rql_deploy.runtime.engine.engine import Engine
+from rql_deploy.runtime.engine.model import Model
+from rql_deploy.runtime.engine.request import Done, EpisodePart, Job
 
 MAGIC = b"RQLREC1\n"
 SHARD_BYTES = 64 << 20
@@ -231,3 +235,37 @@ def read_recording(path: Path) -> Iterator[Record]:
 
 def _size(what: Done | EpisodePart) -> int:
     return what.nbytes if isinstance(what, EpisodePart) else sum(value.nbytes for value in what.job.fields.values())
+
+
+def replay(model: Model, record: dict[str, Any]) -> Done:
+    """The decision of one record, computed from its seed, observation, deltas and chosen candidate.
+
+    Raises UserError when the record was made with another contract.
+    """
+    if record["contract_id"] != model.contract.contract_id:
+        raise UserError(
+            f"the recording was made with contract {record['contract_id'][:12]}, the bundle has {model.contract.contract_id[:12]}: "
+            "pass the bundle that was served"
+        )
+    engine = Engine(model)
+    engine.submit(
+        Job(
+            ticket=None,
+            fields=model.rows(record["fields"]),
+            seed=record["seed"],
+            received=time.monotonic(),
+            value=record["value"] is not None,
+            first=record["candidate"],
+            deltas=tuple(record["deltas"]),
+        )
+    )
+    while engine.busy:
+        for event in engine.step():
+            if isinstance(event, Done):
+                return event
+    raise AssertionError("the engine ended without a decision")
+
+
+def same_bytes(record: dict[str, Any], done: Done) -> bool:
+    """Whether actions, V and spread are the recorded ones to the bit."""
+    return bool(record["actions"].tobytes() == done.actions.tobytes() and (record["value"], record["spread"]) == (done.value, done.spread))

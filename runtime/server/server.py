@@ -9,17 +9,14 @@ from __future__ import annotations
 
 import contextlib
 import gc
-import signal
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from types import FrameType
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import zmq
 
-import rql_deploy
 from rql_deploy.contract import Contract
 from rql_deploy.errors import ContractError, UserError
 from rql_deploy.runtime.engine.model import Model
@@ -29,40 +26,24 @@ from rql_deploy.runtime.wire.protocol import ProtocolError
 
 from . import requests
 from .auth import ServerKeys
-from .connections import Connections
-from .listen import check_bind
+from .listen import Connections, check_bind, configure
 from .metrics import Metrics
 from .quota import MAX_RATE, Guard
 from .recording import Recorder
 from .registry import Lane, Lanes
+from .replies import Header, Ticket, decision_header, hello, statistics
 
 INTERNAL = "inproc://policy"
 """Where threads of the server's own process connect, in the server's context."""
-MAX_QUEUED_PER_CLIENT = 1024
-"""Messages; more than an honest client sends to a server that is silent, before it gives the connection up."""
 MAX_WAITING = 1024
 """Requests taken in and not yet answered, over all clients; more wait in ZeroMQ's own bounded queues."""
 MAX_RECEIVED_PER_STEP = 64
-IDLE_MS = 200
-"""Longest wait for a request; signals and new bundles are noticed in between."""
 HOUSEKEEPING = 0.25
 """Seconds between looks at connections, revoked keys and models that are ready to take over."""
 DRAIN_LIMIT = 10.0
 """Seconds that requests under way get when the server is told to stop."""
 DRAIN_NOTICE = 0.3
 """Seconds in which a stopping server still answers, if only to say so: several periods of a control loop."""
-
-Header = dict[str, Any]
-
-
-class Ticket(NamedTuple):
-    """Whose request a job is."""
-
-    client: bytes
-    echo: Header
-    contract: str | None
-    """The contract to tell the client about, if it is no longer the one it agreed on."""
-    model: Model
 
 
 class PolicyServer:
@@ -98,7 +79,13 @@ class PolicyServer:
         self._next_housekeeping = 0.0
         self.context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._socket = self.context.socket(zmq.ROUTER)
-        self._configure(keys)
+        fields = [field for lane in self._lanes.by_name.values() for field in lane.model.contract.plant.fields]
+        # Twice the largest field even as float64: a frame beyond that ends its sender's connection before memory is taken for it.
+        largest = max(1 << 20, 16 * max((field.size for field in fields), default=0))
+        self._large = largest > 1 << 20
+        configure(self._socket, min(largest, protocol.MAX_MESSAGE_BYTES))
+        if keys is not None:
+            keys.protect(self.context, self._socket)
         try:
             self._socket.bind(INTERNAL)
             self._connections = Connections(self._socket)
@@ -111,31 +98,6 @@ class PolicyServer:
                 f"cannot listen on {bind} ({error.strerror}): is another server using it? Pass --bind with another port"
             ) from error
         self.endpoint = self._socket.getsockopt_string(zmq.LAST_ENDPOINT)
-
-    def _configure(self, keys: ServerKeys | None) -> None:
-        fields = [field for lane in self._lanes.by_name.values() for field in lane.model.contract.plant.fields]
-        # Twice the largest field even as float64: a frame beyond that ends its sender's connection before memory is taken for it.
-        largest = max(1 << 20, 16 * max((field.size for field in fields), default=0))
-        self._large = largest > 1 << 20
-        for option, value in (
-            (zmq.LINGER, 0),
-            (zmq.RCVTIMEO, IDLE_MS),
-            (zmq.MAXMSGSIZE, min(largest, protocol.MAX_MESSAGE_BYTES)),
-            (zmq.RCVHWM, MAX_QUEUED_PER_CLIENT),
-            (zmq.SNDHWM, MAX_QUEUED_PER_CLIENT),
-            # Half-open connections (a robot that lost power) are dropped: by the time-to-live that clients' heartbeats carry, and by TCP.
-            # Heartbeats of its own would end this process: libzmq 4.3.5 aborts when it wants to send one on a connection that broke
-            # while its requests filled the queue, as they do when the process is stopped for seconds and goes on.
-            (zmq.TCP_KEEPALIVE, 1),
-            (zmq.TCP_KEEPALIVE_IDLE, 10),
-            (zmq.TCP_KEEPALIVE_INTVL, 5),
-            (zmq.TCP_KEEPALIVE_CNT, 3),
-            # A stranger who says nothing is not waited for.
-            (zmq.HANDSHAKE_IVL, 3000),
-        ):
-            self._socket.setsockopt(option, value)
-        if keys is not None:
-            keys.protect(self.context, self._socket)
 
     def __enter__(self) -> PolicyServer:
         return self
@@ -276,7 +238,7 @@ class PolicyServer:
                 self._reply(client, {**echo, "ok": True, **news}, {"value": value, "spread": spread})
                 return
             case "hello":
-                head, parts = self._hello(self._lanes.find(header.get("bundle")))
+                head, parts = hello(self._lanes, header.get("bundle"), records=self._recorder is not None)
                 self._reply(client, {**echo, "ok": True, **head}, parts)
                 return
             case "reset":
@@ -284,7 +246,12 @@ class PolicyServer:
             case "episode":
                 result = self._record_episode(header, arrays)
             case "stats":
-                result = self._stats()
+                result = statistics(self._lanes, self.metrics) | {
+                    **({} if self.worker is None else {"worker": self.worker}),
+                    "ready": self.ready and not self._stopping,
+                    "in_flight": self._in_flight,
+                    "clients": self._guard.clients,
+                }
             case "ping":
                 result = {"requests": self.requests, "errors": self.errors, "ready": self.ready and not self._stopping}
             case _:
@@ -295,13 +262,7 @@ class PolicyServer:
         """The lane that a request names, and news of its contract for the client."""
         if self._stopping:
             raise ProtocolError("draining", "this server is about to stop")
-        lane = self._lanes.find(header.get("bundle"))
-        agreed, current = header.get("contract"), lane.model.contract.contract_id
-        if agreed is None or agreed == current:
-            return lane, {}
-        if not isinstance(agreed, str) or agreed not in lane.accepted:
-            raise ProtocolError("contract_changed", "this server's contract is not the one agreed on: say hello again")
-        return lane, {"contract_id": current}
+        return self._lanes.agreed(header.get("bundle"), header.get("contract"))
 
     def _queue(self, client: bytes, echo: Header, header: Header, arrays: requests.Arrays, received: float) -> None:
         lane, news = self._lane(header)
@@ -316,32 +277,6 @@ class PolicyServer:
         lane, news = self._lane(header)
         part = requests.read_episode(header, arrays, lane.model)
         return {"recorded": self._recorder.record_episode(part, lane.model.contract), **news}
-
-    def _hello(self, lane: Lane) -> tuple[Header, requests.Arrays]:
-        contract = lane.model.contract
-        text = np.frombuffer(contract.to_json().encode(), np.uint8)
-        head = {
-            "server": f"rql-deploy {rql_deploy.__version__}",
-            "capabilities": list(protocol.OPERATIONS),
-            "bundle": lane.model.name,
-            "bundles": {name: other.model.contract.contract_id for name, other in self._lanes.by_name.items()},
-            "contract_id": contract.contract_id,
-            "records": self._recorder is not None,
-        }
-        return head, {"contract": text}
-
-    def _stats(self) -> Header:
-        return {
-            **self.metrics.to_plain(),
-            **({} if self.worker is None else {"worker": self.worker}),
-            "ready": self.ready and not self._stopping,
-            "in_flight": self._in_flight,
-            "clients": self._guard.clients,
-            "bundles": {
-                name: {"contract_id": lane.model.contract.contract_id, "F": lane.model.contract.F, "costs": lane.model.costs.summary()}
-                for name, lane in self._lanes.by_name.items()
-            },
-        }
 
     # Giving out.
 
@@ -362,24 +297,7 @@ class PolicyServer:
     def _decision(self, done: Done, ticket: Ticket) -> None:
         job = done.job
         server = time.monotonic() - job.received
-        head = {
-            **ticket.echo,
-            "ok": True,
-            "value": done.value,
-            "spread": done.spread,
-            "steps_used": len(done.deltas),
-            "seed": job.seed,
-            "timing": {"inference": done.inference, "queue": done.queue, "server": server},
-        }
-        if job.stream:
-            head |= {"k": len(done.deltas), "last": True}
-        if job.candidates > 1:
-            head |= {"candidate": done.candidate, "compared": done.compared}
-        if job.shortened or job.deltas:
-            head["deltas"] = done.deltas
-        if ticket.contract is not None:
-            head["contract_id"] = ticket.contract
-        self._reply(ticket.client, head, {"actions": done.actions})
+        self._reply(ticket.client, decision_header(done, ticket, server), {"actions": done.actions})
         metrics = self.metrics
         metrics.steps_per_reply.add(len(done.deltas))
         metrics.stages["queue"].add(done.queue)
@@ -398,23 +316,3 @@ class PolicyServer:
     def _reply(self, client: bytes, header: Header, arrays: requests.Arrays) -> None:
         with contextlib.suppress(zmq.ZMQError):  # the client is gone or does not read: its reply is its own loss
             protocol.send(self._socket, [client, *protocol.encode(header, arrays)], protocol.NOBLOCK)
-
-
-@contextlib.contextmanager
-def stop_on_signals(server: PolicyServer, on_hangup: Callable[[], None] | None = None) -> Iterator[None]:
-    """Have SIGINT and SIGTERM stop the server after the requests under way; SIGHUP calls `on_hangup`."""
-
-    def stop(_number: int, _frame: FrameType | None) -> None:
-        server.stop()
-
-    def hang_up(_number: int, _frame: FrameType | None) -> None:
-        if on_hangup is not None:
-            on_hangup()
-
-    handlers = {signal.SIGINT: stop, signal.SIGTERM: stop} | ({signal.SIGHUP: hang_up} if on_hangup is not None else {})
-    previous = {number: signal.signal(number, handler) for number, handler in handlers.items()}
-    try:
-        yield
-    finally:
-        for number, old in previous.items():
-            signal.signal(number, old)

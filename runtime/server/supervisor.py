@@ -24,22 +24,19 @@ from types import FrameType
 from typing import Any
 
 from rql_deploy.contract import Contract
-from rql_deploy.errors import DeadlineMissed, UserError
+from rql_deploy.errors import UserError
 
-from .app import ServerConfig, Serving, serving
+from .app import ServerConfig
+from .listen import listen, reserve
 from .server import DRAIN_LIMIT
+from .worker import ASK_TIMEOUT, work
 
-ASK_TIMEOUT = 1.0
-"""Seconds within which a healthy worker answers."""
 PAUSES = (0.0, 0.5, 1.0, 2.0, 5.0, 10.0)
 """Seconds before a worker is started again, after so many deaths in a row."""
 STEADY = 30.0
 """Seconds after which a worker's death is its first in a row again."""
-IDLE = 0.2
-"""Seconds between looks at whether a worker is to end."""
 MAX_UNANSWERED = 8
 """Questions put to a worker that answers none: a pipe that fills up would hold up whoever asks."""
-BACKLOG = 1024
 
 _spawn = multiprocessing.get_context("spawn")
 _log = logging.getLogger("rql_deploy.workers")
@@ -185,7 +182,7 @@ class Workers:
         notices, their_notices = _spawn.Pipe(duplex=False)
         asks, their_asks = _spawn.Pipe()
         process = _spawn.Process(
-            target=_work,
+            target=work,
             args=(self._config, number, self._listener, their_notices, their_asks, dict(self._contracts)),
             name=f"worker {number}",
         )
@@ -266,95 +263,3 @@ class Workers:
             Path(self._config.bind.removeprefix("ipc://")).unlink(missing_ok=True)
         if self._reserved is not None:
             self._reserved.close()
-
-
-def listen(bind: str) -> tuple[socket.socket, str]:
-    """A listening socket for workers to share, and its address. Raises UserError when it is taken."""
-    try:
-        if bind.startswith("ipc://"):
-            return _listen_unix(bind.removeprefix("ipc://")), bind
-        host, _, port = bind.removeprefix("tcp://").rpartition(":")
-        family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        address = ("" if host == "*" else host.strip("[]"), 0 if port == "*" else int(port))
-        listener = socket.create_server(address, family=family, backlog=BACKLOG)
-    except OSError as error:
-        raise UserError(f"cannot listen on {bind} ({error.strerror}): is another server using it? Pass --bind with another port") from error
-    # Every worker wakes up for a connection and one gets it; the others must not wait for the next.
-    listener.setblocking(False)
-    return listener, f"tcp://{'0.0.0.0' if host == '*' else host}:{listener.getsockname()[1]}"
-
-
-def _listen_unix(path: str) -> socket.socket:
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe, contextlib.suppress(ConnectionRefusedError, FileNotFoundError):
-        probe.connect(path)
-        raise OSError(98, "Address already in use")
-    if Path(path).is_socket():
-        Path(path).unlink()  # left behind by a server that was killed
-    listener.bind(path)
-    listener.listen(BACKLOG)
-    listener.setblocking(False)
-    return listener
-
-
-def reserve(host: str, port: int) -> socket.socket:
-    """A bound port on which every worker can listen (SO_REUSEPORT); the kernel divides connections among those that do."""
-    held = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM)
-    held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-    try:
-        held.bind((host, port))
-    except OSError as error:
-        held.close()
-        raise UserError(f"cannot listen on {host}:{port} for openpi clients ({error.strerror}): pass another --openpi port") from error
-    return held
-
-
-def _work(
-    config: ServerConfig, number: int, listener: socket.socket, notices: Connection, asks: Connection, predecessors: dict[str, str]
-) -> None:
-    """A worker's process."""
-    agreed = {name: Contract.from_json(text) for name, text in predecessors.items()}
-
-    def swapped(name: str, contract: Contract) -> None:
-        notices.send(("swapped", {name: contract.to_json()}))
-
-    try:
-        with serving(config, listener=listener.fileno(), worker=number, agreed=agreed, on_swap=swapped) as found, _answering(found, asks):
-            contracts = {model.name: model.contract.to_json() for model in found.models}
-            notices.send(("ready", {"task": found.models[0].contract.plant.task, "contracts": contracts, "notes": found.notes}))
-            found.server.run()
-            notices.send(("stopped", (found.server.requests, found.server.errors)))
-    except UserError as error:
-        notices.send(("failed", str(error)))
-        raise SystemExit(2) from None
-
-
-@contextlib.contextmanager
-def _answering(found: Serving, asks: Connection) -> Iterator[None]:
-    """Answer the supervisor, in a thread that is a client of the engine's; stop when the supervisor is gone."""
-    ended = threading.Event()
-
-    def answer() -> None:
-        channel = found.channel()
-        try:
-            while not ended.is_set():
-                if not asks.poll(IDLE):
-                    continue
-                number, operation = asks.recv()
-                reply = None
-                with contextlib.suppress(DeadlineMissed, UserError):
-                    reply = channel.call({"op": operation}, {}, ASK_TIMEOUT)[0]
-                asks.send((number, reply))
-        except (EOFError, OSError):
-            found.server.stop()
-        finally:
-            channel.close()
-
-    thread = threading.Thread(target=answer, name="supervisor", daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        # Its socket must be closed before the server's context is.
-        ended.set()
-        thread.join()

@@ -26,8 +26,7 @@ from rql_deploy.errors import ContractError, UserError
 from rql_deploy.runtime.client import RemotePolicy, ServerError
 from rql_deploy.runtime.client.channel import Channel
 from rql_deploy.runtime.engine.model import Model
-from rql_deploy.runtime.server.recording import read_recording, read_shard
-from rql_deploy.runtime.server.replay import replay, same_bytes
+from rql_deploy.runtime.server.recording import read_recording, read_shard, replay, same_bytes
 from rql_deploy.runtime.wire.protocol import decode
 from tests.conftest import assert_refused, cli, serving
 from tests.runtime.server.test_server import observation

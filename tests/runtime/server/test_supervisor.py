@@ -15,7 +15,7 @@ from openpi_client.websocket_client_policy import WebsocketClientPolicy
 from rql_deploy.bundle.bundle import Bundle
 from rql_deploy.errors import DeadlineMissed, UserError
 from rql_deploy.runtime.client import RemotePolicy
-from rql_deploy.runtime.server.supervisor import listen
+from rql_deploy.runtime.server.listen import listen
 from rql_deploy.runtime.wire.keys import new_client
 from tests.conftest import assert_refused, cli, serving
 from tests.runtime.server.test_operations import get, note, successor, variant
