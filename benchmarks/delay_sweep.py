@@ -30,7 +30,8 @@ from typing import Any
 import numpy as np
 
 from rql_deploy.bundle.bundle import Bundle
-from rql_deploy.policy import DEFAULT_CANDIDATES, EpisodicPlant
+from rql_deploy.plant import EpisodicPlant
+from rql_deploy.policy import DEFAULT_CANDIDATES
 from rql_deploy.runtime.control.clock import Clock, SimulatedClock
 from rql_deploy.runtime.control.inference import DelayedAsker
 from rql_deploy.runtime.control.playback import MODES, Mode

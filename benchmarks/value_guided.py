@@ -30,8 +30,7 @@ from rql_deploy.runtime.engine.onnx_policy import OnnxPolicy
 from rql_deploy.seeding import episode_seed
 from rql_deploy.sim.evaluation.annotations import WatchedEpisode
 from rql_deploy.sim.evaluation.calibration import calibrate
-from rql_deploy.sim.evaluation.episode_log import append_episode, read_episodes
-from rql_deploy.sim.evaluation.episodes import Contestant, Evaluation
+from rql_deploy.sim.evaluation.episodes import Contestant, Evaluation, append_episode, read_episodes
 from rql_deploy.sim.plants.tasks import Task
 from rql_deploy.statistics import paired_difference, wilson_interval
 from rql_deploy.train.checkpoint import load_checkpoint

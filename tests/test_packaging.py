@@ -124,7 +124,7 @@ def test_the_rooms_are_found_from_the_clones_root(case: str, source: Path, insta
             "torch mujoco minari h5py",
         ),
         (
-            "rql_deploy.train.trainer, rql_deploy.train.handover, rql_deploy.train.data.readers.minari",
+            "rql_deploy.train.trainer, rql_deploy.train.export_modules, rql_deploy.train.data.readers.minari",
             "mujoco robosuite zmq minari gymnasium onnxruntime",
         ),
         ("rql_deploy.export.exporter", "mujoco robosuite minari"),

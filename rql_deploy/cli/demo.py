@@ -139,9 +139,9 @@ def evaluate(output: Path, seed: int, episodes: int = EVALUATION_EPISODES, worke
 
 def play_row(evaluation: Evaluation, key: str, seeds: list[int], endpoint: str, output: Path) -> Score:
     """One row of the table; its episodes are kept in `episodes_KEY.jsonl`."""
-    from rql_deploy.policy import EpisodeResult
+    from rql_deploy.plant import EpisodeResult
     from rql_deploy.progress import ProgressLine
-    from rql_deploy.sim.evaluation.episode_log import write_episodes
+    from rql_deploy.sim.evaluation.episodes import write_episodes
 
     file = output / f"episodes_{key}.jsonl"
     if file.exists():

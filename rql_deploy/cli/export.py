@@ -86,7 +86,7 @@ def command(
     from rql_deploy.export.exporter import export_bundle
     from rql_deploy.export.graphs import ExportModules
     from rql_deploy.train.checkpoint import load_checkpoint
-    from rql_deploy.train.handover import all_members, make_contract, make_modules
+    from rql_deploy.train.export_modules import all_members, make_contract, make_modules
 
     loaded = load_checkpoint(checkpoint)
     agent = loaded.restore_networks()

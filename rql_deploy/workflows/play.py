@@ -14,7 +14,7 @@ import click
 from rql_deploy.cli.evaluate import check_episode
 
 if TYPE_CHECKING:
-    from rql_deploy.policy import EpisodeResult
+    from rql_deploy.plant import EpisodeResult
     from rql_deploy.sim.evaluation.episodes import Contestant, Evaluation, Score
 
 
@@ -33,8 +33,7 @@ def play(
     Finished episodes are in `OUTPUT.partial` until all are; they stay there after Ctrl-C.
     """
     from rql_deploy.progress import ProgressLine
-    from rql_deploy.sim.evaluation.episode_log import append_episode, write_episodes
-    from rql_deploy.sim.evaluation.episodes import finished_in_any_order
+    from rql_deploy.sim.evaluation.episodes import append_episode, finished_in_any_order, write_episodes
 
     key = player.key if player else "demonstrator"
     progress = ProgressLine(f"evaluate {evaluation.task.name} {key}", len(seeds), "episodes")
@@ -72,7 +71,7 @@ def play(
 
 def film(evaluation: Evaluation, player: Contestant, score: Score, seeds: list[int], path: Path, camera: str | None) -> None:
     """The first episodes once more, before a camera; says so when they were not the same ones."""
-    from rql_deploy.sim.collection.processes import finished
+    from rql_deploy.sim.processes import finished
 
     click.echo(f"filming {len(seeds)} episodes", err=True)
     filmed = finished(evaluation.film(player, seeds, path, camera))

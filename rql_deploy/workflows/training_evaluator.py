@@ -12,7 +12,7 @@ from rql_deploy.errors import ContractError
 
 if TYPE_CHECKING:
     from rql_deploy.contract import PlantDescription
-    from rql_deploy.policy import EpisodeResult
+    from rql_deploy.plant import EpisodeResult
     from rql_deploy.train.logging.periodic_evaluation import Evaluation
 
 NICENESS = 5
@@ -54,7 +54,7 @@ class SimulatedEvaluator:
     def finished(self) -> list[Evaluation]:
         """Evaluations that ended since this was last asked."""
         from rql_deploy.cli.evaluate import check_episode
-        from rql_deploy.sim.collection.processes import finished
+        from rql_deploy.sim.processes import finished
         from rql_deploy.train.logging.periodic_evaluation import Evaluation
 
         done = []

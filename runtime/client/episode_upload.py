@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from rql_deploy.contract import PlantDescription
 from rql_deploy.errors import ContractError, DeadlineMissed, UserError
-from rql_deploy.policy import EpisodicPlant
+from rql_deploy.plant import EpisodicPlant
 from rql_deploy.runtime.wire.checks import ServerError
 
 from .channel import Channel

@@ -13,7 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rql_deploy.errors import DeadlineMissed, UserError
-from rql_deploy.policy import Decision, Observation, Policy
+from rql_deploy.plant import Observation
+from rql_deploy.policy import Decision, Policy
 
 from .clock import Clock
 

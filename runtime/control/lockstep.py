@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 
 from rql_deploy.contract import PlantDescription
 from rql_deploy.errors import DeadlineMissed
-from rql_deploy.policy import Decision, EpisodeResult, EpisodicPlant, Observation, Policy
+from rql_deploy.plant import EpisodeResult, EpisodicPlant, Observation
+from rql_deploy.policy import Decision, Policy
 from rql_deploy.seeding import decision_seed
 
 MAX_CONSECUTIVE_HOLDS = 20

@@ -23,7 +23,8 @@ from numpy.typing import NDArray
 
 from rql_deploy.errors import UserError
 from rql_deploy.limits import Limits
-from rql_deploy.policy import EpisodeResult, Observation, Plant, Policy
+from rql_deploy.plant import EpisodeResult, Observation, Plant
+from rql_deploy.policy import Policy
 from rql_deploy.seeding import decision_seed
 
 from .clock import Clock, Schedule, SystemClock

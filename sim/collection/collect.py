@@ -19,9 +19,9 @@ from numpy.typing import NDArray
 from rql_deploy.seeding import episode_seed
 from rql_deploy.sim.plants.task_env import TaskEnv
 from rql_deploy.sim.plants.tasks import Task, describe, find_demonstrator
+from rql_deploy.sim.processes import SimulatorPool, finished
 
 from .minari_files import target_folder, writable_target, write_dataset
-from .processes import SimulatorPool, finished
 
 __all__ = ["Episode", "collect", "target_folder", "without_gaps", "writable_target", "write_minari"]
 

@@ -28,8 +28,7 @@ from rql_deploy.errors import UserError
 from rql_deploy.folders import held
 from rql_deploy.seeding import episode_seed
 from rql_deploy.sim.demonstrators.ogbench_play import EPISODE_STEPS, NOISE, NOISE_SMOOTHING, Player, find_recipe
-
-from .processes import SimulatorPool, finished
+from rql_deploy.sim.processes import SimulatorPool, finished
 
 VALIDATION_OFFSET = 1 << 24
 """Validation episode i has the seed of episode `VALIDATION_OFFSET` + i, so that more training episodes do not change it."""

@@ -15,7 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rql_deploy.contract import Contract
-from rql_deploy.policy import Decision, EpisodeResult, EpisodicPlant, Observation, Policy
+from rql_deploy.plant import EpisodeResult, EpisodicPlant, Observation
+from rql_deploy.policy import Decision, Policy
 
 
 @dataclass(frozen=True)

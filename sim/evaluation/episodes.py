@@ -6,7 +6,9 @@ ONNX in process and policies behind a socket.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future, as_completed
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -15,10 +17,11 @@ from typing import Any
 import numpy as np
 
 from rql_deploy.contract import PlantDescription
-from rql_deploy.policy import EpisodeResult, Policy
+from rql_deploy.plant import EpisodeResult
+from rql_deploy.policy import Policy
 from rql_deploy.sim.collection.collect import demonstrate
-from rql_deploy.sim.collection.processes import SimulatorPool, finished
 from rql_deploy.sim.plants.tasks import EnvPlant, Task, describe
+from rql_deploy.sim.processes import SimulatorPool, finished
 from rql_deploy.statistics import percentile_ms, wilson_interval
 
 from .annotations import WatchedEpisode
@@ -184,3 +187,28 @@ class Evaluation:
         """The seeds' results in the order of the seeds; every seed must have one."""
         by_seed = {r.seed: r for r in results}
         return Score(key, tuple(by_seed[seed] for seed in seeds), self.horizon)
+
+
+def read_episodes(path: Path) -> list[WatchedEpisode]:
+    """The file's episodes; a line that a crash cut short is left out. No file is no episodes."""
+    found = []
+    for line in path.read_text().splitlines() if path.is_file() else ():
+        try:
+            found.append(WatchedEpisode.from_plain(json.loads(line)))
+        except (ValueError, TypeError):
+            continue
+    return found
+
+
+def append_episode(path: Path, episode: EpisodeResult) -> None:
+    """Add one line, after whatever a crash has left of the last one."""
+    with path.open("a+b") as file:
+        torn = file.tell() and (file.seek(-1, os.SEEK_END), file.read(1))[1] != b"\n"
+        file.write((b"\n" if torn else b"") + json.dumps(asdict(episode)).encode() + b"\n")
+
+
+def write_episodes(path: Path, episodes: Iterable[EpisodeResult]) -> None:
+    """The whole file at once, in the order given; complete or not at all."""
+    partial = path.with_name(path.name + ".writing")
+    partial.write_text("".join(json.dumps(asdict(episode)) + "\n" for episode in episodes))
+    partial.replace(path)

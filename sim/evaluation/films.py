@@ -17,7 +17,7 @@ from rql_deploy.contract import Contract
 from rql_deploy.errors import UserError
 from rql_deploy.plain import suggestion
 from rql_deploy.policy import Decision
-from rql_deploy.sim.plants.headless import render_headless
+from rql_deploy.sim.processes import render_headless
 
 from .preview_paths import PathModel, colour, value_range
 

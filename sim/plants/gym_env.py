@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 
 from rql_deploy.contract import ActionDimension, ObservationField, PlantDescription
 from rql_deploy.errors import UserError
+from rql_deploy.sim.processes import render_headless
 
-from .headless import render_headless
 from .task_env import Observation, TaskEnv
 
 FIELD = "observation"

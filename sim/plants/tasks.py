@@ -23,9 +23,9 @@ from rql_deploy.plain import suggestion
 from rql_deploy.sim.demonstrators.door import DoorDemonstrator
 from rql_deploy.sim.demonstrators.lift import LiftDemonstrator
 from rql_deploy.sim.demonstrators.pick_and_place import NutAssemblySquareDemonstrator, PickPlaceCanDemonstrator, StackDemonstrator
+from rql_deploy.sim.processes import require_display
 
 from . import gym_env, ogbench_env, robosuite_env
-from .headless import require_display
 from .task_env import TaskEnv
 
 

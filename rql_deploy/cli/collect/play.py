@@ -54,7 +54,7 @@ def _collect(data: PlayData, output: str, minari: bool, workers: int, ray_addres
     from rql_deploy.cli.interrupts import finish_first
     from rql_deploy.progress import ProgressLine
     from rql_deploy.sim.collection import ogbench_collect
-    from rql_deploy.sim.plants.headless import render_headless
+    from rql_deploy.sim.processes import render_headless
 
     task, episodes, steps = data.task, data.episodes, data.steps
     kept = ogbench_collect.prepare(data)

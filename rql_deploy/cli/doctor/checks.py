@@ -29,7 +29,7 @@ COARSE_CLOCK = 100_000
 WAKE_UPS, WAKE_PERIOD = 400, 0.002
 RENDER = """
 import time
-from rql_deploy.sim.headless import render_headless
+from rql_deploy.sim.processes import render_headless
 render_headless()
 import os, mujoco
 start = time.monotonic()

@@ -26,7 +26,8 @@ from rql_deploy.cli.options import (
 
 if TYPE_CHECKING:
     from rql_deploy.contract import PlantDescription
-    from rql_deploy.policy import EpisodeResult, EpisodicPlant, Policy
+    from rql_deploy.plant import EpisodeResult, EpisodicPlant
+    from rql_deploy.policy import Policy
     from rql_deploy.sim.evaluation.episodes import Contestant, Score
     from rql_deploy.sim.evaluation.films import Film
 
@@ -44,7 +45,7 @@ def torch_policy(checkpoint: Path, plant: PlantDescription, value_members: int |
     import torch
 
     from rql_deploy.train.checkpoint import load_checkpoint
-    from rql_deploy.train.handover import make_policy
+    from rql_deploy.train.policy import make_policy
 
     torch.set_num_threads(1)
     return _agreed(make_policy(load_checkpoint(checkpoint), value_members, flow_steps), plant)

@@ -15,7 +15,7 @@ from rql_deploy.errors import UserError
 
 if TYPE_CHECKING:
     from rql_deploy.contract import PlantDescription
-    from rql_deploy.policy import EpisodeResult, EpisodicPlant
+    from rql_deploy.plant import EpisodeResult, EpisodicPlant
     from rql_deploy.runtime.control.lockstep import ControlLoop
     from rql_deploy.sim.plants.tasks import Task
 

@@ -19,7 +19,8 @@ from .live_view import LiveView
 if TYPE_CHECKING:
     from rql_deploy.contract import Contract, PlantDescription
     from rql_deploy.limits import Limits
-    from rql_deploy.policy import EpisodeResult, EpisodicPlant, Policy
+    from rql_deploy.plant import EpisodeResult, EpisodicPlant
+    from rql_deploy.policy import Policy
     from rql_deploy.runtime.control.playback import Mode
     from rql_deploy.runtime.control.realtime import RealTimeResult
     from rql_deploy.runtime.control.telemetry import Tick

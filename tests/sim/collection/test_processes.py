@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from rql_deploy.errors import TryAgain
-from rql_deploy.sim.collection.processes import SimulatorPool, finished
+from rql_deploy.sim.processes import SimulatorPool, finished
 
 
 def die_once(marker: Path, value: int) -> int:

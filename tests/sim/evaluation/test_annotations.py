@@ -21,10 +21,9 @@ from rql_deploy.runtime.client import RemotePolicy
 from rql_deploy.runtime.engine.onnx_policy import OnnxPolicy
 from rql_deploy.sim.evaluation.annotations import WatchedEpisode
 from rql_deploy.sim.evaluation.calibration import calibrate
-from rql_deploy.sim.evaluation.episode_log import append_episode, read_episodes, write_episodes
-from rql_deploy.sim.evaluation.episodes import Score
+from rql_deploy.sim.evaluation.episodes import Score, append_episode, read_episodes, write_episodes
 from rql_deploy.train.checkpoint import load_checkpoint
-from rql_deploy.train.handover import make_policy
+from rql_deploy.train.policy import make_policy
 from rql_deploy.workflows.training_evaluator import SimulatedEvaluator
 from tests.conftest import assert_refused, cli
 

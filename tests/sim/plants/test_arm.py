@@ -21,7 +21,7 @@ from rql_deploy.runtime.control.realtime import RealTimeLoop
 from rql_deploy.runtime.control.telemetry import Tick
 from rql_deploy.sim.plants.arm import STALE_SECONDS, ArmPlant, describe_arm
 from rql_deploy.sim.plants.arm_process import JOINTS, REST, Arm, take
-from rql_deploy.train.handover import make_modules
+from rql_deploy.train.export_modules import make_modules
 from rql_deploy.train.rql import RQL, RQLConfig
 from tests.conftest import assert_refused, cli, serving
 
