@@ -10,7 +10,7 @@ import pytest
 
 from rql_deploy.bundle.bundle import Bundle
 from rql_deploy.bundle.certificate import load_cases
-from tests.conftest import ROOT, cli, require_node
+from tests.helpers.commands import ROOT, cli, require_node
 
 CONSUMER = ROOT / "docs" / "consumer"
 LIFT = ROOT / "rql_deploy" / "assets" / "lift_bundle"

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import ROOT
+from tests.helpers.commands import ROOT
 
 ROOM_IMPORT = "import rql_deploy.train, rql_deploy.export, rql_deploy.runtime, rql_deploy.sim, rql_deploy.cli; print(rql_deploy.__file__)"
 

@@ -19,8 +19,8 @@ import click
 
 from rql_deploy.errors import UserError
 from rql_deploy.policy import DEFAULT_CANDIDATES
+from rql_deploy.workflows.policies import check_episode, contestant, remote_policy
 
-from .evaluate import check_episode, contestant, remote_policy
 from .options import DEFAULT_WORKERS, show_next
 
 if TYPE_CHECKING:

@@ -168,8 +168,7 @@ def scorer(plant: PlantDescription, episodes: int) -> Callable[[Path, str], Mapp
     from rql_deploy.seeding import episode_seed
     from rql_deploy.sim.evaluation.episodes import Evaluation
     from rql_deploy.sim.plants.tasks import Task
-
-    from .evaluate import check_episode, contestant, onnx_policy
+    from rql_deploy.workflows.policies import check_episode, contestant, onnx_policy
 
     work = Task.of_plant(plant)
     work.check()

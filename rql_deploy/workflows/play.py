@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import functools
 import itertools
+import sys
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import click
-
-from rql_deploy.cli.evaluate import check_episode
+from .policies import check_episode
 
 if TYPE_CHECKING:
     from rql_deploy.plant import EpisodeResult
@@ -30,7 +29,7 @@ def play(
     """Play the seeds with progress (the demonstrator if there is no player); on Ctrl-C the first ones without a gap count.
 
     An episode in which the plant raised counts as failed; one that the policy's fault ended ends the evaluation with a UserError.
-    Finished episodes are in `OUTPUT.partial` until all are; they stay there after Ctrl-C.
+    Raises KeyboardInterrupt when there is none. Finished episodes are in `OUTPUT.partial` until all are; they stay there after Ctrl-C.
     """
     from rql_deploy.progress import ProgressLine
     from rql_deploy.sim.evaluation.episodes import append_episode, finished_in_any_order, write_episodes
@@ -58,9 +57,9 @@ def play(
         # Successes end earlier than failures: those that happen to be finished would flatter the policy, the first ones do not.
         done = {r.seed for r in results}
         seeds = list(itertools.takewhile(done.__contains__, seeds))
-        click.echo(f"\ninterrupted: the first {len(seeds)} of {asked} episodes count", err=True)
+        print(f"\ninterrupted: the first {len(seeds)} of {asked} episodes count", file=sys.stderr)
         if not seeds:
-            raise click.Abort from None
+            raise
     score = evaluation.score(key, results, seeds)
     progress.finish(len(results), success=score.success)
     if output is not None and partial is not None and asked == len(seeds):
@@ -73,11 +72,11 @@ def film(evaluation: Evaluation, player: Contestant, score: Score, seeds: list[i
     """The first episodes once more, before a camera; says so when they were not the same ones."""
     from rql_deploy.sim.processes import finished
 
-    click.echo(f"filming {len(seeds)} episodes", err=True)
+    print(f"filming {len(seeds)} episodes", file=sys.stderr)
     filmed = finished(evaluation.film(player, seeds, path, camera))
     played = {r.seed: getattr(r, "digest", "") for r in score.results}
     if any(played.get(r.seed, r.digest) != r.digest for r in filmed if hasattr(r, "digest")):
-        click.echo("the filmed episodes differ from those that were scored: does the server serve others at the same time?", err=True)
+        print("the filmed episodes differ from those that were scored: does the server serve others at the same time?", file=sys.stderr)
 
 
 def value_lines(summary: Mapping[str, Any]) -> list[str]:
@@ -92,3 +91,11 @@ def value_lines(summary: Mapping[str, Any]) -> list[str]:
     if found["cut"]:
         text.append(f"{found['cut']} episodes were cut by the horizon; had they gone on failing, {start['bias_endless']:+.1f}")
     return ["; ".join(text)]
+
+
+def describe_score(score: Score) -> str:
+    """'27 of 30 succeeded (90 %, 95 % interval ...), 40 steps on average'."""
+    low, high = score.interval
+    steps = sum(score.lengths) / len(score.lengths)
+    interval = f"95 % interval {low:.0%} to {high:.0%}"
+    return f"{score.successes} of {len(score.results)} succeeded ({score.success:.0%}, {interval}), {steps:.0f} steps on average"

@@ -7,8 +7,9 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rql_deploy.cli.evaluate import contestant, torch_policy
 from rql_deploy.errors import ContractError
+
+from .policies import contestant, torch_policy
 
 if TYPE_CHECKING:
     from rql_deploy.contract import PlantDescription
@@ -53,9 +54,10 @@ class SimulatedEvaluator:
 
     def finished(self) -> list[Evaluation]:
         """Evaluations that ended since this was last asked."""
-        from rql_deploy.cli.evaluate import check_episode
         from rql_deploy.sim.processes import finished
         from rql_deploy.train.logging.periodic_evaluation import Evaluation
+
+        from .policies import check_episode
 
         done = []
         for step, (seeds, futures) in list(self._running.items()):

@@ -22,7 +22,7 @@ from rql_deploy.seeding import flow_noise
 from rql_deploy.train.checkpoint import load_checkpoint
 from rql_deploy.train.export_modules import make_contract, make_modules
 from rql_deploy.train.policy import make_policy
-from tests.conftest import ROOT, assert_refused, cli
+from tests.helpers.commands import ROOT, assert_refused, cli
 
 
 def random_observations(contract: Contract, rows: int, seed: int = 0) -> np.ndarray:

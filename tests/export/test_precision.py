@@ -15,7 +15,7 @@ from rql_deploy.errors import BundleError
 from rql_deploy.export import exporter, precision
 from rql_deploy.runtime.engine.onnx_policy import OnnxPolicy
 from rql_deploy.seeding import flow_noise
-from tests.conftest import assert_refused, cli
+from tests.helpers.commands import assert_refused, cli
 
 WIDE = 64
 

@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from rql_deploy.bundle.bundle import Bundle
-from tests.conftest import assert_refused, cli, run_cli
+from tests.helpers.commands import assert_refused, cli, run_cli
 from tests.helpers.hub_stand_in import TOKEN, Hub, running_hub
 
 

@@ -13,7 +13,7 @@ from rql_deploy.bundle.bundle import Bundle, write_manifest
 from rql_deploy.contract import ActionDimension, Calibration, Contract, ContractError, ObservationField, PlantDescription, Provenance
 from rql_deploy.errors import BundleError
 from rql_deploy.schema import PUBLISHED, json_schema
-from tests.conftest import ROOT
+from tests.helpers.commands import ROOT
 
 names = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=12)
 numbers = st.floats(allow_nan=False, allow_infinity=False, width=32)

@@ -12,7 +12,8 @@ from rql_deploy.bundle.bundle import Bundle
 from rql_deploy.contract import Contract, ContractError
 from rql_deploy.limits import ActionLimit, Limits, ObservationLimit
 from rql_deploy.schema import json_schema
-from tests.conftest import PLANT, assert_refused, cli
+from tests.helpers.commands import assert_refused, cli
+from tests.helpers.data import PLANT
 
 GOOD = """
 max_consecutive_holds = 5

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from rql_deploy.cli.presets import PRESETS, preset_option
+from rql_deploy.cli.options import PRESETS, preset_option
 from rql_deploy.errors import UserError
 from rql_deploy.train.config import load_config, preset_names
 from rql_deploy.train.data.readers import open_store

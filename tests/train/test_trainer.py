@@ -17,7 +17,8 @@ from rql_deploy.train.checkpoint import load_checkpoint
 from rql_deploy.train.config import TrainConfig, load_config, preset_names
 from rql_deploy.train.rql import RQLConfig
 from rql_deploy.train.trainer import Trainer
-from tests.conftest import TINY, assert_refused, cli, make_store, write_minari
+from tests.helpers.commands import TINY, assert_refused, cli
+from tests.helpers.data import make_store, write_minari
 
 CONFIG = TrainConfig(
     rql=RQLConfig(h=3, F=4, K=2, policy_hidden=(16, 16), value_hidden=(16, 16)), updates=12, batch_size=8, log_every=4, standardise=True

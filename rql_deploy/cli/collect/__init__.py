@@ -15,11 +15,11 @@ from rql_deploy.cli.options import (
     environment_options,
     noise_option,
     parse_noise,
+    preset_option,
     ray_option,
     ray_pool,
     show_next,
 )
-from rql_deploy.cli.presets import preset_option
 from rql_deploy.errors import UserError
 
 if TYPE_CHECKING:
@@ -112,7 +112,7 @@ def command(
 
 def _write(output: str, work: Task, recorded: list[Episode], provenance: dict[str, Any]) -> Path:
     """Write the episodes; where the disk does not take them, into the system's folder for temporary files, so that they are not lost."""
-    from rql_deploy.cli.interrupts import finish_first
+    from rql_deploy.cli.options import finish_first
     from rql_deploy.sim.collection import collect
 
     with finish_first("writing the data set"):

@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
-from rql_deploy.cli.options import echo_json, ray_pool, show_next, typed_again
-from rql_deploy.cli.presets import preset_option
+from rql_deploy.cli.options import echo_json, preset_option, ray_pool, show_next, typed_again
 from rql_deploy.errors import UserError
 from rql_deploy.ogbench_names import plant_of, single_task
 
@@ -51,7 +50,7 @@ def collect_play(
 
 
 def _collect(data: PlayData, output: str, minari: bool, workers: int, ray_address: str | None, as_json: bool) -> None:
-    from rql_deploy.cli.interrupts import finish_first
+    from rql_deploy.cli.options import finish_first
     from rql_deploy.progress import ProgressLine
     from rql_deploy.sim.collection import ogbench_collect
     from rql_deploy.sim.processes import render_headless

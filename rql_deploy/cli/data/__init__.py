@@ -7,8 +7,7 @@ from pathlib import Path
 
 import click
 
-from rql_deploy.cli.options import FiniteRange, echo_json, show_next
-from rql_deploy.cli.presets import preset_option
+from rql_deploy.cli.options import FiniteRange, echo_json, preset_option, show_next
 from rql_deploy.errors import UserError
 
 from .input import left_out_of, open_data, remarks_of, unlike, whole

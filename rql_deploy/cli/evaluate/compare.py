@@ -29,9 +29,7 @@ def output_of(output: Path, key: str) -> Path:
 
 def compare_players(evaluation: Evaluation, players: dict[str, Contestant], seeds: list[int], output: Path | None, as_json: bool) -> None:
     """Play, print a table and leave with status 1 if they do not act alike."""
-    from rql_deploy.workflows.play import play
-
-    from . import describe_score
+    from rql_deploy.workflows.play import describe_score, play
 
     first, *others = players.values()
     watched = replace(first, others={player.key: player.make_policy for player in others})

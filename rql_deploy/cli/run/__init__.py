@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from rql_deploy.cli.evaluate import describe_score, refuse_fault
 from rql_deploy.cli.options import FiniteRange, candidates_option, describe_choice, echo_json, environment_options
 from rql_deploy.errors import UserError
+from rql_deploy.workflows.play import describe_score
+from rql_deploy.workflows.policies import refuse_fault
 
 if TYPE_CHECKING:
     from rql_deploy.contract import PlantDescription

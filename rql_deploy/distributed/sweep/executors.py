@@ -9,12 +9,14 @@ import subprocess
 import sys
 import threading
 import time
+import uuid
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 import rql_deploy
+from rql_deploy.distributed.ray_cluster import RayPool, require_seen
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,7 @@ def attempt_process(folder: Path, threads: int) -> subprocess.Popen[bytes]:
     # It runs in the job's folder, from where a checkout that is not installed would not be found.
     root = str(Path(rql_deploy.__file__).parent.parent)
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, (root, environment.get("PYTHONPATH"))))
-    command = [sys.executable, "-m", "rql_deploy.distributed.sweep.attempt", str(folder)]
+    command = [sys.executable, "-m", "rql_deploy.cli.sweep.attempt", str(folder)]
     # A session of its own keeps the terminal's Ctrl-C from it: `stop` tells it when to end.
     return subprocess.Popen(command, stdin=subprocess.PIPE, env=environment, start_new_session=True)
 
@@ -103,3 +105,30 @@ class LocalExecutor:
                 with contextlib.suppress(ProcessLookupError):
                     process.terminate()
         self._threads.shutdown(wait=True, cancel_futures=True)
+
+
+class RayExecutor:
+    """All CPUs of a Ray cluster, as many attempts as fit; Ray makes an attempt again whose worker or node dies.
+
+    The output folder is one that all nodes share: results come back through it.
+    """
+
+    def __init__(self, address: str, output: Path, threads: int):
+        """Raises UserError when there is no such cluster, a node lacks this package, or one does not see the output folder."""
+        self._pool = RayPool(address, cpus=threads)
+        # A file of a name that no other folder has: nodes may have an own folder in the same place.
+        token = output / f".shared-{uuid.uuid4().hex}"
+        token.touch()
+        try:
+            require_seen(self._pool.ray, token)
+        finally:
+            token.unlink()
+
+    def slots(self) -> int:
+        return self._pool.workers
+
+    def submit(self, folder: Path, threads: int) -> Future[Outcome]:
+        return self._pool.submit(run_attempt, folder, threads)
+
+    def stop(self) -> None:
+        self._pool.shutdown()

@@ -22,6 +22,10 @@ from rql_deploy.errors import UserError
 
 Kind = Literal["collect", "train", "export", "evaluate"]
 JOB, RESULT, LOG, LOCK = "job.json", "result.json", "log.txt", ".lock"
+BUSY = 75
+"""Exit status where another attempt holds the folder (EX_TEMPFAIL)."""
+UNFINISHED = 130
+"""Exit status of a command that was stopped."""
 
 
 @dataclass(frozen=True)

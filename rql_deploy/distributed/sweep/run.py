@@ -8,9 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from .attempt import BUSY, UNFINISHED
 from .executors import Executor, Outcome
-from .job import LOG, Job
+from .job import BUSY, LOG, UNFINISHED, Job
 
 RETRIES = 3
 """Further attempts at a job whose process or node died."""

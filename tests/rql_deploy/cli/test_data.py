@@ -9,16 +9,14 @@ from typing import Any
 import h5py
 import numpy as np
 import pytest
-from click.testing import Result
 from ogbench.utils import load_dataset
 
-from rql_deploy.train.data.folder import write_store
 from rql_deploy.train.data.readers import open_store
 from rql_deploy.train.data.readers.robomimic import read_robomimic
 from rql_deploy.train.data.store import TransitionStore
-from tests.conftest import ROOT, assert_refused, cli, make_store, run_cli
+from tests.helpers.commands import ROOT, assert_refused, cli, printed, run_cli
+from tests.helpers.data import ROBOMIMIC, make_store, stored
 
-ROBOMIMIC = ROOT / "tests" / "data" / "robomimic_low_dim.hdf5"
 TARGETS = {
     "store": "out",
     "ogbench": "out.npz",
@@ -33,17 +31,6 @@ def opened(path: object) -> TransitionStore:
     store = open_store(str(path))
     assert isinstance(store, TransitionStore)
     return store
-
-
-def stored(folder: Path, **changes: Any) -> Path:
-    write_store(dataclasses.replace(make_store(), **changes), folder)
-    return folder
-
-
-def printed(result: Result) -> dict[str, Any]:
-    assert result.exit_code == 0, result.output
-    found: dict[str, Any] = json.loads(result.stdout)
-    return found
 
 
 def rows_after_success() -> dict[str, Any]:

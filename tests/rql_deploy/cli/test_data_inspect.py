@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from rql_deploy.train.data.folder import write_store
-from tests.conftest import assert_refused, cli, make_store
-from tests.rql_deploy.cli.test_data import ROBOMIMIC, printed, stored
+from tests.helpers.commands import assert_refused, cli, printed
+from tests.helpers.data import ROBOMIMIC, make_store, stored
 
 
 def test_inspecting_finds_what_is_wrong(tmp_path: Path) -> None:

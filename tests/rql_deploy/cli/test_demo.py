@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from rql_deploy.cli import demo
-from tests.conftest import assert_refused, cli, run_cli
+from tests.helpers.commands import assert_refused, cli, run_cli
 
 
 def test_the_quick_demo_serves_the_shipped_bundle_and_lifts(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from rql_deploy.cli.doctor import checks as checks
 from rql_deploy.runtime.wire.keys import new_client
-from tests.conftest import cli
+from tests.helpers.commands import cli
 
 
 def test_it_renders_computes_and_compares_versions_and_ends_with_what_it_found() -> None:

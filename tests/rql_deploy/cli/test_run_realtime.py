@@ -10,7 +10,7 @@ import pytest
 from rql_deploy.cli.run.realtime import delay_hint
 from rql_deploy.runtime.control.telemetry import STANDBY
 from rql_deploy.train.data.readers import open_store
-from tests.conftest import assert_refused, cli
+from tests.helpers.commands import assert_refused, cli
 
 CART = "gym:tests.helpers.drifting_cart:tests/Cart-v0"
 # The tiny policy is untrained: its actions jump further than its data did.

@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 
-from rql_deploy.cli.interrupts import finish_first
+from rql_deploy.cli.options import finish_first
 from rql_deploy.errors import TryAgain, UserError
 from rql_deploy.sim.collection import collect
 from rql_deploy.sim.plants.tasks import Task
 from rql_deploy.train.data.readers.minari import read_minari
-from tests.conftest import cli
+from tests.helpers.commands import cli
 
 EVALUATE = ("evaluate", "robosuite:Lift", "--demonstrator", "--episodes", 1)
 

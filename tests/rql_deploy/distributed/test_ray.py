@@ -15,8 +15,8 @@ import pytest
 
 from rql_deploy.distributed.sweep.job import LOG, RESULT
 from rql_deploy.errors import UserError
-from tests.conftest import ROOT, run_cli
-from tests.rql_deploy.distributed.test_sweep_running import SWEEP, attempt_pid, run_and, training_jobs, wait_for
+from tests.helpers.commands import ROOT, run_cli
+from tests.helpers.sweeps import SWEEP, attempt_pid, run_and, training_jobs, wait_for
 
 pytest.importorskip("ray")
 pytestmark = pytest.mark.slow
@@ -115,7 +115,7 @@ def test_a_sweep_on_a_cluster_that_is_stopped_saves_and_says_how_to_go_on(
 
 
 def test_a_killed_worker_and_a_lost_node_cost_a_sweep_no_job(cluster: Any, tmp_path: Path, dataset: Path) -> None:
-    from rql_deploy.distributed.sweep.ray_executor import RayExecutor
+    from rql_deploy.distributed.sweep.executors import RayExecutor
 
     jobs = training_jobs(tmp_path, dataset, seeds=[0, 1, 2], updates=1200)
 

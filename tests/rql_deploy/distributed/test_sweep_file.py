@@ -16,7 +16,7 @@ from rql_deploy.distributed.sweep.plan import Plan, content_address, make_plan
 from rql_deploy.distributed.sweep.table import write_tables
 from rql_deploy.errors import UserError
 from rql_deploy.statistics import mean_interval, student_t_95
-from tests.conftest import ROOT, assert_refused, cli
+from tests.helpers.commands import ROOT, assert_refused, cli
 
 SWEEP = """
 seeds = [0, 1, 2]

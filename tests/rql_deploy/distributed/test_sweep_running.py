@@ -4,73 +4,16 @@ import os
 import signal
 import subprocess
 import sys
-import threading
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from rql_deploy.distributed.sweep.attempt import BUSY, SECONDS
-from rql_deploy.distributed.sweep.executors import Executor, LocalExecutor, attempt_process
-from rql_deploy.distributed.sweep.file import load_sweep
-from rql_deploy.distributed.sweep.job import LOCK, LOG, RESULT, Job
-from rql_deploy.distributed.sweep.plan import make_plan
-from rql_deploy.distributed.sweep.run import Event, run_jobs
+from rql_deploy.cli.sweep.attempt import SECONDS
+from rql_deploy.distributed.sweep.executors import LocalExecutor, attempt_process
+from rql_deploy.distributed.sweep.job import BUSY, LOG, RESULT
 from rql_deploy.folders import held
-from tests.conftest import ROOT, assert_refused, cli, run_cli
-
-SWEEP = """
-seeds = {seeds}
-episodes = 2
-[set]
-updates = {updates}
-checkpoint_every = 100
-batch_size = 8
-rql.h = 3
-rql.policy_hidden = [16, 16]
-rql.value_hidden = [16, 16]
-[tasks.tiny]
-play = "robosuite:Lift"
-preset = "robosuite-lift"
-{data}
-options = ["--horizon", "8"]
-[settings.rql]
-"""
-
-
-def training_jobs(folder: Path, dataset: Path, *, seeds: list[int], updates: int) -> list[Job]:
-    """The training jobs of a sweep over a data set that is there."""
-    file = folder / "sweep.toml"
-    file.write_text(SWEEP.format(seeds=seeds, updates=updates, data=f'dataset = "{dataset}"'))
-    plan = make_plan(load_sweep(file), folder, lambda preset, words: {"words": list(words)})
-    return [job for job in plan.jobs if job.kind == "train"]
-
-
-def wait_for(condition: Callable[[], bool], seconds: float = 120.0) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "nothing happened"
-        time.sleep(0.01)
-
-
-def attempt_pid(folder: Path) -> int:
-    """The process that works in a job's folder, once it has written a checkpoint."""
-    wait_for((folder / "run" / "latest").exists)
-    return int((folder / LOCK).read_text().split()[0])
-
-
-def run_and(jobs: list[Job], output: Path, executor: Executor, meanwhile: Callable[[], None]) -> list[Event]:
-    """Work the jobs off while another thread interferes; returns what was told."""
-    events: list[Event] = []
-    thread = threading.Thread(target=meanwhile)
-    thread.start()
-    try:
-        assert run_jobs(jobs, output, executor, threads=1, tell=events.append) == []
-    finally:
-        executor.stop()
-        thread.join()
-    return events
+from tests.helpers.commands import ROOT, assert_refused, cli, run_cli
+from tests.helpers.sweeps import SWEEP, attempt_pid, run_and, training_jobs, wait_for
 
 
 def test_a_killed_job_goes_on_from_its_checkpoint_and_a_finished_one_never_runs_again(tmp_path: Path, dataset: Path) -> None:
@@ -103,8 +46,7 @@ def test_an_attempt_ends_with_whoever_started_it_and_its_folder_has_one_at_a_tim
     try:
         attempt_pid(folder)
         code = (
-            "import rql_deploy.distributed.sweep.attempt as a, pathlib, sys; a.LOCK_SECONDS = 0.2; "
-            f"sys.exit(a.main(pathlib.Path({str(folder)!r})))"
+            f"import rql_deploy.cli.sweep.attempt as a, pathlib, sys; a.LOCK_SECONDS = 0.2; sys.exit(a.main(pathlib.Path({str(folder)!r})))"
         )
         alive, starter = os.pipe()
         second = subprocess.run([sys.executable, "-c", code], stdin=alive, timeout=60, check=False)

@@ -24,8 +24,8 @@ from rql_deploy.runtime.server.recording import Recorder
 from rql_deploy.runtime.wire.checks import ServerError
 from rql_deploy.train.data.readers import open_store
 from rql_deploy.train.data.store import TransitionStore
-from tests.conftest import TINY, assert_refused, cli, serving
-from tests.runtime.server.test_server import observation
+from tests.helpers.commands import TINY, assert_refused, cli
+from tests.helpers.servers import observation, serving
 
 
 class Cart:

@@ -16,9 +16,7 @@ from rql_deploy.bundle.bundle import Bundle
 from rql_deploy.errors import ContractError, DeadlineMissed, UserError
 from rql_deploy.runtime.client import RemotePolicy
 from rql_deploy.runtime.client.failover import FailoverPolicy
-from tests.conftest import serving
-from tests.runtime.server.test_operations import variant
-from tests.runtime.server.test_server import observation
+from tests.helpers.servers import observation, serving, variant
 
 
 def served(endpoint: str) -> int:

@@ -8,7 +8,7 @@ import subprocess
 import numpy as np
 
 from rql_deploy.runtime.client import RemotePolicy
-from tests.conftest import ROOT, require_node
+from tests.helpers.commands import ROOT, require_node
 
 CLIENT = ROOT / "clients" / "node"
 

@@ -24,9 +24,7 @@ from rql_deploy.runtime.client.channel import Channel
 from rql_deploy.runtime.engine.request import Done, Job
 from rql_deploy.runtime.server.recording import Recorder, read_recording
 from rql_deploy.runtime.wire import protocol
-from tests.conftest import serving
-from tests.runtime.server.test_operations import variant
-from tests.runtime.server.test_server import observation
+from tests.helpers.servers import observation, serving, variant
 
 
 def test_a_stream_gives_a_better_action_after_every_step_and_ends_with_acts(endpoint: str) -> None:

@@ -11,7 +11,7 @@ from rql_deploy.contract import ActionDimension, Contract
 from rql_deploy.errors import DeadlineMissed
 from rql_deploy.policy import Decision
 from rql_deploy.runtime.control.lockstep import MAX_CONSECUTIVE_HOLDS, ControlLoop, hold_action
-from tests.conftest import PLANT
+from tests.helpers.data import PLANT
 
 
 class CountingPlant:

@@ -19,8 +19,8 @@ from rql_deploy.runtime.control.clock import Schedule
 from rql_deploy.runtime.control.lockstep import ControlLoop
 from rql_deploy.runtime.control.realtime import RealTimeLoop
 from rql_deploy.runtime.control.telemetry import Tick, TickLog
-from tests.conftest import serving
 from tests.helpers.rail import Rail, Scripted, drive
+from tests.helpers.servers import serving
 
 
 def test_prefetched_chunks_leave_no_tick_without_a_fresh_action(contract: Contract) -> None:

@@ -16,8 +16,8 @@ from rql_deploy.errors import DeadlineMissed, UserError
 from rql_deploy.runtime.client import RemotePolicy, ServerError
 from rql_deploy.runtime.wire import protocol
 from rql_deploy.runtime.wire.keys import new_client, revoke
-from tests.conftest import assert_refused, cli, serving
-from tests.runtime.server.test_server import observation
+from tests.helpers.commands import assert_refused, cli
+from tests.helpers.servers import observation, serving
 
 MALFORMED = int(os.environ.get("RQL_DEPLOY_FUZZ", "2000"))
 """Malformed messages at a live server; `RQL_DEPLOY_FUZZ=20000` for a long run."""

@@ -11,9 +11,7 @@ from websockets.exceptions import InvalidStatus
 from websockets.sync.client import connect
 
 from rql_deploy.bundle.bundle import Bundle
-from tests.conftest import serving
-from tests.runtime.server.test_operations import note
-from tests.runtime.server.test_server import observation
+from tests.helpers.servers import note, observation, serving
 
 
 def test_the_stock_client_drives_our_policy(bundle: Path) -> None:

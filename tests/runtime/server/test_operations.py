@@ -5,71 +5,25 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import re
 import shutil
 import signal
-import subprocess
 import threading
 import time
-import urllib.error
-import urllib.request
 from pathlib import Path
 
 import numpy as np
-import onnx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from rql_deploy.bundle.bundle import CONTRACT, CONTRACT_ID_KEY, CONTRACT_KEY, Bundle, write_manifest
-from rql_deploy.contract import Contract
+from rql_deploy.bundle.bundle import Bundle
 from rql_deploy.errors import ContractError, UserError
 from rql_deploy.runtime.client import RemotePolicy, ServerError
 from rql_deploy.runtime.client.channel import Channel
 from rql_deploy.runtime.engine.model import Model
 from rql_deploy.runtime.server.recording import read_recording, read_shard, replay, same_bytes
 from rql_deploy.runtime.wire.protocol import decode
-from tests.conftest import assert_refused, cli, serving
-from tests.runtime.server.test_server import observation
-
-
-def note(process: subprocess.Popen[str], pattern: str) -> str:
-    """What a line of the server's output says."""
-    assert process.stdout is not None
-    for line in process.stdout:
-        if match := re.search(pattern, line):
-            return match.group(1)
-    raise AssertionError(f"no line matches {pattern}")
-
-
-def get(url: str) -> tuple[int, str]:
-    try:
-        with urllib.request.urlopen(url, timeout=5) as answer:
-            return answer.status, answer.read().decode()
-    except urllib.error.HTTPError as error:
-        return error.code, error.read().decode()
-
-
-def variant(bundle: Path, folder: Path, contract: Contract, *, scale: float) -> Path:
-    """A whole bundle with another contract and its weights scaled (by 2: folded constants then scale to the bit)."""
-    shutil.copytree(bundle, folder)
-    for path in folder.glob("*.onnx"):
-        graph = onnx.load(path)
-        for tensor in graph.graph.initializer:
-            if len(tensor.dims) == 2 and max(tensor.dims) > 1:
-                tensor.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(tensor) * np.float32(scale), tensor.name))
-        onnx.helper.set_model_props(graph, {CONTRACT_ID_KEY: contract.contract_id, CONTRACT_KEY: contract.to_json()})
-        onnx.save(graph, path)
-    (folder / CONTRACT).write_text(contract.to_json())
-    write_manifest(folder, contract)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def successor(tmp_path_factory: pytest.TempPathFactory, bundle: Path) -> Path:
-    """A bundle for the same plant with other weights."""
-    contract = Bundle.open(bundle).contract
-    later = dataclasses.replace(contract, provenance=dataclasses.replace(contract.provenance, updates=99))
-    return variant(bundle, tmp_path_factory.mktemp("successor") / "bundle", later, scale=2.0)
+from tests.helpers.commands import assert_refused, cli
+from tests.helpers.servers import get, note, observation, serving, variant
 
 
 def test_metrics_health_and_top_show_what_was_served(bundle: Path) -> None:

@@ -15,18 +15,13 @@ import pytest
 import zmq
 
 from rql_deploy.bundle.bundle import Bundle
-from rql_deploy.contract import Contract
 from rql_deploy.errors import ContractError, DeadlineMissed, UserError
 from rql_deploy.runtime.client import RemotePolicy, ServerError
 from rql_deploy.runtime.client.session import Agreement
 from rql_deploy.runtime.engine.onnx_policy import OnnxPolicy
 from rql_deploy.runtime.wire import protocol
-from tests.conftest import assert_refused, cli, run_cli, serving
-
-
-def observation(contract: Contract, seed: int = 0) -> dict[str, np.ndarray]:
-    rng = np.random.default_rng(seed)
-    return {f.name: rng.normal(size=f.shape) for f in contract.plant.fields}
+from tests.helpers.commands import assert_refused, cli, run_cli
+from tests.helpers.servers import observation, serving
 
 
 def raw_call(endpoint: str, frames: list[bytes]) -> dict[str, object]:

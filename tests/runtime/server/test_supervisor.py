@@ -17,11 +17,8 @@ from rql_deploy.errors import DeadlineMissed, UserError
 from rql_deploy.runtime.client import RemotePolicy
 from rql_deploy.runtime.server.listen import listen
 from rql_deploy.runtime.wire.keys import new_client
-from tests.conftest import assert_refused, cli, serving
-from tests.runtime.server.test_operations import get, note, successor, variant
-from tests.runtime.server.test_server import observation
-
-__all__ = ["successor"]
+from tests.helpers.commands import assert_refused, cli
+from tests.helpers.servers import get, note, observation, serving, variant
 
 
 def children(process: int) -> list[int]:

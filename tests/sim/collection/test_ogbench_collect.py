@@ -17,7 +17,7 @@ from rql_deploy.sim.demonstrators.ogbench_play import RECIPES, Player, cube_stay
 from rql_deploy.sim.plants.ogbench_rewards import OGBenchRewards
 from rql_deploy.train.data.readers import open_store
 from rql_deploy.train.data.store import TransitionStore
-from tests.conftest import assert_refused, cli, run_cli
+from tests.helpers.commands import assert_refused, cli, run_cli
 
 SHORT = ("--horizon", 12, "--workers", 2)
 

@@ -12,7 +12,6 @@ import pytest
 import torch
 
 from rql_deploy.bundle.bundle import Bundle
-from rql_deploy.cli.evaluate import find_players, run_watched
 from rql_deploy.cli.evaluate.compare import compare
 from rql_deploy.cli.options import parse_prune
 from rql_deploy.errors import UserError
@@ -24,8 +23,9 @@ from rql_deploy.sim.evaluation.calibration import calibrate
 from rql_deploy.sim.evaluation.episodes import Score, append_episode, read_episodes, write_episodes
 from rql_deploy.train.checkpoint import load_checkpoint
 from rql_deploy.train.policy import make_policy
+from rql_deploy.workflows.policies import find_players, run_watched
 from rql_deploy.workflows.training_evaluator import SimulatedEvaluator
-from tests.conftest import assert_refused, cli
+from tests.helpers.commands import assert_refused, cli
 
 HORIZON = 14
 SEEDS = (1, 2, 3)

@@ -17,7 +17,7 @@ from rql_deploy.policy import Decision
 from rql_deploy.sim.evaluation.films import HEIGHT, WIDTH, Film
 from rql_deploy.sim.evaluation.preview_paths import PathModel, colour, value_range
 from rql_deploy.sim.processes import render_headless
-from tests.conftest import PLANT
+from tests.helpers.data import PLANT
 
 MODEL = """<mujoco><visual><headlight ambient="1 1 1" diffuse="0 0 0" specular="0 0 0"/></visual><worldbody>
   <camera name="front" pos="0 -1 0" xyaxes="1 0 0 0 0 1"/><camera name="side" pos="1 0 0" xyaxes="0 1 0 0 0 1"/>

@@ -23,7 +23,8 @@ from rql_deploy.sim.plants.arm import STALE_SECONDS, ArmPlant, describe_arm
 from rql_deploy.sim.plants.arm_process import JOINTS, REST, Arm, take
 from rql_deploy.train.export_modules import make_modules
 from rql_deploy.train.rql import RQL, RQLConfig
-from tests.conftest import assert_refused, cli, serving
+from tests.helpers.commands import assert_refused, cli
+from tests.helpers.servers import serving
 
 RATE = 20.0
 

@@ -21,7 +21,7 @@ from rql_deploy.sim.plants.ogbench_rewards import OGBenchRewards
 from rql_deploy.sim.plants.robosuite_env import RobosuiteEnv
 from rql_deploy.sim.plants.task_env import TaskEnv
 from rql_deploy.sim.plants.tasks import EnvPlant, Task, describe, find_demonstrator
-from tests.conftest import TINY, assert_refused, cli
+from tests.helpers.commands import TINY, assert_refused, cli
 
 PUZZLE = "ogbench:puzzle-3x3-play-singletask-task4-v0"
 

@@ -9,7 +9,7 @@ from rql_deploy.contract import ActionDimension
 from rql_deploy.errors import UserError
 from rql_deploy.train.data import store as store_module
 from rql_deploy.train.data.sampler import WindowSampler
-from tests.conftest import PLANT, make_store
+from tests.helpers.data import PLANT, make_store
 
 UNIT_BOUNDS = [dataclasses.replace(bound, low=-1.0, high=1.0) for bound in PLANT.actions]
 

@@ -12,7 +12,7 @@ from rql_deploy.train.data.readers import open_store
 from rql_deploy.train.data.sampler import WindowSampler
 from rql_deploy.train.data.shards import ShardedStore
 from rql_deploy.train.data.store import concatenate
-from tests.conftest import make_store
+from tests.helpers.data import make_store
 
 
 def sharded(folder: Path, count: int = 3, *, updates: int = 4, constant: tuple[int, ...] = ()) -> ShardedStore:

@@ -11,7 +11,7 @@ from rql_deploy.errors import UserError
 from rql_deploy.train.data import store as store_module
 from rql_deploy.train.data.folder import StoreWriter, read_store, write_store
 from rql_deploy.train.data.store import TransitionStore, concatenate
-from tests.conftest import PLANT, make_store
+from tests.helpers.data import PLANT, make_store
 
 ARRAYS = ("observations", "actions", "rewards", "masks", "ends", "successes")
 

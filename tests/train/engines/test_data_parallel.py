@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from rql_deploy.train.checkpoint import load_checkpoint
-from tests.conftest import ROOT, TINY, cli
+from tests.helpers.commands import ROOT, TINY, cli
 
 SETTINGS = ("--set", "log_every=1", "--set", "threads=1")
 

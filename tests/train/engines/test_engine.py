@@ -16,7 +16,7 @@ from rql_deploy.train.engines.batch_slices import SlicedGradients
 from rql_deploy.train.engines.engine import EngineChoice, GraphEngine, choose_engine, flop_per_update, make_engine
 from rql_deploy.train.rql import RQL, Batch, Noise, RQLConfig, draw_noise
 from rql_deploy.train.trainer import Trainer
-from tests.conftest import make_store
+from tests.helpers.data import make_store
 
 CONFIG = RQLConfig(h=3, F=4, K=3, policy_hidden=(32, 32), value_hidden=(32, 32), kappa=0.7, rho=0.5)
 EAGER = EngineChoice("eager", "fp32", "cpu")

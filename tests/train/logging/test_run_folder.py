@@ -15,7 +15,7 @@ from rql_deploy.train.logging.periodic_evaluation import Evaluation, append_eval
 from rql_deploy.train.logging.run_page import write_report
 from rql_deploy.train.rql import RQL, RQLConfig
 from rql_deploy.train.trainer import Trainer
-from tests.conftest import make_store
+from tests.helpers.data import make_store
 
 CONFIG = TrainConfig(
     rql=RQLConfig(h=3, F=4, K=2, policy_hidden=(16, 16), value_hidden=(16, 16)), updates=6, batch_size=8, log_every=2, standardise=True

@@ -13,7 +13,7 @@ import pytest
 from rql_deploy.errors import UserError
 from rql_deploy.train.data.readers import open_store
 from rql_deploy.train.data.store import TransitionStore
-from tests.conftest import ROOT
+from tests.helpers.commands import ROOT
 
 DATA = ROOT / "tests" / "data"
 ROBOMIMIC = DATA / "robomimic_low_dim.hdf5"

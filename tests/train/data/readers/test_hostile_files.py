@@ -16,7 +16,8 @@ from rql_deploy.errors import UserError
 from rql_deploy.train.data.folder import read_store, write_store
 from rql_deploy.train.data.readers import open_store
 from rql_deploy.train.data.store import TransitionStore
-from tests.conftest import ROOT, assert_refused, cli, make_store, write_minari
+from tests.helpers.commands import ROOT, assert_refused, cli
+from tests.helpers.data import make_store, write_minari
 
 DATA = ROOT / "tests" / "data"
 

@@ -7,7 +7,8 @@ from minari import MinariDataset
 
 from rql_deploy.errors import UserError
 from rql_deploy.train.data.readers.minari import read_minari
-from tests.conftest import TINY, assert_refused, cli, write_minari
+from tests.helpers.commands import TINY, assert_refused, cli
+from tests.helpers.data import write_minari
 
 
 def test_a_data_set_written_by_minari_is_read_row_by_row(dataset: Path) -> None:

@@ -11,7 +11,7 @@ from rql_deploy.train.data.readers import npz as npz_module
 from rql_deploy.train.data.readers import open_store, open_stores
 from rql_deploy.train.data.shards import ShardedStore
 from rql_deploy.train.data.store import TransitionStore
-from tests.conftest import make_store
+from tests.helpers.data import make_store
 
 
 def arrays(episodes: tuple[int, ...] = (9, 7, 12), *, seed: int = 0, labelled: bool = True, observation: int = 37, action: int = 5) -> Any:

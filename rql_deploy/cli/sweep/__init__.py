@@ -12,9 +12,8 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
+from rql_deploy.cli.options import echo_json, show_next, typed_again
 from rql_deploy.errors import UserError
-
-from .options import echo_json, show_next, typed_again
 
 if TYPE_CHECKING:
     from rql_deploy.distributed.sweep.executors import Executor
@@ -77,7 +76,7 @@ PLAYED = {"task", "robot", "controller", "control_rate", "horizon", "noise", "pr
 
 def _check_tasks(file: str, sweep: SweepFile) -> None:
     """Refuse what `collect` and `evaluate` would refuse hours later."""
-    from . import collect, evaluate
+    from rql_deploy.cli import collect, evaluate
 
     for name, task in sweep.tasks.items():
         _check_options(f"{file}: tasks.{name}.options", evaluate.command, [task.play, *task.options])
@@ -128,7 +127,7 @@ def _executor(ray_address: str | None, workers: int | None, output: Path, thread
         from rql_deploy.distributed.sweep.executors import LocalExecutor
 
         return LocalExecutor(workers or max(1, (os.cpu_count() or 1) // threads))
-    from rql_deploy.distributed.sweep.ray_executor import RayExecutor
+    from rql_deploy.distributed.sweep.executors import RayExecutor
 
     return RayExecutor(ray_address, output, threads)
 

@@ -1,4 +1,4 @@
-"""One attempt at a job, in a process of its own: `python -m rql_deploy.distributed.sweep.attempt FOLDER`.
+"""One attempt at a job, in a process of its own: `python -m rql_deploy.cli.sweep.attempt FOLDER`.
 
 It holds the folder's lock (a file with its process and machine), so that an attempt that was thought dead and the next one never write side
 by side, and ends at once when its standard input closes: whoever started it is gone, and the job may be begun elsewhere.
@@ -21,16 +21,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from .job import JOB, LOCK, LOG, RESULT, write_json
+from rql_deploy.distributed.sweep.job import BUSY, JOB, LOCK, LOG, RESULT, UNFINISHED, write_json
 
 LOCK_SECONDS = 30.0
 """How long to wait for an attempt that is ending."""
-BUSY = 75
-"""Exit status where another attempt holds the folder (EX_TEMPFAIL)."""
 SECONDS = "seconds.txt"
 """In a training's folder: what its attempts have taken so far, those that were killed left out."""
-UNFINISHED = 130
-"""Exit status of a command that was stopped."""
 
 
 def main(folder: Path) -> int:
