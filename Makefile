@@ -26,7 +26,7 @@ $(INSTALLED): requirements.lock pyproject.toml
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-build-isolation --no-deps --editable . 2> build/install.log \
 		|| { cat build/install.log; exit 1; }
 	@echo "compiling robosuite's numba functions, once"
-	$(BIN)/python -c "from rql_deploy.sim.tasks import Task; env = Task('robosuite:Lift', {}).make_env(); env.reset(seed=0); env.step([0.0] * 7)"
+	$(BIN)/python -c "from rql_deploy.sim.plants.tasks import Task; env = Task('robosuite:Lift', {}).make_env(); env.reset(seed=0); env.step([0.0] * 7)"
 	touch $@
 
 # The JavaScript consumer of a bundle and the JavaScript client, for their tests. A user who lacks npm goes without these tests and is told;
@@ -55,6 +55,7 @@ lint: setup tree
 	$(BIN)/ruff format --check .
 	cd $(TREE) && $(abspath $(BIN))/mypy --config-file $(abspath pyproject.toml) --cache-dir $(abspath .mypy_cache) -p rql_deploy
 	cd $(TREE) && $(abspath $(BIN))/lint-imports --config $(abspath pyproject.toml) --no-cache
+	$(BIN)/python -m pytest tests/test_layout.py
 
 # The rooms lie beside rql_deploy/ but are installed inside it; type and import checkers see them where they are installed.
 tree:
