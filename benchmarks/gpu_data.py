@@ -22,19 +22,19 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmarks.gpu import MEMBERS, load_packed
+from benchmarks.gpu_setup import MEMBERS, load_packed
 from rql_deploy.train.checkpoint import save_checkpoint
 from rql_deploy.train.config import TrainConfig, config_to_plain
+from rql_deploy.train.data.sampler import WindowSampler
+from rql_deploy.train.logging.summary import dataset_statistics, package_versions, reference_rows
 from rql_deploy.train.rql import RQL, RQLConfig
-from rql_deploy.train.sampler import WindowSampler
-from rql_deploy.train.summary import dataset_statistics, package_versions, reference_rows
 
 
 def pack(data: Path, tasks: list[str], output: Path) -> None:
     """Write one labelled file; the last row of an episode is dropped, as OGBench's own loader does."""
-    from rql_deploy.sim.ogbench_rewards import OGBenchRewards
-    from rql_deploy.train.readers.ogbench import read_ogbench
-    from rql_deploy.train.rewards import with_reward
+    from rql_deploy.sim.plants.ogbench_rewards import OGBenchRewards
+    from rql_deploy.train.data.readers.ogbench import read_ogbench
+    from rql_deploy.train.data.rewards import with_reward
 
     rewards, masks = [], []
     for task in tasks:
@@ -47,7 +47,9 @@ def pack(data: Path, tasks: list[str], output: Path) -> None:
     output.parent.mkdir(parents=True, exist_ok=True)
     np.savez_compressed(
         output,
-        meta=np.array(json.dumps({"dataset_id": store.dataset_id, "plant": plant, "tasks": tasks, "rounding": error})),
+        meta=np.array(
+            json.dumps({"dataset_id": store.dataset_id, "plant": plant, "tasks": tasks, "rounding": error})
+        ),
         observations=store.observations.astype(np.float16),
         actions=store.actions.astype(np.float16),
         rewards=np.stack(rewards),
@@ -63,7 +65,10 @@ def parts(file: Path) -> Iterator[tuple[int, str, int, RQLConfig, dict[str, Tens
         meta = opened.metadata()
         tensors = {name: opened.get_tensor(name).float() for name in opened.keys()}  # noqa: SIM118  not a mapping
     table: dict[str, Any] = json.loads(meta["config"])
-    table["policy_hidden"], table["value_hidden"] = tuple(table["policy_hidden"]), tuple(table["value_hidden"])
+    table["policy_hidden"], table["value_hidden"] = (
+        tuple(table["policy_hidden"]),
+        tuple(table["value_hidden"]),
+    )
     for i, (task, seed) in enumerate(zip(json.loads(meta["tasks"]), json.loads(meta["seeds"]), strict=True)):
         yield int(meta["step"]), task, seed, RQLConfig(**table), {name: t[i] for name, t in tensors.items()}
 
@@ -78,11 +83,15 @@ def unpack(folder: Path, data: Path, runs: Path) -> list[Path]:
             whole = any(name.startswith("V.") for name in tensors)
             config = replace(config, K=MEMBERS)
             settings = TrainConfig(rql=config, updates=step, seed=seed, relabel=task, reward="sparse")
-            agent = RQL(config, store.plant.observation_dim, store.plant.action_dim, torch.Generator().manual_seed(0))
+            agent = RQL(
+                config, store.plant.observation_dim, store.plant.action_dim, torch.Generator().manual_seed(0)
+            )
             for network in (agent.v, agent.v_ema, *((agent.V, agent.V_target) if whole else ())):
                 prefix = "v_ema." if network in (agent.v, agent.v_ema) else "V."
                 shapes = {name: p.shape for name, p in network.named_parameters()}
-                network.load_state_dict({name: tensors[prefix + name].reshape(shape) for name, shape in shapes.items()})
+                network.load_state_dict(
+                    {name: tensors[prefix + name].reshape(shape) for name, shape in shapes.items()}
+                )
             sampler = WindowSampler(store, config.h, generator=torch.Generator())
             name = f"{task.removesuffix('-v0')}-seed{seed}{'' if config.reversal else '-no-reversal'}"
             header = {
@@ -95,7 +104,10 @@ def unpack(folder: Path, data: Path, runs: Path) -> list[Path]:
                 "engine": {"engine": "compiled", "precision": "bf16", "device": "cuda"},
                 "initialised_from": None,
             }
-            identity = {"mean": torch.zeros(store.plant.observation_dim), "std": torch.ones(store.plant.observation_dim)}
+            identity = {
+                "mean": torch.zeros(store.plant.observation_dim),
+                "std": torch.ones(store.plant.observation_dim),
+            }
             written.append(
                 save_checkpoint(
                     (runs if whole else runs / "policies") / name,
@@ -110,7 +122,9 @@ def unpack(folder: Path, data: Path, runs: Path) -> list[Path]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     verbs = parser.add_subparsers(dest="verb", required=True)
     packing = verbs.add_parser("pack")
     packing.add_argument("data", type=Path)

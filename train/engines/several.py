@@ -11,8 +11,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from ..data.sampler import WindowSampler
 from ..rql import RQL, Batch, Noise, RQLConfig, draw_noise
-from ..sampler import WindowSampler
 
 
 def stacked_agents(
