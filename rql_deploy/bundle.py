@@ -127,8 +127,11 @@ def open_session(path: Path, threads: int = 1) -> onnxruntime.InferenceSession:
 
 def file_hash(path: Path) -> str:
     """sha256 of a file."""
+    digest = hashlib.sha256()
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        while block := file.read(1 << 18):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def write_manifest(folder: Path, contract: Contract, variants: Mapping[str, Mapping[str, str]] = FLOAT32_FILES) -> None:
