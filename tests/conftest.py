@@ -123,6 +123,16 @@ def write_minari(folder: Path, *, episodes: tuple[int, ...] = (9, 7, 12), seed: 
     return folder / "tiny" / "flat-v0"
 
 
+def require_compiler() -> None:
+    """A C++ compiler, for torch.compile: without one a user's test is skipped and says why, and CI's fails."""
+    if any(shutil.which(name) for name in ("g++", "clang++")):
+        return
+    missing = "torch.compile needs a C++ compiler (apt-get install g++)"
+    if os.environ.get("RQL_REQUIRE_ALL") or os.environ.get("CI"):
+        pytest.fail(missing)
+    pytest.skip(missing)
+
+
 def require_node(folder: Path, package: str) -> None:
     """Node.js and the packages of `folder`: without them a user's test is skipped and says why, and CI's fails."""
     missing = None

@@ -27,7 +27,7 @@ from .checkpoint import (
 )
 from .config import TrainConfig, config_to_plain
 from .diagnostics import Diagnostics
-from .engine import Engine, EngineChoice, choose_engine, make_engine, require_engine
+from .engine import Engine, EngineChoice, choose_engine, engine_remarks, make_engine, require_engine
 from .evaluator import Evaluator, append_evaluation, read_evaluations
 from .interrupts import stop_requests
 from .logs import RunLog
@@ -106,7 +106,9 @@ class Trainer:
 
     def _choose(self) -> EngineChoice:
         plant, workers = self.store.plant, self.parallel.workers if self.parallel is not None else 1
-        return choose_engine(self.config, plant.observation_dim, plant.action_dim, workers=workers)
+        choice = choose_engine(self.config, plant.observation_dim, plant.action_dim, workers=workers)
+        self.remarks += engine_remarks(self.config, choice, plant.observation_dim, plant.action_dim)
+        return choice
 
     def _resume(self, checkpoint: Checkpoint) -> None:
         require_same_run(checkpoint, self.store, self.config)
