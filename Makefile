@@ -1,10 +1,12 @@
 # make setup | demo | test | test-all | lint | table
 #
 # TEST_WORKERS  processes that tests run in; files are shared out among them
-# PYTHON        interpreter for the virtual environment (3.11 or 3.12)
+# PYTHON        interpreter for the virtual environment (3.11 or 3.12); where there is none, uv brings one
+# UV            uv, which installs when it is there; UV= leaves it to pip
 # TORCH_INDEX   PyTorch's package index, for a build that fits your machine, e.g.
 #                 make demo TORCH_INDEX=https://download.pytorch.org/whl/cpu
-PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v python3)
+UV ?= $(shell command -v uv)
+PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || test -n "$(UV)" || command -v python3)
 TORCH_INDEX ?=
 TEST_WORKERS ?= 2
 VENV := .venv
@@ -17,16 +19,8 @@ JAVASCRIPT := $(addsuffix /node_modules/.package-lock.json,docs/consumer clients
 
 setup: $(INSTALLED) $(JAVASCRIPT)
 
-$(INSTALLED): requirements.lock pyproject.toml
-	@$(or $(wildcard $(BIN)/python),$(PYTHON)) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' \
-		|| { echo "the simulators need Python 3.11 or 3.12: pass PYTHON=python3.11 (and move $(VENV) away if it is another's)"; exit 2; }
-	test -x $(BIN)/pip || $(PYTHON) -m venv --clear $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) -r requirements.lock
-	mkdir -p build
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-build-isolation --no-deps --editable . 2> build/install.log \
-		|| { cat build/install.log; exit 1; }
-	@echo "compiling robosuite's numba functions, once"
-	$(BIN)/python -c "from rql_deploy.sim.tasks import Task; env = Task('robosuite:Lift', {}).make_env(); env.reset(seed=0); env.step([0.0] * 7)"
+$(INSTALLED): requirements.lock requirements-no-deps.lock pyproject.toml
+	PYTHON="$(PYTHON)" UV="$(UV)" TORCH_INDEX="$(TORCH_INDEX)" tools/setup
 	touch $@
 
 # The JavaScript consumer of a bundle and the JavaScript client, for their tests. A user who lacks npm goes without these tests and is told;
