@@ -49,6 +49,7 @@ lint: setup tree
 	$(BIN)/ruff format --check .
 	cd $(TREE) && $(abspath $(BIN))/mypy --config-file $(abspath pyproject.toml) --cache-dir $(abspath .mypy_cache) -p rql_deploy
 	cd $(TREE) && $(abspath $(BIN))/lint-imports --config $(abspath pyproject.toml) --no-cache
+	$(BIN)/python -m pytest tests/test_layout.py
 
 # The rooms lie beside rql_deploy/ but are installed inside it; type and import checkers see them where they are installed.
 tree:

@@ -27,9 +27,9 @@ import zmq
 from networks import make_contract
 
 from rql_deploy.contract import ActionDimension, Contract, ObservationField, PlantDescription
-from rql_deploy.runtime import protocol
 from rql_deploy.runtime.client import RemotePolicy
-from rql_deploy.runtime.realtime import RealTimeLoop, RealTimeResult
+from rql_deploy.runtime.control.realtime import RealTimeLoop, RealTimeResult
+from rql_deploy.runtime.wire import protocol
 
 H, ACTIONS, STATE = 8, 7, 32
 PRIORITY = 20
@@ -151,7 +151,7 @@ def main() -> None:
         print(line(f"100 Hz {arguments.drift_seconds:g} s", drift), flush=True)
     arm = None
     if arguments.arm:
-        from rql_deploy.sim.arm import ArmPlant, describe_arm
+        from rql_deploy.sim.plants.arm import ArmPlant, describe_arm
 
         plant = ArmPlant(50.0, horizon=10**9)
         try:

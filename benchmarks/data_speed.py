@@ -28,9 +28,9 @@ BATCH, WINDOW = 256, 5
 
 def make(folder: Path, rows: int) -> dict[str, Path]:
     """The same random data in every format."""
-    from rql_deploy.cli.data_output import write_data
+    from rql_deploy.cli.data.output import write_data
     from rql_deploy.contract import ActionDimension, ObservationField, PlantDescription
-    from rql_deploy.train.store import TransitionStore
+    from rql_deploy.train.data.store import TransitionStore
 
     rng = np.random.default_rng(0)
     plant = PlantDescription(
@@ -75,7 +75,7 @@ def read_one(path: str) -> dict[str, float]:
     import pyarrow.dataset
     import pyarrow.parquet  # noqa: F401
 
-    from rql_deploy.train.readers import open_store
+    from rql_deploy.train.data.readers import open_store
 
     before, start = peak(), time.perf_counter()
     store = open_store(path).sample
@@ -105,8 +105,8 @@ def draw(path: Path) -> dict[str, float]:
     """Milliseconds to draw a batch of windows from the store folder."""
     import torch
 
-    from rql_deploy.train.readers import open_store
-    from rql_deploy.train.sampler import WindowSampler
+    from rql_deploy.train.data.readers import open_store
+    from rql_deploy.train.data.sampler import WindowSampler
 
     torch.set_num_threads(1)
     sampler = WindowSampler(open_store(str(path)), WINDOW, generator=torch.Generator().manual_seed(0))
@@ -123,7 +123,7 @@ def draw(path: Path) -> dict[str, float]:
 def generate(tasks: list[str], steps: int) -> dict[str, dict[str, float]]:
     """Steps per second of one process, and hours for 1 M steps on one core."""
     os.environ.setdefault("MUJOCO_GL", "egl")
-    from rql_deploy.sim.ogbench_play import RECIPES, Player
+    from rql_deploy.sim.demonstrators.ogbench_play import RECIPES, Player
 
     found = {}
     players = {task: Player(RECIPES[task], steps) for task in tasks}

@@ -29,15 +29,16 @@ from typing import Any
 
 import numpy as np
 
-from rql_deploy.bundle import Bundle
-from rql_deploy.policy import DEFAULT_CANDIDATES, EpisodicPlant
-from rql_deploy.runtime.asking import DelayedAsker
-from rql_deploy.runtime.clock import Clock, SimulatedClock
-from rql_deploy.runtime.onnx_policy import OnnxPolicy
-from rql_deploy.runtime.playback import MODES, Mode
-from rql_deploy.runtime.realtime import RealTimeLoop
+from rql_deploy.bundle.bundle import Bundle
+from rql_deploy.plant import EpisodicPlant
+from rql_deploy.policy import DEFAULT_CANDIDATES
+from rql_deploy.runtime.control.clock import Clock, SimulatedClock
+from rql_deploy.runtime.control.inference import DelayedAsker
+from rql_deploy.runtime.control.playback import MODES, Mode
+from rql_deploy.runtime.control.realtime import RealTimeLoop
+from rql_deploy.runtime.engine.onnx_policy import OnnxPolicy
 from rql_deploy.seeding import episode_seed
-from rql_deploy.sim.tasks import EnvPlant, Task, describe
+from rql_deploy.sim.plants.tasks import EnvPlant, Task, describe
 from rql_deploy.statistics import paired_difference, wilson_interval
 
 SHIPPED = Path(__file__).parent.parent / "rql_deploy" / "assets" / "lift_bundle"

@@ -18,8 +18,8 @@ from hypothesis import strategies as st
 from networks import OBSERVATION
 
 from rql_deploy.errors import ContractError, DeadlineMissed
-from rql_deploy.runtime import protocol
 from rql_deploy.runtime.client import RemotePolicy
+from rql_deploy.runtime.wire import protocol
 
 DELAY_CLIENTS = 4
 DEADLINE = 0.004

@@ -19,13 +19,13 @@ from fault_messages import delaying_proxy
 from fault_setup import HIDDEN, Outcome, Server, sample, serving, spawn
 from networks import network_bundle
 
-from rql_deploy.bundle import Bundle
+from rql_deploy.bundle.bundle import Bundle
 from rql_deploy.errors import DeadlineMissed
 from rql_deploy.policy import Decision
-from rql_deploy.runtime.client import Channel, RemotePolicy
-from rql_deploy.runtime.model import Model
-from rql_deploy.runtime.recorder import read_recording
-from rql_deploy.runtime.replay import replay, same_bytes
+from rql_deploy.runtime.client import RemotePolicy
+from rql_deploy.runtime.client.channel import Channel
+from rql_deploy.runtime.engine.model import Model
+from rql_deploy.runtime.server.recording import read_recording, replay, same_bytes
 
 DISK_KIB = 256
 BALLAST_KIB = 192

@@ -29,7 +29,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from fault_setup import sample, spawn
 from networks import network_bundle
 
-from rql_deploy.runtime.client import Channel
+from rql_deploy.runtime.client.channel import Channel
 
 QUIET = 3.0
 """Least seconds without an exchange, after each."""
@@ -39,8 +39,8 @@ LONGEST = 120.0
 
 def serve(pipe: Connection, bundle: str) -> None:
     """The real server, whose engines note when their steps begin and end; `pipe` takes a number of seconds or None to end."""
-    from rql_deploy.runtime.engine import Engine
-    from rql_deploy.runtime.serving import ServerConfig, serving
+    from rql_deploy.runtime.engine.engine import Engine
+    from rql_deploy.runtime.server.app import ServerConfig, serving
 
     marks: list[tuple[float, float, bool]] = []
     step = Engine.step
@@ -85,7 +85,7 @@ def successor(bundle: Path, folder: Path, updates: int) -> Path:
 
     import onnx
 
-    from rql_deploy.bundle import CONTRACT, CONTRACT_ID_KEY, CONTRACT_KEY, Bundle, write_manifest
+    from rql_deploy.bundle.bundle import CONTRACT, CONTRACT_ID_KEY, CONTRACT_KEY, Bundle, write_manifest
 
     old = Bundle.open(bundle).contract
     contract = dataclasses.replace(old, provenance=dataclasses.replace(old.provenance, updates=updates))

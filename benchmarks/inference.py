@@ -23,14 +23,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from rql_deploy.bundle import GRAPHS, Bundle
+from rql_deploy.bundle.bundle import GRAPHS, Bundle
+from rql_deploy.bundle.latency import machine
 from rql_deploy.contract import ActionDimension, Calibration, Contract, ObservationField, PlantDescription, Provenance
 from rql_deploy.export.exporter import export_bundle
 from rql_deploy.export.graphs import ExportModules
 from rql_deploy.flow import flow_schedule
-from rql_deploy.latency import machine
 from rql_deploy.seeding import flow_noise
-from rql_deploy.train.handover import all_members, make_modules
+from rql_deploy.train.export_modules import all_members, make_modules
 from rql_deploy.train.rql import RQL, RQLConfig
 
 OBSERVATION, A, H, F, K = 28, 5, 5, 10, 10

@@ -47,7 +47,7 @@ def network_bundle(hidden: tuple[int, ...] = (512, 512, 512, 512), *, flow_steps
     import torch
 
     from rql_deploy.export.exporter import ExportModules, export_bundle
-    from rql_deploy.train.handover import make_modules
+    from rql_deploy.train.export_modules import make_modules
     from rql_deploy.train.rql import RQL, RQLConfig
 
     contract = make_contract(make_plant(), flow_steps=flow_steps, members=members)

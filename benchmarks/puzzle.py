@@ -27,7 +27,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from rql_deploy.ranking import rank_correlation
+from rql_deploy.bundle.value_ranking import rank_correlation
 from rql_deploy.train.checkpoint import load_checkpoint
 
 SIDE = 3
@@ -87,8 +87,8 @@ def value_by_presses(checkpoint: Path, arrays: dict[str, NDArray[Any]], left: ND
 
 def play(bundle: Path, env: Any, goal: NDArray[Any], episodes: int, candidates: int) -> dict[str, Any]:
     """Presses in each episode, and the fewest that were left at any moment of it."""
-    from rql_deploy.bundle import Bundle
-    from rql_deploy.runtime.onnx_policy import OnnxPolicy
+    from rql_deploy.bundle.bundle import Bundle
+    from rql_deploy.runtime.engine.onnx_policy import OnnxPolicy
 
     policy = OnnxPolicy(Bundle.open(bundle))
     pressed, best = [], []

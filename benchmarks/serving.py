@@ -196,7 +196,7 @@ def part_c(seconds: float, rounds: int, sizes: tuple[int, ...], openpi: str | No
 def deadline_sweep(endpoint: str, seconds: float) -> list[dict[str, float]]:
     """Budgets counted at the server, in rotation: share in time there, steps, V against the full decision."""
     from rql_deploy.errors import DeadlineMissed
-    from rql_deploy.runtime.client import Channel
+    from rql_deploy.runtime.client.channel import Channel
 
     budgets = (1e-4, 2e-4, 3e-4, 5e-4, 7e-4, 1e-3, 1.5e-3, 2e-3)
     rng = np.random.default_rng(0)
@@ -249,7 +249,7 @@ def part_d(seconds: float) -> dict[str, Any]:
 def part_e(seconds: float) -> dict[str, Any]:
     """Full load for a long time."""
     from rql_deploy.errors import DeadlineMissed
-    from rql_deploy.runtime.client import Channel
+    from rql_deploy.runtime.client.channel import Channel
 
     with running(serve_ours, str(network_bundle()), 0) as (endpoint, process):
 

@@ -38,9 +38,10 @@ def pin(core: int) -> None:
 def serve_ours(pipe: Connection, bundle: str | None, images: int, variant: str = "fp32") -> None:
     """The real server; without a bundle, around a policy that answers at once."""
     pin(SERVER_CORE)
-    from rql_deploy.bundle import Bundle
-    from rql_deploy.runtime.model import Model
-    from rql_deploy.runtime.server import PolicyServer, stop_on_signals
+    from rql_deploy.bundle.bundle import Bundle
+    from rql_deploy.runtime.engine.model import Model
+    from rql_deploy.runtime.server.app import stop_on_signals
+    from rql_deploy.runtime.server.server import PolicyServer
 
     sys.setswitchinterval(2e-4)
     model: Any = Model(Bundle.open(bundle, variant)) if bundle else InstantModel(images)
@@ -54,7 +55,7 @@ class InstantModel:
     """What the engine needs of a model, without a network: zeros, at once. Observations are checked as usual."""
 
     def __init__(self, images: int) -> None:
-        from rql_deploy.runtime.cost import CostModel
+        from rql_deploy.runtime.engine.latency import CostModel
 
         self.contract = make_contract(make_plant(images))
         self.name, self.costs = "instant", CostModel()
@@ -84,7 +85,7 @@ class Unrolled:
     """What the peers compute: the bundle's unrolled graph with fixed noise and no checks, or zeros at once."""
 
     def __init__(self, bundle: str | None, variant: str = "fp32"):
-        from rql_deploy.bundle import Bundle
+        from rql_deploy.bundle.bundle import Bundle
 
         self._session = Bundle.open(bundle, variant).session("policy") if bundle else None
         self._noise = np.zeros((1, CHUNK * ACTION), np.float32)

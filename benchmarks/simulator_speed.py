@@ -1,4 +1,4 @@
-"""How much time a robosuite control step takes, as robosuite wrote it and as `rql_deploy.sim.robosuite_fast` runs it.
+"""How much time a robosuite control step takes, as robosuite wrote it and as `rql_deploy.sim.plants.robosuite_fast` runs it.
 
     OMP_NUM_THREADS=1 python benchmarks/simulator_speed.py [--tasks Lift Stack ...] [--steps 100] [--rounds 5]
 
@@ -14,7 +14,7 @@ import time
 
 import numpy as np
 
-from rql_deploy.sim.robosuite_env import RobosuiteEnv
+from rql_deploy.sim.plants.robosuite_env import RobosuiteEnv
 
 
 def episode(env: RobosuiteEnv, fast: bool, seed: int, steps: int) -> tuple[float, float, bytes]:

@@ -17,7 +17,7 @@ import sys
 import torch
 from train_speed import BATCH, SIZES, Contender, make_store
 
-from rql_deploy.train.engine import EngineChoice
+from rql_deploy.train.engines.engine import EngineChoice
 from rql_deploy.train.rql import RQLConfig
 
 NEIGHBOUR = [sys.executable, "-c", "while True: pass"]

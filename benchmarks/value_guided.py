@@ -22,19 +22,18 @@ from pathlib import Path
 
 import numpy as np
 
-from rql_deploy.bundle import Bundle
+from rql_deploy.bundle.bundle import Bundle
 from rql_deploy.cli import demo, main
-from rql_deploy.cli.evaluate import check_episode, onnx_policy, run_watched
 from rql_deploy.progress import ProgressLine
-from rql_deploy.runtime.onnx_policy import OnnxPolicy
+from rql_deploy.runtime.engine.onnx_policy import OnnxPolicy
 from rql_deploy.seeding import episode_seed
-from rql_deploy.sim.calibration import calibrate
-from rql_deploy.sim.episode_log import append_episode, read_episodes
-from rql_deploy.sim.evaluation import Contestant, Evaluation
-from rql_deploy.sim.tasks import Task
-from rql_deploy.sim.watching import WatchedEpisode
+from rql_deploy.sim.evaluation.annotations import WatchedEpisode
+from rql_deploy.sim.evaluation.calibration import calibrate
+from rql_deploy.sim.evaluation.episodes import Contestant, Evaluation, append_episode, read_episodes
+from rql_deploy.sim.plants.tasks import Task
 from rql_deploy.statistics import paired_difference, wilson_interval
 from rql_deploy.train.checkpoint import load_checkpoint
+from rql_deploy.workflows.policies import check_episode, onnx_policy, run_watched
 
 BLOCK = 10
 POLICIES = {"rql": "RQL", "bc": "cloning"}

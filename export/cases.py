@@ -11,9 +11,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from rql_deploy.bundle.value_ranking import ranking_inputs
 from rql_deploy.contract import Contract
 from rql_deploy.flow import flow_schedule
-from rql_deploy.ranking import ranking_inputs
 from rql_deploy.seeding import flow_noise
 
 from .graphs import ExportModules

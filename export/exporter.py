@@ -12,12 +12,12 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from rql_deploy import certificate
-from rql_deploy.bundle import CASES, CERTIFICATE, CONTRACT, FLOAT32_FILES, GRAPHS, README, open_session, write_manifest
+from rql_deploy.bundle import certificate
+from rql_deploy.bundle.bundle import CASES, CERTIFICATE, CONTRACT, FLOAT32_FILES, GRAPHS, README, open_session, write_manifest
+from rql_deploy.bundle.latency import Cost, machine, measure
 from rql_deploy.contract import Contract
 from rql_deploy.errors import UserError
 from rql_deploy.folders import new_folder
-from rql_deploy.latency import Cost, machine, measure
 from rql_deploy.seeding import flow_noise
 
 from .cases import calibration_rows, make_cases

@@ -14,7 +14,7 @@ import onnx
 import torch
 from torch import Tensor, nn
 
-from rql_deploy.bundle import CONTRACT_ID_KEY, CONTRACT_KEY
+from rql_deploy.bundle.bundle import CONTRACT_ID_KEY, CONTRACT_KEY
 from rql_deploy.contract import Contract
 from rql_deploy.errors import UserError
 
@@ -24,7 +24,7 @@ OPSET = 20
 
 @dataclass(frozen=True)
 class ExportModules:
-    """What a trained agent hands to the exporter (see `rql_deploy.train.exportable`)."""
+    """What a trained agent hands to the exporter (see `rql_deploy.train.export_modules`)."""
 
     encoder: nn.Module
     refiner: nn.Module

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from rql_deploy.certificate import TOLERANCE, Certificate
+from rql_deploy.bundle.certificate import TOLERANCE, Certificate
 from rql_deploy.contract import Contract
 
 

@@ -8,7 +8,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from rql_deploy.bundle import MANIFEST, Bundle
+from rql_deploy.bundle.bundle import MANIFEST, Bundle
 from rql_deploy.errors import UserError
 from rql_deploy.folders import new_folder
 

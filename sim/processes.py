@@ -1,18 +1,20 @@
-"""Simulator processes: spawned, ended with their parent, and replaced when one of them dies."""
+"""Simulator processes: spawned, ended with their parent, replaced when one of them dies; and how MuJoCo renders in them."""
 
 from __future__ import annotations
 
+import importlib
 import multiprocessing
 import multiprocessing.connection
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import Executor, Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any, TypeVar
 
-from rql_deploy.errors import TryAgain
+from rql_deploy.errors import TryAgain, UserError
 
 T = TypeVar("T")
 REPLACEMENTS = 3
@@ -142,3 +144,26 @@ def finished(future: Future[T]) -> T:
         return future.result()
     except BrokenProcessPool as error:
         raise TryAgain("simulator processes died again and again, most likely for want of memory: pass fewer --workers") from error
+
+
+def render_headless() -> None:
+    """Have MuJoCo render with EGL unless the user chose something, and import it; before anything else does.
+
+    A stack left to guess can hang without a display. Raises UserError when what the user chose cannot be loaded.
+    """
+    if sys.platform.startswith("linux"):
+        os.environ.setdefault("MUJOCO_GL", "egl")
+    try:
+        importlib.import_module("mujoco")
+    except (AttributeError, RuntimeError, ImportError, OSError) as error:  # what its OpenGL loaders raise
+        raise UserError(
+            f"MuJoCo cannot be loaded with MUJOCO_GL={os.environ.get('MUJOCO_GL', '')} ({error}): "
+            "unset MUJOCO_GL or set it to egl, and see that rql-deploy[sim] is installed"
+        ) from error
+
+
+def require_display() -> None:
+    """Raise UserError when frames are wanted from a window system that is not there (MuJoCo would end the process)."""
+    windows = os.environ.get("MUJOCO_GL") in ("glfw", "glx")
+    if sys.platform.startswith("linux") and windows and not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
+        raise UserError("rendering with MUJOCO_GL=glfw needs a display and there is none: unset MUJOCO_GL or set it to egl")

@@ -10,7 +10,7 @@ import torch
 
 from benchmarks.delay_sweep import WAYS, Condition, Results
 from benchmarks.puzzle import fewest_presses
-from tests.conftest import ROOT
+from tests.helpers.commands import ROOT
 
 BARE = ("click", "minari", "gymnasium", "mujoco", "zmq", "msgpack", "safetensors", "tensorboard", "matplotlib", "onnx", "onnxruntime")
 

@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from rql_deploy.bundle import Bundle
-from rql_deploy.certificate import load_cases
-from tests.conftest import ROOT, cli, require_node
+from rql_deploy.bundle.bundle import Bundle
+from rql_deploy.bundle.certificate import load_cases
+from tests.helpers.commands import ROOT, cli, require_node
 
 CONSUMER = ROOT / "docs" / "consumer"
 LIFT = ROOT / "rql_deploy" / "assets" / "lift_bundle"

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import ROOT
+from tests.helpers.commands import ROOT
 
 ROOM_IMPORT = "import rql_deploy.train, rql_deploy.export, rql_deploy.runtime, rql_deploy.sim, rql_deploy.cli; print(rql_deploy.__file__)"
 
@@ -119,9 +119,12 @@ def test_the_rooms_are_found_from_the_clones_root(case: str, source: Path, insta
             "torch onnxruntime mujoco minari h5py zmq",
         ),
         ("rql_deploy.runtime.client", "torch onnxruntime onnx click mujoco robosuite minari h5py gymnasium"),
-        ("rql_deploy.runtime.server, rql_deploy.runtime.onnx_policy, rql_deploy.runtime.control_loop", "torch mujoco minari h5py"),
         (
-            "rql_deploy.train.trainer, rql_deploy.train.handover, rql_deploy.train.readers.minari",
+            "rql_deploy.runtime.server.server, rql_deploy.runtime.engine.onnx_policy, rql_deploy.runtime.control.lockstep",
+            "torch mujoco minari h5py",
+        ),
+        (
+            "rql_deploy.train.trainer, rql_deploy.train.export_modules, rql_deploy.train.data.readers.minari",
             "mujoco robosuite zmq minari gymnasium onnxruntime",
         ),
         ("rql_deploy.export.exporter", "mujoco robosuite minari"),

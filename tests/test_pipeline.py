@@ -14,17 +14,18 @@ import numpy as np
 import pytest
 from minari import MinariDataset
 
-from rql_deploy.bundle import Bundle
+from rql_deploy.bundle.bundle import Bundle
 from rql_deploy.policy import Policy
 from rql_deploy.runtime.client import RemotePolicy
-from rql_deploy.runtime.control_loop import ControlLoop
-from rql_deploy.runtime.onnx_policy import OnnxPolicy
+from rql_deploy.runtime.control.lockstep import ControlLoop
+from rql_deploy.runtime.engine.onnx_policy import OnnxPolicy
 from rql_deploy.seeding import episode_seed
-from rql_deploy.sim.tasks import EnvPlant, Task
+from rql_deploy.sim.plants.tasks import EnvPlant, Task
 from rql_deploy.train.checkpoint import load_checkpoint
-from rql_deploy.train.evaluator import read_evaluations
-from rql_deploy.train.readers.minari import read_minari
-from tests.conftest import ROOT, TINY, assert_refused, cli, run_cli, serving
+from rql_deploy.train.data.readers.minari import read_minari
+from rql_deploy.train.logging.periodic_evaluation import read_evaluations
+from tests.helpers.commands import ROOT, TINY, assert_refused, cli, run_cli
+from tests.helpers.servers import serving
 
 COLLECT = ("collect", "robosuite:Lift", "--horizon", 50)
 
@@ -250,49 +251,6 @@ def test_a_server_that_dies_during_an_evaluation_is_no_score(lift_bundle: Path) 
     assert running.returncode == 2
     assert "the evaluation stopped: " in errors
     assert "Traceback" not in errors
-
-
-def test_simulator_workers_end_with_a_parent_that_is_killed(tmp_path: Path) -> None:
-    command = [
-        sys.executable,
-        "-m",
-        "rql_deploy",
-        *map(str, COLLECT),
-        "--episodes",
-        "200",
-        "--workers",
-        "2",
-        "--output",
-        str(tmp_path / "lift"),
-    ]
-    process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
-
-    def workers() -> set[int]:
-        found = set()
-        for entry in Path("/proc").iterdir():
-            if entry.name.isdigit():
-                try:
-                    fields = (entry / "stat").read_text().rpartition(")")[2].split()
-                    if b"spawn_main" in (entry / "cmdline").read_bytes() and int(fields[1]) == process.pid:
-                        found.add(int(entry.name))
-                except (FileNotFoundError, ProcessLookupError):
-                    continue
-        return found
-
-    for _ in range(300):
-        if len(workers()) == 2:
-            break
-        time.sleep(0.1)
-    children = workers()
-    assert len(children) == 2
-    time.sleep(8.0)  # past their imports, into the first episode
-    process.kill()
-    process.wait()
-    for _ in range(100):
-        if not any(Path(f"/proc/{pid}").exists() for pid in children):
-            return
-        time.sleep(0.1)
-    raise AssertionError("workers outlived their parent")
 
 
 def test_training_on_data_of_other_dimensions_is_refused(recorded: Path, run: Path) -> None:

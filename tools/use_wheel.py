@@ -1,7 +1,7 @@
 """Use an installed wheel as a robot's computer does; run by `tools/try-wheel`, with the interpreter of a bare environment.
 
-    python tools/use_wheel.py base     every module imports or says which extra it lacks; the command line answers
-    python tools/use_wheel.py serve    a server process answers the synchronous and the asyncio client
+python tools/use_wheel.py base     every module imports or says which extra it lacks; the command line answers
+python tools/use_wheel.py serve    a server process answers the synchronous and the asyncio client
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def check_serve() -> None:
 
 async def act_once(endpoint: str, observation: dict[str, np.ndarray]) -> np.ndarray:
     """One decision of the asyncio client."""
-    from rql_deploy.runtime.aio import AsyncRemotePolicy
+    from rql_deploy.runtime.client.aio import AsyncRemotePolicy
 
     async with await AsyncRemotePolicy.connect(endpoint) as policy:
         return (await policy.act(observation, candidates=4, value=True, seed=0, deadline=10.0)).actions

@@ -12,8 +12,8 @@ from typing import Any, Literal
 
 from rql_deploy.errors import UserError
 from rql_deploy.plain import from_plain, suggestion
+from rql_deploy.train.data.rewards import Reward
 
-from .rewards import Reward
 from .rql import RQLConfig
 
 if sys.version_info >= (3, 11):

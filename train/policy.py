@@ -15,6 +15,8 @@ from rql_deploy.contract import Contract
 from rql_deploy.policy import Decision
 from rql_deploy.seeding import flow_noise
 
+from .checkpoint import Checkpoint
+from .export_modules import make_contract
 from .rql import RQL, integrate
 
 
@@ -105,3 +107,10 @@ class TorchPolicy:
 
     def reset(self) -> None:
         """Nothing is kept between decisions."""
+
+
+def make_policy(checkpoint: Checkpoint, value_members: int | None = None, flow_steps: int | None = None) -> TorchPolicy:
+    """The checkpoint's averaged policy, judged by its first `value_members` value members (all of them by default), in F = `flow_steps`."""
+    agent = checkpoint.restore_networks()
+    members = value_members or checkpoint.config.rql.K
+    return TorchPolicy(agent, make_contract(checkpoint, agent, value_members=members, flow_steps=flow_steps))

@@ -2,45 +2,45 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
+import signal
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import FrameType
 
 import torch
 
 from rql_deploy.errors import UserError
 from rql_deploy.progress import ProgressLine
+from rql_deploy.train.data.sampler import WindowSampler
+from rql_deploy.train.data.shards import ShardedStore
+from rql_deploy.train.data.store import TransitionStore
+from rql_deploy.train.engines.data_parallel import DataParallel
+from rql_deploy.train.engines.engine import Engine, EngineChoice, choose_engine, engine_remarks, make_engine, require_engine
+from rql_deploy.train.logging.diagnostics import Diagnostics
+from rql_deploy.train.logging.loggers import RunLog
+from rql_deploy.train.logging.periodic_evaluation import Evaluator
+from rql_deploy.train.logging.run_page import write_report
+from rql_deploy.train.logging.summary import dataset_statistics, package_versions, reference_rows
 
 from .checkpoint import (
     Checkpoint,
-    checkpoint_folder,
     load_checkpoint,
-    point,
     pointed,
     prune_checkpoints,
+    require_same_networks,
+    require_same_run,
     restore_optimizer,
     save_checkpoint,
     step_of,
 )
 from .config import TrainConfig, config_to_plain
-from .diagnostics import Diagnostics
-from .engine import Engine, EngineChoice, choose_engine, engine_remarks, make_engine, require_engine
-from .evaluator import Evaluator, append_evaluation, read_evaluations
-from .interrupts import stop_requests
-from .logs import RunLog
-from .parallel import DataParallel
-from .report import write_report
-from .resuming import require_same_networks, require_same_run
+from .evaluations import RunEvaluations
 from .rql import RQL, Batch, Noise, draw_noise
-from .sampler import WindowSampler
-from .shards import ShardedStore
-from .store import TransitionStore
-from .summary import dataset_statistics, package_versions, reference_rows
-
-EVALUATION_POLL_SECONDS = 0.2
 
 
 @dataclass(frozen=True)
@@ -79,10 +79,8 @@ class Trainer:
     ):
         self.config, self.store, self.run, self.label = config, store, run, label
         sample = store.sample  # held on to, so that a sharded set reads its first shard once
-        self.evaluator, self.parallel = evaluator, parallel
-        self.evaluating = evaluator is not None
-        self.unevaluated: frozenset[int] = frozenset()
-        """Steps whose checkpoints wait for a simulator that works."""
+        self.parallel = parallel
+        self.evaluations = RunEvaluations(run, evaluator, config.evaluate_every, label)
         if parallel is not None:
             parallel.rows(config.batch_size)
         self.remarks = store.validate(config.rql.h, learn_value=config.rql.policy_value_weight != 0)
@@ -179,7 +177,7 @@ class Trainer:
         log = RunLog(self.run, config_to_plain(config), config.trackers, from_step=self.step) if leader else None
         try:
             with stop_requests() as stop:
-                self._submit_missing_evaluations()
+                self.evaluations.submit_missing()
                 stopping = False
                 while self.step < config.updates and not stopping:
                     self._next_shard(engine)
@@ -198,13 +196,11 @@ class Trainer:
                         figures = self._figures(engine)
                         if log is not None and progress is not None:
                             log.write(self.step, figures | {"updates_per_second": progress.rate(self.step)})
-                            self._collect_evaluations(log)
+                            self.evaluations.collect(self.step, log)
                     if leader and save:
                         saved, saved_at = self.save(), time.monotonic()
-                        if evaluate and self.evaluator is not None:
-                            self.evaluator.submit(self.step, saved)
-                        elif evaluate and self.evaluating:
-                            self.unevaluated |= {self.step}
+                        if evaluate:
+                            self.evaluations.submit(self.step, saved)
                     if progress is not None:
                         progress.update(self.step, **_shown(figures))
                 if progress is not None:
@@ -217,7 +213,8 @@ class Trainer:
                 if self.parallel is not None:
                     self.parallel.wait()
                 if log is not None:
-                    self._wait_for_evaluations(log, stop)
+                    self.evaluations.wait(self.step, log, stop)
+                    self._prune()
         finally:
             if log is not None:
                 log.close()
@@ -274,7 +271,7 @@ class Trainer:
         return saved
 
     def _prune(self) -> None:
-        waiting = self.unevaluated | (self.evaluator.pending() if self.evaluator is not None else frozenset())
+        waiting = self.evaluations.waiting
         prune_checkpoints(self.run, lambda step: step in waiting or _due(step, self.config.keep_every))
 
     def _figures(self, engine: Engine) -> dict[str, float]:
@@ -296,47 +293,6 @@ class Trainer:
                 )
         return figures
 
-    def _submit_missing_evaluations(self) -> None:
-        """Have evaluations repeated that an interruption cut off."""
-        if self.evaluator is None or not self.config.evaluate_every:
-            return
-        done = {evaluation.step for evaluation in read_evaluations(self.run)}
-        for folder in sorted((self.run / "checkpoints").glob("step_*")):
-            if _due(step_of(folder), self.config.evaluate_every) and step_of(folder) not in done:
-                self.evaluator.submit(step_of(folder), folder)
-
-    def _collect_evaluations(self, log: RunLog) -> None:
-        if self.evaluator is None:
-            return
-        try:
-            finished = self.evaluator.finished()
-        except UserError as error:
-            # A simulator that dies must not cost what was learned: training goes on, and --resume evaluates what was not.
-            print(f"note: evaluation while training has stopped, --resume makes up for it: {error}", file=sys.stderr)
-            self.unevaluated |= self.evaluator.pending()
-            self.evaluator = None
-            return
-        for evaluation in finished:
-            best = max(read_evaluations(self.run), key=lambda e: e.rank, default=None)
-            # The pointer moves first: a crash in between repeats the evaluation, the other way round it would lose the checkpoint.
-            if best is None or evaluation.rank > best.rank:
-                point(self.run, "best", checkpoint_folder(self.run, evaluation.step))
-            append_evaluation(self.run, evaluation)
-            log.write_evaluation(self.step, evaluation)
-
-    def _wait_for_evaluations(self, log: RunLog, stop: list[str]) -> None:
-        """After the last update: until every evaluation has ended, unless asked to stop (a resumed run repeats what is cut off)."""
-        if self.evaluator is None:
-            return
-        total = len(self.evaluator.pending())
-        waiting = ProgressLine(f"{self.label}: evaluations", total, "evaluations")
-        while self.evaluator is not None and not stop and (left := len(self.evaluator.pending())):
-            waiting.update(total - left)
-            time.sleep(EVALUATION_POLL_SECONDS)
-            self._collect_evaluations(log)
-        self._collect_evaluations(log)
-        self._prune()
-
 
 def _due(step: int, every: int) -> bool:
     return every > 0 and step % every == 0
@@ -345,3 +301,19 @@ def _due(step: int, every: int) -> bool:
 def _shown(figures: Mapping[str, float]) -> dict[str, float]:
     """What the progress line has room for."""
     return {name: figures[name] for name in ("total", "policy_value", "bc", "value", "v_mean", "target_mean") if name in figures}
+
+
+@contextlib.contextmanager
+def stop_requests() -> Iterator[list[str]]:
+    """A list that becomes non-empty on SIGINT or SIGTERM, so that the update under way is finished first."""
+    asked: list[str] = []
+
+    def ask(number: int, _frame: FrameType | None) -> None:
+        asked.append(signal.Signals(number).name)
+
+    previous = {s: signal.signal(s, ask) for s in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield asked
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)

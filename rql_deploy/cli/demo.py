@@ -19,12 +19,12 @@ import click
 
 from rql_deploy.errors import UserError
 from rql_deploy.policy import DEFAULT_CANDIDATES
+from rql_deploy.workflows.policies import check_episode, contestant, remote_policy
 
-from .evaluate import check_episode, contestant, remote_policy
 from .options import DEFAULT_WORKERS, show_next
 
 if TYPE_CHECKING:
-    from rql_deploy.sim.evaluation import Evaluation, Score
+    from rql_deploy.sim.evaluation.episodes import Evaluation, Score
 
 TASK = "robosuite:Lift"
 NOISE = (0.0, 2.2)
@@ -124,8 +124,8 @@ def collect_and_train(output: Path, seed: int, updates: int = UPDATES) -> None:
 def evaluate(output: Path, seed: int, episodes: int = EVALUATION_EPISODES, workers: int = DEFAULT_WORKERS) -> dict[str, Score]:
     """Every row of the table on the same seeds; the policies are asked over the socket. A row already in `output` is not played again."""
     from rql_deploy.seeding import episode_seed
-    from rql_deploy.sim.evaluation import Evaluation
-    from rql_deploy.sim.tasks import Task
+    from rql_deploy.sim.evaluation.episodes import Evaluation
+    from rql_deploy.sim.plants.tasks import Task
 
     heading(f"4/4 serve both bundles, and evaluate over the socket: {episodes} episodes with fresh seeds, the same for every row")
     seeds = [episode_seed(seed, index, "evaluate") for index in range(episodes)]
@@ -139,9 +139,9 @@ def evaluate(output: Path, seed: int, episodes: int = EVALUATION_EPISODES, worke
 
 def play_row(evaluation: Evaluation, key: str, seeds: list[int], endpoint: str, output: Path) -> Score:
     """One row of the table; its episodes are kept in `episodes_KEY.jsonl`."""
-    from rql_deploy.policy import EpisodeResult
+    from rql_deploy.plant import EpisodeResult
     from rql_deploy.progress import ProgressLine
-    from rql_deploy.sim.episode_log import write_episodes
+    from rql_deploy.sim.evaluation.episodes import write_episodes
 
     file = output / f"episodes_{key}.jsonl"
     if file.exists():

@@ -12,7 +12,7 @@ import click
 from .options import DEFAULT_WORKERS, echo_json, show_next
 
 if TYPE_CHECKING:
-    from rql_deploy.certificate import Certificate
+    from rql_deploy.bundle.certificate import Certificate
     from rql_deploy.contract import PlantDescription
 
 
@@ -62,7 +62,7 @@ def command(
     With a finished bundle:  rql-deploy export BUNDLE --push hf://OWNER/NAME
     To fetch one:            rql-deploy export --pull hf://OWNER/NAME --output DIR
     """
-    from rql_deploy.bundle import MANIFEST
+    from rql_deploy.bundle.bundle import MANIFEST
     from rql_deploy.errors import UserError
     from rql_deploy.export.transfer import pull, push
 
@@ -86,7 +86,7 @@ def command(
     from rql_deploy.export.exporter import export_bundle
     from rql_deploy.export.graphs import ExportModules
     from rql_deploy.train.checkpoint import load_checkpoint
-    from rql_deploy.train.handover import all_members, make_contract, make_modules
+    from rql_deploy.train.export_modules import all_members, make_contract, make_modules
 
     loaded = load_checkpoint(checkpoint)
     agent = loaded.restore_networks()
@@ -166,10 +166,9 @@ def scorer(plant: PlantDescription, episodes: int) -> Callable[[Path, str], Mapp
     """Plays the same seeded episodes with each variant of a bundle; the environment's settings are those of the contract."""
     from rql_deploy.progress import ProgressLine
     from rql_deploy.seeding import episode_seed
-    from rql_deploy.sim.evaluation import Evaluation
-    from rql_deploy.sim.tasks import Task
-
-    from .evaluate import check_episode, contestant, onnx_policy
+    from rql_deploy.sim.evaluation.episodes import Evaluation
+    from rql_deploy.sim.plants.tasks import Task
+    from rql_deploy.workflows.policies import check_episode, contestant, onnx_policy
 
     work = Task.of_plant(plant)
     work.check()

@@ -12,9 +12,9 @@ import click
 from .options import echo_json
 
 if TYPE_CHECKING:
-    from rql_deploy.bundle import Bundle
-    from rql_deploy.certificate import Certificate
-    from rql_deploy.latency import Cost
+    from rql_deploy.bundle.bundle import Bundle
+    from rql_deploy.bundle.certificate import Certificate
+    from rql_deploy.bundle.latency import Cost
 
 
 @click.command("inspect")
@@ -25,10 +25,10 @@ if TYPE_CHECKING:
 @click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
 def command(bundle: Path, verify: bool, latency: bool, limits_file: Path | None, as_json: bool) -> None:
     """Show what BUNDLE is; with --verify check its certificate on this machine (needs onnxruntime, no torch)."""
-    from rql_deploy.bundle import GRAPHS, Bundle
-    from rql_deploy.certificate import check, load_cases
+    from rql_deploy.bundle.bundle import GRAPHS, Bundle
+    from rql_deploy.bundle.certificate import check, load_cases
+    from rql_deploy.bundle.latency import measure
     from rql_deploy.errors import BundleError
-    from rql_deploy.latency import measure
     from rql_deploy.limits import Limits
 
     opened = Bundle.open(bundle)

@@ -23,7 +23,7 @@ def command() -> None:
 @_folder
 def new(name: str, folder: Path) -> None:
     """Make a key for the client NAME and allow it (the server's own pair is made the first time)."""
-    from rql_deploy.runtime.keys import new_client
+    from rql_deploy.runtime.wire.keys import new_client
 
     secret = new_client(folder, name)
     click.echo(f"{secret} is the key of {name}: move it to that robot, over a channel you trust, and keep no copy")
@@ -38,7 +38,7 @@ def new(name: str, folder: Path) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print names and public keys as JSON.")
 def show(folder: Path, as_json: bool) -> None:
     """List the allowed clients."""
-    from rql_deploy.runtime.keys import list_clients
+    from rql_deploy.runtime.wire.keys import list_clients
 
     clients = {name: key.decode() for name, key in list_clients(folder).items()}
     if as_json:
@@ -55,7 +55,7 @@ def show(folder: Path, as_json: bool) -> None:
 @_folder
 def remove(name: str, folder: Path) -> None:
     """Allow the client NAME no longer; a running server stops answering it within a second."""
-    from rql_deploy.runtime.keys import revoke
+    from rql_deploy.runtime.wire.keys import revoke
 
     revoke(folder, name)
     click.echo(f"{name} is not allowed any more")

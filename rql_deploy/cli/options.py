@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
 import shlex
-from collections.abc import Callable, Sequence
+import signal
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import FrameType, MappingProxyType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
@@ -17,11 +21,33 @@ from rql_deploy.errors import UserError
 from rql_deploy.policy import DEFAULT_CANDIDATES, MAX_CANDIDATES
 
 if TYPE_CHECKING:
-    from rql_deploy.ray_cluster import RayPool
+    from rql_deploy.distributed.ray_cluster import RayPool
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 DEFAULT_WORKERS = os.cpu_count() or 1
+PRESETS: Mapping[str, str] = MappingProxyType(
+    {
+        "robosuite:Lift": "robosuite-lift",
+        "robosuite:Stack": "robosuite-stack",
+        "robosuite:Door": "robosuite-door",
+        "robosuite:PickPlaceCan": "robosuite-can",
+        "robosuite:NutAssemblySquare": "robosuite-square",
+        # Not in the paper: its nearest relative.
+        "ogbench:cube-single-play": "ogbench-cube-double-play",
+        "ogbench:cube-double-play": "ogbench-cube-double-play",
+        "ogbench:cube-triple-play": "ogbench-cube-triple-play",
+        "ogbench:cube-quadruple-play": "ogbench-cube-quadruple-play-100m",
+        "ogbench:scene-play": "ogbench-scene-play",
+        "ogbench:puzzle-3x3-play": "ogbench-puzzle-3x3-play",
+        "ogbench:puzzle-4x4-play": "ogbench-puzzle-4x4-play-100m",
+        "ogbench:antmaze-large-navigate": "ogbench-antmaze-large-navigate",
+        "ogbench:antmaze-giant-navigate": "ogbench-antmaze-giant-navigate",
+        "ogbench:humanoidmaze-medium-navigate": "ogbench-humanoidmaze-medium-navigate",
+        "ogbench:humanoidmaze-large-navigate": "ogbench-humanoidmaze-large-navigate",
+    }
+)
+"""The preset that a task's data is best trained with, for the commands that say what to type next."""
 
 
 def environment_options(function: F) -> F:
@@ -60,7 +86,7 @@ def ray_pool(address: str | None, *shared: Path) -> RayPool | None:
     """A pool on the cluster at `address`, None for None; raises UserError where a node does not see one of the `shared` paths."""
     if address is None:
         return None
-    from rql_deploy.ray_cluster import RayPool, require_seen
+    from rql_deploy.distributed.ray_cluster import RayPool, require_seen
 
     pool = RayPool(address)
     for path in shared:
@@ -170,3 +196,32 @@ def show_next(*commands: str) -> None:
 def echo_json(data: Any) -> None:
     """One JSON document on standard output."""
     click.echo(json.dumps(data, indent=1))
+
+
+def preset_option(task: str) -> str:
+    """` --preset NAME` for a task such as `ogbench:scene-play-singletask-task3-v0`; nothing where there is none for it."""
+    name = PRESETS.get(task.removesuffix("-v0").partition("-singletask")[0])
+    return f" --preset {name}" if name else ""
+
+
+@contextlib.contextmanager
+def finish_first(what: str) -> Iterator[None]:
+    """The first Ctrl-C or SIGTERM within the block only says that `what` is finished first; a second one raises KeyboardInterrupt."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    asked = False
+
+    def wait(_number: int, _frame: FrameType | None) -> None:
+        nonlocal asked
+        if asked:
+            raise KeyboardInterrupt
+        asked = True
+        click.echo(f"\n{what} is finished first; once more to give it up", err=True)
+
+    previous = {number: signal.signal(number, wait) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)

@@ -19,10 +19,9 @@ def command(recording: Path, bundle: Path, variant: str, as_json: bool) -> None:
 
     Exit status 1 when one differs: another build of onnxruntime or another kind of CPU may round differently.
     """
-    from rql_deploy.bundle import Bundle
-    from rql_deploy.runtime.model import Model
-    from rql_deploy.runtime.recorder import read_recording
-    from rql_deploy.runtime.replay import replay, same_bytes
+    from rql_deploy.bundle.bundle import Bundle
+    from rql_deploy.runtime.engine.model import Model
+    from rql_deploy.runtime.server.recording import read_recording, replay, same_bytes
 
     model = Model(Bundle.open(bundle, variant))
     same = different = 0

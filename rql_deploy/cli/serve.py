@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:
-    from rql_deploy.runtime.operations import Ask
-    from rql_deploy.runtime.serving import ServerConfig
+    from rql_deploy.runtime.server.app import ServerConfig
+    from rql_deploy.runtime.server.http import Ask
 
 
 @click.command("serve")
@@ -52,8 +52,8 @@ def command(
     With --workers N, N processes share the endpoint: a client's connection belongs to one of them, and a process that dies is started
     again while its clients go to the others.
     """
-    from rql_deploy.runtime.binding import check_bind, check_listener
-    from rql_deploy.runtime.serving import ServerConfig
+    from rql_deploy.runtime.server.app import ServerConfig
+    from rql_deploy.runtime.server.listen import check_bind, check_listener
 
     check_bind(bind, insecure, keys is not None)
     listeners = {
@@ -75,13 +75,13 @@ def command(
 
 
 def _serve_alone(config: ServerConfig, _workers: int, metrics: tuple[str, int] | None) -> None:
-    from rql_deploy.runtime.serving import serving
+    from rql_deploy.runtime.server.app import serving
 
     with contextlib.ExitStack() as stack:
         found = stack.enter_context(serving(config))
         server, contract = found.server, found.models[0].contract
         if metrics is not None:
-            from rql_deploy.runtime.operations import Inquiry
+            from rql_deploy.runtime.server.http import Inquiry
 
             inquiry = Inquiry(found.channel)
             stack.callback(inquiry.close)
@@ -92,8 +92,8 @@ def _serve_alone(config: ServerConfig, _workers: int, metrics: tuple[str, int] |
 
 
 def _serve_together(config: ServerConfig, workers: int, metrics: tuple[str, int] | None) -> None:
-    from rql_deploy.runtime.logs import start_logging
-    from rql_deploy.runtime.workers import Workers
+    from rql_deploy.runtime.server.logs import start_logging
+    from rql_deploy.runtime.server.supervisor import Workers
 
     with contextlib.ExitStack() as stack:
         stack.callback(start_logging().stop)
@@ -121,7 +121,7 @@ def _named(entry: str) -> tuple[str | None, Path]:
 
 
 def _open_metrics(servers: Sequence[Ask], address: tuple[str, int], stack: contextlib.ExitStack) -> str:
-    from rql_deploy.runtime.operations import Operations
+    from rql_deploy.runtime.server.http import Operations
 
     operations = Operations(servers, *address)
     stack.callback(operations.close)

@@ -20,7 +20,7 @@ from .options import FiniteRange, echo_json
 def command(endpoint: str, keys: Path | None, interval: float, once: bool, as_json: bool) -> None:
     """Watch a running server: decisions per second, latencies, batches, deadlines. Ctrl-C ends."""
     from rql_deploy.errors import DeadlineMissed, UserError
-    from rql_deploy.runtime.client import Channel
+    from rql_deploy.runtime.client.channel import Channel
 
     channel = Channel(endpoint, keys=keys)
     previous: dict[str, Any] | None = None
@@ -53,7 +53,7 @@ def command(endpoint: str, keys: Path | None, interval: float, once: bool, as_js
 
 def view(endpoint: str, stats: dict[str, Any], previous: dict[str, Any] | None) -> list[str]:
     """The lines of one view: since the previous one, or since the start."""
-    from rql_deploy.runtime.metrics import quantile
+    from rql_deploy.runtime.server.metrics import quantile
 
     before = previous or {"uptime": 0.0, "requests": {}}
     seconds = max(1e-9, stats["uptime"] - before["uptime"])

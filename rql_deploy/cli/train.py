@@ -74,9 +74,9 @@ def command(
     from rql_deploy.errors import UserError
     from rql_deploy.train.checkpoint import load_checkpoint
     from rql_deploy.train.config import load_config
-    from rql_deploy.train.engine import choose_device
-    from rql_deploy.train.parallel import DataParallel
-    from rql_deploy.train.readers import open_stores
+    from rql_deploy.train.data.readers import open_stores
+    from rql_deploy.train.engines.data_parallel import DataParallel
+    from rql_deploy.train.engines.engine import choose_device
     from rql_deploy.train.trainer import Trainer
 
     given = {"updates": updates, "seed": seed, "engine": engine, "precision": precision, "evaluate_every": evaluate_every}
@@ -98,7 +98,7 @@ def command(
     parallel = DataParallel.from_environment(choose_device(config))
     evaluator = None
     if task is not None and (parallel is None or parallel.rank == 0):
-        from .training_evaluator import SimulatedEvaluator
+        from rql_deploy.workflows.training_evaluator import SimulatedEvaluator
 
         evaluator = SimulatedEvaluator(task, settings, evaluate_episodes, evaluate_workers, config.seed)
     try:
@@ -145,7 +145,7 @@ class _Rewards:
         self.name = name
 
     def __call__(self, arrays: Any) -> Any:
-        from rql_deploy.sim.ogbench_rewards import OGBenchRewards
+        from rql_deploy.sim.plants.ogbench_rewards import OGBenchRewards
 
         return OGBenchRewards(self.name)(arrays)
 

@@ -10,18 +10,19 @@ import onnxruntime
 import pytest
 import torch
 
-from rql_deploy import certificate
-from rql_deploy.bundle import CONTRACT_ID_KEY, CONTRACT_KEY, GRAPHS, Bundle
+from rql_deploy.bundle import certificate
+from rql_deploy.bundle.bundle import CONTRACT_ID_KEY, CONTRACT_KEY, GRAPHS, Bundle
 from rql_deploy.contract import Contract
 from rql_deploy.errors import BundleError, UserError
 from rql_deploy.export.exporter import export_bundle
 from rql_deploy.export.graphs import ExportModules
 from rql_deploy.flow import flow_schedule
-from rql_deploy.runtime.onnx_policy import OnnxPolicy
+from rql_deploy.runtime.engine.onnx_policy import OnnxPolicy
 from rql_deploy.seeding import flow_noise
 from rql_deploy.train.checkpoint import load_checkpoint
-from rql_deploy.train.handover import make_contract, make_modules, make_policy
-from tests.conftest import ROOT, assert_refused, cli
+from rql_deploy.train.export_modules import make_contract, make_modules
+from rql_deploy.train.policy import make_policy
+from tests.helpers.commands import ROOT, assert_refused, cli
 
 
 def random_observations(contract: Contract, rows: int, seed: int = 0) -> np.ndarray:
@@ -182,7 +183,7 @@ def test_a_graph_of_another_contract_is_refused(bundle: Path, tmp_path: Path) ->
     onnx.helper.set_model_props(model, {CONTRACT_ID_KEY: "0" * 64})
     onnx.save(model, copy / "refine.onnx")
     manifest = json.loads((copy / "manifest.json").read_text())
-    from rql_deploy.bundle import file_hash
+    from rql_deploy.bundle.bundle import file_hash
 
     manifest["files"]["refine.onnx"] = file_hash(copy / "refine.onnx")
     (copy / "manifest.json").write_text(json.dumps(manifest))

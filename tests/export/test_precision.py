@@ -9,13 +9,13 @@ import onnxruntime
 import pytest
 from onnx import helper, numpy_helper
 
-from rql_deploy.bundle import GRAPHS, Bundle, session_options
+from rql_deploy.bundle.bundle import GRAPHS, Bundle, session_options
 from rql_deploy.contract import Contract
 from rql_deploy.errors import BundleError
 from rql_deploy.export import exporter, precision
-from rql_deploy.runtime.onnx_policy import OnnxPolicy
+from rql_deploy.runtime.engine.onnx_policy import OnnxPolicy
 from rql_deploy.seeding import flow_noise
-from tests.conftest import assert_refused, cli
+from tests.helpers.commands import assert_refused, cli
 
 WIDE = 64
 

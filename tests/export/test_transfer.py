@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from rql_deploy.bundle import Bundle
-from tests.conftest import assert_refused, cli, run_cli
-from tests.export.hub_stand_in import TOKEN, Hub, running_hub
+from rql_deploy.bundle.bundle import Bundle
+from tests.helpers.commands import assert_refused, cli, run_cli
+from tests.helpers.hub_stand_in import TOKEN, Hub, running_hub
 
 
 @pytest.fixture

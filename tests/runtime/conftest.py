@@ -3,8 +3,9 @@ from pathlib import Path
 
 import pytest
 
-from rql_deploy.bundle import Bundle
+from rql_deploy.bundle.bundle import Bundle
 from rql_deploy.contract import ActionDimension, Contract
+from tests.helpers.servers import variant
 
 
 @pytest.fixture(scope="module")
@@ -20,3 +21,11 @@ def contract(bundle: Path) -> Contract:
     )
     calibration = dataclasses.replace(base.calibration, action_rate=tuple((2.0, 2.0) for _ in base.calibration.levels))
     return dataclasses.replace(base, plant=plant, calibration=calibration)
+
+
+@pytest.fixture(scope="module")
+def successor(tmp_path_factory: pytest.TempPathFactory, bundle: Path) -> Path:
+    """A bundle for the same plant with other weights."""
+    contract = Bundle.open(bundle).contract
+    later = dataclasses.replace(contract, provenance=dataclasses.replace(contract.provenance, updates=99))
+    return variant(bundle, tmp_path_factory.mktemp("successor") / "bundle", later, scale=2.0)

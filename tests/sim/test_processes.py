@@ -2,6 +2,8 @@
 
 import os
 import signal
+import subprocess
+import sys
 import time
 from concurrent.futures import CancelledError, as_completed
 from pathlib import Path
@@ -71,3 +73,49 @@ def test_killing_the_pool_ends_what_is_under_way() -> None:
         with pytest.raises(TryAgain):
             finished(ended)
     pool.shutdown()
+
+
+def test_simulator_workers_end_with_a_parent_that_is_killed(tmp_path: Path) -> None:
+    command = [
+        sys.executable,
+        "-m",
+        "rql_deploy",
+        "collect",
+        "robosuite:Lift",
+        "--horizon",
+        "50",
+        "--episodes",
+        "200",
+        "--workers",
+        "2",
+        "--output",
+        str(tmp_path / "lift"),
+    ]
+    process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+
+    def workers() -> set[int]:
+        found = set()
+        for entry in Path("/proc").iterdir():
+            if entry.name.isdigit():
+                try:
+                    fields = (entry / "stat").read_text().rpartition(")")[2].split()
+                    if b"spawn_main" in (entry / "cmdline").read_bytes() and int(fields[1]) == process.pid:
+                        found.add(int(entry.name))
+                except (FileNotFoundError, ProcessLookupError):
+                    continue
+        return found
+
+    for _ in range(300):
+        if len(workers()) == 2:
+            break
+        time.sleep(0.1)
+    children = workers()
+    assert len(children) == 2
+    time.sleep(8.0)  # past their imports, into the first episode
+    process.kill()
+    process.wait()
+    for _ in range(100):
+        if not any(Path(f"/proc/{pid}").exists() for pid in children):
+            return
+        time.sleep(0.1)
+    raise AssertionError("workers outlived their parent")

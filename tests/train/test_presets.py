@@ -5,14 +5,14 @@ import numpy as np
 import pytest
 import torch
 
-from rql_deploy.cli.presets import PRESETS, preset_option
+from rql_deploy.cli.options import PRESETS, preset_option
 from rql_deploy.errors import UserError
 from rql_deploy.train.config import load_config, preset_names
-from rql_deploy.train.readers import open_store
+from rql_deploy.train.data.readers import open_store
+from rql_deploy.train.data.sampler import WindowSampler
+from rql_deploy.train.data.shards import ShardedStore
+from rql_deploy.train.data.store import TransitionStore
 from rql_deploy.train.rql import RQL, draw_noise
-from rql_deploy.train.sampler import WindowSampler
-from rql_deploy.train.shards import ShardedStore
-from rql_deploy.train.store import TransitionStore
 from rql_deploy.train.trainer import Trainer
 
 # The paper's settings; then the dimensions of observation and action that OGBench's environments have.

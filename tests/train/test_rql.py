@@ -9,7 +9,7 @@ import torch
 
 from rql_deploy.train.networks import gelu
 from rql_deploy.train.rql import RQL, Batch, RQLConfig, draw_noise, integrate, reverse, window_masks
-from tests.conftest import ROOT
+from tests.helpers.commands import ROOT
 
 FIXTURE = ROOT / "tests" / "data" / "rql_reference_h3.npz"
 PARITY = runpy.run_path(str(ROOT / "benchmarks" / "parity.py"))

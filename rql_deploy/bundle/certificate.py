@@ -1,0 +1,181 @@
+"""The parity certificate: how far every graph and every refinement step of a bundle is from torch.
+
+The exporter stores inputs and torch's float32 and float64 outputs in the bundle (`certificate_cases.npz`); `check` runs the graphs on
+them. It is run once at export, which fails beyond the tolerances, and again by `inspect --verify`, without torch.
+"""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rql_deploy.contract import Contract
+from rql_deploy.errors import BundleError
+from rql_deploy.flow import flow_schedule
+
+from .bundle import CASES, FLOAT32_FILES, GRAPHS, open_session
+from .rollout import Sessions, rows_are_independent, run_graphs, run_policy
+from .value_ranking import Ranking, rank
+from .variants import VariantCheck, check_variant, summary
+
+TOLERANCE = 1e-5
+"""Of an error divided by its scale (`_scale`): absolute for actions and x on data set observations, relative elsewhere."""
+CASE_SETS = ("dataset", "extreme")
+Arrays = Mapping[str, NDArray[Any]]
+
+
+@dataclass(frozen=True)
+class Check:
+    """One graph's distance from torch on one set of cases."""
+
+    graph: str
+    cases: str
+    reference: str
+    """`float32` or `float64`."""
+    max_error: float
+    """Largest absolute difference, divided by `scale`."""
+    quantiles: dict[str, float]
+    scale: float
+    passed: bool
+
+
+@dataclass(frozen=True)
+class FlowChange:
+    """What another number of refinement steps than in training does to the actions."""
+
+    trained_steps: int
+    exported_steps: int
+    action_difference: dict[str, float]
+    """|a_exported - a_trained| of every component from the same noise, in scaled units ([-1, 1]): quantiles and max."""
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """All checks of a bundle, and the two exact properties."""
+
+    checks: tuple[Check, ...]
+    same_bytes: bool
+    """F refine calls and the unrolled policy graph give the same bytes."""
+    rows_independent: bool
+    """A row's result has the same bytes alone, in a batch, and in company of extreme rows."""
+    variants: tuple[VariantCheck, ...] = ()
+    """The other precisions, against float32."""
+    rankings: tuple[Ranking, ...] = ()
+    """How well each variant's V ranks chunks against all K members; for judgement, nothing to pass."""
+    flow_change: FlowChange | None = None
+    """Present if F differs from the training's."""
+
+    @property
+    def passed(self) -> bool:
+        held = all(check.passed for check in self.checks) and all(variant.passed for variant in self.variants)
+        return held and self.same_bytes and self.rows_independent
+
+    def failures(self) -> list[str]:
+        """What did not hold, a phrase each."""
+        found = [
+            f"{c.graph} is off by {c.max_error:.2g} on {c.cases} observations (torch {c.reference})" for c in self.checks if not c.passed
+        ]
+        if not self.same_bytes:
+            found.append("refinement steps and the unrolled policy differ")
+        if not self.rows_independent:
+            found.append("rows of a batch influence each other")
+        return found + [failure for variant in self.variants for failure in variant.failures()]
+
+
+def load_cases(folder: Path) -> dict[str, NDArray[Any]]:
+    """The stored inputs and torch outputs of a bundle."""
+    try:
+        with np.load(folder / CASES, allow_pickle=False) as archive:
+            return {name: archive[name] for name in archive.files}
+    except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        raise BundleError(f"{CASES} of bundle {folder} cannot be read ({error}): export the bundle again") from error
+
+
+def check(folder: Path, contract: Contract, cases: Arrays, variants: Mapping[str, Mapping[str, str]] = FLOAT32_FILES) -> Certificate:
+    """Run every graph of the bundle folder on the stored cases and compare; raises BundleError when cases are missing.
+
+    `variants` names each variant's graph files, as `Bundle.variants` does.
+    """
+    try:
+        return _check(folder, contract, cases, variants)
+    except KeyError as error:
+        raise BundleError(f"{CASES} of bundle {folder} lacks {error}: export the bundle again") from error
+
+
+def _check(folder: Path, contract: Contract, cases: Arrays, variants: Mapping[str, Mapping[str, str]]) -> Certificate:
+    opened = {v: {graph: open_session(folder / files[graph]) for graph in GRAPHS} for v, files in variants.items()}
+    sessions = opened["fp32"]
+    checks: list[Check] = []
+    same_bytes = True
+    for case in CASE_SETS:
+        observations, noise = cases[f"{case}/observations"], cases[f"{case}/noise"]
+        ours = run_graphs(sessions, contract, observations, noise)
+        for name, output in ours.items():
+            scale = _scale(name, case, cases, contract.F)
+            checks += [_compare(name, case, r, output, cases[f"{case}/{r}/{name}"], scale) for r in ("float32", "float64")]
+        same_bytes &= ours["policy"].tobytes() == ours[f"refine/{contract.F - 1}/preview"].tobytes()
+    observations, extremes = cases["dataset/observations"], cases["extreme/observations"]
+    return Certificate(
+        tuple(checks),
+        same_bytes,
+        rows_are_independent(sessions, contract, observations, cases["dataset/noise"], extremes)
+        and rows_are_independent(sessions, contract, extremes, cases["extreme/noise"], observations[: len(extremes)]),
+        tuple(check_variant(v, s, sessions, contract, observations, extremes) for v, s in opened.items() if v != "fp32"),
+        _rankings(opened, contract, cases),
+        _flow_change(sessions, contract, cases),
+    )
+
+
+def _rankings(opened: Mapping[str, Sessions], contract: Contract, cases: Arrays) -> tuple[Ranking, ...]:
+    """Bundles of format 1 have no reference values."""
+    if "ranking/value" not in cases:
+        return ()
+    return tuple(rank(v, s, contract, cases["dataset/observations"], cases["ranking/value"]) for v, s in opened.items())
+
+
+def _flow_change(sessions: Sessions, contract: Contract, cases: Arrays) -> FlowChange | None:
+    if "trained/policy" not in cases:
+        return None
+    ours = run_policy(sessions, contract, cases["dataset/observations"], cases["dataset/noise"])
+    half_range = (contract.plant.action_high - contract.plant.action_low) / 2
+    return FlowChange(int(cases["trained/flow_steps"]), contract.F, summary(np.abs(ours - cases["trained/policy"]) / half_range))
+
+
+def _scale(name: str, case: str, cases: Arrays, flow_steps: int) -> float:
+    """What an error is measured against: 1 for actions and x on data set observations, else the output's size where that is over 1.
+
+    An action beyond the data's range is clipped from something far larger, so it is that size which its error comes from.
+    """
+    x = [cases[f"{case}/noise"], *(cases[f"{case}/float64/refine/{k}/x"] for k in range(flow_steps))]
+    if name.startswith(("policy", "refine")):
+        if case == "dataset":
+            return 1.0
+        kind, _, rest = name.partition("/")
+        k = int(rest.split("/")[0]) if kind == "refine" else flow_steps - 1
+        f, delta = flow_schedule(flow_steps)[k]
+        finished = x[k] + (x[k + 1] - x[k]) * ((1.0 - f) / delta)
+        return max(1.0, float(np.abs(finished).max()), float(np.abs(x[k + 1]).max()))
+    # The spread is a difference of values: what rounding costs it is set by their size, not by its own.
+    source = name.replace("/spread", "/value")
+    return max(1.0, float(np.abs(cases[f"{case}/float64/{source}"]).max()))
+
+
+def _compare(name: str, case: str, reference: str, ours: NDArray[np.float32], theirs: NDArray[Any], scale: float) -> Check:
+    error = np.abs(ours.astype(np.float64) - theirs.astype(np.float64)) / scale
+    quantiles = summary(error)
+    worst = quantiles.pop("max")
+    return Check(
+        graph=name,
+        cases=case,
+        reference=reference,
+        max_error=worst,
+        quantiles=quantiles,
+        scale=scale,
+        passed=worst <= TOLERANCE,
+    )

@@ -1,0 +1,143 @@
+"""One attempt at a job, in a process of its own: `python -m rql_deploy.cli.sweep.attempt FOLDER`.
+
+It holds the folder's lock (a file with its process and machine), so that an attempt that was thought dead and the next one never write side
+by side, and ends at once when its standard input closes: whoever started it is gone, and the job may be begun elsewhere.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import platform
+import shutil
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from rql_deploy.distributed.sweep.job import BUSY, JOB, LOCK, LOG, RESULT, UNFINISHED, write_json
+
+LOCK_SECONDS = 30.0
+"""How long to wait for an attempt that is ending."""
+SECONDS = "seconds.txt"
+"""In a training's folder: what its attempts have taken so far, those that were killed left out."""
+
+
+def main(folder: Path) -> int:
+    """Do the job of this folder unless it is done; the exit status is the command's."""
+    os.chdir(folder)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    with _locked(Path(LOCK)) as mine:
+        if not mine:
+            return BUSY
+        if Path(RESULT).exists():
+            return 0
+        job = json.loads(Path(JOB).read_text())
+        arguments = _prepare(job)
+        start = time.time() - _spent(job)
+        try:
+            status, printed = _run(arguments)
+        finally:
+            if job["kind"] == "train":
+                Path(SECONDS).write_text(str(time.time() - start))
+        if status:
+            return status
+        result = json.loads(printed)
+        if not _complete(job, result):
+            _remove(job)
+            return UNFINISHED
+        made = {"seconds": round(time.time() - start, 1), "finished": time.time(), "host": platform.node()}
+        write_json(Path(RESULT), {"kind": job["kind"], "name": job["name"], **made, "result": result})
+    return 0
+
+
+def _spent(job: dict[str, Any]) -> float:
+    """Seconds of earlier attempts that this one goes on from."""
+    if job["kind"] == "train" and Path("run/latest").exists():
+        with contextlib.suppress(OSError, ValueError):
+            return float(Path(SECONDS).read_text())
+    return 0.0
+
+
+def _end_with_parent() -> None:
+    # Read without a buffer: a lock of Python's own must not be held when the interpreter ends.
+    while os.read(0, 4096):
+        pass
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+@contextmanager
+def _locked(file: Path) -> Iterator[bool]:
+    with file.open("a+") as stream:
+        for _ in range(int(LOCK_SECONDS / 0.1)):
+            try:
+                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                time.sleep(0.1)
+            else:
+                stream.truncate(0)
+                stream.write(f"{os.getpid()} {platform.node()}\n")
+                stream.flush()
+                yield True
+                return
+        yield False
+
+
+def _prepare(job: dict[str, Any]) -> list[str]:
+    """The command's words; training goes on from its last checkpoint, the others make anew what an attempt before left half-done."""
+    arguments = list(job["arguments"])
+    if job["kind"] == "train":
+        return [*arguments, "--resume"] if Path("run/latest").exists() else arguments
+    _remove(job)
+    return arguments
+
+
+def _remove(job: dict[str, Any]) -> None:
+    if job["kind"] == "train":
+        return
+    for name in job["outputs"]:
+        if Path(name).is_dir():
+            shutil.rmtree(name)
+        else:
+            Path(name).unlink(missing_ok=True)
+
+
+def _complete(job: dict[str, Any], result: dict[str, Any]) -> bool:
+    """Whether the command did all it was asked to; stopped ones keep what they have and may end well."""
+    words = job["arguments"]
+    if job["kind"] == "train":
+        return bool(result["finished"])
+    if job["kind"] == "export":
+        return True
+    return bool(result["episodes"] == int(words[words.index("--episodes") + 1]))
+
+
+def _run(arguments: list[str]) -> tuple[int, str]:
+    """Run a command in this process, its messages appended to the log; returns status and what it printed."""
+    from rql_deploy.cli import main as command_line
+
+    printed = Path("printed.partial")
+    with Path(LOG).open("a") as log, printed.open("w") as out:
+        log.write(f"$ rql-deploy {' '.join(arguments)}\n")
+        log.flush()
+        os.dup2(out.fileno(), 1)
+        os.dup2(log.fileno(), 2)
+    try:
+        command_line(arguments, prog_name="rql-deploy")
+        status = 0
+    except SystemExit as ended:
+        status = ended.code if isinstance(ended.code, int) else int(bool(ended.code))
+    sys.stdout.flush()
+    text = printed.read_text()
+    printed.unlink()
+    return status, text
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[1])))

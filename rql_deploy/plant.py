@@ -1,0 +1,63 @@
+"""The plant interface: what a robot author writes, and what an episode on one comes to."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+Observation = Mapping[str, Any]
+"""Named observation fields, as the contract lists them."""
+
+
+class Plant(Protocol):
+    """What is controlled: a simulator or a robot. A robot author writes these three methods.
+
+    A plant may also have `rest() -> [A]`, the command that keeps it where it is: absolute targets then start from there. In the real-time
+    loop `observe` and `apply` return at once, and an exception of any of them ends the episode as failed.
+    """
+
+    def reset(self, seed: int | None = None) -> None:
+        """Start an episode (a robot goes to its start pose)."""
+        ...
+
+    def observe(self) -> Observation:
+        """The present named observation fields."""
+        ...
+
+    def apply(self, action: NDArray[np.float32]) -> None:
+        """Carry out one action `[A]` for one tick."""
+        ...
+
+
+class EpisodicPlant(Plant, Protocol):
+    """A plant that knows when an episode is over and whether it succeeded, as simulators do."""
+
+    @property
+    def success(self) -> bool: ...
+
+    @property
+    def finished(self) -> bool: ...
+
+    def close(self) -> None: ...
+
+
+@dataclass(frozen=True)
+class EpisodeResult:
+    """What one episode under a policy came to."""
+
+    seed: int
+    success: bool
+    steps: int
+    """Ticks until success, or the horizon."""
+    holds: int = 0
+    """Ticks without a fresh action."""
+    round_trip: tuple[float, ...] = ()
+    """Seconds from asking to having, per decision."""
+    inference: tuple[float, ...] = ()
+    """Seconds inside the policy, per decision."""
+    error: str | None = None
+    """Why the episode ended early, if it did; such an episode counts as failed."""

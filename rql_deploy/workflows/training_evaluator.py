@@ -1,0 +1,80 @@
+"""Checkpoints played in simulator processes while training goes on: what `train --evaluate` hands to the trainer."""
+
+from __future__ import annotations
+
+import functools
+from concurrent.futures import Future
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rql_deploy.errors import ContractError
+
+from .policies import contestant, torch_policy
+
+if TYPE_CHECKING:
+    from rql_deploy.contract import PlantDescription
+    from rql_deploy.plant import EpisodeResult
+    from rql_deploy.train.logging.periodic_evaluation import Evaluation
+
+NICENESS = 5
+"""Added to the simulators' niceness, so that they take what training leaves."""
+
+
+class SimulatedEvaluator:
+    """Plays the averaged policy of each checkpoint on fresh seeds, disjoint from those of `evaluate`, `collect` and each other."""
+
+    def __init__(self, task: str, settings: dict[str, Any], episodes: int, workers: int, seed: int):
+        """Raises UserError when there is no such task."""
+        from rql_deploy.sim.evaluation.episodes import Evaluation as Pool
+        from rql_deploy.sim.plants.tasks import Task
+
+        work = Task(task, settings)
+        work.check()
+        self.episodes, self.seed = episodes, seed
+        self._pool = Pool(work, min(workers, episodes), niceness=NICENESS)
+        self._running: dict[int, tuple[list[int], list[Future[EpisodeResult]]]] = {}
+
+    def require(self, plant: PlantDescription) -> None:
+        """Raise ContractError unless policies trained on data of `plant` can be played here, naming what differs."""
+        from rql_deploy.contract import shortened
+
+        if differences := plant.differences(self._pool.describe()):
+            raise ContractError(
+                f"the data does not fit the task that --evaluate names ({shortened(differences)}): "
+                "pass the task and settings it was collected with, or train without --evaluate"
+            )
+
+    def submit(self, step: int, checkpoint: Path) -> None:
+        """Have this checkpoint played; returns at once."""
+        from rql_deploy.seeding import episode_seed
+
+        seeds = [episode_seed(self.seed, step * self.episodes + i, "train") for i in range(self.episodes)]
+        player = contestant(f"update {step}", functools.partial(torch_policy, checkpoint), 1)
+        self._running[step] = seeds, self._pool.start(player, seeds)
+
+    def finished(self) -> list[Evaluation]:
+        """Evaluations that ended since this was last asked."""
+        from rql_deploy.sim.processes import finished
+        from rql_deploy.train.logging.periodic_evaluation import Evaluation
+
+        from .policies import check_episode
+
+        done = []
+        for step, (seeds, futures) in list(self._running.items()):
+            if all(future.done() for future in futures):
+                results = [finished(future) for future in futures]
+                for result in results:
+                    check_episode(result)
+                score = self._pool.score(f"update {step}", results, seeds)
+                low, high = score.interval
+                done.append(Evaluation(step, self.episodes, score.success, low, high, sum(score.lengths) / len(score.lengths)))
+                del self._running[step]
+        return done
+
+    def pending(self) -> frozenset[int]:
+        """Steps whose evaluations are under way."""
+        return frozenset(self._running)
+
+    def close(self) -> None:
+        """Stop the simulators; what is pending is dropped."""
+        self._pool.stop()

@@ -1,0 +1,254 @@
+"""What a control loop did and saw, told to a server that records: by itself the server knows neither what was carried out between two
+requests nor what came of it.
+
+    with EpisodeReporter.connect("tcp://127.0.0.1:5555") as reporter:
+        reporter.add(observation, action, success=False)   # every tick
+        reporter.finish(observation)                       # after the episode's last action
+
+`ReportedPlant` does it for any plant. A thread sends, over a connection of its own, so that no tick waits for it. With a server that does
+not record, nothing is kept and nothing is sent.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import queue
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rql_deploy.contract import PlantDescription
+from rql_deploy.errors import ContractError, DeadlineMissed, UserError
+from rql_deploy.plant import EpisodicPlant
+from rql_deploy.runtime.wire.checks import ServerError
+
+from .channel import Channel
+from .session import Agreement
+
+PART_BYTES = 256 << 10
+"""Observations of one message."""
+PART_TICKS = 512
+MAX_PENDING = 256
+"""Messages waiting; more are dropped, and their episode ends before them."""
+CALL_TIMEOUT = 2.0
+"""Seconds a message waits for its receipt before it is sent again; the recording is read without doubles."""
+CLOSE_LIMIT = 5.0
+"""Seconds that unsent messages get at the end."""
+RESERVED = ("actions", "rewards", "success")
+_log = logging.getLogger("rql_deploy.reporting")
+
+Message = tuple[dict[str, Any], dict[str, NDArray[Any]]]
+
+
+class EpisodeReporter:
+    """Sends episodes, tick by tick, to the first of the servers that records."""
+
+    def __init__(self, channel: Channel | None, agreement: Agreement | None, bundle: str | None):
+        self.dropped = 0
+        """Messages that no server took."""
+        self._channel, self._agreement, self._bundle = channel, agreement, bundle
+        self._rows: list[tuple[dict[str, NDArray[Any]], NDArray[np.float32], float | None, bool | None]] = []
+        self._episode, self._tick, self._bytes = 0, 0, 0
+        self._queue: queue.Queue[Message | None] = queue.Queue(MAX_PENDING)
+        self._give_up = float("inf")
+        self._thread: threading.Thread | None = None
+        if self.recording:
+            self._thread = threading.Thread(target=self._send_all, name="reporter", daemon=True)
+            self._thread.start()
+
+    @classmethod
+    def connect(
+        cls,
+        endpoint: str | Sequence[str],
+        *,
+        plant: PlantDescription | None = None,
+        bundle: str | None = None,
+        keys: str | os.PathLike[str] | None = None,
+        timeout: float = 5.0,
+    ) -> EpisodeReporter:
+        """Find the server that records; arguments as in `RemotePolicy.connect`. Raises ContractError when a server's contract differs."""
+        for address in [endpoint] if isinstance(endpoint, str) else endpoint:
+            channel = Channel(address, keys=keys)
+            try:
+                reply, out = channel.call({"op": "hello", **({"bundle": bundle} if bundle else {})}, {}, timeout)
+                if reply.get("records"):
+                    return cls(channel, Agreement(address, (reply, out), plant), bundle)
+            except DeadlineMissed:
+                pass
+            except BaseException:
+                channel.close()
+                raise
+            channel.close()
+        return cls(None, None, bundle)
+
+    @property
+    def recording(self) -> bool:
+        """Whether a server takes what is reported."""
+        return self._channel is not None
+
+    def add(
+        self, observation: Mapping[str, Any], action: NDArray[Any], *, reward: float | None = None, success: bool | None = None
+    ) -> None:
+        """One tick: the observation before it, the action `[A]` carried out, its reward, and whether the task has succeeded now."""
+        if self._agreement is None:
+            return
+        fields = self._copy(observation)
+        self._rows.append((fields, np.array(action, np.float32), reward, success))
+        self._bytes += sum(value.nbytes for value in fields.values())
+        if self._bytes >= PART_BYTES or len(self._rows) >= PART_TICKS:
+            self._hand_over(None, end=False)
+
+    def finish(self, observation: Mapping[str, Any] | None = None) -> None:
+        """End the episode, if one has begun; `observation` is what its last action led to."""
+        if self._agreement is None or not (self._rows or self._tick):
+            return
+        self._hand_over(None if observation is None else self._copy(observation), end=True)
+        self._episode, self._tick = self._episode + 1, 0
+
+    def close(self) -> None:
+        """End the episode, send what is left, for a few seconds at most, and disconnect."""
+        if self._thread is None:
+            return
+        self.finish()
+        self._give_up = time.monotonic() + CLOSE_LIMIT
+        try:
+            self._queue.put(None, timeout=CLOSE_LIMIT)
+        except queue.Full:
+            with contextlib.suppress(queue.Empty):
+                while True:
+                    self._queue.get_nowait()
+                    self.dropped += 1
+            self._queue.put(None)
+        self._thread.join(CLOSE_LIMIT + CALL_TIMEOUT)
+        self._thread = None
+
+    def __enter__(self) -> EpisodeReporter:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _copy(self, observation: Mapping[str, Any]) -> dict[str, NDArray[Any]]:
+        assert self._agreement is not None
+        return {spec.name: np.array(observation[spec.name], spec.dtype) for spec in self._agreement.contract.plant.fields}
+
+    def _hand_over(self, last: dict[str, NDArray[Any]] | None, *, end: bool) -> None:
+        assert self._agreement is not None
+        rows, self._rows, self._bytes = self._rows, [], 0
+        plant = self._agreement.contract.plant
+        seen = [row[0] for row in rows] + ([last] if last is not None else [])
+        arrays: dict[str, NDArray[Any]] = {
+            spec.name: np.stack([fields[spec.name] for fields in seen]) if seen else np.zeros((0, *spec.shape), spec.dtype)
+            for spec in plant.fields
+        }
+        arrays["actions"] = np.stack([row[1] for row in rows]) if rows else np.zeros((0, plant.action_dim), np.float32)
+        if rows and all(row[2] is not None for row in rows):
+            arrays["rewards"] = np.array([row[2] for row in rows], np.float32)
+        if rows and all(row[3] is not None for row in rows):
+            arrays["success"] = np.array([row[3] for row in rows], np.uint8)
+        header = {"op": "episode", "episode": self._episode, "tick": self._tick, "end": end}
+        self._tick += len(rows)
+        try:
+            self._queue.put_nowait((header, arrays))
+        except queue.Full:
+            self.dropped += 1
+
+    def _send_all(self) -> None:
+        assert self._channel is not None
+        while (message := self._queue.get()) is not None:
+            if not self._send(*message):
+                self.dropped += 1
+        self._channel.close()
+
+    def _send(self, header: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> bool:
+        """Send one message until it is taken, refused, or the time to close has passed."""
+        assert self._channel is not None and self._agreement is not None
+        named = {"bundle": self._bundle} if self._bundle else {}
+        while (left := self._give_up - time.monotonic()) > 0:
+            try:
+                whole = {**header, **named, "contract": self._agreement.contract_id}
+                return bool(self._channel.call(whole, arrays, min(left, CALL_TIMEOUT))[0].get("recorded"))
+            except DeadlineMissed:
+                continue
+            except ServerError as error:
+                if error.code in ("draining", "busy"):
+                    time.sleep(0.1)
+                elif error.code == "contract_changed":
+                    if not self._agree_again(named):
+                        return False
+                else:
+                    _log.warning("episode refused", extra={"data": {"reason": str(error)}})
+                    return False
+            except UserError as error:
+                _log.warning("episode refused", extra={"data": {"reason": str(error)}})
+                return False
+        return False
+
+    def _agree_again(self, named: Mapping[str, Any]) -> bool:
+        assert self._channel is not None and self._agreement is not None
+        try:
+            hello = self._channel.call({"op": "hello", **named}, {}, CALL_TIMEOUT)
+            self._agreement = Agreement(self._channel.endpoint, hello, None, self._agreement.contract)
+        except (DeadlineMissed, ContractError) as error:
+            _log.warning("episode refused", extra={"data": {"reason": str(error)}})
+            return False
+        return True
+
+
+class ReportedPlant:
+    """A plant whose ticks are reported: a wrapper with the same interface, so that no control loop knows of it."""
+
+    def __init__(self, plant: EpisodicPlant, reporter: EpisodeReporter):
+        """`reward` and `success` of the plant, where it has them, are what its last action brought; a robot may have neither."""
+        self.plant, self._reporter = plant, reporter
+        self._seen: Mapping[str, Any] | None = None
+        self._over = False
+
+    @property
+    def success(self) -> bool:
+        return self.plant.success
+
+    @property
+    def finished(self) -> bool:
+        return self.plant.finished
+
+    def __getattr__(self, name: str) -> Any:
+        # What else a plant may have, such as the command that keeps it at rest.
+        return getattr(self.plant, name)
+
+    def reset(self, seed: int | None = None) -> None:
+        """End the episode so far and start another."""
+        self._reporter.finish(self._seen)
+        self._seen, self._over = None, False
+        self.plant.reset(seed)
+
+    def observe(self) -> Mapping[str, Any]:
+        """What the plant shows now."""
+        self._seen = self.plant.observe()
+        return self._seen
+
+    def apply(self, action: NDArray[np.float32]) -> None:
+        """Carry out one action and report it, unless the episode is over: what holds the plant afterwards is no part of it."""
+        if not self._reporter.recording or self._over:
+            self.plant.apply(action)
+            return
+        before = self.observe() if self._seen is None else self._seen
+        # Copied before the plant moves on: a simulator may show its own arrays.
+        before = {name: np.array(value) for name, value in before.items()}
+        self.plant.apply(action)
+        self._reporter.add(before, action, reward=getattr(self.plant, "reward", None), success=getattr(self.plant, "success", None))
+        self._seen = None
+        if getattr(self.plant, "finished", False):
+            self._over = True
+            self._reporter.finish(self.plant.observe())
+
+    def close(self) -> None:
+        """Report the end of the episode and close the plant."""
+        self._reporter.finish(self._seen)
+        self.plant.close()

@@ -1,0 +1,125 @@
+"""One bundle ready to compute: its graphs as sessions."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rql_deploy.bundle.bundle import Bundle
+from rql_deploy.contract import Contract
+from rql_deploy.errors import ContractError
+from rql_deploy.flow import flow_schedule
+from rql_deploy.runtime.wire.checks import all_finite
+
+from .latency import CostModel
+from .providers import open_sessions
+
+Array = NDArray[np.float32]
+
+MAX_STEP_ROWS = 64
+"""Rows of one refinement step. The certificate compares rows alone with rows of batches up to this size."""
+WARM_SIZES = (1, 2, 4, 8, 16, 32, 64)
+
+
+class Model:
+    """The four graphs of one bundle. Not thread-safe: the engine that owns it is the only one to call it, after `warm_up`."""
+
+    def __init__(self, bundle: Bundle, name: str | None = None, *, provider: str = "cpu"):
+        self.contract: Contract = bundle.contract
+        self.name = name or bundle.contract.plant.task
+        self.costs = CostModel()
+        self.manifest = bundle.manifest
+        self._bundle = bundle  # keeps an unpacked .zip in place
+        self._sessions = open_sessions(bundle, provider)
+        plant = self.contract.plant
+        self.chunk_dim = self.contract.h * plant.action_dim
+        self.feature_dim = int(self._sessions["refine"].get_inputs()[0].shape[1])
+        self.schedule = flow_schedule(self.contract.F)
+        self._centre = ((plant.action_high + plant.action_low) / 2).astype(np.float32)
+        self._half_range = ((plant.action_high - plant.action_low) / 2).astype(np.float32)
+        self._fields = [(field.name, field.shape, np.dtype(field.dtype)) for field in plant.fields]
+
+    def encode(self, fields: Mapping[str, Array]) -> Array:
+        """Named fields `[B, *shape]` -> features `[B, D]`."""
+        start = time.monotonic()
+        features: Array = self._sessions["encode"].run(None, dict(fields))[0]
+        self.costs.observe("encode", len(features), time.monotonic() - start)
+        return features
+
+    def unrolled(self, fields: Mapping[str, Array], noise: Array) -> Array:
+        """Named fields `[B, *shape]` and noise `[B, hA]` -> actions `[B, h, A]`, all F steps in one call."""
+        start = time.monotonic()
+        actions: Array = self._sessions["policy"].run(None, {"noise": noise, **fields})[0]
+        self.costs.observe("unrolled", len(noise), time.monotonic() - start)
+        return actions
+
+    def value(self, features: Array, x: Array, f: Array) -> tuple[Array, Array]:
+        """features `[B, D]`, x `[B, hA]`, f `[B, 1]` -> V `[B]` and spread `[B]`."""
+        parts = []
+        for i in range(0, len(x), MAX_STEP_ROWS):
+            rows = slice(i, i + MAX_STEP_ROWS)
+            start = time.monotonic()
+            parts.append(self._sessions["value"].run(None, {"features": features[rows], "x": x[rows], "f": f[rows]}))
+            self.costs.observe("value", len(parts[-1][0]), time.monotonic() - start)
+        if len(parts) == 1:
+            return parts[0][0], parts[0][1]
+        return np.concatenate([p[0] for p in parts]), np.concatenate([p[1] for p in parts])
+
+    def judge(self, features: Array, actions: Array) -> tuple[Array, Array]:
+        """V and spread `[B]` of complete chunks `[B, h, A]` in the plant's units: V(s, x, 1)."""
+        return self.value(features, self.scaled(actions), np.ones((len(actions), 1), np.float32))
+
+    def scaled(self, actions: Array) -> Array:
+        """Chunks `[B, h, A]` in the plant's units -> x `[B, hA]` in [-1, 1]."""
+        return ((actions - self._centre) / self._half_range).reshape(len(actions), -1)
+
+    def refine(self, features: Array, x: Array, f: Array, delta: Array) -> tuple[Array, Array]:
+        """One refinement step of rows: next x `[B, hA]` and preview `[B, h, A]`, at most `MAX_STEP_ROWS` rows a call."""
+        if len(x) <= MAX_STEP_ROWS:
+            next_x, preview = self._sessions["refine"].run(None, {"features": features, "x": x, "f": f, "delta": delta})
+            return next_x, preview
+        parts = []
+        for i in range(0, len(x), MAX_STEP_ROWS):
+            rows = slice(i, i + MAX_STEP_ROWS)
+            feed = {"features": features[rows], "x": x[rows], "f": f[rows], "delta": delta[rows]}
+            parts.append(self._sessions["refine"].run(None, feed))
+        return np.concatenate([p[0] for p in parts]), np.concatenate([p[1] for p in parts])
+
+    def rows(self, observation: Mapping[str, NDArray[np.generic]]) -> dict[str, Array]:
+        """Check one observation against the contract and return its fields with a batch axis `[1, *shape]`.
+
+        Raises ContractError when a field is missing, has another shape, or is not finite. Other fields are ignored.
+        """
+        found: dict[str, Array] = {}
+        for name, shape, dtype in self._fields:
+            value = observation.get(name)
+            if value is None or value.shape != shape or (value.dtype != dtype and dtype.kind != "f"):
+                self.contract.flatten(observation)  # says what is wrong
+                raise ContractError(f"observation field '{name}' does not fit the contract")
+            row: Array = np.asarray(value, dtype)[None]
+            if not all_finite(row):
+                raise ContractError(f"observation field '{name}' holds NaN or infinity")
+            found[name] = row
+        return found
+
+    def warm_up(self, rounds: int = 12) -> None:
+        """Run every graph in every size, so that no request pays for first-time allocations and the costs are known."""
+        zeros = {spec.name: np.zeros((1, *spec.shape), np.float32) for spec in self.contract.plant.fields}
+        features = self.encode(zeros)
+        for size in WARM_SIZES:
+            many, x, column = (
+                np.repeat(features, size, axis=0),
+                np.zeros((size, self.chunk_dim), np.float32),
+                np.ones((size, 1), np.float32),
+            )
+            fields = {name: np.repeat(value, size, axis=0) for name, value in zeros.items()}
+            for _ in range(rounds if size <= 16 else 3):
+                self.encode(fields)
+                self.unrolled(fields, x)
+                start = time.monotonic()
+                self.refine(many, x, column, column)
+                self.costs.observe("step", size, time.monotonic() - start)
+                self.value(many, x, column)

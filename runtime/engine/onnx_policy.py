@@ -1,0 +1,146 @@
+"""A bundle behind the policy interface, in this process: the engine without a server, for evaluation and comparison."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rql_deploy.bundle.bundle import Bundle
+from rql_deploy.contract import Contract
+from rql_deploy.errors import ContractError
+from rql_deploy.policy import MAX_CANDIDATES, Decision
+from rql_deploy.seeding import flow_noise
+
+from .engine import Engine
+from .model import Model
+from .request import Done, Job, Preview
+
+
+class OnnxPolicy:
+    """One request at a time through an engine of its own, to the same bytes as behind a socket."""
+
+    def __init__(self, bundle: Bundle):
+        self._model = Model(bundle)
+        self._engine = Engine(self._model)
+        self._fields = [field.name for field in bundle.contract.plant.fields]
+
+    @property
+    def contract(self) -> Contract:
+        return self._model.contract
+
+    def warm_up(self) -> None:
+        """Run every graph, so that the first request does not pay for first-time allocations."""
+        self._model.warm_up()
+
+    def act(
+        self,
+        observation: Mapping[str, Any],
+        *,
+        deadline: float | None = None,
+        candidates: int = 1,
+        value: bool = False,
+        seed: int | None = None,
+        prune: Sequence[tuple[int, int]] = (),
+        prefix: NDArray[np.float32] | None = None,
+    ) -> Decision:
+        """See `rql_deploy.policy.Policy.act`; a local policy computes to the end whatever the deadline.
+
+        `prune` lists (k, keep): after refinement step k only the `keep` candidates of highest V go on.
+        `prefix` `[n, A]` are actions that will be played whatever is decided: the chunk is made to go on from them (one candidate, no V).
+        """
+        start = time.monotonic()
+        if prefix is not None and len(prefix):
+            return self._continue(self._job(observation, start, candidates, value, seed), prefix, start)
+        done = None
+        for event in self._run(self._job(observation, start, candidates, value, seed, prune)):
+            done = event
+        assert isinstance(done, Done)
+        return _decision(done, start)
+
+    def stream(
+        self,
+        observation: Mapping[str, Any],
+        *,
+        deadline: float | None = None,
+        candidates: int = 1,
+        value: bool = False,
+        seed: int | None = None,
+    ) -> Iterator[Decision]:
+        """Yield a usable decision after every refinement step, the last one being what `act` returns."""
+        start = time.monotonic()
+        job = self._job(observation, start, candidates, value, seed)
+        job.stream = True
+        for event in self._run(job):
+            if isinstance(event, Preview):
+                timing = {"inference": time.monotonic() - start}
+                yield Decision(event.actions, event.value, event.spread, event.k, start, job.seed, timing)
+            else:
+                yield _decision(event, start)
+
+    def _continue(self, job: Job, prefix: NDArray[np.float32], start: float) -> Decision:
+        """The flow with its first actions given: before every refinement step they are put where flow matching has them at that time,
+        x(f) = (1 - f) noise + f a, and the rest of the chunk is refined beside them (inpainting, as Black et al. 2025, arXiv:2506.07339,
+        describe for action chunks, without their guidance)."""
+        model = self._model
+        noise = flow_noise(job.seed, 1, model.chunk_dim)
+        given = np.zeros((1, model.contract.h, prefix.shape[1]), np.float32)
+        given[0, : len(prefix)] = prefix
+        size = prefix.size
+        target = model.scaled(given)[:, :size]
+        features, x, actions = model.encode(job.fields), noise.copy(), given
+        for f, delta in model.schedule:
+            x = np.array(x)
+            x[:, :size] = (1.0 - f) * noise[:, :size] + f * target
+            x, actions = model.refine(features, x, np.full((1, 1), f, np.float32), np.full((1, 1), delta, np.float32))
+        deltas = tuple(delta for _, delta in model.schedule)
+        timing = {"inference": time.monotonic() - start}
+        return Decision(actions[0], None, None, len(deltas), start, job.seed, timing, deltas=deltas)
+
+    def _job(
+        self,
+        observation: Mapping[str, Any],
+        start: float,
+        candidates: int,
+        value: bool,
+        seed: int | None,
+        prune: Sequence[tuple[int, int]] = (),
+    ) -> Job:
+        if not 1 <= candidates <= MAX_CANDIDATES:
+            raise ContractError(f"candidates is {candidates}: pass 1 to {MAX_CANDIDATES}")
+        fields = self._model.rows({name: np.asarray(observation[name]) for name in self._fields if name in observation})
+        seed = secrets.randbits(63) if seed is None else seed
+        return Job(None, fields, seed, start, candidates=candidates, value=value, prune=tuple((int(k), int(keep)) for k, keep in prune))
+
+    def _run(self, job: Job) -> Iterator[Preview | Done]:
+        self._engine.submit(job)
+        try:
+            while self._engine.busy:
+                for event in self._engine.step():
+                    assert isinstance(event, Preview | Done)  # without a deadline nothing expires
+                    yield event
+        finally:
+            # Whoever wants no more previews must not leave their rows to the next request.
+            while self._engine.busy:
+                self._engine.step()
+
+    def reset(self) -> None:
+        """Nothing is kept between decisions."""
+
+
+def _decision(done: Done, start: float) -> Decision:
+    return Decision(
+        actions=done.actions,
+        value=done.value,
+        spread=done.spread,
+        steps_used=len(done.deltas),
+        observation_time=start,
+        seed=done.job.seed,
+        timing={"inference": time.monotonic() - start},
+        compared=done.compared,
+        deltas=done.deltas,
+    )

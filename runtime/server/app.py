@@ -1,0 +1,153 @@
+"""One server process: its models, the engine's thread, and what lives beside it (recorder, openpi endpoint, loading of new bundles)."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import signal
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+
+from rql_deploy.bundle.bundle import Bundle
+from rql_deploy.contract import Contract
+from rql_deploy.errors import ContractError
+from rql_deploy.runtime.client.channel import Channel
+from rql_deploy.runtime.engine.model import Model
+
+from .auth import ServerKeys
+from .logs import start_logging
+from .openpi import OpenpiEndpoint
+from .quota import MAX_RATE
+from .recording import Recorder
+from .registry import Reloader, incompatibilities
+from .server import INTERNAL, PolicyServer
+
+SWITCH_INTERVAL = 2e-4
+"""Seconds after which another Python thread must let the engine's go on; the default of 5 ms is many refinement steps."""
+_log = logging.getLogger("rql_deploy.server")
+
+
+@dataclass(frozen=True)
+class ServerConfig:
+    """What is served, and how."""
+
+    bundles: tuple[tuple[str | None, Path], ...]
+    """Name, if not the task's, and place of each bundle."""
+    bind: str
+    variant: str = "fp32"
+    provider: str = "cpu"
+    keys: Path | None = None
+    insecure: bool = False
+    openpi: tuple[str, int] | None = None
+    """Host and port of the openpi endpoint."""
+    record: Path | None = None
+    max_rate: float = MAX_RATE
+    busy_poll: bool = False
+
+
+class Serving:
+    """A warm server and what surrounds it; `server.run()` serves."""
+
+    def __init__(self, server: PolicyServer, models: list[Model], notes: list[str]):
+        self.server, self.models, self.notes = server, models, notes
+
+    def channel(self) -> Channel:
+        """A connection to the server for a thread of this process."""
+        return Channel(INTERNAL, context=self.server.context)
+
+
+@contextlib.contextmanager
+def serving(
+    config: ServerConfig,
+    *,
+    listener: int | None = None,
+    worker: int | None = None,
+    agreed: Mapping[str, Contract] | None = None,
+    on_swap: Callable[[str, Contract], None] | None = None,
+) -> Iterator[Serving]:
+    """Open, bind and warm a server; SIGINT and SIGTERM end its `run`, SIGHUP reads the bundles again.
+
+    Args:
+        listener: descriptor of a listening socket that worker number `worker` shares with others; it takes connections only when warm.
+        agreed: by bundle, a contract that clients of an earlier process know; another one must be compatible.
+        on_swap: called with name and contract when a bundle has taken over.
+
+    Raises UserError for a bundle, key or address that is none, and ContractError for a bundle that no longer fits.
+    """
+    keys = ServerKeys(config.keys) if config.keys is not None else None
+    models = [Model(Bundle.open(path, config.variant), name, provider=config.provider) for name, path in config.bundles]
+    _require_compatible(models, agreed or {})
+    if listener is not None:
+        _warm_up(models)
+    sys.setswitchinterval(SWITCH_INTERVAL)
+    with contextlib.ExitStack() as stack:
+        stack.callback(start_logging(worker=worker).stop)
+        recorder = Recorder(config.record) if config.record is not None else None
+        if recorder is not None:
+            stack.callback(recorder.close)
+        server = stack.enter_context(
+            PolicyServer(
+                models,
+                config.bind,
+                insecure=config.insecure,
+                keys=keys,
+                max_rate=config.max_rate,
+                recorder=recorder,
+                busy_poll=config.busy_poll,
+                listener=listener,
+            )
+        )
+        server.worker = worker
+
+        def swapped(name: str, contract: Contract) -> None:
+            _log.info("bundle swapped", extra={"data": {"bundle": name, "contract_id": contract.contract_id}})
+            if on_swap is not None:
+                on_swap(name, contract)
+
+        server.on_swap = swapped
+        found = Serving(server, models, [])
+        reloader = Reloader([path for _, path in config.bundles], models, server.offer, variant=config.variant, provider=config.provider)
+        stack.callback(reloader.close)
+        if config.openpi is not None:
+            endpoint = OpenpiEndpoint(found.channel, *config.openpi, shared=listener is not None)
+            stack.callback(endpoint.close)
+            found.notes.append(f"openpi clients on ws://{config.openpi[0]}:{endpoint.port}")
+        stack.enter_context(stop_on_signals(server, reloader.request))
+        if listener is None:
+            _warm_up(models)
+        yield found
+
+
+def _require_compatible(models: list[Model], agreed: Mapping[str, Contract]) -> None:
+    for model in models:
+        known = agreed.get(model.name)
+        if known is not None and (found := incompatibilities(known, model.contract)):
+            raise ContractError(f"bundle '{model.name}' has changed on the disk and no longer fits its clients ({'; '.join(found)})")
+
+
+def _warm_up(models: list[Model]) -> None:
+    for model in models:
+        model.warm_up()
+
+
+@contextlib.contextmanager
+def stop_on_signals(server: PolicyServer, on_hangup: Callable[[], None] | None = None) -> Iterator[None]:
+    """Have SIGINT and SIGTERM stop the server after the requests under way; SIGHUP calls `on_hangup`."""
+
+    def stop(_number: int, _frame: FrameType | None) -> None:
+        server.stop()
+
+    def hang_up(_number: int, _frame: FrameType | None) -> None:
+        if on_hangup is not None:
+            on_hangup()
+
+    handlers = {signal.SIGINT: stop, signal.SIGTERM: stop} | ({signal.SIGHUP: hang_up} if on_hangup is not None else {})
+    previous = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+    try:
+        yield
+    finally:
+        for number, old in previous.items():
+            signal.signal(number, old)

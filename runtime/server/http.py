@@ -1,0 +1,159 @@
+"""The HTTP side of a server: Prometheus metrics, health and readiness, in a thread that asks the engines' threads as any client would."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
+from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
+
+import zmq
+from prometheus_client import make_wsgi_app
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.registry import CollectorRegistry
+
+from rql_deploy.errors import DeadlineMissed, UserError
+from rql_deploy.runtime.client.channel import Channel
+
+HEALTH_TIMEOUT = 1.0
+"""Seconds within which a healthy server answers a ping."""
+
+
+Ask = Callable[[str], dict[str, Any] | None]
+"""Asks a server for `stats` or `ping`; None when it does not answer. Called from one thread."""
+
+
+class Inquiry:
+    """Asks the server of this process."""
+
+    def __init__(self, connect: Callable[[], Channel]):
+        """`connect` makes the connection, in the thread that will use it."""
+        self._connect = connect
+        self._channel: Channel | None = None
+
+    def __call__(self, operation: str) -> dict[str, Any] | None:
+        """The reply; None without one in time."""
+        if self._channel is None:
+            self._channel = self._connect()
+        try:
+            return self._channel.call({"op": operation}, {}, HEALTH_TIMEOUT)[0]
+        except (DeadlineMissed, UserError, zmq.ZMQError):
+            return None
+
+    def close(self) -> None:
+        """Disconnect."""
+        if self._channel is not None:
+            self._channel.close()
+
+
+class Operations:
+    """`/metrics`, `/healthz` (every engine's thread answers) and `/readyz` (one is warmed up and not stopping) on one port."""
+
+    def __init__(self, servers: Sequence[Ask], host: str, port: int):
+        """Several `servers` are workers, told apart by a label. Raises UserError when the port is taken."""
+        self._servers = servers
+        registry = CollectorRegistry(auto_describe=False)
+        registry.register(_Collector(servers))
+        self._metrics = make_wsgi_app(registry)
+        try:
+            self._server = make_server(host, port, self._answer, _Server, _Quiet)
+        except OSError as error:
+            raise UserError(f"cannot listen on {host}:{port} for metrics ({error.strerror}): pass another --metrics port") from error
+        self.address = f"http://{host}:{self._server.server_port}"
+        self._thread = threading.Thread(target=self._server.serve_forever, name="metrics", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """Stop answering."""
+        self._server.shutdown()
+        self._thread.join()
+        self._server.server_close()
+
+    def _answer(self, environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
+        path = environ.get("PATH_INFO")
+        if path == "/metrics":
+            page: Iterable[bytes] = self._metrics(environ, start_response)
+            return page
+        if path not in ("/healthz", "/readyz"):
+            start_response("404 Not Found", [("Content-Type", "text/plain")])
+            return [b"there is /metrics, /healthz and /readyz\n"]
+        replies = [ask("ping") for ask in self._servers]
+        good = None not in replies if path == "/healthz" else any(reply is not None and reply.get("ready") for reply in replies)
+        start_response("200 OK" if good else "503 Service Unavailable", [("Content-Type", "application/json")])
+        return [json.dumps({"ok": good}).encode() + b"\n"]
+
+
+class _Server(WSGIServer):
+    daemon_threads = True
+
+
+class _Quiet(WSGIRequestHandler):
+    timeout = 5  # a connection that says nothing is closed
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """Nothing: a probe every few seconds is no news."""
+
+
+class _Collector:
+    """Turns `stats` replies into Prometheus families at every scrape."""
+
+    def __init__(self, servers: Sequence[Ask]):
+        self._servers = servers
+
+    def collect(self) -> Iterator[Metric]:
+        yield from families([ask("stats") for ask in self._servers])
+
+
+def families(replies: Sequence[dict[str, Any] | None]) -> Iterator[Metric]:
+    """The metrics of one `stats` reply; of several, with the label `worker`. None is a server that did not answer."""
+    several = len(replies) > 1
+    names = ["worker"] if several else []
+    up = GaugeMetricFamily("rql_deploy_up", "Whether the engine's thread answers.", labels=names)
+    for number, stats in enumerate(replies):
+        up.add_metric([str(number)] if several else [], float(stats is not None))
+    yield up
+    answers = [([str(number)] if several else [], stats) for number, stats in enumerate(replies) if stats is not None]
+    for name, text, label in (("requests", "Requests by operation.", "operation"), ("errors", "Refused requests by error code.", "code")):
+        counts = CounterMetricFamily(f"rql_deploy_{name}", text, labels=[*names, label])
+        for worker, stats in answers:
+            for key, value in stats[name].items():
+                counts.add_metric([*worker, key], value)
+        yield counts
+    for name, text in (
+        ("deadline_misses", "Decisions that left after their budget, and requests dropped because theirs was spent."),
+        ("shortened", "Decisions with fewer refinement steps than the bundle's F."),
+        ("swaps", "Bundles exchanged while running."),
+        ("recorder_dropped", "Decisions and episodes that were not recorded."),
+    ):
+        count = CounterMetricFamily(f"rql_deploy_{name}", text, labels=names)
+        for worker, stats in answers:
+            count.add_metric(worker, stats[name])
+        yield count
+    for name, key, text in (
+        ("connected_clients", "connected", "Open connections."),
+        ("in_flight", "in_flight", "Requests waiting and under way."),
+        ("ready", "ready", "Whether the server takes requests."),
+    ):
+        gauge = GaugeMetricFamily(f"rql_deploy_{name}", text, labels=names)
+        for worker, stats in answers:
+            gauge.add_metric(worker, float(stats[key]))
+        yield gauge
+    stages = HistogramMetricFamily("rql_deploy_stage_seconds", "Latency of decisions by stage.", labels=[*names, "stage"])
+    for worker, stats in answers:
+        for stage, histogram in stats["stages"].items():
+            stages.add_metric([*worker, stage], *_buckets(histogram))
+    yield stages
+    for name, text in (("steps_per_reply", "Refinement steps per decision."), ("batch_rows", "Rows per refinement step.")):
+        sizes = HistogramMetricFamily(f"rql_deploy_{name}", text, labels=names)
+        for worker, stats in answers:
+            sizes.add_metric(worker, *_buckets(stats[name]))
+        yield sizes
+
+
+def _buckets(histogram: dict[str, Any]) -> tuple[list[tuple[str, float]], float]:
+    seen, buckets = 0, []
+    for bound, count in zip([*map(str, histogram["bounds"]), "+Inf"], histogram["counts"], strict=True):
+        seen += count
+        buckets.append((bound, float(seen)))
+    return buckets, histogram["sum"]

@@ -1,0 +1,271 @@
+"""What was served, in append-only shards, off the hot path: enough to compute every decision again to the byte.
+
+A shard is the line `RQLREC1` followed by records: length (u32), CRC-32 (u32), both little-endian, and that many bytes of msgpack. The first
+record, and one after every change, is a contract; the others are decisions, and parts of episodes: what control loops did and saw, with
+rewards and success, which the server cannot know by itself. A record cut short by a crash is the last one, and reading
+ends before it. No file is ever rewritten.
+
+`replay` computes a recorded decision again: one build, one CPU, same seed, observation and deltas give the same bytes.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import queue
+import struct
+import threading
+import time
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import msgpack
+import numpy as np
+from numpy.typing import NDArray
+
+from rql_deploy.contract import Contract
+from rql_deploy.errors import UserError
+from rql_deploy.runtime.engine.engine import Engine
+from rql_deploy.runtime.engine.model import Model
+from rql_deploy.runtime.engine.request import Done, EpisodePart, Job
+
+MAGIC = b"RQLREC1\n"
+SHARD_BYTES = 64 << 20
+MAX_QUEUED = 4096
+"""Decisions waiting to be written; more are dropped and counted, rather than held up."""
+MAX_QUEUED_BYTES = 128 << 20
+"""Observations and parts of episodes waiting to be written; more decisions are dropped, more parts refused and their senders told."""
+MAX_RECORD_BYTES = 256 << 20
+WARN_EVERY = 10.0
+"""Seconds between warnings about a disk that does not take records."""
+_HEAD = struct.Struct("<II")
+_log = logging.getLogger("rql_deploy.recorder")
+
+Record = dict[str, Any]
+
+
+class Recorder:
+    """Writes decisions from a thread of its own. `record` never blocks and never raises."""
+
+    def __init__(self, folder: Path, *, shard_bytes: int = SHARD_BYTES):
+        self.dropped = 0
+        """Decisions and parts of episodes not written: the queue was full, or the disk was."""
+        self.written = 0
+        self._folder, self._shard_bytes = folder, shard_bytes
+        self._prefix = f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
+        self._shards, self._size, self._warned = 0, 0, -WARN_EVERY
+        self._contract: str | None = None
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            self._file = self._open()
+        except OSError as error:
+            raise UserError(f"cannot record to {folder} ({error.strerror}): pass another folder") from error
+        self._queue: queue.Queue[tuple[Done | EpisodePart, Contract, float, float] | None] = queue.Queue(MAX_QUEUED)
+        self._waiting_bytes = 0
+        self._taken_bytes = 0
+        self._thread = threading.Thread(target=self._run, name="recorder", daemon=True)
+        self._thread.start()
+
+    def record(self, done: Done, contract: Contract, server: float) -> None:
+        """Take one decision; `server` is how many seconds it took from receipt to reply."""
+        self._take(done, contract, server)
+
+    def record_episode(self, part: EpisodePart, contract: Contract) -> bool:
+        """Take a part of an episode; false when there is no room."""
+        return self._take(part, contract, 0.0)
+
+    def _take(self, what: Done | EpisodePart, contract: Contract, server: float) -> bool:
+        # Two counters, one per thread, so that neither needs a lock.
+        size = _size(what)
+        if self._waiting_bytes - self._taken_bytes + size > MAX_QUEUED_BYTES:
+            self.dropped += 1
+            return False
+        try:
+            self._queue.put_nowait((what, contract, server, time.time()))
+        except queue.Full:
+            self.dropped += 1
+            return False
+        self._waiting_bytes += size
+        return True
+
+    def close(self) -> None:
+        """Write what is queued and close the shard."""
+        self._queue.put(None)
+        self._thread.join(timeout=10)
+
+    def _run(self) -> None:
+        while (entry := self._queue.get()) is not None:
+            self._taken_bytes += _size(entry[0])
+            try:
+                self._append(*entry)
+                self.written += 1
+            except OSError as error:
+                self.dropped += 1
+                if time.monotonic() - self._warned > WARN_EVERY:
+                    self._warned = time.monotonic()
+                    _log.warning("cannot record", extra={"data": {"error": error.strerror, "dropped": self.dropped}})
+        os.close(self._file)
+
+    def _append(self, what: Done | EpisodePart, contract: Contract, server: float, wall: float) -> None:
+        if self._size >= self._shard_bytes:
+            following = self._open()
+            os.close(self._file)
+            self._file = following
+        if self._contract != contract.contract_id:
+            self._write({"kind": "contract", "contract_id": contract.contract_id, "contract": contract.to_json()})
+            self._contract = contract.contract_id
+        if isinstance(what, EpisodePart):
+            self._write(_part_to_plain(what, contract, wall))
+        else:
+            self._write(_to_plain(what, contract, server, wall))
+
+    def _open(self) -> int:
+        path = self._folder / f"{self._prefix}-{self._shards:05d}.rqlrec"
+        file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o644)
+        try:
+            if os.write(file, MAGIC) < len(MAGIC):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        except OSError:
+            # On a full disk this is tried again for every record: no empty shard may stay behind, nor its descriptor.
+            os.close(file)
+            path.unlink(missing_ok=True)
+            raise
+        self._shards += 1
+        self._contract, self._size = None, len(MAGIC)
+        return file
+
+    def _write(self, record: Record) -> None:
+        data: bytes = msgpack.packb(record)
+        whole = _HEAD.pack(len(data), zlib.crc32(data)) + data
+        try:
+            if os.write(self._file, whole) < len(whole):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            self._size += len(whole)
+        except OSError:
+            # A record cut in half would hide those after it.
+            os.ftruncate(self._file, self._size)
+            raise
+
+
+def _to_plain(done: Done, contract: Contract, server: float, wall: float) -> Record:
+    job = done.job
+    return {
+        "kind": "decision",
+        "time": wall,
+        "contract_id": contract.contract_id,
+        "client": getattr(job.ticket, "client", b"").hex(),
+        "fields": {name: _pack(value[0]) for name, value in job.fields.items()},
+        "seed": job.seed,
+        "candidates": job.candidates,
+        "candidate": done.candidate,
+        "compared": done.compared,
+        "pruned": job.pruned,
+        "deltas": done.deltas,
+        "budget": None if job.due is None else job.due - job.received,
+        "timing": {"queue": done.queue, "inference": done.inference, "server": server},
+        "actions": _pack(done.actions),
+        "value": done.value,
+        "spread": done.spread,
+    }
+
+
+def _part_to_plain(part: EpisodePart, contract: Contract, wall: float) -> Record:
+    return {
+        "kind": "episode",
+        "time": wall,
+        "contract_id": contract.contract_id,
+        "epoch": part.epoch,
+        "episode": part.episode,
+        "tick": part.tick,
+        "end": part.end,
+        "fields": {name: _pack(value) for name, value in part.fields.items()},
+        "actions": _pack(part.actions),
+        "rewards": None if part.rewards is None else _pack(part.rewards),
+        "success": None if part.success is None else part.success.tolist(),
+    }
+
+
+def _pack(array: NDArray[Any]) -> list[Any]:
+    if array.dtype == np.uint8:
+        return [list(array.shape), array.tobytes(), "uint8"]
+    return [list(array.shape), np.ascontiguousarray(array, "<f4").tobytes()]
+
+
+def _unpack(entry: Any) -> NDArray[Any]:
+    shape, data, *dtype = entry
+    return np.frombuffer(data, "uint8" if dtype else "<f4").reshape(shape)
+
+
+def read_shard(path: Path) -> Iterator[Record]:
+    """Records of one shard in order, arrays as float32, or uint8 where they were sent as bytes; ends before a record that was cut short.
+
+    Raises UserError when the file is no shard, or a record in it is damaged.
+    """
+    with path.open("rb") as file:
+        if file.read(len(MAGIC)) != MAGIC:
+            raise UserError(f"{path} is not a recording: pass a .rqlrec file or a folder that `serve --record` wrote")
+        while len(head := file.read(_HEAD.size)) == _HEAD.size:
+            length, checksum = _HEAD.unpack(head)
+            data = file.read(length) if length <= MAX_RECORD_BYTES else b""
+            if len(data) < length <= MAX_RECORD_BYTES:
+                return
+            if length > MAX_RECORD_BYTES or zlib.crc32(data) != checksum:
+                raise UserError(f"{path} is damaged after {file.tell()} bytes: use the records before it, or a copy")
+            record: Record = msgpack.unpackb(data)
+            if record["kind"] in ("decision", "episode"):
+                record["fields"] = {name: _unpack(entry) for name, entry in record["fields"].items()}
+                record["actions"] = _unpack(record["actions"])
+            if record["kind"] == "episode":
+                record["rewards"] = None if record["rewards"] is None else _unpack(record["rewards"])
+                record["success"] = None if record["success"] is None else np.array(record["success"], np.bool_)
+            yield record
+
+
+def read_recording(path: Path) -> Iterator[Record]:
+    """Records of a shard or of all shards in a folder, oldest first."""
+    shards = sorted(path.glob("*.rqlrec")) if path.is_dir() else [path]
+    if not shards or not shards[0].is_file():
+        raise UserError(f"there is no recording at {path}: pass a .rqlrec file or a folder that `serve --record` wrote")
+    for shard in shards:
+        yield from read_shard(shard)
+
+
+def _size(what: Done | EpisodePart) -> int:
+    return what.nbytes if isinstance(what, EpisodePart) else sum(value.nbytes for value in what.job.fields.values())
+
+
+def replay(model: Model, record: dict[str, Any]) -> Done:
+    """The decision of one record, computed from its seed, observation, deltas and chosen candidate.
+
+    Raises UserError when the record was made with another contract.
+    """
+    if record["contract_id"] != model.contract.contract_id:
+        raise UserError(
+            f"the recording was made with contract {record['contract_id'][:12]}, the bundle has {model.contract.contract_id[:12]}: "
+            "pass the bundle that was served"
+        )
+    engine = Engine(model)
+    engine.submit(
+        Job(
+            ticket=None,
+            fields=model.rows(record["fields"]),
+            seed=record["seed"],
+            received=time.monotonic(),
+            value=record["value"] is not None,
+            first=record["candidate"],
+            deltas=tuple(record["deltas"]),
+        )
+    )
+    while engine.busy:
+        for event in engine.step():
+            if isinstance(event, Done):
+                return event
+    raise AssertionError("the engine ended without a decision")
+
+
+def same_bytes(record: dict[str, Any], done: Done) -> bool:
+    """Whether actions, V and spread are the recorded ones to the bit."""
+    return bool(record["actions"].tobytes() == done.actions.tobytes() and (record["value"], record["spread"]) == (done.value, done.spread))

@@ -1,0 +1,150 @@
+"""Collect demonstrations in parallel worker processes, and write them as a Minari data set.
+
+Episodes are seeded one by one: episode i of base seed S is the same whatever the number of workers. Failed episodes are kept and
+labelled; recording goes on for a few rows after success (docs/algorithm.md, Conventions).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Generator, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rql_deploy.seeding import episode_seed
+from rql_deploy.sim.plants.task_env import TaskEnv
+from rql_deploy.sim.plants.tasks import Task, describe, find_demonstrator
+from rql_deploy.sim.processes import SimulatorPool, finished
+
+from .minari_files import target_folder, writable_target, write_dataset
+
+__all__ = ["Episode", "collect", "target_folder", "without_gaps", "writable_target", "write_minari"]
+
+
+@dataclass(frozen=True)
+class Episode:
+    """One recorded episode of T steps."""
+
+    index: int
+    seed: int
+    noise: float
+    observations: dict[str, NDArray[np.float64]]
+    """Per field `[T+1, *shape]`."""
+    actions: NDArray[np.float32]
+    """`[T, A]`"""
+    success: NDArray[np.bool_]
+    """`[T+1]`, true from the step that reached success on."""
+    terminated: bool
+
+    @property
+    def steps(self) -> int:
+        """Steps until success, or all of them."""
+        reached = np.flatnonzero(self.success)
+        return int(reached[0]) if len(reached) else len(self.actions)
+
+
+_env: TaskEnv | None = None
+
+
+def demonstrate(task: Task, index: int, seed: int, noise_range: tuple[float, float]) -> Episode:
+    """Record one episode of the task's demonstrator; its noise level is drawn from the range by the episode's seed."""
+    global _env
+    if _env is None:
+        _env = task.make_env()
+    rng = np.random.default_rng((seed, 1))
+    noise = float(rng.uniform(*noise_range))
+    demonstrator = find_demonstrator(task)(noise, rng)
+    observation, info = _env.reset(seed=seed)
+    observations, actions, success = [observation], [], [bool(info["success"])]
+    while True:
+        action = demonstrator.act(observation)
+        observation, _, terminated, truncated, info = _env.step(action)
+        actions.append(action)
+        observations.append(observation)
+        success.append(bool(info["success"]))
+        if terminated or truncated:
+            break
+    fields = {name: np.stack([o[name] for o in observations]) for name in observation}
+    return Episode(index, seed, noise, fields, np.stack(actions), np.array(success), terminated)
+
+
+def collect(
+    task: Task, episodes: int, *, noise_range: tuple[float, float], seed: int, workers: int, pool: Executor | None = None
+) -> Generator[Episode]:
+    """Yield episodes as they finish, in any order, from processes of this machine or `pool` (shut down at the end).
+
+    On Ctrl-C the episodes under way are finished and yielded before KeyboardInterrupt goes on: they were begun in order, so what has been
+    yielded then is 0, 1, 2, ... without a gap.
+    """
+    find_demonstrator(task)
+    pool = pool or SimulatorPool(min(workers, episodes))
+    waiting: set[Future[Episode]] = set()
+    todo = iter(range(episodes))
+    try:
+        for _ in range(2 * workers):
+            _submit(pool, waiting, todo, task, noise_range, seed)
+        while waiting:
+            done, _ = wait(waiting, return_when=FIRST_COMPLETED)
+            for future in done:
+                waiting.discard(future)
+                _submit(pool, waiting, todo, task, noise_range, seed)
+                yield finished(future)
+    except KeyboardInterrupt:
+        for future in [future for future in waiting if not future.cancel()]:
+            yield finished(future)
+        raise
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _submit(
+    pool: Executor, waiting: set[Future[Episode]], todo: Iterator[int], task: Task, noise_range: tuple[float, float], seed: int
+) -> None:
+    for index in todo:
+        waiting.add(pool.submit(demonstrate, task, index, episode_seed(seed, index, "collect"), noise_range))
+        return
+
+
+def without_gaps(episodes: Sequence[Episode]) -> list[Episode]:
+    """Episodes 0, 1, 2, ... up to the first that is missing, in order."""
+    ordered = sorted(episodes, key=lambda e: e.index)
+    return [e for position, e in enumerate(ordered) if e.index == position]
+
+
+def write_minari(output: str, task: Task, episodes: Sequence[Episode], provenance: dict[str, Any]) -> Path:
+    """Write the episodes as a Minari HDF5 data set that knows its environment; complete or not at all. Returns its folder."""
+    from minari.data_collector import EpisodeBuffer
+
+    env = task.make_env()
+    try:
+        buffers = [
+            EpisodeBuffer(
+                id=i,
+                seed=e.seed,
+                options={"noise": e.noise},
+                observations=dict(e.observations),
+                actions=e.actions,
+                rewards=list(e.success[1:].astype(np.float64) - 1.0),
+                terminations=[False] * (len(e.actions) - 1) + [e.terminated],
+                truncations=[False] * (len(e.actions) - 1) + [not e.terminated],
+                infos={"success": e.success},
+            )
+            for i, e in enumerate(episodes)
+        ]
+        return write_dataset(
+            output,
+            buffers,
+            describe(task.name, env),
+            algorithm="rql-deploy scripted demonstrator",
+            description=f"Scripted demonstrations on {task.name}; failed episodes are kept, infos/success labels every step.",
+            provenance=provenance,
+            default_id=f"rql-deploy/{re.sub(r'[^a-z0-9]+', '-', task.name.lower())}-v0",
+            env=env,
+        )
+    finally:
+        env.close()

@@ -1,0 +1,262 @@
+"""Make OGBench `play` data in parallel processes: one file per finished episode, joined at the end.
+
+    .NAME.episodes/recipe.json        what is being made; another recipe in the same place is refused
+    .NAME.episodes/train-000012.npz   a finished episode; validation ones are val-000003.npz
+
+The folder lies beside the output and is what a later run goes on from after Ctrl-C, a crash or a full disk.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import shutil
+import zipfile
+import zlib
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rql_deploy.errors import UserError
+from rql_deploy.folders import held
+from rql_deploy.seeding import episode_seed
+from rql_deploy.sim.demonstrators.ogbench_play import EPISODE_STEPS, NOISE, NOISE_SMOOTHING, Player, find_recipe
+from rql_deploy.sim.processes import SimulatorPool, finished
+
+VALIDATION_OFFSET = 1 << 24
+"""Validation episode i has the seed of episode `VALIDATION_OFFSET` + i, so that more training episodes do not change it."""
+COUNTS = ("targets", "reached", "rejected")
+JOINING = "joining"
+"""In the folder of episodes from the moment on when finished files take their places."""
+
+
+@dataclass(frozen=True)
+class PlayData:
+    """What is to be made, and where."""
+
+    task: str
+    """`cube-single-play`; a version or a single task may follow."""
+    output: Path
+    """The `.npz` file, or the folder that a converted data set will have; unfinished episodes lie beside it."""
+    episodes: int
+    seed: int
+    steps: int = EPISODE_STEPS
+
+    @property
+    def validation(self) -> int:
+        """Validation episodes: a tenth of the training episodes and at least one; none where no second file is written."""
+        return max(1, self.episodes // 10) if self.output.suffix == ".npz" else 0
+
+    @property
+    def validation_file(self) -> Path:
+        """Where the validation episodes go, as OGBench's loader expects it."""
+        return self.output.with_name(f"{self.output.stem}-val.npz")
+
+    @property
+    def folder(self) -> Path:
+        return self.output.with_name(f".{self.output.name}.episodes")
+
+    def files(self, part: str) -> list[Path]:
+        """The files of part `train` or `val`, in order."""
+        count = self.episodes if part == "train" else self.validation
+        return [self.folder / f"{part}-{i:06}.npz" for i in range(count)]
+
+    def recipe(self) -> dict[str, Any]:
+        """What has to be the same for a run to go on from another's episodes."""
+        return {
+            **asdict(find_recipe(self.task)),
+            "noise": NOISE,
+            "noise_smoothing": NOISE_SMOOTHING,
+            "steps": self.steps,
+            "seed": self.seed,
+        }
+
+
+@contextmanager
+def only_collection(data: PlayData) -> Iterator[None]:
+    """Hold the folder of episodes, which is made if need be and removed if none is in it in the end.
+
+    Raises UserError where another process works in it.
+    """
+    with held(data.folder, f"another process makes {data.output}"):
+        try:
+            yield
+        finally:
+            if not any(data.folder.glob("*.npz")):
+                shutil.rmtree(data.folder, ignore_errors=True)
+
+
+def prepare(data: PlayData) -> int:
+    """Make the folder of episodes; returns how many are there from an earlier run. Raises UserError when another recipe's are there.
+
+    Damaged episodes (a power cut's) are removed, to be made again.
+    """
+    recipe, note = json.loads(json.dumps(data.recipe())), data.folder / "recipe.json"
+    joining = (data.folder / JOINING).exists()
+    for target in (data.output, *([data.validation_file] if data.validation and not joining else [])):
+        if target.exists():
+            raise UserError(f"{target} exists already: pass another --output or remove it first")
+    try:
+        data.folder.mkdir(parents=True, exist_ok=True)
+        if note.exists():
+            found = json.loads(note.read_text())
+            if changed := [key for key in recipe if not isinstance(found, dict) or found.get(key) != recipe[key]]:
+                raise UserError(
+                    f"{data.folder} holds episodes that were made with another {', '.join(changed)}: pass the same as then to go on, "
+                    "another --output, or remove that folder"
+                )
+        else:
+            note.write_text(json.dumps(recipe, indent=1))
+    except ValueError as error:
+        raise UserError(f"{note} is damaged ({error}): remove {data.folder} and start again") from error
+    except OSError as error:
+        raise UserError(f"cannot write to {data.folder} ({error.strerror}): pass another --output") from error
+    kept = [file for part in ("train", "val") for file in data.files(part) if file.exists()]
+    damaged = [file for file in kept if not zipfile.is_zipfile(file)]
+    for file in damaged:
+        file.unlink()
+    return len(kept) - len(damaged)
+
+
+def make_episodes(data: PlayData, workers: int, pool: Executor | None = None) -> Generator[dict[str, int]]:
+    """Make the episodes that are missing; yields each one's counts as it is finished (`targets`, `reached`, `rejected`).
+
+    They are made by processes of this machine, or by `pool` (shut down at the end), whose workers write into the data's folder too.
+
+    What is finished stays whatever happens. On Ctrl-C the episodes under way are given up. Raises UserError when the disk is full.
+    """
+    todo = iter([(part, i, file) for part in ("train", "val") for i, file in enumerate(data.files(part)) if not file.exists()])
+    pool = pool or SimulatorPool(workers)
+    waiting: set[Future[dict[str, int]]] = set()
+
+    def submit() -> None:
+        for part, i, file in todo:
+            index = i if part == "train" else VALIDATION_OFFSET + i
+            waiting.add(pool.submit(_make, data.task, data.steps, episode_seed(data.seed, index, "collect"), file))
+            return
+
+    try:
+        for _ in range(2 * workers):
+            submit()
+        while waiting:
+            done, _ = wait(waiting, return_when=FIRST_COMPLETED)
+            for future in done:
+                waiting.discard(future)
+                counts = finished(future)
+                submit()
+                yield counts
+    except BaseException as error:
+        # An episode takes seconds to make and is cheap to lose, so nobody waits for those under way.
+        if isinstance(pool, SimulatorPool):
+            pool.kill()
+        if isinstance(error, OSError):
+            raise _disk_error(data, error) from error
+        raise
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+_player: Player | None = None
+
+
+def _make(task: str, steps: int, seed: int, file: Path) -> dict[str, int]:
+    """In a worker: play an episode and put it into its file, whole or not at all."""
+    global _player
+    if _player is None:
+        _player = Player(find_recipe(task), steps)
+    episode = _player.play(seed)
+    counts = {name: getattr(episode, name) for name in COUNTS}
+    partial = file.with_suffix(f".{os.getpid()}.partial")
+    try:
+        # By way of memory, because a half-written archive complains once more when it is collected.
+        archive = io.BytesIO()
+        np.savez_compressed(archive, **episode.arrays, counts=np.array([counts[name] for name in COUNTS]))
+        with partial.open("wb") as stream:
+            stream.write(archive.getvalue())
+            stream.flush()
+            os.fsync(stream.fileno())
+        partial.rename(file)
+    finally:
+        partial.unlink(missing_ok=True)
+    return counts
+
+
+def totals(data: PlayData) -> dict[str, int]:
+    """Counts over all training episodes."""
+    total = np.zeros(len(COUNTS), np.int64)
+    for file in data.files("train"):
+        with _episode(file) as arrays:
+            total += arrays["counts"]
+    return dict(zip(COUNTS, total.tolist(), strict=True))
+
+
+def load_part(data: PlayData, part: str) -> Iterator[Mapping[str, NDArray[Any]]]:
+    """The episodes of a part in order, as arrays by name."""
+    for file in data.files(part):
+        with _episode(file) as arrays:
+            yield {name: arrays[name] for name in arrays.files if name != "counts"}
+
+
+def join(data: PlayData) -> list[Path]:
+    """Write OUTPUT.npz and OUTPUT-val.npz as OGBench lays them out, and remove the episodes' folder. Both files are whole or not there."""
+    targets = [data.output, data.validation_file]
+    partial = [target.with_name(f".{target.name}.partial") for target in targets]
+    try:
+        for part, file in zip(("train", "val"), partial, strict=True):
+            _join_part(data.files(part), file)
+        # Whoever goes on from here may replace a validation file that is there.
+        (data.folder / JOINING).touch()
+        # The validation file first: once the other one is there, the set counts as complete.
+        for file, target in reversed(list(zip(partial, targets, strict=True))):
+            file.replace(target)
+    except BaseException as error:
+        for file in partial:
+            file.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            raise _disk_error(data, error) from error
+        raise
+    shutil.rmtree(data.folder, ignore_errors=True)
+    return targets
+
+
+def _join_part(files: Sequence[Path], target: Path) -> None:
+    with _episode(files[0]) as first:
+        kinds = {name: (first[name].dtype, first[name].shape[1:]) for name in first.files if name != "counts"}
+    rows = 0
+    for file in files:
+        with _episode(file) as arrays:
+            rows += len(arrays["terminals"])
+    # One array after the other, an episode at a time, so that a set of any size needs the memory of one episode.
+    with zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED, allowZip64=True) as archive:
+        for name, (dtype, shape) in kinds.items():
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as stream:
+                header = {"descr": dtype.str, "fortran_order": False, "shape": (rows, *shape)}
+                np.lib.format.write_array_header_1_0(stream, header)  # type: ignore[no-untyped-call]
+                for file in files:
+                    with _episode(file) as arrays:
+                        stream.write(np.ascontiguousarray(arrays[name]).tobytes())
+
+
+@contextmanager
+def _episode(file: Path) -> Iterator[Any]:
+    """An episode's arrays; raises UserError when the file is damaged."""
+    try:
+        with np.load(file) as arrays:
+            yield arrays
+    except (EOFError, ValueError, KeyError, zipfile.BadZipFile, zlib.error) as error:
+        raise UserError(f"{file} is damaged ({error}): remove it and run the same command again, which makes that episode anew") from error
+
+
+def _disk_error(data: PlayData, error: Exception) -> UserError:
+    reason = getattr(error, "strerror", None) or error
+    return UserError(
+        f"cannot write {getattr(error, 'filename', None) or data.output} ({reason}): "
+        f"finished episodes are kept in {data.folder}; make room and run the same command again to go on"
+    )

@@ -1,0 +1,229 @@
+"""What an evaluation notes about an episode beyond its outcome: V and return at every decision, a digest, other policies' answers.
+
+Wrappers around policy and plant; the control loop between them does not know that it is watched.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rql_deploy.contract import Contract
+from rql_deploy.plant import EpisodeResult, EpisodicPlant, Observation
+from rql_deploy.policy import Decision, Policy
+
+
+@dataclass(frozen=True)
+class WatchedEpisode(EpisodeResult):
+    """An episode with what its decisions expected and got. Lists have one entry per decision unless they say otherwise."""
+
+    total_reward: float = 0.0
+    """Sum of the rewards of all ticks."""
+    decided_at: tuple[int, ...] = ()
+    """Tick of the decision, from 0."""
+    values: tuple[float, ...] = ()
+    """V of the chunk that was played; empty when V was not asked for."""
+    spreads: tuple[float, ...] = ()
+    """Its standard deviation over the value members."""
+    returns: tuple[float, ...] = ()
+    """Discounted sum of the rewards from that tick to the episode's end, with the policy's own discount."""
+    returns_endless: tuple[float, ...] = ()
+    """The same had an episode that the horizon cut off gone on for ever with its last reward."""
+    terminated: bool = False
+    """Whether the environment ended it without success: what would have come next is nothing, not unknown."""
+    steps_used: tuple[int, ...] = ()
+    """Refinement steps spent."""
+    refinement_values: tuple[tuple[float, ...], ...] = ()
+    """V of the preview after each refinement step, in episodes that were asked for it."""
+    digest: str = ""
+    """sha256 of all chunks, to the byte: equal digests are equal episodes."""
+    differences: Mapping[str, float] | None = None
+    """Largest difference of another policy's action, given the same observations and seeds, by its key; in half ranges of the action."""
+    choices_differ: Mapping[str, int] | None = None
+    """Decisions among several candidates in which it chose another one of nearly the same V; they are not in `differences`."""
+
+    @classmethod
+    def from_plain(cls, data: Mapping[str, Any]) -> WatchedEpisode:
+        """From one line of an episodes file; fields of a later version are left out."""
+        known = {f.name for f in fields(cls)}
+        return cls(**{k: _tuple(v) for k, v in data.items() if k in known})
+
+
+class WatchedPlant:
+    """Collects the rewards of each tick, and lets somebody look after it."""
+
+    def __init__(self, plant: EpisodicPlant, after_tick: Callable[[], None] | None = None):
+        self.plant = plant
+        self.rewards: list[float] = []
+        self._after_tick = after_tick
+
+    @property
+    def success(self) -> bool:
+        return self.plant.success
+
+    @property
+    def finished(self) -> bool:
+        return self.plant.finished
+
+    @property
+    def terminated(self) -> bool:
+        """Whether the plant ended its episode by itself; one that does not say ends at success or at its horizon."""
+        return bool(getattr(self.plant, "terminated", False))
+
+    def reset(self, seed: int | None = None) -> None:
+        self.rewards = []
+        self.plant.reset(seed)
+
+    def observe(self) -> Observation:
+        return self.plant.observe()
+
+    def apply(self, action: NDArray[np.float32]) -> None:
+        self.plant.apply(action)
+        # A plant without rewards of its own has ours: -1 a tick until success.
+        self.rewards.append(float(getattr(self.plant, "reward", float(self.plant.success) - 1.0)))
+        if self._after_tick is not None:
+            self._after_tick()
+
+    def close(self) -> None:
+        self.plant.close()
+
+
+CHOICE = 0.05
+"""Chunks of two policies further apart than this, in half ranges, are different candidates and not the same one computed differently."""
+
+
+TIE = 1e-4
+"""Of the larger of |V| and 1: two candidates whose V are closer may be ranked either way by another order of multiplication."""
+
+
+class WatchedPolicy:
+    """Passes decisions on and notes them; also asks for V, for every refinement step, or other policies, outside the timing."""
+
+    def __init__(
+        self,
+        policy: Policy,
+        plant: WatchedPlant,
+        *,
+        prune: Sequence[tuple[int, int]] = (),
+        value: bool = True,
+        refinement: bool = False,
+        others: Mapping[str, Policy] | None = None,
+        after_decision: Callable[[Decision, list[Decision]], None] | None = None,
+    ):
+        """`prune` goes to the policy as it is (ONNX and remote policies have it).
+
+        `after_decision` gets every decision and, with `refinement`, the previews on the way to it.
+        """
+        self._policy, self._plant, self._value, self._refinement = policy, plant, value, refinement
+        self._others = dict(others or {})
+        self._after_decision = after_decision
+        self._extra = {"prune": prune} if prune else {}
+        self._half_range = (policy.contract.plant.action_high - policy.contract.plant.action_low) / 2
+        self.decisions: list[Decision] = []
+        self._ticks: list[int] = []
+        self._round_trip: list[float] = []
+        self._refinement_values: list[tuple[float, ...]] = []
+        self._digest = hashlib.sha256()
+        self._differences = dict.fromkeys(self._others, 0.0)
+        self._choices = dict.fromkeys(self._others, 0)
+
+    @property
+    def contract(self) -> Contract:
+        return self._policy.contract
+
+    def act(
+        self,
+        observation: Observation,
+        *,
+        deadline: float | None = None,
+        candidates: int = 1,
+        value: bool = False,
+        seed: int | None = None,
+    ) -> Decision:
+        """See `rql_deploy.policy.Policy.act`."""
+        start = time.monotonic()
+        # Which candidate others choose is right or wrong by V alone.
+        value = value or self._value or (candidates > 1 and bool(self._others))
+        decision = self._policy.act(observation, deadline=deadline, candidates=candidates, value=value, seed=seed, **self._extra)
+        self._round_trip.append(time.monotonic() - start)
+        self.decisions.append(decision)
+        self._ticks.append(len(self._plant.rewards))
+        self._digest.update(np.ascontiguousarray(decision.actions, np.float32).tobytes())
+        stream = getattr(self._policy, "stream", None)
+        previews: list[Decision] = []
+        if self._refinement and stream is not None:
+            previews = list(stream(observation, deadline=deadline, candidates=candidates, value=True, seed=decision.seed))
+            self._refinement_values.append(tuple(float(p.value) for p in previews if p.value is not None))
+        for key, other in self._others.items():
+            answer = other.act(observation, deadline=deadline, candidates=candidates, value=value, seed=decision.seed, **self._extra)
+            difference = float(np.abs((answer.actions - decision.actions) / self._half_range).max())
+            if candidates > 1 and difference > CHOICE and _nearly_equal(decision.value, answer.value):
+                self._choices[key] += 1
+            else:
+                self._differences[key] = max(self._differences[key], difference)
+        if self._after_decision is not None:
+            self._after_decision(decision, previews)
+        return decision
+
+    def reset(self) -> None:
+        self._policy.reset()
+
+    def note(self, result: EpisodeResult) -> WatchedEpisode:
+        """The loop's result with what was noted."""
+        gamma = discount(self.contract)
+        rewards = as_trained(self._plant.rewards, self.contract)
+        returns = _discounted(rewards, gamma, 0.0)
+        terminated = self._plant.terminated and not result.success
+        tail = 0.0 if result.success or terminated or not rewards or gamma >= 1.0 else rewards[-1] / (1.0 - gamma)
+        endless = _discounted(rewards, gamma, tail)
+        judged = all(d.value is not None for d in self.decisions)
+        plain = {f.name: getattr(result, f.name) for f in fields(EpisodeResult)}
+        return WatchedEpisode(
+            **plain | {"success": bool(result.success), "round_trip": tuple(self._round_trip)},
+            total_reward=float(sum(self._plant.rewards)),
+            decided_at=tuple(self._ticks),
+            values=tuple(float(d.value) for d in self.decisions if d.value is not None) if judged else (),
+            spreads=tuple(float(d.spread) for d in self.decisions if d.spread is not None) if judged else (),
+            returns=tuple(returns[tick] for tick in self._ticks),
+            returns_endless=tuple(endless[tick] for tick in self._ticks),
+            terminated=terminated,
+            steps_used=tuple(d.steps_used for d in self.decisions),
+            refinement_values=tuple(self._refinement_values),
+            digest=self._digest.hexdigest(),
+            differences=self._differences or None,
+            choices_differ=self._choices or None,
+        )
+
+
+def _nearly_equal(v: float | None, w: float | None) -> bool:
+    return v is not None and w is not None and abs(v - w) <= TIE * max(1.0, abs(v))
+
+
+def discount(contract: Contract) -> float:
+    """Gamma that V was trained with."""
+    settings = contract.provenance.config.get("rql", {})
+    return float(settings.get("gamma", 0.99))
+
+
+def as_trained(rewards: list[float], contract: Contract) -> list[float]:
+    """The plant's rewards as V was taught them: with `reward = "sparse"`, -1 for every one that is not 0."""
+    sparse = contract.provenance.config.get("reward") == "sparse"
+    return [-float(reward != 0.0) for reward in rewards] if sparse else rewards
+
+
+def _discounted(rewards: list[float], gamma: float, tail: float) -> list[float]:
+    """Discounted sum of the rewards from each tick on, with `tail` after the last."""
+    sums = [tail] * (len(rewards) + 1)
+    for tick in range(len(rewards) - 1, -1, -1):
+        sums[tick] = rewards[tick] + gamma * sums[tick + 1]
+    return sums
+
+
+def _tuple(value: Any) -> Any:
+    return tuple(_tuple(v) for v in value) if isinstance(value, list) else value

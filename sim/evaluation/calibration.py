@@ -1,0 +1,124 @@
+"""V against what came of it: correlation, bias and a reliability table of predicted values and achieved discounted returns.
+
+An episode that its horizon cuts off has no known return. It lies between what was collected until then and what would have been
+collected had the last reward gone on for ever; both ends are given.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .annotations import WatchedEpisode
+
+BINS = 8
+RESAMPLES = 2000
+
+
+@dataclass(frozen=True)
+class Bin:
+    """Decisions whose V is among one share of all, lowest first."""
+
+    decisions: int
+    value: float
+    """Mean V."""
+    achieved: float
+    """Mean return until the episode's end."""
+    achieved_endless: float
+    """Mean return had episodes that were cut off gone on as they were."""
+    low: float
+    """Lower end of the 95 % interval of `achieved`, by resampling episodes."""
+    high: float
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How V and return agree over some decisions."""
+
+    decisions: int
+    correlation: float | None
+    """Pearson's; None when either is constant or there are fewer than 3."""
+    rank_correlation: float | None
+    """Spearman's."""
+    bias: float
+    """Mean of V minus the return until the episode's end: positive when V promises too much."""
+    bias_interval: tuple[float, float]
+    """95 %, by resampling episodes."""
+    bias_endless: float
+    """The same had episodes that were cut off gone on as they were."""
+    rmse: float
+
+
+@dataclass(frozen=True)
+class ValueCalibration:
+    """Of one contestant."""
+
+    episodes: int
+    cut: int
+    """Episodes without success that the environment did not end either."""
+    start: Agreement
+    """First decisions only: independent of each other."""
+    all: Agreement
+    bins: tuple[Bin, ...]
+
+
+def calibrate(episodes: Sequence[WatchedEpisode]) -> ValueCalibration | None:
+    """Of episodes whose decisions were judged; None if there are none."""
+    judged = [e for e in episodes if e.values]
+    if not judged:
+        return None
+    value = np.concatenate([e.values for e in judged])
+    achieved = np.concatenate([e.returns for e in judged])
+    endless = np.concatenate([e.returns_endless for e in judged])
+    episode = np.repeat(np.arange(len(judged)), [len(e.values) for e in judged])
+    first = np.concatenate([np.arange(len(e.values)) == 0 for e in judged])
+    bins = []
+    for rows in np.array_split(np.argsort(value, kind="stable"), min(BINS, len(value))):
+        low, high = _interval(achieved[rows], episode[rows])
+        bins.append(Bin(len(rows), float(value[rows].mean()), float(achieved[rows].mean()), float(endless[rows].mean()), low, high))
+    return ValueCalibration(
+        episodes=len(judged),
+        cut=sum(not (e.success or e.terminated) for e in judged),
+        start=_agreement(value[first], achieved[first], endless[first], episode[first]),
+        all=_agreement(value, achieved, endless, episode),
+        bins=tuple(bins),
+    )
+
+
+def _agreement(value: NDArray[Any], achieved: NDArray[Any], endless: NDArray[Any], episode: NDArray[Any]) -> Agreement:
+    return Agreement(
+        decisions=len(value),
+        correlation=_correlation(value, achieved),
+        rank_correlation=_correlation(_ranks(value), _ranks(achieved)),
+        bias=float((value - achieved).mean()),
+        bias_interval=_interval(value - achieved, episode),
+        bias_endless=float((value - endless).mean()),
+        rmse=float(np.sqrt(np.square(value - achieved).mean())),
+    )
+
+
+def _correlation(a: NDArray[Any], b: NDArray[Any]) -> float | None:
+    if len(a) < 3 or a.std() == 0.0 or b.std() == 0.0:
+        return None
+    return float(np.corrcoef(a, b)[0, 1])
+
+
+def _ranks(x: NDArray[Any]) -> NDArray[Any]:
+    """Ranks with ties sharing their mean."""
+    _, inverse, counts = np.unique(x, return_inverse=True, return_counts=True)
+    last = np.cumsum(counts)
+    ranks: NDArray[Any] = (last - (counts - 1) / 2.0)[inverse]
+    return ranks
+
+
+def _interval(x: NDArray[Any], episode: NDArray[Any]) -> tuple[float, float]:
+    """95 % percentile bootstrap of the mean; episodes are drawn, because decisions of one episode are not independent."""
+    _, inverse = np.unique(episode, return_inverse=True)
+    sums, counts = np.bincount(inverse, x), np.bincount(inverse)
+    drawn = np.random.default_rng(0).integers(0, len(sums), (RESAMPLES, len(sums)))
+    low, high = np.quantile(sums[drawn].sum(1) / counts[drawn].sum(1), (0.025, 0.975))
+    return float(low), float(high)

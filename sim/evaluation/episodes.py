@@ -1,0 +1,214 @@
+"""Evaluate a policy on seeded episodes in parallel processes.
+
+The policy and the loop that drives it come from outside as picklable callables, so the same evaluation serves torch checkpoints,
+ONNX in process and policies behind a socket.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Executor, Future, as_completed
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rql_deploy.contract import PlantDescription
+from rql_deploy.plant import EpisodeResult
+from rql_deploy.policy import Policy
+from rql_deploy.sim.collection.collect import demonstrate
+from rql_deploy.sim.plants.tasks import EnvPlant, Task, describe
+from rql_deploy.sim.processes import SimulatorPool, finished
+from rql_deploy.statistics import percentile_ms, wilson_interval
+
+from .annotations import WatchedEpisode
+from .calibration import calibrate
+
+MakePolicy = Callable[[PlantDescription], Policy]
+RunEpisode = Callable[..., EpisodeResult]
+"""Called with plant, policy and seed, with `others` if the contestant has some, and with `film` if a film is made of it."""
+
+
+@dataclass(frozen=True)
+class Contestant:
+    """One way of acting that is evaluated."""
+
+    key: str
+    make_policy: MakePolicy
+    run_episode: RunEpisode
+    others: Mapping[str, MakePolicy] = field(default_factory=dict)
+    """By key, policies that are asked the same questions and do not act."""
+
+
+@dataclass(frozen=True)
+class Score:
+    """Episodes of one contestant, in the order of the seeds."""
+
+    key: str
+    results: tuple[EpisodeResult, ...]
+    horizon: int
+
+    @property
+    def successes(self) -> int:
+        return sum(r.success for r in self.results)
+
+    @property
+    def success(self) -> float:
+        """Fraction of episodes that succeeded."""
+        return self.successes / len(self.results)
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """Its Wilson 95 % interval."""
+        return wilson_interval(self.successes, len(self.results))
+
+    @property
+    def lengths(self) -> list[int]:
+        """Steps of each episode; a failure counts as the horizon."""
+        return [r.steps if r.success else self.horizon for r in self.results]
+
+    def summary(self) -> dict[str, Any]:
+        """JSON data: success, episodes, ci, steps, latencies in milliseconds of decisions, calibration where V was asked for."""
+        round_trip = [t for r in self.results for t in r.round_trip]
+        inference = [t for r in self.results for t in r.inference]
+        watched = [r for r in self.results if isinstance(r, WatchedEpisode)]
+        calibration = calibrate(watched)
+        more = {"reward": float(np.mean([r.total_reward for r in watched]))} if watched else {}
+        return {
+            "success": self.success,
+            "episodes": len(self.results),
+            "ci": list(self.interval),
+            "steps": float(np.mean(self.lengths)),
+            "holds": sum(r.holds for r in self.results),
+            "round_trip_ms": {f"p{q}": percentile_ms(round_trip, q) for q in (50, 99)},
+            "inference_ms": {f"p{q}": percentile_ms(inference, q) for q in (50, 99)},
+            **more,
+            **({"calibration": asdict(calibration)} if calibration else {}),
+        }
+
+
+KEPT_POLICIES = 4
+"""Policies a worker keeps; training has ever new ones evaluated."""
+_plants: dict[str, tuple[EnvPlant, PlantDescription]] = {}
+_policies: dict[str, Policy] = {}
+
+
+def _plant(task: Task) -> tuple[EnvPlant, PlantDescription]:
+    # Workers keep their simulator and policies: building one takes longer than an episode.
+    if task.name not in _plants:
+        env = task.make_env()
+        _plants[task.name] = EnvPlant(env), describe(task.name, env)
+    return _plants[task.name]
+
+
+def _describe(task: Task) -> PlantDescription:
+    return _plant(task)[1]
+
+
+def _policy(key: str, make: MakePolicy, description: PlantDescription) -> Policy:
+    if key not in _policies:
+        if len(_policies) >= KEPT_POLICIES:
+            del _policies[next(iter(_policies))]
+        _policies[key] = make(description)
+    return _policies[key]
+
+
+def _play(task: Task, contestant: Contestant, seed: int) -> EpisodeResult:
+    plant, description = _plant(task)
+    policy = _policy(contestant.key, contestant.make_policy, description)
+    if not contestant.others:
+        return contestant.run_episode(plant, policy, seed)
+    others = {key: _policy(key, make, description) for key, make in contestant.others.items()}
+    return contestant.run_episode(plant, policy, seed, others=others)
+
+
+def _film(task: Task, contestant: Contestant, seeds: Sequence[int], path: Path, camera: str | None) -> list[EpisodeResult]:
+    from .films import Film
+
+    plant, description = _plant(task)
+    policy = _policy(contestant.key, contestant.make_policy, description)
+    with Film(path, plant, policy.contract, camera=camera) as film:
+        return [contestant.run_episode(plant, policy, seed, film=film) for seed in seeds]
+
+
+def _play_demonstrator(task: Task, seed: int, noise_range: tuple[float, float]) -> EpisodeResult:
+    episode = demonstrate(task, 0, seed, noise_range)
+    return EpisodeResult(seed, bool(episode.success[-1]), episode.steps)
+
+
+def finished_in_any_order(futures: Sequence[Future[EpisodeResult]]) -> Iterator[EpisodeResult]:
+    """Results as they come in."""
+    for future in as_completed(futures):
+        yield finished(future)
+
+
+class Evaluation:
+    """A pool of simulator processes that plays contestants on one task. Use as a context manager."""
+
+    def __init__(self, task: Task, workers: int, *, niceness: int = 0, pool: Executor | None = None):
+        """Processes of this machine, or `pool`, which is shut down at the end."""
+        self.task, self.horizon = task, task.horizon
+        self._pool = pool or SimulatorPool(workers, niceness)
+
+    def __enter__(self) -> Evaluation:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def stop(self) -> None:
+        """End after the episodes under way; those not begun are dropped."""
+        self._pool.shutdown(wait=True, cancel_futures=True)
+
+    def describe(self) -> PlantDescription:
+        """The plant that is played on; builds a simulator in a worker."""
+        return finished(self._pool.submit(_describe, self.task))
+
+    def start(self, contestant: Contestant, seeds: Sequence[int]) -> list[Future[EpisodeResult]]:
+        """Have the seeds played and return at once; `finished` of each future gives its result."""
+        return [self._pool.submit(_play, self.task, contestant, seed) for seed in seeds]
+
+    def film(self, contestant: Contestant, seeds: Sequence[int], path: Path, camera: str | None = None) -> Future[list[EpisodeResult]]:
+        """Have the seeds played once more, in order, before a camera; writes an mp4 file."""
+        return self._pool.submit(_film, self.task, contestant, seeds, path, camera)
+
+    def play(self, contestant: Contestant, seeds: Sequence[int]) -> Iterator[EpisodeResult]:
+        """Results as they finish, in any order."""
+        yield from finished_in_any_order(self.start(contestant, seeds))
+
+    def play_demonstrator(self, seeds: Sequence[int], noise_range: tuple[float, float]) -> Iterator[EpisodeResult]:
+        """The scripted demonstrator on the same seeds."""
+        yield from finished_in_any_order([self._pool.submit(_play_demonstrator, self.task, seed, noise_range) for seed in seeds])
+
+    def score(self, key: str, results: Sequence[EpisodeResult], seeds: Sequence[int]) -> Score:
+        """The seeds' results in the order of the seeds; every seed must have one."""
+        by_seed = {r.seed: r for r in results}
+        return Score(key, tuple(by_seed[seed] for seed in seeds), self.horizon)
+
+
+def read_episodes(path: Path) -> list[WatchedEpisode]:
+    """The file's episodes; a line that a crash cut short is left out. No file is no episodes."""
+    found = []
+    for line in path.read_text().splitlines() if path.is_file() else ():
+        try:
+            found.append(WatchedEpisode.from_plain(json.loads(line)))
+        except (ValueError, TypeError):
+            continue
+    return found
+
+
+def append_episode(path: Path, episode: EpisodeResult) -> None:
+    """Add one line, after whatever a crash has left of the last one."""
+    with path.open("a+b") as file:
+        torn = file.tell() and (file.seek(-1, os.SEEK_END), file.read(1))[1] != b"\n"
+        file.write((b"\n" if torn else b"") + json.dumps(asdict(episode)).encode() + b"\n")
+
+
+def write_episodes(path: Path, episodes: Iterable[EpisodeResult]) -> None:
+    """The whole file at once, in the order given; complete or not at all."""
+    partial = path.with_name(path.name + ".writing")
+    partial.write_text("".join(json.dumps(asdict(episode)) + "\n" for episode in episodes))
+    partial.replace(path)

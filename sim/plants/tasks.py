@@ -1,0 +1,203 @@
+"""Task names as the command line takes them, and how each becomes an environment, a plant and a description.
+
+    robosuite:Lift                                   a robosuite task
+    ogbench:cube-single-play-singletask-task2-v0     a task of OGBench (ogbench:cube-single-play is the environment's default one)
+    gym:Pendulum-v1, gym:MODULE:ID                   any registered gymnasium environment
+
+Every task string goes through here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rql_deploy.contract import PlantDescription
+from rql_deploy.errors import UserError
+from rql_deploy.plain import suggestion
+from rql_deploy.sim.demonstrators.door import DoorDemonstrator
+from rql_deploy.sim.demonstrators.lift import LiftDemonstrator
+from rql_deploy.sim.demonstrators.pick_and_place import NutAssemblySquareDemonstrator, PickPlaceCanDemonstrator, StackDemonstrator
+from rql_deploy.sim.processes import require_display
+
+from . import gym_env, ogbench_env, robosuite_env
+from .task_env import TaskEnv
+
+
+class Demonstrator(Protocol):
+    """A program that solves a task from its observation."""
+
+    def __init__(self, noise: float, rng: np.random.Generator): ...
+
+    def act(self, observation: Mapping[str, NDArray[np.float64]]) -> NDArray[np.float32]:
+        """One action `[A]` from the named observation fields."""
+        ...
+
+
+DEMONSTRATORS: Mapping[str, type[Demonstrator]] = {
+    "robosuite:Lift": LiftDemonstrator,
+    "robosuite:Stack": StackDemonstrator,
+    "robosuite:Door": DoorDemonstrator,
+    "robosuite:PickPlaceCan": PickPlaceCanDemonstrator,
+    "robosuite:NutAssemblySquare": NutAssemblySquareDemonstrator,
+}
+
+
+@dataclass(frozen=True)
+class Family:
+    """One kind of task: what stands before the colon."""
+
+    example: str
+    settings: frozenset[str]
+    """Settings that its environments take; others are refused by name."""
+    check: Callable[[str], Any]
+    """Raises UserError, with the nearest names, when there is no such task."""
+    make: Callable[..., TaskEnv]
+    """From the task's name within the family and the settings."""
+    horizon: Callable[[str], int]
+    """Steps of an episode where none are asked for."""
+
+
+FAMILIES: Mapping[str, Family] = {
+    "robosuite": Family(
+        "robosuite:Lift",
+        frozenset({"robot", "controller", "control_rate", "horizon", "render_mode"}),
+        robosuite_env.check_task,
+        robosuite_env.RobosuiteEnv,
+        robosuite_env.default_horizon,
+    ),
+    "ogbench": Family(
+        "ogbench:cube-single-play-singletask-task2-v0",
+        frozenset({"horizon", "render_mode"}),
+        ogbench_env.environment_spec,
+        ogbench_env.OGBenchEnv,
+        ogbench_env.default_horizon,
+    ),
+    "gym": Family(
+        "gym:Pendulum-v1",
+        frozenset({"control_rate", "horizon", "render_mode"}),
+        gym_env.environment_spec,
+        gym_env.GymEnv,
+        gym_env.default_horizon,
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Task:
+    """A task and the settings of its environment."""
+
+    name: str
+    settings: Mapping[str, Any]
+    """Those left out, or None, are the task's own."""
+
+    @classmethod
+    def of_plant(cls, plant: PlantDescription) -> Task:
+        """The simulated task that a contract's plant was, with the settings it had; raises UserError when it was none."""
+        kind = plant.task.partition(":")[0]
+        if kind not in FAMILIES:
+            raise UserError(f"the data of {plant.task} does not say how to build its environment: leave --episodes out")
+        kwargs = plant.environment.get("spec", {}).get("kwargs", {})
+        return cls(plant.task, {name: value for name, value in kwargs.items() if name in FAMILIES[kind].settings})
+
+    def check(self) -> str:
+        """The task's name within its family; raises UserError when there is no such task or it does not take the settings."""
+        family, task = self._family, self.name.partition(":")[2]
+        for name in self._given:
+            if name not in family.settings:
+                kind = self.name.partition(":")[0]
+                raise UserError(f"--{name.replace('_', '-')} does not apply to {kind} tasks, where it is fixed: leave it out")
+        family.check(task)
+        return task
+
+    def make_env(self) -> TaskEnv:
+        """A new environment; raises UserError for an unknown task or controller."""
+        task = self.check()
+        if self._given.get("render_mode"):
+            require_display()
+        return self._family.make(task, **self._given)
+
+    @cached_property
+    def horizon(self) -> int:
+        """Steps after which an episode has failed."""
+        return int(self._given.get("horizon") or self._family.horizon(self.check()))
+
+    @property
+    def _given(self) -> dict[str, Any]:
+        return {name: value for name, value in self.settings.items() if value is not None}
+
+    @property
+    def _family(self) -> Family:
+        kind, _, task = self.name.partition(":")
+        if kind not in FAMILIES or not task:
+            near = suggestion(kind, FAMILIES) if kind and task else ""
+            examples = ", ".join(family.example for family in FAMILIES.values())
+            raise UserError(f"'{self.name}' is not a task{near.rstrip('?')}; write KIND:TASK, for example {examples}")
+        return FAMILIES[kind]
+
+
+def describe(task: str, env: TaskEnv) -> PlantDescription:
+    """The environment's side of a contract: fields, action dimensions with units and hold parts, rate, and how to rebuild it."""
+    return env.description(task)
+
+
+class EnvPlant:
+    """An environment as a plant: the simulator takes one control tick per `apply`."""
+
+    def __init__(self, env: TaskEnv):
+        self.env = env
+        self.reward = 0.0
+        """Of the last action, in the meaning that the training data gives it."""
+        self._observation: dict[str, NDArray[np.float64]] = {}
+        self._success = self._finished = self._terminated = False
+
+    @property
+    def success(self) -> bool:
+        return self._success
+
+    @property
+    def finished(self) -> bool:
+        """Whether the episode is over: at success, or at the horizon."""
+        return self._finished
+
+    @property
+    def terminated(self) -> bool:
+        """Whether the environment itself ended the episode (fallen, say), so that nothing was cut off."""
+        return self._terminated
+
+    @property
+    def rest_action(self) -> NDArray[np.float32] | None:
+        """The action `[A]` that leaves the arm where it is now, where the environment knows one: what to hold before the first decision."""
+        return self.env.rest_action()
+
+    def reset(self, seed: int | None = None) -> None:
+        self._observation, info = self.env.reset(seed=seed)
+        self._success, self._finished, self._terminated, self.reward = bool(info["success"]), False, False, 0.0
+
+    def observe(self) -> Mapping[str, NDArray[np.float64]]:
+        return self._observation
+
+    def apply(self, action: NDArray[np.float32]) -> None:
+        self._observation, self.reward, terminated, truncated, info = self.env.step(action)
+        self._success = bool(info["success"])
+        self._terminated = terminated
+        self._finished = self._success or terminated or truncated
+
+    def close(self) -> None:
+        self.env.close()
+
+
+def find_demonstrator(task: Task) -> type[Demonstrator]:
+    """The scripted demonstrator of a task; raises UserError naming those there are and the controller they act on."""
+    task.check()
+    if task.name not in DEMONSTRATORS:
+        raise UserError(f"there is no scripted demonstrator for '{task.name}'{suggestion(task.name, DEMONSTRATORS)}")
+    controller = task.settings.get("controller") or "OSC_POSE"
+    if controller != "OSC_POSE":
+        raise UserError(f"the demonstrator of '{task.name}' acts on OSC_POSE, not on {controller}: leave --controller out")
+    return DEMONSTRATORS[task.name]

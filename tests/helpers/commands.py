@@ -1,0 +1,72 @@
+"""The command line as tests call it, and how a refusal must look."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+
+from rql_deploy.cli import main
+
+ROOT = Path(__file__).resolve().parents[2]
+TINY = ("--set", "rql.policy_hidden=[16, 16]", "--set", "rql.value_hidden=[16, 16]", "--set", "rql.h=3", "--set", "batch_size=8")
+
+
+def cli(*arguments: object) -> Result:
+    """The command line in this process."""
+    return CliRunner().invoke(main, [str(a) for a in arguments])
+
+
+def run_cli(*arguments: object, **options: object) -> subprocess.CompletedProcess[str]:
+    """The command line in a process of its own."""
+    command = [sys.executable, "-m", "rql_deploy", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False, **options)  # type: ignore[call-overload,no-any-return]
+
+
+def assert_refused(result: Result | subprocess.CompletedProcess[str], *words: str) -> None:
+    """Exit status 2, one sentence that contains the words, no traceback."""
+    if isinstance(result, Result):
+        status, text = result.exit_code, result.output
+        assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
+    else:
+        status, text = result.returncode, result.stderr
+    assert status == 2, text
+    assert "Traceback" not in text
+    errors = [line for line in text.splitlines() if line.startswith("Error: ")]
+    assert len(errors) == 1, text
+    for word in words:
+        assert word in text, f"{word!r} not in {text!r}"
+
+
+def printed(result: Result) -> dict[str, Any]:
+    """What a command with --json printed."""
+    assert result.exit_code == 0, result.output
+    found: dict[str, Any] = json.loads(result.stdout)
+    return found
+
+
+def require_compiler() -> None:
+    """A C++ compiler, for torch.compile: without one a user's test is skipped and says why, and CI's fails."""
+    if not any(shutil.which(name) for name in ("g++", "clang++")):
+        _missing("torch.compile needs a C++ compiler (apt-get install g++)")
+
+
+def require_node(folder: Path, package: str) -> None:
+    """Node.js and the packages of `folder`: without them a user's test is skipped and says why, and CI's fails."""
+    if shutil.which("node") is None:
+        _missing("Node.js is not installed (apt-get install nodejs npm, then make setup)")
+    elif not (folder / "node_modules" / package).is_dir():
+        _missing(f"{folder.relative_to(ROOT)}/node_modules is missing (npm and make setup put it there)")
+
+
+def _missing(text: str) -> None:
+    if os.environ.get("RQL_REQUIRE_ALL") or os.environ.get("CI"):
+        pytest.fail(text)
+    pytest.skip(text)

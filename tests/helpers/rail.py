@@ -1,0 +1,80 @@
+"""A plant and a policy that do what a test tells them, and a loop between them on a simulated clock."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from rql_deploy.contract import Contract
+from rql_deploy.errors import DeadlineMissed
+from rql_deploy.policy import Decision
+from rql_deploy.runtime.control.clock import SimulatedClock
+from rql_deploy.runtime.control.inference import DelayedAsker
+from rql_deploy.runtime.control.playback import Mode
+from rql_deploy.runtime.control.realtime import RealTimeLoop
+from rql_deploy.runtime.control.telemetry import Tick
+
+
+class Rail:
+    """A cart on a rail and a gripper; remembers what it was told. Fails or takes its time where told to."""
+
+    def __init__(self, horizon: int = 30, *, fails: int | None = None, work: Mapping[int, float] | None = None):
+        self.horizon, self.fails, self.work = horizon, fails, work or {}
+        self.clock: SimulatedClock | None = None
+        self.applied: list[np.ndarray] = []
+
+    finished = property(lambda self: len(self.applied) >= self.horizon)
+    success = property(lambda self: self.finished)
+
+    def reset(self, seed: int | None = None) -> None:
+        self.applied = []
+
+    def observe(self) -> Mapping[str, Any]:
+        return {"observation": np.full(4, len(self.applied), np.float32)}
+
+    def apply(self, action: np.ndarray) -> None:
+        if self.fails == len(self.applied):
+            raise RuntimeError("the drive has no power")
+        if self.clock is not None:
+            self.clock.time += self.work.get(len(self.applied), 0.0)
+        self.applied.append(action)
+
+
+class Scripted:
+    """Chunk n is full of `level(n)`; misses where told to. Streams as many previews as it has steps."""
+
+    def __init__(self, contract: Contract, misses: range = range(0)):
+        self.contract, self.misses = contract, misses
+        self.asked: list[int] = []
+        self.fill: Any = 0.5
+
+    def act(self, observation: Mapping[str, Any], *, seed: int, **_: object) -> Decision:
+        self.asked.append(int(observation["observation"][0]))
+        if len(self.asked) - 1 in self.misses:
+            raise DeadlineMissed("late")
+        return self._decision(10, seed)
+
+    def stream(self, observation: Mapping[str, Any], *, seed: int, **_: object) -> Iterator[Decision]:
+        self.asked.append(int(observation["observation"][0]))
+        for steps in range(1, 11):
+            yield self._decision(steps, seed)
+
+    def _decision(self, steps: int, seed: int) -> Decision:
+        chunk = np.full((self.contract.h, self.contract.plant.action_dim), self.fill, np.float32)
+        return Decision(chunk, None, None, steps, 0.0, seed, {})
+
+    def reset(self) -> None: ...
+
+
+def drive(
+    plant: Rail, policy: Scripted, *, delay: float = 1.0, mode: Mode | None = "prefetch", **options: Any
+) -> tuple[RealTimeLoop, list[Tick]]:
+    """A loop on a simulated clock with a policy that takes `delay` ticks."""
+    clock, ticks = SimulatedClock(100.0), []
+    plant.clock = clock
+
+    def asker(clock: Any, guard: Any) -> DelayedAsker:
+        return DelayedAsker(policy, clock, delay / 20.0, value=guard.needs_value)
+
+    loop = RealTimeLoop(plant, policy, mode=mode, clock=clock, asker=asker, on_tick=lambda tick, _: ticks.append(tick), **options)
+    return loop, ticks

@@ -1,0 +1,74 @@
+"""Real server processes, what is asked of them, and bundles to exchange under them."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import shutil
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import onnx
+
+from rql_deploy.bundle.bundle import CONTRACT, CONTRACT_ID_KEY, CONTRACT_KEY, write_manifest
+from rql_deploy.contract import Contract
+
+
+@contextlib.contextmanager
+def serving(bundle: Path, *options: str) -> Iterator[tuple[str, subprocess.Popen[str]]]:
+    """A real server process; yields its endpoint and the process."""
+    command = [sys.executable, "-m", "rql_deploy", "serve", str(bundle), "--bind", "tcp://127.0.0.1:*", *options]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    try:
+        assert process.stdout is not None
+        ready = process.stdout.readline()
+        match = re.search(r"on ((?:tcp|ipc)://\S+)$", ready.strip())
+        assert match, ready + process.stdout.read()
+        yield match.group(1), process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def observation(contract: Contract, seed: int = 0) -> dict[str, np.ndarray]:
+    """A random observation of the contract's fields."""
+    rng = np.random.default_rng(seed)
+    return {f.name: rng.normal(size=f.shape) for f in contract.plant.fields}
+
+
+def note(process: subprocess.Popen[str], pattern: str) -> str:
+    """What a line of the server's output says."""
+    assert process.stdout is not None
+    for line in process.stdout:
+        if match := re.search(pattern, line):
+            return match.group(1)
+    raise AssertionError(f"no line matches {pattern}")
+
+
+def get(url: str) -> tuple[int, str]:
+    """Status and text of an HTTP answer."""
+    try:
+        with urllib.request.urlopen(url, timeout=5) as answer:
+            return answer.status, answer.read().decode()
+    except urllib.error.HTTPError as error:
+        return error.code, error.read().decode()
+
+
+def variant(bundle: Path, folder: Path, contract: Contract, *, scale: float) -> Path:
+    """A whole bundle with another contract and its weights scaled (by 2: folded constants then scale to the bit)."""
+    shutil.copytree(bundle, folder)
+    for path in folder.glob("*.onnx"):
+        graph = onnx.load(path)
+        for tensor in graph.graph.initializer:
+            if len(tensor.dims) == 2 and max(tensor.dims) > 1:
+                tensor.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(tensor) * np.float32(scale), tensor.name))
+        onnx.helper.set_model_props(graph, {CONTRACT_ID_KEY: contract.contract_id, CONTRACT_KEY: contract.to_json()})
+        onnx.save(graph, path)
+    (folder / CONTRACT).write_text(contract.to_json())
+    write_manifest(folder, contract)
+    return folder

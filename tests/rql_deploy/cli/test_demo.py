@@ -1,0 +1,56 @@
+"""The demo, which is the command line's verbs one after the other: small here, in full by `make demo`."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from rql_deploy.cli import demo
+from tests.helpers.commands import assert_refused, cli, run_cli
+
+
+def test_the_quick_demo_serves_the_shipped_bundle_and_lifts(tmp_path: Path) -> None:
+    result = run_cli("demo", "--quick", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert len(re.findall(r"^episode \d: ", result.stdout, re.MULTILINE)) == 3
+    match = re.search(r"(\d) of 3 succeeded", result.stdout)
+    assert match
+    # Chance does not lift a cube: one of three already shows that the shipped policy arrives in the simulator.
+    assert int(match[1]) >= 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_demo_trains_both_policies_and_scores_every_row_on_the_same_seeds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(demo, "COLLECT_EPISODES", 4)
+    output = tmp_path / "demo"
+    demo.prepare(output)
+    demo.collect_and_train(output, seed=5, updates=20)
+    scores = demo.evaluate(output, seed=5, episodes=2)
+    demo.report(output, scores, seed=5, seconds=61)
+    summary = json.loads((output / "summary.json").read_text())
+    assert list(summary) == ["demonstrator", "bc", "bc_guided", "rql", "rql_guided"]
+    for row in summary.values():
+        assert 0 <= row["success"] <= 1
+        assert row["episodes"] == 2
+        assert row["ci"][0] <= row["success"] <= row["ci"][1]
+        assert 0 < row["steps"] <= demo.DEFAULT_HORIZON
+    assert len({tuple(r.seed for r in score.results) for score in scores.values()}) == 1
+    assert summary["rql_guided"]["round_trip_ms"]["p50"] > summary["rql_guided"]["inference_ms"]["p50"] > 0
+    configs = {name: json.loads((output / name / "config.json").read_text())["rql"] for name in ("bc", "rql")}
+    assert configs["bc"] == {**configs["rql"], "policy_value_weight": 0.0}
+    assert "rql-deploy serve" in capfd.readouterr().out
+
+
+def test_a_folder_with_other_files_is_not_replaced_and_an_earlier_demo_is(tmp_path: Path) -> None:
+    mine = tmp_path / "demo"
+    mine.mkdir()
+    (mine / "thesis.tex").write_text("mine")
+    assert_refused(cli("demo", "--output", mine), "no demo made", "--output")
+    assert (mine / "thesis.tex").exists()
+    demo.prepare(tmp_path / "other")
+    (tmp_path / "other" / "summary.json").write_text("{}")
+    demo.prepare(tmp_path / "other")
+    assert not (tmp_path / "other" / "summary.json").exists()

@@ -1,0 +1,176 @@
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+
+import jsonschema
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from rql_deploy.bundle.bundle import Bundle, write_manifest
+from rql_deploy.contract import ActionDimension, Calibration, Contract, ContractError, ObservationField, PlantDescription, Provenance
+from rql_deploy.errors import BundleError
+from rql_deploy.schema import PUBLISHED, json_schema
+from tests.helpers.commands import ROOT
+
+names = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=12)
+numbers = st.floats(allow_nan=False, allow_infinity=False, width=32)
+
+
+@st.composite
+def contracts(draw: st.DrawFn) -> Contract:
+    fields = tuple(
+        ObservationField(name, draw(st.tuples(st.integers(1, 4)) | st.tuples(st.integers(1, 3), st.integers(1, 3))), draw(names))
+        for name in draw(st.lists(names, min_size=1, max_size=4, unique=True))
+    )
+    actions = tuple(
+        ActionDimension(name, -draw(st.floats(0.1, 10)), draw(st.floats(0.1, 10)), hold=draw(st.sampled_from(["null", "repeat"])))
+        for name in draw(st.lists(names, min_size=1, max_size=4, unique=True))
+    )
+    plant = PlantDescription(
+        draw(names), fields, actions, draw(st.floats(1, 1000)), {"kwargs": draw(st.dictionaries(names, numbers, max_size=2))}
+    )
+    dim = plant.observation_dim
+    row = st.lists(numbers, min_size=dim, max_size=dim).map(tuple)
+    return Contract(
+        plant=plant,
+        h=draw(st.integers(1, 10)),
+        F=draw(st.integers(1, 20)),
+        observation_mean=draw(row),
+        observation_std=draw(st.lists(st.floats(1e-6, 1e6), min_size=dim, max_size=dim).map(tuple)),
+        value_members=draw(st.integers(1, 10)),
+        calibration=Calibration((0.0, 1.0), {}, ((draw(numbers),), (draw(numbers),)), (draw(numbers),) * 2, (draw(numbers),) * 2),
+        provenance=Provenance(
+            draw(names), draw(names), {}, draw(st.integers(0, 2**31)), draw(st.integers(1, 10**9)), {"numpy": draw(names)}
+        ),
+    )
+
+
+@given(contracts())
+@settings(max_examples=60, deadline=None)
+def test_any_contract_survives_its_json_with_the_same_id(contract: Contract) -> None:
+    again = Contract.from_json(contract.to_json())
+    assert again == contract
+    assert again.contract_id == contract.contract_id
+
+
+@given(contracts(), st.data())
+@settings(max_examples=100, deadline=None)
+def test_changing_any_one_entry_changes_the_id_or_is_refused(contract: Contract, data: st.DataObject) -> None:
+    plain = json.loads(contract.to_json())
+    node, key = plain, None
+    while isinstance(node, dict | list) and len(node):
+        parent, key = node, data.draw(st.sampled_from(sorted(node)) if isinstance(node, dict) else st.integers(0, len(node) - 1))
+        node = node[key]
+    parent[key] = (node + 1 if isinstance(node, int | float) else node + "x") if isinstance(node, int | float | str) else 1
+    try:
+        changed = Contract.from_json(json.dumps(plain))
+    except ContractError:
+        return
+    # Adding one to a large float can leave it as it is; then it is no corruption.
+    assert changed.contract_id != contract.contract_id or json.loads(contract.to_json()) == plain
+
+
+def test_entries_unknown_missing_or_of_the_wrong_type_are_named(bundle: Path) -> None:
+    plain = json.loads(Bundle.open(bundle).contract.to_json())
+
+    def reason(**changes: object) -> str:
+        with pytest.raises(ContractError) as error:
+            Contract.from_json(json.dumps({**plain, **changes}))
+        return str(error.value)
+
+    assert "unknown entry 'valeu_members': did you mean value_members?" in reason(valeu_members=2)
+    assert "contract.h should be a whole number, not 'five'" in reason(h="five")
+    assert "schema version 99" in reason(schema_version=99)
+    assert "scales 1 numbers but its fields have 4" in reason(observation_mean=[0.0])
+    del plain["F"]
+    assert "lacks the entry 'F'" in reason()
+
+
+def test_fields_are_assembled_in_the_contracts_order_and_split_again(bundle: Path) -> None:
+    base = Bundle.open(bundle).contract
+    plant = dataclasses.replace(base.plant, fields=(ObservationField("b", (2,)), ObservationField("a", (1, 2))))
+    contract = dataclasses.replace(base, plant=plant)
+    flat = contract.flatten({"a": [[3, 4]], "b": [1, 2], "unused": "text"})
+    assert flat.tolist() == [1, 2, 3, 4]
+    parts = contract.split(flat[None])
+    assert {name: part.tolist() for name, part in parts.items()} == {"b": [[1, 2]], "a": [[[3, 4]]]}
+    with pytest.raises(ContractError, match=r"lacks field 'b' of shape \[2\] \(there is 'bb'\)"):
+        contract.flatten({"a": np.zeros((1, 2)), "bb": np.zeros(2)})
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"h": 0}, "has h = 0"),
+        ({"F": -1}, "has F = -1"),
+        ({"observation_std": [1.0, 0.0, 1.0, 1.0]}, "a scale that is not above 0"),
+        ({"plant.control_rate": 0.0}, "control rate of 0 Hz"),
+        ({"plant.actions": []}, "has no actions"),
+        ({"plant.fields.0.name": "observation", "plant.fields.0.dtype": "float64"}, "dtype 'float64'"),
+        ({"plant.actions.0.low": 1.0}, r"bounds [1, 1]"),
+        ({"plant.actions.1.name": "action_0"}, "two actions of the name 'action_0'"),
+        ({"calibration.value": [0.0]}, "1 calibration quantiles of value for 9 levels"),
+        ({"calibration.levels": [1.0, 0.0]}, "do not rise"),
+    ],
+)
+def test_a_contract_that_contradicts_itself_is_refused(change: dict[str, object], words: str, bundle: Path) -> None:
+    plain = json.loads(Bundle.open(bundle).contract.to_json())
+    for path, value in change.items():
+        *parents, key = path.split(".")
+        node = plain
+        for parent in parents:
+            node = node[int(parent) if parent.isdecimal() else parent]
+        node[key] = value
+    with pytest.raises(ContractError) as error:
+        Contract.from_json(json.dumps(plain))
+    assert words in str(error.value)
+
+
+def test_a_deeply_nested_or_endless_contract_is_refused_without_a_crash() -> None:
+    for text in ("[" * 100_000, "1" * 10_000, "9" * 17_000_000, '{"schema_version": 1e999}'):
+        with pytest.raises(ContractError):
+            Contract.from_json(text)
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_the_published_schema_is_what_the_dataclasses_say(name: str) -> None:
+    published = json.loads((ROOT / "docs" / f"{name}.schema.json").read_text())
+    assert published == json_schema(PUBLISHED[name]), f"run: python -m rql_deploy.schema {name} > docs/{name}.schema.json"
+    jsonschema.Draft202012Validator.check_schema(published)
+    tables = [published, *published["$defs"].values()]
+    assert all(entry.get("description") or "$ref" in entry for table in tables for entry in table["properties"].values())
+
+
+@given(contracts())
+@settings(max_examples=30, deadline=None)
+def test_any_contract_fits_the_published_schema(contract: Contract) -> None:
+    jsonschema.validate(json.loads(contract.to_json()), json_schema(Contract))
+
+
+def test_the_schema_refuses_what_the_reader_refuses(bundle: Path) -> None:
+    plain = json.loads(Bundle.open(bundle).contract.to_json())
+    for change in ({"h": "five"}, {"valeu_members": 2}, {"observation_mean": [None]}):
+        with pytest.raises(ContractError):
+            Contract.from_json(json.dumps({**plain, **change}))
+        with pytest.raises(jsonschema.ValidationError):
+            jsonschema.validate({**plain, **change}, json_schema(Contract))
+
+
+def test_the_shipped_bundle_of_the_first_format_is_read_and_fits_the_schema() -> None:
+    old = Bundle.open(ROOT / "rql_deploy" / "assets" / "lift_bundle")
+    assert old.manifest["format"] in (1, 2)
+    assert "fp32" in old.variants
+    jsonschema.validate(json.loads(old.contract.to_json()), json_schema(Contract))
+
+
+def test_a_contract_edited_together_with_its_manifest_no_longer_fits_the_graphs(bundle: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "bundle"
+    shutil.copytree(bundle, copy)
+    contract = dataclasses.replace(Bundle.open(copy).contract, h=2)
+    (copy / "contract.json").write_text(contract.to_json())
+    write_manifest(copy, contract)
+    with pytest.raises(BundleError, match="exported for another contract"):
+        Bundle.open(copy).session("policy")

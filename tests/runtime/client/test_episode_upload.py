@@ -1,0 +1,208 @@
+"""From a served decision back to training data: what the control loop reports, the server records and `data convert` makes of it."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from rql_deploy.bundle.bundle import Bundle
+from rql_deploy.errors import ContractError
+from rql_deploy.runtime.client import RemotePolicy
+from rql_deploy.runtime.client.channel import Channel
+from rql_deploy.runtime.client.episode_upload import EpisodeReporter, ReportedPlant
+from rql_deploy.runtime.control.lockstep import ControlLoop
+from rql_deploy.runtime.engine.request import EpisodePart
+from rql_deploy.runtime.server.recording import Recorder
+from rql_deploy.runtime.wire.checks import ServerError
+from rql_deploy.train.data.readers import open_store
+from rql_deploy.train.data.store import TransitionStore
+from tests.helpers.commands import TINY, assert_refused, cli
+from tests.helpers.servers import observation, serving
+
+
+class Cart:
+    """A plant that shows what was done to it: its state holds the tick, the seed and the last action."""
+
+    def __init__(self, ticks: int = 11):
+        self.ticks = ticks
+        self.state = np.zeros(4)
+        self.played: list[tuple[np.ndarray, np.ndarray]] = []
+
+    @property
+    def finished(self) -> bool:
+        return self.success or self.state[0] >= self.ticks
+
+    @property
+    def success(self) -> bool:
+        return bool(self.state[1] % 2 == 0 and self.state[0] >= 7)
+
+    def reset(self, seed: int | None = None) -> None:
+        self.state[:] = [0, seed or 0, 0, 0]
+
+    def observe(self) -> Mapping[str, Any]:
+        return {"observation": self.state}
+
+    def apply(self, action: np.ndarray) -> None:
+        self.played.append((self.state.astype(np.float32), action))
+        self.state[0] += 1
+        self.state[2:] = action
+
+    def close(self) -> None: ...
+
+
+def read(folder: Path) -> TransitionStore:
+    store = open_store(str(folder))
+    assert isinstance(store, TransitionStore)
+    return store
+
+
+def stop(process: Any) -> None:
+    os.kill(process.pid, signal.SIGTERM)
+    assert process.wait(timeout=20) == 0
+
+
+def test_served_episodes_become_a_data_set_that_training_reads(bundle: Path, tmp_path: Path) -> None:
+    recording, data = tmp_path / "recording", tmp_path / "data"
+    cart = Cart()
+    with serving(bundle, "--record", str(recording)) as (address, process):
+        with RemotePolicy.connect(address) as policy, EpisodeReporter.connect(address) as reporter:
+            loop = ControlLoop(ReportedPlant(cart, reporter), policy)
+            results = [loop.run_episode(seed) for seed in (2, 3, 4)]
+        stop(process)
+    assert [result.success for result in results] == [True, False, True]
+    assert_refused(cli("train", "--dataset", recording, "--output", tmp_path / "run"), "server's recording", "data convert")
+    assert "0 of them different" in cli("replay", recording, "--bundle", bundle).output
+    result = cli("data", "convert", recording, "--output", data, "--to", "minari", "--json")
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout)["episodes"] == 3
+    store = read(data)
+    assert store.ends.tolist() == [7, 18, 25]
+    assert np.array_equal(store.observations, np.stack([state for state, _ in cart.played]))
+    assert np.array_equal(store.actions, np.stack([action for _, action in cart.played]))
+    assert np.flatnonzero(store.masks == 0).tolist() == [6, 24]
+    assert np.array_equal(store.rewards, -store.masks)
+    assert store.successes is not None and store.successes.tolist() == [True, False, True]
+    assert store.finals is not None and store.finals[:, 0].tolist() == [7, 11, 7]
+    assert store.plant == Bundle.open(bundle).contract.plant
+    trained = cli("train", "--dataset", data, "--output", tmp_path / "run", "--updates", 3, *TINY)
+    assert trained.exit_code == 0, trained.output
+
+
+def test_a_loop_of_ones_own_may_leave_out_what_it_does_not_know(bundle: Path, tmp_path: Path) -> None:
+    contract = Bundle.open(bundle).contract
+    silent, lost, rewarded = (tmp_path / name for name in ("silent", "lost", "rewarded"))
+    action = np.zeros(2, np.float32)
+    with serving(bundle, "--record", str(silent)) as (address, process):
+        with RemotePolicy.connect(address) as policy:
+            policy.act(observation(contract), seed=1)
+        stop(process)
+    assert_refused(cli("data", "convert", silent, "--output", tmp_path / "x"), "1 decisions and no episode", "rql-deploy run")
+
+    def part(tick: int, end: bool = False, **known: Any) -> EpisodePart:
+        fields = {"observation": np.full((4, 4), tick, np.float32)}
+        return EpisodePart(1, 7, tick, end, fields, np.zeros((4, 2), np.float32), known.get("rewards"), known.get("success"))
+
+    recorder = Recorder(lost)
+    # The part from tick 4 on is twice there, the one from tick 8 on never arrived.
+    for one in (part(4), part(4), part(0), part(12, end=True)):
+        assert recorder.record_episode(one, contract)
+    recorder.close()
+    told = cli("data", "convert", lost, "--output", tmp_path / "cut")
+    assert "1 of 1 episodes came without rewards and success" in told.output
+    assert "1 of 1 episodes are cut short" in told.output
+    assert read(tmp_path / "cut").observations[:, 0].tolist() == [0] * 4 + [4] * 4
+    assert_refused(cli("train", "--dataset", tmp_path / "cut", "--output", tmp_path / "run", *TINY), "reward")
+
+    with serving(bundle, "--record", str(rewarded)) as (address, process):
+        with EpisodeReporter.connect(address) as reporter:
+            assert reporter.recording
+            for tick in range(1200):
+                reporter.add(observation(contract, tick), action, reward=tick / 1200)
+        assert reporter.dropped == 0
+        channel = Channel(address)
+        with pytest.raises(ServerError, match="which episode"):
+            arrays = {"observation": np.zeros((1, 4), np.float32), "actions": np.zeros((1, 2), np.float32)}
+            channel.call({"op": "episode"}, arrays, 5.0)
+        channel.close()
+        stop(process)
+    assert cli("data", "convert", rewarded, "--output", tmp_path / "long").exit_code == 0
+    store = read(tmp_path / "long")
+    assert (store.ends.tolist(), store.successes, store.finals) == ([1200], None, None)
+    assert np.allclose(store.rewards, np.arange(1200) / 1200)
+
+
+def test_nothing_is_reported_to_a_server_that_does_not_record(endpoint: str) -> None:
+    with EpisodeReporter.connect(endpoint) as reporter:
+        assert not reporter.recording
+        reporter.add({}, np.zeros(2))
+        reporter.finish()
+    channel = Channel(endpoint)
+    with pytest.raises(ServerError, match="--record DIR"):
+        channel.call({"op": "episode"}, {}, 5.0)
+    channel.close()
+
+
+def test_parts_that_a_restarted_server_did_not_see_are_sent_again(bundle: Path, tmp_path: Path) -> None:
+    address = f"ipc://{tmp_path}/policy"
+    contract = Bundle.open(bundle).contract
+    folder = tmp_path / "recording"
+    with serving(bundle, "--record", str(folder), "--bind", address) as (_, first):
+        reporter = EpisodeReporter.connect(address)
+        first.kill()
+        first.wait()
+        for tick in range(5):
+            reporter.add(observation(contract, tick), np.zeros(2), success=tick == 4)
+        reporter.finish(observation(contract, 5))
+        time.sleep(0.1)
+        with serving(bundle, "--record", str(folder), "--bind", address) as (_, second):
+            time.sleep(0.1)
+            reporter.close()
+            stop(second)
+    assert reporter.dropped == 0
+    assert cli("data", "convert", folder, "--output", tmp_path / "data").exit_code == 0
+    assert read(tmp_path / "data").rewards.tolist() == [-1, -1, -1, -1, 0]
+
+
+def test_a_recorder_takes_no_more_than_it_has_room_for(bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    contract = Bundle.open(bundle).contract
+    monkeypatch.setattr("rql_deploy.runtime.server.recording.MAX_QUEUED_BYTES", 100)
+    recorder = Recorder(tmp_path)
+    large = EpisodePart(1, 0, 0, False, {"observation": np.zeros((9, 4), np.float32)}, np.zeros((9, 2), np.float32), None, None)
+    assert not recorder.record_episode(large, contract)
+    recorder.close()
+    assert recorder.dropped == 1
+
+
+def test_an_episode_whose_last_part_has_no_rows_is_converted(bundle: Path, tmp_path: Path) -> None:
+    contract, folder = Bundle.open(bundle).contract, tmp_path / "recording"
+    recorder = Recorder(folder)
+    seen = {name: np.repeat(np.asarray(x, np.float32)[None], 4, 0) for name, x in observation(contract, 0).items()}
+    nothing = {name: x[:0] for name, x in seen.items()}
+    assert recorder.record_episode(EpisodePart(1, 0, 0, False, seen, np.zeros((4, 2), np.float32), None, None), contract)
+    assert recorder.record_episode(EpisodePart(1, 0, 4, True, nothing, np.zeros((0, 2), np.float32), None, None), contract)
+    recorder.close()
+    result = cli("data", "convert", folder, "--output", tmp_path / "data")
+    assert result.exit_code == 0, result.output
+    assert read(tmp_path / "data").ends.tolist() == [4]
+    assert_refused(
+        cli("data", "relabel", folder, "--task", "cube-single-play-singletask-v0", "--output", tmp_path / "x"), "leave the task out"
+    )
+
+
+def test_a_reporter_checks_the_plant(bundle: Path, tmp_path: Path) -> None:
+    import dataclasses
+
+    plant = Bundle.open(bundle).contract.plant
+    with (
+        serving(bundle, "--record", str(tmp_path)) as (address, _),
+        pytest.raises(ContractError, match="control rate"),
+    ):
+        EpisodeReporter.connect(address, plant=dataclasses.replace(plant, control_rate=10.0))

@@ -1,0 +1,106 @@
+"""One policy on several servers."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import signal
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from rql_deploy.bundle.bundle import Bundle
+from rql_deploy.errors import ContractError, DeadlineMissed, UserError
+from rql_deploy.runtime.client import RemotePolicy
+from rql_deploy.runtime.client.failover import FailoverPolicy
+from tests.helpers.servers import observation, serving, variant
+
+
+def served(endpoint: str) -> int:
+    with RemotePolicy.connect(endpoint) as policy:
+        return int(policy.stats()["requests"].get("act", 0))
+
+
+def test_requests_go_in_turn_and_around_a_server_that_hangs_dies_or_drains(bundle: Path, tmp_path: Path) -> None:
+    first, second = (f"ipc://{tmp_path}/{name}" for name in ("first", "second"))
+    contract = Bundle.open(bundle).contract
+    sample = observation(contract, 1)
+    with contextlib.ExitStack() as stack:
+        _, one = stack.enter_context(serving(bundle, "--bind", first))
+        _, two = stack.enter_context(serving(bundle, "--bind", second))
+        policy = stack.enter_context(RemotePolicy.connect([first, second], plant=contract.plant))
+        assert isinstance(policy, FailoverPolicy)
+        assert not policy.outdated
+        policy.reset()
+        expected = {policy.act(sample, seed=1).actions.tobytes() for _ in range(6)}
+        assert len(expected) == 1
+        assert (served(first), served(second)) == (3, 3)
+        assert [d.steps_used for d in policy.stream(sample, seed=1)] == list(range(1, contract.F + 1))
+
+        one.send_signal(signal.SIGSTOP)
+        missed = 0
+        for _ in range(10):
+            try:
+                assert policy.act(sample, seed=1, deadline=0.3).actions.tobytes() in expected
+            except DeadlineMissed:
+                missed += 1
+        assert missed == 1, "only the call that was on the server that hangs"
+        assert policy.servers == {first: "away", second: "ready"}
+        policy.reset()
+        one.send_signal(signal.SIGCONT)
+        wait_until(lambda: policy.act(sample, seed=1, deadline=2.0) is not None and policy.servers[first] == "ready")
+
+        two.kill()
+        two.wait()
+        missed = 0
+        for _ in range(10):
+            try:
+                policy.act(sample, seed=1, deadline=0.3)
+            except DeadlineMissed:
+                missed += 1
+        assert missed <= 1
+        stack.enter_context(serving(bundle, "--bind", second))
+
+        def spread() -> bool:
+            for _ in range(4):
+                policy.act(sample, seed=1, deadline=2.0)
+            return served(second) > 0
+
+        wait_until(spread)
+        os.kill(one.pid, signal.SIGTERM)
+        for _ in range(10):
+            assert policy.act(sample, seed=1, deadline=2.0).actions.tobytes() in expected
+        assert one.wait(timeout=15) == 0
+
+
+def test_every_servers_contract_is_checked_and_one_server_is_enough(bundle: Path, tmp_path: Path, endpoint: str) -> None:
+    contract = Bundle.open(bundle).contract
+    slower = dataclasses.replace(contract, plant=dataclasses.replace(contract.plant, control_rate=10.0))
+    other = variant(bundle, tmp_path / "other", slower, scale=1.0)
+    absent = f"ipc://{tmp_path}/absent"
+    with pytest.raises(UserError, match="no policy server answers at any of"):
+        RemotePolicy.connect([absent, f"ipc://{tmp_path}/neither"], timeout=0.2)
+    with pytest.raises(UserError, match="is not an address"):
+        RemotePolicy.connect([endpoint, "here"], timeout=0.2)
+    with RemotePolicy.connect([endpoint, absent], plant=contract.plant) as policy:
+        assert isinstance(policy, FailoverPolicy)
+        for seed in range(3):
+            policy.act(observation(contract), seed=seed)
+        with pytest.raises(ContractError, match="lacks field"):
+            policy.act({})
+        # One that joins later and serves another plant's policy is never asked, and says why.
+        with serving(other, "--bind", absent):
+            with pytest.raises(ContractError, match="control rate"):
+                RemotePolicy.connect([endpoint, absent])
+            wait_until(lambda: policy.act(observation(contract), deadline=2.0) is not None and "control rate" in policy.servers[absent])
+            assert np.isfinite(policy.act(observation(contract), deadline=2.0).actions).all()
+
+
+def wait_until(condition, seconds: float = 20.0) -> None:  # type: ignore[no-untyped-def]
+    expiry = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < expiry
+        time.sleep(0.02)

@@ -1,0 +1,281 @@
+"""Clients and servers that stop, restart, vanish and answer late."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import resource
+import signal
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import msgpack
+import numpy as np
+import pytest
+import zmq
+
+from rql_deploy.bundle.bundle import Bundle
+from rql_deploy.errors import ContractError, DeadlineMissed
+from rql_deploy.runtime.client import RemotePolicy
+from rql_deploy.runtime.client.aio import AsyncRemotePolicy
+from rql_deploy.runtime.client.channel import Channel
+from rql_deploy.runtime.engine.request import Done, Job
+from rql_deploy.runtime.server.recording import Recorder, read_recording
+from rql_deploy.runtime.wire import protocol
+from tests.helpers.servers import observation, serving, variant
+
+
+def test_a_stream_gives_a_better_action_after_every_step_and_ends_with_acts(endpoint: str) -> None:
+    with RemotePolicy.connect(endpoint) as policy:
+        sample = observation(policy.contract, 3)
+        decisions = list(policy.stream(sample, seed=3, value=True, deadline=5.0))
+        assert [d.steps_used for d in decisions] == list(range(1, policy.contract.F + 1))
+        assert all(d.value is not None for d in decisions)
+        final = policy.act(sample, seed=3, value=True)
+        assert decisions[-1].actions.tobytes() == final.actions.tobytes()
+        assert (decisions[-1].value, decisions[-1].deltas) == (final.value, final.deltas)
+        # A stream that is left half-way does not disturb the next call.
+        next(iter(policy.stream(sample, seed=4)))
+        assert policy.act(sample, seed=3).actions.tobytes() == final.actions.tobytes()
+
+
+def test_client_held_refinement_ends_where_the_server_would(endpoint: str) -> None:
+    from rql_deploy.seeding import flow_noise
+
+    with RemotePolicy.connect(endpoint) as policy:
+        contract = policy.contract
+        fields = {name: value.astype(np.float32) for name, value in observation(contract, 2).items()}
+        expected = policy.act(fields, seed=2, value=True)
+        channel = Channel(endpoint)
+        x, f = flow_noise(2, 1, contract.h * contract.plant.action_dim), 0.0
+        for delta in expected.deltas:
+            _, out = channel.call({"op": "refine", "f": f, "delta": delta}, {**fields, "x": x}, 5.0)
+            x, f = out["next_x"], float(np.float32(f) + np.float32(delta))
+        assert out["preview"][0].tobytes() == expected.actions.tobytes()
+        _, judged = channel.call({"op": "value"}, {**fields, "actions": out["preview"]}, 5.0)
+        assert float(judged["value"][0]) == expected.value
+        channel.close()
+
+
+def test_the_same_client_goes_on_after_a_server_restart(bundle: Path, tmp_path: Path) -> None:
+    socket = f"ipc://{tmp_path}/policy"
+    with serving_at(bundle, socket) as first, RemotePolicy.connect(socket) as policy:
+        sample = observation(policy.contract, 1)
+        before = policy.act(sample, seed=1).actions
+        first.kill()
+        first.wait()
+        with pytest.raises(DeadlineMissed):
+            policy.act(sample, seed=1, deadline=0.2)
+        with serving_at(bundle, socket):
+            start = time.monotonic()
+            while True:
+                try:
+                    after = policy.act(sample, seed=1, deadline=0.1).actions
+                    break
+                except DeadlineMissed:
+                    assert time.monotonic() - start < 5.0
+        assert np.array_equal(before, after)
+
+
+def test_a_server_that_stood_still_for_seconds_goes_on_with_the_same_client(bundle: Path) -> None:
+    """As after a suspended machine: hundreds of dead requests, a connection given up in between, and the next call is right."""
+    with serving(bundle) as (address, process), RemotePolicy.connect(address) as policy:
+        sample = observation(policy.contract, 1)
+        expected = policy.act(sample, seed=1).actions
+        process.send_signal(signal.SIGSTOP)
+        end = time.monotonic() + 2.5
+        while time.monotonic() < end:
+            with pytest.raises(DeadlineMissed):
+                policy.act(sample, deadline=0.01)
+        process.send_signal(signal.SIGCONT)
+        assert np.array_equal(policy.act(sample, seed=1, deadline=10.0).actions, expected)
+        assert process.poll() is None
+
+
+def test_a_restarted_server_with_another_plants_policy_is_refused(bundle: Path, tmp_path: Path) -> None:
+    import dataclasses
+
+    contract = Bundle.open(bundle).contract
+    slower = dataclasses.replace(contract, plant=dataclasses.replace(contract.plant, control_rate=10.0))
+    other = variant(bundle, tmp_path / "other", slower, scale=1.0)
+    socket = f"ipc://{tmp_path}/policy"
+    with serving_at(bundle, socket) as first, RemotePolicy.connect(socket) as policy:
+        policy.act(observation(contract))
+        first.kill()
+        first.wait()
+        with serving_at(other, socket), pytest.raises(ContractError, match=r"serves another policy than at first: .*control rate is 10 Hz"):
+            policy.act(observation(contract), deadline=5.0)
+
+
+def test_late_doubled_and_reordered_replies_are_never_returned() -> None:
+    """A server that answers late, twice and out of order: every call gets its own reply or none."""
+    rng = np.random.default_rng(0)
+    context = zmq.Context()
+    router = context.socket(zmq.ROUTER)
+    port = router.bind_to_random_port("tcp://127.0.0.1")
+    stop = threading.Event()
+
+    def misbehave() -> None:
+        held: list[list[bytes]] = []
+        while not stop.is_set():
+            if not router.poll(20):
+                continue
+            client, head, *_ = router.recv_multipart()
+            header = msgpack.unpackb(head)
+            reply = [client, msgpack.packb({k: header[k] for k in ("id", "epoch", "n")} | {"ok": True, "arrays": []})]
+            held.append(reply)
+            if rng.random() < 0.7:
+                for index in rng.permutation(len(held)):
+                    for _ in range(int(rng.integers(1, 3))):
+                        router.send_multipart(held[index])
+                held = held[-2:]
+
+    thread = threading.Thread(target=misbehave)
+    thread.start()
+    channel = Channel(f"tcp://127.0.0.1:{port}")
+    answered = 0
+    try:
+        for n in range(300):
+            try:
+                reply, _ = channel.call({"op": "ping", "n": n}, {}, 0.02)
+            except DeadlineMissed:
+                continue
+            assert reply["n"] == n
+            answered += 1
+        assert answered > 100
+        assert channel.stale_replies > 100
+    finally:
+        stop.set()
+        thread.join()
+        channel.close()
+        context.destroy(linger=0)
+
+
+def test_asyncio_clients_have_many_requests_under_way(endpoint: str, bundle: Path) -> None:
+    contract = Bundle.open(bundle).contract
+
+    async def drive() -> None:
+        async with await AsyncRemotePolicy.connect(endpoint, plant=contract.plant) as policy:
+            calls = [policy.act(observation(contract, seed), seed=seed, deadline=5.0) for seed in range(16)]
+            together = await asyncio.gather(*calls)
+            with RemotePolicy.connect(endpoint) as sync:
+                for seed, decision in enumerate(together):
+                    assert sync.act(observation(contract, seed), seed=seed).actions.tobytes() == decision.actions.tobytes()
+            await policy.reset()
+            with pytest.raises(ContractError, match="lacks field"):
+                await policy.act({})
+
+    asyncio.run(drive())
+
+
+def test_an_asyncio_call_raises_at_its_deadline(bundle: Path) -> None:
+    with serving(bundle) as (address, process):
+
+        async def drive() -> None:
+            async with await AsyncRemotePolicy.connect(address) as policy:
+                process.send_signal(signal.SIGSTOP)
+                start = time.monotonic()
+                with pytest.raises(DeadlineMissed):
+                    await policy.act(observation(policy.contract), deadline=0.2)
+                assert time.monotonic() - start < 1.0
+                process.send_signal(signal.SIGCONT)
+                await policy.act(observation(policy.contract), seed=1, deadline=5.0)
+                deadline = time.monotonic() + 5
+                while policy.stale_replies == 0 and time.monotonic() < deadline:
+                    await asyncio.sleep(0.01)
+                assert policy.stale_replies == 1
+
+        asyncio.run(drive())
+
+
+def test_a_full_disk_costs_recordings_and_nothing_else(bundle: Path, tmp_path: Path) -> None:
+    """The kernel refuses the server's writes, in the midst of a record, and takes them again later."""
+    with serving(bundle, "--record", str(tmp_path)) as (address, process), RemotePolicy.connect(address) as policy:
+        sample = observation(policy.contract, 1)
+
+        def drive(count: int) -> None:
+            for seed in range(count):
+                policy.act(sample, seed=seed, deadline=5.0)
+
+        def shard_grows_to(decisions: int) -> None:
+            wait_for(lambda: sum(record["kind"] == "decision" for record in read_recording(tmp_path)) == decisions)
+
+        drive(3)
+        shard_grows_to(3)
+        (shard,) = tmp_path.glob("*.rqlrec")
+        resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (shard.stat().st_size + 50, resource.RLIM_INFINITY))
+        drive(4)
+        wait_for(lambda: policy.stats()["recorder_dropped"] == 4)
+        resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+        drive(2)
+        shard_grows_to(5)
+        os.kill(process.pid, signal.SIGTERM)
+        assert process.wait(timeout=10) == 0
+        assert process.stdout is not None
+        assert process.stdout.read().count("cannot record") == 1
+    assert [record["kind"] for record in read_recording(tmp_path)] == ["contract"] + 5 * ["decision"]
+
+
+def test_a_shard_that_cannot_be_begun_is_tried_again_and_leaves_nothing(bundle: Path, tmp_path: Path) -> None:
+    contract = Bundle.open(bundle).contract
+    recorder = Recorder(tmp_path, shard_bytes=1)
+    job = Job(None, {"observation": np.zeros((1, 4), np.float32)}, 1, 0.0)
+    done = Done(job, np.zeros((3, 2), np.float32), None, None, 0, 1, (1.0,), 0.0, 0.0)
+    open_files = len(os.listdir("/proc/self/fd"))
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4, before[1]))
+    try:
+        for _ in range(20):
+            recorder.record(done, contract, 0.001)
+        while recorder.dropped < 20:
+            time.sleep(0.01)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert len(os.listdir("/proc/self/fd")) == open_files
+    recorder.record(done, contract, 0.001)
+    recorder.close()
+    assert len(list(tmp_path.glob("*.rqlrec"))) == 2
+    assert sum(record["kind"] == "decision" for record in read_recording(tmp_path)) == 1
+
+
+def test_a_duplicated_request_id_is_the_clients_own_affair(endpoint: str, bundle: Path) -> None:
+    contract = Bundle.open(bundle).contract
+    fields = {name: value.astype(np.float32) for name, value in observation(contract).items()}
+    with zmq.Context() as context, context.socket(zmq.DEALER) as socket:
+        socket.linger = 0
+        socket.connect(endpoint)
+        frames = [bytes(f) for f in protocol.encode({"v": 1, "id": 5, "epoch": 1, "op": "act", "seed": 1}, fields)]
+        for _ in range(3):
+            socket.send_multipart(frames)
+        replies = [socket.recv_multipart() for _ in range(3)]
+    assert len({reply[1] for reply in replies}) == 1
+
+
+def wait_for(condition: Callable[[], bool], seconds: float = 10.0) -> None:
+    expiry = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < expiry
+        time.sleep(0.02)
+
+
+def serving_at(bundle: Path, address: str):  # type: ignore[no-untyped-def]
+    """A server at a fixed address."""
+    import contextlib
+    import subprocess
+    import sys
+
+    @contextlib.contextmanager
+    def running():  # type: ignore[no-untyped-def]
+        command = [sys.executable, "-m", "rql_deploy", "serve", str(bundle), "--bind", address]
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        try:
+            assert process.stdout is not None
+            assert "ready" in (line := process.stdout.readline()), line
+            yield process
+        finally:
+            process.kill()
+            process.communicate()
+
+    return running()

@@ -1,0 +1,113 @@
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from rql_deploy.bundle.bundle import Bundle
+from rql_deploy.contract import ActionDimension, Contract
+from rql_deploy.errors import DeadlineMissed
+from rql_deploy.policy import Decision
+from rql_deploy.runtime.control.lockstep import MAX_CONSECUTIVE_HOLDS, ControlLoop, hold_action
+from tests.helpers.data import PLANT
+
+
+class CountingPlant:
+    """Succeeds after `goal` ticks, ends after `horizon`; remembers what it was told."""
+
+    def __init__(self, goal: int, horizon: int = 50):
+        self.goal, self.horizon = goal, horizon
+        self.applied: list[np.ndarray] = []
+
+    success = property(lambda self: len(self.applied) >= self.goal)
+    finished = property(lambda self: self.success or len(self.applied) >= self.horizon)
+
+    def reset(self, seed: int | None = None) -> None:
+        self.applied = []
+
+    def observe(self) -> Mapping[str, Any]:
+        return {"tick": len(self.applied)}
+
+    def apply(self, action: np.ndarray) -> None:
+        self.applied.append(action)
+
+    def close(self) -> None: ...
+
+
+class ScriptedPolicy:
+    """Answers with its decision's number, or misses the deadline where told to."""
+
+    def __init__(self, contract: Contract, misses: frozenset[int] = frozenset()):
+        self.contract, self.misses = contract, misses
+        self.asked: list[tuple[int, int]] = []
+
+    def act(self, observation: Mapping[str, Any], *, seed: int, **_: object) -> Decision:
+        self.asked.append((observation["tick"], seed))
+        if len(self.asked) - 1 in self.misses:
+            raise DeadlineMissed("late")
+        chunk = np.full((self.contract.h, self.contract.plant.action_dim), len(self.asked), np.float32)
+        return Decision(chunk, None, None, 10, 0.0, seed, {"inference": 0.001})
+
+    def reset(self) -> None:
+        self.asked = []
+
+
+@pytest.fixture
+def contract(bundle: Path) -> Contract:
+    base = Bundle.open(bundle).contract
+    plant = dataclasses.replace(
+        base.plant, actions=(ActionDimension("dx", -1, 1), ActionDimension("gripper", -1, 1, mode="absolute", hold="repeat"))
+    )
+    return dataclasses.replace(base, plant=plant)
+
+
+def test_a_chunk_is_played_open_loop_before_the_policy_is_asked_again(contract: Contract) -> None:
+    policy, plant = ScriptedPolicy(contract), CountingPlant(goal=7)
+    result = ControlLoop(plant, policy).run_episode(3)
+    assert (result.success, result.steps, result.holds) == (True, 7, 0)
+    assert [tick for tick, _ in policy.asked] == [0, 3, 6]
+    assert [a[0] for a in plant.applied] == [1, 1, 1, 2, 2, 2, 3]
+
+
+def test_every_decision_of_an_episode_has_its_own_seed_and_episodes_repeat(contract: Contract) -> None:
+    seeds = []
+    for episode in (3, 3, 4):
+        policy = ScriptedPolicy(contract)
+        ControlLoop(CountingPlant(goal=9), policy).run_episode(episode)
+        seeds.append([seed for _, seed in policy.asked])
+    assert seeds[0] == seeds[1]
+    assert not set(seeds[0]) & set(seeds[2])
+    assert len(set(seeds[0])) == 3
+
+
+def test_a_missed_deadline_is_a_hold_and_the_next_tick_asks_again(contract: Contract) -> None:
+    policy, plant = ScriptedPolicy(contract, misses=frozenset({1})), CountingPlant(goal=6)
+    result = ControlLoop(plant, policy).run_episode(0)
+    assert result.holds == 1
+    # dx holds at zero (delta), the gripper keeps its last value (absolute).
+    assert plant.applied[3].tolist() == [0.0, 1.0]
+    assert plant.applied[4].tolist() == [3.0, 3.0]
+
+
+def test_a_server_that_is_gone_ends_the_episode_as_failed(contract: Contract) -> None:
+    policy, plant = ScriptedPolicy(contract, misses=frozenset(range(1, 1000))), CountingPlant(goal=100, horizon=200)
+    result = ControlLoop(plant, policy).run_episode(0)
+    assert not result.success
+    assert result.holds == MAX_CONSECUTIVE_HOLDS
+    assert result.error is not None
+    assert "fault" in result.error
+
+
+def test_a_policy_that_cannot_be_reset_is_a_failed_episode(contract: Contract) -> None:
+    policy = ScriptedPolicy(contract)
+    policy.reset = lambda: (_ for _ in ()).throw(DeadlineMissed("late"))  # type: ignore[method-assign,assignment]
+    result = ControlLoop(CountingPlant(goal=3), policy).run_episode(0)
+    assert not result.success
+    assert result.error == "the policy could not be reset: late"
+
+
+def test_a_hold_before_any_action_opens_the_gripper() -> None:
+    assert hold_action(PLANT, None).tolist() == [0.0, -2.0]
+    assert hold_action(PLANT, np.array([0.7, 3.0], np.float32)).tolist() == [0.0, 3.0]

@@ -1,0 +1,194 @@
+"""A running server seen by its operator: metrics, health, exchange of bundles, draining, recording."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import shutil
+import signal
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from rql_deploy.bundle.bundle import Bundle
+from rql_deploy.errors import ContractError, UserError
+from rql_deploy.runtime.client import RemotePolicy, ServerError
+from rql_deploy.runtime.client.channel import Channel
+from rql_deploy.runtime.engine.model import Model
+from rql_deploy.runtime.server.recording import read_recording, read_shard, replay, same_bytes
+from rql_deploy.runtime.wire.protocol import decode
+from tests.helpers.commands import assert_refused, cli
+from tests.helpers.servers import get, note, observation, serving, variant
+
+
+def test_metrics_health_and_top_show_what_was_served(bundle: Path) -> None:
+    with serving(bundle, "--metrics", "0") as (address, process), RemotePolicy.connect(address) as policy:
+        url = note(process, r"metrics on (\S+)/metrics")
+        for seed in range(5):
+            policy.act(observation(policy.contract), seed=seed)
+        with pytest.raises(ContractError):
+            policy.act({})
+        families = {family.name: family for family in text_string_to_metric_families(get(url + "/metrics")[1])}
+        samples = {(s.name, *s.labels.values()): s.value for family in families.values() for s in family.samples}
+        assert samples["rql_deploy_up",] == 1
+        assert samples["rql_deploy_requests_total", "act"] == 6
+        assert samples["rql_deploy_errors_total", "bad_observation"] == 1
+        assert samples["rql_deploy_steps_per_reply_count",] == 5
+        assert samples["rql_deploy_steps_per_reply_sum",] == 5 * policy.contract.F
+        assert samples["rql_deploy_stage_seconds_count", "server"] == 5
+        assert get(url + "/healthz")[0] == get(url + "/readyz")[0] == 200
+        assert get(url + "/secret")[0] == 404
+        shown = cli("top", "--connect", address, "--once").output
+        assert "act" in shown
+        assert "ready" in shown
+        assert policy.contract.contract_id[:12] in shown
+        deadline = time.monotonic() + 5
+        others = [Channel(address) for _ in range(3)]
+        for channel in others:
+            channel.call({"op": "ping"}, {}, 5.0)
+        for expected in (4, 1):
+            while policy.stats()["connected"] != expected:
+                assert time.monotonic() < deadline
+                time.sleep(0.05)
+            for channel in others:
+                channel.close()
+            others = []
+
+
+def test_side_listeners_stay_on_this_machine(bundle: Path) -> None:
+    for option in ("--metrics", "--openpi"):
+        assert_refused(cli("serve", bundle, option, "0.0.0.0:9100"), option, "--insecure")
+        assert_refused(cli("serve", bundle, option, "somewhere"), option, "PORT")
+
+
+def test_a_provider_that_is_not_installed_is_one_sentence(bundle: Path) -> None:
+    assert_refused(cli("serve", bundle, "--provider", "openvino"), "OpenVINOExecutionProvider", "it has")
+    assert_refused(cli("serve", bundle, "--provider", "gpu"), "no provider 'gpu'", "tensorrt")
+
+
+def test_a_new_bundle_takes_over_under_load_without_a_request_lost(bundle: Path, successor: Path, tmp_path: Path) -> None:
+    place = tmp_path / "bundle"
+    shutil.copytree(bundle, place)
+    new_id = Bundle.open(successor).contract.contract_id
+    with serving(place, "--metrics", "0") as (address, process):
+        errors: list[BaseException] = []
+        seen: set[bytes] = set()
+        stop = threading.Event()
+
+        def drive() -> None:
+            try:
+                with RemotePolicy.connect(address) as policy:
+                    sample = observation(policy.contract, 1)
+                    while not stop.is_set():
+                        seen.add(policy.act(sample, seed=1, deadline=2.0).actions.tobytes())
+                    contracts.add(policy.contract.contract_id)
+            except BaseException as error:
+                errors.append(error)
+
+        contracts: set[str] = set()
+        threads = [threading.Thread(target=drive) for _ in range(3)]
+        for thread in threads:
+            thread.start()
+        time.sleep(0.3)
+        shutil.rmtree(place)
+        shutil.copytree(successor, place)
+        process.send_signal(signal.SIGHUP)
+        channel = Channel(address)
+        deadline = time.monotonic() + 20
+        while channel.call({"op": "stats"}, {}, 2.0)[0]["swaps"] == 0 and time.monotonic() < deadline:
+            time.sleep(0.05)
+        time.sleep(0.3)
+        stop.set()
+        for thread in threads:
+            thread.join()
+        stats = channel.call({"op": "stats"}, {}, 2.0)[0]
+        channel.close()
+        assert errors == []
+        assert (stats["swaps"], stats["errors"]) == (1, {})
+        assert contracts == {new_id}
+        assert len(seen) == 2
+
+
+def test_an_incompatible_or_damaged_bundle_is_not_taken(bundle: Path, tmp_path: Path) -> None:
+    place = tmp_path / "bundle"
+    shutil.copytree(bundle, place)
+    contract = Bundle.open(bundle).contract
+    slower = dataclasses.replace(contract, plant=dataclasses.replace(contract.plant, control_rate=10.0))
+    other = variant(bundle, tmp_path / "other", slower, scale=1.0)
+    with serving(place) as (address, process), RemotePolicy.connect(address) as policy:
+        before = policy.act(observation(policy.contract), seed=1).actions
+        shutil.rmtree(place)
+        shutil.copytree(other, place)
+        process.send_signal(signal.SIGHUP)
+        reason = json.loads(note(process, r"(\{.*bundle refused.*\})"))["reason"]
+        assert "control rate is 10 Hz instead of 20 Hz" in reason
+        (place / "refine.onnx").write_bytes(b"damaged")
+        process.send_signal(signal.SIGHUP)
+        assert "refine.onnx" in json.loads(note(process, r"(\{.*bundle refused.*\})"))["reason"]
+        assert np.array_equal(policy.act(observation(policy.contract), seed=1).actions, before)
+
+
+def test_sigterm_answers_what_is_under_way_and_refuses_the_rest(bundle: Path) -> None:
+    with serving(bundle) as (address, process), RemotePolicy.connect(address) as policy:
+        policy.act(observation(policy.contract))
+        channel = Channel(address)
+        channel.call({"op": "ping"}, {}, 5.0)
+        process.send_signal(signal.SIGSTOP)
+        fields = {name: value.astype(np.float32) for name, value in observation(policy.contract).items()}
+        for _ in range(20):
+            channel.send({"op": "act", "candidates": 256}, fields, time.monotonic() + 1, 1.0)
+        time.sleep(0.2)
+        process.send_signal(signal.SIGCONT)
+        time.sleep(0.02)
+        os.kill(process.pid, signal.SIGTERM)
+        assert process.wait(timeout=15) == 0
+        # Every request that had arrived was either computed or refused; none vanished.
+        codes = []
+        while (frames := channel._next_message(time.monotonic() + 0.5)) is not None:
+            codes.append(decode(frames)[0].get("code", "computed"))
+        channel.close()
+        assert len(codes) == 20
+        assert set(codes) <= {"computed", "draining"}
+        assert "computed" in codes
+
+
+def test_several_bundles_are_served_by_name(bundle: Path, successor: Path) -> None:
+    contract = Bundle.open(successor).contract
+    with serving(bundle, f"second={successor}") as (address, _):
+        with RemotePolicy.connect(address) as first, RemotePolicy.connect(address, bundle="second") as second:
+            assert second.contract == contract != first.contract
+            sample = observation(contract)
+            assert not np.array_equal(first.act(sample, seed=1).actions, second.act(sample, seed=1).actions)
+        with pytest.raises(ServerError, match=r"this server has .*, second"):
+            RemotePolicy.connect(address, bundle="third")
+    assert_refused(cli("serve", bundle, bundle), "two bundles are called")
+
+
+def test_a_recording_replays_to_the_same_bytes_and_survives_being_cut_short(bundle: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "recording"
+    with serving(bundle, "--record", str(folder)) as (address, process):
+        with RemotePolicy.connect(address) as policy:
+            for seed in range(6):
+                policy.act(observation(policy.contract, seed), candidates=1 + seed % 3, value=seed % 2 == 0, deadline=5.0)
+        os.kill(process.pid, signal.SIGTERM)
+        assert process.wait(timeout=10) == 0
+    records = [record for record in read_recording(folder) if record["kind"] == "decision"]
+    model = Model(Bundle.open(bundle))
+    assert len(records) == 6
+    assert all(same_bytes(record, replay(model, record)) for record in records)
+    assert "6 decisions, 0 of them different" in cli("replay", folder, "--bundle", bundle).output
+    assert_refused(cli("replay", tmp_path / "none", "--bundle", bundle), "there is no recording")
+    records[0]["actions"] = records[0]["actions"] + np.float32(1e-7)
+    assert not same_bytes(records[0], replay(model, records[0]))
+    (shard,) = folder.glob("*.rqlrec")
+    whole = shard.read_bytes()
+    shard.write_bytes(whole[:-10])
+    assert len(list(read_shard(shard))) == 6  # the contract and five decisions
+    shard.write_bytes(whole[:200] + b"\xff" + whole[201:])
+    with pytest.raises(UserError, match="is damaged"):
+        list(read_shard(shard))

@@ -1,0 +1,260 @@
+"""A real client against a real server in its own process."""
+
+import dataclasses
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import msgpack
+import numpy as np
+import pytest
+import zmq
+
+from rql_deploy.bundle.bundle import Bundle
+from rql_deploy.errors import ContractError, DeadlineMissed, UserError
+from rql_deploy.runtime.client import RemotePolicy, ServerError
+from rql_deploy.runtime.client.session import Agreement
+from rql_deploy.runtime.engine.onnx_policy import OnnxPolicy
+from rql_deploy.runtime.wire import protocol
+from tests.helpers.commands import assert_refused, cli, run_cli
+from tests.helpers.servers import observation, serving
+
+
+def raw_call(endpoint: str, frames: list[bytes]) -> dict[str, object]:
+    """Send frames as they are and return the reply's header."""
+    with zmq.Context() as context, context.socket(zmq.DEALER) as socket:
+        socket.linger = 0
+        socket.connect(endpoint)
+        socket.send_multipart(frames)
+        assert socket.poll(5000), "no reply"
+        header: dict[str, object] = msgpack.unpackb(socket.recv_multipart()[0])
+        return header
+
+
+def test_decisions_over_the_socket_have_the_same_bytes_as_in_process(bundle: Path, endpoint: str) -> None:
+    local = OnnxPolicy(Bundle.open(bundle))
+    with RemotePolicy.connect(endpoint) as remote:
+        assert remote.contract == local.contract
+        for seed in range(5):
+            for candidates in (1, 8):
+                asked = {"candidates": candidates, "seed": seed, "value": True}
+                a, b = (policy.act(observation(local.contract, seed), **asked) for policy in (local, remote))  # type: ignore[arg-type]
+                assert a.actions.tobytes() == b.actions.tobytes()
+                assert (a.value, a.spread, a.steps_used, a.seed) == (b.value, b.spread, b.steps_used, b.seed)
+                assert b.timing["round_trip"] > b.timing["inference"] > 0
+
+
+def test_without_a_seed_decisions_differ(endpoint: str) -> None:
+    with RemotePolicy.connect(endpoint) as policy:
+        sample = observation(policy.contract)
+        assert not np.array_equal(policy.act(sample).actions, policy.act(sample).actions)
+
+
+def test_observations_are_named_so_that_order_does_not_matter(endpoint: str) -> None:
+    with RemotePolicy.connect(endpoint) as policy:
+        sample = observation(policy.contract)
+        extra = {"camera": np.zeros(3), **dict(reversed(sample.items()))}
+        assert np.array_equal(policy.act(sample, seed=1).actions, policy.act(extra, seed=1).actions)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda o: {k: v for k, v in o.items() if k != "observation"}, "lacks field 'observation'"),
+        (lambda o: {**o, "observation": np.zeros(3)}, "has shape [3], the contract says [4]"),
+        (lambda o: {**o, "observation": np.full(4, np.nan)}, "holds NaN"),
+    ],
+)
+def test_a_wrong_observation_is_refused_by_name(change: object, words: str, endpoint: str) -> None:
+    with RemotePolicy.connect(endpoint) as policy:
+        with pytest.raises(ContractError) as error:
+            policy.act(change(observation(policy.contract)))  # type: ignore[operator]
+        assert words in str(error.value)
+        policy.act(observation(policy.contract))
+
+
+def test_a_plant_that_differs_from_the_contract_is_refused_at_connect(endpoint: str) -> None:
+    with RemotePolicy.connect(endpoint) as policy:
+        plant = policy.contract.plant
+    RemotePolicy.connect(endpoint, plant=plant).close()
+    slower = dataclasses.replace(plant, control_rate=10.0)
+    with pytest.raises(ContractError, match="control rate is 10 Hz instead of 20 Hz"):
+        RemotePolicy.connect(endpoint, plant=slower)
+    absolute = dataclasses.replace(plant, actions=(dataclasses.replace(plant.actions[0], mode="absolute"), *plant.actions[1:]))
+    with pytest.raises(ContractError, match="mode 'absolute' instead of 'delta'"):
+        RemotePolicy.connect(endpoint, plant=absolute)
+    renamed = dataclasses.replace(plant, fields=(dataclasses.replace(plant.fields[0], name="state"),))
+    with pytest.raises(ContractError, match="observation fields observation are missing"):
+        RemotePolicy.connect(endpoint, plant=renamed)
+
+
+def test_malformed_messages_get_an_error_code_and_the_server_goes_on(endpoint: str) -> None:
+    def header(**entries: object) -> bytes:
+        return bytes(msgpack.packb({"v": 1, "id": 1, "epoch": 1, **entries}))
+
+    cases = {
+        "bad_header": [b"\xc1garbage"],
+        "version": [msgpack.packb({"v": 99, "id": 1, "op": "ping"})],
+        "unknown_operation": [header(op="eval")],
+        "bad_array": [header(op="act", arrays=[["observation", "float32", [4]]]), b"123"],
+        "bad_request": [header(op="act", candidates=10**9)],
+        "bad_observation": [header(op="act")],
+        "too_large": [b"x" * (protocol.MAX_HEADER_BYTES + 1)],
+    }
+    for code, frames in cases.items():
+        reply = raw_call(endpoint, frames)
+        assert (reply["ok"], reply["code"]) == (False, code)
+    assert raw_call(endpoint, [header(op=["act"])])["code"] == "unknown_operation"
+    with RemotePolicy.connect(endpoint) as policy:
+        policy.act(observation(policy.contract))
+
+
+def test_a_stopped_server_makes_the_call_raise_at_its_deadline_and_late_replies_are_never_returned(bundle: Path) -> None:
+    with serving(bundle) as (address, process), RemotePolicy.connect(address) as policy:
+        first = observation(policy.contract, 1)
+        expected = policy.act(observation(policy.contract, 2), seed=2).actions
+        process.send_signal(signal.SIGSTOP)
+        start = time.monotonic()
+        with pytest.raises(DeadlineMissed):
+            policy.act(first, seed=1, deadline=0.2)
+        waited = time.monotonic() - start
+        process.send_signal(signal.SIGCONT)
+        # The deadline held: generous on a busy machine, but far from hanging.
+        assert 0.15 < waited < 2.0
+        assert np.array_equal(policy.act(observation(policy.contract, 2), seed=2, deadline=5.0).actions, expected)
+
+
+def test_a_late_reply_is_counted_and_dropped() -> None:
+    """A stand-in server that answers the first request only after the second, which no real server of ours does on demand."""
+    context = zmq.Context()
+    router = context.socket(zmq.ROUTER)
+    port = router.bind_to_random_port("tcp://127.0.0.1")
+
+    def answer() -> None:
+        first, second = router.recv_multipart(), router.recv_multipart()
+        for client, body in (first, second):
+            asked = msgpack.unpackb(body)
+            router.send_multipart(
+                [client, msgpack.packb({"v": 1, "id": asked["id"], "epoch": asked["epoch"], "ok": True, "n": asked["n"]})]
+            )
+
+    thread = threading.Thread(target=answer)
+    thread.start()
+    from rql_deploy.runtime.client.channel import Channel
+
+    channel = Channel(f"tcp://127.0.0.1:{port}")
+    try:
+        with pytest.raises(DeadlineMissed):
+            channel.call({"op": "ping", "n": 1}, {}, 0.05)
+        reply, _ = channel.call({"op": "ping", "n": 2}, {}, 5.0)
+        assert reply["n"] == 2
+        assert channel.stale_replies == 1
+    finally:
+        channel.close()
+        thread.join()
+        router.close()
+        context.term()
+
+
+def test_a_killed_server_makes_the_call_raise(bundle: Path) -> None:
+    with serving(bundle) as (address, process), RemotePolicy.connect(address) as policy:
+        process.kill()
+        process.wait()
+        with pytest.raises(DeadlineMissed):
+            policy.act(observation(policy.contract), deadline=0.2)
+
+
+def test_two_clients_get_their_own_answers(endpoint: str) -> None:
+    with RemotePolicy.connect(endpoint) as a, RemotePolicy.connect(endpoint) as b:
+        alone = [a.act(observation(a.contract, seed), seed=seed).actions for seed in range(20)]
+        results: dict[int, np.ndarray] = {}
+
+        def ask(policy: RemotePolicy, seeds: range) -> None:
+            for seed in seeds:
+                results[seed] = policy.act(observation(policy.contract, seed), seed=seed).actions
+
+        threads = [threading.Thread(target=ask, args=args) for args in ((a, range(0, 20, 2)), (b, range(1, 20, 2)))]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert all(np.array_equal(results[seed], alone[seed]) for seed in range(20))
+
+
+def test_a_request_whose_budget_is_spent_in_the_queue_is_not_computed(bundle: Path) -> None:
+    contract = Bundle.open(bundle).contract
+    fields = {name: np.asarray(value, np.float32) for name, value in observation(contract).items()}
+
+    def ask(number: int, **entries: object) -> list[bytes]:
+        return [bytes(f) for f in protocol.encode({"v": 1, "id": number, "epoch": 1, "op": "act", **entries}, fields)]
+
+    with serving(bundle) as (address, process), zmq.Context() as context, context.socket(zmq.DEALER) as socket:
+        socket.linger = 0
+        socket.connect(address)
+        socket.send_multipart([msgpack.packb({"v": 1, "id": 0, "epoch": 1, "op": "ping"})])
+        socket.recv_multipart()
+        # Stopped while they arrive, so that all of them are taken in together: a long one first, then one that cannot wait.
+        process.send_signal(signal.SIGSTOP)
+        for _ in range(20):
+            socket.send_multipart(ask(1, candidates=256, value=True))
+        socket.send_multipart(ask(2, budget=1e-4))
+        socket.send_multipart(ask(3, budget=60.0))
+        time.sleep(0.2)
+        process.send_signal(signal.SIGCONT)
+        replies = [msgpack.unpackb(socket.recv_multipart()[0]) for _ in range(22)]
+    assert [r["ok"] for r in replies if r["id"] in (1, 3)] == [True] * 21
+    assert [r.get("code") for r in replies if r["id"] == 2] == ["expired"]
+
+
+def test_an_absent_server_is_one_sentence(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"no policy server answers at tcp://127.0.0.1:9 .*rql-deploy serve"):
+        RemotePolicy.connect("tcp://127.0.0.1:9", timeout=0.2)
+    with pytest.raises(UserError, match="is not an address"):
+        RemotePolicy.connect("127.0.0.1:9", timeout=0.2)
+
+
+def test_a_port_in_use_is_one_sentence(bundle: Path, endpoint: str) -> None:
+    assert_refused(run_cli("serve", bundle, "--bind", endpoint), "cannot listen on", "another port")
+
+
+def test_the_network_is_refused_unless_typed_out(bundle: Path) -> None:
+    for bind in ("tcp://*:5555", "tcp://0.0.0.0:5555", "tcp://192.168.1.5:5555", "tcp://[::]:5555"):
+        assert_refused(cli("serve", bundle, "--bind", bind), "unencrypted", "--insecure")
+    assert_refused(cli("serve", bundle, "--bind", "5555"), "tcp://HOST:PORT")
+    with serving(bundle, "--bind", "tcp://0.0.0.0:*", "--insecure") as (address, _):
+        RemotePolicy.connect(address.replace("0.0.0.0", "127.0.0.1")).close()
+
+
+def test_the_server_stops_cleanly_on_sigterm_and_has_no_torch(bundle: Path) -> None:
+    with serving(bundle) as (_, process):
+        maps = Path(f"/proc/{process.pid}/maps").read_text()
+        assert "libtorch" not in maps
+        assert "onnxruntime" in maps
+        os.kill(process.pid, signal.SIGTERM)
+        assert process.wait(timeout=10) == 0
+
+
+def test_the_client_imports_little() -> None:
+    code = "import sys; import rql_deploy.runtime.client; print(*sorted({m.partition('.')[0] for m in sys.modules}))"
+    loaded = set(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split())
+    assert {"numpy", "zmq", "msgpack", "rql_deploy"} <= loaded
+    assert not loaded & {"torch", "onnxruntime", "onnx", "gymnasium", "mujoco", "robosuite", "minari", "h5py", "click", "scipy"}
+
+
+def test_a_reply_that_is_no_action_chunk_is_an_error(bundle: Path) -> None:
+    contract = Bundle.open(bundle).contract
+    agreement = Agreement(
+        "liar", ({"contract_id": contract.contract_id}, {"contract": np.frombuffer(contract.to_json().encode(), np.uint8)}), None
+    )
+    good = np.zeros((contract.h, contract.plant.action_dim), np.float32)
+    assert agreement.decision({"steps_used": 10, "seed": 0}, {"actions": good}, 0.0).steps_used == 10
+    for wrong in ({}, {"actions": good + np.nan}, {"actions": good[:1]}, {"actions": good.astype(np.float64)}):
+        with pytest.raises(ServerError, match="no finite action chunk"):
+            agreement.decision({"steps_used": 10, "seed": 0}, wrong, 0.0)
+    for reply in ({"steps_used": "many"}, {"seed": []}, {"deltas": 3}, {"value": "high"}):
+        with pytest.raises(ServerError, match="not protocol 1"):
+            agreement.decision(reply, {"actions": good}, 0.0)

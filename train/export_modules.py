@@ -1,0 +1,209 @@
+"""The networks as modules that export to ONNX: one factorisation, one operation order, shared by every graph of a bundle.
+
+The part of each network's first layer that sees the observation is computed once per decision, in `Encoder`; a refinement step adds
+the parts that see x and f. `Refiner` is one step; `FlowPolicy` is the encoder and F refiners unrolled, so both give the same bytes.
+
+`features` `[B, D]` is (projection for v, projection for each exported value member), D = H_v + M * H_V.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from rql_deploy.contract import Calibration, Contract, Provenance
+from rql_deploy.errors import UserError
+from rql_deploy.flow import flow_schedule
+
+from .checkpoint import Checkpoint
+from .config import config_to_plain
+from .networks import LAYER_NORM_EPSILON, ValueEnsemble, VectorField
+from .rql import RQL
+
+
+class Encoder(nn.Module):
+    """Named observation fields, each `[B, *shape]` in the plant's units -> features `[B, D]`."""
+
+    def __init__(self, v: VectorField, value: ValueEnsemble, members: int, mean: Tensor, std: Tensor):
+        super().__init__()
+        dim = v.observation_dim
+        self.mean, self.std = constant(mean), constant(std)
+        value_kernels = value.kernels[0][:members, :dim]
+        value_biases = value.biases[0][:members, 0]
+        self.kernel = constant(torch.cat((v.kernels[0][:dim], *value_kernels), dim=1))
+        self.bias = constant(torch.cat((v.biases[0], *value_biases)))
+
+    def forward(self, *fields: Tensor) -> Tensor:
+        s = torch.cat([field.flatten(1) for field in fields], dim=1)
+        return torch.matmul((s - self.mean) / self.std, self.kernel) + self.bias
+
+
+class Refiner(nn.Module):
+    """features, x `[B, hA]`, f `[B, 1]`, delta `[B, 1]` -> next x, preview `[B, h, A]` (x finished to f = 1: clipped, unscaled)."""
+
+    def __init__(self, v: VectorField, action_centre: Tensor, action_half_range: Tensor):
+        super().__init__()
+        dim, chunk = v.observation_dim, v.chunk_dim
+        self.width = v.hidden[0]
+        self.kernel_x = constant(v.kernels[0][dim : dim + chunk])
+        self.kernel_f = constant(v.kernels[0][dim + chunk :])
+        self.kernels = nn.ParameterList(constant(k) for k in list(v.kernels)[1:])
+        self.biases = nn.ParameterList(constant(b) for b in list(v.biases)[1:])
+        self.action_dim = len(action_centre)
+        self.h = chunk // self.action_dim
+        self.centre, self.half_range = constant(action_centre), constant(action_half_range)
+
+    def velocity(self, projection: Tensor, x: Tensor, f: Tensor) -> Tensor:
+        """v at (x, f), given the observation's part of the first layer."""
+        z = projection + torch.matmul(x, self.kernel_x) + f * self.kernel_f
+        for kernel, bias in zip(self.kernels, self.biases, strict=True):
+            z = torch.matmul(functional.gelu(z, approximate="tanh"), kernel) + bias
+        return z
+
+    def finish(self, x: Tensor) -> Tensor:
+        """Clip to [-1, 1] and map to the plant's units: `[B, h, A]`."""
+        chunk = torch.clamp(x, -1.0, 1.0).reshape(-1, self.h, self.action_dim)
+        actions: Tensor = chunk * self.half_range + self.centre
+        return actions
+
+    def forward(self, features: Tensor, x: Tensor, f: Tensor, delta: Tensor) -> tuple[Tensor, Tensor]:
+        u = self.velocity(features[:, : self.width], x, f)
+        return x + u * delta, self.finish(x + u * (1.0 - f))
+
+
+class FlowPolicy(nn.Module):
+    """noise `[B, hA]` and named observation fields -> actions `[B, h, A]`: the encoder and F unrolled refinement steps."""
+
+    def __init__(self, encoder: Encoder, refiner: Refiner, flow_steps: int):
+        super().__init__()
+        self.encoder, self.refiner, self.flow_steps = encoder, refiner, flow_steps
+
+    def forward(self, noise: Tensor, *fields: Tensor) -> Tensor:
+        projection = self.encoder(*fields)[:, : self.refiner.width]
+        x = noise
+        for f, delta in flow_schedule(self.flow_steps):
+            u = self.refiner.velocity(projection, x, torch.full((1, 1), f))
+            x = x + u * torch.full((1, 1), delta)
+        return self.refiner.finish(x)
+
+
+class ValueMember(nn.Module):
+    """One value network on the projection of the observation, x and f -> `[B]`."""
+
+    def __init__(self, value: ValueEnsemble, member: int):
+        super().__init__()
+        dim, chunk = value.observation_dim, value.chunk_dim
+        self.kernel_x = constant(value.kernels[0][member, dim : dim + chunk])
+        self.kernel_f = constant(value.kernels[0][member, dim + chunk :])
+        self.kernels = nn.ParameterList(constant(k[member]) for k in list(value.kernels)[1:-1])
+        self.biases = nn.ParameterList(constant(b[member, 0]) for b in list(value.biases)[1:-1])
+        self.norm_scales = nn.ParameterList(constant(p[member, 0]) for p in value.norm_scales)
+        self.norm_biases = nn.ParameterList(constant(p[member, 0]) for p in value.norm_biases)
+        self.head, self.head_bias = constant(value.kernels[-1][member, :, 0]), constant(value.biases[-1][member, 0])
+
+    def forward(self, projection: Tensor, x: Tensor, f: Tensor) -> Tensor:
+        z = projection + torch.matmul(x, self.kernel_x) + f * self.kernel_f
+        for i, (scale, bias) in enumerate(zip(self.norm_scales, self.norm_biases, strict=True)):
+            if i > 0:
+                z = torch.matmul(z, self.kernels[i - 1]) + self.biases[i - 1]
+            z = functional.gelu(z, approximate="tanh")
+            z = functional.layer_norm(z, (z.shape[-1],), scale, bias, eps=LAYER_NORM_EPSILON)
+        # Not a matrix product with one column: onnxruntime computes that one four rows at a time, so that the last bits of a row
+        # would depend on its place in the batch.
+        return (z * self.head).sum(-1) + self.head_bias
+
+
+class Valuer(nn.Module):
+    """features, x `[B, hA]`, f `[B, 1]` -> value `[B]` and spread `[B]`: mean and population std over M members.
+
+    One plain product per member and layer rather than a batched one: onnxruntime packs the weights of those beforehand, and a row
+    alone then goes through the same kernel, to the same bytes, as a row in a batch.
+    """
+
+    def __init__(self, v: VectorField, value: ValueEnsemble, members: int):
+        super().__init__()
+        self.start, self.width = v.hidden[0], value.hidden[0]
+        self.members = nn.ModuleList(ValueMember(value, k) for k in range(members))
+
+    def forward(self, features: Tensor, x: Tensor, f: Tensor) -> tuple[Tensor, Tensor]:
+        projections = torch.split(features[:, self.start :], self.width, dim=1)
+        values = [member(projection, x, f) for member, projection in zip(self.members, projections, strict=True)]
+        mean = torch.stack(values).mean(0)
+        # A product and not a power: onnxruntime's Pow gives the last bit by a row's place in the batch.
+        differences = [value - mean for value in values]
+        return mean, torch.stack([difference * difference for difference in differences]).mean(0).sqrt()
+
+
+def constant(tensor: Tensor) -> nn.Parameter:
+    """A copy that no optimiser will move."""
+    return nn.Parameter(tensor.detach().clone().contiguous(), requires_grad=False)
+
+
+def make_contract(checkpoint: Checkpoint, agent: RQL, *, value_members: int = 2, flow_steps: int | None = None) -> Contract:
+    """The contract of this checkpoint exported with M = `value_members` and F = `flow_steps` (the training's by default)."""
+    config, statistics = checkpoint.config, checkpoint.statistics
+    if not 1 <= value_members <= config.rql.K:
+        raise UserError(
+            f"--value-members is {value_members}, but the checkpoint has {config.rql.K} value networks: pass 1 to {config.rql.K}"
+        )
+    levels = statistics["quantile_levels"]
+    mean, std = checkpoint.reference["mean"], checkpoint.reference["std"]
+    with torch.no_grad():
+        s = (checkpoint.reference["observations"] - mean) / std
+        members = agent.V(s, checkpoint.reference["chunks"], torch.ones(len(s), 1))[:value_members].double()
+        quantile = torch.tensor(levels, dtype=torch.float64)
+        value, spread = (torch.quantile(part, quantile).tolist() for part in (members.mean(0), members.std(0, unbiased=False)))
+    return Contract(
+        plant=checkpoint.plant,
+        h=config.rql.h,
+        F=flow_steps or config.rql.F,
+        observation_mean=tuple(mean.tolist()),
+        observation_std=tuple(std.tolist()),
+        value_members=value_members,
+        calibration=Calibration(
+            levels=tuple(levels),
+            observation={name: tuple(map(_flat, rows)) for name, rows in statistics["observation_quantiles"].items()},
+            action_rate=tuple(map(tuple, statistics["action_rate_quantiles"])),
+            value=tuple(value),
+            spread=tuple(spread),
+        ),
+        provenance=Provenance(
+            dataset_id=checkpoint.dataset_id,
+            dataset_hash=checkpoint.dataset_hash,
+            config=config_to_plain(config),
+            seed=config.seed,
+            updates=checkpoint.step,
+            versions=checkpoint.versions,
+        ),
+    )
+
+
+def make_modules(agent: RQL, contract: Contract) -> tuple[Encoder, Refiner, FlowPolicy, Valuer]:
+    """The averaged policy and the first M value members as exportable modules."""
+    low, high = contract.plant.action_low, contract.plant.action_high
+    members = contract.value_members
+    encoder = Encoder(agent.v_ema, agent.V, members, torch.tensor(contract.observation_mean), torch.tensor(contract.observation_std))
+    refiner = Refiner(
+        agent.v_ema,
+        torch.tensor((high + low) / 2, dtype=torch.float32),
+        torch.tensor((high - low) / 2, dtype=torch.float32),
+    )
+    return encoder, refiner, FlowPolicy(encoder, refiner, contract.F), Valuer(agent.v_ema, agent.V, members)
+
+
+def all_members(agent: RQL, contract: Contract) -> Callable[[Tensor, Tensor], Tensor]:
+    """V of all K members as a function of unscaled observations `[B, O]` and complete chunks x `[B, hA]` in [-1, 1]: `[B]`."""
+    mean, std = torch.tensor(contract.observation_mean), torch.tensor(contract.observation_std)
+
+    def value(observations: Tensor, x: Tensor) -> Tensor:
+        members: Tensor = agent.V((observations - mean) / std, x, torch.ones(len(x), 1))
+        return members.mean(0)
+
+    return value
+
+
+def _flat(row: list[float]) -> tuple[float, ...]:
+    return tuple(float(x) for x in row)

@@ -1,0 +1,148 @@
+"""Logs of a run: TensorBoard event files and one JSON line per entry, always both; W&B and MLflow when asked for, offline by default."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch.utils.tensorboard import SummaryWriter
+
+from rql_deploy.errors import UserError
+
+from .periodic_evaluation import Evaluation
+
+GROUPS = {
+    "losses": ("total", "policy_value", "bc", "value"),
+    "value": ("v_mean", "v_min", "v_max", "ahead_mean", "ahead_min", "ahead_max", "target_mean"),
+    "gradients": ("gradient_v", "gradient_V"),
+    "diagnostics": ("drift_half", "drift_full", "noise_gap", "round_trip"),
+    "speed": ("updates_per_second",),
+}
+_GROUP_OF = {name: group for group, names in GROUPS.items() for name in names}
+
+Tracker = tuple[Callable[[int, Mapping[str, float]], None], Callable[[], None]]
+"""What writes one entry, and what closes."""
+
+
+class RunLog:
+    """`RUN/metrics.jsonl`, `RUN/tensorboard/` and the asked trackers; appends when the run is resumed."""
+
+    def __init__(self, run: Path, config: Mapping[str, Any], trackers: Sequence[str] = (), *, from_step: int = 0):
+        """Entries after update `from_step`, of a run that was cut off and goes on from there, are dropped: they come again."""
+        try:
+            run.mkdir(parents=True, exist_ok=True)
+            (run / "config.json").write_text(json.dumps(config, indent=1))
+            _keep_until(run / "metrics.jsonl", from_step)
+            self._lines = (run / "metrics.jsonl").open("a", buffering=1)
+        except OSError as error:
+            raise UserError(f"cannot write run {run} ({error.strerror}): pass another --output") from error
+        self._tensorboard = SummaryWriter(str(run / "tensorboard"), purge_step=from_step + 1)
+        self._trackers = [_TRACKERS[name](run, config) for name in trackers]
+
+    def write(self, step: int, figures: Mapping[str, float]) -> None:
+        """Log `figures` at update `step`."""
+        try:
+            self._lines.write(json.dumps({"step": step, "time": time.time(), **figures}) + "\n")
+        except OSError as error:
+            raise UserError(f"cannot write {self._lines.name} ({error.strerror}): make room and resume from the last checkpoint") from error
+        named = {f"{_GROUP_OF.get(name, 'other')}/{name}": value for name, value in figures.items()}
+        self._scalars(step, named)
+        for write, _ in self._trackers:
+            write(step, named)
+
+    def _scalars(self, step: int, named: Mapping[str, float]) -> None:
+        try:
+            for name, value in named.items():
+                self._tensorboard.add_scalar(name, value, step)
+        except OSError as error:
+            raise UserError(
+                f"cannot write the TensorBoard log ({error.strerror}): make room and resume from the last checkpoint"
+            ) from error
+
+    def write_evaluation(self, step: int, evaluation: Evaluation) -> None:
+        """Log an evaluation that ended while training was at update `step`."""
+        figures = {
+            "evaluation/success": evaluation.success,
+            "evaluation/success_low": evaluation.success_low,
+            "evaluation/success_high": evaluation.success_high,
+            "evaluation/steps_mean": evaluation.steps_mean,
+        }
+        self._scalars(evaluation.step, figures)
+        for write, _ in self._trackers:
+            write(step, figures | {"evaluation/of_update": evaluation.step})
+
+    def close(self) -> None:
+        """Write out what is buffered; on a full disk that is lost, and the error that ended the run is the one to show."""
+        for part in (self._lines, self._tensorboard):
+            with contextlib.suppress(OSError):
+                part.close()
+        for _, close in self._trackers:
+            close()
+
+
+def read_metrics(run: Path) -> list[dict[str, float]]:
+    """The run's logged entries; a line cut short by a crash is left out."""
+    found = []
+    for line in (run / "metrics.jsonl").read_text().splitlines() if (run / "metrics.jsonl").is_file() else ():
+        with contextlib.suppress(ValueError):
+            found.append(json.loads(line))
+    return found
+
+
+def _keep_until(file: Path, step: int) -> None:
+    if file.is_file():
+        kept = [entry for entry in read_metrics(file.parent) if entry["step"] <= step]
+        partial = file.with_name(".metrics.jsonl.partial")
+        partial.write_text("".join(json.dumps(entry) + "\n" for entry in kept))
+        partial.replace(file)
+
+
+def _wandb(run: Path, config: Mapping[str, Any]) -> Tracker:
+    try:
+        import wandb
+    except ImportError as error:
+        raise UserError("trackers names wandb, which is not installed: pip install wandb, or leave it out") from error
+    logged = wandb.init(
+        project="rql-deploy",
+        name=run.name,
+        dir=str(run),
+        config=dict(config),
+        mode=os.environ.get("WANDB_MODE", "offline"),  # type: ignore[arg-type]
+        resume="allow",
+        id=run.name,
+        settings=wandb.Settings(console="off", silent=True),
+    )
+    return lambda step, figures: logged.log(dict(figures), step=step), logged.finish
+
+
+def _mlflow(run: Path, config: Mapping[str, Any]) -> Tracker:
+    try:
+        from mlflow import MlflowClient
+        from mlflow.exceptions import MlflowException
+    except ImportError as error:
+        raise UserError("trackers names mlflow, which is not installed: pip install mlflow, or leave it out") from error
+    address = os.environ.get("MLFLOW_TRACKING_URI", f"sqlite:///{run.resolve()}/mlflow.db")
+    try:
+        client = MlflowClient(address)
+        experiment = client.get_experiment_by_name("rql-deploy")
+        experiment_id = experiment.experiment_id if experiment else client.create_experiment("rql-deploy")
+        run_id = client.create_run(experiment_id, run_name=run.name).info.run_id
+        for key, value in config.items():
+            client.log_param(run_id, key, value)
+    except MlflowException as error:
+        cause = str(error).strip().splitlines()[0]
+        raise UserError(f"MLflow does not take runs at {address} ({cause}): set MLFLOW_TRACKING_URI, or leave mlflow out") from error
+
+    def write(step: int, figures: Mapping[str, float]) -> None:
+        for name, value in figures.items():
+            client.log_metric(run_id, name, value, step=step)
+
+    return write, lambda: client.set_terminated(run_id)
+
+
+_TRACKERS: dict[str, Callable[[Path, Mapping[str, Any]], Tracker]] = {"wandb": _wandb, "mlflow": _mlflow}

@@ -1,0 +1,110 @@
+"""What a run folder says about itself: README.md (settings, data, versions, figures, next commands) and curves.png."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rql_deploy.train.checkpoint import Checkpoint, load_checkpoint, pointed, step_of
+from rql_deploy.train.engines.engine import EngineChoice
+
+from .loggers import read_metrics
+from .periodic_evaluation import read_evaluations
+
+PANELS = (
+    ("losses", ("bc", "value", "policy_value")),
+    ("value", ("v_mean", "ahead_mean", "target_mean")),
+    ("gradient norms", ("gradient_v", "gradient_V")),
+    ("value drift over reversal depth", ("drift_half", "drift_full", "noise_gap")),
+    ("reversal round trip", ("round_trip",)),
+)
+
+
+def write_report(run: Path) -> None:
+    """Write both files from the run's logs and latest checkpoint; without matplotlib there is no picture and README.md says so."""
+    drawn = False
+    with contextlib.suppress(ImportError):
+        _draw(run)
+        drawn = True
+    (run / "README.md").write_text(_describe(run, load_checkpoint(run), drawn))
+
+
+def _draw(run: Path) -> None:
+    from matplotlib.figure import Figure
+
+    metrics, evaluations = read_metrics(run), read_evaluations(run)
+    panels = [(title, [n for n in names if any(n in m for m in metrics)]) for title, names in PANELS]
+    figure = Figure(figsize=(12, 7), layout="constrained")
+    axes = figure.subplots(2, 3).flatten()
+    for axis, (title, names) in zip(axes, panels, strict=False):
+        for name in names:
+            points = [(m["step"], m[name]) for m in metrics if name in m]
+            axis.plot(*zip(*points, strict=True), label=name)
+        axis.set_title(title)
+        axis.set_xlabel("update")
+        if names:
+            axis.legend(frameon=False)
+    success = axes[len(panels)]
+    success.set_title("success while training" if evaluations else "success: not evaluated while training")
+    success.set_xlabel("update")
+    success.set_ylim(0, 1)
+    if evaluations:
+        in_order = sorted(evaluations, key=lambda e: e.step)
+        steps = [e.step for e in in_order]
+        success.plot(steps, [e.success for e in in_order], marker="o")
+        success.fill_between(steps, [e.success_low for e in in_order], [e.success_high for e in in_order], alpha=0.2)
+    figure.savefig(run / "curves.png", dpi=110)
+
+
+def _describe(run: Path, checkpoint: Checkpoint, drawn: bool) -> str:
+    statistics, evaluations = checkpoint.statistics, read_evaluations(run)
+    success = statistics.get("success")
+    lines = [
+        f"# {run.name}",
+        "",
+        f"RQL policy for `{checkpoint.plant.task}`, {checkpoint.step:,} of {checkpoint.config.updates:,} updates, "
+        f"seed {checkpoint.config.seed}, {EngineChoice(**checkpoint.engine)}.",
+        "",
+        "![curves](curves.png)" if drawn else "No picture of the curves: matplotlib is not installed where this was trained.",
+        "",
+        "## Data",
+        f"- `{checkpoint.dataset_id}`, sha256 `{checkpoint.dataset_hash}`",
+        f"- {statistics['episodes']:,} episodes, {statistics['rows']:,} rows"
+        + (f", {success:.0%} of the episodes successful" if success is not None else ""),
+        *([f"- started from {checkpoint.initialised_from}"] if checkpoint.initialised_from else []),
+        "",
+        "| observation field | min | median | max |",
+        "|---|---|---|---|",
+    ]
+    for name, rows in statistics["observation_quantiles"].items():
+        low, middle, high = rows[0], rows[len(rows) // 2], rows[-1]
+        lines.append(f"| {name} | {_short(low)} | {_short(middle)} | {_short(high)} |")
+    if evaluations:
+        lines += ["", "## Success while training", "| update | success | 95 % interval | steps |", "|---|---|---|---|"]
+        for e in sorted(evaluations, key=lambda e: e.step):
+            lines.append(f"| {e.step:,} | {e.success:.0%} | {e.success_low:.0%} to {e.success_high:.0%} | {e.steps_mean:.0f} |")
+        if best := pointed(run, "best"):
+            lines += ["", f"`best` is update {step_of(best):,}, chosen among {len(evaluations)} and so a little flattered."]
+    lines += ["", "## Settings", *_table(checkpoint.config_table()), "", "## Versions", *_table(checkpoint.versions)]
+    lines += [
+        "",
+        "## Files",
+        "`metrics.jsonl` (one entry per line), `tensorboard/`, `evaluations.jsonl`, `config.json`,",
+        "`checkpoints/` (`latest` and `best` name one each).",
+        "",
+        "## Next",
+        f"    rql-deploy export {run} --output bundle",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _short(row: Any) -> str:
+    values = row if isinstance(row, list) else [row]
+    return ", ".join(f"{v:.3g}" for v in values[:4]) + (", ..." if len(values) > 4 else "")
+
+
+def _table(entries: Mapping[str, Any]) -> list[str]:
+    return ["| | |", "|---|---|", *(f"| {key} | {value} |" for key, value in entries.items())]
