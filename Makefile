@@ -1,5 +1,6 @@
-# make setup | demo | test | test-all | lint | table
+# make setup | demo | test | test-all | lint | docs | wheel | mutants | table
 #
+# COVERAGE      1: tests also say which lines they ran, and fail below COVERAGE_FLOOR per cent
 # TEST_WORKERS  processes that tests run in; files are shared out among them
 # PYTHON        interpreter for the virtual environment (3.11 or 3.12); where there is none, uv brings one
 # UV            uv, which installs when it is there; UV= leaves it to pip
@@ -9,13 +10,16 @@ UV ?= $(shell command -v uv)
 PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || test -n "$(UV)" || command -v python3)
 TORCH_INDEX ?=
 TEST_WORKERS ?= 2
+COVERAGE ?=
+COVERAGE_FLOOR ?= 0
+COVERED = $(if $(COVERAGE),--cov --cov-report=term:skip-covered --cov-fail-under=$(COVERAGE_FLOOR))
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 TREE := build/tree
 JAVASCRIPT := $(addsuffix /node_modules/.package-lock.json,docs/consumer clients/node)
 
-.PHONY: setup demo table test test-all lint tree clean
+.PHONY: setup demo table test test-all lint docs wheel mutants tree clean
 
 setup: $(INSTALLED) $(JAVASCRIPT)
 
@@ -39,10 +43,10 @@ table: $(INSTALLED)
 	$(BIN)/rql-deploy sweep benchmarks/table.toml --output runs/table
 
 test: setup lint
-	$(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadfile -m "not slow"
+	$(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadfile $(COVERED) -m "not slow"
 
 test-all: setup lint
-	$(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadfile
+	$(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadfile $(COVERED)
 
 lint: setup tree
 	$(BIN)/ruff check .
@@ -55,6 +59,19 @@ lint: setup tree
 tree:
 	rm -rf $(TREE) && mkdir -p $(TREE)/rql_deploy
 	cd $(TREE)/rql_deploy && ln -s ../../../rql_deploy/* . && ln -s ../../../train ../../../export ../../../runtime ../../../sim .
+
+# The reference from docstrings, in build/docs; names without a docstring and links that lead nowhere are errors.
+docs: setup
+	tools/lay-out build/laid-out
+	PYTHONPATH=build/laid-out $(BIN)/python tools/build_docs.py
+
+# Installs the wheel in bare environments of the Pythons that are here, and uses it.
+wheel: setup
+	tools/try-wheel
+
+# For a night: which changes of the safety filter, limits and quota does no test notice?
+mutants: setup
+	tools/mutants
 
 clean:
 	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis docs/consumer/node_modules clients/node/node_modules *.egg-info

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rql_deploy.bundle import file_hash
 from rql_deploy.errors import UserError
+from rql_deploy.folders import file_hash
 
 from .file import Collection, SweepFile, SweepTask, overrides
 from .job import Job

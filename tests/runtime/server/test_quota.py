@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
-from importlib import resources
 from typing import Any
 
 import numpy as np
@@ -19,6 +18,7 @@ from rql_deploy.runtime.server import server as servers
 from rql_deploy.runtime.server.quota import Guard
 from rql_deploy.runtime.server.server import INTERNAL, PolicyServer
 from rql_deploy.runtime.wire import protocol
+from tests.helpers.commands import LIFT_BUNDLE
 
 
 class WatchedModel(Model):
@@ -40,7 +40,7 @@ def answers(requests: dict[str, int]) -> dict[str, Counter[str]]:
 
     By client: how many were `computed`, and how many refused with which sentence.
     """
-    model = WatchedModel(Bundle.open(resources.files("rql_deploy") / "assets" / "lift_bundle"))  # type: ignore[arg-type]
+    model = WatchedModel(Bundle.open(LIFT_BUNDLE))
     fields = {spec.name: np.zeros(spec.shape, np.float32) for spec in model.contract.plant.fields}
     with PolicyServer([model], "tcp://127.0.0.1:*") as server:
         model.on_compute = server.stop
@@ -75,24 +75,27 @@ def test_beyond_the_bound_of_all_clients_requests_wait_outside(monkeypatch: pyte
 
 
 def test_a_slot_is_free_again_when_its_request_was_answered() -> None:
-    guard = Guard(max_in_flight=2)
-    assert guard.refuse(b"a", 0.0) is None
-    guard.begin(b"a")
-    assert guard.refuse(b"a", 0.0) is None
-    guard.begin(b"a")
-    assert guard.refuse(b"a", 0.0) == "2 requests are under way already: wait for replies"
+    guard = Guard(max_in_flight=3)
+    full = "3 requests are under way already: wait for replies"
+    for _ in range(3):
+        assert guard.refuse(b"a", 0.0) is None
+        guard.begin(b"a")
+    assert guard.refuse(b"a", 0.0) == full
     assert guard.refuse(b"b", 0.0) is None
     guard.end(b"a")
     assert guard.refuse(b"a", 0.0) is None
+    guard.begin(b"a")
+    assert guard.refuse(b"a", 0.0) == full
     # More answers than requests, and those of strangers, leave nothing behind.
     for _ in range(5):
         guard.end(b"a")
     guard.end(b"stranger")
     guard.begin(b"stranger")
     assert guard.clients == 2
-    for _ in range(2):
+    for _ in range(3):
+        assert guard.refuse(b"a", 0.0) is None
         guard.begin(b"a")
-    assert guard.refuse(b"a", 0.0) is not None
+    assert guard.refuse(b"a", 0.0) == full
 
 
 def test_the_rate_allows_a_burst_of_half_a_second_and_fills_up_again() -> None:
