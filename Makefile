@@ -19,7 +19,7 @@ INSTALLED := $(VENV)/.installed
 TREE := build/tree
 JAVASCRIPT := $(addsuffix /node_modules/.package-lock.json,docs/consumer clients/node)
 
-.PHONY: setup demo table test test-all lint docs wheel mutants tree clean
+.PHONY: setup demo table test test-all lint types docs wheel mutants tree clean
 
 setup: $(INSTALLED) $(JAVASCRIPT)
 
@@ -48,12 +48,14 @@ test: setup lint
 test-all: setup lint
 	$(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadfile $(COVERED)
 
-lint: setup tree
+lint: setup types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	cd $(TREE) && $(abspath $(BIN))/mypy --config-file $(abspath pyproject.toml) --cache-dir $(abspath .mypy_cache) -p rql_deploy
 	cd $(TREE) && $(abspath $(BIN))/lint-imports --config $(abspath pyproject.toml) --no-cache
 	$(BIN)/python -m pytest tests/test_layout.py
+
+types: tree
+	cd $(TREE) && $(abspath $(BIN))/mypy --config-file $(abspath pyproject.toml) --cache-dir $(abspath .mypy_cache) -p rql_deploy
 
 # The rooms lie beside rql_deploy/ but are installed inside it; type and import checkers see them where they are installed.
 tree:
