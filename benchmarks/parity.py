@@ -96,23 +96,27 @@ def gradient_error(network: nn.Module, fixture: Fixture, prefix: str) -> float:
 
 
 def max_error(ours: Tensor, reference: np.ndarray) -> float:
-    difference = np.abs(ours.detach().double().numpy().reshape(reference.shape) - reference.astype(np.float64))
+    difference = np.abs(ours.detach().double().cpu().numpy().reshape(reference.shape) - reference.astype(np.float64))
     # A NaN on either side must fail, and NaN > tolerance is false.
     return float(np.nan_to_num(difference, nan=np.inf, posinf=np.inf).max())
 
 
-def run(fixture: Fixture) -> dict[str, float]:
-    """Errors by name: `loss/...`, `gradient/...`, `parameters/...`, `action/...`."""
+def run(fixture: Fixture, device: str = "cpu") -> dict[str, float]:
+    """Errors of updates on `device` by name: `loss/...`, `gradient/...`, `parameters/...`, `action/...`."""
     config = config_of(fixture)
-    batch = Batch(*(torch.from_numpy(fixture[f"batch/{name}"]) for name in Batch._fields))
-    agent = RQL(config, batch.observations.shape[-1], batch.actions.shape[-1])
+
+    def tensor(name: str) -> Tensor:
+        return torch.from_numpy(fixture[name]).to(device)
+
+    batch = Batch(*(tensor(f"batch/{name}") for name in Batch._fields))
+    agent = RQL(config, batch.observations.shape[-1], batch.actions.shape[-1], device=device)
     networks = {"value": agent.V, "target_value": agent.V_target, "actor": agent.v, "target_actor": agent.v_ema}
     for name, network in networks.items():
         load_parameters(network, fixture, f"step0/{name}")
 
     errors: dict[str, float] = {}
     for update in range(UPDATES):
-        noise = Noise(*(torch.from_numpy(fixture[f"noise{update}/{name}"]) for name in Noise._fields))
+        noise = Noise(*(tensor(f"noise{update}/{name}") for name in Noise._fields))
         losses = agent.update(batch, noise)
         expected = {"total_loss": losses.total, "actor_loss": losses.policy_value, "bc_loss": losses.bc, "critic_loss": losses.value}
         for name, ours in expected.items():
@@ -125,11 +129,16 @@ def run(fixture: Fixture) -> dict[str, float]:
             for name, network in networks.items():
                 errors[f"parameters/{name}/{update + 1}"] = parameter_error(network, fixture, f"step{update + 1}/{name}")
 
-    s, x = (torch.from_numpy(fixture[f"sample/{name}"]) for name in ("observation", "noise"))
+    s, x = (tensor(f"sample/{name}") for name in ("observation", "noise"))
     with torch.no_grad():
         errors["action/ema"] = max_error(integrate(agent.v_ema, s, x, config.F), fixture["sample/actions_ema"])
         errors["action/online"] = max_error(integrate(agent.v, s, x, config.F), fixture["sample/actions_online"])
     return errors
+
+
+def passes(errors: Mapping[str, float]) -> bool:
+    """Whether every error is within its tolerance."""
+    return all(error <= (ACTION_TOLERANCE if name.startswith("action/") else TOLERANCE) for name, error in errors.items())
 
 
 def main(arguments: list[str]) -> int:
@@ -142,7 +151,7 @@ def main(arguments: list[str]) -> int:
     except (OSError, EOFError, ValueError, KeyError, RuntimeError, zipfile.BadZipFile) as error:
         print(f"{arguments[0]} is not a parity fixture (docs/algorithm.md, Parity): {error}", file=sys.stderr)
         return 2
-    passed = all(error <= (ACTION_TOLERANCE if name.startswith("action/") else TOLERANCE) for name, error in errors.items())
+    passed = passes(errors)
     print(json.dumps({"passed": passed, "max_absolute_error": errors}))
     return 0 if passed else 1
 

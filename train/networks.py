@@ -1,20 +1,24 @@
 """The two trained networks: the vector field `v` of the flow policy and the value ensemble `V`.
 
 Sizes, activations and initialisation follow the released RQL code (docs/algorithm.md lists them). Kernels are stored `[in, out]`
-(value: `[K, in, out]`), so that the K members of the ensemble are one batched matrix product.
+(value: `[K, in, out]`), so that the K members of the ensemble are one batched matrix product. Several runs can share one process:
+`stack` puts a run dimension in front of every parameter, and then of every input and output (`...` in the shapes below).
 """
 
 from __future__ import annotations
 
+import copy
 import math
+from collections.abc import Sequence
 from itertools import pairwise
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 LAYER_NORM_EPSILON = 1e-6
+Network = TypeVar("Network", bound=nn.Module)
 
 
 def glorot_uniform_(kernel: Tensor, generator: torch.Generator | None = None) -> Tensor:
@@ -65,10 +69,34 @@ def gelu(x: Tensor) -> Tensor:
 
 
 def product(bias: Tensor, z: Tensor, kernel: Tensor, dtype: torch.dtype) -> Tensor:
-    """bias + z @ kernel, `[B, out]` or `[K, B, out]`, in float32 or with the product alone in `dtype`."""
-    if dtype is torch.float32:
-        return torch.addmm(bias, z, kernel) if z.dim() == 2 else torch.baddbmm(bias, z, kernel)
-    return bias + (z.to(dtype) @ kernel.to(dtype)).float()
+    """bias + z @ kernel, `[..., B, out]`, in float32 or with the product alone in `dtype`."""
+    if dtype is not torch.float32:
+        return bias + (z.to(dtype) @ kernel.to(dtype)).float()
+    if z.dim() == 2:
+        return torch.addmm(bias, z, kernel)
+    if z.dim() == 3 and not z.is_cuda:
+        return torch.baddbmm(bias, z, kernel)
+    # On a GPU baddbmm first writes the bias out for every row; added apart, it is part of the compiled activation.
+    return bias + z @ kernel
+
+
+def stack(networks: Sequence[Network]) -> Network:
+    """One network with a leading run dimension in every parameter; `unstack` takes a run out again."""
+    stacked = copy.deepcopy(networks[0])
+    for name, parameter in stacked.named_parameters():
+        values = torch.stack([network.get_parameter(name).detach() for network in networks])
+        # The biases of a vector field have one dimension, which would be taken for the batch's.
+        parameter.data = values[:, None] if values.dim() == 2 else values
+    return stacked
+
+
+def unstack(network: Network, run: int) -> Network:
+    """Run number `run` of a stacked network, as a network of its own."""
+    single = copy.deepcopy(network)
+    for name, parameter in single.named_parameters():
+        value = parameter.detach()[run].clone()
+        parameter.data = value[0] if isinstance(network, VectorField) and name.startswith("biases") else value
+    return single
 
 
 class VectorField(nn.Module):
@@ -86,7 +114,7 @@ class VectorField(nn.Module):
         self.biases = nn.ParameterList(torch.zeros(out) for _, out in pairs)
 
     def forward(self, s: Tensor, x: Tensor, f: Tensor) -> Tensor:
-        """s `[B, O]`, x `[B, hA]`, f `[B, 1]` -> velocity `[B, hA]`."""
+        """s `[..., B, O]`, x `[..., B, hA]`, f `[..., B, 1]` -> velocity `[..., B, hA]`."""
         z = torch.cat((s, x, f), dim=-1)
         last = len(self.kernels) - 1
         for i in range(last):
@@ -115,7 +143,7 @@ class ValueEnsemble(nn.Module):
         self.norm_biases = nn.ParameterList(torch.zeros(members, 1, out) for out in hidden)
 
     def forward(self, s: Tensor, x: Tensor, f: Tensor, *, frozen: bool = False) -> Tensor:
-        """s `[B, O]`, x `[B, hA]`, f `[B, 1]` -> values `[K, B]`.
+        """s `[..., B, O]`, x `[..., B, hA]`, f `[..., B, 1]` -> values `[..., K, B]`.
 
         With `frozen`, gradients flow to the inputs only: this is how the policy term holds V constant without paying for weight gradients.
         """
@@ -123,7 +151,8 @@ class ValueEnsemble(nn.Module):
         def use(parameter: Tensor) -> Tensor:
             return parameter.detach() if frozen else parameter
 
-        z = torch.cat((s, x, f), dim=-1).expand(self.members, -1, -1)
+        z = torch.cat((s, x, f), dim=-1).unsqueeze(-3)
+        z = z.expand(*z.shape[:-3], self.members, -1, -1)
         for i, width in enumerate(self.hidden):
             z = gelu(product(use(self.biases[i]), z, use(self.kernels[i]), self.product_dtype))
             z = functional.layer_norm(z, (width,), eps=LAYER_NORM_EPSILON)

@@ -8,21 +8,22 @@ and partial actions. An update
 3. improves v by behaviour cloning (flow matching) plus the value gradient through *one* refinement step;
 4. takes one Adam step over both networks and moves both averages towards the parameters from before that step.
 
-Shapes: B batch, O observation, A action, h chunk length, hA = h * A (time-major), K ensemble members, F flow steps.
+Shapes: B batch, O observation, A action, h chunk length, hA = h * A (time-major), K ensemble members, F flow steps. `...` is empty, or
+one dimension of S runs that are trained side by side (train/engines/several.py): each with networks, batches and noise of its own.
 Every random number comes in through `Noise`, so an update is a function of (parameters, batch, noise) and nothing else.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from .networks import ValueEnsemble, VectorField
+from .networks import ValueEnsemble, VectorField, stack, unstack
 
 
 @dataclass(frozen=True)
@@ -65,32 +66,32 @@ class Batch(NamedTuple):
     """Windows of h+1 consecutive rows; rows past an episode's end repeat its last row. All float32."""
 
     observations: Tensor
-    """`[h+1, B, O]`, scaled; only the first and the last are read, and `[2, B, O]` will do."""
+    """`[h+1, ..., B, O]`, scaled; only the first and the last are read, and `[2, ..., B, O]` will do."""
     actions: Tensor
-    """`[h+1, B, A]` in [-1, 1]."""
+    """`[h+1, ..., B, A]` in [-1, 1]."""
     rewards: Tensor
-    """`[h+1, B]`"""
+    """`[h+1, ..., B]`"""
     terminals: Tensor
-    """`[h+1, B]`: 1 where the episode ends, for any reason."""
+    """`[h+1, ..., B]`: 1 where the episode ends, for any reason."""
     masks: Tensor
-    """`[h+1, B]`: 0 where the task ended, so nothing is bootstrapped beyond."""
+    """`[h+1, ..., B]`: 0 where the task ended, so nothing is bootstrapped beyond."""
 
 
 class Noise(NamedTuple):
     """All random draws of one update."""
 
     next_noise: Tensor
-    """`[B, hA]`, N(0, I): start of the flow at the next state."""
+    """`[..., B, hA]`, N(0, I): start of the flow at the next state."""
     reversal_depth: Tensor
-    """`[B]`, in [0, 1]: how far each chunk is taken back."""
+    """`[..., B]`, in [0, 1]: how far each chunk is taken back."""
     bc_noise: Tensor
-    """`[B, hA]`, N(0, I): start of the flow-matching path."""
+    """`[..., B, hA]`, N(0, I): start of the flow-matching path."""
     bc_time: Tensor
-    """`[B, 1]`, U[0, 1]: flow time of the interpolant."""
+    """`[..., B, 1]`, U[0, 1]: flow time of the interpolant."""
 
 
 class Losses(NamedTuple):
-    """Scalars of one update; `total` is what is differentiated."""
+    """Figures of one update, `[...]` each; `total` is what is differentiated."""
 
     total: Tensor
     policy_value: Tensor
@@ -108,16 +109,21 @@ class Losses(NamedTuple):
 
 
 def draw_noise(
-    batch_size: int, chunk_dim: int, flow_steps: int, generator: torch.Generator | None, device: torch.device | str = "cpu"
+    batch_size: int,
+    chunk_dim: int,
+    flow_steps: int,
+    generator: torch.Generator | None,
+    device: torch.device | str = "cpu",
+    runs: tuple[int, ...] = (),
 ) -> Noise:
     """Draw one update's noise on `device`. Depth: first half of the batch U[0, 1], second half uniform on {0, 1/F, ..., 1}."""
     half = batch_size // 2
-    grid = torch.randint(0, flow_steps + 1, (batch_size - half,), generator=generator, device=device) / flow_steps
+    grid = torch.randint(0, flow_steps + 1, (*runs, batch_size - half), generator=generator, device=device) / flow_steps
     return Noise(
-        next_noise=torch.randn(batch_size, chunk_dim, generator=generator, device=device),
-        reversal_depth=torch.cat((torch.rand(half, generator=generator, device=device), grid)),
-        bc_noise=torch.randn(batch_size, chunk_dim, generator=generator, device=device),
-        bc_time=torch.rand(batch_size, 1, generator=generator, device=device),
+        next_noise=torch.randn(*runs, batch_size, chunk_dim, generator=generator, device=device),
+        reversal_depth=torch.cat((torch.rand(*runs, half, generator=generator, device=device), grid), dim=-1),
+        bc_noise=torch.randn(*runs, batch_size, chunk_dim, generator=generator, device=device),
+        bc_time=torch.rand(*runs, batch_size, 1, generator=generator, device=device),
     )
 
 
@@ -130,9 +136,9 @@ def integrate(v: VectorField, s: Tensor, x: Tensor, flow_steps: int) -> Tensor:
 
 
 def reverse(v: VectorField, s: Tensor, a: Tensor, depth: Tensor, flow_steps: int) -> tuple[Tensor, Tensor]:
-    """Follow the flow backwards from complete chunks a `[B, hA]` by depth `[B, 1]`: F Euler steps of size depth/F.
+    """Follow the flow backwards from complete chunks a `[..., B, hA]` by depth `[..., B, 1]`: F Euler steps of size depth/F.
 
-    Returns the virtual partial action `[B, hA]` and its flow time `[B, 1]`. Each step uses v at the upper end of its interval,
+    Returns the virtual partial action `[..., B, hA]` and its flow time `[..., B, 1]`. Each step uses v at the upper end of its interval,
     so this is not the exact inverse of `integrate`; the reference does the same.
     """
     x, f, step = a, torch.ones_like(depth), depth / flow_steps
@@ -142,13 +148,32 @@ def reverse(v: VectorField, s: Tensor, a: Tensor, depth: Tensor, flow_steps: int
     return x, f
 
 
+def _start(batch: Batch, h: int) -> tuple[Tensor, Tensor]:
+    """The first observation `[..., B, O]` and the chunk `[..., B, hA]` of each window."""
+    return batch.observations[0], batch.actions[:h].movedim(0, -2).flatten(-2)
+
+
 def window_masks(batch: Batch, complete_rows: bool) -> tuple[Tensor, Tensor]:
-    """`past` `[h+1, B]` (1 on rows after the episode's end) and `valid` `[B]` (windows that count in the value terms)."""
+    """`past` `[h+1, ..., B]` (1 on rows after the episode's end) and `valid` `[..., B]` (windows that count in the value terms)."""
     past = torch.cat((torch.zeros_like(batch.terminals[:1]), batch.terminals[:-1]))
     valid = past.sum(0) <= 1
     if complete_rows:
         valid = valid | (batch.masks[-1] == 0)
     return past, valid.to(past.dtype)
+
+
+NETWORKS = ("v", "V", "v_ema", "V_target")
+
+
+def _make_optimizer(parameters: list[Tensor], config: RQLConfig) -> torch.optim.Adam:
+    device = parameters[0].device.type
+    return torch.optim.Adam(
+        parameters,
+        lr=config.learning_rate,
+        eps=1e-8,
+        fused=device != "meta",
+        capturable=device == "cuda",  # the step count stays on the device, so that updates can be captured
+    )
 
 
 class RQL:
@@ -165,104 +190,132 @@ class RQL:
         """Initial parameters come from `generator`, a CPU one, so that they are the same on every device."""
         chunk_dim = config.h * action_dim
         self.config = config
+        self.runs: int | None = None
         self.v = VectorField(observation_dim, chunk_dim, config.policy_hidden, generator).to(device)
         self.V = ValueEnsemble(observation_dim, chunk_dim, config.value_hidden, config.K, generator).to(device)
         self.v_ema = copy.deepcopy(self.v).requires_grad_(False)
         self.V_target = copy.deepcopy(self.V).requires_grad_(False)
-        self.optimizer = torch.optim.Adam(
-            self.parameters(),
-            lr=config.learning_rate,
-            eps=1e-8,
-            fused=torch.device(device).type != "meta",
-            capturable=torch.device(device).type == "cuda",  # the step count stays on the device, so that updates can be captured
-        )
+        self.optimizer = _make_optimizer(self.parameters(), config)
+
+    @classmethod
+    def stack(cls, agents: Sequence[RQL]) -> RQL:
+        """Agents of one configuration side by side, before their first update: S runs that share every launch.
+
+        Adam works on each number alone, so run i moves exactly as agent i would, up to the order of sums.
+        """
+        together = copy.copy(agents[0])
+        together.runs = len(agents)
+        for name in NETWORKS:
+            setattr(together, name, stack([getattr(agent, name) for agent in agents]))
+        together.optimizer = _make_optimizer(together.parameters(), together.config)
+        return together
+
+    def unstack(self, run: int) -> RQL:
+        """Run number `run` as an agent of its own, with a fresh optimiser."""
+        single = copy.copy(self)
+        single.runs = None
+        for name in NETWORKS:
+            setattr(single, name, unstack(getattr(self, name), run))
+        single.optimizer = _make_optimizer(single.parameters(), single.config)
+        return single
 
     def parameters(self) -> list[Tensor]:
         """What the optimiser moves: v's parameters, then V's."""
         return [*self.v.parameters(), *self.V.parameters()]
 
     def gradient_norms(self) -> dict[str, Tensor]:
-        """L2 norm of the last update's gradient for v and for V (all members together)."""
-        return {
-            f"gradient_{name}": torch.stack(torch._foreach_norm([p.grad for p in network.parameters() if p.grad is not None])).norm()
-            for name, network in (("v", self.v), ("V", self.V))
-        }
+        """L2 norm `[...]` of the last update's gradient for v and for V (all members together)."""
+        norms = {}
+        for name, network in (("v", self.v), ("V", self.V)):
+            gradients = [p.grad for p in network.parameters() if p.grad is not None]
+            if self.runs is None:
+                norms[f"gradient_{name}"] = torch.stack(torch._foreach_norm(gradients)).norm()
+            else:
+                norms[f"gradient_{name}"] = torch.stack([g.flatten(1).norm(dim=1) for g in gradients]).norm(dim=0)
+        return norms
 
     @torch.no_grad()
     def value_target(self, batch: Batch, noise: Noise) -> Tensor:
-        """y `[B]` = discounted chunk reward + gamma^h * mask * (mean - rho * std) of V' at fresh noise, f = 0."""
+        """y `[..., B]` = discounted chunk reward + gamma^h * mask * (mean - rho * std) of V' at fresh noise, f = 0."""
         c = self.config
         past, _ = window_masks(batch, c.complete_rows)
         discounts = c.gamma ** torch.arange(c.h, dtype=past.dtype, device=past.device)
-        chunk_reward = (discounts[:, None] * batch.rewards[: c.h] * (1 - past[: c.h])).sum(0)
+        rewards = batch.rewards[: c.h] * (1 - past[: c.h])
+        chunk_reward = (rewards * discounts.view(-1, *(1,) * (rewards.dim() - 1))).sum(0)
         next_values = self.V_target(batch.observations[-1], noise.next_noise, torch.zeros_like(noise.bc_time))
-        next_value = next_values.mean(0) - c.rho * next_values.std(0, unbiased=False)
+        next_value = next_values.mean(-2) - c.rho * next_values.std(-2, unbiased=False)
         target: Tensor = chunk_reward + c.gamma**c.h * batch.masks[c.h - 1] * next_value
         return target
 
     @torch.no_grad()
     def stepwise_target(self, s: Tensor, a: Tensor, target: Tensor, noise: Noise) -> tuple[Tensor, Tensor, Tensor]:
-        """The ablation without reversal (docs/algorithm.md): partial actions `[B, hA]`, their flow times `[B, 1]` and targets `[B]`.
+        """The ablation without reversal (docs/algorithm.md): partial actions `[..., B, hA]`, their flow times `[..., B, 1]`
+        and targets `[..., B]`.
 
         The reversal depths are spread over the F+1 grid times instead, so that complete actions keep their share; a partial action on
         the straight path from noise to `a` learns V' one refinement step further on (no reward, discount 1), a complete one `target`.
         """
         flow_steps = self.config.F
-        k = torch.clamp((noise.reversal_depth * (flow_steps + 1)).floor(), max=flow_steps)[:, None]
+        k = torch.clamp((noise.reversal_depth * (flow_steps + 1)).floor(), max=flow_steps)[..., None]
         f = 1.0 - k / flow_steps
         x = (1 - f) * noise.bc_noise + f * a
-        ahead = self.V_target(s, x + self.v(s, x, f) / flow_steps, torch.clamp(f + 1.0 / flow_steps, max=1.0)).mean(0)
-        return x, f, torch.where(k[:, 0] == 0, target, ahead)
+        ahead = self.V_target(s, x + self.v(s, x, f) / flow_steps, torch.clamp(f + 1.0 / flow_steps, max=1.0)).mean(-2)
+        return x, f, torch.where(k[..., 0] == 0, target, ahead)
 
     def losses(self, batch: Batch, noise: Noise) -> Losses:
         """The total loss and its parts at the current parameters (docs/algorithm.md, Losses)."""
-        c = self.config
-        s = batch.observations[0]
-        a = batch.actions[: c.h].transpose(0, 1).reshape(s.shape[0], -1)
-        past, valid = window_masks(batch, c.complete_rows)
+        value, figures = self.value_loss(batch, noise)
+        policy, more = self.policy_loss(batch, noise)
+        return Losses(total=policy + value, value=value, **figures, **more)
 
+    def value_loss(self, batch: Batch, noise: Noise) -> tuple[Tensor, dict[str, Tensor]]:
+        """The expectile regression of V, `[...]`, and figures; its gradient reaches V alone."""
+        c = self.config
+        s, a = _start(batch, c.h)
+        _, valid = window_masks(batch, c.complete_rows)
         target = self.value_target(batch, noise)
         if c.reversal:
             # Every virtual partial action on the reversed path shares the environment-level target.
             with torch.no_grad():
-                x_partial, f_partial = reverse(self.v, s, a, noise.reversal_depth[:, None], c.F)
+                x_partial, f_partial = reverse(self.v, s, a, noise.reversal_depth[..., None], c.F)
         else:
             x_partial, f_partial, target = self.stepwise_target(s, a, target, noise)
         values = self.V(s, x_partial, f_partial)
-        error = target - values
+        error = target.unsqueeze(-2) - values
         weight = torch.where(error >= 0, c.kappa, 1.0 - c.kappa)
-        value_loss = (valid * weight * error.square()).mean()
+        loss = (valid.unsqueeze(-2) * weight * error.square()).mean((-2, -1))
+        seen = values.detach().flatten(-2)
+        return loss, {"v_mean": seen.mean(-1), "v_min": seen.amin(-1), "v_max": seen.amax(-1), "target_mean": target.mean(-1)}
+
+    def policy_loss(self, batch: Batch, noise: Noise) -> tuple[Tensor, dict[str, Tensor]]:
+        """alpha times the cloning loss plus the value term, `[...]`, and figures; its gradient reaches v alone."""
+        c = self.config
+        s, a = _start(batch, c.h)
+        past, valid = window_masks(batch, c.complete_rows)
 
         # Behaviour cloning: flow matching on the straight path from noise to the dataset chunk.
         t = noise.bc_time
         x_t = (1 - t) * noise.bc_noise + t * a
         u = self.v(s, x_t, t)
-        residual = (u - (a - noise.bc_noise)).square().unflatten(1, (c.h, -1))
-        bc_loss = (residual * (1 - past[: c.h]).T[..., None]).mean()
+        residual = (u - (a - noise.bc_noise)).square().unflatten(-1, (c.h, -1))
+        bc = (residual * (1 - past[: c.h]).movedim(0, -1)[..., None]).mean((-3, -2, -1))
 
-        # Policy value term: V one refinement step ahead of the interpolant; the gradient reaches v through u only.
+        # Value term: V one refinement step ahead of the interpolant; the gradient reaches v through u only.
         step = torch.clamp(1 - t, max=1.0 / c.F)
         if c.policy_value_weight:
-            ahead = self.V(s, x_t + u * step, torch.clamp(t + 1.0 / c.F, max=1.0), frozen=True).mean(0)
+            ahead = self.V(s, x_t + u * step, torch.clamp(t + 1.0 / c.F, max=1.0), frozen=True).mean(-2)
         else:
             ahead = torch.zeros_like(valid)
-        policy_value = -(valid * ahead).mean()
-
-        total = c.policy_value_weight * policy_value + c.alpha * bc_loss + value_loss
-        seen, look = values.detach(), ahead.detach()
-        return Losses(
-            total,
-            policy_value,
-            bc_loss,
-            value_loss,
-            seen.mean(),
-            seen.amin(),
-            seen.amax(),
-            look.mean(),
-            look.amin(),
-            look.amax(),
-            target.mean(),
-        )
+        policy_value = -(valid * ahead).mean(-1)
+        look = ahead.detach()
+        figures = {
+            "policy_value": policy_value,
+            "bc": bc,
+            "ahead_mean": look.mean(-1),
+            "ahead_min": look.amin(-1),
+            "ahead_max": look.amax(-1),
+        }
+        return c.policy_value_weight * policy_value + c.alpha * bc, figures
 
     def gradients(
         self, batch: Batch, noise: Noise, *, losses: Callable[[Batch, Noise], Losses] | None = None, share: float = 1.0
@@ -272,13 +325,15 @@ class RQL:
         `losses` stands in for `self.losses` (the same function, compiled). Changes nothing, so several threads may do this at once.
         """
         parts = (losses or self.losses)(batch, noise)
-        gradients = torch.autograd.grad(parts.total * share if share != 1.0 else parts.total, self.parameters())
+        total = parts.total.sum()
+        gradients = torch.autograd.grad(total * share if share != 1.0 else total, self.parameters())
         return Losses(*(part.detach() for part in parts)), list(gradients)
 
     def apply(self, gradients: list[Tensor]) -> None:
         """One Adam step on both networks along `gradients`, and both averages."""
         for parameter, gradient in zip(self.parameters(), gradients, strict=True):
-            parameter.grad = gradient
+            # The fused Adam wants both to lie in memory alike; a compiled gradient may be transposed.
+            parameter.grad = gradient if gradient.stride() == parameter.stride() else gradient.contiguous()
         # The averages move towards the parameters from before the step, so they go first.
         _move_average(self.V_target.parameters(), self.V.parameters(), self.config.tau)
         _move_average(self.v_ema.parameters(), self.v.parameters(), 1.0 - self.config.ema)

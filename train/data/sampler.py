@@ -127,7 +127,7 @@ class WindowSampler:
         self._complete_rows, self._clip_actions, self._scale = complete_rows, clip_actions, observation_scale
         self._shards = store.stream(self._prepare) if isinstance(store, ShardedStore) else None
         self.inner_observations = inner_observations
-        self.offsets = torch.arange(h + 1, device=self.device)[:, None]
+        self.offsets = torch.arange(h + 1, device=self.device)
         self._use((self._shards.at(0) if self._shards else self._prepare(store.sample)).to(self.device))
 
     def _prepare(self, store: TransitionStore) -> Rows:
@@ -156,23 +156,24 @@ class WindowSampler:
         self._use(rows.to(self.device))
         return True
 
-    def draw_starts(self, batch_size: int) -> tuple[Tensor, Tensor]:
-        """Start row and last row of the episode `[B]` of each window."""
+    def draw_starts(self, batch_size: int, runs: tuple[int, ...] = ()) -> tuple[Tensor, Tensor]:
+        """Start row and last row of the episode `[*runs, B]` of each window; each run draws its own."""
         rows, generator, device = self.rows, self.generator, self.device
+        shape = (*runs, batch_size)
         if self.sampling == "transitions":
-            position = torch.randint(rows.total, (batch_size,), generator=generator, device=device)
+            position = torch.randint(rows.total, shape, generator=generator, device=device)
             first, last, _, before = _gather(rows.episodes, torch.searchsorted(rows.cumulative, position, right=True)).unbind(-1)
             return first + position - before, last
         count = len(rows.episodes)
         if batch_size >= count:
-            episode = torch.randint(count, (batch_size,), generator=generator, device=device)
-        elif device.type == "cpu":
+            episode = torch.randint(count, shape, generator=generator, device=device)
+        elif device.type == "cpu" and not runs:
             episode = torch.randperm(count, generator=generator)[:batch_size]
         else:
             # torch.randperm synchronises with the device; the order of uniform numbers is a permutation as good.
-            episode = torch.rand(count, generator=generator, device=device).argsort()[:batch_size]
+            episode = torch.rand(*runs, count, generator=generator, device=device).argsort()[..., :batch_size]
         # float64, so that the product rounds to `choices` for no draw below 1.
-        uniform = torch.rand(batch_size, generator=generator, dtype=torch.float64, device=device)
+        uniform = torch.rand(shape, generator=generator, dtype=torch.float64, device=device)
         first, last, choices, _ = _gather(rows.episodes, episode).unbind(-1)
         return first + (uniform * choices).long(), last
 
@@ -181,11 +182,15 @@ class WindowSampler:
         start, last = self.draw_starts(batch_size)
         if part is not None:
             start, last = start[part[0] : part[1]], last[part[0] : part[1]]
-        rows = torch.minimum(start + self.offsets, last)
+        return self.windows(start, last)[0]
+
+    def windows(self, start: Tensor, last: Tensor) -> tuple[Batch, Tensor]:
+        """The windows that start at these rows `[..., B]` of episodes that end there, and their row numbers `[h+1, ..., B]`."""
+        rows = torch.minimum(start + self.offsets.view(-1, *(1,) * start.dim()), last)
         small = _gather(self.rows.small, rows)
         rewards, terminals, masks = small[..., -3:].unbind(-1)
         observations = self.observations[rows if self.inner_observations else rows[:: len(rows) - 1]]
-        return Batch(observations, small[..., :-3].contiguous(), rewards, terminals, masks)
+        return Batch(observations, small[..., :-3].contiguous(), rewards, terminals, masks), rows
 
 
 def _gather(table: Tensor, rows: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -144,16 +144,48 @@ def make_engine(choice: EngineChoice, agent: RQL, draw: Draw, *, reduce: Reduce 
     set_precision(agent, choice.precision)
     if choice.device == "cpu":
         torch.set_num_threads(1)
-    losses = compiled(agent, choice.device) if choice.engine == "compiled" else agent.losses
-    gradients: Gradients = functools.partial(agent.gradients, losses=losses)
     if choice.device == "cuda" and choice.engine == "compiled" and reduce is None:
-        return GraphEngine(agent, draw, gradients, capture=CudaCapture(generator))
+        return GraphEngine(agent, draw, overlapped(agent), capture=CudaCapture(generator))
+    losses = compiled(agent.losses, choice.device) if choice.engine == "compiled" else agent.losses
+    gradients: Gradients = functools.partial(agent.gradients, losses=losses)
     return StepEngine(agent, draw, SlicedGradients(agent, losses, choice.threads) if choice.threads > 1 else gradients, reduce)
 
 
-def compiled(agent: RQL, device: str) -> Callable[[Batch, Noise], Losses]:
-    """`agent.losses` by torch.compile. On a CPU its kernels are called from C++: threads with slices would queue for Python's lock."""
-    return torch.compile(agent.losses, dynamic=False, options={"cpp_wrapper": True} if device == "cpu" else None)
+def compiled(function: Callable[[Batch, Noise], Any], device: str, mode: str | None = None) -> Callable[[Batch, Noise], Any]:
+    """`function` by torch.compile. On a CPU its kernels are called from C++: threads with slices would queue for Python's lock."""
+    return torch.compile(function, dynamic=False, mode=mode, options={"cpp_wrapper": True} if device == "cpu" else None)
+
+
+def overlapped(agent: RQL, mode: str | None = None, streams: int = 2) -> Gradients:
+    """`agent.gradients` on a GPU, compiled, in two parts that need nothing of each other and run side by side.
+
+    V's part (the reversal, a chain of F small steps, then the regression) is bound by launches; v's part (cloning and the value
+    term) fills the device meanwhile, on a second stream.
+    """
+    value_loss, policy_loss = compiled(agent.value_loss, "cuda", mode), compiled(agent.policy_loss, "cuda", mode)
+    of_policy, of_value = list(agent.v.parameters()), list(agent.V.parameters())
+    side = torch.cuda.Stream() if streams == 2 else None  # type: ignore[no-untyped-call]
+
+    def policy_part(batch: Batch, noise: Noise) -> tuple[Tensor, dict[str, Tensor], tuple[Tensor, ...]]:
+        loss, figures = policy_loss(batch, noise)
+        return loss, figures, torch.autograd.grad(loss.sum(), of_policy)
+
+    def gradients(batch: Batch, noise: Noise) -> tuple[Losses, list[Tensor]]:
+        main = torch.cuda.current_stream()
+        if side is None:
+            policy, more, first = policy_part(batch, noise)
+        else:
+            side.wait_stream(main)
+            with torch.cuda.stream(side):
+                policy, more, first = policy_part(batch, noise)
+        value, figures = value_loss(batch, noise)
+        second = torch.autograd.grad(value.sum(), of_value)
+        if side is not None:
+            main.wait_stream(side)
+        parts = Losses(total=policy + value, value=value, **figures, **more)
+        return Losses(*(part.detach() for part in parts)), [*first, *second]
+
+    return gradients
 
 
 def set_precision(agent: RQL, precision: str) -> None:
@@ -285,12 +317,14 @@ class GraphEngine:
         return dict(zip(self.names, self.values.unbind(), strict=True))
 
     def _update_block(self) -> None:
-        for _ in range(self.block):
-            self._update()
+        for i in range(self.block):
+            self._update(watched=i == self.block - 1)
 
-    def _update(self) -> None:
+    def _update(self, watched: bool = True) -> None:
         parts, gradients = self.gradients(*self.draw())
         self.agent.apply(gradients)
+        if not watched:
+            return
         # The gradients of each graph lie elsewhere, so their norms are taken inside it.
         figures = parts._asdict() | self.agent.gradient_norms()
         stacked = torch.stack(list(figures.values()))
