@@ -24,11 +24,11 @@ JAVASCRIPT := $(addsuffix /node_modules/.package-lock.json,docs/consumer clients
 setup: $(INSTALLED) $(JAVASCRIPT)
 
 $(INSTALLED): requirements.lock requirements-no-deps.lock pyproject.toml
-	PYTHON="$(PYTHON)" UV="$(UV)" TORCH_INDEX="$(TORCH_INDEX)" tools/setup
-	touch $@
+	@PYTHON="$(PYTHON)" UV="$(UV)" TORCH_INDEX="$(TORCH_INDEX)" tools/setup
+	@touch $@
 
-# The JavaScript consumer of a bundle and the JavaScript client, for their tests. A user who lacks npm goes without these tests and is told;
-# where all is required it is an error.
+# The JavaScript consumer of a bundle and the JavaScript client, for their tests. A user who lacks npm goes
+# without these tests and is told; where all is required it is an error.
 %/node_modules/.package-lock.json: %/package-lock.json
 	@if command -v npm > /dev/null && (cd $* && npm ci --ignore-scripts --no-audit --no-fund --fetch-retries=5 --fetch-timeout=120000); \
 		then touch $@; \
@@ -38,7 +38,8 @@ $(INSTALLED): requirements.lock requirements-no-deps.lock pyproject.toml
 demo: $(INSTALLED)
 	$(BIN)/rql-deploy demo
 
-# Hours; stopped at any time, it goes on where it was. Rows are finished one after the other (runs/table/results.md).
+# Hours; stopped at any time, it goes on where it was. Rows are finished one after the other
+# (runs/table/results.md).
 table: $(INSTALLED)
 	$(BIN)/rql-deploy sweep benchmarks/table.toml --output runs/table
 
@@ -55,14 +56,17 @@ lint: setup types
 	$(BIN)/python -m pytest tests/test_layout.py
 
 types: tree
-	cd $(TREE) && $(abspath $(BIN))/mypy --config-file $(abspath pyproject.toml) --cache-dir $(abspath .mypy_cache) -p rql_deploy
+	cd $(TREE) && $(abspath $(BIN))/mypy --config-file $(abspath pyproject.toml) \
+		--cache-dir $(abspath .mypy_cache) -p rql_deploy
 
-# The rooms lie beside rql_deploy/ but are installed inside it; type and import checkers see them where they are installed.
+# The rooms lie beside rql_deploy/ but are installed inside it; type and import checkers see them where they
+# are installed.
 tree:
 	rm -rf $(TREE) && mkdir -p $(TREE)/rql_deploy
 	cd $(TREE)/rql_deploy && ln -s ../../../rql_deploy/* . && ln -s ../../../train ../../../export ../../../runtime ../../../sim .
 
-# The reference from docstrings, in build/docs; names without a docstring and links that lead nowhere are errors.
+# The reference from docstrings, in build/docs; names without a docstring and links that lead nowhere are
+# errors.
 docs: setup
 	tools/lay-out build/laid-out
 	PYTHONPATH=build/laid-out $(BIN)/python tools/build_docs.py

@@ -1,9 +1,9 @@
-"""Make the reference from docstrings (build/docs), and say which public names lack one and which links lead nowhere.
+"""Make the reference from docstrings (build/docs); report missing docstrings and broken links.
 
     tools/lay-out build/laid-out && PYTHONPATH=build/laid-out python tools/build_docs.py
 
-Exit status 1 when something is missing or broken. In the checkout itself the package's folders lie beside rql_deploy/, which a walk
-through its files does not understand.
+Exit status 1 when something is missing or broken. In the checkout itself the package's folders lie beside
+rql_deploy/, which a walk through its files does not understand.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def interface_names(found: list[ModuleType]) -> set[str]:
 
 
 def undocumented(module: ModuleType, explained: set[str]) -> Iterator[str]:
-    """Public classes, functions and methods of a module without a docstring of their own or of a base class."""
+    """A module's public classes, functions and methods without a docstring of their own or inherited."""
     if not inspect.getdoc(module):
         yield module.__name__
     for name, member in vars(module).items():
@@ -66,9 +66,8 @@ def undocumented_methods(module: ModuleType, owner: type, explained: set[str]) -
     """Public methods and properties that a class defines and neither it nor an interface explains."""
     for name, member in vars(owner).items():
         function = getattr(member, "__func__", member)  # of class and static methods
-        if name.startswith("_") or name in explained or not (inspect.isfunction(function) or isinstance(member, property)):
-            continue
-        if not inspect.getdoc(getattr(owner, name)):
+        public = not name.startswith("_") and (inspect.isfunction(function) or isinstance(member, property))
+        if public and name not in explained and not inspect.getdoc(getattr(owner, name)):
             yield f"{module.__name__}.{owner.__qualname__}.{name}"
 
 
@@ -148,13 +147,15 @@ def main() -> int:
     explained = interface_names(found)
     missing = [name for module in found for name in undocumented(module, explained)]
     write_reference()
-    pages = [page for pattern in WRITTEN_BY_HAND for page in sorted(ROOT.glob(pattern)) if "node_modules" not in page.parts]
+    found_by_hand = (page for pattern in WRITTEN_BY_HAND for page in sorted(ROOT.glob(pattern)))
+    pages = [page for page in found_by_hand if "node_modules" not in page.parts]
     broken = list(broken_links(pages + sorted(OUTPUT.rglob("*.html"))))
     for name in missing:
         print(f"no docstring: {name}")
     for link in broken:
         print(f"leads nowhere: {link}")
-    print(f"{len(missing)} public names without a docstring, {len(broken)} broken links in {len(pages)} pages and the reference")
+    looked_at = f"{len(found)} modules and {len(pages)} pages"
+    print(f"{len(missing)} public names without a docstring, {len(broken)} broken links in {looked_at}")
     return 1 if missing or broken else 0
 
 

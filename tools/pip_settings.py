@@ -1,7 +1,7 @@
 """Print pip's settings as the environment variables that make uv resolve alike, for a shell's `eval`.
 
-uv reads neither pip.conf nor PIP_*: without this a mirror, a folder of wheels or a certificate that pip knows of would not exist for it.
-What is set for uv itself already stays as it is.
+uv reads neither pip.conf nor PIP_*: without this a mirror, a folder of wheels or a certificate that pip knows
+of would not exist for it. What is set for uv itself already stays as it is.
 """
 
 from __future__ import annotations
@@ -46,6 +46,7 @@ def uv_environment(settings: dict[str, str]) -> dict[str, str]:
 
 
 if __name__ == "__main__":
-    listing = subprocess.run([sys.executable, "-m", "pip", "config", "list"], capture_output=True, text=True, check=True).stdout
+    command = [sys.executable, "-m", "pip", "config", "list"]
+    listing = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     for name, value in uv_environment(pip_settings(listing)).items():
         print(f"export {name}={shlex.quote(value)}")

@@ -1,4 +1,4 @@
-"""Use an installed wheel as a robot's computer does; run by `tools/try-wheel`, with the interpreter of a bare environment.
+"""Use an installed wheel as a robot's computer does; `tools/try-wheel` runs this in bare environments.
 
 python tools/use_wheel.py base     every module imports or says which extra it lacks; the command line answers
 python tools/use_wheel.py serve    a server process answers the synchronous and the asyncio client
@@ -14,6 +14,7 @@ import pkgutil
 import re
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -38,7 +39,7 @@ def check_base() -> None:
             top = (error.name or "").partition(".")[0]
             assert top and top != "rql_deploy" and top not in sys.stdlib_module_names, f"{module.name}: {error}"
             lacking.add(top)
-    assert {"rql_deploy.runtime.client", "rql_deploy.limits", "rql_deploy.contract", "rql_deploy.cli"} <= set(sys.modules)
+    assert {"rql_deploy.runtime.client", "rql_deploy.runtime.control.safety", "rql_deploy.cli.serve"} <= set(sys.modules)
     command = subprocess.run([Path(sys.executable).with_name("rql-deploy"), "--help"], capture_output=True, text=True)
     assert command.returncode == 0, command.stderr
     print(f"base: {imported} modules import; extras would bring {', '.join(sorted(lacking))}")
@@ -46,6 +47,7 @@ def check_base() -> None:
 
 def check_serve() -> None:
     """Serve the bundle that comes with the package and ask for one decision each way."""
+    from rql_deploy.limits import Limits
     from rql_deploy.runtime.client import RemotePolicy
 
     bundle = importlib.resources.files("rql_deploy") / "assets" / "lift_bundle"
@@ -59,6 +61,9 @@ def check_serve() -> None:
         with RemotePolicy.connect(match.group(1)) as policy:
             observation = {field.name: np.zeros(field.shape, np.float32) for field in policy.contract.plant.fields}
             chunk = policy.act(observation, candidates=4, value=True, seed=0, deadline=10.0).actions
+            with tempfile.TemporaryDirectory() as folder:
+                (file := Path(folder, "limits.toml")).write_text("max_consecutive_holds = 3\n[actions.dx]\nhigh = 0.5\n")
+                assert Limits.load(file, policy.contract).actions["dx"].high == 0.5
         same = asyncio.run(act_once(match.group(1), observation))
         assert np.array_equal(chunk, same), "the asyncio client decided otherwise"
     finally:

@@ -36,7 +36,7 @@ class WatchedModel(Model):
 
 
 def answers(requests: dict[str, int]) -> dict[str, Counter[str]]:
-    """Send that many requests per client to a server in this process, which is told to stop while it computes the first.
+    """Send that many requests per client to a server here that is told to stop while it computes the first.
 
     By client: how many were `computed`, and how many refused with which sentence.
     """
@@ -129,7 +129,8 @@ def test_the_longest_silent_without_requests_are_forgotten_first(monkeypatch: py
     assert guard.clients == 8
     assert guard.refuse(b"new", 100.0) is None
     assert guard.clients == 7
-    # A quarter went: 6 and 5, silent longest without a request under way. They start afresh, the others do not.
+    # A quarter went: 6 and 5, silent longest without a request under way. They start afresh, the others do
+    # not.
     assert guard.refuse(b"7", 101.0) == "1 requests are under way already: wait for replies"
     assert guard.refuse(b"4", 96.0) is not None
     assert guard.refuse(b"6", 94.0) is None
