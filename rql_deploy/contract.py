@@ -99,18 +99,22 @@ class PlantDescription:
 
     @property
     def observation_dim(self) -> int:
+        """Scalars of a flattened observation."""
         return sum(f.size for f in self.fields)
 
     @property
     def action_dim(self) -> int:
+        """Dimensions of an action."""
         return len(self.actions)
 
     @property
     def action_low(self) -> NDArray[np.float64]:
+        """`[A]` lower bounds."""
         return np.array([a.low for a in self.actions])
 
     @property
     def action_high(self) -> NDArray[np.float64]:
+        """`[A]` upper bounds."""
         return np.array([a.high for a in self.actions])
 
     def differences(self, other: PlantDescription) -> list[str]:

@@ -1,10 +1,11 @@
-"""Folders that appear complete or not at all, that one process holds, and that have room."""
+"""Folders that appear complete or not at all, that one process holds, and that have room; what a file's bytes hash to."""
 
 from __future__ import annotations
 
 import contextlib
 import errno
 import fcntl
+import hashlib
 import os
 import shutil
 import tempfile
@@ -68,3 +69,12 @@ def new_folder(output: Path) -> Iterator[Path]:
         raise UserError(f"cannot write {output} ({error.strerror}): nothing was left behind; make room or pass another --output") from error
     finally:
         shutil.rmtree(staging, ignore_errors=True)
+
+
+def file_hash(path: Path) -> str:
+    """sha256 of a file."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 18):
+            digest.update(block)
+    return digest.hexdigest()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-import tomllib
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,6 +12,11 @@ from typing import Literal
 from rql_deploy.contract import Contract
 from rql_deploy.errors import ContractError
 from rql_deploy.plain import from_plain, suggestion
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
 
 MAX_LIMITS_BYTES = 1 << 20
 

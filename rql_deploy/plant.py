@@ -37,12 +37,18 @@ class EpisodicPlant(Plant, Protocol):
     """A plant that knows when an episode is over and whether it succeeded, as simulators do."""
 
     @property
-    def success(self) -> bool: ...
+    def success(self) -> bool:
+        """Whether the episode has succeeded."""
+        ...
 
     @property
-    def finished(self) -> bool: ...
+    def finished(self) -> bool:
+        """Whether the episode is over."""
+        ...
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Free what the plant holds."""
+        ...
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from rql_deploy.train.data.sampler import WindowSampler
 from rql_deploy.train.data.shards import ShardedStore
 from rql_deploy.train.data.store import TransitionStore
 from rql_deploy.train.engines.data_parallel import DataParallel
-from rql_deploy.train.engines.engine import Engine, EngineChoice, choose_engine, make_engine, require_engine
+from rql_deploy.train.engines.engine import Engine, EngineChoice, choose_engine, engine_remarks, make_engine, require_engine
 from rql_deploy.train.logging.diagnostics import Diagnostics
 from rql_deploy.train.logging.loggers import RunLog
 from rql_deploy.train.logging.periodic_evaluation import Evaluator
@@ -104,7 +104,9 @@ class Trainer:
 
     def _choose(self) -> EngineChoice:
         plant, workers = self.store.plant, self.parallel.workers if self.parallel is not None else 1
-        return choose_engine(self.config, plant.observation_dim, plant.action_dim, workers=workers)
+        choice = choose_engine(self.config, plant.observation_dim, plant.action_dim, workers=workers)
+        self.remarks += engine_remarks(self.config, choice, plant.observation_dim, plant.action_dim)
+        return choice
 
     def _resume(self, checkpoint: Checkpoint) -> None:
         require_same_run(checkpoint, self.store, self.config)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import tempfile
 import zipfile
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from rql_deploy.contract import Contract
 from rql_deploy.errors import BundleError
+from rql_deploy.folders import file_hash
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -123,12 +123,6 @@ def open_session(path: Path, threads: int = 1) -> onnxruntime.InferenceSession:
         return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime raises bare RuntimeErrors and classes of its own
         raise BundleError(f"onnxruntime cannot load {path} ({str(error).splitlines()[0]}): export the bundle again") from error
-
-
-def file_hash(path: Path) -> str:
-    """sha256 of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def write_manifest(folder: Path, contract: Contract, variants: Mapping[str, Mapping[str, str]] = FLOAT32_FILES) -> None:

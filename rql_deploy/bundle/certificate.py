@@ -73,6 +73,7 @@ class Certificate:
 
     @property
     def passed(self) -> bool:
+        """Whether every check passed, the variants' included."""
         held = all(check.passed for check in self.checks) and all(variant.passed for variant in self.variants)
         return held and self.same_bytes and self.rows_independent
 

@@ -224,6 +224,7 @@ def heading(text: str) -> None:
 
 
 def program(*arguments: str) -> list[str]:
+    """The command line that runs this program with these arguments."""
     return [sys.executable, "-m", "rql_deploy", *arguments]
 
 

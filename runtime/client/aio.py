@@ -152,13 +152,15 @@ class AsyncRemotePolicy:
         self._waiting[number] = future
         request = {"v": protocol.VERSION, "id": number, "epoch": self._epoch, **header}
         try:
-            async with asyncio.timeout(max(0.0, expiry - time.monotonic())):
-                await self._socket.send_multipart(protocol.encode(request, arrays))
-                return await future
-        except TimeoutError as error:
+            return await asyncio.wait_for(self._exchange(request, arrays, future), max(0.0, expiry - time.monotonic()))
+        except asyncio.TimeoutError as error:  # not the built-in one in Python 3.10
             raise DeadlineMissed(f"no reply from {self._endpoint} in time") from error
         finally:
             del self._waiting[number]
+
+    async def _exchange(self, request: dict[str, Any], arrays: Mapping[str, NDArray[Any]], future: asyncio.Future[Reply]) -> Reply:
+        await self._socket.send_multipart(protocol.encode(request, arrays))
+        return await future
 
     async def _read(self) -> None:
         while True:

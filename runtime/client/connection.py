@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any
 
 from rql_deploy.contract import Contract, PlantDescription
 from rql_deploy.errors import ContractError, DeadlineMissed
@@ -13,6 +13,9 @@ from rql_deploy.runtime.wire.checks import ServerError
 
 from .channel import RETRY_PAUSE, Channel, Reply
 from .session import DEFAULT_TIMEOUT, Agreement, RoundTrip, act_header
+
+if TYPE_CHECKING:
+    from typing_extensions import Self  # in `typing` from 3.11 on
 
 
 class PolicyConnection:

@@ -52,7 +52,9 @@ class Question:
 class Asker(Protocol):
     """Takes questions and hands out answers; neither ever blocks."""
 
-    def ask(self, question: Question) -> None: ...
+    def ask(self, question: Question) -> None:
+        """Take a question; its answers come later."""
+        ...
 
     def answers(self) -> list[Answer]:
         """What arrived since the last call, in order."""
@@ -70,7 +72,9 @@ class StreamingPolicy(Policy, Protocol):
 
     def stream(
         self, observation: Observation, *, deadline: float | None = None, candidates: int = 1, value: bool = False, seed: int | None = None
-    ) -> Iterator[Decision]: ...
+    ) -> Iterator[Decision]:
+        """One decision per refinement step, the last one final; arguments as of `Policy.act`."""
+        ...
 
 
 def ask_policy(

@@ -51,6 +51,7 @@ class Engine:
 
     @property
     def busy(self) -> bool:
+        """Whether requests wait or are under way."""
         return bool(self._waiting or self._jobs)
 
     @property

@@ -113,6 +113,7 @@ class EpisodePart(NamedTuple):
 
     @property
     def nbytes(self) -> int:
+        """Bytes of its arrays."""
         return sum(value.nbytes for value in self.fields.values()) + self.actions.nbytes
 
 

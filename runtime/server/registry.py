@@ -34,6 +34,7 @@ class Lane:
 
     @property
     def model(self) -> Model:
+        """The model that computes now."""
         return self.engine.model
 
     def swap(self, model: Model) -> None:

@@ -61,6 +61,7 @@ class PlayData:
 
     @property
     def folder(self) -> Path:
+        """Where finished parts lie until all are there."""
         return self.output.with_name(f".{self.output.name}.episodes")
 
     def files(self, part: str) -> list[Path]:

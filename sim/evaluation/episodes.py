@@ -53,6 +53,7 @@ class Score:
 
     @property
     def successes(self) -> int:
+        """Episodes that succeeded."""
         return sum(r.success for r in self.results)
 
     @property

@@ -145,6 +145,7 @@ def run(rate: float) -> None:
 
 
 def main() -> None:
+    """Run the arm until the parent process is gone."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rate", type=float, default=500.0, help="control cycles per second, 500 to 1000")
     run(parser.parse_args().rate)

@@ -86,6 +86,7 @@ class FastStep:
         self._steps = int(env.control_timestep / env.model_timestep)
 
     def step(self, action: NDArray[np.float64]) -> Any:
+        """What `env.step(action)` does and returns, in less time."""
         env, model, data = self._env, self._model, self._data
         if env.done:
             raise ValueError("executing action in terminated episode")

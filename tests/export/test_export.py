@@ -183,7 +183,7 @@ def test_a_graph_of_another_contract_is_refused(bundle: Path, tmp_path: Path) ->
     onnx.helper.set_model_props(model, {CONTRACT_ID_KEY: "0" * 64})
     onnx.save(model, copy / "refine.onnx")
     manifest = json.loads((copy / "manifest.json").read_text())
-    from rql_deploy.bundle.bundle import file_hash
+    from rql_deploy.folders import file_hash
 
     manifest["files"]["refine.onnx"] = file_hash(copy / "refine.onnx")
     (copy / "manifest.json").write_text(json.dumps(manifest))

@@ -8,11 +8,10 @@ from pathlib import Path
 import jsonschema
 import pytest
 
-from rql_deploy.bundle.bundle import Bundle
-from rql_deploy.contract import Contract, ContractError
+from rql_deploy.contract import Calibration, Contract, ContractError, Provenance
 from rql_deploy.limits import ActionLimit, Limits, ObservationLimit
 from rql_deploy.schema import json_schema
-from tests.helpers.commands import assert_refused, cli
+from tests.helpers.commands import LIFT_BUNDLE, assert_refused, cli
 from tests.helpers.data import PLANT
 
 GOOD = """
@@ -31,10 +30,18 @@ high = [0.6, 0.5, 0.8]
 
 
 @pytest.fixture
-def contract(bundle: Path) -> Contract:
-    base = Bundle.open(bundle).contract
-    calibration = dataclasses.replace(base.calibration, observation={})
-    return dataclasses.replace(base, plant=PLANT, calibration=calibration)
+def contract() -> Contract:
+    rates = ((0.0, 0.0), (1.0, 1.0))
+    return Contract(
+        plant=PLANT,
+        h=3,
+        F=10,
+        observation_mean=(0.0,) * 4,
+        observation_std=(1.0,) * 4,
+        value_members=2,
+        calibration=Calibration((0.0, 1.0), {}, rates, (-10.0, 0.0), (0.0, 4.0)),
+        provenance=Provenance("tiny", "", {}, 0, 0, {}),
+    )
 
 
 def load(text: str, contract: Contract, folder: Path) -> Limits:
@@ -80,14 +87,14 @@ def test_limits_that_widen_or_name_nothing_are_refused(text: str, words: str, co
         load(text, contract, tmp_path)
 
 
-def test_inspect_checks_a_limits_file_against_a_bundle(bundle: Path, tmp_path: Path) -> None:
-    (tmp_path / "limits.toml").write_text("[actions.action_0]\nhigh = 0.5\n")
-    shown = cli("inspect", bundle, "--limits", tmp_path / "limits.toml")
+def test_inspect_checks_a_limits_file_against_a_bundle(tmp_path: Path) -> None:
+    (tmp_path / "limits.toml").write_text("[actions.dx]\nhigh = 0.5\n")
+    shown = cli("inspect", LIFT_BUNDLE, "--limits", tmp_path / "limits.toml")
     assert shown.exit_code == 0
     assert "only tightens the contract" in shown.output
-    (tmp_path / "limits.toml").write_text("[actions.action_0]\nhigh = 1.5\n")
-    assert_refused(cli("inspect", bundle, "--limits", tmp_path / "limits.toml"), "widens action 'action_0'")
-    assert_refused(cli("inspect", bundle, "--limits", tmp_path / "absent.toml"), "cannot read")
+    (tmp_path / "limits.toml").write_text("[actions.dx]\nhigh = 1.5\n")
+    assert_refused(cli("inspect", LIFT_BUNDLE, "--limits", tmp_path / "limits.toml"), "widens action 'dx'")
+    assert_refused(cli("inspect", LIFT_BUNDLE, "--limits", tmp_path / "absent.toml"), "cannot read")
 
 
 @pytest.mark.parametrize(

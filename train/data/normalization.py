@@ -25,6 +25,7 @@ class Moments:
 
     @classmethod
     def none(cls, dim: int) -> Moments:
+        """Of no rows yet."""
         return cls(0, np.zeros(dim), np.zeros(dim))
 
     @classmethod

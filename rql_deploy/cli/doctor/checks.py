@@ -9,7 +9,6 @@ import socket
 import subprocess
 import sys
 import time
-import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,11 @@ import numpy as np
 
 import rql_deploy
 from rql_deploy.errors import UserError
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
 
 RENDER_TIMEOUT = 90.0
 """Seconds; a graphics stack that is left to guess can hang for ever."""
@@ -84,7 +88,7 @@ def check_versions(need: frozenset[str]) -> list[Finding]:
     for extra, texts in requirements().items():
         missing, wrong, right = [], [], []
         for parsed in map(Requirement, texts):
-            if parsed.name == "rql-deploy":
+            if parsed.name == "rql-deploy" or (parsed.marker and not parsed.marker.evaluate({"extra": extra})):
                 continue
             try:
                 version = importlib.metadata.version(parsed.name)

@@ -59,5 +59,5 @@ def write_report(
     from rql_deploy.sim.evaluation.report import Subject
     from rql_deploy.sim.evaluation.report import write_report as write
 
-    scored = f"{datetime.datetime.now(datetime.UTC):%Y-%m-%d %H:%M} UTC"
+    scored = f"{datetime.datetime.now(datetime.timezone.utc):%Y-%m-%d %H:%M} UTC"
     write(path, Subject(task, source, control_rate, choice, scored), score, learning_curves(run) if run else None, video)

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import json
 import re
-import tomllib
+import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,6 +24,11 @@ from typing import Any
 from rql_deploy.errors import UserError
 from rql_deploy.plain import from_plain
 from rql_deploy.policy import MAX_CANDIDATES
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
 
 NAME = re.compile(r"[a-z0-9][a-z0-9._+-]*", re.IGNORECASE)
 

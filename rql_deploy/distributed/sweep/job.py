@@ -55,9 +55,11 @@ class Job:
 
     @property
     def folder_name(self) -> str:
+        """Name of the job's folder in the output."""
         return f"{self.kind}-{self.key}"
 
     def folder(self, output: Path) -> Path:
+        """Where the job writes."""
         return output / "jobs" / self.folder_name
 
     def result(self, output: Path) -> dict[str, Any] | None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from rql_deploy.errors import UserError
+from rql_deploy.folders import file_hash
 
 from .file import Collection, SweepFile, SweepTask, overrides
 from .job import Job
@@ -109,8 +110,7 @@ def content_address(path: Path) -> str:
     try:
         for file in files:
             digest.update(str(file.relative_to(path)).encode() + b"\0")
-            with file.open("rb") as stream:
-                digest.update(hashlib.file_digest(stream, "sha256").digest())
+            digest.update(bytes.fromhex(file_hash(file)))
     except OSError as error:
         raise UserError(f"cannot read data set {error.filename} ({error.strerror}): pass one that can be read") from error
     return digest.hexdigest()

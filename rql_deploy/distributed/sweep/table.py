@@ -42,6 +42,7 @@ class Row:
 
     @property
     def mean(self) -> float:
+        """Mean success rate over the training seeds."""
         return sum(self.rates) / len(self.rates)
 
     @property

@@ -16,6 +16,7 @@ from rql_deploy.train.engines.batch_slices import SlicedGradients
 from rql_deploy.train.engines.engine import EngineChoice, GraphEngine, choose_engine, flop_per_update, make_engine
 from rql_deploy.train.rql import RQL, Batch, Noise, RQLConfig, draw_noise
 from rql_deploy.train.trainer import Trainer
+from tests.helpers.commands import require_compiler
 from tests.helpers.data import make_store
 
 CONFIG = RQLConfig(h=3, F=4, K=3, policy_hidden=(32, 32), value_hidden=(32, 32), kappa=0.7, rho=0.5)
@@ -55,6 +56,7 @@ def trained(choice: EngineChoice, updates: int, config: RQLConfig = CONFIG) -> t
     ],
 )
 def test_compiled_updates_follow_the_eager_twin(config: RQLConfig) -> None:
+    require_compiler()
     twin, expected = trained(EAGER, 10, config)
     fast, figures = trained(dataclasses.replace(EAGER, engine="compiled"), 10, config)
     start, _, _ = agent_and_draw(config)
@@ -185,13 +187,21 @@ def test_an_update_never_waits_for_its_device() -> None:
 
 
 def test_auto_compiles_long_runs_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engines.shutil, "which", lambda name: f"/usr/bin/{name}")
     paper = TrainConfig(rql=RQLConfig(h=5), updates=1_000_000, threads=1)
     assert choose_engine(paper, 28, 5) == EngineChoice("compiled", "fp32", "cpu", 1)
     assert choose_engine(dataclasses.replace(paper, updates=100), 28, 5).engine == "eager"
     small = RQLConfig(h=5, K=2, policy_hidden=(256,) * 3, value_hidden=(256,) * 3)
     assert choose_engine(TrainConfig(rql=small, updates=5000), 19, 7).engine == "eager"
+    short = dataclasses.replace(paper, updates=100)
+    assert engines.engine_remarks(paper, choose_engine(paper, 28, 5), 28, 5) == []
     monkeypatch.setattr(engines.shutil, "which", lambda name: None)
     assert choose_engine(paper, 28, 5).engine == "eager"
+    (remark,) = engines.engine_remarks(paper, choose_engine(paper, 28, 5), 28, 5)
+    assert "run eagerly" in remark and "install g++" in remark
+    assert engines.engine_remarks(short, choose_engine(short, 28, 5), 28, 5) == []
+    asked = dataclasses.replace(paper, engine="eager")
+    assert engines.engine_remarks(asked, choose_engine(asked, 28, 5), 28, 5) == []
     with pytest.raises(UserError, match=r"install g\+\+"):
         choose_engine(dataclasses.replace(paper, engine="compiled"), 28, 5)
 
@@ -214,6 +224,7 @@ def test_the_operation_count_of_the_paper_size_is_known() -> None:
 
 @pytest.mark.slow
 def test_a_compiled_run_resumes_with_its_engine(tmp_path: Path) -> None:
+    require_compiler()
     config = TrainConfig(rql=CONFIG, updates=3, batch_size=16, engine="compiled")
     Trainer(config, make_store(), tmp_path / "run").train()
     again = Trainer(dataclasses.replace(config, updates=4), make_store(), tmp_path / "run", resume=True)
