@@ -57,7 +57,10 @@ def decide(engine: Engine, observation: Mapping[str, NDArray[np.float64]], seed:
     """One decision in full. Once more where the engine gave up steps or V because the processor was taken."""
     for _ in range(ATTEMPTS):
         steps = refine(engine, observation, seed)
-        if len(steps) == engine.model.contract.F and all(np.isfinite(step.values).all() for step in steps):
+        whole = len(steps) == engine.model.contract.F and all(
+            np.isfinite(step.values).all() for step in steps
+        )
+        if whole and steps[-1].elapsed <= BUDGET:
             return steps
     raise SystemExit(
         "this machine is too busy for all refinement steps within the budget: run it again when it is idle"

@@ -20,7 +20,7 @@ CAMERA = {"azimuth": 138.0, "elevation": -20.0, "distance": 0.48, "lookat": (-0.
 
 PAPER, INK, MUTED, TRACK = (13, 17, 23), (230, 237, 243), (139, 152, 165), (48, 58, 70)
 BUDGET_COLOUR = (88, 166, 255)
-V_COLOURS = np.array([(92, 100, 214), (46, 152, 190), (74, 204, 140), (253, 231, 76)], float)
+V_COLOURS = np.array([(122, 134, 255), (46, 152, 190), (74, 204, 140), (253, 231, 76)], float)
 """From a decision's lowest V to its highest: viridis without its dark end; lightness tells the order."""
 LEAST_SPAN = 0.5
 """V's scale never spans less: differences below it should look small."""
@@ -146,8 +146,8 @@ class Frame:
         ):
             draw.line(line, fill=fill, width=round(thick * SHARP), joint="curve")
             radius = (thick / 2 + width * 0.9) * SHARP
-            for x, y in (line[-1],):
-                draw.ellipse((x - radius, y - radius, x + radius, y + radius), fill=fill)
+            for (x, y), r in ((line[0], (thick / 2 - 0.3) * SHARP), (line[-1], radius)):
+                draw.ellipse((x - r, y - r, x + r, y + r), fill=fill)
         scene.paste(veil, (0, 0), veil)
 
     def _compose(self, scene: Image.Image, k: int, title: str, best: int | None = None) -> Image.Image:

@@ -32,26 +32,23 @@ class Drawing:
         self._shapes: list[str] = []
 
     def rect(
-        self, x: float, y: float, w: float, h: float, fill: str, *, rx: float = 3, extra: str = ""
-    ) -> None:
-        place = f'x="{x:.1f}" y="{y:.1f}" width="{w:.1f}" height="{h:.1f}" rx="{rx}"'
-        self._shapes.append(f"<rect {place} {_paint('fill', fill)} {extra}/>")
+        self, x: float, y: float, w: float, h: float, fill: str, *, rx: float = 3, opacity: float = 1.0,
+        stroke: str = "none", width: float = 1.0,
+    ) -> None:  # fmt: skip
+        place = f'x="{x:.1f}" y="{y:.1f}" width="{w:.1f}" height="{h:.1f}" rx="{rx:g}"'
+        self._shapes.append(f"<rect {place}{_paint(fill, stroke, width, opacity)}/>")
 
     def line(
-        self, points: Sequence[tuple[float, float]], stroke: str, width: float = 1.5, *, extra: str = ""
+        self, points: Sequence[Sequence[float]], stroke: str, width: float = 1.5, *, opacity: float = 1.0
     ) -> None:
         place = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
-        paint = f'fill="none" {_paint("stroke", stroke)} stroke-width="{width}"'
-        self._shapes.append(f'<polyline points="{place}" {paint} stroke-linejoin="round" {extra}/>')
+        self._shapes.append(f'<polyline points="{place}"{_paint("none", stroke, width, opacity)}/>')
 
-    def circle(self, x: float, y: float, r: float, fill: str, *, extra: str = "") -> None:
-        self._shapes.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{r}" {_paint("fill", fill)} {extra}/>')
-
-    def arrow(self, x: float, top: float, bottom: float, stroke: str) -> None:
-        """A straight arrow down (or up) to `bottom`."""
-        tip = 5 if bottom > top else -5
-        self.line([(x, top), (x, bottom)], stroke)
-        self.line([(x - 4, bottom - tip), (x, bottom), (x + 4, bottom - tip)], stroke)
+    def circle(
+        self, x: float, y: float, r: float, fill: str, *, stroke: str = "none", width: float = 1.0
+    ) -> None:
+        place = f'cx="{x:.1f}" cy="{y:.1f}" r="{r:g}"'
+        self._shapes.append(f"<circle {place}{_paint(fill, stroke, width)}/>")
 
     def text(
         self, x: float, y: float, text: str, *, size: float = 13, fill: str = "ink", anchor: str = "start",
@@ -59,7 +56,7 @@ class Drawing:
     ) -> None:  # fmt: skip
         weight = ' font-weight="600"' if bold else ""
         place = f'x="{x:.1f}" y="{y:.1f}" font-size="{size}" text-anchor="{anchor}"{weight}'
-        self._shapes.append(f"<text {place} {_paint('fill', fill)}>{escape(text)}</text>")
+        self._shapes.append(f"<text {place}{_paint(fill)}>{escape(text)}</text>")
 
     def save(self, name: str) -> Path:
         """Write it to docs/images."""
@@ -83,5 +80,11 @@ def _rules(name: str, colour: str) -> str:
     return f".fill-{name}{{fill:{colour}}}.stroke-{name}{{stroke:{colour}}}"
 
 
-def _paint(kind: str, colour: str) -> str:
-    return f'{kind}="{colour}"' if colour.startswith(("#", "url")) else f'class="{kind}-{colour}"'
+def _paint(fill: str, stroke: str = "none", width: float = 1.0, opacity: float = 1.0) -> str:
+    """Attributes: a class for a name of `COLOURS`, the colour itself otherwise."""
+    painted = {"fill": fill} | ({"stroke": stroke} if stroke != "none" else {})
+    classes = [f"{kind}-{colour}" for kind, colour in painted.items() if colour in COLOURS]
+    found = f' class="{" ".join(classes)}"' if classes else ""
+    found += "".join(f' {kind}="{colour}"' for kind, colour in painted.items() if colour not in COLOURS)
+    found += f' stroke-width="{width:g}"' if stroke != "none" else ""
+    return found + (f' opacity="{opacity:g}"' if opacity != 1.0 else "")

@@ -115,9 +115,7 @@ def draw_legend(picture: Drawing) -> None:
         elif shape == "step":
             picture.rect(x, y - 10, 10, 20, COLOURS[0], rx=1)
         else:
-            picture.rect(
-                x - 8, y - 10, 20, 20, COLOURS[0], extra='opacity="0.45"' if shape == "preview" else ""
-            )
+            picture.rect(x - 8, y - 10, 20, 20, COLOURS[0], opacity=0.45 if shape == "preview" else 1.0)
         picture.text(x + 20, y + 5, words)
         x += width
 
@@ -139,7 +137,7 @@ def draw_tick(picture: Drawing, x: float, y: float, action: Played, first: int) 
         return
     preview = action.steps < STEPS
     colour = COLOURS[(action.chunk - first) % len(COLOURS)]
-    picture.rect(x + 1, y, CELL - 2, 34, colour, extra='opacity="0.45"' if preview else "")
+    picture.rect(x + 1, y, CELL - 2, 34, colour, opacity=0.45 if preview else 1.0)
     ink = "ink" if preview else "#ffffff"
     picture.text(x + CELL / 2, y + 22, f"{action.index + 1}", size=15, anchor="middle", bold=True, fill=ink)
 
