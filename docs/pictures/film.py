@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -51,6 +51,19 @@ class Step:
     """Previews `[C, h, A]`."""
     values: NDArray[np.float64]
     """V `[C]` of the previews."""
+
+
+@dataclass(frozen=True)
+class Scene:
+    """A decision and what it did."""
+
+    steps: list[Step]
+    best: int
+    """The candidate that was played."""
+    before: list[NDArray[np.float32]]
+    """All actions played until it was made."""
+    pictures: list[Image.Image]
+    """When it was made, and after each tick of its chunk."""
 
 
 def decide(engine: Engine, observation: Mapping[str, NDArray[np.float64]], seed: int) -> list[Step]:
@@ -105,6 +118,52 @@ class Rollouts:
         return np.array(points)
 
 
+def play(engine: Engine, plant: EnvPlant, stage: Stage, horizon: int) -> tuple[list[Scene], int]:
+    """The episode, one decision longer than the task asks for so that the cube is seen in the air.
+
+    Returns its decisions and the ticks until success.
+    """
+    scenes: list[Scene] = []
+    played: list[NDArray[np.float32]] = []
+    success = ticks = 0
+    while not success or len(scenes) <= success:
+        if len(played) > horizon:
+            raise SystemExit("the episode did not succeed with this bundle: choose another EPISODE")
+        steps = decide(engine, plant.observe(), decision_seed(EPISODE, len(scenes)))
+        best = int(steps[-1].values.argmax())
+        scenes.append(Scene(steps, best, list(played), [stage.picture()]))
+        for action in steps[-1].chunks[best]:
+            plant.apply(action)
+            played.append(action)
+            scenes[-1].pictures.append(stage.picture())
+            if plant.success and not success:
+                success, ticks = len(scenes), len(played)
+        value, spent = steps[-1].values[best], steps[-1].elapsed * 1e3
+        print(f"decision {len(scenes)}: candidate {best + 1}, V {value:.1f}, {spent:.1f} ms", flush=True)
+    return scenes, ticks
+
+
+def frames(
+    scenes: Sequence[Scene], ticks: int, rate: float, stage: Stage, rollouts: Rollouts
+) -> Iterator[tuple[Image.Image, int]]:
+    """Every picture of the film and its milliseconds."""
+    for number, scene in enumerate(scenes):
+        paths = [
+            np.array([rollouts.path(scene.before, chunk) for chunk in step.chunks]) for step in scene.steps
+        ]
+        elapsed, values = (
+            [step.elapsed for step in scene.steps],
+            np.array([step.values for step in scene.steps]),
+        )
+        frame = Frame(stage, number + 1, BUDGET, elapsed, values)
+        for k in range(len(scene.steps)):
+            yield frame.refining(scene.pictures[0], k, paths[k]), STEP_MS
+        yield frame.chosen(scene.pictures[0], paths[-1], scene.best), CHOSEN_MS
+        for i, picture in enumerate(scene.pictures[1:], 1):
+            yield frame.chosen(picture, paths[-1], scene.best, len(scene.before) + i), TICK_MS
+    yield frame.ended(scenes[-1].pictures[-1], ticks, rate), END_MS
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument(
@@ -117,40 +176,12 @@ def main() -> None:
     bundle = Bundle.open(options.bundle)
     model = Model(bundle)
     model.warm_up()
-    engine = Engine(model)
     task = Task.of_plant(bundle.contract.plant)
     plant, rollouts = EnvPlant(task.make_env()), Rollouts(EnvPlant(task.make_env()))
     plant.reset(EPISODE)
     stage = Stage(*plant.env.simulation())
-    shown: list[tuple[Image.Image, int]] = []
-    played: list[NDArray[np.float32]] = []
-    decision = success = 0
-    # One decision more than the task asks for, so that the cube is seen in the air.
-    while not success or decision <= success:
-        if len(played) > task.horizon:
-            raise SystemExit("the episode did not succeed with this bundle: choose another EPISODE")
-        steps = decide(engine, plant.observe(), decision_seed(EPISODE, decision))
-        paths = [np.array([rollouts.path(played, chunk) for chunk in step.chunks]) for step in steps]
-        frame = Frame(
-            stage,
-            decision + 1,
-            BUDGET,
-            [step.elapsed for step in steps],
-            np.array([step.values for step in steps]),
-        )
-        shown += [(frame.refining(k, paths[k]), STEP_MS) for k in range(len(steps))]
-        best = int(steps[-1].values.argmax())
-        shown.append((frame.chosen(paths[-1], best), CHOSEN_MS))
-        for action in steps[-1].chunks[best]:
-            plant.apply(action)
-            played.append(action)
-            if plant.success and not success:
-                success, ticks = decision + 1, len(played)
-            shown.append((frame.playing(paths[-1], best, len(played)), TICK_MS))
-        decision += 1
-        value, spent = steps[-1].values[best], steps[-1].elapsed * 1e3
-        print(f"decision {decision}: candidate {best + 1}, V {value:.1f}, {spent:.1f} ms", flush=True)
-    shown.append((frame.ended(ticks, bundle.contract.plant.control_rate), END_MS))
+    scenes, ticks = play(Engine(model), plant, stage, task.horizon)
+    shown = list(frames(scenes, ticks, bundle.contract.plant.control_rate, stage, rollouts))
     save(shown, options.output)
     if options.frames:
         options.frames.mkdir(parents=True, exist_ok=True)

@@ -85,43 +85,31 @@ class Frame:
         self._elapsed, self._values = elapsed, values
         middle, span = (values.min() + values.max()) / 2, max(float(np.ptp(values)), LEAST_SPAN)
         self._low, self._high = middle - span / 2, middle + span / 2
-        self._scene = stage.picture()
 
-    def refining(self, k: int, paths: NDArray[np.float64]) -> Image.Image:
+    def refining(self, scene: Image.Image, k: int, paths: NDArray[np.float64]) -> Image.Image:
         """After refinement step `k` (from 0): paths `[C, h + 1, 3]`."""
-        scene = self._scene.copy()
+        scene = scene.copy()
         for c in np.argsort(self._values[k]):
             self._draw_path(scene, paths[c], self._colour(k, c), 2.8)
         return self._compose(scene, k, f"refinement step {k + 1} of {len(self._elapsed)}")
 
-    def chosen(self, paths: NDArray[np.float64], best: int) -> Image.Image:
-        """The decision is made: the path of the best is bold."""
-        return self._compose(
-            self._decided(self._scene.copy(), paths, best),
-            -1,
-            f"candidate {best + 1} has the highest V",
-            best,
-        )
-
-    def playing(self, paths: NDArray[np.float64], best: int, tick: int) -> Image.Image:
-        """A tick of the chunk that was chosen."""
-        return self._compose(
-            self._decided(self._stage.picture(), paths, best),
-            -1,
-            f"playing candidate {best + 1}: tick {tick}",
-            best,
-        )
-
-    def ended(self, ticks: int, rate: float) -> Image.Image:
-        """The last picture of the episode."""
-        return self._compose(self._stage.picture(), -1, f"lifted after {ticks} ticks ({ticks / rate:.2f} s)")
-
-    def _decided(self, scene: Image.Image, paths: NDArray[np.float64], best: int) -> Image.Image:
+    def chosen(self, scene: Image.Image, paths: NDArray[np.float64], best: int, tick: int = 0) -> Image.Image:
+        """The decision is made, or being played: the path of the best is bold."""
+        scene = scene.copy()
         for c in range(len(paths)):
             if c != best:
                 self._draw_path(scene, paths[c], self._colour(-1, c), 2.0, opacity=0.8)
         self._draw_path(scene, paths[best], self._colour(-1, best), 6.0)
-        return scene
+        title = (
+            f"playing candidate {best + 1}: tick {tick}"
+            if tick
+            else f"candidate {best + 1} has the highest V"
+        )
+        return self._compose(scene, -1, title, best)
+
+    def ended(self, scene: Image.Image, ticks: int, rate: float) -> Image.Image:
+        """The last picture of the episode."""
+        return self._compose(scene, -1, f"lifted after {ticks} ticks ({ticks / rate:.2f} s)")
 
     def _share(self, k: int, c: int) -> float:
         return float((self._values[k, c] - self._low) / (self._high - self._low))
