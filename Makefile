@@ -1,4 +1,4 @@
-# make setup | demo | test | test-all | lint | table
+# make setup | demo | test | test-all | lint | table | film | pictures
 #
 # TEST_WORKERS  processes that tests run in; files are shared out among them
 # PYTHON        interpreter for the virtual environment (3.11 or 3.12)
@@ -13,7 +13,7 @@ INSTALLED := $(VENV)/.installed
 TREE := build/tree
 JAVASCRIPT := $(addsuffix /node_modules/.package-lock.json,docs/consumer clients/node)
 
-.PHONY: setup demo table test test-all lint tree clean
+.PHONY: setup demo table film pictures test test-all lint tree clean
 
 setup: $(INSTALLED) $(JAVASCRIPT)
 
@@ -43,6 +43,17 @@ demo: $(INSTALLED)
 # Hours; stopped at any time, it goes on where it was. Rows are finished one after the other (runs/table/results.md).
 table: $(INSTALLED)
 	$(BIN)/rql-deploy sweep benchmarks/table.toml --output runs/table
+
+# The film of the README: a minute or two of an idle machine, for its step times are measured.
+film: $(INSTALLED)
+	$(BIN)/python docs/pictures/film.py
+
+# All other pictures of the docs, and the hex dump in docs/protocol.md.
+pictures: $(INSTALLED)
+	$(BIN)/python benchmarks/plots.py
+	$(BIN)/python docs/pictures/timelines.py
+	$(BIN)/python docs/pictures/hexdump.py
+	$(BIN)/python docs/pictures/reversal.py
 
 test: setup lint
 	$(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadfile -m "not slow"

@@ -73,9 +73,7 @@ def plot_table() -> Path:
 
 def plot_demo_claim() -> Path:
     data = read("demo_claim")
-    colours = dict(
-        zip((row["policy"] for row in data["rows"]), (GREY, ORANGE, ORANGE, SKY, BLUE), strict=True)
-    )
+    colours = dict(zip((row["policy"] for row in data["rows"]), (GREY, ORANGE, ORANGE, SKY, BLUE), strict=True))
     figure, (left, right) = canvas(9, 2.3, 2, sharey=True)
     for y, row in enumerate(reversed(data["rows"])):
         whisker(left, row["success"], y, row["interval"], colours[row["policy"]])
@@ -106,9 +104,7 @@ def plot_value_guided() -> Path:
             axes.plot([i + shift for i in places], values, color=color, linewidth=1.8)
             for i, row in enumerate(rows):
                 whisker(axes, i + shift, values[i], row[policy]["interval"], color, upright=True, size=5)
-            axes.text(
-                len(rows) - 0.8, values[-1] + 70 * -shift, name, color=color, va="center", fontweight="bold"
-            )
+            axes.text(len(rows) - 0.8, values[-1] + 70 * -shift, name, color=color, va="center", fontweight="bold")
         axes.set_xticks(places, [str(row["candidates"]) for row in rows])
         axes.set(
             title=task["task"],
@@ -153,11 +149,7 @@ def plot_delay_sweep() -> Path:
         task = row["task"]
         for name, (color, dash) in lines.items():
             playback = f"{name}, make-up" if task == "Lift" and name != "open loop" else name
-            one = next(
-                r
-                for r in data["one_candidate"]
-                if task in r["task"] and (r["h"], r["playback"]) == (row["h"], playback)
-            )
+            one = next(r for r in data["one_candidate"] if task in r["task"] and (r["h"], r["playback"]) == (row["h"], playback))
             x = [0, *(point["periods"] for point in one["delays"])]
             axes.plot(
                 x,
@@ -238,9 +230,7 @@ def plot_train_speed() -> Path:
                     continue
                 y = (1 - m) * 5 + len(kinds) - 1 - i
                 axes.barh(y, row["updates_per_s"], height=0.75, color=color, label=name if m else None)
-                note = f"{row['updates_per_s']:g}" + (
-                    f" ({row['over_official']:g}x)" if row.get("over_official") else ""
-                )
+                note = f"{row['updates_per_s']:g}" + (f" ({row['over_official']:g}x)" if row.get("over_official") else "")
                 axes.annotate(
                     note,
                     (row["updates_per_s"], y),
@@ -300,15 +290,9 @@ def plot_learning() -> Path:
         ("20,000, no reversal", 20000, "no reversal", GREY, "-"),
     ]
     for name, updates, policy, color, dash in shown:
-        row = next(
-            r
-            for r in data["puzzle_V_by_presses_left"]
-            if r["updates"] == updates and r["policy"].startswith(policy)
-        )
+        row = next(r for r in data["puzzle_V_by_presses_left"] if r["updates"] == updates and r["policy"].startswith(policy))
         right.plot(range(1, 10), row["V_by_presses_left"], dash, color=color, linewidth=1.8, label=name)
-    right.set(
-        title="puzzle-3x3: what V knows", xlabel="presses left to the goal", ylabel="V", xticks=range(1, 10)
-    )
+    right.set(title="puzzle-3x3: what V knows", xlabel="presses left to the goal", ylabel="V", xticks=range(1, 10))
     right.legend(fontsize=9, loc="center left", bbox_to_anchor=(1.0, 0.5))
     for axes in (left, right):
         axes.grid(visible=False, axis="x")

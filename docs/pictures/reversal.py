@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 from svg import Drawing
 
 import rql_deploy
-from rql_deploy.bundle import Bundle
-from rql_deploy.runtime.model import Model
-from rql_deploy.sim.tasks import EnvPlant, Task, find_demonstrator
+from rql_deploy.bundle.bundle import Bundle
+from rql_deploy.runtime.engine.model import Model
+from rql_deploy.sim.plants.tasks import EnvPlant, Task, find_demonstrator
 
 BUNDLE = Path(rql_deploy.__file__).parent / "assets/lift_bundle"
 EPISODE, TICKS = 980773882, 8

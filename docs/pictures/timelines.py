@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from svg import Drawing
 
-from rql_deploy.runtime.playback import MODES, Mode, Playback
+from rql_deploy.runtime.control.playback import MODES, Mode, Playback
 
 H, STEPS, TICKS, WARM_UP = 5, 10, 15, 20
 DELAY = 2.0
@@ -81,9 +81,7 @@ def draw() -> Drawing:
         picture.text(24, top + 81, "plant", fill="muted")
         for tick in asked:
             if begin <= tick < begin + TICKS:
-                draw_decision(
-                    picture, LEFT + (tick - begin) * CELL, top + 28, asked.index(tick) - asked.index(begin)
-                )
+                draw_decision(picture, LEFT + (tick - begin) * CELL, top + 28, asked.index(tick) - asked.index(begin))
         for t in range(TICKS):
             draw_tick(picture, LEFT + t * CELL, top + 59, played[t + begin + WARM_UP], asked.index(begin))
     for t in range(TICKS):
