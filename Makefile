@@ -1,4 +1,4 @@
-# make setup | demo | test | test-all | lint | docs | wheel | mutants | table
+# make setup | demo | test | test-all | lint | docs | wheel | mutants | table | film | pictures
 #
 # COVERAGE      1: tests also say which lines they ran, and fail below COVERAGE_FLOOR per cent
 # TEST_WORKERS  processes that tests run in; files are shared out among them
@@ -19,7 +19,7 @@ INSTALLED := $(VENV)/.installed
 TREE := build/tree
 JAVASCRIPT := $(addsuffix /node_modules/.package-lock.json,docs/consumer clients/node)
 
-.PHONY: setup demo table test test-all lint types docs wheel mutants tree clean
+.PHONY: setup demo table film pictures test test-all lint types docs wheel mutants tree clean
 
 setup: $(INSTALLED) $(JAVASCRIPT)
 
@@ -42,6 +42,17 @@ demo: $(INSTALLED)
 # (runs/table/results.md).
 table: $(INSTALLED)
 	$(BIN)/rql-deploy sweep benchmarks/table.toml --output runs/table
+
+# The film of the README: a minute or two of an idle machine, for its step times are measured.
+film: $(INSTALLED)
+	$(BIN)/python docs/pictures/film.py
+
+# All other pictures of the docs, and the hex dump in docs/protocol.md.
+pictures: $(INSTALLED)
+	$(BIN)/python benchmarks/plots.py
+	$(BIN)/python docs/pictures/timelines.py
+	$(BIN)/python docs/pictures/hexdump.py
+	$(BIN)/python docs/pictures/reversal.py
 
 test: setup lint
 	$(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadfile $(COVERED) -m "not slow"
