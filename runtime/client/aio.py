@@ -34,7 +34,14 @@ from .session import DEFAULT_TIMEOUT, Agreement, RoundTrip, act_header
 class AsyncRemotePolicy:
     """A policy on a server, for one event loop."""
 
-    def __init__(self, endpoint: str, *, plant: PlantDescription | None, bundle: str | None, keys: str | os.PathLike[str] | None):
+    def __init__(
+        self,
+        endpoint: str,
+        *,
+        plant: PlantDescription | None,
+        bundle: str | None,
+        keys: str | os.PathLike[str] | None,
+    ):
         self.stale_replies = 0
         """Replies that came after their deadline, and were dropped."""
         self._endpoint, self._plant, self._bundle = endpoint, plant, bundle
@@ -139,13 +146,17 @@ class AsyncRemotePolicy:
     async def _agree(self, expiry: float) -> Agreement:
         async with self._renewing:
             if self._agreement is None or self._outdated:
-                hello = await self._call({"op": "hello", **({"bundle": self._bundle} if self._bundle else {})}, {}, expiry)
+                hello = await self._call(
+                    {"op": "hello", **({"bundle": self._bundle} if self._bundle else {})}, {}, expiry
+                )
                 previous = None if self._agreement is None else self._agreement.contract
                 self._agreement = Agreement(self._endpoint, hello, self._plant, previous)
                 self._outdated = False
             return self._agreement
 
-    async def _call(self, header: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]], expiry: float) -> Reply:
+    async def _call(
+        self, header: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]], expiry: float
+    ) -> Reply:
         self._last_id += 1
         number = self._last_id
         future: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
@@ -168,7 +179,11 @@ class AsyncRemotePolicy:
             except protocol.ProtocolError:
                 continue
             number = reply.get("id")
-            future = self._waiting.get(number) if isinstance(number, int) and reply.get("epoch") == self._epoch else None
+            future = (
+                self._waiting.get(number)
+                if isinstance(number, int) and reply.get("epoch") == self._epoch
+                else None
+            )
             if future is None or future.done():
                 self.stale_replies += 1
             elif reply.get("ok"):

@@ -53,7 +53,9 @@ def configure(socket: zmq.Socket[Any], endpoints: Sequence[str], keys: str | os.
         try:
             socket.connect(endpoint)
         except zmq.ZMQError as error:
-            raise UserError(f"'{endpoint}' is not an address to connect to ({error.strerror}): try tcp://127.0.0.1:5555") from error
+            raise UserError(
+                f"'{endpoint}' is not an address to connect to ({error.strerror}): try tcp://127.0.0.1:5555"
+            ) from error
 
 
 class Channel:
@@ -99,16 +101,22 @@ class Channel:
         self.send(header, arrays, expiry, timeout)
         return self.receive(expiry, timeout)
 
-    def send(self, header: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]], expiry: float, timeout: float) -> None:
+    def send(
+        self, header: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]], expiry: float, timeout: float
+    ) -> None:
         """Send a request, as soon as there is a connection; raises DeadlineMissed at `expiry`."""
         self._last_id += 1
-        frames = protocol.encode({"v": protocol.VERSION, "id": self._last_id, "epoch": self._epoch, **header}, arrays)
+        frames = protocol.encode(
+            {"v": protocol.VERSION, "id": self._last_id, "epoch": self._epoch, **header}, arrays
+        )
         while True:
             try:
                 return protocol.send(self._socket, frames, protocol.NOBLOCK)
             except zmq.Again:
                 if (remaining := expiry - time.monotonic()) <= 0:
-                    raise DeadlineMissed(f"no connection to {self.endpoint} within {timeout * 1e3:g} ms") from None
+                    raise DeadlineMissed(
+                        f"no connection to {self.endpoint} within {timeout * 1e3:g} ms"
+                    ) from None
                 self._socket.poll(max(1, int(remaining * 1000)), zmq.POLLOUT)
 
     def receive(self, expiry: float, timeout: float) -> Reply:
@@ -122,7 +130,9 @@ class Channel:
             try:
                 reply, out = protocol.decode(frames)
             except protocol.ProtocolError as error:
-                raise ServerError(error.code, f"{self.endpoint} does not speak protocol {protocol.VERSION}: {error}") from error
+                raise ServerError(
+                    error.code, f"{self.endpoint} does not speak protocol {protocol.VERSION}: {error}"
+                ) from error
             if reply.get("id") != self._last_id or reply.get("epoch") != self._epoch:
                 self.stale_replies += 1
                 continue

@@ -21,7 +21,14 @@ class PolicyConnection:
     retries_while_draining = True
     """Whether a call goes on asking a server that is about to stop: another may take over behind the same address."""
 
-    def __init__(self, channel: Channel, agreement: Agreement, *, plant: PlantDescription | None = None, bundle: str | None = None):
+    def __init__(
+        self,
+        channel: Channel,
+        agreement: Agreement,
+        *,
+        plant: PlantDescription | None = None,
+        bundle: str | None = None,
+    ):
         self._channel, self._agreement, self._plant, self._bundle = channel, agreement, plant, bundle
         self._round_trip = RoundTrip()
         self._outdated = self._abandoned = False
@@ -80,7 +87,9 @@ class PolicyConnection:
         start = time.monotonic()
         timeout = DEFAULT_TIMEOUT if deadline is None else deadline
         expiry = start + timeout
-        reply, out = self._request(observation, expiry, timeout, (candidates, value, seed, ()), {"stream": True})
+        reply, out = self._request(
+            observation, expiry, timeout, (candidates, value, seed, ()), {"stream": True}
+        )
         while reply.get("last") is False:
             yield self._agreement.decision(reply, out, start, seed)
             reply, out = self._channel.receive(expiry, timeout)
@@ -116,7 +125,9 @@ class PolicyConnection:
                 attempts += 1
                 if error.code == "contract_changed" and attempts <= 3:
                     self._outdated = True
-                elif (error.code == "draining" and self.retries_while_draining) or (error.code == "busy" and self._abandoned):
+                elif (error.code == "draining" and self.retries_while_draining) or (
+                    error.code == "busy" and self._abandoned
+                ):
                     # Another server takes over, here or behind the next connection; or one that had stopped answers what was given up.
                     time.sleep(max(0.0, min(RETRY_PAUSE, expiry - time.monotonic())))
                 else:
@@ -152,7 +163,13 @@ class PolicyConnection:
         self.close()
 
 
-def agree(channel: Channel, bundle: str | None, plant: PlantDescription | None, previous: Contract | None, expiry: float) -> Agreement:
+def agree(
+    channel: Channel,
+    bundle: str | None,
+    plant: PlantDescription | None,
+    previous: Contract | None,
+    expiry: float,
+) -> Agreement:
     """Ask the server for its contract; raises ContractError when it does not fit `plant` or the `previous` one."""
     timeout = max(0.0, expiry - time.monotonic())
     channel.send({"op": "hello", **({"bundle": bundle} if bundle else {})}, {}, expiry, timeout)
@@ -162,4 +179,6 @@ def agree(channel: Channel, bundle: str | None, plant: PlantDescription | None, 
     except ContractError as error:
         if previous is None:
             raise
-        raise ContractError(f"the server at {channel.endpoint} serves another policy than at first: {error}") from error
+        raise ContractError(
+            f"the server at {channel.endpoint} serves another policy than at first: {error}"
+        ) from error

@@ -76,7 +76,9 @@ class EpisodeReporter:
         for address in [endpoint] if isinstance(endpoint, str) else endpoint:
             channel = Channel(address, keys=keys)
             try:
-                reply, out = channel.call({"op": "hello", **({"bundle": bundle} if bundle else {})}, {}, timeout)
+                reply, out = channel.call(
+                    {"op": "hello", **({"bundle": bundle} if bundle else {})}, {}, timeout
+                )
                 if reply.get("records"):
                     return cls(channel, Agreement(address, (reply, out), plant), bundle)
             except DeadlineMissed:
@@ -93,7 +95,12 @@ class EpisodeReporter:
         return self._channel is not None
 
     def add(
-        self, observation: Mapping[str, Any], action: NDArray[Any], *, reward: float | None = None, success: bool | None = None
+        self,
+        observation: Mapping[str, Any],
+        action: NDArray[Any],
+        *,
+        reward: float | None = None,
+        success: bool | None = None,
     ) -> None:
         """One tick: the observation before it, the action `[A]` carried out, its reward, and whether the task has succeeded now."""
         if self._agreement is None:
@@ -136,7 +143,10 @@ class EpisodeReporter:
 
     def _copy(self, observation: Mapping[str, Any]) -> dict[str, NDArray[Any]]:
         assert self._agreement is not None
-        return {spec.name: np.array(observation[spec.name], spec.dtype) for spec in self._agreement.contract.plant.fields}
+        return {
+            spec.name: np.array(observation[spec.name], spec.dtype)
+            for spec in self._agreement.contract.plant.fields
+        }
 
     def _hand_over(self, last: dict[str, NDArray[Any]] | None, *, end: bool) -> None:
         assert self._agreement is not None
@@ -144,10 +154,14 @@ class EpisodeReporter:
         plant = self._agreement.contract.plant
         seen = [row[0] for row in rows] + ([last] if last is not None else [])
         arrays: dict[str, NDArray[Any]] = {
-            spec.name: np.stack([fields[spec.name] for fields in seen]) if seen else np.zeros((0, *spec.shape), spec.dtype)
+            spec.name: np.stack([fields[spec.name] for fields in seen])
+            if seen
+            else np.zeros((0, *spec.shape), spec.dtype)
             for spec in plant.fields
         }
-        arrays["actions"] = np.stack([row[1] for row in rows]) if rows else np.zeros((0, plant.action_dim), np.float32)
+        arrays["actions"] = (
+            np.stack([row[1] for row in rows]) if rows else np.zeros((0, plant.action_dim), np.float32)
+        )
         if rows and all(row[2] is not None for row in rows):
             arrays["rewards"] = np.array([row[2] for row in rows], np.float32)
         if rows and all(row[3] is not None for row in rows):
@@ -242,7 +256,12 @@ class ReportedPlant:
         # Copied before the plant moves on: a simulator may show its own arrays.
         before = {name: np.array(value) for name, value in before.items()}
         self.plant.apply(action)
-        self._reporter.add(before, action, reward=getattr(self.plant, "reward", None), success=getattr(self.plant, "success", None))
+        self._reporter.add(
+            before,
+            action,
+            reward=getattr(self.plant, "reward", None),
+            success=getattr(self.plant, "success", None),
+        )
         self._seen = None
         if getattr(self.plant, "finished", False):
             self._over = True

@@ -92,7 +92,9 @@ class FailoverPolicy(PolicyConnection):
             time.sleep(PAUSE)
         if self._agreed is None:
             where = ", ".join(server.endpoint for server in self._servers)
-            raise UserError(f"no policy server answers at any of {where} (waited {timeout:g} s): start one with `rql-deploy serve BUNDLE`")
+            raise UserError(
+                f"no policy server answers at any of {where} (waited {timeout:g} s): start one with `rql-deploy serve BUNDLE`"
+            )
 
     @property
     def contract(self) -> Contract:
@@ -113,7 +115,10 @@ class FailoverPolicy(PolicyConnection):
     @property
     def servers(self) -> dict[str, str]:
         """By endpoint: `ready`, `away`, or why it is never asked."""
-        return {server.endpoint: server.refused or ("away" if server.away else "ready") for server in self._servers}
+        return {
+            server.endpoint: server.refused or ("away" if server.away else "ready")
+            for server in self._servers
+        }
 
     def act(
         self,
@@ -131,7 +136,9 @@ class FailoverPolicy(PolicyConnection):
             server, member = self._next(expiry)
             left = max(1e-4, expiry - time.monotonic())
             try:
-                return member.act(observation, deadline=left, candidates=candidates, value=value, seed=seed, prune=prune)
+                return member.act(
+                    observation, deadline=left, candidates=candidates, value=value, seed=seed, prune=prune
+                )
             except (DeadlineMissed, ContractError, ServerError) as error:
                 self._think_over(server, member, error)
 
@@ -150,7 +157,9 @@ class FailoverPolicy(PolicyConnection):
             server, member = self._next(expiry)
             left = max(1e-4, expiry - time.monotonic())
             try:
-                yield from member.stream(observation, deadline=left, candidates=candidates, value=value, seed=seed)
+                yield from member.stream(
+                    observation, deadline=left, candidates=candidates, value=value, seed=seed
+                )
                 return
             except (DeadlineMissed, ContractError, ServerError) as error:
                 self._think_over(server, member, error)
@@ -197,7 +206,9 @@ class FailoverPolicy(PolicyConnection):
             if all(server.refused for server in self._servers):
                 raise ContractError("; ".join(str(server.refused) for server in self._servers))
             if time.monotonic() >= expiry:
-                raise DeadlineMissed(f"none of {', '.join(server.endpoint for server in self._servers)} answers")
+                raise DeadlineMissed(
+                    f"none of {', '.join(server.endpoint for server in self._servers)} answers"
+                )
             time.sleep(min(PAUSE, max(0.0, expiry - time.monotonic())))
 
     def _leave(self, server: _Server) -> None:
@@ -245,7 +256,9 @@ class FailoverPolicy(PolicyConnection):
     def _ask_whether_there(self, server: _Server, now: float) -> None:
         named = {"bundle": self._bundle} if self._bundle else {}
         try:
-            server.channel.send({"op": "ping"} if server.member is not None else {"op": "hello", **named}, {}, now, 0.0)
+            server.channel.send(
+                {"op": "ping"} if server.member is not None else {"op": "hello", **named}, {}, now, 0.0
+            )
             server.probed = now
         except DeadlineMissed:
             pass  # there is no connection, which costs nothing to find out

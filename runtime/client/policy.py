@@ -51,7 +51,9 @@ class RemotePolicy(PolicyConnection):
         """
         if not isinstance(endpoint, str):
             if len(endpoint) > 1:
-                return FailoverPolicy(endpoint, plant=plant, bundle=bundle, keys=keys, timeout=timeout, busy_poll=busy_poll)
+                return FailoverPolicy(
+                    endpoint, plant=plant, bundle=bundle, keys=keys, timeout=timeout, busy_poll=busy_poll
+                )
             (endpoint,) = endpoint
         channel = Channel(endpoint, keys=keys, busy_poll=busy_poll)
         try:
@@ -59,7 +61,11 @@ class RemotePolicy(PolicyConnection):
         except DeadlineMissed as error:
             where = channel.endpoint
             channel.close()
-            hint = " (a server with keys answers only clients whose key it allows)" if keys or not where.startswith("tcp://127.") else ""
+            hint = (
+                " (a server with keys answers only clients whose key it allows)"
+                if keys or not where.startswith("tcp://127.")
+                else ""
+            )
             raise UserError(
                 f"no policy server answers at {where} (waited {timeout:g} s){hint}: start one with `rql-deploy serve BUNDLE --bind {where}`"
             ) from error

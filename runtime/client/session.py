@@ -57,10 +57,14 @@ class Agreement:
         """Raises ContractError when it is damaged, or does not fit `plant` or the `previous` contract of the same client."""
         self.endpoint = endpoint
         reply, out = hello
-        self.contract = Contract.from_json(out["contract"].tobytes().decode(errors="replace") if "contract" in out else "")
+        self.contract = Contract.from_json(
+            out["contract"].tobytes().decode(errors="replace") if "contract" in out else ""
+        )
         self.contract_id = self.contract.contract_id
         if self.contract_id != reply.get("contract_id"):
-            raise ContractError(f"the server at {endpoint} sent a contract that does not match its id: restart it from an intact bundle")
+            raise ContractError(
+                f"the server at {endpoint} sent a contract that does not match its id: restart it from an intact bundle"
+            )
         if plant is not None:
             self.contract.require(plant)
         if previous is not None:
@@ -77,16 +81,28 @@ class Agreement:
 
     def arrays(self, observation: Mapping[str, Any]) -> dict[str, NDArray[Any]]:
         """The observation fields of the contract; others stay here."""
-        return {name: np.asarray(observation[name], dtype) for name, dtype in self._fields if name in observation}
+        return {
+            name: np.asarray(observation[name], dtype) for name, dtype in self._fields if name in observation
+        }
 
     def chunk(self, out: Mapping[str, NDArray[Any]]) -> NDArray[np.float32]:
         """The action chunk `[h, A]` of a reply. Raises ServerError when there is none, or it is not finite."""
         actions = out.get("actions")
-        if actions is None or actions.shape != self._shape or actions.dtype != _FLOAT32 or not all_finite(actions):
-            raise ServerError("bad_reply", f"the server at {self.endpoint} sent no finite action chunk of shape {list(self._shape)}")
+        if (
+            actions is None
+            or actions.shape != self._shape
+            or actions.dtype != _FLOAT32
+            or not all_finite(actions)
+        ):
+            raise ServerError(
+                "bad_reply",
+                f"the server at {self.endpoint} sent no finite action chunk of shape {list(self._shape)}",
+            )
         return actions
 
-    def decision(self, reply: Mapping[str, Any], out: Mapping[str, NDArray[Any]], start: float, seed: int | None = None) -> Decision:
+    def decision(
+        self, reply: Mapping[str, Any], out: Mapping[str, NDArray[Any]], start: float, seed: int | None = None
+    ) -> Decision:
         """What a reply to `act` says; `start` is when the call began."""
         actions = self.chunk(out)
         deltas = reply.get("deltas")
@@ -103,7 +119,10 @@ class Agreement:
                 deltas=self._deltas if deltas is None else tuple(map(float, deltas)),
             )
         except (TypeError, ValueError) as error:
-            raise ServerError("bad_reply", f"the server at {self.endpoint} sent a reply that is not protocol {protocol.VERSION}") from error
+            raise ServerError(
+                "bad_reply",
+                f"the server at {self.endpoint} sent a reply that is not protocol {protocol.VERSION}",
+            ) from error
 
 
 def act_header(

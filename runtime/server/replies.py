@@ -49,7 +49,11 @@ def statistics(lanes: Lanes, metrics: Metrics) -> Header:
     return {
         **metrics.to_plain(),
         "bundles": {
-            name: {"contract_id": lane.model.contract.contract_id, "F": lane.model.contract.F, "costs": lane.model.costs.summary()}
+            name: {
+                "contract_id": lane.model.contract.contract_id,
+                "F": lane.model.contract.F,
+                "costs": lane.model.costs.summary(),
+            }
             for name, lane in lanes.by_name.items()
         },
     }

@@ -46,7 +46,11 @@ def read_job(header: Header, arrays: Arrays, model: Model, ticket: Any, received
 
 def _extras(header: Header, model: Model) -> dict[str, Any]:
     candidates = whole(header, "candidates", 1, MAX_CANDIDATES) or 1
-    found: dict[str, Any] = {"candidates": candidates, "value": flag(header, "value"), "stream": flag(header, "stream")}
+    found: dict[str, Any] = {
+        "candidates": candidates,
+        "value": flag(header, "value"),
+        "stream": flag(header, "stream"),
+    }
     if header.get("prune") is not None:
         found["prune"] = _prune(header["prune"], candidates, model.contract.F)
     if header.get("deltas") is not None:
@@ -69,7 +73,9 @@ def read_refinement(
     return np.repeat(model.encode(model.rows(arrays)), len(x), axis=0), x, f, delta
 
 
-def read_valuation(header: Header, arrays: Arrays, model: Model) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]:
+def read_valuation(
+    header: Header, arrays: Arrays, model: Model
+) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]:
     """features `[N, D]`, x `[N, hA]`, f `[N, 1]` of a `value` request: complete chunks `actions`, or partial ones `x` at `f`."""
     features = model.encode(model.rows(arrays))
     if "actions" in arrays:
@@ -89,7 +95,10 @@ def read_episode(header: Header, arrays: Arrays, model: Model) -> EpisodePart:
         raise ProtocolError("bad_request", "a part of an episode needs ticks, or must be its end")
     # The observation after the last action comes with the episode's end, where the loop has it.
     counts = range(rows, rows + 1 + end)
-    fields = {spec.name: _rows(arrays, spec.name, spec.shape, counts, spec.dtype) for spec in model.contract.plant.fields}
+    fields = {
+        spec.name: _rows(arrays, spec.name, spec.shape, counts, spec.dtype)
+        for spec in model.contract.plant.fields
+    }
     if len({len(value) for value in fields.values()}) > 1:
         raise ProtocolError("bad_request", "all fields of an episode must have the same number of rows")
     rewards = _rows(arrays, "rewards", (), range(rows, rows + 1)) if "rewards" in arrays else None
@@ -98,7 +107,9 @@ def read_episode(header: Header, arrays: Arrays, model: Model) -> EpisodePart:
     if episode is None or tick is None:
         raise ProtocolError("bad_request", "an episode's part must say which episode and from which tick on")
     epoch = header.get("epoch")
-    return EpisodePart(epoch if type(epoch) is int else 0, episode, tick, end, fields, actions, rewards, success)
+    return EpisodePart(
+        epoch if type(epoch) is int else 0, episode, tick, end, fields, actions, rewards, success
+    )
 
 
 def number(header: Header, key: str, low: float, high: float) -> float | None:
@@ -131,13 +142,22 @@ def column(header: Header, key: str, rows: int, low: float, high: float) -> NDAr
     """`[rows, 1]` from one number for all rows or a list of one each."""
     value = header.get(key)
     entries = value if isinstance(value, list) else [value] * rows
-    if len(entries) != rows or not all(isinstance(v, int | float) and not isinstance(v, bool) and low <= v <= high for v in entries):
-        raise ProtocolError("bad_request", f"{key} must be a number from {low:g} to {high:g}, or one for each of the {rows} rows")
+    if len(entries) != rows or not all(
+        isinstance(v, int | float) and not isinstance(v, bool) and low <= v <= high for v in entries
+    ):
+        raise ProtocolError(
+            "bad_request",
+            f"{key} must be a number from {low:g} to {high:g}, or one for each of the {rows} rows",
+        )
     return np.array(entries, np.float32)[:, None]
 
 
 def _rows(
-    arrays: Arrays, name: str, shape: tuple[int, ...], counts: range = range(1, MAX_ROWS + 1), dtype: str = "float32"
+    arrays: Arrays,
+    name: str,
+    shape: tuple[int, ...],
+    counts: range = range(1, MAX_ROWS + 1),
+    dtype: str = "float32",
 ) -> NDArray[Any]:
     value = arrays.get(name)
     if value is None or value.ndim != len(shape) + 1 or value.shape[1:] != shape or len(value) not in counts:
@@ -153,10 +173,15 @@ def _prune(value: Any, candidates: int, flow_steps: int) -> tuple[tuple[int, int
     found = [(0, candidates)]
     for pair in value if isinstance(value, list) else [None]:
         if not (isinstance(pair, list) and len(pair) == 2 and all(type(n) is int for n in pair)):
-            raise ProtocolError("bad_request", "prune must be a list of [refinement step, candidates to keep]")
+            raise ProtocolError(
+                "bad_request", "prune must be a list of [refinement step, candidates to keep]"
+            )
         k, keep = pair
         if not (found[-1][0] < k < flow_steps and 1 <= keep <= found[-1][1]):
-            raise ProtocolError("bad_request", f"prune must name rising steps below {flow_steps} and falling numbers of candidates")
+            raise ProtocolError(
+                "bad_request",
+                f"prune must name rising steps below {flow_steps} and falling numbers of candidates",
+            )
         found.append((k, keep))
     return tuple(found[1:])
 

@@ -36,7 +36,9 @@ class ClientKeys:
         public, secret = _load(path)
         match = _SERVER_KEY_LINE.search(path.read_bytes())
         if secret is None or match is None:
-            raise UserError(f"{path} is not a client's secret key file: pass the NAME.key_secret that `rql-deploy keys new NAME` wrote")
+            raise UserError(
+                f"{path} is not a client's secret key file: pass the NAME.key_secret that `rql-deploy keys new NAME` wrote"
+            )
         return cls(public, secret, match.group(1))
 
 
@@ -84,7 +86,9 @@ def server_pair(folder: Path) -> tuple[bytes, bytes]:
     path = folder / f"{SERVER}.key_secret"
     public, secret = _load(path)
     if secret is None:
-        raise UserError(f"{path} lacks the secret key: make keys with `rql-deploy keys new NAME --keys {folder}`")
+        raise UserError(
+            f"{path} lacks the secret key: make keys with `rql-deploy keys new NAME --keys {folder}`"
+        )
     if path.stat().st_mode & 0o077:
         raise UserError(f"{path} can be read by others: chmod 600 {path}")
     return public, secret
@@ -96,7 +100,11 @@ def _load(path: Path) -> tuple[bytes, bytes | None]:
     try:
         public, secret = load_certificate(path)
     except (OSError, ValueError) as error:
-        raise UserError(f"{path} is not a key file ({error}): make keys with `rql-deploy keys new NAME`") from error
+        raise UserError(
+            f"{path} is not a key file ({error}): make keys with `rql-deploy keys new NAME`"
+        ) from error
     if len(public) != 40 or (secret is not None and len(secret) != 40):
-        raise UserError(f"{path} is damaged: its keys do not have 40 characters; make new ones with `rql-deploy keys new NAME`")
+        raise UserError(
+            f"{path} is damaged: its keys do not have 40 characters; make new ones with `rql-deploy keys new NAME`"
+        )
     return public, secret

@@ -43,7 +43,9 @@ def encode(header: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]] | None 
     for name, array in (arrays or {}).items():
         dtype = _NAMES.get(array.dtype)
         if dtype is None:
-            raise ProtocolError("bad_array", f"array '{name}' has dtype {array.dtype}: use one of {', '.join(DTYPES)}")
+            raise ProtocolError(
+                "bad_array", f"array '{name}' has dtype {array.dtype}: use one of {', '.join(DTYPES)}"
+            )
         described.append((name, dtype, array.shape))
         frames.append(array.tobytes() if array.nbytes < ZERO_COPY_BYTES else np.ascontiguousarray(array).data)
     frames[0] = msgpack.packb({**header, "arrays": described})
@@ -69,7 +71,12 @@ def send(socket: zmq.Socket[bytes], frames: Sequence[Any], flags: int = 0) -> No
     """
     last = len(frames) - 1
     for i, frame in enumerate(frames):
-        _send(socket, frame, flags if i == last else flags | SNDMORE, not isinstance(frame, memoryview) or frame.nbytes < ZERO_COPY_BYTES)
+        _send(
+            socket,
+            frame,
+            flags if i == last else flags | SNDMORE,
+            not isinstance(frame, memoryview) or frame.nbytes < ZERO_COPY_BYTES,
+        )
 
 
 def receive(socket: zmq.Socket[bytes], flags: int = 0, *, large: bool = False) -> list[Any]:
@@ -88,7 +95,9 @@ def decode(frames: Sequence[Any]) -> tuple[dict[str, Any], dict[str, NDArray[Any
     if sizes[0] > MAX_HEADER_BYTES or sum(sizes) > MAX_MESSAGE_BYTES or len(sizes) > MAX_ARRAYS + 1:
         raise ProtocolError("too_large", "the message is larger than the protocol allows")
     try:
-        header = msgpack.unpackb(frames[0], strict_map_key=True, max_array_len=1024, max_map_len=1024, max_str_len=MAX_HEADER_BYTES)
+        header = msgpack.unpackb(
+            frames[0], strict_map_key=True, max_array_len=1024, max_map_len=1024, max_str_len=MAX_HEADER_BYTES
+        )
     except Exception as error:  # msgpack raises many unrelated classes for malformed input
         raise ProtocolError("bad_header", "the header is not msgpack") from error
     if not isinstance(header, dict):
@@ -121,6 +130,8 @@ def _decode_array(entry: Any, frame: Any, size: int) -> tuple[str, NDArray[Any]]
         if type(n) is not int or not 0 <= n <= MAX_MESSAGE_BYTES:
             raise ProtocolError("bad_array", f"array '{name[:64]}' has no valid shape")
     if math.prod(shape) * dtype.itemsize != size:
-        raise ProtocolError("bad_array", f"array '{name[:64]}' has {size} bytes, its shape and dtype say otherwise")
+        raise ProtocolError(
+            "bad_array", f"array '{name[:64]}' has {size} bytes, its shape and dtype say otherwise"
+        )
     array = np.frombuffer(frame, dtype)
     return name, array if len(shape) == 1 else array.reshape(shape)

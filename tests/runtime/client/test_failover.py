@@ -24,7 +24,9 @@ def served(endpoint: str) -> int:
         return int(policy.stats()["requests"].get("act", 0))
 
 
-def test_requests_go_in_turn_and_around_a_server_that_hangs_dies_or_drains(bundle: Path, tmp_path: Path) -> None:
+def test_requests_go_in_turn_and_around_a_server_that_hangs_dies_or_drains(
+    bundle: Path, tmp_path: Path
+) -> None:
     first, second = (f"ipc://{tmp_path}/{name}" for name in ("first", "second"))
     contract = Bundle.open(bundle).contract
     sample = observation(contract, 1)
@@ -51,7 +53,9 @@ def test_requests_go_in_turn_and_around_a_server_that_hangs_dies_or_drains(bundl
         assert policy.servers == {first: "away", second: "ready"}
         policy.reset()
         one.send_signal(signal.SIGCONT)
-        wait_until(lambda: policy.act(sample, seed=1, deadline=2.0) is not None and policy.servers[first] == "ready")
+        wait_until(
+            lambda: policy.act(sample, seed=1, deadline=2.0) is not None and policy.servers[first] == "ready"
+        )
 
         two.kill()
         two.wait()
@@ -76,7 +80,9 @@ def test_requests_go_in_turn_and_around_a_server_that_hangs_dies_or_drains(bundl
         assert one.wait(timeout=15) == 0
 
 
-def test_every_servers_contract_is_checked_and_one_server_is_enough(bundle: Path, tmp_path: Path, endpoint: str) -> None:
+def test_every_servers_contract_is_checked_and_one_server_is_enough(
+    bundle: Path, tmp_path: Path, endpoint: str
+) -> None:
     contract = Bundle.open(bundle).contract
     slower = dataclasses.replace(contract, plant=dataclasses.replace(contract.plant, control_rate=10.0))
     other = variant(bundle, tmp_path / "other", slower, scale=1.0)
@@ -95,7 +101,12 @@ def test_every_servers_contract_is_checked_and_one_server_is_enough(bundle: Path
         with serving(other, "--bind", absent):
             with pytest.raises(ContractError, match="control rate"):
                 RemotePolicy.connect([endpoint, absent])
-            wait_until(lambda: policy.act(observation(contract), deadline=2.0) is not None and "control rate" in policy.servers[absent])
+            wait_until(
+                lambda: (
+                    policy.act(observation(contract), deadline=2.0) is not None
+                    and "control rate" in policy.servers[absent]
+                )
+            )
             assert np.isfinite(policy.act(observation(contract), deadline=2.0).actions).all()
 
 

@@ -105,7 +105,12 @@ def test_a_restarted_server_with_another_plants_policy_is_refused(bundle: Path, 
         policy.act(observation(contract))
         first.kill()
         first.wait()
-        with serving_at(other, socket), pytest.raises(ContractError, match=r"serves another policy than at first: .*control rate is 10 Hz"):
+        with (
+            serving_at(other, socket),
+            pytest.raises(
+                ContractError, match=r"serves another policy than at first: .*control rate is 10 Hz"
+            ),
+        ):
             policy.act(observation(contract), deadline=5.0)
 
 
@@ -124,7 +129,10 @@ def test_late_doubled_and_reordered_replies_are_never_returned() -> None:
                 continue
             client, head, *_ = router.recv_multipart()
             header = msgpack.unpackb(head)
-            reply = [client, msgpack.packb({k: header[k] for k in ("id", "epoch", "n")} | {"ok": True, "arrays": []})]
+            reply = [
+                client,
+                msgpack.packb({k: header[k] for k in ("id", "epoch", "n")} | {"ok": True, "arrays": []}),
+            ]
             held.append(reply)
             if rng.random() < 0.7:
                 for index in rng.permutation(len(held)):
@@ -162,7 +170,10 @@ def test_asyncio_clients_have_many_requests_under_way(endpoint: str, bundle: Pat
             together = await asyncio.gather(*calls)
             with RemotePolicy.connect(endpoint) as sync:
                 for seed, decision in enumerate(together):
-                    assert sync.act(observation(contract, seed), seed=seed).actions.tobytes() == decision.actions.tobytes()
+                    assert (
+                        sync.act(observation(contract, seed), seed=seed).actions.tobytes()
+                        == decision.actions.tobytes()
+                    )
             await policy.reset()
             with pytest.raises(ContractError, match="lacks field"):
                 await policy.act({})
@@ -192,7 +203,10 @@ def test_an_asyncio_call_raises_at_its_deadline(bundle: Path) -> None:
 
 def test_a_full_disk_costs_recordings_and_nothing_else(bundle: Path, tmp_path: Path) -> None:
     """The kernel refuses the server's writes, in the midst of a record, and takes them again later."""
-    with serving(bundle, "--record", str(tmp_path)) as (address, process), RemotePolicy.connect(address) as policy:
+    with (
+        serving(bundle, "--record", str(tmp_path)) as (address, process),
+        RemotePolicy.connect(address) as policy,
+    ):
         sample = observation(policy.contract, 1)
 
         def drive(count: int) -> None:
@@ -200,12 +214,16 @@ def test_a_full_disk_costs_recordings_and_nothing_else(bundle: Path, tmp_path: P
                 policy.act(sample, seed=seed, deadline=5.0)
 
         def shard_grows_to(decisions: int) -> None:
-            wait_for(lambda: sum(record["kind"] == "decision" for record in read_recording(tmp_path)) == decisions)
+            wait_for(
+                lambda: sum(record["kind"] == "decision" for record in read_recording(tmp_path)) == decisions
+            )
 
         drive(3)
         shard_grows_to(3)
         (shard,) = tmp_path.glob("*.rqlrec")
-        resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (shard.stat().st_size + 50, resource.RLIM_INFINITY))
+        resource.prlimit(
+            process.pid, resource.RLIMIT_FSIZE, (shard.stat().st_size + 50, resource.RLIM_INFINITY)
+        )
         drive(4)
         wait_for(lambda: policy.stats()["recorder_dropped"] == 4)
         resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
@@ -246,7 +264,9 @@ def test_a_duplicated_request_id_is_the_clients_own_affair(endpoint: str, bundle
     with zmq.Context() as context, context.socket(zmq.DEALER) as socket:
         socket.linger = 0
         socket.connect(endpoint)
-        frames = [bytes(f) for f in protocol.encode({"v": 1, "id": 5, "epoch": 1, "op": "act", "seed": 1}, fields)]
+        frames = [
+            bytes(f) for f in protocol.encode({"v": 1, "id": 5, "epoch": 1, "op": "act", "seed": 1}, fields)
+        ]
         for _ in range(3):
             socket.send_multipart(frames)
         replies = [socket.recv_multipart() for _ in range(3)]

@@ -45,7 +45,10 @@ def test_garbage_is_a_protocol_error_and_nothing_else(frames: list[bytes]) -> No
 
 @given(st.binary(min_size=1, max_size=64), st.integers(0, 10_000), st.integers(0, 255))
 def test_one_changed_byte_is_an_error_or_another_valid_message(noise: bytes, place: int, value: int) -> None:
-    frames = [bytearray(frame) for frame in map(bytes, encode({"op": "act", "id": 7}, {"a": np.frombuffer(noise, np.uint8)}))]
+    frames = [
+        bytearray(frame)
+        for frame in map(bytes, encode({"op": "act", "id": 7}, {"a": np.frombuffer(noise, np.uint8)}))
+    ]
     frames[0][place % len(frames[0])] = value
     try:
         _, received = decode(frames)
@@ -66,7 +69,9 @@ def test_one_changed_byte_is_an_error_or_another_valid_message(noise: bytes, pla
         ("a", [], "bad_array"),
     ],
 )
-def test_arrays_that_are_not_what_they_say_are_refused(described: object, buffers: list[bytes], code: str) -> None:
+def test_arrays_that_are_not_what_they_say_are_refused(
+    described: object, buffers: list[bytes], code: str
+) -> None:
     with pytest.raises(ProtocolError) as error:
         decode([msgpack.packb({"op": "act", "arrays": described}), *buffers])
     assert error.value.code == code
