@@ -63,7 +63,7 @@ def test_the_wheel_installs_into_an_empty_environment_and_its_command_runs(insta
 def test_the_base_install_brings_no_torch_and_the_client_imports(installed: Path, tmp_path: Path) -> None:
     listed = python(installed, "-m", "pip", "list", "--format=freeze", cwd=tmp_path).stdout.lower()
     names = {line.partition("==")[0] for line in listed.splitlines()}
-    assert names <= {"rql-deploy", "numpy", "pyzmq", "msgpack", "click", "pip", "setuptools"}
+    assert names <= {"rql-deploy", "numpy", "pyzmq", "msgspec", "click", "pip", "setuptools"}
     imported = python(installed, "-c", "from rql_deploy.runtime.client import RemotePolicy; print(RemotePolicy)", cwd=tmp_path)
     assert imported.returncode == 0, imported.stderr
 
@@ -138,7 +138,7 @@ def test_what_a_room_must_not_import_is_not_imported(modules: str, forbidden: st
 
 
 def test_training_runs_where_simulators_and_sockets_are_absent(tmp_path: Path, dataset: Path) -> None:
-    absent = ("mujoco", "robosuite", "minari", "gymnasium", "zmq", "msgpack", "onnxruntime", "onnx", "ogbench")
+    absent = ("mujoco", "robosuite", "minari", "gymnasium", "zmq", "onnxruntime", "onnx", "ogbench")
     code = (
         f"import sys\nsys.modules.update(dict.fromkeys({absent!r}))\nfrom rql_deploy.cli import main\n"
         f"main(['train', '--dataset', {str(dataset)!r}, '--output', 'run', '--updates', '2', '--set', 'rql.h=3', '--set', 'batch_size=8'])"

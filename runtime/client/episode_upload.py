@@ -21,15 +21,17 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import zmq
 from numpy.typing import NDArray
 
 from rql_deploy.contract import PlantDescription
 from rql_deploy.errors import ContractError, DeadlineMissed, UserError
 from rql_deploy.plant import EpisodicPlant
 from rql_deploy.runtime.wire.checks import ServerError
+from rql_deploy.runtime.wire.headers import Episode, Hello
 
 from .channel import Channel
-from .session import Agreement
+from .session import Session
 
 PART_BYTES = 256 << 10
 """Observations of one message."""
@@ -43,16 +45,16 @@ CLOSE_LIMIT = 5.0
 RESERVED = ("actions", "rewards", "success")
 _log = logging.getLogger("rql_deploy.reporting")
 
-Message = tuple[dict[str, Any], dict[str, NDArray[Any]]]
+Message = tuple[Episode, dict[str, NDArray[Any]]]
 
 
 class EpisodeReporter:
     """Sends episodes, tick by tick, to the first of the servers that records."""
 
-    def __init__(self, channel: Channel | None, agreement: Agreement | None, bundle: str | None):
+    def __init__(self, channel: Channel | None, session: Session | None, bundle: str | None):
         self.dropped = 0
         """Messages that no server took."""
-        self._channel, self._agreement, self._bundle = channel, agreement, bundle
+        self._channel, self._session, self._bundle = channel, session, bundle
         self._rows: list[tuple[dict[str, NDArray[Any]], NDArray[np.float32], float | None, bool | None]] = []
         self._episode, self._tick, self._bytes = 0, 0, 0
         self._queue: queue.Queue[Message | None] = queue.Queue(MAX_PENDING)
@@ -71,16 +73,15 @@ class EpisodeReporter:
         bundle: str | None = None,
         keys: str | os.PathLike[str] | None = None,
         timeout: float = 5.0,
+        context: zmq.Context[Any] | None = None,
     ) -> EpisodeReporter:
         """Find the server that records; arguments as in `RemotePolicy.connect`. Raises ContractError when a server's contract differs."""
         for address in [endpoint] if isinstance(endpoint, str) else endpoint:
-            channel = Channel(address, keys=keys)
+            channel = Channel(address, keys=keys, context=context)
             try:
-                reply, out = channel.call(
-                    {"op": "hello", **({"bundle": bundle} if bundle else {})}, {}, timeout
-                )
-                if reply.get("records"):
-                    return cls(channel, Agreement(address, (reply, out), plant), bundle)
+                hello = channel.call(Hello(bundle=bundle), {}, timeout)
+                if hello[0].records:
+                    return cls(channel, Session(address, hello, plant), bundle)
             except DeadlineMissed:
                 pass
             except BaseException:
@@ -103,7 +104,7 @@ class EpisodeReporter:
         success: bool | None = None,
     ) -> None:
         """One tick: the observation before it, the action `[A]` carried out, its reward, and whether the task has succeeded now."""
-        if self._agreement is None:
+        if self._session is None:
             return
         fields = self._copy(observation)
         self._rows.append((fields, np.array(action, np.float32), reward, success))
@@ -113,7 +114,7 @@ class EpisodeReporter:
 
     def finish(self, observation: Mapping[str, Any] | None = None) -> None:
         """End the episode, if one has begun; `observation` is what its last action led to."""
-        if self._agreement is None or not (self._rows or self._tick):
+        if self._session is None or not (self._rows or self._tick):
             return
         self._hand_over(None if observation is None else self._copy(observation), end=True)
         self._episode, self._tick = self._episode + 1, 0
@@ -142,16 +143,16 @@ class EpisodeReporter:
         self.close()
 
     def _copy(self, observation: Mapping[str, Any]) -> dict[str, NDArray[Any]]:
-        assert self._agreement is not None
+        assert self._session is not None
         return {
             spec.name: np.array(observation[spec.name], spec.dtype)
-            for spec in self._agreement.contract.plant.fields
+            for spec in self._session.contract.plant.fields
         }
 
     def _hand_over(self, last: dict[str, NDArray[Any]] | None, *, end: bool) -> None:
-        assert self._agreement is not None
+        assert self._session is not None
         rows, self._rows, self._bytes = self._rows, [], 0
-        plant = self._agreement.contract.plant
+        plant = self._session.contract.plant
         seen = [row[0] for row in rows] + ([last] if last is not None else [])
         arrays: dict[str, NDArray[Any]] = {
             spec.name: np.stack([fields[spec.name] for fields in seen])
@@ -166,10 +167,10 @@ class EpisodeReporter:
             arrays["rewards"] = np.array([row[2] for row in rows], np.float32)
         if rows and all(row[3] is not None for row in rows):
             arrays["success"] = np.array([row[3] for row in rows], np.uint8)
-        header = {"op": "episode", "episode": self._episode, "tick": self._tick, "end": end}
+        request = Episode(bundle=self._bundle, episode=self._episode, tick=self._tick, end=end)
         self._tick += len(rows)
         try:
-            self._queue.put_nowait((header, arrays))
+            self._queue.put_nowait((request, arrays))
         except queue.Full:
             self.dropped += 1
 
@@ -180,21 +181,20 @@ class EpisodeReporter:
                 self.dropped += 1
         self._channel.close()
 
-    def _send(self, header: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> bool:
+    def _send(self, request: Episode, arrays: dict[str, NDArray[Any]]) -> bool:
         """Send one message until it is taken, refused, or the time to close has passed."""
-        assert self._channel is not None and self._agreement is not None
-        named = {"bundle": self._bundle} if self._bundle else {}
+        assert self._channel is not None and self._session is not None
         while (left := self._give_up - time.monotonic()) > 0:
             try:
-                whole = {**header, **named, "contract": self._agreement.contract_id}
-                return bool(self._channel.call(whole, arrays, min(left, CALL_TIMEOUT))[0].get("recorded"))
+                request.contract = self._session.contract_id
+                return self._channel.call(request, arrays, min(left, CALL_TIMEOUT))[0].recorded
             except DeadlineMissed:
                 continue
             except ServerError as error:
                 if error.code in ("draining", "busy"):
                     time.sleep(0.1)
                 elif error.code == "contract_changed":
-                    if not self._agree_again(named):
+                    if not self._renew_session():
                         return False
                 else:
                     _log.warning("episode refused", extra={"data": {"reason": str(error)}})
@@ -204,11 +204,11 @@ class EpisodeReporter:
                 return False
         return False
 
-    def _agree_again(self, named: Mapping[str, Any]) -> bool:
-        assert self._channel is not None and self._agreement is not None
+    def _renew_session(self) -> bool:
+        assert self._channel is not None and self._session is not None
         try:
-            hello = self._channel.call({"op": "hello", **named}, {}, CALL_TIMEOUT)
-            self._agreement = Agreement(self._channel.endpoint, hello, None, self._agreement.contract)
+            hello = self._channel.call(Hello(bundle=self._bundle), {}, CALL_TIMEOUT)
+            self._session = Session(self._channel.endpoint, hello, None, self._session.contract)
         except (DeadlineMissed, ContractError) as error:
             _log.warning("episode refused", extra={"data": {"reason": str(error)}})
             return False

@@ -22,10 +22,12 @@ from rql_deploy.runtime.control.lockstep import ControlLoop
 from rql_deploy.runtime.engine.request import EpisodePart
 from rql_deploy.runtime.server.recording import Recorder
 from rql_deploy.runtime.wire.checks import ServerError
+from rql_deploy.runtime.wire.headers import Episode
 from rql_deploy.train.data.readers import open_store
 from rql_deploy.train.data.store import TransitionStore
 from tests.helpers.commands import TINY, assert_refused, cli
 from tests.helpers.servers import observation, serving
+from tests.helpers.wire import raw_call, raw_message
 
 
 class Cart:
@@ -137,11 +139,10 @@ def test_a_loop_of_ones_own_may_leave_out_what_it_does_not_know(bundle: Path, tm
             for tick in range(1200):
                 reporter.add(observation(contract, tick), action, reward=tick / 1200)
         assert reporter.dropped == 0
-        channel = Channel(address)
-        with pytest.raises(ServerError, match="which episode"):
-            arrays = {"observation": np.zeros((1, 4), np.float32), "actions": np.zeros((1, 2), np.float32)}
-            channel.call({"op": "episode"}, arrays, 5.0)
-        channel.close()
+        arrays = {"observation": np.zeros((1, 4), np.float32), "actions": np.zeros((1, 2), np.float32)}
+        reply = raw_call(address, raw_message({"v": 1, "id": 1, "op": "episode"}, arrays))
+        assert (reply["code"], reply["id"]) == ("bad_request", 1)
+        assert "missing required field episode" in reply["error"]
         stop(process)
     assert cli("data", "convert", rewarded, "--output", tmp_path / "long").exit_code == 0
     store = read(tmp_path / "long")
@@ -156,7 +157,7 @@ def test_nothing_is_reported_to_a_server_that_does_not_record(endpoint: str) -> 
         reporter.finish()
     channel = Channel(endpoint)
     with pytest.raises(ServerError, match="--record DIR"):
-        channel.call({"op": "episode"}, {}, 5.0)
+        channel.call(Episode(episode=0, tick=0), {}, 5.0)
     channel.close()
 
 
