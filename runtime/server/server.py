@@ -232,11 +232,11 @@ class PolicyServer:
             case headers.Refine():
                 lane, news = self._lane(request)
                 next_x, preview = lane.model.refine(*requests.read_refinement(request, arrays, lane.model))
-                reply, parts = headers.RefineReply(**news), {"next_x": next_x, "preview": preview}
+                reply, parts = headers.RefineReply(contract_id=news), {"next_x": next_x, "preview": preview}
             case headers.Value():
                 lane, news = self._lane(request)
                 value, spread = lane.model.value(*requests.read_valuation(request, arrays, lane.model))
-                reply, parts = headers.ValueReply(**news), {"value": value, "spread": spread}
+                reply, parts = headers.ValueReply(contract_id=news), {"value": value, "spread": spread}
             case headers.Hello():
                 reply, parts = hello(self._lanes, request.bundle, records=self._recorder is not None)
             case headers.Reset():
@@ -259,8 +259,8 @@ class PolicyServer:
 
     def _lane(
         self, request: headers.Act | headers.Refine | headers.Value | headers.Episode
-    ) -> tuple[Lane, dict[str, str]]:
-        """The lane that a request names, and news of its contract for the client."""
+    ) -> tuple[Lane, str | None]:
+        """The lane that a request names, and its new contract's id if it has changed."""
         if self._stopping:
             raise ProtocolError("draining", "this server is about to stop")
         return self._lanes.agreed(request.bundle, request.contract)
@@ -269,7 +269,7 @@ class PolicyServer:
         self, client: bytes, echo: Echo, request: headers.Act, arrays: Arrays, received: float
     ) -> None:
         lane, news = self._lane(request)
-        ticket = Ticket(client, echo, news.get("contract_id"), lane.model)
+        ticket = Ticket(client, echo, news, lane.model)
         lane.engine.submit(requests.read_job(request, arrays, lane.model, ticket, received))
         self._guard.begin(client)
         self._in_flight += 1
@@ -280,7 +280,7 @@ class PolicyServer:
         lane, news = self._lane(request)
         part = requests.read_episode(request, arrays, lane.model)
         recorded = self._recorder.record_episode(part, lane.model.contract)
-        return headers.EpisodeReply(recorded=recorded, **news)
+        return headers.EpisodeReply(recorded=recorded, contract_id=news)
 
     # Giving out.
 

@@ -148,11 +148,12 @@ def decode_request(head: Head, frame: Any) -> Request[Any]:
     if decoder is None:
         raise ProtocolError("unknown_operation", f"this server knows {', '.join(OPERATIONS)}")
     try:
-        return decoder.decode(frame)
+        request: Request[Any] = decoder.decode(frame)
     except msgspec.ValidationError as error:
         raise ProtocolError("bad_request", _explain(error)) from error
     except (UnicodeDecodeError, RecursionError) as error:
         raise ProtocolError("bad_header", "the header is not a msgpack map") from error
+    return request
 
 
 def decode_reply(reply_type: type[R], frame: Any) -> R:

@@ -147,7 +147,8 @@ class WatchedPolicy:
         asked = ResolvedOptions.of(options)
         candidates = asked.candidates
         options["value"] = asked.value or self._value or (candidates > 1 and bool(self._others))
-        decision = self._policy.act(observation, **{**options, **self._extra})
+        how: ActOptions = {**options, **self._extra}
+        decision = self._policy.act(observation, **how)
         self._round_trip.append(time.monotonic() - start)
         self.decisions.append(decision)
         self._ticks.append(len(self._plant.rewards))
@@ -158,7 +159,8 @@ class WatchedPolicy:
             previews = list(stream(observation, **{**options, "value": True, "seed": decision.seed}))
             self._refinement_values.append(tuple(float(p.value) for p in previews if p.value is not None))
         for key, other in self._others.items():
-            answer = other.act(observation, **{**options, **self._extra, "seed": decision.seed})
+            same: ActOptions = {**how, "seed": decision.seed}
+            answer = other.act(observation, **same)
             difference = float(np.abs((answer.actions - decision.actions) / self._half_range).max())
             if candidates > 1 and difference > CHOICE and _nearly_equal(decision.value, answer.value):
                 self._choices[key] += 1
