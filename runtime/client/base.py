@@ -1,4 +1,4 @@
-"""What the blocking and the asyncio client share: connecting, arguments, and what they say about themselves."""
+"""What the blocking and the asyncio client share: connecting, options, and what needs no request."""
 
 from __future__ import annotations
 

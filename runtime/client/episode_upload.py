@@ -1,12 +1,13 @@
-"""What a control loop did and saw, told to a server that records: by itself the server knows neither what was carried out between two
-requests nor what came of it.
+"""Tells a server with `--record` what a control loop did and saw.
+
+The server knows neither which actions were carried out between two requests nor whether the task succeeded.
 
     with EpisodeReporter.connect("tcp://127.0.0.1:5555") as reporter:
         reporter.add(observation, action, success=False)   # every tick
         reporter.finish(observation)                       # after the episode's last action
 
-`ReportedPlant` does it for any plant. A thread sends, over a connection of its own, so that no tick waits for it. With a server that does
-not record, nothing is kept and nothing is sent.
+`ReportedPlant` does this for any plant. A thread sends over a connection of its own, so no tick waits for it.
+If the server does not record, nothing is kept and nothing is sent.
 """
 
 from __future__ import annotations
@@ -34,15 +35,14 @@ from .channel import Channel
 from .session import Session
 
 PART_BYTES = 256 << 10
-"""Observations of one message."""
+"""Size of the observations in one message."""
 PART_TICKS = 512
 MAX_PENDING = 256
-"""Messages waiting; more are dropped, and their episode ends before them."""
+"""Messages that wait to be sent; more are dropped, and the recorded episode ends before them."""
 CALL_TIMEOUT = 2.0
-"""Seconds a message waits for its receipt before it is sent again; the recording is read without doubles."""
+"""Seconds until a message without a receipt is sent again; a reader of the recording drops doubles."""
 CLOSE_LIMIT = 5.0
 """Seconds that unsent messages get at the end."""
-RESERVED = ("actions", "rewards", "success")
 _log = logging.getLogger("rql_deploy.reporting")
 
 Message = tuple[Episode, dict[str, NDArray[Any]]]
@@ -53,12 +53,12 @@ class EpisodeReporter:
 
     def __init__(self, channel: Channel | None, session: Session | None, bundle: str | None):
         self.dropped = 0
-        """Messages that no server took."""
+        """Messages that no server recorded."""
         self._channel, self._session, self._bundle = channel, session, bundle
         self._rows: list[tuple[dict[str, NDArray[Any]], NDArray[np.float32], float | None, bool | None]] = []
         self._episode, self._tick, self._bytes = 0, 0, 0
         self._queue: queue.Queue[Message | None] = queue.Queue(MAX_PENDING)
-        self._give_up = float("inf")
+        self._send_until = float("inf")
         self._thread: threading.Thread | None = None
         if self.recording:
             self._thread = threading.Thread(target=self._send_all, name="reporter", daemon=True)
@@ -75,7 +75,10 @@ class EpisodeReporter:
         timeout: float = 5.0,
         context: zmq.Context[Any] | None = None,
     ) -> EpisodeReporter:
-        """Find the server that records; arguments as in `RemotePolicy.connect`. Raises ContractError when a server's contract differs."""
+        """Find the server that records; arguments as in `RemotePolicy.connect`.
+
+        Raises ContractError when its contract does not fit `plant`.
+        """
         for address in [endpoint] if isinstance(endpoint, str) else endpoint:
             channel = Channel(address, keys=keys, context=context)
             try:
@@ -92,7 +95,7 @@ class EpisodeReporter:
 
     @property
     def recording(self) -> bool:
-        """Whether a server takes what is reported."""
+        """Whether a server records what is reported."""
         return self._channel is not None
 
     def add(
@@ -103,20 +106,27 @@ class EpisodeReporter:
         reward: float | None = None,
         success: bool | None = None,
     ) -> None:
-        """One tick: the observation before it, the action `[A]` carried out, its reward, and whether the task has succeeded now."""
+        """Add one tick.
+
+        Args:
+            observation: before the action.
+            action: `[A]`, as carried out.
+            reward: of that action, if known.
+            success: whether the task has succeeded after it, if known.
+        """
         if self._session is None:
             return
         fields = self._copy(observation)
         self._rows.append((fields, np.array(action, np.float32), reward, success))
         self._bytes += sum(value.nbytes for value in fields.values())
         if self._bytes >= PART_BYTES or len(self._rows) >= PART_TICKS:
-            self._hand_over(None, end=False)
+            self._enqueue(None, end=False)
 
     def finish(self, observation: Mapping[str, Any] | None = None) -> None:
         """End the episode, if one has begun; `observation` is what its last action led to."""
         if self._session is None or not (self._rows or self._tick):
             return
-        self._hand_over(None if observation is None else self._copy(observation), end=True)
+        self._enqueue(None if observation is None else self._copy(observation), end=True)
         self._episode, self._tick = self._episode + 1, 0
 
     def close(self) -> None:
@@ -124,7 +134,7 @@ class EpisodeReporter:
         if self._thread is None:
             return
         self.finish()
-        self._give_up = time.monotonic() + CLOSE_LIMIT
+        self._send_until = time.monotonic() + CLOSE_LIMIT
         try:
             self._queue.put(None, timeout=CLOSE_LIMIT)
         except queue.Full:
@@ -149,7 +159,7 @@ class EpisodeReporter:
             for spec in self._session.contract.plant.fields
         }
 
-    def _hand_over(self, last: dict[str, NDArray[Any]] | None, *, end: bool) -> None:
+    def _enqueue(self, last: dict[str, NDArray[Any]] | None, *, end: bool) -> None:
         assert self._session is not None
         rows, self._rows, self._bytes = self._rows, [], 0
         plant = self._session.contract.plant
@@ -182,9 +192,9 @@ class EpisodeReporter:
         self._channel.close()
 
     def _send(self, request: Episode, arrays: dict[str, NDArray[Any]]) -> bool:
-        """Send one message until it is taken, refused, or the time to close has passed."""
+        """Send one message until it is recorded, it is refused, or closing has taken too long."""
         assert self._channel is not None and self._session is not None
-        while (left := self._give_up - time.monotonic()) > 0:
+        while (left := self._send_until - time.monotonic()) > 0:
             try:
                 request.contract = self._session.contract_id
                 return self._channel.call(request, arrays, min(left, CALL_TIMEOUT))[0].recorded
@@ -216,10 +226,10 @@ class EpisodeReporter:
 
 
 class ReportedPlant:
-    """A plant whose ticks are reported: a wrapper with the same interface, so that no control loop knows of it."""
+    """A plant whose ticks are reported, with the interface of the plant that it wraps."""
 
     def __init__(self, plant: EpisodicPlant, reporter: EpisodeReporter):
-        """`reward` and `success` of the plant, where it has them, are what its last action brought; a robot may have neither."""
+        """`reward` and `success` of the plant are reported if it has them; a robot may have neither."""
         self.plant, self._reporter = plant, reporter
         self._seen: Mapping[str, Any] | None = None
         self._over = False
@@ -233,22 +243,25 @@ class ReportedPlant:
         return self.plant.finished
 
     def __getattr__(self, name: str) -> Any:
-        # What else a plant may have, such as the command that keeps it at rest.
+        # Whatever else a plant has, such as the command that keeps it at rest.
         return getattr(self.plant, name)
 
     def reset(self, seed: int | None = None) -> None:
-        """End the episode so far and start another."""
+        """End the episode and start another."""
         self._reporter.finish(self._seen)
         self._seen, self._over = None, False
         self.plant.reset(seed)
 
     def observe(self) -> Mapping[str, Any]:
-        """What the plant shows now."""
+        """The plant's observation."""
         self._seen = self.plant.observe()
         return self._seen
 
     def apply(self, action: NDArray[np.float32]) -> None:
-        """Carry out one action and report it, unless the episode is over: what holds the plant afterwards is no part of it."""
+        """Carry out one action and report it.
+
+        Actions after the episode's end, which only hold the plant, are not reported.
+        """
         if not self._reporter.recording or self._over:
             self.plant.apply(action)
             return

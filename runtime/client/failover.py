@@ -1,7 +1,7 @@
-"""A policy on several servers: in turn, and around a server that hangs, drains or is gone (ZeroMQ's "freelance").
+"""A policy on several servers that share the work and stand in for each other (ZeroMQ's "freelance" pattern).
 
-Each server has a connection, a round-trip estimate and a session of its own. One that missed a deadline gets no
-request until it has answered a ping, so a server that hangs costs the call that was on it and no other.
+Each server has a connection, a round-trip estimate and a session of its own. One that missed a deadline gets
+no request until it has answered a ping: a server that hangs costs the call that was on it and no other.
 """
 
 from __future__ import annotations
@@ -100,7 +100,10 @@ class FailoverPolicy:
 
     @property
     def contract(self) -> Contract:
-        """The contract of the first server that answered; the others have the same fields, actions, rate and h."""
+        """The contract of the first server that answered.
+
+        The others have the same fields, actions, rate and h.
+        """
         assert self._contract is not None
         return self._contract
 
@@ -146,7 +149,10 @@ class FailoverPolicy:
                     raise
 
     async def reset(self) -> None:
-        """Tell the servers that are there that a new episode begins. Raises DeadlineMissed when none answers."""
+        """Tell the servers that are there that a new episode begins.
+
+        Raises DeadlineMissed when none answers.
+        """
         missed: DeadlineMissed | None = None
         told = 0
         for server in self._servers:

@@ -3,8 +3,8 @@
     with RemotePolicy.connect("tcp://127.0.0.1:5555") as policy:
         decision = policy.act({"robot0_eef_pos": ..., ...}, deadline=0.02)
 
-A call returns or raises `DeadlineMissed` at its deadline, whatever the server does. Late replies are counted and
-never returned. After a server restart the same object goes on, once the contract has been checked again.
+A call returns or raises `DeadlineMissed` at its deadline, whatever the server does. Late replies are counted
+and never returned. After a server restart the same object goes on, once the contract has been checked again.
 """
 
 from __future__ import annotations
@@ -50,8 +50,8 @@ class RemotePolicy(BasePolicy):
             keys: the file that `rql-deploy keys new` wrote for this client, where the server asks for keys.
             timeout: seconds to wait for a server.
             busy_poll: spin instead of sleeping while a call waits.
-            context: a ZeroMQ context to share among the policies of a process, in any of its threads: they then
-                share its I/O thread. The caller terminates it, after the policies are closed.
+            context: a ZeroMQ context to share among the policies of a process, in any of its threads: they
+                then share its I/O thread. The caller terminates it, after the policies are closed.
 
         Raises:
             UserError: no server answers within `timeout`, or an argument is not what it should be.
@@ -85,7 +85,7 @@ class RemotePolicy(BasePolicy):
     def stream(self, observation: Mapping[str, Any], **options: Unpack[ActOptions]) -> Iterator[Decision]:
         """Yield a usable decision after every refinement step; the last one is what `act` returns.
 
-        With `value`, each comes with V and spread. Raises as `act` does; what was yielded before is good to use.
+        With `value`, each comes with V and spread. Raises as `act` does; what was yielded before is usable.
         """
         decisions = self._core.stream(observation, resolve(options))
         try:

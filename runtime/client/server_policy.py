@@ -1,4 +1,4 @@
-"""The policy on one server: requests under a session, which is negotiated again when the server's contract changes."""
+"""The policy on one server: requests under a session, renewed when the server's contract changes."""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
 """How a policy's requests reach a server: an interface, and its blocking implementation.
 
-The client's logic (negotiation, deadlines, retries, failover) is written once, as coroutines over this interface.
-The blocking client runs them with `run`: its transport blocks where the asyncio client's waits for its event loop.
+The client's logic (negotiation, deadlines, retries, failover) is written once, as coroutines over this
+interface. The blocking client runs them with `run`: its transport blocks where the asyncio client's waits for
+its event loop.
 """
 
 from __future__ import annotations

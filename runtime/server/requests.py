@@ -1,4 +1,4 @@
-"""From requests to what the engine computes: checks that need the arrays, the model or several entries at once.
+"""What requests ask the engine for, with the checks that need the arrays, the model or several entries.
 
 Types and bounds of single entries are checked when the header is decoded (`runtime.wire.headers`).
 """
@@ -65,7 +65,7 @@ def read_refinement(
 def read_valuation(
     request: headers.Value, arrays: Arrays, model: Model
 ) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]:
-    """features `[N, D]`, x `[N, hA]`, f `[N, 1]`, of complete chunks `actions` or of partial ones `x` at `f`."""
+    """features `[N, D]`, x `[N, hA]`, f `[N, 1]`: complete chunks `actions`, or partial ones `x` at `f`."""
     features = model.encode(model.rows(arrays))
     if "actions" in arrays:
         actions = _rows(arrays, "actions", (model.contract.h, model.contract.plant.action_dim))

@@ -1,7 +1,7 @@
-"""Headers of wire protocol 1: one typed definition for each request and reply. docs/protocol.md explains them.
+"""Headers of wire protocol 1: one typed definition for each request and reply (docs/protocol.md).
 
-An entry with its default value is not sent. An optional entry may also be nil, for clients in languages that send
-every entry. Entries that are not defined here are ignored, so that either side may be the newer one.
+An entry with its default value is not sent. An optional entry may be nil, as some clients send every entry.
+Entries that are not defined here are ignored, so that either side may be the newer one.
 """
 
 from __future__ import annotations
@@ -86,7 +86,10 @@ class HelloReply(Reply, kw_only=True):
 
 
 class ActReply(Reply, kw_only=True):
-    """A decision or, of a streamed request, a preview. With it comes the array `actions`: float32 `[h, A]`."""
+    """A decision or a preview, which only streamed requests get.
+
+    With it comes the array `actions`: float32 `[h, A]`.
+    """
 
     value: float | None
     spread: float | None

@@ -1,10 +1,12 @@
-"""Wire protocol 1: multipart messages of one msgpack header and raw array buffers. docs/protocol.md describes it.
+"""Wire protocol 1: multipart messages of one msgpack header and raw array buffers (docs/protocol.md).
 
-No pickle, no eval; sizes are bounded before anything is decoded (a single frame before it is received, by ZMQ_MAXMSGSIZE).
+No pickle, no eval. Sizes are checked before anything is decoded; of a single frame before it is received, by
+ZMQ_MAXMSGSIZE.
 """
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -42,10 +44,12 @@ def _number(value: Any) -> Any:
 
 _ENCODER = msgspec.msgpack.Encoder(enc_hook=_number)
 _HEAD = msgspec.msgpack.Decoder(Head)
-_REQUESTS = {operation: msgspec.msgpack.Decoder(request) for operation, request in REQUESTS.items()}
-_REPLIES: dict[type[Reply], msgspec.msgpack.Decoder[Any]] = {
-    reply: msgspec.msgpack.Decoder(reply) for reply in (request.reply_type() for request in REQUESTS.values())
-}
+
+
+@functools.cache
+def _decoder(message: type[Message]) -> msgspec.msgpack.Decoder[Any]:
+    # Made when first used: a client needs half of them, and each takes time to make.
+    return msgspec.msgpack.Decoder(message)
 
 
 class ProtocolError(Exception):
@@ -93,7 +97,9 @@ def ready(socket: zmq.Socket[Any], event: int) -> bool:
 
 
 def send(socket: zmq.Socket[bytes], frames: Sequence[Any], flags: int = 0) -> None:
-    """Send a message; frames of `ZERO_COPY_BYTES` and more are not copied. Raises zmq.Again when there is no room.
+    """Send a message; frames of `ZERO_COPY_BYTES` and more are not copied.
+
+    Raises zmq.Again when there is no room.
 
     Once the first frame is taken, ZeroMQ takes the rest.
     """
@@ -108,7 +114,10 @@ def send(socket: zmq.Socket[bytes], frames: Sequence[Any], flags: int = 0) -> No
 
 
 def receive(socket: zmq.Socket[bytes], flags: int = 0, *, large: bool = False) -> list[Any]:
-    """The frames of one message; with `large`, those after the first are buffers that are not copied. Raises zmq.Again without one."""
+    """The frames of one message; with `large`, those after the first are buffers that are not copied.
+
+    Raises zmq.Again when no message has come.
+    """
     frames: list[Any] = [_recv(socket, flags)]
     while _get(socket, _RCVMORE):
         frames.append(_recv(socket, NOBLOCK, False).buffer if large else _recv(socket, NOBLOCK))
@@ -116,7 +125,10 @@ def receive(socket: zmq.Socket[bytes], flags: int = 0, *, large: bool = False) -
 
 
 def decode(frames: Sequence[Any]) -> tuple[Head, Arrays]:
-    """What every header has, and the arrays of a message: read-only views of its frames. Raises ProtocolError."""
+    """What every header has, and the arrays of a message.
+
+    Arrays are read-only views of their frames. Raises ProtocolError.
+    """
     if not frames:
         raise ProtocolError("bad_message", "the message has no frames")
     sizes = [len(frame) for frame in frames]
@@ -144,11 +156,11 @@ def decode(frames: Sequence[Any]) -> tuple[Head, Arrays]:
 
 def decode_request(head: Head, frame: Any) -> Request[Any]:
     """The whole header of a request whose `head` was decoded from `frame`. Raises ProtocolError."""
-    decoder = _REQUESTS.get(head.op) if type(head.op) is str else None
-    if decoder is None:
+    definition = REQUESTS.get(head.op) if type(head.op) is str else None
+    if definition is None:
         raise ProtocolError("unknown_operation", f"this server knows {', '.join(OPERATIONS)}")
     try:
-        request: Request[Any] = decoder.decode(frame)
+        request: Request[Any] = _decoder(definition).decode(frame)
     except msgspec.ValidationError as error:
         raise ProtocolError("bad_request", _explain(error)) from error
     except (UnicodeDecodeError, RecursionError) as error:
@@ -159,7 +171,7 @@ def decode_request(head: Head, frame: Any) -> Request[Any]:
 def decode_reply(reply_type: type[R], frame: Any) -> R:
     """The whole header of a reply that is `ok`. Raises ProtocolError."""
     try:
-        reply: R = _REPLIES[reply_type].decode(frame)
+        reply: R = _decoder(reply_type).decode(frame)
     except (msgspec.ValidationError, UnicodeDecodeError, RecursionError) as error:
         raise ProtocolError("bad_reply", _explain(error)) from error
     return reply

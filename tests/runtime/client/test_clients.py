@@ -142,7 +142,7 @@ def test_policies_of_several_threads_share_one_context(endpoint: str) -> None:
 
 
 def test_a_deadline_holds_while_another_call_negotiates(bundle: Path) -> None:
-    """The contract is to be checked again, and the server hangs: each call waits as long as it was told to."""
+    """The contract must be checked again, and the server hangs: each call waits as long as it was told to."""
     with serving(bundle) as (address, process):
 
         async def drive() -> None:

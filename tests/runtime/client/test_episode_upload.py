@@ -1,4 +1,4 @@
-"""From a served decision back to training data: what the control loop reports, the server records and `data convert` makes of it."""
+"""From a served decision to training data: the loop reports, the server records, `data convert` writes."""
 
 from __future__ import annotations
 

@@ -80,7 +80,7 @@ def test_the_same_client_goes_on_after_a_server_restart(bundle: Path, tmp_path: 
 
 
 def test_a_server_that_stood_still_for_seconds_goes_on_with_the_same_client(bundle: Path) -> None:
-    """As after a suspended machine: hundreds of dead requests, a connection given up in between, and the next call is right."""
+    """As after a suspended machine: hundreds of dead requests, a lost connection, then a right reply."""
     with serving(bundle) as (address, process), RemotePolicy.connect(address) as policy:
         sample = observation(policy.contract, 1)
         expected = policy.act(sample, seed=1).actions

@@ -148,7 +148,8 @@ def test_a_refusal_of_a_request_without_an_id_has_none() -> None:
 
 
 def test_numpy_scalars_are_numbers() -> None:
-    (frame,) = encode(headers.Act(budget=np.float64(0.5), seed=np.int64(3)), id=1, epoch=1)  # type: ignore[arg-type]
+    request = headers.Act(budget=np.float64(0.5), seed=np.int64(3))  # type: ignore[arg-type]
+    (frame,) = encode(request, id=1, epoch=1)
     assert read_header(bytes(frame)) == read_header(
         raw_header(v=1, id=1, epoch=1, op="act", budget=0.5, seed=3, arrays=[])
     )
