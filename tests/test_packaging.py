@@ -1,6 +1,8 @@
 """What is installed where, and what it imports."""
 
+import math
 import os
+import resource
 import shutil
 import subprocess
 import sys
@@ -109,6 +111,27 @@ def test_the_rooms_are_found_from_the_clones_root(case: str, source: Path, insta
     assert result.stdout.strip() == str(expected / "rql_deploy" / "__init__.py")
     version = python(installed if case == "wheel" else sys.executable, "-m", "rql_deploy", "--version", cwd=expected)
     assert version.returncode == 0, version.stderr
+
+
+def test_importing_the_client_takes_little_more_than_numpy_and_pyzmq(tmp_path: Path) -> None:
+    """At most 50 ms of processor time more, with compiled modules; the least of many runs, as machines are busy."""
+
+    def seconds(code: str) -> float:
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        environment = {key: value for key, value in os.environ.items() if key != "PYTHONDONTWRITEBYTECODE"}
+        environment["PYTHONPYCACHEPREFIX"] = str(tmp_path)
+        subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, check=True)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+    least = {"import numpy, zmq": math.inf, "import numpy, zmq, rql_deploy.runtime.client": math.inf}
+    for attempt in range(40):
+        for code in least:
+            least[code] = min(least[code], seconds(code))
+        base, client = least.values()
+        if attempt >= 7 and client - base <= 0.05:
+            return
+    raise AssertionError(f"numpy and pyzmq take {base:.3f} s, with the client {client:.3f} s")
 
 
 @pytest.mark.parametrize(

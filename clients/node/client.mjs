@@ -31,7 +31,7 @@ export class RemotePolicy {
     policy.#socket.connect(endpoint);
     policy.#read();
     try {
-      await policy.#agree(timeoutMs);
+      await policy.#sayHello(timeoutMs);
     } catch (error) {
       policy.close();
       throw error;
@@ -61,7 +61,7 @@ export class RemotePolicy {
     this.#socket.close();
   }
 
-  async #agree(timeoutMs) {
+  async #sayHello(timeoutMs) {
     const { reply, out } = await this.#call({ op: "hello" }, [], timeoutMs);
     const text = Buffer.from(out.contract.values);
     if (createHash("sha256").update(text).digest("hex") !== reply.contract_id) {
