@@ -125,7 +125,7 @@ def measure(swaps: int, clients: int) -> dict[str, Any]:
             (Path(folder) / f"new{number}").rename(place)
             start = time.monotonic()
             os.kill(server.pid or 0, signal.SIGHUP)
-            while stats.call({"op": "stats"}, {}, 5.0)[0]["swaps"] <= number and time.monotonic() < start + LONGEST:
+            while stats.ask("stats", 5.0)["swaps"] <= number and time.monotonic() < start + LONGEST:
                 time.sleep(0.1)
             time.sleep(0.5)
             exchanging.append(start)

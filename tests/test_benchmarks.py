@@ -12,7 +12,7 @@ from benchmarks.delay_sweep import WAYS, Condition, Results
 from benchmarks.puzzle import fewest_presses
 from tests.helpers.commands import ROOT
 
-BARE = ("click", "minari", "gymnasium", "mujoco", "zmq", "msgpack", "safetensors", "tensorboard", "matplotlib", "onnx", "onnxruntime")
+BARE = ("click", "minari", "gymnasium", "mujoco", "zmq", "safetensors", "tensorboard", "matplotlib", "onnx", "onnxruntime")
 
 
 def test_training_speed_needs_a_checkout_torch_numpy_and_h5py_only(tmp_path: Path) -> None:

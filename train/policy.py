@@ -5,19 +5,22 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from rql_deploy.contract import Contract
-from rql_deploy.policy import Decision
+from rql_deploy.policy import ActOptions, Decision, ResolvedOptions
 from rql_deploy.seeding import flow_noise
 
 from .checkpoint import Checkpoint
 from .export_modules import make_contract
 from .rql import RQL, integrate
+
+if TYPE_CHECKING:
+    from typing import Unpack
 
 
 class TorchPolicy:
@@ -35,37 +38,25 @@ class TorchPolicy:
     def contract(self) -> Contract:
         return self._contract
 
-    def act(
-        self,
-        observation: Mapping[str, Any],
-        *,
-        deadline: float | None = None,
-        candidates: int = 1,
-        value: bool = False,
-        seed: int | None = None,
-    ) -> Decision:
+    def act(self, observation: Mapping[str, Any], **options: Unpack[ActOptions]) -> Decision:
         """See `rql_deploy.policy.Policy.act`; a local policy computes to the end whatever the deadline."""
         start = time.monotonic()
-        s, x, seed = self._start(observation, candidates, seed)
+        asked = ResolvedOptions.of(options, without=("prune", "prefix"))
+        candidates, value = asked.candidates, asked.value
+        s, x, seed = self._start(observation, candidates, asked.seed)
         with torch.no_grad():
             x = integrate(self.agent.v_ema, s, x, self._contract.F)
             return self._decision(s, x, seed, self._contract.F, start, judged=candidates > 1 or value, value=value)
 
-    def stream(
-        self,
-        observation: Mapping[str, Any],
-        *,
-        deadline: float | None = None,
-        candidates: int = 1,
-        value: bool = False,
-        seed: int | None = None,
-    ) -> Iterator[Decision]:
+    def stream(self, observation: Mapping[str, Any], **options: Unpack[ActOptions]) -> Iterator[Decision]:
         """Yield a usable decision after every refinement step, the last one being what `act` returns.
 
         With `value`, each comes with V and spread; without, only the last is the best of the candidates.
         """
         start = time.monotonic()
-        s, x, seed = self._start(observation, candidates, seed)
+        asked = ResolvedOptions.of(options, without=("prune", "prefix"))
+        candidates, value = asked.candidates, asked.value
+        s, x, seed = self._start(observation, candidates, asked.seed)
         F = self._contract.F
         for k in range(F):
             f = torch.full((candidates, 1), k / F)

@@ -27,7 +27,7 @@ def command(endpoint: str, keys: Path | None, interval: float, once: bool, as_js
     try:
         while True:
             try:
-                stats, _ = channel.call({"op": "stats"}, {}, 2.0)
+                stats = channel.ask("stats", 2.0)
             except DeadlineMissed as error:
                 if previous is None:
                     raise UserError(

@@ -7,16 +7,19 @@ import queue
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Final, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Final, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from rql_deploy.errors import DeadlineMissed, UserError
 from rql_deploy.plant import Observation
-from rql_deploy.policy import Decision, Policy
+from rql_deploy.policy import ActOptions, Decision, Policy
 
 from .clock import Clock
+
+if TYPE_CHECKING:
+    from typing import Unpack
 
 RESET: Final = "reset"
 
@@ -70,10 +73,8 @@ class Asker(Protocol):
 class StreamingPolicy(Policy, Protocol):
     """A policy that yields a usable decision after every refinement step."""
 
-    def stream(
-        self, observation: Observation, *, deadline: float | None = None, candidates: int = 1, value: bool = False, seed: int | None = None
-    ) -> Iterator[Decision]:
-        """One decision per refinement step, the last one final; arguments as of `Policy.act`."""
+    def stream(self, observation: Observation, **options: Unpack[ActOptions]) -> Iterator[Decision]:
+        """One decision per refinement step, the last one final; options as of `Policy.act`."""
         ...
 
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,12 +14,15 @@ from numpy.typing import NDArray
 from rql_deploy.bundle.bundle import Bundle
 from rql_deploy.contract import Contract
 from rql_deploy.errors import ContractError
-from rql_deploy.policy import MAX_CANDIDATES, Decision
+from rql_deploy.policy import MAX_CANDIDATES, ActOptions, Decision, ResolvedOptions
 from rql_deploy.seeding import flow_noise
 
 from .engine import Engine
 from .model import Model
 from .request import Done, Job, Preview
+
+if TYPE_CHECKING:
+    from typing import Unpack
 
 
 class OnnxPolicy:
@@ -37,43 +41,25 @@ class OnnxPolicy:
         """Run every graph, so that the first request does not pay for first-time allocations."""
         self._model.warm_up()
 
-    def act(
-        self,
-        observation: Mapping[str, Any],
-        *,
-        deadline: float | None = None,
-        candidates: int = 1,
-        value: bool = False,
-        seed: int | None = None,
-        prune: Sequence[tuple[int, int]] = (),
-        prefix: NDArray[np.float32] | None = None,
-    ) -> Decision:
+    def act(self, observation: Mapping[str, Any], **options: Unpack[ActOptions]) -> Decision:
         """See `rql_deploy.policy.Policy.act`; a local policy computes to the end whatever the deadline.
 
-        `prune` lists (k, keep): after refinement step k only the `keep` candidates of highest V go on.
-        `prefix` `[n, A]` are actions that will be played whatever is decided: the chunk is made to go on from them (one candidate, no V).
+        With `prefix`, one candidate is made and V is not computed.
         """
         start = time.monotonic()
-        if prefix is not None and len(prefix):
-            return self._continue(self._job(observation, start, candidates, value, seed), prefix, start)
+        asked = ResolvedOptions.of(options)
+        if asked.prefix is not None and len(asked.prefix):
+            return self._continue(self._job(observation, start, replace(asked, prune=())), asked.prefix, start)
         done = None
-        for event in self._run(self._job(observation, start, candidates, value, seed, prune)):
+        for event in self._run(self._job(observation, start, asked)):
             done = event
         assert isinstance(done, Done)
         return _decision(done, start)
 
-    def stream(
-        self,
-        observation: Mapping[str, Any],
-        *,
-        deadline: float | None = None,
-        candidates: int = 1,
-        value: bool = False,
-        seed: int | None = None,
-    ) -> Iterator[Decision]:
+    def stream(self, observation: Mapping[str, Any], **options: Unpack[ActOptions]) -> Iterator[Decision]:
         """Yield a usable decision after every refinement step, the last one being what `act` returns."""
         start = time.monotonic()
-        job = self._job(observation, start, candidates, value, seed)
+        job = self._job(observation, start, ResolvedOptions.of(options, without=("prefix",)))
         job.stream = True
         for event in self._run(job):
             if isinstance(event, Preview):
@@ -101,20 +87,13 @@ class OnnxPolicy:
         timing = {"inference": time.monotonic() - start}
         return Decision(actions[0], None, None, len(deltas), start, job.seed, timing, deltas=deltas)
 
-    def _job(
-        self,
-        observation: Mapping[str, Any],
-        start: float,
-        candidates: int,
-        value: bool,
-        seed: int | None,
-        prune: Sequence[tuple[int, int]] = (),
-    ) -> Job:
-        if not 1 <= candidates <= MAX_CANDIDATES:
-            raise ContractError(f"candidates is {candidates}: pass 1 to {MAX_CANDIDATES}")
+    def _job(self, observation: Mapping[str, Any], start: float, asked: ResolvedOptions) -> Job:
+        if not 1 <= asked.candidates <= MAX_CANDIDATES:
+            raise ContractError(f"candidates is {asked.candidates}: pass 1 to {MAX_CANDIDATES}")
         fields = self._model.rows({name: np.asarray(observation[name]) for name in self._fields if name in observation})
-        seed = secrets.randbits(63) if seed is None else seed
-        return Job(None, fields, seed, start, candidates=candidates, value=value, prune=tuple((int(k), int(keep)) for k, keep in prune))
+        seed = secrets.randbits(63) if asked.seed is None else asked.seed
+        prune = tuple((int(k), int(keep)) for k, keep in asked.prune)
+        return Job(None, fields, seed, start, candidates=asked.candidates, value=asked.value, prune=prune)
 
     def _run(self, job: Job) -> Iterator[Preview | Done]:
         self._engine.submit(job)

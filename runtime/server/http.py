@@ -37,7 +37,7 @@ class Inquiry:
         if self._channel is None:
             self._channel = self._connect()
         try:
-            return self._channel.call({"op": operation}, {}, HEALTH_TIMEOUT)[0]
+            return self._channel.ask(operation, HEALTH_TIMEOUT)
         except (DeadlineMissed, UserError, zmq.ZMQError):
             return None
 

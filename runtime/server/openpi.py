@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import msgpack
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 from websockets.exceptions import ConnectionClosed
@@ -21,8 +21,9 @@ from websockets.sync.server import ServerConnection, serve
 
 from rql_deploy.errors import ContractError, DeadlineMissed, UserError
 from rql_deploy.runtime.client.channel import Channel
-from rql_deploy.runtime.client.session import DEFAULT_TIMEOUT, Agreement
+from rql_deploy.runtime.client.session import DEFAULT_TIMEOUT, Session
 from rql_deploy.runtime.wire.checks import ServerError
+from rql_deploy.runtime.wire.headers import Act, Hello
 from rql_deploy.runtime.wire.protocol import DTYPES, MAX_MESSAGE_BYTES
 
 MAX_CONNECTIONS = 64
@@ -65,10 +66,10 @@ class OpenpiEndpoint:
         self._open.add(connection)
         channel = self._connect()
         try:
-            agreement = _hello(channel)
-            connection.send(pack(_metadata(agreement)))
+            session = _hello(channel)
+            connection.send(pack(_metadata(session)))
             for message in connection:
-                connection.send(self._answer(channel, agreement, message))
+                connection.send(self._answer(channel, session, message))
         except (ContractError, DeadlineMissed, UserError) as error:
             # openpi's client takes a text frame for an error and raises it.
             _log.info("openpi client refused", extra={"data": {"reason": str(error)}})
@@ -81,22 +82,22 @@ class OpenpiEndpoint:
             self._open.discard(connection)
             self._slots.release()
 
-    def _answer(self, channel: Channel, agreement: Agreement, message: str | bytes) -> bytes:
+    def _answer(self, channel: Channel, session: Session, message: str | bytes) -> bytes:
         start = time.monotonic()
-        arrays = {name: value for name, value in read_observation(message).items() if name in agreement.names}
-        reply, out = channel.call({"op": "act", "budget": DEFAULT_TIMEOUT}, arrays, DEFAULT_TIMEOUT)
-        inference = float(reply["timing"]["inference"])
+        arrays = {name: value for name, value in read_observation(message).items() if name in session.names}
+        reply, out = channel.call(Act(budget=DEFAULT_TIMEOUT), arrays, DEFAULT_TIMEOUT)
+        inference = (reply.timing or {})["inference"]
         timing = {"infer_ms": inference * 1e3, "total_ms": (time.monotonic() - start) * 1e3}
-        return pack({"actions": agreement.chunk(out), "server_timing": timing, "policy_timing": {"infer_ms": inference * 1e3}})
+        return pack({"actions": session.chunk(out), "server_timing": timing, "policy_timing": {"infer_ms": inference * 1e3}})
 
 
-def _hello(channel: Channel) -> Agreement:
-    hello = channel.call({"op": "hello"}, {}, DEFAULT_TIMEOUT)
-    return Agreement("this server", hello, None)
+def _hello(channel: Channel) -> Session:
+    hello = channel.call(Hello(), {}, DEFAULT_TIMEOUT)
+    return Session("this server", hello, None)
 
 
-def _metadata(agreement: Agreement) -> dict[str, Any]:
-    contract = agreement.contract
+def _metadata(session: Session) -> dict[str, Any]:
+    contract = session.contract
     return {
         "contract_id": contract.contract_id,
         "task": contract.plant.task,
@@ -112,8 +113,7 @@ def _metadata(agreement: Agreement) -> dict[str, Any]:
 
 def pack(message: Mapping[str, Any]) -> bytes:
     """A map with numpy arrays, as openpi's client reads it."""
-    data: bytes = msgpack.packb(message, default=_pack_array)
-    return data
+    return msgspec.msgpack.encode(message, enc_hook=_pack_array)
 
 
 def _pack_array(value: Any) -> Any:
@@ -130,12 +130,21 @@ def read_observation(message: str | bytes) -> dict[str, NDArray[Any]]:
     try:
         if isinstance(message, str):
             raise ValueError("a text frame")
-        plain = msgpack.unpackb(message, object_hook=_unpack_array, max_array_len=1 << 20, max_map_len=1024)
+        plain = _restore(msgspec.msgpack.decode(message))
         if not isinstance(plain, dict):
             raise ValueError("not a map")
         return _flatten(plain)
-    except Exception as error:  # msgpack raises many unrelated classes for malformed input
+    except Exception as error:  # malformed input: classes without a common base
         raise ServerError("bad_message", f"the observation is not openpi's msgpack map of arrays ({error})") from error
+
+
+def _restore(value: Any) -> Any:
+    """The value with openpi's maps for arrays turned into arrays, at any depth."""
+    if isinstance(value, dict):
+        return _unpack_array({key: _restore(entry) for key, entry in value.items()})
+    if isinstance(value, list) and any(isinstance(entry, dict | list) for entry in value):
+        return [_restore(entry) for entry in value]
+    return value
 
 
 def _unpack_array(value: dict[Any, Any]) -> Any:

@@ -22,7 +22,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import msgpack
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -138,7 +138,7 @@ class Recorder:
         return file
 
     def _write(self, record: Record) -> None:
-        data: bytes = msgpack.packb(record)
+        data = msgspec.msgpack.encode(record)
         whole = _HEAD.pack(len(data), zlib.crc32(data)) + data
         try:
             if os.write(self._file, whole) < len(whole):
@@ -214,7 +214,7 @@ def read_shard(path: Path) -> Iterator[Record]:
                 return
             if length > MAX_RECORD_BYTES or zlib.crc32(data) != checksum:
                 raise UserError(f"{path} is damaged after {file.tell()} bytes: use the records before it, or a copy")
-            record: Record = msgpack.unpackb(data)
+            record: Record = msgspec.msgpack.decode(data)
             if record["kind"] in ("decision", "episode"):
                 record["fields"] = {name: _unpack(entry) for name, entry in record["fields"].items()}
                 record["actions"] = _unpack(record["actions"])

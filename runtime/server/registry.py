@@ -59,22 +59,22 @@ class Lanes:
         self.default = next(iter(self.by_name))
         self._last = 0
 
-    def find(self, name: object) -> Lane:
+    def find(self, name: str | None) -> Lane:
         """The lane of a request's `bundle`; the first one when it names none."""
-        lane = self.by_name.get(self.default if name is None else name) if isinstance(name, str | None) else None
+        lane = self.by_name.get(self.default if name is None else name)
         if lane is None:
             raise ProtocolError("unknown_bundle", f"this server has {', '.join(self.by_name)}")
         return lane
 
-    def agreed(self, name: object, contract: object) -> tuple[Lane, dict[str, str]]:
-        """The lane of a request made under a `contract` (an id, or None), and news of its contract for the client."""
+    def agreed(self, name: str | None, contract: str | None) -> tuple[Lane, str | None]:
+        """The lane of a request made under a `contract` (an id, or None), and its new contract's id if it has changed."""
         lane = self.find(name)
         current = lane.model.contract.contract_id
         if contract is None or contract == current:
-            return lane, {}
-        if not isinstance(contract, str) or contract not in lane.accepted:
+            return lane, None
+        if contract not in lane.accepted:
             raise ProtocolError("contract_changed", "this server's contract is not the one agreed on: say hello again")
-        return lane, {"contract_id": current}
+        return lane, current
 
     def next_busy(self) -> Engine | None:
         """The engine whose turn it is, in rotation over all that have work; None when none has."""

@@ -21,8 +21,8 @@ from rql_deploy.contract import Contract
 from rql_deploy.errors import ContractError, UserError
 from rql_deploy.runtime.engine.model import Model
 from rql_deploy.runtime.engine.request import Done, Event, Expired, Preview
-from rql_deploy.runtime.wire import protocol
-from rql_deploy.runtime.wire.protocol import ProtocolError
+from rql_deploy.runtime.wire import headers, protocol
+from rql_deploy.runtime.wire.protocol import Arrays, ProtocolError
 
 from . import requests
 from .auth import ServerKeys
@@ -31,7 +31,7 @@ from .metrics import Metrics
 from .quota import MAX_RATE, Guard
 from .recording import Recorder
 from .registry import Lane, Lanes
-from .replies import Header, Ticket, decision_header, hello, statistics
+from .replies import Echo, Ticket, decision, hello, statistics
 
 INTERNAL = "inproc://policy"
 """Where threads of the server's own process connect, in the server's context."""
@@ -201,90 +201,94 @@ class PolicyServer:
 
     def _take(self, client: bytes, frames: list[Any], received: float) -> None:
         self.requests += 1
-        echo: Header = {"v": protocol.VERSION}
+        echo = Echo()
         operation = "malformed"
         try:
             sentence = self._guard.refuse(client, received)
-            header, arrays = protocol.decode(frames)
-            for key in ("id", "epoch"):
-                if type(value := header.get(key)) is int:
-                    echo[key] = value
+            head, arrays = protocol.decode(frames)
+            echo = Echo(head.id, head.epoch)
             if sentence is not None:
                 raise ProtocolError("busy", sentence)
-            if header.get("v") != protocol.VERSION:
+            if head.v != protocol.VERSION:
                 raise ProtocolError("version", f"this server speaks protocol {protocol.VERSION}")
-            if (asked := header.get("op")) in protocol.OPERATIONS:
-                operation = asked
-            self._carry_out(client, echo, header, arrays, received)
+            if head.op in protocol.OPERATIONS:
+                operation = head.op
+            self._carry_out(client, echo, protocol.decode_request(head, frames[0]), arrays, received)
         except ProtocolError as error:
             self._refuse(client, echo, error.code, str(error))
         except ContractError as error:
             self._refuse(client, echo, "bad_observation", str(error))
         self.metrics.count_request(operation)
 
-    def _carry_out(self, client: bytes, echo: Header, header: Header, arrays: requests.Arrays, received: float) -> None:
-        match header.get("op"):
-            case "act":
-                self._queue(client, echo, header, arrays, received)
+    def _carry_out(
+        self, client: bytes, echo: Echo, request: headers.Request[Any], arrays: Arrays, received: float
+    ) -> None:
+        reply: headers.Reply
+        parts: Arrays = {}
+        match request:
+            case headers.Act():
+                self._queue(client, echo, request, arrays, received)
                 return
-            case "refine":
-                lane, news = self._lane(header)
-                next_x, preview = lane.model.refine(*requests.read_refinement(header, arrays, lane.model))
-                self._reply(client, {**echo, "ok": True, **news}, {"next_x": next_x, "preview": preview})
-                return
-            case "value":
-                lane, news = self._lane(header)
-                value, spread = lane.model.value(*requests.read_valuation(header, arrays, lane.model))
-                self._reply(client, {**echo, "ok": True, **news}, {"value": value, "spread": spread})
-                return
-            case "hello":
-                head, parts = hello(self._lanes, header.get("bundle"), records=self._recorder is not None)
-                self._reply(client, {**echo, "ok": True, **head}, parts)
-                return
-            case "reset":
-                result = {}
-            case "episode":
-                result = self._record_episode(header, arrays)
-            case "stats":
-                result = statistics(self._lanes, self.metrics) | {
-                    **({} if self.worker is None else {"worker": self.worker}),
-                    "ready": self.ready and not self._stopping,
-                    "in_flight": self._in_flight,
-                    "clients": self._guard.clients,
-                }
-            case "ping":
-                result = {"requests": self.requests, "errors": self.errors, "ready": self.ready and not self._stopping}
+            case headers.Refine():
+                lane, news = self._lane(request)
+                next_x, preview = lane.model.refine(*requests.read_refinement(request, arrays, lane.model))
+                reply, parts = headers.RefineReply(contract_id=news), {"next_x": next_x, "preview": preview}
+            case headers.Value():
+                lane, news = self._lane(request)
+                value, spread = lane.model.value(*requests.read_valuation(request, arrays, lane.model))
+                reply, parts = headers.ValueReply(contract_id=news), {"value": value, "spread": spread}
+            case headers.Hello():
+                reply, parts = hello(self._lanes, request.bundle, records=self._recorder is not None)
+            case headers.Reset():
+                reply = headers.ResetReply()
+            case headers.Episode():
+                reply = self._record_episode(request, arrays)
+            case headers.Stats():
+                reply = statistics(
+                    self._lanes,
+                    self.metrics,
+                    ready=self.ready and not self._stopping,
+                    in_flight=self._in_flight,
+                    clients=self._guard.clients,
+                    worker=self.worker,
+                )
             case _:
-                raise ProtocolError("unknown_operation", f"this server knows {', '.join(protocol.OPERATIONS)}")
-        self._reply(client, {**echo, "ok": True, **result}, {})
+                ready = self.ready and not self._stopping
+                reply = headers.PingReply(requests=self.requests, errors=self.errors, ready=ready)
+        self._reply(client, echo, reply, parts)
 
-    def _lane(self, header: Header) -> tuple[Lane, Header]:
-        """The lane that a request names, and news of its contract for the client."""
+    def _lane(
+        self, request: headers.Act | headers.Refine | headers.Value | headers.Episode
+    ) -> tuple[Lane, str | None]:
+        """The lane that a request names, and its new contract's id if it has changed."""
         if self._stopping:
             raise ProtocolError("draining", "this server is about to stop")
-        return self._lanes.agreed(header.get("bundle"), header.get("contract"))
+        return self._lanes.agreed(request.bundle, request.contract)
 
-    def _queue(self, client: bytes, echo: Header, header: Header, arrays: requests.Arrays, received: float) -> None:
-        lane, news = self._lane(header)
-        ticket = Ticket(client, echo, news.get("contract_id"), lane.model)
-        lane.engine.submit(requests.read_job(header, arrays, lane.model, ticket, received))
+    def _queue(
+        self, client: bytes, echo: Echo, request: headers.Act, arrays: Arrays, received: float
+    ) -> None:
+        lane, news = self._lane(request)
+        ticket = Ticket(client, echo, news, lane.model)
+        lane.engine.submit(requests.read_job(request, arrays, lane.model, ticket, received))
         self._guard.begin(client)
         self._in_flight += 1
 
-    def _record_episode(self, header: Header, arrays: requests.Arrays) -> Header:
+    def _record_episode(self, request: headers.Episode, arrays: Arrays) -> headers.EpisodeReply:
         if self._recorder is None:
             raise ProtocolError("bad_request", "this server does not record: start it with --record DIR")
-        lane, news = self._lane(header)
-        part = requests.read_episode(header, arrays, lane.model)
-        return {"recorded": self._recorder.record_episode(part, lane.model.contract), **news}
+        lane, news = self._lane(request)
+        part = requests.read_episode(request, arrays, lane.model)
+        recorded = self._recorder.record_episode(part, lane.model.contract)
+        return headers.EpisodeReply(recorded=recorded, contract_id=news)
 
     # Giving out.
 
     def _emit(self, event: Event) -> None:
         ticket: Ticket = event.job.ticket
         if isinstance(event, Preview):
-            head = {**ticket.echo, "ok": True, "k": event.k, "last": False, "value": event.value, "spread": event.spread}
-            self._reply(ticket.client, head, {"actions": event.actions})
+            preview = headers.ActReply(k=event.k, last=False, value=event.value, spread=event.spread)
+            self._reply(ticket.client, ticket.echo, preview, {"actions": event.actions})
             return
         self._guard.end(ticket.client)
         self._in_flight -= 1
@@ -297,7 +301,7 @@ class PolicyServer:
     def _decision(self, done: Done, ticket: Ticket) -> None:
         job = done.job
         server = time.monotonic() - job.received
-        self._reply(ticket.client, decision_header(done, ticket, server), {"actions": done.actions})
+        self._reply(ticket.client, ticket.echo, decision(done, ticket, server), {"actions": done.actions})
         metrics = self.metrics
         metrics.steps_per_reply.add(len(done.deltas))
         metrics.stages["queue"].add(done.queue)
@@ -308,11 +312,12 @@ class PolicyServer:
         if self._recorder is not None:
             self._recorder.record(done, ticket.model.contract, server)
 
-    def _refuse(self, client: bytes, echo: Header, code: str, sentence: str) -> None:
+    def _refuse(self, client: bytes, echo: Echo, code: str, sentence: str) -> None:
         self.errors += 1
         self.metrics.count_error(code)
-        self._reply(client, {**echo, "ok": False, "code": code, "error": sentence}, {})
+        self._reply(client, echo, headers.Refusal(code=code, error=sentence), {})
 
-    def _reply(self, client: bytes, header: Header, arrays: requests.Arrays) -> None:
+    def _reply(self, client: bytes, echo: Echo, reply: headers.Reply, arrays: Arrays) -> None:
         with contextlib.suppress(zmq.ZMQError):  # the client is gone or does not read: its reply is its own loss
-            protocol.send(self._socket, [client, *protocol.encode(header, arrays)], protocol.NOBLOCK)
+            frames = protocol.encode(reply, arrays, id=echo.id, epoch=echo.epoch)
+            protocol.send(self._socket, [client, *frames], protocol.NOBLOCK)

@@ -53,7 +53,7 @@ def _answering(found: Serving, asks: Connection) -> Iterator[None]:
                 number, operation = asks.recv()
                 reply = None
                 with contextlib.suppress(DeadlineMissed, UserError):
-                    reply = channel.call({"op": operation}, {}, ASK_TIMEOUT)[0]
+                    reply = channel.ask(operation, ASK_TIMEOUT)
                 asks.send((number, reply))
         except (EOFError, OSError):
             found.server.stop()

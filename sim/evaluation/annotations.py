@@ -9,14 +9,17 @@ import hashlib
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from rql_deploy.contract import Contract
 from rql_deploy.plant import EpisodeResult, EpisodicPlant, Observation
-from rql_deploy.policy import Decision, Policy
+from rql_deploy.policy import ActOptions, Decision, Policy, ResolvedOptions
+
+if TYPE_CHECKING:
+    from typing import Unpack
 
 
 @dataclass(frozen=True)
@@ -123,7 +126,7 @@ class WatchedPolicy:
         self._policy, self._plant, self._value, self._refinement = policy, plant, value, refinement
         self._others = dict(others or {})
         self._after_decision = after_decision
-        self._extra = {"prune": prune} if prune else {}
+        self._extra: ActOptions = {"prune": prune} if prune else {}
         self._half_range = (policy.contract.plant.action_high - policy.contract.plant.action_low) / 2
         self.decisions: list[Decision] = []
         self._ticks: list[int] = []
@@ -137,20 +140,15 @@ class WatchedPolicy:
     def contract(self) -> Contract:
         return self._policy.contract
 
-    def act(
-        self,
-        observation: Observation,
-        *,
-        deadline: float | None = None,
-        candidates: int = 1,
-        value: bool = False,
-        seed: int | None = None,
-    ) -> Decision:
+    def act(self, observation: Observation, **options: Unpack[ActOptions]) -> Decision:
         """See `rql_deploy.policy.Policy.act`."""
         start = time.monotonic()
         # Which candidate others choose is right or wrong by V alone.
-        value = value or self._value or (candidates > 1 and bool(self._others))
-        decision = self._policy.act(observation, deadline=deadline, candidates=candidates, value=value, seed=seed, **self._extra)
+        asked = ResolvedOptions.of(options)
+        candidates = asked.candidates
+        options["value"] = asked.value or self._value or (candidates > 1 and bool(self._others))
+        how: ActOptions = {**options, **self._extra}
+        decision = self._policy.act(observation, **how)
         self._round_trip.append(time.monotonic() - start)
         self.decisions.append(decision)
         self._ticks.append(len(self._plant.rewards))
@@ -158,10 +156,11 @@ class WatchedPolicy:
         stream = getattr(self._policy, "stream", None)
         previews: list[Decision] = []
         if self._refinement and stream is not None:
-            previews = list(stream(observation, deadline=deadline, candidates=candidates, value=True, seed=decision.seed))
+            previews = list(stream(observation, **{**options, "value": True, "seed": decision.seed}))
             self._refinement_values.append(tuple(float(p.value) for p in previews if p.value is not None))
         for key, other in self._others.items():
-            answer = other.act(observation, deadline=deadline, candidates=candidates, value=value, seed=decision.seed, **self._extra)
+            same: ActOptions = {**how, "seed": decision.seed}
+            answer = other.act(observation, **same)
             difference = float(np.abs((answer.actions - decision.actions) / self._half_range).max())
             if candidates > 1 and difference > CHOICE and _nearly_equal(decision.value, answer.value):
                 self._choices[key] += 1

@@ -10,7 +10,7 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-import msgpack
+import msgspec
 import numpy as np
 import zmq
 from numpy.typing import NDArray
@@ -162,8 +162,8 @@ class ArmPlant:
     def _send(self, order: Mapping[str, Any]) -> None:
         # A controller that is gone is noticed when observing; sending must never wait for it.
         with contextlib.suppress(zmq.Again):
-            self._orders.send(msgpack.packb(order), zmq.DONTWAIT)
+            self._orders.send(msgspec.msgpack.encode(order), zmq.DONTWAIT)
 
     def _read(self, wait_ms: int = 0) -> None:
         if self._states.poll(wait_ms):
-            self._state = msgpack.unpackb(self._states.recv())
+            self._state = msgspec.msgpack.decode(self._states.recv())

@@ -23,7 +23,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-import msgpack
+import msgspec
 import mujoco
 import numpy as np
 import zmq
@@ -100,7 +100,7 @@ class Arm:
 def take(arm: Arm, message: bytes) -> int | None:
     """Obey one message; returns the number of the reset it asked for. What is no message is ignored, as a controller must."""
     try:
-        order = msgpack.unpackb(message)
+        order = msgspec.msgpack.decode(message)
         position = np.array(order["q"], np.float64)
         seconds = float(order.get("seconds", 0.0))
         if position.shape != (7,) or not np.isfinite(position).all() or not 0.0 <= seconds <= 10.0:
@@ -109,7 +109,7 @@ def take(arm: Arm, message: bytes) -> int | None:
             arm.reset(np.clip(position, arm.limits[:, 0], arm.limits[:, 1]))
             return int(order["reset"])
         arm.aim(position, seconds)
-    except (ValueError, TypeError, KeyError, AttributeError, msgpack.UnpackException):
+    except (ValueError, TypeError, KeyError, AttributeError, msgspec.DecodeError):
         pass
     return None
 
@@ -135,7 +135,8 @@ def run(rate: float) -> None:
             resets = take(arm, orders.recv()) or resets
         arm.cycle()
         cycles += 1
-        states.send(msgpack.packb({"cycle": cycles, "skipped": skipped, "resets": resets, "time": time.monotonic(), **arm.state()}))
+        counts = {"cycle": cycles, "skipped": skipped, "resets": resets, "time": time.monotonic()}
+        states.send(msgspec.msgpack.encode({**counts, **arm.state()}))
         late = time.monotonic() - start - (cycles + skipped) * arm.period
         if late < 0:
             time.sleep(-late)

@@ -7,17 +7,16 @@ import random
 import time
 from pathlib import Path
 
-import msgpack
 import numpy as np
 import pytest
 import zmq
 
 from rql_deploy.errors import DeadlineMissed, UserError
 from rql_deploy.runtime.client import RemotePolicy, ServerError
-from rql_deploy.runtime.wire import protocol
 from rql_deploy.runtime.wire.keys import new_client, revoke
 from tests.helpers.commands import assert_refused, cli
 from tests.helpers.servers import observation, serving
+from tests.helpers.wire import raw_header, raw_message, read_header
 
 MALFORMED = int(os.environ.get("RQL_DEPLOY_FUZZ", "2000"))
 """Malformed messages at a live server; `RQL_DEPLOY_FUZZ=20000` for a long run."""
@@ -94,18 +93,18 @@ def malformed(random_source: random.Random, good: list[bytes]) -> list[bytes]:
         values = [None, -1, 2**63, 1e300, "x", [], {}, True, b"\xff", [[1, 2]], [0.5, 0.5]]
         keys = ["budget", "candidates", "seed", "value", "stream", "prune", "deltas", "first", "bundle", "contract", "id", "op", "f", "x"]
         entries = {random_source.choice(keys): random_source.choice(values) for _ in range(3)}
-        frames[0] = bytearray(msgpack.packb({**msgpack.unpackb(bytes(good[0])), **entries}))
+        frames[0] = bytearray(raw_header(**{**read_header(good[0]), **entries}))
     elif kind == 5:
         frames[-1][:] = np.full(len(frames[-1]) // 4, np.nan, np.float32).tobytes()
     else:
         operations = ["refine", "value", "hello", "stats", "reset", "eval", 7]
-        frames[0] = bytearray(msgpack.packb({**msgpack.unpackb(bytes(good[0])), "op": random_source.choice(operations)}))
+        frames[0] = bytearray(raw_header(**{**read_header(good[0]), "op": random_source.choice(operations)}))
     return [bytes(frame) for frame in frames]
 
 
 def final_reply(socket: zmq.Socket[bytes]) -> bool:
     """Take one reply; False for a preview: a mutation can turn a request into a streamed one."""
-    header = msgpack.unpackb(socket.recv_multipart()[0])
+    header = read_header(socket.recv_multipart()[0])
     assert isinstance(header["ok"], bool)
     return bool(header.get("last", True))
 
@@ -116,7 +115,7 @@ def test_malformed_messages_cost_a_well_behaved_client_nothing(bundle: Path) -> 
         sample = observation(policy.contract, 1)
         expected = policy.act(sample, seed=1).actions
         fields = {name: value.astype(np.float32) for name, value in sample.items()}
-        good = [bytes(frame) for frame in protocol.encode({"v": 1, "id": 1, "epoch": 1, "op": "act"}, fields)]
+        good = raw_message({"v": 1, "id": 1, "epoch": 1, "op": "act"}, fields)
         with zmq.Context() as context, context.socket(zmq.DEALER) as socket:
             socket.linger = 0
             socket.connect(address)

@@ -22,6 +22,7 @@ from rql_deploy.runtime.client import RemotePolicy, ServerError
 from rql_deploy.runtime.client.channel import Channel
 from rql_deploy.runtime.engine.model import Model
 from rql_deploy.runtime.server.recording import read_recording, read_shard, replay, same_bytes
+from rql_deploy.runtime.wire import headers
 from rql_deploy.runtime.wire.protocol import decode
 from tests.helpers.commands import assert_refused, cli
 from tests.helpers.servers import get, note, observation, serving, variant
@@ -51,7 +52,7 @@ def test_metrics_health_and_top_show_what_was_served(bundle: Path) -> None:
         deadline = time.monotonic() + 5
         others = [Channel(address) for _ in range(3)]
         for channel in others:
-            channel.call({"op": "ping"}, {}, 5.0)
+            channel.ask("ping", 5.0)
         for expected in (4, 1):
             while policy.stats()["connected"] != expected:
                 assert time.monotonic() < deadline
@@ -101,13 +102,13 @@ def test_a_new_bundle_takes_over_under_load_without_a_request_lost(bundle: Path,
         process.send_signal(signal.SIGHUP)
         channel = Channel(address)
         deadline = time.monotonic() + 20
-        while channel.call({"op": "stats"}, {}, 2.0)[0]["swaps"] == 0 and time.monotonic() < deadline:
+        while channel.ask("stats", 2.0)["swaps"] == 0 and time.monotonic() < deadline:
             time.sleep(0.05)
         time.sleep(0.3)
         stop.set()
         for thread in threads:
             thread.join()
-        stats = channel.call({"op": "stats"}, {}, 2.0)[0]
+        stats = channel.ask("stats", 2.0)
         channel.close()
         assert errors == []
         assert (stats["swaps"], stats["errors"]) == (1, {})
@@ -138,11 +139,11 @@ def test_sigterm_answers_what_is_under_way_and_refuses_the_rest(bundle: Path) ->
     with serving(bundle) as (address, process), RemotePolicy.connect(address) as policy:
         policy.act(observation(policy.contract))
         channel = Channel(address)
-        channel.call({"op": "ping"}, {}, 5.0)
+        channel.ask("ping", 5.0)
         process.send_signal(signal.SIGSTOP)
         fields = {name: value.astype(np.float32) for name, value in observation(policy.contract).items()}
         for _ in range(20):
-            channel.send({"op": "act", "candidates": 256}, fields, time.monotonic() + 1, 1.0)
+            channel.send(headers.Act(candidates=256), fields, time.monotonic() + 1, 1.0)
         time.sleep(0.2)
         process.send_signal(signal.SIGCONT)
         time.sleep(0.02)
@@ -151,7 +152,7 @@ def test_sigterm_answers_what_is_under_way_and_refuses_the_rest(bundle: Path) ->
         # Every request that had arrived was either computed or refused; none vanished.
         codes = []
         while (frames := channel._next_message(time.monotonic() + 0.5)) is not None:
-            codes.append(decode(frames)[0].get("code", "computed"))
+            codes.append(decode(frames)[0].code or "computed")
         channel.close()
         assert len(codes) == 20
         assert set(codes) <= {"computed", "draining"}

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import msgpack
+import msgspec
 import numpy as np
 import pytest
 import torch
@@ -89,13 +89,13 @@ def test_targets_beyond_the_joint_limits_end_at_them_and_nonsense_is_ignored() -
     for message in (
         b"\xc1",
         b"",
-        msgpack.packb([1]),
-        msgpack.packb({"q": [1.0]}),
-        msgpack.packb({"q": [float("nan")] * 7, "seconds": 0.1}),
+        msgspec.msgpack.encode([1]),
+        msgspec.msgpack.encode({"q": [1.0]}),
+        msgspec.msgpack.encode({"q": [float("nan")] * 7, "seconds": 0.1}),
     ):
         assert take(arm, message) is None
     assert np.array_equal(arm.reference, REST)
-    take(arm, msgpack.packb({"q": [9.0] * 7, "seconds": 0.002}))
+    take(arm, msgspec.msgpack.encode({"q": [9.0] * 7, "seconds": 0.002}))
     arm.cycle()
     assert np.allclose(arm.reference, arm.limits[:, 1])
 
