@@ -69,7 +69,13 @@ class StreamingPolicy(Policy, Protocol):
     """A policy that yields a usable decision after every refinement step."""
 
     def stream(
-        self, observation: Observation, *, deadline: float | None = None, candidates: int = 1, value: bool = False, seed: int | None = None
+        self,
+        observation: Observation,
+        *,
+        deadline: float | None = None,
+        candidates: int = 1,
+        value: bool = False,
+        seed: int | None = None,
     ) -> Iterator[Decision]: ...
 
 
@@ -87,7 +93,12 @@ def ask_policy(
     number = question.number
     latest: Decision | None = None
     try:
-        asked: dict[str, Any] = {"deadline": deadline, "candidates": candidates, "value": value, "seed": question.seed}
+        asked: dict[str, Any] = {
+            "deadline": deadline,
+            "candidates": candidates,
+            "value": value,
+            "seed": question.seed,
+        }
         if prefix:
             asked["prefix"] = question.committed
         if not question.previews:
@@ -104,13 +115,20 @@ def ask_policy(
             yield Answer(number, clock.now(), latest, last=False)
         # A policy that fails in an unforeseen way is one that gives no answer; the loop holds, and the fault says why.
         foreseen = isinstance(error, (DeadlineMissed, UserError))
-        yield Answer(number, clock.now(), None, error=str(error) if foreseen else f"the policy failed ({type(error).__name__}: {error})")
+        yield Answer(
+            number,
+            clock.now(),
+            None,
+            error=str(error) if foreseen else f"the policy failed ({type(error).__name__}: {error})",
+        )
 
 
 class ThreadAsker:
     """Asks from a thread of its own, which is the only one to use the policy. The loop's thread never waits for it."""
 
-    def __init__(self, policy: Policy, clock: Clock, *, deadline: float, candidates: int = 1, value: bool = False):
+    def __init__(
+        self, policy: Policy, clock: Clock, *, deadline: float, candidates: int = 1, value: bool = False
+    ):
         """`deadline`: seconds a decision may take."""
         self._answers: queue.SimpleQueue[Answer] = queue.SimpleQueue()
         self._questions: queue.SimpleQueue[Question | Literal["reset"] | None] = queue.SimpleQueue()

@@ -22,7 +22,9 @@ MAX_CONSECUTIVE_HOLDS = 20
 class ControlLoop:
     """Drives a plant with a policy, episode by episode."""
 
-    def __init__(self, plant: EpisodicPlant, policy: Policy, *, candidates: int = 1, deadline: float | None = None):
+    def __init__(
+        self, plant: EpisodicPlant, policy: Policy, *, candidates: int = 1, deadline: float | None = None
+    ):
         self.plant, self.policy = plant, policy
         self.candidates, self.deadline = candidates, deadline
 
@@ -55,7 +57,9 @@ class ControlLoop:
                     error = plant_failure(f"failed at tick {steps}", failure)
                     break
                 try:
-                    decision = self._decide(observation, decision_seed(seed, decisions), round_trip, inference)
+                    decision = self._decide(
+                        observation, decision_seed(seed, decisions), round_trip, inference
+                    )
                     chunk = list(decision.actions)
                     consecutive = 0
                 except DeadlineMissed as missed:
@@ -72,9 +76,19 @@ class ControlLoop:
                 error = plant_failure(f"failed at tick {steps}", failure)
                 break
             steps += 1
-        return EpisodeResult(seed, error is None and self.plant.success, steps, holds, tuple(round_trip), tuple(inference), error)
+        return EpisodeResult(
+            seed,
+            error is None and self.plant.success,
+            steps,
+            holds,
+            tuple(round_trip),
+            tuple(inference),
+            error,
+        )
 
-    def _decide(self, observation: Observation, seed: int, round_trip: list[float], inference: list[float]) -> Decision:
+    def _decide(
+        self, observation: Observation, seed: int, round_trip: list[float], inference: list[float]
+    ) -> Decision:
         start = time.monotonic()
         decision = self.policy.act(observation, deadline=self.deadline, candidates=self.candidates, seed=seed)
         round_trip.append(time.monotonic() - start)
@@ -93,6 +107,9 @@ def hold_action(plant: PlantDescription, last: NDArray[np.float32] | None) -> ND
     Before any action, a repeated dimension starts from the low end of its bounds (an open gripper).
     """
     return np.array(
-        [0.0 if a.hold == "null" else (a.low if last is None else last[i]) for i, a in enumerate(plant.actions)],
+        [
+            0.0 if a.hold == "null" else (a.low if last is None else last[i])
+            for i, a in enumerate(plant.actions)
+        ],
         np.float32,
     )

@@ -79,7 +79,15 @@ class Playback:
                is taken from the newest preview
     """
 
-    def __init__(self, h: int, mode: Mode = "prefetch", *, lead: int | None = None, enough: int = 1, delta: DeltaBounds | None = None):
+    def __init__(
+        self,
+        h: int,
+        mode: Mode = "prefetch",
+        *,
+        lead: int | None = None,
+        enough: int = 1,
+        delta: DeltaBounds | None = None,
+    ):
         """`lead` fixes the ticks between asking and needing; left out, it follows the delays seen (what 90 % of late stayed within).
 
         With `anytime` the delay that counts is that of the first preview with `enough` refinement steps. With `delta` a chunk that takes
@@ -148,7 +156,9 @@ class Playback:
         self.asked += 1
         return self.asked - 1
 
-    def receive(self, number: int, actions: NDArray[np.float32], steps: int, *, last: bool, delay: float) -> bool:
+    def receive(
+        self, number: int, actions: NDArray[np.float32], steps: int, *, last: bool, delay: float
+    ) -> bool:
         """Take the answer `[h, A]` to question `number`, or a preview of it, `delay` ticks after the question.
 
         Returns False, and does nothing, when that question is no longer the latest.
@@ -180,9 +190,13 @@ class Playback:
         if self._chunk is None:
             return None
         index = self._position - self._chunk.position
-        return Due(self._due_action(self._chunk, index, allowed), index, self._chunk) if index < self.h else None
+        return (
+            Due(self._due_action(self._chunk, index, allowed), index, self._chunk) if index < self.h else None
+        )
 
-    def _due_action(self, chunk: Chunk, index: int, allowed: tuple[NDArray[np.float64], NDArray[np.float64]] | None) -> NDArray[np.float32]:
+    def _due_action(
+        self, chunk: Chunk, index: int, allowed: tuple[NDArray[np.float64], NDArray[np.float64]] | None
+    ) -> NDArray[np.float32]:
         """Action `index` of the chunk; of delta motion, with what is owed.
 
         A chunk means the plant to have moved by the sum of its first actions when this one comes. While it was being made, other actions
@@ -199,7 +213,11 @@ class Playback:
         low, high = allowed or (self._delta.low, self._delta.high)
         # What the policy itself asked for beyond the limits is for the safety filter to judge.
         ours = self._bent & (action >= self._delta.low) & (action <= self._delta.high)
-        made_up = np.clip(action + owed, np.where(ours, low, np.minimum(low, action)), np.where(ours, high, np.maximum(high, action)))
+        made_up = np.clip(
+            action + owed,
+            np.where(ours, low, np.minimum(low, action)),
+            np.where(ours, high, np.maximum(high, action)),
+        )
         mixed: NDArray[np.float32] = np.where(self._delta.dimensions, made_up, action).astype(np.float32)
         self._bending = np.abs(mixed - action) > ROUNDING
         return mixed

@@ -82,7 +82,9 @@ class RealTimeLoop:
         """
         streams = hasattr(policy, "stream")
         if mode == "anytime" and not streams and asker is None:
-            raise UserError("this policy streams no previews: play prefetched chunks instead of --play anytime")
+            raise UserError(
+                "this policy streams no previews: play prefetched chunks instead of --play anytime"
+            )
         mode = mode or ("anytime" if streams else "prefetch")
         self.plant, self.policy, self.contract = plant, policy, policy.contract
         self.clock: Clock = clock or SystemClock()
@@ -92,7 +94,11 @@ class RealTimeLoop:
         self.statistics = LoopStatistics(self.period)
         self._on_tick, self._priority = on_tick, priority
         self._playback = Playback(
-            self.contract.h, mode, lead=lead, enough=(self.contract.F + 1) // 2, delta=self._delta() if make_up else None
+            self.contract.h,
+            mode,
+            lead=lead,
+            enough=(self.contract.F + 1) // 2,
+            delta=self._delta() if make_up else None,
         )
         self._why = NO_ANSWER
         seconds = deadline or 2 * self.contract.h * self.period
@@ -111,7 +117,12 @@ class RealTimeLoop:
     def _delta(self) -> DeltaBounds | None:
         # Only where the contract names the controller that carries the motion out. Elsewhere nobody knows that commands add up: those of
         # OGBench's arm lead it by far more than it moves in a tick, and making up for them cost a cube task nearly all its successes.
-        motion = np.array([a.mode == "delta" and a.hold == "null" and a.controller != "" for a in self.contract.plant.actions])
+        motion = np.array(
+            [
+                a.mode == "delta" and a.hold == "null" and a.controller != ""
+                for a in self.contract.plant.actions
+            ]
+        )
         return DeltaBounds(motion, self.filter.low, self.filter.high) if motion.any() else None
 
     def close(self) -> None:
@@ -152,7 +163,10 @@ class RealTimeLoop:
             self._start = _rest(self.plant)
             self.filter.reset(self._start)
         except Exception as failure:
-            return RealTimeResult(EpisodeResult(seed, False, 0, error=plant_failure("could not be reset", failure)), self.statistics)
+            return RealTimeResult(
+                EpisodeResult(seed, False, 0, error=plant_failure("could not be reset", failure)),
+                self.statistics,
+            )
         with _undisturbed(self._priority):
             schedule = Schedule(self.period, self.clock.now())
             try:
@@ -171,7 +185,9 @@ class RealTimeLoop:
         episode = EpisodeResult(seed, success, self.statistics.ticks, self.statistics.held, error=error)
         return RealTimeResult(episode, self.statistics, interrupted)
 
-    def _run(self, schedule: Schedule, duration: float | None, stop: Callable[[], bool], end_at_fault: bool) -> bool:
+    def _run(
+        self, schedule: Schedule, duration: float | None, stop: Callable[[], bool], end_at_fault: bool
+    ) -> bool:
         """Tick until there is a reason to end; returns whether that was `stop`."""
         skipped = 0
         while not _finished(self.plant):
@@ -213,7 +229,15 @@ class RealTimeLoop:
             committed, previews = playback.committed, playback.previews
             number = playback.ask(observed)
             self.statistics.decisions += 1
-            self._asker.ask(Question(number, observation, decision_seed(self._seed, number - self._asked_before), committed, previews))
+            self._asker.ask(
+                Question(
+                    number,
+                    observation,
+                    decision_seed(self._seed, number - self._asked_before),
+                    committed,
+                    previews,
+                )
+            )
             self._take_answers()
         due = playback.due(self.filter.allowed())
         refusal = self.filter.refuse_observation(observation)
@@ -251,7 +275,9 @@ class RealTimeLoop:
                 continue
             asked = self._playback.asked_at
             delay = 0.0 if asked is None else (answer.arrived - asked) / self.period
-            taken = self._playback.receive(answer.number, decision.actions, decision.steps_used, last=answer.last, delay=delay)
+            taken = self._playback.receive(
+                answer.number, decision.actions, decision.steps_used, last=answer.last, delay=delay
+            )
             self.statistics.stale_answers += not taken
             self._why = NO_ANSWER
 
@@ -263,7 +289,14 @@ class RealTimeLoop:
             self.statistics.stale_answers += 1
 
     def _record(
-        self, schedule: Schedule, skipped: int, begun: float, verdict: Verdict, due: Any, age: float | None, observation: Observation
+        self,
+        schedule: Schedule,
+        skipped: int,
+        begun: float,
+        verdict: Verdict,
+        due: Any,
+        age: float | None,
+        observation: Observation,
     ) -> None:
         tick = Tick(
             cycle=schedule.cycle,

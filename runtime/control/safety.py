@@ -47,7 +47,9 @@ def gate_from_calibration(contract: Contract, level: float) -> tuple[float, floa
     Quantiles between those in the contract are interpolated. Raises ContractError when level is not between 0 and 0.5.
     """
     if not 0 <= level < 0.5:
-        raise ContractError(f"the gate's level is {level:g}: pass the part of the training data to refuse, from 0 to below 0.5")
+        raise ContractError(
+            f"the gate's level is {level:g}: pass the part of the training data to refuse, from 0 to below 0.5"
+        )
     calibration = contract.calibration
     return (
         float(np.interp(level, calibration.levels, calibration.value)),
@@ -65,10 +67,24 @@ class SafetyFilter:
         self.limits.check(contract)
         plant = contract.plant
         given = [self.limits.actions.get(a.name) for a in plant.actions]
-        self.low = np.array([a.low if g is None or g.low is None else g.low for a, g in zip(plant.actions, given, strict=True)])
-        self.high = np.array([a.high if g is None or g.high is None else g.high for a, g in zip(plant.actions, given, strict=True)])
-        self.rate = np.minimum(_data_rate(contract), [np.inf if g is None or g.rate is None else g.rate for g in given])
-        self.acceleration = np.array([np.inf if g is None or g.acceleration is None else g.acceleration for g in given])
+        self.low = np.array(
+            [
+                a.low if g is None or g.low is None else g.low
+                for a, g in zip(plant.actions, given, strict=True)
+            ]
+        )
+        self.high = np.array(
+            [
+                a.high if g is None or g.high is None else g.high
+                for a, g in zip(plant.actions, given, strict=True)
+            ]
+        )
+        self.rate = np.minimum(
+            _data_rate(contract), [np.inf if g is None or g.rate is None else g.rate for g in given]
+        )
+        self.acceleration = np.array(
+            [np.inf if g is None or g.acceleration is None else g.acceleration for g in given]
+        )
         self._null = np.array([a.hold == "null" for a in plant.actions])
         for action, low, high in zip(plant.actions, self.low, self.high, strict=True):
             if action.hold == "null" and not low <= 0.0 <= high:
@@ -94,8 +110,13 @@ class SafetyFilter:
         self._last = np.where(self._null, 0.0, np.nan)
         if start is not None:
             given = np.asarray(start, np.float64)
-            if given.shape != self.low.shape or not ((given >= self.low - self._slack) & (given <= self.high + self._slack)).all():
-                raise ContractError(f"the plant rests at {given.tolist()}, outside its limits: bring it inside first")
+            if (
+                given.shape != self.low.shape
+                or not ((given >= self.low - self._slack) & (given <= self.high + self._slack)).all()
+            ):
+                raise ContractError(
+                    f"the plant rests at {given.tolist()}, outside its limits: bring it inside first"
+                )
             self._last = np.clip(np.where(self._null, 0.0, given), self.low, self.high)
 
     def refuse_observation(self, observation: Mapping[str, Any]) -> str | None:
@@ -125,7 +146,9 @@ class SafetyFilter:
             return f"spread {_spell(spread)} above {most:g}"
         return None
 
-    def command(self, action: NDArray[Any] | None, age: float = 0.0, reason: str = "no fresh action") -> Verdict:
+    def command(
+        self, action: NDArray[Any] | None, age: float = 0.0, reason: str = "no fresh action"
+    ) -> Verdict:
         """The command of this tick for an action `[A]` decided from an observation `age` seconds old; None is a hold, for `reason`."""
         low, high = self.allowed()
         if action is not None:

@@ -60,7 +60,9 @@ class LoopStatistics:
 
     def __init__(self, period: float):
         self.period = period
-        self.ticks = self.standby = self.held = self.skipped = self.overruns = self.decisions = self.missed = self.stale_answers = 0
+        self.ticks = self.standby = self.held = self.skipped = self.overruns = self.decisions = (
+            self.missed
+        ) = self.stale_answers = 0
         self.lead = 0
         """Ticks before the end of a chunk at which the next was last asked for."""
         self.reasons: Counter[str] = Counter()
@@ -180,7 +182,10 @@ class TickLog:
                     self._file.flush()
                 else:
                     episode, tick = item
-                    self._file.write(json.dumps({"episode": episode, **tick._asdict(), "command": tick.command.tolist()}) + "\n")
+                    self._file.write(
+                        json.dumps({"episode": episode, **tick._asdict(), "command": tick.command.tolist()})
+                        + "\n"
+                    )
 
     @contextlib.contextmanager
     def _noting_errors(self) -> Iterator[None]:

@@ -57,7 +57,9 @@ class Watchdog:
         if self.consecutive >= self.max_holds:
             self._fail(f"{self.consecutive} ticks in a row without a fresh action (last: {reason})")
         elif rate is not None and rate < self.min_success_rate:
-            self._fail(f"only {rate:.0%} of the last {WINDOW} ticks had a fresh action (last hold: {reason or 'earlier'})")
+            self._fail(
+                f"only {rate:.0%} of the last {WINDOW} ticks had a fresh action (last hold: {reason or 'earlier'})"
+            )
 
     def fail(self, reason: str) -> None:
         """Latch a fault for another reason than held ticks."""
@@ -77,5 +79,7 @@ class Watchdog:
             return
         left = self.cool_down - (self._ticks - self.fault.tick)
         if left > 0:
-            raise UserError(f"the fault ({self.fault.reason}) can be cleared in {left} ticks: wait for the cool-down, then reset again")
+            raise UserError(
+                f"the fault ({self.fault.reason}) can be cleared in {left} ticks: wait for the cool-down, then reset again"
+            )
         self.fault = None

@@ -33,7 +33,14 @@ NEARLY_ONE = 1.0 - 1e-6
 class Engine:
     """Schedules the jobs of one model."""
 
-    def __init__(self, model: Model, *, max_rows: int = MAX_STEP_ROWS, unrolled: bool = True, clock: Callable[[], float] = time.monotonic):
+    def __init__(
+        self,
+        model: Model,
+        *,
+        max_rows: int = MAX_STEP_ROWS,
+        unrolled: bool = True,
+        clock: Callable[[], float] = time.monotonic,
+    ):
         self.model = model
         self.steps = 0
         """Refinement steps run, over all jobs."""
@@ -104,7 +111,9 @@ class Engine:
 
     def _sort_waiting(self) -> None:
         """The earliest due first; who has no deadline is due after `PATIENCE`, so that a crowd with deadlines cannot pass it for ever."""
-        self._waiting = deque(sorted(self._waiting, key=lambda job: job.received + PATIENCE if job.due is None else job.due))
+        self._waiting = deque(
+            sorted(self._waiting, key=lambda job: job.received + PATIENCE if job.due is None else job.due)
+        )
 
     def _run_unrolled(self, jobs: list[Job], now: float) -> list[Event]:
         if len(jobs) == 1:
@@ -213,7 +222,9 @@ class Engine:
     def _choose(self, now: float) -> tuple[list[Job], NDArray[np.intp] | None]:
         """The jobs of this step and their rows; None for all of them."""
         together = self.model.costs.expect("step", len(self._x))
-        urgent = [job for job in self._jobs if job.due is not None and job.due - now - REPLY_MARGIN < together]
+        urgent = [
+            job for job in self._jobs if job.due is not None and job.due - now - REPLY_MARGIN < together
+        ]
         if not urgent or len(urgent) == len(self._jobs):
             return self._jobs, None
         rows: list[int] = []
@@ -281,7 +292,9 @@ class Engine:
         values: dict[int, tuple[Array, Array]] = {}
         if judged:
             features = np.concatenate([self._features[rows] for _, rows in judged])
-            all_values, all_spreads = self.model.judge(features, np.concatenate([job.preview for job, _ in judged]))
+            all_values, all_spreads = self.model.judge(
+                features, np.concatenate([job.preview for job, _ in judged])
+            )
             start = 0
             for job, _ in judged:
                 stop = start + len(job.alive)
@@ -313,7 +326,17 @@ class Engine:
             deltas = (*deltas[:-1], float(np.float32(1.0) - (job.f - np.float32(deltas[-1]))))
         compared = 1 if judged is None else len(job.alive)
         actions = job.preview[best]
-        return Done(job, actions, value, spread, job.alive[best], compared, deltas, job.started - job.received, now - job.started)
+        return Done(
+            job,
+            actions,
+            value,
+            spread,
+            job.alive[best],
+            compared,
+            deltas,
+            job.started - job.received,
+            now - job.started,
+        )
 
     def _compress(self, kept: NDArray[np.bool_]) -> None:
         self._features, self._x = self._features[kept], self._x[kept]

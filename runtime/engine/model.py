@@ -62,7 +62,9 @@ class Model:
         for i in range(0, len(x), MAX_STEP_ROWS):
             rows = slice(i, i + MAX_STEP_ROWS)
             start = time.monotonic()
-            parts.append(self._sessions["value"].run(None, {"features": features[rows], "x": x[rows], "f": f[rows]}))
+            parts.append(
+                self._sessions["value"].run(None, {"features": features[rows], "x": x[rows], "f": f[rows]})
+            )
             self.costs.observe("value", len(parts[-1][0]), time.monotonic() - start)
         if len(parts) == 1:
             return parts[0][0], parts[0][1]
@@ -79,7 +81,9 @@ class Model:
     def refine(self, features: Array, x: Array, f: Array, delta: Array) -> tuple[Array, Array]:
         """One refinement step of rows: next x `[B, hA]` and preview `[B, h, A]`, at most `MAX_STEP_ROWS` rows a call."""
         if len(x) <= MAX_STEP_ROWS:
-            next_x, preview = self._sessions["refine"].run(None, {"features": features, "x": x, "f": f, "delta": delta})
+            next_x, preview = self._sessions["refine"].run(
+                None, {"features": features, "x": x, "f": f, "delta": delta}
+            )
             return next_x, preview
         parts = []
         for i in range(0, len(x), MAX_STEP_ROWS):

@@ -96,7 +96,9 @@ class OnnxPolicy:
         for f, delta in model.schedule:
             x = np.array(x)
             x[:, :size] = (1.0 - f) * noise[:, :size] + f * target
-            x, actions = model.refine(features, x, np.full((1, 1), f, np.float32), np.full((1, 1), delta, np.float32))
+            x, actions = model.refine(
+                features, x, np.full((1, 1), f, np.float32), np.full((1, 1), delta, np.float32)
+            )
         deltas = tuple(delta for _, delta in model.schedule)
         timing = {"inference": time.monotonic() - start}
         return Decision(actions[0], None, None, len(deltas), start, job.seed, timing, deltas=deltas)
@@ -112,9 +114,19 @@ class OnnxPolicy:
     ) -> Job:
         if not 1 <= candidates <= MAX_CANDIDATES:
             raise ContractError(f"candidates is {candidates}: pass 1 to {MAX_CANDIDATES}")
-        fields = self._model.rows({name: np.asarray(observation[name]) for name in self._fields if name in observation})
+        fields = self._model.rows(
+            {name: np.asarray(observation[name]) for name in self._fields if name in observation}
+        )
         seed = secrets.randbits(63) if seed is None else seed
-        return Job(None, fields, seed, start, candidates=candidates, value=value, prune=tuple((int(k), int(keep)) for k, keep in prune))
+        return Job(
+            None,
+            fields,
+            seed,
+            start,
+            candidates=candidates,
+            value=value,
+            prune=tuple((int(k), int(keep)) for k, keep in prune),
+        )
 
     def _run(self, job: Job) -> Iterator[Preview | Done]:
         self._engine.submit(job)

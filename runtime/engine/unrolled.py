@@ -12,13 +12,19 @@ from .model import Model
 from .request import Array, Done, Job
 
 
-def run_unrolled(model: Model, jobs: list[Job], noise_of: FlowNoise, now: float, clock: Callable[[], float]) -> list[Done]:
+def run_unrolled(
+    model: Model, jobs: list[Job], noise_of: FlowNoise, now: float, clock: Callable[[], float]
+) -> list[Done]:
     """The decisions of these jobs, begun `now`."""
     counts = [job.candidates for job in jobs]
     rows = sum(counts)
     fields = stack(jobs)
     noise = join([noise_of(job.seed, job.candidates, model.chunk_dim) for job in jobs])
-    repeated = fields if rows == len(jobs) else {name: np.repeat(value, counts, axis=0) for name, value in fields.items()}
+    repeated = (
+        fields
+        if rows == len(jobs)
+        else {name: np.repeat(value, counts, axis=0) for name, value in fields.items()}
+    )
     actions = model.unrolled(repeated, noise)
     values = spreads = None
     wanted = np.repeat([job.value or job.candidates > 1 for job in jobs], counts)
@@ -39,7 +45,9 @@ def run_unrolled(model: Model, jobs: list[Job], noise_of: FlowNoise, now: float,
             if job.value:
                 value, spread = float(values[best]), float(spreads[best])
         queue = now - job.received
-        found.append(Done(job, actions[best], value, spread, best - start, compared, deltas, queue, end - now))
+        found.append(
+            Done(job, actions[best], value, spread, best - start, compared, deltas, queue, end - now)
+        )
         start = stop
     return found
 

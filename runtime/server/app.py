@@ -78,7 +78,10 @@ def serving(
     Raises UserError for a bundle, key or address that is none, and ContractError for a bundle that no longer fits.
     """
     keys = ServerKeys(config.keys) if config.keys is not None else None
-    models = [Model(Bundle.open(path, config.variant), name, provider=config.provider) for name, path in config.bundles]
+    models = [
+        Model(Bundle.open(path, config.variant), name, provider=config.provider)
+        for name, path in config.bundles
+    ]
     _require_compatible(models, agreed or {})
     if listener is not None:
         _warm_up(models)
@@ -109,7 +112,13 @@ def serving(
 
         server.on_swap = swapped
         found = Serving(server, models, [])
-        reloader = Reloader([path for _, path in config.bundles], models, server.offer, variant=config.variant, provider=config.provider)
+        reloader = Reloader(
+            [path for _, path in config.bundles],
+            models,
+            server.offer,
+            variant=config.variant,
+            provider=config.provider,
+        )
         stack.callback(reloader.close)
         if config.openpi is not None:
             endpoint = OpenpiEndpoint(found.channel, *config.openpi, shared=listener is not None)
@@ -125,7 +134,9 @@ def _require_compatible(models: list[Model], agreed: Mapping[str, Contract]) -> 
     for model in models:
         known = agreed.get(model.name)
         if known is not None and (found := incompatibilities(known, model.contract)):
-            raise ContractError(f"bundle '{model.name}' has changed on the disk and no longer fits its clients ({'; '.join(found)})")
+            raise ContractError(
+                f"bundle '{model.name}' has changed on the disk and no longer fits its clients ({'; '.join(found)})"
+            )
 
 
 def _warm_up(models: list[Model]) -> None:
@@ -144,7 +155,9 @@ def stop_on_signals(server: PolicyServer, on_hangup: Callable[[], None] | None =
         if on_hangup is not None:
             on_hangup()
 
-    handlers = {signal.SIGINT: stop, signal.SIGTERM: stop} | ({signal.SIGHUP: hang_up} if on_hangup is not None else {})
+    handlers = {signal.SIGINT: stop, signal.SIGTERM: stop} | (
+        {signal.SIGHUP: hang_up} if on_hangup is not None else {}
+    )
     previous = {number: signal.signal(number, handler) for number, handler in handlers.items()}
     try:
         yield

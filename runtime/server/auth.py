@@ -21,7 +21,9 @@ class ServerKeys:
         self._pair = server_pair(folder)
         self._allowed = frozenset(list_clients(folder).values())
         if not self._allowed:
-            raise UserError(f"{folder} allows no client: make one with `rql-deploy keys new NAME --keys {folder}`")
+            raise UserError(
+                f"{folder} allows no client: make one with `rql-deploy keys new NAME --keys {folder}`"
+            )
         self._stamp = self._folder_stamp()
         self._authenticator: ThreadAuthenticator | None = None
 

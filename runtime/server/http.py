@@ -59,7 +59,9 @@ class Operations:
         try:
             self._server = make_server(host, port, self._answer, _Server, _Quiet)
         except OSError as error:
-            raise UserError(f"cannot listen on {host}:{port} for metrics ({error.strerror}): pass another --metrics port") from error
+            raise UserError(
+                f"cannot listen on {host}:{port} for metrics ({error.strerror}): pass another --metrics port"
+            ) from error
         self.address = f"http://{host}:{self._server.server_port}"
         self._thread = threading.Thread(target=self._server.serve_forever, name="metrics", daemon=True)
         self._thread.start()
@@ -79,8 +81,14 @@ class Operations:
             start_response("404 Not Found", [("Content-Type", "text/plain")])
             return [b"there is /metrics, /healthz and /readyz\n"]
         replies = [ask("ping") for ask in self._servers]
-        good = None not in replies if path == "/healthz" else any(reply is not None and reply.get("ready") for reply in replies)
-        start_response("200 OK" if good else "503 Service Unavailable", [("Content-Type", "application/json")])
+        good = (
+            None not in replies
+            if path == "/healthz"
+            else any(reply is not None and reply.get("ready") for reply in replies)
+        )
+        start_response(
+            "200 OK" if good else "503 Service Unavailable", [("Content-Type", "application/json")]
+        )
         return [json.dumps({"ok": good}).encode() + b"\n"]
 
 
@@ -113,15 +121,23 @@ def families(replies: Sequence[dict[str, Any] | None]) -> Iterator[Metric]:
     for number, stats in enumerate(replies):
         up.add_metric([str(number)] if several else [], float(stats is not None))
     yield up
-    answers = [([str(number)] if several else [], stats) for number, stats in enumerate(replies) if stats is not None]
-    for name, text, label in (("requests", "Requests by operation.", "operation"), ("errors", "Refused requests by error code.", "code")):
+    answers = [
+        ([str(number)] if several else [], stats) for number, stats in enumerate(replies) if stats is not None
+    ]
+    for name, text, label in (
+        ("requests", "Requests by operation.", "operation"),
+        ("errors", "Refused requests by error code.", "code"),
+    ):
         counts = CounterMetricFamily(f"rql_deploy_{name}", text, labels=[*names, label])
         for worker, stats in answers:
             for key, value in stats[name].items():
                 counts.add_metric([*worker, key], value)
         yield counts
     for name, text in (
-        ("deadline_misses", "Decisions that left after their budget, and requests dropped because theirs was spent."),
+        (
+            "deadline_misses",
+            "Decisions that left after their budget, and requests dropped because theirs was spent.",
+        ),
         ("shortened", "Decisions with fewer refinement steps than the bundle's F."),
         ("swaps", "Bundles exchanged while running."),
         ("recorder_dropped", "Decisions and episodes that were not recorded."),
@@ -139,12 +155,17 @@ def families(replies: Sequence[dict[str, Any] | None]) -> Iterator[Metric]:
         for worker, stats in answers:
             gauge.add_metric(worker, float(stats[key]))
         yield gauge
-    stages = HistogramMetricFamily("rql_deploy_stage_seconds", "Latency of decisions by stage.", labels=[*names, "stage"])
+    stages = HistogramMetricFamily(
+        "rql_deploy_stage_seconds", "Latency of decisions by stage.", labels=[*names, "stage"]
+    )
     for worker, stats in answers:
         for stage, histogram in stats["stages"].items():
             stages.add_metric([*worker, stage], *_buckets(histogram))
     yield stages
-    for name, text in (("steps_per_reply", "Refinement steps per decision."), ("batch_rows", "Rows per refinement step.")):
+    for name, text in (
+        ("steps_per_reply", "Refinement steps per decision."),
+        ("batch_rows", "Rows per refinement step."),
+    ):
         sizes = HistogramMetricFamily(f"rql_deploy_{name}", text, labels=names)
         for worker, stats in answers:
             sizes.add_metric(worker, *_buckets(stats[name]))

@@ -31,7 +31,9 @@ def check_bind(bind: str, insecure: bool, keys: bool = False) -> None:
     host, separator, port = address.rpartition(":")
     host = host.strip("[]")
     if not separator or not (port == "*" or (port.isdecimal() and 0 < int(port) < 65536)):
-        raise UserError(f"--bind {bind} has no port from 1 to 65535 (or * for a free one): try tcp://127.0.0.1:5555")
+        raise UserError(
+            f"--bind {bind} has no port from 1 to 65535 (or * for a free one): try tcp://127.0.0.1:5555"
+        )
     if keys or insecure or is_loopback(host):
         return
     raise UserError(
@@ -45,9 +47,13 @@ def check_listener(option: str, address: str, insecure: bool) -> tuple[str, int]
     host, _, port = address.rpartition(":")
     host = host.strip("[]") or "127.0.0.1"
     if not port.isdecimal() or not 0 <= int(port) < 65536:
-        raise UserError(f"{option} takes PORT or HOST:PORT with a port from 0 (a free one) to 65535, not '{address}'")
+        raise UserError(
+            f"{option} takes PORT or HOST:PORT with a port from 0 (a free one) to 65535, not '{address}'"
+        )
     if not insecure and not is_loopback(host):
-        raise UserError(f"{option} {address} is open to the network and unencrypted: use 127.0.0.1 and tunnel, or type --insecure")
+        raise UserError(
+            f"{option} {address} is open to the network and unencrypted: use 127.0.0.1 and tunnel, or type --insecure"
+        )
     return host, int(port)
 
 
@@ -111,7 +117,9 @@ def listen(bind: str) -> tuple[socket.socket, str]:
         address = ("" if host == "*" else host.strip("[]"), 0 if port == "*" else int(port))
         listener = socket.create_server(address, family=family, backlog=BACKLOG)
     except OSError as error:
-        raise UserError(f"cannot listen on {bind} ({error.strerror}): is another server using it? Pass --bind with another port") from error
+        raise UserError(
+            f"cannot listen on {bind} ({error.strerror}): is another server using it? Pass --bind with another port"
+        ) from error
     # Every worker wakes up for a connection and one gets it; the others must not wait for the next.
     listener.setblocking(False)
     return listener, f"tcp://{'0.0.0.0' if host == '*' else host}:{listener.getsockname()[1]}"
@@ -119,7 +127,10 @@ def listen(bind: str) -> tuple[socket.socket, str]:
 
 def _listen_unix(path: str) -> socket.socket:
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe, contextlib.suppress(ConnectionRefusedError, FileNotFoundError):
+    with (
+        socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe,
+        contextlib.suppress(ConnectionRefusedError, FileNotFoundError),
+    ):
         probe.connect(path)
         raise OSError(98, "Address already in use")
     if Path(path).is_socket():
@@ -138,5 +149,7 @@ def reserve(host: str, port: int) -> socket.socket:
         held.bind((host, port))
     except OSError as error:
         held.close()
-        raise UserError(f"cannot listen on {host}:{port} for openpi clients ({error.strerror}): pass another --openpi port") from error
+        raise UserError(
+            f"cannot listen on {host}:{port} for openpi clients ({error.strerror}): pass another --openpi port"
+        ) from error
     return held

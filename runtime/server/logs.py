@@ -20,7 +20,13 @@ class JsonLines(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created)) + f".{int(record.msecs):03d}Z"
-        entry = {"time": stamp, "level": record.levelname.lower(), "logger": record.name, "event": record.getMessage(), **self._fixed}
+        entry = {
+            "time": stamp,
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "event": record.getMessage(),
+            **self._fixed,
+        }
         return json.dumps(entry | getattr(record, "data", {}), default=str)
 
 

@@ -39,9 +39,19 @@ class OpenpiEndpoint:
         try:
             # `origins`: a web page that someone opens on this machine may not talk to it; openpi's client sends no origin.
             options: dict[str, Any] = {"reuse_port": True} if shared else {}
-            self._server = serve(self._converse, host, port, compression=None, max_size=MAX_MESSAGE_BYTES, origins=[None], **options)
+            self._server = serve(
+                self._converse,
+                host,
+                port,
+                compression=None,
+                max_size=MAX_MESSAGE_BYTES,
+                origins=[None],
+                **options,
+            )
         except OSError as error:
-            raise UserError(f"cannot listen on {host}:{port} for openpi clients ({error.strerror}): pass another --openpi port") from error
+            raise UserError(
+                f"cannot listen on {host}:{port} for openpi clients ({error.strerror}): pass another --openpi port"
+            ) from error
         self.port = int(self._server.socket.getsockname()[1])
         self._open: set[ServerConnection] = set()
         self._thread = threading.Thread(target=self._server.serve_forever, name="openpi", daemon=True)
@@ -87,7 +97,13 @@ class OpenpiEndpoint:
         reply, out = channel.call({"op": "act", "budget": DEFAULT_TIMEOUT}, arrays, DEFAULT_TIMEOUT)
         inference = float(reply["timing"]["inference"])
         timing = {"infer_ms": inference * 1e3, "total_ms": (time.monotonic() - start) * 1e3}
-        return pack({"actions": agreement.chunk(out), "server_timing": timing, "policy_timing": {"infer_ms": inference * 1e3}})
+        return pack(
+            {
+                "actions": agreement.chunk(out),
+                "server_timing": timing,
+                "policy_timing": {"infer_ms": inference * 1e3},
+            }
+        )
 
 
 def _hello(channel: Channel) -> Agreement:
@@ -104,7 +120,8 @@ def _metadata(agreement: Agreement) -> dict[str, Any]:
         "action_horizon": contract.h,
         "action_dim": contract.plant.action_dim,
         "observation": {
-            field.name: {"shape": list(field.shape), "dtype": field.dtype, "unit": field.unit} for field in contract.plant.fields
+            field.name: {"shape": list(field.shape), "dtype": field.dtype, "unit": field.unit}
+            for field in contract.plant.fields
         },
         "actions": [action.name for action in contract.plant.actions],
     }
@@ -135,7 +152,9 @@ def read_observation(message: str | bytes) -> dict[str, NDArray[Any]]:
             raise ValueError("not a map")
         return _flatten(plain)
     except Exception as error:  # msgpack raises many unrelated classes for malformed input
-        raise ServerError("bad_message", f"the observation is not openpi's msgpack map of arrays ({error})") from error
+        raise ServerError(
+            "bad_message", f"the observation is not openpi's msgpack map of arrays ({error})"
+        ) from error
 
 
 def _unpack_array(value: dict[Any, Any]) -> Any:

@@ -59,6 +59,8 @@ class Guard:
             known.in_flight -= 1
 
     def _forget(self) -> None:
-        idle = sorted((c for c in self._clients if not self._clients[c].in_flight), key=lambda c: self._clients[c].last)
+        idle = sorted(
+            (c for c in self._clients if not self._clients[c].in_flight), key=lambda c: self._clients[c].last
+        )
         for client in idle[: MAX_CLIENTS // 4] or list(self._clients)[: MAX_CLIENTS // 4]:
             del self._clients[client]

@@ -63,7 +63,9 @@ class Recorder:
             self._file = self._open()
         except OSError as error:
             raise UserError(f"cannot record to {folder} ({error.strerror}): pass another folder") from error
-        self._queue: queue.Queue[tuple[Done | EpisodePart, Contract, float, float] | None] = queue.Queue(MAX_QUEUED)
+        self._queue: queue.Queue[tuple[Done | EpisodePart, Contract, float, float] | None] = queue.Queue(
+            MAX_QUEUED
+        )
         self._waiting_bytes = 0
         self._taken_bytes = 0
         self._thread = threading.Thread(target=self._run, name="recorder", daemon=True)
@@ -106,7 +108,9 @@ class Recorder:
                 self.dropped += 1
                 if time.monotonic() - self._warned > WARN_EVERY:
                     self._warned = time.monotonic()
-                    _log.warning("cannot record", extra={"data": {"error": error.strerror, "dropped": self.dropped}})
+                    _log.warning(
+                        "cannot record", extra={"data": {"error": error.strerror, "dropped": self.dropped}}
+                    )
         os.close(self._file)
 
     def _append(self, what: Done | EpisodePart, contract: Contract, server: float, wall: float) -> None:
@@ -115,7 +119,9 @@ class Recorder:
             os.close(self._file)
             self._file = following
         if self._contract != contract.contract_id:
-            self._write({"kind": "contract", "contract_id": contract.contract_id, "contract": contract.to_json()})
+            self._write(
+                {"kind": "contract", "contract_id": contract.contract_id, "contract": contract.to_json()}
+            )
             self._contract = contract.contract_id
         if isinstance(what, EpisodePart):
             self._write(_part_to_plain(what, contract, wall))
@@ -206,21 +212,27 @@ def read_shard(path: Path) -> Iterator[Record]:
     """
     with path.open("rb") as file:
         if file.read(len(MAGIC)) != MAGIC:
-            raise UserError(f"{path} is not a recording: pass a .rqlrec file or a folder that `serve --record` wrote")
+            raise UserError(
+                f"{path} is not a recording: pass a .rqlrec file or a folder that `serve --record` wrote"
+            )
         while len(head := file.read(_HEAD.size)) == _HEAD.size:
             length, checksum = _HEAD.unpack(head)
             data = file.read(length) if length <= MAX_RECORD_BYTES else b""
             if len(data) < length <= MAX_RECORD_BYTES:
                 return
             if length > MAX_RECORD_BYTES or zlib.crc32(data) != checksum:
-                raise UserError(f"{path} is damaged after {file.tell()} bytes: use the records before it, or a copy")
+                raise UserError(
+                    f"{path} is damaged after {file.tell()} bytes: use the records before it, or a copy"
+                )
             record: Record = msgpack.unpackb(data)
             if record["kind"] in ("decision", "episode"):
                 record["fields"] = {name: _unpack(entry) for name, entry in record["fields"].items()}
                 record["actions"] = _unpack(record["actions"])
             if record["kind"] == "episode":
                 record["rewards"] = None if record["rewards"] is None else _unpack(record["rewards"])
-                record["success"] = None if record["success"] is None else np.array(record["success"], np.bool_)
+                record["success"] = (
+                    None if record["success"] is None else np.array(record["success"], np.bool_)
+                )
             yield record
 
 
@@ -228,13 +240,19 @@ def read_recording(path: Path) -> Iterator[Record]:
     """Records of a shard or of all shards in a folder, oldest first."""
     shards = sorted(path.glob("*.rqlrec")) if path.is_dir() else [path]
     if not shards or not shards[0].is_file():
-        raise UserError(f"there is no recording at {path}: pass a .rqlrec file or a folder that `serve --record` wrote")
+        raise UserError(
+            f"there is no recording at {path}: pass a .rqlrec file or a folder that `serve --record` wrote"
+        )
     for shard in shards:
         yield from read_shard(shard)
 
 
 def _size(what: Done | EpisodePart) -> int:
-    return what.nbytes if isinstance(what, EpisodePart) else sum(value.nbytes for value in what.job.fields.values())
+    return (
+        what.nbytes
+        if isinstance(what, EpisodePart)
+        else sum(value.nbytes for value in what.job.fields.values())
+    )
 
 
 def replay(model: Model, record: dict[str, Any]) -> Done:
@@ -268,4 +286,7 @@ def replay(model: Model, record: dict[str, Any]) -> Done:
 
 def same_bytes(record: dict[str, Any], done: Done) -> bool:
     """Whether actions, V and spread are the recorded ones to the bit."""
-    return bool(record["actions"].tobytes() == done.actions.tobytes() and (record["value"], record["spread"]) == (done.value, done.spread))
+    return bool(
+        record["actions"].tobytes() == done.actions.tobytes()
+        and (record["value"], record["spread"]) == (done.value, done.spread)
+    )

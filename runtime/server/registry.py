@@ -60,7 +60,9 @@ class Lanes:
 
     def find(self, name: object) -> Lane:
         """The lane of a request's `bundle`; the first one when it names none."""
-        lane = self.by_name.get(self.default if name is None else name) if isinstance(name, str | None) else None
+        lane = (
+            self.by_name.get(self.default if name is None else name) if isinstance(name, str | None) else None
+        )
         if lane is None:
             raise ProtocolError("unknown_bundle", f"this server has {', '.join(self.by_name)}")
         return lane
@@ -72,7 +74,9 @@ class Lanes:
         if contract is None or contract == current:
             return lane, {}
         if not isinstance(contract, str) or contract not in lane.accepted:
-            raise ProtocolError("contract_changed", "this server's contract is not the one agreed on: say hello again")
+            raise ProtocolError(
+                "contract_changed", "this server's contract is not the one agreed on: say hello again"
+            )
         return lane, {"contract_id": current}
 
     def next_busy(self) -> Engine | None:
@@ -149,7 +153,9 @@ class Reloader:
                 _log.info("bundle unchanged", extra={"data": {"bundle": old.name, "path": str(path)}})
                 return
             if found := incompatibilities(old.contract, bundle.contract):
-                raise ContractError(f"{path} is not compatible with the running clients ({'; '.join(found)}): serve it under another name")
+                raise ContractError(
+                    f"{path} is not compatible with the running clients ({'; '.join(found)}): serve it under another name"
+                )
             model = Model(bundle, old.name, provider=self._provider)
             model.warm_up()
         except UserError as error:

@@ -79,7 +79,9 @@ class PolicyServer:
         self._next_housekeeping = 0.0
         self.context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._socket = self.context.socket(zmq.ROUTER)
-        fields = [field for lane in self._lanes.by_name.values() for field in lane.model.contract.plant.fields]
+        fields = [
+            field for lane in self._lanes.by_name.values() for field in lane.model.contract.plant.fields
+        ]
         # Twice the largest field even as float64: a frame beyond that ends its sender's connection before memory is taken for it.
         largest = max(1 << 20, 16 * max((field.size for field in fields), default=0))
         self._large = largest > 1 << 20
@@ -222,7 +224,9 @@ class PolicyServer:
             self._refuse(client, echo, "bad_observation", str(error))
         self.metrics.count_request(operation)
 
-    def _carry_out(self, client: bytes, echo: Header, header: Header, arrays: requests.Arrays, received: float) -> None:
+    def _carry_out(
+        self, client: bytes, echo: Header, header: Header, arrays: requests.Arrays, received: float
+    ) -> None:
         match header.get("op"):
             case "act":
                 self._queue(client, echo, header, arrays, received)
@@ -253,9 +257,15 @@ class PolicyServer:
                     "clients": self._guard.clients,
                 }
             case "ping":
-                result = {"requests": self.requests, "errors": self.errors, "ready": self.ready and not self._stopping}
+                result = {
+                    "requests": self.requests,
+                    "errors": self.errors,
+                    "ready": self.ready and not self._stopping,
+                }
             case _:
-                raise ProtocolError("unknown_operation", f"this server knows {', '.join(protocol.OPERATIONS)}")
+                raise ProtocolError(
+                    "unknown_operation", f"this server knows {', '.join(protocol.OPERATIONS)}"
+                )
         self._reply(client, {**echo, "ok": True, **result}, {})
 
     def _lane(self, header: Header) -> tuple[Lane, Header]:
@@ -264,7 +274,9 @@ class PolicyServer:
             raise ProtocolError("draining", "this server is about to stop")
         return self._lanes.agreed(header.get("bundle"), header.get("contract"))
 
-    def _queue(self, client: bytes, echo: Header, header: Header, arrays: requests.Arrays, received: float) -> None:
+    def _queue(
+        self, client: bytes, echo: Header, header: Header, arrays: requests.Arrays, received: float
+    ) -> None:
         lane, news = self._lane(header)
         ticket = Ticket(client, echo, news.get("contract_id"), lane.model)
         lane.engine.submit(requests.read_job(header, arrays, lane.model, ticket, received))
@@ -283,14 +295,23 @@ class PolicyServer:
     def _emit(self, event: Event) -> None:
         ticket: Ticket = event.job.ticket
         if isinstance(event, Preview):
-            head = {**ticket.echo, "ok": True, "k": event.k, "last": False, "value": event.value, "spread": event.spread}
+            head = {
+                **ticket.echo,
+                "ok": True,
+                "k": event.k,
+                "last": False,
+                "value": event.value,
+                "spread": event.spread,
+            }
             self._reply(ticket.client, head, {"actions": event.actions})
             return
         self._guard.end(ticket.client)
         self._in_flight -= 1
         if isinstance(event, Expired):
             self.metrics.deadline_misses += 1
-            self._refuse(ticket.client, ticket.echo, "expired", "the request's budget was spent before its turn came")
+            self._refuse(
+                ticket.client, ticket.echo, "expired", "the request's budget was spent before its turn came"
+            )
             return
         self._decision(event, ticket)
 
@@ -314,5 +335,7 @@ class PolicyServer:
         self._reply(client, {**echo, "ok": False, "code": code, "error": sentence}, {})
 
     def _reply(self, client: bytes, header: Header, arrays: requests.Arrays) -> None:
-        with contextlib.suppress(zmq.ZMQError):  # the client is gone or does not read: its reply is its own loss
+        with contextlib.suppress(
+            zmq.ZMQError
+        ):  # the client is gone or does not read: its reply is its own loss
             protocol.send(self._socket, [client, *protocol.encode(header, arrays)], protocol.NOBLOCK)

@@ -95,7 +95,9 @@ class Workers:
                     raise UserError(self._failure)
                 for worker in self._workers:
                     if not worker.process.is_alive():
-                        raise UserError(f"worker {worker.number} ended with status {worker.process.exitcode} before it was ready")
+                        raise UserError(
+                            f"worker {worker.number} ended with status {worker.process.exitcode} before it was ready"
+                        )
                 if self._stopping:
                     raise KeyboardInterrupt
         except BaseException:

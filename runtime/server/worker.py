@@ -20,7 +20,12 @@ IDLE = 0.2
 
 
 def work(
-    config: ServerConfig, number: int, listener: socket.socket, notices: Connection, asks: Connection, predecessors: dict[str, str]
+    config: ServerConfig,
+    number: int,
+    listener: socket.socket,
+    notices: Connection,
+    asks: Connection,
+    predecessors: dict[str, str],
 ) -> None:
     """Serve until told to stop; exits with status 2 when the server cannot start."""
     agreed = {name: Contract.from_json(text) for name, text in predecessors.items()}
@@ -29,9 +34,23 @@ def work(
         notices.send(("swapped", {name: contract.to_json()}))
 
     try:
-        with serving(config, listener=listener.fileno(), worker=number, agreed=agreed, on_swap=swapped) as found, _answering(found, asks):
+        with (
+            serving(
+                config, listener=listener.fileno(), worker=number, agreed=agreed, on_swap=swapped
+            ) as found,
+            _answering(found, asks),
+        ):
             contracts = {model.name: model.contract.to_json() for model in found.models}
-            notices.send(("ready", {"task": found.models[0].contract.plant.task, "contracts": contracts, "notes": found.notes}))
+            notices.send(
+                (
+                    "ready",
+                    {
+                        "task": found.models[0].contract.plant.task,
+                        "contracts": contracts,
+                        "notes": found.notes,
+                    },
+                )
+            )
             found.server.run()
             notices.send(("stopped", (found.server.requests, found.server.errors)))
     except UserError as error:

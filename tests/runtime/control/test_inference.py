@@ -52,7 +52,9 @@ def test_a_policy_without_previews_is_prefetched(contract: Contract) -> None:
         RealTimeLoop(Rail(8), silent, mode="anytime")
 
 
-def test_the_policy_in_process_streams_what_it_decides_and_goes_on_from_committed_actions(bundle: Path) -> None:
+def test_the_policy_in_process_streams_what_it_decides_and_goes_on_from_committed_actions(
+    bundle: Path,
+) -> None:
     policy = OnnxPolicy(Bundle.open(bundle))
     h, size = policy.contract.h, policy.contract.plant.action_dim
     observation = {"observation": np.linspace(-1, 1, 4)}
@@ -70,7 +72,9 @@ def test_the_policy_in_process_streams_what_it_decides_and_goes_on_from_committe
     assert np.isfinite(own.actions).all()
     assert np.abs(own.actions[0] - plain.actions[0]).max() < np.abs(other.actions[0] - plain.actions[0]).max()
     assert not np.array_equal(own.actions[1:], other.actions[1:])
-    assert policy.act(observation, seed=5, prefix=plain.actions[:0]).actions.tobytes() == plain.actions.tobytes()
+    assert (
+        policy.act(observation, seed=5, prefix=plain.actions[:0]).actions.tobytes() == plain.actions.tobytes()
+    )
 
 
 def test_a_stream_that_breaks_off_leaves_its_newest_preview(contract: Contract) -> None:

@@ -58,7 +58,11 @@ class ScriptedPolicy:
 def contract(bundle: Path) -> Contract:
     base = Bundle.open(bundle).contract
     plant = dataclasses.replace(
-        base.plant, actions=(ActionDimension("dx", -1, 1), ActionDimension("gripper", -1, 1, mode="absolute", hold="repeat"))
+        base.plant,
+        actions=(
+            ActionDimension("dx", -1, 1),
+            ActionDimension("gripper", -1, 1, mode="absolute", hold="repeat"),
+        ),
     )
     return dataclasses.replace(base, plant=plant)
 
@@ -92,7 +96,10 @@ def test_a_missed_deadline_is_a_hold_and_the_next_tick_asks_again(contract: Cont
 
 
 def test_a_server_that_is_gone_ends_the_episode_as_failed(contract: Contract) -> None:
-    policy, plant = ScriptedPolicy(contract, misses=frozenset(range(1, 1000))), CountingPlant(goal=100, horizon=200)
+    policy, plant = (
+        ScriptedPolicy(contract, misses=frozenset(range(1, 1000))),
+        CountingPlant(goal=100, horizon=200),
+    )
     result = ControlLoop(plant, policy).run_episode(0)
     assert not result.success
     assert result.holds == MAX_CONSECUTIVE_HOLDS

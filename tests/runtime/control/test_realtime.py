@@ -55,9 +55,13 @@ def test_a_hold_is_null_for_delta_motion_and_repeats_absolute_targets(contract: 
     assert 0 < len(held) < 10
 
 
-def test_missed_decisions_latch_a_fault_at_the_configured_tick_and_leave_the_plant_holding(contract: Contract) -> None:
+def test_missed_decisions_latch_a_fault_at_the_configured_tick_and_leave_the_plant_holding(
+    contract: Contract,
+) -> None:
     plant = Rail(100)
-    loop, ticks = drive(plant, Scripted(contract, misses=range(2, 1000)), limits=Limits(max_consecutive_holds=5))
+    loop, ticks = drive(
+        plant, Scripted(contract, misses=range(2, 1000)), limits=Limits(max_consecutive_holds=5)
+    )
     result = loop.run_episode(0)
     assert not result.episode.success
     assert result.episode.error == "fault: 5 ticks in a row without a fresh action (last: late)"
@@ -122,7 +126,10 @@ def test_a_plant_that_raises_ends_the_episode_as_failed(contract: Contract) -> N
     assert not episode.success
     assert episode.error == "the plant failed at tick 4 (RuntimeError: the drive has no power)"
     lock_step = ControlLoop(Rail(fails=4), Scripted(contract)).run_episode(0)  # type: ignore[arg-type]
-    assert (lock_step.success, lock_step.error) == (False, "the plant failed at tick 4 (RuntimeError: the drive has no power)")
+    assert (lock_step.success, lock_step.error) == (
+        False,
+        "the plant failed at tick 4 (RuntimeError: the drive has no power)",
+    )
 
 
 def test_a_cycle_that_lasts_too_long_is_skipped_and_the_phase_kept(contract: Contract) -> None:
@@ -132,7 +139,11 @@ def test_a_cycle_that_lasts_too_long_is_skipped_and_the_phase_kept(contract: Con
     assert ticks[late].skipped == 2
     assert ticks[late].cycle == ticks[late - 1].cycle + 3
     assert all(abs(t.late) < 1e-9 for t in ticks)
-    assert (loop.statistics.skipped, loop.statistics.overruns, loop.statistics.drift) == (2, 1, pytest.approx(0.0, abs=1e-9))
+    assert (loop.statistics.skipped, loop.statistics.overruns, loop.statistics.drift) == (
+        2,
+        1,
+        pytest.approx(0.0, abs=1e-9),
+    )
 
 
 def test_deadlines_are_absolute_whatever_the_lateness_of_single_ticks() -> None:
@@ -152,7 +163,9 @@ def test_an_answer_after_a_fault_is_not_played(contract: Contract) -> None:
     assert loop.plant.applied == []  # type: ignore[attr-defined]
 
 
-def test_killing_the_server_plays_the_rest_of_the_chunk_then_holds_then_latches(bundle: Path, tmp_path: Path) -> None:
+def test_killing_the_server_plays_the_rest_of_the_chunk_then_holds_then_latches(
+    bundle: Path, tmp_path: Path
+) -> None:
     log = TickLog(tmp_path / "ticks.jsonl")
     plant = Rail(1000)
     ticks: list[Tick] = []
@@ -190,10 +203,14 @@ def test_limits_that_do_not_fit_are_refused_before_anything_moves(contract: Cont
 
 
 @pytest.mark.parametrize("insists", [False, True])
-def test_a_run_ends_when_the_last_hold_has_come_to_zero_or_somebody_insists(contract: Contract, insists: bool) -> None:
+def test_a_run_ends_when_the_last_hold_has_come_to_zero_or_somebody_insists(
+    contract: Contract, insists: bool
+) -> None:
     plant, policy = Rail(1000), Scripted(contract)
     policy.fill = 1.0
-    loop, ticks = drive(plant, policy, limits=Limits(actions={"dx": ActionLimit(rate=0.05)}, on_violation="clamp"))
+    loop, ticks = drive(
+        plant, policy, limits=Limits(actions={"dx": ActionLimit(rate=0.05)}, on_violation="clamp")
+    )
     fast = lambda: bool(plant.applied) and plant.applied[-1][0] == 1.0  # noqa: E731
     if insists:
         # The first Ctrl-C ends the run, the second one the ramp.
@@ -220,7 +237,9 @@ class InterruptAt(dict[int, float]):
         return default
 
 
-def test_what_a_tick_observed_stays_as_it_was_when_the_plant_changes_its_own_array(contract: Contract) -> None:
+def test_what_a_tick_observed_stays_as_it_was_when_the_plant_changes_its_own_array(
+    contract: Contract,
+) -> None:
     class Shared(Rail):
         shown = np.zeros(4, np.float32)
 
@@ -273,7 +292,12 @@ def test_making_up_never_turns_allowed_actions_into_refused_ones(contract: Contr
 def test_holds_that_ramp_down_count_as_motion(contract: Contract) -> None:
     policy = Scripted(contract, misses=range(4, 7))
     policy.fill = 0.2
-    loop, ticks = drive(Rail(30), policy, limits=Limits(actions={"dx": ActionLimit(rate=0.05)}, on_violation="clamp"), latch=False)
+    loop, ticks = drive(
+        Rail(30),
+        policy,
+        limits=Limits(actions={"dx": ActionLimit(rate=0.05)}, on_violation="clamp"),
+        latch=False,
+    )
     loop.run_episode(0)
     ramped = [t.command[0] for t in ticks if not t.fresh and t.command[0] > 0]
     assert len(ramped) > 2
@@ -283,7 +307,11 @@ def test_holds_that_ramp_down_count_as_motion(contract: Contract) -> None:
 def test_a_simulators_resting_action_is_where_absolute_targets_start(contract: Contract) -> None:
     plant = Rail(10)
     plant.rest_action = np.array([0.0, 0.9], np.float32)  # type: ignore[attr-defined]
-    loop, ticks = drive(plant, Scripted(contract), limits=Limits(actions={"gripper": ActionLimit(rate=0.2)}, on_violation="clamp"))
+    loop, ticks = drive(
+        plant,
+        Scripted(contract),
+        limits=Limits(actions={"gripper": ActionLimit(rate=0.2)}, on_violation="clamp"),
+    )
     loop.run_episode(0)
     assert [round(float(t.command[1]), 6) for t in ticks[1:4]] == [0.7, 0.5, 0.5]
 

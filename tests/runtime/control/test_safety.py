@@ -8,7 +8,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rql_deploy.contract import ActionDimension, Calibration, Contract, ObservationField, PlantDescription, Provenance
+from rql_deploy.contract import (
+    ActionDimension,
+    Calibration,
+    Contract,
+    ObservationField,
+    PlantDescription,
+    Provenance,
+)
 from rql_deploy.errors import ContractError, UserError
 from rql_deploy.limits import ActionLimit, Limits, ObservationLimit
 from rql_deploy.policy import Decision
@@ -32,7 +39,9 @@ PLANT = PlantDescription(
 H = 4
 
 
-def make_contract(rates: tuple[float, ...] = (0.25, 0.5, 0.4), levels: tuple[float, ...] = (0.0, 0.5, 1.0)) -> Contract:
+def make_contract(
+    rates: tuple[float, ...] = (0.25, 0.5, 0.4), levels: tuple[float, ...] = (0.0, 0.5, 1.0)
+) -> Contract:
     per_level = (0.0,) * 3
     return Contract(
         plant=PLANT,
@@ -41,13 +50,17 @@ def make_contract(rates: tuple[float, ...] = (0.25, 0.5, 0.4), levels: tuple[flo
         observation_mean=(0.0, 0.0),
         observation_std=(1.0, 1.0),
         value_members=2,
-        calibration=Calibration(levels, {}, (per_level, per_level, rates), (-10.0, -5.0, 0.0), (0.0, 1.0, 4.0)),
+        calibration=Calibration(
+            levels, {}, (per_level, per_level, rates), (-10.0, -5.0, 0.0), (0.0, 1.0, 4.0)
+        ),
         provenance=Provenance("tiny", "", {}, 0, 0, {}),
     )
 
 
 CONTRACT = make_contract()
-NUMBERS = st.one_of(st.floats(width=32), st.floats(-4, 4, width=32), st.sampled_from([0.1, 0.9, -1.0, 1.0, 3.0]))
+NUMBERS = st.one_of(
+    st.floats(width=32), st.floats(-4, 4, width=32), st.sampled_from([0.1, 0.9, -1.0, 1.0, 3.0])
+)
 ACTIONS = st.one_of(
     st.none(),
     st.lists(NUMBERS, min_size=3, max_size=3).map(lambda a: np.array(a, np.float32)),
@@ -65,7 +78,10 @@ LIMITS = st.builds(
                 acceleration=st.sampled_from([None, 0.02]),
             ),
             "joint": st.builds(
-                ActionLimit, high=st.sampled_from([None, 1.7]), rate=st.sampled_from([None, 0.3]), acceleration=st.sampled_from([None, 0.1])
+                ActionLimit,
+                high=st.sampled_from([None, 1.7]),
+                rate=st.sampled_from([None, 0.3]),
+                acceleration=st.sampled_from([None, 0.1]),
             ),
         },
     ),
@@ -99,7 +115,9 @@ def test_no_command_outside_the_limits_reaches_the_plant(limits, start, tries) -
             # Towards zero for delta motion, never past it; an absolute target stays.
             assert abs(command[0]) <= abs(before[0])
             assert command[0] * before[0] >= 0
-            assert np.array_equal(command[1:], np.where(np.isnan(before[1:]), guard.low[1:], before[1:]).astype(np.float32))
+            assert np.array_equal(
+                command[1:], np.where(np.isnan(before[1:]), guard.low[1:], before[1:]).astype(np.float32)
+            )
         change, last = np.nan_to_num(step), command
 
 
@@ -132,7 +150,15 @@ class Adversary:
             if kind == "holed":
                 chunk[H // 2] = np.nan
             decision = None if kind == "error" else Decision(chunk, None, None, 10, 0.0, 0)
-            found.append(Answer(self.number - offset, -5.0 if kind == "old" else 0.0, decision, last=kind != "preview", error="no"))
+            found.append(
+                Answer(
+                    self.number - offset,
+                    -5.0 if kind == "old" else 0.0,
+                    decision,
+                    last=kind != "preview",
+                    error="no",
+                )
+            )
         return found
 
     def reset(self) -> None: ...
@@ -141,14 +167,23 @@ class Adversary:
 
 
 MOVES = st.lists(
-    st.lists(st.tuples(st.sampled_from(["good", "short", "holed", "error", "preview", "old"]), NUMBERS, st.integers(-1, 2)), max_size=4),
+    st.lists(
+        st.tuples(
+            st.sampled_from(["good", "short", "holed", "error", "preview", "old"]),
+            NUMBERS,
+            st.integers(-1, 2),
+        ),
+        max_size=4,
+    ),
     max_size=40,
 )
 
 
 @settings(deadline=None, max_examples=100)
 @given(moves=MOVES, limits=LIMITS, mode=st.sampled_from(["open-loop", "prefetch", "anytime"]), start=STARTS)
-def test_whatever_a_policy_answers_the_plant_gets_commands_within_the_limits(moves, limits, mode, start) -> None:  # type: ignore[no-untyped-def]
+def test_whatever_a_policy_answers_the_plant_gets_commands_within_the_limits(
+    moves, limits, mode, start
+) -> None:  # type: ignore[no-untyped-def]
     commands: list[np.ndarray] = []
     records: list[Tick] = []
 
@@ -214,7 +249,9 @@ def test_an_action_beyond_a_limit_is_refused_and_named(action: list[float], age:
 
 
 def test_clamping_goes_to_the_nearest_allowed_command_and_says_so() -> None:
-    verdict = SafetyFilter(CONTRACT, Limits(on_violation="clamp")).command(np.array([1.5, 9.0, 0.5], np.float32))
+    verdict = SafetyFilter(CONTRACT, Limits(on_violation="clamp")).command(
+        np.array([1.5, 9.0, 0.5], np.float32)
+    )
     assert verdict.command.tolist() == [0.5, 3.0, 0.5]
     assert verdict.fresh
     assert verdict.reason == "clamped: dx 1.5 out of bounds"
@@ -246,7 +283,9 @@ def test_decisions_pass_the_gate_or_are_refused_with_the_reason() -> None:
 
 
 def test_outside_its_box_the_plant_holds() -> None:
-    guard = SafetyFilter(CONTRACT, Limits(observations={"position": ObservationLimit(low=(0.0, 0.0), high=(1.0, 1.0))}))
+    guard = SafetyFilter(
+        CONTRACT, Limits(observations={"position": ObservationLimit(low=(0.0, 0.0), high=(1.0, 1.0))})
+    )
     assert guard.refuse_observation({"position": np.array([0.5, 1.0])}) is None
     assert guard.refuse_observation({"position": np.array([0.5, 1.1])}) == "position outside its box"
     assert guard.refuse_observation({"position": np.array([0.5, np.nan])}) == "position outside its box"

@@ -84,7 +84,11 @@ def test_a_decision_has_the_same_bytes_alone_in_a_batch_and_unrolled(model: Mode
     for i, o in enumerate(options):
         alone = decisions(finish(Engine(model, unrolled=False), [job(model, i, **o)]))[i]
         assert alone.actions.tobytes() == together[i].actions.tobytes()
-        assert (alone.value, alone.spread, alone.candidate) == (together[i].value, together[i].spread, together[i].candidate)
+        assert (alone.value, alone.spread, alone.candidate) == (
+            together[i].value,
+            together[i].spread,
+            together[i].candidate,
+        )
     plain = decisions(finish(Engine(model), [job(model, 3)]))[3]
     stepped = decisions(finish(Engine(model, unrolled=False), [job(model, 3)]))[3]
     assert plain.actions.tobytes() == stepped.actions.tobytes()
@@ -125,7 +129,9 @@ def test_a_stream_has_a_usable_action_after_every_step(model: Model) -> None:
         assert ((event.actions >= low - 1e-6) & (event.actions <= high + 1e-6)).all()
         assert event.value is not None
     assert isinstance(events[-1], Done)
-    assert events[-1].actions.tobytes() == decisions(finish(Engine(model), [job(model, 5)]))[5].actions.tobytes()
+    assert (
+        events[-1].actions.tobytes() == decisions(finish(Engine(model), [job(model, 5)]))[5].actions.tobytes()
+    )
 
 
 def test_pruning_keeps_the_candidates_of_highest_value(model: Model) -> None:
@@ -145,7 +151,9 @@ def test_pruning_keeps_the_candidates_of_highest_value(model: Model) -> None:
     assert set(pruned.pruned[0][1]) == set(np.argsort(-values)[:3].tolist())
 
 
-def test_time_pressure_costs_candidates_first_then_v_then_steps(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_time_pressure_costs_candidates_first_then_v_then_steps(
+    model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
     flow_steps = model.contract.F
     everything = flow_steps * STEP + VALUE + REPLY_MARGIN
     for left, compared, judged, steps in (
@@ -172,7 +180,9 @@ def test_a_budget_spent_in_the_queue_costs_nothing(model: Model, monkeypatch: py
     assert (len(events), engine.steps, clock.now) == (2, 0, 100.0)
 
 
-def test_a_decision_that_is_overtaken_by_time_leaves_with_its_latest_preview(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_decision_that_is_overtaken_by_time_leaves_with_its_latest_preview(
+    model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
     clock = Clock()
     engine = ticking(model, clock, monkeypatch)
     engine.submit(job(model, 1, due=100.0 + 20 * STEP, stream=True))
@@ -186,7 +196,9 @@ def test_a_decision_that_is_overtaken_by_time_leaves_with_its_latest_preview(mod
     assert sum(done.deltas) == pytest.approx(1.0)
 
 
-def test_those_who_wait_for_nothing_in_between_share_one_unrolled_call(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_those_who_wait_for_nothing_in_between_share_one_unrolled_call(
+    model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def crowd() -> list[Job]:
         plain = [job(model, number, candidates=1 + number % 3, value=number % 2 == 0) for number in range(6)]
         return [*plain, job(model, 6, due=200.0)]
@@ -196,7 +208,9 @@ def test_those_who_wait_for_nothing_in_between_share_one_unrolled_call(model: Mo
     judged: list[int] = []
     real, value = model.unrolled, model.value
     monkeypatch.setattr(model, "value", lambda features, x, f: judged.append(len(x)) or value(features, x, f))
-    monkeypatch.setattr(model, "unrolled", lambda fields, noise: calls.append(len(noise)) or real(fields, noise))
+    monkeypatch.setattr(
+        model, "unrolled", lambda fields, noise: calls.append(len(noise)) or real(fields, noise)
+    )
     together = decisions(finish(Engine(model, clock=Clock()), crowd()))
     assert (calls, judged) == ([13], [11]), "only those who asked are judged"
     assert len(together) == 7
@@ -204,7 +218,12 @@ def test_those_who_wait_for_nothing_in_between_share_one_unrolled_call(model: Mo
     for number, done in together.items():
         other = stepwise[number]
         assert done.actions.tobytes() == other.actions.tobytes()
-        assert (done.candidate, done.compared, done.value, done.spread) == (other.candidate, other.compared, other.value, other.spread)
+        assert (done.candidate, done.compared, done.value, done.spread) == (
+            other.candidate,
+            other.compared,
+            other.value,
+            other.spread,
+        )
         assert done.deltas == other.deltas
 
 
@@ -240,7 +259,9 @@ def test_a_request_without_a_deadline_has_its_turn_in_a_crowd_with_deadlines(mod
     raise AssertionError("it never came to its turn")
 
 
-def test_who_was_urgent_a_moment_ago_keeps_others_interruptible(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_who_was_urgent_a_moment_ago_keeps_others_interruptible(
+    model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
     clock = Clock()
     engine = ticking(model, clock, monkeypatch)
     assert len(decisions(finish(engine, [job(model, 1, due=100.0 + 2 * UNROLLED)]))) == 1

@@ -29,7 +29,10 @@ def test_keys_are_made_listed_and_revoked_by_name(tmp_path: Path) -> None:
     assert cli("keys", "new", "arm2", "--keys", keys).exit_code == 0
     for path in keys.rglob("*"):
         assert path.stat().st_mode & 0o077 == 0, path
-    assert [line.split()[0] for line in cli("keys", "list", "--keys", keys).output.splitlines()] == ["arm1", "arm2"]
+    assert [line.split()[0] for line in cli("keys", "list", "--keys", keys).output.splitlines()] == [
+        "arm1",
+        "arm2",
+    ]
     assert_refused(cli("keys", "new", "arm1", "--keys", keys), "has a key for 'arm1' already")
     assert_refused(cli("keys", "new", "../arm", "--keys", keys), "cannot name a client")
     assert_refused(cli("keys", "revoke", "arm3", "--keys", keys), "has no client 'arm3'")
@@ -83,7 +86,10 @@ def malformed(random_source: random.Random, good: list[bytes]) -> list[bytes]:
     frames = [bytearray(frame) for frame in good]
     kind = random_source.randrange(7)
     if kind == 0:
-        return [random_source.randbytes(random_source.randrange(300)) for _ in range(random_source.randrange(1, 6))]
+        return [
+            random_source.randbytes(random_source.randrange(300))
+            for _ in range(random_source.randrange(1, 6))
+        ]
     if kind == 1:
         frames[0][random_source.randrange(len(frames[0]))] = random_source.randrange(256)
     elif kind == 2:
@@ -92,14 +98,31 @@ def malformed(random_source: random.Random, good: list[bytes]) -> list[bytes]:
         frames += [bytearray(b"x")] * random_source.randrange(1, 80)
     elif kind == 4:
         values = [None, -1, 2**63, 1e300, "x", [], {}, True, b"\xff", [[1, 2]], [0.5, 0.5]]
-        keys = ["budget", "candidates", "seed", "value", "stream", "prune", "deltas", "first", "bundle", "contract", "id", "op", "f", "x"]
+        keys = [
+            "budget",
+            "candidates",
+            "seed",
+            "value",
+            "stream",
+            "prune",
+            "deltas",
+            "first",
+            "bundle",
+            "contract",
+            "id",
+            "op",
+            "f",
+            "x",
+        ]
         entries = {random_source.choice(keys): random_source.choice(values) for _ in range(3)}
         frames[0] = bytearray(msgpack.packb({**msgpack.unpackb(bytes(good[0])), **entries}))
     elif kind == 5:
         frames[-1][:] = np.full(len(frames[-1]) // 4, np.nan, np.float32).tobytes()
     else:
         operations = ["refine", "value", "hello", "stats", "reset", "eval", 7]
-        frames[0] = bytearray(msgpack.packb({**msgpack.unpackb(bytes(good[0])), "op": random_source.choice(operations)}))
+        frames[0] = bytearray(
+            msgpack.packb({**msgpack.unpackb(bytes(good[0])), "op": random_source.choice(operations)})
+        )
     return [bytes(frame) for frame in frames]
 
 
@@ -112,7 +135,10 @@ def final_reply(socket: zmq.Socket[bytes]) -> bool:
 
 def test_malformed_messages_cost_a_well_behaved_client_nothing(bundle: Path) -> None:
     source = random.Random(0)
-    with serving(bundle, "--max-rate", "1000000") as (address, process), RemotePolicy.connect(address) as policy:
+    with (
+        serving(bundle, "--max-rate", "1000000") as (address, process),
+        RemotePolicy.connect(address) as policy,
+    ):
         sample = observation(policy.contract, 1)
         expected = policy.act(sample, seed=1).actions
         fields = {name: value.astype(np.float32) for name, value in sample.items()}

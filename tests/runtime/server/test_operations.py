@@ -33,8 +33,12 @@ def test_metrics_health_and_top_show_what_was_served(bundle: Path) -> None:
             policy.act(observation(policy.contract), seed=seed)
         with pytest.raises(ContractError):
             policy.act({})
-        families = {family.name: family for family in text_string_to_metric_families(get(url + "/metrics")[1])}
-        samples = {(s.name, *s.labels.values()): s.value for family in families.values() for s in family.samples}
+        families = {
+            family.name: family for family in text_string_to_metric_families(get(url + "/metrics")[1])
+        }
+        samples = {
+            (s.name, *s.labels.values()): s.value for family in families.values() for s in family.samples
+        }
         assert samples["rql_deploy_up",] == 1
         assert samples["rql_deploy_requests_total", "act"] == 6
         assert samples["rql_deploy_errors_total", "bad_observation"] == 1
@@ -71,7 +75,9 @@ def test_a_provider_that_is_not_installed_is_one_sentence(bundle: Path) -> None:
     assert_refused(cli("serve", bundle, "--provider", "gpu"), "no provider 'gpu'", "tensorrt")
 
 
-def test_a_new_bundle_takes_over_under_load_without_a_request_lost(bundle: Path, successor: Path, tmp_path: Path) -> None:
+def test_a_new_bundle_takes_over_under_load_without_a_request_lost(
+    bundle: Path, successor: Path, tmp_path: Path
+) -> None:
     place = tmp_path / "bundle"
     shutil.copytree(bundle, place)
     new_id = Bundle.open(successor).contract.contract_id
@@ -169,12 +175,19 @@ def test_several_bundles_are_served_by_name(bundle: Path, successor: Path) -> No
     assert_refused(cli("serve", bundle, bundle), "two bundles are called")
 
 
-def test_a_recording_replays_to_the_same_bytes_and_survives_being_cut_short(bundle: Path, tmp_path: Path) -> None:
+def test_a_recording_replays_to_the_same_bytes_and_survives_being_cut_short(
+    bundle: Path, tmp_path: Path
+) -> None:
     folder = tmp_path / "recording"
     with serving(bundle, "--record", str(folder)) as (address, process):
         with RemotePolicy.connect(address) as policy:
             for seed in range(6):
-                policy.act(observation(policy.contract, seed), candidates=1 + seed % 3, value=seed % 2 == 0, deadline=5.0)
+                policy.act(
+                    observation(policy.contract, seed),
+                    candidates=1 + seed % 3,
+                    value=seed % 2 == 0,
+                    deadline=5.0,
+                )
         os.kill(process.pid, signal.SIGTERM)
         assert process.wait(timeout=10) == 0
     records = [record for record in read_recording(folder) if record["kind"] == "decision"]

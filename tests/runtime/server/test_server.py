@@ -84,7 +84,9 @@ def test_a_plant_that_differs_from_the_contract_is_refused_at_connect(endpoint: 
     slower = dataclasses.replace(plant, control_rate=10.0)
     with pytest.raises(ContractError, match="control rate is 10 Hz instead of 20 Hz"):
         RemotePolicy.connect(endpoint, plant=slower)
-    absolute = dataclasses.replace(plant, actions=(dataclasses.replace(plant.actions[0], mode="absolute"), *plant.actions[1:]))
+    absolute = dataclasses.replace(
+        plant, actions=(dataclasses.replace(plant.actions[0], mode="absolute"), *plant.actions[1:])
+    )
     with pytest.raises(ContractError, match="mode 'absolute' instead of 'delta'"):
         RemotePolicy.connect(endpoint, plant=absolute)
     renamed = dataclasses.replace(plant, fields=(dataclasses.replace(plant.fields[0], name="state"),))
@@ -113,7 +115,9 @@ def test_malformed_messages_get_an_error_code_and_the_server_goes_on(endpoint: s
         policy.act(observation(policy.contract))
 
 
-def test_a_stopped_server_makes_the_call_raise_at_its_deadline_and_late_replies_are_never_returned(bundle: Path) -> None:
+def test_a_stopped_server_makes_the_call_raise_at_its_deadline_and_late_replies_are_never_returned(
+    bundle: Path,
+) -> None:
     with serving(bundle) as (address, process), RemotePolicy.connect(address) as policy:
         first = observation(policy.contract, 1)
         expected = policy.act(observation(policy.contract, 2), seed=2).actions
@@ -125,7 +129,9 @@ def test_a_stopped_server_makes_the_call_raise_at_its_deadline_and_late_replies_
         process.send_signal(signal.SIGCONT)
         # The deadline held: generous on a busy machine, but far from hanging.
         assert 0.15 < waited < 2.0
-        assert np.array_equal(policy.act(observation(policy.contract, 2), seed=2, deadline=5.0).actions, expected)
+        assert np.array_equal(
+            policy.act(observation(policy.contract, 2), seed=2, deadline=5.0).actions, expected
+        )
 
 
 def test_a_late_reply_is_counted_and_dropped() -> None:
@@ -139,7 +145,12 @@ def test_a_late_reply_is_counted_and_dropped() -> None:
         for client, body in (first, second):
             asked = msgpack.unpackb(body)
             router.send_multipart(
-                [client, msgpack.packb({"v": 1, "id": asked["id"], "epoch": asked["epoch"], "ok": True, "n": asked["n"]})]
+                [
+                    client,
+                    msgpack.packb(
+                        {"v": 1, "id": asked["id"], "epoch": asked["epoch"], "ok": True, "n": asked["n"]}
+                    ),
+                ]
             )
 
     thread = threading.Thread(target=answer)
@@ -177,7 +188,9 @@ def test_two_clients_get_their_own_answers(endpoint: str) -> None:
             for seed in seeds:
                 results[seed] = policy.act(observation(policy.contract, seed), seed=seed).actions
 
-        threads = [threading.Thread(target=ask, args=args) for args in ((a, range(0, 20, 2)), (b, range(1, 20, 2)))]
+        threads = [
+            threading.Thread(target=ask, args=args) for args in ((a, range(0, 20, 2)), (b, range(1, 20, 2)))
+        ]
         for thread in threads:
             thread.start()
         for thread in threads:
@@ -190,9 +203,16 @@ def test_a_request_whose_budget_is_spent_in_the_queue_is_not_computed(bundle: Pa
     fields = {name: np.asarray(value, np.float32) for name, value in observation(contract).items()}
 
     def ask(number: int, **entries: object) -> list[bytes]:
-        return [bytes(f) for f in protocol.encode({"v": 1, "id": number, "epoch": 1, "op": "act", **entries}, fields)]
+        return [
+            bytes(f)
+            for f in protocol.encode({"v": 1, "id": number, "epoch": 1, "op": "act", **entries}, fields)
+        ]
 
-    with serving(bundle) as (address, process), zmq.Context() as context, context.socket(zmq.DEALER) as socket:
+    with (
+        serving(bundle) as (address, process),
+        zmq.Context() as context,
+        context.socket(zmq.DEALER) as socket,
+    ):
         socket.linger = 0
         socket.connect(address)
         socket.send_multipart([msgpack.packb({"v": 1, "id": 0, "epoch": 1, "op": "ping"})])
@@ -240,19 +260,44 @@ def test_the_server_stops_cleanly_on_sigterm_and_has_no_torch(bundle: Path) -> N
 
 def test_the_client_imports_little() -> None:
     code = "import sys; import rql_deploy.runtime.client; print(*sorted({m.partition('.')[0] for m in sys.modules}))"
-    loaded = set(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split())
+    loaded = set(
+        subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=True
+        ).stdout.split()
+    )
     assert {"numpy", "zmq", "msgpack", "rql_deploy"} <= loaded
-    assert not loaded & {"torch", "onnxruntime", "onnx", "gymnasium", "mujoco", "robosuite", "minari", "h5py", "click", "scipy"}
+    assert not loaded & {
+        "torch",
+        "onnxruntime",
+        "onnx",
+        "gymnasium",
+        "mujoco",
+        "robosuite",
+        "minari",
+        "h5py",
+        "click",
+        "scipy",
+    }
 
 
 def test_a_reply_that_is_no_action_chunk_is_an_error(bundle: Path) -> None:
     contract = Bundle.open(bundle).contract
     agreement = Agreement(
-        "liar", ({"contract_id": contract.contract_id}, {"contract": np.frombuffer(contract.to_json().encode(), np.uint8)}), None
+        "liar",
+        (
+            {"contract_id": contract.contract_id},
+            {"contract": np.frombuffer(contract.to_json().encode(), np.uint8)},
+        ),
+        None,
     )
     good = np.zeros((contract.h, contract.plant.action_dim), np.float32)
     assert agreement.decision({"steps_used": 10, "seed": 0}, {"actions": good}, 0.0).steps_used == 10
-    for wrong in ({}, {"actions": good + np.nan}, {"actions": good[:1]}, {"actions": good.astype(np.float64)}):
+    for wrong in (
+        {},
+        {"actions": good + np.nan},
+        {"actions": good[:1]},
+        {"actions": good.astype(np.float64)},
+    ):
         with pytest.raises(ServerError, match="no finite action chunk"):
             agreement.decision({"steps_used": 10, "seed": 0}, wrong, 0.0)
     for reply in ({"steps_used": "many"}, {"seed": []}, {"deltas": 3}, {"value": "high"}):

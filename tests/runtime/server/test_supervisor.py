@@ -41,7 +41,10 @@ def test_workers_share_an_endpoint_and_one_that_dies_is_replaced(bundle: Path, t
         sample = observation(policies[0].contract, 1)
         expected = {policy.act(sample, seed=1).actions.tobytes() for policy in policies}
         assert len(expected) == 1
-        assert WebsocketClientPolicy("127.0.0.1", port).infer(sample)["actions"].shape == (policies[0].contract.h, 2)
+        assert WebsocketClientPolicy("127.0.0.1", port).infer(sample)["actions"].shape == (
+            policies[0].contract.h,
+            2,
+        )
         page = get(url + "/metrics")[1]
         assert 'rql_deploy_up{worker="0"} 1.0' in page
         assert 'rql_deploy_requests_total{operation="act",worker="1"}' in page
@@ -72,7 +75,9 @@ def test_workers_share_an_endpoint_and_one_that_dies_is_replaced(bundle: Path, t
         assert "1 workers were started again" in process.stdout.read()
 
 
-def test_a_bundle_is_exchanged_in_all_workers_and_none_comes_back_with_another(bundle: Path, successor: Path, tmp_path: Path) -> None:
+def test_a_bundle_is_exchanged_in_all_workers_and_none_comes_back_with_another(
+    bundle: Path, successor: Path, tmp_path: Path
+) -> None:
     import dataclasses
 
     place = tmp_path / "bundle"
@@ -114,14 +119,20 @@ def test_workers_end_with_the_process_that_watches_them(bundle: Path) -> None:
         process.kill()
         process.wait()
         deadline = time.monotonic() + 10
-        while any(Path(f"/proc/{pid}").exists() and "Z" not in Path(f"/proc/{pid}/stat").read_text().split()[2] for pid in workers):
+        while any(
+            Path(f"/proc/{pid}").exists() and "Z" not in Path(f"/proc/{pid}/stat").read_text().split()[2]
+            for pid in workers
+        ):
             assert time.monotonic() < deadline
             time.sleep(0.05)
 
 
 def test_what_workers_cannot_serve_is_one_sentence(bundle: Path, tmp_path: Path) -> None:
     assert_refused(cli("serve", tmp_path / "none", "--workers", "2", "--bind", "tcp://127.0.0.1:*"), "none")
-    with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(UserError, match=r"cannot listen on .*another port"):
+    with (
+        socket.create_server(("127.0.0.1", 0)) as taken,
+        pytest.raises(UserError, match=r"cannot listen on .*another port"),
+    ):
         listen(f"tcp://127.0.0.1:{taken.getsockname()[1]}")
     path = tmp_path / "policy"
     first, _ = listen(f"ipc://{path}")
