@@ -99,7 +99,7 @@ class Agreement:
                 observation_time=start,
                 seed=int(reply.get("seed", seed or 0)),
                 timing={**reply.get("timing", {}), "round_trip": time.monotonic() - start},
-                compared=int(reply.get("compared", 1)),
+                candidates_scored=int(reply.get("compared", 1)),
                 deltas=self._deltas if deltas is None else tuple(map(float, deltas)),
             )
         except (TypeError, ValueError) as error:

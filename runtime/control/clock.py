@@ -7,7 +7,8 @@ from math import ceil
 from typing import Protocol
 
 GRACE = 0.1
-"""Part of a period by which a tick may begin late and still be worth beginning; beyond it the cycle is skipped."""
+"""Part of a period by which a tick may begin late and still be worth beginning; beyond it the cycle is
+skipped."""
 
 
 class Clock(Protocol):
@@ -23,7 +24,8 @@ class Clock(Protocol):
 
 
 class SystemClock:
-    """The machine's monotonic clock. Sleeps to shortly before the moment, then spins: a sleeping thread wakes up late."""
+    """The machine's monotonic clock. Sleeps to shortly before the moment, then spins: a sleeping thread wakes
+    up late."""
 
     def __init__(self, spin: float = 200e-6):
         """`spin`: seconds of every wait spent awake."""

@@ -44,9 +44,11 @@ class Question:
     observation: Observation
     seed: int
     committed: NDArray[np.float32] | None = None
-    """`[n, A]`: the actions that will be played before the answer can be: its own first n, if the policy can take that into account."""
+    """`[n, A]`: the actions that will be played before the answer can be: its own first n, if the policy can
+    take that into account."""
     previews: bool = False
-    """Whether decisions after every refinement step are wanted too; the policy then has to be a `StreamingPolicy`."""
+    """Whether decisions after every refinement step are wanted too; the policy then has to be a
+    `StreamingPolicy`."""
 
 
 class Asker(Protocol):
@@ -89,7 +91,8 @@ def ask_policy(
     value: bool,
     prefix: bool = False,
 ) -> Iterator[Answer]:
-    """Answers to one question as they come; an error of the policy is an answer too, for the loop has to go on."""
+    """Answers to one question as they come; an error of the policy is an answer too, for the loop has to go
+    on."""
     number = question.number
     latest: Decision | None = None
     try:
@@ -113,7 +116,8 @@ def ask_policy(
         if latest is not None:
             # What had come before the stream broke off is still the newest there is.
             yield Answer(number, clock.now(), latest, last=False)
-        # A policy that fails in an unforeseen way is one that gives no answer; the loop holds, and the fault says why.
+        # A policy that fails in an unforeseen way is one that gives no answer; the loop holds, and the fault
+        # says why.
         foreseen = isinstance(error, (DeadlineMissed, UserError))
         yield Answer(
             number,
@@ -124,7 +128,8 @@ def ask_policy(
 
 
 class ThreadAsker:
-    """Asks from a thread of its own, which is the only one to use the policy. The loop's thread never waits for it."""
+    """Asks from a thread of its own, which is the only one to use the policy. The loop's thread never waits
+    for it."""
 
     def __init__(
         self, policy: Policy, clock: Clock, *, deadline: float, candidates: int = 1, value: bool = False
@@ -164,9 +169,11 @@ class ThreadAsker:
 
 
 class DelayedAsker:
-    """Decides at once and hands the decision out `delay` seconds later on the clock, previews evenly spread before it.
+    """Decides at once and hands the decision out `delay` seconds later on the clock, previews evenly spread
+    before it.
 
-    What a policy that takes so long would look like to the loop: with a simulated clock, to the tick and the same every time.
+    What a policy that takes so long would look like to the loop: with a simulated clock, to the tick and the
+    same every time.
     """
 
     def __init__(

@@ -1,4 +1,5 @@
-"""The lock-step control loop: ask the policy for a chunk, play it open loop, ask again. The plant waits for the policy.
+"""The lock-step control loop: ask the policy for a chunk, play it open loop, ask again. The plant waits for
+the policy.
 
 A tick without a fresh action is a hold, per action dimension as the contract says.
 """
@@ -29,7 +30,8 @@ class ControlLoop:
         self.candidates, self.deadline = candidates, deadline
 
     def run_episode(self, seed: int) -> EpisodeResult:
-        """Play one episode from `seed` to success, the horizon or a fault; the same seed and policy give the same episode.
+        """Play one episode from `seed` to success, the horizon or a fault; the same seed and policy give the
+        same episode.
 
         A plant that raises ends it too: as failed, with the reason in `error`.
         """
@@ -43,7 +45,8 @@ class ControlLoop:
             return EpisodeResult(seed, False, 0, error=f"the policy could not be reset: {missed}")
         description = self.policy.contract.plant
         chunk: list[NDArray[np.float32]] = []
-        # An arm under absolute control has to be told to stay where it is; a plant that needs this says what that takes.
+        # An arm under absolute control has to be told to stay where it is; a plant that needs this says what
+        # that takes.
         last = hold_action(description, getattr(self.plant, "rest_action", None))
         round_trip: list[float] = []
         inference: list[float] = []
@@ -102,7 +105,8 @@ def plant_failure(what: str, failure: Exception) -> str:
 
 
 def hold_action(plant: PlantDescription, last: NDArray[np.float32] | None) -> NDArray[np.float32]:
-    """The action `[A]` of a tick without a fresh one: zero for delta motion, the last value for an absolute target.
+    """The action `[A]` of a tick without a fresh one: zero for delta motion, the last value for an absolute
+    target.
 
     Before any action, a repeated dimension starts from the low end of its bounds (an open gripper).
     """

@@ -1,9 +1,10 @@
 """Which action of which chunk is due: open loop, prefetch and anytime playback, in ticks, without a clock.
 
-A chunk made from the observation of tick t_obs says what to do at ticks t_obs, t_obs + 1, ... While the policy thinks, the chunk before it
-goes on playing; by the time the new one arrives its first actions are past, and are dropped. What counts as past is what was *played*: a
-tick that was held carried out no action, so the one that was due is still due. Positions in the plan are therefore counted in
-actions played, not in ticks passed; without holds the two are the same.
+A chunk made from the observation of tick t_obs says what to do at ticks t_obs, t_obs + 1, ... While the
+policy thinks, the chunk before it goes on playing; by the time the new one arrives its first actions are
+past, and are dropped. What counts as past is what was *played*: a tick that was held carried out no action,
+so the one that was due is still due. Positions in the plan are therefore counted in actions played, not in
+ticks passed; without holds the two are the same.
 """
 
 from __future__ import annotations
@@ -73,9 +74,10 @@ class _Asked:
 class Playback:
     """Plays chunks, and says when the next one should be asked for.
 
-    open loop  ask when the chunk has run out, hold until the answer is there, play it from its first action (the paper's way)
-    prefetch   ask `lead` ticks before it runs out, while it plays; the answer takes over at the action that is due
-    anytime    as prefetch; where decisions take more than a tick, with previews: an action that is due before the last refinement step
+    open loop  ask when the chunk has run out, hold until the answer is there, play it from its first action
+    (the paper's way) prefetch   ask `lead` ticks before it runs out, while it plays; the answer takes over at
+    the action that is due anytime    as prefetch; where decisions take more than a tick, with previews: an
+    action that is due before the last refinement step
                is taken from the newest preview
     """
 
@@ -88,10 +90,12 @@ class Playback:
         enough: int = 1,
         delta: DeltaBounds | None = None,
     ):
-        """`lead` fixes the ticks between asking and needing; left out, it follows the delays seen (what 90 % of late stayed within).
+        """`lead` fixes the ticks between asking and needing; left out, it follows the delays seen (what 90 %
+        of late stayed within).
 
-        With `anytime` the delay that counts is that of the first preview with `enough` refinement steps. With `delta` a chunk that takes
-        over makes up for what was played in its first actions' stead (`_due_action`).
+        With `anytime` the delay that counts is that of the first preview with `enough` refinement steps. With
+        `delta` a chunk that takes over makes up for what was played in its first actions' stead
+        (`_due_action`).
         """
         self.h, self.mode, self._enough = h, mode, enough
         self.asked = 0
@@ -110,8 +114,9 @@ class Playback:
     def lead(self) -> int:
         """Ticks before the end of a chunk at which the next is asked for.
 
-        One question is under way at a time, so with a delay beyond half a chunk some ticks have to be held. Asking earlier than half a
-        chunk before its end would waste actions of the next one, and with a delay of a whole chunk asking early gains nothing at all.
+        One question is under way at a time, so with a delay beyond half a chunk some ticks have to be held.
+        Asking earlier than half a chunk before its end would waste actions of the next one, and with a delay
+        of a whole chunk asking early gains nothing at all.
         """
         if self._fixed is not None:
             return min(self._fixed, self.h - 1)
@@ -120,8 +125,8 @@ class Playback:
 
     @property
     def previews(self) -> bool:
-        """Whether the next question should be answered with previews: with `anytime`, unless decisions are known to be complete within a
-        tick, when none would ever be played."""
+        """Whether the next question should be answered with previews: with `anytime`, unless decisions are
+        known to be complete within a tick, when none would ever be played."""
         return self.mode == "anytime" and (not self._completions or _expected(self._completions) > 1)
 
     @property
@@ -159,7 +164,8 @@ class Playback:
     def receive(
         self, number: int, actions: NDArray[np.float32], steps: int, *, last: bool, delay: float
     ) -> bool:
-        """Take the answer `[h, A]` to question `number`, or a preview of it, `delay` ticks after the question.
+        """Take the answer `[h, A]` to question `number`, or a preview of it, `delay` ticks after the
+        question.
 
         Returns False, and does nothing, when that question is no longer the latest.
         """
@@ -178,15 +184,16 @@ class Playback:
         return True
 
     def missed(self, number: int) -> bool:
-        """Question `number` has no answer: ask again. The rest of the present chunk may play. False when it is not the latest."""
+        """Question `number` has no answer: ask again. The rest of the present chunk may play. False when it
+        is not the latest."""
         if self._pending is None or number != self.asked - 1:
             return False
         self._pending = None
         return True
 
     def due(self, allowed: tuple[NDArray[np.float64], NDArray[np.float64]] | None = None) -> Due | None:
-        """The action of this tick, or None: hold. `allowed` `[A]`, `[A]`: least and greatest command that the safety filter lets pass; left
-        out, the bounds of delta motion."""
+        """The action of this tick, or None: hold. `allowed` `[A]`, `[A]`: least and greatest command that the
+        safety filter lets pass; left out, the bounds of delta motion."""
         if self._chunk is None:
             return None
         index = self._position - self._chunk.position
@@ -199,9 +206,10 @@ class Playback:
     ) -> NDArray[np.float32]:
         """Action `index` of the chunk; of delta motion, with what is owed.
 
-        A chunk means the plant to have moved by the sum of its first actions when this one comes. While it was being made, other actions
-        were played; the difference would stay until the next observation. It is added here, as far as is allowed at once. After a command
-        that was changed so, the chunk's next action may be out of reach; then what is in reach is due, and the rest owed.
+        A chunk means the plant to have moved by the sum of its first actions when this one comes. While it
+        was being made, other actions were played; the difference would stay until the next observation. It is
+        added here, as far as is allowed at once. After a command that was changed so, the chunk's next action
+        may be out of reach; then what is in reach is due, and the rest owed.
         """
         action: NDArray[np.float32] = chunk.actions[index]
         if self._delta is None:
@@ -228,18 +236,22 @@ class Playback:
         self._moved, self._bent = self._moved + command, self._bending
 
     def held(self, command: NDArray[np.float32]) -> None:
-        """A hold went to the plant, as `command` `[A]`: one that delta motion ramps down in moves it, and is made up for too."""
+        """A hold went to the plant, as `command` `[A]`: one that delta motion ramps down in moves it, and is
+        made up for too."""
         self._moved, self._bent = self._moved + command, np.zeros(1, bool)
 
     def discard(self) -> None:
-        """Drop the present chunk: the safety filter refused an action of it. The answer under way, if any, is still welcome."""
+        """Drop the present chunk: the safety filter refused an action of it. The answer under way, if any, is
+        still welcome."""
         self._chunk = None
 
     def forget(self) -> None:
-        """Drop everything but what is known about delays: after a fault, no action from before it may be played."""
+        """Drop everything but what is known about delays: after a fault, no action from before it may be
+        played."""
         self._pending, self._chunk = None, None
 
 
 def _expected(delays: Sequence[int]) -> int:
-    """Ticks that 90 % stayed within. Not the most: one straggler of a whole chunk would have the next 50 decisions asked for too late."""
+    """Ticks that 90 % stayed within. Not the most: one straggler of a whole chunk would have the next 50
+    decisions asked for too late."""
     return sorted(delays)[ceil(0.9 * len(delays)) - 1]

@@ -3,9 +3,9 @@
     loop = RealTimeLoop(plant, policy, rate=20.0)
     result = loop.run_episode(seed=0)
 
-In each tick: observe, take what the policy answered meanwhile, ask again if it is time, let the safety filter judge the action that is
-due, command the plant. A tick without a fresh action is a hold; too many latch a fault, after which the loop only holds until somebody
-calls `reset_fault`.
+In each tick: observe, take what the policy answered meanwhile, ask again if it is time, let the safety filter
+judge the action that is due, command the plant. A tick without a fresh action is a hold; too many latch a
+fault, after which the loop only holds until somebody calls `reset_fault`.
 """
 
 from __future__ import annotations
@@ -36,7 +36,8 @@ from .telemetry import STANDBY, LoopStatistics, Tick
 from .watchdog import Watchdog
 
 SWITCH_INTERVAL = 1e-4
-"""Seconds after which a thread gives up the interpreter to one that waits. Python's default, 5 ms, is several ticks."""
+"""Seconds after which a thread gives up the interpreter to one that waits. Python's default, 5 ms, is several
+ticks."""
 NO_ANSWER = "no fresh action"
 
 OnTick = Callable[[Tick, Observation], None]
@@ -73,12 +74,15 @@ class RealTimeLoop:
         asker: Callable[[Clock, SafetyFilter], Asker] | None = None,
         on_tick: OnTick | None = None,
     ):
-        """`mode` is `anytime` if left out, and `prefetch` for a policy that streams no previews. `rate` is the contract's if left out.
-        `latch=False` counts faults instead of stopping, for measurements. `deadline` is how long a decision may take: two chunks if left
-        out. `priority` runs the loop's thread under the kernel's SCHED_FIFO, 1 to 99, before everything that is not. `make_up` has a
-        chunk of delta motion make up for what was played while it was made. `asker` replaces the thread that asks the policy.
+        """`mode` is `anytime` if left out, and `prefetch` for a policy that streams no previews. `rate` is
+        the contract's if left out. `latch=False` counts faults instead of stopping, for measurements.
+        `deadline` is how long a decision may take: two chunks if left out. `priority` runs the loop's thread
+        under the kernel's SCHED_FIFO, 1 to 99, before everything that is not. `make_up` has a chunk of delta
+        motion make up for what was played while it was made. `asker` replaces the thread that asks the
+        policy.
 
-        Raises ContractError when the limits do not fit the contract, UserError for `anytime` with a policy that streams no previews.
+        Raises ContractError when the limits do not fit the contract, UserError for `anytime` with a policy
+        that streams no previews.
         """
         streams = hasattr(policy, "stream")
         if mode == "anytime" and not streams and asker is None:
@@ -115,8 +119,9 @@ class RealTimeLoop:
         )
 
     def _delta(self) -> DeltaBounds | None:
-        # Only where the contract names the controller that carries the motion out. Elsewhere nobody knows that commands add up: those of
-        # OGBench's arm lead it by far more than it moves in a tick, and making up for them cost a cube task nearly all its successes.
+        # Only where the contract names the controller that carries the motion out. Elsewhere nobody knows
+        # that commands add up: those of OGBench's arm lead it by far more than it moves in a tick, and making
+        # up for them cost a cube task nearly all its successes.
         motion = np.array(
             [
                 a.mode == "delta" and a.hold == "null" and a.controller != ""
@@ -136,7 +141,8 @@ class RealTimeLoop:
         self.close()
 
     def reset_fault(self) -> None:
-        """Clear a latched fault by hand; raises UserError during its cool-down. Motion goes on from a fresh observation."""
+        """Clear a latched fault by hand; raises UserError during its cool-down. Motion goes on from a fresh
+        observation."""
         self.watchdog.reset()
 
     def run_episode(
@@ -147,11 +153,13 @@ class RealTimeLoop:
         stop: Callable[[], bool] = lambda: False,
         after_fault: Literal["end", "hold"] = "end",
     ) -> RealTimeResult:
-        """Run until the plant is finished, `duration` seconds have passed, `stop()` is true between two ticks, or a fault latches.
+        """Run until the plant is finished, `duration` seconds have passed, `stop()` is true between two
+        ticks, or a fault latches.
 
-        With `after_fault="hold"` the loop goes on holding after a fault, until it is stopped or the fault is cleared. However it ends, the
-        plant is held until the command no longer changes (delta motion has come to zero), unless Ctrl-C says so again. An exception of the
-        plant ends the run too, after one hold; its episode has failed. Before the first decision nothing is commanded.
+        With `after_fault="hold"` the loop goes on holding after a fault, until it is stopped or the fault is
+        cleared. However it ends, the plant is held until the command no longer changes (delta motion has come
+        to zero), unless Ctrl-C says so again. An exception of the plant ends the run too, after one hold; its
+        episode has failed. Before the first decision nothing is commanded.
         """
         self.statistics = LoopStatistics(self.period)
         self._playback.forget()
@@ -206,7 +214,8 @@ class RealTimeLoop:
         return False
 
     def _settle(self, schedule: Schedule, ticks: int | None) -> None:
-        """Hold until the command no longer changes, for at most `ticks` if given; a plant that fails once more is past help."""
+        """Hold until the command no longer changes, for at most `ticks` if given; a plant that fails once
+        more is past help."""
         previous = None
         with contextlib.suppress(Exception):
             while self._moving and ticks != 0 and not _finished(self.plant):
@@ -323,14 +332,16 @@ def _finished(plant: Plant) -> bool:
 
 
 def _rest(plant: Plant) -> NDArray[np.float32] | None:
-    """The command that keeps the plant where it is, if it can say so: a robot by its method `rest`, a simulator by `rest_action`."""
+    """The command that keeps the plant where it is, if it can say so: a robot by its method `rest`, a
+    simulator by `rest_action`."""
     rest = getattr(plant, "rest", None)
     return getattr(plant, "rest_action", None) if rest is None else rest()
 
 
 @contextlib.contextmanager
 def _undisturbed(priority: int | None) -> Iterator[None]:
-    """Quicker hand-over between threads, no garbage collection of what was there before, and the priority, while the loop runs."""
+    """Quicker hand-over between threads, no garbage collection of what was there before, and the priority,
+    while the loop runs."""
     interval = sys.getswitchinterval()
     if priority is not None:
         before = os.sched_getscheduler(0), os.sched_getparam(0)

@@ -1,9 +1,10 @@
 """The safety filter: it stands between policy and plant and has the last word on every command.
 
-Each action dimension has an interval of commands allowed next, from its bounds, its greatest change per tick (rate) and the greatest
-growth of that change (acceleration). The interval always contains the last command, so a hold is always possible. An action outside it is
-refused and the tick held, or, where the limits say `clamp`, moved to the nearest end. A hold goes towards zero where the contract says
-`null` (delta motion), as fast as the interval allows, and stays at the last command where it says `repeat` (absolute targets).
+Each action dimension has an interval of commands allowed next, from its bounds, its greatest change per tick
+(rate) and the greatest growth of that change (acceleration). The interval always contains the last command,
+so a hold is always possible. An action outside it is refused and the tick held, or, where the limits say
+`clamp`, moved to the nearest end. A hold goes towards zero where the contract says `null` (delta motion), as
+fast as the interval allows, and stays at the last command where it says `repeat` (absolute targets).
 """
 
 from __future__ import annotations
@@ -20,11 +21,14 @@ from rql_deploy.errors import ContractError
 from rql_deploy.limits import Limits
 
 TOLERANCE = 1e-5
-"""Part of a dimension's range by which an action may stand out and is moved back: float32 rounding of scaled actions."""
+"""Part of a dimension's range by which an action may stand out and is moved back: float32 rounding of scaled
+actions."""
 RATE_MARGIN = 2.0
-"""Times the greatest change that the data showed: what a policy may do beside it. A tighter limit is the robot's limits.toml to set."""
+"""Times the greatest change that the data showed: what a policy may do beside it. A tighter limit is the
+robot's limits.toml to set."""
 LEAST_RATE = 0.1
-"""Part of a dimension's range that it may always change by where the rate limit comes from data: some data hardly moves a dimension."""
+"""Part of a dimension's range that it may always change by where the rate limit comes from data: some data
+hardly moves a dimension."""
 
 Array = NDArray[np.float64]
 
@@ -42,9 +46,11 @@ class Verdict:
 
 
 def gate_from_calibration(contract: Contract, level: float) -> tuple[float, float]:
-    """(least V, greatest spread) for a gate that lets all but the `level` least and most extreme of the training data through.
+    """(least V, greatest spread) for a gate that lets all but the `level` least and most extreme of the
+    training data through.
 
-    Quantiles between those in the contract are interpolated. Raises ContractError when level is not between 0 and 0.5.
+    Quantiles between those in the contract are interpolated. Raises ContractError when level is not between 0
+    and 0.5.
     """
     if not 0 <= level < 0.5:
         raise ContractError(
@@ -58,10 +64,12 @@ def gate_from_calibration(contract: Contract, level: float) -> tuple[float, floa
 
 
 class SafetyFilter:
-    """Checks observations, decisions and actions of one contract against its limits; remembers the last command."""
+    """Checks observations, decisions and actions of one contract against its limits; remembers the last
+    command."""
 
     def __init__(self, contract: Contract, limits: Limits | None = None):
-        """Raises ContractError where the limits do not fit the contract, or a dimension that holds at zero cannot be zero."""
+        """Raises ContractError where the limits do not fit the contract, or a dimension that holds at zero
+        cannot be zero."""
         self.contract = contract
         self.limits = limits if limits is not None else Limits()
         self.limits.check(contract)
@@ -101,8 +109,9 @@ class SafetyFilter:
         return self.limits.min_value is not None or self.limits.max_spread is not None
 
     def reset(self, start: ArrayLike | None = None) -> None:
-        """Forget the last command. `start` `[A]` is the one that keeps the plant where it is; left out, delta dimensions start at zero and
-        absolute ones have no last command (their first is free within the bounds).
+        """Forget the last command. `start` `[A]` is the one that keeps the plant where it is; left out, delta
+        dimensions start at zero and absolute ones have no last command (their first is free within the
+        bounds).
 
         Raises ContractError when `start` is not a command within the limits.
         """
@@ -133,7 +142,8 @@ class SafetyFilter:
         return None
 
     def refuse_decision(self, actions: NDArray[Any], value: float | None, spread: float | None) -> str | None:
-        """Why a decision is not carried out at all: shape, numbers that are not finite, the gate. None if it may be."""
+        """Why a decision is not carried out at all: shape, numbers that are not finite, the gate. None if it
+        may be."""
         shape = (self.contract.h, len(self.low))
         if actions.shape != shape:
             return f"a chunk of shape {list(actions.shape)} instead of {list(shape)}"
@@ -149,7 +159,8 @@ class SafetyFilter:
     def command(
         self, action: NDArray[Any] | None, age: float = 0.0, reason: str = "no fresh action"
     ) -> Verdict:
-        """The command of this tick for an action `[A]` decided from an observation `age` seconds old; None is a hold, for `reason`."""
+        """The command of this tick for an action `[A]` decided from an observation `age` seconds old; None is
+        a hold, for `reason`."""
         low, high = self.allowed()
         if action is not None:
             wanted = np.asarray(action, np.float64)
@@ -195,7 +206,8 @@ class SafetyFilter:
 
 
 def _data_rate(contract: Contract) -> Array:
-    """`[A]` greatest change per tick, from what the data showed; unlimited where the contract does not hold the maximum."""
+    """`[A]` greatest change per tick, from what the data showed; unlimited where the contract does not hold
+    the maximum."""
     span = contract.plant.action_high - contract.plant.action_low
     calibration = contract.calibration
     if not calibration.levels or calibration.levels[-1] < 1.0:

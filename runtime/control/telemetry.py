@@ -99,7 +99,8 @@ class LoopStatistics:
 
     @property
     def drift(self) -> float:
-        """Seconds by which the last ticks lie further from their deadlines than the first ones (medians of up to 200)."""
+        """Seconds by which the last ticks lie further from their deadlines than the first ones (medians of up
+        to 200)."""
         if not self._first:
             return 0.0
         last = list(itertools.islice(reversed(self.late), DRIFT_TICKS))

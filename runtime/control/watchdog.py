@@ -1,4 +1,5 @@
-"""When to stop: ticks without a fresh action latch a fault, and only a person clears it. In ticks, without a clock."""
+"""When to stop: ticks without a fresh action latch a fault, and only a person clears it. In ticks, without a
+clock."""
 
 from __future__ import annotations
 
@@ -12,7 +13,8 @@ from rql_deploy.limits import Limits
 WINDOW = 100
 """Ticks that the success rate is taken over."""
 MAX_SILENCE = 1.0
-"""Seconds without a fresh action after which a fault latches, where that is fewer ticks than the limits allow."""
+"""Seconds without a fresh action after which a fault latches, where that is fewer ticks than the limits
+allow."""
 
 
 @dataclass(frozen=True)
@@ -24,7 +26,8 @@ class Fault:
 
 
 class Watchdog:
-    """Counts held ticks. A latched fault stays until `reset`; a counting watchdog only counts, for measurements."""
+    """Counts held ticks. A latched fault stays until `reset`; a counting watchdog only counts, for
+    measurements."""
 
     def __init__(self, limits: Limits, control_rate: float, *, latch: bool = True):
         self.max_holds = min(limits.max_consecutive_holds, max(1, ceil(MAX_SILENCE * control_rate)))

@@ -1,4 +1,4 @@
-"""A bundle behind the policy interface, in this process: the engine without a server, for evaluation and comparison."""
+"""A bundle as a `Policy` in this process: the engine without a server, for evaluation and comparison."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from .request import Done, Job, Preview
 
 
 class OnnxPolicy:
-    """One request at a time through an engine of its own, to the same bytes as behind a socket."""
+    """Runs one request at a time in its own engine; decisions have the same bytes as those of a server."""
 
     def __init__(self, bundle: Bundle):
         self._model = Model(bundle)
@@ -34,7 +34,7 @@ class OnnxPolicy:
         return self._model.contract
 
     def warm_up(self) -> None:
-        """Run every graph, so that the first request does not pay for first-time allocations."""
+        """Run every graph once, so that the first request allocates nothing."""
         self._model.warm_up()
 
     def act(
@@ -48,10 +48,12 @@ class OnnxPolicy:
         prune: Sequence[tuple[int, int]] = (),
         prefix: NDArray[np.float32] | None = None,
     ) -> Decision:
-        """See `rql_deploy.policy.Policy.act`; a local policy computes to the end whatever the deadline.
+        """See `rql_deploy.policy.Policy.act`; a local policy ignores the deadline and computes all steps.
 
-        `prune` lists (k, keep): after refinement step k only the `keep` candidates of highest V go on.
-        `prefix` `[n, A]` are actions that will be played whatever is decided: the chunk is made to go on from them (one candidate, no V).
+        Args:
+            prune: (k, keep): after refinement step k only the `keep` candidates of highest V continue.
+            prefix: `[n, A]`, actions that are already committed; the chunk continues them (one candidate, no
+            V).
         """
         start = time.monotonic()
         if prefix is not None and len(prefix):
@@ -71,7 +73,7 @@ class OnnxPolicy:
         value: bool = False,
         seed: int | None = None,
     ) -> Iterator[Decision]:
-        """Yield a usable decision after every refinement step, the last one being what `act` returns."""
+        """Yield a complete decision after every refinement step; the last one is what `act` returns."""
         start = time.monotonic()
         job = self._job(observation, start, candidates, value, seed)
         job.stream = True
@@ -83,9 +85,11 @@ class OnnxPolicy:
                 yield _decision(event, start)
 
     def _continue(self, job: Job, prefix: NDArray[np.float32], start: float) -> Decision:
-        """The flow with its first actions given: before every refinement step they are put where flow matching has them at that time,
-        x(f) = (1 - f) noise + f a, and the rest of the chunk is refined beside them (inpainting, as Black et al. 2025, arXiv:2506.07339,
-        describe for action chunks, without their guidance)."""
+        """A chunk whose first actions are fixed to `prefix` (inpainting of action chunks, Black et al. 2025,
+        arXiv:2506.07339, without their guidance).
+
+        Before every refinement step the fixed actions a are set to x(f) = (1 - f) noise + f a.
+        """
         model = self._model
         noise = flow_noise(job.seed, 1, model.chunk_dim)
         given = np.zeros((1, model.contract.h, prefix.shape[1]), np.float32)
@@ -133,15 +137,16 @@ class OnnxPolicy:
         try:
             while self._engine.busy:
                 for event in self._engine.step():
-                    assert isinstance(event, Preview | Done)  # without a deadline nothing expires
+                    assert isinstance(event, Preview | Done)  # Nothing expires without a deadline.
                     yield event
         finally:
-            # Whoever wants no more previews must not leave their rows to the next request.
+            # A caller may stop reading previews early: finish the job, so that the next request finds an
+            # empty batch.
             while self._engine.busy:
                 self._engine.step()
 
     def reset(self) -> None:
-        """Nothing is kept between decisions."""
+        """Does nothing: this policy keeps no state between decisions."""
 
 
 def _decision(done: Done, start: float) -> Decision:
@@ -153,6 +158,6 @@ def _decision(done: Done, start: float) -> Decision:
         observation_time=start,
         seed=done.job.seed,
         timing={"inference": time.monotonic() - start},
-        compared=done.compared,
+        candidates_scored=done.candidates_scored,
         deltas=done.deltas,
     )

@@ -1,4 +1,4 @@
-"""Where the graphs run: the CPU unless another onnxruntime provider is named and installed."""
+"""onnxruntime execution providers: the CPU by default, others when named and installed."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ PROVIDERS = {
 
 
 def open_sessions(bundle: Bundle, provider: str = "cpu") -> dict[str, onnxruntime.InferenceSession]:
-    """A session of every graph. Raises UserError when the provider is not part of the installed onnxruntime."""
+    """One session per graph. Raises UserError when the installed onnxruntime lacks the provider."""
     if provider == "cpu":
         return {name: bundle.session(name) for name in GRAPHS}
     if provider not in PROVIDERS:
@@ -43,11 +43,11 @@ def _session(bundle: Bundle, graph: str, provider: str) -> Any:
             options,
             providers=[provider, PROVIDERS["cpu"]],
         )
-    except Exception as error:  # onnxruntime raises bare RuntimeErrors and classes of its own
+    except Exception as error:  # onnxruntime raises RuntimeError and its own classes
         raise BundleError(
             f"{provider} cannot load {graph}.onnx ({str(error).splitlines()[0]}): serve it with --provider cpu"
         ) from error
-    # onnxruntime falls back to the CPU in silence when a driver is missing; a control rate planned for a GPU would not be met.
+    # onnxruntime silently uses the CPU when a driver is missing; decisions would then be slower than planned.
     if provider not in session.get_providers():
         raise UserError(
             f"{provider} could not start (driver or libraries missing): serve with --provider cpu"

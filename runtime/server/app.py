@@ -1,4 +1,5 @@
-"""One server process: its models, the engine's thread, and what lives beside it (recorder, openpi endpoint, loading of new bundles)."""
+"""One server process: its models, the engine's thread, and what lives beside it (recorder, openpi endpoint,
+loading of new bundles)."""
 
 from __future__ import annotations
 
@@ -26,7 +27,8 @@ from .registry import Reloader, incompatibilities
 from .server import INTERNAL, PolicyServer
 
 SWITCH_INTERVAL = 2e-4
-"""Seconds after which another Python thread must let the engine's go on; the default of 5 ms is many refinement steps."""
+"""Seconds after which another Python thread must let the engine's go on; the default of 5 ms is many
+refinement steps."""
 _log = logging.getLogger("rql_deploy.server")
 
 
@@ -71,11 +73,13 @@ def serving(
     """Open, bind and warm a server; SIGINT and SIGTERM end its `run`, SIGHUP reads the bundles again.
 
     Args:
-        listener: descriptor of a listening socket that worker number `worker` shares with others; it takes connections only when warm.
+        listener: descriptor of a listening socket that worker number `worker` shares with others; it takes
+        connections only when warm.
         agreed: by bundle, a contract that clients of an earlier process know; another one must be compatible.
         on_swap: called with name and contract when a bundle has taken over.
 
-    Raises UserError for a bundle, key or address that is none, and ContractError for a bundle that no longer fits.
+    Raises UserError for a bundle, key or address that is none, and ContractError for a bundle that no longer
+    fits.
     """
     keys = ServerKeys(config.keys) if config.keys is not None else None
     models = [

@@ -1,4 +1,5 @@
-"""The server's side of CURVE: only clients whose public key is in the keys folder get a connection, and keep it."""
+"""The server's side of CURVE: only clients whose public key is in the keys folder get a connection, and keep
+it."""
 
 from __future__ import annotations
 
@@ -14,7 +15,8 @@ DOMAIN = "rql-deploy"
 
 
 class ServerKeys:
-    """Encrypts a server socket and admits the clients of a keys folder (ZeroMQ's authentication protocol, RFC 27)."""
+    """Encrypts a server socket and admits the clients of a keys folder (ZeroMQ's authentication protocol, RFC
+    27)."""
 
     def __init__(self, folder: Path):
         self._folder = folder
@@ -38,11 +40,13 @@ class ServerKeys:
         socket.setsockopt_string(zmq.ZAP_DOMAIN, DOMAIN)
 
     def callback(self, domain: str, key: bytes) -> bool:
-        """Whether a client with this public key may connect; asked by the authenticator's thread at every handshake."""
+        """Whether a client with this public key may connect; asked by the authenticator's thread at every
+        handshake."""
         return key in self._allowed
 
     def allows(self, frame: zmq.Frame) -> bool:
-        """Whether the sender of this frame is (still) allowed. Threads of this process, connected inproc, have no key."""
+        """Whether the sender of this frame is (still) allowed. Threads of this process, connected inproc,
+        have no key."""
         try:
             user = frame.get("User-Id")
         except zmq.ZMQError:

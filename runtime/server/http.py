@@ -1,4 +1,5 @@
-"""The HTTP side of a server: Prometheus metrics, health and readiness, in a thread that asks the engines' threads as any client would."""
+"""The HTTP side of a server: Prometheus metrics, health and readiness, in a thread that asks the engines'
+threads as any client would."""
 
 from __future__ import annotations
 
@@ -48,7 +49,8 @@ class Inquiry:
 
 
 class Operations:
-    """`/metrics`, `/healthz` (every engine's thread answers) and `/readyz` (one is warmed up and not stopping) on one port."""
+    """`/metrics`, `/healthz` (every engine's thread answers) and `/readyz` (one is warmed up and not
+    stopping) on one port."""
 
     def __init__(self, servers: Sequence[Ask], host: str, port: int):
         """Several `servers` are workers, told apart by a label. Raises UserError when the port is taken."""
@@ -114,7 +116,8 @@ class _Collector:
 
 
 def families(replies: Sequence[dict[str, Any] | None]) -> Iterator[Metric]:
-    """The metrics of one `stats` reply; of several, with the label `worker`. None is a server that did not answer."""
+    """The metrics of one `stats` reply; of several, with the label `worker`. None is a server that did not
+    answer."""
     several = len(replies) > 1
     names = ["worker"] if several else []
     up = GaugeMetricFamily("rql_deploy_up", "Whether the engine's thread answers.", labels=names)

@@ -1,4 +1,5 @@
-"""Listening: where a server may (this machine, unless there are keys or the danger is typed out), on what sockets, and who is connected."""
+"""Listening: where a server may (this machine, unless there are keys or the danger is typed out), on what
+sockets, and who is connected."""
 
 from __future__ import annotations
 
@@ -65,16 +66,18 @@ def is_loopback(host: str) -> bool:
 
 
 def configure(router: zmq.Socket[bytes], largest_frame: int) -> None:
-    """Set up a ROUTER socket that strangers may connect to; a frame beyond `largest_frame` bytes ends its sender's connection."""
+    """Set up a ROUTER socket that strangers may connect to; a frame beyond `largest_frame` bytes ends its
+    sender's connection."""
     for option, value in (
         (zmq.LINGER, 0),
         (zmq.RCVTIMEO, IDLE_MS),
         (zmq.MAXMSGSIZE, largest_frame),
         (zmq.RCVHWM, MAX_QUEUED_PER_CLIENT),
         (zmq.SNDHWM, MAX_QUEUED_PER_CLIENT),
-        # Half-open connections (a robot that lost power) are dropped: by the time-to-live that clients' heartbeats carry, and by TCP.
-        # Heartbeats of its own would end this process: libzmq 4.3.5 aborts when it wants to send one on a connection that broke
-        # while its requests filled the queue, as they do when the process is stopped for seconds and goes on.
+        # Half-open connections (a robot that lost power) are dropped: by the time-to-live that clients'
+        # heartbeats carry, and by TCP. Heartbeats of its own would end this process: libzmq 4.3.5 aborts when
+        # it wants to send one on a connection that broke while its requests filled the queue, as they do when
+        # the process is stopped for seconds and goes on.
         (zmq.TCP_KEEPALIVE, 1),
         (zmq.TCP_KEEPALIVE_IDLE, 10),
         (zmq.TCP_KEEPALIVE_INTVL, 5),
@@ -86,7 +89,8 @@ def configure(router: zmq.Socket[bytes], largest_frame: int) -> None:
 
 
 class Connections:
-    """Counts the connections of a listening socket; `count` is called now and then by the thread that owns it."""
+    """Counts the connections of a listening socket; `count` is called now and then by the thread that owns
+    it."""
 
     def __init__(self, socket: zmq.Socket[bytes]):
         self._socket = socket
@@ -97,7 +101,8 @@ class Connections:
         """Connections that are open; one that never completes its handshake counts until it is given up."""
         while ready(self._monitor, zmq.POLLIN):
             event = recv_monitor_message(self._monitor, zmq.NOBLOCK)
-            # The value of both events is the connection's file descriptor (that of a completed handshake is not).
+            # The value of both events is the connection's file descriptor (that of a completed handshake is
+            # not).
             (self._open.add if event["event"] == zmq.EVENT_ACCEPTED else self._open.discard)(event["value"])
         return len(self._open)
 
@@ -142,7 +147,8 @@ def _listen_unix(path: str) -> socket.socket:
 
 
 def reserve(host: str, port: int) -> socket.socket:
-    """A bound port on which every worker can listen (SO_REUSEPORT); the kernel divides connections among those that do."""
+    """A bound port on which every worker can listen (SO_REUSEPORT); the kernel divides connections among
+    those that do."""
     held = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM)
     held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
     try:

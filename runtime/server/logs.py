@@ -12,7 +12,8 @@ from typing import TextIO
 
 
 class JsonLines(logging.Formatter):
-    """`{"time": ..., "level": ..., "logger": ..., "event": ..., ...}`; a record's `data` entries join the object."""
+    """`{"time": ..., "level": ..., "logger": ..., "event": ..., ...}`; a record's `data` entries join the
+    object."""
 
     def __init__(self, worker: int | None = None):
         super().__init__()
@@ -31,7 +32,8 @@ class JsonLines(logging.Formatter):
 
 
 def start_logging(stream: TextIO | None = None, *, worker: int | None = None) -> QueueListener:
-    """Log the package's events to `stream` (standard error) from a thread; `stop()` the result to write out what is queued.
+    """Log the package's events to `stream` (standard error) from a thread; `stop()` the result to write out
+    what is queued.
 
     `worker` is the number that the events of one of several server processes carry.
     """

@@ -1,4 +1,5 @@
-"""What the server counts, in plain numbers that its one thread writes; `stats` and the Prometheus endpoint read copies."""
+"""What the server counts, in plain numbers that its one thread writes; `stats` and the Prometheus endpoint
+read copies."""
 
 from __future__ import annotations
 

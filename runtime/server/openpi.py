@@ -1,8 +1,10 @@
-"""The WebSocket + msgpack protocol of openpi's policy servers, so that robots with the stock `openpi-client` can use our policies.
+"""The WebSocket + msgpack protocol of openpi's policy servers, so that robots with the stock `openpi-client`
+can use our policies.
 
-On connecting, the server sends a map of metadata; then every binary message is an observation (a map of named arrays) and is answered
-by a map with `actions` `[h, A]`. Arrays travel as openpi's msgpack maps (`__ndarray__`, `data`, `dtype`, `shape`). That protocol has no
-deadlines, ids or contracts: a robot that can use `rql_deploy.runtime.client` should.
+On connecting, the server sends a map of metadata; then every binary message is an observation (a map of named
+arrays) and is answered by a map with `actions` `[h, A]`. Arrays travel as openpi's msgpack maps
+(`__ndarray__`, `data`, `dtype`, `shape`). That protocol has no deadlines, ids or contracts: a robot that can
+use `rql_deploy.runtime.client` should.
 """
 
 from __future__ import annotations
@@ -33,11 +35,13 @@ class OpenpiEndpoint:
     """A WebSocket listener whose connections are clients of this process's server."""
 
     def __init__(self, channel: Callable[[], Channel], host: str, port: int, *, shared: bool = False):
-        """With `shared`, other processes of this user listen on the same port. Raises UserError when the port is taken."""
+        """With `shared`, other processes of this user listen on the same port. Raises UserError when the port
+        is taken."""
         self._connect = channel
         self._slots = threading.Semaphore(MAX_CONNECTIONS)
         try:
-            # `origins`: a web page that someone opens on this machine may not talk to it; openpi's client sends no origin.
+            # `origins`: a web page that someone opens on this machine may not talk to it; openpi's client
+            # sends no origin.
             options: dict[str, Any] = {"reuse_port": True} if shared else {}
             self._server = serve(
                 self._converse,
@@ -140,7 +144,8 @@ def _pack_array(value: Any) -> Any:
 
 
 def read_observation(message: str | bytes) -> dict[str, NDArray[Any]]:
-    """The arrays of an observation by name; those of a map within it by `outer/inner`. Text, such as a prompt, is left out.
+    """The arrays of an observation by name; those of a map within it by `outer/inner`. Text, such as a
+    prompt, is left out.
 
     Raises ServerError when the message is not one of openpi's.
     """

@@ -1,4 +1,5 @@
-"""What one client may cost: requests in flight and requests per second. The server forgets clients that are gone."""
+"""What one client may cost: requests in flight and requests per second. The server forgets clients that are
+gone."""
 
 from __future__ import annotations
 
@@ -33,7 +34,8 @@ class Guard:
         return len(self._clients)
 
     def refuse(self, client: bytes, now: float) -> str | None:
-        """Count one request of `client`; a sentence when it is one too many (token bucket, half a second of burst)."""
+        """Count one request of `client`; a sentence when it is one too many (token bucket, half a second of
+        burst)."""
         known = self._clients.get(client)
         if known is None:
             if len(self._clients) >= MAX_CLIENTS:

@@ -1,11 +1,14 @@
-"""What was served, in append-only shards, off the hot path: enough to compute every decision again to the byte.
+"""What was served, in append-only shards, off the hot path: enough to compute every decision again to the
+byte.
 
-A shard is the line `RQLREC1` followed by records: length (u32), CRC-32 (u32), both little-endian, and that many bytes of msgpack. The first
-record, and one after every change, is a contract; the others are decisions, and parts of episodes: what control loops did and saw, with
-rewards and success, which the server cannot know by itself. A record cut short by a crash is the last one, and reading
-ends before it. No file is ever rewritten.
+A shard is the line `RQLREC1` followed by records: length (u32), CRC-32 (u32), both little-endian, and that
+many bytes of msgpack. The first record, and one after every change, is a contract; the others are decisions,
+and parts of episodes: what control loops did and saw, with rewards and success, which the server cannot know
+by itself. A record cut short by a crash is the last one, and reading ends before it. No file is ever
+rewritten.
 
-`replay` computes a recorded decision again: one build, one CPU, same seed, observation and deltas give the same bytes.
+`replay` computes a recorded decision again: one build, one CPU, same seed, observation and deltas give the
+same bytes.
 """
 
 from __future__ import annotations
@@ -37,7 +40,8 @@ SHARD_BYTES = 64 << 20
 MAX_QUEUED = 4096
 """Decisions waiting to be written; more are dropped and counted, rather than held up."""
 MAX_QUEUED_BYTES = 128 << 20
-"""Observations and parts of episodes waiting to be written; more decisions are dropped, more parts refused and their senders told."""
+"""Observations and parts of episodes waiting to be written; more decisions are dropped, more parts refused
+and their senders told."""
 MAX_RECORD_BYTES = 256 << 20
 WARN_EVERY = 10.0
 """Seconds between warnings about a disk that does not take records."""
@@ -135,7 +139,8 @@ class Recorder:
             if os.write(file, MAGIC) < len(MAGIC):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         except OSError:
-            # On a full disk this is tried again for every record: no empty shard may stay behind, nor its descriptor.
+            # On a full disk this is tried again for every record: no empty shard may stay behind, nor its
+            # descriptor.
             os.close(file)
             path.unlink(missing_ok=True)
             raise
@@ -162,12 +167,12 @@ def _to_plain(done: Done, contract: Contract, server: float, wall: float) -> Rec
         "kind": "decision",
         "time": wall,
         "contract_id": contract.contract_id,
-        "client": getattr(job.ticket, "client", b"").hex(),
+        "client": getattr(job.reply_context, "client", b"").hex(),
         "fields": {name: _pack(value[0]) for name, value in job.fields.items()},
         "seed": job.seed,
         "candidates": job.candidates,
         "candidate": done.candidate,
-        "compared": done.compared,
+        "compared": done.candidates_scored,
         "pruned": job.pruned,
         "deltas": done.deltas,
         "budget": None if job.due is None else job.due - job.received,
@@ -206,7 +211,8 @@ def _unpack(entry: Any) -> NDArray[Any]:
 
 
 def read_shard(path: Path) -> Iterator[Record]:
-    """Records of one shard in order, arrays as float32, or uint8 where they were sent as bytes; ends before a record that was cut short.
+    """Records of one shard in order, arrays as float32, or uint8 where they were sent as bytes; ends before a
+    record that was cut short.
 
     Raises UserError when the file is no shard, or a record in it is damaged.
     """
@@ -268,12 +274,12 @@ def replay(model: Model, record: dict[str, Any]) -> Done:
     engine = Engine(model)
     engine.submit(
         Job(
-            ticket=None,
+            reply_context=None,
             fields=model.rows(record["fields"]),
             seed=record["seed"],
             received=time.monotonic(),
             value=record["value"] is not None,
-            first=record["candidate"],
+            candidate_offset=record["candidate"],
             deltas=tuple(record["deltas"]),
         )
     )

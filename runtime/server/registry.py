@@ -1,6 +1,7 @@
 """The bundles a server offers by name, and how one is exchanged under load.
 
-A new bundle is opened, checked and warmed in a thread of its own while the server goes on, then offered to the engine's thread.
+A new bundle is opened, checked and warmed in a thread of its own while the server goes on, then offered to
+the engine's thread.
 """
 
 from __future__ import annotations
@@ -68,7 +69,8 @@ class Lanes:
         return lane
 
     def agreed(self, name: object, contract: object) -> tuple[Lane, dict[str, str]]:
-        """The lane of a request made under a `contract` (an id, or None), and news of its contract for the client."""
+        """The lane of a request made under a `contract` (an id, or None), and news of its contract for the
+        client."""
         lane = self.find(name)
         current = lane.model.contract.contract_id
         if contract is None or contract == current:
@@ -99,7 +101,8 @@ class Lanes:
 def incompatibilities(old: Contract, new: Contract) -> list[str]:
     """Why `new` cannot take over from `old` under running clients; empty when it can.
 
-    Their robots read the same fields and expect the same chunk; weights, scaling, F and calibration may differ.
+    Their robots read the same fields and expect the same chunk; weights, scaling, F and calibration may
+    differ.
     """
     found = old.plant.differences(new.plant)
     if old.h != new.h:
@@ -108,7 +111,8 @@ def incompatibilities(old: Contract, new: Contract) -> list[str]:
 
 
 class Reloader:
-    """Reads the bundles' paths again when asked; a bundle that is missing, damaged or incompatible changes nothing."""
+    """Reads the bundles' paths again when asked; a bundle that is missing, damaged or incompatible changes
+    nothing."""
 
     def __init__(
         self,

@@ -70,8 +70,8 @@ def decision_header(done: Done, ticket: Ticket, server: float) -> Header:
     if job.stream:
         head |= {"k": len(done.deltas), "last": True}
     if job.candidates > 1:
-        head |= {"candidate": done.candidate, "compared": done.compared}
-    if job.shortened or job.deltas:
+        head |= {"candidate": done.candidate, "compared": done.candidates_scored}
+    if job.steps_reduced or job.deltas:
         head["deltas"] = done.deltas
     if ticket.contract is not None:
         head["contract_id"] = ticket.contract

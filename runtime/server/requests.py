@@ -29,13 +29,13 @@ MAX_TICKS = 4096
 """Most ticks of one `episode` request."""
 
 
-def read_job(header: Header, arrays: Arrays, model: Model, ticket: Any, received: float) -> Job:
+def read_job(header: Header, arrays: Arrays, model: Model, reply_context: Any, received: float) -> Job:
     """The job that an `act` request describes. Raises ProtocolError or ContractError."""
     budget = number(header, "budget", 0.0, 3600.0)
     seed = whole(header, "seed", 0, 2**64 - 1)
     extras = {} if _COMMON.issuperset(header) else _extras(header, model)
     return Job(
-        ticket=ticket,
+        reply_context=reply_context,
         fields=model.rows(arrays),
         seed=random.getrandbits(63) if seed is None else seed,
         received=received,
@@ -51,7 +51,7 @@ def _extras(header: Header, model: Model) -> dict[str, Any]:
         found["prune"] = _prune(header["prune"], candidates, model.contract.F)
     if header.get("deltas") is not None:
         found["deltas"] = _deltas(header["deltas"])
-        found["first"] = whole(header, "first", 0, MAX_CANDIDATES - 1) or 0
+        found["candidate_offset"] = whole(header, "first", 0, MAX_CANDIDATES - 1) or 0
     if header.get("prefix") is not None:
         raise ProtocolError("bad_request", "prefix is reserved for a later version: leave it out")
     return found

@@ -1,8 +1,9 @@
 """The policy server: a ZeroMQ ROUTER in front of the engine. No torch in this process.
 
-One thread receives, computes and replies: between two refinement steps it takes in whatever has arrived, so a request joins at the
-very next step. Malformed requests get an error code and cost nobody else anything. What is not urgent (metrics, logs, recording,
-loading a new bundle, WebSocket clients) lives in other threads, which hand things over through queues or as clients of `INTERNAL`.
+One thread receives, computes and replies: between two refinement steps it takes in whatever has arrived, so a
+request joins at the very next step. Malformed requests get an error code and cost nobody else anything. What
+is not urgent (metrics, logs, recording, loading a new bundle, WebSocket clients) lives in other threads,
+which hand things over through queues or as clients of `INTERNAL`.
 """
 
 from __future__ import annotations
@@ -47,7 +48,8 @@ DRAIN_NOTICE = 0.3
 
 
 class PolicyServer:
-    """Serve models on one endpoint. Use as a context manager; `run` returns when `stop` was called and all is answered."""
+    """Serve models on one endpoint. Use as a context manager; `run` returns when `stop` was called and all is
+    answered."""
 
     def __init__(
         self,
@@ -82,7 +84,8 @@ class PolicyServer:
         fields = [
             field for lane in self._lanes.by_name.values() for field in lane.model.contract.plant.fields
         ]
-        # Twice the largest field even as float64: a frame beyond that ends its sender's connection before memory is taken for it.
+        # Twice the largest field even as float64: a frame beyond that ends its sender's connection before
+        # memory is taken for it.
         largest = max(1 << 20, 16 * max((field.size for field in fields), default=0))
         self._large = largest > 1 << 20
         configure(self._socket, min(largest, protocol.MAX_MESSAGE_BYTES))
@@ -126,7 +129,8 @@ class PolicyServer:
 
     def run(self) -> None:
         """Answer requests until stopped, then what is under way."""
-        # Observations that are not finite are refused in words; numpy's own remarks on them would fill the log.
+        # Observations that are not finite are refused in words; numpy's own remarks on them would fill the
+        # log.
         with np.errstate(invalid="ignore", over="ignore"):
             self._run()
 
@@ -139,7 +143,8 @@ class PolicyServer:
             self._turn()
         now = time.monotonic()
         notice, expiry = now + DRAIN_NOTICE, now + DRAIN_LIMIT
-        # What arrives from here on is refused with `draining`, so that clients know before the socket closes under a request.
+        # What arrives from here on is refused with `draining`, so that clients know before the socket closes
+        # under a request.
         while now < expiry and (now < notice or self._in_flight or protocol.ready(self._socket, zmq.POLLIN)):
             self._turn()
             now = time.monotonic()
@@ -176,7 +181,8 @@ class PolicyServer:
     # Taking in.
 
     def _receive(self, wait: bool) -> None:
-        """Take in what has arrived, so that a request's budget runs while it waits for its turn; `wait` for something if idle.
+        """Take in what has arrived, so that a request's budget runs while it waits for its turn; `wait` for
+        something if idle.
 
         Asking the socket whether it can be read costs more system calls than reading it and failing.
         """
@@ -293,7 +299,7 @@ class PolicyServer:
     # Giving out.
 
     def _emit(self, event: Event) -> None:
-        ticket: Ticket = event.job.ticket
+        ticket: Ticket = event.job.reply_context
         if isinstance(event, Preview):
             head = {
                 **ticket.echo,
@@ -324,7 +330,7 @@ class PolicyServer:
         metrics.stages["queue"].add(done.queue)
         metrics.stages["inference"].add(done.inference)
         metrics.stages["server"].add(server)
-        metrics.shortened += job.shortened
+        metrics.shortened += job.steps_reduced
         metrics.deadline_misses += job.due is not None and job.received + server > job.due
         if self._recorder is not None:
             self._recorder.record(done, ticket.model.contract, server)

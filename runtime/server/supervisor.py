@@ -1,8 +1,10 @@
-"""Several server processes behind one endpoint: each has an engine of its own, and takes connections from one shared listening socket.
+"""Several server processes behind one endpoint: each has an engine of its own, and takes connections from one
+shared listening socket.
 
-The kernel hands a new connection to a worker that is awake (ZMQ_USE_FD), so nothing stands between a client and its engine. A worker that
-dies is started again; its clients' calls end at their deadlines, and their connections are made anew to workers that live. This process
-computes nothing: it starts, watches, signals and asks.
+The kernel hands a new connection to a worker that is awake (ZMQ_USE_FD), so nothing stands between a client
+and its engine. A worker that dies is started again; its clients' calls end at their deadlines, and their
+connections are made anew to workers that live. This process computes nothing: it starts, watches, signals and
+asks.
 """
 
 from __future__ import annotations
@@ -61,7 +63,8 @@ class Worker:
 
 
 class Workers:
-    """Starts `count` workers and keeps them running. Use as a context manager: it is ready when all of them are."""
+    """Starts `count` workers and keeps them running. Use as a context manager: it is ready when all of them
+    are."""
 
     def __init__(self, config: ServerConfig, count: int):
         self.restarts = 0

@@ -1,4 +1,5 @@
-"""A worker's process: one server on the shared listening socket, which tells the supervisor what happens and answers its questions."""
+"""A worker's process: one server on the shared listening socket, which tells the supervisor what happens and
+answers its questions."""
 
 from __future__ import annotations
 

@@ -65,7 +65,8 @@ def test_the_policy_in_process_streams_what_it_decides_and_goes_on_from_committe
     # Who wants no more previews leaves nothing behind.
     next(policy.stream(observation, seed=9))
     assert policy.act(observation, seed=5).actions.tobytes() == plain.actions.tobytes()
-    # Its own first action as the prefix: the flow stays where it was, for flow matching's straight paths approximately.
+    # Its own first action as the prefix: the flow stays where it was, for flow matching's straight paths
+    # approximately.
     own = policy.act(observation, seed=5, prefix=plain.actions[:1])
     other = policy.act(observation, seed=5, prefix=-plain.actions[:1])
     assert own.actions.shape == (h, size)

@@ -17,7 +17,8 @@ def chunk(number: int) -> np.ndarray:
 def play(
     mode: Mode, delay: int, ticks: int, *, lead: int | None = None, silent: frozenset[int] = frozenset()
 ) -> list[tuple[int, int] | None]:
-    """(chunk, index) played in each tick, None for a hold, with answers `delay` ticks after the question, none to `silent` ones."""
+    """(chunk, index) played in each tick, None for a hold, with answers `delay` ticks after the question,
+    none to `silent` ones."""
     playback, under_way, found = Playback(H, mode, lead=lead), [], []
     for tick in range(ticks):
         for asked, number in [entry for entry in under_way if entry[0] + delay <= tick]:
@@ -50,7 +51,8 @@ def test_open_loop_holds_while_it_waits_and_plays_from_the_first_action() -> Non
 
 
 def test_prefetched_chunks_take_over_at_the_action_that_is_due() -> None:
-    # Asked one tick before chunk 0 ends, with the observation before its action 4: action 0 of chunk 1 is past when it arrives.
+    # Asked one tick before chunk 0 ends, with the observation before its action 4: action 0 of chunk 1 is
+    # past when it arrives.
     assert play("prefetch", 1, 10) == [None, *[(0, i) for i in range(5)], *[(1, i) for i in range(1, 5)]]
 
 
@@ -62,7 +64,8 @@ def test_previews_are_asked_for_as_long_as_some_would_be_played() -> None:
         if playback.previews:
             playback.receive(number, chunk(number), 5, last=False, delay=delay / 2)
         playback.receive(number, chunk(number), 10, last=True, delay=delay)
-    # Before anything is known; once decisions are slow, although the first half of their steps fits into a tick; until they no longer are.
+    # Before anything is known; once decisions are slow, although the first half of their steps fits into a
+    # tick; until they no longer are.
     assert wanted[:9] == [True, False, False, False, *[True] * 5]
     assert wanted[9:50] == [True] * 41
     assert not wanted[-1]
@@ -80,7 +83,8 @@ def test_the_lead_follows_the_delays_and_leaves_h_minus_delay_actions_of_each_ch
 
 
 def test_a_delay_beyond_half_a_chunk_holds_between_chunks() -> None:
-    # With one question at a time, chunks cover the delay up to half their length; beyond it there are holds, but fewer than in open loop.
+    # With one question at a time, chunks cover the delay up to half their length; beyond it there are holds,
+    # but fewer than in open loop.
     for delay in (3, 4, 7):
         prefetch, open_loop = (play(mode, delay, 240)[20:].count(None) for mode in ("prefetch", "open-loop"))
         assert 0 < prefetch <= open_loop < 180
@@ -145,7 +149,8 @@ def test_what_will_be_played_while_the_policy_thinks_is_known() -> None:
 
 
 def test_a_chunk_of_delta_motion_makes_up_for_what_was_played_in_its_stead() -> None:
-    """Chunk 0 moves by 0.1 a tick. Its last action, 0.5, is played while chunk 1 is made, which meant to move by 0.1 there."""
+    """Chunk 0 moves by 0.1 a tick. Its last action, 0.5, is played while chunk 1 is made, which meant to move
+    by 0.1 there."""
     first, second = (np.full((H, 2), 0.1, np.float32) for _ in range(2))
     first[-1] = 0.5
     bounds = DeltaBounds(np.array([True, False]), np.full(2, -0.2), np.full(2, 1.0))

@@ -1,4 +1,5 @@
-"""The real-time loop on a simulated clock, in ticks, and against a real server that is killed while the plant moves."""
+"""The real-time loop on a simulated clock, in ticks, and against a real server that is killed while the plant
+moves."""
 
 import dataclasses
 import json
@@ -279,7 +280,8 @@ def test_nothing_is_made_up_for_where_the_contract_names_no_controller(contract:
 
 
 def test_making_up_never_turns_allowed_actions_into_refused_ones(contract: Contract) -> None:
-    """Any two of the policy's actions are within the rate of each other; a made-up command and the action after it need not be."""
+    """Any two of the policy's actions are within the rate of each other; a made-up command and the action
+    after it need not be."""
     plant = Rail(300)
     loop, _ = drive(plant, Trembling(contract), limits=Limits(actions={"dx": ActionLimit(rate=0.2)}))
     result = loop.run_episode(0)

@@ -134,7 +134,8 @@ def test_holds_bring_delta_motion_to_zero_and_keep_absolute_targets(limits, acti
 
 
 class Adversary:
-    """Answers as it likes: with nonsense, jumps, several answers at once, answers to other questions, or not at all."""
+    """Answers as it likes: with nonsense, jumps, several answers at once, answers to other questions, or not
+    at all."""
 
     def __init__(self, moves: list[list[tuple[str, float, int]]]):
         self.moves = iter(moves)

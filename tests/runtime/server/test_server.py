@@ -135,7 +135,8 @@ def test_a_stopped_server_makes_the_call_raise_at_its_deadline_and_late_replies_
 
 
 def test_a_late_reply_is_counted_and_dropped() -> None:
-    """A stand-in server that answers the first request only after the second, which no real server of ours does on demand."""
+    """A stand-in server that answers the first request only after the second, which no real server of ours
+    does on demand."""
     context = zmq.Context()
     router = context.socket(zmq.ROUTER)
     port = router.bind_to_random_port("tcp://127.0.0.1")
@@ -217,7 +218,8 @@ def test_a_request_whose_budget_is_spent_in_the_queue_is_not_computed(bundle: Pa
         socket.connect(address)
         socket.send_multipart([msgpack.packb({"v": 1, "id": 0, "epoch": 1, "op": "ping"})])
         socket.recv_multipart()
-        # Stopped while they arrive, so that all of them are taken in together: a long one first, then one that cannot wait.
+        # Stopped while they arrive, so that all of them are taken in together: a long one first, then one
+        # that cannot wait.
         process.send_signal(signal.SIGSTOP)
         for _ in range(20):
             socket.send_multipart(ask(1, candidates=256, value=True))

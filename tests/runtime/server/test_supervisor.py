@@ -54,7 +54,8 @@ def test_workers_share_an_endpoint_and_one_that_dies_is_replaced(bundle: Path, t
         assert len(before) == 2
         os.kill(before[0], signal.SIGKILL)
         for policy in policies:
-            # A call that was on the dead one's connection raises at its deadline; the next goes to a worker that lives.
+            # A call that was on the dead one's connection raises at its deadline; the next goes to a worker
+            # that lives.
             start = time.monotonic()
             try:
                 decision = policy.act(sample, seed=1, deadline=0.5)
