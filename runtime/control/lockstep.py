@@ -1,5 +1,5 @@
-"""The lock-step control loop: ask the policy for a chunk, play it open loop, ask again. The plant waits for
-the policy.
+"""The lock-step control loop: request a chunk, play all of it, request the next. The plant waits for the
+policy.
 
 A tick without a fresh action is a hold, per action dimension as the contract says.
 """
@@ -17,6 +17,8 @@ from rql_deploy.plant import EpisodeResult, EpisodicPlant, Observation
 from rql_deploy.policy import Decision, Policy
 from rql_deploy.seeding import decision_seed
 
+from .safety import zero_on_hold
+
 MAX_CONSECUTIVE_HOLDS = 20
 
 
@@ -30,10 +32,10 @@ class ControlLoop:
         self.candidates, self.deadline = candidates, deadline
 
     def run_episode(self, seed: int) -> EpisodeResult:
-        """Play one episode from `seed` to success, the horizon or a fault; the same seed and policy give the
-        same episode.
+        """Play one episode from `seed` until success, the horizon or a fault. Repeats exactly for one seed
+        and policy.
 
-        A plant that raises ends it too: as failed, with the reason in `error`.
+        An exception of the plant ends the episode as failed, with the reason in `error`.
         """
         try:
             self.plant.reset(seed)
@@ -45,8 +47,7 @@ class ControlLoop:
             return EpisodeResult(seed, False, 0, error=f"the policy could not be reset: {missed}")
         description = self.policy.contract.plant
         chunk: list[NDArray[np.float32]] = []
-        # An arm under absolute control has to be told to stay where it is; a plant that needs this says what
-        # that takes.
+        # An arm with absolute targets must be told to stay; such a plant has the command for that.
         last = hold_action(description, getattr(self.plant, "rest_action", None))
         round_trip: list[float] = []
         inference: list[float] = []
@@ -100,20 +101,14 @@ class ControlLoop:
 
 
 def plant_failure(what: str, failure: Exception) -> str:
-    """The sentence for an exception of the plant."""
+    """One sentence on an exception of the plant."""
     return f"the plant {what} ({type(failure).__name__}: {failure})"
 
 
 def hold_action(plant: PlantDescription, last: NDArray[np.float32] | None) -> NDArray[np.float32]:
-    """The action `[A]` of a tick without a fresh one: zero for delta motion, the last value for an absolute
-    target.
+    """Action `[A]` of a tick without a fresh one: zero for delta motion, the last value for absolute targets.
 
-    Before any action, a repeated dimension starts from the low end of its bounds (an open gripper).
+    Before the first action, absolute targets are at the low end of their bounds (an open gripper).
     """
-    return np.array(
-        [
-            0.0 if a.hold == "null" else (a.low if last is None else last[i])
-            for i, a in enumerate(plant.actions)
-        ],
-        np.float32,
-    )
+    repeated = plant.action_low if last is None else last
+    return np.where(zero_on_hold(plant), 0.0, repeated).astype(np.float32)

@@ -17,7 +17,7 @@ URGENT = 3.0
 BEST_EFFORT_DEADLINE = 1.0
 """Seconds from receipt after which a request without a deadline is sorted as if it were due."""
 URGENT_MEMORY = 1.0
-"""Seconds after an urgent request in which others are not unrolled: an unrolled call cannot be interrupted."""
+"""Seconds after an urgent request in which nothing is unrolled: such a call cannot be interrupted."""
 
 
 class Budget:

@@ -89,7 +89,7 @@ class Engine:
     # All steps in one call.
 
     def _unrollable(self, now: float) -> list[Job]:
-        """Waiting jobs for one unrolled call; none if a waiting job needs single steps or has no time for it."""
+        """Waiting jobs for one unrolled call; none if one of them needs single steps or lacks the time."""
         if len(self._waiting) > 1:
             self._sort_waiting()
         costs, jobs, rows, value_rows, due = self.model.costs, [], 0, 0, math.inf
@@ -118,7 +118,7 @@ class Engine:
         return jobs
 
     def _sort_waiting(self) -> None:
-        """Earliest deadline first; a job without one is due after `BEST_EFFORT_DEADLINE`: it cannot starve."""
+        """Earliest deadline first; jobs without one are due after `BEST_EFFORT_DEADLINE`, so none starves."""
 
         def due(job: Job) -> float:
             return job.received + BEST_EFFORT_DEADLINE if job.due is None else job.due

@@ -79,7 +79,7 @@ class Model:
         return ((actions - self._centre) / self._half_range).reshape(len(actions), -1)
 
     def refine(self, features: Array, x: Array, f: Array, delta: Array) -> tuple[Array, Array]:
-        """One refinement step -> next x `[B, hA]` and preview `[B, h, A]`; large batches take several calls."""
+        """One refinement step -> next x `[B, hA]` and preview `[B, h, A]`; several calls for many rows."""
         if len(x) <= MAX_STEP_ROWS:
             next_x, preview = self._sessions["refine"].run(
                 None, {"features": features, "x": x, "f": f, "delta": delta}

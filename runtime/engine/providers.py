@@ -33,7 +33,8 @@ def _session(bundle: Bundle, graph: str, provider: str) -> Any:
     available = onnxruntime.get_available_providers()
     if provider not in available:
         raise UserError(
-            f"the installed onnxruntime has no {provider} (it has {', '.join(available)}): install a build with it"
+            f"the installed onnxruntime has no {provider} (it has {', '.join(available)})",
+            hint="install a build with it",
         )
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
@@ -45,7 +46,8 @@ def _session(bundle: Bundle, graph: str, provider: str) -> Any:
         )
     except Exception as error:  # onnxruntime raises RuntimeError and its own classes
         raise BundleError(
-            f"{provider} cannot load {graph}.onnx ({str(error).splitlines()[0]}): serve it with --provider cpu"
+            f"{provider} cannot load {graph}.onnx ({str(error).splitlines()[0]})",
+            hint="serve it with --provider cpu",
         ) from error
     # onnxruntime silently uses the CPU when a driver is missing; decisions would then be slower than planned.
     if provider not in session.get_providers():
