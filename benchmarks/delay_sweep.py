@@ -2,8 +2,8 @@
 
     python benchmarks/delay_sweep.py [--bundle NAME=PATH ...] [--task robosuite:Lift] [--episodes 200] [--delays 0 0.5 1 2 4]
 
-Ways other than the three modes: `prefix`, `compensated` and `anytime+compensated` (see `Condition`). Delay compensation changes nothing where
-the contract names no controller (OGBench); leave these two out there.
+Ways other than the three modes: `prefix`, `compensated` and `anytime+compensated` (see `Condition`). Delay compensation changes nothing
+where the contract names no controller (OGBench); leave these two out there.
 
 The real-time loop on a simulated clock: the simulator does not wait for the policy, whose decisions arrive so many control periods after
 their observation (previews evenly spread before, as they would be if refinement took all of that time). A tick without a fresh action is

@@ -18,7 +18,7 @@ EXTRAS = ("serve", "train", "sim", "hub", "arrow")
 
 
 @click.command("doctor")
-@click.option("--require", "required", multiple=True, type=click.Choice(EXTRAS), help="Extras that must work here; problems of others are only noted.")
+@click.option("--require", "required", multiple=True, type=click.Choice(EXTRAS), help="Extras that must work here; others are only noted.")
 @click.option("--control-rate", default=20.0, show_default=True, type=FiniteRange(1, 2000), help="Rate that a loop here must keep, in Hz.")
 @click.option("--port", "ports", multiple=True, type=click.IntRange(1, 65535), help="Ports that must be free (default 5555).")
 @click.option(

@@ -58,9 +58,7 @@ if TYPE_CHECKING:
 @click.option("--duration", type=FiniteRange(min=0.1), help="With --real-time: seconds after which an episode ends.")
 @click.option("--log", type=click.Path(path_type=Path), help="With --real-time: write every tick to this file as JSON lines.")
 @click.option("--record", metavar="OUTPUT", help="With --real-time: write the episodes as a Minari data set.")
-@click.option(
-    "--no-fault-latch", is_flag=True, help="With --real-time: count faults instead of stopping, for measurements on simulators."
-)
+@click.option("--no-fault-latch", is_flag=True, help="With --real-time: count faults instead of stopping, for measurements on simulators.")
 @click.option(
     "--priority", type=click.IntRange(1, 99), help="With --real-time: SCHED_FIFO priority of the loop, where the system allows it."
 )
@@ -134,7 +132,18 @@ def command(
                 from .realtime import RealTimeOptions, play
 
                 options = RealTimeOptions(
-                    mode, compensate_delay, limits, value_gate, duration, log, record, no_fault_latch, priority, candidates, timeout, as_json
+                    mode,
+                    compensate_delay,
+                    limits,
+                    value_gate,
+                    duration,
+                    log,
+                    record,
+                    no_fault_latch,
+                    priority,
+                    candidates,
+                    timeout,
+                    as_json,
                 )
                 results, figures = play(task, description, reported, policy, options, seeds)
             else:
