@@ -1,4 +1,4 @@
-"""Structured logs, off the hot path: events go into a queue, a thread writes them as one JSON object a line."""
+"""Structured logs: a thread takes events from a queue and writes one JSON object per line."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ class JsonLines(logging.Formatter):
 
 
 def start_logging(stream: TextIO | None = None, *, worker: int | None = None) -> QueueListener:
-    """Log the package's events to `stream` (standard error) from a thread; `stop()` the result to write out
-    what is queued.
+    """Log the package's events to `stream` (default standard error) from a thread; `stop()` of the result
+    flushes.
 
-    `worker` is the number that the events of one of several server processes carry.
+    `worker` is added to every event, if given.
     """
     events: queue.SimpleQueue[logging.LogRecord] = queue.SimpleQueue()
     handler = logging.StreamHandler(stream or sys.stderr)

@@ -12,14 +12,14 @@ from rql_deploy.runtime.engine.request import Done
 from rql_deploy.runtime.wire import protocol
 
 from .metrics import Metrics
-from .registry import Lanes
+from .registry import ModelRegistry
 from .requests import Arrays
 
 Header = dict[str, Any]
 
 
-class Ticket(NamedTuple):
-    """Whose request a job is."""
+class ReplyContext(NamedTuple):
+    """What is needed to reply to the request of a job."""
 
     client: bytes
     echo: Header
@@ -28,38 +28,38 @@ class Ticket(NamedTuple):
     model: Model
 
 
-def hello(lanes: Lanes, name: object, *, records: bool) -> tuple[Header, Arrays]:
-    """What this server is, and the contract of the bundle that was asked for."""
-    lane = lanes.find(name)
-    contract = lane.model.contract
+def hello(registry: ModelRegistry, name: object, *, records: bool) -> tuple[Header, Arrays]:
+    """The server's version and bundles, and the contract of the bundle that was asked for."""
+    slot = registry.find(name)
+    contract = slot.model.contract
     text = np.frombuffer(contract.to_json().encode(), np.uint8)
     head = {
         "server": f"rql-deploy {rql_deploy.__version__}",
         "capabilities": list(protocol.OPERATIONS),
-        "bundle": lane.model.name,
-        "bundles": {name: other.model.contract.contract_id for name, other in lanes.by_name.items()},
+        "bundle": slot.model.name,
+        "bundles": {name: other.model.contract.contract_id for name, other in registry.by_name.items()},
         "contract_id": contract.contract_id,
         "records": records,
     }
     return head, {"contract": text}
 
 
-def statistics(lanes: Lanes, metrics: Metrics) -> Header:
-    """The server's counts, and what each bundle's work costs here."""
+def statistics(registry: ModelRegistry, metrics: Metrics) -> Header:
+    """The server's counters, and measured durations of each bundle's steps."""
     return {
         **metrics.to_plain(),
         "bundles": {
-            name: {"contract_id": lane.model.contract.contract_id, "F": lane.model.contract.F, "costs": lane.model.costs.summary()}
-            for name, lane in lanes.by_name.items()
+            name: {"contract_id": slot.model.contract.contract_id, "F": slot.model.contract.F, "costs": slot.model.costs.summary()}
+            for name, slot in registry.by_name.items()
         },
     }
 
 
-def decision_header(done: Done, ticket: Ticket, server: float) -> Header:
-    """Header of a decision on which the server spent `server` seconds, waiting included."""
+def decision_header(done: Done, context: ReplyContext, server: float) -> Header:
+    """Header of a decision; `server` is seconds from receipt to reply."""
     job = done.job
     head = {
-        **ticket.echo,
+        **context.echo,
         "ok": True,
         "value": done.value,
         "spread": done.spread,
@@ -73,6 +73,6 @@ def decision_header(done: Done, ticket: Ticket, server: float) -> Header:
         head |= {"candidate": done.candidate, "compared": done.candidates_scored}
     if job.steps_reduced or job.deltas:
         head["deltas"] = done.deltas
-    if ticket.contract is not None:
-        head["contract_id"] = ticket.contract
+    if context.contract is not None:
+        head["contract_id"] = context.contract
     return head

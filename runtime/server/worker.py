@@ -1,5 +1,5 @@
-"""A worker's process: one server on the shared listening socket, which tells the supervisor what happens and
-answers its questions."""
+"""A worker process: one server on the shared socket; it sends notices to the supervisor and answers its
+queries."""
 
 from __future__ import annotations
 
@@ -12,24 +12,24 @@ from multiprocessing.connection import Connection
 from rql_deploy.contract import Contract
 from rql_deploy.errors import DeadlineMissed, UserError
 
-from .app import ServerConfig, Serving, serving
+from .app import RunningServer, ServerConfig, serving
 
-ASK_TIMEOUT = 1.0
-"""Seconds within which a healthy worker answers."""
-IDLE = 0.2
-"""Seconds between looks at whether a worker is to end."""
+QUERY_TIMEOUT = 1.0
+"""Seconds within which a healthy worker answers a query."""
+POLL_INTERVAL = 0.2
+"""Seconds between checks whether the worker ends."""
 
 
-def work(
+def run_worker(
     config: ServerConfig,
     number: int,
     listener: socket.socket,
     notices: Connection,
-    asks: Connection,
+    queries: Connection,
     predecessors: dict[str, str],
 ) -> None:
     """Serve until told to stop; exits with status 2 when the server cannot start."""
-    agreed = {name: Contract.from_json(text) for name, text in predecessors.items()}
+    known_contracts = {name: Contract.from_json(text) for name, text in predecessors.items()}
 
     def swapped(name: str, contract: Contract) -> None:
         notices.send(("swapped", {name: contract.to_json()}))
@@ -37,9 +37,13 @@ def work(
     try:
         with (
             serving(
-                config, listener=listener.fileno(), worker=number, agreed=agreed, on_swap=swapped
+                config,
+                listener=listener.fileno(),
+                worker=number,
+                known_contracts=known_contracts,
+                on_swap=swapped,
             ) as found,
-            _answering(found, asks),
+            _answer_queries(found, queries),
         ):
             contracts = {model.name: model.contract.to_json() for model in found.models}
             notices.send(
@@ -60,21 +64,22 @@ def work(
 
 
 @contextlib.contextmanager
-def _answering(found: Serving, asks: Connection) -> Iterator[None]:
-    """Answer the supervisor, in a thread that is a client of the engine's; stop when the supervisor is gone."""
+def _answer_queries(found: RunningServer, queries: Connection) -> Iterator[None]:
+    """Within the block, answer the supervisor's queries in a thread; stop the server when the supervisor is
+    gone."""
     ended = threading.Event()
 
     def answer() -> None:
         channel = found.channel()
         try:
             while not ended.is_set():
-                if not asks.poll(IDLE):
+                if not queries.poll(POLL_INTERVAL):
                     continue
-                number, operation = asks.recv()
+                number, operation = queries.recv()
                 reply = None
                 with contextlib.suppress(DeadlineMissed, UserError):
-                    reply = channel.call({"op": operation}, {}, ASK_TIMEOUT)[0]
-                asks.send((number, reply))
+                    reply = channel.call({"op": operation}, {}, QUERY_TIMEOUT)[0]
+                queries.send((number, reply))
         except (EOFError, OSError):
             found.server.stop()
         finally:
@@ -85,6 +90,6 @@ def _answering(found: Serving, asks: Connection) -> Iterator[None]:
     try:
         yield
     finally:
-        # Its socket must be closed before the server's context is.
+        # The thread's socket must be closed before the server's context.
         ended.set()
         thread.join()

@@ -1,4 +1,4 @@
-"""Who may drive, and what strangers can do."""
+"""Keys, quotas, and what malformed messages can do."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def test_keys_that_others_can_read_are_refused(bundle: Path, tmp_path: Path) -> 
     assert_refused(cli("serve", bundle, "--keys", tmp_path / "none"), "is not a key file")
 
 
-def test_one_client_cannot_take_more_than_its_share(bundle: Path) -> None:
+def test_a_client_beyond_its_rate_is_rejected_and_others_are_served(bundle: Path) -> None:
     with serving(bundle, "--max-rate", "50") as (address, _), RemotePolicy.connect(address) as greedy:
         codes = []
         for _ in range(60):
@@ -133,7 +133,7 @@ def final_reply(socket: zmq.Socket[bytes]) -> bool:
     return bool(header.get("last", True))
 
 
-def test_malformed_messages_cost_a_well_behaved_client_nothing(bundle: Path) -> None:
+def test_malformed_messages_do_not_affect_other_clients(bundle: Path) -> None:
     source = random.Random(0)
     with (
         serving(bundle, "--max-rate", "1000000") as (address, process),
@@ -159,7 +159,7 @@ def test_malformed_messages_cost_a_well_behaved_client_nothing(bundle: Path) -> 
         assert process.poll() is None
 
 
-def test_a_huge_frame_ends_its_senders_connection_and_nothing_else(bundle: Path) -> None:
+def test_a_huge_frame_ends_only_its_senders_connection(bundle: Path) -> None:
     with serving(bundle) as (address, process), RemotePolicy.connect(address) as policy:
         before = int(Path(f"/proc/{process.pid}/statm").read_text().split()[1])
         with zmq.Context() as context, context.socket(zmq.DEALER) as socket:

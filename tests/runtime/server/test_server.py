@@ -243,7 +243,7 @@ def test_a_port_in_use_is_one_sentence(bundle: Path, endpoint: str) -> None:
     assert_refused(run_cli("serve", bundle, "--bind", endpoint), "cannot listen on", "another port")
 
 
-def test_the_network_is_refused_unless_typed_out(bundle: Path) -> None:
+def test_the_network_is_refused_without_keys_or_insecure(bundle: Path) -> None:
     for bind in ("tcp://*:5555", "tcp://0.0.0.0:5555", "tcp://192.168.1.5:5555", "tcp://[::]:5555"):
         assert_refused(cli("serve", bundle, "--bind", bind), "unencrypted", "--insecure")
     assert_refused(cli("serve", bundle, "--bind", "5555"), "tcp://HOST:PORT")
@@ -261,7 +261,10 @@ def test_the_server_stops_cleanly_on_sigterm_and_has_no_torch(bundle: Path) -> N
 
 
 def test_the_client_imports_little() -> None:
-    code = "import sys; import rql_deploy.runtime.client; print(*sorted({m.partition('.')[0] for m in sys.modules}))"
+    code = (
+        "import sys; import rql_deploy.runtime.client; "
+        "print(*sorted({m.partition('.')[0] for m in sys.modules}))"
+    )
     loaded = set(
         subprocess.run(
             [sys.executable, "-c", code], capture_output=True, text=True, check=True

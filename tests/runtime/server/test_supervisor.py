@@ -76,7 +76,7 @@ def test_workers_share_an_endpoint_and_one_that_dies_is_replaced(bundle: Path, t
         assert "1 workers were started again" in process.stdout.read()
 
 
-def test_a_bundle_is_exchanged_in_all_workers_and_none_comes_back_with_another(
+def test_a_bundle_is_swapped_in_all_workers_and_a_restarted_one_serves_the_same(
     bundle: Path, successor: Path, tmp_path: Path
 ) -> None:
     import dataclasses
@@ -114,7 +114,7 @@ def test_a_bundle_is_exchanged_in_all_workers_and_none_comes_back_with_another(
         assert process.wait(timeout=20) == 0
 
 
-def test_workers_end_with_the_process_that_watches_them(bundle: Path) -> None:
+def test_workers_end_with_the_supervisor(bundle: Path) -> None:
     with serving(bundle, "--workers", "2") as (_, process):
         workers = children(process.pid)
         process.kill()
@@ -140,4 +140,4 @@ def test_what_workers_cannot_serve_is_one_sentence(bundle: Path, tmp_path: Path)
     with pytest.raises(UserError, match="cannot listen"):
         listen(f"ipc://{path}")
     first.close()
-    listen(f"ipc://{path}")[0].close()  # what a killed server left behind is no obstacle
+    listen(f"ipc://{path}")[0].close()  # The socket file of a killed server is replaced.
