@@ -45,6 +45,12 @@ class EpisodicPlant(Plant, Protocol):
     def close(self) -> None: ...
 
 
+PLANT_FAILED = "plant failed"
+"""Kind of an episode's error: the plant raised an exception, which may be due to what the policy did to it."""
+FAULT = "fault"
+"""Kind of an episode's error: there was no fresh action for too long."""
+
+
 @dataclass(frozen=True)
 class EpisodeResult:
     """What one episode under a policy came to."""
@@ -61,3 +67,5 @@ class EpisodeResult:
     """Seconds inside the policy, per decision."""
     error: str | None = None
     """Why the episode ended early, if it did; such an episode counts as failed."""
+    error_kind: str = ""
+    """`PLANT_FAILED` or `FAULT` where there is an error."""

@@ -78,15 +78,15 @@ def _serve_alone(config: ServerConfig, _workers: int, metrics: tuple[str, int] |
     from rql_deploy.runtime.server.app import serving
 
     with contextlib.ExitStack() as stack:
-        found = stack.enter_context(serving(config))
-        server, contract = found.server, found.models[0].contract
+        running = stack.enter_context(serving(config))
+        server, contract = running.server, running.models[0].contract
         if metrics is not None:
             from rql_deploy.runtime.server.http import LocalStatus
 
-            status = LocalStatus(found.channel)
+            status = LocalStatus(running.channel)
             stack.callback(status.close)
-            found.notes.insert(0, _open_metrics([status], metrics, stack))
-        _announce(contract.plant.task, contract.contract_id, server.endpoint, found.notes)
+            running.notes.insert(0, _open_metrics([status], metrics, stack))
+        _announce(contract.plant.task, contract.contract_id, server.endpoint, running.notes)
         server.run()
         click.echo(f"stopped after {server.requests} requests, {server.errors} refused")
 

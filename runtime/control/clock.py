@@ -23,8 +23,7 @@ class Clock(Protocol):
 
 
 class SystemClock:
-    """The machine's monotonic clock. Sleeps to shortly before the moment, then spins: a sleeping thread wakes
-    up late."""
+    """The machine's monotonic clock. A wait ends spinning, because a sleeping thread wakes up late."""
 
     def __init__(self, spin: float = 200e-6):
         """`spin`: the last seconds of every wait, spent spinning."""
@@ -68,8 +67,7 @@ class Schedule:
         return self.start + self.cycle * self.period
 
     def advance(self, now: float) -> int:
-        """Move to the next cycle that can still start in time, keeping the phase; returns how many were
-        skipped."""
+        """Move to the next cycle that can start in time, in phase; returns how many were skipped."""
         self.cycle += 1
         late = (now - self.deadline) / self.period
         if late <= GRACE:

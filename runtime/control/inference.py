@@ -90,8 +90,7 @@ def run_inference(
     value: bool,
     prefix: bool = False,
 ) -> Iterator[InferenceResult]:
-    """Results of one request as they arrive. An exception of the policy becomes a result: the loop must go
-    on."""
+    """Results of one request as they arrive; an exception of the policy becomes a result, too."""
     number = request.number
     latest: Decision | None = None
     try:
@@ -164,10 +163,9 @@ class ThreadRunner:
 
 
 class SimulatedLatencyRunner:
-    """Runs the policy at once and returns the result `delay` seconds later on the clock, with previews evenly
-    before.
+    """Runs the policy at once and returns the result `delay` seconds later on the clock.
 
-    On a simulated clock a run repeats exactly.
+    Previews are spread evenly over the delay. On a simulated clock a run repeats exactly.
     """
 
     def __init__(

@@ -1,5 +1,4 @@
-"""The lock-step control loop: request a chunk, play all of it, request the next. The plant waits for the
-policy.
+"""The lock-step control loop: the plant waits while the policy makes a chunk, then plays all of it.
 
 A tick without a fresh action is a hold, per action dimension as the contract says.
 """
@@ -13,7 +12,7 @@ from numpy.typing import NDArray
 
 from rql_deploy.contract import PlantDescription
 from rql_deploy.errors import DeadlineMissed
-from rql_deploy.plant import EpisodeResult, EpisodicPlant, Observation
+from rql_deploy.plant import FAULT, PLANT_FAILED, EpisodeResult, EpisodicPlant, Observation
 from rql_deploy.policy import Decision, Policy
 from rql_deploy.seeding import decision_seed
 
@@ -32,19 +31,21 @@ class ControlLoop:
         self.candidates, self.deadline = candidates, deadline
 
     def run_episode(self, seed: int) -> EpisodeResult:
-        """Play one episode from `seed` until success, the horizon or a fault. Repeats exactly for one seed
-        and policy.
+        """Play one episode from `seed` until success, the horizon or a fault.
 
-        An exception of the plant ends the episode as failed, with the reason in `error`.
+        The same seed and policy give the same episode. An exception of the plant ends the episode as failed,
+        with the reason in `error`.
         """
         try:
             self.plant.reset(seed)
         except Exception as failure:
-            return EpisodeResult(seed, False, 0, error=plant_failure("could not be reset", failure))
+            error = plant_failure("could not be reset", failure)
+            return EpisodeResult(seed, False, 0, error=error, error_kind=PLANT_FAILED)
         try:
             self.policy.reset()
         except DeadlineMissed as missed:
-            return EpisodeResult(seed, False, 0, error=f"the policy could not be reset: {missed}")
+            error = f"the policy could not be reset: {missed}"
+            return EpisodeResult(seed, False, 0, error=error, error_kind=FAULT)
         description = self.policy.contract.plant
         chunk: list[NDArray[np.float32]] = []
         # An arm with absolute targets must be told to stay; such a plant has the command for that.
@@ -52,13 +53,13 @@ class ControlLoop:
         round_trip: list[float] = []
         inference: list[float] = []
         steps = holds = consecutive = decisions = 0
-        error = None
+        error, error_kind = None, ""
         while not self.plant.finished:
             if not chunk:
                 try:
                     observation = self.plant.observe()
                 except Exception as failure:
-                    error = plant_failure(f"failed at tick {steps}", failure)
+                    error, error_kind = plant_failure(f"failed at tick {steps}", failure), PLANT_FAILED
                     break
                 try:
                     decision = self._decide(
@@ -70,6 +71,7 @@ class ControlLoop:
                     holds += 1
                     consecutive += 1
                     if consecutive >= MAX_CONSECUTIVE_HOLDS:
+                        error_kind = FAULT
                         error = f"fault after {consecutive} ticks without a fresh action: {missed}"
                         break
                 decisions += 1
@@ -77,18 +79,12 @@ class ControlLoop:
             try:
                 self.plant.apply(last)
             except Exception as failure:
-                error = plant_failure(f"failed at tick {steps}", failure)
+                error, error_kind = plant_failure(f"failed at tick {steps}", failure), PLANT_FAILED
                 break
             steps += 1
-        return EpisodeResult(
-            seed,
-            error is None and self.plant.success,
-            steps,
-            holds,
-            tuple(round_trip),
-            tuple(inference),
-            error,
-        )
+        success = error is None and self.plant.success
+        durations = tuple(round_trip), tuple(inference)
+        return EpisodeResult(seed, success, steps, holds, *durations, error, error_kind)
 
     def _decide(
         self, observation: Observation, seed: int, round_trip: list[float], inference: list[float]

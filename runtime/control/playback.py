@@ -126,8 +126,7 @@ class Playback:
 
     @property
     def previews(self) -> bool:
-        """Whether to request previews: with `anytime`, unless decisions are complete within a tick, when no
-        preview would be played."""
+        """Whether to request previews: with `anytime`, if decisions take more than a tick."""
         return self.mode == "anytime" and (not self._completions or _p90(self._completions) > 1)
 
     @property
@@ -187,8 +186,7 @@ class Playback:
         return True
 
     def missed(self, number: int) -> bool:
-        """Request `number` has failed; the rest of the present chunk still plays. False when it is not the
-        latest."""
+        """Request `number` has failed; the chunk plays on. False when it is not the latest request."""
         if self._pending is None or number != self.requested - 1:
             return False
         self._pending = None
@@ -211,8 +209,7 @@ class Playback:
     def _compensate(
         self, chunk: Chunk, index: int, allowed: tuple[NDArray[np.float64], NDArray[np.float64]] | None
     ) -> NDArray[np.float32]:
-        """Action `index` of the chunk, corrected for what was played while the policy computed (delta motion
-        only).
+        """Action `index` of the chunk; delta motion is corrected for what was played meanwhile.
 
         The chunk expects the plant to have moved by the sum of its first `index` actions. Other actions were
         played instead. The residual, expected minus actual motion, is added as far as `allowed` permits; the
@@ -249,8 +246,7 @@ class Playback:
         self._displacement, self._compensated = self._displacement + command, np.zeros(1, bool)
 
     def discard(self) -> None:
-        """Drop the present chunk because the safety filter rejected an action of it; a running request goes
-        on."""
+        """Drop the chunk, because the safety filter rejected its action; a running request goes on."""
         self._chunk = None
 
     def clear(self) -> None:
@@ -259,6 +255,6 @@ class Playback:
 
 
 def _p90(delays: Sequence[int]) -> int:
-    """90th percentile. Not the maximum: one decision as late as a whole chunk would end prefetching for the
-    next 50."""
+    """p90 of the delays."""
+    # Not the maximum: one decision as late as a whole chunk would end prefetching for the next 50.
     return sorted(delays)[ceil(0.9 * len(delays)) - 1]

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from rql_deploy.errors import UserError
 from rql_deploy.limits import Limits
-from rql_deploy.plant import EpisodeResult, Observation, Plant
+from rql_deploy.plant import FAULT, PLANT_FAILED, EpisodeResult, Observation, Plant
 from rql_deploy.policy import Policy
 from rql_deploy.seeding import decision_seed
 
@@ -136,8 +136,7 @@ class RealTimeLoop:
         self.close()
 
     def reset_fault(self) -> None:
-        """Clear a latched fault; raises UserError during its cool-down. The next action is decided from a new
-        observation."""
+        """Clear a latched fault; raises UserError during the cool-down. Motion needs a new observation."""
         self.watchdog.reset()
 
     def run_episode(
@@ -148,28 +147,27 @@ class RealTimeLoop:
         stop: Callable[[], bool] = lambda: False,
         after_fault: Literal["end", "hold"] = "end",
     ) -> RealTimeResult:
-        """Run until the plant is finished, `duration` seconds have passed, `stop()` returns true, or a fault
-        latches.
+        """Run until the plant is finished, `duration` is over, `stop()` returns true, or a fault latches.
 
-        Before the first decision nothing is commanded. With `after_fault="hold"` the loop holds after a fault
-        until it is stopped or the fault is cleared. At the end the plant is held until the command no longer
-        changes (delta motion is at zero); Ctrl-C ends this, too. An exception of the plant ends the episode
-        as failed, after one hold.
+        `duration` is in seconds. Before the first decision nothing is commanded. With `after_fault="hold"`
+        the loop holds after a fault until it is stopped or the fault is cleared. At the end the plant is held
+        until the command no longer changes (delta motion is at zero); Ctrl-C ends this, too. An exception of
+        the plant ends the episode as failed, after one hold.
         """
         self.statistics = LoopStatistics(self.period)
         self._playback.clear()
         self._runner.reset()
         self._first_request, self._seed, self._moving = self._playback.requested, seed, False
-        error, interrupted = None, False
+        error: str | None = None
+        error_kind, interrupted = "", False
         try:
             self.plant.reset(seed)
             self._start = _rest(self.plant)
             self.filter.reset(self._start)
         except Exception as failure:
-            return RealTimeResult(
-                EpisodeResult(seed, False, 0, error=plant_failure("could not be reset", failure)),
-                self.statistics,
-            )
+            error = plant_failure("could not be reset", failure)
+            episode = EpisodeResult(seed, False, 0, error=error, error_kind=PLANT_FAILED)
+            return RealTimeResult(episode, self.statistics)
         with low_jitter(self._priority):
             schedule = Schedule(self.period, self.clock.now())
             try:
@@ -178,14 +176,16 @@ class RealTimeLoop:
                 interrupted = True
             except Exception as failure:
                 error = plant_failure(f"failed at tick {self.statistics.ticks}", failure)
+                error_kind = PLANT_FAILED
             try:
                 self._settle(schedule, 1 if error else None)
             except KeyboardInterrupt:
                 interrupted = True
-        if self.watchdog.fault is not None:
-            error = error or f"fault: {self.watchdog.fault.reason}"
+        if self.watchdog.fault is not None and error is None:
+            error, error_kind = f"fault: {self.watchdog.fault.reason}", FAULT
         success = error is None and bool(getattr(self.plant, "success", False))
-        episode = EpisodeResult(seed, success, self.statistics.ticks, self.statistics.held, error=error)
+        ticks, held = self.statistics.ticks, self.statistics.held
+        episode = EpisodeResult(seed, success, ticks, held, error=error, error_kind=error_kind)
         return RealTimeResult(episode, self.statistics, interrupted)
 
     def _run(
@@ -209,8 +209,7 @@ class RealTimeLoop:
         return False
 
     def _settle(self, schedule: Schedule, ticks: int | None) -> None:
-        """Hold until the command no longer changes, for at most `ticks`. A second failure of the plant is
-        ignored."""
+        """Hold until the command no longer changes, for at most `ticks`; ignores failures of the plant."""
         previous = None
         with contextlib.suppress(Exception):
             while self._moving and ticks != 0 and not _finished(self.plant):
@@ -327,7 +326,6 @@ def _finished(plant: Plant) -> bool:
 
 
 def _rest(plant: Plant) -> NDArray[np.float32] | None:
-    """The command that keeps the plant where it is: a robot's method `rest`, a simulator's `rest_action`, or
-    None."""
+    """The command that keeps the plant where it is: from its `rest()` or `rest_action`, or None."""
     rest = getattr(plant, "rest", None)
     return getattr(plant, "rest_action", None) if rest is None else rest()

@@ -81,8 +81,7 @@ class SafetyFilter:
     """Checks observations, decisions and actions against the limits; remembers the last command."""
 
     def __init__(self, contract: Contract, limits: Limits | None = None):
-        """Raises ContractError when the limits do not fit the contract, or exclude zero where a hold needs
-        it."""
+        """Raises ContractError when the limits do not fit the contract, or exclude a hold's zero."""
         self.contract = contract
         self.limits = limits if limits is not None else Limits()
         self.limits.check(contract)
@@ -152,8 +151,7 @@ class SafetyFilter:
     def reject_decision(
         self, actions: NDArray[Any], value: float | None, spread: float | None
     ) -> Reason | None:
-        """Why a decision is not played: wrong shape, not finite, or V or spread beyond the gate. None if it
-        may be."""
+        """Why a decision is not played: its shape, NaN or infinity, or the gate. None if it may be."""
         shape = (self.contract.h, len(self.low))
         if actions.shape != shape:
             return Reason("wrong shape", f"a chunk of shape {list(actions.shape)} instead of {list(shape)}")
@@ -232,8 +230,7 @@ class SafetyFilter:
 
 
 def _data_rate(contract: Contract) -> Array:
-    """Default rate limit `[A]` per tick, from the data; infinite if the contract lacks the maximum of the
-    data."""
+    """Default rate limit `[A]` per tick, from the data's maximum; infinite if the contract lacks it."""
     span = contract.plant.action_high - contract.plant.action_low
     calibration = contract.calibration
     if not calibration.levels or calibration.levels[-1] < 1.0:

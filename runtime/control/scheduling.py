@@ -16,8 +16,7 @@ SWITCH_INTERVAL = 1e-4
 
 @contextlib.contextmanager
 def low_jitter(priority: int | None) -> Iterator[None]:
-    """Within the block, switch threads quickly, exempt existing objects from garbage collection, and set the
-    priority.
+    """Within the block, threads switch quickly and garbage collection skips existing objects.
 
     `priority` is 1 to 99 under SCHED_FIFO, for this thread only; None leaves it alone. Raises UserError when
     the system does not allow the priority.

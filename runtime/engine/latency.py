@@ -11,8 +11,7 @@ LOW_QUANTILE = 0.1
 
 
 class CostModel:
-    """Durations in seconds by kind (`encode`, `step`, `value`, `unrolled`) and number of rows, in powers of
-    two.
+    """Durations in seconds by kind (`encode`, `step`, `value`, `unrolled`) and rows (powers of two).
 
     One slow call in ten does not change the p90: it is a hiccup of the machine, and must not cost the next
     requests refinement steps.

@@ -93,8 +93,7 @@ class Model:
         return np.concatenate([p[0] for p in parts]), np.concatenate([p[1] for p in parts])
 
     def rows(self, observation: Mapping[str, NDArray[np.generic]]) -> dict[str, Array]:
-        """Check one observation against the contract; returns its fields as `[1, *shape]`, without extra
-        ones.
+        """Check one observation against the contract; returns the contract's fields as `[1, *shape]`.
 
         Raises ContractError when a field is missing, has another shape, or is not finite.
         """

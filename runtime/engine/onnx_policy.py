@@ -85,10 +85,10 @@ class OnnxPolicy:
                 yield _decision(event, start)
 
     def _continue(self, job: Job, prefix: NDArray[np.float32], start: float) -> Decision:
-        """A chunk whose first actions are fixed to `prefix` (inpainting of action chunks, Black et al. 2025,
-        arXiv:2506.07339, without their guidance).
+        """A chunk whose first actions are fixed to `prefix`.
 
-        Before every refinement step the fixed actions a are set to x(f) = (1 - f) noise + f a.
+        Inpainting of action chunks (Black et al. 2025, arXiv:2506.07339, without their guidance): before
+        every refinement step the fixed actions a are set to x(f) = (1 - f) noise + f a.
         """
         model = self._model
         noise = flow_noise(job.seed, 1, model.chunk_dim)

@@ -114,7 +114,7 @@ def serving(
                 on_swap(name, contract)
 
         server.on_swap = log_swap
-        found = RunningServer(server, models, [])
+        running = RunningServer(server, models, [])
         reloader = Reloader(
             [path for _, path in config.bundles],
             models,
@@ -124,13 +124,13 @@ def serving(
         )
         stack.callback(reloader.close)
         if config.openpi is not None:
-            endpoint = OpenpiEndpoint(found.channel, *config.openpi, shared=listener is not None)
+            endpoint = OpenpiEndpoint(running.channel, *config.openpi, shared=listener is not None)
             stack.callback(endpoint.close)
-            found.notes.append(f"openpi clients on ws://{config.openpi[0]}:{endpoint.port}")
+            running.notes.append(f"openpi clients on ws://{config.openpi[0]}:{endpoint.port}")
         stack.enter_context(stop_on_signals(server, reloader.request))
         if listener is None:
             _warm_up(models)
-        yield found
+        yield running
 
 
 def _require_compatible(models: list[Model], known_contracts: Mapping[str, Contract]) -> None:

@@ -14,8 +14,7 @@ DOMAIN = "rql-deploy"
 
 
 class ServerKeys:
-    """Encrypts a server socket and admits the clients of a keys folder (ZeroMQ Authentication Protocol, RFC
-    27)."""
+    """Encrypts a server socket and admits the clients of a keys folder (ZeroMQ's ZAP, RFC 27)."""
 
     def __init__(self, folder: Path):
         self._folder = folder

@@ -115,8 +115,7 @@ class _Collector:
 
 
 def metric_families(replies: Sequence[dict[str, Any] | None]) -> Iterator[Metric]:
-    """Metrics of `stats` replies, with the label `worker` if there are several; None is a server without
-    reply."""
+    """Metrics of `stats` replies (None: no reply), with the label `worker` if there are several."""
     several = len(replies) > 1
     names = ["worker"] if several else []
     up = GaugeMetricFamily("rql_deploy_up", "Whether the engine's thread answers.", labels=names)

@@ -149,8 +149,7 @@ def _listen_unix(path: str) -> socket.socket:
 
 
 def reserve(host: str, port: int) -> socket.socket:
-    """A bound port on which all workers can listen (SO_REUSEPORT); the kernel spreads connections over
-    them."""
+    """A bound port that workers share (SO_REUSEPORT); the kernel spreads connections over them."""
     reserved = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM)
     reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
     try:

@@ -12,8 +12,7 @@ from typing import TextIO
 
 
 class JsonLines(logging.Formatter):
-    """`{"time": ..., "level": ..., "logger": ..., "event": ..., ...}`; a record's `data` entries join the
-    object."""
+    """`{"time": ..., "level": ..., "logger": ..., "event": ..., ...}` plus the record's `data` entries."""
 
     def __init__(self, worker: int | None = None):
         super().__init__()
@@ -32,10 +31,9 @@ class JsonLines(logging.Formatter):
 
 
 def start_logging(stream: TextIO | None = None, *, worker: int | None = None) -> QueueListener:
-    """Log the package's events to `stream` (default standard error) from a thread; `stop()` of the result
-    flushes.
+    """Log the package's events to `stream` (default standard error) from a thread.
 
-    `worker` is added to every event, if given.
+    `stop()` of the result writes what is queued. `worker` is added to every event, if given.
     """
     events: queue.SimpleQueue[logging.LogRecord] = queue.SimpleQueue()
     handler = logging.StreamHandler(stream or sys.stderr)

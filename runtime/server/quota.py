@@ -35,8 +35,10 @@ class Quota:
         return len(self._clients)
 
     def rejection(self, client: bytes, now: float) -> str | None:
-        """Count one request of `client`; returns why it is rejected, or None (token bucket, burst of half a
-        second)."""
+        """Count one request of `client`; returns why it is rejected, or None.
+
+        A token bucket with a burst of half a second.
+        """
         known = self._clients.get(client)
         if known is None:
             if len(self._clients) >= MAX_CLIENTS:

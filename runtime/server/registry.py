@@ -25,8 +25,7 @@ LOWEST_PRIORITY = 19
 
 
 class ModelSlot:
-    """The model of one name: an engine for new requests, and engines of replaced models that finish
-    theirs."""
+    """The engine of one name, and engines of replaced models that finish their requests."""
 
     def __init__(self, model: Model):
         self.engine = Engine(model)

@@ -62,8 +62,7 @@ class PolicyServer:
         busy_poll: bool = False,
         listener: int | None = None,
     ):
-        """`listener` is the descriptor of a listening socket at `bind` that is shared with other
-        processes."""
+        """`listener` is the descriptor of a listening socket at `bind` that several processes share."""
         check_bind(bind, insecure, keys is not None)
         self.metrics = Metrics()
         self.requests = self.errors = 0
@@ -125,8 +124,7 @@ class PolicyServer:
         self._stopping = True
 
     def schedule_swap(self, name: str, model: Model) -> None:
-        """Have a warm model replace the one of that name between two refinement steps; safe from any
-        thread."""
+        """Replace the model of that name, between two refinement steps; safe from any thread."""
         self._scheduled_swaps.append((name, model))
 
     def run(self) -> None:

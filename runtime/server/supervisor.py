@@ -63,8 +63,7 @@ class Worker:
 
 
 class Supervisor:
-    """Starts `count` workers and keeps them running. A context manager; entering waits until all are
-    ready."""
+    """Starts `count` workers and keeps them running; entering its context waits until all are ready."""
 
     def __init__(self, config: ServerConfig, count: int):
         self.restarts = 0
@@ -73,7 +72,8 @@ class Supervisor:
         self.task = ""
         self.notes: list[str] = []
         self._contracts: dict[str, str] = {}
-        self._failure: str | None = None
+        self._failure: tuple[str, str] | None = None
+        """Kind and text of the error that keeps a worker from starting."""
         self._stopping = self._reload = False
         self._lock = threading.Lock()
         self._last_query = 0
@@ -95,7 +95,8 @@ class Supervisor:
             while not all(worker.ready for worker in self._workers):
                 self._watch()
                 if self._failure is not None:
-                    raise UserError(self._failure)
+                    kind, text = self._failure
+                    raise UserError(text, kind=kind)
                 for worker in self._workers:
                     if not worker.process.is_alive():
                         status = worker.process.exitcode
@@ -234,7 +235,8 @@ class Supervisor:
                 self._contracts = {**self._contracts, **what}
             case "failed":
                 self._failure = what
-                _log.error("worker refused", extra={"data": {"worker": worker.number, "reason": what}})
+                data = {"worker": worker.number, "kind": what[0], "reason": what[1]}
+                _log.error("worker refused", extra={"data": data})
             case "stopped":
                 self.requests += what[0]
                 self.errors += what[1]

@@ -1,5 +1,4 @@
-"""A worker process: one server on the shared socket; it sends notices to the supervisor and answers its
-queries."""
+"""A worker process: one server on the shared socket, which reports to the supervisor."""
 
 from __future__ import annotations
 
@@ -42,35 +41,34 @@ def run_worker(
                 worker=number,
                 known_contracts=known_contracts,
                 on_swap=swapped,
-            ) as found,
-            _answer_queries(found, queries),
+            ) as running,
+            _answer_queries(running, queries),
         ):
-            contracts = {model.name: model.contract.to_json() for model in found.models}
+            contracts = {model.name: model.contract.to_json() for model in running.models}
             notices.send(
                 (
                     "ready",
                     {
-                        "task": found.models[0].contract.plant.task,
+                        "task": running.models[0].contract.plant.task,
                         "contracts": contracts,
-                        "notes": found.notes,
+                        "notes": running.notes,
                     },
                 )
             )
-            found.server.run()
-            notices.send(("stopped", (found.server.requests, found.server.errors)))
+            running.server.run()
+            notices.send(("stopped", (running.server.requests, running.server.errors)))
     except UserError as error:
-        notices.send(("failed", str(error)))
+        notices.send(("failed", (error.kind, str(error))))
         raise SystemExit(2) from None
 
 
 @contextlib.contextmanager
-def _answer_queries(found: RunningServer, queries: Connection) -> Iterator[None]:
-    """Within the block, answer the supervisor's queries in a thread; stop the server when the supervisor is
-    gone."""
+def _answer_queries(running: RunningServer, queries: Connection) -> Iterator[None]:
+    """Within the block, answer the supervisor's queries; stop the server when the supervisor is gone."""
     ended = threading.Event()
 
     def answer() -> None:
-        channel = found.channel()
+        channel = running.channel()
         try:
             while not ended.is_set():
                 if not queries.poll(POLL_INTERVAL):
@@ -81,7 +79,7 @@ def _answer_queries(found: RunningServer, queries: Connection) -> Iterator[None]
                     reply = channel.call({"op": operation}, {}, QUERY_TIMEOUT)[0]
                 queries.send((number, reply))
         except (EOFError, OSError):
-            found.server.stop()
+            running.server.stop()
         finally:
             channel.close()
 

@@ -9,6 +9,7 @@ import pytest
 from rql_deploy.bundle.bundle import Bundle
 from rql_deploy.contract import ActionDimension, Contract
 from rql_deploy.errors import DeadlineMissed
+from rql_deploy.plant import FAULT
 from rql_deploy.policy import Decision
 from rql_deploy.runtime.control.lockstep import MAX_CONSECUTIVE_HOLDS, ControlLoop, hold_action
 from tests.helpers.data import PLANT
@@ -105,6 +106,7 @@ def test_a_server_that_is_gone_ends_the_episode_as_failed(contract: Contract) ->
     assert result.holds == MAX_CONSECUTIVE_HOLDS
     assert result.error is not None
     assert "fault" in result.error
+    assert result.error_kind == FAULT
 
 
 def test_a_policy_that_cannot_be_reset_is_a_failed_episode(contract: Contract) -> None:

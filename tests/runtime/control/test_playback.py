@@ -22,8 +22,10 @@ def play(
     prefetch_ticks: int | None = None,
     silent: frozenset[int] = frozenset(),
 ) -> list[tuple[int, int] | None]:
-    """(chunk, index) played in each tick, None for a hold. Results come `delay` ticks after the request, or
-    never for those in `silent`."""
+    """(chunk, index) played in each tick, None for a hold.
+
+    Results come `delay` ticks after the request; those of `silent` requests never come.
+    """
     playback, running, found = Playback(H, mode, prefetch_ticks=prefetch_ticks), [], []
     for tick in range(ticks):
         for requested, number in [entry for entry in running if entry[0] + delay <= tick]:

@@ -1,5 +1,4 @@
-"""The real-time loop on a simulated clock, in ticks, and against a real server that is killed while the plant
-moves."""
+"""The real-time loop on a simulated clock, and with a real server that is killed."""
 
 import dataclasses
 import json
@@ -14,6 +13,7 @@ import pytest
 from rql_deploy.contract import Contract
 from rql_deploy.errors import ContractError, UserError
 from rql_deploy.limits import ActionLimit, Limits, ObservationLimit
+from rql_deploy.plant import FAULT, PLANT_FAILED
 from rql_deploy.policy import Decision
 from rql_deploy.runtime.client import RemotePolicy
 from rql_deploy.runtime.control.clock import Schedule
@@ -67,6 +67,7 @@ def test_missed_decisions_latch_a_fault_at_the_configured_tick_and_leave_the_pla
     result = loop.run_episode(0)
     assert not result.episode.success
     assert result.episode.error == "fault: 5 ticks in a row without a fresh action (last: late)"
+    assert result.episode.error_kind == FAULT
     fresh = [t.fresh for t in ticks]
     assert fresh[-5:] == [False] * 5
     assert all(fresh[1:-5])
@@ -127,9 +128,11 @@ def test_a_plant_that_raises_ends_the_episode_as_failed(contract: Contract) -> N
     episode = loop.run_episode(0).episode
     assert not episode.success
     assert episode.error == "the plant failed at tick 4 (RuntimeError: the drive has no power)"
+    assert episode.error_kind == PLANT_FAILED
     lock_step = ControlLoop(Rail(fails=4), Scripted(contract)).run_episode(0)  # type: ignore[arg-type]
-    assert (lock_step.success, lock_step.error) == (
+    assert (lock_step.success, lock_step.error_kind, lock_step.error) == (
         False,
+        PLANT_FAILED,
         "the plant failed at tick 4 (RuntimeError: the drive has no power)",
     )
 
@@ -281,8 +284,7 @@ def test_no_delay_compensation_when_the_contract_names_no_controller(contract: C
 
 
 def test_delay_compensation_never_gets_an_allowed_action_rejected(contract: Contract) -> None:
-    """Two of the policy's actions never differ by more than the rate; a compensated command and the next
-    action may."""
+    """The policy's actions keep the rate limit; a compensated command and the next action need not."""
     plant = Rail(300)
     loop, _ = drive(plant, Trembling(contract), limits=Limits(actions={"dx": ActionLimit(rate=0.2)}))
     result = loop.run_episode(0)

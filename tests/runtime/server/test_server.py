@@ -135,8 +135,7 @@ def test_a_stopped_server_makes_the_call_raise_at_its_deadline_and_late_replies_
 
 
 def test_a_late_reply_is_counted_and_dropped() -> None:
-    """A stand-in server that answers the first request only after the second, which no real server of ours
-    does on demand."""
+    """A stand-in server that answers the first request only after the second."""
     context = zmq.Context()
     router = context.socket(zmq.ROUTER)
     port = router.bind_to_random_port("tcp://127.0.0.1")
