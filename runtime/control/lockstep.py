@@ -36,6 +36,7 @@ class ControlLoop:
         The same seed and policy give the same episode. An exception of the plant ends the episode as failed,
         with the reason in `error`.
         """
+        error: str | None = None
         try:
             self.plant.reset(seed)
         except Exception as failure:
@@ -53,7 +54,7 @@ class ControlLoop:
         round_trip: list[float] = []
         inference: list[float] = []
         steps = holds = consecutive = decisions = 0
-        error, error_kind = None, ""
+        error_kind = ""
         while not self.plant.finished:
             if not chunk:
                 try:

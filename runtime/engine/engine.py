@@ -25,7 +25,7 @@ from rql_deploy.seeding import FlowNoise
 
 from .budget import BEST_EFFORT_DEADLINE, REPLY_MARGIN, UNROLLED_ROWS, URGENT, URGENT_MEMORY, Budget
 from .model import MAX_STEP_ROWS, Model
-from .request import Array, Done, Event, Expired, Job, Preview
+from .request import Array, Done, Event, Expired, Job, Preview, decision
 from .unrolled import run_unrolled, stack
 
 NEARLY_ONE = 1.0 - 1e-6
@@ -318,7 +318,7 @@ class Engine:
                 values[id(job)] = all_values[start:stop], all_spreads[start:stop]
                 start = stop
         now = self._clock()
-        return [self._done(job, values.get(id(job)), now) for job, _ in finished]
+        return [decision(job, values.get(id(job)), now) for job, _ in finished]
 
     def _decide(self, job: Job, features: Array, now: float) -> Done:
         """End a job with its latest preview because its time is up."""
@@ -327,33 +327,7 @@ class Engine:
         values = None
         if job.needs_value and job.due - now - REPLY_MARGIN >= costs.p90("value", len(job.active)):
             values = self.model.value_of_chunks(features, job.preview)
-        return self._done(job, values, self._clock())
-
-    def _done(self, job: Job, scores: tuple[Array, Array] | None, now: float) -> Done:
-        assert job.preview is not None
-        best, value, spread = 0, None, None
-        if scores is not None:
-            values, spreads = scores
-            best = int(values.argmax())
-            if job.value:
-                value, spread = float(values[best]), float(spreads[best])
-        deltas = tuple(job.step_sizes)
-        if job.f < 1.0:
-            # The last step of the preview went to f = 1.
-            deltas = (*deltas[:-1], float(np.float32(1.0) - (job.f - np.float32(deltas[-1]))))
-        scored = 1 if scores is None else len(job.active)
-        actions = job.preview[best]
-        return Done(
-            job,
-            actions,
-            value,
-            spread,
-            job.active[best],
-            scored,
-            deltas,
-            job.started - job.received,
-            now - job.started,
-        )
+        return decision(job, values, self._clock())
 
     def _compress(self, kept: NDArray[np.bool_]) -> None:
         self._features, self._x = self._features[kept], self._x[kept]

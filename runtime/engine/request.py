@@ -119,3 +119,29 @@ class EpisodePart(NamedTuple):
 
 
 Event = Preview | Done | Expired
+
+
+def decision(job: Job, scores: tuple[Array, Array] | None, now: float) -> Done:
+    """The decision of a job with its latest preview; `scores` are V and spread of the active candidates."""
+    assert job.preview is not None
+    best, value, spread = 0, None, None
+    if scores is not None:
+        values, spreads = scores
+        best = int(values.argmax())
+        if job.value:
+            value, spread = float(values[best]), float(spreads[best])
+    deltas = tuple(job.step_sizes)
+    if job.f < 1.0:
+        # The last step of the preview went to f = 1.
+        deltas = (*deltas[:-1], float(np.float32(1.0) - (job.f - np.float32(deltas[-1]))))
+    return Done(
+        job=job,
+        actions=job.preview[best],
+        value=value,
+        spread=spread,
+        candidate=job.active[best],
+        candidates_scored=1 if scores is None else len(job.active),
+        deltas=deltas,
+        queue=job.started - job.received,
+        inference=now - job.started,
+    )
