@@ -51,6 +51,12 @@ class EpisodicPlant(Plant, Protocol):
         ...
 
 
+PLANT_FAILED = "plant failed"
+"""Kind of an episode's error: the plant raised an exception, which may be due to what the policy did to it."""
+FAULT = "fault"
+"""Kind of an episode's error: there was no fresh action for too long."""
+
+
 @dataclass(frozen=True)
 class EpisodeResult:
     """What one episode under a policy came to."""
@@ -67,3 +73,5 @@ class EpisodeResult:
     """Seconds inside the policy, per decision."""
     error: str | None = None
     """Why the episode ended early, if it did; such an episode counts as failed."""
+    error_kind: str = ""
+    """`PLANT_FAILED` or `FAULT` where there is an error."""

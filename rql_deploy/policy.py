@@ -14,7 +14,7 @@ from rql_deploy.contract import Contract
 from rql_deploy.plant import Observation
 
 if TYPE_CHECKING:
-    from typing import Unpack
+    from typing_extensions import Unpack
 
 MAX_CANDIDATES = 256
 """Most chunks that one decision may choose among."""
@@ -40,7 +40,7 @@ class Decision:
     """What the noise was made from; the same seed and observation give the same chunk."""
     timing: Mapping[str, float] = field(default_factory=dict)
     """Seconds by stage: `inference` (the policy itself) and, for a remote policy, `queue`, `server` and `round_trip`."""
-    compared: int = 1
+    candidates_scored: int = 1
     """Candidates among which V chose; fewer than asked for when there was no time for all."""
     deltas: tuple[float, ...] = ()
     """Flow time covered by each refinement step; with the seed and the observation they determine the chunk. Empty if not known."""

@@ -20,7 +20,7 @@ from .export_modules import make_contract
 from .rql import RQL, integrate
 
 if TYPE_CHECKING:
-    from typing import Unpack
+    from typing_extensions import Unpack
 
 
 class TorchPolicy:

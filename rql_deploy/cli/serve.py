@@ -11,7 +11,7 @@ import click
 
 if TYPE_CHECKING:
     from rql_deploy.runtime.server.app import ServerConfig
-    from rql_deploy.runtime.server.http import Ask
+    from rql_deploy.runtime.server.http import StatusQuery
 
 
 @click.command("serve")
@@ -78,34 +78,37 @@ def _serve_alone(config: ServerConfig, _workers: int, metrics: tuple[str, int] |
     from rql_deploy.runtime.server.app import serving
 
     with contextlib.ExitStack() as stack:
-        found = stack.enter_context(serving(config))
-        server, contract = found.server, found.models[0].contract
+        running = stack.enter_context(serving(config))
+        server, contract = running.server, running.models[0].contract
         if metrics is not None:
-            from rql_deploy.runtime.server.http import Inquiry
+            from rql_deploy.runtime.server.http import LocalStatus
 
-            inquiry = Inquiry(found.channel)
-            stack.callback(inquiry.close)
-            found.notes.insert(0, _open_metrics([inquiry], metrics, stack))
-        _announce(contract.plant.task, contract.contract_id, server.endpoint, found.notes)
+            status = LocalStatus(running.channel)
+            stack.callback(status.close)
+            running.notes.insert(0, _open_metrics([status], metrics, stack))
+        _announce(contract.plant.task, contract.contract_id, server.endpoint, running.notes)
         server.run()
         click.echo(f"stopped after {server.requests} requests, {server.errors} refused")
 
 
 def _serve_together(config: ServerConfig, workers: int, metrics: tuple[str, int] | None) -> None:
     from rql_deploy.runtime.server.logs import start_logging
-    from rql_deploy.runtime.server.supervisor import Workers
+    from rql_deploy.runtime.server.supervisor import Supervisor
 
     with contextlib.ExitStack() as stack:
         stack.callback(start_logging().stop)
-        fleet = Workers(config, workers)
-        stack.enter_context(fleet.signals())
-        stack.enter_context(fleet)
-        notes = [f"{workers} workers share this endpoint", *fleet.notes]
+        supervisor = Supervisor(config, workers)
+        stack.enter_context(supervisor.signals())
+        stack.enter_context(supervisor)
+        notes = [f"{workers} workers share this endpoint", *supervisor.notes]
         if metrics is not None:
-            notes.insert(0, _open_metrics(fleet.askers(), metrics, stack))
-        _announce(fleet.task, fleet.contract_id, fleet.endpoint, notes)
-        fleet.run()
-        click.echo(f"stopped after {fleet.requests} requests, {fleet.errors} refused; {fleet.restarts} workers were started again")
+            notes.insert(0, _open_metrics(supervisor.status_queries(), metrics, stack))
+        _announce(supervisor.task, supervisor.contract_id, supervisor.endpoint, notes)
+        supervisor.run()
+        click.echo(
+            f"stopped after {supervisor.requests} requests, {supervisor.errors} refused; "
+            f"{supervisor.restarts} workers were started again"
+        )
 
 
 def _announce(task: str, contract_id: str, endpoint: str, notes: list[str]) -> None:
@@ -120,9 +123,9 @@ def _named(entry: str) -> tuple[str | None, Path]:
     return (name, Path(path)) if separator and name and "/" not in name else (None, Path(entry))
 
 
-def _open_metrics(servers: Sequence[Ask], address: tuple[str, int], stack: contextlib.ExitStack) -> str:
-    from rql_deploy.runtime.server.http import Operations
+def _open_metrics(queries: Sequence[StatusQuery], address: tuple[str, int], stack: contextlib.ExitStack) -> str:
+    from rql_deploy.runtime.server.http import MetricsServer
 
-    operations = Operations(servers, *address)
-    stack.callback(operations.close)
-    return f"metrics on {operations.address}/metrics"
+    server = MetricsServer(queries, *address)
+    stack.callback(server.close)
+    return f"metrics on {server.address}/metrics"

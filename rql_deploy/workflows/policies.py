@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rql_deploy.errors import UserError
+from rql_deploy.plant import PLANT_FAILED
 
 if TYPE_CHECKING:
     from rql_deploy.contract import PlantDescription
@@ -19,8 +20,6 @@ if TYPE_CHECKING:
 
 LOCK_STEP_DEADLINE = 30.0
 """Seconds a decision may take while the simulator waits for it."""
-PLANT_FAILURE = "the plant "
-"""How `ControlLoop` begins the error of an episode in which the plant raised, which may well be what the policy did to it."""
 
 
 def torch_policy(checkpoint: Path, plant: PlantDescription, value_members: int | None = None, flow_steps: int | None = None) -> Policy:
@@ -100,7 +99,7 @@ def refuse_fault(result: EpisodeResult) -> None:
 
 def check_episode(result: EpisodeResult) -> None:
     """An episode in which the plant raised counts as failed, which is said; one that another fault ended raises UserError."""
-    if result.error and result.error.startswith(PLANT_FAILURE):
+    if result.error_kind == PLANT_FAILED:
         print(f"\nseed {result.seed} counts as failed: {result.error}", file=sys.stderr)
     else:
         refuse_fault(result)

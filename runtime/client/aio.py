@@ -35,7 +35,7 @@ from .channel import configure, read_reply
 from .transport import Transport
 
 if TYPE_CHECKING:
-    from typing import Self, Unpack
+    from typing_extensions import Self, Unpack
 
 
 class AsyncRemotePolicy(BasePolicy):

@@ -23,7 +23,7 @@ from .channel import Channel
 from .transport import BlockingTransport, Transport, run
 
 if TYPE_CHECKING:
-    from typing import Self, Unpack
+    from typing_extensions import Self, Unpack
 
 
 class RemotePolicy(BasePolicy):

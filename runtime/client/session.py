@@ -142,6 +142,6 @@ class Session:
             observation_time=start,
             seed=(seed or 0) if reply.seed is None else reply.seed,
             timing={**(reply.timing or {}), "round_trip": time.monotonic() - start},
-            compared=1 if reply.compared is None else reply.compared,
+            candidates_scored=1 if reply.compared is None else reply.compared,
             deltas=self._deltas if reply.deltas is None else reply.deltas,
         )

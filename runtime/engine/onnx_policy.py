@@ -1,4 +1,4 @@
-"""A bundle behind the policy interface, in this process: the engine without a server, for evaluation and comparison."""
+"""A bundle as a `Policy` in this process: the engine without a server, for evaluation and comparison."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from .model import Model
 from .request import Done, Job, Preview
 
 if TYPE_CHECKING:
-    from typing import Unpack
+    from typing_extensions import Unpack
 
 
 class OnnxPolicy:
-    """One request at a time through an engine of its own, to the same bytes as behind a socket."""
+    """Runs one request at a time in its own engine; decisions have the same bytes as those of a server."""
 
     def __init__(self, bundle: Bundle):
         self._model = Model(bundle)
@@ -38,7 +38,7 @@ class OnnxPolicy:
         return self._model.contract
 
     def warm_up(self) -> None:
-        """Run every graph, so that the first request does not pay for first-time allocations."""
+        """Run every graph once, so that the first request allocates nothing."""
         self._model.warm_up()
 
     def act(self, observation: Mapping[str, Any], **options: Unpack[ActOptions]) -> Decision:
@@ -69,9 +69,11 @@ class OnnxPolicy:
                 yield _decision(event, start)
 
     def _continue(self, job: Job, prefix: NDArray[np.float32], start: float) -> Decision:
-        """The flow with its first actions given: before every refinement step they are put where flow matching has them at that time,
-        x(f) = (1 - f) noise + f a, and the rest of the chunk is refined beside them (inpainting, as Black et al. 2025, arXiv:2506.07339,
-        describe for action chunks, without their guidance)."""
+        """A chunk whose first actions are fixed to `prefix`.
+
+        Inpainting of action chunks (Black et al. 2025, arXiv:2506.07339, without their guidance): before
+        every refinement step the fixed actions a are set to x(f) = (1 - f) noise + f a.
+        """
         model = self._model
         noise = flow_noise(job.seed, 1, model.chunk_dim)
         given = np.zeros((1, model.contract.h, prefix.shape[1]), np.float32)
@@ -82,7 +84,9 @@ class OnnxPolicy:
         for f, delta in model.schedule:
             x = np.array(x)
             x[:, :size] = (1.0 - f) * noise[:, :size] + f * target
-            x, actions = model.refine(features, x, np.full((1, 1), f, np.float32), np.full((1, 1), delta, np.float32))
+            x, actions = model.refine(
+                features, x, np.full((1, 1), f, np.float32), np.full((1, 1), delta, np.float32)
+            )
         deltas = tuple(delta for _, delta in model.schedule)
         timing = {"inference": time.monotonic() - start}
         return Decision(actions[0], None, None, len(deltas), start, job.seed, timing, deltas=deltas)
@@ -100,15 +104,16 @@ class OnnxPolicy:
         try:
             while self._engine.busy:
                 for event in self._engine.step():
-                    assert isinstance(event, Preview | Done)  # without a deadline nothing expires
+                    assert isinstance(event, Preview | Done)  # Nothing expires without a deadline.
                     yield event
         finally:
-            # Whoever wants no more previews must not leave their rows to the next request.
+            # A caller may stop reading previews early: finish the job, so that the next request finds an
+            # empty batch.
             while self._engine.busy:
                 self._engine.step()
 
     def reset(self) -> None:
-        """Nothing is kept between decisions."""
+        """Does nothing: this policy keeps no state between decisions."""
 
 
 def _decision(done: Done, start: float) -> Decision:
@@ -120,6 +125,6 @@ def _decision(done: Done, start: float) -> Decision:
         observation_time=start,
         seed=done.job.seed,
         timing={"inference": time.monotonic() - start},
-        compared=done.compared,
+        candidates_scored=done.candidates_scored,
         deltas=done.deltas,
     )

@@ -1,8 +1,9 @@
-"""The WebSocket + msgpack protocol of openpi's policy servers, so that robots with the stock `openpi-client` can use our policies.
+"""openpi's WebSocket protocol, for robots that use the `openpi-client` package.
 
-On connecting, the server sends a map of metadata; then every binary message is an observation (a map of named arrays) and is answered
-by a map with `actions` `[h, A]`. Arrays travel as openpi's msgpack maps (`__ndarray__`, `data`, `dtype`, `shape`). That protocol has no
-deadlines, ids or contracts: a robot that can use `rql_deploy.runtime.client` should.
+After connecting, the server sends a map of metadata. Every binary message is then an observation (a map of
+named arrays), and the reply is a map with `actions` `[h, A]`. Arrays are openpi's msgpack maps
+(`__ndarray__`, `data`, `dtype`, `shape`). The protocol has no deadlines, request ids or contracts; prefer
+`rql_deploy.runtime.client`.
 """
 
 from __future__ import annotations
@@ -31,18 +32,29 @@ _log = logging.getLogger("rql_deploy.openpi")
 
 
 class OpenpiEndpoint:
-    """A WebSocket listener whose connections are clients of this process's server."""
+    """A WebSocket server; each of its connections is a client of this process's policy server."""
 
     def __init__(self, channel: Callable[[], Channel], host: str, port: int, *, shared: bool = False):
-        """With `shared`, other processes of this user listen on the same port. Raises UserError when the port is taken."""
+        """With `shared`, other workers listen on the same port. Raises UserError when the port is taken."""
         self._connect = channel
         self._slots = threading.Semaphore(MAX_CONNECTIONS)
         try:
-            # `origins`: a web page that someone opens on this machine may not talk to it; openpi's client sends no origin.
+            # A web page in a browser on this machine must not connect; openpi's client sends no origin.
             options: dict[str, Any] = {"reuse_port": True} if shared else {}
-            self._server = serve(self._converse, host, port, compression=None, max_size=MAX_MESSAGE_BYTES, origins=[None], **options)
+            self._server = serve(
+                self._serve_connection,
+                host,
+                port,
+                compression=None,
+                max_size=MAX_MESSAGE_BYTES,
+                origins=[None],
+                **options,
+            )
         except OSError as error:
-            raise UserError(f"cannot listen on {host}:{port} for openpi clients ({error.strerror}): pass another --openpi port") from error
+            raise UserError(
+                f"cannot listen on {host}:{port} for openpi clients ({error.strerror})",
+                hint="pass another --openpi port",
+            ) from error
         self.port = int(self._server.socket.getsockname()[1])
         self._open: set[ServerConnection] = set()
         self._thread = threading.Thread(target=self._server.serve_forever, name="openpi", daemon=True)
@@ -54,12 +66,12 @@ class OpenpiEndpoint:
         for connection in list(self._open):
             connection.close(1001, "the server stops")
         self._thread.join(timeout=5)
-        # Every connection has a slot; when all are free, no thread uses the server's context any more.
+        # Each connection holds a slot: when all slots are free, no thread uses the server's ZeroMQ context.
         for _ in range(MAX_CONNECTIONS):
             if not self._slots.acquire(timeout=2):
                 break
 
-    def _converse(self, connection: ServerConnection) -> None:
+    def _serve_connection(self, connection: ServerConnection) -> None:
         if not self._slots.acquire(blocking=False):
             connection.close(1013, "too many connections")
             return
@@ -71,7 +83,7 @@ class OpenpiEndpoint:
             for message in connection:
                 connection.send(self._answer(channel, session, message))
         except (ContractError, DeadlineMissed, UserError) as error:
-            # openpi's client takes a text frame for an error and raises it.
+            # openpi's client raises the content of a text frame as an error.
             _log.info("openpi client refused", extra={"data": {"reason": str(error)}})
             connection.send(str(error))
             connection.close(1011, "refused")
@@ -105,7 +117,8 @@ def _metadata(session: Session) -> dict[str, Any]:
         "action_horizon": contract.h,
         "action_dim": contract.plant.action_dim,
         "observation": {
-            field.name: {"shape": list(field.shape), "dtype": field.dtype, "unit": field.unit} for field in contract.plant.fields
+            field.name: {"shape": list(field.shape), "dtype": field.dtype, "unit": field.unit}
+            for field in contract.plant.fields
         },
         "actions": [action.name for action in contract.plant.actions],
     }
@@ -123,9 +136,9 @@ def _pack_array(value: Any) -> Any:
 
 
 def read_observation(message: str | bytes) -> dict[str, NDArray[Any]]:
-    """The arrays of an observation by name; those of a map within it by `outer/inner`. Text, such as a prompt, is left out.
+    """The arrays of an observation by name; an array in a nested map is named `outer/inner`. Text is ignored.
 
-    Raises ServerError when the message is not one of openpi's.
+    Raises ServerError when the message is not openpi's.
     """
     try:
         if isinstance(message, str):

@@ -15,7 +15,7 @@ from rql_deploy.runtime.wire.headers import ActReply, HelloReply, StatsReply
 from rql_deploy.runtime.wire.protocol import Arrays
 
 from .metrics import Metrics
-from .registry import Lanes
+from .registry import ModelRegistry
 
 
 class Echo(NamedTuple):
@@ -25,8 +25,8 @@ class Echo(NamedTuple):
     epoch: int | None = None
 
 
-class Ticket(NamedTuple):
-    """Whose request a job is."""
+class ReplyContext(NamedTuple):
+    """What is needed to reply to the request of a job."""
 
     client: bytes
     echo: Echo
@@ -35,15 +35,15 @@ class Ticket(NamedTuple):
     model: Model
 
 
-def hello(lanes: Lanes, name: str | None, *, records: bool) -> tuple[HelloReply, Arrays]:
+def hello(registry: ModelRegistry, name: str | None, *, records: bool) -> tuple[HelloReply, Arrays]:
     """What this server is, and the contract of the bundle that was asked for."""
-    lane = lanes.find(name)
-    contract = lane.model.contract
+    slot = registry.find(name)
+    contract = slot.model.contract
     reply = HelloReply(
         server=f"rql-deploy {rql_deploy.__version__}",
         capabilities=list(protocol.OPERATIONS),
-        bundle=lane.model.name,
-        bundles={name: other.model.contract.contract_id for name, other in lanes.by_name.items()},
+        bundle=slot.model.name,
+        bundles={name: other.model.contract.contract_id for name, other in registry.by_name.items()},
         contract_id=contract.contract_id,
         records=records,
     )
@@ -51,22 +51,22 @@ def hello(lanes: Lanes, name: str | None, *, records: bool) -> tuple[HelloReply,
 
 
 def statistics(
-    lanes: Lanes, metrics: Metrics, *, ready: bool, in_flight: int, clients: int, worker: int | None
+    registry: ModelRegistry, metrics: Metrics, *, ready: bool, in_flight: int, clients: int, worker: int | None
 ) -> StatsReply:
     """The server's counts, and what each bundle's work costs here."""
     bundles = {
         name: {
-            "contract_id": lane.model.contract.contract_id,
-            "F": lane.model.contract.F,
-            "costs": lane.model.costs.summary(),
+            "contract_id": slot.model.contract.contract_id,
+            "F": slot.model.contract.F,
+            "costs": slot.model.costs.summary(),
         }
-        for name, lane in lanes.by_name.items()
+        for name, slot in registry.by_name.items()
     }
     counts = metrics.to_plain() | {"bundles": bundles, "ready": ready, "worker": worker}
     return msgspec.convert(counts | {"in_flight": in_flight, "clients": clients}, StatsReply)
 
 
-def decision(done: Done, ticket: Ticket, server: float) -> ActReply:
+def decision(done: Done, context: ReplyContext, server: float) -> ActReply:
     """Header of a decision on which the server spent `server` seconds, waiting included."""
     job = done.job
     steps = len(done.deltas)
@@ -76,12 +76,12 @@ def decision(done: Done, ticket: Ticket, server: float) -> ActReply:
         steps_used=steps,
         seed=job.seed,
         timing={"inference": done.inference, "queue": done.queue, "server": server},
-        contract_id=ticket.contract,
+        contract_id=context.contract,
     )
     if job.stream:
         reply.k, reply.last = steps, True
     if job.candidates > 1:
-        reply.candidate, reply.compared = done.candidate, done.compared
-    if job.shortened or job.deltas:
+        reply.candidate, reply.compared = done.candidate, done.candidates_scored
+    if job.steps_reduced or job.deltas:
         reply.deltas = done.deltas
     return reply

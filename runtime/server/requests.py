@@ -26,7 +26,7 @@ MAX_TICKS = 4096
 """Most ticks of one `episode` request."""
 
 
-def read_job(request: headers.Act, arrays: Arrays, model: Model, ticket: Any, received: float) -> Job:
+def read_job(request: headers.Act, arrays: Arrays, model: Model, reply_context: Any, received: float) -> Job:
     """The job that an `act` request asks for. Raises ProtocolError or ContractError."""
     candidates = request.candidates or 1
     prune: tuple[tuple[int, int], ...] = ()
@@ -36,7 +36,7 @@ def read_job(request: headers.Act, arrays: Arrays, model: Model, ticket: Any, re
     if request.deltas is not None:
         deltas = _check_deltas(request.deltas)
     return Job(
-        ticket=ticket,
+        reply_context=reply_context,
         fields=model.rows(arrays),
         seed=random.getrandbits(63) if request.seed is None else request.seed,
         received=received,
@@ -46,7 +46,7 @@ def read_job(request: headers.Act, arrays: Arrays, model: Model, ticket: Any, re
         stream=bool(request.stream),
         prune=prune,
         deltas=deltas,
-        first=(request.first or 0) if deltas is not None else 0,
+        candidate_offset=(request.first or 0) if deltas is not None else 0,
     )
 
 

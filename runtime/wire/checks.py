@@ -36,7 +36,7 @@ class ServerError(UserError):
 
     def __init__(self, code: str, text: str):
         super().__init__(text)
-        self.code = code
+        self.code = self.kind = code
 
     def __reduce__(self) -> tuple[type[ServerError], tuple[str, str]]:
         # Exceptions with arguments of their own do not cross process boundaries otherwise.

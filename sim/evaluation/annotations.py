@@ -19,7 +19,7 @@ from rql_deploy.plant import EpisodeResult, EpisodicPlant, Observation
 from rql_deploy.policy import ActOptions, Decision, Policy, ResolvedOptions
 
 if TYPE_CHECKING:
-    from typing import Unpack
+    from typing_extensions import Unpack
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ from rql_deploy.train.checkpoint import load_checkpoint
 from rql_deploy.train.export_modules import make_contract, make_modules
 from rql_deploy.train.policy import make_policy
 from tests.helpers.commands import ROOT, assert_refused, cli
+from tests.helpers.tiny_bundle import TARGET as TINY_BUNDLE
 
 
 def random_observations(contract: Contract, rows: int, seed: int = 0) -> np.ndarray:
@@ -37,6 +38,15 @@ def test_a_bundle_holds_what_the_design_lists(bundle: Path) -> None:
     opened = Bundle.open(bundle)
     assert set(opened.manifest["files"]) == {file.name for file in bundle.iterdir()} - {"manifest.json"}
     assert opened.contract.provenance.dataset_id == "tiny/flat-v0"
+
+
+def test_the_committed_bundle_has_the_files_and_graphs_that_are_exported_today(bundle: Path) -> None:
+    assert {file.name for file in TINY_BUNDLE.iterdir()} == {file.name for file in bundle.iterdir()}
+    for graph in GRAPHS:
+        committed, exported = (onnx.load(folder / f"{graph}.onnx").graph for folder in (TINY_BUNDLE, bundle))
+        assert committed.input == exported.input
+        assert committed.output == exported.output
+        assert [node.op_type for node in committed.node] == [node.op_type for node in exported.node]
 
 
 def test_every_graph_carries_the_contract_and_standard_operators_only(bundle: Path) -> None:

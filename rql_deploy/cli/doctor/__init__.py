@@ -18,22 +18,22 @@ EXTRAS = ("serve", "train", "sim", "hub", "arrow")
 
 
 @click.command("doctor")
-@click.option("--need", multiple=True, type=click.Choice(EXTRAS), help="Parts that must work here; what others lack is only noted.")
+@click.option("--require", "required", multiple=True, type=click.Choice(EXTRAS), help="Extras that must work here; others are only noted.")
 @click.option("--control-rate", default=20.0, show_default=True, type=FiniteRange(1, 2000), help="Rate that a loop here must keep, in Hz.")
 @click.option("--port", "ports", multiple=True, type=click.IntRange(1, 65535), help="Ports that must be free (default 5555).")
 @click.option(
     "--keys", type=click.Path(path_type=Path), help="Key folder of a server, or key file of a robot (default keys/, if there is one)."
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the findings as JSON.")
-def command(need: tuple[str, ...], control_rate: float, ports: tuple[int, ...], keys: Path | None, as_json: bool) -> None:
+def command(required: tuple[str, ...], control_rate: float, ports: tuple[int, ...], keys: Path | None, as_json: bool) -> None:
     """Check this machine: versions, rendering, onnxruntime, timers, processors, ports, keys; each problem comes with its cure.
 
     The exit status is 1 if there is a problem. Takes a few seconds; changes nothing.
     """
     order: list[tuple[str, Callable[[], list[Finding]]]] = [
-        ("versions", lambda: checks.check_versions(frozenset(need))),
-        ("rendering", lambda: checks.check_rendering("sim" in need)),
-        ("onnxruntime", lambda: checks.check_inference("serve" in need)),
+        ("versions", lambda: checks.check_versions(frozenset(required))),
+        ("rendering", lambda: checks.check_rendering("sim" in required)),
+        ("onnxruntime", lambda: checks.check_inference("serve" in required)),
         ("timers", lambda: checks.check_timers(control_rate)),
         ("processors", checks.check_processors),
         ("ports", lambda: checks.check_ports(ports or (5555,))),

@@ -35,30 +35,30 @@ if TYPE_CHECKING:
 )
 @click.option("--real-time", is_flag=True, help="On a clock that does not wait, behind the safety filter (docs/control.md).")
 @click.option(
-    "--play",
+    "--playback",
     "mode",
     default="anytime",
     show_default=True,
     type=click.Choice(["open-loop", "prefetch", "anytime"]),
-    help="With --real-time: when chunks are asked for, and whether previews are played.",
+    help="With --real-time: when chunks are requested, and whether previews are played.",
 )
 @click.option(
-    "--make-up/--no-make-up",
+    "--compensate-delay/--no-compensate-delay",
     default=True,
     show_default=True,
-    help="With --real-time: a chunk of delta motion makes up for what was played while it was made, where the contract names the "
-    "controller that carries it out (docs/control.md).",
+    help="With --real-time: correct delta motion for what was played while a chunk was computed, where the contract names the "
+    "controller (docs/control.md).",
 )
 @click.option("--limits", type=click.Path(path_type=Path), help="With --real-time: the robot's limits.toml.")
 @click.option(
-    "--gate",
+    "--value-gate",
     type=FiniteRange(0.0, 0.5, max_open=True),
-    help="With --real-time: refuse decisions whose V or spread lies beyond this part of the training data, e.g. 0.01.",
+    help="With --real-time: reject decisions whose V or spread is beyond this share of the training data, e.g. 0.01.",
 )
 @click.option("--duration", type=FiniteRange(min=0.1), help="With --real-time: seconds after which an episode ends.")
 @click.option("--log", type=click.Path(path_type=Path), help="With --real-time: write every tick to this file as JSON lines.")
 @click.option("--record", metavar="OUTPUT", help="With --real-time: write the episodes as a Minari data set.")
-@click.option("--count-faults", is_flag=True, help="With --real-time: count faults and go on, for measurements on simulators.")
+@click.option("--no-fault-latch", is_flag=True, help="With --real-time: count faults instead of stopping, for measurements on simulators.")
 @click.option(
     "--priority", type=click.IntRange(1, 99), help="With --real-time: SCHED_FIFO priority of the loop, where the system allows it."
 )
@@ -74,13 +74,13 @@ def command(
     timeout: float | None,
     real_time: bool,
     mode: Any,
-    make_up: bool,
+    compensate_delay: bool,
     limits: Path | None,
-    gate: float | None,
+    value_gate: float | None,
     duration: float | None,
     log: Path | None,
     record: str | None,
-    count_faults: bool,
+    no_fault_latch: bool,
     priority: int | None,
     as_json: bool,
     **settings: Any,
@@ -92,13 +92,13 @@ def command(
     actions and rate that differ are refused.
     """
     given = {
-        "--no-make-up": not make_up,
+        "--no-compensate-delay": not compensate_delay,
         "--limits": limits,
-        "--gate": gate,
+        "--value-gate": value_gate,
         "--duration": duration,
         "--log": log,
         "--record": record,
-        "--count-faults": count_faults,
+        "--no-fault-latch": no_fault_latch,
         "--priority": priority,
     }
     if not real_time and (stray := [name for name, value in given.items() if value not in (None, False)]):
@@ -132,7 +132,18 @@ def command(
                 from .realtime import RealTimeOptions, play
 
                 options = RealTimeOptions(
-                    mode, make_up, limits, gate, duration, log, record, count_faults, priority, candidates, timeout, as_json
+                    mode,
+                    compensate_delay,
+                    limits,
+                    value_gate,
+                    duration,
+                    log,
+                    record,
+                    no_fault_latch,
+                    priority,
+                    candidates,
+                    timeout,
+                    as_json,
                 )
                 results, figures = play(task, description, reported, policy, options, seeds)
             else:

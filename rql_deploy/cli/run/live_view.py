@@ -51,10 +51,10 @@ class LiveView:
             ("observation age at actuation", _latest(statistics.ages)),
             ("without a fresh action", f"{statistics.held} ({statistics.stale_ratio:.1%}), {watchdog.consecutive} in a row now"),
             ("fresh of the last 100", "-" if rate is None else f"{rate:.0%}"),
-            ("decisions", f"{statistics.decisions}, {statistics.missed} missed, {statistics.stale_answers} too late"),
+            ("decisions", f"{statistics.decisions}, {statistics.missed} missed, {statistics.stale_results} too late"),
             ("drift", f"{statistics.drift * 1e3:.3f} ms"),
         ]
-        rows += [(f"held: {reason}", str(count)) for reason, count in list(statistics.reasons.items())[:5]]
+        rows += [(f"held: {kind}", str(count)) for kind, count in list(statistics.hold_kinds.items())[:5]]
         for name, value in rows:
             # Reasons come from servers and policies too: none of them is markup.
             table.add_row(escape(name), escape(value))

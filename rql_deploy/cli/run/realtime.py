@@ -31,14 +31,14 @@ class RealTimeOptions:
     """What the command line said about a real-time run."""
 
     mode: Mode
-    make_up: bool
+    compensate_delay: bool
     limits: Path | None
-    gate: float | None
-    """Part of the training data that a gate on V and spread would refuse."""
+    value_gate: float | None
+    """Share of the training data that a gate on V and spread would reject."""
     duration: float | None
     log: Path | None
     record: str | None
-    count_faults: bool
+    no_fault_latch: bool
     priority: int | None
     candidates: int
     timeout: float | None
@@ -50,9 +50,9 @@ class RealTimeOptions:
         from rql_deploy.runtime.control.safety import gate_from_calibration
 
         limits = Limits() if self.limits is None else Limits.load(self.limits, contract)
-        if self.gate is None:
+        if self.value_gate is None:
             return limits
-        value, spread = gate_from_calibration(contract, self.gate)
+        value, spread = gate_from_calibration(contract, self.value_gate)
         return dataclasses.replace(
             limits,
             min_value=value if limits.min_value is None else max(value, limits.min_value),
@@ -87,7 +87,7 @@ def play(
         def on_tick(tick: Tick, observation: Mapping[str, Any]) -> None:
             if log is not None:
                 log.write(len(results), tick)
-            if recorder is not None and tick.reason != STANDBY:
+            if recorder is not None and tick.kind != STANDBY:
                 recorder.tick(observation, tick.command, plant.success)
 
         loop = stack.enter_context(
@@ -95,11 +95,11 @@ def play(
                 plant,
                 policy,
                 mode=options.mode,
-                make_up=options.make_up,
+                delay_compensation=options.compensate_delay,
                 limits=limits,
                 candidates=options.candidates,
                 deadline=options.timeout,
-                latch=not options.count_faults,
+                latch=not options.no_fault_latch,
                 priority=options.priority,
                 on_tick=on_tick,
             )
@@ -133,10 +133,10 @@ def play(
 
 def delay_hint(mode: Mode, figures: Sequence[Mapping[str, Any]]) -> str | None:
     """What to try when decisions took longer than a tick; the figures behind it are in docs/control.md, Success versus delay."""
-    lead = figures[-1]["lead"] if figures else 0
-    if mode != "prefetch" or lead < 2:
+    ticks = figures[-1]["prefetch_ticks"] if figures else 0
+    if mode != "prefetch" or ticks < 2:
         return None
-    return f"decisions took {lead} ticks or more: try --play anytime, which loses much less to long delays (docs/control.md)"
+    return f"decisions took {ticks} ticks or more: try --playback anytime, which loses much less to long delays (docs/control.md)"
 
 
 def _last_observation(plant: EpisodicPlant, result: RealTimeResult) -> Mapping[str, Any] | None:

@@ -35,8 +35,12 @@ def test_metrics_health_and_top_show_what_was_served(bundle: Path) -> None:
             policy.act(observation(policy.contract), seed=seed)
         with pytest.raises(ContractError):
             policy.act({})
-        families = {family.name: family for family in text_string_to_metric_families(get(url + "/metrics")[1])}
-        samples = {(s.name, *s.labels.values()): s.value for family in families.values() for s in family.samples}
+        families = {
+            family.name: family for family in text_string_to_metric_families(get(url + "/metrics")[1])
+        }
+        samples = {
+            (s.name, *s.labels.values()): s.value for family in families.values() for s in family.samples
+        }
         assert samples["rql_deploy_up",] == 1
         assert samples["rql_deploy_requests_total", "act"] == 6
         assert samples["rql_deploy_errors_total", "bad_observation"] == 1
@@ -62,7 +66,7 @@ def test_metrics_health_and_top_show_what_was_served(bundle: Path) -> None:
             others = []
 
 
-def test_side_listeners_stay_on_this_machine(bundle: Path) -> None:
+def test_metrics_and_openpi_listen_on_loopback_only(bundle: Path) -> None:
     for option in ("--metrics", "--openpi"):
         assert_refused(cli("serve", bundle, option, "0.0.0.0:9100"), option, "--insecure")
         assert_refused(cli("serve", bundle, option, "somewhere"), option, "PORT")
@@ -73,7 +77,9 @@ def test_a_provider_that_is_not_installed_is_one_sentence(bundle: Path) -> None:
     assert_refused(cli("serve", bundle, "--provider", "gpu"), "no provider 'gpu'", "tensorrt")
 
 
-def test_a_new_bundle_takes_over_under_load_without_a_request_lost(bundle: Path, successor: Path, tmp_path: Path) -> None:
+def test_a_bundle_is_swapped_under_load_without_losing_a_request(
+    bundle: Path, successor: Path, tmp_path: Path
+) -> None:
     place = tmp_path / "bundle"
     shutil.copytree(bundle, place)
     new_id = Bundle.open(successor).contract.contract_id
@@ -116,7 +122,7 @@ def test_a_new_bundle_takes_over_under_load_without_a_request_lost(bundle: Path,
         assert len(seen) == 2
 
 
-def test_an_incompatible_or_damaged_bundle_is_not_taken(bundle: Path, tmp_path: Path) -> None:
+def test_an_incompatible_or_damaged_bundle_is_not_swapped_in(bundle: Path, tmp_path: Path) -> None:
     place = tmp_path / "bundle"
     shutil.copytree(bundle, place)
     contract = Bundle.open(bundle).contract
@@ -135,7 +141,7 @@ def test_an_incompatible_or_damaged_bundle_is_not_taken(bundle: Path, tmp_path: 
         assert np.array_equal(policy.act(observation(policy.contract), seed=1).actions, before)
 
 
-def test_sigterm_answers_what_is_under_way_and_refuses_the_rest(bundle: Path) -> None:
+def test_sigterm_finishes_running_requests_and_rejects_the_rest(bundle: Path) -> None:
     with serving(bundle) as (address, process), RemotePolicy.connect(address) as policy:
         policy.act(observation(policy.contract))
         channel = Channel(address)
@@ -171,12 +177,19 @@ def test_several_bundles_are_served_by_name(bundle: Path, successor: Path) -> No
     assert_refused(cli("serve", bundle, bundle), "two bundles are called")
 
 
-def test_a_recording_replays_to_the_same_bytes_and_survives_being_cut_short(bundle: Path, tmp_path: Path) -> None:
+def test_a_recording_replays_to_the_same_bytes_and_survives_being_cut_short(
+    bundle: Path, tmp_path: Path
+) -> None:
     folder = tmp_path / "recording"
     with serving(bundle, "--record", str(folder)) as (address, process):
         with RemotePolicy.connect(address) as policy:
             for seed in range(6):
-                policy.act(observation(policy.contract, seed), candidates=1 + seed % 3, value=seed % 2 == 0, deadline=5.0)
+                policy.act(
+                    observation(policy.contract, seed),
+                    candidates=1 + seed % 3,
+                    value=seed % 2 == 0,
+                    deadline=5.0,
+                )
         os.kill(process.pid, signal.SIGTERM)
         assert process.wait(timeout=10) == 0
     records = [record for record in read_recording(folder) if record["kind"] == "decision"]

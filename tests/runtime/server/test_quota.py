@@ -15,10 +15,11 @@ from rql_deploy.runtime.client.channel import Channel
 from rql_deploy.runtime.engine.model import Model
 from rql_deploy.runtime.server import quota
 from rql_deploy.runtime.server import server as servers
-from rql_deploy.runtime.server.quota import Guard
+from rql_deploy.runtime.server.quota import Quota
 from rql_deploy.runtime.server.server import INTERNAL, PolicyServer
 from rql_deploy.runtime.wire import protocol
 from tests.helpers.commands import LIFT_BUNDLE
+from tests.helpers.wire import raw_message, read_header
 
 
 class WatchedModel(Model):
@@ -47,12 +48,14 @@ def answers(requests: dict[str, int]) -> dict[str, Counter[str]]:
         channels = {name: Channel(INTERNAL, context=server.context) for name in requests}
         for name, count in requests.items():
             for number in range(count):
-                header = {"v": protocol.VERSION, "id": number, "epoch": 1, "op": "act"}
-                protocol.send(channels[name].socket, protocol.encode(header, fields))
+                request = raw_message({"v": protocol.VERSION, "id": number, "epoch": 1, "op": "act"}, fields)
+                protocol.send(channels[name].socket, request)
         server.run()
         found: dict[str, Counter[str]] = {}
         for name, channel in channels.items():
-            replies = [protocol.decode(protocol.receive(channel.socket, protocol.NOBLOCK))[0] for _ in range(requests[name])]
+            replies = [
+                read_header(protocol.receive(channel.socket, protocol.NOBLOCK)[0]) for _ in range(requests[name])
+            ]
             found[name] = Counter("computed" if reply["ok"] else f"{reply['code']}: {reply['error']}" for reply in replies)
             channel.close()
     return found
@@ -75,72 +78,73 @@ def test_beyond_the_bound_of_all_clients_requests_wait_outside(monkeypatch: pyte
 
 
 def test_a_slot_is_free_again_when_its_request_was_answered() -> None:
-    guard = Guard(max_in_flight=3)
+    limited = Quota(max_in_flight=3)
     full = "3 requests are under way already: wait for replies"
     for _ in range(3):
-        assert guard.refuse(b"a", 0.0) is None
-        guard.begin(b"a")
-    assert guard.refuse(b"a", 0.0) == full
-    assert guard.refuse(b"b", 0.0) is None
-    guard.end(b"a")
-    assert guard.refuse(b"a", 0.0) is None
-    guard.begin(b"a")
-    assert guard.refuse(b"a", 0.0) == full
+        assert limited.rejection(b"a", 0.0) is None
+        limited.begin(b"a")
+    assert limited.rejection(b"a", 0.0) == full
+    assert limited.rejection(b"b", 0.0) is None
+    limited.end(b"a")
+    assert limited.rejection(b"a", 0.0) is None
+    limited.begin(b"a")
+    assert limited.rejection(b"a", 0.0) == full
     # More answers than requests, and those of strangers, leave nothing behind.
     for _ in range(5):
-        guard.end(b"a")
-    guard.end(b"stranger")
-    guard.begin(b"stranger")
-    assert guard.clients == 2
+        limited.end(b"a")
+    limited.end(b"stranger")
+    limited.begin(b"stranger")
+    assert limited.clients == 2
     for _ in range(3):
-        assert guard.refuse(b"a", 0.0) is None
-        guard.begin(b"a")
-    assert guard.refuse(b"a", 0.0) == full
+        assert limited.rejection(b"a", 0.0) is None
+        limited.begin(b"a")
+    assert limited.rejection(b"a", 0.0) == full
 
 
 def test_the_rate_allows_a_burst_of_half_a_second_and_fills_up_again() -> None:
-    guard = Guard(max_rate=8.0)
-    refused = [guard.refuse(b"a", 100.0) for _ in range(6)]
+    limited = Quota(max_rate=8.0)
+    refused = [limited.rejection(b"a", 100.0) for _ in range(6)]
     assert refused[:4] == [None] * 4
     assert refused[4:] == ["more than 8 requests a second: slow down"] * 2
     # What was refused is not owed: an eighth of a second later one request may come again, and no second one.
-    assert [guard.refuse(b"a", 100.125) is None for _ in range(2)] == [True, False]
+    assert [limited.rejection(b"a", 100.125) is None for _ in range(2)] == [True, False]
     # However long it was silent, half a second's worth is the most.
-    assert [guard.refuse(b"a", 1000.0) is None for _ in range(5)] == [True] * 4 + [False]
+    assert [limited.rejection(b"a", 1000.0) is None for _ in range(5)] == [True] * 4 + [False]
 
 
 def test_a_slow_rate_still_lets_one_request_through() -> None:
-    guard = Guard(max_rate=0.5)
-    assert [guard.refuse(b"a", now) is None for now in (0.0, 1.0, 3.0)] == [True, False, True]
+    limited = Quota(max_rate=0.5)
+    assert [limited.rejection(b"a", now) is None for now in (0.0, 1.0, 3.0)] == [True, False, True]
     for rate in (0.0, -1.0):
-        with pytest.raises(UserError, match=r"--max-rate is .*more than 0"):
-            Guard(max_rate=rate)
+        with pytest.raises(UserError, match=r"--max-rate is .*: pass requests per second") as caught:
+            Quota(max_rate=rate)
+        assert (caught.value.kind, caught.value.hint) == ("user error", "pass requests per second, more than 0")
 
 
 def test_the_longest_silent_without_requests_are_forgotten_first(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(quota, "MAX_CLIENTS", 8)
-    guard = Guard(max_rate=2.0, max_in_flight=1)
+    limited = Quota(max_rate=2.0, max_in_flight=1)
     names = [b"%d" % i for i in range(8)]
     for i, name in enumerate(names):
         # The higher the number, the longer silent.
-        assert guard.refuse(name, 100.0 - i) is None
-    guard.begin(b"7")
-    assert guard.refuse(b"0", 100.0) is not None  # its burst of one is spent
-    assert guard.clients == 8
-    assert guard.refuse(b"new", 100.0) is None
-    assert guard.clients == 7
+        assert limited.rejection(name, 100.0 - i) is None
+    limited.begin(b"7")
+    assert limited.rejection(b"0", 100.0) is not None  # its burst of one is spent
+    assert limited.clients == 8
+    assert limited.rejection(b"new", 100.0) is None
+    assert limited.clients == 7
     # A quarter went: 6 and 5, silent longest without a request under way. They start afresh, the others do
     # not.
-    assert guard.refuse(b"7", 101.0) == "1 requests are under way already: wait for replies"
-    assert guard.refuse(b"4", 96.0) is not None
-    assert guard.refuse(b"6", 94.0) is None
+    assert limited.rejection(b"7", 101.0) == "1 requests are under way already: wait for replies"
+    assert limited.rejection(b"4", 96.0) is not None
+    assert limited.rejection(b"6", 94.0) is None
 
 
 def test_somebody_is_forgotten_even_when_all_have_requests_under_way(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(quota, "MAX_CLIENTS", 8)
-    guard = Guard()
+    limited = Quota()
     for i in range(8):
-        guard.refuse(b"%d" % i, float(i))
-        guard.begin(b"%d" % i)
-    assert guard.refuse(b"new", 9.0) is None
-    assert guard.clients == 7
+        limited.rejection(b"%d" % i, float(i))
+        limited.begin(b"%d" % i)
+    assert limited.rejection(b"new", 9.0) is None
+    assert limited.clients == 7

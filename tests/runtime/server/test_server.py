@@ -74,7 +74,9 @@ def test_a_plant_that_differs_from_the_contract_is_refused_at_connect(endpoint: 
     slower = dataclasses.replace(plant, control_rate=10.0)
     with pytest.raises(ContractError, match="control rate is 10 Hz instead of 20 Hz"):
         RemotePolicy.connect(endpoint, plant=slower)
-    absolute = dataclasses.replace(plant, actions=(dataclasses.replace(plant.actions[0], mode="absolute"), *plant.actions[1:]))
+    absolute = dataclasses.replace(
+        plant, actions=(dataclasses.replace(plant.actions[0], mode="absolute"), *plant.actions[1:])
+    )
     with pytest.raises(ContractError, match="mode 'absolute' instead of 'delta'"):
         RemotePolicy.connect(endpoint, plant=absolute)
     renamed = dataclasses.replace(plant, fields=(dataclasses.replace(plant.fields[0], name="state"),))
@@ -103,7 +105,9 @@ def test_malformed_messages_get_an_error_code_and_the_server_goes_on(endpoint: s
         policy.act(observation(policy.contract))
 
 
-def test_a_stopped_server_makes_the_call_raise_at_its_deadline_and_late_replies_are_never_returned(bundle: Path) -> None:
+def test_a_stopped_server_makes_the_call_raise_at_its_deadline_and_late_replies_are_never_returned(
+    bundle: Path,
+) -> None:
     with serving(bundle) as (address, process), RemotePolicy.connect(address) as policy:
         first = observation(policy.contract, 1)
         expected = policy.act(observation(policy.contract, 2), seed=2).actions
@@ -115,11 +119,13 @@ def test_a_stopped_server_makes_the_call_raise_at_its_deadline_and_late_replies_
         process.send_signal(signal.SIGCONT)
         # The deadline held: generous on a busy machine, but far from hanging.
         assert 0.15 < waited < 2.0
-        assert np.array_equal(policy.act(observation(policy.contract, 2), seed=2, deadline=5.0).actions, expected)
+        assert np.array_equal(
+            policy.act(observation(policy.contract, 2), seed=2, deadline=5.0).actions, expected
+        )
 
 
 def test_a_late_reply_is_counted_and_dropped() -> None:
-    """A stand-in server that answers the first request only after the second, which no real server of ours does on demand."""
+    """A stand-in server that answers the first request only after the second."""
     context = zmq.Context()
     router = context.socket(zmq.ROUTER)
     port = router.bind_to_random_port("tcp://127.0.0.1")
@@ -167,7 +173,9 @@ def test_two_clients_get_their_own_answers(endpoint: str) -> None:
             for seed in seeds:
                 results[seed] = policy.act(observation(policy.contract, seed), seed=seed).actions
 
-        threads = [threading.Thread(target=ask, args=args) for args in ((a, range(0, 20, 2)), (b, range(1, 20, 2)))]
+        threads = [
+            threading.Thread(target=ask, args=args) for args in ((a, range(0, 20, 2)), (b, range(1, 20, 2)))
+        ]
         for thread in threads:
             thread.start()
         for thread in threads:
@@ -182,12 +190,17 @@ def test_a_request_whose_budget_is_spent_in_the_queue_is_not_computed(bundle: Pa
     def ask(number: int, **entries: object) -> list[bytes]:
         return raw_message({"v": 1, "id": number, "epoch": 1, "op": "act", **entries}, fields)
 
-    with serving(bundle) as (address, process), zmq.Context() as context, context.socket(zmq.DEALER) as socket:
+    with (
+        serving(bundle) as (address, process),
+        zmq.Context() as context,
+        context.socket(zmq.DEALER) as socket,
+    ):
         socket.linger = 0
         socket.connect(address)
         socket.send_multipart([raw_header(v=1, id=0, epoch=1, op="ping")])
         socket.recv_multipart()
-        # Stopped while they arrive, so that all of them are taken in together: a long one first, then one that cannot wait.
+        # Stopped while they arrive, so that all of them are taken in together: a long one first, then one
+        # that cannot wait.
         process.send_signal(signal.SIGSTOP)
         for _ in range(20):
             socket.send_multipart(ask(1, candidates=256, value=True))
@@ -211,7 +224,7 @@ def test_a_port_in_use_is_one_sentence(bundle: Path, endpoint: str) -> None:
     assert_refused(run_cli("serve", bundle, "--bind", endpoint), "cannot listen on", "another port")
 
 
-def test_the_network_is_refused_unless_typed_out(bundle: Path) -> None:
+def test_the_network_is_refused_without_keys_or_insecure(bundle: Path) -> None:
     for bind in ("tcp://*:5555", "tcp://0.0.0.0:5555", "tcp://192.168.1.5:5555", "tcp://[::]:5555"):
         assert_refused(cli("serve", bundle, "--bind", bind), "unencrypted", "--insecure")
     assert_refused(cli("serve", bundle, "--bind", "5555"), "tcp://HOST:PORT")

@@ -26,6 +26,7 @@ from rql_deploy.train.policy import make_policy
 from rql_deploy.workflows.policies import find_players, run_watched
 from rql_deploy.workflows.training_evaluator import SimulatedEvaluator
 from tests.helpers.commands import assert_refused, cli
+from tests.helpers.servers import serving
 
 HORIZON = 14
 SEEDS = (1, 2, 3)
@@ -58,9 +59,9 @@ class Slider:
 
 
 @pytest.fixture(scope="module")
-def policies(run: Path, bundle: Path, endpoint: str) -> Iterator[dict[str, Policy]]:
-    with RemotePolicy.connect(endpoint) as remote:
-        onnx = OnnxPolicy(Bundle.open(bundle))
+def policies(run: Path, exported: Path) -> Iterator[dict[str, Policy]]:
+    with serving(exported) as (endpoint, _), RemotePolicy.connect(endpoint) as remote:
+        onnx = OnnxPolicy(Bundle.open(exported))
         yield {"onnx": onnx, "socket": remote, "torch": make_policy(load_checkpoint(run), onnx.contract.value_members)}
 
 

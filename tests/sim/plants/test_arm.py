@@ -135,7 +135,8 @@ def test_the_arm_is_driven_from_the_command_line(arm_bundle: Path, tmp_path: Pat
     limits.write_text('on_violation = "clamp"\n' + "".join(f"[actions.{name}]\nrate = 0.03\n" for name in JOINTS))
     with serving(arm_bundle) as (address, _):
         result = cli(
-            "run", "arm:reach", "--connect", address, "--real-time", "--limits", limits, "--episodes", 1, "--duration", 2, "--count-faults"
+            "run", "arm:reach", "--connect", address, "--real-time", "--limits", limits, "--episodes", 1, "--duration", 2,
+            "--no-fault-latch",
         )  # fmt: skip
     assert result.exit_code == 0, result.output
     assert "episode 1: no success after" in result.output
