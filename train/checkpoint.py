@@ -1,11 +1,12 @@
-"""Checkpoints: everything a run needs to go on bit for bit and an export needs to make a bundle. safetensors and JSON, no pickle.
+"""Checkpoints: everything a run needs to go on bit for bit and an export needs to make a bundle. safetensors
+and JSON, no pickle.
 
     RUN/checkpoints/step_000006000/   checkpoint.json, parameters.safetensors, optimizer.safetensors, reference.safetensors
     RUN/latest                        the newest complete checkpoint's name
     RUN/best                          that of the one with the highest success, where training was evaluated
 
-A checkpoint is written to a temporary folder, synced and renamed, and only then does `latest` move: a crash or a full disk at any
-moment leaves the previous one in charge.
+A checkpoint is written to a temporary folder, synced and renamed, and only then does `latest` move: a crash
+or a full disk at any moment leaves the previous one in charge.
 """
 
 from __future__ import annotations
@@ -67,7 +68,9 @@ class Checkpoint:
     initialised_from: str | None
     """The checkpoint that the run started from, None when it started from nothing."""
     reference: dict[str, Tensor]
-    """`observations` `[N, O]` and `chunks` `[N, hA]` of the data set, and the `mean` and `std` that observations are scaled with."""
+    """`observations` `[N, O]` and `chunks` `[N, hA]` of the data set, and the `mean` and `std` that
+    observations are scaled with.
+    """
 
     def config_table(self) -> dict[str, Any]:
         """The settings by dotted name, as `--set` takes them."""
@@ -82,9 +85,14 @@ class Checkpoint:
             network: nn.Module = getattr(agent, name)
             prefix = f"{name}."
             try:
-                network.load_state_dict({k.removeprefix(prefix): t for k, t in self.parameters.items() if k.startswith(prefix)})
+                network.load_state_dict(
+                    {k.removeprefix(prefix): t for k, t in self.parameters.items() if k.startswith(prefix)}
+                )
             except RuntimeError as error:
-                raise UserError(f"checkpoint {self.path} does not hold the networks its configuration describes: train again") from error
+                raise UserError(
+                    f"checkpoint {self.path} does not hold the networks its configuration describes: train "
+                    f"again"
+                ) from error
         return agent
 
 
@@ -97,17 +105,29 @@ def save_checkpoint(
     reference: Mapping[str, Tensor],
     random_state: Tensor,
 ) -> Path:
-    """Write checkpoint `step` under `run` and make it the latest. Raises UserError when the disk does not take it; older ones stay."""
+    """Write checkpoint `step` under `run` and make it the latest.
+
+    Raises UserError when the disk does not take it; older ones stay.
+    """
     final = checkpoint_folder(run, step)
     temporary = final.with_name(f".{final.name}.partial")
     try:
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
-        parameters = {f"{name}.{key}": tensor for name in NETWORKS for key, tensor in getattr(agent, name).state_dict().items()}
+        parameters = {
+            f"{name}.{key}": tensor
+            for name in NETWORKS
+            for key, tensor in getattr(agent, name).state_dict().items()
+        }
         save_file(parameters, temporary / "parameters.safetensors")
-        save_file(_optimizer_tensors(agent.optimizer) | {"random_state": random_state}, temporary / "optimizer.safetensors")
+        save_file(
+            _optimizer_tensors(agent.optimizer) | {"random_state": random_state},
+            temporary / "optimizer.safetensors",
+        )
         save_file(dict(reference), temporary / "reference.safetensors")
-        (temporary / "checkpoint.json").write_text(json.dumps({"format": FORMAT, "step": step, **header}, indent=1, allow_nan=False))
+        (temporary / "checkpoint.json").write_text(
+            json.dumps({"format": FORMAT, "step": step, **header}, indent=1, allow_nan=False)
+        )
         for file in temporary.iterdir():
             _sync(file)
         _sync(temporary)
@@ -121,7 +141,10 @@ def save_checkpoint(
         point(run, "latest", final)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(temporary, ignore_errors=True)
-        raise UserError(f"cannot write checkpoint {final} ({error}): the previous checkpoint is untouched; make room and resume") from error
+        raise UserError(
+            f"cannot write checkpoint {final} ({error}): the previous checkpoint is untouched; make room and "
+            f"resume"
+        ) from error
     return final
 
 
@@ -151,7 +174,9 @@ def step_of(checkpoint: Path) -> int:
 
 
 def prune_checkpoints(run: Path, keep: Callable[[int], bool]) -> None:
-    """Remove the run's checkpoints that are neither `latest` nor `best` and whose step `keep` does not want, and what a kill has left."""
+    """Remove the run's checkpoints that are neither `latest` nor `best` and whose step `keep` does not want,
+    and what a kill has left.
+    """
     pointers = {pointed(run, "latest"), pointed(run, "best")}
     for folder in (run / "checkpoints").glob("step_*"):
         if folder not in pointers and not keep(step_of(folder)):
@@ -163,12 +188,17 @@ def prune_checkpoints(run: Path, keep: Callable[[int], bool]) -> None:
 
 
 def load_checkpoint(path: Path) -> Checkpoint:
-    """Read a checkpoint folder, or the latest of a run folder; raises UserError when it is missing or damaged."""
+    """Read a checkpoint folder, or the latest of a run folder; raises UserError when it is missing or
+    damaged.
+    """
     folder = resolve_checkpoint(path)
     try:
         header = json.loads((folder / "checkpoint.json").read_text())
         if header.get("format") != FORMAT:
-            raise UserError(f"checkpoint {folder} has format {header.get('format')!r}, this rql-deploy reads {FORMAT}: train again")
+            raise UserError(
+                f"checkpoint {folder} has format {header.get('format')!r}, this rql-deploy reads {FORMAT}: "
+                f"train again"
+            )
         if not header["statistics"].keys() >= STATISTICS or not isinstance(header["step"], int):
             raise ValueError("its header is incomplete")
         reference = load_file(folder / "reference.safetensors")
@@ -189,7 +219,10 @@ def load_checkpoint(path: Path) -> Checkpoint:
             reference=reference,
         )
     except (OSError, AttributeError, TypeError, KeyError, SafetensorError, ValueError) as error:
-        raise UserError(f"checkpoint {folder} is damaged ({type(error).__name__}: {error}): use another one or train again") from error
+        raise UserError(
+            f"checkpoint {folder} is damaged ({type(error).__name__}: {error}): use another one or train "
+            f"again"
+        ) from error
 
 
 def resolve_checkpoint(path: Path) -> Path:
@@ -198,7 +231,9 @@ def resolve_checkpoint(path: Path) -> Path:
         return path
     if latest := pointed(path, "latest"):
         return latest
-    raise UserError(f"{path} is neither a checkpoint nor a run with one: pass what `rql-deploy train --output` wrote")
+    raise UserError(
+        f"{path} is neither a checkpoint nor a run with one: pass what `rql-deploy train --output` wrote"
+    )
 
 
 def restore_optimizer(folder: Path, optimizer: torch.optim.Adam) -> Tensor:
@@ -206,15 +241,24 @@ def restore_optimizer(folder: Path, optimizer: torch.optim.Adam) -> Tensor:
     count = len(optimizer.param_groups[0]["params"])
     try:
         tensors = load_file(folder / "optimizer.safetensors")
-        state = {i: {key: tensors[f"{i}.{key}"] for key in ("step", "exp_avg", "exp_avg_sq")} for i in range(count)}
+        state = {
+            i: {key: tensors[f"{i}.{key}"] for key in ("step", "exp_avg", "exp_avg_sq")} for i in range(count)
+        }
         optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
         return tensors["random_state"]
     except (OSError, KeyError, ValueError, SafetensorError) as error:
-        raise UserError(f"checkpoint {folder} cannot be resumed from ({type(error).__name__}: {error}): start the run again") from error
+        raise UserError(
+            f"checkpoint {folder} cannot be resumed from ({type(error).__name__}: {error}): start the run "
+            f"again"
+        ) from error
 
 
 def _optimizer_tensors(optimizer: torch.optim.Adam) -> dict[str, Tensor]:
-    return {f"{i}.{key}": value for i, entry in optimizer.state_dict()["state"].items() for key, value in entry.items()}
+    return {
+        f"{i}.{key}": value
+        for i, entry in optimizer.state_dict()["state"].items()
+        for key, value in entry.items()
+    }
 
 
 def _sync(path: Path) -> None:
@@ -225,42 +269,69 @@ def _sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def require_same_run(checkpoint: Checkpoint, store: TransitionStore | ShardedStore, config: TrainConfig) -> None:
-    """Raise UserError unless `checkpoint` can be resumed on this data with this configuration, naming the difference."""
+def require_same_run(
+    checkpoint: Checkpoint, store: TransitionStore | ShardedStore, config: TrainConfig
+) -> None:
+    """Raise UserError unless `checkpoint` can be resumed on this data with this configuration, naming the
+    difference.
+    """
     run = checkpoint.path.parent.parent
-    _require_same_plant(checkpoint, store, f"run {run}", "pass the data the run was started on, or another --output for a new run")
+    _require_same_plant(
+        checkpoint,
+        store,
+        f"run {run}",
+        "pass the data the run was started on, or another --output for a new run",
+    )
     if checkpoint.dataset_hash != store.content_hash:
         raise UserError(
             f"run {run} was trained on data set {checkpoint.dataset_id} ({checkpoint.dataset_hash[:12]}), "
-            f"not on {store.dataset_id} ({store.content_hash[:12]}): pass the same data, or --init-from {run} and another --output"
+            f"not on {store.dataset_id} ({store.content_hash[:12]}): pass the same data, or --init-from "
+            f"{run} and another --output"
         )
     before, now = config_to_plain(checkpoint.config), config_to_plain(config)
     changed = [f"{key} {a!r} -> {b!r}" for key, a, b in _changes(before, now) if key not in FREE]
     if changed:
-        raise UserError(f"run {run} was configured differently ({'; '.join(changed)}): use the same settings or another --output")
+        raise UserError(
+            f"run {run} was configured differently ({'; '.join(changed)}): use the same settings or another "
+            f"--output"
+        )
     if checkpoint.step >= config.updates:
-        raise UserError(f"run {run} has done {checkpoint.step:,} updates already: pass a larger --updates, or export it")
+        raise UserError(
+            f"run {run} has done {checkpoint.step:,} updates already: pass a larger --updates, or export it"
+        )
 
 
-def require_same_networks(checkpoint: Checkpoint, store: TransitionStore | ShardedStore, config: TrainConfig) -> None:
+def require_same_networks(
+    checkpoint: Checkpoint, store: TransitionStore | ShardedStore, config: TrainConfig
+) -> None:
     """Raise UserError unless a new run on this data can start from the networks of `checkpoint`."""
-    _require_same_plant(checkpoint, store, f"checkpoint {checkpoint.path}", "pass data of the same robot, or train from nothing")
+    _require_same_plant(
+        checkpoint,
+        store,
+        f"checkpoint {checkpoint.path}",
+        "pass data of the same robot, or train from nothing",
+    )
     for name in ARCHITECTURE:
         before, now = getattr(checkpoint.config.rql, name), getattr(config.rql, name)
         if before != now:
             value = list(before) if isinstance(before, tuple) else before
             raise UserError(
-                f"checkpoint {checkpoint.path} has rql.{name} {value}, this run {list(now) if isinstance(now, tuple) else now}: "
+                f"checkpoint {checkpoint.path} has rql.{name} {value}, this run "
+                f"{list(now) if isinstance(now, tuple) else now}: "
                 f"pass --set 'rql.{name}={value}'"
             )
 
 
-def _require_same_plant(checkpoint: Checkpoint, store: TransitionStore | ShardedStore, what: str, cure: str) -> None:
+def _require_same_plant(
+    checkpoint: Checkpoint, store: TransitionStore | ShardedStore, what: str, cure: str
+) -> None:
     if differences := checkpoint.plant.differences(store.plant):
         raise UserError(f"data set {store.dataset_id} does not fit {what} ({'; '.join(differences)}): {cure}")
 
 
-def _changes(before: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
+def _changes(
+    before: Mapping[str, Any], now: Mapping[str, Any], prefix: str = ""
+) -> Iterator[tuple[str, Any, Any]]:
     for key in sorted(before.keys() | now.keys()):
         a, b = before.get(key), now.get(key)
         if isinstance(a, Mapping) and isinstance(b, Mapping):

@@ -1,4 +1,6 @@
-"""Evaluations of a run's checkpoints while it trains: submitted, collected, repeated where an interruption cut them off."""
+"""Evaluations of a run's checkpoints while it trains: submitted, collected, repeated where an interruption
+cut them off.
+"""
 
 from __future__ import annotations
 
@@ -53,21 +55,28 @@ class RunEvaluations:
         try:
             finished = self.evaluator.finished()
         except UserError as error:
-            # A simulator that dies must not cost what was learned: training goes on, and --resume evaluates what was not.
-            print(f"note: evaluation while training has stopped, --resume makes up for it: {error}", file=sys.stderr)
+            # A simulator that dies must not cost what was learned: training goes on, and --resume evaluates
+            # what was not.
+            print(
+                f"note: evaluation while training has stopped, --resume makes up for it: {error}",
+                file=sys.stderr,
+            )
             self._unevaluated |= self.evaluator.pending()
             self.evaluator = None
             return
         for evaluation in finished:
             best = max(read_evaluations(self.run), key=lambda e: e.rank, default=None)
-            # The pointer moves first: a crash in between repeats the evaluation, the other way round it would lose the checkpoint.
+            # The pointer moves first: a crash in between repeats the evaluation, the other way round it would
+            # lose the checkpoint.
             if best is None or evaluation.rank > best.rank:
                 point(self.run, "best", checkpoint_folder(self.run, evaluation.step))
             append_evaluation(self.run, evaluation)
             log.write_evaluation(step, evaluation)
 
     def wait(self, step: int, log: RunLog, stop: list[str]) -> None:
-        """After the last update: until every evaluation has ended, unless asked to stop (a resumed run repeats what is cut off)."""
+        """After the last update: until every evaluation has ended, unless asked to stop (a resumed run
+        repeats what is cut off).
+        """
         if self.evaluator is None:
             return
         total = len(self.evaluator.pending())

@@ -1,7 +1,9 @@
-"""The networks as modules that export to ONNX: one factorisation, one operation order, shared by every graph of a bundle.
+"""The networks as modules that export to ONNX: one factorisation, one operation order, shared by every graph
+of a bundle.
 
-The part of each network's first layer that sees the observation is computed once per decision, in `Encoder`; a refinement step adds
-the parts that see x and f. `Refiner` is one step; `FlowPolicy` is the encoder and F refiners unrolled, so both give the same bytes.
+The part of each network's first layer that sees the observation is computed once per decision, in `Encoder`;
+a refinement step adds the parts that see x and f. `Refiner` is one step; `FlowPolicy` is the encoder and F
+refiners unrolled, so both give the same bytes.
 
 `features` `[B, D]` is (projection for v, projection for each exported value member), D = H_v + M * H_V.
 """
@@ -42,7 +44,9 @@ class Encoder(nn.Module):
 
 
 class Refiner(nn.Module):
-    """features, x `[B, hA]`, f `[B, 1]`, delta `[B, 1]` -> next x, preview `[B, h, A]` (x finished to f = 1: clipped, unscaled)."""
+    """features, x `[B, hA]`, f `[B, 1]`, delta `[B, 1]` -> next x, preview `[B, h, A]` (x finished to f = 1:
+    clipped, unscaled).
+    """
 
     def __init__(self, v: VectorField, action_centre: Tensor, action_half_range: Tensor):
         super().__init__()
@@ -75,7 +79,9 @@ class Refiner(nn.Module):
 
 
 class FlowPolicy(nn.Module):
-    """noise `[B, hA]` and named observation fields -> actions `[B, h, A]`: the encoder and F unrolled refinement steps."""
+    """noise `[B, hA]` and named observation fields -> actions `[B, h, A]`: the encoder and F unrolled
+    refinement steps.
+    """
 
     def __init__(self, encoder: Encoder, refiner: Refiner, flow_steps: int):
         super().__init__()
@@ -102,7 +108,10 @@ class ValueMember(nn.Module):
         self.biases = nn.ParameterList(constant(b[member, 0]) for b in list(value.biases)[1:-1])
         self.norm_scales = nn.ParameterList(constant(p[member, 0]) for p in value.norm_scales)
         self.norm_biases = nn.ParameterList(constant(p[member, 0]) for p in value.norm_biases)
-        self.head, self.head_bias = constant(value.kernels[-1][member, :, 0]), constant(value.biases[-1][member, 0])
+        self.head, self.head_bias = (
+            constant(value.kernels[-1][member, :, 0]),
+            constant(value.biases[-1][member, 0]),
+        )
 
     def forward(self, projection: Tensor, x: Tensor, f: Tensor) -> Tensor:
         z = projection + torch.matmul(x, self.kernel_x) + f * self.kernel_f
@@ -111,16 +120,17 @@ class ValueMember(nn.Module):
                 z = torch.matmul(z, self.kernels[i - 1]) + self.biases[i - 1]
             z = functional.gelu(z, approximate="tanh")
             z = functional.layer_norm(z, (z.shape[-1],), scale, bias, eps=LAYER_NORM_EPSILON)
-        # Not a matrix product with one column: onnxruntime computes that one four rows at a time, so that the last bits of a row
-        # would depend on its place in the batch.
+        # Not a matrix product with one column: onnxruntime computes that one four rows at a time, so that the
+        # last bits of a row would depend on its place in the batch.
         return (z * self.head).sum(-1) + self.head_bias
 
 
 class Valuer(nn.Module):
-    """features, x `[B, hA]`, f `[B, 1]` -> value `[B]` and spread `[B]`: mean and population std over M members.
+    """features, x `[B, hA]`, f `[B, 1]` -> value `[B]` and spread `[B]`: mean and population std over M
+    members.
 
-    One plain product per member and layer rather than a batched one: onnxruntime packs the weights of those beforehand, and a row
-    alone then goes through the same kernel, to the same bytes, as a row in a batch.
+    One plain product per member and layer rather than a batched one: onnxruntime packs the weights of those
+    beforehand, and a row alone then goes through the same kernel, to the same bytes, as a row in a batch.
     """
 
     def __init__(self, v: VectorField, value: ValueEnsemble, members: int):
@@ -130,7 +140,9 @@ class Valuer(nn.Module):
 
     def forward(self, features: Tensor, x: Tensor, f: Tensor) -> tuple[Tensor, Tensor]:
         projections = torch.split(features[:, self.start :], self.width, dim=1)
-        values = [member(projection, x, f) for member, projection in zip(self.members, projections, strict=True)]
+        values = [
+            member(projection, x, f) for member, projection in zip(self.members, projections, strict=True)
+        ]
         mean = torch.stack(values).mean(0)
         # A product and not a power: onnxruntime's Pow gives the last bit by a row's place in the batch.
         differences = [value - mean for value in values]
@@ -142,12 +154,17 @@ def constant(tensor: Tensor) -> nn.Parameter:
     return nn.Parameter(tensor.detach().clone().contiguous(), requires_grad=False)
 
 
-def make_contract(checkpoint: Checkpoint, agent: RQL, *, value_members: int = 2, flow_steps: int | None = None) -> Contract:
-    """The contract of this checkpoint exported with M = `value_members` and F = `flow_steps` (the training's by default)."""
+def make_contract(
+    checkpoint: Checkpoint, agent: RQL, *, value_members: int = 2, flow_steps: int | None = None
+) -> Contract:
+    """The contract of this checkpoint exported with M = `value_members` and F = `flow_steps` (the training's
+    by default).
+    """
     config, statistics = checkpoint.config, checkpoint.statistics
     if not 1 <= value_members <= config.rql.K:
         raise UserError(
-            f"--value-members is {value_members}, but the checkpoint has {config.rql.K} value networks: pass 1 to {config.rql.K}"
+            f"--value-members is {value_members}, but the checkpoint has {config.rql.K} value networks: pass "
+            f"1 to {config.rql.K}"
         )
     levels = statistics["quantile_levels"]
     mean, std = checkpoint.reference["mean"], checkpoint.reference["std"]
@@ -155,7 +172,10 @@ def make_contract(checkpoint: Checkpoint, agent: RQL, *, value_members: int = 2,
         s = (checkpoint.reference["observations"] - mean) / std
         members = agent.V(s, checkpoint.reference["chunks"], torch.ones(len(s), 1))[:value_members].double()
         quantile = torch.tensor(levels, dtype=torch.float64)
-        value, spread = (torch.quantile(part, quantile).tolist() for part in (members.mean(0), members.std(0, unbiased=False)))
+        value, spread = (
+            torch.quantile(part, quantile).tolist()
+            for part in (members.mean(0), members.std(0, unbiased=False))
+        )
     return Contract(
         plant=checkpoint.plant,
         h=config.rql.h,
@@ -165,7 +185,9 @@ def make_contract(checkpoint: Checkpoint, agent: RQL, *, value_members: int = 2,
         value_members=value_members,
         calibration=Calibration(
             levels=tuple(levels),
-            observation={name: tuple(map(_flat, rows)) for name, rows in statistics["observation_quantiles"].items()},
+            observation={
+                name: tuple(map(_flat, rows)) for name, rows in statistics["observation_quantiles"].items()
+            },
             action_rate=tuple(map(tuple, statistics["action_rate_quantiles"])),
             value=tuple(value),
             spread=tuple(spread),
@@ -185,7 +207,13 @@ def make_modules(agent: RQL, contract: Contract) -> tuple[Encoder, Refiner, Flow
     """The averaged policy and the first M value members as exportable modules."""
     low, high = contract.plant.action_low, contract.plant.action_high
     members = contract.value_members
-    encoder = Encoder(agent.v_ema, agent.V, members, torch.tensor(contract.observation_mean), torch.tensor(contract.observation_std))
+    encoder = Encoder(
+        agent.v_ema,
+        agent.V,
+        members,
+        torch.tensor(contract.observation_mean),
+        torch.tensor(contract.observation_std),
+    )
     refiner = Refiner(
         agent.v_ema,
         torch.tensor((high + low) / 2, dtype=torch.float32),
@@ -195,7 +223,9 @@ def make_modules(agent: RQL, contract: Contract) -> tuple[Encoder, Refiner, Flow
 
 
 def all_members(agent: RQL, contract: Contract) -> Callable[[Tensor, Tensor], Tensor]:
-    """V of all K members as a function of unscaled observations `[B, O]` and complete chunks x `[B, hA]` in [-1, 1]: `[B]`."""
+    """V of all K members as a function of unscaled observations `[B, O]` and complete chunks x `[B, hA]` in
+    [-1, 1]: `[B]`.
+    """
     mean, std = torch.tensor(contract.observation_mean), torch.tensor(contract.observation_std)
 
     def value(observations: Tensor, x: Tensor) -> Tensor:

@@ -49,7 +49,9 @@ class TorchPolicy:
         s, x, seed = self._start(observation, candidates, seed)
         with torch.no_grad():
             x = integrate(self.agent.v_ema, s, x, self._contract.F)
-            return self._decision(s, x, seed, self._contract.F, start, judged=candidates > 1 or value, value=value)
+            return self._decision(
+                s, x, seed, self._contract.F, start, judged=candidates > 1 or value, value=value
+            )
 
     def stream(
         self,
@@ -76,17 +78,23 @@ class TorchPolicy:
                 x = x + v / F
                 if last:
                     finished = torch.clamp(x, -1, 1)
-                decision = self._decision(s, finished, seed, k + 1, start, judged=value or (last and candidates > 1), value=value)
+                decision = self._decision(
+                    s, finished, seed, k + 1, start, judged=value or (last and candidates > 1), value=value
+                )
             yield decision
 
-    def _start(self, observation: Mapping[str, Any], candidates: int, seed: int | None) -> tuple[Tensor, Tensor, int]:
+    def _start(
+        self, observation: Mapping[str, Any], candidates: int, seed: int | None
+    ) -> tuple[Tensor, Tensor, int]:
         contract = self._contract
         seed = secrets.randbits(63) if seed is None else seed
         flat = torch.from_numpy(contract.flatten(observation))
         s = ((flat - self.mean) / self.std).expand(candidates, -1)
         return s, torch.from_numpy(flow_noise(seed, candidates, contract.h * contract.plant.action_dim)), seed
 
-    def _decision(self, s: Tensor, x: Tensor, seed: int, steps: int, start: float, *, judged: bool, value: bool) -> Decision:
+    def _decision(
+        self, s: Tensor, x: Tensor, seed: int, steps: int, start: float, *, judged: bool, value: bool
+    ) -> Decision:
         best, v, spread = 0, None, None
         if judged:
             members = self.agent.V(s, x, torch.ones(len(x), 1))[: self._contract.value_members]
@@ -109,8 +117,12 @@ class TorchPolicy:
         """Nothing is kept between decisions."""
 
 
-def make_policy(checkpoint: Checkpoint, value_members: int | None = None, flow_steps: int | None = None) -> TorchPolicy:
-    """The checkpoint's averaged policy, judged by its first `value_members` value members (all of them by default), in F = `flow_steps`."""
+def make_policy(
+    checkpoint: Checkpoint, value_members: int | None = None, flow_steps: int | None = None
+) -> TorchPolicy:
+    """The checkpoint's averaged policy, judged by its first `value_members` value members (all of them by
+    default), in F = `flow_steps`.
+    """
     agent = checkpoint.restore_networks()
     members = value_members or checkpoint.config.rql.K
     return TorchPolicy(agent, make_contract(checkpoint, agent, value_members=members, flow_steps=flow_steps))

@@ -58,11 +58,14 @@ class TrainResult:
 
 
 class Trainer:
-    """One training run in folder `run`. Everything random comes from one generator, so a resumed run repeats an uninterrupted one.
+    """One training run in folder `run`.
 
-    With `resume`, it goes on from the run's latest checkpoint; another data set or configuration is refused, naming the difference.
-    With `initial`, networks, averages and Adam's moments come from that checkpoint, and so does its observation scaling, which the
-    networks were trained with; the updates count from 0. With `parallel`, this process is one of torchrun's workers.
+    Everything random comes from one generator, so a resumed run repeats an uninterrupted one.
+
+    With `resume`, it goes on from the run's latest checkpoint; another data set or configuration is refused,
+    naming the difference. With `initial`, networks, averages and Adam's moments come from that checkpoint,
+    and so does its observation scaling, which the networks were trained with; the updates count from 0. With
+    `parallel`, this process is one of torchrun's workers.
     """
 
     def __init__(
@@ -116,7 +119,9 @@ class Trainer:
         self.initialised_from = checkpoint.initialised_from
 
     def _build(self, source: Checkpoint | None) -> None:
-        """Sampler, networks and what is derived from the data; networks and observation scaling of `source` where there is one."""
+        """Sampler, networks and what is derived from the data; networks and observation scaling of `source`
+        where there is one.
+        """
         config, device, plant = self.config, torch.device(self.choice.device), self.store.plant
         if source is None:
             mean, std = (torch.from_numpy(part) for part in self.store.observation_scale(config.standardise))
@@ -142,7 +147,10 @@ class Trainer:
             for group in self.agent.optimizer.param_groups:
                 group["lr"] = config.rql.learning_rate
             self.agent.config = config.rql
-        self.reference = reference_rows(self.sampler, self.store.sample, config.rql.h) | {"mean": mean, "std": std}
+        self.reference = reference_rows(self.sampler, self.store.sample, config.rql.h) | {
+            "mean": mean,
+            "std": std,
+        }
         probe = (self.reference["observations"] - mean) / std
         self.diagnostics = Diagnostics(probe.to(device), self.reference["chunks"].to(device))
 
@@ -153,26 +161,41 @@ class Trainer:
         else:
             part = self.parallel.rows(config.batch_size)
             batch = self.sampler.draw(config.batch_size, (part.start, part.stop))
-        noise = draw_noise(config.batch_size, config.rql.h * self.store.plant.action_dim, config.rql.F, self.generator, self.sampler.device)
+        noise = draw_noise(
+            config.batch_size,
+            config.rql.h * self.store.plant.action_dim,
+            config.rql.F,
+            self.generator,
+            self.sampler.device,
+        )
         return batch, Noise(*(draw[part] for draw in noise))
 
     def train(self) -> TrainResult:
-        """Run to the configured number of updates, or until SIGINT/SIGTERM asks to stop; writes a checkpoint in both cases.
+        """Run to the configured number of updates, or until SIGINT/SIGTERM asks to stop; writes a checkpoint
+        in both cases.
 
-        Raises UserError when a loss or a gradient is no longer finite (the last checkpoint is from before that), when a shard is
-        damaged (what was learned is saved), or when the disk is full.
+        Raises UserError when a loss or a gradient is no longer finite (the last checkpoint is from before
+        that), when a shard is damaged (what was learned is saved), or when the disk is full.
         """
         config = self.config
         leader = self.parallel is None or self.parallel.rank == 0
         engine = make_engine(
-            self.choice, self.agent, self._draw, reduce=self.parallel.reduce if self.parallel else None, generator=self.generator
+            self.choice,
+            self.agent,
+            self._draw,
+            reduce=self.parallel.reduce if self.parallel else None,
+            generator=self.generator,
         )
         progress = ProgressLine(self.label, config.updates, "updates", done=self.step) if leader else None
         figures: dict[str, float] = {}
         rate = 0.0
         saved: Path | None = None
         saved_at = time.monotonic()
-        log = RunLog(self.run, config_to_plain(config), config.trackers, from_step=self.step) if leader else None
+        log = (
+            RunLog(self.run, config_to_plain(config), config.trackers, from_step=self.step)
+            if leader
+            else None
+        )
         try:
             with stop_requests() as stop:
                 self.evaluations.submit_missing()
@@ -184,7 +207,8 @@ class Trainer:
                     count = self._updates_until_something_is_due(engine.block)
                     engine.run(count)
                     self.step += count
-                    # Workers look at their figures together, so whether to look must follow from what all of them know.
+                    # Workers look at their figures together, so whether to look must follow from what all of
+                    # them know.
                     stopping = self.parallel.stop_agreed if self.parallel is not None else bool(stop)
                     evaluate = _due(self.step, config.evaluate_every)
                     save = evaluate or _due(self.step, config.checkpoint_every)
@@ -204,7 +228,8 @@ class Trainer:
                 if progress is not None:
                     progress.finish(self.step, **_shown(figures))
                     rate = progress.rate(self.step)
-                # Still under stop_requests: a second Ctrl-C must not tear the one checkpoint that a short run writes.
+                # Still under stop_requests: a second Ctrl-C must not tear the one checkpoint that a short run
+                # writes.
                 if leader and (saved is None or step_of(saved) != self.step):
                     self.save()
                 # The others must not wait for evaluations: a barrier has a time-out.
@@ -220,16 +245,23 @@ class Trainer:
             self._report()
         # Another node's worker may not see the leader's files.
         final = pointed(self.run, "latest") or self.run
-        return TrainResult(final, self.step, self.step >= config.updates, rate, figures, pointed(self.run, "best"))
+        return TrainResult(
+            final, self.step, self.step >= config.updates, rate, figures, pointed(self.run, "best")
+        )
 
     def _report(self) -> None:
         try:
             write_report(self.run)
         except OSError as error:
-            print(f"note: the run is complete and saved, but its README.md is not written ({error.strerror})", file=sys.stderr)
+            print(
+                f"note: the run is complete and saved, but its README.md is not written ({error.strerror})",
+                file=sys.stderr,
+            )
 
     def _next_shard(self, engine: Engine) -> None:
-        """Move on to the shard that the next update draws from; when it is damaged, what was learned is saved first."""
+        """Move on to the shard that the next update draws from; when it is damaged, what was learned is saved
+        first.
+        """
         try:
             if self.sampler.advance(self.step):
                 engine.rebuild()
@@ -240,14 +272,23 @@ class Trainer:
                     if self.parallel is None:
                         self._figures(engine)
                     saved = self.save()
-                raise UserError(f"{error}; {saved} holds the {self.step:,} updates so far: put the shard right and --resume") from error
+                raise UserError(
+                    f"{error}; {saved} holds the {self.step:,} updates so far: put the shard right and "
+                    f"--resume"
+                ) from error
             raise
 
     def _updates_until_something_is_due(self, block: int) -> int:
-        """At most `block`, ending where the loop has to look: logs, checkpoints, evaluations, another shard, the end."""
+        """At most `block`, ending where the loop has to look: logs, checkpoints, evaluations, another shard,
+        the end.
+        """
         config = self.config
         shard = self.store.shard_updates if isinstance(self.store, ShardedStore) else 0
-        gaps = [every - self.step % every for every in (config.log_every, config.checkpoint_every, config.evaluate_every, shard) if every]
+        gaps = [
+            every - self.step % every
+            for every in (config.log_every, config.checkpoint_every, config.evaluate_every, shard)
+            if every
+        ]
         return min(block, config.updates - self.step, *gaps)
 
     def save(self) -> Path:
@@ -263,7 +304,12 @@ class Trainer:
             "initialised_from": self.initialised_from,
         }
         saved = save_checkpoint(
-            self.run, self.step, self.agent, header=header, reference=self.reference, random_state=self.generator.get_state()
+            self.run,
+            self.step,
+            self.agent,
+            header=header,
+            reference=self.reference,
+            random_state=self.generator.get_state(),
         )
         self._prune()
         return saved
@@ -273,7 +319,9 @@ class Trainer:
         prune_checkpoints(self.run, lambda step: step in waiting or _due(step, self.config.keep_every))
 
     def _figures(self, engine: Engine) -> dict[str, float]:
-        """Losses, gradient norms and diagnostics as numbers; raises UserError when one is not finite, before anything is saved."""
+        """Losses, gradient norms and diagnostics as numbers; raises UserError when one is not finite, before
+        anything is saved.
+        """
         tensors = engine.figures()
         if self.parallel is not None:
             tensors = self.parallel.combine(tensors)
@@ -283,7 +331,11 @@ class Trainer:
         for name, value in figures.items():
             if not math.isfinite(value):
                 kept = pointed(self.run, "latest")
-                way = f"--init-from {kept} --set rql.learning_rate=1e-4" if kept else "--set rql.learning_rate=1e-4"
+                way = (
+                    f"--init-from {kept} --set rql.learning_rate=1e-4"
+                    if kept
+                    else "--set rql.learning_rate=1e-4"
+                )
                 raise UserError(
                     f"{name} became {value} at update {self.step}: the run stops, "
                     f"{f'its last checkpoint {kept} is from before that' if kept else 'it had no checkpoint yet'}; "
@@ -298,7 +350,11 @@ def _due(step: int, every: int) -> bool:
 
 def _shown(figures: Mapping[str, float]) -> dict[str, float]:
     """What the progress line has room for."""
-    return {name: figures[name] for name in ("total", "policy_value", "bc", "value", "v_mean", "target_mean") if name in figures}
+    return {
+        name: figures[name]
+        for name in ("total", "policy_value", "bc", "value", "v_mean", "target_mean")
+        if name in figures
+    }
 
 
 @contextlib.contextmanager

@@ -33,18 +33,22 @@ def select(store: TransitionStore, episodes: NDArray[np.int64], suffix: str) -> 
 def with_control_rate(store: TransitionStore, rate: float) -> TransitionStore:
     """The store of a plant with this control rate, in Hz, for data that does not say it or says it wrongly."""
     environment = {key: value for key, value in store.plant.environment.items() if key != ASSUMED_RATE}
-    return dataclasses.replace(store, plant=dataclasses.replace(store.plant, control_rate=rate, environment=environment))
+    return dataclasses.replace(
+        store, plant=dataclasses.replace(store.plant, control_rate=rate, environment=environment)
+    )
 
 
 def split(store: TransitionStore, fraction: float, seed: int) -> tuple[TransitionStore, TransitionStore]:
-    """Training and validation data: whole episodes, `fraction` of them drawn for validation, both in their first order.
+    """Training and validation data: whole episodes, `fraction` of them drawn for validation, both in their
+    first order.
 
     Raises UserError when one side would be empty.
     """
     held = round(fraction * store.episodes)
     if not 0 < held < store.episodes:
         raise UserError(
-            f"{fraction:g} of {store.episodes} episodes is {held}, which leaves one side empty: pass another --fraction or collect more"
+            f"{fraction:g} of {store.episodes} episodes is {held}, which leaves one side empty: pass another "
+            f"--fraction or collect more"
         )
     drawn = np.zeros(store.episodes, np.bool_)
     drawn[np.random.default_rng(seed).permutation(store.episodes)[:held]] = True
@@ -54,9 +58,9 @@ def split(store: TransitionStore, fraction: float, seed: int) -> tuple[Transitio
 def reward_success(store: TransitionStore, *, all_successful: bool = False) -> TransitionStore:
     """Rewards success - 1 and masks 1 - success (docs/algorithm.md, Conventions).
 
-    A row has succeeded where its mask is 0 or, in data whose rewards are 0 and 1, its reward is 1, and from there on to the episode's
-    end. An episode known to have succeeded without saying where did so in its last row; with `all_successful` that is every episode.
-    Raises UserError when nothing says what success is.
+    A row has succeeded where its mask is 0 or, in data whose rewards are 0 and 1, its reward is 1, and from
+    there on to the episode's end. An episode known to have succeeded without saying where did so in its last
+    row; with `all_successful` that is every episode. Raises UserError when nothing says what success is.
     """
     success: NDArray[np.bool_] = np.asarray(store.masks == 0)
     if np.isin(store.rewards, (0.0, 1.0)).all():
@@ -73,8 +77,11 @@ def reward_success(store: TransitionStore, *, all_successful: bool = False) -> T
         flags[start:end], succeeded[i] = rows, rows[-1]
     if not succeeded.any():
         raise UserError(
-            f"nothing in data set {store.dataset_id} says that an episode succeeded: pass --all-successful if every demonstration did, "
+            f"nothing in data set {store.dataset_id} says that an episode succeeded: pass --all-successful "
+            f"if every demonstration did, "
             "or --task where OGBench can compute it"
         )
     rewards = flags.astype(np.float32) - 1.0
-    return dataclasses.replace(store, rewards=rewards, masks=(1.0 - flags).astype(np.float32), successes=succeeded)
+    return dataclasses.replace(
+        store, rewards=rewards, masks=(1.0 - flags).astype(np.float32), successes=succeeded
+    )

@@ -39,8 +39,9 @@ ROW_ARRAYS = ("observations", "actions", "rewards", "masks")
 class StoreWriter:
     """Writes a store folder episode by episode, holding none of them in memory.
 
-    Rows go to a temporary folder beside the final one, which takes its name only when the last episode is in: `with` finishes it, an
-    exception inside removes it, a killed process leaves a hidden folder that the next writer replaces.
+    Rows go to a temporary folder beside the final one, which takes its name only when the last episode is in:
+    `with` finishes it, an exception inside removes it, a killed process leaves a hidden folder that the next
+    writer replaces.
     """
 
     def __init__(self, folder: Path, dataset_id: str, plant: PlantDescription):
@@ -70,9 +71,17 @@ class StoreWriter:
             raise self._disk_error(error) from error
 
     def add_episode(
-        self, observations: ArrayLike, actions: ArrayLike, rewards: ArrayLike, masks: ArrayLike, success: bool | None = None
+        self,
+        observations: ArrayLike,
+        actions: ArrayLike,
+        rewards: ArrayLike,
+        masks: ArrayLike,
+        success: bool | None = None,
     ) -> None:
-        """Append n rows: `[n, O]`, `[n, A]`, `[n]`, `[n]`. Raises UserError, with nothing appended, when shapes do not fit."""
+        """Append n rows:
+
+        `[n, O]`, `[n, A]`, `[n]`, `[n]`. Raises UserError, with nothing appended, when shapes do not fit.
+        """
         arrays = {
             name: np.ascontiguousarray(value, np.float32)
             for name, value in zip(ROW_ARRAYS, (observations, actions, rewards, masks), strict=True)
@@ -111,7 +120,10 @@ class StoreWriter:
         """Finish the folder and open it."""
         if not self.rows:
             self.abort()
-            raise UserError(f"data set {self.dataset_id} is empty, so {self.folder} is not written: collect some episodes first")
+            raise UserError(
+                f"data set {self.dataset_id} is empty, so {self.folder} is not written: collect some "
+                f"episodes first"
+            )
         try:
             for name, file in self._files.items():
                 file.seek(0)
@@ -156,20 +168,27 @@ class StoreWriter:
     def __enter__(self) -> StoreWriter:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
         if kind is None:
             self.close()
         else:
             self.abort()
 
     def _disk_error(self, error: OSError) -> UserError:
-        return UserError(f"cannot write data set {self.folder} ({error}): nothing is left of it; make room or pass another folder")
+        return UserError(
+            f"cannot write data set {self.folder} ({error}): nothing is left of it; make room or pass "
+            f"another folder"
+        )
 
 
 def write_store(store: TransitionStore, folder: Path) -> TransitionStore:
     """Write `store` as a folder; returns it as read back, memory-mapped."""
     with StoreWriter(folder, store.dataset_id, store.plant) as writer:
-        writer.extend({name: getattr(store, name) for name in ROW_ARRAYS}, store.ends, store.successes, store.finals)
+        writer.extend(
+            {name: getattr(store, name) for name in ROW_ARRAYS}, store.ends, store.successes, store.finals
+        )
     return read_store(folder)
 
 
@@ -187,19 +206,38 @@ def read_store(folder: Path, *, verify: bool = False) -> TransitionStore:
         header, plant = _read_header(folder)
         arrays = {name: _open(folder / f"{name}.npy", np.float32) for name in ROW_ARRAYS}
         ends = np.array(_open(folder / "ends.npy", np.int64))
-        successes = np.array(_open(folder / "successes.npy", np.bool_)) if (folder / "successes.npy").exists() else None
+        successes = (
+            np.array(_open(folder / "successes.npy", np.bool_))
+            if (folder / "successes.npy").exists()
+            else None
+        )
         finals = _open(folder / "finals.npy", np.float32) if (folder / "finals.npy").exists() else None
-        store = TransitionStore(dataset_id=str(header["dataset_id"]), plant=plant, ends=ends, successes=successes, finals=finals, **arrays)
+        store = TransitionStore(
+            dataset_id=str(header["dataset_id"]),
+            plant=plant,
+            ends=ends,
+            successes=successes,
+            finals=finals,
+            **arrays,
+        )
         if len(store) != header["rows"] or store.episodes != header["episodes"]:
-            raise ValueError(f"{HEADER_FILE} says {header['rows']} rows and {header['episodes']} episodes, the files hold others")
+            raise ValueError(
+                f"{HEADER_FILE} says {header['rows']} rows and {header['episodes']} episodes, the files hold "
+                f"others"
+            )
         store.validate_shapes()
         if verify and store.content_hash != header["content_hash"]:
-            raise ValueError(f"its rows are not those that {HEADER_FILE} has the hash of: they were altered after they were written")
+            raise ValueError(
+                f"its rows are not those that {HEADER_FILE} has the hash of: they were altered after they "
+                f"were written"
+            )
         return store
     except UserError:
         raise
     except (OSError, EOFError, ValueError, TypeError, KeyError, AttributeError) as error:
-        raise UserError(f"data set {folder} is damaged ({error}): write it again or restore it from a copy") from error
+        raise UserError(
+            f"data set {folder} is damaged ({error}): write it again or restore it from a copy"
+        ) from error
 
 
 @dataclass(frozen=True)
@@ -217,9 +255,13 @@ class StoreShard:
         """Read the header only."""
         try:
             header, plant = _read_header(folder)
-            return cls(folder, plant, int(header["rows"]), int(header["episodes"]), str(header["content_hash"]))
+            return cls(
+                folder, plant, int(header["rows"]), int(header["episodes"]), str(header["content_hash"])
+            )
         except (OSError, ValueError, TypeError, KeyError) as error:
-            raise UserError(f"shard {folder} is damaged ({error}): write it again or restore it from a copy") from error
+            raise UserError(
+                f"shard {folder} is damaged ({error}): write it again or restore it from a copy"
+            ) from error
 
     @property
     def name(self) -> str:
@@ -237,7 +279,8 @@ def _read_header(folder: Path) -> tuple[dict[str, Any], PlantDescription]:
 
 
 def _open(file: Path, dtype: type[np.generic]) -> NDArray[Any]:
-    # Copy-on-write, because torch takes only writable arrays; nothing here writes, so the pages stay the file's own.
+    # Copy-on-write, because torch takes only writable arrays; nothing here writes, so the pages stay the
+    # file's own.
     array: NDArray[Any] = np.load(file, mmap_mode="c", allow_pickle=False)
     if not isinstance(array, np.ndarray):
         raise ValueError(f"{file.name} is an archive, not an array")
@@ -247,9 +290,13 @@ def _open(file: Path, dtype: type[np.generic]) -> NDArray[Any]:
 
 
 def _npy_header(shape: tuple[int, ...]) -> bytes:
-    """The header of a float32 `.npy` file; NumPy pads it so that its length does not depend on the number of rows."""
+    """The header of a float32 `.npy` file; NumPy pads it so that its length does not depend on the number of
+    rows.
+    """
     buffer = io.BytesIO()
-    np.lib.format.write_array_header_1_0(buffer, {"descr": np.dtype(np.float32).str, "fortran_order": False, "shape": shape})  # type: ignore[no-untyped-call]
+    np.lib.format.write_array_header_1_0(
+        buffer, {"descr": np.dtype(np.float32).str, "fortran_order": False, "shape": shape}
+    )  # type: ignore[no-untyped-call]
     return buffer.getvalue()
 
 

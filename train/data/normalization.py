@@ -1,7 +1,7 @@
 """Mean and standard deviation of rows that are never all in memory: blocks are summed in float64 and joined.
 
-Joining two blocks' squared deviations: Chan, Golub, LeVeque, "Updating Formulae and a Pairwise Algorithm for Computing Sample
-Variances" (1979).
+Joining two blocks' squared deviations: Chan, Golub, LeVeque, "Updating Formulae and a Pairwise Algorithm for
+Computing Sample Variances" (1979).
 """
 
 from __future__ import annotations
@@ -41,7 +41,9 @@ class Moments:
         count = self.count + other.count
         step = other.mean - self.mean
         mean = self.mean + step * (other.count / count)
-        return Moments(count, mean, self.deviations + other.deviations + step**2 * (self.count * other.count / count))
+        return Moments(
+            count, mean, self.deviations + other.deviations + step**2 * (self.count * other.count / count)
+        )
 
     def scale(self) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """`mean` and floored population standard deviation, as observations are scaled with."""

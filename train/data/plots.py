@@ -33,7 +33,11 @@ def plot_store(store: TransitionStore, folder: Path) -> list[Path]:
     axes.hist(lengths, bins=40 if lengths.min() < lengths.max() else [lengths[0] - 0.5, lengths[0] + 0.5])
     axes.ticklabel_format(axis="x", useOffset=False)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.set(title=f"{store.dataset_id}: {store.episodes:,} episodes", xlabel="rows in an episode", ylabel="episodes")
+    axes.set(
+        title=f"{store.dataset_id}: {store.episodes:,} episodes",
+        xlabel="rows in an episode",
+        ylabel="episodes",
+    )
     save(figure, "lengths.png")
 
     figure = Figure(figsize=(9, 3.5), layout="constrained")
@@ -41,7 +45,9 @@ def plot_store(store: TransitionStore, folder: Path) -> list[Path]:
     finite = store.rewards[np.isfinite(store.rewards)].astype(np.float64)
     left.hist(finite, bins=40, log=True)
     left.set(title="rewards", xlabel="reward", ylabel="rows")
-    right.hist(np.add.reduceat(np.where(np.isfinite(store.rewards), store.rewards, 0.0), store.starts), bins=40)
+    right.hist(
+        np.add.reduceat(np.where(np.isfinite(store.rewards), store.rewards, 0.0), store.starts), bins=40
+    )
     right.xaxis.set_major_locator(MaxNLocator(5))
     right.set(title="returns", xlabel="sum of an episode's rewards", ylabel="episodes")
     save(figure, "rewards.png")

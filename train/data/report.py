@@ -17,7 +17,10 @@ GUIDE = "docs/data.md"
 
 
 def inspect_store(store: TransitionStore, *, gamma: float = 0.99, h: int = 5) -> dict[str, Any]:
-    """Figures of all rows, as plain data for JSON, with `warnings` in plain words. Rows that training would refuse are described, too."""
+    """Figures of all rows, as plain data for JSON, with `warnings` in plain words.
+
+    Rows that training would refuse are described, too.
+    """
     lengths = store.ends - store.starts
     report: dict[str, Any] = {
         "dataset_id": store.dataset_id,
@@ -36,38 +39,52 @@ def inspect_store(store: TransitionStore, *, gamma: float = 0.99, h: int = 5) ->
         "discount_horizon": 1.0 / (1.0 - gamma),
         "gamma": gamma,
         "duplicates": _duplicates(store),
-        "memory_mib": sum(getattr(store, name).nbytes for name in ("observations", "actions", "rewards", "masks")) / 2**20,
+        "memory_mib": sum(
+            getattr(store, name).nbytes for name in ("observations", "actions", "rewards", "masks")
+        )
+        / 2**20,
     }
     report["warnings"] = _warnings(report, store, lengths, h)
     return report
 
 
 def compare_validation(store: TransitionStore, held: TransitionStore) -> dict[str, Any]:
-    """How validation data relates to the training data `store`: its size, and how many of its episodes are copies of training episodes."""
+    """How validation data relates to the training data `store`: its size, and how many of its episodes are
+    copies of training episodes.
+    """
     known = set(_digests(store))
     return {
         "episodes": held.episodes,
         "rows": len(held),
         "share_of_rows": len(held) / (len(store) + len(held)),
         "copies_of_training": sum(digest in known for digest in _digests(held)),
-        "same_shapes": (held.plant.observation_dim, held.plant.action_dim) == (store.plant.observation_dim, store.plant.action_dim),
+        "same_shapes": (held.plant.observation_dim, held.plant.action_dim)
+        == (store.plant.observation_dim, store.plant.action_dim),
     }
 
 
 def validation_warnings(name: str, found: dict[str, Any]) -> list[str]:
     """What is wrong with the validation data `name`, given what `compare_validation` found."""
     if not found["same_shapes"]:
-        return [f"the validation data {name} has observations or actions of other sizes: it is of another plant"]
+        return [
+            f"the validation data {name} has observations or actions of other sizes: it is of another plant"
+        ]
     if copies := found["copies_of_training"]:
         return [
-            f"{copies} of {found['episodes']} validation episodes in {name} are in the training data, too, so they validate nothing: "
+            f"{copies} of {found['episodes']} validation episodes in {name} are in the training data, too, "
+            f"so they validate nothing: "
             "split again with `rql-deploy data split`"
         ]
     return []
 
 
 def _spread(values: NDArray[Any]) -> dict[str, float]:
-    return {"min": int(values.min()), "median": float(np.median(values)), "mean": float(values.mean()), "max": int(values.max())}
+    return {
+        "min": int(values.min()),
+        "median": float(np.median(values)),
+        "mean": float(values.mean()),
+        "max": int(values.max()),
+    }
 
 
 def _fields(store: TransitionStore) -> list[dict[str, Any]]:
@@ -76,7 +93,9 @@ def _fields(store: TransitionStore) -> list[dict[str, Any]]:
         columns = store.observations[:, start : start + spec.size]
         start += spec.size
         finite = np.isfinite(columns)
-        least, greatest = (f(columns, axis=0, where=finite, initial=i) for f, i in ((np.min, np.inf), (np.max, -np.inf)))
+        least, greatest = (
+            f(columns, axis=0, where=finite, initial=i) for f, i in ((np.min, np.inf), (np.max, -np.inf))
+        )
         found.append(
             {
                 "name": spec.name,
@@ -126,7 +145,10 @@ def _actions(store: TransitionStore) -> list[dict[str, Any]]:
 
 def _rewards(store: TransitionStore) -> dict[str, Any]:
     finite = np.isfinite(store.rewards)
-    least, greatest = store.rewards.min(where=finite, initial=np.inf), store.rewards.max(where=finite, initial=-np.inf)
+    least, greatest = (
+        store.rewards.min(where=finite, initial=np.inf),
+        store.rewards.max(where=finite, initial=-np.inf),
+    )
     above = finite & (store.rewards > least)
     rewarded = np.add.reduceat(above, store.starts) > 0
     best = store.rewards == greatest
@@ -182,21 +204,31 @@ def _warnings(report: dict[str, Any], store: TransitionStore, lengths: NDArray[A
     for field in report["fields"]:
         if field["rows_not_finite"]:
             found.append(
-                f"'{field['name']}' has NaN or infinity in {field['rows_not_finite']:,} rows: training refuses them; remove those episodes"
+                f"'{field['name']}' has NaN or infinity in {field['rows_not_finite']:,} rows: training "
+                f"refuses them; remove those episodes"
             )
         if field["constant_columns"]:
-            found.append(f"'{field['name']}' has {field['constant_columns']} numbers that never change: they tell a policy nothing")
+            found.append(
+                f"'{field['name']}' has {field['constant_columns']} numbers that never change: they tell a "
+                f"policy nothing"
+            )
     for action in report["actions"]:
         if action["rows_outside"]:
             found.append(
-                f"action '{action['name']}' leaves [{action['low']:g}, {action['high']:g}] in {action['rows_outside']:,} rows, first at "
-                f"{action['first_outside']}: training refuses it; correct the bounds, or train with --set clip_actions=true"
+                f"action '{action['name']}' leaves [{action['low']:g}, {action['high']:g}] in "
+                f"{action['rows_outside']:,} rows, first at "
+                f"{action['first_outside']}: training refuses it; correct the bounds, or train with --set "
+                f"clip_actions=true"
             )
         if action["rows_not_finite"]:
-            found.append(f"action '{action['name']}' has NaN or infinity in {action['rows_not_finite']:,} rows: remove those episodes")
+            found.append(
+                f"action '{action['name']}' has NaN or infinity in {action['rows_not_finite']:,} rows: "
+                f"remove those episodes"
+            )
         if action["saturated"] > 0.5 and action["std"]:
             found.append(
-                f"action '{action['name']}' is at its bounds in {action['saturated']:.0%} of rows: fine for a gripper, else check scaling"
+                f"action '{action['name']}' is at its bounds in {action['saturated']:.0%} of rows: fine for "
+                f"a gripper, else check scaling"
             )
         if action["std"] == 0:
             found.append(f"action '{action['name']}' never changes")
@@ -204,50 +236,78 @@ def _warnings(report: dict[str, Any], store: TransitionStore, lengths: NDArray[A
     if rewards["rows_not_finite"]:
         found.append(f"{rewards['rows_not_finite']:,} rewards are NaN or infinite: training refuses them")
     if not rewards["inform"]:
-        found.append(f"rewards say nothing (all {rewards['min']:g}): training refuses them; give them with `rql-deploy data relabel`")
+        found.append(
+            f"rewards say nothing (all {rewards['min']:g}): training refuses them; give them with "
+            f"`rql-deploy data relabel`"
+        )
     elif 0 < rewards["density"] < 0.01:
-        found.append(f"{rewards['density']:.2%} of rows have reward: expect slow learning; see 'Rewards' in {GUIDE}")
+        found.append(
+            f"{rewards['density']:.2%} of rows have reward: expect slow learning; see 'Rewards' in {GUIDE}"
+        )
     elif _seldom_done(report):
         done = report["ends"]
         found.append(
-            f"the task is done (mask 0) in {done['rows_with_mask_0'] / len(store):.2%} of rows, of {done['episodes_with_mask_0']:,} of "
-            f"{store.episodes:,} episodes: expect slow learning, above all with reward = \"sparse\"; see 'Rewards' in {GUIDE}"
+            f"the task is done (mask 0) in {done['rows_with_mask_0'] / len(store):.2%} of rows, of "
+            f"{done['episodes_with_mask_0']:,} of "
+            f'{store.episodes:,} episodes: expect slow learning, above all with reward = "sparse"; see '
+            f"'Rewards' in {GUIDE}"
         )
     if report["successes"] == 0:
         found.append("no episode succeeded: RQL can only recombine what the data shows")
     ends = report["ends"]
     if ends["mask_0_then_1"]:
         found.append(
-            f"in {ends['mask_0_then_1']:,} rows the task has ended (mask 0) and goes on in the next row: right for play data whose goal "
+            f"in {ends['mask_0_then_1']:,} rows the task has ended (mask 0) and goes on in the next row: "
+            f"right for play data whose goal "
             "was passed by, wrong for an episode that should have ended"
         )
     if ends["masks_neither_0_nor_1"]:
-        found.append(f"{ends['masks_neither_0_nor_1']:,} masks are neither 0 nor 1: write 0 where the task had ended, else 1")
+        found.append(
+            f"{ends['masks_neither_0_nor_1']:,} masks are neither 0 nor 1: write 0 where the task had ended, "
+            f"else 1"
+        )
     if store.successes is not None and report["successes"] and not ends["rows_with_mask_0"]:
-        found.append("episodes succeeded but no mask is 0, so values reach beyond the end; see `rql-deploy data relabel --success`")
+        found.append(
+            "episodes succeeded but no mask is 0, so values reach beyond the end; see `rql-deploy data "
+            "relabel --success`"
+        )
     median = report["lengths"]["median"]
     if report["discount_horizon"] < median / 2:
         found.append(
-            f"gamma {report['gamma']:g} looks about {report['discount_horizon']:.0f} rows ahead, and half of the episodes have at least "
+            f"gamma {report['gamma']:g} looks about {report['discount_horizon']:.0f} rows ahead, and half of "
+            f"the episodes have at least "
             f"{median:.0f}: a reward at the end hardly reaches the start; consider a larger gamma"
         )
     if short := int((lengths <= h).sum()):
-        found.append(f"{short} episodes have at most h = {h} rows, fewer than a window: see 'Short episodes' in {GUIDE}")
+        found.append(
+            f"{short} episodes have at most h = {h} rows, fewer than a window: see 'Short episodes' in "
+            f"{GUIDE}"
+        )
     duplicates = report["duplicates"]
     if duplicates["episodes"]:
-        found.append(f"{duplicates['episodes']} episodes are copies of others: remove them, or a validation split will hold copies, too")
+        found.append(
+            f"{duplicates['episodes']} episodes are copies of others: remove them, or a validation split "
+            f"will hold copies, too"
+        )
     if duplicates["rows_like_the_one_before"] > 0.05 * len(store):
         found.append(
-            f"{duplicates['rows_like_the_one_before'] / len(store):.0%} of observations repeat the one before: "
+            f"{duplicates['rows_like_the_one_before'] / len(store):.0%} of observations repeat the one "
+            f"before: "
             "the recording may be faster than the sensors, or the robot stood still"
         )
     return found
 
 
 def _seldom_done(report: dict[str, Any]) -> bool:
-    """Whether few rows of few episodes are at the goal. Where most episodes end in success, few rows are so by nature."""
+    """Whether few rows of few episodes are at the goal.
+
+    Where most episodes end in success, few rows are so by nature.
+    """
     ends = report["ends"]
-    return bool(0 < ends["rows_with_mask_0"] < 0.01 * report["rows"] and ends["episodes_with_mask_0"] < 0.25 * report["episodes"])
+    return bool(
+        0 < ends["rows_with_mask_0"] < 0.01 * report["rows"]
+        and ends["episodes_with_mask_0"] < 0.25 * report["episodes"]
+    )
 
 
 def _number(value: Any) -> float | None:

@@ -30,15 +30,19 @@ class Relabel(Protocol):
 
 
 def with_reward(store: TransitionStore, reward: Reward) -> TransitionStore:
-    """`store` with `reward`: "sparse" turns every reward other than 0 into -1 and raises UserError when one is positive."""
+    """`store` with `reward`: "sparse" turns every reward other than 0 into -1 and raises UserError when one
+    is positive.
+    """
     if reward == "as-is":
         return store
     positive = store.rewards > 0
     if positive.any():
         row = int(np.argmax(positive))
         raise UserError(
-            f"data set {store.dataset_id}: the reward is {store.rewards[row]:g} at {store.locate(row)} ({int(positive.sum())} positive in "
-            'all), and reward = "sparse" would turn it into -1: relabel to rewards of at most 0, or pass --set reward=as-is'
+            f"data set {store.dataset_id}: the reward is {store.rewards[row]:g} at {store.locate(row)} "
+            f"({int(positive.sum())} positive in "
+            'all), and reward = "sparse" would turn it into -1: relabel to rewards of at most 0, or pass '
+            "--set reward=as-is"
         )
     # NaN stays what it is, so that the check of the rows finds it.
     sparse = np.where(np.isfinite(store.rewards), -(store.rewards != 0).astype(np.float32), store.rewards)

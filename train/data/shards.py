@@ -1,7 +1,7 @@
 """A data set in shards that stream from disk: one is trained on while the next is read in the background.
 
-Which shard an update draws from follows from its number alone (shards in order of their names, round and round), so a resumed run
-sees the same data as one that was never stopped.
+Which shard an update draws from follows from its number alone (shards in order of their names, round and
+round), so a resumed run sees the same data as one that was never stopped.
 """
 
 from __future__ import annotations
@@ -63,7 +63,9 @@ class ShardedStore:
     """Updates drawn from one shard before the next takes over."""
     reward: Reward = "as-is"
     """What the rewards of each shard are turned into (rewards.py)."""
-    _loaded: WeakValueDictionary[int, TransitionStore] = field(default_factory=WeakValueDictionary, repr=False, compare=False)
+    _loaded: WeakValueDictionary[int, TransitionStore] = field(
+        default_factory=WeakValueDictionary, repr=False, compare=False
+    )
 
     def __post_init__(self) -> None:
         if not self.shards:
@@ -73,7 +75,8 @@ class ShardedStore:
         for shard in self.shards[1:]:
             if differences := self.plant.differences(shard.plant):
                 raise UserError(
-                    f"data set {self.dataset_id}: shard {shard.name} does not fit {self.shards[0].name} ({'; '.join(differences)}): "
+                    f"data set {self.dataset_id}: shard {shard.name} does not fit {self.shards[0].name} "
+                    f"({'; '.join(differences)}): "
                     "remove it or make it again"
                 )
 
@@ -96,11 +99,16 @@ class ShardedStore:
     @cached_property
     def content_hash(self) -> str:
         """sha256 over the shards' fingerprints, so that no row has to be read for it."""
-        parts = [shard.fingerprint for shard in self.shards] + ([] if self.reward == "as-is" else [self.reward])
+        parts = [shard.fingerprint for shard in self.shards] + (
+            [] if self.reward == "as-is" else [self.reward]
+        )
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
     def load(self, index: int) -> TransitionStore:
-        """Shard `index`, read and checked unless somebody holds it already. Raises UserError naming row and field."""
+        """Shard `index`, read and checked unless somebody holds it already.
+
+        Raises UserError naming row and field.
+        """
         store = self._loaded.get(index)
         if store is None:
             store = with_reward(self.shards[index].load(), self.reward)
@@ -120,7 +128,8 @@ class ShardedStore:
         remarks = first.validate(h, learn_value=False)
         if learn_value and not any(store.rewards_inform() for store in self._each()):
             raise UserError(
-                f"the rewards of data set {self.dataset_id} say nothing in any of its {len(self.shards)} shards (the first one's are all "
+                f"the rewards of data set {self.dataset_id} say nothing in any of its {len(self.shards)} "
+                f"shards (the first one's are all "
                 f"{first.rewards[0]:g}): relabel them, or clone with --set rql.policy_value_weight=0"
             )
         return remarks
@@ -163,11 +172,18 @@ class ShardStream(Generic[T]):
         return self.store.index_at(step) != self._index
 
     def at(self, step: int) -> T:
-        """What update `step` draws from; waits for it where it is not read yet. Raises UserError when it is damaged."""
+        """What update `step` draws from; waits for it where it is not read yet.
+
+        Raises UserError when it is damaged.
+        """
         if self.due(step) or self._current is None:
             index = self.store.index_at(step)
             following, self._next = self._next, None
-            self._current = following[1].result() if following is not None and following[0] == index else self._load(index)
+            self._current = (
+                following[1].result()
+                if following is not None and following[0] == index
+                else self._load(index)
+            )
             self._index = index
             after = (index + 1) % len(self.store.shards)
             if after != index:

@@ -1,7 +1,7 @@
 """The transition store: flat arrays of rows in episode order, the one form that training reads data in.
 
-The arrays may be memory-mapped files (store_folder.py), so nothing here copies a whole one: checks, statistics and hashes go through
-them in blocks.
+The arrays may be memory-mapped files (store_folder.py), so nothing here copies a whole one: checks,
+statistics and hashes go through them in blocks.
 """
 
 from __future__ import annotations
@@ -32,7 +32,8 @@ BLOCK_ROWS = 65_536
 class TransitionStore:
     """N rows of E episodes, in order.
 
-    Row i holds the observation, the action taken there, the reward it brought and whether the task went on (`mask` 1) or had ended.
+    Row i holds the observation, the action taken there, the reward it brought and whether the task went on
+    (`mask` 1) or had ended.
     """
 
     dataset_id: str
@@ -50,7 +51,9 @@ class TransitionStore:
     successes: NDArray[np.bool_] | None = None
     """`[E]`: whether each episode succeeded, where the data says."""
     finals: NDArray[np.float32] | None = None
-    """`[E, O]`: the observation after each episode's last action, where the data has it; kept for other formats, not learned from."""
+    """`[E, O]`: the observation after each episode's last action, where the data has it; kept for other
+    formats, not learned from.
+    """
 
     def __len__(self) -> int:
         return len(self.rewards)
@@ -61,7 +64,9 @@ class TransitionStore:
 
     @property
     def sample(self) -> TransitionStore:
-        """Rows that stand for the data where all of it would be too much: here the store itself, of a sharded set its first shard."""
+        """Rows that stand for the data where all of it would be too much: here the store itself, of a sharded
+        set its first shard.
+        """
         return self
 
     @cached_property
@@ -87,8 +92,8 @@ class TransitionStore:
     def validate(self, h: int, *, learn_value: bool = True) -> list[str]:
         """Refuse data that cannot be learned from: raises UserError naming row and field.
 
-        Returns remarks on data that can be used but deserves a look, one sentence each. With `learn_value` off (pure behaviour
-        cloning) rewards that say nothing are accepted.
+        Returns remarks on data that can be used but deserves a look, one sentence each. With `learn_value`
+        off (pure behaviour cloning) rewards that say nothing are accepted.
         """
         self.validate_rows()
         if learn_value and not self.rewards_inform():
@@ -96,7 +101,8 @@ class TransitionStore:
         longest = int((self.ends - self.starts).max())
         if longest <= h:
             raise UserError(
-                f"every episode of {self.dataset_id} has at most {longest} rows, but a window needs h+1 = {h + 1}: "
+                f"every episode of {self.dataset_id} has at most {longest} rows, but a window needs h+1 = "
+                f"{h + 1}: "
                 "use a smaller h or longer episodes"
             )
         return self.remarks(h)
@@ -108,7 +114,9 @@ class TransitionStore:
         self.validate_shapes()
         start = 0
         for spec in self.plant.fields:
-            self._refuse_not_finite(self.observations[:, start : start + spec.size], f"observation field '{spec.name}'")
+            self._refuse_not_finite(
+                self.observations[:, start : start + spec.size], f"observation field '{spec.name}'"
+            )
             start += spec.size
         self._refuse_not_finite(self.actions, "actions")
         self._refuse_not_finite(self.rewards[:, None], "rewards")
@@ -117,8 +125,8 @@ class TransitionStore:
     def rewards_inform(self) -> bool:
         """Whether any two behaviours can differ in return.
 
-        They cannot when every reward is 0, or when every reward and every mask is the same. Equal rewards other than 0 still tell
-        something where the task ends in some rows: how soon.
+        They cannot when every reward is 0, or when every reward and every mask is the same. Equal rewards
+        other than 0 still tell something where the task ends in some rows: how soon.
         """
         reward = self.rewards[0]
         if any((block != reward).any() for block in _blocks(self.rewards)):
@@ -129,7 +137,8 @@ class TransitionStore:
         """What a reader had to assume about the plant, one sentence each."""
         if ASSUMED_RATE in self.plant.environment:
             yield (
-                f"{self.dataset_id} does not say its control rate: {self.plant.control_rate:g} Hz is assumed, and goes into the policy's "
+                f"{self.dataset_id} does not say its control rate: {self.plant.control_rate:g} Hz is "
+                f"assumed, and goes into the policy's "
                 "contract; `rql-deploy data convert --control-rate HZ` puts the right one in"
             )
 
@@ -139,12 +148,15 @@ class TransitionStore:
         found = list(self.assumptions())
         if short := int((lengths <= h).sum()):
             found.append(
-                f"{short} of {self.episodes} episodes of {self.dataset_id} have at most h = {h} rows: their windows repeat the last row; "
-                "those that end early count in the cloning of the rows that are there, and not in the value terms"
+                f"{short} of {self.episodes} episodes of {self.dataset_id} have at most h = {h} rows: their "
+                f"windows repeat the last row; "
+                "those that end early count in the cloning of the rows that are there, and not in the value "
+                "terms"
             )
         if single := int((lengths == 1).sum()):
             found.append(
-                f"{single} of {self.episodes} episodes of {self.dataset_id} have one row and are never drawn: "
+                f"{single} of {self.episodes} episodes of {self.dataset_id} have one row and are never "
+                f"drawn: "
                 "--set rql.complete_rows=true draws them"
             )
         return found
@@ -152,12 +164,16 @@ class TransitionStore:
     def _uninformative(self) -> str:
         ended = "" if (self.masks[0] == 1).all() else f" and every mask {self.masks[0]:g}"
         return (
-            f"every reward of data set {self.dataset_id} is {self.rewards[0]:g}{ended}, first to last row, so V has nothing to tell apart: "
-            "add episodes with another outcome or relabel the rewards, or clone with --set rql.policy_value_weight=0"
+            f"every reward of data set {self.dataset_id} is {self.rewards[0]:g}{ended}, first to last row, "
+            f"so V has nothing to tell apart: "
+            "add episodes with another outcome or relabel the rewards, or clone with --set "
+            "rql.policy_value_weight=0"
         )
 
     def validate_shapes(self) -> None:
-        """Raise UserError unless the arrays' shapes agree with each other and the plant, and no episode is empty. Reads no row."""
+        """Raise UserError unless the arrays' shapes agree with each other and the plant, and no episode is
+        empty. Reads no row.
+        """
         self._validate_plant()
         rows = len(self.rewards) if self.rewards.ndim else 0
         width = self.plant.observation_dim
@@ -170,24 +186,32 @@ class TransitionStore:
             found = getattr(self, name).shape
             if found != shape:
                 raise UserError(
-                    f"data set {self.dataset_id} has {name} of shape {list(found)} for {rows} rewards, the plant's are {list(shape)}: "
+                    f"data set {self.dataset_id} has {name} of shape {list(found)} for {rows} rewards, the "
+                    f"plant's are {list(shape)}: "
                     "write the data again with one row per reward"
                 )
         if self.ends.ndim != 1:
             raise UserError(
-                f"data set {self.dataset_id} has ends of shape {list(self.ends.shape)}, one per episode is needed: write it again"
+                f"data set {self.dataset_id} has ends of shape {list(self.ends.shape)}, one per episode is "
+                f"needed: write it again"
             )
         lengths = np.diff(self.ends, prepend=0)
         if (lengths <= 0).any():
-            raise UserError(f"data set {self.dataset_id}: episode {int(np.argmax(lengths <= 0))} has no rows: remove it")
+            raise UserError(
+                f"data set {self.dataset_id}: episode {int(np.argmax(lengths <= 0))} has no rows: remove it"
+            )
         if not self.episodes or self.ends[-1] != rows:
             last = int(self.ends[-1]) if self.episodes else 0
-            raise UserError(f"data set {self.dataset_id} has {rows} rows but its last episode ends at {last}: write the data again")
+            raise UserError(
+                f"data set {self.dataset_id} has {rows} rows but its last episode ends at {last}: write the "
+                f"data again"
+            )
         for name, shape in (("successes", (self.episodes,)), ("finals", (self.episodes, width))):
             array = getattr(self, name)
             if array is not None and array.shape != shape:
                 raise UserError(
-                    f"data set {self.dataset_id} has {name} of shape {list(array.shape)}, its {self.episodes} episodes need {list(shape)}: "
+                    f"data set {self.dataset_id} has {name} of shape {list(array.shape)}, its "
+                    f"{self.episodes} episodes need {list(shape)}: "
                     "write the data again"
                 )
 
@@ -195,13 +219,20 @@ class TransitionStore:
         plant = self.plant
         if not (np.isfinite(plant.control_rate) and plant.control_rate > 0):
             raise UserError(
-                f"data set {self.dataset_id} has a control rate of {plant.control_rate:g} Hz, it must be positive: correct it in the data"
+                f"data set {self.dataset_id} has a control rate of {plant.control_rate:g} Hz, it must be "
+                f"positive: correct it in the data"
             )
         if not plant.actions:
-            raise UserError(f"data set {self.dataset_id} has actions of no dimension: there is nothing to learn")
+            raise UserError(
+                f"data set {self.dataset_id} has actions of no dimension: there is nothing to learn"
+            )
         empty = [spec.name for spec in plant.fields if not spec.name or not spec.size]
         if empty or not plant.fields:
-            what = f"observation field '{empty[0]}' without a name or a number in it" if empty else "no observation field"
+            what = (
+                f"observation field '{empty[0]}' without a name or a number in it"
+                if empty
+                else "no observation field"
+            )
             raise UserError(f"data set {self.dataset_id} has {what}: record it again without it")
 
     def _refuse_not_finite(self, columns: NDArray[np.float32], what: str) -> None:
@@ -215,7 +246,8 @@ class TransitionStore:
             offset += len(block)
         if count:
             raise UserError(
-                f"data set {self.dataset_id} has NaN or infinity in {what}, first at {self.locate(first)} ({count} rows in all): "
+                f"data set {self.dataset_id} has NaN or infinity in {what}, first at {self.locate(first)} "
+                f"({count} rows in all): "
                 "remove those episodes and train again"
             )
 
@@ -233,13 +265,17 @@ class TransitionStore:
         if first is not None:
             bound = self.plant.actions[first[1]]
             raise UserError(
-                f"data set {self.dataset_id}: action '{bound.name}' is {self.actions[first]:g} at {self.locate(first[0])}, outside its "
+                f"data set {self.dataset_id}: action '{bound.name}' is {self.actions[first]:g} at "
+                f"{self.locate(first[0])}, outside its "
                 f"bounds [{bound.low:g}, {bound.high:g}] ({count} rows in all): "
                 "pass --set clip_actions=true to clip them, or correct the bounds"
             )
 
-    def scaled_actions(self, *, clip: bool = False, out: NDArray[np.float32] | None = None) -> NDArray[np.float32]:
-        """All actions mapped affinely from the plant's bounds to [-1, 1] and kept `ACTION_MARGIN` inside; in `out` `[N, A]` if given.
+    def scaled_actions(
+        self, *, clip: bool = False, out: NDArray[np.float32] | None = None
+    ) -> NDArray[np.float32]:
+        """All actions mapped affinely from the plant's bounds to [-1, 1] and kept `ACTION_MARGIN` inside; in
+        `out` `[N, A]` if given.
 
         Raises UserError when an action lies outside its bounds, unless `clip`.
         """
@@ -266,15 +302,17 @@ class TransitionStore:
         return total
 
     def observation_scale(self, standardise: bool) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """`mean` and `std` `[O]` that observations are scaled with: (s - mean) / std; 0 and 1 when not standardised."""
+        """`mean` and `std` `[O]` that observations are scaled with: (s - mean) / std; 0 and 1 when not
+        standardised.
+        """
         return self.moments().scale() if standardise else Moments.identity(self.plant.observation_dim)
 
 
 def concatenate(stores: Sequence[TransitionStore]) -> TransitionStore:
     """Several data sets of one plant as one, in the given order.
 
-    Raises UserError naming every difference when their plants differ in what matters for control. Observation fields may be stored
-    in another order; they are put into the first set's.
+    Raises UserError naming every difference when their plants differ in what matters for control. Observation
+    fields may be stored in another order; they are put into the first set's.
     """
     first = stores[0]
     if len(stores) == 1:
@@ -288,7 +326,8 @@ def concatenate(stores: Sequence[TransitionStore]) -> TransitionStore:
             differences.append(f"observation fields {', '.join(extra)} are only there")
         if differences:
             raise UserError(
-                f"data sets {first.dataset_id} and {store.dataset_id} cannot be combined ({'; '.join(differences)}): "
+                f"data sets {first.dataset_id} and {store.dataset_id} cannot be combined "
+                f"({'; '.join(differences)}): "
                 "pass sets of one plant, or train on one of them"
             )
         observations.append(_reordered(store.observations, store.plant, first.plant))
@@ -309,7 +348,9 @@ def concatenate(stores: Sequence[TransitionStore]) -> TransitionStore:
     )
 
 
-def _reordered(rows: NDArray[np.float32], stored: PlantDescription, plant: PlantDescription) -> NDArray[np.float32]:
+def _reordered(
+    rows: NDArray[np.float32], stored: PlantDescription, plant: PlantDescription
+) -> NDArray[np.float32]:
     if [spec.name for spec in stored.fields] == [spec.name for spec in plant.fields]:
         return rows
     columns, start = {}, 0

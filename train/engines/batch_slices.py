@@ -1,7 +1,8 @@
 """One update on several CPU threads, each with a slice of the batch, that meet once.
 
-torch's own threads meet at every product and spin while they wait: an update has hundreds of such meetings, and when another process
-takes a core (a simulator that evaluates, say) most of the time goes into waiting. benchmarks/train_contention.py measures both.
+torch's own threads meet at every product and spin while they wait: an update has hundreds of such meetings,
+and when another process takes a core (a simulator that evaluates, say) most of the time goes into waiting.
+benchmarks/train_contention.py measures both.
 """
 
 from __future__ import annotations
@@ -17,7 +18,9 @@ from rql_deploy.train.rql import RQL, Batch, Losses, Noise
 
 
 class SlicedGradients:
-    """`RQL.gradients` of a whole batch from those of its slices, which `threads` divides evenly; the same up to the order of sums."""
+    """`RQL.gradients` of a whole batch from those of its slices, which `threads` divides evenly; the same up
+    to the order of sums.
+    """
 
     def __init__(self, agent: RQL, losses: Callable[[Batch, Noise], Losses], threads: int):
         self.agent, self.losses, self.threads = agent, losses, threads
@@ -28,7 +31,10 @@ class SlicedGradients:
         """Losses and gradients of the whole batch."""
         rows, rest = divmod(len(noise.bc_time), self.threads)
         if rest:
-            raise UserError(f"{len(noise.bc_time)} rows cannot be shared by {self.threads} threads: resume with as many workers as before")
+            raise UserError(
+                f"{len(noise.bc_time)} rows cannot be shared by {self.threads} threads: resume with as many "
+                f"workers as before"
+            )
         slices = [slice(i * rows, (i + 1) * rows) for i in range(self.threads)]
         if not self.compiled:
             # What is compiled at the first call is compiled once, by one thread.
@@ -45,7 +51,10 @@ class SlicedGradients:
         return Losses(**combine_slices(figures)), gradients
 
     def _of(self, batch: Batch, noise: Noise, part: slice) -> tuple[Losses, list[Tensor]]:
-        mine = Batch(*(rows[:, part].contiguous() for rows in batch)), Noise(*(draw[part].contiguous() for draw in noise))
+        mine = (
+            Batch(*(rows[:, part].contiguous() for rows in batch)),
+            Noise(*(draw[part].contiguous() for draw in noise)),
+        )
         return self.agent.gradients(*mine, losses=self.losses, share=1.0 / self.threads)
 
 
@@ -53,6 +62,12 @@ def combine_slices(figures: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Figures of a whole batch from `[slices]` of each: extremes of `*_min` and `*_max`, means of the rest."""
 
     def whole(name: str, of_slices: Tensor) -> Tensor:
-        return of_slices.amin() if name.endswith("_min") else of_slices.amax() if name.endswith("_max") else of_slices.mean()
+        return (
+            of_slices.amin()
+            if name.endswith("_min")
+            else of_slices.amax()
+            if name.endswith("_max")
+            else of_slices.mean()
+        )
 
     return {name: whole(name, of_slices) for name, of_slices in figures.items()}

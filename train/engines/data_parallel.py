@@ -1,7 +1,9 @@
-"""Data-parallel training under torchrun: every worker draws the same global batch and noise, and works on its own slice of them.
+"""Data-parallel training under torchrun: every worker draws the same global batch and noise, and works on its
+own slice of them.
 
-Gradients are averaged over the workers (torch.distributed, gloo or nccl), so that the parameters stay the same everywhere and equal
-those of one process with the same global batch, up to the order of float32 sums (tests/train/engines/test_data_parallel.py).
+Gradients are averaged over the workers (torch.distributed, gloo or nccl), so that the parameters stay the
+same everywhere and equal those of one process with the same global batch, up to the order of float32 sums
+(tests/train/engines/test_data_parallel.py).
 """
 
 from __future__ import annotations
@@ -29,7 +31,9 @@ class DataParallel:
         self.stop_wanted = False
         """This worker was asked to stop."""
         self.stop_agreed = False
-        """Some worker was asked to stop before the update that just ended; every worker sees this at the same update."""
+        """Some worker was asked to stop before the update that just ended; every worker sees this at the same
+        update.
+        """
 
     @classmethod
     def from_environment(cls, device: str) -> DataParallel | None:
@@ -40,7 +44,8 @@ class DataParallel:
         """This worker's part of the global batch; raises UserError when it cannot be split evenly."""
         if batch_size % self.workers:
             raise UserError(
-                f"train.batch_size is {batch_size}, which {self.workers} workers cannot share: make it a multiple of {self.workers}"
+                f"train.batch_size is {batch_size}, which {self.workers} workers cannot share: make it a "
+                f"multiple of {self.workers}"
             )
         share = batch_size // self.workers
         return slice(self.rank * share, (self.rank + 1) * share)
@@ -56,7 +61,9 @@ class DataParallel:
         torch._foreach_copy_(gradients, [part.view_as(g) for part, g in zip(parts, gradients, strict=True)])
 
     def combine(self, figures: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Figures of the global batch from those of the slices: extremes of `*_min` and `*_max`, means of the rest."""
+        """Figures of the global batch from those of the slices: extremes of `*_min` and `*_max`, means of the
+        rest.
+        """
         mine = torch.stack(list(figures.values()))
         every = [torch.empty_like(mine) for _ in range(self.workers)]
         distributed.all_gather(every, mine)

@@ -1,4 +1,7 @@
-"""Cheap checks of what RQL rests on, on a few fixed rows of the data: V along the reversed flow, and how exact the reversal is."""
+"""Cheap checks of what RQL rests on, on a few fixed rows of the data:
+
+V along the reversed flow, and how exact the reversal is.
+"""
 
 from __future__ import annotations
 
@@ -14,11 +17,17 @@ class Diagnostics:
     """Fixed observations, chunks and noise, and the figures of an agent on them."""
 
     def __init__(self, observations: Tensor, chunks: Tensor):
-        """`observations` `[N, O]` scaled, `chunks` `[N, hA]` in [-1, 1]; at most `ROWS` of them are used, evenly spaced."""
-        chosen = torch.linspace(0, len(chunks) - 1, min(ROWS, len(chunks)), device=chunks.device).round().long()
+        """`observations` `[N, O]` scaled, `chunks` `[N, hA]` in [-1, 1]; at most `ROWS` of them are used,
+        evenly spaced.
+        """
+        chosen = (
+            torch.linspace(0, len(chunks) - 1, min(ROWS, len(chunks)), device=chunks.device).round().long()
+        )
         self.s, self.chunks = observations[chosen], chunks[chosen]
         # A generator of its own, so that looking does not change the run.
-        self.noise = torch.randn(self.chunks.shape, generator=torch.Generator().manual_seed(0)).to(chunks.device)
+        self.noise = torch.randn(self.chunks.shape, generator=torch.Generator().manual_seed(0)).to(
+            chunks.device
+        )
 
     @torch.no_grad()
     def figures(self, agent: RQL) -> dict[str, Tensor]:

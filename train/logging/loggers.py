@@ -1,4 +1,8 @@
-"""Logs of a run: TensorBoard event files and one JSON line per entry, always both; W&B and MLflow when asked for, offline by default."""
+"""Logs of a run:
+
+TensorBoard event files and one JSON line per entry, always both; W&B and MLflow when asked for, offline by
+default.
+"""
 
 from __future__ import annotations
 
@@ -32,8 +36,12 @@ Tracker = tuple[Callable[[int, Mapping[str, float]], None], Callable[[], None]]
 class RunLog:
     """`RUN/metrics.jsonl`, `RUN/tensorboard/` and the asked trackers; appends when the run is resumed."""
 
-    def __init__(self, run: Path, config: Mapping[str, Any], trackers: Sequence[str] = (), *, from_step: int = 0):
-        """Entries after update `from_step`, of a run that was cut off and goes on from there, are dropped: they come again."""
+    def __init__(
+        self, run: Path, config: Mapping[str, Any], trackers: Sequence[str] = (), *, from_step: int = 0
+    ):
+        """Entries after update `from_step`, of a run that was cut off and goes on from there, are dropped:
+        they come again.
+        """
         try:
             run.mkdir(parents=True, exist_ok=True)
             (run / "config.json").write_text(json.dumps(config, indent=1))
@@ -49,7 +57,10 @@ class RunLog:
         try:
             self._lines.write(json.dumps({"step": step, "time": time.time(), **figures}) + "\n")
         except OSError as error:
-            raise UserError(f"cannot write {self._lines.name} ({error.strerror}): make room and resume from the last checkpoint") from error
+            raise UserError(
+                f"cannot write {self._lines.name} ({error.strerror}): make room and resume from the last "
+                f"checkpoint"
+            ) from error
         named = {f"{_GROUP_OF.get(name, 'other')}/{name}": value for name, value in figures.items()}
         self._scalars(step, named)
         for write, _ in self._trackers:
@@ -61,7 +72,8 @@ class RunLog:
                 self._tensorboard.add_scalar(name, value, step)
         except OSError as error:
             raise UserError(
-                f"cannot write the TensorBoard log ({error.strerror}): make room and resume from the last checkpoint"
+                f"cannot write the TensorBoard log ({error.strerror}): make room and resume from the last "
+                f"checkpoint"
             ) from error
 
     def write_evaluation(self, step: int, evaluation: Evaluation) -> None:
@@ -77,7 +89,9 @@ class RunLog:
             write(step, figures | {"evaluation/of_update": evaluation.step})
 
     def close(self) -> None:
-        """Write out what is buffered; on a full disk that is lost, and the error that ended the run is the one to show."""
+        """Write out what is buffered; on a full disk that is lost, and the error that ended the run is the
+        one to show.
+        """
         for part in (self._lines, self._tensorboard):
             with contextlib.suppress(OSError):
                 part.close()
@@ -106,7 +120,9 @@ def _wandb(run: Path, config: Mapping[str, Any]) -> Tracker:
     try:
         import wandb
     except ImportError as error:
-        raise UserError("trackers names wandb, which is not installed: pip install wandb, or leave it out") from error
+        raise UserError(
+            "trackers names wandb, which is not installed: pip install wandb, or leave it out"
+        ) from error
     logged = wandb.init(
         project="rql-deploy",
         name=run.name,
@@ -125,7 +141,9 @@ def _mlflow(run: Path, config: Mapping[str, Any]) -> Tracker:
         from mlflow import MlflowClient
         from mlflow.exceptions import MlflowException
     except ImportError as error:
-        raise UserError("trackers names mlflow, which is not installed: pip install mlflow, or leave it out") from error
+        raise UserError(
+            "trackers names mlflow, which is not installed: pip install mlflow, or leave it out"
+        ) from error
     address = os.environ.get("MLFLOW_TRACKING_URI", f"sqlite:///{run.resolve()}/mlflow.db")
     try:
         client = MlflowClient(address)
@@ -136,7 +154,9 @@ def _mlflow(run: Path, config: Mapping[str, Any]) -> Tracker:
             client.log_param(run_id, key, value)
     except MlflowException as error:
         cause = str(error).strip().splitlines()[0]
-        raise UserError(f"MLflow does not take runs at {address} ({cause}): set MLFLOW_TRACKING_URI, or leave mlflow out") from error
+        raise UserError(
+            f"MLflow does not take runs at {address} ({cause}): set MLFLOW_TRACKING_URI, or leave mlflow out"
+        ) from error
 
     def write(step: int, figures: Mapping[str, float]) -> None:
         for name, value in figures.items():

@@ -1,4 +1,7 @@
-"""What a run folder says about itself: README.md (settings, data, versions, figures, next commands) and curves.png."""
+"""What a run folder says about itself:
+
+README.md (settings, data, versions, figures, next commands) and curves.png.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +26,9 @@ PANELS = (
 
 
 def write_report(run: Path) -> None:
-    """Write both files from the run's logs and latest checkpoint; without matplotlib there is no picture and README.md says so."""
+    """Write both files from the run's logs and latest checkpoint; without matplotlib there is no picture and
+    README.md says so.
+    """
     drawn = False
     with contextlib.suppress(ImportError):
         _draw(run)
@@ -54,7 +59,9 @@ def _draw(run: Path) -> None:
         in_order = sorted(evaluations, key=lambda e: e.step)
         steps = [e.step for e in in_order]
         success.plot(steps, [e.success for e in in_order], marker="o")
-        success.fill_between(steps, [e.success_low for e in in_order], [e.success_high for e in in_order], alpha=0.2)
+        success.fill_between(
+            steps, [e.success_low for e in in_order], [e.success_high for e in in_order], alpha=0.2
+        )
     figure.savefig(run / "curves.png", dpi=110)
 
 
@@ -64,10 +71,13 @@ def _describe(run: Path, checkpoint: Checkpoint, drawn: bool) -> str:
     lines = [
         f"# {run.name}",
         "",
-        f"RQL policy for `{checkpoint.plant.task}`, {checkpoint.step:,} of {checkpoint.config.updates:,} updates, "
+        f"RQL policy for `{checkpoint.plant.task}`, {checkpoint.step:,} of {checkpoint.config.updates:,} "
+        f"updates, "
         f"seed {checkpoint.config.seed}, {EngineChoice(**checkpoint.engine)}.",
         "",
-        "![curves](curves.png)" if drawn else "No picture of the curves: matplotlib is not installed where this was trained.",
+        "![curves](curves.png)"
+        if drawn
+        else "No picture of the curves: matplotlib is not installed where this was trained.",
         "",
         "## Data",
         f"- `{checkpoint.dataset_id}`, sha256 `{checkpoint.dataset_hash}`",
@@ -82,12 +92,31 @@ def _describe(run: Path, checkpoint: Checkpoint, drawn: bool) -> str:
         low, middle, high = rows[0], rows[len(rows) // 2], rows[-1]
         lines.append(f"| {name} | {_short(low)} | {_short(middle)} | {_short(high)} |")
     if evaluations:
-        lines += ["", "## Success while training", "| update | success | 95 % interval | steps |", "|---|---|---|---|"]
+        lines += [
+            "",
+            "## Success while training",
+            "| update | success | 95 % interval | steps |",
+            "|---|---|---|---|",
+        ]
         for e in sorted(evaluations, key=lambda e: e.step):
-            lines.append(f"| {e.step:,} | {e.success:.0%} | {e.success_low:.0%} to {e.success_high:.0%} | {e.steps_mean:.0f} |")
+            lines.append(
+                f"| {e.step:,} | {e.success:.0%} | {e.success_low:.0%} to {e.success_high:.0%} | "
+                f"{e.steps_mean:.0f} |"
+            )
         if best := pointed(run, "best"):
-            lines += ["", f"`best` is update {step_of(best):,}, chosen among {len(evaluations)} and so a little flattered."]
-    lines += ["", "## Settings", *_table(checkpoint.config_table()), "", "## Versions", *_table(checkpoint.versions)]
+            lines += [
+                "",
+                f"`best` is update {step_of(best):,}, chosen among {len(evaluations)} and so a little "
+                f"flattered.",
+            ]
+    lines += [
+        "",
+        "## Settings",
+        *_table(checkpoint.config_table()),
+        "",
+        "## Versions",
+        *_table(checkpoint.versions),
+    ]
     lines += [
         "",
         "## Files",

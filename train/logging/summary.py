@@ -1,4 +1,6 @@
-"""What a checkpoint says about its data and its making: statistics for the contract, reference rows for the certificate, versions."""
+"""What a checkpoint says about its data and its making: statistics for the contract, reference rows for the
+certificate, versions.
+"""
 
 from __future__ import annotations
 
@@ -21,10 +23,15 @@ QUANTILE_LEVELS = (0.0, 0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99, 1.0)
 
 
 def reference_rows(sampler: WindowSampler, store: TransitionStore, h: int) -> dict[str, Tensor]:
-    """Evenly spaced data set rows that start a full chunk: `observations` `[N, O]` unscaled, `chunks` `[N, hA]` in [-1, 1]."""
+    """Evenly spaced data set rows that start a full chunk:
+
+    `observations` `[N, O]` unscaled, `chunks` `[N, hA]` in [-1, 1].
+    """
     counts = np.maximum(store.ends - store.starts - h + 1, 0)
     before = counts.cumsum() - counts
-    position = np.linspace(0, counts.sum() - 1, min(REFERENCE_ROWS, int(counts.sum()))).round().astype(np.int64)
+    position = (
+        np.linspace(0, counts.sum() - 1, min(REFERENCE_ROWS, int(counts.sum()))).round().astype(np.int64)
+    )
     episode = np.searchsorted(before + counts, position, side="right")
     chosen = store.starts[episode] + position - before[episode]
     rows = torch.from_numpy(chosen)[:, None] + torch.arange(h)
@@ -39,7 +46,9 @@ def dataset_statistics(store: TransitionStore) -> dict[str, Any]:
     rates = np.abs(np.diff(store.actions, axis=0))[same_episode]
     fields, start = {}, 0
     for spec in store.plant.fields:
-        fields[spec.name] = np.quantile(store.observations[:, start : start + spec.size], QUANTILE_LEVELS, axis=0).tolist()
+        fields[spec.name] = np.quantile(
+            store.observations[:, start : start + spec.size], QUANTILE_LEVELS, axis=0
+        ).tolist()
         start += spec.size
     return {
         "episodes": store.episodes,

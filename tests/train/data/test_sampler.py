@@ -82,7 +82,9 @@ def test_actions_are_scaled_block_by_block_to_the_same_bytes(monkeypatch: pytest
 def test_an_action_outside_its_bounds_is_named_and_clipped_only_on_request() -> None:
     store = make_store((9, 7))
     store.actions[11, 1] = 4.5
-    with pytest.raises(UserError, match=r"action 'gripper' is 4.5 at episode 1, row 2, outside its bounds \[-2, 4\]"):
+    with pytest.raises(
+        UserError, match=r"action 'gripper' is 4.5 at episode 1, row 2, outside its bounds \[-2, 4\]"
+    ):
         store.scaled_actions()
     assert store.scaled_actions(clip=True)[11, 1] == pytest.approx(1 - 1e-5)
 
@@ -106,7 +108,10 @@ def test_the_content_hash_sees_every_array() -> None:
 
 @pytest.mark.parametrize("sampling", ["episodes", "transitions"])
 @pytest.mark.parametrize("episodes", [(40, 25, 31), (6,) * 60])
-@pytest.mark.parametrize("bounds", [PLANT.actions, UNIT_BOUNDS, [dataclasses.replace(a, low=-0.3, high=0.7) for a in PLANT.actions]])
+@pytest.mark.parametrize(
+    "bounds",
+    [PLANT.actions, UNIT_BOUNDS, [dataclasses.replace(a, low=-0.3, high=0.7) for a in PLANT.actions]],
+)
 def test_scaling_each_batch_gives_the_bytes_of_scaling_the_whole_data(
     bounds: Sequence[ActionDimension], sampling: str, episodes: tuple[int, ...]
 ) -> None:
@@ -133,7 +138,8 @@ def test_scaling_each_batch_gives_the_bytes_of_scaling_the_whole_data(
 
 
 def test_the_seeds_of_earlier_versions_give_the_batches_of_earlier_versions() -> None:
-    # Start rows that version 0.1.0's sampler drew; checkpoints of that time resume bit for bit only while these stay.
+    # Start rows that version 0.1.0's sampler drew; checkpoints of that time resume bit for bit only while
+    # these stay.
     few = sampler((9, 7, 12)).draw_starts(8)[0].tolist()
     many = sampler((5,) * 20).draw_starts(8)[0].tolist()
     by_row = sampler((9, 7, 12), sampling="transitions").draw_starts(8)[0].tolist()

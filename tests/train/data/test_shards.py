@@ -15,8 +15,12 @@ from rql_deploy.train.data.store import concatenate
 from tests.helpers.data import make_store
 
 
-def sharded(folder: Path, count: int = 3, *, updates: int = 4, constant: tuple[int, ...] = ()) -> ShardedStore:
-    """Shards whose rows are recognised by their first observation; `constant` ones have rewards that say nothing."""
+def sharded(
+    folder: Path, count: int = 3, *, updates: int = 4, constant: tuple[int, ...] = ()
+) -> ShardedStore:
+    """Shards whose rows are recognised by their first observation; `constant` ones have rewards that say
+    nothing.
+    """
     for i in range(count):
         store = make_store((9, 7, 12 + i), seed=i)
         store.observations[:, 0] = i
@@ -59,7 +63,9 @@ def test_a_resumed_run_draws_what_an_uninterrupted_one_does(tmp_path: Path) -> N
             assert torch.equal(mine, theirs)
 
 
-def test_the_next_shard_is_read_by_another_thread_while_the_current_one_is_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_next_shard_is_read_by_another_thread_while_the_current_one_is_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     store = sharded(tmp_path)
     readers: dict[int, str] = {}
     load = ShardedStore.load
@@ -132,7 +138,10 @@ def test_a_single_shard_is_never_read_again(tmp_path: Path) -> None:
 def test_a_shard_of_the_same_shape_is_copied_into_the_tensors_of_the_one_before() -> None:
     from rql_deploy.train.data.sampler import Rows
 
-    a, b, c = (Rows.of(make_store(episodes, seed=i), complete_rows=False) for i, episodes in enumerate([(9, 7), (9, 7), (9, 8)]))
+    a, b, c = (
+        Rows.of(make_store(episodes, seed=i), complete_rows=False)
+        for i, episodes in enumerate([(9, 7), (9, 7), (9, 8)])
+    )
     kept = a.observations
     assert a.take_over(b)
     assert a.observations is kept and torch.equal(kept, b.observations) and torch.equal(a.small, b.small)

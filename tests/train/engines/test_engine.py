@@ -13,7 +13,13 @@ from rql_deploy.train.config import TrainConfig
 from rql_deploy.train.data.sampler import WindowSampler
 from rql_deploy.train.engines import engine as engines
 from rql_deploy.train.engines.batch_slices import SlicedGradients
-from rql_deploy.train.engines.engine import EngineChoice, GraphEngine, choose_engine, flop_per_update, make_engine
+from rql_deploy.train.engines.engine import (
+    EngineChoice,
+    GraphEngine,
+    choose_engine,
+    flop_per_update,
+    make_engine,
+)
 from rql_deploy.train.rql import RQL, Batch, Noise, RQLConfig, draw_noise
 from rql_deploy.train.trainer import Trainer
 from tests.helpers.data import make_store
@@ -22,7 +28,9 @@ CONFIG = RQLConfig(h=3, F=4, K=3, policy_hidden=(32, 32), value_hidden=(32, 32),
 EAGER = EngineChoice("eager", "fp32", "cpu")
 
 
-def agent_and_draw(config: RQLConfig = CONFIG) -> tuple[RQL, Callable[[], tuple[Batch, Noise]], torch.Generator]:
+def agent_and_draw(
+    config: RQLConfig = CONFIG,
+) -> tuple[RQL, Callable[[], tuple[Batch, Noise]], torch.Generator]:
     """The same agent and the same sequence of batches every time."""
     generator = torch.Generator().manual_seed(0)
     store = make_store((20, 30, 25, 12))
@@ -59,7 +67,8 @@ def test_compiled_updates_follow_the_eager_twin(config: RQLConfig) -> None:
     fast, figures = trained(dataclasses.replace(EAGER, engine="compiled"), 10, config)
     start, _, _ = agent_and_draw(config)
     assert distance(twin, start) > 1e-3
-    # Adam divides by the root of the second moment, so a rounding difference in a gradient near 0 shows at the scale of the learning rate.
+    # Adam divides by the root of the second moment, so a rounding difference in a gradient near 0 shows at
+    # the scale of the learning rate.
     assert distance(twin, fast) < 2e-4
     assert figures == pytest.approx(expected, abs=2e-4, rel=2e-4)
 
@@ -171,7 +180,9 @@ def test_graphs_of_several_updates_do_exactly_the_updates_asked_for() -> None:
 
 
 def test_an_update_never_waits_for_its_device() -> None:
-    """On the meta device anything that needs a number from the device, or mixes devices, raises: as a CUDA graph's capture would."""
+    """On the meta device anything that needs a number from the device, or mixes devices, raises: as a CUDA
+    graph's capture would.
+    """
     device = torch.device("meta")
     agent = RQL(CONFIG, 4, 2, device=device)
     store = make_store((20, 30, 25, 12))

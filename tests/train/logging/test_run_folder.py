@@ -18,15 +18,39 @@ from rql_deploy.train.trainer import Trainer
 from tests.helpers.data import make_store
 
 CONFIG = TrainConfig(
-    rql=RQLConfig(h=3, F=4, K=2, policy_hidden=(16, 16), value_hidden=(16, 16)), updates=6, batch_size=8, log_every=2, standardise=True
+    rql=RQLConfig(h=3, F=4, K=2, policy_hidden=(16, 16), value_hidden=(16, 16)),
+    updates=6,
+    batch_size=8,
+    log_every=2,
+    standardise=True,
 )
 
 
 def test_every_figure_of_the_reference_and_the_diagnostics_are_logged(tmp_path: Path) -> None:
     Trainer(CONFIG, make_store(), tmp_path / "run").train()
     entry = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[-1])
-    reference = {"total", "policy_value", "bc", "value", "v_mean", "v_min", "v_max", "ahead_mean", "ahead_min", "ahead_max"}
-    ours = {"gradient_v", "gradient_V", "drift_half", "drift_full", "noise_gap", "round_trip", "target_mean", "updates_per_second"}
+    reference = {
+        "total",
+        "policy_value",
+        "bc",
+        "value",
+        "v_mean",
+        "v_min",
+        "v_max",
+        "ahead_mean",
+        "ahead_min",
+        "ahead_max",
+    }
+    ours = {
+        "gradient_v",
+        "gradient_V",
+        "drift_half",
+        "drift_full",
+        "noise_gap",
+        "round_trip",
+        "target_mean",
+        "updates_per_second",
+    }
     assert reference | ours <= entry.keys()
     assert entry["v_min"] <= entry["v_mean"] <= entry["v_max"]
 
@@ -64,7 +88,9 @@ def test_wandb_logs_offline_by_default(tmp_path: Path, monkeypatch: pytest.Monke
     assert next(folder.glob("*.wandb")).stat().st_size > 0
 
 
-def test_mlflow_takes_the_figures_where_its_address_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_mlflow_takes_the_figures_where_its_address_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", (tmp_path / "mlflow").as_uri())
     Trainer(dataclasses.replace(CONFIG, trackers=("mlflow",)), make_store(), tmp_path / "run").train()
@@ -123,4 +149,6 @@ def test_looking_at_diagnostics_changes_nothing(tmp_path: Path) -> None:
     seldom = Trainer(dataclasses.replace(CONFIG, log_every=6), make_store(), tmp_path / "seldom")
     often.train()
     seldom.train()
-    assert all(torch.equal(a, b) for a, b in zip(often.agent.parameters(), seldom.agent.parameters(), strict=True))
+    assert all(
+        torch.equal(a, b) for a, b in zip(often.agent.parameters(), seldom.agent.parameters(), strict=True)
+    )

@@ -19,7 +19,12 @@ from .robomimic import SUFFIXES, file_and_key, is_robomimic, read_robomimic
 
 
 def open_store(
-    name: str, *, reward: Reward = "as-is", relabel: Relabel | None = None, replace: bool = False, shard_updates: int = 1000
+    name: str,
+    *,
+    reward: Reward = "as-is",
+    relabel: Relabel | None = None,
+    replace: bool = False,
+    shard_updates: int = 1000,
 ) -> TransitionStore | ShardedStore:
     """The data set with path or id `name`, in whichever format it is.
 
@@ -35,7 +40,8 @@ def open_store(
 
     Rewards that an OGBench file lacks come from `relabel`; with `replace` also those that it has.
 
-    Raises UserError when there is no such data set, or it is damaged, or it lacks rewards and no `relabel` is given.
+    Raises UserError when there is no such data set, or it is damaged, or it lacks rewards and no `relabel` is
+    given.
     """
     path = Path(name)
     try:
@@ -46,7 +52,9 @@ def open_store(
     if is_store(path):
         store = read_store(path, verify=True)
     elif path.is_dir() and (folders := sorted(folder for folder in path.iterdir() if is_store(folder))):
-        store = ShardedStore(path.resolve().name, [StoreShard.of(folder) for folder in folders], shard_updates)
+        store = ShardedStore(
+            path.resolve().name, [StoreShard.of(folder) for folder in folders], shard_updates
+        )
     elif path.is_dir() and is_lerobot(path):
         store = read_lerobot(path)
     elif path.is_dir() and any(holds_minari(folder) for folder in (path, path / "data")):
@@ -56,10 +64,14 @@ def open_store(
     elif is_robomimic(path):
         store = read_robomimic(path)
     elif path.is_dir() and next(path.glob("*.rqlrec"), None) is not None:
-        raise UserError(f"{path} is a server's recording: make a data set of it with `rql-deploy data convert {path} --output DATA`")
+        raise UserError(
+            f"{path} is a server's recording: make a data set of it with `rql-deploy data convert {path} "
+            f"--output DATA`"
+        )
     elif path.is_dir():
         raise UserError(
-            f"{path} holds no data set: there is no store.json, no .npz file, no meta/info.json and nothing that Minari wrote in it"
+            f"{path} holds no data set: there is no store.json, no .npz file, no meta/info.json and nothing "
+            f"that Minari wrote in it"
         )
     elif (file := file_and_key(name)[0]).endswith(SUFFIXES) and path.name != MAIN_FILE:
         raise UserError(
@@ -76,14 +88,24 @@ def open_store(
 
 
 def open_stores(
-    names: Sequence[str], *, reward: Reward = "as-is", relabel: Relabel | None = None, shard_updates: int = 1000
+    names: Sequence[str],
+    *,
+    reward: Reward = "as-is",
+    relabel: Relabel | None = None,
+    shard_updates: int = 1000,
 ) -> TransitionStore | ShardedStore:
-    """Several data sets of one plant as one; see `open_store`. Raises UserError naming what differs between their plants."""
+    """Several data sets of one plant as one; see `open_store`.
+
+    Raises UserError naming what differs between their plants.
+    """
     stores = [open_store(name, reward=reward, relabel=relabel, shard_updates=shard_updates) for name in names]
     if len(stores) == 1:
         return stores[0]
     whole = [store for store in stores if isinstance(store, TransitionStore)]
     if len(whole) < len(stores):
         sharded = next(store.dataset_id for store in stores if isinstance(store, ShardedStore))
-        raise UserError(f"data set {sharded} is sharded and streams alone: put the other sets' files into its folder, or pass it alone")
+        raise UserError(
+            f"data set {sharded} is sharded and streams alone: put the other sets' files into its folder, or "
+            f"pass it alone"
+        )
     return concatenate(whole)

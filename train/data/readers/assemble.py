@@ -39,12 +39,21 @@ class Assembler:
         success: bool | None = None,
         final: NDArray[np.float32] | None = None,
     ) -> None:
-        """The rest of an episode whose observations are in place: `[n, A]`, `[n]`, `[n]`; `final` `[O]` is seen after its last action."""
+        """The rest of an episode whose observations are in place:
+
+        `[n, A]`, `[n]`, `[n]`; `final` `[O]` is seen after its last action.
+        """
         count = len(np.asarray(rewards))
         # NumPy would repeat a single number in every place.
-        for name, value, shape in (("actions", actions, (count, self.plant.action_dim)), ("masks", masks, (count,))):
+        for name, value, shape in (
+            ("actions", actions, (count, self.plant.action_dim)),
+            ("masks", masks, (count,)),
+        ):
             if np.shape(value) != shape:
-                raise ValueError(f"{name} of episode {len(self._ends)} have shape {list(np.shape(value))} instead of {list(shape)}")
+                raise ValueError(
+                    f"{name} of episode {len(self._ends)} have shape {list(np.shape(value))} instead of "
+                    f"{list(shape)}"
+                )
         rows = slice(self._filled, self._filled + count)
         self.actions[rows], self.rewards[rows], self.masks[rows] = actions, rewards, masks
         self._filled = rows.stop
@@ -70,8 +79,11 @@ class Assembler:
         )
 
 
-def bounds_of(actions: NDArray[np.float32], *, margin: float = 0.05) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """`low` and `high` `[A]` for data whose format knows no bounds: the least and the greatest action, with a margin of their distance.
+def bounds_of(
+    actions: NDArray[np.float32], *, margin: float = 0.05
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """`low` and `high` `[A]` for data whose format knows no bounds: the least and the greatest action, with a
+    margin of their distance.
 
     A dimension that never changes gets a margin of at least 0.001, so that scaling it stays finite.
     """

@@ -4,7 +4,8 @@
     data/chunk-000/episode_000000.parquet    v2: one file per episode
     data/chunk-000/file-000.parquet          v3: many episodes per file
 
-The layout is described at https://huggingface.co/docs/lerobot/lerobot-dataset-v3. Reading needs pyarrow; videos and images are left out.
+The layout is described at https://huggingface.co/docs/lerobot/lerobot-dataset-v3. Reading needs pyarrow;
+videos and images are left out.
 """
 
 from __future__ import annotations
@@ -29,7 +30,19 @@ from .minari_columns import numbers, require_pyarrow
 
 INFO_FILE = Path("meta") / "info.json"
 VERSIONS = ("v2.0", "v2.1", "v3.0")
-NUMBERS = ("float16", "float32", "float64", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "bool")
+NUMBERS = (
+    "float16",
+    "float32",
+    "float64",
+    "int8",
+    "int16",
+    "int32",
+    "int64",
+    "uint8",
+    "uint16",
+    "uint32",
+    "bool",
+)
 STATE = "observation.state"
 BLOCK_ROWS = 1 << 15
 
@@ -40,7 +53,9 @@ def is_lerobot(folder: Path) -> bool:
 
 
 def feature_of(field: str) -> str:
-    """The feature that holds an observation field: fields of other formats get the prefix that LeRobot's policies look for."""
+    """The feature that holds an observation field: fields of other formats get the prefix that LeRobot's
+    policies look for.
+    """
     if field == "observation":
         return STATE
     return field if field.startswith("observation.") else f"observation.{field}"
@@ -49,10 +64,11 @@ def feature_of(field: str) -> str:
 def read_lerobot(folder: Path) -> TransitionStore:
     """Load the data set in `folder`.
 
-    Fields are the features `observation.*` that hold numbers, actions the feature `action`. `next.reward`, `next.done` and `next.success`
-    are used where present; without rewards they are all 0. The task ends where `next.success` says so, else where rewards of 0 and 1 are 1,
-    else where `next.done` does, unless that only marks the last row of every episode, as recording does. Actions have no bounds in this
-    format, so their range in the data, widened by 5 %, stands for them.
+    Fields are the features `observation.*` that hold numbers, actions the feature `action`. `next.reward`,
+    `next.done` and `next.success` are used where present; without rewards they are all 0. The task ends where
+    `next.success` says so, else where rewards of 0 and 1 are 1, else where `next.done` does, unless that only
+    marks the last row of every episode, as recording does. Actions have no bounds in this format, so their
+    range in the data, widened by 5 %, stands for them.
 
     Raises UserError naming file and column when something is missing or damaged.
     """
@@ -62,12 +78,19 @@ def read_lerobot(folder: Path) -> TransitionStore:
         version = str(info.get("codebase_version"))
         if version not in VERSIONS:
             raise UserError(
-                f"{folder} is a LeRobotDataset of version {version}, which is not known: convert it to one of {', '.join(VERSIONS)}"
+                f"{folder} is a LeRobotDataset of version {version}, which is not known: convert it to one "
+                f"of {', '.join(VERSIONS)}"
             )
         return _read(folder, info, arrow)
     except UserError:
         raise
-    except (OSError, KeyError, ValueError, TypeError, AttributeError) as error:  # pyarrow's errors are ValueErrors, KeyErrors or OSErrors
+    except (
+        OSError,
+        KeyError,
+        ValueError,
+        TypeError,
+        AttributeError,
+    ) as error:  # pyarrow's errors are ValueErrors, KeyErrors or OSErrors
         raise UserError(f"{folder} is damaged ({error}): copy or download it again") from error
 
 
@@ -80,7 +103,10 @@ def _read(folder: Path, info: Mapping[str, Any], arrow: Any) -> TransitionStore:
         raise UserError(f"{folder} has no data files: download its data folder too")
     rows = sum(arrow.parquet.read_metadata(file).num_rows for file in files)
     if rows != int(info.get("total_frames", rows)):
-        raise UserError(f"{folder} holds {rows} rows, {INFO_FILE} says {info['total_frames']}: files are missing, so copy it again")
+        raise UserError(
+            f"{folder} holds {rows} rows, {INFO_FILE} says {info['total_frames']}: files are missing, so "
+            f"copy it again"
+        )
     if not rows:
         raise UserError(f"{folder} is empty: record some episodes first")
     plant, known_bounds = _plant(folder, info)
@@ -94,23 +120,38 @@ def _read(folder: Path, info: Mapping[str, Any], arrow: Any) -> TransitionStore:
         number, count = int(episode["episode_index"][0]), len(episode["episode_index"])
         if number in seen:
             raise UserError(
-                f"{folder} has rows of episode {number} in two places: put its files in order, or convert it with lerobot again"
+                f"{folder} has rows of episode {number} in two places: put its files in order, or convert it "
+                f"with lerobot again"
             )
         seen.add(number)
         out, start = result.next_observations(count), 0
         for spec, name in zip(plant.fields, wanted, strict=True):
             out[:, start : start + spec.size] = _rows(folder, episode, name, spec.size)
             start += spec.size
-        rewards = _rows(folder, episode, "next.reward", 1)[:, 0] if "next.reward" in episode else np.zeros(count, np.float32)
+        rewards = (
+            _rows(folder, episode, "next.reward", 1)[:, 0]
+            if "next.reward" in episode
+            else np.zeros(count, np.float32)
+        )
         # What the data was before it became this format is kept in a column of our own.
         says = next((name for name in ("rql.mask", "next.success", "next.done") if name in episode), None)
-        flags = np.zeros(count, np.float32) if says is None else _rows(folder, episode, says, 1)[:, 0].astype(np.float32)
+        flags = (
+            np.zeros(count, np.float32)
+            if says is None
+            else _rows(folder, episode, says, 1)[:, 0].astype(np.float32)
+        )
         success = _rows(folder, episode, "next.success", 1).any() if "next.success" in episode else None
         masks = flags if says == "rql.mask" else 1.0 - (flags != 0)
-        result.add(_rows(folder, episode, "action", plant.action_dim), rewards, masks, success=None if success is None else bool(success))
+        result.add(
+            _rows(folder, episode, "action", plant.action_dim),
+            rewards,
+            masks,
+            success=None if success is None else bool(success),
+        )
     if len(seen) != int(info.get("total_episodes", len(seen))):
         raise UserError(
-            f"{folder} holds {len(seen)} episodes, {INFO_FILE} says {info['total_episodes']}: files are missing, so copy it again"
+            f"{folder} holds {len(seen)} episodes, {INFO_FILE} says {info['total_episodes']}: files are "
+            f"missing, so copy it again"
         )
     store = result.store()
     if not {"next.success", "rql.mask"} & set(optional):
@@ -119,11 +160,14 @@ def _read(folder: Path, info: Mapping[str, Any], arrow: Any) -> TransitionStore:
 
 
 def _rows(folder: Path, episode: Mapping[str, NDArray[Any]], name: str, width: int) -> NDArray[Any]:
-    """A column as `[n, width]`; raises UserError where its cells hold another number of numbers than the features say."""
+    """A column as `[n, width]`; raises UserError where its cells hold another number of numbers than the
+    features say.
+    """
     values = episode[name].reshape(len(episode["episode_index"]), -1)
     if values.shape[1] != width:
         raise UserError(
-            f"{folder}: '{name}' has {values.shape[1]} numbers a row, {INFO_FILE} says {width}: correct its shape there, or copy it again"
+            f"{folder}: '{name}' has {values.shape[1]} numbers a row, {INFO_FILE} says {width}: correct its "
+            f"shape there, or copy it again"
         )
     return values
 
@@ -132,11 +176,17 @@ def _with_task_ends(store: TransitionStore) -> TransitionStore:
     """A store whose masks say where `next.done` was set, with masks that say where the task ended."""
     if np.isin(store.rewards, (0, 1)).all() and store.rewards.any():
         reached = store.rewards == 1
-        return replace(store, masks=(1.0 - reached).astype(np.float32), successes=np.logical_or.reduceat(reached, store.starts))
+        return replace(
+            store,
+            masks=(1.0 - reached).astype(np.float32),
+            successes=np.logical_or.reduceat(reached, store.starts),
+        )
     last = np.zeros(len(store), np.bool_)
     last[store.ends - 1] = True
     # Set in the last row of every episode and nowhere else, it says where the recording ended.
-    return replace(store, masks=np.ones_like(store.masks)) if np.array_equal(store.masks == 0, last) else store
+    return (
+        replace(store, masks=np.ones_like(store.masks)) if np.array_equal(store.masks == 0, last) else store
+    )
 
 
 def _episodes(files: list[Path], columns: list[str], arrow: Any) -> Iterator[dict[str, NDArray[Any]]]:
@@ -162,7 +212,9 @@ def _blocks(files: list[Path], columns: list[str], arrow: Any) -> Iterator[dict[
             with arrow.parquet.ParquetFile(file) as opened:
                 held_names = opened.schema_arrow.names
                 if missing := [name for name in columns if name not in held_names]:
-                    raise UserError(f"{file} lacks the column '{missing[0]}': it holds {', '.join(held_names)}")
+                    raise UserError(
+                        f"{file} lacks the column '{missing[0]}': it holds {', '.join(held_names)}"
+                    )
                 for block in opened.iter_batches(BLOCK_ROWS, columns=columns):
                     if block.num_rows:
                         yield {name: numbers(block.column(name), block.num_rows) for name in columns}
@@ -180,7 +232,9 @@ def _plant(folder: Path, info: Mapping[str, Any]) -> tuple[PlantDescription, boo
         if name.startswith("observation") and feature["dtype"] in NUMBERS
     )
     if not fields:
-        raise UserError(f"{folder} observes only images or videos, which are not supported: record observation.state too")
+        raise UserError(
+            f"{folder} observes only images or videos, which are not supported: record observation.state too"
+        )
     action = info["features"]["action"]
     names = action.get("names")
     # Names come as a list, or as a list under a key such as "motors".
@@ -192,9 +246,16 @@ def _plant(folder: Path, info: Mapping[str, Any]) -> tuple[PlantDescription, boo
         PlantDescription(
             task=str(info.get("robot_type") or folder.resolve().name),
             fields=fields,
-            actions=tuple(ActionDimension(str(name), -1.0, 1.0, mode="absolute", hold="repeat") for name in names),
+            actions=tuple(
+                ActionDimension(str(name), -1.0, 1.0, mode="absolute", hold="repeat") for name in names
+            ),
             control_rate=float(info["fps"]),
-            environment={"lerobot": {"codebase_version": info["codebase_version"], "robot_type": info.get("robot_type")}},
+            environment={
+                "lerobot": {
+                    "codebase_version": info["codebase_version"],
+                    "robot_type": info.get("robot_type"),
+                }
+            },
         ),
         False,
     )
@@ -202,5 +263,8 @@ def _plant(folder: Path, info: Mapping[str, Any]) -> tuple[PlantDescription, boo
 
 def _with_bounds(store: TransitionStore) -> TransitionStore:
     low, high = bounds_of(store.actions)
-    actions = tuple(replace(action, low=float(low[i]), high=float(high[i])) for i, action in enumerate(store.plant.actions))
+    actions = tuple(
+        replace(action, low=float(low[i]), high=float(high[i]))
+        for i, action in enumerate(store.plant.actions)
+    )
     return replace(store, plant=replace(store.plant, actions=actions))

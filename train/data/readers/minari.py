@@ -1,7 +1,8 @@
 """Read a Minari data set (HDF5, Arrow or Parquet) into a transition store.
 
-Training also runs on nodes without Minari and gymnasium, so this reads the documented file layouts with h5py or pyarrow: `main_data.hdf5`
-with one group per episode, or one folder of Arrow or Parquet files per episode, and `metadata.json` beside it.
+Training also runs on nodes without Minari and gymnasium, so this reads the documented file layouts with h5py
+or pyarrow: `main_data.hdf5` with one group per episode, or one folder of Arrow or Parquet files per episode,
+and `metadata.json` beside it.
 """
 
 from __future__ import annotations
@@ -59,17 +60,22 @@ def find_data_folder(name: str) -> Path:
     if Path(name).name == MAIN_FILE and Path(name).is_file():
         return Path(name).parent
     raise UserError(
-        f"there is no Minari data set '{name}', neither as a path nor among the local ids{suggestion(name, local_ids())} "
+        f"there is no Minari data set '{name}', neither as a path nor among the local "
+        f"ids{suggestion(name, local_ids())} "
         "(`rql-deploy collect` makes one, `minari download` fetches a public one)"
     )
 
 
 def read_minari(name: str) -> TransitionStore:
-    """Load the data set with path or id `name`; raises UserError when it is missing, damaged or of a kind we cannot learn from."""
+    """Load the data set with path or id `name`; raises UserError when it is missing, damaged or of a kind we
+    cannot learn from.
+    """
     folder = find_data_folder(name)
     try:
         if not (folder / METADATA_FILE).is_file():
-            raise UserError(f"{folder} lacks {METADATA_FILE}, which Minari writes beside {MAIN_FILE}: copy it, too")
+            raise UserError(
+                f"{folder} lacks {METADATA_FILE}, which Minari writes beside {MAIN_FILE}: copy it, too"
+            )
         metadata = json.loads((folder / METADATA_FILE).read_text())
         dataset_id = str(metadata.get("dataset_id", name))
         if metadata.get("data_format") in COLUMN_FORMATS and not (folder / MAIN_FILE).is_file():
@@ -78,8 +84,17 @@ def read_minari(name: str) -> TransitionStore:
             return _read(dataset_id, metadata, file)
     except UserError:
         raise
-    except (OSError, KeyError, ValueError, TypeError, AttributeError, RuntimeError) as error:  # what json, h5py and pyarrow raise
-        raise UserError(f"data set {name} is damaged ({error}): collect it again or restore {folder} from a copy") from error
+    except (
+        OSError,
+        KeyError,
+        ValueError,
+        TypeError,
+        AttributeError,
+        RuntimeError,
+    ) as error:  # what json, h5py and pyarrow raise
+        raise UserError(
+            f"data set {name} is damaged ({error}): collect it again or restore {folder} from a copy"
+        ) from error
 
 
 def _read(dataset_id: str, metadata: Mapping[str, Any], file: h5py.File | ColumnEpisodes) -> TransitionStore:
@@ -99,19 +114,29 @@ def _read(dataset_id: str, metadata: Mapping[str, Any], file: h5py.File | Column
         taken = taken.reshape(rows, -1)
         if taken.shape[1] != plant.action_dim:
             raise UserError(
-                f"data set {dataset_id}: {name} has actions of {taken.shape[1]} dimensions, the first episode has {plant.action_dim}"
+                f"data set {dataset_id}: {name} has actions of {taken.shape[1]} dimensions, the first "
+                f"episode has {plant.action_dim}"
             )
         reward = np.asarray(episode["rewards"], np.float32)
         if reward.shape != (rows,):
             raise UserError(f"data set {dataset_id}: {name} has {reward.shape} rewards for {rows} actions")
-        # A success flag latches at the step that reached it and ends the task there, even though recording went on;
-        # without one, Minari's terminations say where.
+        # A success flag latches at the step that reached it and ends the task there, even though recording
+        # went on; without one, Minari's terminations say where.
         success = _success_after_step(episode, rows)
         ended = success if success is not None else np.asarray(episode["terminations"]) != 0
         if ended.shape != (rows,):
-            raise UserError(f"data set {dataset_id}: {name} has {len(ended)} terminations for {rows} actions: collect that episode again")
+            raise UserError(
+                f"data set {dataset_id}: {name} has {len(ended)} terminations for {rows} actions: collect "
+                f"that episode again"
+            )
         final = _flatten(dataset_id, name, plant, episode["observations"], result.next_observations(rows))
-        result.add(taken, reward, 1.0 - ended, success=bool(success[-1]) if success is not None else None, final=final)
+        result.add(
+            taken,
+            reward,
+            1.0 - ended,
+            success=bool(success[-1]) if success is not None else None,
+            final=final,
+        )
     return result.store()
 
 
@@ -119,7 +144,11 @@ def _refuse_spaces(dataset_id: str, metadata: Mapping[str, Any]) -> None:
     """Raise UserError for spaces that are no boxes of numbers; the spaces may be missing."""
     for key, what in (("observation_space", "observations"), ("action_space", "actions")):
         space: Any = json.loads(metadata[key]) if metadata.get(key) else {"type": "Box"}
-        boxes = list(space["subspaces"].values()) if space["type"] == "Dict" and what == "observations" else [space]
+        boxes = (
+            list(space["subspaces"].values())
+            if space["type"] == "Dict" and what == "observations"
+            else [space]
+        )
         for box in boxes:
             if box["type"] != "Box":
                 raise UserError(
@@ -127,7 +156,10 @@ def _refuse_spaces(dataset_id: str, metadata: Mapping[str, Any]) -> None:
                     f"{' and one level of named Boxes are' if what == 'observations' else ' is'} supported"
                 )
             if what == "observations" and len(box.get("shape") or ()) == 3 and box.get("dtype") == "uint8":
-                raise UserError(f"data set {dataset_id} observes images, which are not supported: record numbers too, or leave them out")
+                raise UserError(
+                    f"data set {dataset_id} observes images, which are not supported: record numbers too, or "
+                    f"leave them out"
+                )
 
 
 def _success_after_step(episode: Any, rows: int) -> NDArray[np.bool_] | None:
@@ -149,8 +181,12 @@ def _success_after_step(episode: Any, rows: int) -> NDArray[np.bool_] | None:
     return np.logical_or.accumulate(flags) if len(flags) == rows else None
 
 
-def _flatten(dataset_id: str, name: str, plant: PlantDescription, node: Any, out: NDArray[np.float32]) -> NDArray[np.float32] | None:
-    """Write an episode's observations into `out` `[rows, O]`; returns the one after the last action, where there is one."""
+def _flatten(
+    dataset_id: str, name: str, plant: PlantDescription, node: Any, out: NDArray[np.float32]
+) -> NDArray[np.float32] | None:
+    """Write an episode's observations into `out` `[rows, O]`; returns the one after the last action, where
+    there is one.
+    """
     rows, start = len(out), 0
     final: NDArray[np.float32] | None = np.empty(plant.observation_dim, np.float32)
     for spec in plant.fields:
@@ -158,7 +194,8 @@ def _flatten(dataset_id: str, name: str, plant: PlantDescription, node: Any, out
         if len(value) not in (rows, rows + 1) or value.shape[1:] != spec.shape:
             raise UserError(
                 f"data set {dataset_id}: {name} has '{spec.name}' of shape {list(value.shape)}, "
-                f"for {rows} actions it should be {[rows, *spec.shape]} or one longer: collect that episode again"
+                f"for {rows} actions it should be {[rows, *spec.shape]} or one longer: collect that episode "
+                f"again"
             )
         columns = slice(start, start + spec.size)
         out[:, columns] = value[:rows].reshape(rows, -1)
@@ -173,36 +210,60 @@ def _flatten(dataset_id: str, name: str, plant: PlantDescription, node: Any, out
 def _plant(dataset_id: str, metadata: Mapping[str, Any], first: Any) -> PlantDescription:
     """Our own description where our collector left one, else what the spaces and arrays tell."""
     if PLANT_KEY in metadata:
-        return from_plain(PlantDescription, json.loads(metadata[PLANT_KEY]), f"the plant description of {dataset_id}")
+        return from_plain(
+            PlantDescription, json.loads(metadata[PLANT_KEY]), f"the plant description of {dataset_id}"
+        )
     node = first["observations"]
     if isinstance(node, Mapping | h5py.Group):
-        fields = tuple(ObservationField(name, tuple(data.shape[1:])) for name, data in _leaves(dataset_id, node))
+        fields = tuple(
+            ObservationField(name, tuple(data.shape[1:])) for name, data in _leaves(dataset_id, node)
+        )
     else:
         fields = (ObservationField("observation", tuple(node.shape[1:])),)
     action_dim = int(np.prod(first["actions"].shape[1:], dtype=int))
     low, high = _action_bounds(dataset_id, metadata, action_dim)
-    actions = tuple(ActionDimension(f"action_{i}", lo, hi) for i, (lo, hi) in enumerate(zip(low, high, strict=True)))
+    actions = tuple(
+        ActionDimension(f"action_{i}", lo, hi) for i, (lo, hi) in enumerate(zip(low, high, strict=True))
+    )
     spec = json.loads(metadata["env_spec"]) if metadata.get("env_spec") else {}
     if "control_rate" not in metadata:
         spec = {**spec, ASSUMED_RATE: True}
     return PlantDescription(
-        str(spec.get("id") or dataset_id), fields, actions, control_rate=float(metadata.get("control_rate", DEFAULT_RATE)), environment=spec
+        str(spec.get("id") or dataset_id),
+        fields,
+        actions,
+        control_rate=float(metadata.get("control_rate", DEFAULT_RATE)),
+        environment=spec,
     )
 
 
 def _leaves(dataset_id: str, node: Any) -> Iterator[tuple[str, Any]]:
     for name, data in node.items():
         if isinstance(data, Mapping | h5py.Group):
-            raise UserError(f"data set {dataset_id} nests observation '{name}': only one level of named fields is supported")
+            raise UserError(
+                f"data set {dataset_id} nests observation '{name}': only one level of named fields is "
+                f"supported"
+            )
         yield name, data
 
 
-def _action_bounds(dataset_id: str, metadata: Mapping[str, Any], action_dim: int) -> tuple[list[float], list[float]]:
+def _action_bounds(
+    dataset_id: str, metadata: Mapping[str, Any], action_dim: int
+) -> tuple[list[float], list[float]]:
     try:
         space = json.loads(metadata["action_space"])
-        low, high = (np.broadcast_to(np.asarray(space[key], np.float64).reshape(-1), (action_dim,)) for key in ("low", "high"))
+        low, high = (
+            np.broadcast_to(np.asarray(space[key], np.float64).reshape(-1), (action_dim,))
+            for key in ("low", "high")
+        )
     except (KeyError, ValueError) as error:
-        raise UserError(f"data set {dataset_id} does not say the bounds of its actions: only Box action spaces can be learned") from error
+        raise UserError(
+            f"data set {dataset_id} does not say the bounds of its actions: only Box action spaces can be "
+            f"learned"
+        ) from error
     if not (np.isfinite(low).all() and np.isfinite(high).all() and (low < high).all()):
-        raise UserError(f"data set {dataset_id} has unbounded actions: only Box action spaces with finite bounds can be learned")
+        raise UserError(
+            f"data set {dataset_id} has unbounded actions: only Box action spaces with finite bounds can be "
+            f"learned"
+        )
     return low.tolist(), high.tolist()

@@ -1,6 +1,8 @@
-"""Episodes of a Minari data set in its Arrow or Parquet layout: one folder of files per episode, columns by name.
+"""Episodes of a Minari data set in its Arrow or Parquet layout: one folder of files per episode, columns by
+name.
 
-Every column has one row more than there are actions: Minari pads actions, rewards and flags to the number of observations.
+Every column has one row more than there are actions: Minari pads actions, rewards and flags to the number of
+observations.
 """
 
 from __future__ import annotations
@@ -23,11 +25,21 @@ class ColumnEpisodes:
 
     def __init__(self, folder: Path, metadata: Mapping[str, Any]):
         self.folder, self.format = folder, str(metadata["data_format"])
-        spaces = {key: json.loads(metadata[key]) for key in ("observation_space", "action_space") if metadata.get(key)}
+        spaces = {
+            key: json.loads(metadata[key])
+            for key in ("observation_space", "action_space")
+            if metadata.get(key)
+        }
         if len(spaces) < 2:
-            raise UserError(f"{folder} does not describe its observation and action spaces: write it again with both")
+            raise UserError(
+                f"{folder} does not describe its observation and action spaces: write it again with both"
+            )
         self.observation_space, self.action_space = spaces["observation_space"], spaces["action_space"]
-        self._folders = {f"episode_{entry.name}": entry for entry in folder.iterdir() if entry.is_dir() and entry.name.isdigit()}
+        self._folders = {
+            f"episode_{entry.name}": entry
+            for entry in folder.iterdir()
+            if entry.is_dir() and entry.name.isdigit()
+        }
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._folders)
@@ -39,7 +51,9 @@ class ColumnEpisodes:
     def __getitem__(self, name: str) -> dict[str, Any]:
         arrow = require_pyarrow(f"{self.folder} is in Minari's {self.format} format")
         # Minari calls Arrow's own file format "arrow".
-        table = arrow.dataset.dataset(str(self._folders[name]), format=self.format, ignore_prefixes=["_", ".", "metadata.json"]).to_table()
+        table = arrow.dataset.dataset(
+            str(self._folders[name]), format=self.format, ignore_prefixes=["_", ".", "metadata.json"]
+        ).to_table()
         rows = table.num_rows
         padding = rows - self.rows_of(name)
         if padding < 0:
@@ -53,7 +67,11 @@ class ColumnEpisodes:
             episode[key] = columns[key].to_numpy(zero_copy_only=False)[: rows - padding]
         if "infos" in columns:
             infos = columns["infos"]
-            episode["infos"] = {field.name: _flags(infos.field(i), rows) for i, field in enumerate(infos.type) if field.name == "success"}
+            episode["infos"] = {
+                field.name: _flags(infos.field(i), rows)
+                for i, field in enumerate(infos.type)
+                if field.name == "success"
+            }
         return episode
 
 
@@ -74,9 +92,12 @@ def combined(column: Any) -> Any:
 
 
 def numbers(column: Any, rows: int) -> NDArray[Any]:
-    """A column of numbers, or of lists of numbers of one length, as `[rows, ...]`; raises ValueError when the lengths differ."""
+    """A column of numbers, or of lists of numbers of one length, as `[rows, ...]`; raises ValueError when the
+    lengths differ.
+    """
     while hasattr(column, "value_lengths"):
-        # Flattening leaves null lists out and joins lists of different lengths, which would move numbers to other rows.
+        # Flattening leaves null lists out and joins lists of different lengths, which would move numbers to
+        # other rows.
         if column.null_count:
             raise ValueError(f"a column holds {column.null_count} empty cells")
         lengths = column.value_lengths().to_numpy(zero_copy_only=False)
@@ -103,6 +124,9 @@ def _shaped(column: Any, space: Mapping[str, Any]) -> Any:
     if space["type"] == "Dict":
         return {name: _shaped(column.field(name), inner) for name, inner in space["subspaces"].items()}
     if space["type"] != "Box":
-        raise UserError(f"a space of type {space['type']} cannot be learned: only Box and one level of named Boxes are supported")
+        raise UserError(
+            f"a space of type {space['type']} cannot be learned: only Box and one level of named Boxes are "
+            f"supported"
+        )
     shape = space.get("shape") or np.asarray(space["low"]).shape
     return numbers(column, len(column)).reshape(len(column), *shape)

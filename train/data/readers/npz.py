@@ -1,4 +1,5 @@
-"""Read arrays from an `.npz` file block by block, so that converting and dropping rows needs no second copy of an array.
+"""Read arrays from an `.npz` file block by block, so that converting and dropping rows needs no second copy
+of an array.
 
 Reading a block releases Python's lock while it decompresses, so a thread can read while training goes on.
 """
@@ -21,7 +22,10 @@ from numpy.typing import NDArray
 from rql_deploy.errors import UserError
 
 BLOCK_BYTES = 1 << 22
-"""Read in one go. Beside a busy Python thread every block waits its turn for the lock several times, so they must not be small."""
+"""Read in one go.
+
+Beside a busy Python thread every block waits its turn for the lock several times, so they must not be small.
+"""
 T = TypeVar("T", bound=np.generic)
 
 
@@ -36,7 +40,10 @@ class Member:
 
 
 class NpzFile:
-    """An open `.npz` file; raises UserError, naming file and array, when it is damaged. No pickle is ever read."""
+    """An open `.npz` file; raises UserError, naming file and array, when it is damaged.
+
+    No pickle is ever read.
+    """
 
     def __init__(self, path: Path):
         self.path = path
@@ -46,7 +53,9 @@ class NpzFile:
     def __enter__(self) -> NpzFile:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
         self._archive.close()
 
     @property
@@ -63,8 +72,16 @@ class NpzFile:
                 raise ValueError(f"its header says shape {list(shape)}, its size another")
             return Member(shape, dtype, f"{info.CRC:08x}:{info.file_size}")
 
-    def read(self, key: str, dtype: type[T], keep: NDArray[np.bool_] | None = None, rest: list[NDArray[T]] | None = None) -> NDArray[T]:
-        """An array `[N, ...]` as `dtype`, of it only the rows where `keep` `[N]` is set; the others are appended to `rest`, if given."""
+    def read(
+        self,
+        key: str,
+        dtype: type[T],
+        keep: NDArray[np.bool_] | None = None,
+        rest: list[NDArray[T]] | None = None,
+    ) -> NDArray[T]:
+        """An array `[N, ...]` as `dtype`, of it only the rows where `keep` `[N]` is set; the others are
+        appended to `rest`, if given.
+        """
         member = self.member(key)
         rows = len(keep) if keep is not None else member.shape[0]
         read = kept = 0
@@ -84,12 +101,18 @@ class NpzFile:
 
     def _header(self, key: str, stream: IO[bytes]) -> tuple[tuple[int, ...], np.dtype[Any]]:
         version = np.lib.format.read_magic(stream)  # type: ignore[no-untyped-call]
-        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        read = (
+            np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        )
         shape, fortran, dtype = read(stream)  # type: ignore[no-untyped-call]
         if dtype.hasobject:
-            raise UserError(f"{self.path}: '{key}' holds Python objects, which are never loaded: save it as numbers")
+            raise UserError(
+                f"{self.path}: '{key}' holds Python objects, which are never loaded: save it as numbers"
+            )
         if fortran and len(shape) > 1:
-            raise UserError(f"{self.path}: '{key}' is stored column by column: save it again with np.ascontiguousarray")
+            raise UserError(
+                f"{self.path}: '{key}' is stored column by column: save it again with np.ascontiguousarray"
+            )
         return shape, dtype
 
     @contextmanager
@@ -101,7 +124,10 @@ class NpzFile:
         except KeyError as error:
             raise UserError(f"{self.path} lacks {what}: it holds {', '.join(sorted(self.keys))}") from error
         except MemoryError as error:
-            raise UserError(f"{self.path} does not fit into memory ({what}: {error}): split it into shards of whole episodes") from error
+            raise UserError(
+                f"{self.path} does not fit into memory ({what}: {error}): split it into shards of whole "
+                f"episodes"
+            ) from error
         except (OSError, EOFError, ValueError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
             raise UserError(f"{self.path} is damaged ({what}: {error}): copy or make it again") from error
 

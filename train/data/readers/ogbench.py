@@ -1,8 +1,10 @@
-"""Read OGBench `.npz` data (https://github.com/seohongpark/ogbench): one file, or a folder of shards as the 100M sets come.
+"""Read OGBench `.npz` data (https://github.com/seohongpark/ogbench): one file, or a folder of shards as the
+100M sets come.
 
-A file holds `observations` `[N, O]`, `actions` `[N, A]` and `terminals` `[N]`. An episode's last row is only there to be the next
-observation of the one before, so it is dropped, as OGBench's own loader does. `rewards` and `masks` are not part of the published
-files: OGBench computes them from `qpos` and `button_states` for one of its tasks, which here is a `Relabel` handed in.
+A file holds `observations` `[N, O]`, `actions` `[N, A]` and `terminals` `[N]`. An episode's last row is only
+there to be the next observation of the one before, so it is dropped, as OGBench's own loader does. `rewards`
+and `masks` are not part of the published files: OGBench computes them from `qpos` and `button_states` for one
+of its tasks, which here is a `Relabel` handed in.
 """
 
 from __future__ import annotations
@@ -46,32 +48,57 @@ class OGBenchFile:
         with NpzFile(self.path) as file:
             if missing := sorted({"observations", "actions", "terminals"} - file.keys):
                 raise UserError(
-                    f"{self.path} lacks {', '.join(repr(key) for key in missing)}, so it is no OGBench data set: "
+                    f"{self.path} lacks {', '.join(repr(key) for key in missing)}, so it is no OGBench data "
+                    f"set: "
                     f"it holds {', '.join(sorted(file.keys)) or 'nothing'}"
                 )
             # Others, whatever they hold, are nobody's business here.
             members = {key: file.member(key) for key in sorted(file.keys & KNOWN_KEYS)}
-            states = () if "rewards" in members and not self.replace else tuple((key, 2) for key in STATE_KEYS)
+            states = (
+                () if "rewards" in members and not self.replace else tuple((key, 2) for key in STATE_KEYS)
+            )
             rows = members["observations"].shape[0] if members["observations"].shape else 0
-            for key, rank in (("observations", 2), ("actions", 2), ("terminals", 1), ("rewards", 1), ("masks", 1), *states):
+            for key, rank in (
+                ("observations", 2),
+                ("actions", 2),
+                ("terminals", 1),
+                ("rewards", 1),
+                ("masks", 1),
+                *states,
+            ):
                 if key not in members:
                     continue
                 shape, dtype = members[key].shape, members[key].dtype
                 if len(shape) != rank:
                     what = " (images are not supported)" if key == "observations" and len(shape) == 4 else ""
-                    raise UserError(f"{self.path}: '{key}' has shape {list(shape)}{what}, it should have {rank} dimension(s), rows first")
+                    raise UserError(
+                        f"{self.path}: '{key}' has shape {list(shape)}{what}, it should have {rank} "
+                        f"dimension(s), rows first"
+                    )
                 if shape[0] != rows:
-                    raise UserError(f"{self.path}: '{key}' has {shape[0]} rows, 'observations' has {rows}: make the file again")
-                if not (np.issubdtype(dtype, np.floating) or (key not in ("observations", "actions") and dtype.kind in "biu")):
-                    raise UserError(f"{self.path}: '{key}' holds {dtype}, it should hold floating-point numbers")
+                    raise UserError(
+                        f"{self.path}: '{key}' has {shape[0]} rows, 'observations' has {rows}: make the file "
+                        f"again"
+                    )
+                if not (
+                    np.issubdtype(dtype, np.floating)
+                    or (key not in ("observations", "actions") and dtype.kind in "biu")
+                ):
+                    raise UserError(
+                        f"{self.path}: '{key}' holds {dtype}, it should hold floating-point numbers"
+                    )
             if not rows:
                 raise UserError(f"{self.path} is empty: make it again with some episodes")
             labelled = {"rewards", "masks"} & file.keys
             if len(labelled) == 1:
-                raise UserError(f"{self.path} has {labelled.pop()} but of rewards and masks both are needed: add the other, or remove it")
+                raise UserError(
+                    f"{self.path} has {labelled.pop()} but of rewards and masks both are needed: add the "
+                    f"other, or remove it"
+                )
             if not labelled and self.relabel is None:
                 raise UserError(
-                    f"{self.path} has no rewards: OGBench computes them for one of its tasks, so name it with --set relabel=TASK, "
+                    f"{self.path} has no rewards: OGBench computes them for one of its tasks, so name it "
+                    f"with --set relabel=TASK, "
                     "for example --set relabel=cube-single-play-singletask-task2-v0 (needs rql-deploy[sim])"
                 )
             if labelled and self.replace and "qpos" not in file.keys:
@@ -80,7 +107,10 @@ class OGBenchFile:
                     "relabel the data it was converted from"
                 )
             if not labelled and "qpos" not in file.keys:
-                raise UserError(f"{self.path} has neither rewards nor 'qpos' to compute them from: make it again with qpos")
+                raise UserError(
+                    f"{self.path} has neither rewards nor 'qpos' to compute them from: make it again with "
+                    f"qpos"
+                )
 
     @property
     def name(self) -> str:
@@ -88,12 +118,16 @@ class OGBenchFile:
 
     @cached_property
     def plant(self) -> PlantDescription:
-        """The plant as far as a file tells it: one field `observation`, actions in [-1, 1], the rate by the name's family."""
+        """The plant as far as a file tells it: one field `observation`, actions in [-1, 1], the rate by the
+        name's family.
+        """
         with NpzFile(self.path) as file:
             if PLANT_KEY in file.keys:
                 where = f"the plant description in {self.path}"
                 try:
-                    return from_plain(PlantDescription, json.loads(file.read(PLANT_KEY, np.uint8).tobytes()), where)
+                    return from_plain(
+                        PlantDescription, json.loads(file.read(PLANT_KEY, np.uint8).tobytes()), where
+                    )
                 except ValueError as error:
                     raise UserError(f"{where} is damaged ({error}): write the file again") from error
             observation_dim, action_dim = (file.member(key).shape[1] for key in ("observations", "actions"))
@@ -110,7 +144,9 @@ class OGBenchFile:
 
     @cached_property
     def fingerprint(self) -> str:
-        """sha256 over the checksums that the archive keeps of its arrays, and the task that rewards are computed for."""
+        """sha256 over the checksums that the archive keeps of its arrays, and the task that rewards are
+        computed for.
+        """
         with NpzFile(self.path) as file:
             known = [f"{key} {file.member(key).checksum}" for key in sorted(file.keys & KNOWN_KEYS)]
         labels = f"relabel {self.relabel.name}" if self._relabelled and self.relabel else ""
@@ -121,7 +157,11 @@ class OGBenchFile:
         keep = ~self._terminals()
         with NpzFile(self.path) as file:
             if self._relabelled and self.relabel:
-                states = {key: file.read(key, file.member(key).dtype.type, keep) for key in STATE_KEYS if key in file.keys}
+                states = {
+                    key: file.read(key, file.member(key).dtype.type, keep)
+                    for key in STATE_KEYS
+                    if key in file.keys
+                }
                 rewards, masks = self.relabel(states)
                 del states
             else:
@@ -155,7 +195,8 @@ class OGBenchFile:
         if alone.any():
             row = int(np.argmax(alone))
             raise UserError(
-                f"{self.path}: episode {int(terminals[:row].sum())} has one row only (row {row}) and so no transition: remove that episode"
+                f"{self.path}: episode {int(terminals[:row].sum())} has one row only (row {row}) and so no "
+                f"transition: remove that episode"
             )
         return terminals
 
@@ -176,7 +217,9 @@ def shard_files(folder: Path) -> list[Path]:
 def read_ogbench(
     path: Path, *, relabel: Relabel | None = None, replace: bool = False, shard_updates: int = 1000
 ) -> TransitionStore | ShardedStore:
-    """An OGBench file, or a folder of them as one sharded data set; raises UserError naming file, array and row when it cannot be used."""
+    """An OGBench file, or a folder of them as one sharded data set; raises UserError naming file, array and
+    row when it cannot be used.
+    """
     files = shard_files(path) if path.is_dir() else [path]
     dataset = path.resolve().name.removesuffix(".npz")
     opened = [OGBenchFile(file, dataset, relabel, replace) for file in files]

@@ -1,4 +1,5 @@
-"""Writers of offline data, each the inverse of a reader: what a format cannot hold is said, not dropped in silence.
+"""Writers of offline data, each the inverse of a reader: what a format cannot hold is said, not dropped in
+silence.
 
 Minari's writer is Minari itself and lives with the commands, since training does without it.
 """
@@ -26,13 +27,20 @@ def _store(store: TransitionStore, target: Path) -> list[str]:
     return []
 
 
-WRITERS: Mapping[str, Writer] = {"store": _store, "ogbench": write_ogbench, "robomimic": write_robomimic, "lerobot": write_lerobot}
+WRITERS: Mapping[str, Writer] = {
+    "store": _store,
+    "ogbench": write_ogbench,
+    "robomimic": write_robomimic,
+    "lerobot": write_lerobot,
+}
 
 
 def write(store: TransitionStore, target: Path, form: str) -> list[str]:
-    """Write `store` to `target` in format `form`, whole or not at all; returns what is lost, one sentence each.
+    """Write `store` to `target` in format `form`, whole or not at all; returns what is lost, one sentence
+    each.
 
-    Raises UserError when the rows do not fit together, something is there already, or the disk does not take it.
+    Raises UserError when the rows do not fit together, something is there already, or the disk does not take
+    it.
     """
     if target.exists():
         raise UserError(f"{target} exists already: pass another --output or remove it first")
@@ -48,7 +56,8 @@ def write(store: TransitionStore, target: Path, form: str) -> list[str]:
         return lost
     except OSError as error:
         raise UserError(
-            f"cannot write {target} ({error.strerror or error}): nothing is left of it; make room or pass another path"
+            f"cannot write {target} ({error.strerror or error}): nothing is left of it; make room or pass "
+            f"another path"
         ) from error
     finally:
         _remove(partial)

@@ -1,4 +1,6 @@
-"""Write a LeRobotDataset of version 3.0 with state and action features (layout: https://huggingface.co/docs/lerobot/lerobot-dataset-v3)."""
+"""Write a LeRobotDataset of version 3.0 with state and action features (layout:
+https://huggingface.co/docs/lerobot/lerobot-dataset-v3).
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,9 @@ MASK = "rql.mask"
 
 
 def write_lerobot(store: TransitionStore, target: Path) -> list[str]:
-    """Parquet files of whole episodes under `data/`, and `meta/` with features, statistics, tasks and episodes."""
+    """Parquet files of whole episodes under `data/`, and `meta/` with features, statistics, tasks and
+    episodes.
+    """
     arrow = require_pyarrow("writing a LeRobotDataset")
     lengths = store.ends - store.starts
     episode = np.repeat(np.arange(store.episodes), lengths)
@@ -36,13 +40,21 @@ def write_lerobot(store: TransitionStore, target: Path) -> list[str]:
     for spec in store.plant.fields:
         name = feature_of(spec.name)
         if name in columns:
-            raise UserError(f"two fields of {store.dataset_id} would both be LeRobot's feature '{name}': rename '{spec.name}' in the data")
+            raise UserError(
+                f"two fields of {store.dataset_id} would both be LeRobot's feature '{name}': rename "
+                f"'{spec.name}' in the data"
+            )
         columns[name] = store.observations[:, start : start + spec.size]
-        # A table's lists have one dimension, so a field of more is written flat; our description keeps its shape.
+        # A table's lists have one dimension, so a field of more is written flat; our description keeps its
+        # shape.
         features[name] = {"dtype": "float32", "shape": [spec.size], "names": None}
         start += spec.size
     columns["action"] = store.actions
-    features["action"] = {"dtype": "float32", "shape": [store.plant.action_dim], "names": [a.name for a in store.plant.actions]}
+    features["action"] = {
+        "dtype": "float32",
+        "shape": [store.plant.action_dim],
+        "names": [a.name for a in store.plant.actions],
+    }
     last = np.zeros(len(store), np.bool_)
     last[store.ends - 1] = True
     scalars: dict[str, NDArray[Any]] = {"next.reward": store.rewards, "next.done": last, MASK: store.masks}
@@ -55,7 +67,9 @@ def write_lerobot(store: TransitionStore, target: Path) -> list[str]:
         "index": np.arange(len(store)),
         "task_index": np.zeros(len(store), np.int64),
     }
-    features |= {name: {"dtype": str(value.dtype), "shape": [1], "names": None} for name, value in scalars.items()}
+    features |= {
+        name: {"dtype": str(value.dtype), "shape": [1], "names": None} for name, value in scalars.items()
+    }
     columns |= scalars
 
     placed = np.zeros(store.episodes, np.int64)
@@ -99,7 +113,10 @@ def write_lerobot(store: TransitionStore, target: Path) -> list[str]:
     (target / "meta" / "info.json").write_text(json.dumps(info, indent=1))
     statistics = {name: _statistics(value) for name, value in columns.items()}
     (target / "meta" / "stats.json").write_text(json.dumps(statistics, indent=1))
-    lost = ["LeRobot knows no bounds of actions, units or control details: they are kept in meta/info.json, which only we read"]
+    lost = [
+        "LeRobot knows no bounds of actions, units or control details: they are kept in meta/info.json, "
+        "which only we read"
+    ]
     if store.finals is not None:
         lost.append("the observation after each episode's last action is not kept")
     return lost
@@ -117,15 +134,33 @@ def _files(store: TransitionStore) -> Iterator[tuple[int, int]]:
 def _column(arrow: Any, value: NDArray[Any]) -> Any:
     if value.ndim == 1:
         return arrow.array(value)
-    return arrow.FixedSizeListArray.from_arrays(arrow.array(np.ascontiguousarray(value).reshape(-1)), value.shape[1])
+    return arrow.FixedSizeListArray.from_arrays(
+        arrow.array(np.ascontiguousarray(value).reshape(-1)), value.shape[1]
+    )
 
 
 def _tasks(arrow: Any, task: str) -> Any:
     """The one task; their loaders expect its name as the index of a pandas table."""
     index = "__index_level_0__"
-    text = {"field_name": None, "metadata": {"encoding": "UTF-8"}, "name": None, "numpy_type": "object", "pandas_type": "unicode"}
-    number = {"field_name": "task_index", "metadata": None, "name": "task_index", "numpy_type": "int64", "pandas_type": "int64"}
-    note = {"index_columns": [index], "column_indexes": [text], "columns": [number, {**text, "field_name": index, "metadata": None}]}
+    text = {
+        "field_name": None,
+        "metadata": {"encoding": "UTF-8"},
+        "name": None,
+        "numpy_type": "object",
+        "pandas_type": "unicode",
+    }
+    number = {
+        "field_name": "task_index",
+        "metadata": None,
+        "name": "task_index",
+        "numpy_type": "int64",
+        "pandas_type": "int64",
+    }
+    note = {
+        "index_columns": [index],
+        "column_indexes": [text],
+        "columns": [number, {**text, "field_name": index, "metadata": None}],
+    }
     table = arrow.table({"task_index": np.zeros(1, np.int64), index: [task]})
     return table.replace_schema_metadata({"pandas": json.dumps({**note, "pandas_version": "2.0.0"})})
 
@@ -137,5 +172,10 @@ def _parquet(arrow: Any, table: Any, file: Path) -> None:
 
 def _statistics(value: NDArray[Any]) -> dict[str, list[float]]:
     table = value.reshape(len(value), -1).astype(np.float64)
-    found = {"min": table.min(axis=0), "max": table.max(axis=0), "mean": table.mean(axis=0), "std": table.std(axis=0)}
+    found = {
+        "min": table.min(axis=0),
+        "max": table.max(axis=0),
+        "mean": table.mean(axis=0),
+        "std": table.std(axis=0),
+    }
     return {name: numbers.tolist() for name, numbers in found.items()} | {"count": [len(value)]}

@@ -14,9 +14,11 @@ from rql_deploy.train.data.store import TransitionStore
 
 
 def write_ogbench(store: TransitionStore, target: Path) -> list[str]:
-    """One row more per episode than there are transitions: the observation after the last action, which loaders need and drop.
+    """One row more per episode than there are transitions: the observation after the last action, which
+    loaders need and drop.
 
-    Rewards and masks are written beside, and the plant's description as JSON bytes, which OGBench ignores and our reader takes.
+    Rewards and masks are written beside, and the plant's description as JSON bytes, which OGBench ignores and
+    our reader takes.
     """
     lengths = store.ends - store.starts
     rows = len(store) + store.episodes
@@ -35,13 +37,16 @@ def write_ogbench(store: TransitionStore, target: Path) -> list[str]:
         arrays[name] = np.empty((rows, *source.shape[1:]), np.float32)
         arrays[name][kept], arrays[name][last] = source, closing
     plant = np.frombuffer(json.dumps(asdict(store.plant)).encode(), np.uint8)
-    # By way of memory, because an archive on a disk that is full, or that is interrupted, complains once more when it is collected.
+    # By way of memory, because an archive on a disk that is full, or that is interrupted, complains once more
+    # when it is collected.
     archive = io.BytesIO()
     np.savez_compressed(archive, **arrays, terminals=~kept, **{PLANT_KEY: plant})
     target.write_bytes(archive.getbuffer())
     lost = []
     if store.finals is None:
-        lost.append("the data has no observation after an episode's last action, so the last one stands there twice")
+        lost.append(
+            "the data has no observation after an episode's last action, so the last one stands there twice"
+        )
     if store.successes is not None:
         lost.append("which episodes succeeded is not kept, beyond rewards and masks")
     if len(store.plant.fields) > 1:
