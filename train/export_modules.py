@@ -1,11 +1,11 @@
-"""The networks as modules that export to ONNX: one factorisation, one operation order, shared by every graph
-of a bundle.
+"""The networks as modules that are exported to ONNX.
 
-The part of each network's first layer that sees the observation is computed once per decision, in `Encoder`;
-a refinement step adds the parts that see x and f. `Refiner` is one step; `FlowPolicy` is the encoder and F
-refiners unrolled, so both give the same bytes.
+The observation's part of each first layer is computed once per decision, by `Encoder`; a refinement step adds
+the parts of x and f. `Refiner` is one step, `FlowPolicy` the encoder and F refiners unrolled: the same
+operations in the same order, so both give the same bytes.
 
-`features` `[B, D]` is (projection for v, projection for each exported value member), D = H_v + M * H_V.
+`features` `[B, D]` are the projections of the observation for v and for each of the M exported value members,
+D = H_v + M * H_V.
 """
 
 from __future__ import annotations
@@ -44,8 +44,9 @@ class Encoder(nn.Module):
 
 
 class Refiner(nn.Module):
-    """features, x `[B, hA]`, f `[B, 1]`, delta `[B, 1]` -> next x, preview `[B, h, A]` (x finished to f = 1:
-    clipped, unscaled).
+    """One refinement step: features, x `[B, hA]`, f `[B, 1]`, delta `[B, 1]` -> next x, preview `[B, h, A]`.
+
+    The preview is x finished to f = 1 in one step, clipped and in the plant's units.
     """
 
     def __init__(self, v: VectorField, action_centre: Tensor, action_half_range: Tensor):
@@ -61,7 +62,7 @@ class Refiner(nn.Module):
         self.centre, self.half_range = constant(action_centre), constant(action_half_range)
 
     def velocity(self, projection: Tensor, x: Tensor, f: Tensor) -> Tensor:
-        """v at (x, f), given the observation's part of the first layer."""
+        """v at (x, f); `projection` is the observation's part of the first layer."""
         z = projection + torch.matmul(x, self.kernel_x) + f * self.kernel_f
         for kernel, bias in zip(self.kernels, self.biases, strict=True):
             z = torch.matmul(functional.gelu(z, approximate="tanh"), kernel) + bias
@@ -120,17 +121,18 @@ class ValueMember(nn.Module):
                 z = torch.matmul(z, self.kernels[i - 1]) + self.biases[i - 1]
             z = functional.gelu(z, approximate="tanh")
             z = functional.layer_norm(z, (z.shape[-1],), scale, bias, eps=LAYER_NORM_EPSILON)
-        # Not a matrix product with one column: onnxruntime computes that one four rows at a time, so that the
-        # last bits of a row would depend on its place in the batch.
+        # Not a matrix product with one column: onnxruntime computes four rows of that at a time, so the last
+        # bits of a row would depend on its place in the batch.
         return (z * self.head).sum(-1) + self.head_bias
 
 
-class Valuer(nn.Module):
+class ValueEstimator(nn.Module):
     """features, x `[B, hA]`, f `[B, 1]` -> value `[B]` and spread `[B]`: mean and population std over M
     members.
 
-    One plain product per member and layer rather than a batched one: onnxruntime packs the weights of those
-    beforehand, and a row alone then goes through the same kernel, to the same bytes, as a row in a batch.
+    One matrix product per member and layer, not one batched product: onnxruntime packs the weights of the
+    former beforehand and then computes a single row with the same kernel, to the same bytes, as a row of a
+    batch.
     """
 
     def __init__(self, v: VectorField, value: ValueEnsemble, members: int):
@@ -144,21 +146,21 @@ class Valuer(nn.Module):
             member(projection, x, f) for member, projection in zip(self.members, projections, strict=True)
         ]
         mean = torch.stack(values).mean(0)
-        # A product and not a power: onnxruntime's Pow gives the last bit by a row's place in the batch.
+        # Not a power: the last bit of onnxruntime's Pow depends on a row's place in the batch.
         differences = [value - mean for value in values]
         return mean, torch.stack([difference * difference for difference in differences]).mean(0).sqrt()
 
 
 def constant(tensor: Tensor) -> nn.Parameter:
-    """A copy that no optimiser will move."""
+    """A copy without gradient."""
     return nn.Parameter(tensor.detach().clone().contiguous(), requires_grad=False)
 
 
 def make_contract(
     checkpoint: Checkpoint, agent: RQL, *, value_members: int = 2, flow_steps: int | None = None
 ) -> Contract:
-    """The contract of this checkpoint exported with M = `value_members` and F = `flow_steps` (the training's
-    by default).
+    """The contract of this checkpoint with M = `value_members` and F = `flow_steps` (default: the
+    training's).
     """
     config, statistics = checkpoint.config, checkpoint.statistics
     if not 1 <= value_members <= config.rql.K:
@@ -203,7 +205,7 @@ def make_contract(
     )
 
 
-def make_modules(agent: RQL, contract: Contract) -> tuple[Encoder, Refiner, FlowPolicy, Valuer]:
+def make_modules(agent: RQL, contract: Contract) -> tuple[Encoder, Refiner, FlowPolicy, ValueEstimator]:
     """The averaged policy and the first M value members as exportable modules."""
     low, high = contract.plant.action_low, contract.plant.action_high
     members = contract.value_members
@@ -219,12 +221,17 @@ def make_modules(agent: RQL, contract: Contract) -> tuple[Encoder, Refiner, Flow
         torch.tensor((high + low) / 2, dtype=torch.float32),
         torch.tensor((high - low) / 2, dtype=torch.float32),
     )
-    return encoder, refiner, FlowPolicy(encoder, refiner, contract.F), Valuer(agent.v_ema, agent.V, members)
+    return (
+        encoder,
+        refiner,
+        FlowPolicy(encoder, refiner, contract.F),
+        ValueEstimator(agent.v_ema, agent.V, members),
+    )
 
 
 def all_members(agent: RQL, contract: Contract) -> Callable[[Tensor, Tensor], Tensor]:
-    """V of all K members as a function of unscaled observations `[B, O]` and complete chunks x `[B, hA]` in
-    [-1, 1]: `[B]`.
+    """V of all K members: a function of unscaled observations `[B, O]` and chunks x `[B, hA]` in [-1, 1] ->
+    `[B]`.
     """
     mean, std = torch.tensor(contract.observation_mean), torch.tensor(contract.observation_std)
 

@@ -1,4 +1,4 @@
-"""A checkpoint's averaged policy behind the policy interface, in torch."""
+"""The averaged policy of a checkpoint in torch, behind the policy interface."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from .rql import RQL, integrate
 
 
 class TorchPolicy:
-    """`v_ema` acting, `V` judging: the reference that exported bundles are compared with."""
+    """Acts by `v_ema`, chooses among candidates by `V`; exported bundles are compared with it."""
 
     def __init__(self, agent: RQL, contract: Contract):
         self.agent, self._contract = agent, contract
@@ -44,13 +44,13 @@ class TorchPolicy:
         value: bool = False,
         seed: int | None = None,
     ) -> Decision:
-        """See `rql_deploy.policy.Policy.act`; a local policy computes to the end whatever the deadline."""
+        """See `rql_deploy.policy.Policy.act`; the deadline is ignored."""
         start = time.monotonic()
-        s, x, seed = self._start(observation, candidates, seed)
+        s, x, seed = self._prepare(observation, candidates, seed)
         with torch.no_grad():
             x = integrate(self.agent.v_ema, s, x, self._contract.F)
             return self._decision(
-                s, x, seed, self._contract.F, start, judged=candidates > 1 or value, value=value
+                s, x, seed, self._contract.F, start, needs_value=candidates > 1 or value, value=value
             )
 
     def stream(
@@ -62,12 +62,12 @@ class TorchPolicy:
         value: bool = False,
         seed: int | None = None,
     ) -> Iterator[Decision]:
-        """Yield a usable decision after every refinement step, the last one being what `act` returns.
+        """Yield a usable decision after every refinement step; the last is what `act` returns.
 
-        With `value`, each comes with V and spread; without, only the last is the best of the candidates.
+        With `value`, each has V and spread. Without, only the last is the best of the candidates.
         """
         start = time.monotonic()
-        s, x, seed = self._start(observation, candidates, seed)
+        s, x, seed = self._prepare(observation, candidates, seed)
         F = self._contract.F
         for k in range(F):
             f = torch.full((candidates, 1), k / F)
@@ -79,11 +79,17 @@ class TorchPolicy:
                 if last:
                     finished = torch.clamp(x, -1, 1)
                 decision = self._decision(
-                    s, finished, seed, k + 1, start, judged=value or (last and candidates > 1), value=value
+                    s,
+                    finished,
+                    seed,
+                    k + 1,
+                    start,
+                    needs_value=value or (last and candidates > 1),
+                    value=value,
                 )
             yield decision
 
-    def _start(
+    def _prepare(
         self, observation: Mapping[str, Any], candidates: int, seed: int | None
     ) -> tuple[Tensor, Tensor, int]:
         contract = self._contract
@@ -93,10 +99,10 @@ class TorchPolicy:
         return s, torch.from_numpy(flow_noise(seed, candidates, contract.h * contract.plant.action_dim)), seed
 
     def _decision(
-        self, s: Tensor, x: Tensor, seed: int, steps: int, start: float, *, judged: bool, value: bool
+        self, s: Tensor, x: Tensor, seed: int, steps: int, start: float, *, needs_value: bool, value: bool
     ) -> Decision:
         best, v, spread = 0, None, None
-        if judged:
+        if needs_value:
             members = self.agent.V(s, x, torch.ones(len(x), 1))[: self._contract.value_members]
             means = members.mean(0)
             best = int(means.argmax())
@@ -114,14 +120,16 @@ class TorchPolicy:
         )
 
     def reset(self) -> None:
-        """Nothing is kept between decisions."""
+        """Does nothing: this policy has no state between decisions."""
 
 
 def make_policy(
     checkpoint: Checkpoint, value_members: int | None = None, flow_steps: int | None = None
 ) -> TorchPolicy:
-    """The checkpoint's averaged policy, judged by its first `value_members` value members (all of them by
-    default), in F = `flow_steps`.
+    """The averaged policy of a checkpoint.
+
+    `value_members` is how many value members give V (default: all), `flow_steps` how many refinement steps F
+    (default: the training's).
     """
     agent = checkpoint.restore_networks()
     members = value_members or checkpoint.config.rql.K

@@ -12,11 +12,12 @@ import pytest
 import torch
 
 from rql_deploy.errors import UserError
-from rql_deploy.train.checkpoint import load_checkpoint, pointed
+from rql_deploy.train.checkpoint import load_checkpoint
 from rql_deploy.train.config import TrainConfig
 from rql_deploy.train.logging.loggers import read_metrics
 from rql_deploy.train.logging.periodic_evaluation import Evaluation, read_evaluations
 from rql_deploy.train.rql import RQLConfig
+from rql_deploy.train.run_folder import read_pointer
 from rql_deploy.train.trainer import Trainer
 from tests.helpers.commands import TINY, assert_refused, cli
 from tests.helpers.data import make_store, write_minari
@@ -58,10 +59,10 @@ def test_a_run_killed_at_random_moments_ends_as_one_never_killed(dataset: Path, 
         process = subprocess.Popen(
             [*command, *resume], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
         )
-        before = pointed(run, "latest")
+        before = read_pointer(run, "latest")
         # The moment counts from the first new checkpoint, so that every attempt gets on and is hit while it
         # trains or saves.
-        while killed < 3 and process.poll() is None and pointed(run, "latest") == before:
+        while killed < 3 and process.poll() is None and read_pointer(run, "latest") == before:
             time.sleep(0.005)
         if killed < 3:
             time.sleep(clock.uniform(0.0, 0.3))
@@ -87,22 +88,6 @@ def test_a_run_cut_off_before_its_first_checkpoint_starts_over(dataset: Path, tm
     result = cli("train", "--dataset", dataset, "--output", run, *TINY, "--updates", 3, "--resume")
     assert result.exit_code == 0, result.output
     assert load_checkpoint(run).step == 3
-
-
-def test_old_checkpoints_go_and_those_asked_for_stay(tmp_path: Path) -> None:
-    config = dataclasses.replace(CONFIG, checkpoint_every=2, keep_every=4)
-    Trainer(config, make_store(), tmp_path / "run").train()
-    assert steps_on_disk(tmp_path / "run") == [4, 8, 12]
-    Trainer(dataclasses.replace(config, keep_every=0), make_store(), tmp_path / "other").train()
-    assert steps_on_disk(tmp_path / "other") == [12]
-
-
-def test_checkpoints_are_also_written_by_the_clock(tmp_path: Path) -> None:
-    config = dataclasses.replace(CONFIG, checkpoint_minutes=1e-9, keep_every=1)
-    Trainer(config, make_store(), tmp_path / "run").train()
-    assert steps_on_disk(tmp_path / "run") == list(range(1, 13))
-    Trainer(dataclasses.replace(config, checkpoint_minutes=0.0), make_store(), tmp_path / "never").train()
-    assert steps_on_disk(tmp_path / "never") == [12]
 
 
 def test_a_checkpoint_starts_a_run_on_new_data_of_the_same_robot(tmp_path: Path) -> None:

@@ -175,9 +175,7 @@ def test_gelu_without_autograd_is_the_same_function() -> None:
         assert torch.allclose(gelu(x.clone()), expected, atol=1e-6)
 
 
-def test_without_reversal_partial_actions_learn_from_the_next_one_and_complete_ones_from_the_environment() -> (
-    None
-):
+def test_without_reversal_partial_actions_learn_from_the_next_complete_ones_from_the_environment() -> None:
     config = dataclasses.replace(CONFIG, reversal=False)
     agent = RQL(config, 5, 2, torch.Generator().manual_seed(0))
     batch, noise = random_batch(), draw_noise(8, 6, 10, torch.Generator().manual_seed(1))

@@ -1,4 +1,4 @@
-"""A transition store on disk that training maps into memory (docs/data.md).
+"""The store folder: a transition store on disk, which training memory-maps (docs/data.md).
 
     FOLDER/store.json         format, data set id, plant, rows, episodes, content hash
     FOLDER/observations.npy   [N, O] float32        FOLDER/rewards.npy   [N] float32
@@ -37,11 +37,11 @@ ROW_ARRAYS = ("observations", "actions", "rewards", "masks")
 
 
 class StoreWriter:
-    """Writes a store folder episode by episode, holding none of them in memory.
+    """Writes a store folder episode by episode and holds none of them in memory.
 
-    Rows go to a temporary folder beside the final one, which takes its name only when the last episode is in:
-    `with` finishes it, an exception inside removes it, a killed process leaves a hidden folder that the next
-    writer replaces.
+    The rows go to a hidden folder beside the final one, which is renamed when all episodes are written.
+    Leaving the `with` block finishes it; an exception removes it; after a killed process, the next writer
+    removes what is left.
     """
 
     def __init__(self, folder: Path, dataset_id: str, plant: PlantDescription):
@@ -78,9 +78,9 @@ class StoreWriter:
         masks: ArrayLike,
         success: bool | None = None,
     ) -> None:
-        """Append n rows:
+        """Append an episode of n rows: observations `[n, O]`, actions `[n, A]`, rewards `[n]`, masks `[n]`.
 
-        `[n, O]`, `[n, A]`, `[n]`, `[n]`. Raises UserError, with nothing appended, when shapes do not fit.
+        Raises UserError and appends nothing if the shapes do not fit.
         """
         arrays = {
             name: np.ascontiguousarray(value, np.float32)
@@ -104,7 +104,7 @@ class StoreWriter:
         successes: NDArray[np.bool_] | None,
         finals: NDArray[np.float32] | None = None,
     ) -> None:
-        """Append rows of several whole episodes, `ends` counted from the first of these rows."""
+        """Append several whole episodes; `ends` counts from the first of these rows."""
         try:
             for name in ROW_ARRAYS:
                 np.ascontiguousarray(arrays[name]).tofile(self._files[name])
@@ -122,7 +122,7 @@ class StoreWriter:
             self.abort()
             raise UserError(
                 f"data set {self.dataset_id} is empty, so {self.folder} is not written: collect some "
-                f"episodes first"
+                "episodes first"
             )
         try:
             for name, file in self._files.items():
@@ -160,7 +160,7 @@ class StoreWriter:
     def abort(self) -> None:
         """Remove what was written so far."""
         for file in self._files.values():
-            # On a full disk closing writes what is left, and fails once more.
+            # Closing flushes what is buffered, which fails again on a full disk.
             with contextlib.suppress(OSError):
                 file.close()
         shutil.rmtree(self.partial, ignore_errors=True)
@@ -179,12 +179,12 @@ class StoreWriter:
     def _disk_error(self, error: OSError) -> UserError:
         return UserError(
             f"cannot write data set {self.folder} ({error}): nothing is left of it; make room or pass "
-            f"another folder"
+            "another folder"
         )
 
 
 def write_store(store: TransitionStore, folder: Path) -> TransitionStore:
-    """Write `store` as a folder; returns it as read back, memory-mapped."""
+    """Write `store` as a folder and return it as read back, memory-mapped."""
     with StoreWriter(folder, store.dataset_id, store.plant) as writer:
         writer.extend(
             {name: getattr(store, name) for name in ROW_ARRAYS}, store.ends, store.successes, store.finals
@@ -193,14 +193,14 @@ def write_store(store: TransitionStore, folder: Path) -> TransitionStore:
 
 
 def is_store(folder: Path) -> bool:
-    """Whether `folder` holds a store of ours."""
+    """Whether `folder` is a store folder."""
     return (folder / HEADER_FILE).is_file()
 
 
 def read_store(folder: Path, *, verify: bool = False) -> TransitionStore:
-    """Open a store folder with its rows memory-mapped; raises UserError when it is damaged.
+    """Open a store folder with its rows memory-mapped; raises UserError if it is damaged.
 
-    With `verify` every row is read, and rows that are not those that were written are refused, too.
+    With `verify`, every row is read and must match the hash in the header.
     """
     try:
         header, plant = _read_header(folder)
@@ -223,13 +223,12 @@ def read_store(folder: Path, *, verify: bool = False) -> TransitionStore:
         if len(store) != header["rows"] or store.episodes != header["episodes"]:
             raise ValueError(
                 f"{HEADER_FILE} says {header['rows']} rows and {header['episodes']} episodes, the files hold "
-                f"others"
+                "others"
             )
         store.validate_shapes()
         if verify and store.content_hash != header["content_hash"]:
             raise ValueError(
-                f"its rows are not those that {HEADER_FILE} has the hash of: they were altered after they "
-                f"were written"
+                f"its rows do not match the hash in {HEADER_FILE}: they were altered after they were written"
             )
         return store
     except UserError:
@@ -252,7 +251,7 @@ class StoreShard:
 
     @classmethod
     def of(cls, folder: Path) -> StoreShard:
-        """Read the header only."""
+        """The shard in `folder`; reads its header only."""
         try:
             header, plant = _read_header(folder)
             return cls(
@@ -279,8 +278,7 @@ def _read_header(folder: Path) -> tuple[dict[str, Any], PlantDescription]:
 
 
 def _open(file: Path, dtype: type[np.generic]) -> NDArray[Any]:
-    # Copy-on-write, because torch takes only writable arrays; nothing here writes, so the pages stay the
-    # file's own.
+    # Copy-on-write because torch takes writable arrays only. Nobody writes, so no page is copied.
     array: NDArray[Any] = np.load(file, mmap_mode="c", allow_pickle=False)
     if not isinstance(array, np.ndarray):
         raise ValueError(f"{file.name} is an archive, not an array")
@@ -290,8 +288,8 @@ def _open(file: Path, dtype: type[np.generic]) -> NDArray[Any]:
 
 
 def _npy_header(shape: tuple[int, ...]) -> bytes:
-    """The header of a float32 `.npy` file; NumPy pads it so that its length does not depend on the number of
-    rows.
+    """The header of a float32 `.npy` file; its length is the same for every number of rows, since NumPy pads
+    it.
     """
     buffer = io.BytesIO()
     np.lib.format.write_array_header_1_0(

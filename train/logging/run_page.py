@@ -1,7 +1,4 @@
-"""What a run folder says about itself:
-
-README.md (settings, data, versions, figures, next commands) and curves.png.
-"""
+"""A run folder's README.md (settings, data, versions, figures, next commands) and curves.png."""
 
 from __future__ import annotations
 
@@ -10,8 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from rql_deploy.train.checkpoint import Checkpoint, load_checkpoint, pointed, step_of
+from rql_deploy.train.checkpoint import Checkpoint, load_checkpoint
 from rql_deploy.train.engines.engine import EngineChoice
+from rql_deploy.train.run_folder import read_pointer, step_of
 
 from .loggers import read_metrics
 from .periodic_evaluation import read_evaluations
@@ -25,10 +23,8 @@ PANELS = (
 )
 
 
-def write_report(run: Path) -> None:
-    """Write both files from the run's logs and latest checkpoint; without matplotlib there is no picture and
-    README.md says so.
-    """
+def write_run_page(run: Path) -> None:
+    """Write both files from the logs and the latest checkpoint; curves.png only if matplotlib is there."""
     drawn = False
     with contextlib.suppress(ImportError):
         _draw(run)
@@ -72,12 +68,11 @@ def _describe(run: Path, checkpoint: Checkpoint, drawn: bool) -> str:
         f"# {run.name}",
         "",
         f"RQL policy for `{checkpoint.plant.task}`, {checkpoint.step:,} of {checkpoint.config.updates:,} "
-        f"updates, "
-        f"seed {checkpoint.config.seed}, {EngineChoice(**checkpoint.engine)}.",
+        f"updates, seed {checkpoint.config.seed}, {EngineChoice(**checkpoint.engine)}.",
         "",
         "![curves](curves.png)"
         if drawn
-        else "No picture of the curves: matplotlib is not installed where this was trained.",
+        else "No curves: matplotlib is not installed on the machine that trained this.",
         "",
         "## Data",
         f"- `{checkpoint.dataset_id}`, sha256 `{checkpoint.dataset_hash}`",
@@ -103,11 +98,11 @@ def _describe(run: Path, checkpoint: Checkpoint, drawn: bool) -> str:
                 f"| {e.step:,} | {e.success:.0%} | {e.success_low:.0%} to {e.success_high:.0%} | "
                 f"{e.steps_mean:.0f} |"
             )
-        if best := pointed(run, "best"):
+        if best := read_pointer(run, "best"):
             lines += [
                 "",
                 f"`best` is update {step_of(best):,}, chosen among {len(evaluations)} and so a little "
-                f"flattered.",
+                "flattered.",
             ]
     lines += [
         "",

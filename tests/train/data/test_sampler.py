@@ -92,7 +92,7 @@ def test_an_action_outside_its_bounds_is_named_and_clipped_only_on_request() -> 
 def test_a_field_that_never_moves_is_not_blown_up() -> None:
     store = make_store()
     store.observations[:, 2] = 7.0
-    _, std = store.observation_scale(True)
+    _, std = store.normalization(True)
     assert std[2] == pytest.approx(1e-3)
 
 
@@ -116,7 +116,7 @@ def test_scaling_each_batch_gives_the_bytes_of_scaling_the_whole_data(
     bounds: Sequence[ActionDimension], sampling: str, episodes: tuple[int, ...]
 ) -> None:
     store = make_store(episodes, plant=dataclasses.replace(PLANT, actions=tuple(bounds)))
-    mean, std = (torch.from_numpy(part) for part in store.observation_scale(True))
+    mean, std = (torch.from_numpy(part) for part in store.normalization(True))
     drawn = WindowSampler(
         store,
         3,
@@ -159,7 +159,7 @@ def test_the_parts_of_a_batch_are_the_batch() -> None:
 def test_a_draw_leaves_the_stored_rows_alone() -> None:
     store = make_store()
     before = store.content_hash
-    scale = tuple(torch.from_numpy(part) for part in store.observation_scale(True))
+    scale = tuple(torch.from_numpy(part) for part in store.normalization(True))
     drawing = WindowSampler(store, 3, observation_scale=scale, generator=torch.Generator().manual_seed(0))  # type: ignore[arg-type]
     for _ in range(3):
         drawing.draw(16)

@@ -7,11 +7,11 @@ import pytest
 import torch
 
 from rql_deploy.errors import UserError
+from rql_deploy.train.data.edits import concatenate
 from rql_deploy.train.data.folder import write_store
 from rql_deploy.train.data.readers import open_store
 from rql_deploy.train.data.sampler import WindowSampler
 from rql_deploy.train.data.shards import ShardedStore
-from rql_deploy.train.data.store import concatenate
 from tests.helpers.data import make_store
 
 
@@ -106,14 +106,16 @@ def test_an_action_out_of_bounds_in_a_later_shard_is_named_too(tmp_path: Path) -
 def test_the_scale_is_that_of_all_rows_together(tmp_path: Path) -> None:
     store = sharded(tmp_path)
     together = concatenate([store.load(i) for i in range(3)])
-    for mine, theirs in zip(store.observation_scale(True), together.observation_scale(True), strict=True):
+    for mine, theirs in zip(store.normalization(True), together.normalization(True), strict=True):
         assert np.allclose(mine, theirs, rtol=1e-6)
-    assert (store.observation_scale(False)[0] == 0).all()
+    assert (store.normalization(False)[0] == 0).all()
 
 
 def test_one_shard_whose_rewards_say_nothing_is_no_obstacle_but_all_are(tmp_path: Path) -> None:
     sharded(tmp_path / "some", constant=(0, 1)).validate(3)
-    with pytest.raises(UserError, match=r"say nothing in any of its 3 shards .the first one's are all -1."):
+    with pytest.raises(
+        UserError, match=r"are uninformative in all of its 3 shards .the first one's are all -1."
+    ):
         sharded(tmp_path / "all", constant=(0, 1, 2)).validate(3)
     sharded(tmp_path / "cloned", constant=(0, 1, 2)).validate(3, learn_value=False)
 

@@ -9,8 +9,9 @@ import pytest
 from rql_deploy.contract import ObservationField, PlantDescription
 from rql_deploy.errors import UserError
 from rql_deploy.train.data import store as store_module
+from rql_deploy.train.data.edits import concatenate
 from rql_deploy.train.data.folder import StoreWriter, read_store, write_store
-from rql_deploy.train.data.store import TransitionStore, concatenate
+from rql_deploy.train.data.store import TransitionStore
 from tests.helpers.data import PLANT, make_store
 
 ARRAYS = ("observations", "actions", "rewards", "masks", "ends", "successes")
@@ -133,7 +134,7 @@ def test_blocks_do_not_show_in_hash_moments_and_checks(monkeypatch: pytest.Monke
     wide = store.observations.astype(np.float64)
     monkeypatch.setattr(store_module, "BLOCK_ROWS", 16)
     assert store.content_hash == digest.hexdigest()
-    mean, std = store.observation_scale(True)
+    mean, std = store.normalization(True)
     assert np.allclose(mean, wide.mean(0), rtol=1e-6, atol=0)
     assert np.allclose(std, wide.std(0), rtol=1e-6, atol=0)
     bad = changed(changed(store, "observations", 50, np.inf), "observations", 80, np.nan)
@@ -147,7 +148,7 @@ def test_blocks_do_not_show_in_hash_moments_and_checks(monkeypatch: pytest.Monke
 def test_the_scale_of_a_set_of_one_block_is_numpys_to_the_bit() -> None:
     store = make_store((400, 310))
     wide = store.observations.astype(np.float64)
-    mean, std = store.observation_scale(True)
+    mean, std = store.normalization(True)
     assert np.array_equal(mean, wide.mean(0).astype(np.float32))
     assert np.array_equal(std, wide.std(0).astype(np.float32))
 
@@ -239,7 +240,7 @@ def test_fields_in_another_order_are_put_into_the_first_ones() -> None:
         (dataclasses.replace(PLANT, fields=PLANT.fields[:1]), "observation fields opening are missing"),
         (
             dataclasses.replace(PLANT, fields=(*PLANT.fields, ObservationField("force", (3,)))),
-            "observation fields force are only there",
+            "only the second has observation fields force",
         ),
     ],
 )

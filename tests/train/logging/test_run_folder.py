@@ -12,7 +12,7 @@ from rql_deploy.errors import UserError
 from rql_deploy.train.config import TrainConfig
 from rql_deploy.train.logging.diagnostics import Diagnostics
 from rql_deploy.train.logging.periodic_evaluation import Evaluation, append_evaluation
-from rql_deploy.train.logging.run_page import write_report
+from rql_deploy.train.logging.run_page import write_run_page
 from rql_deploy.train.rql import RQL, RQLConfig
 from rql_deploy.train.trainer import Trainer
 from tests.helpers.data import make_store
@@ -70,7 +70,7 @@ def test_the_run_folder_explains_itself(tmp_path: Path) -> None:
         assert word in text, word
     assert (tmp_path / "run" / "curves.png").read_bytes().startswith(b"\x89PNG")
     append_evaluation(tmp_path / "run", Evaluation(6, 10, 0.5, 0.2, 0.8, 40.0))
-    write_report(tmp_path / "run")
+    write_run_page(tmp_path / "run")
     assert "| 6 | 50% | 20% to 80% | 40 |" in (tmp_path / "run" / "README.md").read_text()
 
 

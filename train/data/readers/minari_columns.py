@@ -1,5 +1,4 @@
-"""Episodes of a Minari data set in its Arrow or Parquet layout: one folder of files per episode, columns by
-name.
+"""Episodes of a Minari data set in its Arrow or Parquet layout: one folder of files per episode.
 
 Every column has one row more than there are actions: Minari pads actions, rewards and flags to the number of
 observations.
@@ -21,7 +20,7 @@ PADDED = ("actions", "rewards", "terminations", "truncations")
 
 
 class ColumnEpisodes:
-    """The episodes by name (`episode_0`), each a mapping of arrays shaped as the spaces in the metadata say."""
+    """The episodes by name (`episode_0`), each a mapping of arrays shaped like the metadata's spaces."""
 
     def __init__(self, folder: Path, metadata: Mapping[str, Any]):
         self.folder, self.format = folder, str(metadata["data_format"])
@@ -45,12 +44,12 @@ class ColumnEpisodes:
         return iter(self._folders)
 
     def rows_of(self, name: str) -> int:
-        """Actions of an episode."""
+        """Number of actions in an episode."""
         return int(json.loads((self._folders[name] / "metadata.json").read_text())["total_steps"])
 
     def __getitem__(self, name: str) -> dict[str, Any]:
         arrow = require_pyarrow(f"{self.folder} is in Minari's {self.format} format")
-        # Minari calls Arrow's own file format "arrow".
+        # pyarrow's names of the formats are Minari's.
         table = arrow.dataset.dataset(
             str(self._folders[name]), format=self.format, ignore_prefixes=["_", ".", "metadata.json"]
         ).to_table()
@@ -58,7 +57,7 @@ class ColumnEpisodes:
         padding = rows - self.rows_of(name)
         if padding < 0:
             raise ValueError(f"{name} holds {rows} rows, its metadata says {rows - padding}")
-        columns = {key: combined(table[key]) for key in table.column_names}
+        columns = {key: single_chunk(table[key]) for key in table.column_names}
         episode: dict[str, Any] = {
             "observations": _shaped(columns["observations"], self.observation_space),
             "actions": _shaped(columns["actions"], self.action_space)[: rows - padding],
@@ -76,7 +75,9 @@ class ColumnEpisodes:
 
 
 def require_pyarrow(why: str) -> Any:
-    """pyarrow with its data set and Parquet modules; raises UserError when it is not installed."""
+    """pyarrow with its modules `dataset` and `parquet`; raises UserError with the reason `why` if it is
+    missing.
+    """
     try:
         import pyarrow
         import pyarrow.dataset
@@ -86,18 +87,17 @@ def require_pyarrow(why: str) -> Any:
     return pyarrow
 
 
-def combined(column: Any) -> Any:
+def single_chunk(column: Any) -> Any:
     """A table's column as one array."""
     return column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
 
 
-def numbers(column: Any, rows: int) -> NDArray[Any]:
-    """A column of numbers, or of lists of numbers of one length, as `[rows, ...]`; raises ValueError when the
-    lengths differ.
+def numeric_column(column: Any, rows: int) -> NDArray[Any]:
+    """A column of numbers, or of equally long lists of numbers, as `[rows, ...]`; raises ValueError for
+    others.
     """
     while hasattr(column, "value_lengths"):
-        # Flattening leaves null lists out and joins lists of different lengths, which would move numbers to
-        # other rows.
+        # Flattening drops null lists and joins lists of different lengths: numbers would move to other rows.
         if column.null_count:
             raise ValueError(f"a column holds {column.null_count} empty cells")
         lengths = column.value_lengths().to_numpy(zero_copy_only=False)
@@ -113,9 +113,9 @@ def numbers(column: Any, rows: int) -> NDArray[Any]:
 
 
 def _flags(column: Any, rows: int) -> Any:
-    """One number per row where the column holds that, else what it holds."""
+    """The column as numbers if it holds numbers, else as Python objects."""
     try:
-        return numbers(column, rows)
+        return numeric_column(column, rows)
     except ValueError:
         return column.to_numpy(zero_copy_only=False)
 
@@ -126,7 +126,7 @@ def _shaped(column: Any, space: Mapping[str, Any]) -> Any:
     if space["type"] != "Box":
         raise UserError(
             f"a space of type {space['type']} cannot be learned: only Box and one level of named Boxes are "
-            f"supported"
+            "supported"
         )
     shape = space.get("shape") or np.asarray(space["low"]).shape
-    return numbers(column, len(column)).reshape(len(column), *shape)
+    return numeric_column(column, len(column)).reshape(len(column), *shape)

@@ -1,7 +1,7 @@
-"""Read arrays from an `.npz` file block by block, so that converting and dropping rows needs no second copy
-of an array.
+"""Reads arrays from an `.npz` file block by block: converting and dropping rows needs no second copy of an
+array.
 
-Reading a block releases Python's lock while it decompresses, so a thread can read while training goes on.
+Decompressing a block releases the GIL, so a thread can read while training goes on.
 """
 
 from __future__ import annotations
@@ -22,16 +22,13 @@ from numpy.typing import NDArray
 from rql_deploy.errors import UserError
 
 BLOCK_BYTES = 1 << 22
-"""Read in one go.
-
-Beside a busy Python thread every block waits its turn for the lock several times, so they must not be small.
-"""
+"""Bytes read at a time; large, since each block waits for the GIL if another thread is busy."""
 T = TypeVar("T", bound=np.generic)
 
 
 @dataclass(frozen=True)
 class Member:
-    """What an array's header says."""
+    """Header of one array."""
 
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
@@ -79,13 +76,14 @@ class NpzFile:
         keep: NDArray[np.bool_] | None = None,
         rest: list[NDArray[T]] | None = None,
     ) -> NDArray[T]:
-        """An array `[N, ...]` as `dtype`, of it only the rows where `keep` `[N]` is set; the others are
-        appended to `rest`, if given.
+        """Read an array `[N, ...]` as `dtype`; with `keep` `[N]`, only the rows where it is set.
+
+        The other rows are appended to `rest`, if given.
         """
         member = self.member(key)
         rows = len(keep) if keep is not None else member.shape[0]
         read = kept = 0
-        # What float32 cannot hold becomes infinity, which the check of the rows names.
+        # Numbers too large for float32 become infinity, which the check of all rows reports.
         with self._damage(f"'{key}'"), self._archive.open(f"{key}.npy") as stream, np.errstate(over="ignore"):
             result = np.empty((int(keep.sum()) if keep is not None else rows, *member.shape[1:]), dtype)
             self._header(key, stream)
@@ -107,7 +105,7 @@ class NpzFile:
         shape, fortran, dtype = read(stream)  # type: ignore[no-untyped-call]
         if dtype.hasobject:
             raise UserError(
-                f"{self.path}: '{key}' holds Python objects, which are never loaded: save it as numbers"
+                f"{self.path}: '{key}' holds Python objects, which are refused for safety: save it as numbers"
             )
         if fortran and len(shape) > 1:
             raise UserError(
@@ -126,7 +124,7 @@ class NpzFile:
         except MemoryError as error:
             raise UserError(
                 f"{self.path} does not fit into memory ({what}: {error}): split it into shards of whole "
-                f"episodes"
+                "episodes"
             ) from error
         except (OSError, EOFError, ValueError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
             raise UserError(f"{self.path} is damaged ({what}: {error}): copy or make it again") from error

@@ -233,7 +233,7 @@ def test_spaces_that_are_no_boxes_are_refused_by_their_name(key: str, kind: str,
 
 def test_links_that_lead_in_a_circle_are_named(tmp_path: Path) -> None:
     (tmp_path / "x.npz").symlink_to(tmp_path / "x.npz")
-    assert_refused(cli("data", "inspect", tmp_path / "x.npz"), "cannot be followed")
+    assert_refused(cli("data", "inspect", tmp_path / "x.npz"), "cannot be resolved")
 
 
 def test_an_action_or_a_field_of_no_number_is_refused(tmp_path: Path) -> None:
@@ -249,7 +249,7 @@ def test_a_control_rate_that_the_data_does_not_say_is_remarked_on_and_can_be_giv
     folder = write_minari(tmp_path)
     page = cli("data", "inspect", folder)
     assert "does not say its control rate: 20 Hz is assumed" in page.output
-    assert any("20 Hz is assumed" in remark for remark in opened(folder).remarks(3))
+    assert any("20 Hz is assumed" in warning for warning in opened(folder).warnings(3))
     result = cli("data", "convert", folder, "--control-rate", 50, "--output", tmp_path / "out")
     assert result.exit_code == 0, result.output
     store = opened(tmp_path / "out")
