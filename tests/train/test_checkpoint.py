@@ -1,4 +1,4 @@
-"""Runs that are killed, cut off and gone on from."""
+"""Runs that are killed, interrupted and resumed."""
 
 import dataclasses
 import json
@@ -60,8 +60,8 @@ def test_a_run_killed_at_random_moments_ends_as_one_never_killed(dataset: Path, 
             [*command, *resume], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
         )
         before = read_pointer(run, "latest")
-        # The moment counts from the first new checkpoint, so that every attempt gets on and is hit while it
-        # trains or saves.
+        # Killed at a random moment after a new checkpoint, so that every attempt makes progress and is killed
+        # while it trains or saves.
         while killed < 3 and process.poll() is None and read_pointer(run, "latest") == before:
             time.sleep(0.005)
         if killed < 3:
@@ -76,7 +76,7 @@ def test_a_run_killed_at_random_moments_ends_as_one_never_killed(dataset: Path, 
     whole, pieces = load_checkpoint(tmp_path / "whole"), load_checkpoint(run)
     assert whole.step == pieces.step == 300
     assert all(torch.equal(whole.parameters[name], pieces.parameters[name]) for name in whole.parameters)
-    # The log reads as if nothing had happened.
+    # The log is that of an uninterrupted run.
     assert [m["step"] for m in read_metrics(run)] == [m["step"] for m in read_metrics(tmp_path / "whole")]
     assert [m["total"] for m in read_metrics(run)] == [m["total"] for m in read_metrics(tmp_path / "whole")]
 
@@ -139,7 +139,7 @@ def test_networks_of_another_shape_are_refused_with_what_to_set(
 
 
 class ScriptedEvaluator:
-    """Scores by the step, and hands a score out only when asked a second time."""
+    """The score is made from the step and returned at the second call of `finished`."""
 
     def __init__(self, success: dict[int, float]):
         self.success = success
@@ -240,7 +240,7 @@ def test_a_crash_while_an_evaluation_is_noted_keeps_the_best_checkpoint(
 
 
 class FailingEvaluator(ScriptedEvaluator):
-    """Its simulator dies at the second question that it would answer."""
+    """Its simulator fails when the second score is due."""
 
     def finished(self) -> list[Evaluation]:
         if len(self.submitted) > 1:

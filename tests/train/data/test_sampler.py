@@ -16,7 +16,7 @@ UNIT_BOUNDS = [dataclasses.replace(bound, low=-1.0, high=1.0) for bound in PLANT
 
 def sampler(lengths: tuple[int, ...], **options: object) -> WindowSampler:
     store = make_store(lengths)
-    # Each row is recognised by its first observation.
+    # The first observation identifies the row.
     store.observations[:, 0] = np.arange(len(store))
     return WindowSampler(store, 3, generator=torch.Generator().manual_seed(0), **options)  # type: ignore[arg-type]
 
@@ -138,8 +138,7 @@ def test_scaling_each_batch_gives_the_bytes_of_scaling_the_whole_data(
 
 
 def test_the_seeds_of_earlier_versions_give_the_batches_of_earlier_versions() -> None:
-    # Start rows that version 0.1.0's sampler drew; checkpoints of that time resume bit for bit only while
-    # these stay.
+    # Start rows drawn by version 0.1.0. If they change, its checkpoints no longer resume bit for bit.
     few = sampler((9, 7, 12)).draw_starts(8)[0].tolist()
     many = sampler((5,) * 20).draw_starts(8)[0].tolist()
     by_row = sampler((9, 7, 12), sampling="transitions").draw_starts(8)[0].tolist()
@@ -174,7 +173,7 @@ def test_observations_inside_the_window_can_be_left_out() -> None:
 
 @pytest.mark.parametrize("sampling", ["episodes", "transitions"])
 def test_a_draw_on_a_device_asks_it_for_no_value(sampling: str) -> None:
-    # The meta device knows shapes only: whatever would wait for a number from the device raises there.
+    # The meta device has shapes but no numbers: reading one raises.
     store = make_store((6,) * 50)
     drawing = WindowSampler(store, 3, sampling=sampling, generator=torch.Generator())  # type: ignore[arg-type]
     drawing.device, drawing.generator = torch.device("meta"), None  # type: ignore[assignment]

@@ -18,9 +18,7 @@ from tests.helpers.data import make_store
 def sharded(
     folder: Path, count: int = 3, *, updates: int = 4, constant: tuple[int, ...] = ()
 ) -> ShardedStore:
-    """Shards whose rows are recognised by their first observation; `constant` ones have rewards that say
-    nothing.
-    """
+    """Shards whose first observation identifies them; `constant` ones have uninformative rewards."""
     for i in range(count):
         store = make_store((9, 7, 12 + i), seed=i)
         store.observations[:, 0] = i

@@ -1,4 +1,4 @@
-"""Every fast way of running updates, held against the eager float32 twin."""
+"""All engines and precisions, compared with eager float32."""
 
 import copy
 import dataclasses
@@ -104,7 +104,7 @@ def test_workers_share_rows_and_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
     monkeypatch.setattr(engines.os, "sched_getaffinity", lambda pid: set(range(8)))
     assert choose_engine(TrainConfig(batch_size=256, updates=10), 28, 5, workers=2).threads == 4
-    # 33 rows for each of two workers: no number of threads shares them evenly.
+    # 33 rows for each of two workers, which two threads cannot share.
     assert choose_engine(TrainConfig(batch_size=66, updates=10), 28, 5, workers=2).threads == 1
 
 
@@ -180,9 +180,7 @@ def test_graphs_of_several_updates_do_exactly_the_updates_asked_for() -> None:
 
 
 def test_an_update_never_waits_for_its_device() -> None:
-    """On the meta device anything that needs a number from the device, or mixes devices, raises: as a CUDA
-    graph's capture would.
-    """
+    """Like capture of a CUDA graph, the meta device raises if anything reads a number or mixes devices."""
     device = torch.device("meta")
     agent = RQL(CONFIG, 4, 2, device=device)
     store = make_store((20, 30, 25, 12))

@@ -1,4 +1,4 @@
-"""What a run folder tells: logs, trackers, report and curves; and the figures in them."""
+"""The run folder: logs, trackers, page and curves, and the figures in them."""
 
 import dataclasses
 import json
@@ -105,7 +105,7 @@ def test_a_tracker_that_is_not_there_is_named(tmp_path: Path, monkeypatch: pytes
 
 
 def agent_with_zero_field() -> RQL:
-    """v = 0, so that reversing and refining leave every chunk as it is, and V = 10 f."""
+    """v = 0, so reversing and refining change no chunk; V = 10 f."""
     agent = RQL(CONFIG.rql, 4, 2, torch.Generator().manual_seed(0))
     with torch.no_grad():
         for p in [*agent.v.parameters(), *agent.V.parameters()]:
@@ -128,7 +128,7 @@ def test_diagnostics_see_what_they_are_named_for() -> None:
     with torch.no_grad():
         agent.v.biases[-1].fill_(0.5)
     rows = torch.randn(50, 4), torch.rand(50, 6)
-    # A constant field is walked back and forth exactly.
+    # With a constant v, reversing and refining cancel exactly.
     assert float(Diagnostics(*rows).figures(agent)["round_trip"]) == pytest.approx(0.0, abs=1e-6)
     generator = torch.Generator().manual_seed(1)
     agent = RQL(CONFIG.rql, 4, 2, generator)

@@ -1,5 +1,6 @@
-"""Readers of formats that others write; the files in tests/data come from lerobot 0.3.3 and 0.4.4 and from
-robomimic 0.3.0 on robosuite.
+"""Readers of foreign formats.
+
+The files in tests/data come from lerobot 0.3.3 and 0.4.4 and from robomimic 0.3.0 on robosuite.
 """
 
 import builtins
@@ -59,7 +60,7 @@ def test_a_file_that_robomimic_extracted_is_read_row_by_row() -> None:
     assert store.plant.environment["env_args"] == environment
     assert set(store.plant.action_low) == {-1.0} and set(store.plant.action_high) == {1.0}
     assert store.successes is not None and store.successes.all()
-    # The task ends where the reward says it succeeded, in each demonstration's last row.
+    # The task ends where the reward is 1, in each demonstration's last row.
     assert np.flatnonzero(store.masks == 0).tolist() == (store.ends - 1).tolist()
 
 

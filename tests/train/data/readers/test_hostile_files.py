@@ -1,6 +1,4 @@
-"""Files that are sound to their own format's eye and would be misread: every one is refused by name, none is
-read in silence.
-"""
+"""Valid files that a reader could misread: each is refused by name."""
 
 import dataclasses
 import json
@@ -33,7 +31,7 @@ def opened(path: object) -> TransitionStore:
 def lerobot(
     folder: Path, columns: dict[str, Any], features: dict[str, Any] | None = None, **info: Any
 ) -> Path:
-    """Two episodes of ten rows; `columns` and `features` add to or take the place of what is there."""
+    """Two episodes of ten rows; `columns` and `features` are added or replaced."""
     rows = 20
     table = {
         "observation.state": pa.array(
@@ -100,11 +98,11 @@ def test_lerobots_done_at_every_recordings_end_is_not_the_tasks_end(tmp_path: Pa
     last = ([0.0] * 9 + [1.0]) * 2
     store = opened(lerobot(tmp_path / "a", {"next.done": pa.array(last)}))
     assert (store.masks == 1).all() and store.successes is None
-    # Where a row within an episode is done, too, it says more than that.
+    # Set in a row within an episode too, it marks the end of the task.
     early = [0.0] * 4 + [1.0] * 6 + [0.0] * 10
     store = opened(lerobot(tmp_path / "b", {"next.done": pa.array(early)}))
     assert np.flatnonzero(store.masks == 0).tolist() == list(range(4, 10))
-    # Rewards of 0 and 1 say which recordings ended in success.
+    # Rewards of 0 and 1 show which recordings ended in success.
     reward = [0.0] * 9 + [1.0] + [0.0] * 10
     store = opened(lerobot(tmp_path / "c", {"next.done": pa.array(last), "next.reward": pa.array(reward)}))
     assert np.flatnonzero(store.masks == 0).tolist() == [9]

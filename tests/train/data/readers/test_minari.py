@@ -15,7 +15,7 @@ def test_a_data_set_written_by_minari_is_read_row_by_row(dataset: Path) -> None:
     store = read_minari(str(dataset))
     episodes = list(MinariDataset(dataset / "data"))
     assert store.ends.tolist() == np.cumsum([len(e.actions) for e in episodes]).tolist()
-    # One more observation than actions is recorded; the last has no action and is no row.
+    # There is one more observation than actions; the last one is not a row.
     assert np.allclose(store.observations, np.concatenate([e.observations[:-1] for e in episodes]))
     assert np.allclose(store.actions, np.concatenate([e.actions for e in episodes]))
     assert np.allclose(store.rewards, np.concatenate([e.rewards for e in episodes]))
