@@ -30,7 +30,7 @@ class Diagnostics:
     def figures(self, agent: RQL) -> dict[str, Tensor]:
         """Scalars on the agent's device:
 
-        - `drift_half`, `drift_full`: mean of V(s, x^f, f) - V(s, a, 1) at reversal depth 1/2 and 1. A path has
+        - `drift_half`, `drift_full`: mean of V(s, x^f, f) - V(s, a, 1) at depth 1/2 and 1. A path has
           one target, so the drift shrinks as V learns it.
         - `noise_gap`: mean V at fresh noise minus mean V at fully reversed chunks, both at f = 0. The target
           uses the former, the value loss trains the latter.
