@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import sys
 import time
+from collections import deque
 from typing import TextIO
+
+WINDOW_SECONDS = 30.0
+"""The rate shown is that of the last so many seconds, so that a slow start does not spoil it."""
 
 
 class ProgressLine:
@@ -17,10 +21,14 @@ class ProgressLine:
         self.interval = 0.2 if self.terminal else 10.0
         self.first, self.start = done, time.monotonic()
         self.last_shown = 0.0 if self.terminal else self.start
+        self._samples = deque([(self.start, done)])
 
     def update(self, done: int, **figures: float) -> None:
         """Show the state if enough time has passed since the last showing."""
         now = time.monotonic()
+        time_of_last, done_at_last = self._samples[-1]
+        if done > done_at_last and now - time_of_last >= WINDOW_SECONDS / 100.0:
+            self._samples.append((now, done))
         if now - self.last_shown >= self.interval:
             self.last_shown = now
             self._show(done, figures)
@@ -33,7 +41,15 @@ class ProgressLine:
             self.stream.flush()
 
     def rate(self, done: int) -> float:
-        """Units per second so far."""
+        """Units per second over the last `WINDOW_SECONDS`, or since the last unit before them if units take longer."""
+        now, samples = time.monotonic(), self._samples
+        while len(samples) > 1 and samples[1][0] <= now - WINDOW_SECONDS and samples[1][1] < done:
+            samples.popleft()
+        start, done_at_start = samples[0]
+        return (done - done_at_start) / max(now - start, 1e-9)
+
+    def mean_rate(self, done: int) -> float:
+        """Units per second since the start."""
         return (done - self.first) / max(time.monotonic() - self.start, 1e-9)
 
     def _show(self, done: int, figures: dict[str, float]) -> None:

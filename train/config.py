@@ -63,7 +63,7 @@ class TrainConfig:
     evaluate_every: int = 0
     """Updates between two evaluations in the simulator while training goes on (needs `--evaluate TASK`); 0 for none."""
     keep_every: int = 0
-    """Checkpoints at multiples of this are kept for good; the others go once they are neither the last, the best nor being evaluated."""
+    """Also write a checkpoint at multiples of this, and keep it; others are removed unless last, best or being evaluated."""
     trackers: tuple[Literal["wandb", "mlflow"], ...] = ()
     """Also log to these, offline unless their own settings say otherwise; TensorBoard and JSON lines are always written."""
 

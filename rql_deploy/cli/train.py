@@ -115,8 +115,8 @@ def command(
             parallel=parallel,
         )
         if parallel is None or parallel.rank == 0:
-            for remark in trainer.remarks:
-                click.echo(f"note: {remark}", err=True)
+            for warning in trainer.warnings:
+                click.echo(f"note: {warning}", err=True)
             click.echo(f"train {output.name}: {trainer.choice}, {store.episodes:,} episodes, {len(store):,} rows", err=True)
         result = trainer.train()
     finally:

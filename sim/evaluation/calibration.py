@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.stats import rankdata  # type: ignore[import-untyped]
 
 from .annotations import WatchedEpisode
 
@@ -93,7 +94,7 @@ def _agreement(value: NDArray[Any], achieved: NDArray[Any], endless: NDArray[Any
     return Agreement(
         decisions=len(value),
         correlation=_correlation(value, achieved),
-        rank_correlation=_correlation(_ranks(value), _ranks(achieved)),
+        rank_correlation=_correlation(rankdata(value), rankdata(achieved)),
         bias=float((value - achieved).mean()),
         bias_interval=_interval(value - achieved, episode),
         bias_endless=float((value - endless).mean()),
@@ -105,14 +106,6 @@ def _correlation(a: NDArray[Any], b: NDArray[Any]) -> float | None:
     if len(a) < 3 or a.std() == 0.0 or b.std() == 0.0:
         return None
     return float(np.corrcoef(a, b)[0, 1])
-
-
-def _ranks(x: NDArray[Any]) -> NDArray[Any]:
-    """Ranks with ties sharing their mean."""
-    _, inverse, counts = np.unique(x, return_inverse=True, return_counts=True)
-    last = np.cumsum(counts)
-    ranks: NDArray[Any] = (last - (counts - 1) / 2.0)[inverse]
-    return ranks
 
 
 def _interval(x: NDArray[Any], episode: NDArray[Any]) -> tuple[float, float]:

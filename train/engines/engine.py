@@ -124,7 +124,7 @@ def worth_compiling(config: TrainConfig, device: str, observation_dim: int, acti
     return flop / EAGER_FLOPS >= WORTH_COMPILING_SECONDS
 
 
-def engine_remarks(config: TrainConfig, choice: EngineChoice, observation_dim: int, action_dim: int) -> list[str]:
+def engine_warnings(config: TrainConfig, choice: EngineChoice, observation_dim: int, action_dim: int) -> list[str]:
     """What the choice deserves a look for, one sentence each."""
     if config.engine != "auto" or choice.engine == "compiled" or not worth_compiling(config, choice.device, observation_dim, action_dim):
         return []

@@ -111,7 +111,7 @@ def convert(data: str, output: str, form: str | None, relabel: str | None, contr
 @json_option
 def merge(data: tuple[str, ...], output: str, form: str | None, relabel: str | None, as_json: bool) -> None:
     """Join several data sets of one plant, in the given order."""
-    from rql_deploy.train.data.store import concatenate
+    from rql_deploy.train.data.edits import concatenate
 
     if len(data) < 2:
         raise UserError("one data set needs no joining: pass at least two")
@@ -168,7 +168,7 @@ def relabel_command(
     form = form or chosen_format(output)
     store = whole(open_data(data, task, may_lack_rewards=success or all_successful))
     if success or all_successful:
-        store = edits.reward_success(store, all_successful=all_successful)
+        store = edits.relabel_success(store, all_successful=all_successful)
     if sparse:
         store = with_reward(store, "sparse")
     left = left_out_of(data)

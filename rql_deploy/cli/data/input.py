@@ -88,9 +88,9 @@ def whole(opened: TransitionStore | ShardedStore) -> TransitionStore:
 
 def left_out_of(*names: str) -> list[str]:
     """Arrays of these data sets that training does not read, sorted."""
-    from rql_deploy.train.data.readers.unread_columns import left_out
+    from rql_deploy.train.data.readers.unread_columns import unread_columns
 
-    return sorted({key for name in names if not is_recording(name) for key in left_out(name)})
+    return sorted({key for name in names if not is_recording(name) for key in unread_columns(name)})
 
 
 def remarks_of(*names: str) -> list[str]:

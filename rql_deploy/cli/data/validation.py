@@ -39,9 +39,9 @@ def compare(store: TransitionStore, data: str, given: str | None, relabel: str |
 
 def _beside(data: str) -> str | None:
     """`X-val.npz` beside `X.npz` (OGBench), the filter key `valid` beside `train` (robomimic)."""
-    from rql_deploy.train.data.readers.robomimic import file_and_key, filter_keys
+    from rql_deploy.train.data.readers.robomimic import filter_keys, split_filter_key
 
-    path, key = file_and_key(data)
+    path, key = split_filter_key(data)
     file = Path(path)
     if file.suffix == ".npz":
         sibling = file.with_name(f"{file.stem}-val.npz")

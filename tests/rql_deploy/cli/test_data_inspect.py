@@ -64,7 +64,7 @@ def test_a_file_without_rewards_can_be_inspected_but_not_converted(tmp_path: Pat
     np.savez(tmp_path / "scene-play-v0.npz", **arrays, terminals=np.arange(20) % 10 == 9, qpos=np.zeros((20, 25)))
     shutil.copy(tmp_path / "scene-play-v0.npz", tmp_path / "scene-play-v0-val.npz")
     report = printed(cli("data", "inspect", tmp_path / "scene-play-v0.npz", "--json"))
-    assert "rewards say nothing" in report["warnings"][0]
+    assert "rewards are uninformative" in report["warnings"][0]
     # The validation file is a copy of the training file.
     assert report["validation"]["name"].endswith("scene-play-v0-val.npz")
     assert (report["validation"]["episodes"], report["validation"]["copies_of_training"]) == (2, 2)

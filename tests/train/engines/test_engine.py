@@ -1,4 +1,4 @@
-"""Every fast way of running updates, held against the eager float32 twin."""
+"""All engines and precisions, compared with eager float32."""
 
 import copy
 import dataclasses
@@ -13,7 +13,13 @@ from rql_deploy.train.config import TrainConfig
 from rql_deploy.train.data.sampler import WindowSampler
 from rql_deploy.train.engines import engine as engines
 from rql_deploy.train.engines.batch_slices import SlicedGradients
-from rql_deploy.train.engines.engine import EngineChoice, GraphEngine, choose_engine, flop_per_update, make_engine
+from rql_deploy.train.engines.engine import (
+    EngineChoice,
+    GraphEngine,
+    choose_engine,
+    flop_per_update,
+    make_engine,
+)
 from rql_deploy.train.rql import RQL, Batch, Noise, RQLConfig, draw_noise
 from rql_deploy.train.trainer import Trainer
 from tests.helpers.commands import require_compiler
@@ -23,7 +29,9 @@ CONFIG = RQLConfig(h=3, F=4, K=3, policy_hidden=(32, 32), value_hidden=(32, 32),
 EAGER = EngineChoice("eager", "fp32", "cpu")
 
 
-def agent_and_draw(config: RQLConfig = CONFIG) -> tuple[RQL, Callable[[], tuple[Batch, Noise]], torch.Generator]:
+def agent_and_draw(
+    config: RQLConfig = CONFIG,
+) -> tuple[RQL, Callable[[], tuple[Batch, Noise]], torch.Generator]:
     """The same agent and the same sequence of batches every time."""
     generator = torch.Generator().manual_seed(0)
     store = make_store((20, 30, 25, 12))
@@ -61,7 +69,8 @@ def test_compiled_updates_follow_the_eager_twin(config: RQLConfig) -> None:
     fast, figures = trained(dataclasses.replace(EAGER, engine="compiled"), 10, config)
     start, _, _ = agent_and_draw(config)
     assert distance(twin, start) > 1e-3
-    # Adam divides by the root of the second moment, so a rounding difference in a gradient near 0 shows at the scale of the learning rate.
+    # Adam divides by the root of the second moment, so a rounding difference in a gradient near 0 shows at
+    # the scale of the learning rate.
     assert distance(twin, fast) < 2e-4
     assert figures == pytest.approx(expected, abs=2e-4, rel=2e-4)
 
@@ -97,7 +106,7 @@ def test_workers_share_rows_and_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
     monkeypatch.setattr(engines.os, "sched_getaffinity", lambda pid: set(range(8)))
     assert choose_engine(TrainConfig(batch_size=256, updates=10), 28, 5, workers=2).threads == 4
-    # 33 rows for each of two workers: no number of threads shares them evenly.
+    # 33 rows for each of two workers, which two threads cannot share.
     assert choose_engine(TrainConfig(batch_size=66, updates=10), 28, 5, workers=2).threads == 1
 
 
@@ -173,7 +182,7 @@ def test_graphs_of_several_updates_do_exactly_the_updates_asked_for() -> None:
 
 
 def test_an_update_never_waits_for_its_device() -> None:
-    """On the meta device anything that needs a number from the device, or mixes devices, raises: as a CUDA graph's capture would."""
+    """Like capture of a CUDA graph, the meta device raises if anything reads a number or mixes devices."""
     device = torch.device("meta")
     agent = RQL(CONFIG, 4, 2, device=device)
     store = make_store((20, 30, 25, 12))
@@ -194,14 +203,14 @@ def test_auto_compiles_long_runs_only(monkeypatch: pytest.MonkeyPatch) -> None:
     small = RQLConfig(h=5, K=2, policy_hidden=(256,) * 3, value_hidden=(256,) * 3)
     assert choose_engine(TrainConfig(rql=small, updates=5000), 19, 7).engine == "eager"
     short = dataclasses.replace(paper, updates=100)
-    assert engines.engine_remarks(paper, choose_engine(paper, 28, 5), 28, 5) == []
+    assert engines.engine_warnings(paper, choose_engine(paper, 28, 5), 28, 5) == []
     monkeypatch.setattr(engines.shutil, "which", lambda name: None)
     assert choose_engine(paper, 28, 5).engine == "eager"
-    (remark,) = engines.engine_remarks(paper, choose_engine(paper, 28, 5), 28, 5)
+    (remark,) = engines.engine_warnings(paper, choose_engine(paper, 28, 5), 28, 5)
     assert "run eagerly" in remark and "install g++" in remark
-    assert engines.engine_remarks(short, choose_engine(short, 28, 5), 28, 5) == []
+    assert engines.engine_warnings(short, choose_engine(short, 28, 5), 28, 5) == []
     asked = dataclasses.replace(paper, engine="eager")
-    assert engines.engine_remarks(asked, choose_engine(asked, 28, 5), 28, 5) == []
+    assert engines.engine_warnings(asked, choose_engine(asked, 28, 5), 28, 5) == []
     with pytest.raises(UserError, match=r"install g\+\+"):
         choose_engine(dataclasses.replace(paper, engine="compiled"), 28, 5)
 

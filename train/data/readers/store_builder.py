@@ -1,4 +1,4 @@
-"""Fill a transition store episode by episode, without a second copy of its rows."""
+"""Builds a transition store episode by episode, in arrays allocated once."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from rql_deploy.contract import PlantDescription
 from rql_deploy.train.data.store import TransitionStore
 
 DEFAULT_RATE = 20.0
-"""Control rate in Hz where the data does not say it; the plant's `environment` then has `ASSUMED_RATE`."""
+"""Control rate in Hz for data that does not state one; `ASSUMED_RATE` then marks the plant."""
 
 
-class Assembler:
-    """Arrays for `rows` rows of `plant`, filled by one `add` per episode."""
+class StoreBuilder:
+    """A store of `rows` rows of `plant`; call `add` once per episode, then `store`."""
 
     def __init__(self, dataset_id: str, plant: PlantDescription, rows: int):
         self.dataset_id, self.plant = dataset_id, plant
@@ -27,7 +27,9 @@ class Assembler:
         self._filled = 0
 
     def next_observations(self, rows: int) -> NDArray[np.float32]:
-        """`[rows, O]`: where the next episode's observations go, so that a reader can write them in place."""
+        """View `[rows, O]` into which the reader writes the next episode's observations before it calls
+        `add`.
+        """
         return self.observations[self._filled : self._filled + rows]
 
     def add(
@@ -39,12 +41,21 @@ class Assembler:
         success: bool | None = None,
         final: NDArray[np.float32] | None = None,
     ) -> None:
-        """The rest of an episode whose observations are in place: `[n, A]`, `[n]`, `[n]`; `final` `[O]` is seen after its last action."""
+        """Complete the episode whose observations are written: actions `[n, A]`, rewards `[n]`, masks `[n]`.
+
+        `final` `[O]` is the observation after the last action. Raises ValueError if the shapes do not fit.
+        """
         count = len(np.asarray(rewards))
-        # NumPy would repeat a single number in every place.
-        for name, value, shape in (("actions", actions, (count, self.plant.action_dim)), ("masks", masks, (count,))):
+        # NumPy would broadcast a single number silently.
+        for name, value, shape in (
+            ("actions", actions, (count, self.plant.action_dim)),
+            ("masks", masks, (count,)),
+        ):
             if np.shape(value) != shape:
-                raise ValueError(f"{name} of episode {len(self._ends)} have shape {list(np.shape(value))} instead of {list(shape)}")
+                raise ValueError(
+                    f"{name} of episode {len(self._ends)} have shape {list(np.shape(value))} instead of "
+                    f"{list(shape)}"
+                )
         rows = slice(self._filled, self._filled + count)
         self.actions[rows], self.rewards[rows], self.masks[rows] = actions, rewards, masks
         self._filled = rows.stop
@@ -53,7 +64,7 @@ class Assembler:
         self._finals.append(final)
 
     def store(self) -> TransitionStore:
-        """What was filled; successes and final observations only where every episode had them."""
+        """The store; it has successes and final observations only if every episode had them."""
         known = [success for success in self._successes if success is not None]
         finals = [final for final in self._finals if final is not None]
         rows = slice(0, self._filled)
@@ -70,10 +81,13 @@ class Assembler:
         )
 
 
-def bounds_of(actions: NDArray[np.float32], *, margin: float = 0.05) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """`low` and `high` `[A]` for data whose format knows no bounds: the least and the greatest action, with a margin of their distance.
+def estimate_bounds(
+    actions: NDArray[np.float32], *, margin: float = 0.05
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Bounds `low` and `high` `[A]` for formats without bounds: smallest and largest action, widened by
+    `margin`.
 
-    A dimension that never changes gets a margin of at least 0.001, so that scaling it stays finite.
+    A dimension that never changes is widened by 0.001, so that scaling it stays finite.
     """
     finite = actions[np.isfinite(actions).all(axis=1)]
     if not len(finite):
