@@ -39,7 +39,9 @@ class SimulatorPool(Executor):
     def _start(self) -> ProcessPoolExecutor:
         # Spawned, because MuJoCo and forks do not mix.
         context = multiprocessing.get_context("spawn")
-        return ProcessPoolExecutor(self._workers, mp_context=context, initializer=_start_worker, initargs=(self._niceness,))
+        return ProcessPoolExecutor(
+            self._workers, mp_context=context, initializer=_start_worker, initargs=(self._niceness,)
+        )
 
     def submit(self, fn: Callable[..., T], /, *args: Any, **kwargs: Any) -> Future[T]:
         """As the standard library's pools."""
@@ -143,7 +145,9 @@ def finished(future: Future[T]) -> T:
     try:
         return future.result()
     except BrokenProcessPool as error:
-        raise TryAgain("simulator processes died again and again, most likely for want of memory: pass fewer --workers") from error
+        raise TryAgain(
+            "simulator processes died again and again, most likely for want of memory: pass fewer --workers"
+        ) from error
 
 
 def render_headless() -> None:
@@ -165,5 +169,11 @@ def render_headless() -> None:
 def require_display() -> None:
     """Raise UserError when frames are wanted from a window system that is not there (MuJoCo would end the process)."""
     windows = os.environ.get("MUJOCO_GL") in ("glfw", "glx")
-    if sys.platform.startswith("linux") and windows and not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
-        raise UserError("rendering with MUJOCO_GL=glfw needs a display and there is none: unset MUJOCO_GL or set it to egl")
+    if (
+        sys.platform.startswith("linux")
+        and windows
+        and not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))
+    ):
+        raise UserError(
+            "rendering with MUJOCO_GL=glfw needs a display and there is none: unset MUJOCO_GL or set it to egl"
+        )

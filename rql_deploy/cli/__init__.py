@@ -83,7 +83,9 @@ class _Verbs(click.Group):
         with formatter.section("Commands, in the order of use"):
             formatter.write_dl(list(VERBS.items()))
 
-    def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
         if args and not args[0].startswith("-") and args[0] not in VERBS:
             from rql_deploy.plain import suggestion
 
@@ -103,12 +105,16 @@ class _Verbs(click.Group):
         except BrokenPipeError:
             raise
         except OSError as error:
-            raise _Refused(f"{error.filename or 'the file system'}: {error.strerror or error}; pass another path or make room") from error
+            raise _Refused(
+                f"{error.filename or 'the file system'}: {error.strerror or error}; pass another path or make room"
+            ) from error
         except ModuleNotFoundError as error:
             extra = EXTRAS.get((error.name or "").partition(".")[0])
             if extra is None:
                 raise
-            raise _Refused(f"this command needs {error.name}, which is not installed: pip install 'rql-deploy[{extra}]'") from error
+            raise _Refused(
+                f"this command needs {error.name}, which is not installed: pip install 'rql-deploy[{extra}]'"
+            ) from error
 
 
 @click.group(cls=_Verbs, context_settings={"help_option_names": ["-h", "--help"]})

@@ -26,7 +26,11 @@ if TYPE_CHECKING:
     type=click.IntRange(1),
     help="Value networks in value.onnx: more judge better, fewer faster.",
 )
-@click.option("--flow-steps", type=click.IntRange(1, 1000), help="Refinement steps F of the bundle, if other than in training.")
+@click.option(
+    "--flow-steps",
+    type=click.IntRange(1, 1000),
+    help="Refinement steps F of the bundle, if other than in training.",
+)
 @click.option(
     "--precision",
     "precisions",
@@ -40,8 +44,16 @@ if TYPE_CHECKING:
     type=click.IntRange(0),
     help="Play this many episodes with every variant in the environment the data came from, on the same seeds, for the certificate.",
 )
-@click.option("--push", "push_to", help="Copy the bundle to this new folder, or upload it to hf://OWNER/NAME (a private repository).")
-@click.option("--pull", "pull_from", help="Bring a bundle from a folder, a .zip or hf://OWNER/NAME[@REVISION] to --output, and verify it.")
+@click.option(
+    "--push",
+    "push_to",
+    help="Copy the bundle to this new folder, or upload it to hf://OWNER/NAME (a private repository).",
+)
+@click.option(
+    "--pull",
+    "pull_from",
+    help="Bring a bundle from a folder, a .zip or hf://OWNER/NAME[@REVISION] to --output, and verify it.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def command(
     checkpoint: Path | None,
@@ -68,7 +80,9 @@ def command(
 
     if pull_from is not None:
         if checkpoint is not None or push_to is not None or output is None:
-            raise UserError("--pull goes with --output and nothing to export: rql-deploy export --pull SOURCE --output DIR")
+            raise UserError(
+                "--pull goes with --output and nothing to export: rql-deploy export --pull SOURCE --output DIR"
+            )
         pulled = pull(pull_from, output)
         _moved(pulled.contract.contract_id, str(output), as_json)
         return
@@ -116,7 +130,14 @@ def command(
         push(output, push_to)
     worst = max(check.max_error for check in certificate.checks)
     if as_json:
-        echo_json({"bundle": str(output), "contract_id": contract.contract_id, "max_error": worst, "passed": certificate.passed})
+        echo_json(
+            {
+                "bundle": str(output),
+                "contract_id": contract.contract_id,
+                "max_error": worst,
+                "passed": certificate.passed,
+            }
+        )
         return
     click.echo(
         f"bundle {output}: contract {contract.contract_id[:12]}, {len(certificate.checks)} checks against torch, "
@@ -126,7 +147,9 @@ def command(
         click.echo(line)
     if push_to is not None:
         click.echo(f"pushed to {push_to}")
-    show_next(f"rql-deploy inspect {output} --verify", f"rql-deploy serve {output} --bind tcp://127.0.0.1:5555")
+    show_next(
+        f"rql-deploy inspect {output} --verify", f"rql-deploy serve {output} --bind tcp://127.0.0.1:5555"
+    )
 
 
 def _moved(contract_id: str, where: str, as_json: bool) -> None:
@@ -137,7 +160,9 @@ def _moved(contract_id: str, where: str, as_json: bool) -> None:
     if where.startswith("hf://"):
         show_next(f"rql-deploy export --pull {where} --output DIR")
     else:
-        show_next(f"rql-deploy inspect {where} --verify", f"rql-deploy serve {where} --bind tcp://127.0.0.1:5555")
+        show_next(
+            f"rql-deploy inspect {where} --verify", f"rql-deploy serve {where} --bind tcp://127.0.0.1:5555"
+        )
 
 
 def more_lines(certificate: Certificate) -> list[str]:

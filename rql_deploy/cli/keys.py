@@ -9,7 +9,12 @@ import click
 from .options import echo_json, show_next
 
 _folder = click.option(
-    "--keys", "folder", default="keys", show_default=True, type=click.Path(path_type=Path), help="Folder of the server's keys."
+    "--keys",
+    "folder",
+    default="keys",
+    show_default=True,
+    type=click.Path(path_type=Path),
+    help="Folder of the server's keys.",
 )
 
 
@@ -26,7 +31,9 @@ def new(name: str, folder: Path) -> None:
     from rql_deploy.runtime.wire.keys import new_client
 
     secret = new_client(folder, name)
-    click.echo(f"{secret} is the key of {name}: move it to that robot, over a channel you trust, and keep no copy")
+    click.echo(
+        f"{secret} is the key of {name}: move it to that robot, over a channel you trust, and keep no copy"
+    )
     show_next(
         f"rql-deploy serve BUNDLE --bind tcp://*:5555 --keys {folder}",
         f"rql-deploy run TASK --connect tcp://SERVER:5555 --keys {secret.name}",

@@ -61,7 +61,9 @@ def environment_options(function: F) -> F:
                 "[default: OSC_POSE]",
             ),
             click.option(
-                "--control-rate", type=click.IntRange(1, 500), help="Actions per second.  [default: the task's; 20 for robosuite]"
+                "--control-rate",
+                type=click.IntRange(1, 500),
+                help="Actions per second.  [default: the task's; 20 for robosuite]",
             ),
             click.option(
                 "--horizon",
@@ -148,7 +150,9 @@ def describe_choice(candidates: int, prune: tuple[tuple[int, int], ...] = ()) ->
     """How a decision's chunk is chosen: 'the best of 16 chunks by V, 4 left after refinement step 5'."""
     if candidates == 1:
         return "one chunk per decision"
-    return f"the best of {candidates} chunks by V" + "".join(f", {keep} left after refinement step {k}" for k, keep in prune)
+    return f"the best of {candidates} chunks by V" + "".join(
+        f", {keep} left after refinement step {k}" for k, keep in prune
+    )
 
 
 class FiniteRange(click.FloatRange):

@@ -16,18 +16,49 @@ if TYPE_CHECKING:
 
 @click.command("serve")
 @click.argument("bundles", nargs=-1, required=True, metavar="[NAME=]BUNDLE...")
-@click.option("--bind", default="tcp://127.0.0.1:5555", show_default=True, help="Endpoint to listen on; port * picks a free one.")
-@click.option("--variant", default="fp32", show_default=True, help="Which of the bundles' precisions to serve (`inspect` lists them).")
 @click.option(
-    "--keys", type=click.Path(path_type=Path), help="Folder of `rql-deploy keys`: encrypt, and answer only the clients it allows."
+    "--bind",
+    default="tcp://127.0.0.1:5555",
+    show_default=True,
+    help="Endpoint to listen on; port * picks a free one.",
+)
+@click.option(
+    "--variant",
+    default="fp32",
+    show_default=True,
+    help="Which of the bundles' precisions to serve (`inspect` lists them).",
+)
+@click.option(
+    "--keys",
+    type=click.Path(path_type=Path),
+    help="Folder of `rql-deploy keys`: encrypt, and answer only the clients it allows.",
 )
 @click.option("--insecure", is_flag=True, help="Listen beyond this machine without encryption or keys.")
-@click.option("--metrics", help="[HOST:]PORT for Prometheus /metrics, /healthz and /readyz; 0 picks a free port.")
-@click.option("--openpi", help="[HOST:]PORT for robots with the openpi-client package (WebSocket); 0 picks a free port.")
-@click.option("--record", type=click.Path(path_type=Path), help="Folder for append-only recordings of every decision.")
-@click.option("--max-rate", default=10_000.0, show_default=True, help="Requests per second that one client may send.")
-@click.option("--provider", default="cpu", show_default=True, help="onnxruntime provider: cpu, cuda, tensorrt or openvino.")
-@click.option("--workers", default=1, show_default=True, type=click.IntRange(1, 256), help="Server processes behind the one endpoint.")
+@click.option(
+    "--metrics", help="[HOST:]PORT for Prometheus /metrics, /healthz and /readyz; 0 picks a free port."
+)
+@click.option(
+    "--openpi", help="[HOST:]PORT for robots with the openpi-client package (WebSocket); 0 picks a free port."
+)
+@click.option(
+    "--record", type=click.Path(path_type=Path), help="Folder for append-only recordings of every decision."
+)
+@click.option(
+    "--max-rate", default=10_000.0, show_default=True, help="Requests per second that one client may send."
+)
+@click.option(
+    "--provider",
+    default="cpu",
+    show_default=True,
+    help="onnxruntime provider: cpu, cuda, tensorrt or openvino.",
+)
+@click.option(
+    "--workers",
+    default=1,
+    show_default=True,
+    type=click.IntRange(1, 256),
+    help="Server processes behind the one endpoint.",
+)
 @click.option("--busy-poll", is_flag=True, help="Never sleep: lower latency for a whole core.")
 def command(
     bundles: tuple[str, ...],
@@ -57,7 +88,9 @@ def command(
 
     check_bind(bind, insecure, keys is not None)
     listeners = {
-        name: check_listener(f"--{name}", address, insecure) for name, address in (("metrics", metrics), ("openpi", openpi)) if address
+        name: check_listener(f"--{name}", address, insecure)
+        for name, address in (("metrics", metrics), ("openpi", openpi))
+        if address
     }
     config = ServerConfig(
         bundles=tuple(map(_named, bundles)),
@@ -105,7 +138,9 @@ def _serve_together(config: ServerConfig, workers: int, metrics: tuple[str, int]
             notes.insert(0, _open_metrics(fleet.askers(), metrics, stack))
         _announce(fleet.task, fleet.contract_id, fleet.endpoint, notes)
         fleet.run()
-        click.echo(f"stopped after {fleet.requests} requests, {fleet.errors} refused; {fleet.restarts} workers were started again")
+        click.echo(
+            f"stopped after {fleet.requests} requests, {fleet.errors} refused; {fleet.restarts} workers were started again"
+        )
 
 
 def _announce(task: str, contract_id: str, endpoint: str, notes: list[str]) -> None:

@@ -12,9 +12,13 @@ from .options import FiniteRange, echo_json
 
 
 @click.command("top")
-@click.option("--connect", "endpoint", default="tcp://127.0.0.1:5555", show_default=True, help="The policy server.")
+@click.option(
+    "--connect", "endpoint", default="tcp://127.0.0.1:5555", show_default=True, help="The policy server."
+)
 @click.option("--keys", type=click.Path(path_type=Path), help="Key file of a client the server allows.")
-@click.option("--interval", default=1.0, show_default=True, type=FiniteRange(0.1, 60.0), help="Seconds between views.")
+@click.option(
+    "--interval", default=1.0, show_default=True, type=FiniteRange(0.1, 60.0), help="Seconds between views."
+)
 @click.option("--once", is_flag=True, help="One view, then end.")
 @click.option("--json", "as_json", is_flag=True, help="Print the server's counters once, as JSON.")
 def command(endpoint: str, keys: Path | None, interval: float, once: bool, as_json: bool) -> None:
@@ -57,7 +61,9 @@ def view(endpoint: str, stats: dict[str, Any], previous: dict[str, Any] | None) 
 
     before = previous or {"uptime": 0.0, "requests": {}}
     seconds = max(1e-9, stats["uptime"] - before["uptime"])
-    rates = {name: (count - before["requests"].get(name, 0)) / seconds for name, count in stats["requests"].items()}
+    rates = {
+        name: (count - before["requests"].get(name, 0)) / seconds for name, count in stats["requests"].items()
+    }
     lines = [
         f"{endpoint}  up {stats['uptime']:.0f} s  {'ready' if stats['ready'] else 'stopping'}  {stats['connected']} connected  "
         f"{stats['in_flight']} in flight",
@@ -70,12 +76,23 @@ def view(endpoint: str, stats: dict[str, Any], previous: dict[str, Any] | None) 
     for name, histogram in stats["stages"].items():
         recent = _since(histogram, previous and previous["stages"][name])
         marks = [quantile(recent, q) for q in (0.5, 0.99)]
-        lines.append(f"{name:10} " + " ".join(f"{'-' if mark is None else format(mark * 1e3, '.2f'):>9}" for mark in marks))
-    batch, steps = (_since(stats[key], previous and previous[key]) for key in ("batch_rows", "steps_per_reply"))
+        lines.append(
+            f"{name:10} "
+            + " ".join(f"{'-' if mark is None else format(mark * 1e3, '.2f'):>9}" for mark in marks)
+        )
+    batch, steps = (
+        _since(stats[key], previous and previous[key]) for key in ("batch_rows", "steps_per_reply")
+    )
     lines.append(
         f"rows per step p50 {_show(quantile(batch, 0.5))} p99 {_show(quantile(batch, 0.99))}, steps per reply {_show(_mean(steps))}"
     )
-    lines += ["", *(f"{name}: contract {bundle['contract_id'][:12]}, F {bundle['F']}" for name, bundle in stats["bundles"].items())]
+    lines += [
+        "",
+        *(
+            f"{name}: contract {bundle['contract_id'][:12]}, F {bundle['F']}"
+            for name, bundle in stats["bundles"].items()
+        ),
+    ]
     return lines
 
 

@@ -28,22 +28,76 @@ UNFINISHED_RUN = {
 
 
 @click.command("train")
-@click.option("--dataset", "datasets", required=True, multiple=True, help="Data set: a path or a Minari id. Repeat it to join several.")
-@click.option("--preset", default="robosuite-lift", show_default=True, help="Settings that come with the package, by name.")
-@click.option("--output", required=True, type=click.Path(path_type=Path), help="Folder of this run: checkpoints, logs, configuration.")
-@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a setting, e.g. --set rql.alpha=3. Repeatable.")
+@click.option(
+    "--dataset",
+    "datasets",
+    required=True,
+    multiple=True,
+    help="Data set: a path or a Minari id. Repeat it to join several.",
+)
+@click.option(
+    "--preset",
+    default="robosuite-lift",
+    show_default=True,
+    help="Settings that come with the package, by name.",
+)
+@click.option(
+    "--output",
+    required=True,
+    type=click.Path(path_type=Path),
+    help="Folder of this run: checkpoints, logs, configuration.",
+)
+@click.option(
+    "--set",
+    "overrides",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Override a setting, e.g. --set rql.alpha=3. Repeatable.",
+)
 @click.option("--updates", type=click.IntRange(1), help="Gradient updates in all (same as --set updates=N).")
 @click.option("--seed", type=click.IntRange(0), help="Training seed (same as --set seed=N).")
-@click.option("--engine", type=click.Choice(["auto", "eager", "compiled"]), help="How updates run (same as --set engine=...).")
 @click.option(
-    "--precision", type=click.Choice(["auto", "fp32", "tf32", "bf16"]), help="Precision of matrix products (--set precision=...)."
+    "--engine",
+    type=click.Choice(["auto", "eager", "compiled"]),
+    help="How updates run (same as --set engine=...).",
+)
+@click.option(
+    "--precision",
+    type=click.Choice(["auto", "fp32", "tf32", "bf16"]),
+    help="Precision of matrix products (--set precision=...).",
 )
 @click.option("--resume", is_flag=True, help="Continue the run in --output from its latest checkpoint.")
-@click.option("--init-from", "initial", type=click.Path(path_type=Path), help="Start from the networks of this checkpoint or run.")
-@click.option("--evaluate", "task", metavar="TASK", help="Play checkpoints of this task in simulators while training goes on.")
-@click.option("--evaluate-every", type=click.IntRange(1), help="Updates between two evaluations (same as --set evaluate_every=N).")
-@click.option("--evaluate-episodes", default=20, show_default=True, type=click.IntRange(1), help="Episodes of one evaluation.")
-@click.option("--evaluate-workers", default=1, show_default=True, type=click.IntRange(1), help="Simulator processes beside training.")
+@click.option(
+    "--init-from",
+    "initial",
+    type=click.Path(path_type=Path),
+    help="Start from the networks of this checkpoint or run.",
+)
+@click.option(
+    "--evaluate",
+    "task",
+    metavar="TASK",
+    help="Play checkpoints of this task in simulators while training goes on.",
+)
+@click.option(
+    "--evaluate-every",
+    type=click.IntRange(1),
+    help="Updates between two evaluations (same as --set evaluate_every=N).",
+)
+@click.option(
+    "--evaluate-episodes",
+    default=20,
+    show_default=True,
+    type=click.IntRange(1),
+    help="Episodes of one evaluation.",
+)
+@click.option(
+    "--evaluate-workers",
+    default=1,
+    show_default=True,
+    type=click.IntRange(1),
+    help="Simulator processes beside training.",
+)
 @environment_options
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def command(
@@ -79,13 +133,21 @@ def command(
     from rql_deploy.train.engines.engine import choose_device
     from rql_deploy.train.trainer import Trainer
 
-    given = {"updates": updates, "seed": seed, "engine": engine, "precision": precision, "evaluate_every": evaluate_every}
+    given = {
+        "updates": updates,
+        "seed": seed,
+        "engine": engine,
+        "precision": precision,
+        "evaluate_every": evaluate_every,
+    }
     extra = [f"{key}={value}" for key, value in given.items() if value is not None]
     config = load_config(preset, (*overrides, *extra))
     if initial is not None and resume:
         raise UserError("--init-from starts a new run and --resume continues one: pass only one of them")
     if config.evaluate_every and task is None:
-        raise UserError("train.evaluate_every is set, but nothing says what to play: pass --evaluate TASK, for example robosuite:Lift")
+        raise UserError(
+            "train.evaluate_every is set, but nothing says what to play: pass --evaluate TASK, for example robosuite:Lift"
+        )
     if task is not None and not config.evaluate_every:
         raise UserError("--evaluate needs to know how often: pass --evaluate-every N too")
     # torchrun's other workers find the leader's files there.
@@ -93,7 +155,10 @@ def command(
         _require_usable(output, resume)
     source = load_checkpoint(initial) if initial is not None else None
     store = open_stores(
-        datasets, reward=config.reward, relabel=_Rewards(config.relabel) if config.relabel else None, shard_updates=config.shard_updates
+        datasets,
+        reward=config.reward,
+        relabel=_Rewards(config.relabel) if config.relabel else None,
+        shard_updates=config.shard_updates,
     )
     parallel = DataParallel.from_environment(choose_device(config))
     evaluator = None
@@ -117,7 +182,10 @@ def command(
         if parallel is None or parallel.rank == 0:
             for remark in trainer.remarks:
                 click.echo(f"note: {remark}", err=True)
-            click.echo(f"train {output.name}: {trainer.choice}, {store.episodes:,} episodes, {len(store):,} rows", err=True)
+            click.echo(
+                f"train {output.name}: {trainer.choice}, {store.episodes:,} episodes, {len(store):,} rows",
+                err=True,
+            )
         result = trainer.train()
     finally:
         if evaluator is not None:
@@ -132,10 +200,15 @@ def command(
         click.echo(f"stopped at update {result.step:,}; nothing is lost: {result.checkpoint}")
         show_next(_resume_command())
     else:
-        click.echo(f"{result.step:,} updates at {result.updates_per_second:.1f}/s, checkpoint in {result.checkpoint}")
+        click.echo(
+            f"{result.step:,} updates at {result.updates_per_second:.1f}/s, checkpoint in {result.checkpoint}"
+        )
         if result.best is not None:
             click.echo(f"best while training: {result.best}")
-        show_next(f"rql-deploy export {result.best or output} --output bundle", f"tensorboard --logdir {output}/tensorboard")
+        show_next(
+            f"rql-deploy export {result.best or output} --output bundle",
+            f"tensorboard --logdir {output}/tensorboard",
+        )
 
 
 class _Rewards:

@@ -45,7 +45,9 @@ def play(
         stream = evaluation.play_demonstrator(seeds, noise)
     else:
         explained = replace(player, run_episode=functools.partial(player.run_episode, refinement=True))
-        stream = finished_in_any_order(evaluation.start(explained, seeds[:explain]) + evaluation.start(player, seeds[explain:]))
+        stream = finished_in_any_order(
+            evaluation.start(explained, seeds[:explain]) + evaluation.start(player, seeds[explain:])
+        )
     try:
         for result in stream:
             check_episode(result)
@@ -68,7 +70,9 @@ def play(
     return score
 
 
-def film(evaluation: Evaluation, player: Contestant, score: Score, seeds: list[int], path: Path, camera: str | None) -> None:
+def film(
+    evaluation: Evaluation, player: Contestant, score: Score, seeds: list[int], path: Path, camera: str | None
+) -> None:
     """The first episodes once more, before a camera; says so when they were not the same ones."""
     from rql_deploy.sim.processes import finished
 
@@ -76,7 +80,10 @@ def film(evaluation: Evaluation, player: Contestant, score: Score, seeds: list[i
     filmed = finished(evaluation.film(player, seeds, path, camera))
     played = {r.seed: getattr(r, "digest", "") for r in score.results}
     if any(played.get(r.seed, r.digest) != r.digest for r in filmed if hasattr(r, "digest")):
-        print("the filmed episodes differ from those that were scored: does the server serve others at the same time?", file=sys.stderr)
+        print(
+            "the filmed episodes differ from those that were scored: does the server serve others at the same time?",
+            file=sys.stderr,
+        )
 
 
 def value_lines(summary: Mapping[str, Any]) -> list[str]:
@@ -85,11 +92,15 @@ def value_lines(summary: Mapping[str, Any]) -> list[str]:
     if not found:
         return []
     start, every = found["start"], found["all"]
-    text = [f"V against the discounted return: {start['bias']:+.1f} on average at the start (rmse {start['rmse']:.1f})"]
+    text = [
+        f"V against the discounted return: {start['bias']:+.1f} on average at the start (rmse {start['rmse']:.1f})"
+    ]
     if every["rank_correlation"] is not None:
         text.append(f"rank correlation {every['rank_correlation']:.2f} over {every['decisions']} decisions")
     if found["cut"]:
-        text.append(f"{found['cut']} episodes were cut by the horizon; had they gone on failing, {start['bias_endless']:+.1f}")
+        text.append(
+            f"{found['cut']} episodes were cut by the horizon; had they gone on failing, {start['bias_endless']:+.1f}"
+        )
     return ["; ".join(text)]
 
 

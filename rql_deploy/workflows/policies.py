@@ -23,7 +23,9 @@ PLANT_FAILURE = "the plant "
 """How `ControlLoop` begins the error of an episode in which the plant raised, which may well be what the policy did to it."""
 
 
-def torch_policy(checkpoint: Path, plant: PlantDescription, value_members: int | None = None, flow_steps: int | None = None) -> Policy:
+def torch_policy(
+    checkpoint: Path, plant: PlantDescription, value_members: int | None = None, flow_steps: int | None = None
+) -> Policy:
     """The checkpoint's averaged policy, in this process."""
     import torch
 
@@ -95,7 +97,9 @@ def contestant(key: str, make: Any, candidates: int) -> Contestant:
 def refuse_fault(result: EpisodeResult) -> None:
     """Raise UserError for an episode that a fault ended: a server that is gone says nothing about its policy."""
     if result.error:
-        raise UserError(f"the evaluation stopped: {result.error}; see that the server runs, and evaluate again")
+        raise UserError(
+            f"the evaluation stopped: {result.error}; see that the server runs, and evaluate again"
+        )
 
 
 def check_episode(result: EpisodeResult) -> None:
@@ -112,7 +116,12 @@ def _agreed(policy: Policy, plant: PlantDescription) -> Policy:
 
 
 def find_players(
-    checkpoint: Path | None, bundle: Path | None, variant: str, endpoint: str | None, keys: Path | None, run: Any
+    checkpoint: Path | None,
+    bundle: Path | None,
+    variant: str,
+    endpoint: str | None,
+    keys: Path | None,
+    run: Any,
 ) -> dict[str, Contestant]:
     """The contestants given, by key, the one to compare the others with first.
 

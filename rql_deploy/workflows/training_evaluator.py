@@ -67,7 +67,11 @@ class SimulatedEvaluator:
                     check_episode(result)
                 score = self._pool.score(f"update {step}", results, seeds)
                 low, high = score.interval
-                done.append(Evaluation(step, self.episodes, score.success, low, high, sum(score.lengths) / len(score.lengths)))
+                done.append(
+                    Evaluation(
+                        step, self.episodes, score.success, low, high, sum(score.lengths) / len(score.lengths)
+                    )
+                )
                 del self._running[step]
         return done
 

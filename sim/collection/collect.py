@@ -74,7 +74,13 @@ def demonstrate(task: Task, index: int, seed: int, noise_range: tuple[float, flo
 
 
 def collect(
-    task: Task, episodes: int, *, noise_range: tuple[float, float], seed: int, workers: int, pool: Executor | None = None
+    task: Task,
+    episodes: int,
+    *,
+    noise_range: tuple[float, float],
+    seed: int,
+    workers: int,
+    pool: Executor | None = None,
 ) -> Generator[Episode]:
     """Yield episodes as they finish, in any order, from processes of this machine or `pool` (shut down at the end).
 
@@ -103,7 +109,12 @@ def collect(
 
 
 def _submit(
-    pool: Executor, waiting: set[Future[Episode]], todo: Iterator[int], task: Task, noise_range: tuple[float, float], seed: int
+    pool: Executor,
+    waiting: set[Future[Episode]],
+    todo: Iterator[int],
+    task: Task,
+    noise_range: tuple[float, float],
+    seed: int,
 ) -> None:
     for index in todo:
         waiting.add(pool.submit(demonstrate, task, index, episode_seed(seed, index, "collect"), noise_range))

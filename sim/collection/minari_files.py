@@ -48,7 +48,9 @@ def writable_target(output: str) -> Path:
         with tempfile.TemporaryDirectory(dir=target.parent, prefix="."):
             return target
     except OSError as error:
-        raise UserError(f"cannot write to {target.parent} ({error.strerror}): pass another --output") from error
+        raise UserError(
+            f"cannot write to {target.parent} ({error.strerror}): pass another --output"
+        ) from error
 
 
 def write_dataset(
@@ -77,18 +79,24 @@ def write_dataset(
     try:
         reserve(target.parent, sum(map(_size, buffers)))
     except OSError as error:
-        raise UserError(f"cannot write {target} ({error.strerror}): nothing is left of it; make room or pass another path") from error
+        raise UserError(
+            f"cannot write {target} ({error.strerror}): nothing is left of it; make room or pass another path"
+        ) from error
     staging = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".partial", dir=target.parent))
     previous_root = os.environ.get("MINARI_DATASETS_PATH")
     os.environ["MINARI_DATASETS_PATH"] = str(staging)
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # about the author's e-mail address and other fields left empty
+            warnings.simplefilter(
+                "ignore", UserWarning
+            )  # about the author's e-mail address and other fields left empty
             dataset = minari.create_dataset_from_buffers(
                 dataset_id,
                 list(buffers),
                 env=env.spec if env is not None else None,
-                observation_space=env.observation_space if env is not None else observation_space(plant, buffers[0].observations),
+                observation_space=env.observation_space
+                if env is not None
+                else observation_space(plant, buffers[0].observations),
                 action_space=env.action_space if env is not None else action_space(plant),
                 algorithm_name=algorithm,
                 description=description,
@@ -104,7 +112,9 @@ def write_dataset(
         )
         (staging / dataset_id).rename(target)
     except (OSError, RuntimeError) as error:  # HDF5 raises RuntimeErrors
-        raise UserError(f"cannot write {target} ({error}): nothing is left of it; make room or pass another path") from error
+        raise UserError(
+            f"cannot write {target} ({error}): nothing is left of it; make room or pass another path"
+        ) from error
     finally:
         shutil.rmtree(staging, ignore_errors=True)
         if previous_root is None:
@@ -122,7 +132,10 @@ def _size(buffer: Any) -> int:
             return sum(map(numbers, part.values()))
         return int(np.asarray(part).nbytes) + 4096
 
-    return sum(numbers(getattr(buffer, name)) for name in ("observations", "actions", "rewards", "terminations", "truncations", "infos"))
+    return sum(
+        numbers(getattr(buffer, name))
+        for name in ("observations", "actions", "rewards", "terminations", "truncations", "infos")
+    )
 
 
 def observation_space(plant: PlantDescription, observations: Any) -> gymnasium.Space[Any]:
@@ -137,4 +150,6 @@ def observation_space(plant: PlantDescription, observations: Any) -> gymnasium.S
 
 def action_space(plant: PlantDescription) -> gymnasium.spaces.Box:
     """The box of the plant's bounds."""
-    return gymnasium.spaces.Box(plant.action_low.astype(np.float32), plant.action_high.astype(np.float32), dtype=np.float32)
+    return gymnasium.spaces.Box(
+        plant.action_low.astype(np.float32), plant.action_high.astype(np.float32), dtype=np.float32
+    )

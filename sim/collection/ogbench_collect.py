@@ -27,7 +27,13 @@ from numpy.typing import NDArray
 from rql_deploy.errors import UserError
 from rql_deploy.folders import held
 from rql_deploy.seeding import episode_seed
-from rql_deploy.sim.demonstrators.ogbench_play import EPISODE_STEPS, NOISE, NOISE_SMOOTHING, Player, find_recipe
+from rql_deploy.sim.demonstrators.ogbench_play import (
+    EPISODE_STEPS,
+    NOISE,
+    NOISE_SMOOTHING,
+    Player,
+    find_recipe,
+)
 from rql_deploy.sim.processes import SimulatorPool, finished
 
 VALIDATION_OFFSET = 1 << 24
@@ -107,7 +113,9 @@ def prepare(data: PlayData) -> int:
         data.folder.mkdir(parents=True, exist_ok=True)
         if note.exists():
             found = json.loads(note.read_text())
-            if changed := [key for key in recipe if not isinstance(found, dict) or found.get(key) != recipe[key]]:
+            if changed := [
+                key for key in recipe if not isinstance(found, dict) or found.get(key) != recipe[key]
+            ]:
                 raise UserError(
                     f"{data.folder} holds episodes that were made with another {', '.join(changed)}: pass the same as then to go on, "
                     "another --output, or remove that folder"
@@ -132,14 +140,23 @@ def make_episodes(data: PlayData, workers: int, pool: Executor | None = None) ->
 
     What is finished stays whatever happens. On Ctrl-C the episodes under way are given up. Raises UserError when the disk is full.
     """
-    todo = iter([(part, i, file) for part in ("train", "val") for i, file in enumerate(data.files(part)) if not file.exists()])
+    todo = iter(
+        [
+            (part, i, file)
+            for part in ("train", "val")
+            for i, file in enumerate(data.files(part))
+            if not file.exists()
+        ]
+    )
     pool = pool or SimulatorPool(workers)
     waiting: set[Future[dict[str, int]]] = set()
 
     def submit() -> None:
         for part, i, file in todo:
             index = i if part == "train" else VALIDATION_OFFSET + i
-            waiting.add(pool.submit(_make, data.task, data.steps, episode_seed(data.seed, index, "collect"), file))
+            waiting.add(
+                pool.submit(_make, data.task, data.steps, episode_seed(data.seed, index, "collect"), file)
+            )
             return
 
     try:
@@ -251,7 +268,9 @@ def _episode(file: Path) -> Iterator[Any]:
         with np.load(file) as arrays:
             yield arrays
     except (EOFError, ValueError, KeyError, zipfile.BadZipFile, zlib.error) as error:
-        raise UserError(f"{file} is damaged ({error}): remove it and run the same command again, which makes that episode anew") from error
+        raise UserError(
+            f"{file} is damaged ({error}): remove it and run the same command again, which makes that episode anew"
+        ) from error
 
 
 def _disk_error(data: PlayData, error: Exception) -> UserError:

@@ -53,7 +53,9 @@ class DoorDemonstrator:
         turned, opened = float(observation["handle_qpos"][0]), float(observation["hinge_qpos"][0])
         if self._closed_yaw is None:
             offset = end - observation["door_pos"]
-            self._closed_yaw = float(np.arctan2(offset[1], offset[0]) - np.arctan2(HANDLE_IN_DOOR[1], HANDLE_IN_DOOR[0]))
+            self._closed_yaw = float(
+                np.arctan2(offset[1], offset[0]) - np.arctan2(HANDLE_IN_DOOR[1], HANDLE_IN_DOOR[0])
+            )
         yaw = self._closed_yaw + opened
         outward = rotated(np.array((0.0, -1.0, 0.0)), yaw)
         upright = Rotation.from_matrix(np.diag((1.0, -1.0, -1.0)))

@@ -33,7 +33,9 @@ class Hand:
     def toward(self, move: Vector, turn: Vector, grip: float) -> NDArray[np.float32]:
         """The action that moves by `move` (metres) and turns by the rotation vector `turn` (radians), with the gripper at `grip`."""
         self._tremble = 0.8 * self._tremble + 0.6 * self.rng.normal(0.0, 1.0, 6) * self.noise
-        action = np.concatenate((move / POSITION_SCALE, turn / ROTATION_SCALE)) + self._tremble * self._amplitude
+        action = (
+            np.concatenate((move / POSITION_SCALE, turn / ROTATION_SCALE)) + self._tremble * self._amplitude
+        )
         return np.clip(np.append(action, grip), -1.0, 1.0).astype(np.float32)
 
 

@@ -118,7 +118,9 @@ class Player:
             arrays, targets, reached = self._attempt(int(environment_seed) >> 1, int(oracle_seed))
             if self.recipe.environment != "scene" or cube_stays_visible(arrays["qpos"]):
                 return PlayEpisode(arrays, targets, reached, rejected)
-        raise UserError(f"{ATTEMPTS} episodes of {self.recipe.environment} with seed {seed} were rejected: pass another --seed")
+        raise UserError(
+            f"{ATTEMPTS} episodes of {self.recipe.environment} with seed {seed} were rejected: pass another --seed"
+        )
 
     def _attempt(self, environment_seed: int, oracle_seed: int) -> tuple[dict[str, NDArray[Any]], int, int]:
         # The oracles draw from NumPy's global generator.
@@ -127,7 +129,13 @@ class Player:
         observation, info = self.env.reset(seed=environment_seed)
         oracle = self.oracles[info["privileged/target_task"]]
         oracle.reset(observation, info)
-        names = ["observations", "actions", "terminals", *STATE_KEYS, *(["button_states"] if self.recipe.buttons else [])]
+        names = [
+            "observations",
+            "actions",
+            "terminals",
+            *STATE_KEYS,
+            *(["button_states"] if self.recipe.buttons else []),
+        ]
         rows: dict[str, list[Any]] = {name: [] for name in names}
         targets = reached = 0
         ended = False
@@ -149,7 +157,11 @@ class Player:
                 rows[name].append(info[f"prev_{name}"])
             observation = following
         types = {"terminals": np.bool_, "button_states": np.int64}
-        return {name: np.array(values, types.get(name, np.float32)) for name, values in rows.items()}, targets, reached
+        return (
+            {name: np.array(values, types.get(name, np.float32)) for name, values in rows.items()},
+            targets,
+            reached,
+        )
 
 
 def cube_stays_visible(qpos: NDArray[Any]) -> bool:

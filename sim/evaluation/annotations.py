@@ -150,7 +150,9 @@ class WatchedPolicy:
         start = time.monotonic()
         # Which candidate others choose is right or wrong by V alone.
         value = value or self._value or (candidates > 1 and bool(self._others))
-        decision = self._policy.act(observation, deadline=deadline, candidates=candidates, value=value, seed=seed, **self._extra)
+        decision = self._policy.act(
+            observation, deadline=deadline, candidates=candidates, value=value, seed=seed, **self._extra
+        )
         self._round_trip.append(time.monotonic() - start)
         self.decisions.append(decision)
         self._ticks.append(len(self._plant.rewards))
@@ -158,10 +160,19 @@ class WatchedPolicy:
         stream = getattr(self._policy, "stream", None)
         previews: list[Decision] = []
         if self._refinement and stream is not None:
-            previews = list(stream(observation, deadline=deadline, candidates=candidates, value=True, seed=decision.seed))
+            previews = list(
+                stream(observation, deadline=deadline, candidates=candidates, value=True, seed=decision.seed)
+            )
             self._refinement_values.append(tuple(float(p.value) for p in previews if p.value is not None))
         for key, other in self._others.items():
-            answer = other.act(observation, deadline=deadline, candidates=candidates, value=value, seed=decision.seed, **self._extra)
+            answer = other.act(
+                observation,
+                deadline=deadline,
+                candidates=candidates,
+                value=value,
+                seed=decision.seed,
+                **self._extra,
+            )
             difference = float(np.abs((answer.actions - decision.actions) / self._half_range).max())
             if candidates > 1 and difference > CHOICE and _nearly_equal(decision.value, answer.value):
                 self._choices[key] += 1
@@ -180,7 +191,11 @@ class WatchedPolicy:
         rewards = as_trained(self._plant.rewards, self.contract)
         returns = _discounted(rewards, gamma, 0.0)
         terminated = self._plant.terminated and not result.success
-        tail = 0.0 if result.success or terminated or not rewards or gamma >= 1.0 else rewards[-1] / (1.0 - gamma)
+        tail = (
+            0.0
+            if result.success or terminated or not rewards or gamma >= 1.0
+            else rewards[-1] / (1.0 - gamma)
+        )
         endless = _discounted(rewards, gamma, tail)
         judged = all(d.value is not None for d in self.decisions)
         plain = {f.name: getattr(result, f.name) for f in fields(EpisodeResult)}

@@ -79,7 +79,16 @@ def calibrate(episodes: Sequence[WatchedEpisode]) -> ValueCalibration | None:
     bins = []
     for rows in np.array_split(np.argsort(value, kind="stable"), min(BINS, len(value))):
         low, high = _interval(achieved[rows], episode[rows])
-        bins.append(Bin(len(rows), float(value[rows].mean()), float(achieved[rows].mean()), float(endless[rows].mean()), low, high))
+        bins.append(
+            Bin(
+                len(rows),
+                float(value[rows].mean()),
+                float(achieved[rows].mean()),
+                float(endless[rows].mean()),
+                low,
+                high,
+            )
+        )
     return ValueCalibration(
         episodes=len(judged),
         cut=sum(not (e.success or e.terminated) for e in judged),
@@ -89,7 +98,9 @@ def calibrate(episodes: Sequence[WatchedEpisode]) -> ValueCalibration | None:
     )
 
 
-def _agreement(value: NDArray[Any], achieved: NDArray[Any], endless: NDArray[Any], episode: NDArray[Any]) -> Agreement:
+def _agreement(
+    value: NDArray[Any], achieved: NDArray[Any], endless: NDArray[Any], episode: NDArray[Any]
+) -> Agreement:
     return Agreement(
         decisions=len(value),
         correlation=_correlation(value, achieved),

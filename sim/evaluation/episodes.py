@@ -125,7 +125,9 @@ def _play(task: Task, contestant: Contestant, seed: int) -> EpisodeResult:
     return contestant.run_episode(plant, policy, seed, others=others)
 
 
-def _film(task: Task, contestant: Contestant, seeds: Sequence[int], path: Path, camera: str | None) -> list[EpisodeResult]:
+def _film(
+    task: Task, contestant: Contestant, seeds: Sequence[int], path: Path, camera: str | None
+) -> list[EpisodeResult]:
     from .films import Film
 
     plant, description = _plant(task)
@@ -171,7 +173,9 @@ class Evaluation:
         """Have the seeds played and return at once; `finished` of each future gives its result."""
         return [self._pool.submit(_play, self.task, contestant, seed) for seed in seeds]
 
-    def film(self, contestant: Contestant, seeds: Sequence[int], path: Path, camera: str | None = None) -> Future[list[EpisodeResult]]:
+    def film(
+        self, contestant: Contestant, seeds: Sequence[int], path: Path, camera: str | None = None
+    ) -> Future[list[EpisodeResult]]:
         """Have the seeds played once more, in order, before a camera; writes an mp4 file."""
         return self._pool.submit(_film, self.task, contestant, seeds, path, camera)
 
@@ -179,9 +183,13 @@ class Evaluation:
         """Results as they finish, in any order."""
         yield from finished_in_any_order(self.start(contestant, seeds))
 
-    def play_demonstrator(self, seeds: Sequence[int], noise_range: tuple[float, float]) -> Iterator[EpisodeResult]:
+    def play_demonstrator(
+        self, seeds: Sequence[int], noise_range: tuple[float, float]
+    ) -> Iterator[EpisodeResult]:
         """The scripted demonstrator on the same seeds."""
-        yield from finished_in_any_order([self._pool.submit(_play_demonstrator, self.task, seed, noise_range) for seed in seeds])
+        yield from finished_in_any_order(
+            [self._pool.submit(_play_demonstrator, self.task, seed, noise_range) for seed in seeds]
+        )
 
     def score(self, key: str, results: Sequence[EpisodeResult], seeds: Sequence[int]) -> Score:
         """The seeds' results in the order of the seeds; every seed must have one."""

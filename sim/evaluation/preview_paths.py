@@ -28,7 +28,9 @@ class PathModel:
         """Whether there is a path: joint actions have none here."""
         return len(self.columns) == len(AXES)
 
-    def path(self, actions: NDArray[np.float32], start: NDArray[np.float64], base: NDArray[np.float64]) -> NDArray[np.float64]:
+    def path(
+        self, actions: NDArray[np.float32], start: NDArray[np.float64], base: NDArray[np.float64]
+    ) -> NDArray[np.float64]:
         """Set-points `[h + 1, 3]` in the world from a chunk `[h, A]`.
 
         `start` `[3]` is where the end effector is, `base` `[3, 3]` the rotation of the robot's base. Deltas are added up, as if each
@@ -55,7 +57,9 @@ def _scale(dimension: ActionDimension) -> float:
     return float(match.group(1) or 1.0) if match else 0.0
 
 
-COLOURS = np.array([[0.27, 0.0, 0.33], [0.23, 0.32, 0.55], [0.13, 0.57, 0.55], [0.37, 0.79, 0.38], [0.99, 0.91, 0.14]])
+COLOURS = np.array(
+    [[0.27, 0.0, 0.33], [0.23, 0.32, 0.55], [0.13, 0.57, 0.55], [0.37, 0.79, 0.38], [0.99, 0.91, 0.14]]
+)
 """Five stops of viridis (matplotlib's; Nathaniel Smith and Stefan van der Walt), dark for a low V."""
 
 

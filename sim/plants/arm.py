@@ -81,7 +81,9 @@ class ArmPlant:
             addresses = json.loads(self._process.stdout.readline())
         except ValueError as error:
             self._process.kill()
-            raise UserError("the arm's process did not start: run `python -m rql_deploy.sim.plants.arm_process` to see why") from error
+            raise UserError(
+                "the arm's process did not start: run `python -m rql_deploy.sim.plants.arm_process` to see why"
+            ) from error
         self._context = zmq.Context()
         self._orders, self._states = self._context.socket(zmq.PUSH), self._context.socket(zmq.SUB)
         self._orders.setsockopt(zmq.LINGER, 0)
@@ -111,7 +113,9 @@ class ArmPlant:
         expiry = time.monotonic() + SETTLE_SECONDS
         while self._state.get("resets") != self._resets:
             if time.monotonic() > expiry:
-                raise UserError(f"the arm's process did not answer within {SETTLE_SECONDS:g} s: it has ended or the machine is overloaded")
+                raise UserError(
+                    f"the arm's process did not answer within {SETTLE_SECONDS:g} s: it has ended or the machine is overloaded"
+                )
             self._read(wait_ms=50)
 
     def observe(self) -> Mapping[str, NDArray[np.float64]]:
@@ -124,7 +128,9 @@ class ArmPlant:
             if time.monotonic() - self._state["time"] <= STALE_SECONDS:
                 break
         else:
-            raise UserError(f"the arm's process has said nothing for {STALE_SECONDS:g} s: it is frozen or the machine is overloaded")
+            raise UserError(
+                f"the arm's process has said nothing for {STALE_SECONDS:g} s: it is frozen or the machine is overloaded"
+            )
         state = self._state
         return {
             "joint_position": np.array(state["q"]),
@@ -137,7 +143,9 @@ class ArmPlant:
         """Send joint targets; the arm moves there evenly over one tick."""
         self._send({"q": np.asarray(action, np.float64).tolist(), "seconds": 1.0 / self.control_rate})
         self._ticks += 1
-        self._success = self._success or float(np.linalg.norm(np.array(self._state["hand"]) - self._goal)) < GOAL_RADIUS
+        self._success = (
+            self._success or float(np.linalg.norm(np.array(self._state["hand"]) - self._goal)) < GOAL_RADIUS
+        )
 
     def rest(self) -> NDArray[np.float32]:
         """The command that keeps the arm where it is."""

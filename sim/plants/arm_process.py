@@ -135,7 +135,17 @@ def run(rate: float) -> None:
             resets = take(arm, orders.recv()) or resets
         arm.cycle()
         cycles += 1
-        states.send(msgpack.packb({"cycle": cycles, "skipped": skipped, "resets": resets, "time": time.monotonic(), **arm.state()}))
+        states.send(
+            msgpack.packb(
+                {
+                    "cycle": cycles,
+                    "skipped": skipped,
+                    "resets": resets,
+                    "time": time.monotonic(),
+                    **arm.state(),
+                }
+            )
+        )
         late = time.monotonic() - start - (cycles + skipped) * arm.period
         if late < 0:
             time.sleep(-late)
@@ -145,7 +155,9 @@ def run(rate: float) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--rate", type=float, default=500.0, help="control cycles per second, 500 to 1000")
     run(parser.parse_args().rate)
 

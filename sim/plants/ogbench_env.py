@@ -41,14 +41,23 @@ def environment_spec(task: str) -> EnvSpec:
     known = {
         name
         for name, spec in gymnasium.registry.items()
-        if "-singletask" in name and name.startswith(FAMILIES) and str(spec.entry_point).startswith("ogbench.")
+        if "-singletask" in name
+        and name.startswith(FAMILIES)
+        and str(spec.entry_point).startswith("ogbench.")
     }
     name = f"{environment}-singletask{after}"
     if kind not in DATA_KINDS or name not in known:
         usual = "navigate" if "maze" in task or "soccer" in task else "play"
-        names = [entry.replace("-singletask", f"-{kind if kind in DATA_KINDS else usual}-singletask") for entry in known]
+        names = [
+            entry.replace("-singletask", f"-{kind if kind in DATA_KINDS else usual}-singletask")
+            for entry in known
+        ]
         near = difflib.get_close_matches(full, names, n=3, cutoff=0.6)
-        hint = f"did you mean {' or '.join(near)}?" if near else "write it like ogbench:cube-single-play-singletask-task2-v0"
+        hint = (
+            f"did you mean {' or '.join(near)}?"
+            if near
+            else "write it like ogbench:cube-single-play-singletask-task2-v0"
+        )
         raise UserError(f"OGBench has no task '{task}': {hint}")
     return gymnasium.spec(name)
 
@@ -69,13 +78,19 @@ class OGBenchEnv(TaskEnv):
         size = {"width": 512, "height": 512} if render_mode else {}
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # about the precision of the spaces' bounds
-            self._env = _seeded(load_env_creator(str(spec.entry_point)))(**{**spec.kwargs, **size}, render_mode=render_mode)
+            self._env = _seeded(load_env_creator(str(spec.entry_point)))(
+                **{**spec.kwargs, **size}, render_mode=render_mode
+            )
             inside = self._env.observation_space
-            self.observation_space = gymnasium.spaces.Dict({FIELD: gymnasium.spaces.Box(-np.inf, np.inf, inside.shape, np.float64)})
+            self.observation_space = gymnasium.spaces.Dict(
+                {FIELD: gymnasium.spaces.Box(-np.inf, np.inf, inside.shape, np.float64)}
+            )
             self.action_space = self._env.action_space
         self._steps = 0
 
-    def reset(self, *, seed: int | None = None, options: Mapping[str, Any] | None = None) -> tuple[Observation, dict[str, Any]]:
+    def reset(
+        self, *, seed: int | None = None, options: Mapping[str, Any] | None = None
+    ) -> tuple[Observation, dict[str, Any]]:
         """Start an episode; with a seed, everything that follows depends on that seed and the actions alone."""
         super().reset(seed=seed)
         if seed is not None:
@@ -89,7 +104,13 @@ class OGBenchEnv(TaskEnv):
         self._steps += 1
         truncated = self._steps >= self.horizon and not terminated
         success = bool(info["success"])
-        return {FIELD: np.asarray(observation, np.float64)}, float(reward), bool(terminated), truncated, {"success": success}
+        return (
+            {FIELD: np.asarray(observation, np.float64)},
+            float(reward),
+            bool(terminated),
+            truncated,
+            {"success": success},
+        )
 
     def description(self, task: str) -> PlantDescription:
         """This environment's side of a contract, the same as that of the data."""

@@ -34,9 +34,13 @@ class OGBenchRewards:
                 warnings.simplefilter("ignore", UserWarning)  # about the precision of the spaces' bounds
                 relabel_dataset(self.name, self._env, dataset)
         except KeyError as error:
-            raise UserError(f"the rewards of {self.name} need {error}, which the data set lacks: make it again with that array") from error
+            raise UserError(
+                f"the rewards of {self.name} need {error}, which the data set lacks: make it again with that array"
+            ) from error
         except (IndexError, ValueError) as error:
-            raise UserError(f"the rewards of {self.name} do not fit the data set ({error}): name the task that it was made for") from error
+            raise UserError(
+                f"the rewards of {self.name} do not fit the data set ({error}): name the task that it was made for"
+            ) from error
         return dataset["rewards"], dataset["masks"]
 
     def check(self) -> None:
@@ -48,9 +52,13 @@ class OGBenchRewards:
         import ogbench
 
         if "singletask" not in self.name.split("-"):
-            raise UserError(f"'{self.name}' is not a task with rewards: write it like cube-single-play-singletask-task2-v0")
+            raise UserError(
+                f"'{self.name}' is not a task with rewards: write it like cube-single-play-singletask-task2-v0"
+            )
         try:
             env: gymnasium.Env[Any, Any] = ogbench.make_env_and_datasets(self.name, env_only=True)
         except gymnasium.error.Error as error:
-            raise UserError(f"OGBench has no task '{self.name}' ({error}): write it like cube-single-play-singletask-task2-v0") from error
+            raise UserError(
+                f"OGBench has no task '{self.name}' ({error}): write it like cube-single-play-singletask-task2-v0"
+            ) from error
         return env

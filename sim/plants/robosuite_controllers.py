@@ -45,18 +45,24 @@ def controller_config(robot: str, controller: str) -> dict[str, Any]:
         if controller == "JOINT_POSITION":
             # robosuite passes absolute angles through as they are and takes the bounds of the action space from here.
             low, high = JOINT_LIMITS[robot]
-            config["body_parts"]["right"].update(input_type="absolute", input_min=list(low), input_max=list(high))
+            config["body_parts"]["right"].update(
+                input_type="absolute", input_min=list(low), input_max=list(high)
+            )
     return config
 
 
-def action_dimensions(arm: Mapping[str, Any], low: NDArray[Any], high: NDArray[Any]) -> tuple[ActionDimension, ...]:
+def action_dimensions(
+    arm: Mapping[str, Any], low: NDArray[Any], high: NDArray[Any]
+) -> tuple[ActionDimension, ...]:
     """The dimensions of an action of the `arm`'s controller settings, with the bounds `[A]` of the action space; the gripper comes last."""
     count = len(low) - 1
     controller, frame = str(arm["type"]), str(arm.get("input_ref_frame", ""))
     absolute = arm.get("input_type") == "absolute"
     names = OSC_NAMES[:count] if controller.startswith("OSC") else tuple(f"joint_{i}" for i in range(count))
     scales = np.broadcast_to(np.asarray(arm.get("output_max", 1.0), float), (count,))
-    quantities = {"JOINT_VELOCITY": ["rad/s"] * count, "JOINT_POSITION": ["rad"] * count}.get(controller, ["m"] * 3 + ["rad"] * 3)
+    quantities = {"JOINT_VELOCITY": ["rad/s"] * count, "JOINT_POSITION": ["rad"] * count}.get(
+        controller, ["m"] * 3 + ["rad"] * 3
+    )
     dimensions = [
         ActionDimension(
             name=names[i],
@@ -71,7 +77,9 @@ def action_dimensions(arm: Mapping[str, Any], low: NDArray[Any], high: NDArray[A
         for i in range(count)
     ]
     # The gripper's command is an absolute open/close target: letting go of it would drop what is held.
-    gripper = ActionDimension("gripper", float(low[-1]), float(high[-1]), "-1 open, 1 closed", "GRIP", "", "absolute", "repeat")
+    gripper = ActionDimension(
+        "gripper", float(low[-1]), float(high[-1]), "-1 open, 1 closed", "GRIP", "", "absolute", "repeat"
+    )
     return (*dimensions, gripper)
 
 

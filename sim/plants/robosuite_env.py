@@ -67,7 +67,9 @@ def check_task(task: str) -> None:
     if task.startswith("TwoArm"):
         raise UserError(f"{task} needs two arms, only one-armed tasks can be driven: try robosuite:Lift")
     if task == "Wipe":
-        raise UserError("Wipe has a sponge and no gripper to command, and an action ends with the gripper here: try robosuite:Lift")
+        raise UserError(
+            "Wipe has a sponge and no gripper to command, and an action ends with the gripper here: try robosuite:Lift"
+        )
 
 
 def default_horizon(task: str) -> int:
@@ -100,7 +102,12 @@ class RobosuiteEnv(TaskEnv):
         robosuite = import_robosuite()
         check_task(task)
         horizon = default_horizon(task) if horizon is None else horizon
-        self.task, self.control_rate, self.horizon, self.rows_after_success = task, control_rate, horizon, rows_after_success
+        self.task, self.control_rate, self.horizon, self.rows_after_success = (
+            task,
+            control_rate,
+            horizon,
+            rows_after_success,
+        )
         self.render_mode = render_mode
         self.controller_config = controller_config(robot, controller)
         self._env = robosuite.make(
@@ -139,7 +146,10 @@ class RobosuiteEnv(TaskEnv):
         # Sorted by name, as gymnasium's Dict sorts its keys.
         self.shapes = {name: np.shape(np.atleast_1d(raw[name])) for name in sorted(self._fields)}
         self.observation_space = gymnasium.spaces.Dict(
-            {name: gymnasium.spaces.Box(-np.inf, np.inf, shape, np.float64) for name, shape in self.shapes.items()}
+            {
+                name: gymnasium.spaces.Box(-np.inf, np.inf, shape, np.float64)
+                for name, shape in self.shapes.items()
+            }
         )
         self._resets, self._steps, self._steps_since_success = 0, 0, 0
         self.success = False
@@ -149,7 +159,9 @@ class RobosuiteEnv(TaskEnv):
         observables = self._env._observables
         return name in observables and observables[name].modality == "object"
 
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Observation, dict[str, Any]]:
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Observation, dict[str, Any]]:
         """Start an episode; with a seed, everything that follows depends on that seed and the actions alone."""
         super().reset(seed=seed)
         if seed is not None:
@@ -161,7 +173,9 @@ class RobosuiteEnv(TaskEnv):
         self._resets += 1
         if self._resets % RESETS_PER_TRIM == 0:
             trim_heap()
-        self._control_step = importlib.import_module("rql_deploy.sim.plants.robosuite_fast").fast_step(self._env)
+        self._control_step = importlib.import_module("rql_deploy.sim.plants.robosuite_fast").fast_step(
+            self._env
+        )
         self._steps, self._steps_since_success = 0, 0
         self.success = False
         return self._observation(raw), {"success": False}
@@ -174,7 +188,13 @@ class RobosuiteEnv(TaskEnv):
         self.success = self.success or bool(self._env._check_success())
         terminated = self.success and self._steps_since_success >= self.rows_after_success
         truncated = self._steps >= self.horizon and not self.success
-        return self._observation(raw), float(self.success) - 1.0, terminated, truncated, {"success": self.success}
+        return (
+            self._observation(raw),
+            float(self.success) - 1.0,
+            terminated,
+            truncated,
+            {"success": self.success},
+        )
 
     def description(self, task: str) -> PlantDescription:
         """This environment's side of a contract: fields, action dimensions with units and hold parts, rate, and how to rebuild it."""
@@ -182,7 +202,10 @@ class RobosuiteEnv(TaskEnv):
         assert self.spec is not None
         return PlantDescription(
             task=task,
-            fields=tuple(ObservationField(name, shape, UNITS.get(name.rsplit("_", 1)[-1], "")) for name, shape in self.shapes.items()),
+            fields=tuple(
+                ObservationField(name, shape, UNITS.get(name.rsplit("_", 1)[-1], ""))
+                for name, shape in self.shapes.items()
+            ),
             actions=action_dimensions(arm, self.box.low, self.box.high),
             control_rate=float(self.control_rate),
             environment={"spec": json.loads(self.spec.to_json()), "controller": plain(arm)},

@@ -48,23 +48,41 @@ def fast_step(env: Any) -> Step:
 
 def recognised(env: Any) -> bool:
     """Whether all that `FastStep` leaves out is what it takes it to be."""
-    if not (type(env).step is MujocoEnv.step and type(env)._pre_action is RobotEnv._pre_action and env.lite_physics):
+    if not (
+        type(env).step is MujocoEnv.step
+        and type(env)._pre_action is RobotEnv._pre_action
+        and env.lite_physics
+    ):
         return False
-    if env.viewer is not None or env.has_renderer or len(env.robots) != 1 or type(env.robots[0]) is not FixedBaseRobot:
+    if (
+        env.viewer is not None
+        or env.has_renderer
+        or len(env.robots) != 1
+        or type(env.robots[0]) is not FixedBaseRobot
+    ):
         return False
     robot = env.robots[0]
     composite = robot.composite_controller
     parts = composite.part_controllers
-    if any(getattr(type(composite), name) is not getattr(CompositeController, name) for name in ("run_controller", "update_state")):
+    if any(
+        getattr(type(composite), name) is not getattr(CompositeController, name)
+        for name in ("run_controller", "update_state")
+    ):
         return False
     if list(parts) != ["right", "right_gripper"]:
         return False
     grip = parts["right_gripper"]
-    if type(grip) is not SimpleGripController or grip.interpolator is not None or not all(map(robot._enabled_parts.get, parts)):
+    if (
+        type(grip) is not SimpleGripController
+        or grip.interpolator is not None
+        or not all(map(robot._enabled_parts.get, parts))
+    ):
         return False
     centre = mujoco.mj_name2id(env.sim.model._model, mujoco.mjtObj.mjOBJ_SITE, _centre(parts["right"]))
     # The arm stands still: its origin is that of the first physics step.
-    return bool(centre >= 0 and env.sim.model._model.body_weldid[env.sim.model._model.site_bodyid[centre]] == 0)
+    return bool(
+        centre >= 0 and env.sim.model._model.body_weldid[env.sim.model._model.site_bodyid[centre]] == 0
+    )
 
 
 def _centre(arm: Any) -> str:
@@ -148,19 +166,26 @@ class FastOSC:
         arm.mass_matrix[:] = self._full_mass[span, span]
 
         if arm.input_ref_frame == "base":
-            goal_position, goal_rotation = arm.origin_pos + np.dot(arm.origin_ori, arm.goal_pos), np.dot(arm.origin_ori, arm.goal_ori)
+            goal_position, goal_rotation = (
+                arm.origin_pos + np.dot(arm.origin_ori, arm.goal_pos),
+                np.dot(arm.origin_ori, arm.goal_ori),
+            )
         else:
             goal_position, goal_rotation = arm.goal_pos, arm.goal_ori
         kp, kd = arm.kp, arm.kd
         force = (goal_position - arm.ref_pos) * kp[:3] - arm.ref_pos_vel * kd[:3]
         torque = orientation_error(goal_rotation, arm.ref_ori_mat) * kp[3:6] - arm.ref_ori_vel * kd[3:6]
-        whole, linear, angular, nullspace = opspace_matrices(arm.mass_matrix, arm.J_full, arm.J_pos, arm.J_ori)
+        whole, linear, angular, nullspace = opspace_matrices(
+            arm.mass_matrix, arm.J_full, arm.J_pos, arm.J_ori
+        )
         if arm.uncoupling:
             wrench = np.concatenate([np.dot(linear, force), np.dot(angular, torque)])
         else:
             wrench = np.dot(whole, np.concatenate([force, torque]))
         torques = np.dot(arm.J_full.T, wrench) + data.qfrc_bias[span]
-        torques += nullspace_torques(arm.mass_matrix, nullspace, arm.initial_joint, arm.joint_pos, arm.joint_vel)
+        torques += nullspace_torques(
+            arm.mass_matrix, nullspace, arm.initial_joint, arm.joint_pos, arm.joint_vel
+        )
         arm.torques, arm.new_update = torques, True
         return torques  # type: ignore[no-any-return]
 
@@ -175,7 +200,9 @@ class ObservableClock:
         self._period = first._sampling_timestep
         alike = (NO_DELAY, 0.0, self._period, self._state(first))
         # They all keep the same time, so one can count for all.
-        self._together = all((o._delayer, o._current_delay, o._sampling_timestep, self._state(o)) == alike for o in self._all)
+        self._together = all(
+            (o._delayer, o._current_delay, o._sampling_timestep, self._state(o)) == alike for o in self._all
+        )
         self._time, self._sampled = self._state(first)
 
     @staticmethod

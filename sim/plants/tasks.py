@@ -22,7 +22,11 @@ from rql_deploy.errors import UserError
 from rql_deploy.plain import suggestion
 from rql_deploy.sim.demonstrators.door import DoorDemonstrator
 from rql_deploy.sim.demonstrators.lift import LiftDemonstrator
-from rql_deploy.sim.demonstrators.pick_and_place import NutAssemblySquareDemonstrator, PickPlaceCanDemonstrator, StackDemonstrator
+from rql_deploy.sim.demonstrators.pick_and_place import (
+    NutAssemblySquareDemonstrator,
+    PickPlaceCanDemonstrator,
+    StackDemonstrator,
+)
 from rql_deploy.sim.processes import require_display
 
 from . import gym_env, ogbench_env, robosuite_env
@@ -101,9 +105,13 @@ class Task:
         """The simulated task that a contract's plant was, with the settings it had; raises UserError when it was none."""
         kind = plant.task.partition(":")[0]
         if kind not in FAMILIES:
-            raise UserError(f"the data of {plant.task} does not say how to build its environment: leave --episodes out")
+            raise UserError(
+                f"the data of {plant.task} does not say how to build its environment: leave --episodes out"
+            )
         kwargs = plant.environment.get("spec", {}).get("kwargs", {})
-        return cls(plant.task, {name: value for name, value in kwargs.items() if name in FAMILIES[kind].settings})
+        return cls(
+            plant.task, {name: value for name, value in kwargs.items() if name in FAMILIES[kind].settings}
+        )
 
     def check(self) -> str:
         """The task's name within its family; raises UserError when there is no such task or it does not take the settings."""
@@ -111,7 +119,9 @@ class Task:
         for name in self._given:
             if name not in family.settings:
                 kind = self.name.partition(":")[0]
-                raise UserError(f"--{name.replace('_', '-')} does not apply to {kind} tasks, where it is fixed: leave it out")
+                raise UserError(
+                    f"--{name.replace('_', '-')} does not apply to {kind} tasks, where it is fixed: leave it out"
+                )
         family.check(task)
         return task
 
@@ -137,7 +147,9 @@ class Task:
         if kind not in FAMILIES or not task:
             near = suggestion(kind, FAMILIES) if kind and task else ""
             examples = ", ".join(family.example for family in FAMILIES.values())
-            raise UserError(f"'{self.name}' is not a task{near.rstrip('?')}; write KIND:TASK, for example {examples}")
+            raise UserError(
+                f"'{self.name}' is not a task{near.rstrip('?')}; write KIND:TASK, for example {examples}"
+            )
         return FAMILIES[kind]
 
 
@@ -177,7 +189,12 @@ class EnvPlant:
 
     def reset(self, seed: int | None = None) -> None:
         self._observation, info = self.env.reset(seed=seed)
-        self._success, self._finished, self._terminated, self.reward = bool(info["success"]), False, False, 0.0
+        self._success, self._finished, self._terminated, self.reward = (
+            bool(info["success"]),
+            False,
+            False,
+            0.0,
+        )
 
     def observe(self) -> Mapping[str, NDArray[np.float64]]:
         return self._observation
@@ -196,8 +213,12 @@ def find_demonstrator(task: Task) -> type[Demonstrator]:
     """The scripted demonstrator of a task; raises UserError naming those there are and the controller they act on."""
     task.check()
     if task.name not in DEMONSTRATORS:
-        raise UserError(f"there is no scripted demonstrator for '{task.name}'{suggestion(task.name, DEMONSTRATORS)}")
+        raise UserError(
+            f"there is no scripted demonstrator for '{task.name}'{suggestion(task.name, DEMONSTRATORS)}"
+        )
     controller = task.settings.get("controller") or "OSC_POSE"
     if controller != "OSC_POSE":
-        raise UserError(f"the demonstrator of '{task.name}' acts on OSC_POSE, not on {controller}: leave --controller out")
+        raise UserError(
+            f"the demonstrator of '{task.name}' acts on OSC_POSE, not on {controller}: leave --controller out"
+        )
     return DEMONSTRATORS[task.name]

@@ -30,17 +30,45 @@ if TYPE_CHECKING:
 @click.command("collect")
 @click.argument("task")
 @click.option(
-    "--episodes", default=120, show_default=True, type=click.IntRange(1), help="Episodes to record; failed ones are kept and labelled."
+    "--episodes",
+    default=120,
+    show_default=True,
+    type=click.IntRange(1),
+    help="Episodes to record; failed ones are kept and labelled.",
 )
-@click.option("--output", required=True, help="Folder to write, or a Minari id such as lift/mixed-v0; FILE.npz for OGBench.")
-@click.option("--seed", default=0, show_default=True, type=click.IntRange(0), help="Base seed; episode i of a seed is always the same.")
-@click.option("--workers", default=DEFAULT_WORKERS, show_default=True, type=click.IntRange(1), help="Simulator processes.")
+@click.option(
+    "--output",
+    required=True,
+    help="Folder to write, or a Minari id such as lift/mixed-v0; FILE.npz for OGBench.",
+)
+@click.option(
+    "--seed",
+    default=0,
+    show_default=True,
+    type=click.IntRange(0),
+    help="Base seed; episode i of a seed is always the same.",
+)
+@click.option(
+    "--workers",
+    default=DEFAULT_WORKERS,
+    show_default=True,
+    type=click.IntRange(1),
+    help="Simulator processes.",
+)
 @ray_option
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 @noise_option
 @environment_options
 def command(
-    task: str, episodes: int, output: str, seed: int, workers: int, ray_address: str | None, as_json: bool, noise: str, **settings: Any
+    task: str,
+    episodes: int,
+    output: str,
+    seed: int,
+    workers: int,
+    ray_address: str | None,
+    as_json: bool,
+    noise: str,
+    **settings: Any,
 ) -> None:
     """Record demonstrations of TASK by its scripted demonstrator into a Minari data set: robosuite:Lift, Stack, Door, PickPlaceCan or
     NutAssemblySquare.
@@ -54,7 +82,9 @@ def command(
     if task.startswith("ogbench:"):
         from .play import collect_play
 
-        collect_play(task.partition(":")[2], episodes, output, seed, workers, ray_address, as_json, settings["horizon"])
+        collect_play(
+            task.partition(":")[2], episodes, output, seed, workers, ray_address, as_json, settings["horizon"]
+        )
         return
     from rql_deploy.progress import ProgressLine
     from rql_deploy.sim.collection import collect
@@ -70,7 +100,9 @@ def command(
     progress = ProgressLine(f"collect {task}", episodes, "episodes")
     failure: Exception | None = None
     interrupted = False
-    with contextlib.closing(collect.collect(work, episodes, noise_range=noise_range, seed=seed, workers=workers, pool=pool)) as stream:
+    with contextlib.closing(
+        collect.collect(work, episodes, noise_range=noise_range, seed=seed, workers=workers, pool=pool)
+    ) as stream:
         try:
             for episode in stream:
                 recorded.append(episode)
@@ -104,7 +136,9 @@ def command(
         f"{result['episodes']} episodes, {result['rows']:,} rows, {result['success']:.0%} successful, "
         f"{result['steps']:.0f} steps on average, in {folder}{kept}"
     )
-    show_next(f"rql-deploy train --dataset {output}{preset_option(task)} --output runs/{task.partition(':')[2].lower()}")
+    show_next(
+        f"rql-deploy train --dataset {output}{preset_option(task)} --output runs/{task.partition(':')[2].lower()}"
+    )
     if interrupted:
         # What was asked for is not there, so what follows in a script must not start.
         click.get_current_context().exit(130)

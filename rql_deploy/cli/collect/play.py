@@ -21,7 +21,14 @@ FIXED = ("noise", "robot", "controller", "control_rate")
 
 
 def collect_play(
-    task: str, episodes: int, output: str, seed: int, workers: int, ray_address: str | None, as_json: bool, horizon: int | None
+    task: str,
+    episodes: int,
+    output: str,
+    seed: int,
+    workers: int,
+    ray_address: str | None,
+    as_json: bool,
+    horizon: int | None,
 ) -> None:
     """Make the data and write it as `.npz`, or as a Minari data set where `output` does not end so."""
     from rql_deploy.sim.collection import collect, ogbench_collect
@@ -49,7 +56,9 @@ def collect_play(
         _collect(data, output, minari, workers, ray_address, as_json)
 
 
-def _collect(data: PlayData, output: str, minari: bool, workers: int, ray_address: str | None, as_json: bool) -> None:
+def _collect(
+    data: PlayData, output: str, minari: bool, workers: int, ray_address: str | None, as_json: bool
+) -> None:
     from rql_deploy.cli.options import finish_first
     from rql_deploy.progress import ProgressLine
     from rql_deploy.sim.collection import ogbench_collect
@@ -64,7 +73,9 @@ def _collect(data: PlayData, output: str, minari: bool, workers: int, ray_addres
     progress = ProgressLine(f"collect ogbench:{task}", total, "episodes", done=kept)
     done, reached, targets = kept, 0, 0
     try:
-        with contextlib.closing(ogbench_collect.make_episodes(data, min(workers, max(1, total - kept)), pool)) as stream:
+        with contextlib.closing(
+            ogbench_collect.make_episodes(data, min(workers, max(1, total - kept)), pool)
+        ) as stream:
             for counts in stream:
                 done += 1
                 reached, targets = reached + counts["reached"], targets + counts["targets"]

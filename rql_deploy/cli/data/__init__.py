@@ -13,7 +13,9 @@ from rql_deploy.errors import UserError
 from .input import left_out_of, open_data, remarks_of, unlike, whole
 from .output import FORMATS, chosen_format, convert_shards, finish, write_both, write_data
 
-relabel_option = click.option("--relabel", metavar="TASK", help="OGBench task whose rewards an OGBench file gets.")
+relabel_option = click.option(
+    "--relabel", metavar="TASK", help="OGBench task whose rewards an OGBench file gets."
+)
 format_option = click.option(
     "--to",
     "form",
@@ -37,14 +39,39 @@ def command() -> None:
 @command.command("inspect")
 @click.argument("data")
 @relabel_option
-@click.option("--gamma", default=0.99, show_default=True, type=FiniteRange(0, 1, max_open=True), help="Discount to compare lengths with.")
-@click.option("--window", "h", default=5, show_default=True, type=click.IntRange(1), help="Actions per chunk, for short episodes.")
 @click.option(
-    "--validation", metavar="DATA", help="Validation data to compare with.  [default: FILE-val.npz, or robomimic's filter key valid]"
+    "--gamma",
+    default=0.99,
+    show_default=True,
+    type=FiniteRange(0, 1, max_open=True),
+    help="Discount to compare lengths with.",
 )
-@click.option("--plots", type=click.Path(path_type=Path, file_okay=False), help="Folder to write PNG pictures into.")
+@click.option(
+    "--window",
+    "h",
+    default=5,
+    show_default=True,
+    type=click.IntRange(1),
+    help="Actions per chunk, for short episodes.",
+)
+@click.option(
+    "--validation",
+    metavar="DATA",
+    help="Validation data to compare with.  [default: FILE-val.npz, or robomimic's filter key valid]",
+)
+@click.option(
+    "--plots", type=click.Path(path_type=Path, file_okay=False), help="Folder to write PNG pictures into."
+)
 @json_option
-def inspect(data: str, relabel: str | None, gamma: float, h: int, validation: str | None, plots: Path | None, as_json: bool) -> None:
+def inspect(
+    data: str,
+    relabel: str | None,
+    gamma: float,
+    h: int,
+    validation: str | None,
+    plots: Path | None,
+    as_json: bool,
+) -> None:
     """Say on one page what is in DATA and whether it can be learned from."""
     from rql_deploy.train.data.report import inspect_store
     from rql_deploy.train.data.store import TransitionStore
@@ -82,10 +109,14 @@ def inspect(data: str, relabel: str | None, gamma: float, h: int, validation: st
 @format_option
 @relabel_option
 @click.option(
-    "--control-rate", type=FiniteRange(0, min_open=True), help="Control rate in Hz, where DATA does not say it or says it wrongly."
+    "--control-rate",
+    type=FiniteRange(0, min_open=True),
+    help="Control rate in Hz, where DATA does not say it or says it wrongly.",
 )
 @json_option
-def convert(data: str, output: str, form: str | None, relabel: str | None, control_rate: float | None, as_json: bool) -> None:
+def convert(
+    data: str, output: str, form: str | None, relabel: str | None, control_rate: float | None, as_json: bool
+) -> None:
     """Write DATA in another format; what that format cannot hold is said."""
     from rql_deploy.train.data.edits import with_control_rate
     from rql_deploy.train.data.shards import ShardedStore
@@ -126,13 +157,28 @@ def merge(data: tuple[str, ...], output: str, form: str | None, relabel: str | N
 @click.argument("data")
 @output_option
 @click.option("--validation", required=True, help="Where the validation episodes go, in the same format.")
-@click.option("--fraction", default=0.1, show_default=True, type=FiniteRange(0, 1), help="Share of the episodes for validation.")
-@click.option("--seed", default=0, show_default=True, type=click.IntRange(0), help="Which episodes are drawn.")
+@click.option(
+    "--fraction",
+    default=0.1,
+    show_default=True,
+    type=FiniteRange(0, 1),
+    help="Share of the episodes for validation.",
+)
+@click.option(
+    "--seed", default=0, show_default=True, type=click.IntRange(0), help="Which episodes are drawn."
+)
 @format_option
 @relabel_option
 @json_option
 def split(
-    data: str, output: str, validation: str, fraction: float, seed: int, form: str | None, relabel: str | None, as_json: bool
+    data: str,
+    output: str,
+    validation: str,
+    fraction: float,
+    seed: int,
+    form: str | None,
+    relabel: str | None,
+    as_json: bool,
 ) -> None:
     """Divide DATA by whole episodes into training and validation data."""
     from rql_deploy.train.data import edits
@@ -150,19 +196,34 @@ def split(
 @output_option
 @click.option("--task", help="OGBench task to compute rewards for, from the recorded simulator states.")
 @click.option("--success", is_flag=True, help="Rewards success - 1, and the end of the task at success.")
-@click.option("--all-successful", is_flag=True, help="As --success, for demonstrations of which every one succeeded in its last row.")
-@click.option("--sparse", is_flag=True, help="Every reward other than 0 becomes -1; refused where one is positive.")
+@click.option(
+    "--all-successful",
+    is_flag=True,
+    help="As --success, for demonstrations of which every one succeeded in its last row.",
+)
+@click.option(
+    "--sparse", is_flag=True, help="Every reward other than 0 becomes -1; refused where one is positive."
+)
 @format_option
 @json_option
 def relabel_command(
-    data: str, output: str, task: str | None, success: bool, all_successful: bool, sparse: bool, form: str | None, as_json: bool
+    data: str,
+    output: str,
+    task: str | None,
+    success: bool,
+    all_successful: bool,
+    sparse: bool,
+    form: str | None,
+    as_json: bool,
 ) -> None:
     """Give DATA other rewards."""
     from rql_deploy.train.data import edits
     from rql_deploy.train.data.rewards import with_reward
 
     if not (task or success or all_successful or sparse):
-        raise UserError("nothing says which rewards: pass --task TASK, --success, --all-successful or --sparse")
+        raise UserError(
+            "nothing says which rewards: pass --task TASK, --success, --all-successful or --sparse"
+        )
     if task and (success or all_successful):
         raise UserError("--task and --success are two ways to say what success is: pass one of them")
     form = form or chosen_format(output)

@@ -14,7 +14,9 @@ if TYPE_CHECKING:
     from rql_deploy.train.data.store import TransitionStore
 
 
-def open_data(name: str, relabel: str | None = None, *, may_lack_rewards: bool = False) -> TransitionStore | ShardedStore:
+def open_data(
+    name: str, relabel: str | None = None, *, may_lack_rewards: bool = False
+) -> TransitionStore | ShardedStore:
     """A data set; `relabel` names the OGBench task whose rewards it gets, whatever it had before.
 
     Where it has none and none is named, rewards are 0 if it `may_lack_rewards`. Raises UserError where OGBench cannot compute them.
@@ -82,7 +84,9 @@ def whole(opened: TransitionStore | ShardedStore) -> TransitionStore:
     from rql_deploy.train.data.store import TransitionStore
 
     if not isinstance(opened, TransitionStore):
-        raise UserError(f"data set {opened.dataset_id} is in shards: pass its files one by one, or convert it to stores first")
+        raise UserError(
+            f"data set {opened.dataset_id} is in shards: pass its files one by one, or convert it to stores first"
+        )
     return opened
 
 
@@ -97,14 +101,20 @@ def remarks_of(*names: str) -> list[str]:
     """What is missing in those of them that are recordings, one sentence each."""
     several = len(names) > 1
     return [
-        f"{name}: {sentence}" if several else sentence for name in names if is_recording(name) for sentence in read_recorded(name).remarks
+        f"{name}: {sentence}" if several else sentence
+        for name in names
+        if is_recording(name)
+        for sentence in read_recorded(name).remarks
     ]
 
 
 def unlike(stores: list[TransitionStore]) -> list[str]:
     """What some of the data sets to be joined know and others do not, so that the result does not, one sentence each."""
     found = []
-    for attribute, what in (("successes", "which episodes succeeded"), ("finals", "the observation after each episode's last action")):
+    for attribute, what in (
+        ("successes", "which episodes succeeded"),
+        ("finals", "the observation after each episode's last action"),
+    ):
         lacking = [store.dataset_id for store in stores if getattr(store, attribute) is None]
         if 0 < len(lacking) < len(stores):
             found.append(f"{what} is not kept, since {', '.join(lacking)} does not say")

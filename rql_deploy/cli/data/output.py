@@ -34,7 +34,9 @@ def check_output(output: str, form: str) -> None:
     if wanted and suffix not in wanted:
         raise UserError(f"a file of format {form} ends in {wanted[0]}: pass --output {output}{wanted[0]}")
     if not wanted and suffix in SUFFIXES:
-        raise UserError(f"{output} looks like a file of format {SUFFIXES[suffix]}, but {form} is a folder: leave {suffix} away")
+        raise UserError(
+            f"{output} looks like a file of format {SUFFIXES[suffix]}, but {form} is a folder: leave {suffix} away"
+        )
     target = Path(output)
     if form.startswith("minari") and _is_id(output):
         from rql_deploy.sim.collection.minari_files import target_folder
@@ -50,7 +52,9 @@ def write_data(store: TransitionStore, output: str, form: str) -> tuple[Path, li
     if form.startswith(("minari", "robomimic")):
         for name in (spec.name for spec in store.plant.fields):
             if "/" in name or name in (".", ".."):
-                raise UserError(f"format {form} has no place for an observation field named '{name}': rename it, or pass another --to")
+                raise UserError(
+                    f"format {form} has no place for an observation field named '{name}': rename it, or pass another --to"
+                )
     if form.startswith("minari"):
         from rql_deploy.workflows.minari_data import write_minari
 
@@ -61,7 +65,9 @@ def write_data(store: TransitionStore, output: str, form: str) -> tuple[Path, li
     return Path(output), write(store, Path(output), form)
 
 
-def write_both(train: TransitionStore, held: TransitionStore, output: str, validation: str, form: str) -> tuple[Path, Path, list[str]]:
+def write_both(
+    train: TransitionStore, held: TransitionStore, output: str, validation: str, form: str
+) -> tuple[Path, Path, list[str]]:
     """Write training and validation data, both or neither; returns where they are and what was lost."""
     for target in (output, validation):
         check_output(target, form)
@@ -80,13 +86,27 @@ def write_both(train: TransitionStore, held: TransitionStore, output: str, valid
 
 
 def finish(
-    store: TransitionStore, folder: Path, form: str, as_json: bool, lost: list[str], *, left: list[str], extra: dict[str, Any] | None = None
+    store: TransitionStore,
+    folder: Path,
+    form: str,
+    as_json: bool,
+    lost: list[str],
+    *,
+    left: list[str],
+    extra: dict[str, Any] | None = None,
 ) -> None:
     """End a command: what was written, what was lost, and what to type next. `left` are arrays that training does not read."""
     if left:
         lost = [*lost, f"not read by training and so left behind: {', '.join(left)}"]
     extra = extra or {}
-    result = {"dataset": str(folder), "format": form, "episodes": store.episodes, "rows": len(store), "lost": lost, **extra}
+    result = {
+        "dataset": str(folder),
+        "format": form,
+        "episodes": store.episodes,
+        "rows": len(store),
+        "lost": lost,
+        **extra,
+    }
     if as_json:
         echo_json(result)
         return
@@ -115,7 +135,15 @@ def convert_shards(opened: ShardedStore, output: str, form: str, as_json: bool, 
     progress.finish(len(opened.shards))
     lost = [f"not read by training and so left behind: {', '.join(left)}"] if left else []
     if as_json:
-        echo_json({"dataset": output, "format": form, "episodes": opened.episodes, "rows": len(opened), "lost": lost})
+        echo_json(
+            {
+                "dataset": output,
+                "format": form,
+                "episodes": opened.episodes,
+                "rows": len(opened),
+                "lost": lost,
+            }
+        )
         return
     click.echo(f"{len(opened.shards)} shards in {output}")
     for sentence in lost:

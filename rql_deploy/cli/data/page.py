@@ -11,7 +11,11 @@ MOST_LINES = 24
 def page(report: Mapping[str, Any]) -> str:
     """The figures of `rql_deploy.train.data.report.inspect_store` as text."""
     lengths, rewards, ends, duplicates = (report[key] for key in ("lengths", "rewards", "ends", "duplicates"))
-    succeeded = "not said" if report["successes"] is None else f"{report['successes']} of {report['episodes']} episodes"
+    succeeded = (
+        "not said"
+        if report["successes"] is None
+        else f"{report['successes']} of {report['episodes']} episodes"
+    )
     lines = [f"{report['dataset_id']}: {report['task']}", ""]
     if shards := report.get("shards"):
         lines += [
@@ -41,7 +45,10 @@ def page(report: Mapping[str, Any]) -> str:
         f"{_text(f['std']):>10} {f['rows_not_finite']:>9,} {f['constant_columns']:>9}"
         for f in report["fields"][:MOST_LINES]
     ]
-    lines += ["", f"  {'action':28} {'bounds':>18} {'min':>10} {'max':>10} {'std':>10} {'at bounds':>10} {'repeated':>9} {'outside':>9}"]
+    lines += [
+        "",
+        f"  {'action':28} {'bounds':>18} {'min':>10} {'max':>10} {'std':>10} {'at bounds':>10} {'repeated':>9} {'outside':>9}",
+    ]
     lines += [
         f"  {_short(a['name']):28} {'[' + _text(a['low']) + ', ' + _text(a['high']) + ']':>18} {_text(a['min']):>10} {_text(a['max']):>10} "
         f"{_text(a['std']):>10} {a['saturated']:>10.1%} {a['repeated']:>9.1%} {a['rows_outside']:>9,}"

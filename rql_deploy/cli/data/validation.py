@@ -11,7 +11,9 @@ if TYPE_CHECKING:
     from rql_deploy.train.data.store import TransitionStore
 
 
-def compare(store: TransitionStore, data: str, given: str | None, relabel: str | None, warnings: list[str]) -> dict[str, Any] | None:
+def compare(
+    store: TransitionStore, data: str, given: str | None, relabel: str | None, warnings: list[str]
+) -> dict[str, Any] | None:
     """What is known of the validation data of `data`, the one `given` or the one that its format names; None where there is none.
 
     What is wrong with it is added to `warnings`; data that was given and cannot be read raises UserError.
@@ -23,7 +25,9 @@ def compare(store: TransitionStore, data: str, given: str | None, relabel: str |
     name = given or _beside(data)
     if name is None:
         keys = _filter_keys(data)
-        return {"name": f"within it, by filter keys {', '.join(keys)}: pass {data}#{keys[0]}"} if keys else None
+        return (
+            {"name": f"within it, by filter keys {', '.join(keys)}: pass {data}#{keys[0]}"} if keys else None
+        )
     try:
         held = open_data(name, relabel, may_lack_rewards=True).sample
         held.validate_shapes()

@@ -18,14 +18,35 @@ EXTRAS = ("serve", "train", "sim", "hub", "arrow")
 
 
 @click.command("doctor")
-@click.option("--need", multiple=True, type=click.Choice(EXTRAS), help="Parts that must work here; what others lack is only noted.")
-@click.option("--control-rate", default=20.0, show_default=True, type=FiniteRange(1, 2000), help="Rate that a loop here must keep, in Hz.")
-@click.option("--port", "ports", multiple=True, type=click.IntRange(1, 65535), help="Ports that must be free (default 5555).")
 @click.option(
-    "--keys", type=click.Path(path_type=Path), help="Key folder of a server, or key file of a robot (default keys/, if there is one)."
+    "--need",
+    multiple=True,
+    type=click.Choice(EXTRAS),
+    help="Parts that must work here; what others lack is only noted.",
+)
+@click.option(
+    "--control-rate",
+    default=20.0,
+    show_default=True,
+    type=FiniteRange(1, 2000),
+    help="Rate that a loop here must keep, in Hz.",
+)
+@click.option(
+    "--port",
+    "ports",
+    multiple=True,
+    type=click.IntRange(1, 65535),
+    help="Ports that must be free (default 5555).",
+)
+@click.option(
+    "--keys",
+    type=click.Path(path_type=Path),
+    help="Key folder of a server, or key file of a robot (default keys/, if there is one).",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the findings as JSON.")
-def command(need: tuple[str, ...], control_rate: float, ports: tuple[int, ...], keys: Path | None, as_json: bool) -> None:
+def command(
+    need: tuple[str, ...], control_rate: float, ports: tuple[int, ...], keys: Path | None, as_json: bool
+) -> None:
     """Check this machine: versions, rendering, onnxruntime, timers, processors, ports, keys; each problem comes with its cure.
 
     The exit status is 1 if there is a problem. Takes a few seconds; changes nothing.
@@ -50,7 +71,11 @@ def command(need: tuple[str, ...], control_rate: float, ports: tuple[int, ...], 
     if as_json:
         echo_json({"problems": problems, "findings": [asdict(finding) for finding in found]})
     else:
-        click.echo("\nno problem found" if not problems else f"\n{problems} problem{'s' if problems > 1 else ''} found")
+        click.echo(
+            "\nno problem found"
+            if not problems
+            else f"\n{problems} problem{'s' if problems > 1 else ''} found"
+        )
     if problems:
         click.get_current_context().exit(1)
 

@@ -68,7 +68,9 @@ def requirements() -> dict[str, list[str]]:
     extras = ["", *(metadata.get_all("Provides-Extra") or [])]
     for text in importlib.metadata.requires("rql-deploy") or []:
         parsed = Requirement(text)
-        extra = next((e for e in extras if parsed.marker is None or parsed.marker.evaluate({"extra": e})), None)
+        extra = next(
+            (e for e in extras if parsed.marker is None or parsed.marker.evaluate({"extra": e})), None
+        )
         if extra is not None:
             found.setdefault(extra, []).append(text.partition(";")[0])
     return found
@@ -79,7 +81,14 @@ def check_versions(need: frozenset[str]) -> list[Finding]:
     try:
         from packaging.requirements import Requirement
     except ModuleNotFoundError:
-        return [Finding("versions", "note", "not compared: the package `packaging` is missing", "pip install packaging")]
+        return [
+            Finding(
+                "versions",
+                "note",
+                "not compared: the package `packaging` is missing",
+                "pip install packaging",
+            )
+        ]
     found = [Finding("python", "ok", f"{sys.version.split()[0]}, rql-deploy {rql_deploy.__version__}")]
     for extra, texts in requirements().items():
         missing, wrong, right = [], [], []
@@ -97,10 +106,19 @@ def check_versions(need: frozenset[str]) -> list[Finding]:
                 wrong.append(f"{parsed.name} {version} (needed: {parsed.specifier})")
         subject, target = extra or "base", f"'rql-deploy[{extra}]'" if extra else "rql-deploy"
         if wrong:
-            found.append(Finding(subject, "problem", f"another version than it works with: {', '.join(wrong)}", f"pip install {target}"))
+            found.append(
+                Finding(
+                    subject,
+                    "problem",
+                    f"another version than it works with: {', '.join(wrong)}",
+                    f"pip install {target}",
+                )
+            )
         if missing:
             status: Literal["note", "problem"] = "problem" if not extra or extra in need else "note"
-            found.append(Finding(subject, status, f"not installed: {', '.join(missing)}", f"pip install {target}"))
+            found.append(
+                Finding(subject, status, f"not installed: {', '.join(missing)}", f"pip install {target}")
+            )
         if right and not wrong and not missing:
             found.append(Finding(subject, "ok", ", ".join(right)))
     return found
@@ -110,12 +128,23 @@ def check_rendering(needed: bool) -> list[Finding]:
     """Whether MuJoCo draws a frame off screen, in a process of its own: some graphics stacks crash or hang."""
     if not _installed("mujoco"):
         status: Literal["note", "problem"] = "problem" if needed else "note"
-        return [Finding("rendering", status, "mujoco is not installed: nothing can be filmed", "pip install 'rql-deploy[sim]'")]
-    cure = (
-        "apt-get install libegl1 libgl1 (or another driver's EGL), and unset MUJOCO_GL or set it to egl; without a GPU Mesa's EGL will do"
-    )
+        return [
+            Finding(
+                "rendering",
+                status,
+                "mujoco is not installed: nothing can be filmed",
+                "pip install 'rql-deploy[sim]'",
+            )
+        ]
+    cure = "apt-get install libegl1 libgl1 (or another driver's EGL), and unset MUJOCO_GL or set it to egl; without a GPU Mesa's EGL will do"
     try:
-        done = subprocess.run([sys.executable, "-c", RENDER], capture_output=True, text=True, timeout=RENDER_TIMEOUT, check=False)
+        done = subprocess.run(
+            [sys.executable, "-c", RENDER],
+            capture_output=True,
+            text=True,
+            timeout=RENDER_TIMEOUT,
+            check=False,
+        )
     except subprocess.TimeoutExpired:
         return [Finding("rendering", "problem", f"no frame within {RENDER_TIMEOUT:g} s", cure)]
     if done.returncode:
@@ -128,7 +157,14 @@ def check_inference(needed: bool) -> list[Finding]:
     """onnxruntime's providers, and the bundle that comes with the package computed with them."""
     if not _installed("onnxruntime"):
         status: Literal["note", "problem"] = "problem" if needed else "note"
-        return [Finding("onnxruntime", status, "not installed: this machine can be a client only", "pip install 'rql-deploy[serve]'")]
+        return [
+            Finding(
+                "onnxruntime",
+                status,
+                "not installed: this machine can be a client only",
+                "pip install 'rql-deploy[serve]'",
+            )
+        ]
     try:
         import onnxruntime
 
@@ -136,7 +172,9 @@ def check_inference(needed: bool) -> list[Finding]:
         from rql_deploy.runtime.engine.onnx_policy import OnnxPolicy
 
         policy = OnnxPolicy(Bundle.open(Path(rql_deploy.__file__).parent / "assets" / "lift_bundle"))
-        observation = {field.name: np.zeros(field.shape, np.float32) for field in policy.contract.plant.fields}
+        observation = {
+            field.name: np.zeros(field.shape, np.float32) for field in policy.contract.plant.fields
+        }
         times = []
         for number in range(60):
             start = time.perf_counter()
@@ -149,7 +187,11 @@ def check_inference(needed: bool) -> list[Finding]:
     providers = ", ".join(onnxruntime.get_available_providers())
     p50 = float(np.median(times[10:]) * 1e3)
     return [
-        Finding("onnxruntime", "ok", f"{onnxruntime.__version__} with {providers}; one action of the shipped bundle takes {p50:.2f} ms")
+        Finding(
+            "onnxruntime",
+            "ok",
+            f"{onnxruntime.__version__} with {providers}; one action of the shipped bundle takes {p50:.2f} ms",
+        )
     ]
 
 
@@ -165,7 +207,14 @@ def check_timers(control_rate: float) -> list[Finding]:
     if min(steps) < COARSE_CLOCK:
         found = [Finding("clock", "ok", text)]
     else:
-        found = [Finding("clock", "problem", text, "choose a finer clock source (/sys/devices/system/clocksource), e.g. tsc")]
+        found = [
+            Finding(
+                "clock",
+                "problem",
+                text,
+                "choose a finer clock source (/sys/devices/system/clocksource), e.g. tsc",
+            )
+        ]
     late = []
     begin = time.monotonic()
     for number in range(1, WAKE_UPS + 1):
@@ -180,7 +229,11 @@ def check_timers(control_rate: float) -> list[Finding]:
         found.append(Finding("scheduling", "ok", f"{text}: good enough for {control_rate:g} Hz"))
     else:
         cure = "end other work, keep a core for the loop (taskset, isolcpus), set the governor to performance, or run it with chrt -f 50"
-        found.append(Finding("scheduling", "problem", f"{text}; {control_rate:g} Hz allows {allowed:.2f} ms at p99", cure))
+        found.append(
+            Finding(
+                "scheduling", "problem", f"{text}; {control_rate:g} Hz allows {allowed:.2f} ms at p99", cure
+            )
+        )
     return found
 
 
@@ -195,15 +248,26 @@ def check_processors() -> list[Finding]:
         text += f", {cores:.1f} by quota"
         if cores < usable:
             cure = "a container's quota stops a loop in the middle of a period: give it whole cores (cpuset) instead"
-            found.append(Finding("processors", "note", f"the quota ({cores:.1f}) is below the cores ({usable})", cure))
+            found.append(
+                Finding("processors", "note", f"the quota ({cores:.1f}) is below the cores ({usable})", cure)
+            )
     load = os.getloadavg()[0]
     if load > usable:
         found.append(
-            Finding("processors", "note", f"{load:.1f} processes want {usable} cores", "end other work before measuring or driving")
+            Finding(
+                "processors",
+                "note",
+                f"{load:.1f} processes want {usable} cores",
+                "end other work before measuring or driving",
+            )
         )
     governor = _read("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor").strip()
     if governor not in ("", "performance"):
-        found.append(Finding("processors", "note", f"the governor is {governor}", "cpupower frequency-set -g performance"))
+        found.append(
+            Finding(
+                "processors", "note", f"the governor is {governor}", "cpupower frequency-set -g performance"
+            )
+        )
     threads = os.environ.get("OMP_NUM_THREADS")
     return [Finding("processors", "ok", text + (f", OMP_NUM_THREADS={threads}" if threads else "")), *found]
 
@@ -227,8 +291,13 @@ def check_ports(ports: Sequence[int]) -> list[Finding]:
 def _taken(port: int, error: OSError) -> Finding:
     from rql_deploy.runtime.client import RemotePolicy
 
-    with contextlib.suppress(Exception), RemotePolicy.connect(f"tcp://127.0.0.1:{port}", timeout=1.0) as policy:
-        return Finding("ports", "note", f"{port}: a policy server answers there ({policy.contract.plant.task})")
+    with (
+        contextlib.suppress(Exception),
+        RemotePolicy.connect(f"tcp://127.0.0.1:{port}", timeout=1.0) as policy,
+    ):
+        return Finding(
+            "ports", "note", f"{port}: a policy server answers there ({policy.contract.plant.task})"
+        )
     cure = f"serve with another --bind, or end what listens there (ss -ltnp 'sport = :{port}' names it)"
     return Finding("ports", "problem", f"{port}: {error.strerror}", cure)
 
@@ -241,12 +310,33 @@ def check_keys(keys: Path | None) -> list[Finding]:
 
     if not zmq.has("curve"):
         cure = "pip install --force-reinstall --only-binary :all: pyzmq"
-        return [Finding("keys", "problem", "this pyzmq was built without CURVE: nothing beyond loopback can be served safely", cure)]
+        return [
+            Finding(
+                "keys",
+                "problem",
+                "this pyzmq was built without CURVE: nothing beyond loopback can be served safely",
+                cure,
+            )
+        ]
     folder = keys or Path("keys")
     if not folder.exists():
         if keys is not None:
-            return [Finding("keys", "problem", f"there is nothing at {keys}", f"rql-deploy keys new NAME --keys {keys}")]
-        return [Finding("keys", "note", "no keys here: enough for loopback", "rql-deploy keys new NAME, to serve other machines")]
+            return [
+                Finding(
+                    "keys",
+                    "problem",
+                    f"there is nothing at {keys}",
+                    f"rql-deploy keys new NAME --keys {keys}",
+                )
+            ]
+        return [
+            Finding(
+                "keys",
+                "note",
+                "no keys here: enough for loopback",
+                "rql-deploy keys new NAME, to serve other machines",
+            )
+        ]
     try:
         if folder.is_file():
             ClientKeys.load(folder)

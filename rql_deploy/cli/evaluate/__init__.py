@@ -30,18 +30,40 @@ EXPLAINED_EPISODES = 5
 @click.command("evaluate")
 @click.argument("task")
 @click.option("--checkpoint", type=click.Path(path_type=Path), help="Evaluate a checkpoint with torch.")
-@click.option("--bundle", type=click.Path(path_type=Path), help="Evaluate a bundle with onnxruntime in the simulator's process.")
-@click.option("--variant", default="fp32", show_default=True, help="With --bundle: which of its precisions to play.")
+@click.option(
+    "--bundle",
+    type=click.Path(path_type=Path),
+    help="Evaluate a bundle with onnxruntime in the simulator's process.",
+)
+@click.option(
+    "--variant", default="fp32", show_default=True, help="With --bundle: which of its precisions to play."
+)
 @click.option("--connect", "endpoint", help="Evaluate a served policy.")
-@click.option("--keys", type=click.Path(path_type=Path), help="With --connect: this client's key file, where the server asks for keys.")
+@click.option(
+    "--keys",
+    type=click.Path(path_type=Path),
+    help="With --connect: this client's key file, where the server asks for keys.",
+)
 @click.option("--demonstrator", is_flag=True, help="Evaluate the scripted demonstrator.")
-@click.option("--compare", is_flag=True, help="Play several of --checkpoint, --bundle and --connect on the same seeds and compare actions.")
+@click.option(
+    "--compare",
+    is_flag=True,
+    help="Play several of --checkpoint, --bundle and --connect on the same seeds and compare actions.",
+)
 @click.option("--episodes", default=50, show_default=True, type=click.IntRange(1), help="Episodes to play.")
 @candidates_option
 @click.option(
-    "--prune", default="", metavar="K:KEEP,...", help="After refinement step K go on with the KEEP best candidates only, e.g. 2:8,5:2."
+    "--prune",
+    default="",
+    metavar="K:KEEP,...",
+    help="After refinement step K go on with the KEEP best candidates only, e.g. 2:8,5:2.",
 )
-@click.option("--value/--no-value", default=True, show_default=True, help="Ask for V with every decision, to compare it with the return.")
+@click.option(
+    "--value/--no-value",
+    default=True,
+    show_default=True,
+    help="Ask for V with every decision, to compare it with the return.",
+)
 @click.option(
     "--seed",
     default=0,
@@ -49,13 +71,36 @@ EXPLAINED_EPISODES = 5
     type=click.IntRange(0),
     help="Base seed; equal seeds give equal episodes to compare pair by pair.",
 )
-@click.option("--workers", default=DEFAULT_WORKERS, show_default=True, type=click.IntRange(1), help="Simulator processes.")
+@click.option(
+    "--workers",
+    default=DEFAULT_WORKERS,
+    show_default=True,
+    type=click.IntRange(1),
+    help="Simulator processes.",
+)
 @ray_option
-@click.option("--output", type=click.Path(path_type=Path), help="Also write one JSON line per episode to this file.")
-@click.option("--report", type=click.Path(path_type=Path), help="Also write a page with everything, for any browser, offline.")
-@click.option("--run", "training", type=click.Path(path_type=Path), help="Training run whose curves the report shows (--checkpoint's own).")
-@click.option("--video", type=click.Path(path_type=Path), help="Also film the first episodes into this .mp4; goes into the report, too.")
-@click.option("--video-episodes", default=2, show_default=True, type=click.IntRange(1), help="Episodes to film.")
+@click.option(
+    "--output", type=click.Path(path_type=Path), help="Also write one JSON line per episode to this file."
+)
+@click.option(
+    "--report",
+    type=click.Path(path_type=Path),
+    help="Also write a page with everything, for any browser, offline.",
+)
+@click.option(
+    "--run",
+    "training",
+    type=click.Path(path_type=Path),
+    help="Training run whose curves the report shows (--checkpoint's own).",
+)
+@click.option(
+    "--video",
+    type=click.Path(path_type=Path),
+    help="Also film the first episodes into this .mp4; goes into the report, too.",
+)
+@click.option(
+    "--video-episodes", default=2, show_default=True, type=click.IntRange(1), help="Episodes to film."
+)
 @click.option("--camera", help="Camera of the simulator's model to film with; the task's own by default.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 @noise_option
@@ -105,13 +150,19 @@ def command(
     if compare and (len(sources) < 2 or demonstrator):
         raise UserError("--compare needs two or three of --checkpoint, --bundle and --connect")
     if not compare and len(sources) + demonstrator != 1:
-        raise UserError("pass exactly one of --checkpoint, --bundle, --connect and --demonstrator (or several with --compare)")
+        raise UserError(
+            "pass exactly one of --checkpoint, --bundle, --connect and --demonstrator (or several with --compare)"
+        )
     if demonstrator and video is not None:
-        raise UserError("--video films policies: pass --checkpoint, --bundle or --connect instead of --demonstrator")
+        raise UserError(
+            "--video films policies: pass --checkpoint, --bundle or --connect instead of --demonstrator"
+        )
     if checkpoint is not None and prune:
         raise UserError("torch does not prune: pass --prune with --bundle or --connect")
     if compare and (report is not None or video is not None):
-        raise UserError("--report and --video show one policy: leave them out with --compare, or evaluate each policy by itself")
+        raise UserError(
+            "--report and --video show one policy: leave them out with --compare, or evaluate each policy by itself"
+        )
     # From where a worker's working folder is, a relative path leads elsewhere.
     checkpoint, bundle, keys = (path and path.absolute() for path in (checkpoint, bundle, keys))
     written: list[Path | None] = [output, report, video]
@@ -147,7 +198,14 @@ def command(
             compare_players(evaluation, players, seeds, output, as_json)
             return
         player = next(iter(players.values()), None)
-        score = play(evaluation, player, seeds, parse_noise(noise), output, explain=EXPLAINED_EPISODES if report and value else 0)
+        score = play(
+            evaluation,
+            player,
+            seeds,
+            parse_noise(noise),
+            output,
+            explain=EXPLAINED_EPISODES if report and value else 0,
+        )
         not_filmed = None
         if video is not None and player is not None:
             try:

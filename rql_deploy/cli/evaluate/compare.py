@@ -27,7 +27,13 @@ def output_of(output: Path, key: str) -> Path:
     return output.with_name(f"{output.stem}_{key}{output.suffix}")
 
 
-def compare_players(evaluation: Evaluation, players: dict[str, Contestant], seeds: list[int], output: Path | None, as_json: bool) -> None:
+def compare_players(
+    evaluation: Evaluation,
+    players: dict[str, Contestant],
+    seeds: list[int],
+    output: Path | None,
+    as_json: bool,
+) -> None:
     """Play, print a table and leave with status 1 if they do not act alike."""
     from rql_deploy.workflows.play import describe_score, play
 
@@ -39,7 +45,13 @@ def compare_players(evaluation: Evaluation, players: dict[str, Contestant], seed
         scores[player.key] = play(evaluation, player, seeds, output=file)
     pairs = {player.key: compare(scores[first.key], scores[player.key]) for player in others}
     if as_json:
-        echo_json({"scores": {key: score.summary() for key, score in scores.items()}, "against": first.key, "parity": pairs})
+        echo_json(
+            {
+                "scores": {key: score.summary() for key, score in scores.items()},
+                "against": first.key,
+                "parity": pairs,
+            }
+        )
     else:
         for key, score in scores.items():
             click.echo(f"{NAMES[key]:16} {describe_score(score)}")
@@ -57,7 +69,9 @@ def compare(reference: Score, other: Score) -> dict[str, Any]:
     from rql_deploy.sim.evaluation.annotations import WatchedEpisode
 
     theirs = {r.seed: r for r in other.results if isinstance(r, WatchedEpisode)}
-    both = [(r, theirs[r.seed]) for r in reference.results if isinstance(r, WatchedEpisode) and r.seed in theirs]
+    both = [
+        (r, theirs[r.seed]) for r in reference.results if isinstance(r, WatchedEpisode) and r.seed in theirs
+    ]
     difference = max((r.differences or {}).get(other.key, 0.0) for r, _ in both)
     identical = sum(a.digest == b.digest for a, b in both)
     # Torch and ONNX multiply in another order; two ways of running the same graphs do not.
@@ -71,15 +85,21 @@ def compare(reference: Score, other: Score) -> dict[str, Any]:
         "other_candidate_chosen": choices,
         "outcomes_agree": sum(a.success == b.success for a, b in both),
         "same_length": sum(a.steps == b.steps for a, b in both),
-        "passed": (identical == len(both) and difference == 0.0 and choices == 0) if by_bytes else difference <= ACTION_TOLERANCE,
+        "passed": (identical == len(both) and difference == 0.0 and choices == 0)
+        if by_bytes
+        else difference <= ACTION_TOLERANCE,
     }
 
 
 def describe(pair: dict[str, Any]) -> str:
     """One line for people."""
     text = f"{pair['identical_episodes']} of {pair['episodes']} episodes identical to the byte"
-    text += f", largest difference of an action at the same observation {pair['largest_action_difference']:.1e}"
+    text += (
+        f", largest difference of an action at the same observation {pair['largest_action_difference']:.1e}"
+    )
     if pair["other_candidate_chosen"]:
-        text += f", another candidate chosen in {pair['other_candidate_chosen']} of {pair['decisions']} decisions"
+        text += (
+            f", another candidate chosen in {pair['other_candidate_chosen']} of {pair['decisions']} decisions"
+        )
     text += f", outcomes agree in {pair['outcomes_agree']}, lengths in {pair['same_length']}"
     return f"{text}: {'passed' if pair['passed'] else 'FAILED'}"

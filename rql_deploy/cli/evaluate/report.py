@@ -20,7 +20,9 @@ def find_training(run: Path | None, checkpoint: Path | None) -> Path | None:
     """The training run to show: the one given, or the checkpoint's own; raises UserError when what is given is none."""
     if run is not None:
         if not (run / "metrics.jsonl").is_file():
-            raise UserError(f"{run} is not a training run (it has no metrics.jsonl): pass the folder that `rql-deploy train --output` made")
+            raise UserError(
+                f"{run} is not a training run (it has no metrics.jsonl): pass the folder that `rql-deploy train --output` made"
+            )
         return run
     for folder in (checkpoint, *checkpoint.parents[:2]) if checkpoint is not None else ():
         if folder is not None and (folder / "metrics.jsonl").is_file():
@@ -60,4 +62,10 @@ def write_report(
     from rql_deploy.sim.evaluation.report import write_report as write
 
     scored = f"{datetime.datetime.now(datetime.UTC):%Y-%m-%d %H:%M} UTC"
-    write(path, Subject(task, source, control_rate, choice, scored), score, learning_curves(run) if run else None, video)
+    write(
+        path,
+        Subject(task, source, control_rate, choice, scored),
+        score,
+        learning_curves(run) if run else None,
+        video,
+    )

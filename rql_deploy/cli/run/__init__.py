@@ -9,7 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from rql_deploy.cli.options import FiniteRange, candidates_option, describe_choice, echo_json, environment_options
+from rql_deploy.cli.options import (
+    FiniteRange,
+    candidates_option,
+    describe_choice,
+    echo_json,
+    environment_options,
+)
 from rql_deploy.errors import UserError
 from rql_deploy.workflows.play import describe_score
 from rql_deploy.workflows.policies import refuse_fault
@@ -24,16 +30,24 @@ if TYPE_CHECKING:
 @click.command("run")
 @click.argument("task")
 @click.option("--connect", "endpoint", required=True, help="The policy server, e.g. tcp://127.0.0.1:5555.")
-@click.option("--keys", type=click.Path(path_type=Path), help="This robot's key file, where the server asks for keys.")
+@click.option(
+    "--keys", type=click.Path(path_type=Path), help="This robot's key file, where the server asks for keys."
+)
 @click.option("--episodes", default=3, show_default=True, type=click.IntRange(1), help="Episodes to play.")
 @candidates_option
-@click.option("--seed", default=0, show_default=True, type=click.IntRange(0), help="Base seed of the episodes.")
+@click.option(
+    "--seed", default=0, show_default=True, type=click.IntRange(0), help="Base seed of the episodes."
+)
 @click.option(
     "--timeout",
     type=FiniteRange(min=0.001),
     help="Seconds a decision may take.  [default: 1; with --real-time the time of two chunks]",
 )
-@click.option("--real-time", is_flag=True, help="On a clock that does not wait, behind the safety filter (docs/control.md).")
+@click.option(
+    "--real-time",
+    is_flag=True,
+    help="On a clock that does not wait, behind the safety filter (docs/control.md).",
+)
 @click.option(
     "--play",
     "mode",
@@ -55,12 +69,24 @@ if TYPE_CHECKING:
     type=FiniteRange(0.0, 0.5, max_open=True),
     help="With --real-time: refuse decisions whose V or spread lies beyond this part of the training data, e.g. 0.01.",
 )
-@click.option("--duration", type=FiniteRange(min=0.1), help="With --real-time: seconds after which an episode ends.")
-@click.option("--log", type=click.Path(path_type=Path), help="With --real-time: write every tick to this file as JSON lines.")
-@click.option("--record", metavar="OUTPUT", help="With --real-time: write the episodes as a Minari data set.")
-@click.option("--count-faults", is_flag=True, help="With --real-time: count faults and go on, for measurements on simulators.")
 @click.option(
-    "--priority", type=click.IntRange(1, 99), help="With --real-time: SCHED_FIFO priority of the loop, where the system allows it."
+    "--duration", type=FiniteRange(min=0.1), help="With --real-time: seconds after which an episode ends."
+)
+@click.option(
+    "--log",
+    type=click.Path(path_type=Path),
+    help="With --real-time: write every tick to this file as JSON lines.",
+)
+@click.option("--record", metavar="OUTPUT", help="With --real-time: write the episodes as a Minari data set.")
+@click.option(
+    "--count-faults",
+    is_flag=True,
+    help="With --real-time: count faults and go on, for measurements on simulators.",
+)
+@click.option(
+    "--priority",
+    type=click.IntRange(1, 99),
+    help="With --real-time: SCHED_FIFO priority of the loop, where the system allows it.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 @environment_options
@@ -132,11 +158,26 @@ def command(
                 from .realtime import RealTimeOptions, play
 
                 options = RealTimeOptions(
-                    mode, make_up, limits, gate, duration, log, record, count_faults, priority, candidates, timeout, as_json
+                    mode,
+                    make_up,
+                    limits,
+                    gate,
+                    duration,
+                    log,
+                    record,
+                    count_faults,
+                    priority,
+                    candidates,
+                    timeout,
+                    as_json,
                 )
                 results, figures = play(task, description, reported, policy, options, seeds)
             else:
-                results = _in_lock_step(ControlLoop(reported, policy, candidates=candidates, deadline=timeout or 1.0), seeds, as_json)
+                results = _in_lock_step(
+                    ControlLoop(reported, policy, candidates=candidates, deadline=timeout or 1.0),
+                    seeds,
+                    as_json,
+                )
             stale = policy.stale_replies
             reporter.close()
             unrecorded = reporter.dropped
@@ -160,7 +201,11 @@ def command(
         refuse_fault(results[-1])
         return
     trip = summary["round_trip_ms"]
-    latency = "no decision arrived" if trip["p50"] is None else f"round trip p50 {trip['p50']:.2f} ms, p99 {trip['p99']:.2f} ms"
+    latency = (
+        "no decision arrived"
+        if trip["p50"] is None
+        else f"round trip p50 {trip['p50']:.2f} ms, p99 {trip['p99']:.2f} ms"
+    )
     click.echo(f"{describe_score(score)}; {describe_choice(candidates)}; {latency}")
     refuse_fault(results[-1])
 
@@ -176,7 +221,10 @@ def _in_lock_step(loop: ControlLoop, seeds: Sequence[int], quiet: bool) -> list[
         results.append(result)
         if not quiet:
             outcome = result.error or ("success" if result.success else "no success")
-            click.echo(f"episode {index + 1}: {outcome} after {result.steps} steps" + (f", {result.holds} holds" if result.holds else ""))
+            click.echo(
+                f"episode {index + 1}: {outcome} after {result.steps} steps"
+                + (f", {result.holds} holds" if result.holds else "")
+            )
         if result.error:
             break
     return results
@@ -190,7 +238,9 @@ def _simulator(task: Task) -> tuple[EpisodicPlant, PlantDescription]:
     return EnvPlant(env), describe(task.name, env)
 
 
-def _arm(task: str, real_time: bool, settings: Mapping[str, Any]) -> tuple[int, Callable[[], tuple[EpisodicPlant, PlantDescription]]]:
+def _arm(
+    task: str, real_time: bool, settings: Mapping[str, Any]
+) -> tuple[int, Callable[[], tuple[EpisodicPlant, PlantDescription]]]:
     """The horizon of the arm with a clock of its own, and what starts it; raises UserError for settings that it does not take."""
     from rql_deploy.sim.plants.arm import ArmPlant, describe_arm
 

@@ -26,7 +26,9 @@ class LiveView:
         console = Console(stderr=True)
         self._live: Any = None
         if console.is_terminal and not quiet:
-            self._live = Live(console=console, refresh_per_second=4, get_renderable=self.table, transient=True)
+            self._live = Live(
+                console=console, refresh_per_second=4, get_renderable=self.table, transient=True
+            )
 
     def __enter__(self) -> LiveView:
         if self._live is not None:
@@ -46,12 +48,24 @@ class LiveView:
         table = Table(title=escape(self._title), show_header=False)
         rate = watchdog.success_rate
         rows: list[tuple[str, str]] = [
-            ("ticks", f"{statistics.ticks:,}, {statistics.skipped} cycles skipped, {statistics.overruns} overruns"),
-            ("period", f"{statistics.period * 1e3:g} ms, {_latest(statistics.periods, lambda p: np.abs(p - statistics.period))} off"),
+            (
+                "ticks",
+                f"{statistics.ticks:,}, {statistics.skipped} cycles skipped, {statistics.overruns} overruns",
+            ),
+            (
+                "period",
+                f"{statistics.period * 1e3:g} ms, {_latest(statistics.periods, lambda p: np.abs(p - statistics.period))} off",
+            ),
             ("observation age at actuation", _latest(statistics.ages)),
-            ("without a fresh action", f"{statistics.held} ({statistics.stale_ratio:.1%}), {watchdog.consecutive} in a row now"),
+            (
+                "without a fresh action",
+                f"{statistics.held} ({statistics.stale_ratio:.1%}), {watchdog.consecutive} in a row now",
+            ),
             ("fresh of the last 100", "-" if rate is None else f"{rate:.0%}"),
-            ("decisions", f"{statistics.decisions}, {statistics.missed} missed, {statistics.stale_answers} too late"),
+            (
+                "decisions",
+                f"{statistics.decisions}, {statistics.missed} missed, {statistics.stale_answers} too late",
+            ),
             ("drift", f"{statistics.drift * 1e3:.3f} ms"),
         ]
         rows += [(f"held: {reason}", str(count)) for reason, count in list(statistics.reasons.items())[:5]]

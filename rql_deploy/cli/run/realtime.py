@@ -61,7 +61,12 @@ class RealTimeOptions:
 
 
 def play(
-    task: str, description: PlantDescription, plant: EpisodicPlant, policy: Policy, options: RealTimeOptions, seeds: Sequence[int]
+    task: str,
+    description: PlantDescription,
+    plant: EpisodicPlant,
+    policy: Policy,
+    options: RealTimeOptions,
+    seeds: Sequence[int],
 ) -> tuple[list[EpisodeResult], list[dict[str, Any]]]:
     """Play the seeds' episodes; returns their results and the loop's figures. Ends early at Ctrl-C and at a fault.
 
@@ -112,9 +117,17 @@ def play(
                 if recorder is not None:
                     recorder.end(seed, _last_observation(plant, result))
                 results.append(result.episode)
-                figures.append({**result.statistics.summary(), "faults": loop.watchdog.faults, "error": result.episode.error})
+                figures.append(
+                    {
+                        **result.statistics.summary(),
+                        "faults": loop.watchdog.faults,
+                        "error": result.episode.error,
+                    }
+                )
                 if log is not None:
-                    log.note({"episode": index, "end": True, "success": result.episode.success, **figures[-1]})
+                    log.note(
+                        {"episode": index, "end": True, "success": result.episode.success, **figures[-1]}
+                    )
                 if not options.quiet:
                     click.echo(describe_episode(index, result))
                 if result.interrupted or result.episode.error:
@@ -122,10 +135,16 @@ def play(
     if not options.quiet and (hint := delay_hint(options.mode, figures)):
         click.echo(hint)
     if recorder is not None and recorder.episodes:
-        folder = recorder.write(str(options.record), {"played_with": policy.contract.contract_id, "seeds": [r.seed for r in results]})
+        folder = recorder.write(
+            str(options.record),
+            {"played_with": policy.contract.contract_id, "seeds": [r.seed for r in results]},
+        )
         if not options.quiet:
             click.echo(f"{len(recorder.episodes)} episodes in {folder}")
-            show_next(f"rql-deploy data inspect {folder}", f"rql-deploy train --dataset {folder} --init-from CHECKPOINT --output NEW_RUN")
+            show_next(
+                f"rql-deploy data inspect {folder}",
+                f"rql-deploy train --dataset {folder} --init-from CHECKPOINT --output NEW_RUN",
+            )
     if log is not None and log.error is not None:
         raise UserError(f"the log is not complete ({log.error}): make room and run again")
     return results, figures
@@ -151,13 +170,19 @@ def _last_observation(plant: EpisodicPlant, result: RealTimeResult) -> Mapping[s
 def describe_episode(index: int, result: RealTimeResult) -> str:
     """One line for people."""
     episode, summary = result.episode, result.statistics.summary()
-    outcome = "interrupted" if result.interrupted else episode.error or ("success" if episode.success else "no success")
+    outcome = (
+        "interrupted"
+        if result.interrupted
+        else episode.error or ("success" if episode.success else "no success")
+    )
     deviation = summary["period_deviation_ms"]["p99"]
     parts = [
         f"episode {index + 1}: {outcome} after {episode.steps} ticks",
         f"{summary['held']} held ({summary['stale_ratio']:.1%})",
         f"period p99 within {deviation:.2f} ms" if deviation is not None else "",
         f"{summary['skipped_cycles']} cycles skipped" if summary["skipped_cycles"] else "",
-        f"observation age p50 {summary['observation_age_ms']['p50']:.0f} ms" if summary["observation_age_ms"]["p50"] is not None else "",
+        f"observation age p50 {summary['observation_age_ms']['p50']:.0f} ms"
+        if summary["observation_age_ms"]["p50"] is not None
+        else "",
     ]
     return ", ".join(part for part in parts if part)

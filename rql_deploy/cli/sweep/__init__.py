@@ -25,16 +25,30 @@ if TYPE_CHECKING:
 
 @click.command("sweep")
 @click.argument("file", metavar="SWEEP.toml", type=click.Path(path_type=Path))
-@click.option("--output", type=click.Path(path_type=Path), help="Folder of all jobs and the table.  [default: runs/SWEEP]")
+@click.option(
+    "--output",
+    type=click.Path(path_type=Path),
+    help="Folder of all jobs and the table.  [default: runs/SWEEP]",
+)
 @click.option(
     "--workers",
     type=click.IntRange(1),
     help="Jobs at once on this machine.  [default: as many as its cores have room for, with the sweep's threads each]",
 )
-@click.option("--ray-address", help="Use a Ray cluster instead: 'auto', HOST:PORT or ray://HOST:PORT (pip install 'rql-deploy[ray]').")
+@click.option(
+    "--ray-address",
+    help="Use a Ray cluster instead: 'auto', HOST:PORT or ray://HOST:PORT (pip install 'rql-deploy[ray]').",
+)
 @click.option("--dry-run", is_flag=True, help="Only say what is done and what is to do.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
-def command(file: Path, output: Path | None, workers: int | None, ray_address: str | None, dry_run: bool, as_json: bool) -> None:
+def command(
+    file: Path,
+    output: Path | None,
+    workers: int | None,
+    ray_address: str | None,
+    dry_run: bool,
+    as_json: bool,
+) -> None:
     """Train, export and evaluate every task with every setting and seed of SWEEP.toml, and make one table of it.
 
     A job is addressed by what goes into it: what is finished is not done again, by no later sweep in the same folder either, and settings
@@ -82,7 +96,9 @@ def _check_tasks(file: str, sweep: SweepFile) -> None:
         _check_options(f"{file}: tasks.{name}.options", evaluate.command, [task.play, *task.options])
         if task.collect is not None:
             if task.collect.episodes < 1 or task.collect.seed < 0:
-                raise UserError(f"{file}: tasks.{name}.collect needs at least one episode and a seed from 0 on")
+                raise UserError(
+                    f"{file}: tasks.{name}.collect needs at least one episode and a seed from 0 on"
+                )
             words = [task.collect.task, "--output", "data", *task.collect.options]
             _check_options(f"{file}: tasks.{name}.collect.options", collect.command, words, {"output"})
     # A machine that only hands work to a cluster need not have the simulators.
@@ -103,7 +119,9 @@ def _check_tasks(file: str, sweep: SweepFile) -> None:
                 find_demonstrator(Task(task.collect.task, {}))
 
 
-def _check_options(where: str, command: click.Command, words: list[str], more: set[str] | None = None) -> None:
+def _check_options(
+    where: str, command: click.Command, words: list[str], more: set[str] | None = None
+) -> None:
     try:
         parsed = command.make_context(str(command.name), list(words))
     except click.UsageError as error:
@@ -157,7 +175,9 @@ class _Progress:
                 self.write()
         took = format_duration(time.monotonic() - self.started.get(job.key, time.monotonic()))
         where = f" on {event.detail}" if event.what == "finished" else f": {event.detail}"
-        click.echo(f"[{self.done:>3}/{self.total}] {job.kind} {job.name} {event.what} after {took}{where}", err=True)
+        click.echo(
+            f"[{self.done:>3}/{self.total}] {job.kind} {job.name} {event.what} after {took}{where}", err=True
+        )
 
 
 def _list_jobs(plan: Plan, output: Path) -> None:
@@ -169,12 +189,21 @@ def _list_jobs(plan: Plan, output: Path) -> None:
     click.echo(f"{done} of {len(plan.jobs)} jobs are done, {len(plan.cells)} cells, in {output}")
 
 
-def _finish(sweep: SweepFile, plan: Plan, output: Path, failed: list[Job], interrupted: bool, as_json: bool) -> None:
+def _finish(
+    sweep: SweepFile, plan: Plan, output: Path, failed: list[Job], interrupted: bool, as_json: bool
+) -> None:
     from rql_deploy.distributed.sweep.table import markdown, rows_of
 
     rows, records = rows_of(sweep, plan, output)
     if as_json:
-        echo_json({"output": str(output), "cells": len(plan.cells), "finished": records, "failed": [job.name for job in failed]})
+        echo_json(
+            {
+                "output": str(output),
+                "cells": len(plan.cells),
+                "finished": records,
+                "failed": [job.name for job in failed],
+            }
+        )
     else:
         click.echo(markdown(sweep, rows, len(records), len(plan.cells)))
     if interrupted:

@@ -24,7 +24,9 @@ def raising(error: BaseException) -> Any:
     return function
 
 
-def test_stopped_before_anything_is_there_a_command_says_what_to_type(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_stopped_before_anything_is_there_a_command_says_what_to_type(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(Task, "check", raising(KeyboardInterrupt()))
     monkeypatch.setattr("sys.argv", ["rql-deploy", *map(str, EVALUATE)])
     result = cli(*EVALUATE)
@@ -39,7 +41,9 @@ def test_what_may_succeed_the_next_time_has_a_status_of_its_own(monkeypatch: pyt
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_what_must_be_finished_first_is_and_a_second_signal_gives_it_up(number: signal.Signals, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_must_be_finished_first_is_and_a_second_signal_gives_it_up(
+    number: signal.Signals, capsys: pytest.CaptureFixture[str]
+) -> None:
     before = signal.getsignal(number)
     finished = False
     with finish_first("writing the data set"):
@@ -52,7 +56,9 @@ def test_what_must_be_finished_first_is_and_a_second_signal_gives_it_up(number: 
     assert signal.getsignal(number) == before
 
 
-def test_what_was_collected_is_brought_to_safety_where_the_disk_does_not_take_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_was_collected_is_brought_to_safety_where_the_disk_does_not_take_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     write, output = collect.write_minari, str(tmp_path / "full" / "set")
     (tmp_path / "refuge").mkdir()
 
@@ -63,7 +69,9 @@ def test_what_was_collected_is_brought_to_safety_where_the_disk_does_not_take_it
 
     monkeypatch.setattr(collect, "write_minari", full)
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "refuge"))
-    result = cli("collect", "robosuite:Lift", "--episodes", 1, "--horizon", 8, "--workers", 1, "--output", output)
+    result = cli(
+        "collect", "robosuite:Lift", "--episodes", 1, "--horizon", 8, "--workers", 1, "--output", output
+    )
     assert result.exit_code == 2
     (refuge,) = (tmp_path / "refuge").glob("rql-deploy-collect-*/data")
     assert f"No space left on device): make room; the 1 episodes are in {refuge}" in result.output

@@ -50,7 +50,9 @@ def arm_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     encoder, refiner, policy, valuer = make_modules(agent, contract)
     folder = tmp_path_factory.mktemp("arm") / "bundle"
     rows = np.random.default_rng(0).normal(size=(64, size)).astype(np.float32)
-    export_bundle(ExportModules(encoder, refiner, policy, valuer, encoder.kernel.shape[1]), contract, rows, folder)
+    export_bundle(
+        ExportModules(encoder, refiner, policy, valuer, encoder.kernel.shape[1]), contract, rows, folder
+    )
     return folder
 
 
@@ -100,11 +102,20 @@ def test_targets_beyond_the_joint_limits_end_at_them_and_nonsense_is_ignored() -
     assert np.allclose(arm.reference, arm.limits[:, 1])
 
 
-def test_killing_the_server_while_the_arm_moves_holds_it_and_latches_the_fault(plant: ArmPlant, arm_bundle: Path) -> None:
+def test_killing_the_server_while_the_arm_moves_holds_it_and_latches_the_fault(
+    plant: ArmPlant, arm_bundle: Path
+) -> None:
     ticks: list[Tick] = []
     moving: list[float] = []
-    limits = Limits(actions={name: ActionLimit(rate=0.03) for name in JOINTS}, max_consecutive_holds=8, on_violation="clamp")
-    with serving(arm_bundle) as (address, process), RemotePolicy.connect(address, plant=describe_arm(RATE)) as policy:
+    limits = Limits(
+        actions={name: ActionLimit(rate=0.03) for name in JOINTS},
+        max_consecutive_holds=8,
+        on_violation="clamp",
+    )
+    with (
+        serving(arm_bundle) as (address, process),
+        RemotePolicy.connect(address, plant=describe_arm(RATE)) as policy,
+    ):
 
         def on_tick(tick: Tick, observation: Mapping[str, Any]) -> None:
             ticks.append(tick)
@@ -129,10 +140,14 @@ def test_killing_the_server_while_the_arm_moves_holds_it_and_latches_the_fault(p
 
 
 def test_the_arm_is_driven_from_the_command_line(arm_bundle: Path, tmp_path: Path) -> None:
-    assert_refused(cli("run", "arm:grasp", "--connect", "tcp://127.0.0.1:1", "--real-time"), "there is arm:reach")
+    assert_refused(
+        cli("run", "arm:grasp", "--connect", "tcp://127.0.0.1:1", "--real-time"), "there is arm:reach"
+    )
     assert_refused(cli("run", "arm:reach", "--connect", "tcp://127.0.0.1:1"), "add --real-time")
     limits = tmp_path / "limits.toml"
-    limits.write_text('on_violation = "clamp"\n' + "".join(f"[actions.{name}]\nrate = 0.03\n" for name in JOINTS))
+    limits.write_text(
+        'on_violation = "clamp"\n' + "".join(f"[actions.{name}]\nrate = 0.03\n" for name in JOINTS)
+    )
     with serving(arm_bundle) as (address, _):
         result = cli(
             "run", "arm:reach", "--connect", address, "--real-time", "--limits", limits, "--episodes", 1, "--duration", 2, "--count-faults"

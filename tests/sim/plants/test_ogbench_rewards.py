@@ -15,7 +15,9 @@ from rql_deploy.train.data.store import TransitionStore
 def recorded(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two short episodes of a real puzzle-3x3, recorded in OGBench's own form."""
     env = ogbench.make_env_and_datasets("puzzle-3x3-play-singletask-v0", env_only=True)
-    rows: dict[str, list[NDArray[np.generic]]] = {key: [] for key in ("observations", "actions", "terminals", "qpos", "button_states")}
+    rows: dict[str, list[NDArray[np.generic]]] = {
+        key: [] for key in ("observations", "actions", "terminals", "qpos", "button_states")
+    }
     rng = np.random.default_rng(0)
     for _ in range(2):
         observation, info = env.reset()
@@ -52,7 +54,9 @@ def test_rewards_are_those_ogbench_gives_the_same_file(recorded: Path) -> None:
 
 
 def test_sparse_rewards_follow_from_the_computed_ones(recorded: Path) -> None:
-    store = open_store(str(recorded), relabel=OGBenchRewards("puzzle-3x3-play-singletask-v0"), reward="sparse")
+    store = open_store(
+        str(recorded), relabel=OGBenchRewards("puzzle-3x3-play-singletask-v0"), reward="sparse"
+    )
     assert isinstance(store, TransitionStore)
     assert set(store.rewards.tolist()) <= {-1.0, 0.0}
 
