@@ -1,10 +1,13 @@
-"""A progress line for long commands: one line rewritten on a terminal, a line every ten seconds in a log."""
+"""How long work is followed: the `Progress` that workflows report to, and the line that the command line writes.
+
+The line is rewritten in place on a terminal; in a log it appears every ten seconds.
+"""
 
 from __future__ import annotations
 
 import sys
 import time
-from typing import TextIO
+from typing import Protocol, TextIO
 
 
 class ProgressLine:
@@ -55,3 +58,92 @@ def format_duration(seconds: float) -> str:
     minutes, s = divmod(round(seconds), 60)
     hours, m = divmod(minutes, 60)
     return f"{hours}:{m:02d}:{s:02d}" if hours else f"{m}:{s:02d}"
+
+
+class Progress(Protocol):
+    """Who follows a workflow: a terminal's line, a notebook's bar, a log. Every method returns at once.
+
+    A workflow goes through stages one after the other; `update` and `finish` are about the stage that `start` named last.
+    """
+
+    def start(self, label: str, total: int, unit: str, done: int = 0) -> None:
+        """A stage of `total` units begins, `done` of which an earlier run has left."""
+        ...
+
+    def update(self, done: int, **figures: float) -> None:
+        """`done` units are done; `figures` are what is known so far, such as `success`. Called often."""
+        ...
+
+    def finish(self, done: int, **figures: float) -> None:
+        """The stage has ended, with `done` units done."""
+        ...
+
+    def note(self, text: str) -> None:
+        """One sentence that the user should read, and that is not an error."""
+        ...
+
+
+class NoProgress:
+    """Follows nothing: the default of every workflow."""
+
+    def start(self, label: str, total: int, unit: str, done: int = 0) -> None:
+        """See `Progress`."""
+
+    def update(self, done: int, **figures: float) -> None:
+        """See `Progress`."""
+
+    def finish(self, done: int, **figures: float) -> None:
+        """See `Progress`."""
+
+    def note(self, text: str) -> None:
+        """See `Progress`."""
+
+
+class TerminalProgress:
+    """Writes each stage as a `ProgressLine`, and notes as lines of their own, to standard error or another stream."""
+
+    def __init__(self, stream: TextIO | None = None):
+        self._stream = stream
+        self._line: ProgressLine | None = None
+
+    def start(self, label: str, total: int, unit: str, done: int = 0) -> None:
+        """See `Progress`."""
+        self._line = ProgressLine(label, total, unit, done, self._stream)
+
+    def update(self, done: int, **figures: float) -> None:
+        """See `Progress`."""
+        if self._line is not None:
+            self._line.update(done, **figures)
+
+    def finish(self, done: int, **figures: float) -> None:
+        """See `Progress`."""
+        if self._line is not None:
+            self._line.finish(done, **figures)
+            self._line = None
+
+    def note(self, text: str) -> None:
+        """See `Progress`; a line that is being rewritten is ended first."""
+        stream = self._stream if self._stream is not None else sys.stderr
+        between = "\n" if self._line is not None and self._line.terminal else ""
+        stream.write(f"{between}{text}\n")
+        stream.flush()
+
+
+class Stage:
+    """One stage of a workflow: passes its state on to `progress`, and knows its rate."""
+
+    def __init__(self, progress: Progress, label: str, total: int, unit: str, done: int = 0):
+        self._progress, self._first, self._start = progress, done, time.monotonic()
+        progress.start(label, total, unit, done)
+
+    def update(self, done: int, **figures: float) -> None:
+        """See `Progress.update`."""
+        self._progress.update(done, **figures)
+
+    def finish(self, done: int, **figures: float) -> None:
+        """See `Progress.finish`."""
+        self._progress.finish(done, **figures)
+
+    def rate(self, done: int) -> float:
+        """Units per second since the stage began."""
+        return (done - self._first) / max(time.monotonic() - self._start, 1e-9)

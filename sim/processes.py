@@ -140,7 +140,7 @@ def _start_worker(niceness: int) -> None:
     threading.Thread(target=end_with_parent, daemon=True).start()
 
 
-def finished(future: Future[T]) -> T:
+def result_of(future: Future[T]) -> T:
     """A call's result; raises TryAgain when its process died time after time (what the call itself raised comes through as it is)."""
     try:
         return future.result()

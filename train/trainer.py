@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import signal
-import sys
+import threading
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
@@ -15,7 +15,7 @@ from types import FrameType
 import torch
 
 from rql_deploy.errors import UserError
-from rql_deploy.progress import ProgressLine
+from rql_deploy.progress import NoProgress, Progress, Stage
 from rql_deploy.train.data.sampler import WindowSampler
 from rql_deploy.train.data.shards import ShardedStore
 from rql_deploy.train.data.store import TransitionStore
@@ -76,11 +76,13 @@ class Trainer:
         initial: Checkpoint | None = None,
         evaluator: Evaluator | None = None,
         parallel: DataParallel | None = None,
+        progress: Progress | None = None,
     ):
         self.config, self.store, self.run, self.label = config, store, run, label
+        self.progress: Progress = progress or NoProgress()
         sample = store.sample  # held on to, so that a sharded set reads its first shard once
         self.parallel = parallel
-        self.evaluations = RunEvaluations(run, evaluator, config.evaluate_every, label)
+        self.evaluations = RunEvaluations(run, evaluator, config.evaluate_every, label, self.progress)
         if parallel is not None:
             parallel.rows(config.batch_size)
         self.remarks = store.validate(config.rql.h, learn_value=config.rql.policy_value_weight != 0)
@@ -119,7 +121,8 @@ class Trainer:
         """Sampler, networks and what is derived from the data; networks and observation scaling of `source` where there is one."""
         config, device, plant = self.config, torch.device(self.choice.device), self.store.plant
         if source is None:
-            mean, std = (torch.from_numpy(part) for part in self.store.observation_scale(config.standardise))
+            scale = self.store.observation_scale(config.standardise, self.progress)
+            mean, std = map(torch.from_numpy, scale)
         else:
             mean, std = source.reference["mean"], source.reference["std"]
         first = torch.Generator().manual_seed(config.seed)
@@ -167,7 +170,7 @@ class Trainer:
         engine = make_engine(
             self.choice, self.agent, self._draw, reduce=self.parallel.reduce if self.parallel else None, generator=self.generator
         )
-        progress = ProgressLine(self.label, config.updates, "updates", done=self.step) if leader else None
+        progress = Stage(self.progress, self.label, config.updates, "updates", done=self.step) if leader else None
         figures: dict[str, float] = {}
         rate = 0.0
         saved: Path | None = None
@@ -226,7 +229,7 @@ class Trainer:
         try:
             write_report(self.run)
         except OSError as error:
-            print(f"note: the run is complete and saved, but its README.md is not written ({error.strerror})", file=sys.stderr)
+            self.progress.note(f"note: the run is complete and saved, but its README.md is not written ({error.strerror})")
 
     def _next_shard(self, engine: Engine) -> None:
         """Move on to the shard that the next update draws from; when it is damaged, what was learned is saved first."""
@@ -305,6 +308,10 @@ def _shown(figures: Mapping[str, float]) -> dict[str, float]:
 def stop_requests() -> Iterator[list[str]]:
     """A list that becomes non-empty on SIGINT or SIGTERM, so that the update under way is finished first."""
     asked: list[str] = []
+    if threading.current_thread() is not threading.main_thread():
+        # Only the main thread may handle signals; a run in another one ends by itself.
+        yield asked
+        return
 
     def ask(number: int, _frame: FrameType | None) -> None:
         asked.append(signal.Signals(number).name)

@@ -13,8 +13,7 @@ from .options import echo_json
 
 if TYPE_CHECKING:
     from rql_deploy.bundle.bundle import Bundle
-    from rql_deploy.bundle.certificate import Certificate
-    from rql_deploy.bundle.latency import Cost
+    from rql_deploy.workflows.inspect_bundle import BundleReport
 
 
 @click.command("inspect")
@@ -33,82 +32,33 @@ if TYPE_CHECKING:
 )
 @click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
 def command(bundle: Path, verify: bool, latency: bool, limits_file: Path | None, as_json: bool) -> None:
-    """Show what BUNDLE is; with --verify check its certificate on this machine (needs onnxruntime, no torch)."""
-    from rql_deploy.bundle.bundle import GRAPHS, Bundle
-    from rql_deploy.bundle.certificate import check, load_cases
-    from rql_deploy.bundle.latency import measure
-    from rql_deploy.errors import BundleError
-    from rql_deploy.limits import Limits
+    """Show what BUNDLE is; --verify checks its certificate on this machine (needs onnxruntime, not torch)."""
+    from rql_deploy.workflows.inspect_bundle import inspect_bundle
 
-    opened = Bundle.open(bundle)
-    contract, stored = opened.contract, opened.certificate()
-    limits = None if limits_file is None else Limits.load(limits_file, contract)
-    result: Certificate | None = None
-    costs: list[Cost] = []
-    if verify or latency:
-        sessions = {
-            variant: {graph: opened.session(graph, variant) for graph in GRAPHS}
-            for variant in opened.variants
-        }
-        if verify:
-            result = check(opened.path, contract, load_cases(opened.path), opened.variants)
-        if latency:
-            costs = [measure(variant, graphs, contract) for variant, graphs in sessions.items()]
-    worst = max(c["max_error"] for c in stored["checks"])
+    report = inspect_bundle(bundle, verify=verify, latency=latency, limits=limits_file)
     if as_json:
-        echo_json(
-            {
-                "contract_id": contract.contract_id,
-                "contract": asdict(contract),
-                "files": {name: (opened.path / name).stat().st_size for name in opened.manifest["files"]},
-                "variants": opened.variants,
-                "certificate": {
-                    "tolerance": stored["tolerance"],
-                    "max_error": worst,
-                    **_beyond_parity(stored),
-                },
-                "limits": None if limits is None else asdict(limits),
-                "latency_ms": {cost.variant: asdict(cost) for cost in costs},
-                "verified": None if result is None else result.passed,
-                "verified_max_error": None if result is None else max(c.max_error for c in result.checks),
-                "verified_variants": None if result is None else [asdict(v) for v in result.variants],
-            }
-        )
+        echo_json(report.summary())
     else:
-        _show(opened, stored, worst)
+        _show(report.bundle, report.certificate, report.max_error)
         if limits_file is not None:
             click.echo(f"\n{limits_file} only tightens the contract: it can be used with this bundle")
-        if costs:
+        if report.latency:
             click.echo("\nLatency on this machine, one thread, median")
-            _show_costs([asdict(cost) for cost in costs])
-        if result is not None and result.passed:
-            again = max(c.max_error for c in result.checks)
-            click.echo(
-                f"\nverified    {len(result.checks)} checks again on this machine, largest difference {again:.1e}"
-            )
-            for v in result.variants:
-                click.echo(
-                    f"            {v.variant}: 99 % of actions within {v.action_error['p99']:.1e} of float32"
-                )
-    if result is not None and not result.passed:
-        raise BundleError(
-            f"bundle {bundle} does not hold its certificate here ({'; '.join(result.failures()[:3])}): do not run it; export it again"
-        )
+            _show_costs([asdict(cost) for cost in report.latency])
+        _show_verification(report)
+    report.require_verified()
 
 
-def _beyond_parity(stored: Mapping[str, Any]) -> dict[str, Any]:
-    """What a certificate holds beside the parity checks; a bundle of format 1 has none of it."""
-    keys = (
-        "same_bytes",
-        "rows_independent",
-        "variants",
-        "rankings",
-        "flow_change",
-        "machine",
-        "cost",
-        "scores",
+def _show_verification(report: BundleReport) -> None:
+    found = report.verification
+    if found is None or not found.passed:
+        return
+    largest = max(check.max_error for check in found.checks)
+    click.echo(
+        f"\nverified    {len(found.checks)} checks again on this machine, largest difference {largest:.1e}"
     )
-    return {key: stored[key] for key in keys if key in stored}
+    for v in found.variants:
+        click.echo(f"            {v.variant}: 99 % of actions within {v.action_error['p99']:.1e} of float32")
 
 
 def _show(bundle: Bundle, stored: Mapping[str, Any], worst: float) -> None:
@@ -227,7 +177,7 @@ def _show_costs(costs: Sequence[Mapping[str, Any]]) -> None:
 
 
 def echo_table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-    """Plain columns, each as wide as its widest cell."""
+    """Print columns, each as wide as its widest cell."""
     table = [list(map(str, row)) for row in (head, *rows)]
     widths = [max(len(row[i]) for row in table) for i in range(len(head))]
     for row in table:

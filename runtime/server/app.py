@@ -67,6 +67,7 @@ def serving(
     worker: int | None = None,
     agreed: Mapping[str, Contract] | None = None,
     on_swap: Callable[[str, Contract], None] | None = None,
+    handle_signals: bool = True,
 ) -> Iterator[Serving]:
     """Open, bind and warm a server; SIGINT and SIGTERM end its `run`, SIGHUP reads the bundles again.
 
@@ -74,6 +75,7 @@ def serving(
         listener: descriptor of a listening socket that worker number `worker` shares with others; it takes connections only when warm.
         agreed: by bundle, a contract that clients of an earlier process know; another one must be compatible.
         on_swap: called with name and contract when a bundle has taken over.
+        handle_signals: False leaves SIGINT, SIGTERM and SIGHUP to the program that the server runs in.
 
     Raises UserError for a bundle, key or address that is none, and ContractError for a bundle that no longer fits.
     """
@@ -115,7 +117,8 @@ def serving(
             endpoint = OpenpiEndpoint(found.channel, *config.openpi, shared=listener is not None)
             stack.callback(endpoint.close)
             found.notes.append(f"openpi clients on ws://{config.openpi[0]}:{endpoint.port}")
-        stack.enter_context(stop_on_signals(server, reloader.request))
+        if handle_signals:
+            stack.enter_context(stop_on_signals(server, reloader.request))
         if listener is None:
             _warm_up(models)
         yield found

@@ -19,11 +19,11 @@ from numpy.typing import NDArray
 from rql_deploy.seeding import episode_seed
 from rql_deploy.sim.plants.task_env import TaskEnv
 from rql_deploy.sim.plants.tasks import Task, describe, find_demonstrator
-from rql_deploy.sim.processes import SimulatorPool, finished
+from rql_deploy.sim.processes import SimulatorPool, result_of
 
 from .minari_files import target_folder, writable_target, write_dataset
 
-__all__ = ["Episode", "collect", "target_folder", "without_gaps", "writable_target", "write_minari"]
+__all__ = ["Episode", "collect", "contiguous", "target_folder", "writable_target", "write_minari"]
 
 
 @dataclass(frozen=True)
@@ -99,10 +99,10 @@ def collect(
             for future in done:
                 waiting.discard(future)
                 _submit(pool, waiting, todo, task, noise_range, seed)
-                yield finished(future)
+                yield result_of(future)
     except KeyboardInterrupt:
         for future in [future for future in waiting if not future.cancel()]:
-            yield finished(future)
+            yield result_of(future)
         raise
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
@@ -121,7 +121,7 @@ def _submit(
         return
 
 
-def without_gaps(episodes: Sequence[Episode]) -> list[Episode]:
+def contiguous(episodes: Sequence[Episode]) -> list[Episode]:
     """Episodes 0, 1, 2, ... up to the first that is missing, in order."""
     ordered = sorted(episodes, key=lambda e: e.index)
     return [e for position, e in enumerate(ordered) if e.index == position]

@@ -31,10 +31,10 @@ from rql_deploy.sim.demonstrators.ogbench_play import (
     EPISODE_STEPS,
     NOISE,
     NOISE_SMOOTHING,
-    Player,
+    PlayGenerator,
     find_recipe,
 )
-from rql_deploy.sim.processes import SimulatorPool, finished
+from rql_deploy.sim.processes import SimulatorPool, result_of
 
 VALIDATION_OFFSET = 1 << 24
 """Validation episode i has the seed of episode `VALIDATION_OFFSET` + i, so that more training episodes do not change it."""
@@ -86,7 +86,7 @@ class PlayData:
 
 
 @contextmanager
-def only_collection(data: PlayData) -> Iterator[None]:
+def exclusive_collection(data: PlayData) -> Iterator[None]:
     """Hold the folder of episodes, which is made if need be and removed if none is in it in the end.
 
     Raises UserError where another process works in it.
@@ -166,7 +166,7 @@ def make_episodes(data: PlayData, workers: int, pool: Executor | None = None) ->
             done, _ = wait(waiting, return_when=FIRST_COMPLETED)
             for future in done:
                 waiting.discard(future)
-                counts = finished(future)
+                counts = result_of(future)
                 submit()
                 yield counts
     except BaseException as error:
@@ -180,15 +180,15 @@ def make_episodes(data: PlayData, workers: int, pool: Executor | None = None) ->
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-_player: Player | None = None
+_generator: PlayGenerator | None = None
 
 
 def _make(task: str, steps: int, seed: int, file: Path) -> dict[str, int]:
     """In a worker: play an episode and put it into its file, whole or not at all."""
-    global _player
-    if _player is None:
-        _player = Player(find_recipe(task), steps)
-    episode = _player.play(seed)
+    global _generator
+    if _generator is None:
+        _generator = PlayGenerator(find_recipe(task), steps)
+    episode = _generator.generate(seed)
     counts = {name: getattr(episode, name) for name in COUNTS}
     partial = file.with_suffix(f".{os.getpid()}.partial")
     try:

@@ -78,7 +78,7 @@ class PlayEpisode:
 
 
 @dataclass
-class Player:
+class PlayGenerator:
     """An environment with its oracles; makes episodes from seeds."""
 
     recipe: Recipe
@@ -111,7 +111,7 @@ class Player:
         }
         self.oracles = {kind: kinds[kind]() for kind in self.recipe.oracles}
 
-    def play(self, seed: int) -> PlayEpisode:
+    def generate(self, seed: int) -> PlayEpisode:
         """The episode of a seed, always the same one. Raises UserError when every attempt had to be rejected."""
         for rejected in range(ATTEMPTS):
             environment_seed, oracle_seed = np.random.SeedSequence((seed, rejected)).generate_state(2)

@@ -20,7 +20,7 @@ from rql_deploy.policy import Decision, Policy
 
 
 @dataclass(frozen=True)
-class WatchedEpisode(EpisodeResult):
+class AnnotatedEpisode(EpisodeResult):
     """An episode with what its decisions expected and got. Lists have one entry per decision unless they say otherwise."""
 
     total_reward: float = 0.0
@@ -49,13 +49,13 @@ class WatchedEpisode(EpisodeResult):
     """Decisions among several candidates in which it chose another one of nearly the same V; they are not in `differences`."""
 
     @classmethod
-    def from_plain(cls, data: Mapping[str, Any]) -> WatchedEpisode:
+    def from_plain(cls, data: Mapping[str, Any]) -> AnnotatedEpisode:
         """From one line of an episodes file; fields of a later version are left out."""
         known = {f.name for f in fields(cls)}
         return cls(**{k: _tuple(v) for k, v in data.items() if k in known})
 
 
-class WatchedPlant:
+class AnnotatedPlant:
     """Collects the rewards of each tick, and lets somebody look after it."""
 
     def __init__(self, plant: EpisodicPlant, after_tick: Callable[[], None] | None = None):
@@ -102,13 +102,13 @@ TIE = 1e-4
 """Of the larger of |V| and 1: two candidates whose V are closer may be ranked either way by another order of multiplication."""
 
 
-class WatchedPolicy:
+class AnnotatedPolicy:
     """Passes decisions on and notes them; also asks for V, for every refinement step, or other policies, outside the timing."""
 
     def __init__(
         self,
         policy: Policy,
-        plant: WatchedPlant,
+        plant: AnnotatedPlant,
         *,
         prune: Sequence[tuple[int, int]] = (),
         value: bool = True,
@@ -185,7 +185,7 @@ class WatchedPolicy:
     def reset(self) -> None:
         self._policy.reset()
 
-    def note(self, result: EpisodeResult) -> WatchedEpisode:
+    def annotate(self, result: EpisodeResult) -> AnnotatedEpisode:
         """The loop's result with what was noted."""
         gamma = discount(self.contract)
         rewards = as_trained(self._plant.rewards, self.contract)
@@ -197,14 +197,18 @@ class WatchedPolicy:
             else rewards[-1] / (1.0 - gamma)
         )
         endless = _discounted(rewards, gamma, tail)
-        judged = all(d.value is not None for d in self.decisions)
+        with_values = all(d.value is not None for d in self.decisions)
         plain = {f.name: getattr(result, f.name) for f in fields(EpisodeResult)}
-        return WatchedEpisode(
+        return AnnotatedEpisode(
             **plain | {"success": bool(result.success), "round_trip": tuple(self._round_trip)},
             total_reward=float(sum(self._plant.rewards)),
             decided_at=tuple(self._ticks),
-            values=tuple(float(d.value) for d in self.decisions if d.value is not None) if judged else (),
-            spreads=tuple(float(d.spread) for d in self.decisions if d.spread is not None) if judged else (),
+            values=tuple(float(d.value) for d in self.decisions if d.value is not None)
+            if with_values
+            else (),
+            spreads=tuple(float(d.spread) for d in self.decisions if d.spread is not None)
+            if with_values
+            else (),
             returns=tuple(returns[tick] for tick in self._ticks),
             returns_endless=tuple(endless[tick] for tick in self._ticks),
             terminated=terminated,

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .annotations import WatchedEpisode
+from .annotations import AnnotatedEpisode
 
 BINS = 8
 RESAMPLES = 2000
@@ -55,7 +55,7 @@ class Agreement:
 
 @dataclass(frozen=True)
 class ValueCalibration:
-    """Of one contestant."""
+    """How V compares with the returns of one policy's episodes."""
 
     episodes: int
     cut: int
@@ -66,16 +66,16 @@ class ValueCalibration:
     bins: tuple[Bin, ...]
 
 
-def calibrate(episodes: Sequence[WatchedEpisode]) -> ValueCalibration | None:
-    """Of episodes whose decisions were judged; None if there are none."""
-    judged = [e for e in episodes if e.values]
-    if not judged:
+def calibrate(episodes: Sequence[AnnotatedEpisode]) -> ValueCalibration | None:
+    """Compare V and returns over the episodes that have V; None if none has."""
+    valued = [e for e in episodes if e.values]
+    if not valued:
         return None
-    value = np.concatenate([e.values for e in judged])
-    achieved = np.concatenate([e.returns for e in judged])
-    endless = np.concatenate([e.returns_endless for e in judged])
-    episode = np.repeat(np.arange(len(judged)), [len(e.values) for e in judged])
-    first = np.concatenate([np.arange(len(e.values)) == 0 for e in judged])
+    value = np.concatenate([e.values for e in valued])
+    achieved = np.concatenate([e.returns for e in valued])
+    endless = np.concatenate([e.returns_endless for e in valued])
+    episode = np.repeat(np.arange(len(valued)), [len(e.values) for e in valued])
+    first = np.concatenate([np.arange(len(e.values)) == 0 for e in valued])
     bins = []
     for rows in np.array_split(np.argsort(value, kind="stable"), min(BINS, len(value))):
         low, high = _interval(achieved[rows], episode[rows])
@@ -90,8 +90,8 @@ def calibrate(episodes: Sequence[WatchedEpisode]) -> ValueCalibration | None:
             )
         )
     return ValueCalibration(
-        episodes=len(judged),
-        cut=sum(not (e.success or e.terminated) for e in judged),
+        episodes=len(valued),
+        cut=sum(not (e.success or e.terminated) for e in valued),
         start=_agreement(value[first], achieved[first], endless[first], episode[first]),
         all=_agreement(value, achieved, endless, episode),
         bins=tuple(bins),

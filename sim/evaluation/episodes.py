@@ -21,31 +21,31 @@ from rql_deploy.plant import EpisodeResult
 from rql_deploy.policy import Policy
 from rql_deploy.sim.collection.collect import demonstrate
 from rql_deploy.sim.plants.tasks import EnvPlant, Task, describe
-from rql_deploy.sim.processes import SimulatorPool, finished
+from rql_deploy.sim.processes import SimulatorPool, result_of
 from rql_deploy.statistics import percentile_ms, wilson_interval
 
-from .annotations import WatchedEpisode
+from .annotations import AnnotatedEpisode
 from .calibration import calibrate
 
 MakePolicy = Callable[[PlantDescription], Policy]
 RunEpisode = Callable[..., EpisodeResult]
-"""Called with plant, policy and seed, with `others` if the contestant has some, and with `film` if a film is made of it."""
+"""Called with plant, policy and seed, with `others` if the policy has some, and with `film` if a film is made of it."""
 
 
 @dataclass(frozen=True)
-class Contestant:
-    """One way of acting that is evaluated."""
+class EvaluatedPolicy:
+    """A policy to evaluate: how a worker makes it, and how it plays an episode."""
 
     key: str
     make_policy: MakePolicy
     run_episode: RunEpisode
     others: Mapping[str, MakePolicy] = field(default_factory=dict)
-    """By key, policies that are asked the same questions and do not act."""
+    """By key, policies that answer the same requests without acting."""
 
 
 @dataclass(frozen=True)
 class Score:
-    """Episodes of one contestant, in the order of the seeds."""
+    """Episodes of one policy, in the order of the seeds."""
 
     key: str
     results: tuple[EpisodeResult, ...]
@@ -74,9 +74,9 @@ class Score:
         """JSON data: success, episodes, ci, steps, latencies in milliseconds of decisions, calibration where V was asked for."""
         round_trip = [t for r in self.results for t in r.round_trip]
         inference = [t for r in self.results for t in r.inference]
-        watched = [r for r in self.results if isinstance(r, WatchedEpisode)]
-        calibration = calibrate(watched)
-        more = {"reward": float(np.mean([r.total_reward for r in watched]))} if watched else {}
+        annotated = [r for r in self.results if isinstance(r, AnnotatedEpisode)]
+        calibration = calibrate(annotated)
+        more = {"reward": float(np.mean([r.total_reward for r in annotated]))} if annotated else {}
         return {
             "success": self.success,
             "episodes": len(self.results),
@@ -116,24 +116,24 @@ def _policy(key: str, make: MakePolicy, description: PlantDescription) -> Policy
     return _policies[key]
 
 
-def _play(task: Task, contestant: Contestant, seed: int) -> EpisodeResult:
+def _play(task: Task, entry: EvaluatedPolicy, seed: int) -> EpisodeResult:
     plant, description = _plant(task)
-    policy = _policy(contestant.key, contestant.make_policy, description)
-    if not contestant.others:
-        return contestant.run_episode(plant, policy, seed)
-    others = {key: _policy(key, make, description) for key, make in contestant.others.items()}
-    return contestant.run_episode(plant, policy, seed, others=others)
+    policy = _policy(entry.key, entry.make_policy, description)
+    if not entry.others:
+        return entry.run_episode(plant, policy, seed)
+    others = {key: _policy(key, make, description) for key, make in entry.others.items()}
+    return entry.run_episode(plant, policy, seed, others=others)
 
 
 def _film(
-    task: Task, contestant: Contestant, seeds: Sequence[int], path: Path, camera: str | None
+    task: Task, entry: EvaluatedPolicy, seeds: Sequence[int], path: Path, camera: str | None
 ) -> list[EpisodeResult]:
     from .films import Film
 
     plant, description = _plant(task)
-    policy = _policy(contestant.key, contestant.make_policy, description)
+    policy = _policy(entry.key, entry.make_policy, description)
     with Film(path, plant, policy.contract, camera=camera) as film:
-        return [contestant.run_episode(plant, policy, seed, film=film) for seed in seeds]
+        return [entry.run_episode(plant, policy, seed, film=film) for seed in seeds]
 
 
 def _play_demonstrator(task: Task, seed: int, noise_range: tuple[float, float]) -> EpisodeResult:
@@ -141,14 +141,14 @@ def _play_demonstrator(task: Task, seed: int, noise_range: tuple[float, float]) 
     return EpisodeResult(seed, bool(episode.success[-1]), episode.steps)
 
 
-def finished_in_any_order(futures: Sequence[Future[EpisodeResult]]) -> Iterator[EpisodeResult]:
+def results_as_completed(futures: Sequence[Future[EpisodeResult]]) -> Iterator[EpisodeResult]:
     """Results as they come in."""
     for future in as_completed(futures):
-        yield finished(future)
+        yield result_of(future)
 
 
 class Evaluation:
-    """A pool of simulator processes that plays contestants on one task. Use as a context manager."""
+    """A pool of simulator processes that plays policies on one task. Use as a context manager."""
 
     def __init__(self, task: Task, workers: int, *, niceness: int = 0, pool: Executor | None = None):
         """Processes of this machine, or `pool`, which is shut down at the end."""
@@ -167,27 +167,27 @@ class Evaluation:
 
     def describe(self) -> PlantDescription:
         """The plant that is played on; builds a simulator in a worker."""
-        return finished(self._pool.submit(_describe, self.task))
+        return result_of(self._pool.submit(_describe, self.task))
 
-    def start(self, contestant: Contestant, seeds: Sequence[int]) -> list[Future[EpisodeResult]]:
-        """Have the seeds played and return at once; `finished` of each future gives its result."""
-        return [self._pool.submit(_play, self.task, contestant, seed) for seed in seeds]
+    def start(self, entry: EvaluatedPolicy, seeds: Sequence[int]) -> list[Future[EpisodeResult]]:
+        """Have the seeds played and return at once; `result_of` each future gives its result."""
+        return [self._pool.submit(_play, self.task, entry, seed) for seed in seeds]
 
     def film(
-        self, contestant: Contestant, seeds: Sequence[int], path: Path, camera: str | None = None
+        self, entry: EvaluatedPolicy, seeds: Sequence[int], path: Path, camera: str | None = None
     ) -> Future[list[EpisodeResult]]:
         """Have the seeds played once more, in order, before a camera; writes an mp4 file."""
-        return self._pool.submit(_film, self.task, contestant, seeds, path, camera)
+        return self._pool.submit(_film, self.task, entry, seeds, path, camera)
 
-    def play(self, contestant: Contestant, seeds: Sequence[int]) -> Iterator[EpisodeResult]:
+    def play(self, entry: EvaluatedPolicy, seeds: Sequence[int]) -> Iterator[EpisodeResult]:
         """Results as they finish, in any order."""
-        yield from finished_in_any_order(self.start(contestant, seeds))
+        yield from results_as_completed(self.start(entry, seeds))
 
     def play_demonstrator(
         self, seeds: Sequence[int], noise_range: tuple[float, float]
     ) -> Iterator[EpisodeResult]:
         """The scripted demonstrator on the same seeds."""
-        yield from finished_in_any_order(
+        yield from results_as_completed(
             [self._pool.submit(_play_demonstrator, self.task, seed, noise_range) for seed in seeds]
         )
 
@@ -197,12 +197,12 @@ class Evaluation:
         return Score(key, tuple(by_seed[seed] for seed in seeds), self.horizon)
 
 
-def read_episodes(path: Path) -> list[WatchedEpisode]:
+def read_episodes(path: Path) -> list[AnnotatedEpisode]:
     """The file's episodes; a line that a crash cut short is left out. No file is no episodes."""
     found = []
     for line in path.read_text().splitlines() if path.is_file() else ():
         try:
-            found.append(WatchedEpisode.from_plain(json.loads(line)))
+            found.append(AnnotatedEpisode.from_plain(json.loads(line)))
         except (ValueError, TypeError):
             continue
     return found

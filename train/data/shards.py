@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from rql_deploy.contract import PlantDescription
 from rql_deploy.errors import UserError
-from rql_deploy.progress import ProgressLine
+from rql_deploy.progress import NoProgress, Progress
 
 from .normalization import Moments
 from .rewards import Reward, with_reward
@@ -125,12 +125,15 @@ class ShardedStore:
             )
         return remarks
 
-    def observation_scale(self, standardise: bool) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    def observation_scale(
+        self, standardise: bool, progress: Progress | None = None
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """As `TransitionStore.observation_scale`; reads every shard once when standardised."""
         if not standardise:
             return Moments.identity(self.plant.observation_dim)
         total = Moments.none(self.plant.observation_dim)
-        progress = ProgressLine("observation statistics", len(self.shards), "shards")
+        progress = progress or NoProgress()
+        progress.start("observation statistics", len(self.shards), "shards")
         for done, store in enumerate(self._each(), 1):
             total = total.joined(store.moments())
             progress.update(done)

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from rql_deploy.contract import PlantDescription
 from rql_deploy.errors import UserError
+from rql_deploy.progress import Progress
 
 from .normalization import Moments
 
@@ -265,7 +266,9 @@ class TransitionStore:
             total = total.joined(Moments.of(block))
         return total
 
-    def observation_scale(self, standardise: bool) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    def observation_scale(
+        self, standardise: bool, progress: Progress | None = None
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """`mean` and `std` `[O]` that observations are scaled with: (s - mean) / std; 0 and 1 when not standardised."""
         return self.moments().scale() if standardise else Moments.identity(self.plant.observation_dim)
 

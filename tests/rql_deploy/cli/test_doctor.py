@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from rql_deploy.cli.doctor import checks as checks
 from rql_deploy.runtime.wire.keys import new_client
+from rql_deploy.workflows import machine_checks as checks
 from tests.helpers.commands import cli
 
 

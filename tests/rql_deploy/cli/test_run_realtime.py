@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from rql_deploy.cli.run.realtime import delay_hint
 from rql_deploy.runtime.control.telemetry import STANDBY
 from rql_deploy.train.data.readers import open_store
+from rql_deploy.workflows.run_realtime import delay_hint
 from tests.helpers.commands import assert_refused, cli
 
 CART = "gym:tests.helpers.drifting_cart:tests/Cart-v0"

@@ -7,11 +7,12 @@ from typing import Any
 
 import pytest
 
-from rql_deploy.cli.options import finish_first
 from rql_deploy.errors import TryAgain, UserError
+from rql_deploy.progress import TerminalProgress
 from rql_deploy.sim.collection import collect
 from rql_deploy.sim.plants.tasks import Task
 from rql_deploy.train.data.readers.minari import read_minari
+from rql_deploy.workflows.processes import defer_interrupt
 from tests.helpers.commands import cli
 
 EVALUATE = ("evaluate", "robosuite:Lift", "--demonstrator", "--episodes", 1)
@@ -46,11 +47,11 @@ def test_what_must_be_finished_first_is_and_a_second_signal_gives_it_up(
 ) -> None:
     before = signal.getsignal(number)
     finished = False
-    with finish_first("writing the data set"):
+    with defer_interrupt("writing the data set", TerminalProgress()):
         os.kill(os.getpid(), number)
         finished = True
     assert finished and "writing the data set is finished first" in capsys.readouterr().err
-    with pytest.raises(KeyboardInterrupt), finish_first("writing the data set"):
+    with pytest.raises(KeyboardInterrupt), defer_interrupt("writing the data set", TerminalProgress()):
         os.kill(os.getpid(), number)
         os.kill(os.getpid(), number)
     assert signal.getsignal(number) == before

@@ -13,7 +13,7 @@ import pytest
 from rql_deploy.errors import UserError
 from rql_deploy.sim.collection import ogbench_collect
 from rql_deploy.sim.collection.ogbench_collect import PlayData
-from rql_deploy.sim.demonstrators.ogbench_play import RECIPES, Player, cube_stays_visible, find_recipe
+from rql_deploy.sim.demonstrators.ogbench_play import RECIPES, PlayGenerator, cube_stays_visible, find_recipe
 from rql_deploy.sim.plants.ogbench_rewards import OGBenchRewards
 from rql_deploy.train.data.readers import open_store
 from rql_deploy.train.data.store import TransitionStore
@@ -59,10 +59,10 @@ def test_states_belong_to_the_observations_beside_them(made: Path) -> None:
 
 
 def test_an_episode_depends_on_its_seed_alone(made: Path, tmp_path: Path) -> None:
-    player = Player(RECIPES["cube-single"], 12)
+    generator = PlayGenerator(RECIPES["cube-single"], 12)
     data = PlayData("cube-single-play", tmp_path / "x.npz", 2, 0, 12)
     second, first = (
-        player.play(ogbench_collect.episode_seed(data.seed, i, "collect")).arrays for i in (1, 0)
+        generator.generate(ogbench_collect.episode_seed(data.seed, i, "collect")).arrays for i in (1, 0)
     )
     both = np.load(made)
     for name in both.files:
@@ -97,8 +97,8 @@ def test_a_minari_set_holds_rewards_and_states(tmp_path: Path) -> None:
 
 
 def statistics(seed: int) -> dict[str, np.ndarray]:
-    player = Player(RECIPES["puzzle-3x3"], 250)
-    episodes = [player.play(1000 * seed + i) for i in range(2)]
+    generator = PlayGenerator(RECIPES["puzzle-3x3"], 250)
+    episodes = [generator.generate(1000 * seed + i) for i in range(2)]
     actions = np.concatenate([episode.arrays["actions"] for episode in episodes])
     pressed = [
         np.abs(np.diff(episode.arrays["button_states"], axis=0)).any(axis=1).mean() for episode in episodes
@@ -141,10 +141,10 @@ def test_the_recipes_numbers_are_those_published() -> None:
     }
     data = PlayData("cube-quadruple-play-v0", Path("a.npz"), 5000, 0)
     assert (data.steps, data.validation, data.recipe()["published_episodes"]) == (1001, 500, 5000)
-    player = Player(RECIPES["cube-single"])
-    oracle = player.oracles["cube"]
+    generator = PlayGenerator(RECIPES["cube-single"])
+    oracle = generator.oracles["cube"]
     assert (oracle._noise, oracle._noise_smoothing, oracle._dt, oracle._env_dt) == (0.1, 0.5, 0.4, 0.05)
-    assert player.env.spec is not None and player.env.spec.max_episode_steps == 1001
+    assert generator.env.spec is not None and generator.env.spec.max_episode_steps == 1001
     assert find_recipe("scene-play-singletask-task3-v0").oracles == ("cube", "button", "drawer", "window")
 
 
@@ -189,7 +189,7 @@ def test_another_recipe_does_not_mix_with_what_is_there(tmp_path: Path) -> None:
 
 def test_two_commands_do_not_make_one_file_at_once(tmp_path: Path) -> None:
     data = PlayData("cube-single-play", tmp_path / "a.npz", 2, 0, 12)
-    with ogbench_collect.only_collection(data):
+    with ogbench_collect.exclusive_collection(data):
         refused = cli("collect", "ogbench:cube-single-play", "--episodes", 2, "--output", data.output, *SHORT)
         assert_refused(refused, "another process makes")
     assert not list(tmp_path.iterdir())
@@ -232,7 +232,7 @@ def test_an_episode_that_a_power_cut_damaged_is_made_again(
 def test_a_full_disk_keeps_what_is_finished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data = PlayData("cube-single-play", tmp_path / "a.npz", 1, 0, 12)
     ogbench_collect.prepare(data)
-    episode = Player(RECIPES["cube-single"], 12).play(0)
+    episode = PlayGenerator(RECIPES["cube-single"], 12).generate(0)
     for part in ("train", "val"):
         np.savez(data.files(part)[0], **episode.arrays, counts=np.zeros(3))
 

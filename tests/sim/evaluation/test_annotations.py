@@ -12,18 +12,18 @@ import pytest
 import torch
 
 from rql_deploy.bundle.bundle import Bundle
-from rql_deploy.cli.evaluate.compare import compare
 from rql_deploy.cli.options import parse_prune
 from rql_deploy.errors import UserError
 from rql_deploy.policy import Policy
 from rql_deploy.runtime.client import RemotePolicy
 from rql_deploy.runtime.engine.onnx_policy import OnnxPolicy
-from rql_deploy.sim.evaluation.annotations import WatchedEpisode
+from rql_deploy.sim.evaluation.annotations import AnnotatedEpisode
 from rql_deploy.sim.evaluation.calibration import calibrate
 from rql_deploy.sim.evaluation.episodes import Score, append_episode, read_episodes, write_episodes
 from rql_deploy.train.checkpoint import load_checkpoint
 from rql_deploy.train.policy import make_policy
-from rql_deploy.workflows.policies import find_players, run_watched
+from rql_deploy.workflows.compare import parity_of
+from rql_deploy.workflows.policies import PolicySource, find_policies, run_annotated_episode
 from rql_deploy.workflows.training_evaluator import SimulatedEvaluator
 from tests.helpers.commands import assert_refused, cli
 
@@ -68,9 +68,11 @@ def policies(run: Path, bundle: Path, endpoint: str) -> Iterator[dict[str, Polic
         }
 
 
-def play(policy: Policy, candidates: int = 1, **options: object) -> tuple[WatchedEpisode, ...]:
-    found = tuple(run_watched(Slider(), policy, seed, candidates=candidates, **options) for seed in SEEDS)  # type: ignore[arg-type]
-    assert all(isinstance(e, WatchedEpisode) for e in found)
+def play(policy: Policy, candidates: int = 1, **options: object) -> tuple[AnnotatedEpisode, ...]:
+    found = tuple(
+        run_annotated_episode(Slider(), policy, seed, candidates=candidates, **options) for seed in SEEDS
+    )  # type: ignore[arg-type]
+    assert all(isinstance(e, AnnotatedEpisode) for e in found)
     return found  # type: ignore[return-value]
 
 
@@ -82,9 +84,9 @@ def test_in_process_and_over_the_socket_episodes_are_the_same_to_the_byte(
     there = play(policies["socket"], candidates, prune=prune)
     assert [e.digest for e in here] == [e.digest for e in there]
     assert [e.values for e in here] == [e.values for e in there]
-    pair = compare(Score("onnx", here, HORIZON), Score("socket", there, HORIZON))
-    assert pair["passed"]
-    assert pair["largest_action_difference"] == 0.0
+    pair = parity_of(Score("onnx", here, HORIZON), Score("socket", there, HORIZON))
+    assert pair.passed
+    assert pair.largest_action_difference == 0.0
     assert len({e.digest for e in here}) == len(SEEDS)
 
 
@@ -92,18 +94,18 @@ def test_torch_is_within_a_hundred_thousandth_at_the_same_observations_and_the_o
     policies: dict[str, Policy],
 ) -> None:
     here = play(policies["onnx"], others={"torch": policies["torch"]})
-    pair = compare(Score("onnx", here, HORIZON), Score("torch", play(policies["torch"]), HORIZON))
-    assert pair["passed"]
-    assert 0.0 < pair["largest_action_difference"] <= 1e-5
-    assert pair["outcomes_agree"] == len(SEEDS)
+    pair = parity_of(Score("onnx", here, HORIZON), Score("torch", play(policies["torch"]), HORIZON))
+    assert pair.passed
+    assert 0.0 < pair.largest_action_difference <= 1e-5
+    assert pair.outcomes_agree == len(SEEDS)
 
 
 def test_another_policy_is_found_out(policies: dict[str, Policy]) -> None:
     here = play(policies["onnx"], others={"torch": policies["torch"]})
     off = tuple(replace(e, differences={"torch": 2e-5}) for e in here)
-    assert not compare(Score("onnx", off, HORIZON), Score("torch", here, HORIZON))["passed"]
+    assert not parity_of(Score("onnx", off, HORIZON), Score("torch", here, HORIZON)).passed
     changed = (*here[:-1], replace(here[-1], digest="0"))
-    assert not compare(Score("onnx", here, HORIZON), Score("socket", changed, HORIZON))["passed"]
+    assert not parity_of(Score("onnx", here, HORIZON), Score("socket", changed, HORIZON)).passed
 
 
 def test_another_run_s_policy_is_found_out_among_several_candidates_too(
@@ -114,11 +116,11 @@ def test_another_run_s_policy_is_found_out_among_several_candidates_too(
     other = {name: p + torch.randn(p.shape, generator=generator) for name, p in checkpoint.parameters.items()}
     policy = make_policy(replace(checkpoint, parameters=other), policies["onnx"].contract.value_members)
     here = play(policies["onnx"], 6, value=False, others={"torch": policy})
-    pair = compare(Score("onnx", here, HORIZON), Score("torch", play(policy, 6), HORIZON))
-    assert not pair["passed"]
-    assert pair["other_candidate_chosen"] == 0
+    pair = parity_of(Score("onnx", here, HORIZON), Score("torch", play(policy, 6), HORIZON))
+    assert not pair.passed
+    assert pair.other_candidate_chosen == 0
     same = play(policies["onnx"], 6, value=False, others={"torch": policies["torch"]})
-    assert compare(Score("onnx", same, HORIZON), Score("torch", same, HORIZON))["passed"]
+    assert parity_of(Score("onnx", same, HORIZON), Score("torch", same, HORIZON)).passed
 
 
 def test_an_episode_that_the_environment_ended_was_not_cut_off(policies: dict[str, Policy]) -> None:
@@ -127,8 +129,8 @@ def test_an_episode_that_the_environment_ended_was_not_cut_off(policies: dict[st
         def terminated(self) -> bool:
             return self.finished
 
-    for episode in (run_watched(Fragile(), policies["onnx"], seed, candidates=1) for seed in SEEDS):
-        assert isinstance(episode, WatchedEpisode)
+    for episode in (run_annotated_episode(Fragile(), policies["onnx"], seed, candidates=1) for seed in SEEDS):
+        assert isinstance(episode, AnnotatedEpisode)
         assert episode.returns_endless == episode.returns
         assert episode.terminated != episode.success
         found = calibrate([episode])
@@ -141,12 +143,12 @@ def test_torch_integrates_in_as_many_steps_as_a_bundle_that_was_exported_with_ot
 ) -> None:
     bundle = tmp_path / "bundle"
     assert cli("export", run, "--flow-steps", 4, "--output", bundle).exit_code == 0
-    players = find_players(run, bundle, "fp32", None, None, run_watched)
+    found = find_policies(PolicySource(run, bundle), run_annotated_episode)
     plant = Bundle.open(bundle).contract.plant
-    onnx, pytorch = (players[key].make_policy(plant) for key in ("onnx", "torch"))
+    onnx, pytorch = (found[key].make_policy(plant) for key in ("onnx", "torch"))
     assert onnx.contract.F == pytorch.contract.F == 4
     here = play(onnx, others={"torch": pytorch})
-    assert compare(Score("onnx", here, HORIZON), Score("torch", here, HORIZON))["passed"]
+    assert parity_of(Score("onnx", here, HORIZON), Score("torch", here, HORIZON)).passed
 
 
 @pytest.mark.parametrize("kind", ["onnx", "socket", "torch"])
@@ -203,8 +205,8 @@ def test_the_same_seed_is_the_same_episode_whether_v_is_asked_for_or_not(policie
 
 def made(
     values: list[float], returns: list[float], *, success: bool = True, endless: list[float] | None = None
-) -> WatchedEpisode:
-    return WatchedEpisode(
+) -> AnnotatedEpisode:
+    return AnnotatedEpisode(
         0, success, 5, values=tuple(values), returns=tuple(returns), returns_endless=tuple(endless or returns)
     )
 

@@ -16,7 +16,7 @@ from rql_deploy.errors import ContractError, UserError
 from rql_deploy.ogbench_names import plant_of
 from rql_deploy.runtime.control.lockstep import hold_action
 from rql_deploy.sim.demonstrators.hand import finger_yaw, nearest_turn, rotated, yaw_of
-from rql_deploy.sim.demonstrators.ogbench_play import Player, find_recipe
+from rql_deploy.sim.demonstrators.ogbench_play import PlayGenerator, find_recipe
 from rql_deploy.sim.plants.ogbench_rewards import OGBenchRewards
 from rql_deploy.sim.plants.robosuite_env import RobosuiteEnv
 from rql_deploy.sim.plants.task_env import TaskEnv
@@ -63,7 +63,7 @@ def test_ogbench_tasks_have_the_time_limit_of_the_benchmark(task: str, horizon: 
 
 
 def test_the_simulated_plant_is_the_one_the_data_is_of() -> None:
-    episode = Player(find_recipe("puzzle-3x3-play"), steps=4).play(0).arrays
+    episode = PlayGenerator(find_recipe("puzzle-3x3-play"), steps=4).generate(0).arrays
     data = plant_of(
         "puzzle-3x3-play-singletask-task4-v0", episode["observations"].shape[1], episode["actions"].shape[1]
     )
@@ -98,8 +98,8 @@ def test_rewards_and_success_mean_what_the_data_means() -> None:
 def puzzle_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A few updates on a few rows made by OGBench's recipe, exported: nothing edited by hand on the way."""
     folder = tmp_path_factory.mktemp("puzzle")
-    player = Player(find_recipe("puzzle-3x3-play"), steps=60)
-    episodes = [player.play(seed).arrays for seed in range(2)]
+    generator = PlayGenerator(find_recipe("puzzle-3x3-play"), steps=60)
+    episodes = [generator.generate(seed).arrays for seed in range(2)]
     np.savez(
         folder / "puzzle-3x3-play-v0.npz",
         **{key: np.concatenate([e[key] for e in episodes]) for key in episodes[0]},

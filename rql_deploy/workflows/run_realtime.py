@@ -1,20 +1,16 @@
-"""`rql-deploy run --real-time`: the loop, its live view, its log and its recording."""
+"""Run episodes in the real-time loop, with its log and its recording."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import click
-
-from rql_deploy.cli.options import show_next
 from rql_deploy.errors import UserError
-
-from .live_view import LiveView
 
 if TYPE_CHECKING:
     from rql_deploy.contract import Contract, PlantDescription
@@ -22,27 +18,33 @@ if TYPE_CHECKING:
     from rql_deploy.plant import EpisodeResult, EpisodicPlant
     from rql_deploy.policy import Policy
     from rql_deploy.runtime.control.playback import Mode
-    from rql_deploy.runtime.control.realtime import RealTimeResult
+    from rql_deploy.runtime.control.realtime import RealTimeLoop, RealTimeResult
     from rql_deploy.runtime.control.telemetry import Tick
+
+View = Callable[[str, "RealTimeLoop"], AbstractContextManager[Any]]
+"""Shows a loop while an episode runs, under a title."""
 
 
 @dataclass(frozen=True)
 class RealTimeOptions:
-    """What the command line said about a real-time run."""
+    """Settings of a real-time run; docs/control.md explains them."""
 
-    mode: Mode
-    make_up: bool
-    limits: Path | None
-    gate: float | None
-    """Part of the training data that a gate on V and spread would refuse."""
-    duration: float | None
-    log: Path | None
-    record: str | None
-    count_faults: bool
-    priority: int | None
-    candidates: int
-    timeout: float | None
-    quiet: bool
+    mode: Mode = "anytime"
+    make_up: bool = True
+    limits: Path | None = None
+    """The robot's limits.toml."""
+    gate: float | None = None
+    """Reject decisions whose V or spread lies beyond this part of the training data, e.g. 0.01."""
+    duration: float | None = None
+    """Seconds after which an episode ends."""
+    log: Path | None = None
+    """File for every tick, as JSON lines."""
+    record: str | None = None
+    """Folder or Minari id to write the episodes to."""
+    count_faults: bool = False
+    """Count faults and continue, for measurements on simulators."""
+    priority: int | None = None
+    """SCHED_FIFO priority of the loop."""
 
     def limits_for(self, contract: Contract) -> Limits:
         """The limits file, tightened by the gate."""
@@ -60,17 +62,36 @@ class RealTimeOptions:
         )
 
 
-def play(
+@dataclass(frozen=True)
+class RealTimeRun:
+    """Episodes that the real-time loop played, in order."""
+
+    episodes: list[EpisodeResult]
+    figures: list[dict[str, Any]]
+    """The loop's figures of each episode, as JSON data."""
+    recording: Path | None
+    """The data set that the episodes were written to."""
+    recorded: int
+    """Episodes in it."""
+
+
+def play_in_real_time(
     task: str,
     description: PlantDescription,
     plant: EpisodicPlant,
     policy: Policy,
     options: RealTimeOptions,
     seeds: Sequence[int],
-) -> tuple[list[EpisodeResult], list[dict[str, Any]]]:
-    """Play the seeds' episodes; returns their results and the loop's figures. Ends early at Ctrl-C and at a fault.
+    *,
+    candidates: int,
+    timeout: float | None,
+    on_episode: Callable[[int, RealTimeResult], None],
+    view: View,
+) -> RealTimeRun:
+    """Play the seeds' episodes; Ctrl-C and a fault end the run early.
 
-    What was played is written in every case. Raises UserError before anything moves when a file cannot be written or limits do not fit.
+    What was played is written in every case. Raises UserError before anything moves when a file cannot be written or limits
+    do not fit, and afterwards when the log is not complete.
     """
     from rql_deploy.runtime.control.realtime import RealTimeLoop
     from rql_deploy.runtime.control.telemetry import STANDBY, TickLog
@@ -102,64 +123,41 @@ def play(
                 mode=options.mode,
                 make_up=options.make_up,
                 limits=limits,
-                candidates=options.candidates,
-                deadline=options.timeout,
+                candidates=candidates,
+                deadline=timeout,
                 latch=not options.count_faults,
                 priority=options.priority,
                 on_tick=on_tick,
             )
         )
-        # Ctrl-C within an episode ends that by itself; this is for the time between, while the plant is reset.
+        # The loop handles Ctrl-C within an episode; this is for the time between, while the plant is reset.
         with contextlib.suppress(KeyboardInterrupt):
             for index, seed in enumerate(seeds):
-                with LiveView(f"{task}, episode {index + 1} of {len(seeds)}", loop, quiet=options.quiet):
+                with view(f"{task}, episode {index + 1} of {len(seeds)}", loop):
                     result = loop.run_episode(seed, duration=options.duration)
                 if recorder is not None:
                     recorder.end(seed, _last_observation(plant, result))
                 results.append(result.episode)
-                figures.append(
-                    {
-                        **result.statistics.summary(),
-                        "faults": loop.watchdog.faults,
-                        "error": result.episode.error,
-                    }
-                )
+                summary = result.statistics.summary()
+                figures.append({**summary, "faults": loop.watchdog.faults, "error": result.episode.error})
                 if log is not None:
                     log.note(
                         {"episode": index, "end": True, "success": result.episode.success, **figures[-1]}
                     )
-                if not options.quiet:
-                    click.echo(describe_episode(index, result))
+                on_episode(index, result)
                 if result.interrupted or result.episode.error:
                     break
-    if not options.quiet and (hint := delay_hint(options.mode, figures)):
-        click.echo(hint)
+    folder = None
     if recorder is not None and recorder.episodes:
-        folder = recorder.write(
-            str(options.record),
-            {"played_with": policy.contract.contract_id, "seeds": [r.seed for r in results]},
-        )
-        if not options.quiet:
-            click.echo(f"{len(recorder.episodes)} episodes in {folder}")
-            show_next(
-                f"rql-deploy data inspect {folder}",
-                f"rql-deploy train --dataset {folder} --init-from CHECKPOINT --output NEW_RUN",
-            )
+        provenance = {"played_with": policy.contract.contract_id, "seeds": [r.seed for r in results]}
+        folder = recorder.write(str(options.record), provenance)
     if log is not None and log.error is not None:
         raise UserError(f"the log is not complete ({log.error}): make room and run again")
-    return results, figures
-
-
-def delay_hint(mode: Mode, figures: Sequence[Mapping[str, Any]]) -> str | None:
-    """What to try when decisions took longer than a tick; the figures behind it are in docs/control.md, Success versus delay."""
-    lead = figures[-1]["lead"] if figures else 0
-    if mode != "prefetch" or lead < 2:
-        return None
-    return f"decisions took {lead} ticks or more: try --play anytime, which loses much less to long delays (docs/control.md)"
+    return RealTimeRun(results, figures, folder, len(recorder.episodes) if recorder is not None else 0)
 
 
 def _last_observation(plant: EpisodicPlant, result: RealTimeResult) -> Mapping[str, Any] | None:
-    # A plant that failed may fail again; what it last observed then ends the episode.
+    # A plant that failed may fail again; its last observation then ends the recorded episode.
     if result.episode.error is not None:
         return None
     with contextlib.suppress(Exception):
@@ -167,22 +165,9 @@ def _last_observation(plant: EpisodicPlant, result: RealTimeResult) -> Mapping[s
     return None
 
 
-def describe_episode(index: int, result: RealTimeResult) -> str:
-    """One line for people."""
-    episode, summary = result.episode, result.statistics.summary()
-    outcome = (
-        "interrupted"
-        if result.interrupted
-        else episode.error or ("success" if episode.success else "no success")
-    )
-    deviation = summary["period_deviation_ms"]["p99"]
-    parts = [
-        f"episode {index + 1}: {outcome} after {episode.steps} ticks",
-        f"{summary['held']} held ({summary['stale_ratio']:.1%})",
-        f"period p99 within {deviation:.2f} ms" if deviation is not None else "",
-        f"{summary['skipped_cycles']} cycles skipped" if summary["skipped_cycles"] else "",
-        f"observation age p50 {summary['observation_age_ms']['p50']:.0f} ms"
-        if summary["observation_age_ms"]["p50"] is not None
-        else "",
-    ]
-    return ", ".join(part for part in parts if part)
+def delay_hint(mode: Mode, figures: Sequence[Mapping[str, Any]]) -> str | None:
+    """What to try when decisions took longer than a tick (docs/control.md, Success versus delay); None when nothing."""
+    lead = figures[-1]["lead"] if figures else 0
+    if mode != "prefetch" or lead < 2:
+        return None
+    return f"decisions took {lead} ticks or more: try --play anytime, which loses much less to long delays (docs/control.md)"

@@ -1,15 +1,11 @@
-"""What `doctor` looks at. Every check returns findings and raises nothing: a broken machine is what it is for."""
+"""Checks of the host: timers, processors, ports and keys."""
 
 from __future__ import annotations
 
 import contextlib
-import importlib.metadata
 import os
 import socket
-import subprocess
-import sys
 import time
-import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,182 +13,23 @@ from typing import Literal
 
 import numpy as np
 
-import rql_deploy
 from rql_deploy.errors import UserError
 
-RENDER_TIMEOUT = 90.0
-"""Seconds; a graphics stack that is left to guess can hang for ever."""
 SHARE_OF_PERIOD = 0.1
 """Lateness of a wake-up, as a share of the control period, that is a problem at the 99 % quantile."""
 COARSE_CLOCK = 100_000
 """Nanoseconds from one reading of the clock to the next different one that are too many."""
 WAKE_UPS, WAKE_PERIOD = 400, 0.002
-RENDER = """
-import time
-from rql_deploy.sim.processes import render_headless
-render_headless()
-import os, mujoco
-start = time.monotonic()
-scene = '<mujoco><worldbody><light pos="0 0 3"/><geom size=".3" rgba="1 0 0 1"/></worldbody></mujoco>'
-model = mujoco.MjModel.from_xml_string(scene)
-data = mujoco.MjData(model)
-mujoco.mj_forward(model, data)
-with mujoco.Renderer(model, 120, 160) as renderer:
-    renderer.update_scene(data)
-    picture = renderer.render()
-assert picture.std() > 1, "the picture is empty"
-print(f"a frame in {time.monotonic() - start:.1f} s with MUJOCO_GL={os.environ.get('MUJOCO_GL', 'unset')}")
-"""
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One line of the doctor's."""
+    """What a check found, and how to cure it."""
 
     subject: str
     status: Literal["ok", "note", "problem"]
     text: str
     cure: str = ""
-
-
-def requirements() -> dict[str, list[str]]:
-    """Requirement strings by extra, '' for the base: from the checkout if this is one, else from the installed package."""
-    project = Path(rql_deploy.__file__).resolve().parent.parent / "pyproject.toml"
-    if project.is_file():
-        table = tomllib.loads(project.read_text())["project"]
-        return {"": table["dependencies"], **table["optional-dependencies"]}
-    from packaging.requirements import Requirement
-
-    found: dict[str, list[str]] = {}
-    metadata = importlib.metadata.metadata("rql-deploy")
-    extras = ["", *(metadata.get_all("Provides-Extra") or [])]
-    for text in importlib.metadata.requires("rql-deploy") or []:
-        parsed = Requirement(text)
-        extra = next(
-            (e for e in extras if parsed.marker is None or parsed.marker.evaluate({"extra": e})), None
-        )
-        if extra is not None:
-            found.setdefault(extra, []).append(text.partition(";")[0])
-    return found
-
-
-def check_versions(need: frozenset[str]) -> list[Finding]:
-    """Every package against what this one asks for; parts that are not installed are noted unless needed."""
-    try:
-        from packaging.requirements import Requirement
-    except ModuleNotFoundError:
-        return [
-            Finding(
-                "versions",
-                "note",
-                "not compared: the package `packaging` is missing",
-                "pip install packaging",
-            )
-        ]
-    found = [Finding("python", "ok", f"{sys.version.split()[0]}, rql-deploy {rql_deploy.__version__}")]
-    for extra, texts in requirements().items():
-        missing, wrong, right = [], [], []
-        for parsed in map(Requirement, texts):
-            if parsed.name == "rql-deploy":
-                continue
-            try:
-                version = importlib.metadata.version(parsed.name)
-            except importlib.metadata.PackageNotFoundError:
-                missing.append(parsed.name)
-                continue
-            if parsed.specifier.contains(version, prereleases=True):
-                right.append(f"{parsed.name} {version}")
-            else:
-                wrong.append(f"{parsed.name} {version} (needed: {parsed.specifier})")
-        subject, target = extra or "base", f"'rql-deploy[{extra}]'" if extra else "rql-deploy"
-        if wrong:
-            found.append(
-                Finding(
-                    subject,
-                    "problem",
-                    f"another version than it works with: {', '.join(wrong)}",
-                    f"pip install {target}",
-                )
-            )
-        if missing:
-            status: Literal["note", "problem"] = "problem" if not extra or extra in need else "note"
-            found.append(
-                Finding(subject, status, f"not installed: {', '.join(missing)}", f"pip install {target}")
-            )
-        if right and not wrong and not missing:
-            found.append(Finding(subject, "ok", ", ".join(right)))
-    return found
-
-
-def check_rendering(needed: bool) -> list[Finding]:
-    """Whether MuJoCo draws a frame off screen, in a process of its own: some graphics stacks crash or hang."""
-    if not _installed("mujoco"):
-        status: Literal["note", "problem"] = "problem" if needed else "note"
-        return [
-            Finding(
-                "rendering",
-                status,
-                "mujoco is not installed: nothing can be filmed",
-                "pip install 'rql-deploy[sim]'",
-            )
-        ]
-    cure = "apt-get install libegl1 libgl1 (or another driver's EGL), and unset MUJOCO_GL or set it to egl; without a GPU Mesa's EGL will do"
-    try:
-        done = subprocess.run(
-            [sys.executable, "-c", RENDER],
-            capture_output=True,
-            text=True,
-            timeout=RENDER_TIMEOUT,
-            check=False,
-        )
-    except subprocess.TimeoutExpired:
-        return [Finding("rendering", "problem", f"no frame within {RENDER_TIMEOUT:g} s", cure)]
-    if done.returncode:
-        last = (done.stderr.strip().splitlines() or [f"status {done.returncode}"])[-1]
-        return [Finding("rendering", "problem", f"no frame: {last[:200]}", cure)]
-    return [Finding("rendering", "ok", done.stdout.strip())]
-
-
-def check_inference(needed: bool) -> list[Finding]:
-    """onnxruntime's providers, and the bundle that comes with the package computed with them."""
-    if not _installed("onnxruntime"):
-        status: Literal["note", "problem"] = "problem" if needed else "note"
-        return [
-            Finding(
-                "onnxruntime",
-                status,
-                "not installed: this machine can be a client only",
-                "pip install 'rql-deploy[serve]'",
-            )
-        ]
-    try:
-        import onnxruntime
-
-        from rql_deploy.bundle.bundle import Bundle
-        from rql_deploy.runtime.engine.onnx_policy import OnnxPolicy
-
-        policy = OnnxPolicy(Bundle.open(Path(rql_deploy.__file__).parent / "assets" / "lift_bundle"))
-        observation = {
-            field.name: np.zeros(field.shape, np.float32) for field in policy.contract.plant.fields
-        }
-        times = []
-        for number in range(60):
-            start = time.perf_counter()
-            policy.act(observation, seed=number)
-            times.append(time.perf_counter() - start)
-    except Exception as error:  # whatever a broken library raises is the finding
-        cure = "pip install --force-reinstall onnxruntime"
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        return [Finding("onnxruntime", "problem", f"it does not compute: {reason[:200]}", cure)]
-    providers = ", ".join(onnxruntime.get_available_providers())
-    p50 = float(np.median(times[10:]) * 1e3)
-    return [
-        Finding(
-            "onnxruntime",
-            "ok",
-            f"{onnxruntime.__version__} with {providers}; one action of the shipped bundle takes {p50:.2f} ms",
-        )
-    ]
 
 
 def check_timers(control_rate: float) -> list[Finding]:
@@ -358,13 +195,6 @@ def check_keys(keys: Path | None) -> list[Finding]:
         if secret.stat().st_mode & 0o077
     ]
     return found or [Finding("keys", "ok", text)]
-
-
-def _installed(package: str) -> bool:
-    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-        importlib.metadata.version(package)
-        return True
-    return False
 
 
 def _read(path: str) -> str:

@@ -1,13 +1,15 @@
-"""What `rql-deploy data` reads: data sets of every format, and recordings."""
+"""Open data sets of every format, and recordings of a server."""
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rql_deploy.errors import UserError
-from rql_deploy.workflows.recorded_data import is_recording, read_recorded
+
+from .recorded_data import is_recording, read_recorded
 
 if TYPE_CHECKING:
     from rql_deploy.train.data.shards import ShardedStore
@@ -17,9 +19,13 @@ if TYPE_CHECKING:
 def open_data(
     name: str, relabel: str | None = None, *, may_lack_rewards: bool = False
 ) -> TransitionStore | ShardedStore:
-    """A data set; `relabel` names the OGBench task whose rewards it gets, whatever it had before.
+    """Open a data set.
 
-    Where it has none and none is named, rewards are 0 if it `may_lack_rewards`. Raises UserError where OGBench cannot compute them.
+    Args:
+        relabel: the OGBench task whose rewards replace those of the data.
+        may_lack_rewards: give data without rewards, for which no task is named, rewards of 0.
+
+    Raises UserError where the data cannot be read, or OGBench cannot compute its rewards.
     """
     from rql_deploy.train.data.readers import open_store
 
@@ -27,17 +33,17 @@ def open_data(
         if relabel:
             raise _no_states(f"recording {name}", relabel)
         return read_recorded(name).store
-    rewards: Any = _NoRewards(Path(name).name.removesuffix(".npz")) if may_lack_rewards else None
+    rewards: Any = _ZeroRewards(Path(name).name.removesuffix(".npz")) if may_lack_rewards else None
     if relabel:
         from rql_deploy.sim.plants.ogbench_rewards import OGBenchRewards
 
-        rewards = _Used(OGBenchRewards(relabel))
+        rewards = _CountedRewards(OGBenchRewards(relabel))
     try:
         opened = open_store(name, relabel=rewards, replace=relabel is not None)
     except UserError as error:
         raise UserError(str(error).replace("--set relabel=", "--relabel ")) from error
     if relabel:
-        opened.sample  # noqa: B018  a sharded set computes them as its shards are read
+        opened.sample  # noqa: B018  a sharded set computes rewards as its shards are read
         if not rewards.calls:
             raise _no_states(f"data set {opened.dataset_id}", relabel)
     return opened
@@ -45,14 +51,14 @@ def open_data(
 
 def _no_states(what: str, relabel: str) -> UserError:
     return UserError(
-        f"{what} lacks the simulator's states that the rewards of {relabel} are computed from: name an OGBench .npz file with 'qpos', "
-        "or leave the task out to keep the rewards that are there"
+        f"{what} lacks the simulator's states that the rewards of {relabel} are computed from: name an OGBench "
+        ".npz file with 'qpos', or leave the task out to keep the rewards that are there"
     )
 
 
 @dataclasses.dataclass
-class _Used:
-    """OGBench's rewards, and whether anybody asked for them."""
+class _CountedRewards:
+    """OGBench's rewards, with a count of calls: 0 when the reader had no states to compute them from."""
 
     rewards: Any
     calls: int = 0
@@ -67,8 +73,8 @@ class _Used:
 
 
 @dataclasses.dataclass(frozen=True)
-class _NoRewards:
-    """Stands in where a file has no rewards: all 0."""
+class _ZeroRewards:
+    """Rewards of 0 and masks of 1, for a file without rewards."""
 
     name: str
 
@@ -79,8 +85,8 @@ class _NoRewards:
         return np.zeros(rows, np.float32), np.ones(rows, np.float32)
 
 
-def whole(opened: TransitionStore | ShardedStore) -> TransitionStore:
-    """A data set that is not sharded; raises UserError for one that is."""
+def require_unsharded(opened: TransitionStore | ShardedStore) -> TransitionStore:
+    """The data set; raises UserError where it is in shards."""
     from rql_deploy.train.data.store import TransitionStore
 
     if not isinstance(opened, TransitionStore):
@@ -90,15 +96,15 @@ def whole(opened: TransitionStore | ShardedStore) -> TransitionStore:
     return opened
 
 
-def left_out_of(*names: str) -> list[str]:
+def unread_columns(names: Sequence[str]) -> list[str]:
     """Arrays of these data sets that training does not read, sorted."""
     from rql_deploy.train.data.readers.unread_columns import left_out
 
     return sorted({key for name in names if not is_recording(name) for key in left_out(name)})
 
 
-def remarks_of(*names: str) -> list[str]:
-    """What is missing in those of them that are recordings, one sentence each."""
+def recording_remarks(names: Sequence[str]) -> list[str]:
+    """What is missing in those of the data sets that are recordings, one sentence each."""
     several = len(names) > 1
     return [
         f"{name}: {sentence}" if several else sentence
@@ -108,8 +114,8 @@ def remarks_of(*names: str) -> list[str]:
     ]
 
 
-def unlike(stores: list[TransitionStore]) -> list[str]:
-    """What some of the data sets to be joined know and others do not, so that the result does not, one sentence each."""
+def lost_by_merge(stores: Sequence[TransitionStore]) -> list[str]:
+    """What only some of the data sets know, so that the merged one does not, one sentence each."""
     found = []
     for attribute, what in (
         ("successes", "which episodes succeeded"),
