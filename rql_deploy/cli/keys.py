@@ -20,14 +20,14 @@ _folder = click.option(
 
 @click.group("keys")
 def command() -> None:
-    """Who may drive: CURVE keys for `serve --keys`, one per robot, made and revoked by name."""
+    """Make and revoke CURVE keys for `serve --keys`, one per robot, by name."""
 
 
 @command.command("new")
 @click.argument("name")
 @_folder
 def new(name: str, folder: Path) -> None:
-    """Make a key for the client NAME and allow it (the server's own pair is made the first time)."""
+    """Make a key for the client NAME, and allow it. The first call also makes the server's own keys."""
     from rql_deploy.runtime.wire.keys import new_client
 
     secret = new_client(folder, name)
@@ -61,7 +61,7 @@ def show(folder: Path, as_json: bool) -> None:
 @click.argument("name")
 @_folder
 def remove(name: str, folder: Path) -> None:
-    """Allow the client NAME no longer; a running server stops answering it within a second."""
+    """Revoke the key of client NAME; a running server stops answering it within a second."""
     from rql_deploy.runtime.wire.keys import revoke
 
     revoke(folder, name)

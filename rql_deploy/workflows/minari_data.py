@@ -13,7 +13,10 @@ if TYPE_CHECKING:
 
 
 def write_minari(store: TransitionStore, output: str, data_format: str) -> tuple[Path, list[str]]:
-    """Write it in Minari's `hdf5` or `arrow` layout; returns the folder and what was lost. Raises UserError when something is there."""
+    """Write the data set in Minari's `hdf5` or `arrow` layout; returns the folder and what was lost.
+
+    Raises UserError when the folder exists.
+    """
     from minari.data_collector import EpisodeBuffer
 
     from rql_deploy.sim.collection.minari_files import write_dataset
@@ -23,7 +26,8 @@ def write_minari(store: TransitionStore, output: str, data_format: str) -> tuple
         lost.append(
             "the data has no observation after an episode's last action, so the last one stands there twice"
         )
-    # Our reader takes a success flag to last until the episode's end; masks that do not are told by terminations alone.
+    # The Minari reader takes a success flag to last until the episode's end; other masks are written as
+    # terminations alone.
     flags = store.masks == 0
     latched = [np.logical_or.accumulate(flags[s:e]) for s, e in zip(store.starts, store.ends, strict=True)]
     with_success = store.successes is not None and all(

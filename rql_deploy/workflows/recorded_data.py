@@ -35,7 +35,8 @@ def is_recording(name: str) -> bool:
 def read_recorded(name: str) -> Recorded:
     """All episodes, in the order in which they began.
 
-    Rewards that no loop reported are success - 1, masks 1 - success (docs/algorithm.md, Conventions); without either they are 0 and 1.
+    Where the loop reported no rewards they are success - 1, and masks are 1 - success (docs/algorithm.md, Conventions);
+    where it reported no success either, they are 0 and 1.
     Raises UserError when there is no episode in it, or they are of several plants.
     """
     from rql_deploy.runtime.server.recording import read_recording
@@ -53,7 +54,7 @@ def read_recorded(name: str) -> Recorded:
             episodes.setdefault((record["epoch"], record["episode"]), {}).setdefault(record["tick"], record)
     if not episodes:
         raise UserError(
-            f"recording {name} holds {decisions:,} decisions and no episode, and what came of decisions only the control loop knows: "
+            f"recording {name} holds {decisions:,} decisions and no episode, which only the control loop can report: "
             "drive with `rql-deploy run` against a server that records, or report from your own loop (docs/protocol.md, episode)"
         )
     plant = contracts[next(iter(next(iter(episodes.values())).values()))["contract_id"]].plant

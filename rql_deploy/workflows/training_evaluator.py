@@ -1,4 +1,4 @@
-"""Checkpoints played in simulator processes while training goes on: what `train --evaluate` hands to the trainer."""
+"""Evaluate checkpoints in simulator processes while training goes on."""
 
 from __future__ import annotations
 
@@ -19,11 +19,14 @@ if TYPE_CHECKING:
     from rql_deploy.train.logging.periodic_evaluation import Evaluation
 
 NICENESS = 5
-"""Added to the simulators' niceness, so that they take what training leaves."""
+"""Added to the simulators' niceness, so that training has priority."""
 
 
 class SimulatedEvaluator:
-    """Plays the averaged policy of each checkpoint on fresh seeds, disjoint from those of `evaluate`, `collect` and each other."""
+    """Plays the averaged policy of each checkpoint.
+
+    Seeds are fresh for every checkpoint, and disjoint from those of `evaluate` and `collect`.
+    """
 
     def __init__(
         self,
@@ -46,7 +49,7 @@ class SimulatedEvaluator:
         self._running: dict[int, tuple[list[int], list[Future[EpisodeResult]]]] = {}
 
     def require(self, plant: PlantDescription) -> None:
-        """Raise ContractError unless policies trained on data of `plant` can be played here, naming what differs."""
+        """Raise ContractError, naming what differs, unless policies trained on data of `plant` can be played here."""
         from rql_deploy.contract import shortened
 
         if differences := plant.differences(self._pool.describe()):
@@ -56,7 +59,7 @@ class SimulatedEvaluator:
             )
 
     def submit(self, step: int, checkpoint: Path) -> None:
-        """Have this checkpoint played; returns at once."""
+        """Start evaluating this checkpoint; returns at once."""
         from rql_deploy.seeding import episode_seed
 
         seeds = [episode_seed(self.seed, step * self.episodes + i, "train") for i in range(self.episodes)]
@@ -64,7 +67,7 @@ class SimulatedEvaluator:
         self._running[step] = seeds, self._pool.start(policy, seeds)
 
     def finished(self) -> list[Evaluation]:
-        """Evaluations that ended since this was last asked."""
+        """Evaluations that ended since the last call."""
         from rql_deploy.sim.processes import result_of
         from rql_deploy.train.logging.periodic_evaluation import Evaluation
 

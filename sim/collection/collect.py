@@ -52,7 +52,7 @@ _env: TaskEnv | None = None
 
 
 def demonstrate(task: Task, index: int, seed: int, noise_range: tuple[float, float]) -> Episode:
-    """Record one episode of the task's demonstrator; its noise level is drawn from the range by the episode's seed."""
+    """Record one episode of the task's demonstrator; the episode's seed draws its noise level."""
     global _env
     if _env is None:
         _env = task.make_env()
@@ -84,8 +84,8 @@ def collect(
 ) -> Generator[Episode]:
     """Yield episodes as they finish, in any order, from processes of this machine or `pool` (shut down at the end).
 
-    On Ctrl-C the episodes under way are finished and yielded before KeyboardInterrupt goes on: they were begun in order, so what has been
-    yielded then is 0, 1, 2, ... without a gap.
+    On Ctrl-C the episodes under way are finished and yielded before KeyboardInterrupt is raised again. Episodes begin in
+    order, so what has been yielded then is 0, 1, 2, ... without a gap.
     """
     find_demonstrator(task)
     pool = pool or SimulatorPool(min(workers, episodes))
@@ -128,7 +128,7 @@ def contiguous(episodes: Sequence[Episode]) -> list[Episode]:
 
 
 def write_minari(output: str, task: Task, episodes: Sequence[Episode], provenance: dict[str, Any]) -> Path:
-    """Write the episodes as a Minari HDF5 data set that knows its environment; complete or not at all. Returns its folder."""
+    """Write the episodes as a Minari HDF5 data set that can rebuild its environment; returns its folder."""
     from minari.data_collector import EpisodeBuffer
 
     env = task.make_env()

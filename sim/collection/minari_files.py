@@ -1,4 +1,4 @@
-"""Write a Minari data set: complete or not at all, where `--output` says, with our description of the plant in its metadata."""
+"""Write a Minari data set, completely or not at all, with a description of the plant in its metadata."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ DATASET_ID = re.compile(r"^(?:[\w-]{2,}/)*[\w-]{2,}-v\d+$")
 
 
 def target_folder(output: str) -> Path:
-    """Where `--output` puts the data set: a Minari id (`group/name-v0`) under Minari's root, anything else a path.
+    """The data set's folder: a Minari id (`group/name-v0`) lies under Minari's root, anything else is a path.
 
     Raises UserError when something is there already.
     """
@@ -41,7 +41,7 @@ def target_folder(output: str) -> Path:
 
 
 def writable_target(output: str) -> Path:
-    """`target_folder` whose parent exists and can be written; raises UserError otherwise, before hours are spent simulating."""
+    """`target_folder`, whose parent is made; raises UserError where it cannot be written, before hours of simulation."""
     target = target_folder(output)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -75,7 +75,7 @@ def write_dataset(
     # Absolute, because Minari prepends its root to the path once more when it is relative.
     target = writable_target(output).resolve()
     dataset_id = output if DATASET_ID.match(output) else default_id
-    # Minari writes under its root only, so it gets a root of our own beside the target, and the result moves in one rename.
+    # Minari writes under its root only: it gets a temporary root beside the target, and the result is renamed.
     try:
         reserve(target.parent, sum(map(_size, buffers)))
     except OSError as error:

@@ -1,7 +1,8 @@
-"""The published recipe of OGBench's `play` data for the arm (https://github.com/seohongpark/ogbench, data_gen_scripts): its scripted
-oracles, which come with the `ogbench` package, chase one random target after another for 1001 steps.
+"""The published recipe of OGBench's `play` data for the arm.
 
-The published files were made without seeds, so only their distribution can be reproduced; here every episode has a seed of its own.
+Scripted oracles, which come with the `ogbench` package, pursue one random target after another for 1001 steps
+(https://github.com/seohongpark/ogbench, data_gen_scripts). The published files were made without seeds, so only their
+distribution can be reproduced; here every episode has a seed of its own.
 """
 
 from __future__ import annotations
@@ -20,10 +21,10 @@ from rql_deploy.plain import suggestion
 EPISODE_STEPS = 1001
 """Rows per episode; loaders drop the last, which leaves 1000 transitions."""
 NOISE, NOISE_SMOOTHING = 0.1, 0.5
-"""Standard deviation of the noise on an oracle's plan, relative to the action range, and of the Gaussian (in steps) that smooths it."""
+"""Standard deviations: of the noise on an oracle's plan, in action ranges, and of the Gaussian that smooths it, in steps."""
 STATE_KEYS = ("qpos", "qvel")
 ATTEMPTS = 100
-"""Episodes of one seed that may be rejected before something must be wrong."""
+"""Rejected episodes of one seed after which an error is raised."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,7 @@ def find_recipe(task: str) -> Recipe:
 
 @dataclass(frozen=True)
 class PlayEpisode:
-    """T rows as OGBench stores them: what is seen and done, and the simulator's state before it was done."""
+    """T rows as OGBench stores them: observations, actions, and the simulator's state before each action."""
 
     arrays: Mapping[str, NDArray[Any]]
     """`observations` `[T, O]`, `actions` `[T, 5]`, `terminals` `[T]`, `qpos`, `qvel`, and `button_states` where there are buttons."""
@@ -74,7 +75,7 @@ class PlayEpisode:
     reached: int
     """Of those, targets that were reached."""
     rejected: int
-    """Episodes made before this one and thrown away because the cube could have been lost from sight."""
+    """Episodes discarded before this one because the cube could have left the field of view."""
 
 
 @dataclass
@@ -112,7 +113,7 @@ class PlayGenerator:
         self.oracles = {kind: kinds[kind]() for kind in self.recipe.oracles}
 
     def generate(self, seed: int) -> PlayEpisode:
-        """The episode of a seed, always the same one. Raises UserError when every attempt had to be rejected."""
+        """The episode of a seed, always the same. Raises UserError when every attempt was rejected."""
         for rejected in range(ATTEMPTS):
             environment_seed, oracle_seed = np.random.SeedSequence((seed, rejected)).generate_state(2)
             arrays, targets, reached = self._attempt(int(environment_seed) >> 1, int(oracle_seed))
@@ -165,8 +166,10 @@ class PlayGenerator:
 
 
 def cube_stays_visible(qpos: NDArray[Any]) -> bool:
-    """Whether the scene's cube (`qpos` `[T, Q]`, its position in columns 14 to 16, in m) never went too far to the right, nor too far
-    to the left without being in the drawer, whose bottom keeps it at a height of 6 to 8 cm."""
+    """Whether the scene's cube stayed within reach: not too far to the right, and to the left only in the drawer.
+
+    `qpos` is `[T, Q]` with the cube's position in columns 14 to 16, in m. The drawer's bottom keeps it 6 to 8 cm high.
+    """
     y, z = qpos[:, 15], qpos[:, 16]
     in_drawer = (z >= 0.06) & (z <= 0.08)
     return not bool(((y >= 0.29) | ((y <= -0.3) & ~in_drawer)).any())

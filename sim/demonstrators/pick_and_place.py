@@ -1,4 +1,4 @@
-"""Scripted demonstrators that take an object somewhere: Stack, PickPlaceCan and NutAssemblySquare of robosuite.
+"""Scripted demonstrators that carry an object to a place: Stack, PickPlaceCan and NutAssemblySquare of robosuite.
 
 Reach above the object, descend, close, raise, carry, lower, let go, withdraw; from the start when the object was missed or lost. With noise
 they behave like a hasty teleoperator: they aim beside the object and beside its destination (a constant error per attempt), the hand

@@ -1,7 +1,7 @@
-"""V against what came of it: correlation, bias and a reliability table of predicted values and achieved discounted returns.
+"""How V compares with discounted returns: correlation, bias and a reliability table.
 
-An episode that its horizon cuts off has no known return. It lies between what was collected until then and what would have been
-collected had the last reward gone on for ever; both ends are given.
+The return of an episode that its horizon cuts off is not known. It lies between what was collected until then and what
+would have been collected if the last reward had continued for ever; both ends are given.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class Bin:
     achieved: float
     """Mean return until the episode's end."""
     achieved_endless: float
-    """Mean return had episodes that were cut off gone on as they were."""
+    """Mean return, if episodes that were cut off had continued with their last reward."""
     low: float
     """Lower end of the 95 % interval of `achieved`, by resampling episodes."""
     high: float
@@ -45,11 +45,11 @@ class Agreement:
     rank_correlation: float | None
     """Spearman's."""
     bias: float
-    """Mean of V minus the return until the episode's end: positive when V promises too much."""
+    """Mean of V minus the return until the episode's end: positive when V is too high."""
     bias_interval: tuple[float, float]
     """95 %, by resampling episodes."""
     bias_endless: float
-    """The same had episodes that were cut off gone on as they were."""
+    """The same, if episodes that were cut off had continued with their last reward."""
     rmse: float
 
 
@@ -127,7 +127,7 @@ def _ranks(x: NDArray[Any]) -> NDArray[Any]:
 
 
 def _interval(x: NDArray[Any], episode: NDArray[Any]) -> tuple[float, float]:
-    """95 % percentile bootstrap of the mean; episodes are drawn, because decisions of one episode are not independent."""
+    """95 % percentile bootstrap of the mean over episodes; decisions of one episode are not independent."""
     _, inverse = np.unique(episode, return_inverse=True)
     sums, counts = np.bincount(inverse, x), np.bincount(inverse)
     drawn = np.random.default_rng(0).integers(0, len(sums), (RESAMPLES, len(sums)))

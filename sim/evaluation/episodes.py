@@ -1,6 +1,6 @@
 """Evaluate a policy on seeded episodes in parallel processes.
 
-The policy and the loop that drives it come from outside as picklable callables, so the same evaluation serves torch checkpoints,
+Policies and the loop that drives them are passed as picklable callables, so the same evaluation serves torch checkpoints,
 ONNX in process and policies behind a socket.
 """
 
@@ -29,7 +29,7 @@ from .calibration import calibrate
 
 MakePolicy = Callable[[PlantDescription], Policy]
 RunEpisode = Callable[..., EpisodeResult]
-"""Called with plant, policy and seed, with `others` if the policy has some, and with `film` if a film is made of it."""
+"""Called with plant, policy and seed; with `others` where the entry has some, and with `film` to be filmed."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ class Score:
         return [r.steps if r.success else self.horizon for r in self.results]
 
     def summary(self) -> dict[str, Any]:
-        """JSON data: success, episodes, ci, steps, latencies in milliseconds of decisions, calibration where V was asked for."""
+        """JSON data: success, episodes, ci, steps, decision latencies in ms, calibration where V was asked for."""
         round_trip = [t for r in self.results for t in r.round_trip]
         inference = [t for r in self.results for t in r.inference]
         annotated = [r for r in self.results if isinstance(r, AnnotatedEpisode)]
@@ -91,7 +91,7 @@ class Score:
 
 
 KEPT_POLICIES = 4
-"""Policies a worker keeps; training has ever new ones evaluated."""
+"""Policies that a worker keeps; training adds new ones all the time."""
 _plants: dict[str, tuple[EnvPlant, PlantDescription]] = {}
 _policies: dict[str, Policy] = {}
 
@@ -170,13 +170,13 @@ class Evaluation:
         return result_of(self._pool.submit(_describe, self.task))
 
     def start(self, entry: EvaluatedPolicy, seeds: Sequence[int]) -> list[Future[EpisodeResult]]:
-        """Have the seeds played and return at once; `result_of` each future gives its result."""
+        """Start playing the seeds, and return at once; `result_of` a future gives its result."""
         return [self._pool.submit(_play, self.task, entry, seed) for seed in seeds]
 
     def film(
         self, entry: EvaluatedPolicy, seeds: Sequence[int], path: Path, camera: str | None = None
     ) -> Future[list[EpisodeResult]]:
-        """Have the seeds played once more, in order, before a camera; writes an mp4 file."""
+        """Start playing the seeds in order before a camera, into an mp4 file."""
         return self._pool.submit(_film, self.task, entry, seeds, path, camera)
 
     def play(self, entry: EvaluatedPolicy, seeds: Sequence[int]) -> Iterator[EpisodeResult]:
@@ -198,7 +198,7 @@ class Evaluation:
 
 
 def read_episodes(path: Path) -> list[AnnotatedEpisode]:
-    """The file's episodes; a line that a crash cut short is left out. No file is no episodes."""
+    """The file's episodes, without a line that a crash cut short; none where there is no file."""
     found = []
     for line in path.read_text().splitlines() if path.is_file() else ():
         try:
@@ -216,7 +216,7 @@ def append_episode(path: Path, episode: EpisodeResult) -> None:
 
 
 def write_episodes(path: Path, episodes: Iterable[EpisodeResult]) -> None:
-    """The whole file at once, in the order given; complete or not at all."""
+    """Write the file in the order given, completely or not at all."""
     partial = path.with_name(path.name + ".writing")
     partial.write_text("".join(json.dumps(asdict(episode)) + "\n" for episode in episodes))
     partial.replace(path)

@@ -1,4 +1,4 @@
-"""Where a chunk of actions would lead the end effector: the commanded set-points, drawn before they are played."""
+"""The path of the end effector under a chunk of actions: the set-points that the chunk commands."""
 
 from __future__ import annotations
 

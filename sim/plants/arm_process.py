@@ -98,7 +98,7 @@ class Arm:
 
 
 def take(arm: Arm, message: bytes) -> int | None:
-    """Obey one message; returns the number of the reset it asked for. What is no message is ignored, as a controller must."""
+    """Obey one message; returns the number of the reset it asks for. Anything else is ignored, as a controller must."""
     try:
         order = msgpack.unpackb(message)
         position = np.array(order["q"], np.float64)
@@ -150,7 +150,7 @@ def run(rate: float) -> None:
         if late < 0:
             time.sleep(-late)
         elif late > arm.period:
-            # Simulated time may fall behind a busy machine's clock; it never runs to catch up.
+            # Simulated time may fall behind the clock of a busy machine; it does not catch up.
             skipped += int(late / arm.period)
 
 

@@ -1,4 +1,4 @@
-"""Any registered gymnasium environment with numbers to observe and bounded actions, as `gym:ID` or `gym:MODULE:ID`."""
+"""Any registered gymnasium environment with numeric observations and bounded actions: `gym:ID`, `gym:MODULE:ID`."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from rql_deploy.sim.processes import render_headless
 from .task_env import Observation, TaskEnv
 
 FIELD = "observation"
-"""Name of what is observed where the environment has no names for it, as the readers of data sets call it."""
+"""Field name where the environment has none; the readers of data sets use the same."""
 DEFAULT_RATE = 20.0
 SUCCESS_KEYS = ("success", "is_success")
 """Entries of `info` that say whether the task is done."""
@@ -58,8 +58,8 @@ def default_horizon(identifier: str) -> int:
 class GymEnv(TaskEnv):
     """One registered environment, its observation as named fields, its actions flat and within their bounds.
 
-    Reward and end are the environment's. Success is what `info` says (`success` or `is_success`), latched; an environment that says neither
-    never succeeds, and what it came to is its return.
+    Reward and end are the environment's. Success is what `info` says (`success` or `is_success`), latched. An environment that
+    says neither never succeeds, and is measured by its return.
     """
 
     def __init__(
@@ -100,7 +100,7 @@ class GymEnv(TaskEnv):
     def reset(
         self, *, seed: int | None = None, options: Mapping[str, Any] | None = None
     ) -> tuple[Observation, dict[str, Any]]:
-        """Start an episode; with a seed, it depends on that and the actions alone if the environment keeps to gymnasium's rules."""
+        """Start an episode; with a seed it depends on the seed and the actions alone, by gymnasium's rules."""
         super().reset(seed=seed)
         observation, _ = self._env.reset(seed=seed)
         self._success = False
@@ -119,7 +119,7 @@ class GymEnv(TaskEnv):
         )
 
     def description(self, task: str) -> PlantDescription:
-        """This environment's side of a contract: fields and actions without units, as a foreign data set's would be read."""
+        """This environment's side of a contract: fields and actions without units, like those of a foreign data set."""
         low, high = self.action_space.low, self.action_space.high  # type: ignore[attr-defined]
         return PlantDescription(
             task=task,
@@ -161,7 +161,7 @@ def _fields(identifier: str, space: gymnasium.Space[Any]) -> dict[str, gymnasium
 
 
 def _rate(env: gymnasium.Env[Any, Any]) -> float:
-    """Steps per second of the simulated time, where the environment says so (MuJoCo's do), else of its rendering, else 20."""
+    """Steps per second: of simulated time where the environment says so (MuJoCo's do), else of its rendering, else 20."""
     step = getattr(env.unwrapped, "dt", None)
     if isinstance(step, int | float) and step > 0:
         return 1.0 / step

@@ -1,7 +1,7 @@
 """OGBench's single tasks as environments, played as OGBench evaluates them: its own time limit, reward and success.
 
-Success is judged before an action is taken (`success_timing="pre"`), as in the rewards of the data, so the episode ends one step after the
-goal was reached.
+Success is checked before an action is taken (`success_timing="pre"`), as in the rewards of the data, so the episode ends
+one step after the goal was reached.
 """
 
 from __future__ import annotations

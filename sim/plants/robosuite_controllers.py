@@ -1,4 +1,4 @@
-"""robosuite's arm controllers: their settings, and what one action dimension means to each (name, bounds, unit, hold part)."""
+"""robosuite's arm controllers: their settings, and the name, bounds, unit and hold part of their action dimensions."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from rql_deploy.plain import suggestion
 
 ROBOTS = ("Panda",)
 CONTROLLERS = ("OSC_POSE", "OSC_POSITION", "JOINT_VELOCITY", "JOINT_POSITION")
-"""Those whose units and hold parts are known here."""
+"""Controllers whose units and hold parts are known here."""
 OSC_NAMES = ("dx", "dy", "dz", "droll", "dpitch", "dyaw")
 JOINT_LIMITS = {
     "Panda": (
@@ -43,7 +43,7 @@ def controller_config(robot: str, controller: str) -> dict[str, Any]:
         part = load_part_controller_config(default_controller=controller)
         config["body_parts"]["right"] = {**part, "gripper": arm["gripper"]}
         if controller == "JOINT_POSITION":
-            # robosuite passes absolute angles through as they are and takes the bounds of the action space from here.
+            # robosuite passes absolute angles through unchanged and takes the action space's bounds from here.
             low, high = JOINT_LIMITS[robot]
             config["body_parts"]["right"].update(
                 input_type="absolute", input_min=list(low), input_max=list(high)
@@ -54,7 +54,10 @@ def controller_config(robot: str, controller: str) -> dict[str, Any]:
 def action_dimensions(
     arm: Mapping[str, Any], low: NDArray[Any], high: NDArray[Any]
 ) -> tuple[ActionDimension, ...]:
-    """The dimensions of an action of the `arm`'s controller settings, with the bounds `[A]` of the action space; the gripper comes last."""
+    """The dimensions of an action under the `arm`'s controller settings; the gripper is last.
+
+    `low` and `high` `[A]` are the bounds of the action space.
+    """
     count = len(low) - 1
     controller, frame = str(arm["type"]), str(arm.get("input_ref_frame", ""))
     absolute = arm.get("input_type") == "absolute"
@@ -76,7 +79,7 @@ def action_dimensions(
         )
         for i in range(count)
     ]
-    # The gripper's command is an absolute open/close target: letting go of it would drop what is held.
+    # The gripper's command is an absolute open/close target: a hold of zero would drop the object.
     gripper = ActionDimension(
         "gripper", float(low[-1]), float(high[-1]), "-1 open, 1 closed", "GRIP", "", "absolute", "repeat"
     )

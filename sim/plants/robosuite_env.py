@@ -35,14 +35,16 @@ ROBOT_FIELDS = ("robot0_eef_pos", "robot0_eef_quat", "robot0_gripper_qpos")
 UNITS = {"pos": "m", "quat": "quaternion xyzw", "qpos": "m"}
 """Of observation fields, by the last word of their names."""
 HORIZONS = {"Lift": 120, "Stack": 200, "Door": 200, "PickPlaceCan": 200, "NutAssemblySquare": 300}
-"""Control steps after which an episode has failed, where none is given: enough for an unhurried demonstrator at 20 Hz."""
+"""Default horizon, in control steps: enough for an unhurried demonstrator at 20 Hz."""
 DEFAULT_HORIZON = 400
 RESETS_PER_TRIM = 10
 
 
 def trim_heap() -> None:
-    """Give freed memory back to the kernel (glibc): every reset builds a new model, and what the old ones leave behind in the heap
-    otherwise adds up to a gigabyte over some hundred episodes."""
+    """Return freed memory to the kernel (glibc).
+
+    Every reset builds a new model; without this the heap grows to a gigabyte over some hundred episodes.
+    """
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL("libc.so.6").malloc_trim(0)
 
@@ -68,7 +70,7 @@ def check_task(task: str) -> None:
         raise UserError(f"{task} needs two arms, only one-armed tasks can be driven: try robosuite:Lift")
     if task == "Wipe":
         raise UserError(
-            "Wipe has a sponge and no gripper to command, and an action ends with the gripper here: try robosuite:Lift"
+            "Wipe has a sponge instead of a gripper, and an action must end with the gripper here: try robosuite:Lift"
         )
 
 
@@ -83,8 +85,8 @@ class RobosuiteEnv(TaskEnv):
     Observation: a Dict of named fields (end-effector pose, gripper, the task's object fields), float64.
     Action: Box [-1, 1]^A, the arm controller's input and the gripper.
     Reward: success - 1, where success stays true once reached (docs/algorithm.md, Conventions).
-    Ends: `terminated` once `rows_after_success` further steps have been taken after success, so that a sampler that never starts a
-    window at an episode's last row still sees the success row; `truncated` after `horizon` steps without success.
+    Ends: `terminated` when `rows_after_success` steps have been taken after success, since a sampler that never starts a window
+    at an episode's last row must still see the success row; `truncated` after `horizon` steps without success.
     """
 
     metadata = {"render_modes": ["rgb_array"]}  # noqa: RUF012  gymnasium declares it an instance variable
@@ -120,7 +122,8 @@ class RobosuiteEnv(TaskEnv):
             use_object_obs=True,
             control_freq=control_rate,
             ignore_done=True,
-            # Some tasks draw object sizes when the model is built; only a rebuild makes an episode depend on its seed alone.
+            # Some tasks draw object sizes when the model is built: an episode depends on its seed alone only after
+            # a rebuild.
             hard_reset=True,
         )
         self.spec = EnvSpec(
@@ -165,10 +168,11 @@ class RobosuiteEnv(TaskEnv):
         """Start an episode; with a seed, everything that follows depends on that seed and the actions alone."""
         super().reset(seed=seed)
         if seed is not None:
-            # The placement sampler and the object models share this generator from construction on: reseed it in place.
+            # The placement sampler and the object models keep a reference to this generator: reseed it in place.
             self._env.rng.bit_generator.state = np.random.default_rng(seed).bit_generator.state
         self._env.reset()
-        # robosuite computes some fields from others that come later, so after one pass those that are relative to the hand are zero.
+        # robosuite computes some fields from others that come later: after one pass, fields relative to the hand
+        # are still zero.
         raw = self._env._get_observations(force_update=True)
         self._resets += 1
         if self._resets % RESETS_PER_TRIM == 0:
@@ -197,7 +201,7 @@ class RobosuiteEnv(TaskEnv):
         )
 
     def description(self, task: str) -> PlantDescription:
-        """This environment's side of a contract: fields, action dimensions with units and hold parts, rate, and how to rebuild it."""
+        """This environment's side of a contract, with units, hold parts and how to rebuild it."""
         arm = self.controller_config["body_parts"]["right"]
         assert self.spec is not None
         return PlantDescription(
@@ -212,7 +216,7 @@ class RobosuiteEnv(TaskEnv):
         )
 
     def rest_action(self) -> NDArray[np.float32] | None:
-        """Absolute joint control has to be told where the arm is; the other controllers rest at zero. The gripper is open."""
+        """The present joint angles under absolute control, with the gripper open; other controllers rest at zero."""
         if self.controller_config["body_parts"]["right"].get("input_type") != "absolute":
             return None
         joints = np.asarray(self._env.robots[0]._joint_positions, np.float32)

@@ -1,4 +1,4 @@
-"""robosuite's control step without looking everything up anew at each physics step: the same numbers to the last bit, in less time.
+"""robosuite's control step in less time, to the last bit the same numbers.
 
 At 20 Hz a control step is 25 physics steps, and robosuite 1.5.2 runs its whole controller stack in Python at each: names to ids, three
 Jacobians twice, all observables, and the action's dimension from scratch. The first physics step, which takes up the action, is left to
@@ -39,15 +39,15 @@ def install() -> None:
 
 
 def fast_step(env: Any) -> Step:
-    """`env.step` for the episode that begins: the fast one where it is known to be the same, otherwise robosuite's own.
+    """`env.step` for the episode that begins: the fast one where it is known to be the same, else robosuite's own.
 
-    To be asked again after every reset, which builds a new model.
+    Call it after every reset, which builds a new model.
     """
     return FastStep(env).step if recognised(env) else env.step
 
 
 def recognised(env: Any) -> bool:
-    """Whether all that `FastStep` leaves out is what it takes it to be."""
+    """Whether everything that `FastStep` leaves out is as it assumes."""
     if not (
         type(env).step is MujocoEnv.step
         and type(env)._pre_action is RobotEnv._pre_action
@@ -140,7 +140,7 @@ def fast_osc(arm: Any) -> bool:
 
 
 class FastOSC:
-    """robosuite's operational space control (its controllers/parts/arm/osc.py) between two actions, on arrays that are kept."""
+    """robosuite's operational space control (controllers/parts/arm/osc.py) between two actions, on reused arrays."""
 
     def __init__(self, arm: Any, model: Any, data: Any):
         self._arm, self._model, self._data = arm, model, data
@@ -162,7 +162,7 @@ class FastOSC:
         arm.J_ori[:] = arm.J_full[3:] = self._jacr[:, span]
         arm.joint_pos, arm.joint_vel = data.qpos[self._joints].copy(), data.qvel[span].copy()
         mujoco.mj_fullM(self._model, self._full_mass, data.qM)
-        # In the memory order that robosuite's has: compiled functions round differently for the other.
+        # In robosuite's memory order: compiled functions round differently for the other.
         arm.mass_matrix[:] = self._full_mass[span, span]
 
         if arm.input_ref_frame == "base":
@@ -191,7 +191,7 @@ class FastOSC:
 
 
 class ObservableClock:
-    """Runs robosuite's observables at the physics steps at which they sample or start a new period, and only counts time at the others."""
+    """Runs robosuite's observables only at the physics steps at which they sample or start a new period."""
 
     def __init__(self, env: Any):
         self._env = env

@@ -1,10 +1,10 @@
-"""Task names as the command line takes them, and how each becomes an environment, a plant and a description.
+"""Task names, and how each becomes an environment, a plant and a description.
 
     robosuite:Lift                                   a robosuite task
     ogbench:cube-single-play-singletask-task2-v0     a task of OGBench (ogbench:cube-single-play is the environment's default one)
     gym:Pendulum-v1, gym:MODULE:ID                   any registered gymnasium environment
 
-Every task string goes through here.
+Every task name is resolved here.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from .task_env import TaskEnv
 
 
 class Demonstrator(Protocol):
-    """A program that solves a task from its observation."""
+    """A scripted policy that solves a task from its observation."""
 
     def __init__(self, noise: float, rng: np.random.Generator): ...
 
@@ -54,17 +54,17 @@ DEMONSTRATORS: Mapping[str, type[Demonstrator]] = {
 
 @dataclass(frozen=True)
 class Family:
-    """One kind of task: what stands before the colon."""
+    """One kind of task, named before the colon."""
 
     example: str
     settings: frozenset[str]
-    """Settings that its environments take; others are refused by name."""
+    """Settings that its environments take; others are an error."""
     check: Callable[[str], Any]
     """Raises UserError, with the nearest names, when there is no such task."""
     make: Callable[..., TaskEnv]
     """From the task's name within the family and the settings."""
     horizon: Callable[[str], int]
-    """Steps of an episode where none are asked for."""
+    """Default horizon of a task."""
 
 
 FAMILIES: Mapping[str, Family] = {
@@ -102,7 +102,7 @@ class Task:
 
     @classmethod
     def of_plant(cls, plant: PlantDescription) -> Task:
-        """The simulated task that a contract's plant was, with the settings it had; raises UserError when it was none."""
+        """The task of a contract's plant, with its settings; raises UserError where the plant is not a simulated task."""
         kind = plant.task.partition(":")[0]
         if kind not in FAMILIES:
             raise UserError(
@@ -114,7 +114,7 @@ class Task:
         )
 
     def check(self) -> str:
-        """The task's name within its family; raises UserError when there is no such task or it does not take the settings."""
+        """The task's name within its family; raises UserError for an unknown task or setting."""
         family, task = self._family, self.name.partition(":")[2]
         for name in self._given:
             if name not in family.settings:
@@ -154,7 +154,7 @@ class Task:
 
 
 def describe(task: str, env: TaskEnv) -> PlantDescription:
-    """The environment's side of a contract: fields, action dimensions with units and hold parts, rate, and how to rebuild it."""
+    """The environment's side of a contract, with units, hold parts and how to rebuild it."""
     return env.description(task)
 
 
@@ -164,7 +164,7 @@ class EnvPlant:
     def __init__(self, env: TaskEnv):
         self.env = env
         self.reward = 0.0
-        """Of the last action, in the meaning that the training data gives it."""
+        """Reward of the last action, defined as in the training data."""
         self._observation: dict[str, NDArray[np.float64]] = {}
         self._success = self._finished = self._terminated = False
 
@@ -179,12 +179,12 @@ class EnvPlant:
 
     @property
     def terminated(self) -> bool:
-        """Whether the environment itself ended the episode (fallen, say), so that nothing was cut off."""
+        """Whether the environment itself ended the episode (the robot fell, say), not the horizon."""
         return self._terminated
 
     @property
     def rest_action(self) -> NDArray[np.float32] | None:
-        """The action `[A]` that leaves the arm where it is now, where the environment knows one: what to hold before the first decision."""
+        """The action `[A]` to hold before the first decision: it leaves the arm where it is. None where zero does."""
         return self.env.rest_action()
 
     def reset(self, seed: int | None = None) -> None:
@@ -210,7 +210,7 @@ class EnvPlant:
 
 
 def find_demonstrator(task: Task) -> type[Demonstrator]:
-    """The scripted demonstrator of a task; raises UserError naming those there are and the controller they act on."""
+    """The scripted demonstrator of a task; raises UserError where there is none, or none for its controller."""
     task.check()
     if task.name not in DEMONSTRATORS:
         raise UserError(

@@ -1,4 +1,4 @@
-"""The live view of a real-time run: the loop's figures four times a second, drawn by a thread of rich's own."""
+"""The live view of a real-time run: a table of the loop's figures, four times a second, drawn by rich's thread."""
 
 from __future__ import annotations
 
@@ -12,11 +12,14 @@ if TYPE_CHECKING:
     from rql_deploy.runtime.control.realtime import RealTimeLoop
 
 SHOWN_TICKS = 1000
-"""The latest, which the figures are taken over."""
+"""The figures are of the latest so many ticks."""
 
 
 class LiveView:
-    """A table on the terminal while the loop runs; nothing where standard error is no terminal. Use as a context manager."""
+    """A table on the terminal while the loop runs; nothing where standard error is not a terminal.
+
+    Use it as a context manager.
+    """
 
     def __init__(self, title: str, loop: RealTimeLoop, *, quiet: bool = False):
         from rich.console import Console
@@ -70,7 +73,7 @@ class LiveView:
         ]
         rows += [(f"held: {reason}", str(count)) for reason, count in list(statistics.reasons.items())[:5]]
         for name, value in rows:
-            # Reasons come from servers and policies too: none of them is markup.
+            # Reasons may come from servers and policies: never read them as markup.
             table.add_row(escape(name), escape(value))
         if watchdog.fault is not None:
             table.add_row("[bold red]fault", escape(watchdog.fault.reason))
@@ -78,7 +81,7 @@ class LiveView:
 
 
 def _latest(seconds: Any, change: Callable[[Any], Any] = lambda values: values) -> str:
-    # The loop's thread appends meanwhile; a copy that fails is one frame without this figure.
+    # The loop's thread appends meanwhile; where the copy fails, this frame lacks the figure.
     try:
         values = np.fromiter(itertools.islice(reversed(seconds), SHOWN_TICKS), float)
     except RuntimeError:
