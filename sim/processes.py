@@ -24,7 +24,8 @@ REPLACEMENTS = 3
 class SimulatorPool(Executor):
     """`workers` processes with one thread each. When one is killed (out of memory, say), all are replaced.
 
-    Calls under way are made again. Results are those of an undisturbed pool, since every call has its own seed.
+    Calls under way are made again. Results are those of an undisturbed pool, since every call has its own
+    seed.
     """
 
     def __init__(self, workers: int, niceness: int = 0):
@@ -152,9 +153,11 @@ def result_of(future: Future[T]) -> T:
 
 
 def render_headless() -> None:
-    """Import MuJoCo, rendering with EGL unless the user chose otherwise; call it before anything else imports MuJoCo.
+    """Import MuJoCo, rendering with EGL unless the user chose otherwise; call it before anything else imports
+    MuJoCo.
 
-    Left to choose, MuJoCo may hang without a display. Raises UserError when the user's choice cannot be loaded.
+    Left to choose, MuJoCo may hang without a display. Raises UserError when the user's choice cannot be
+    loaded.
     """
     if sys.platform.startswith("linux"):
         os.environ.setdefault("MUJOCO_GL", "egl")
@@ -168,7 +171,9 @@ def render_headless() -> None:
 
 
 def require_display() -> None:
-    """Raise UserError where rendering needs a window system that is missing (MuJoCo would end the process)."""
+    """Raise UserError where rendering needs a window system that is missing (MuJoCo would end the
+    process).
+    """
     windows = os.environ.get("MUJOCO_GL") in ("glfw", "glx")
     if (
         sys.platform.startswith("linux")
@@ -176,5 +181,6 @@ def require_display() -> None:
         and not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))
     ):
         raise UserError(
-            "rendering with MUJOCO_GL=glfw needs a display, and this machine has none: unset MUJOCO_GL or set it to egl"
+            "rendering with MUJOCO_GL=glfw needs a display, and this machine has none: unset MUJOCO_GL or "
+            "set it to egl"
         )

@@ -1,4 +1,7 @@
-"""The command line. Each verb is a module here, imported when it is called: it parses, calls a workflow and prints."""
+"""The command line.
+
+Each verb is a module here, imported when it is called: it parses, calls a workflow and prints.
+"""
 
 from __future__ import annotations
 
@@ -106,7 +109,8 @@ class _Verbs(click.Group):
             raise
         except OSError as error:
             raise _Refused(
-                f"{error.filename or 'the file system'}: {error.strerror or error}; pass another path or make room"
+                f"{error.filename or 'the file system'}: {error.strerror or error}; pass another path or "
+                "make room"
             ) from error
         except ModuleNotFoundError as error:
             extra = EXTRAS.get((error.name or "").partition(".")[0])

@@ -65,13 +65,13 @@ def command(
 ) -> None:
     """Record demonstrations of TASK by its scripted demonstrator as a Minari data set.
 
-    TASK is robosuite:Lift, Stack, Door, PickPlaceCan or NutAssemblySquare. Rewards are success - 1. Recording continues
-    for a few rows after success, so that training sees it. Ctrl-C keeps the first episodes.
+    TASK is robosuite:Lift, Stack, Door, PickPlaceCan or NutAssemblySquare. Rewards are success - 1. Recording
+    continues for a few rows after success, so that training sees it. Ctrl-C keeps the first episodes.
 
-    TASK ogbench:cube-single-play (also cube-double, cube-triple, cube-quadruple, scene, puzzle-3x3, puzzle-4x4) makes the
-    benchmark's own data by its published recipe: FILE.npz with a tenth as many validation episodes, or a Minari data set.
-    The published sets have 1000 episodes (cube-triple 3000, cube-quadruple 5000). After an interruption the same command
-    continues.
+    TASK ogbench:cube-single-play (also cube-double, cube-triple, cube-quadruple, scene, puzzle-3x3,
+    puzzle-4x4) makes the benchmark's own data by its published recipe: FILE.npz with a tenth as many
+    validation episodes, or a Minari data set. The published sets have 1000 episodes (cube-triple 3000,
+    cube-quadruple 5000). After an interruption the same command continues.
     """
     if task.startswith("ogbench:"):
         _collect_ogbench(task, episodes, output, seed, workers, ray_address, as_json, settings["horizon"])

@@ -8,7 +8,8 @@ from pathlib import Path
 import click
 
 from rql_deploy.cli.options import FiniteRange, echo_json
-from rql_deploy.workflows.machine_checks import Finding, check_machine
+from rql_deploy.workflows.host_checks import Finding
+from rql_deploy.workflows.machine_checks import check_machine
 
 MARKS = {"ok": ("ok", "green"), "note": ("note", "yellow"), "problem": ("PROBLEM", "red")}
 EXTRAS = ("serve", "train", "sim", "hub", "arrow")
@@ -46,8 +47,8 @@ def command(
 ) -> None:
     """Check this machine, and name a cure for each problem.
 
-    Checks versions, rendering, onnxruntime, timers, processors, ports and keys, in a few seconds, and changes nothing. The
-    exit status is 1 if there is a problem.
+    Checks versions, rendering, onnxruntime, timers, processors, ports and keys, in a few seconds, and changes
+    nothing. The exit status is 1 if there is a problem.
     """
     found: list[Finding] = []
     for finding in check_machine(required=need, control_rate=control_rate, ports=ports or (5555,), keys=keys):

@@ -126,12 +126,13 @@ def command(
 ) -> None:
     """Measure a policy's success on TASK over seeded episodes, with a 95 % interval.
 
-    TASK is robosuite:NAME, ogbench:NAME (such as cube-single-play-singletask-task2-v0, with OGBench's own time limit and
-    definition of success) or gym:ID for any registered gymnasium environment. Simulators run in parallel and in
-    lock-step: they wait for each decision.
+    TASK is robosuite:NAME, ogbench:NAME (such as cube-single-play-singletask-task2-v0, with OGBench's own
+    time limit and definition of success) or gym:ID for any registered gymnasium environment. Simulators run
+    in parallel and in lock-step: they wait for each decision.
 
-    With --compare, one policy is run in several ways on the same seeds. ONNX in process and over the socket must give
-    the same bytes, torch the same actions within 1e-5 of half the action range; otherwise the exit status is 1.
+    With --compare, one policy is run in several ways on the same seeds. ONNX in process and over the socket
+    must give the same bytes, torch the same actions within 1e-5 of half the action range; otherwise the exit
+    status is 1.
     """
     from rql_deploy.progress import TerminalProgress
     from rql_deploy.workflows import compare as comparing

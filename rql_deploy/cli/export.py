@@ -62,7 +62,8 @@ def command(
 ) -> None:
     """Turn CHECKPOINT (a run folder or one of its checkpoints) into a policy bundle.
 
-    The bundle holds its contract and a certificate of how far its graphs are from torch; beyond 1e-5 nothing is written.
+    The bundle holds its contract and a certificate of how far its graphs are from torch; beyond 1e-5 nothing
+    is written.
 
     \b
     With a finished bundle:  rql-deploy export BUNDLE --push hf://OWNER/NAME
@@ -77,7 +78,8 @@ def command(
     if pull_from is not None:
         if checkpoint is not None or push_to is not None or output is None:
             raise UserError(
-                "--pull needs --output and takes nothing to export: rql-deploy export --pull SOURCE --output DIR"
+                "--pull needs --output and takes nothing to export: rql-deploy export --pull SOURCE "
+                "--output DIR"
             )
         pulled = pull(pull_from, output)
         _show_transfer(pulled.contract.contract_id, str(output), as_json)

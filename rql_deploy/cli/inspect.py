@@ -65,11 +65,13 @@ def _show(bundle: Bundle, stored: Mapping[str, Any], worst: float) -> None:
     contract = bundle.contract
     plant, provenance = contract.plant, contract.provenance
     click.echo(
-        f"{plant.task}: h = {contract.h} actions at {plant.control_rate:g} Hz, F = {contract.F} refinement steps"
+        f"{plant.task}: h = {contract.h} actions at {plant.control_rate:g} Hz, F = {contract.F} refinement "
+        "steps"
     )
     click.echo(f"contract    {contract.contract_id} (schema {contract.schema_version})")
     click.echo(
-        f"trained on  {provenance.dataset_id} ({provenance.dataset_hash[:12]}), {provenance.updates:,} updates, seed {provenance.seed}"
+        f"trained on  {provenance.dataset_id} ({provenance.dataset_hash[:12]}), {provenance.updates:,} "
+        f"updates, seed {provenance.seed}"
     )
     click.echo("\nObservation")
     echo_table(("field", "shape", "unit"), [(f.name, list(f.shape), f.unit) for f in plant.fields])
@@ -93,13 +95,15 @@ def _show(bundle: Bundle, stored: Mapping[str, Any], worst: float) -> None:
         ],
     )
     click.echo(
-        f"\nCertificate {len(stored['checks'])} checks against torch, largest difference {worst:.1e} (tolerance {stored['tolerance']:g})"
+        f"\nCertificate {len(stored['checks'])} checks against torch, largest difference {worst:.1e} "
+        f"(tolerance {stored['tolerance']:g})"
     )
     _show_certificate(stored)
     if stored.get("cost"):
         machine = stored["machine"]
         click.echo(
-            f"\nLatency where it was exported ({machine['processor']}; {machine['features']}); --latency measures it here"
+            f"\nLatency where it was exported ({machine['processor']}; {machine['features']}); --latency "
+            "measures it here"
         )
         _show_costs(stored["cost"])
     if stored.get("scores"):
@@ -123,7 +127,8 @@ def _show_certificate(stored: Mapping[str, Any]) -> None:
     if change := stored.get("flow_change"):
         difference = change["action_difference"]
         click.echo(
-            f"            F = {change['exported_steps']} instead of {change['trained_steps']} moves 99 % of actions by less than "
+            f"            F = {change['exported_steps']} instead of {change['trained_steps']} moves 99 % of "
+            "actions by less than "
             f"{difference['p99']:.2g}, all by less than {difference['max']:.2g} (half an action range is 1)"
         )
     if stored.get("variants"):

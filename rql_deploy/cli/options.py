@@ -60,7 +60,8 @@ def environment_options(function: F) -> F:
             click.option(
                 "--horizon",
                 type=click.IntRange(1),
-                help="Steps after which an episode has failed.  [default: the task's; 120 for robosuite:Lift]",
+                help="Steps after which an episode has failed.  [default: the task's; 120 for "
+                "robosuite:Lift]",
             ),
         )
     ):
@@ -131,7 +132,8 @@ def parse_prune(text: str, candidates: int) -> tuple[tuple[int, int], ...]:
         pair = (int(k), int(keep)) if k.strip().isdecimal() and keep.strip().isdecimal() else (0, 0)
         if not (pair[0] > last_k and 1 <= pair[1] < last_keep):
             raise UserError(
-                f"--prune takes K:KEEP,... with rising K from 1 and falling KEEP below --candidates {candidates}, "
+                "--prune takes K:KEEP,... with rising K from 1 and falling KEEP below --candidates "
+                f"{candidates}, "
                 f"not '{text}': try --candidates 16 --prune 2:8,5:2"
             )
         schedule.append(pair)

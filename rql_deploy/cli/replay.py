@@ -17,7 +17,8 @@ from .options import echo_json
 def command(recording: Path, bundle: Path, variant: str, as_json: bool) -> None:
     """Compute the decisions of RECORDING (made by `serve --record`) again and compare them to the byte.
 
-    The exit status is 1 when one differs: another build of onnxruntime or another kind of CPU may round differently.
+    The exit status is 1 when one differs: another build of onnxruntime or another kind of CPU may round
+    differently.
     """
     from rql_deploy.workflows.replay import replay_recording
 

@@ -75,12 +75,13 @@ def command(
 ) -> None:
     """Serve bundles' actions over ZeroMQ until Ctrl-C or SIGTERM. Needs onnxruntime; torch is not loaded.
 
-    Several bundles are told apart by name (NAME=PATH; by default the task's): `RemotePolicy.connect(..., bundle=NAME)`.
-    SIGHUP reads the bundles again: a changed bundle with the same observation fields, actions, rate and h takes over
-    between two refinement steps, and no request is lost. After SIGTERM the requests under way are answered first.
+    Several bundles are told apart by name (NAME=PATH; by default the task's): `RemotePolicy.connect(...,
+    bundle=NAME)`. SIGHUP reads the bundles again: a changed bundle with the same observation fields, actions,
+    rate and h takes over between two refinement steps, and no request is lost. After SIGTERM the requests
+    under way are answered first.
 
-    With --workers N, N processes share the endpoint. Each connection belongs to one of them; a process that dies is
-    started again, and its clients reconnect to the others.
+    With --workers N, N processes share the endpoint. Each connection belongs to one of them; a process that
+    dies is started again, and its clients reconnect to the others.
     """
     from rql_deploy.runtime.server.app import ServerConfig
     from rql_deploy.runtime.server.listen import check_bind, check_listener

@@ -67,7 +67,8 @@ def view(endpoint: str, stats: dict[str, Any], previous: dict[str, Any] | None) 
         f"{endpoint}  up {stats['uptime']:.0f} s  {state}  {stats['connected']} connected  "
         f"{stats['in_flight']} in flight",
         f"requests/s  {rates or 'none'}",
-        f"deadline misses {stats['deadline_misses']}  shortened {stats['shortened']}  errors {errors or 'none'}",
+        f"deadline misses {stats['deadline_misses']}  shortened {stats['shortened']}  errors "
+        f"{errors or 'none'}",
         "",
         f"{'ms':10} {'p50':>9} {'p99':>9}",
     ]

@@ -107,10 +107,12 @@ def command(
 ) -> None:
     """Train an RQL flow policy offline on one data set or several.
 
-    Logs go to OUTPUT/tensorboard and OUTPUT/metrics.jsonl. Ctrl-C finishes the update under way, saves a checkpoint and
-    says how to resume. After a crash, --resume continues from the last checkpoint, bit for bit as if nothing had happened.
+    Logs go to OUTPUT/tensorboard and OUTPUT/metrics.jsonl. Ctrl-C finishes the update under way, saves a
+    checkpoint and says how to resume. After a crash, --resume continues from the last checkpoint, bit for bit
+    as if nothing had happened.
 
-    On several GPUs or nodes: torchrun --nproc-per-node N -m rql_deploy train ... (the batch is divided among the workers).
+    On several GPUs or nodes: torchrun --nproc-per-node N -m rql_deploy train ... (the batch is divided among
+    the workers).
     """
     from rql_deploy.progress import TerminalProgress
     from rql_deploy.workflows.train import PeriodicEvaluation, is_leader, train

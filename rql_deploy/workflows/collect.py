@@ -55,8 +55,9 @@ def collect(
         settings: `robot`, `controller`, `control_rate` and `horizon`, where not the task's own.
         ray_address: a Ray cluster to use instead of `workers` processes of this machine.
 
-    Rewards are success - 1. After Ctrl-C the episodes under way are finished and the first ones without a gap are
-    written; with none, KeyboardInterrupt is raised. Raises UserError for a task, setting or output that will not do.
+    Rewards are success - 1. After Ctrl-C the episodes under way are finished and the first ones without a gap
+    are written; with none, KeyboardInterrupt is raised. Raises UserError for a task, setting or output that
+    will not do.
     """
     from rql_deploy.sim.collection import collect as collection
     from rql_deploy.sim.plants.tasks import Task

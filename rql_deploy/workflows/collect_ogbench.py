@@ -59,11 +59,12 @@ def collect_ogbench(
     """Make the data set of a task such as `ogbench:cube-single-play`.
 
     Args:
-        output: FILE.npz (with a tenth as many validation episodes in FILE-val.npz), else a Minari folder or id.
+        output: FILE.npz (with a tenth as many validation episodes in FILE-val.npz), else a Minari folder or
+            id.
         horizon: rows per episode, where not OGBench's 1001.
 
-    The other arguments are those of `collect.collect`. Raises PlayInterrupted on Ctrl-C, UserError for a task or output that
-    will not do.
+    The other arguments are those of `collect.collect`. Raises PlayInterrupted on Ctrl-C, UserError for a task
+    or output that will not do.
     """
     from rql_deploy.sim.collection import collect, ogbench_collect
     from rql_deploy.sim.demonstrators.ogbench_play import EPISODE_STEPS, find_recipe
@@ -128,7 +129,9 @@ def _collect(
 
 
 def write_play_minari(data: PlayData, output: str) -> Path:
-    """Write the training episodes as a Minari data set, with a task's rewards and the simulator's states in `infos`."""
+    """Write the training episodes as a Minari data set, with a task's rewards and the simulator's states
+    in `infos`.
+    """
     import numpy as np
     from minari.data_collector import EpisodeBuffer
 

@@ -1,7 +1,7 @@
 """Run one policy in several ways on the same seeds, and compare their actions.
 
-Each way plays the seeds by itself. During the first one's episodes the others answer the same requests (observation and
-seed) without acting, so that a difference of actions is not mixed up with where it leads.
+Each way plays the seeds by itself. During the first one's episodes the others answer the same requests
+(observation and seed) without acting, so that a difference of actions is not mixed up with where it leads.
 """
 
 from __future__ import annotations
@@ -30,7 +30,9 @@ NAMES = {"onnx": "ONNX in process", "socket": "over the socket", "torch": "torch
 
 @dataclass(frozen=True)
 class Parity:
-    """Actions and outcomes of one way of running the policy against the reference's, over the episodes of both."""
+    """Actions and outcomes of one way of running the policy against the reference's, over the episodes of
+    both.
+    """
 
     episodes: int
     identical_episodes: int
@@ -111,8 +113,9 @@ def compare(
 ) -> Comparison:
     """Play the same seeds with every policy of `source` (two or three), and compare their actions.
 
-    ONNX in process and over the socket must be the same to the byte, torch within 1e-5 of half the action range. With
-    `output` FILE.jsonl, the episodes go to FILE_onnx.jsonl and so on. The other arguments are `evaluate`'s.
+    ONNX in process and over the socket must be the same to the byte, torch within 1e-5 of half the action
+    range. With `output` FILE.jsonl, the episodes go to FILE_onnx.jsonl and so on. The other arguments are
+    `evaluate`'s.
     """
     from rql_deploy.seeding import episode_seed
     from rql_deploy.sim.evaluation.episodes import Evaluation

@@ -1,8 +1,8 @@
 """Look at data sets, and convert, merge, split and relabel them.
 
-A data set is named by what `train` takes: a Minari id, folder or file, an OGBench `.npz` file or folder of shards, a
-robomimic `.hdf5` file (`FILE.hdf5#KEY` for a filter key), a LeRobotDataset folder, a store folder, or the folder of a
-server's recording.
+A data set is named by what `train` takes: a Minari id, folder or file, an OGBench `.npz` file or folder of
+shards, a robomimic `.hdf5` file (`FILE.hdf5#KEY` for a filter key), a LeRobotDataset folder, a store folder,
+or the folder of a server's recording.
 """
 
 from __future__ import annotations

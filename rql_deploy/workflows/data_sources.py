@@ -51,7 +51,8 @@ def open_data(
 
 def _no_states(what: str, relabel: str) -> UserError:
     return UserError(
-        f"{what} lacks the simulator's states that the rewards of {relabel} are computed from: name an OGBench "
+        f"{what} lacks the simulator's states that the rewards of {relabel} are computed from: name an "
+        "OGBench "
         ".npz file with 'qpos', or leave the task out to keep the rewards that are there"
     )
 
@@ -91,7 +92,8 @@ def require_unsharded(opened: TransitionStore | ShardedStore) -> TransitionStore
 
     if not isinstance(opened, TransitionStore):
         raise UserError(
-            f"data set {opened.dataset_id} is in shards: pass its files one by one, or convert it to stores first"
+            f"data set {opened.dataset_id} is in shards: pass its files one by one, or convert it to stores "
+            "first"
         )
     return opened
 

@@ -53,7 +53,8 @@ def check_output(output: str, form: str) -> None:
         raise UserError(f"a file of format {form} ends in {wanted[0]}: pass --output {output}{wanted[0]}")
     if not wanted and suffix in SUFFIXES:
         raise UserError(
-            f"{output} looks like a file of format {SUFFIXES[suffix]}, but {form} is a folder: remove {suffix}"
+            f"{output} looks like a file of format {SUFFIXES[suffix]}, but {form} is a folder: remove "
+            f"{suffix}"
         )
     target = Path(output)
     if form.startswith("minari") and _is_minari_id(output):

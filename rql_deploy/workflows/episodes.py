@@ -32,11 +32,12 @@ def play(
 
     Args:
         noise: the demonstrator's noise levels, lowest and highest.
-        output: file for one JSON line per episode. Until all are played, finished ones are in `OUTPUT.partial`.
+        output: file for one JSON line per episode. Until all are played, finished ones are in
+            `OUTPUT.partial`.
         explain: the first episodes for which V after every refinement step is noted as well.
 
-    After Ctrl-C the score is of the first episodes without a gap; with none, KeyboardInterrupt is raised. An episode in
-    which the plant raised counts as failed; any other fault raises UserError.
+    After Ctrl-C the score is of the first episodes without a gap; with none, KeyboardInterrupt is raised. An
+    episode in which the plant raised counts as failed; any other fault raises UserError.
     """
     from rql_deploy.sim.evaluation.episodes import append_episode, results_as_completed, write_episodes
 
@@ -94,7 +95,8 @@ def film(
     scored = {r.seed: getattr(r, "digest", "") for r in score.results}
     if any(scored.get(r.seed, r.digest) != r.digest for r in filmed if hasattr(r, "digest")):
         progress.note(
-            "the filmed episodes differ from those that were scored: does the server serve others at the same time?"
+            "the filmed episodes differ from those that were scored: does the server serve others at the "
+            "same time?"
         )
 
 
@@ -113,13 +115,15 @@ def describe_values(summary: Mapping[str, Any]) -> list[str]:
         return []
     start, every = found["start"], found["all"]
     text = [
-        f"V against the discounted return: {start['bias']:+.1f} on average at the start (rmse {start['rmse']:.1f})"
+        f"V against the discounted return: {start['bias']:+.1f} on average at the start (rmse "
+        f"{start['rmse']:.1f})"
     ]
     if every["rank_correlation"] is not None:
         text.append(f"rank correlation {every['rank_correlation']:.2f} over {every['decisions']} decisions")
     if found["cut"]:
         text.append(
-            f"{found['cut']} episodes were cut off by the horizon; had they gone on failing, {start['bias_endless']:+.1f}"
+            f"{found['cut']} episodes were cut off by the horizon; had they gone on failing, "
+            f"{start['bias_endless']:+.1f}"
         )
     return ["; ".join(text)]
 

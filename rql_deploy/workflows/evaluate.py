@@ -102,7 +102,8 @@ def evaluate(
         settings: `robot`, `controller`, `control_rate` and `horizon`, where not the task's own.
         ray_address: a Ray cluster to use instead of `workers` processes of this machine.
 
-    After Ctrl-C the first episodes without a gap count. Raises UserError for a task, source or file that will not do.
+    After Ctrl-C the first episodes without a gap count. Raises UserError for a task, source or file that will
+    not do.
     """
     from rql_deploy.seeding import episode_seed
     from rql_deploy.sim.evaluation.episodes import Evaluation

@@ -17,7 +17,10 @@ MOST_POINTS = 400
 
 
 def find_training_run(run: Path | None, checkpoint: Path | None) -> Path | None:
-    """The run given, or else the checkpoint's own, or None; raises UserError when what is given is not a run."""
+    """The run given, or else the checkpoint's own, or None.
+
+    Raises UserError when what is given is not a run.
+    """
     if run is not None:
         if not (run / "metrics.jsonl").is_file():
             raise UserError(

@@ -103,7 +103,8 @@ def _beyond_parity(certificate: Certificate) -> list[str]:
         difference = change.action_difference
         lines.append(
             f"F = {change.exported_steps} instead of {change.trained_steps}: actions differ by "
-            f"{difference['p50']:.1e} (median), {difference['p99']:.1e} (99 %), {difference['max']:.1e} (largest), "
+            f"{difference['p50']:.1e} (median), {difference['p99']:.1e} (99 %), {difference['max']:.1e} "
+            "(largest), "
             "in units of half an action range"
         )
     lines += [
@@ -122,7 +123,9 @@ def _beyond_parity(certificate: Certificate) -> list[str]:
 def _scorer(
     plant: PlantDescription, episodes: int, progress: Progress
 ) -> Callable[[Path, str], Mapping[str, Any]]:
-    """Plays the same seeded episodes with each variant of a bundle, in the environment that the contract names."""
+    """Plays the same seeded episodes with each variant of a bundle, in the environment that the contract
+    names.
+    """
     from rql_deploy.seeding import episode_seed
     from rql_deploy.sim.evaluation.episodes import Evaluation
     from rql_deploy.sim.plants.tasks import Task

@@ -65,7 +65,10 @@ def check_timers(control_rate: float) -> list[Finding]:
     if p99 <= allowed:
         found.append(Finding("scheduling", "ok", f"{text}: good enough for {control_rate:g} Hz"))
     else:
-        cure = "end other work, keep a core for the loop (taskset, isolcpus), set the governor to performance, or run it with chrt -f 50"
+        cure = (
+            "end other work, keep a core for the loop (taskset, isolcpus), set the governor to "
+            "performance, or run it with chrt -f 50"
+        )
         found.append(
             Finding(
                 "scheduling", "problem", f"{text}; {control_rate:g} Hz allows {allowed:.2f} ms at p99", cure
@@ -84,7 +87,10 @@ def check_processors() -> list[Finding]:
         cores = int(quota[0]) / int(quota[1])
         text += f", {cores:.1f} by quota"
         if cores < usable:
-            cure = "a container's quota stops a loop in the middle of a period: give it whole cores (cpuset) instead"
+            cure = (
+                "a container's quota stops a loop in the middle of a period: give it whole cores "
+                "(cpuset) instead"
+            )
             found.append(
                 Finding("processors", "note", f"the quota ({cores:.1f}) is below the cores ({usable})", cure)
             )

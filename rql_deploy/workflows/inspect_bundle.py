@@ -87,8 +87,8 @@ def inspect_bundle(
         latency: time every graph on this machine, with one thread.
         limits: a limits.toml to check against the contract: it may only tighten it.
 
-    Raises BundleError for a bundle that is missing or damaged, UserError for limits that do not fit. A verification that
-    fails is in the report; `require_verified` raises it.
+    Raises BundleError for a bundle that is missing or damaged, UserError for limits that do not fit. A
+    verification that fails is in the report; `require_verified` raises it.
     """
     from rql_deploy.bundle.bundle import GRAPHS, Bundle
     from rql_deploy.bundle.certificate import check, load_cases

@@ -1,4 +1,7 @@
-"""Checks of this machine. Every check returns findings and raises nothing: broken machines are what it is for."""
+"""Checks of this machine.
+
+Every check returns findings and raises nothing, however broken the machine is.
+"""
 
 from __future__ import annotations
 
@@ -48,7 +51,8 @@ def check_machine(
     """Yield what all checks find, one after the other; takes a few seconds, and changes nothing.
 
     Args:
-        required: extras that must work here (`serve`, `train`, `sim`, `hub`, `arrow`); what others lack is only noted.
+        required: extras that must work here (`serve`, `train`, `sim`, `hub`, `arrow`); what others lack is
+            only noted.
         control_rate: rate in Hz that a control loop on this machine must keep.
         ports: ports that must be free.
         keys: key folder of a server or key file of a robot; else `keys/`, if it exists.
@@ -63,7 +67,9 @@ def check_machine(
 
 
 def requirements() -> dict[str, list[str]]:
-    """Requirement strings by extra, '' for the base: from the checkout if this is one, else from the installed package."""
+    """Requirement strings by extra, '' for the base: from the checkout if this is one, else from the
+    installed package.
+    """
     project = Path(rql_deploy.__file__).resolve().parent.parent / "pyproject.toml"
     if project.is_file():
         table = tomllib.loads(project.read_text())["project"]
@@ -132,7 +138,9 @@ def check_versions(need: frozenset[str]) -> list[Finding]:
 
 
 def check_rendering(needed: bool) -> list[Finding]:
-    """Whether MuJoCo draws a frame off screen, in a process of its own: some graphics stacks crash or hang."""
+    """Whether MuJoCo draws a frame off screen, in a process of its own: some graphics stacks crash or
+    hang.
+    """
     if not _installed("mujoco"):
         status: Literal["note", "problem"] = "problem" if needed else "note"
         return [
@@ -200,7 +208,8 @@ def check_inference(needed: bool) -> list[Finding]:
         Finding(
             "onnxruntime",
             "ok",
-            f"{onnxruntime.__version__} with {providers}; one action of the shipped bundle takes {p50:.2f} ms",
+            f"{onnxruntime.__version__} with {providers}; one action of the shipped bundle takes {p50:.2f} "
+            "ms",
         )
     ]
 

@@ -62,7 +62,9 @@ class ServerMonitor:
 
 
 def activity(now: Mapping[str, Any], before: Mapping[str, Any] | None) -> Activity:
-    """What happened between two readings of `ServerMonitor.read`; since the server's start without an earlier one."""
+    """What happened between two readings of `ServerMonitor.read`; since the server's start without an
+    earlier one.
+    """
     from rql_deploy.runtime.server.metrics import quantile
 
     uptime, requests = (before["uptime"], before["requests"]) if before else (0.0, {})

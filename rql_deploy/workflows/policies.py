@@ -21,7 +21,9 @@ if TYPE_CHECKING:
 LOCKSTEP_DEADLINE = 30.0
 """Seconds a decision may take while the simulator waits for it."""
 PLANT_FAILURE = "the plant "
-"""How `ControlLoop` begins the error of an episode in which the plant raised, perhaps because of the policy."""
+"""How `ControlLoop` begins the error of an episode in which the plant raised, perhaps because of the
+policy.
+"""
 
 
 @dataclass(frozen=True)
@@ -138,7 +140,9 @@ def lockstep_policy(key: str, make: Callable[[PlantDescription], Policy], candid
 
 
 def require_no_fault(result: EpisodeResult) -> None:
-    """Raise UserError for an episode that a fault ended: a server that is gone says nothing about its policy."""
+    """Raise UserError for an episode that a fault ended: a server that is gone says nothing about its
+    policy.
+    """
     if result.error:
         raise UserError(
             f"the evaluation stopped: {result.error}; check that the server runs, and evaluate again"
@@ -146,7 +150,9 @@ def require_no_fault(result: EpisodeResult) -> None:
 
 
 def check_episode(result: EpisodeResult, progress: Progress) -> None:
-    """Note an episode in which the plant raised (it counts as failed); raise UserError for any other fault."""
+    """Note an episode in which the plant raised (it counts as failed); raise UserError for any other
+    fault.
+    """
     if result.error and result.error.startswith(PLANT_FAILURE):
         progress.note(f"seed {result.seed} counts as failed: {result.error}")
     else:
@@ -154,7 +160,8 @@ def check_episode(result: EpisodeResult, progress: Progress) -> None:
 
 
 def find_policies(source: PolicySource, run: Callable[..., EpisodeResult]) -> dict[str, EvaluatedPolicy]:
-    """The policies of a source by key (`onnx`, `socket`, `torch`); the first is the one to compare others with.
+    """The policies of a source by key (`onnx`, `socket`, `torch`); the first is the one to compare others
+    with.
 
     Raises UserError for missing or damaged sources here, not in a worker.
     """

@@ -39,7 +39,8 @@ def ray_pool(address: str | None, *shared: Path) -> RayPool | None:
 def defer_interrupt(what: str, progress: Progress) -> Iterator[None]:
     """Let the block end before Ctrl-C or SIGTERM counts: the first one is answered with a note, and dropped.
 
-    A second one raises KeyboardInterrupt. Outside the main thread, which alone gets signals, this does nothing.
+    A second one raises KeyboardInterrupt. Outside the main thread, which alone gets signals, this does
+    nothing.
     """
     if threading.current_thread() is not threading.main_thread():
         yield

@@ -35,9 +35,9 @@ def is_recording(name: str) -> bool:
 def read_recorded(name: str) -> Recorded:
     """All episodes, in the order in which they began.
 
-    Where the loop reported no rewards they are success - 1, and masks are 1 - success (docs/algorithm.md, Conventions);
-    where it reported no success either, they are 0 and 1.
-    Raises UserError when there is no episode in it, or they are of several plants.
+    Where the loop reported no rewards they are success - 1, and masks are 1 - success (docs/algorithm.md,
+    Conventions); where it reported no success either, they are 0 and 1. Raises UserError when there is no
+    episode in it, or they are of several plants.
     """
     from rql_deploy.runtime.server.recording import read_recording
 
@@ -54,14 +54,17 @@ def read_recorded(name: str) -> Recorded:
             episodes.setdefault((record["epoch"], record["episode"]), {}).setdefault(record["tick"], record)
     if not episodes:
         raise UserError(
-            f"recording {name} holds {decisions:,} decisions and no episode, which only the control loop can report: "
-            "drive with `rql-deploy run` against a server that records, or report from your own loop (docs/protocol.md, episode)"
+            f"recording {name} holds {decisions:,} decisions and no episode, which only the control loop "
+            "can report: "
+            "drive with `rql-deploy run` against a server that records, or report from your own loop "
+            "(docs/protocol.md, episode)"
         )
     plant = contracts[next(iter(next(iter(episodes.values())).values()))["contract_id"]].plant
     for contract in contracts.values():
         if differences := plant.differences(contract.plant):
             raise UserError(
-                f"recording {name} is of several plants ({'; '.join(differences)}): pass its shards ({SUFFIX}) one by one"
+                f"recording {name} is of several plants ({'; '.join(differences)}): pass its shards "
+                f"({SUFFIX}) one by one"
             )
     # Sorted by the clock of the server, which several workers share.
     ordered = sorted(episodes.values(), key=lambda parts: min(part["time"] for part in parts.values()))
@@ -165,7 +168,8 @@ def _remarks(episodes: list[_Episode], decisions: int) -> list[str]:
     silent = sum(episode.rewards is None and episode.success is None for episode in episodes)
     if silent:
         found.append(
-            f"{silent} of {len(episodes)} episodes came without rewards and success, so their rewards are 0 and their masks 1: "
+            f"{silent} of {len(episodes)} episodes came without rewards and success, so their rewards are 0 "
+            "and their masks 1: "
             "have the loop report success, or use `rql-deploy data relabel`"
         )
     if cut := sum(not episode.complete for episode in episodes):
@@ -174,6 +178,7 @@ def _remarks(episodes: list[_Episode], decisions: int) -> list[str]:
         )
     if decisions:
         found.append(
-            f"{decisions:,} recorded decisions (seeds, deltas, V, timing) stay behind: `rql-deploy replay` reads them"
+            f"{decisions:,} recorded decisions (seeds, deltas, V, timing) stay behind: `rql-deploy replay` "
+            "reads them"
         )
     return found

@@ -22,8 +22,8 @@ class ReplayResult:
 def replay_recording(recording: Path, bundle: Path, *, variant: str = "fp32") -> ReplayResult:
     """Compute the decisions of a recording again with the bundle (and variant) that was served.
 
-    Another build of onnxruntime or another kind of CPU may round differently. Raises UserError for a recording or bundle
-    that cannot be read.
+    Another build of onnxruntime or another kind of CPU may round differently. Raises UserError for a
+    recording or bundle that cannot be read.
     """
     from rql_deploy.bundle.bundle import Bundle
     from rql_deploy.runtime.engine.model import Model

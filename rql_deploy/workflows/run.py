@@ -71,12 +71,13 @@ def run(
         candidates: chunks per decision, of which the one with the highest V is played.
         timeout: seconds a decision may take; else 1, in real time the time of two chunks.
         settings: `robot`, `controller`, `control_rate` and `horizon`, where not the task's own.
-        real_time: play on a clock that does not wait, behind the safety filter; None waits for every decision.
+        real_time: play on a clock that does not wait, behind the safety filter; None waits for every
+            decision.
         on_episode: called as each episode ends.
         view: in real time, shows the loop while an episode runs.
 
-    Raises UserError for a task, server or setting that will not do, ContractError where the plant does not fit the policy,
-    and KeyboardInterrupt when not one episode was played.
+    Raises UserError for a task, server or setting that will not do, ContractError where the plant does not
+    fit the policy, and KeyboardInterrupt when not one episode was played.
     """
     from rql_deploy.runtime.client import RemotePolicy
     from rql_deploy.runtime.client.episode_upload import EpisodeReporter, ReportedPlant
@@ -170,7 +171,10 @@ def _simulator(task: Task) -> tuple[EpisodicPlant, PlantDescription]:
 
 
 def _arm(task: str, real_time: bool, settings: Mapping[str, Any]) -> tuple[int, MakePlant]:
-    """The horizon of the arm, which has a clock of its own, and what starts it; raises UserError for other settings."""
+    """The horizon of the arm, which has a clock of its own, and what starts it.
+
+    Raises UserError for other settings.
+    """
     from rql_deploy.sim.plants.arm import ArmPlant, describe_arm
 
     if task != "arm:reach":

@@ -90,8 +90,8 @@ def play_in_real_time(
 ) -> RealTimeRun:
     """Play the seeds' episodes; Ctrl-C and a fault end the run early.
 
-    What was played is written in every case. Raises UserError before anything moves when a file cannot be written or limits
-    do not fit, and afterwards when the log is not complete.
+    What was played is written in every case. Raises UserError before anything moves when a file cannot be
+    written or limits do not fit, and afterwards when the log is not complete.
     """
     from rql_deploy.runtime.control.realtime import RealTimeLoop
     from rql_deploy.runtime.control.telemetry import STANDBY, TickLog
@@ -166,8 +166,13 @@ def _last_observation(plant: EpisodicPlant, result: RealTimeResult) -> Mapping[s
 
 
 def delay_hint(mode: Mode, figures: Sequence[Mapping[str, Any]]) -> str | None:
-    """What to try when decisions took longer than a tick (docs/control.md, Success versus delay); None when nothing."""
+    """What to try when decisions took longer than a tick (docs/control.md, Success versus delay); None
+    when nothing.
+    """
     lead = figures[-1]["lead"] if figures else 0
     if mode != "prefetch" or lead < 2:
         return None
-    return f"decisions took {lead} ticks or more: try --play anytime, which loses much less to long delays (docs/control.md)"
+    return (
+        f"decisions took {lead} ticks or more: try --play anytime, which loses much less to long delays "
+        "(docs/control.md)"
+    )

@@ -1,4 +1,6 @@
-"""Serve bundles: in this process until it is told to stop, in several processes, or in a thread beside your program."""
+"""Serve bundles: in this process until it is told to stop, in several processes, or in a thread beside
+your program.
+"""
 
 from __future__ import annotations
 
@@ -44,7 +46,8 @@ def serve(
     metrics: tuple[str, int] | None = None,
     on_ready: Callable[[ServerReady], None] | None = None,
 ) -> ServeResult:
-    """Serve until SIGINT or SIGTERM, which let the requests under way be answered; SIGHUP reads the bundles again.
+    """Serve until SIGINT or SIGTERM, which let the requests under way be answered; SIGHUP reads the bundles
+    again.
 
     Args:
         workers: processes that share the endpoint.

@@ -68,8 +68,8 @@ class SweepResult:
 def load_sweep(file: Path, output: Path | None = None) -> Sweep:
     """Read a sweep file and plan its jobs; `output` is `runs/NAME` where not given.
 
-    Raises UserError for a key, preset, setting or task that does not exist. The command-line words in a task's `options`
-    are checked by `rql_deploy.cli.sweep.check_options`, and by the jobs themselves.
+    Raises UserError for a key, preset, setting or task that does not exist. The command-line words in a
+    task's `options` are checked by `rql_deploy.cli.sweep.check_options`, and by the jobs themselves.
     """
     from rql_deploy.distributed.sweep import file as sweep_file
     from rql_deploy.distributed.sweep.plan import make_plan
@@ -96,7 +96,8 @@ def run_sweep(
         ray_address: a Ray cluster to use instead.
         on_event: called when a job starts, finishes, fails, is killed or skipped.
 
-    The tables in the output folder follow every finished evaluation. Raises UserError where another sweep works in the folder.
+    The tables in the output folder follow every finished evaluation. Raises UserError where another sweep
+    works in the folder.
     """
     from rql_deploy.distributed.sweep.run import run_jobs
     from rql_deploy.distributed.sweep.table import rows_of

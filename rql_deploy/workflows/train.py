@@ -66,8 +66,9 @@ def train(
         resume: continue the run in `output` from its latest checkpoint.
         initial: checkpoint or run whose networks a new run starts from.
 
-    SIGINT and SIGTERM let the update under way end and save a checkpoint; the result then is not `finished`. Under torchrun
-    every worker calls this, and results are equal. Raises UserError for settings, data or folders that will not do.
+    SIGINT and SIGTERM let the update under way end and save a checkpoint; the result then is not `finished`.
+    Under torchrun every worker calls this, and results are equal. Raises UserError for settings, data or
+    folders that will not do.
     """
     from rql_deploy.train.checkpoint import load_checkpoint
     from rql_deploy.train.config import load_config
@@ -161,7 +162,10 @@ def _close(evaluator: SimulatedEvaluator | None, parallel: DataParallel | None) 
 
 
 class _LazyRewards:
-    """An OGBench task's rewards. Imports the simulators only for a file without rewards, so that training runs without them."""
+    """An OGBench task's rewards.
+
+    Imports the simulators only for a file without rewards, so that training runs without them.
+    """
 
     def __init__(self, name: str):
         self.name = name

@@ -49,7 +49,9 @@ class SimulatedEvaluator:
         self._running: dict[int, tuple[list[int], list[Future[EpisodeResult]]]] = {}
 
     def require(self, plant: PlantDescription) -> None:
-        """Raise ContractError, naming what differs, unless policies trained on data of `plant` can be played here."""
+        """Raise ContractError, naming what differs, unless policies trained on data of `plant` can be
+        played here.
+        """
         from rql_deploy.contract import shortened
 
         if differences := plant.differences(self._pool.describe()):

@@ -14,9 +14,11 @@ if TYPE_CHECKING:
 def compare_with_validation(
     store: TransitionStore, data: str, validation: str | None, relabel: str | None, warnings: list[str]
 ) -> dict[str, Any] | None:
-    """Figures of the validation data of `data`: the one given, or the one that its format names; None where there is none.
+    """Figures of the validation data of `data`: the one given, or the one that its format names; None where
+    there is none.
 
-    Adds what is wrong with it to `warnings`. Raises UserError where validation data was given and cannot be read.
+    Adds what is wrong with it to `warnings`. Raises UserError where validation data was given and cannot be
+    read.
     """
     from rql_deploy.train.data.report import compare_validation, validation_warnings
 

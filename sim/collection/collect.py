@@ -1,7 +1,8 @@
 """Collect demonstrations in parallel worker processes, and write them as a Minari data set.
 
-Episodes are seeded one by one: episode i of base seed S is the same whatever the number of workers. Failed episodes are kept and
-labelled; recording goes on for a few rows after success (docs/algorithm.md, Conventions).
+Episodes are seeded one by one: episode i of base seed S is the same whatever the number of workers. Failed
+episodes are kept and labelled; recording goes on for a few rows after success (docs/algorithm.md,
+Conventions).
 """
 
 from __future__ import annotations
@@ -82,10 +83,11 @@ def collect(
     workers: int,
     pool: Executor | None = None,
 ) -> Generator[Episode]:
-    """Yield episodes as they finish, in any order, from processes of this machine or `pool` (shut down at the end).
+    """Yield episodes as they finish, in any order, from processes of this machine or `pool` (shut down at the
+    end).
 
-    On Ctrl-C the episodes under way are finished and yielded before KeyboardInterrupt is raised again. Episodes begin in
-    order, so what has been yielded then is 0, 1, 2, ... without a gap.
+    On Ctrl-C the episodes under way are finished and yielded before KeyboardInterrupt is raised again.
+    Episodes begin in order, so what has been yielded then is 0, 1, 2, ... without a gap.
     """
     find_demonstrator(task)
     pool = pool or SimulatorPool(min(workers, episodes))
@@ -152,7 +154,8 @@ def write_minari(output: str, task: Task, episodes: Sequence[Episode], provenanc
             buffers,
             describe(task.name, env),
             algorithm="rql-deploy scripted demonstrator",
-            description=f"Scripted demonstrations on {task.name}; failed episodes are kept, infos/success labels every step.",
+            description=f"Scripted demonstrations on {task.name}; failed episodes are kept, infos/success "
+            "labels every step.",
             provenance=provenance,
             default_id=f"rql-deploy/{re.sub(r'[^a-z0-9]+', '-', task.name.lower())}-v0",
             env=env,

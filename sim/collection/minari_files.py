@@ -41,7 +41,10 @@ def target_folder(output: str) -> Path:
 
 
 def writable_target(output: str) -> Path:
-    """`target_folder`, whose parent is made; raises UserError where it cannot be written, before hours of simulation."""
+    """`target_folder`, whose parent is made.
+
+    Raises UserError where it cannot be written, before hours of simulation.
+    """
     target = target_folder(output)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -67,15 +70,17 @@ def write_dataset(
 ) -> Path:
     """Write Minari `EpisodeBuffer`s; returns the folder.
 
-    Observations are a mapping where the buffers' are one, else an array. The id is `output` where that is one, else `default_id`. With
-    `env` the data set can rebuild its environment. Raises UserError when something is there already or cannot be written.
+    Observations are a mapping where the buffers' are one, else an array. The id is `output` where that is
+    one, else `default_id`. With `env` the data set can rebuild its environment. Raises UserError when
+    something is there already or cannot be written.
     """
     import minari
 
     # Absolute, because Minari prepends its root to the path once more when it is relative.
     target = writable_target(output).resolve()
     dataset_id = output if DATASET_ID.match(output) else default_id
-    # Minari writes under its root only: it gets a temporary root beside the target, and the result is renamed.
+    # Minari writes under its root only: it gets a temporary root beside the target, and the result is
+    # renamed.
     try:
         reserve(target.parent, sum(map(_size, buffers)))
     except OSError as error:

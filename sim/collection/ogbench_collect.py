@@ -3,7 +3,8 @@
     .NAME.episodes/recipe.json        what is being made; another recipe in the same place is refused
     .NAME.episodes/train-000012.npz   a finished episode; validation ones are val-000003.npz
 
-The folder lies beside the output. After Ctrl-C, a crash or a full disk a later run continues with its episodes.
+The folder lies beside the output. After Ctrl-C, a crash or a full disk a later run continues with its
+episodes.
 """
 
 from __future__ import annotations
@@ -37,7 +38,9 @@ from rql_deploy.sim.demonstrators.ogbench_play import (
 from rql_deploy.sim.processes import SimulatorPool, result_of
 
 VALIDATION_OFFSET = 1 << 24
-"""Validation episode i has the seed of episode `VALIDATION_OFFSET` + i, however many training episodes there are."""
+"""Validation episode i has the seed of episode `VALIDATION_OFFSET` + i, however many training episodes
+there are.
+"""
 COUNTS = ("targets", "reached", "rejected")
 JOINING = "joining"
 """File in the folder of episodes that says that finished files are being renamed."""
@@ -87,7 +90,8 @@ class PlayData:
 
 @contextmanager
 def exclusive_collection(data: PlayData) -> Iterator[None]:
-    """Hold the folder of episodes against other processes; it is made where missing, and removed where empty at the end.
+    """Hold the folder of episodes against other processes; it is made where missing, and removed where empty
+    at the end.
 
     Raises UserError where another process holds it.
     """
@@ -100,7 +104,8 @@ def exclusive_collection(data: PlayData) -> Iterator[None]:
 
 
 def prepare(data: PlayData) -> int:
-    """Make the folder of episodes; returns how many an earlier run left. Raises UserError when they are another recipe's.
+    """Make the folder of episodes; returns how many an earlier run left. Raises UserError when they are
+    another recipe's.
 
     Damaged episodes (a power cut's) are removed, to be made again.
     """
@@ -117,7 +122,8 @@ def prepare(data: PlayData) -> int:
                 key for key in recipe if not isinstance(found, dict) or found.get(key) != recipe[key]
             ]:
                 raise UserError(
-                    f"{data.folder} holds episodes that were made with another {', '.join(changed)}: pass the same to continue, "
+                    f"{data.folder} holds episodes that were made with another {', '.join(changed)}: pass "
+                    "the same to continue, "
                     "another --output, or remove that folder"
                 )
         else:
@@ -136,9 +142,11 @@ def prepare(data: PlayData) -> int:
 def make_episodes(data: PlayData, workers: int, pool: Executor | None = None) -> Generator[dict[str, int]]:
     """Make the missing episodes; yields the counts of each as it ends (`targets`, `reached`, `rejected`).
 
-    Processes of this machine make them, or `pool` (shut down at the end), whose workers write into the same folder.
+    Processes of this machine make them, or `pool` (shut down at the end), whose workers write into the same
+    folder.
 
-    Finished episodes stay in any case. Ctrl-C abandons the episodes under way. Raises UserError when the disk is full.
+    Finished episodes stay in any case. Ctrl-C abandons the episodes under way. Raises UserError when the disk
+    is full.
     """
     todo = iter(
         [
@@ -222,7 +230,9 @@ def load_part(data: PlayData, part: str) -> Iterator[Mapping[str, NDArray[Any]]]
 
 
 def join(data: PlayData) -> list[Path]:
-    """Write OUTPUT.npz and OUTPUT-val.npz in OGBench's layout, both or neither, and remove the folder of episodes."""
+    """Write OUTPUT.npz and OUTPUT-val.npz in OGBench's layout, both or neither, and remove the folder of
+    episodes.
+    """
     targets = [data.output, data.validation_file]
     partial = [target.with_name(f".{target.name}.partial") for target in targets]
     try:
@@ -269,7 +279,8 @@ def _episode(file: Path) -> Iterator[Any]:
             yield arrays
     except (EOFError, ValueError, KeyError, zipfile.BadZipFile, zlib.error) as error:
         raise UserError(
-            f"{file} is damaged ({error}): remove it and run the same command again, to make that episode again"
+            f"{file} is damaged ({error}): remove it and run the same command again, to make that episode "
+            "again"
         ) from error
 
 

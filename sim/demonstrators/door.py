@@ -1,9 +1,11 @@
 """A scripted demonstrator for robosuite Door: hook the handle from above, turn it down, pull the door open.
 
-The hand is slanted, because upright it is too wide for the gap at the door. One finger goes between door and handle: it
-presses the handle down and then pulls it. When the handle slips off, the demonstrator starts again.
+The hand is slanted, because upright it is too wide for the gap at the door. One finger goes between door and
+handle: it presses the handle down and then pulls it. When the handle slips off, the demonstrator starts
+again.
 
-With noise it aims beside the handle (a constant error per attempt), its hand trembles, and it sometimes pulls before the latch is free.
+With noise it aims beside the handle (a constant error per attempt), its hand trembles, and it sometimes pulls
+before the latch is free.
 """
 
 from __future__ import annotations
@@ -17,7 +19,9 @@ from scipy.spatial.transform import Rotation  # type: ignore[import-untyped]
 from .hand import Hand, Vector, rotated
 
 HANDLE_IN_DOOR = (-0.05, -0.10)
-"""Position of the handle's end in the frame of the closed door, in metres; the door's angle is computed from it."""
+"""Position of the handle's end in the frame of the closed door, in metres; the door's angle is computed
+from it.
+"""
 HANDLE_LENGTH = 0.125
 """From the handle's axis to its end, in metres."""
 GRASP_BACK = 0.035
@@ -89,7 +93,9 @@ class DoorDemonstrator:
 
     @staticmethod
     def _along(yaw: float, turned: float) -> Vector:
-        """Direction from the handle's axis to its end, when the door stands at `yaw` and the handle is turned down by |`turned`|."""
+        """Direction from the handle's axis to its end, when the door stands at `yaw` and the handle is
+        turned down by |`turned`|.
+        """
         return rotated(np.array((np.cos(turned), 0.0, 0.0)), yaw) - (0.0, 0.0, np.sin(abs(turned)))
 
     def _enter(self, phase: str) -> None:

@@ -16,7 +16,9 @@ Vector = NDArray[np.float64]
 
 
 class Hand:
-    """Turns a move of the hand into an action `[7]`; with `noise` the hand trembles (correlated noise on the action)."""
+    """Turns a move of the hand into an action `[7]`; with `noise` the hand trembles (correlated noise on
+    the action).
+    """
 
     def __init__(self, noise: float, rng: np.random.Generator, tremble: float = 1.0):
         self.noise, self.rng = noise, rng
@@ -31,7 +33,9 @@ class Hand:
         return bool(self.rng.random() < probability * self.noise)
 
     def toward(self, move: Vector, turn: Vector, grip: float) -> NDArray[np.float32]:
-        """The action that moves by `move` (m) and turns by the rotation vector `turn` (rad), with the gripper at `grip`."""
+        """The action that moves by `move` (m) and turns by the rotation vector `turn` (rad), with the
+        gripper at `grip`.
+        """
         self._tremble = 0.8 * self._tremble + 0.6 * self.rng.normal(0.0, 1.0, 6) * self.noise
         action = (
             np.concatenate((move / POSITION_SCALE, turn / ROTATION_SCALE)) + self._tremble * self._amplitude

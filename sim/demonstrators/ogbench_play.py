@@ -1,8 +1,8 @@
 """The published recipe of OGBench's `play` data for the arm.
 
 Scripted oracles, which come with the `ogbench` package, pursue one random target after another for 1001 steps
-(https://github.com/seohongpark/ogbench, data_gen_scripts). The published files were made without seeds, so only their
-distribution can be reproduced; here every episode has a seed of its own.
+(https://github.com/seohongpark/ogbench, data_gen_scripts). The published files were made without seeds, so
+only their distribution can be reproduced; here every episode has a seed of its own.
 """
 
 from __future__ import annotations
@@ -21,7 +21,9 @@ from rql_deploy.plain import suggestion
 EPISODE_STEPS = 1001
 """Rows per episode; loaders drop the last, which leaves 1000 transitions."""
 NOISE, NOISE_SMOOTHING = 0.1, 0.5
-"""Standard deviations: of the noise on an oracle's plan, in action ranges, and of the Gaussian that smooths it, in steps."""
+"""Standard deviations: of the noise on an oracle's plan, in action ranges, and of the Gaussian that
+smooths it, in steps.
+"""
 STATE_KEYS = ("qpos", "qvel")
 ATTEMPTS = 100
 """Rejected episodes of one seed after which an error is raised."""
@@ -56,7 +58,10 @@ RECIPES: Mapping[str, Recipe] = {
 
 
 def find_recipe(task: str) -> Recipe:
-    """The recipe of `cube-single-play` (a version or task at its end is ignored); raises UserError with the nearest names."""
+    """The recipe of `cube-single-play` (a version or task at its end is ignored).
+
+    Raises UserError with the nearest names.
+    """
     name = task.partition("-singletask")[0].removesuffix("-v0")
     names = {f"{environment}-play": recipe for environment, recipe in RECIPES.items()}
     if name not in names:
@@ -69,7 +74,9 @@ class PlayEpisode:
     """T rows as OGBench stores them: observations, actions, and the simulator's state before each action."""
 
     arrays: Mapping[str, NDArray[Any]]
-    """`observations` `[T, O]`, `actions` `[T, 5]`, `terminals` `[T]`, `qpos`, `qvel`, and `button_states` where there are buttons."""
+    """`observations` `[T, O]`, `actions` `[T, 5]`, `terminals` `[T]`, `qpos`, `qvel`, and `button_states`
+    where there are buttons.
+    """
     targets: int
     """Targets the oracles finished with."""
     reached: int
@@ -120,7 +127,8 @@ class PlayGenerator:
             if self.recipe.environment != "scene" or cube_stays_visible(arrays["qpos"]):
                 return PlayEpisode(arrays, targets, reached, rejected)
         raise UserError(
-            f"{ATTEMPTS} episodes of {self.recipe.environment} with seed {seed} were rejected: pass another --seed"
+            f"{ATTEMPTS} episodes of {self.recipe.environment} with seed {seed} were rejected: pass another "
+            "--seed"
         )
 
     def _attempt(self, environment_seed: int, oracle_seed: int) -> tuple[dict[str, NDArray[Any]], int, int]:
@@ -166,9 +174,11 @@ class PlayGenerator:
 
 
 def cube_stays_visible(qpos: NDArray[Any]) -> bool:
-    """Whether the scene's cube stayed within reach: not too far to the right, and to the left only in the drawer.
+    """Whether the scene's cube stayed within reach: not too far to the right, and to the left only in the
+    drawer.
 
-    `qpos` is `[T, Q]` with the cube's position in columns 14 to 16, in m. The drawer's bottom keeps it 6 to 8 cm high.
+    `qpos` is `[T, Q]` with the cube's position in columns 14 to 16, in m. The drawer's bottom keeps it 6 to 8
+    cm high.
     """
     y, z = qpos[:, 15], qpos[:, 16]
     in_drawer = (z >= 0.06) & (z <= 0.08)

@@ -21,7 +21,10 @@ from rql_deploy.policy import Decision, Policy
 
 @dataclass(frozen=True)
 class AnnotatedEpisode(EpisodeResult):
-    """An episode with V and the return of its decisions. Lists have one entry per decision unless they say otherwise."""
+    """An episode with V and the return of its decisions.
+
+    Lists have one entry per decision unless they say otherwise.
+    """
 
     total_reward: float = 0.0
     """Sum of the rewards of all ticks."""
@@ -44,9 +47,13 @@ class AnnotatedEpisode(EpisodeResult):
     digest: str = ""
     """sha256 of all chunks, to the byte: equal digests are equal episodes."""
     differences: Mapping[str, float] | None = None
-    """By another policy's key: largest difference of its actions at the same observations and seeds, in half ranges."""
+    """By another policy's key: largest difference of its actions at the same observations and seeds, in
+    half ranges.
+    """
     choices_differ: Mapping[str, int] | None = None
-    """By another policy's key: decisions for another candidate of nearly the same V; not part of `differences`."""
+    """By another policy's key: decisions for another candidate of nearly the same V; not part of
+    `differences`.
+    """
 
     @classmethod
     def from_plain(cls, data: Mapping[str, Any]) -> AnnotatedEpisode:
@@ -105,8 +112,8 @@ TIE = 1e-4
 class AnnotatedPolicy:
     """A policy that passes decisions on and records them.
 
-    It also asks for V, for the previews of all refinement steps, and for other policies' actions; the timing leaves out
-    these requests.
+    It also asks for V, for the previews of all refinement steps, and for other policies' actions; the timing
+    leaves out these requests.
     """
 
     def __init__(
@@ -235,7 +242,9 @@ def discount(contract: Contract) -> float:
 
 
 def as_trained(rewards: list[float], contract: Contract) -> list[float]:
-    """The plant's rewards as V was trained on them: with `reward = "sparse"`, -1 for every reward other than 0."""
+    """The plant's rewards as V was trained on them: with `reward = "sparse"`, -1 for every reward other
+    than 0.
+    """
     sparse = contract.provenance.config.get("reward") == "sparse"
     return [-float(reward != 0.0) for reward in rewards] if sparse else rewards
 

@@ -1,7 +1,7 @@
 """How V compares with discounted returns: correlation, bias and a reliability table.
 
-The return of an episode that its horizon cuts off is not known. It lies between what was collected until then and what
-would have been collected if the last reward had continued for ever; both ends are given.
+The return of an episode that its horizon cuts off is not known. It lies between what was collected until then
+and what would have been collected if the last reward had continued for ever; both ends are given.
 """
 
 from __future__ import annotations

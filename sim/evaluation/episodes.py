@@ -1,7 +1,7 @@
 """Evaluate a policy on seeded episodes in parallel processes.
 
-Policies and the loop that drives them are passed as picklable callables, so the same evaluation serves torch checkpoints,
-ONNX in process and policies behind a socket.
+Policies and the loop that drives them are passed as picklable callables, so the same evaluation serves torch
+checkpoints, ONNX in process and policies behind a socket.
 """
 
 from __future__ import annotations
@@ -29,7 +29,9 @@ from .calibration import calibrate
 
 MakePolicy = Callable[[PlantDescription], Policy]
 RunEpisode = Callable[..., EpisodeResult]
-"""Called with plant, policy and seed; with `others` where the entry has some, and with `film` to be filmed."""
+"""Called with plant, policy and seed; with `others` where the entry has some, and with `film` to be
+filmed.
+"""
 
 
 @dataclass(frozen=True)
@@ -71,7 +73,9 @@ class Score:
         return [r.steps if r.success else self.horizon for r in self.results]
 
     def summary(self) -> dict[str, Any]:
-        """JSON data: success, episodes, ci, steps, decision latencies in ms, calibration where V was asked for."""
+        """JSON data: success, episodes, ci, steps, decision latencies in ms, calibration where V was asked
+        for.
+        """
         round_trip = [t for r in self.results for t in r.round_trip]
         inference = [t for r in self.results for t in r.inference]
         annotated = [r for r in self.results if isinstance(r, AnnotatedEpisode)]

@@ -33,8 +33,8 @@ class PathModel:
     ) -> NDArray[np.float64]:
         """Set-points `[h + 1, 3]` in the world from a chunk `[h, A]`.
 
-        `start` `[3]` is where the end effector is, `base` `[3, 3]` the rotation of the robot's base. Deltas are added up, as if each
-        were reached; a real arm lags behind.
+        `start` `[3]` is where the end effector is, `base` `[3, 3]` the rotation of the robot's base. Deltas
+        are added up, as if each were reached; a real arm lags behind.
         """
         moves = np.asarray(actions, np.float64)[:, self.columns] * self.scales
         if not self.delta:

@@ -65,7 +65,10 @@ def describe_arm(control_rate: float, task: str = "arm:reach") -> PlantDescripti
 
 
 class ArmPlant:
-    """Starts the arm's process and drives it. `apply` sends joint targets `[7]`, rad, and does not wait for the arm."""
+    """Starts the arm's process and drives it.
+
+    `apply` sends joint targets `[7]`, rad, and does not wait for the arm.
+    """
 
     def __init__(self, control_rate: float = 20.0, horizon: int = 200, arm_rate: float = ARM_RATE):
         self.control_rate, self.horizon = control_rate, horizon
@@ -85,7 +88,8 @@ class ArmPlant:
         except ValueError as error:
             self._process.kill()
             raise UserError(
-                "the arm's process did not start: run `python -m rql_deploy.sim.plants.arm_process` to see why"
+                "the arm's process did not start: run `python -m rql_deploy.sim.plants.arm_process` to see "
+                "why"
             ) from error
         self._context = zmq.Context()
         self._orders, self._states = self._context.socket(zmq.PUSH), self._context.socket(zmq.SUB)
@@ -120,12 +124,16 @@ class ArmPlant:
         while self._state.get("resets") != self._resets:
             if time.monotonic() > expiry:
                 raise UserError(
-                    f"the arm's process did not answer within {SETTLE_SECONDS:g} s: it has ended or the machine is overloaded"
+                    f"the arm's process did not answer within {SETTLE_SECONDS:g} s: it has ended or the "
+                    "machine is overloaded"
                 )
             self._read(wait_ms=50)
 
     def observe(self) -> Mapping[str, NDArray[np.float64]]:
-        """The newest state that has arrived. Raises UserError when the arm's process has ended or been silent for 0.5 s."""
+        """The newest state that has arrived.
+
+        Raises UserError when the arm's process has ended or been silent for 0.5 s.
+        """
         if self._process.poll() is not None:
             raise UserError("the arm's process has ended")
         # If this process stood still, the newest state arrives in a moment.
@@ -135,7 +143,8 @@ class ArmPlant:
                 break
         else:
             raise UserError(
-                f"the arm's process has been silent for {STALE_SECONDS:g} s: it is frozen or the machine is overloaded"
+                f"the arm's process has been silent for {STALE_SECONDS:g} s: it is frozen or the machine is "
+                "overloaded"
             )
         state = self._state
         return {

@@ -1,4 +1,6 @@
-"""Any registered gymnasium environment with numeric observations and bounded actions: `gym:ID`, `gym:MODULE:ID`."""
+"""Any registered gymnasium environment with numeric observations and bounded actions: `gym:ID`,
+`gym:MODULE:ID`.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,10 @@ SUCCESS_KEYS = ("success", "is_success")
 
 
 def environment_spec(identifier: str) -> EnvSpec:
-    """The registration of `ID`, after importing MODULE from `MODULE:ID`; raises UserError with the nearest names."""
+    """The registration of `ID`, after importing MODULE from `MODULE:ID`.
+
+    Raises UserError with the nearest names.
+    """
     module, _, name = identifier.rpartition(":")
     try:
         if module:
@@ -34,7 +39,8 @@ def environment_spec(identifier: str) -> EnvSpec:
         return gymnasium.spec(name)
     except ImportError as error:
         raise UserError(
-            f"gym:{identifier} cannot be imported ({error}): install it, or correct the name before the last colon"
+            f"gym:{identifier} cannot be imported ({error}): install it, or correct the name before the "
+            "last colon"
         ) from error
     except gymnasium.error.Error as error:
         known = list(gymnasium.registry)
@@ -58,8 +64,8 @@ def default_horizon(identifier: str) -> int:
 class GymEnv(TaskEnv):
     """One registered environment, its observation as named fields, its actions flat and within their bounds.
 
-    Reward and end are the environment's. Success is what `info` says (`success` or `is_success`), latched. An environment that
-    says neither never succeeds, and is measured by its return.
+    Reward and end are the environment's. Success is what `info` says (`success` or `is_success`), latched. An
+    environment that says neither never succeeds, and is measured by its return.
     """
 
     def __init__(
@@ -100,7 +106,9 @@ class GymEnv(TaskEnv):
     def reset(
         self, *, seed: int | None = None, options: Mapping[str, Any] | None = None
     ) -> tuple[Observation, dict[str, Any]]:
-        """Start an episode; with a seed it depends on the seed and the actions alone, by gymnasium's rules."""
+        """Start an episode; with a seed it depends on the seed and the actions alone, by gymnasium's
+        rules.
+        """
         super().reset(seed=seed)
         observation, _ = self._env.reset(seed=seed)
         self._success = False
@@ -119,7 +127,9 @@ class GymEnv(TaskEnv):
         )
 
     def description(self, task: str) -> PlantDescription:
-        """This environment's side of a contract: fields and actions without units, like those of a foreign data set."""
+        """This environment's side of a contract: fields and actions without units, like those of a foreign
+        data set.
+        """
         low, high = self.action_space.low, self.action_space.high  # type: ignore[attr-defined]
         return PlantDescription(
             task=task,
@@ -161,7 +171,9 @@ def _fields(identifier: str, space: gymnasium.Space[Any]) -> dict[str, gymnasium
 
 
 def _rate(env: gymnasium.Env[Any, Any]) -> float:
-    """Steps per second: of simulated time where the environment says so (MuJoCo's do), else of its rendering, else 20."""
+    """Steps per second: of simulated time where the environment says so (MuJoCo's do), else of its
+    rendering, else 20.
+    """
     step = getattr(env.unwrapped, "dt", None)
     if isinstance(step, int | float) and step > 0:
         return 1.0 / step

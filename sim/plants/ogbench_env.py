@@ -1,7 +1,8 @@
-"""OGBench's single tasks as environments, played as OGBench evaluates them: its own time limit, reward and success.
+"""OGBench's single tasks as environments, played as OGBench evaluates them: its own time limit, reward and
+success.
 
-Success is checked before an action is taken (`success_timing="pre"`), as in the rewards of the data, so the episode ends
-one step after the goal was reached.
+Success is checked before an action is taken (`success_timing="pre"`), as in the rewards of the data, so the
+episode ends one step after the goal was reached.
 """
 
 from __future__ import annotations
@@ -30,7 +31,8 @@ DATA_KINDS = ("play", "noisy", "navigate", "stitch", "explore")
 def environment_spec(task: str) -> EnvSpec:
     """The registered environment of a task such as `cube-single-play-singletask-task2-v0`.
 
-    A data set's name stands for its default task, and the version may be left out. Raises UserError with the nearest names.
+    A data set's name stands for its default task, and the version may be left out. Raises UserError with the
+    nearest names.
     """
     render_headless()
     import ogbench  # noqa: F401  registers the environments
@@ -65,8 +67,9 @@ def environment_spec(task: str) -> EnvSpec:
 class OGBenchEnv(TaskEnv):
     """One task of OGBench with state observations.
 
-    Observation: a Dict of one field `observation`, float64. Action: Box [-1, 1]^A. Reward: OGBench's (for the arm minus the number of parts
-    of the task that are not done). Ends: `terminated` at success, `truncated` after `horizon` steps.
+    Observation: a Dict of one field `observation`, float64. Action: Box [-1, 1]^A. Reward: OGBench's (for the
+    arm minus the number of parts of the task that are not done). Ends: `terminated` at success, `truncated`
+    after `horizon` steps.
     """
 
     metadata = {"render_modes": ["rgb_array"]}  # noqa: RUF012  gymnasium declares it an instance variable
@@ -91,7 +94,9 @@ class OGBenchEnv(TaskEnv):
     def reset(
         self, *, seed: int | None = None, options: Mapping[str, Any] | None = None
     ) -> tuple[Observation, dict[str, Any]]:
-        """Start an episode; with a seed, everything that follows depends on that seed and the actions alone."""
+        """Start an episode; with a seed, everything that follows depends on that seed and the actions
+        alone.
+        """
         super().reset(seed=seed)
         if seed is not None:
             self._env.action_space.seed(seed)

@@ -1,4 +1,6 @@
-"""robosuite's arm controllers: their settings, and the name, bounds, unit and hold part of their action dimensions."""
+"""robosuite's arm controllers: their settings, and the name, bounds, unit and hold part of their action
+dimensions.
+"""
 
 from __future__ import annotations
 
@@ -28,8 +30,8 @@ JOINT_LIMITS = {
 def controller_config(robot: str, controller: str) -> dict[str, Any]:
     """The arm's composite controller: robosuite's own defaults for the named arm controller and its gripper.
 
-    JOINT_POSITION takes absolute joint angles in radians, the other three take changes or velocities in [-1, 1]. Raises UserError for a
-    robot or controller that is not known here.
+    JOINT_POSITION takes absolute joint angles in radians, the other three take changes or velocities in [-1,
+    1]. Raises UserError for a robot or controller that is not known here.
     """
     from robosuite.controllers import load_composite_controller_config, load_part_controller_config
 
@@ -43,7 +45,8 @@ def controller_config(robot: str, controller: str) -> dict[str, Any]:
         part = load_part_controller_config(default_controller=controller)
         config["body_parts"]["right"] = {**part, "gripper": arm["gripper"]}
         if controller == "JOINT_POSITION":
-            # robosuite passes absolute angles through unchanged and takes the action space's bounds from here.
+            # robosuite passes absolute angles through unchanged and takes the action space's bounds from
+            # here.
             low, high = JOINT_LIMITS[robot]
             config["body_parts"]["right"].update(
                 input_type="absolute", input_min=list(low), input_max=list(high)
@@ -86,10 +89,10 @@ def action_dimensions(
     return (*dimensions, gripper)
 
 
-def plain(value: Any) -> Any:
+def json_data(value: Any) -> Any:
     """Controller settings as JSON data."""
     if isinstance(value, Mapping):
-        return {str(k): plain(v) for k, v in value.items()}
+        return {str(k): json_data(v) for k, v in value.items()}
     if isinstance(value, list | tuple | np.ndarray):
-        return [plain(v) for v in value]
+        return [json_data(v) for v in value]
     return value.item() if isinstance(value, np.generic) else value

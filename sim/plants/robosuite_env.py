@@ -1,7 +1,8 @@
-"""robosuite tasks as gymnasium environments with named observation fields, real seeding, and the success-based reward.
+"""robosuite tasks as gymnasium environments with named observation fields, real seeding, and the
+success-based reward.
 
-`RobosuiteEnv` is a plain `gymnasium.Env`, so a Minari dataset collected on it can rebuild it (`recover_environment`), and anything
-that speaks gymnasium can use it.
+`RobosuiteEnv` is a plain `gymnasium.Env`, so a Minari dataset collected on it can rebuild it
+(`recover_environment`), and anything that speaks gymnasium can use it.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from rql_deploy.errors import UserError
 from rql_deploy.plain import suggestion
 from rql_deploy.sim.processes import render_headless
 
-from .robosuite_controllers import action_dimensions, controller_config, plain
+from .robosuite_controllers import action_dimensions, controller_config, json_data
 from .task_env import Observation, TaskEnv
 
 ENTRY_POINT = "rql_deploy.sim.plants.robosuite_env:RobosuiteEnv"
@@ -62,7 +63,9 @@ def import_robosuite() -> ModuleType:
 
 
 def check_task(task: str) -> None:
-    """Raise UserError with the nearest names when robosuite has no such task, and for those that cannot be driven."""
+    """Raise UserError with the nearest names when robosuite has no such task, and for those that cannot be
+    driven.
+    """
     known = import_robosuite().ALL_ENVIRONMENTS
     if task not in known:
         raise UserError(f"robosuite has no task '{task}'{suggestion(task, known)}")
@@ -70,7 +73,8 @@ def check_task(task: str) -> None:
         raise UserError(f"{task} needs two arms, only one-armed tasks can be driven: try robosuite:Lift")
     if task == "Wipe":
         raise UserError(
-            "Wipe has a sponge instead of a gripper, and an action must end with the gripper here: try robosuite:Lift"
+            "Wipe has a sponge instead of a gripper, and an action must end with the gripper here: try "
+            "robosuite:Lift"
         )
 
 
@@ -83,10 +87,10 @@ class RobosuiteEnv(TaskEnv):
     """One robosuite task, one arm, state observations.
 
     Observation: a Dict of named fields (end-effector pose, gripper, the task's object fields), float64.
-    Action: Box [-1, 1]^A, the arm controller's input and the gripper.
-    Reward: success - 1, where success stays true once reached (docs/algorithm.md, Conventions).
-    Ends: `terminated` when `rows_after_success` steps have been taken after success, since a sampler that never starts a window
-    at an episode's last row must still see the success row; `truncated` after `horizon` steps without success.
+    Action: Box [-1, 1]^A, the arm controller's input and the gripper. Reward: success - 1, where success
+    stays true once reached (docs/algorithm.md, Conventions). Ends: `terminated` when `rows_after_success`
+    steps have been taken after success, since a sampler that never starts a window at an episode's last row
+    must still see the success row; `truncated` after `horizon` steps without success.
     """
 
     metadata = {"render_modes": ["rgb_array"]}  # noqa: RUF012  gymnasium declares it an instance variable
@@ -122,8 +126,8 @@ class RobosuiteEnv(TaskEnv):
             use_object_obs=True,
             control_freq=control_rate,
             ignore_done=True,
-            # Some tasks draw object sizes when the model is built: an episode depends on its seed alone only after
-            # a rebuild.
+            # Some tasks draw object sizes when the model is built: an episode depends on its seed alone only
+            # after a rebuild.
             hard_reset=True,
         )
         self.spec = EnvSpec(
@@ -165,14 +169,17 @@ class RobosuiteEnv(TaskEnv):
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Observation, dict[str, Any]]:
-        """Start an episode; with a seed, everything that follows depends on that seed and the actions alone."""
+        """Start an episode; with a seed, everything that follows depends on that seed and the actions
+        alone.
+        """
         super().reset(seed=seed)
         if seed is not None:
-            # The placement sampler and the object models keep a reference to this generator: reseed it in place.
+            # The placement sampler and the object models keep a reference to this generator: reseed it in
+            # place.
             self._env.rng.bit_generator.state = np.random.default_rng(seed).bit_generator.state
         self._env.reset()
-        # robosuite computes some fields from others that come later: after one pass, fields relative to the hand
-        # are still zero.
+        # robosuite computes some fields from others that come later: after one pass, fields relative to the
+        # hand are still zero.
         raw = self._env._get_observations(force_update=True)
         self._resets += 1
         if self._resets % RESETS_PER_TRIM == 0:
@@ -212,11 +219,13 @@ class RobosuiteEnv(TaskEnv):
             ),
             actions=action_dimensions(arm, self.box.low, self.box.high),
             control_rate=float(self.control_rate),
-            environment={"spec": json.loads(self.spec.to_json()), "controller": plain(arm)},
+            environment={"spec": json.loads(self.spec.to_json()), "controller": json_data(arm)},
         )
 
     def rest_action(self) -> NDArray[np.float32] | None:
-        """The present joint angles under absolute control, with the gripper open; other controllers rest at zero."""
+        """The present joint angles under absolute control, with the gripper open; other controllers rest
+        at zero.
+        """
         if self.controller_config["body_parts"]["right"].get("input_type") != "absolute":
             return None
         joints = np.asarray(self._env.robots[0]._joint_positions, np.float32)

@@ -1,9 +1,10 @@
 """robosuite's control step in less time, to the last bit the same numbers.
 
-At 20 Hz a control step is 25 physics steps, and robosuite 1.5.2 runs its whole controller stack in Python at each: names to ids, three
-Jacobians twice, all observables, and the action's dimension from scratch. The first physics step, which takes up the action, is left to
-robosuite. For the others only what changes is computed, with the same operations in the same order, for the arms and controllers
-recognised below; everything else runs as robosuite wrote it.
+At 20 Hz a control step is 25 physics steps, and robosuite 1.5.2 runs its whole controller stack in Python at
+each: names to ids, three Jacobians twice, all observables, and the action's dimension from scratch. The first
+physics step, which takes up the action, is left to robosuite. For the others only what changes is computed,
+with the same operations in the same order, for the arms and controllers recognised below; everything else
+runs as robosuite wrote it.
 """
 
 from __future__ import annotations
@@ -39,7 +40,8 @@ def install() -> None:
 
 
 def fast_step(env: Any) -> Step:
-    """`env.step` for the episode that begins: the fast one where it is known to be the same, else robosuite's own.
+    """`env.step` for the episode that begins: the fast one where it is known to be the same, else robosuite's
+    own.
 
     Call it after every reset, which builds a new model.
     """
@@ -140,7 +142,9 @@ def fast_osc(arm: Any) -> bool:
 
 
 class FastOSC:
-    """robosuite's operational space control (controllers/parts/arm/osc.py) between two actions, on reused arrays."""
+    """robosuite's operational space control (controllers/parts/arm/osc.py) between two actions, on reused
+    arrays.
+    """
 
     def __init__(self, arm: Any, model: Any, data: Any):
         self._arm, self._model, self._data = arm, model, data

@@ -1,7 +1,7 @@
 """Joint velocity control for robosuite 1.5.2, whose own controller cannot be built.
 
-robosuite's assigns to a read-only property (https://github.com/ARISE-Initiative/robosuite/pull/795). This controller
-replaces it under the same name and takes the same settings, except the gain, which is a rate here.
+robosuite's assigns to a read-only property (https://github.com/ARISE-Initiative/robosuite/pull/795). This
+controller replaces it under the same name and takes the same settings, except the gain, which is a rate here.
 """
 
 from __future__ import annotations

@@ -26,7 +26,9 @@ class TaskEnv(gymnasium.Env[Any, NDArray[np.float32]], ABC):
         """This environment's side of a contract, under the task's name as the command line takes it."""
 
     def rest_action(self) -> NDArray[np.float32] | None:
-        """The action `[A]` that leaves the arm where it is; None where zero (a gripper: its low bound) does."""
+        """The action `[A]` that leaves the arm where it is; None where zero (a gripper: its low bound)
+        does.
+        """
         return None
 
     @abstractmethod

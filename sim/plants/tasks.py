@@ -1,7 +1,7 @@
 """Task names, and how each becomes an environment, a plant and a description.
 
     robosuite:Lift                                   a robosuite task
-    ogbench:cube-single-play-singletask-task2-v0     a task of OGBench (ogbench:cube-single-play is the environment's default one)
+    ogbench:cube-single-play-singletask-task2-v0     OGBench's; cube-single-play is its default one
     gym:Pendulum-v1, gym:MODULE:ID                   any registered gymnasium environment
 
 Every task name is resolved here.
@@ -102,7 +102,10 @@ class Task:
 
     @classmethod
     def of_plant(cls, plant: PlantDescription) -> Task:
-        """The task of a contract's plant, with its settings; raises UserError where the plant is not a simulated task."""
+        """The task of a contract's plant, with its settings.
+
+        Raises UserError where the plant is not a simulated task.
+        """
         kind = plant.task.partition(":")[0]
         if kind not in FAMILIES:
             raise UserError(
@@ -120,7 +123,8 @@ class Task:
             if name not in family.settings:
                 kind = self.name.partition(":")[0]
                 raise UserError(
-                    f"--{name.replace('_', '-')} does not apply to {kind} tasks, where it is fixed: leave it out"
+                    f"--{name.replace('_', '-')} does not apply to {kind} tasks, where it is fixed: leave "
+                    "it out"
                 )
         family.check(task)
         return task
@@ -184,7 +188,10 @@ class EnvPlant:
 
     @property
     def rest_action(self) -> NDArray[np.float32] | None:
-        """The action `[A]` to hold before the first decision: it leaves the arm where it is. None where zero does."""
+        """The action `[A]` to hold before the first decision: it leaves the arm where it is.
+
+        None where zero does.
+        """
         return self.env.rest_action()
 
     def reset(self, seed: int | None = None) -> None:
@@ -210,7 +217,10 @@ class EnvPlant:
 
 
 def find_demonstrator(task: Task) -> type[Demonstrator]:
-    """The scripted demonstrator of a task; raises UserError where there is none, or none for its controller."""
+    """The scripted demonstrator of a task.
+
+    Raises UserError where there is none, or none for its controller.
+    """
     task.check()
     if task.name not in DEMONSTRATORS:
         raise UserError(

@@ -32,9 +32,10 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print as JSO
 def command() -> None:
     """Look at, convert, join, split and relabel data sets.
 
-    DATA is what `train --dataset` takes: a Minari id, folder or file, an OGBench .npz file or folder of shards, a
-    robomimic .hdf5 file (FILE.hdf5#KEY for a filter key), a LeRobotDataset folder, or a store folder of rql-deploy. It
-    may also be the folder of `rql-deploy serve --record`; `convert` turns its episodes into one of these formats.
+    DATA is what `train --dataset` takes: a Minari id, folder or file, an OGBench .npz file or folder of
+    shards, a robomimic .hdf5 file (FILE.hdf5#KEY for a filter key), a LeRobotDataset folder, or a store
+    folder of rql-deploy. It may also be the folder of `rql-deploy serve --record`; `convert` turns its
+    episodes into one of these formats.
     """
 
 

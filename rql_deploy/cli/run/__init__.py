@@ -55,14 +55,16 @@ if TYPE_CHECKING:
     "--make-up/--no-make-up",
     default=True,
     show_default=True,
-    help="With --real-time: a chunk of delta motion makes up for what was played while it was made, where the contract names the "
+    help="With --real-time: a chunk of delta motion makes up for what was played while it was made, where "
+    "the contract names the "
     "controller that carries it out (docs/control.md).",
 )
 @click.option("--limits", type=click.Path(path_type=Path), help="With --real-time: the robot's limits.toml.")
 @click.option(
     "--gate",
     type=FiniteRange(0.0, 0.5, max_open=True),
-    help="With --real-time: refuse decisions whose V or spread lies beyond this part of the training data, e.g. 0.01.",
+    help="With --real-time: refuse decisions whose V or spread lies beyond this part of the training data, "
+    "e.g. 0.01.",
 )
 @click.option(
     "--duration", type=FiniteRange(min=0.1), help="With --real-time: seconds after which an episode ends."
@@ -108,9 +110,9 @@ def command(
 ) -> None:
     """Drive the robot of TASK (such as robosuite:Lift) with the policy served at --connect.
 
-    In lock-step the simulator waits for each decision. With --real-time nothing waits: the next chunk is requested while
-    the last one plays, every command passes the safety filter, and a fault stops the robot. Client and server compare
-    their contracts first; fields, shapes, actions and rate must be the same.
+    In lock-step the simulator waits for each decision. With --real-time nothing waits: the next chunk is
+    requested while the last one plays, every command passes the safety filter, and a fault stops the robot.
+    Client and server compare their contracts first; fields, shapes, actions and rate must be the same.
     """
     given = {
         "--no-make-up": not make_up,

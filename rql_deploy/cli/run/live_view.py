@@ -1,4 +1,6 @@
-"""The live view of a real-time run: a table of the loop's figures, four times a second, drawn by rich's thread."""
+"""The live view of a real-time run: a table of the loop's figures, four times a second, drawn by rich's
+thread.
+"""
 
 from __future__ import annotations
 
@@ -57,7 +59,8 @@ class LiveView:
             ),
             (
                 "period",
-                f"{statistics.period * 1e3:g} ms, {_latest(statistics.periods, lambda p: np.abs(p - statistics.period))} off",
+                f"{statistics.period * 1e3:g} ms, "
+                f"{_latest(statistics.periods, lambda p: np.abs(p - statistics.period))} off",
             ),
             ("observation age at actuation", _latest(statistics.ages)),
             (

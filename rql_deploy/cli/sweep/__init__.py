@@ -29,7 +29,8 @@ if TYPE_CHECKING:
 @click.option(
     "--workers",
     type=click.IntRange(1),
-    help="Jobs at once on this machine.  [default: as many as its cores have room for, given the threads of a job]",
+    help="Jobs at once on this machine.  [default: as many as its cores have room for, given the threads of "
+    "a job]",
 )
 @click.option(
     "--ray-address",
@@ -45,11 +46,13 @@ def command(
     dry_run: bool,
     as_json: bool,
 ) -> None:
-    """Train, export and evaluate every task with every setting and seed of SWEEP.toml, and make one table of it.
+    """Train, export and evaluate every task with every setting and seed of SWEEP.toml, and make one table of
+    it.
 
-    A job is identified by its inputs: finished jobs are not repeated, also not by a later sweep in the same folder, and
-    settings that train alike train once. After an interruption the same command continues; a job whose process or node
-    died is done again. Rows are finished one after the other, and OUTPUT/results.md, .csv and .jsonl follow them.
+    A job is identified by its inputs: finished jobs are not repeated, also not by a later sweep in the same
+    folder, and settings that train alike train once. After an interruption the same command continues; a job
+    whose process or node died is done again. Rows are finished one after the other, and OUTPUT/results.md,
+    .csv and .jsonl follow them.
     """
     from rql_deploy.distributed.sweep import file as sweep_file
     from rql_deploy.workflows.sweep import load_sweep, run_sweep
@@ -70,11 +73,15 @@ def command(
 
 
 OPTIONS = {"task", "robot", "controller", "control_rate", "horizon", "noise", "prune", "value"}
-"""Parameters of `evaluate` and `collect` that a sweep file may set in `options`; the others are the sweep's."""
+"""Parameters of `evaluate` and `collect` that a sweep file may set in `options`; the others are the
+sweep's.
+"""
 
 
 def check_options(file: str, sweep: SweepFile) -> None:
-    """Raise UserError for command-line words in a sweep file that `collect` or `evaluate` would reject hours later."""
+    """Raise UserError for command-line words in a sweep file that `collect` or `evaluate` would reject
+    hours later.
+    """
     from rql_deploy.cli import collect, evaluate
 
     for name, task in sweep.tasks.items():

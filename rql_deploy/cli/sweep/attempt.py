@@ -1,8 +1,8 @@
 """One attempt at a job, in a process of its own: `python -m rql_deploy.cli.sweep.attempt FOLDER`.
 
-It holds the folder's lock (a file with its process and machine): an attempt that was thought dead and the next one never
-write at the same time. It ends at once when its standard input closes: the process that started it is gone, and the job may
-be started elsewhere.
+It holds the folder's lock (a file with its process and machine): an attempt that was thought dead and the
+next one never write at the same time. It ends at once when its standard input closes: the process that
+started it is gone, and the job may be started elsewhere.
 """
 
 from __future__ import annotations

@@ -26,7 +26,9 @@ TARGETS = {
 
 
 def rows_after_success() -> dict[str, Any]:
-    """Two fields and bounds other than 1, final observations, and masks that end in the last row: all that a store can hold."""
+    """Two fields and bounds other than 1, final observations, and masks that end in the last row: all that
+    a store can hold.
+    """
     store = make_store()
     rng = np.random.default_rng(5)
     return {"finals": rng.normal(size=(store.episodes, store.plant.observation_dim)).astype(np.float32)}

@@ -29,7 +29,8 @@ def test_a_real_time_run_is_logged_and_recorded_as_data_that_trains(
 ) -> None:
     log, data = tmp_path / "ticks.jsonl", tmp_path / "played"
     result = cli(
-        "run", CART, "--connect", endpoint, "--real-time", "--count-faults", "--limits", limits, "--episodes", 2, "--log", log,
+        "run", CART, "--connect", endpoint, "--real-time", "--count-faults", "--limits", limits,
+        "--episodes", 2, "--log", log,
         "--record", data, "--json",
     )  # fmt: skip
     assert result.exit_code == 0, result.output
@@ -100,7 +101,8 @@ def test_a_full_disk_under_the_log_does_not_cost_the_recording(
         ),
     )
     result = cli(
-        "run", CART, "--connect", endpoint, "--real-time", "--count-faults", "--limits", limits, "--episodes", 2, "--log", log,
+        "run", CART, "--connect", endpoint, "--real-time", "--count-faults", "--limits", limits,
+        "--episodes", 2, "--log", log,
         "--record", data,
     )  # fmt: skip
     assert_refused(result, "the log is not complete", "No space left on device")
@@ -112,7 +114,8 @@ def test_ctrl_c_while_the_plant_is_reset_keeps_the_episodes_before(
 ) -> None:
     data, stopped = tmp_path / "played", CART.replace("Cart-v0", "StoppedCart-v0")
     result = cli(
-        "run", stopped, "--connect", endpoint, "--real-time", "--count-faults", "--limits", limits, "--episodes", 3, "--record", data
+        "run", stopped, "--connect", endpoint, "--real-time", "--count-faults", "--limits", limits,
+        "--episodes", 3, "--record", data,
     )  # fmt: skip
     assert result.exit_code == 0, result.output
     assert open_store(str(data)).ends.tolist() == [25]

@@ -1,4 +1,6 @@
-"""What an evaluation notes about episodes, on a small plant of our own with real policies: torch, ONNX in process, a real server."""
+"""What an evaluation notes about episodes, on a small plant of our own with real policies: torch, ONNX in
+process, a real server.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +34,9 @@ SEEDS = (1, 2, 3)
 
 
 class Slider:
-    """A point that the first action dimension pushes along a line; done when it is far enough, at a pace that the seed decides."""
+    """A point that the first action dimension pushes along a line; done when it is far enough, at a pace
+    that the seed decides.
+    """
 
     def reset(self, seed: int | None = None) -> None:
         self.position = np.random.default_rng(seed).normal(size=3)

@@ -20,7 +20,7 @@ from rql_deploy.runtime.client import RemotePolicy
 from rql_deploy.runtime.control.realtime import RealTimeLoop
 from rql_deploy.runtime.control.telemetry import Tick
 from rql_deploy.sim.plants.arm import STALE_SECONDS, ArmPlant, describe_arm
-from rql_deploy.sim.plants.arm_process import JOINTS, REST, Arm, take
+from rql_deploy.sim.plants.arm_process import JOINTS, REST, Arm, handle_message
 from rql_deploy.train.export_modules import make_modules
 from rql_deploy.train.rql import RQL, RQLConfig
 from tests.helpers.commands import assert_refused, cli
@@ -95,9 +95,9 @@ def test_targets_beyond_the_joint_limits_end_at_them_and_nonsense_is_ignored() -
         msgpack.packb({"q": [1.0]}),
         msgpack.packb({"q": [float("nan")] * 7, "seconds": 0.1}),
     ):
-        assert take(arm, message) is None
+        assert handle_message(arm, message) is None
     assert np.array_equal(arm.reference, REST)
-    take(arm, msgpack.packb({"q": [9.0] * 7, "seconds": 0.002}))
+    handle_message(arm, msgpack.packb({"q": [9.0] * 7, "seconds": 0.002}))
     arm.cycle()
     assert np.allclose(arm.reference, arm.limits[:, 1])
 
@@ -129,7 +129,8 @@ def test_killing_the_server_while_the_arm_moves_holds_it_and_latches_the_fault(
     last = len(fresh) - 1 - fresh[::-1].index(True)
     assert moving[0] > 0.01, "the arm should have been moving"
     assert "8 ticks in a row" in str(result.episode.error)
-    # The rest of the chunk at hand, and of one already under way, may play; then every tick is a hold of the last target.
+    # The rest of the chunk at hand, and of one already under way, may play; then every tick is a hold of the
+    # last target.
     assert sum(fresh) <= 20 + 2 * policy.contract.h
     assert fresh[last + 1 :] == [False] * 8
     assert all(np.array_equal(t.command, ticks[last].command) for t in ticks[last + 1 :])
@@ -150,7 +151,8 @@ def test_the_arm_is_driven_from_the_command_line(arm_bundle: Path, tmp_path: Pat
     )
     with serving(arm_bundle) as (address, _):
         result = cli(
-            "run", "arm:reach", "--connect", address, "--real-time", "--limits", limits, "--episodes", 1, "--duration", 2, "--count-faults"
+            "run", "arm:reach", "--connect", address, "--real-time", "--limits", limits,
+            "--episodes", 1, "--duration", 2, "--count-faults",
         )  # fmt: skip
     assert result.exit_code == 0, result.output
     assert "episode 1: no success after" in result.output

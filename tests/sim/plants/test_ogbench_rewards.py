@@ -24,7 +24,8 @@ def recorded(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for step in range(9):
             action = rng.uniform(-1, 1, 5).astype(np.float32)
             following, _, _, _, after = env.step(action)
-            # Recorded states are those that the action was taken in; a button pressed on the way shows from the next row on.
+            # Recorded states are those that the action was taken in; a button pressed on the way shows from
+            # the next row on.
             buttons = np.asarray(info["button_states"]).copy()
             buttons[:step] = env.unwrapped._target_button_states[:step]
             row = (observation, action, np.bool_(step == 8), info["qpos"], buttons)

@@ -1,4 +1,6 @@
-"""Every kind of task as a plant: real simulators, seeded episodes, contracts that fit the data, errors that help."""
+"""Every kind of task as a plant: real simulators, seeded episodes, contracts that fit the data, errors
+that help.
+"""
 
 import functools
 import json
@@ -139,7 +141,8 @@ def test_a_policy_for_another_robot_is_refused_with_what_differs(puzzle_bundle: 
     contract = Bundle.open(puzzle_bundle).contract
     with pytest.raises(
         ContractError,
-        match=r"observation fields observation are missing; actions have 7 dimensions instead of 5.*and \d+ more",
+        match=r"observation fields observation are missing; actions have 7 dimensions instead of 5.*and \d+ "
+        r"more",
     ):
         contract.require(describe("robosuite:PickPlaceCan", made("robosuite:PickPlaceCan")))
     with pytest.raises(
@@ -207,7 +210,9 @@ def test_named_fields_flat_actions_and_success_in_info_are_understood() -> None:
 
 
 def test_controllers_move_the_arm_the_way_their_units_say() -> None:
-    """Each controller: its dimensions, what a second of it does, and that a hold leaves the arm where it is."""
+    """Each controller: its dimensions, what a second of it does, and that a hold leaves the arm where it
+    is.
+    """
     cases = {
         "OSC_POSITION": ("dx dy dz gripper", "0.05 m", "delta", "null"),
         "JOINT_VELOCITY": (
@@ -328,7 +333,10 @@ def test_unknown_tasks_and_settings_are_answered_with_the_nearest(
 
 def test_a_wrong_renderer_is_named_and_no_display_is_not_needed() -> None:
     # robosuite sees to its own rendering; OGBench leaves it to MuJoCo.
-    code = "from rql_deploy.sim.plants.tasks import Task; Task('ogbench:cube-single-play', {'render_mode': 'rgb_array'}).make_env()"
+    code = (
+        "from rql_deploy.sim.plants.tasks import Task; Task('ogbench:cube-single-play', "
+        "{'render_mode': 'rgb_array'}).make_env()"
+    )
     plain = {key: value for key, value in os.environ.items() if key not in ("DISPLAY", "WAYLAND_DISPLAY")}
     for choice, words in {
         "nonsense": "unset MUJOCO_GL or set it to egl",
