@@ -96,7 +96,7 @@ def candidates_option(function: F) -> F:
         default=DEFAULT_CANDIDATES,
         show_default=True,
         type=click.IntRange(1, MAX_CANDIDATES),
-        help="Chunks per decision, of which the one with the highest V is played. With 1, V is not computed.",
+        help="Chunks per decision, of which the one with the highest V is played; 1 plays the only chunk.",
     )(function)
 
 

@@ -122,7 +122,7 @@ def describe_values(summary: Mapping[str, Any]) -> list[str]:
         text.append(f"rank correlation {every['rank_correlation']:.2f} over {every['decisions']} decisions")
     if found["cut"]:
         text.append(
-            f"{found['cut']} episodes were cut off by the horizon; had they gone on failing, "
+            f"{found['cut']} episodes were cut by the horizon; had they gone on failing, "
             f"{start['bias_endless']:+.1f}"
         )
     return ["; ".join(text)]

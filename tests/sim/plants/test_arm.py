@@ -167,7 +167,7 @@ def test_an_arm_whose_process_freezes_or_ends_is_a_failed_episode() -> None:
         arm.observe()
         arm._process.send_signal(signal.SIGSTOP)
         time.sleep(STALE_SECONDS + 0.1)
-        with pytest.raises(UserError, match="has said nothing"):
+        with pytest.raises(UserError, match="has been silent"):
             arm.observe()
         arm._process.kill()
         arm._process.wait()
