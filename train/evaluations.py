@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from pathlib import Path
 
 from rql_deploy.errors import UserError
-from rql_deploy.progress import ProgressLine
+from rql_deploy.progress import Progress
 from rql_deploy.train.logging.loggers import RunLog
 from rql_deploy.train.logging.periodic_evaluation import Evaluator, append_evaluation, read_evaluations
 
@@ -19,8 +18,8 @@ EVALUATION_POLL_SECONDS = 0.2
 class RunEvaluations:
     """The evaluations of one run: pending and finished. Does nothing without an evaluator."""
 
-    def __init__(self, run: Path, evaluator: Evaluator | None, every: int, label: str):
-        self.run, self.evaluator, self.every, self.label = run, evaluator, every, label
+    def __init__(self, run: Path, evaluator: Evaluator | None, every: int, label: str, progress: Progress):
+        self.run, self.evaluator, self.every, self.label, self.progress = run, evaluator, every, label, progress
         self._enabled = evaluator is not None
         self._unevaluated: frozenset[int] = frozenset()
         """Steps that a resumed run will evaluate, since the simulator failed here."""
@@ -54,10 +53,7 @@ class RunEvaluations:
             finished = self.evaluator.finished()
         except UserError as error:
             # A failed simulator must not end the run: --resume evaluates what is missing.
-            print(
-                f"note: evaluation while training has stopped, --resume will repeat it: {error}",
-                file=sys.stderr,
-            )
+            self.progress.note(f"note: evaluation while training has stopped, --resume will repeat it: {error}")
             self._unevaluated |= self.evaluator.pending()
             self.evaluator = None
             return
@@ -75,9 +71,9 @@ class RunEvaluations:
         if self.evaluator is None:
             return
         total = len(self.evaluator.pending())
-        progress = ProgressLine(f"{self.label}: evaluations", total, "evaluations")
+        self.progress.start(f"{self.label}: evaluations", total, "evaluations")
         while self.evaluator is not None and not stop and (left := len(self.evaluator.pending())):
-            progress.update(total - left)
+            self.progress.update(total - left)
             time.sleep(EVALUATION_POLL_SECONDS)
             self.collect(step, log)
         self.collect(step, log)

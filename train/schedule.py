@@ -7,6 +7,7 @@ from __future__ import annotations
 import contextlib
 import shutil
 import signal
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
@@ -72,6 +73,10 @@ def _size(number: int) -> str:
 def stop_requests() -> Iterator[list[str]]:
     """A list that is no longer empty after SIGINT or SIGTERM, so that the current update can be finished."""
     received: list[str] = []
+    if threading.current_thread() is not threading.main_thread():
+        # Only the main thread may handle signals; a run in another one is ended by its program.
+        yield received
+        return
 
     def handle(number: int, _frame: FrameType | None) -> None:
         received.append(signal.Signals(number).name)

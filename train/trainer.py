@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import sys
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -12,7 +11,7 @@ from pathlib import Path
 import torch
 
 from rql_deploy.errors import UserError
-from rql_deploy.progress import ProgressLine
+from rql_deploy.progress import NoProgress, Progress, Stage
 from rql_deploy.train.data.sampler import WindowSampler
 from rql_deploy.train.data.shards import ShardedStore
 from rql_deploy.train.data.store import TransitionStore
@@ -77,11 +76,13 @@ class Trainer:
         initial: Checkpoint | None = None,
         evaluator: Evaluator | None = None,
         parallel: DataParallel | None = None,
+        progress: Progress | None = None,
     ):
         self.config, self.store, self.run, self.label = config, store, run, label
+        self.progress: Progress = progress or NoProgress()
         sample = store.sample  # a reference, so that the first shard of a sharded set is read once
         self.parallel = parallel
-        self.evaluations = RunEvaluations(run, evaluator, config.evaluate_every, label)
+        self.evaluations = RunEvaluations(run, evaluator, config.evaluate_every, label, self.progress)
         if parallel is not None:
             parallel.rows(config.batch_size)
         self.warnings = store.validate(config.rql.h, learn_value=config.rql.policy_value_weight != 0)
@@ -124,7 +125,8 @@ class Trainer:
         """
         config, device, plant = self.config, torch.device(self.choice.device), self.store.plant
         if source is None:
-            mean, std = (torch.from_numpy(part) for part in self.store.normalization(config.standardise))
+            scale = self.store.normalization(config.standardise, self.progress)
+            mean, std = map(torch.from_numpy, scale)
         else:
             mean, std = source.reference["mean"], source.reference["std"]
         initial = torch.Generator().manual_seed(config.seed)
@@ -188,7 +190,7 @@ class Trainer:
             reduce=self.parallel.reduce if self.parallel else None,
             generator=self.generator,
         )
-        progress = ProgressLine(self.label, config.updates, "updates", done=self.step) if leader else None
+        progress = Stage(self.progress, self.label, config.updates, "updates", done=self.step) if leader else None
         figures: dict[str, float] = {}
         rate = 0.0
         saved: Path | None = None
@@ -253,9 +255,8 @@ class Trainer:
         try:
             write_run_page(self.run)
         except OSError as error:
-            print(
-                f"note: the run is complete and saved, but its README.md is not written ({error.strerror})",
-                file=sys.stderr,
+            self.progress.note(
+                f"note: the run is complete and saved, but its README.md is not written ({error.strerror})"
             )
 
     def _next_shard(self, engine: Engine) -> None:

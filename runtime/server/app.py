@@ -68,6 +68,7 @@ def serving(
     worker: int | None = None,
     known_contracts: Mapping[str, Contract] | None = None,
     on_swap: Callable[[str, Contract], None] | None = None,
+    handle_signals: bool = True,
 ) -> Iterator[RunningServer]:
     """Open, bind and warm up a server. SIGINT and SIGTERM end its `run`, SIGHUP loads the bundles again.
 
@@ -76,6 +77,7 @@ def serving(
         known_contracts: by bundle, the contract that connected clients know; the bundle must be compatible
         with it.
         on_swap: called with name and contract after a bundle was swapped in.
+        handle_signals: False leaves SIGINT, SIGTERM and SIGHUP to the program that the server runs in.
 
     Raises UserError for an invalid bundle, key folder or address, and ContractError for an incompatible
     bundle.
@@ -127,7 +129,8 @@ def serving(
             endpoint = OpenpiEndpoint(running.channel, *config.openpi, shared=listener is not None)
             stack.callback(endpoint.close)
             running.notes.append(f"openpi clients on ws://{config.openpi[0]}:{endpoint.port}")
-        stack.enter_context(stop_on_signals(server, reloader.request))
+        if handle_signals:
+            stack.enter_context(stop_on_signals(server, reloader.request))
         if listener is None:
             _warm_up(models)
         yield running

@@ -89,7 +89,7 @@ def test_what_a_hub_refuses_is_one_sentence(hub: Hub, bundle: Path, tmp_path: Pa
     [
         (("--push", "hf://team"), "write hf://OWNER/NAME"),
         (("--push", "hf://team/tiny", "--output", "elsewhere"), "is a bundle already"),
-        (("--pull", "hf://team/tiny"), "--pull goes with --output"),
+        (("--pull", "hf://team/tiny"), "--pull needs --output"),
     ],
 )
 def test_options_that_do_not_fit_are_refused(arguments: tuple[str, ...], words: str, bundle: Path) -> None:

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from rql_deploy.contract import PlantDescription
 from rql_deploy.errors import UserError
-from rql_deploy.progress import ProgressLine
+from rql_deploy.progress import NoProgress, Progress
 
 from .normalization import RunningMeanStd, no_normalization
 from .rewards import Reward, with_reward
@@ -139,12 +139,15 @@ class ShardedStore:
             )
         return warnings
 
-    def normalization(self, standardise: bool) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    def normalization(
+        self, standardise: bool, progress: Progress | None = None
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Like `TransitionStore.normalization`; reads every shard once if `standardise`."""
         if not standardise:
             return no_normalization(self.plant.observation_dim)
         total = RunningMeanStd.empty(self.plant.observation_dim)
-        progress = ProgressLine("observation statistics", len(self.shards), "shards")
+        progress = progress or NoProgress()
+        progress.start("observation statistics", len(self.shards), "shards")
         for done, store in enumerate(self._each(), 1):
             total = total.merged(store.running_mean_std())
             progress.update(done)

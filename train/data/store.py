@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from rql_deploy.contract import PlantDescription
 from rql_deploy.errors import UserError
+from rql_deploy.progress import Progress
 
 from .normalization import RunningMeanStd, no_normalization
 
@@ -294,8 +295,13 @@ class TransitionStore:
             total = total.merged(RunningMeanStd.of(block))
         return total
 
-    def normalization(self, standardise: bool) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """`mean` and `std` `[O]`; networks see (observation - mean) / std. 0 and 1 unless `standardise`."""
+    def normalization(
+        self, standardise: bool, progress: Progress | None = None
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """`mean` and `std` `[O]`; networks see (observation - mean) / std. 0 and 1 unless `standardise`.
+
+        `progress` is for sharded stores; one store in memory needs none.
+        """
         if not standardise:
             return no_normalization(self.plant.observation_dim)
         return self.running_mean_std().mean_std()

@@ -1,4 +1,4 @@
-"""What `evaluate --report` gathers for the page: the subject in words, and the curves of the training run."""
+"""What an evaluation's report shows beside the score: the subject in words, and the training run's curves."""
 
 from __future__ import annotations
 
@@ -16,11 +16,17 @@ LOSSES = {"bc": "loss of cloning", "value": "loss of V", "policy_value": "policy
 MOST_POINTS = 400
 
 
-def find_training(run: Path | None, checkpoint: Path | None) -> Path | None:
-    """The training run to show: the one given, or the checkpoint's own; raises UserError when what is given is none."""
+def find_training_run(run: Path | None, checkpoint: Path | None) -> Path | None:
+    """The run given, or else the checkpoint's own, or None.
+
+    Raises UserError when what is given is not a run.
+    """
     if run is not None:
         if not (run / "metrics.jsonl").is_file():
-            raise UserError(f"{run} is not a training run (it has no metrics.jsonl): pass the folder that `rql-deploy train --output` made")
+            raise UserError(
+                f"{run} is not a training run (it has no metrics.jsonl): "
+                "pass the folder that `rql-deploy train --output` made"
+            )
         return run
     for folder in (checkpoint, *checkpoint.parents[:2]) if checkpoint is not None else ():
         if folder is not None and (folder / "metrics.jsonl").is_file():
@@ -60,4 +66,10 @@ def write_report(
     from rql_deploy.sim.evaluation.report import write_report as write
 
     scored = f"{datetime.datetime.now(datetime.timezone.utc):%Y-%m-%d %H:%M} UTC"
-    write(path, Subject(task, source, control_rate, choice, scored), score, learning_curves(run) if run else None, video)
+    write(
+        path,
+        Subject(task, source, control_rate, choice, scored),
+        score,
+        learning_curves(run) if run else None,
+        video,
+    )

@@ -1,4 +1,4 @@
-"""The validation data of a data set, for `rql-deploy data inspect`."""
+"""Find the validation data of a data set, and compare the two."""
 
 from __future__ import annotations
 
@@ -11,28 +11,34 @@ if TYPE_CHECKING:
     from rql_deploy.train.data.store import TransitionStore
 
 
-def compare(store: TransitionStore, data: str, given: str | None, relabel: str | None, warnings: list[str]) -> dict[str, Any] | None:
-    """What is known of the validation data of `data`, the one `given` or the one that its format names; None where there is none.
+def compare_with_validation(
+    store: TransitionStore, data: str, validation: str | None, relabel: str | None, warnings: list[str]
+) -> dict[str, Any] | None:
+    """Figures of the validation data of `data`: the one given, or the one that its format names; None where
+    there is none.
 
-    What is wrong with it is added to `warnings`; data that was given and cannot be read raises UserError.
+    Adds what is wrong with it to `warnings`. Raises UserError where validation data was given and cannot be
+    read.
     """
     from rql_deploy.train.data.report import compare_validation, validation_warnings
 
-    from .input import open_data
+    from .data_sources import open_data
 
-    name = given or _beside(data)
+    name = validation or _beside(data)
     if name is None:
         keys = _filter_keys(data)
-        return {"name": f"within it, by filter keys {', '.join(keys)}: pass {data}#{keys[0]}"} if keys else None
+        return (
+            {"name": f"within it, by filter keys {', '.join(keys)}: pass {data}#{keys[0]}"} if keys else None
+        )
     try:
-        held = open_data(name, relabel, may_lack_rewards=True).sample
-        held.validate_shapes()
+        opened = open_data(name, relabel, may_lack_rewards=True).sample
+        opened.validate_shapes()
     except UserError as error:
-        if given:
+        if validation:
             raise
         warnings.append(f"the validation data cannot be read: {error}")
         return {"name": name}
-    found = compare_validation(store, held)
+    found = compare_validation(store, opened)
     warnings += validation_warnings(name, found)
     return {"name": name, **found}
 
@@ -50,7 +56,7 @@ def _beside(data: str) -> str | None:
 
 
 def _filter_keys(data: str) -> list[str]:
-    """Of a robomimic file that is given without one."""
+    """The filter keys of a robomimic file, named without one."""
     from rql_deploy.train.data.readers.robomimic import filter_keys, is_robomimic
 
     file = Path(data)
