@@ -13,7 +13,16 @@ import onnx
 from numpy.typing import NDArray
 
 from rql_deploy.bundle import certificate
-from rql_deploy.bundle.bundle import CASES, CERTIFICATE, CONTRACT, FLOAT32_FILES, GRAPHS, README, open_session, write_manifest
+from rql_deploy.bundle.bundle import (
+    CASES,
+    CERTIFICATE,
+    CONTRACT,
+    FLOAT32_FILES,
+    GRAPHS,
+    README,
+    open_session,
+    write_manifest,
+)
 from rql_deploy.bundle.latency import Cost, machine, measure
 from rql_deploy.contract import Contract
 from rql_deploy.errors import UserError
@@ -49,20 +58,27 @@ def export_bundle(
         require_native(precision)
     with new_folder(output) as staging:
         write_graphs(modules, contract, staging)
-        variants = FLOAT32_FILES | write_variants(precisions, contract, calibration_rows(observations), staging)
+        variants = FLOAT32_FILES | write_variants(
+            precisions, contract, calibration_rows(observations), staging
+        )
         (staging / CONTRACT).write_text(contract.to_json())
         cases = make_cases(modules, contract, observations)
         np.savez_compressed(staging / CASES, allow_pickle=False, **cases)
         result = certificate.check(staging, contract, cases, variants)
         if failures := [failure for variant in result.variants for failure in variant.failures()]:
-            raise UserError(f"a variant is too far from float32 ({'; '.join(failures)}): no bundle was written; leave its --precision out")
+            raise UserError(
+                f"a variant is too far from float32 ({'; '.join(failures)}): no bundle was written; leave its --precision out"
+            )
         if not result.passed:
             raise UserError(
                 f"the exported graphs are not the trained networks ({'; '.join(result.failures()[:3])}): "
                 "no bundle was written; please report this"
             )
         stored: dict[str, Any] = {"tolerance": certificate.TOLERANCE, **asdict(result)}
-        stored["machine"], stored["cost"] = machine(), [asdict(cost) for cost in _costs(staging, contract, variants)]
+        stored["machine"], stored["cost"] = (
+            machine(),
+            [asdict(cost) for cost in _costs(staging, contract, variants)],
+        )
         _write_certificate(staging, contract, stored, variants)
         if score is not None:
             stored["scores"] = {variant: dict(score(staging, variant)) for variant in variants}
@@ -71,14 +87,18 @@ def export_bundle(
     return result
 
 
-def _write_certificate(folder: Path, contract: Contract, stored: Mapping[str, Any], variants: Mapping[str, Mapping[str, str]]) -> None:
+def _write_certificate(
+    folder: Path, contract: Contract, stored: Mapping[str, Any], variants: Mapping[str, Mapping[str, str]]
+) -> None:
     (folder / CERTIFICATE).write_text(json.dumps(stored, indent=1))
     write_manifest(folder, contract, variants)
 
 
 def _costs(folder: Path, contract: Contract, variants: Mapping[str, Mapping[str, str]]) -> Iterator[Cost]:
     for variant, files in variants.items():
-        yield measure(variant, {graph: open_session(folder / name) for graph, name in files.items()}, contract)
+        yield measure(
+            variant, {graph: open_session(folder / name) for graph, name in files.items()}, contract
+        )
 
 
 def write_variants(

@@ -59,7 +59,15 @@ def write_graphs(modules: ExportModules, contract: Contract, folder: Path) -> No
         contract,
         folder / "refine.onnx",
     )
-    _write(modules.policy, (x, *fields), ["noise", *names], ["actions"], (batch, many), contract, folder / "policy.onnx")
+    _write(
+        modules.policy,
+        (x, *fields),
+        ["noise", *names],
+        ["actions"],
+        (batch, many),
+        contract,
+        folder / "policy.onnx",
+    )
     _write(
         modules.valuer,
         (features, x, f),
@@ -98,11 +106,15 @@ def _write(
     for node in model.graph.node:
         del node.metadata_props[:]
     model.producer_name = "rql-deploy"
-    onnx.helper.set_model_props(model, {CONTRACT_ID_KEY: contract.contract_id, CONTRACT_KEY: contract.to_json()})
+    onnx.helper.set_model_props(
+        model, {CONTRACT_ID_KEY: contract.contract_id, CONTRACT_KEY: contract.to_json()}
+    )
     onnx.checker.check_model(model, full_check=True)
     domains = {entry.domain for entry in model.opset_import}
     if domains - {"", "ai.onnx"}:
-        raise UserError(f"{path.name} needs operator domains {sorted(domains)}, only standard ONNX is allowed: please report this")
+        raise UserError(
+            f"{path.name} needs operator domains {sorted(domains)}, only standard ONNX is allowed: please report this"
+        )
     onnx.save(model, path)
 
 

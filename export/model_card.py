@@ -10,7 +10,9 @@ from rql_deploy.bundle.certificate import TOLERANCE, Certificate
 from rql_deploy.contract import Contract
 
 
-def model_card(contract: Contract, result: Certificate, statistics: Mapping[str, Any], stored: Mapping[str, Any]) -> str:
+def model_card(
+    contract: Contract, result: Certificate, statistics: Mapping[str, Any], stored: Mapping[str, Any]
+) -> str:
     """Markdown with YAML front matter: data, training, interface, certificate, variants, scores, how to serve.
 
     `statistics` are the data set's, `stored` is what certificate.json holds.
@@ -18,7 +20,11 @@ def model_card(contract: Contract, result: Certificate, statistics: Mapping[str,
     plant, provenance = contract.plant, contract.provenance
     success = statistics.get("success")
     quality = "" if success is None else f", {success:.0%} of them successful"
-    data = f"{statistics['episodes']} episodes, {statistics['rows']} rows{quality}" if "episodes" in statistics else "not recorded"
+    data = (
+        f"{statistics['episodes']} episodes, {statistics['rows']} rows{quality}"
+        if "episodes" in statistics
+        else "not recorded"
+    )
     worst: dict[str, float] = {}
     for c in result.checks:
         graph = c.graph.split("/")[0]
@@ -28,12 +34,20 @@ def model_card(contract: Contract, result: Certificate, statistics: Mapping[str,
         ("contract", f"`{contract.contract_id}`"),
         ("data", f"`{provenance.dataset_id}`: {data}"),
         ("training", f"{provenance.updates:,} updates, seed {provenance.seed}"),
-        ("decisions", f"{contract.h} actions at {plant.control_rate:g} Hz, made in {contract.F} refinement steps"),
+        (
+            "decisions",
+            f"{contract.h} actions at {plant.control_rate:g} Hz, made in {contract.F} refinement steps",
+        ),
     )
-    observation = _table(("field", "shape", "unit"), *((f"`{f.name}`", list(f.shape), f.unit or "-") for f in plant.fields))
+    observation = _table(
+        ("field", "shape", "unit"), *((f"`{f.name}`", list(f.shape), f.unit or "-") for f in plant.fields)
+    )
     action = _table(
         ("dimension", "bounds", "unit of 1.0", "controller", "mode", "hold"),
-        *((f"`{a.name}`", f"[{a.low:g}, {a.high:g}]", a.unit or "-", a.controller or "-", a.mode, a.hold) for a in plant.actions),
+        *(
+            (f"`{a.name}`", f"[{a.low:g}, {a.high:g}]", a.unit or "-", a.controller or "-", a.mode, a.hold)
+            for a in plant.actions
+        ),
     )
     errors = _table(("graph", "error"), *((graph, f"{error:.1e}") for graph, error in worst.items()))
     return f"""{_front_matter(contract, stored)}
@@ -63,7 +77,12 @@ Check it again here: `rql-deploy inspect THIS_FOLDER --verify` (needs onnxruntim
 def _front_matter(contract: Contract, stored: Mapping[str, Any]) -> str:
     """The YAML that model hubs index. Every text is a JSON string, which YAML reads as it stands."""
     name, task = json.dumps(contract.plant.task), contract.plant.task
-    lines = ["---", "library_name: rql-deploy", "pipeline_tag: robotics", "tags: [robotics, offline-rl, flow-matching, onnx]"]
+    lines = [
+        "---",
+        "library_name: rql-deploy",
+        "pipeline_tag: robotics",
+        "tags: [robotics, offline-rl, flow-matching, onnx]",
+    ]
     lines.append(f"datasets: [{json.dumps(contract.provenance.dataset_id)}]")
     score = stored.get("scores", {}).get("fp32")
     if score:
@@ -107,7 +126,10 @@ def _ranking(result: Certificate) -> str:
         return ""
     table = _table(
         ("variant", "rank correlation", "same best", "lost by choosing"),
-        *((r.variant, f"{r.correlation['mean']:.2f}", f"{r.best_agrees:.0%}", f"{r.lost:.2f}") for r in result.rankings),
+        *(
+            (r.variant, f"{r.correlation['mean']:.2f}", f"{r.best_agrees:.0%}", f"{r.lost:.2f}")
+            for r in result.rankings
+        ),
     )
     first = result.rankings[0]
     return f"""
@@ -123,7 +145,13 @@ def _scores(task: str, stored: Mapping[str, Any]) -> str:
     if "scores" not in stored:
         return ""
     rows = (
-        (variant, f"{s['success']:.0%}", f"{s['ci'][0]:.0%} to {s['ci'][1]:.0%}", s["episodes"], f"{s['steps']:.0f}")
+        (
+            variant,
+            f"{s['success']:.0%}",
+            f"{s['ci'][0]:.0%} to {s['ci'][1]:.0%}",
+            s["episodes"],
+            f"{s['steps']:.0f}",
+        )
         for variant, s in stored["scores"].items()
     )
     return f"""

@@ -97,7 +97,11 @@ def calibrate(
     watched = {"refine": hidden_layers(refine, last=True), "value": hidden_layers(value, last=False)}
     if not all(watched.values()):
         raise UserError("networks with one hidden layer have no layer to convert: leave --precision out")
-    sessions = {"refine": _watching(refine, watched["refine"]), "value": _watching(value, watched["value"]), "encode": _session(encode)}
+    sessions = {
+        "refine": _watching(refine, watched["refine"]),
+        "value": _watching(value, watched["value"]),
+        "encode": _session(encode),
+    }
     layers: dict[str, Activations] = {layer: Activations() for graph in watched.values() for layer in graph}
 
     def run(graph: str, inputs: Mapping[str, NDArray[np.float32]]) -> list[NDArray[np.float32]]:
@@ -128,7 +132,9 @@ def convert(model: onnx.ModelProto, precision: Precision, layers: Layers) -> onn
     made: set[str] = set()
     fused: set[str] = set()
     for node in graph.node:
-        layer = _hash(constants[node.input[1]]) if node.op_type == "MatMul" and node.input[1] in constants else ""
+        layer = (
+            _hash(constants[node.input[1]]) if node.op_type == "MatMul" and node.input[1] in constants else ""
+        )
         if layer in layers:
             add = adders[node.output[0]]
             bias = next(name for name in add.input if name != node.output[0])
@@ -159,7 +165,10 @@ def _layer(
     name, weights, offsets = kernel.name, numpy_helper.to_array(kernel), numpy_helper.to_array(bias)
     if precision in HALVES:
         dtype = helper.tensor_dtype_to_np_dtype(HALVES[precision])
-        return [], [numpy_helper.from_array(weights.astype(dtype), f"{name}/low"), numpy_helper.from_array(offsets, f"{name}/bias")]
+        return [], [
+            numpy_helper.from_array(weights.astype(dtype), f"{name}/low"),
+            numpy_helper.from_array(offsets, f"{name}/bias"),
+        ]
     tiny = float(np.finfo(np.float32).tiny)
     scale = column_scales(weights)
     step = np.float32(max((seen.high - seen.low) / ACTIVATION_LEVELS, tiny))
@@ -171,15 +180,24 @@ def _layer(
         "low": rounded,
         "scale": scale,
         "zero": np.zeros(scale.shape, np.int8),
-        "bias": np.clip(np.rint(offsets / np.maximum(bias_scale, tiny)), -(2**31) + 1, 2**31 - 129).astype(np.int32),
+        "bias": np.clip(np.rint(offsets / np.maximum(bias_scale, tiny)), -(2**31) + 1, 2**31 - 129).astype(
+            np.int32
+        ),
         "bias_scale": bias_scale,
         "bias_zero": np.zeros(scale.shape, np.int32),
         "input_scale": np.asarray(step),
         "input_zero": np.asarray(np.clip(np.rint(-seen.low / step), 0, ACTIVATION_LEVELS), np.uint8),
     }
     nodes = [
-        helper.make_node("DequantizeLinear", [f"{name}/low", f"{name}/scale", f"{name}/zero"], [f"{name}/kernel"], axis=1),
-        helper.make_node("DequantizeLinear", [f"{name}/bias", f"{name}/bias_scale", f"{name}/bias_zero"], [f"{name}/offset"], axis=0),
+        helper.make_node(
+            "DequantizeLinear", [f"{name}/low", f"{name}/scale", f"{name}/zero"], [f"{name}/kernel"], axis=1
+        ),
+        helper.make_node(
+            "DequantizeLinear",
+            [f"{name}/bias", f"{name}/bias_scale", f"{name}/bias_zero"],
+            [f"{name}/offset"],
+            axis=0,
+        ),
     ]
     return nodes, [numpy_helper.from_array(value, f"{name}/{part}") for part, value in constants.items()]
 
@@ -220,14 +238,18 @@ def _hash(kernel: TensorProto) -> str:
 
 
 def _session(model: onnx.ModelProto) -> onnxruntime.InferenceSession:
-    return onnxruntime.InferenceSession(model.SerializeToString(), session_options(), providers=["CPUExecutionProvider"])
+    return onnxruntime.InferenceSession(
+        model.SerializeToString(), session_options(), providers=["CPUExecutionProvider"]
+    )
 
 
 def _watching(model: onnx.ModelProto, watched: Mapping[str, str]) -> onnxruntime.InferenceSession:
     """A session that also returns the tensors in `watched`, in order, after the model's own outputs."""
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
-    copy.graph.output.extend(helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in watched.values())
+    copy.graph.output.extend(
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in watched.values()
+    )
     return _session(copy)
 
 
@@ -251,7 +273,12 @@ def _runs_natively(dtype: int) -> bool:
         options.log_severity_level = 4
         options.optimized_model_filepath = str(Path(folder) / "optimized.onnx")
         try:
-            onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+            onnxruntime.InferenceSession(
+                model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+            )
         except Exception:  # onnxruntime raises classes of its own: there is no kernel
             return False
-        return any(tensor.data_type == dtype for tensor in onnx.load(options.optimized_model_filepath).graph.initializer)
+        return any(
+            tensor.data_type == dtype
+            for tensor in onnx.load(options.optimized_model_filepath).graph.initializer
+        )

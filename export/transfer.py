@@ -34,7 +34,9 @@ def push(bundle: Path, target: str) -> Bundle:
     with _hub_errors(target):
         api = HfApi()
         api.create_repo(name, exist_ok=True, private=True)
-        operations = [CommitOperationAdd(path_in_repo=file, path_or_fileobj=str(opened.path / file)) for file in files]
+        operations = [
+            CommitOperationAdd(path_in_repo=file, path_or_fileobj=str(opened.path / file)) for file in files
+        ]
         message = f"Bundle of contract {opened.contract.contract_id[:12]}"
         api.create_commit(name, operations, commit_message=message, revision=revision)
     return opened
@@ -65,7 +67,12 @@ def _download(source: str, folder: Path) -> None:
 
     name, revision = _repository(source)
     with _hub_errors(source):
-        snapshot_download(name, revision=revision, local_dir=folder, allow_patterns=["*.json", "*.onnx", "*.npz", "README.md"])
+        snapshot_download(
+            name,
+            revision=revision,
+            local_dir=folder,
+            allow_patterns=["*.json", "*.onnx", "*.npz", "README.md"],
+        )
 
 
 def _repository(text: str) -> tuple[str, str | None]:
@@ -84,4 +91,6 @@ def _hub_errors(where: str) -> Iterator[None]:
         raise
     except Exception as error:  # HTTP libraries' own classes, which change with the hub library's version
         reason = " ".join(str(error).split())[:300] or type(error).__name__
-        raise UserError(f"{where} cannot be reached or refuses ({reason}): check the name, the network and `hf auth login`") from error
+        raise UserError(
+            f"{where} cannot be reached or refuses ({reason}): check the name, the network and `hf auth login`"
+        ) from error

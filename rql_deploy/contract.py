@@ -206,7 +206,10 @@ class Contract:
     def _faults(self) -> Iterator[str]:
         """What types cannot say: counts, ranges, names that occur twice."""
         plant, calibration = self.plant, self.calibration
-        for kind, names in (("fields", [f.name for f in plant.fields]), ("actions", [a.name for a in plant.actions])):
+        for kind, names in (
+            ("fields", [f.name for f in plant.fields]),
+            ("actions", [a.name for a in plant.actions]),
+        ):
             if not names:
                 yield f"has no {kind}"
             if repeated := [name for name in names if names.count(name) > 1]:
@@ -252,11 +255,15 @@ class Contract:
     def from_json(cls, text: str) -> Contract:
         """Parse and validate; raises ContractError with what is wrong."""
         if len(text) > MAX_CONTRACT_CHARACTERS:
-            raise ContractError(f"the contract is longer than {MAX_CONTRACT_CHARACTERS >> 20} Mi characters: that is not a contract")
+            raise ContractError(
+                f"the contract is longer than {MAX_CONTRACT_CHARACTERS >> 20} Mi characters: that is not a contract"
+            )
         try:
             data = json.loads(text)
         except (ValueError, RecursionError) as error:
-            raise ContractError(f"the contract is not JSON ({error}): copy or export the bundle again") from error
+            raise ContractError(
+                f"the contract is not JSON ({error}): copy or export the bundle again"
+            ) from error
         version = data.get("schema_version") if isinstance(data, dict) else None
         if version != SCHEMA_VERSION:
             raise ContractError(
@@ -282,10 +289,14 @@ class Contract:
             if spec.name not in observation:
                 near = difflib.get_close_matches(spec.name, list(observation), n=1)
                 hint = f" (there is '{near[0]}')" if near else ""
-                raise ContractError(f"the {where} lacks field '{spec.name}' of shape {list(spec.shape)}{hint}")
+                raise ContractError(
+                    f"the {where} lacks field '{spec.name}' of shape {list(spec.shape)}{hint}"
+                )
             value = np.asarray(observation[spec.name], np.float32)
             if value.shape != spec.shape:
-                raise ContractError(f"{where} field '{spec.name}' has shape {list(value.shape)}, the contract says {list(spec.shape)}")
+                raise ContractError(
+                    f"{where} field '{spec.name}' has shape {list(value.shape)}, the contract says {list(spec.shape)}"
+                )
             if not np.isfinite(value).all():
                 raise ContractError(f"{where} field '{spec.name}' holds NaN or infinity")
             parts.append(value.reshape(-1))

@@ -59,12 +59,16 @@ def new_folder(output: Path) -> Iterator[Path]:
         output.parent.mkdir(parents=True, exist_ok=True)
         staging = Path(tempfile.mkdtemp(prefix=f".{output.name}.", suffix=".partial", dir=output.parent))
     except OSError as error:
-        raise UserError(f"cannot write to {output.parent} ({error.strerror}): pass another --output") from error
+        raise UserError(
+            f"cannot write to {output.parent} ({error.strerror}): pass another --output"
+        ) from error
     try:
         yield staging
         staging.chmod(0o755)
         os.rename(staging, output)
     except OSError as error:
-        raise UserError(f"cannot write {output} ({error.strerror}): nothing was left behind; make room or pass another --output") from error
+        raise UserError(
+            f"cannot write {output} ({error.strerror}): nothing was left behind; make room or pass another --output"
+        ) from error
     finally:
         shutil.rmtree(staging, ignore_errors=True)

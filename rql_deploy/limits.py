@@ -68,10 +68,14 @@ class Limits:
         """Read limits.toml for this contract; raises ContractError with the first entry that is unknown or would widen it."""
         try:
             if path.stat().st_size > MAX_LIMITS_BYTES:
-                raise ContractError(f"{path} is larger than {MAX_LIMITS_BYTES >> 20} MiB: that is not a limits file")
+                raise ContractError(
+                    f"{path} is larger than {MAX_LIMITS_BYTES >> 20} MiB: that is not a limits file"
+                )
             data = tomllib.loads(path.read_text())
         except OSError as error:
-            raise ContractError(f"cannot read {path} ({error.strerror}): pass the limits file of this robot") from error
+            raise ContractError(
+                f"cannot read {path} ({error.strerror}): pass the limits file of this robot"
+            ) from error
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             raise ContractError(f"{path} is not TOML ({error}): see the example in docs/bundle.md") from error
         limits = from_plain(cls, data, path.name, ContractError)
@@ -83,7 +87,9 @@ class Limits:
         dimensions = {a.name: a for a in contract.plant.actions}
         for name, limit in self.actions.items():
             if name not in dimensions:
-                raise ContractError(f"{where} limits an action '{name}' that the contract does not have{suggestion(name, dimensions)}")
+                raise ContractError(
+                    f"{where} limits an action '{name}' that the contract does not have{suggestion(name, dimensions)}"
+                )
             bounds = dimensions[name]
             low = bounds.low if limit.low is None else limit.low
             high = bounds.high if limit.high is None else limit.high
@@ -94,29 +100,55 @@ class Limits:
                     "limits may only tighten"
                 )
             if low >= high:
-                raise ContractError(f"{where} leaves no range for action '{name}' ([{low:g}, {high:g}]): raise high or lower low")
+                raise ContractError(
+                    f"{where} leaves no range for action '{name}' ([{low:g}, {high:g}]): raise high or lower low"
+                )
             if bounds.hold == "null" and not low <= 0.0 <= high:
-                raise ContractError(f"{where} leaves 0 out of the range of action '{name}', which holds at 0: let low <= 0 <= high")
+                raise ContractError(
+                    f"{where} leaves 0 out of the range of action '{name}', which holds at 0: let low <= 0 <= high"
+                )
             for kind, bound in (("rate", limit.rate), ("acceleration", limit.acceleration)):
                 if bound is not None and not bound > 0:
-                    raise ContractError(f"{where} limits the {kind} of action '{name}' to {bound:g}: pass a number above 0")
+                    raise ContractError(
+                        f"{where} limits the {kind} of action '{name}' to {bound:g}: pass a number above 0"
+                    )
         sizes = {f.name: f.size for f in contract.plant.fields}
         for name, box in self.observations.items():
             if name not in sizes:
-                raise ContractError(f"{where} limits a field '{name}' that the contract does not have{suggestion(name, sizes)}")
+                raise ContractError(
+                    f"{where} limits a field '{name}' that the contract does not have{suggestion(name, sizes)}"
+                )
             for side in ("low", "high"):
                 values = getattr(box, side)
                 if values is not None and len(values) != sizes[name]:
-                    raise ContractError(f"{where} gives {len(values)} numbers for {side} of field '{name}', which has {sizes[name]}")
-            if box.low is not None and box.high is not None and any(not a < b for a, b in zip(box.low, box.high, strict=True)):
-                raise ContractError(f"{where} leaves no room for field '{name}': every low must be below its high")
+                    raise ContractError(
+                        f"{where} gives {len(values)} numbers for {side} of field '{name}', which has {sizes[name]}"
+                    )
+            if (
+                box.low is not None
+                and box.high is not None
+                and any(not a < b for a, b in zip(box.low, box.high, strict=True))
+            ):
+                raise ContractError(
+                    f"{where} leaves no room for field '{name}': every low must be below its high"
+                )
         if not 1 <= self.max_consecutive_holds <= 20:
-            raise ContractError(f"{where} allows {self.max_consecutive_holds} consecutive holds: pass 1 to 20, limits may only tighten")
+            raise ContractError(
+                f"{where} allows {self.max_consecutive_holds} consecutive holds: pass 1 to 20, limits may only tighten"
+            )
         if not 0.9 <= self.min_success_rate <= 1.0:
-            raise ContractError(f"{where} asks for a success rate of {self.min_success_rate:g}: pass 0.9 to 1, limits may only tighten")
+            raise ContractError(
+                f"{where} asks for a success rate of {self.min_success_rate:g}: pass 0.9 to 1, limits may only tighten"
+            )
         if self.max_observation_age is not None and not self.max_observation_age > 0:
-            raise ContractError(f"{where} has max_observation_age {self.max_observation_age:g}: pass seconds above 0")
+            raise ContractError(
+                f"{where} has max_observation_age {self.max_observation_age:g}: pass seconds above 0"
+            )
         if not 0.5 <= self.cool_down < math.inf:
-            raise ContractError(f"{where} has cool_down {self.cool_down:g}: pass 0.5 or more, limits may only tighten")
+            raise ContractError(
+                f"{where} has cool_down {self.cool_down:g}: pass 0.5 or more, limits may only tighten"
+            )
         if self.max_spread is not None and not self.max_spread >= 0:
-            raise ContractError(f"{where} has max_spread {self.max_spread:g}: the spread is never below 0, pass a number above")
+            raise ContractError(
+                f"{where} has max_spread {self.max_spread:g}: the spread is never below 0, pass a number above"
+            )

@@ -12,7 +12,15 @@ from rql_deploy.contract import ActionDimension, ObservationField, PlantDescript
 
 DEFAULT_RATE = 20.0
 CONTROL_RATES: Mapping[str, float] = MappingProxyType(
-    {"cube": 20.0, "scene": 20.0, "puzzle": 20.0, "pointmaze": 10.0, "antmaze": 10.0, "antsoccer": 10.0, "humanoidmaze": 40.0}
+    {
+        "cube": 20.0,
+        "scene": 20.0,
+        "puzzle": 20.0,
+        "pointmaze": 10.0,
+        "antmaze": 10.0,
+        "antsoccer": 10.0,
+        "humanoidmaze": 40.0,
+    }
 )
 """Ticks per second by family: control time step of the manipulation arenas, frame skip x time step of the walkers' models."""
 ARM_ACTIONS = (("dx", "0.05 m"), ("dy", "0.05 m"), ("dz", "0.05 m"), ("dyaw", "0.3 rad"), ("gripper", ""))
@@ -28,7 +36,9 @@ def plant_of(name: str, observation_dim: int, action_dim: int) -> PlantDescripti
         task=f"ogbench:{name}",
         fields=(ObservationField(FIELD, (observation_dim,)),),
         actions=tuple(
-            ActionDimension(*((ARM_ACTIONS[i][0], -1.0, 1.0, ARM_ACTIONS[i][1]) if arm else (f"action_{i}", -1.0, 1.0)))
+            ActionDimension(
+                *((ARM_ACTIONS[i][0], -1.0, 1.0, ARM_ACTIONS[i][1]) if arm else (f"action_{i}", -1.0, 1.0))
+            )
             for i in range(action_dim)
         ),
         control_rate=CONTROL_RATES.get(family, DEFAULT_RATE),

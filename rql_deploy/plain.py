@@ -73,11 +73,15 @@ def _convert(hint: Any, value: Any, where: str, error: type[UserError]) -> Any:
     if origin is tuple:
         if not isinstance(value, Sequence) or isinstance(value, str):
             raise wrong
-        return tuple(_convert(typing.get_args(hint)[0], v, f"{where}[{i}]", error) for i, v in enumerate(value))
+        return tuple(
+            _convert(typing.get_args(hint)[0], v, f"{where}[{i}]", error) for i, v in enumerate(value)
+        )
     if origin is not None and issubclass(origin, Mapping):
         if not isinstance(value, Mapping):
             raise wrong
-        return {str(k): _convert(typing.get_args(hint)[1], v, f"{where}.{k}", error) for k, v in value.items()}
+        return {
+            str(k): _convert(typing.get_args(hint)[1], v, f"{where}.{k}", error) for k, v in value.items()
+        }
     if hint is float:
         if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
             raise wrong
@@ -90,4 +94,6 @@ def _convert(hint: Any, value: Any, where: str, error: type[UserError]) -> Any:
 def _spell(hint: Any) -> str:
     if typing.get_origin(hint) is Literal:
         return " or ".join(map(repr, typing.get_args(hint)))
-    return {float: "a finite number", int: "a whole number", str: "text", bool: "true or false"}.get(hint, "a list or table")
+    return {float: "a finite number", int: "a whole number", str: "text", bool: "true or false"}.get(
+        hint, "a list or table"
+    )

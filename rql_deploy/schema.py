@@ -78,9 +78,16 @@ def _field_docstrings(cls: type) -> dict[str, str]:
     assert isinstance(tree, ast.ClassDef)
     found, previous = {}, None
     for node in tree.body:
-        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str) and previous:
+        if (
+            isinstance(node, ast.Expr)
+            and isinstance(node.value, ast.Constant)
+            and isinstance(node.value.value, str)
+            and previous
+        ):
             found[previous] = _one_paragraph(node.value.value)
-        previous = node.target.id if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) else None
+        previous = (
+            node.target.id if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) else None
+        )
     return found
 
 

@@ -76,7 +76,9 @@ class TrainConfig:
             if getattr(self, name) < low:
                 raise UserError(f"train.{name} is {getattr(self, name)}, it must be at least {low}")
         if self.batch_size % 2:
-            raise UserError(f"train.batch_size is {self.batch_size}, it must be even: half the batch draws its reversal depth from a grid")
+            raise UserError(
+                f"train.batch_size is {self.batch_size}, it must be even: half the batch draws its reversal depth from a grid"
+            )
         if not self.checkpoint_minutes >= 0:
             raise UserError(f"train.checkpoint_minutes is {self.checkpoint_minutes}, it must be at least 0")
         c = self.rql
@@ -84,10 +86,14 @@ class TrainConfig:
             if getattr(c, name) < 1:
                 raise UserError(f"rql.{name} is {getattr(c, name)}, it must be at least 1")
         if c.K < 2:
-            raise UserError(f"rql.K is {c.K}, it must be at least 2: the spread of one value network is undefined")
+            raise UserError(
+                f"rql.K is {c.K}, it must be at least 2: the spread of one value network is undefined"
+            )
         for name in ("policy_hidden", "value_hidden"):
             if not getattr(c, name) or min(getattr(c, name)) < 1:
-                raise UserError(f"rql.{name} is {list(getattr(c, name))}, it must list at least one positive width")
+                raise UserError(
+                    f"rql.{name} is {list(getattr(c, name))}, it must list at least one positive width"
+                )
         if any(width % 4 for width in c.value_hidden):
             raise UserError(
                 f"rql.value_hidden is {list(c.value_hidden)}, its widths must be multiples of 4: in an exported graph of another width, "
@@ -105,7 +111,9 @@ class TrainConfig:
 def preset_names() -> list[str]:
     """Names of the presets that come with the package."""
     folder = resources.files(__package__) / "presets"
-    return sorted(entry.name.removesuffix(".toml") for entry in folder.iterdir() if entry.name.endswith(".toml"))
+    return sorted(
+        entry.name.removesuffix(".toml") for entry in folder.iterdir() if entry.name.endswith(".toml")
+    )
 
 
 def load_config(preset: str, overrides: Sequence[str] = ()) -> TrainConfig:

@@ -19,7 +19,13 @@ if TYPE_CHECKING:
     import onnxruntime
 
 GRAPHS = ("encode", "refine", "policy", "value")
-CONTRACT, MANIFEST, CERTIFICATE, CASES, README = "contract.json", "manifest.json", "certificate.json", "certificate_cases.npz", "README.md"
+CONTRACT, MANIFEST, CERTIFICATE, CASES, README = (
+    "contract.json",
+    "manifest.json",
+    "certificate.json",
+    "certificate_cases.npz",
+    "README.md",
+)
 CONTRACT_KEY = "rql_deploy_contract"
 CONTRACT_ID_KEY = "rql_deploy_contract_id"
 FORMAT = 2
@@ -51,7 +57,9 @@ class Bundle:
             unpacked = _unpack(path)
             path = Path(unpacked.name)
         if not path.is_dir():
-            raise BundleError(f"there is no bundle at {path}: pass the folder that `rql-deploy export --output` wrote")
+            raise BundleError(
+                f"there is no bundle at {path}: pass the folder that `rql-deploy export --output` wrote"
+            )
         manifest = _read_manifest(path)
         for name, digest in manifest["files"].items():
             file = path / name
@@ -64,9 +72,13 @@ class Bundle:
                 )
         contract = Contract.from_json((path / CONTRACT).read_text())
         if contract.contract_id != manifest["contract_id"]:
-            raise BundleError(f"the contract of bundle {path} is not the one its manifest names: copy it again or export it again")
+            raise BundleError(
+                f"the contract of bundle {path} is not the one its manifest names: copy it again or export it again"
+            )
         if odd := [field.name for field in contract.plant.fields if field.dtype != "float32"]:
-            raise BundleError(f"bundle {path} has a field '{odd[0]}' that is not float32, which no policy network here reads")
+            raise BundleError(
+                f"bundle {path} has a field '{odd[0]}' that is not float32, which no policy network here reads"
+            )
         bundle = cls(path, contract, manifest, variant, unpacked)
         if variant not in bundle.variants:
             raise BundleError(
@@ -82,13 +94,17 @@ class Bundle:
             return FLOAT32_FILES
         return {name: dict(files) for name, files in self.manifest["variants"].items()}
 
-    def session(self, graph: str, variant: str | None = None, threads: int = 1) -> onnxruntime.InferenceSession:
+    def session(
+        self, graph: str, variant: str | None = None, threads: int = 1
+    ) -> onnxruntime.InferenceSession:
         """An onnxruntime session of one graph (`encode`, `refine`, `policy`, `value`), set for control work; checks its contract."""
         name = self.variants[variant or self.variant][graph]
         session = open_session(self.path / name, threads)
         embedded = session.get_modelmeta().custom_metadata_map.get(CONTRACT_ID_KEY)
         if embedded != self.contract.contract_id:
-            raise BundleError(f"{name} of bundle {self.path} was exported for another contract: export the bundle again")
+            raise BundleError(
+                f"{name} of bundle {self.path} was exported for another contract: export the bundle again"
+            )
         return session
 
     def certificate(self) -> dict[str, Any]:
@@ -98,7 +114,9 @@ class Bundle:
             _ = max(float(entry["max_error"]) for entry in certificate["checks"]), certificate["tolerance"]
             return certificate
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise BundleError(f"{CERTIFICATE} of bundle {self.path} cannot be read ({error}): export the bundle again") from error
+            raise BundleError(
+                f"{CERTIFICATE} of bundle {self.path} cannot be read ({error}): export the bundle again"
+            ) from error
 
 
 def session_options(threads: int = 1) -> onnxruntime.SessionOptions:
@@ -122,7 +140,9 @@ def open_session(path: Path, threads: int = 1) -> onnxruntime.InferenceSession:
     try:
         return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime raises bare RuntimeErrors and classes of its own
-        raise BundleError(f"onnxruntime cannot load {path} ({str(error).splitlines()[0]}): export the bundle again") from error
+        raise BundleError(
+            f"onnxruntime cannot load {path} ({str(error).splitlines()[0]}): export the bundle again"
+        ) from error
 
 
 def file_hash(path: Path) -> str:
@@ -131,7 +151,9 @@ def file_hash(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def write_manifest(folder: Path, contract: Contract, variants: Mapping[str, Mapping[str, str]] = FLOAT32_FILES) -> None:
+def write_manifest(
+    folder: Path, contract: Contract, variants: Mapping[str, Mapping[str, str]] = FLOAT32_FILES
+) -> None:
     """Hash every file of a finished bundle folder into its manifest."""
     files = {file.name: file_hash(file) for file in sorted(folder.iterdir()) if file.name != MANIFEST}
     manifest = {"format": FORMAT, "contract_id": contract.contract_id, "files": files, "variants": variants}
@@ -153,7 +175,9 @@ def _read_manifest(path: Path) -> dict[str, Any]:
         if variants.get("fp32") != FLOAT32_FILES["fp32"]:
             raise ValueError("its float32 variant is not made of the float32 graphs")
         for variant, graph_files in variants.items():
-            if any(graph_files[graph] not in (f"{graph}.onnx", f"{graph}.{variant}.onnx") for graph in GRAPHS):
+            if any(
+                graph_files[graph] not in (f"{graph}.onnx", f"{graph}.{variant}.onnx") for graph in GRAPHS
+            ):
                 raise ValueError(f"variant {variant} has graphs in each other's places")
         if (
             not isinstance(manifest["contract_id"], str)
@@ -173,7 +197,9 @@ def _unpack(path: Path) -> tempfile.TemporaryDirectory[str]:
     try:
         with zipfile.ZipFile(path) as archive:
             if sum(entry.file_size for entry in archive.infolist()) > MAX_ZIP_BYTES:
-                raise BundleError(f"{path} unpacks to more than {MAX_ZIP_BYTES >> 30} GiB: that is not a policy bundle")
+                raise BundleError(
+                    f"{path} unpacks to more than {MAX_ZIP_BYTES >> 30} GiB: that is not a policy bundle"
+                )
             archive.extractall(folder.name)
     except (zipfile.BadZipFile, OSError) as error:
         raise BundleError(f"{path} cannot be unpacked ({error}): copy it again") from error

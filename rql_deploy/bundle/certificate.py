@@ -79,7 +79,9 @@ class Certificate:
     def failures(self) -> list[str]:
         """What did not hold, a phrase each."""
         found = [
-            f"{c.graph} is off by {c.max_error:.2g} on {c.cases} observations (torch {c.reference})" for c in self.checks if not c.passed
+            f"{c.graph} is off by {c.max_error:.2g} on {c.cases} observations (torch {c.reference})"
+            for c in self.checks
+            if not c.passed
         ]
         if not self.same_bytes:
             found.append("refinement steps and the unrolled policy differ")
@@ -94,10 +96,14 @@ def load_cases(folder: Path) -> dict[str, NDArray[Any]]:
         with np.load(folder / CASES, allow_pickle=False) as archive:
             return {name: archive[name] for name in archive.files}
     except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
-        raise BundleError(f"{CASES} of bundle {folder} cannot be read ({error}): export the bundle again") from error
+        raise BundleError(
+            f"{CASES} of bundle {folder} cannot be read ({error}): export the bundle again"
+        ) from error
 
 
-def check(folder: Path, contract: Contract, cases: Arrays, variants: Mapping[str, Mapping[str, str]] = FLOAT32_FILES) -> Certificate:
+def check(
+    folder: Path, contract: Contract, cases: Arrays, variants: Mapping[str, Mapping[str, str]] = FLOAT32_FILES
+) -> Certificate:
     """Run every graph of the bundle folder on the stored cases and compare; raises BundleError when cases are missing.
 
     `variants` names each variant's graph files, as `Bundle.variants` does.
@@ -108,8 +114,12 @@ def check(folder: Path, contract: Contract, cases: Arrays, variants: Mapping[str
         raise BundleError(f"{CASES} of bundle {folder} lacks {error}: export the bundle again") from error
 
 
-def _check(folder: Path, contract: Contract, cases: Arrays, variants: Mapping[str, Mapping[str, str]]) -> Certificate:
-    opened = {v: {graph: open_session(folder / files[graph]) for graph in GRAPHS} for v, files in variants.items()}
+def _check(
+    folder: Path, contract: Contract, cases: Arrays, variants: Mapping[str, Mapping[str, str]]
+) -> Certificate:
+    opened = {
+        v: {graph: open_session(folder / files[graph]) for graph in GRAPHS} for v, files in variants.items()
+    }
     sessions = opened["fp32"]
     checks: list[Check] = []
     same_bytes = True
@@ -118,15 +128,24 @@ def _check(folder: Path, contract: Contract, cases: Arrays, variants: Mapping[st
         ours = run_graphs(sessions, contract, observations, noise)
         for name, output in ours.items():
             scale = _scale(name, case, cases, contract.F)
-            checks += [_compare(name, case, r, output, cases[f"{case}/{r}/{name}"], scale) for r in ("float32", "float64")]
+            checks += [
+                _compare(name, case, r, output, cases[f"{case}/{r}/{name}"], scale)
+                for r in ("float32", "float64")
+            ]
         same_bytes &= ours["policy"].tobytes() == ours[f"refine/{contract.F - 1}/preview"].tobytes()
     observations, extremes = cases["dataset/observations"], cases["extreme/observations"]
     return Certificate(
         tuple(checks),
         same_bytes,
         rows_are_independent(sessions, contract, observations, cases["dataset/noise"], extremes)
-        and rows_are_independent(sessions, contract, extremes, cases["extreme/noise"], observations[: len(extremes)]),
-        tuple(check_variant(v, s, sessions, contract, observations, extremes) for v, s in opened.items() if v != "fp32"),
+        and rows_are_independent(
+            sessions, contract, extremes, cases["extreme/noise"], observations[: len(extremes)]
+        ),
+        tuple(
+            check_variant(v, s, sessions, contract, observations, extremes)
+            for v, s in opened.items()
+            if v != "fp32"
+        ),
         _rankings(opened, contract, cases),
         _flow_change(sessions, contract, cases),
     )
@@ -136,7 +155,9 @@ def _rankings(opened: Mapping[str, Sessions], contract: Contract, cases: Arrays)
     """Bundles of format 1 have no reference values."""
     if "ranking/value" not in cases:
         return ()
-    return tuple(rank(v, s, contract, cases["dataset/observations"], cases["ranking/value"]) for v, s in opened.items())
+    return tuple(
+        rank(v, s, contract, cases["dataset/observations"], cases["ranking/value"]) for v, s in opened.items()
+    )
 
 
 def _flow_change(sessions: Sessions, contract: Contract, cases: Arrays) -> FlowChange | None:
@@ -144,7 +165,11 @@ def _flow_change(sessions: Sessions, contract: Contract, cases: Arrays) -> FlowC
         return None
     ours = run_policy(sessions, contract, cases["dataset/observations"], cases["dataset/noise"])
     half_range = (contract.plant.action_high - contract.plant.action_low) / 2
-    return FlowChange(int(cases["trained/flow_steps"]), contract.F, summary(np.abs(ours - cases["trained/policy"]) / half_range))
+    return FlowChange(
+        int(cases["trained/flow_steps"]),
+        contract.F,
+        summary(np.abs(ours - cases["trained/policy"]) / half_range),
+    )
 
 
 def _scale(name: str, case: str, cases: Arrays, flow_steps: int) -> float:
@@ -166,7 +191,9 @@ def _scale(name: str, case: str, cases: Arrays, flow_steps: int) -> float:
     return max(1.0, float(np.abs(cases[f"{case}/float64/{source}"]).max()))
 
 
-def _compare(name: str, case: str, reference: str, ours: NDArray[np.float32], theirs: NDArray[Any], scale: float) -> Check:
+def _compare(
+    name: str, case: str, reference: str, ours: NDArray[np.float32], theirs: NDArray[Any], scale: float
+) -> Check:
     error = np.abs(ours.astype(np.float64) - theirs.astype(np.float64)) / scale
     quantiles = summary(error)
     worst = quantiles.pop("max")

@@ -43,9 +43,16 @@ def measure(variant: str, sessions: Sessions, contract: Contract, repeats: int =
         noise = flow_noise(0, rows, chunk)
         features = sessions["encode"].run(None, contract.split(observations))[0]
         column = np.zeros((rows, 1), np.float32)
-        inputs = {"features": features, "x": noise, "f": column, "delta": column + np.float32(1.0 / contract.F)}
+        inputs = {
+            "features": features,
+            "x": noise,
+            "f": column,
+            "delta": column + np.float32(1.0 / contract.F),
+        }
         name = str(rows)
-        policy[name] = _milliseconds(lambda o=observations, n=noise: run_policy(sessions, contract, o, n), repeats)  # type: ignore[misc]
+        policy[name] = _milliseconds(
+            lambda o=observations, n=noise: run_policy(sessions, contract, o, n), repeats
+        )  # type: ignore[misc]
         step[name] = _milliseconds(lambda i=inputs: sessions["refine"].run(None, i), repeats)  # type: ignore[misc]
         value[name] = _milliseconds(lambda f=features, n=noise: run_value(sessions, f, n, 1.0), repeats)  # type: ignore[misc]
     return Cost(variant, policy, step, value)

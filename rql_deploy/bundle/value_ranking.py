@@ -46,7 +46,9 @@ def ranking_inputs(contract: Contract, observations: Array) -> tuple[Array, Arra
     return rows, flow_noise(RANKING_SEED, len(rows), contract.h * contract.plant.action_dim)
 
 
-def rank(variant: str, sessions: Sessions, contract: Contract, observations: Array, reference: NDArray[Any]) -> Ranking:
+def rank(
+    variant: str, sessions: Sessions, contract: Contract, observations: Array, reference: NDArray[Any]
+) -> Ranking:
     """Compare the variant's V with `reference` `[N * C]`, V of all K members on the chunks that `ranking_inputs` leads to."""
     rows, x = ranking_inputs(contract, observations)
     truth = reference.reshape(-1, CANDIDATES)
@@ -54,9 +56,10 @@ def rank(variant: str, sessions: Sessions, contract: Contract, observations: Arr
     column, judged = np.ones((len(rows), 1), np.float32), []
     for f, delta in flow_schedule(contract.F):
         judged.append(run_value(sessions, features, x, f)[0].reshape(truth.shape))
-        x = sessions["refine"].run(None, {"features": features, "x": x, "f": column * np.float32(f), "delta": column * np.float32(delta)})[
-            0
-        ]
+        x = sessions["refine"].run(
+            None,
+            {"features": features, "x": x, "f": column * np.float32(f), "delta": column * np.float32(delta)},
+        )[0]
     judged.append(run_value(sessions, features, np.clip(x, -1.0, 1.0), 1.0)[0].reshape(truth.shape))
     correlations = [rank_correlation(values, truth) for values in judged]
     final, index = correlations[-1], np.arange(len(truth))
@@ -66,7 +69,10 @@ def rank(variant: str, sessions: Sessions, contract: Contract, observations: Arr
         variant=variant,
         observations=len(truth),
         candidates=CANDIDATES,
-        correlation={"mean": float(final.mean()), **{f"p{q * 100:g}": float(np.quantile(final, q)) for q in (0.1, 0.5, 0.9)}},
+        correlation={
+            "mean": float(final.mean()),
+            **{f"p{q * 100:g}": float(np.quantile(final, q)) for q in (0.1, 0.5, 0.9)},
+        },
         best_agrees=float((chosen == best).mean()),
         lost=float(((truth[index, best] - truth[index, chosen]) / spread).mean()),
         by_step=tuple(float(c.mean()) for c in correlations),
@@ -77,7 +83,9 @@ def rank_correlation(a: NDArray[Any], b: NDArray[Any]) -> NDArray[np.float64]:
     """Spearman's correlation of each row of `[N, C]` with the same row of the other; 0 where a row is constant."""
     ranks = [_ranks(part) - (part.shape[1] - 1) / 2 for part in (a, b)]
     scale = np.sqrt((ranks[0] ** 2).sum(1) * (ranks[1] ** 2).sum(1))
-    return np.asarray(np.where(scale > 0, (ranks[0] * ranks[1]).sum(1) / np.where(scale > 0, scale, 1.0), 0.0))
+    return np.asarray(
+        np.where(scale > 0, (ranks[0] * ranks[1]).sum(1) / np.where(scale > 0, scale, 1.0), 0.0)
+    )
 
 
 def _ranks(values: NDArray[Any]) -> NDArray[np.float64]:

@@ -47,7 +47,9 @@ class VariantCheck:
         """What did not hold, a phrase each."""
         found = []
         if not self.action_error["p99"] <= self.tolerance:
-            found.append(f"{self.variant} actions are off by {self.action_error['p99']:.2g} at the 99 % quantile, above {self.tolerance:g}")
+            found.append(
+                f"{self.variant} actions are off by {self.action_error['p99']:.2g} at the 99 % quantile, above {self.tolerance:g}"
+            )
         if not self.same_bytes:
             found.append(f"refinement steps and the unrolled policy differ in {self.variant}")
         if not self.rows_independent:
@@ -56,20 +58,31 @@ class VariantCheck:
 
 
 def check_variant(
-    variant: str, sessions: Sessions, float32: Sessions, contract: Contract, observations: Array, extremes: Array
+    variant: str,
+    sessions: Sessions,
+    float32: Sessions,
+    contract: Contract,
+    observations: Array,
+    extremes: Array,
 ) -> VariantCheck:
     """Compare on observations `[N, O]`, `NOISES` chunks each, and on `extremes`."""
     chunk = contract.h * contract.plant.action_dim
     rows = np.repeat(observations, NOISES, axis=0)
     noise = flow_noise(NOISES, len(rows), chunk)
     ours, reference = run_graphs(sessions, contract, rows, noise), run_graphs(float32, contract, rows, noise)
-    beyond = [run_graphs(s, contract, extremes, noise[: len(extremes)])["policy"] for s in (sessions, float32)]
+    beyond = [
+        run_graphs(s, contract, extremes, noise[: len(extremes)])["policy"] for s in (sessions, float32)
+    ]
     half_range = (contract.plant.action_high - contract.plant.action_low) / 2
     action_error = np.abs(ours["policy"] - reference["policy"]) / half_range
     # V is compared on the same chunks, so that a change of V is not a change of the chunk it judges.
     last = f"value/{contract.F}"
     x = (reference["policy"] - (contract.plant.action_high + contract.plant.action_low) / 2) / half_range
-    inputs = {"features": ours["encode"], "x": x.reshape(len(x), -1).astype(np.float32), "f": np.ones((len(x), 1), np.float32)}
+    inputs = {
+        "features": ours["encode"],
+        "x": x.reshape(len(x), -1).astype(np.float32),
+        "f": np.ones((len(x), 1), np.float32),
+    }
     value, spread = sessions["value"].run(None, inputs)
     unit = max(float(reference[f"{last}/value"].std()), float(np.finfo(np.float32).tiny))
     errors = summary(action_error)

@@ -73,7 +73,9 @@ def on_every_node(ray: Any, function: Callable[..., T], *arguments: Any) -> dict
     for node in ray.nodes():
         if node["Alive"]:
             place = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-            asked[f"{node['NodeManagerHostname']}/{node['NodeID'][:6]}"] = task.options(scheduling_strategy=place).remote(*arguments)
+            asked[f"{node['NodeManagerHostname']}/{node['NodeID'][:6]}"] = task.options(
+                scheduling_strategy=place
+            ).remote(*arguments)
     return {name: ray.get(reference) for name, reference in asked.items()}
 
 
@@ -92,7 +94,9 @@ def require_package(ray: Any) -> None:
     for node, found in on_every_node(ray, version).items():
         if found != rql_deploy.__version__:
             what = f"rql-deploy {found}" if found else "no rql-deploy"
-            raise UserError(f"node {node} of the Ray cluster has {what}: install {rql_deploy.__version__} on every node")
+            raise UserError(
+                f"node {node} of the Ray cluster has {what}: install {rql_deploy.__version__} on every node"
+            )
 
 
 def _call(variables: Mapping[str, str], function: Callable[..., T], arguments: tuple[Any, ...]) -> T:
@@ -105,7 +109,9 @@ def require_seen(ray: Any, path: Path) -> None:
     """Raise UserError unless every node sees this file or folder, naming one that does not."""
     for node, seen in on_every_node(ray, os.path.exists, str(path)).items():
         if not seen:
-            raise UserError(f"node {node} of the Ray cluster does not see {path}: put it into a folder that all nodes share")
+            raise UserError(
+                f"node {node} of the Ray cluster does not see {path}: put it into a folder that all nodes share"
+            )
 
 
 class RayPool(Executor):

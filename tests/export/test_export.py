@@ -51,14 +51,20 @@ def test_every_graph_carries_the_contract_and_standard_operators_only(bundle: Pa
         assert str(ROOT).encode() not in model.SerializeToString()
 
 
-@pytest.mark.parametrize("level", ["ORT_DISABLE_ALL", "ORT_ENABLE_BASIC", "ORT_ENABLE_EXTENDED", "ORT_ENABLE_ALL"])
+@pytest.mark.parametrize(
+    "level", ["ORT_DISABLE_ALL", "ORT_ENABLE_BASIC", "ORT_ENABLE_EXTENDED", "ORT_ENABLE_ALL"]
+)
 @pytest.mark.parametrize("rows", [1, 3, 64])
-def test_refinement_steps_and_the_unrolled_policy_give_the_same_bytes(bundle: Path, level: str, rows: int) -> None:
+def test_refinement_steps_and_the_unrolled_policy_give_the_same_bytes(
+    bundle: Path, level: str, rows: int
+) -> None:
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = getattr(onnxruntime.GraphOptimizationLevel, level)
     options.intra_op_num_threads = 1
     encode, refine, policy = (
-        onnxruntime.InferenceSession(str(bundle / f"{name}.onnx"), options, providers=["CPUExecutionProvider"])
+        onnxruntime.InferenceSession(
+            str(bundle / f"{name}.onnx"), options, providers=["CPUExecutionProvider"]
+        )
         for name in ("encode", "refine", "policy")
     )
     contract = Bundle.open(bundle).contract
@@ -66,7 +72,10 @@ def test_refinement_steps_and_the_unrolled_policy_give_the_same_bytes(bundle: Pa
     noise = flow_noise(5, rows, contract.h * contract.plant.action_dim)
     features, x, column = encode.run(None, fields)[0], noise, np.ones((rows, 1), np.float32)
     for f, delta in flow_schedule(contract.F):
-        x, preview = refine.run(None, {"features": features, "x": x, "f": column * np.float32(f), "delta": column * np.float32(delta)})
+        x, preview = refine.run(
+            None,
+            {"features": features, "x": x, "f": column * np.float32(f), "delta": column * np.float32(delta)},
+        )
     assert preview.tobytes() == policy.run(None, {"noise": noise, **fields})[0].tobytes()
 
 
@@ -108,7 +117,9 @@ def test_the_certificate_checks_every_step_of_every_graph(bundle: Path) -> None:
     steps = 10
     graphs = {"encode", "policy"} | {f"refine/{k}/{o}" for k in range(steps) for o in ("x", "preview")}
     graphs |= {f"value/{k}/{o}" for k in range(steps + 1) for o in ("value", "spread")}
-    assert names == {(g, c, r) for g in graphs for c in ("dataset", "extreme") for r in ("float32", "float64")}
+    assert names == {
+        (g, c, r) for g in graphs for c in ("dataset", "extreme") for r in ("float32", "float64")
+    }
     assert stored["same_bytes"] is True
     assert stored["rows_independent"] is True
     assert cli("inspect", bundle, "--verify").exit_code == 0
@@ -132,10 +143,16 @@ def modules_and_contract(run: Path) -> tuple[ExportModules, Contract, np.ndarray
     agent = checkpoint.restore_networks()
     contract = make_contract(checkpoint, agent)
     encoder, refiner, policy, valuer = make_modules(agent, contract)
-    return ExportModules(encoder, refiner, policy, valuer, encoder.kernel.shape[1]), contract, checkpoint.reference["observations"].numpy()
+    return (
+        ExportModules(encoder, refiner, policy, valuer, encoder.kernel.shape[1]),
+        contract,
+        checkpoint.reference["observations"].numpy(),
+    )
 
 
-def test_an_export_beyond_tolerance_fails_and_leaves_nothing(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_export_beyond_tolerance_fails_and_leaves_nothing(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     modules, contract, observations = modules_and_contract(run)
     from rql_deploy.export import exporter
 
@@ -152,7 +169,9 @@ def test_an_export_beyond_tolerance_fails_and_leaves_nothing(run: Path, tmp_path
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_certificate_notices_steps_that_differ_from_the_unrolled_policy(run: Path, tmp_path: Path) -> None:
+def test_the_certificate_notices_steps_that_differ_from_the_unrolled_policy(
+    run: Path, tmp_path: Path
+) -> None:
     modules, contract, observations = modules_and_contract(run)
     other = dataclasses.replace(contract, F=9)
     # A policy unrolled for another F than the contract says.
@@ -230,7 +249,10 @@ def test_more_value_members_than_there_are_is_refused(run: Path, tmp_path: Path)
     checkpoint = load_checkpoint(run)
     with pytest.raises(UserError, match="the checkpoint has 2 value networks"):
         make_contract(checkpoint, checkpoint.restore_networks(), value_members=3)
-    assert_refused(cli("export", run, "--output", tmp_path / "bundle", "--value-members", 3), "the checkpoint has 2 value networks")
+    assert_refused(
+        cli("export", run, "--output", tmp_path / "bundle", "--value-members", 3),
+        "the checkpoint has 2 value networks",
+    )
 
 
 def test_certificate_errors_are_not_hidden_by_nan(bundle: Path) -> None:
@@ -265,8 +287,13 @@ def test_a_checkpoint_of_another_format_is_refused(run: Path, tmp_path: Path) ->
     assert not (tmp_path / "bundle").exists()
 
 
-@pytest.mark.parametrize("change", [{"format": 3}, {"variants": {}}, {"variants": {"fp32": {"encode": "encode.onnx"}}}, {"variants": [1]}])
-def test_a_manifest_of_another_shape_is_refused(change: dict[str, object], bundle: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "change",
+    [{"format": 3}, {"variants": {}}, {"variants": {"fp32": {"encode": "encode.onnx"}}}, {"variants": [1]}],
+)
+def test_a_manifest_of_another_shape_is_refused(
+    change: dict[str, object], bundle: Path, tmp_path: Path
+) -> None:
     copy = tmp_path / "bundle"
     shutil.copytree(bundle, copy)
     manifest = json.loads((copy / "manifest.json").read_text())
@@ -280,7 +307,9 @@ def test_the_spread_does_not_depend_on_a_rows_place_in_the_batch(bundle: Path) -
     rng = np.random.default_rng(0)
     widths = {i.name: i.shape[1] for i in session.get_inputs()}
     for rows in (2, 3, 6, 7) * 10:
-        inputs = {name: (10 * rng.normal(size=(rows, width))).astype(np.float32) for name, width in widths.items()}
+        inputs = {
+            name: (10 * rng.normal(size=(rows, width))).astype(np.float32) for name, width in widths.items()
+        }
         together = session.run(None, inputs)
         for i in range(rows):
             alone = session.run(None, {name: value[i : i + 1] for name, value in inputs.items()})

@@ -54,11 +54,17 @@ def test_tighter_limits_are_read(contract: Contract, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("[actions.dx]\nlow = -1.5", r"widens action 'dx' to \[-1.5, 1\], the contract says \[-1, 1\]: limits may only tighten"),
+        (
+            "[actions.dx]\nlow = -1.5",
+            r"widens action 'dx' to \[-1.5, 1\], the contract says \[-1, 1\]: limits may only tighten",
+        ),
         ("[actions.gripper]\nhigh = 4.1", "widens action 'gripper'"),
         ("[actions.dx]\nlow = 0.5\nhigh = 0.5", "leaves no range"),
         ("[actions.dx]\nrate = 0", "a number above 0"),
-        ("[actions.dx]\nacceleration = -1", "limits the acceleration of action 'dx' to -1: pass a number above 0"),
+        (
+            "[actions.dx]\nacceleration = -1",
+            "limits the acceleration of action 'dx' to -1: pass a number above 0",
+        ),
         ("[actions.dx]\nlow = 0.1", "leaves 0 out of the range of action 'dx', which holds at 0"),
         ("cool_down = 0.1", "limits may only tighten"),
         ("max_observation_age = 0", "pass seconds above 0"),
@@ -75,7 +81,9 @@ def test_tighter_limits_are_read(contract: Contract, tmp_path: Path) -> None:
         ("[actions", "is not TOML"),
     ],
 )
-def test_limits_that_widen_or_name_nothing_are_refused(text: str, words: str, contract: Contract, tmp_path: Path) -> None:
+def test_limits_that_widen_or_name_nothing_are_refused(
+    text: str, words: str, contract: Contract, tmp_path: Path
+) -> None:
     with pytest.raises(ContractError, match=words):
         load(text, contract, tmp_path)
 
@@ -93,9 +101,15 @@ def test_inspect_checks_a_limits_file_against_a_bundle(bundle: Path, tmp_path: P
 @pytest.mark.parametrize(
     "limits",
     [
-        *(Limits(actions={"dx": ActionLimit(**{entry: math.nan})}) for entry in ("low", "high", "rate", "acceleration")),
+        *(
+            Limits(actions={"dx": ActionLimit(**{entry: math.nan})})
+            for entry in ("low", "high", "rate", "acceleration")
+        ),
         Limits(observations={"opening": ObservationLimit((math.nan,), (1.0,))}),
-        *(Limits(**{entry: math.nan}) for entry in ("max_observation_age", "cool_down", "max_spread", "min_success_rate")),
+        *(
+            Limits(**{entry: math.nan})
+            for entry in ("max_observation_age", "cool_down", "max_spread", "min_success_rate")
+        ),
         Limits(cool_down=math.inf),
     ],
 )

@@ -96,7 +96,9 @@ def load_sweep(path: Path) -> SweepFile:
     try:
         table = tomllib.loads(path.read_text())
     except FileNotFoundError as error:
-        raise UserError(f"there is no sweep file {path}: pass a TOML file, for example benchmarks/table.toml") from error
+        raise UserError(
+            f"there is no sweep file {path}: pass a TOML file, for example benchmarks/table.toml"
+        ) from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise UserError(f"{path} is not TOML ({error}): correct it there") from error
     sweep = from_plain(SweepFile, table, path.name)
@@ -106,17 +108,27 @@ def load_sweep(path: Path) -> SweepFile:
             raise UserError(f"{path.name} has no [{kind}.NAME]: add at least one")
         for name in names:
             if not NAME.fullmatch(name):
-                raise UserError(f"{path.name}: '{name}' cannot name a folder: use letters, digits, '-', '_', '.' and '+'")
+                raise UserError(
+                    f"{path.name}: '{name}' cannot name a folder: use letters, digits, '-', '_', '.' and '+'"
+                )
     if not sweep.seeds or len(set(sweep.seeds)) < len(sweep.seeds) or min(sweep.seeds) < 0:
-        raise UserError(f"{path.name}: seeds is {list(sweep.seeds)}, it must list different whole numbers from 0 on")
+        raise UserError(
+            f"{path.name}: seeds is {list(sweep.seeds)}, it must list different whole numbers from 0 on"
+        )
     for name in ("episodes", "threads"):
         if getattr(sweep, name) < 1:
             raise UserError(f"{path.name}: {name} is {getattr(sweep, name)}, it must be at least 1")
     for name, task in sweep.tasks.items():
         if bool(task.dataset) == (task.collect is not None):
-            raise UserError(f"{path.name}: tasks.{name} needs either dataset (one that is there) or collect (how to make it)")
+            raise UserError(
+                f"{path.name}: tasks.{name} needs either dataset (one that is there) or collect (how to make it)"
+            )
     sets: dict[str, Mapping[str, Any]] = {"set": sweep.set}
-    sets |= {f"{kind}.{name}.set": part.set for kind in ("tasks", "settings") for name, part in getattr(sweep, kind).items()}
+    sets |= {
+        f"{kind}.{name}.set": part.set
+        for kind in ("tasks", "settings")
+        for name, part in getattr(sweep, kind).items()
+    }
     for where, chosen in sets.items():
         for key, value in _flat(chosen):
             if key in ("seed", "threads"):
@@ -124,10 +136,14 @@ def load_sweep(path: Path) -> SweepFile:
                     f"{path.name}: {where} has {key}, which the sweep sets itself: write {'seeds' if key == 'seed' else key} at its top"
                 )
             if not isinstance(value, str | bool | int | float | list):
-                raise UserError(f"{path.name}: {where} has {key} = {value}, which is no training setting: write a number, text or a list")
+                raise UserError(
+                    f"{path.name}: {where} has {key} = {value}, which is no training setting: write a number, text or a list"
+                )
     for name, setting in sweep.settings.items():
         if not 1 <= setting.candidates <= MAX_CANDIDATES:
-            raise UserError(f"{path.name}: settings.{name} has candidates = {setting.candidates}, it must be 1 to {MAX_CANDIDATES}")
+            raise UserError(
+                f"{path.name}: settings.{name} has candidates = {setting.candidates}, it must be 1 to {MAX_CANDIDATES}"
+            )
     return sweep
 
 

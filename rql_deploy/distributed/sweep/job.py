@@ -65,19 +65,29 @@ class Job:
         file = self.folder(output) / RESULT
         try:
             found = json.loads(file.read_text())
-            if not (isinstance(found, dict) and isinstance(found.get("result"), dict) and isinstance(found.get("seconds"), int | float)):
+            if not (
+                isinstance(found, dict)
+                and isinstance(found.get("result"), dict)
+                and isinstance(found.get("seconds"), int | float)
+            ):
                 raise ValueError("it lacks the result")
         except FileNotFoundError:
             return None
         except ValueError as error:
-            raise UserError(f"{file} is damaged ({error}): remove {file.parent} to have the job done again") from error
+            raise UserError(
+                f"{file} is damaged ({error}): remove {file.parent} to have the job done again"
+            ) from error
         return found
 
     def write(self, output: Path) -> Path:
         """Make the folder and put down what the job is; returns the folder."""
         folder = self.folder(output)
         folder.mkdir(parents=True, exist_ok=True)
-        plain = asdict(self) | {"inputs": [job.folder_name for job in self.inputs], "key": self.key, "rql_deploy": rql_deploy.__version__}
+        plain = asdict(self) | {
+            "inputs": [job.folder_name for job in self.inputs],
+            "key": self.key,
+            "rql_deploy": rql_deploy.__version__,
+        }
         write_json(folder / JOB, plain)
         return folder
 

@@ -59,15 +59,29 @@ def make_plan(sweep: SweepFile, base: Path, resolve: Resolve) -> Plan:
                 identity = {"settings": resolve(task.preset, words), **content}
                 train = shared(_train_job(name, task.preset, words, dataset, data, identity))
                 export = shared(
-                    Job("export", name, ("export", f"../{train.folder_name}/run", "--output", "bundle", "--json"), ("bundle",), (train,))
+                    Job(
+                        "export",
+                        name,
+                        ("export", f"../{train.folder_name}/run", "--output", "bundle", "--json"),
+                        ("bundle",),
+                        (train,),
+                    )
                 )
                 cells.append(
-                    Cell(task_name, setting_name, seed, train, shared(_evaluate_job(sweep, name, task, setting.candidates, seed, export)))
+                    Cell(
+                        task_name,
+                        setting_name,
+                        seed,
+                        train,
+                        shared(_evaluate_job(sweep, name, task, setting.candidates, seed, export)),
+                    )
                 )
     return Plan(tuple(cells), tuple(jobs.values()))
 
 
-def _data(sweep: SweepFile, name: str, task: SweepTask, base: Path) -> tuple[tuple[Job, ...], str, dict[str, Any]]:
+def _data(
+    sweep: SweepFile, name: str, task: SweepTask, base: Path
+) -> tuple[tuple[Job, ...], str, dict[str, Any]]:
     """Jobs that make the data set, how training finds it, and its content's address where it is not a job's."""
     if task.collect is not None:
         job = _collect_job(f"{name} data", task.collect)
@@ -82,19 +96,43 @@ def _data(sweep: SweepFile, name: str, task: SweepTask, base: Path) -> tuple[tup
 def _collect_job(name: str, collection: Collection) -> Job:
     ogbench = collection.task.startswith("ogbench:")
     output = "data.npz" if ogbench else "data"
-    words = ("collect", collection.task, "--episodes", str(collection.episodes), "--seed", str(collection.seed))
+    words = (
+        "collect",
+        collection.task,
+        "--episodes",
+        str(collection.episodes),
+        "--seed",
+        str(collection.seed),
+    )
     arguments = (*words, *collection.options, "--workers", "1", "--output", output, "--json")
     return Job("collect", name, arguments, (output, "data-val.npz") if ogbench else (output,))
 
 
-def _train_job(name: str, preset: str, words: Sequence[str], dataset: str, data: tuple[Job, ...], identity: Mapping[str, Any]) -> Job:
+def _train_job(
+    name: str,
+    preset: str,
+    words: Sequence[str],
+    dataset: str,
+    data: tuple[Job, ...],
+    identity: Mapping[str, Any],
+) -> Job:
     sets = tuple(part for word in words for part in ("--set", word))
     arguments = ("train", "--dataset", dataset, "--preset", preset, *sets, "--output", "run", "--json")
     return Job("train", name, arguments, (), data, identity, (dataset,) if "dataset" in identity else ())
 
 
-def _evaluate_job(sweep: SweepFile, name: str, task: SweepTask, candidates: int, seed: int, export: Job) -> Job:
-    played = ("--episodes", str(sweep.episodes), "--seed", str(seed), "--candidates", str(candidates), *task.options)
+def _evaluate_job(
+    sweep: SweepFile, name: str, task: SweepTask, candidates: int, seed: int, export: Job
+) -> Job:
+    played = (
+        "--episodes",
+        str(sweep.episodes),
+        "--seed",
+        str(seed),
+        "--candidates",
+        str(candidates),
+        *task.options,
+    )
     arguments = ("evaluate", task.play, "--bundle", f"../{export.folder_name}/bundle", *played)
     ends = ("--workers", str(sweep.threads), "--output", "episodes.jsonl", "--json")
     return Job("evaluate", name, (*arguments, *ends), ("episodes.jsonl",), (export,))
@@ -104,7 +142,11 @@ def content_address(path: Path) -> str:
     """sha256 of a file, or of a folder's files and their names."""
     # Through links to folders, too: what lies behind them is read as well.
     walked = os.walk(path, followlinks=True)
-    files = [path] if path.is_file() else sorted(Path(folder, name) for folder, _, names in walked for name in names)
+    files = (
+        [path]
+        if path.is_file()
+        else sorted(Path(folder, name) for folder, _, names in walked for name in names)
+    )
     digest = hashlib.sha256()
     try:
         for file in files:
@@ -112,5 +154,7 @@ def content_address(path: Path) -> str:
             with file.open("rb") as stream:
                 digest.update(hashlib.file_digest(stream, "sha256").digest())
     except OSError as error:
-        raise UserError(f"cannot read data set {error.filename} ({error.strerror}): pass one that can be read") from error
+        raise UserError(
+            f"cannot read data set {error.filename} ({error.strerror}): pass one that can be read"
+        ) from error
     return digest.hexdigest()

@@ -66,7 +66,9 @@ def run_jobs(
             if outcome.status == 0:
                 undone.discard(job.key)
                 tell(Event("finished", job, outcome.host))
-            elif (outcome.status < 0 or outcome.status in (BUSY, UNFINISHED)) and attempts[job.key] <= retries:
+            elif (outcome.status < 0 or outcome.status in (BUSY, UNFINISHED)) and attempts[
+                job.key
+            ] <= retries:
                 # First in the queue again: others may be waiting for it.
                 waiting.insert(0, job)
                 tell(Event("killed", job, f"status {outcome.status}, {outcome.host}; done again"))
@@ -77,7 +79,11 @@ def run_jobs(
 
 
 def _last_words(log: Path, status: int) -> str:
-    lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()] if log.exists() else []
+    lines = (
+        [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
+        if log.exists()
+        else []
+    )
     if status < 0:
         return f"killed by signal {-status}, {RETRIES + 1} times (see {log})"
     return f"{lines[-1] if lines else f'status {status}'} (see {log})"

@@ -87,7 +87,9 @@ def rows_of(sweep: SweepFile, plan: Plan, output: Path) -> tuple[list[Row], list
     for task in sweep.tasks:
         for setting in sweep.settings:
             cells = [cell for cell in plan.cells if (cell.task, cell.setting) == (task, setting)]
-            found = [(cell, record) for cell in cells if (record := cell_record(cell, sweep, output)) is not None]
+            found = [
+                (cell, record) for cell in cells if (record := cell_record(cell, sweep, output)) is not None
+            ]
             records += [record for _, record in found]
             if found:
                 rows.append(_row(task, setting, found, output))
@@ -99,9 +101,14 @@ def _row(task: str, setting: str, found: Sequence[tuple[Cell, dict[str, Any]]], 
     for cell, _ in found:
         file = cell.evaluate.folder(output) / "episodes.jsonl"
         try:
-            episodes += [(result["seed"], bool(result["success"])) for result in map(json.loads, file.read_text().splitlines())]
+            episodes += [
+                (result["seed"], bool(result["success"]))
+                for result in map(json.loads, file.read_text().splitlines())
+            ]
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{file} is missing or damaged ({error}): remove {file.parent} to have the job done again") from error
+            raise UserError(
+                f"{file} is missing or damaged ({error}): remove {file.parent} to have the job done again"
+            ) from error
     records = [record for _, record in found]
     return Row(
         task,
@@ -154,7 +161,19 @@ def _csv(rows: Sequence[Row]) -> str:
         low, high = row.interval or ("", "")
         seeds = " ".join(map(str, row.seeds))
         table.writerow(
-            (row.task, row.setting, seeds, row.mean, low, high, row.successes, row.episodes, *row.pooled, row.steps, row.train_seconds)
+            (
+                row.task,
+                row.setting,
+                seeds,
+                row.mean,
+                low,
+                high,
+                row.successes,
+                row.episodes,
+                *row.pooled,
+                row.steps,
+                row.train_seconds,
+            )
         )
     return text.getvalue()
 
@@ -163,13 +182,23 @@ def markdown(sweep: SweepFile, rows: Sequence[Row], done: int, cells: int) -> st
     """The table for people, labelled as partial while cells are missing."""
     lines = [f"# {sweep.title}", ""] if sweep.title else []
     if done < cells:
-        lines += [f"**Partial: {done} of {cells} cells are finished.** Rows with fewer than {len(sweep.seeds)} seeds are marked.", ""]
+        lines += [
+            f"**Partial: {done} of {cells} cells are finished.** Rows with fewer than {len(sweep.seeds)} seeds are marked.",
+            "",
+        ]
     if sweep.note:
         lines += [sweep.note.strip(), ""]
-    lines += ["| task | setting | mean | 95 % over seeds | per seed | episodes | 95 % | steps | training |", "|" + "---|" * 9]
+    lines += [
+        "| task | setting | mean | 95 % over seeds | per seed | episodes | 95 % | steps | training |",
+        "|" + "---|" * 9,
+    ]
     for row in rows:
         label = _label(sweep, row.setting)
-        missing = "" if len(row.seeds) == len(sweep.seeds) else f" (partial: {len(row.seeds)} of {len(sweep.seeds)} seeds)"
+        missing = (
+            ""
+            if len(row.seeds) == len(sweep.seeds)
+            else f" (partial: {len(row.seeds)} of {len(sweep.seeds)} seeds)"
+        )
         interval = "-" if row.interval is None else span(*row.interval)
         per_seed = ", ".join(f"{rate:.0%}".rstrip("%") for rate in row.rates)
         lines.append(
@@ -192,9 +221,13 @@ def _differences(sweep: SweepFile, rows: Sequence[Row]) -> list[str]:
         mine, theirs = dict(row.episode_success), dict(reference.episode_success)
         common = [seed for seed in mine if seed in theirs]
         if common:
-            mean, low, high = (100 * x for x in paired_difference([mine[s] for s in common], [theirs[s] for s in common]))
+            mean, low, high = (
+                100 * x for x in paired_difference([mine[s] for s in common], [theirs[s] for s in common])
+            )
             name = _label(sweep, row.setting)
-            lines.append(f"| {row.task} | {name} | {mean:+.1f} points | {low:+.1f} to {high:+.1f} | {len(common)} |")
+            lines.append(
+                f"| {row.task} | {name} | {mean:+.1f} points | {low:+.1f} to {high:+.1f} | {len(common)} |"
+            )
     if not lines:
         return []
     head = f"Minus {label}, episode by episode (same seeds; bootstrap 95 % interval over episodes, which leaves out how trainings differ):"
