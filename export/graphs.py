@@ -14,7 +14,7 @@ import onnx
 import torch
 from torch import Tensor, nn
 
-from rql_deploy.bundle.bundle import CONTRACT_ID_KEY, CONTRACT_KEY
+from rql_deploy.bundle.sessions import CONTRACT_ID_KEY, CONTRACT_KEY
 from rql_deploy.contract import Contract
 from rql_deploy.errors import UserError
 

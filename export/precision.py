@@ -23,7 +23,7 @@ import onnxruntime
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from rql_deploy.bundle.bundle import session_options
+from rql_deploy.bundle.sessions import session_options
 from rql_deploy.contract import Contract
 from rql_deploy.errors import UserError
 from rql_deploy.flow import flow_schedule

@@ -8,7 +8,8 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from rql_deploy.bundle.bundle import MANIFEST, Bundle
+from rql_deploy.bundle.bundle import Bundle
+from rql_deploy.bundle.manifest import MANIFEST
 from rql_deploy.errors import UserError
 from rql_deploy.folders import new_folder
 
@@ -22,7 +23,7 @@ def push(bundle: Path, target: str) -> Bundle:
     Raises UserError when the bundle is damaged, the folder exists or the hub refuses; needs the `hub` extra for repositories.
     """
     opened = Bundle.open(bundle)
-    files = [*opened.manifest["files"], MANIFEST]
+    files = [*opened.manifest.files, MANIFEST]
     if not target.startswith(SCHEME):
         with new_folder(Path(target)) as staging:
             for name in files:
@@ -53,11 +54,11 @@ def pull(source: str, output: Path) -> Bundle:
             opened = Bundle.open(staging)
         else:
             origin = Bundle.open(Path(source))
-            for name in (*origin.manifest["files"], MANIFEST):
+            for name in (*origin.manifest.files, MANIFEST):
                 shutil.copyfile(origin.path / name, staging / name)
             opened = Bundle.open(staging)
         for entry in staging.iterdir():
-            if entry.name not in opened.manifest["files"] and entry.name != MANIFEST:
+            if entry.name not in opened.manifest.files and entry.name != MANIFEST:
                 shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
     return Bundle.open(output)
 

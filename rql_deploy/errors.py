@@ -1,4 +1,11 @@
-"""Errors that speak to the user."""
+"""The exceptions that users see, and the hint that a misspelt word gets."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+MAX_NAMES = 24
+"""How many known names a message lists."""
 
 
 class UserError(Exception):
@@ -22,3 +29,15 @@ class BundleError(UserError):
 
 class DeadlineMissed(Exception):
     """No decision arrived by the deadline. The control loop holds; a later reply to this request is never applied."""
+
+
+def suggestion(word: str, known: Iterable[str]) -> str:
+    """`: did you mean ...?` for a misspelt word, or the list of what there is. Empty if there is nothing."""
+    import difflib
+
+    names = sorted(known)
+    near = difflib.get_close_matches(word, names, n=3, cutoff=0.5)
+    if near:
+        return f": did you mean {' or '.join(near)}?"
+    more = f" and {len(names) - MAX_NAMES} more" if len(names) > MAX_NAMES else ""
+    return f": there is {', '.join(names[:MAX_NAMES])}{more}" if names else ""

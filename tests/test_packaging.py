@@ -63,7 +63,7 @@ def test_the_wheel_installs_into_an_empty_environment_and_its_command_runs(insta
 def test_the_base_install_brings_no_torch_and_the_client_imports(installed: Path, tmp_path: Path) -> None:
     listed = python(installed, "-m", "pip", "list", "--format=freeze", cwd=tmp_path).stdout.lower()
     names = {line.partition("==")[0] for line in listed.splitlines()}
-    assert names <= {"rql-deploy", "numpy", "pyzmq", "msgpack", "click", "pip", "setuptools"}
+    assert names <= {"rql-deploy", "numpy", "pyzmq", "msgpack", "msgspec", "click", "pip", "setuptools"}
     imported = python(installed, "-c", "from rql_deploy.runtime.client import RemotePolicy; print(RemotePolicy)", cwd=tmp_path)
     assert imported.returncode == 0, imported.stderr
 

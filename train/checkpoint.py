@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from rql_deploy.contract import PlantDescription
 from rql_deploy.errors import UserError
-from rql_deploy.plain import from_plain
+from rql_deploy.structs import convert
 from rql_deploy.train.data.shards import ShardedStore
 from rql_deploy.train.data.store import TransitionStore
 
@@ -177,8 +177,8 @@ def load_checkpoint(path: Path) -> Checkpoint:
         return Checkpoint(
             path=folder,
             step=header["step"],
-            config=from_plain(TrainConfig, header["config"], "the checkpoint's configuration"),
-            plant=from_plain(PlantDescription, header["plant"], "the checkpoint's plant"),
+            config=convert(header["config"], TrainConfig, "the checkpoint's configuration"),
+            plant=convert(header["plant"], PlantDescription, "the checkpoint's plant"),
             dataset_id=header["dataset_id"],
             dataset_hash=header["dataset_hash"],
             statistics=header["statistics"],

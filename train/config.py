@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
-import dataclasses
-import json
-import tomllib
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from importlib import resources
 from typing import Any, Literal
 
-from rql_deploy.errors import UserError
-from rql_deploy.plain import from_plain, suggestion
+import msgspec
+
+from rql_deploy.errors import UserError, suggestion
+from rql_deploy.structs import Finite, Record, convert, to_plain
 from rql_deploy.train.data.rewards import Reward
 
 from .rql import RQLConfig
 
 
-@dataclass(frozen=True)
-class TrainConfig:
+class TrainConfig(Record, frozen=True):
     """One training run."""
 
-    rql: RQLConfig = field(default_factory=RQLConfig)
+    rql: RQLConfig = msgspec.field(default_factory=RQLConfig)
     """The algorithm's hyperparameters; override one with `--set rql.alpha=3`."""
     updates: int = 1_000_000
     """Gradient updates in all."""
@@ -43,7 +40,7 @@ class TrainConfig:
     """Clip data set actions to their bounds instead of refusing those outside."""
     checkpoint_every: int = 0
     """Also write a checkpoint every so many updates; 0 leaves that to `checkpoint_minutes`."""
-    checkpoint_minutes: float = 5.0
+    checkpoint_minutes: Finite = 5.0
     """Also write a checkpoint when the last one is that old, so that a power cut costs no more; 0 for never."""
     log_every: int = 100
     """Updates between two lines of the logs."""
@@ -120,18 +117,18 @@ def load_config(preset: str, overrides: Sequence[str] = ()) -> TrainConfig:
     """A preset by name with `key=value` overrides; raises UserError naming an unknown preset or key with the nearest known one."""
     if preset not in preset_names():
         raise UserError(f"there is no preset '{preset}'{suggestion(preset, preset_names())}")
-    table = tomllib.loads((resources.files(__package__) / "presets" / f"{preset}.toml").read_text())
+    table = msgspec.toml.decode((resources.files(__package__) / "presets" / f"{preset}.toml").read_bytes())
     for override in overrides:
         key, separator, text = override.partition("=")
         if not separator:
             raise UserError(f"--set takes key=value, not '{override}': try --set updates=1000")
         _assign(table, key.strip(), _parse(text.strip()))
-    return from_plain(TrainConfig, table, "train")
+    return convert(table, TrainConfig, "train")
 
 
 def config_to_plain(config: TrainConfig) -> dict[str, Any]:
     """The configuration as JSON data."""
-    plain: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(config)))
+    plain: dict[str, Any] = to_plain(config)
     return plain
 
 
@@ -146,6 +143,6 @@ def _assign(table: dict[str, Any], key: str, value: Any) -> None:
 
 def _parse(text: str) -> Any:
     try:
-        return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+        return msgspec.toml.decode(f"value = {text}")["value"]
+    except msgspec.DecodeError:
         return text

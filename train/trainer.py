@@ -16,6 +16,7 @@ import torch
 
 from rql_deploy.errors import UserError
 from rql_deploy.progress import ProgressLine
+from rql_deploy.structs import to_plain
 from rql_deploy.train.data.sampler import WindowSampler
 from rql_deploy.train.data.shards import ShardedStore
 from rql_deploy.train.data.store import TransitionStore
@@ -254,7 +255,7 @@ class Trainer:
         """Write a checkpoint of this moment, then remove those that are of no more use."""
         header = {
             "config": config_to_plain(self.config),
-            "plant": asdict(self.store.plant),
+            "plant": to_plain(self.store.plant),
             "dataset_id": self.store.dataset_id,
             "dataset_hash": self.store.content_hash,
             "statistics": self.statistics,

@@ -1,65 +1,77 @@
 """The parity certificate: how far every graph and every refinement step of a bundle is from torch.
 
-The exporter stores inputs and torch's float32 and float64 outputs in the bundle (`certificate_cases.npz`); `check` runs the graphs on
-them. It is run once at export, which fails beyond the tolerances, and again by `inspect --verify`, without torch.
+The exporter stores inputs and torch's float32 and float64 outputs in the bundle (`certificate_cases.npz`); `check`
+runs the graphs on them. It is run once at export, which fails beyond the tolerances, and again by `inspect --verify`,
+without torch.
 """
 
 from __future__ import annotations
 
+import json
 import zipfile
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
 from rql_deploy.contract import Contract
 from rql_deploy.errors import BundleError
 from rql_deploy.flow import flow_schedule
+from rql_deploy.structs import Record, convert
 
-from .bundle import CASES, FLOAT32_FILES, GRAPHS, open_session
+from .latency import Cost
+from .manifest import CASES, CERTIFICATE, FLOAT32_FILES, GRAPHS
 from .rollout import Sessions, rows_are_independent, run_graphs, run_policy
+from .sessions import open_session
 from .value_ranking import Ranking, rank
 from .variants import VariantCheck, check_variant, summary
 
 TOLERANCE = 1e-5
-"""Of an error divided by its scale (`_scale`): absolute for actions and x on data set observations, relative elsewhere."""
+"""Of an error divided by its scale (`_scale`): absolute for actions and x on data set observations, else relative."""
 CASE_SETS = ("dataset", "extreme")
 Arrays = Mapping[str, NDArray[Any]]
 
 
-@dataclass(frozen=True)
-class Check:
+class Check(Record, frozen=True):
     """One graph's distance from torch on one set of cases."""
 
     graph: str
+    """Graph and output: `policy`, `refine/3/preview`, `value/3/spread`, ..."""
     cases: str
+    """`dataset` or `extreme` observations."""
     reference: str
     """`float32` or `float64`."""
     max_error: float
     """Largest absolute difference, divided by `scale`."""
     quantiles: dict[str, float]
+    """Quantiles of the difference, divided by `scale`."""
     scale: float
+    """What the difference is measured against."""
     passed: bool
+    """Whether `max_error` is within the tolerance."""
 
 
-@dataclass(frozen=True)
-class FlowChange:
+class FlowChange(Record, frozen=True):
     """What another number of refinement steps than in training does to the actions."""
 
     trained_steps: int
+    """F in training."""
     exported_steps: int
+    """F of the bundle."""
     action_difference: dict[str, float]
     """|a_exported - a_trained| of every component from the same noise, in scaled units ([-1, 1]): quantiles and max."""
 
 
-@dataclass(frozen=True)
-class Certificate:
-    """All checks of a bundle, and the two exact properties."""
+class Certificate(Record, frozen=True, kw_only=True):
+    """certificate.json: all checks of a bundle, the two exact properties, and what has no pass mark."""
 
+    tolerance: float
+    """Of `max_error` of every check."""
     checks: tuple[Check, ...]
+    """Every output of every graph, on each set of cases, against torch in each precision."""
     same_bytes: bool
     """F refine calls and the unrolled policy graph give the same bytes."""
     rows_independent: bool
@@ -70,6 +82,16 @@ class Certificate:
     """How well each variant's V ranks chunks against all K members; for judgement, nothing to pass."""
     flow_change: FlowChange | None = None
     """Present if F differs from the training's."""
+    machine: Mapping[str, str] = msgspec.field(default_factory=dict)
+    """Where `cost` was measured: processor, and which of the features that matter here it has."""
+    cost: tuple[Cost, ...] = ()
+    """Milliseconds of every variant's graphs on that machine."""
+    scores: Mapping[str, Mapping[str, Any]] = msgspec.field(default_factory=dict)
+    """By variant: success over the same seeded episodes, if the export played any."""
+
+    def __post_init__(self) -> None:
+        if not self.checks:
+            raise BundleError("the certificate has no checks: export the bundle again")
 
     @property
     def passed(self) -> bool:
@@ -88,6 +110,17 @@ class Certificate:
         if not self.rows_independent:
             found.append("rows of a batch influence each other")
         return found + [failure for variant in self.variants for failure in variant.failures()]
+
+
+def read_certificate(folder: Path) -> Certificate:
+    """The certificate in a bundle folder; raises BundleError when it cannot be read."""
+    try:
+        data = json.loads((folder / CERTIFICATE).read_text())
+    except (OSError, ValueError, RecursionError) as error:
+        raise BundleError(
+            f"{CERTIFICATE} of bundle {folder} cannot be read ({error}): export the bundle again"
+        ) from error
+    return convert(data, Certificate, f"{CERTIFICATE} of bundle {folder}", BundleError)
 
 
 def load_cases(folder: Path) -> dict[str, NDArray[Any]]:
@@ -134,20 +167,23 @@ def _check(
             ]
         same_bytes &= ours["policy"].tobytes() == ours[f"refine/{contract.F - 1}/preview"].tobytes()
     observations, extremes = cases["dataset/observations"], cases["extreme/observations"]
+    independent = rows_are_independent(
+        sessions, contract, observations, cases["dataset/noise"], extremes
+    ) and rows_are_independent(
+        sessions, contract, extremes, cases["extreme/noise"], observations[: len(extremes)]
+    )
     return Certificate(
-        tuple(checks),
-        same_bytes,
-        rows_are_independent(sessions, contract, observations, cases["dataset/noise"], extremes)
-        and rows_are_independent(
-            sessions, contract, extremes, cases["extreme/noise"], observations[: len(extremes)]
-        ),
-        tuple(
+        tolerance=TOLERANCE,
+        checks=tuple(checks),
+        same_bytes=same_bytes,
+        rows_independent=independent,
+        variants=tuple(
             check_variant(v, s, sessions, contract, observations, extremes)
             for v, s in opened.items()
             if v != "fp32"
         ),
-        _rankings(opened, contract, cases),
-        _flow_change(sessions, contract, cases),
+        rankings=_rankings(opened, contract, cases),
+        flow_change=_flow_change(sessions, contract, cases),
     )
 
 

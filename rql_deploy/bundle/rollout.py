@@ -1,4 +1,4 @@
-"""Walk the flow through a bundle's graphs: what the certificate, the rankings and the latencies are taken from."""
+"""Roll the flow out through a bundle's graphs, for the certificate, the rankings and the latencies."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def run_value(sessions: Sessions, features: Array, x: Array, f: float) -> tuple[
 def rows_are_independent(
     sessions: Sessions, contract: Contract, observations: Array, noise: Array, strangers: Array
 ) -> bool:
-    """Whether rows give the same bytes alone, together, and in company of other rows (`strangers` `[N, O]`, extreme ones)."""
+    """Whether rows give the same bytes alone, together, and in company of extreme rows (`strangers` `[N, O]`)."""
     together = run_graphs(sessions, contract, observations, noise)
     far = 1e3 * np.resize(noise, (len(strangers), noise.shape[1]))
     mixed = run_graphs(

@@ -1,12 +1,11 @@
-"""The certificate of a precision variant: how far its actions and its V are from the float32 graphs of the same bundle.
+"""The certificate of a precision variant: how far its actions and its V are from the bundle's float32 graphs.
 
-The float32 graphs are held to torch by the parity checks, so they are the reference here, and a variant can be checked again on any
-machine from the bundle alone: processors without VNNI compute integer products differently from those with it.
+The parity checks compare the float32 graphs with torch, so these graphs are the reference here. A variant can be
+checked again on any machine from the bundle alone: processors without VNNI compute integer products differently.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -14,41 +13,47 @@ from numpy.typing import NDArray
 
 from rql_deploy.contract import Contract
 from rql_deploy.seeding import flow_noise
+from rql_deploy.structs import Record
 
 from .rollout import Array, Sessions, rows_are_independent, run_graphs
 
 VARIANT_TOLERANCE = 0.02
-"""The 99 % quantile of the action error, in scaled units (an action range is 2 wide), beyond which a variant is refused."""
+"""A variant is refused when the 99 % quantile of its action error is above this, in scaled units (a range is 2 wide)."""
 NOISES = 8
 QUANTILES = (0.5, 0.9, 0.99)
 
 
-@dataclass(frozen=True)
-class VariantCheck:
+class VariantCheck(Record, frozen=True):
     """A variant's distance from the float32 graphs over data set observations, each with several noises."""
 
     variant: str
+    """Its precision: `int8`, ..."""
     chunks: int
     """Action chunks compared."""
     action_error: dict[str, float]
     """|a - a_fp32| of every action component in scaled units, [-1, 1]: quantiles and max."""
     extreme_action_error: float
-    """The largest such error on the certificate's extreme observations, which lie beyond what the variant was calibrated on."""
+    """The largest such error on the certificate's extreme observations, which lie beyond the calibration's."""
     value_change: dict[str, float]
     """|V - V_fp32| on the float32 chunks, in standard deviations of V_fp32 over them."""
     spread_change: dict[str, float]
     """The same for the spread, in the same unit."""
     same_bytes: bool
+    """F refine calls and the unrolled policy graph give the same bytes."""
     rows_independent: bool
+    """A row's result has the same bytes alone, in a batch, and in company of extreme rows."""
     tolerance: float
+    """Of the 99 % quantile of `action_error`."""
     passed: bool
+    """Whether all three hold."""
 
     def failures(self) -> list[str]:
         """What did not hold, a phrase each."""
         found = []
         if not self.action_error["p99"] <= self.tolerance:
             found.append(
-                f"{self.variant} actions are off by {self.action_error['p99']:.2g} at the 99 % quantile, above {self.tolerance:g}"
+                f"{self.variant} actions are off by {self.action_error['p99']:.2g} at the 99 % quantile, "
+                f"above {self.tolerance:g}"
             )
         if not self.same_bytes:
             found.append(f"refinement steps and the unrolled policy differ in {self.variant}")

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,14 +25,16 @@ if TYPE_CHECKING:
 @click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
 def command(bundle: Path, verify: bool, latency: bool, limits_file: Path | None, as_json: bool) -> None:
     """Show what BUNDLE is; with --verify check its certificate on this machine (needs onnxruntime, no torch)."""
-    from rql_deploy.bundle.bundle import GRAPHS, Bundle
+    from rql_deploy.bundle.bundle import Bundle
     from rql_deploy.bundle.certificate import check, load_cases
     from rql_deploy.bundle.latency import measure
+    from rql_deploy.bundle.manifest import GRAPHS
     from rql_deploy.errors import BundleError
     from rql_deploy.limits import Limits
+    from rql_deploy.structs import to_plain
 
     opened = Bundle.open(bundle)
-    contract, stored = opened.contract, opened.certificate()
+    contract, stored = opened.contract, to_plain(opened.certificate())
     limits = None if limits_file is None else Limits.load(limits_file, contract)
     result: Certificate | None = None
     costs: list[Cost] = []
@@ -47,15 +49,15 @@ def command(bundle: Path, verify: bool, latency: bool, limits_file: Path | None,
         echo_json(
             {
                 "contract_id": contract.contract_id,
-                "contract": asdict(contract),
-                "files": {name: (opened.path / name).stat().st_size for name in opened.manifest["files"]},
+                "contract": json.loads(contract.to_json()),
+                "files": {name: (opened.path / name).stat().st_size for name in opened.manifest.files},
                 "variants": opened.variants,
                 "certificate": {"tolerance": stored["tolerance"], "max_error": worst, **_beyond_parity(stored)},
-                "limits": None if limits is None else asdict(limits),
-                "latency_ms": {cost.variant: asdict(cost) for cost in costs},
+                "limits": None if limits is None else to_plain(limits),
+                "latency_ms": {cost.variant: to_plain(cost) for cost in costs},
                 "verified": None if result is None else result.passed,
                 "verified_max_error": None if result is None else max(c.max_error for c in result.checks),
-                "verified_variants": None if result is None else [asdict(v) for v in result.variants],
+                "verified_variants": None if result is None else to_plain(result.variants),
             }
         )
     else:
@@ -64,7 +66,7 @@ def command(bundle: Path, verify: bool, latency: bool, limits_file: Path | None,
             click.echo(f"\n{limits_file} only tightens the contract: it can be used with this bundle")
         if costs:
             click.echo("\nLatency on this machine, one thread, median")
-            _show_costs([asdict(cost) for cost in costs])
+            _show_costs(to_plain(costs))
         if result is not None and result.passed:
             again = max(c.max_error for c in result.checks)
             click.echo(f"\nverified    {len(result.checks)} checks again on this machine, largest difference {again:.1e}")

@@ -93,6 +93,6 @@ def hold_action(plant: PlantDescription, last: NDArray[np.float32] | None) -> ND
     Before any action, a repeated dimension starts from the low end of its bounds (an open gripper).
     """
     return np.array(
-        [0.0 if a.hold == "null" else (a.low if last is None else last[i]) for i, a in enumerate(plant.actions)],
+        [0.0 if a.hold == "zero" else (a.low if last is None else last[i]) for i, a in enumerate(plant.actions)],
         np.float32,
     )

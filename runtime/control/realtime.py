@@ -111,7 +111,7 @@ class RealTimeLoop:
     def _delta(self) -> DeltaBounds | None:
         # Only where the contract names the controller that carries the motion out. Elsewhere nobody knows that commands add up: those of
         # OGBench's arm lead it by far more than it moves in a tick, and making up for them cost a cube task nearly all its successes.
-        motion = np.array([a.mode == "delta" and a.hold == "null" and a.controller != "" for a in self.contract.plant.actions])
+        motion = np.array([a.mode == "delta" and a.hold == "zero" and a.controller != "" for a in self.contract.plant.actions])
         return DeltaBounds(motion, self.filter.low, self.filter.high) if motion.any() else None
 
     def close(self) -> None:

@@ -69,9 +69,9 @@ class SafetyFilter:
         self.high = np.array([a.high if g is None or g.high is None else g.high for a, g in zip(plant.actions, given, strict=True)])
         self.rate = np.minimum(_data_rate(contract), [np.inf if g is None or g.rate is None else g.rate for g in given])
         self.acceleration = np.array([np.inf if g is None or g.acceleration is None else g.acceleration for g in given])
-        self._null = np.array([a.hold == "null" for a in plant.actions])
+        self._null = np.array([a.hold == "zero" for a in plant.actions])
         for action, low, high in zip(plant.actions, self.low, self.high, strict=True):
-            if action.hold == "null" and not low <= 0.0 <= high:
+            if action.hold == "zero" and not low <= 0.0 <= high:
                 raise ContractError(
                     f"action '{action.name}' holds at 0 but may only be {low:g} to {high:g}: its hold part should be 'repeat'"
                 )

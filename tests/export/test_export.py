@@ -1,9 +1,9 @@
-import dataclasses
 import json
 import shutil
 import zipfile
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import onnx
 import onnxruntime
@@ -11,7 +11,9 @@ import pytest
 import torch
 
 from rql_deploy.bundle import certificate
-from rql_deploy.bundle.bundle import CONTRACT_ID_KEY, CONTRACT_KEY, GRAPHS, Bundle
+from rql_deploy.bundle.bundle import Bundle
+from rql_deploy.bundle.manifest import GRAPHS
+from rql_deploy.bundle.sessions import CONTRACT_ID_KEY, CONTRACT_KEY
 from rql_deploy.contract import Contract
 from rql_deploy.errors import BundleError, UserError
 from rql_deploy.export.exporter import export_bundle
@@ -35,7 +37,7 @@ def test_a_bundle_holds_what_the_design_lists(bundle: Path) -> None:
         *("contract.json", "manifest.json", "certificate.json", "certificate_cases.npz", "README.md"),
     }
     opened = Bundle.open(bundle)
-    assert set(opened.manifest["files"]) == {file.name for file in bundle.iterdir()} - {"manifest.json"}
+    assert set(opened.manifest.files) == {file.name for file in bundle.iterdir()} - {"manifest.json"}
     assert opened.contract.provenance.dataset_id == "tiny/flat-v0"
 
 
@@ -113,15 +115,15 @@ def test_the_best_candidate_has_the_highest_value(bundle: Path) -> None:
 
 def test_the_certificate_checks_every_step_of_every_graph(bundle: Path) -> None:
     stored = Bundle.open(bundle).certificate()
-    names = {(c["graph"], c["cases"], c["reference"]) for c in stored["checks"]}
+    names = {(c.graph, c.cases, c.reference) for c in stored.checks}
     steps = 10
     graphs = {"encode", "policy"} | {f"refine/{k}/{o}" for k in range(steps) for o in ("x", "preview")}
     graphs |= {f"value/{k}/{o}" for k in range(steps + 1) for o in ("value", "spread")}
     assert names == {
         (g, c, r) for g in graphs for c in ("dataset", "extreme") for r in ("float32", "float64")
     }
-    assert stored["same_bytes"] is True
-    assert stored["rows_independent"] is True
+    assert stored.same_bytes is True
+    assert stored.rows_independent is True
     assert cli("inspect", bundle, "--verify").exit_code == 0
 
 
@@ -173,7 +175,7 @@ def test_the_certificate_notices_steps_that_differ_from_the_unrolled_policy(
     run: Path, tmp_path: Path
 ) -> None:
     modules, contract, observations = modules_and_contract(run)
-    other = dataclasses.replace(contract, F=9)
+    other = msgspec.structs.replace(contract, F=9)
     # A policy unrolled for another F than the contract says.
     with pytest.raises(UserError, match="refinement steps and the unrolled policy differ"):
         export_bundle(modules, other, observations, tmp_path / "bundle")
@@ -202,7 +204,7 @@ def test_a_graph_of_another_contract_is_refused(bundle: Path, tmp_path: Path) ->
     onnx.helper.set_model_props(model, {CONTRACT_ID_KEY: "0" * 64})
     onnx.save(model, copy / "refine.onnx")
     manifest = json.loads((copy / "manifest.json").read_text())
-    from rql_deploy.bundle.bundle import file_hash
+    from rql_deploy.bundle.manifest import file_hash
 
     manifest["files"]["refine.onnx"] = file_hash(copy / "refine.onnx")
     (copy / "manifest.json").write_text(json.dumps(manifest))

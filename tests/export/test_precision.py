@@ -9,7 +9,9 @@ import onnxruntime
 import pytest
 from onnx import helper, numpy_helper
 
-from rql_deploy.bundle.bundle import GRAPHS, Bundle, session_options
+from rql_deploy.bundle.bundle import Bundle
+from rql_deploy.bundle.manifest import GRAPHS
+from rql_deploy.bundle.sessions import session_options
 from rql_deploy.contract import Contract
 from rql_deploy.errors import BundleError
 from rql_deploy.export import exporter, precision
@@ -106,26 +108,23 @@ def test_the_integer_graphs_run_integer_kernels(small: Path, tmp_path: Path) -> 
 
 def test_the_certificate_measures_the_variant_and_the_other_number_of_steps(small: Path) -> None:
     stored = Bundle.open(small).certificate()
-    (variant,) = stored["variants"]
-    assert variant["variant"] == "int8"
-    assert (
-        0.0
-        < variant["action_error"]["p50"]
-        <= variant["action_error"]["p99"]
-        <= variant["action_error"]["max"]
-    )
-    assert variant["action_error"]["p99"] <= variant["tolerance"] == 0.02
-    assert variant["same_bytes"] is variant["rows_independent"] is variant["passed"] is True
-    assert variant["value_change"]["p99"] > 0.0
-    assert stored["flow_change"]["trained_steps"] == 10
-    assert stored["flow_change"]["exported_steps"] == 5
-    assert 0.0 < stored["flow_change"]["action_difference"]["max"] < 1.0
-    assert [r["variant"] for r in stored["rankings"]] == ["fp32", "int8"]
-    assert len(stored["rankings"][0]["by_step"]) == 6
+    (variant,) = stored.variants
+    assert variant.variant == "int8"
+    error = variant.action_error
+    assert 0.0 < error["p50"] <= error["p99"] <= error["max"]
+    assert error["p99"] <= variant.tolerance == 0.02
+    assert variant.same_bytes is variant.rows_independent is variant.passed is True
+    assert variant.value_change["p99"] > 0.0
+    assert stored.flow_change is not None
+    assert stored.flow_change.trained_steps == 10
+    assert stored.flow_change.exported_steps == 5
+    assert 0.0 < stored.flow_change.action_difference["max"] < 1.0
+    assert [r.variant for r in stored.rankings] == ["fp32", "int8"]
+    assert len(stored.rankings[0].by_step) == 6
     # The tiny run has two members and exports both: then nothing is lost.
-    assert stored["rankings"][0]["correlation"]["mean"] == pytest.approx(1.0)
-    assert stored["rankings"][0]["lost"] == 0.0
-    assert [c["variant"] for c in stored["cost"]] == ["fp32", "int8"]
+    assert stored.rankings[0].correlation["mean"] == pytest.approx(1.0)
+    assert stored.rankings[0].lost == 0.0
+    assert [c.variant for c in stored.cost] == ["fp32", "int8"]
 
 
 @pytest.mark.slow
@@ -134,9 +133,9 @@ def test_one_member_of_two_ranks_worse_than_both(run: Path, tmp_path: Path) -> N
         cli("export", run, "--output", tmp_path / "bundle", "--value-members", 1, "--flow-steps", 1).exit_code
         == 0
     )
-    (ranking,) = Bundle.open(tmp_path / "bundle").certificate()["rankings"]
-    assert 0.0 < ranking["correlation"]["mean"] < 0.9999
-    assert ranking["lost"] >= 0.0
+    (ranking,) = Bundle.open(tmp_path / "bundle").certificate().rankings
+    assert 0.0 < ranking.correlation["mean"] < 0.9999
+    assert ranking.lost >= 0.0
 
 
 def test_verification_repeats_the_variants_checks_here(small: Path) -> None:
@@ -144,7 +143,7 @@ def test_verification_repeats_the_variants_checks_here(small: Path) -> None:
     assert shown["verified"] is True
     (again,) = shown["verified_variants"]
     assert again["action_error"] == pytest.approx(
-        Bundle.open(small).certificate()["variants"][0]["action_error"], abs=1e-3
+        Bundle.open(small).certificate().variants[0].action_error, abs=1e-3
     )
     text = cli("inspect", small, "--verify").output
     assert "against fp32" in text

@@ -1,19 +1,19 @@
 """Robot-side limits: they tighten the contract or are refused by name."""
 
-import dataclasses
-import json
 import math
 from pathlib import Path
 
 import jsonschema
+import msgspec
 import pytest
 
 from rql_deploy.bundle.bundle import Bundle
 from rql_deploy.contract import Contract, ContractError
 from rql_deploy.limits import ActionLimit, Limits, ObservationLimit
-from rql_deploy.schema import json_schema
+from rql_deploy.structs import to_plain
 from tests.helpers.commands import assert_refused, cli
 from tests.helpers.data import PLANT
+from tests.helpers.schemas import json_schema
 
 GOOD = """
 max_consecutive_holds = 5
@@ -33,8 +33,8 @@ high = [0.6, 0.5, 0.8]
 @pytest.fixture
 def contract(bundle: Path) -> Contract:
     base = Bundle.open(bundle).contract
-    calibration = dataclasses.replace(base.calibration, observation={})
-    return dataclasses.replace(base, plant=PLANT, calibration=calibration)
+    calibration = msgspec.structs.replace(base.calibration, observation={})
+    return msgspec.structs.replace(base, plant=PLANT, calibration=calibration)
 
 
 def load(text: str, contract: Contract, folder: Path) -> Limits:
@@ -47,7 +47,7 @@ def test_tighter_limits_are_read(contract: Contract, tmp_path: Path) -> None:
     assert limits.actions == {"dx": ActionLimit(low=-0.5, rate=0.1)}
     assert limits.observations["position"].high == (0.6, 0.5, 0.8)
     assert limits.max_consecutive_holds == 5
-    jsonschema.validate(json.loads(json.dumps(dataclasses.asdict(limits))), json_schema(Limits))
+    jsonschema.validate(to_plain(limits), json_schema(Limits))
     assert load("", contract, tmp_path) == Limits()
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -33,7 +34,7 @@ def select(store: TransitionStore, episodes: NDArray[np.int64], suffix: str) -> 
 def with_control_rate(store: TransitionStore, rate: float) -> TransitionStore:
     """The store of a plant with this control rate, in Hz, for data that does not say it or says it wrongly."""
     environment = {key: value for key, value in store.plant.environment.items() if key != ASSUMED_RATE}
-    return dataclasses.replace(store, plant=dataclasses.replace(store.plant, control_rate=rate, environment=environment))
+    return dataclasses.replace(store, plant=msgspec.structs.replace(store.plant, control_rate=rate, environment=environment))
 
 
 def split(store: TransitionStore, fraction: float, seed: int) -> tuple[TransitionStore, TransitionStore]:

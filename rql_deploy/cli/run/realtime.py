@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+import msgspec
 
 from rql_deploy.cli.options import show_next
 from rql_deploy.errors import UserError
@@ -53,7 +53,7 @@ class RealTimeOptions:
         if self.gate is None:
             return limits
         value, spread = gate_from_calibration(contract, self.gate)
-        return dataclasses.replace(
+        return msgspec.structs.replace(
             limits,
             min_value=value if limits.min_value is None else max(value, limits.min_value),
             max_spread=spread if limits.max_spread is None else min(spread, limits.max_spread),

@@ -49,7 +49,10 @@ def test_an_attempt_ends_with_whoever_started_it_and_its_folder_has_one_at_a_tim
     first = attempt_process(folder, 1)
     try:
         attempt_pid(folder)
-        code = f"import rql_deploy.cli.sweep.attempt as a, pathlib, sys; a.LOCK_SECONDS = 0.2; sys.exit(a.main(pathlib.Path({str(folder)!r})))"
+        code = (
+            "import rql_deploy.cli.sweep.attempt as a, pathlib, sys; a.LOCK_SECONDS = 0.2; "
+            f"sys.exit(a.main(pathlib.Path({str(folder)!r})))"
+        )
         alive, starter = os.pipe()
         second = subprocess.run([sys.executable, "-c", code], stdin=alive, timeout=60, check=False)
         os.close(alive)

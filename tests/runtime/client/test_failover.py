@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import os
 import signal
 import time
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -78,7 +78,7 @@ def test_requests_go_in_turn_and_around_a_server_that_hangs_dies_or_drains(bundl
 
 def test_every_servers_contract_is_checked_and_one_server_is_enough(bundle: Path, tmp_path: Path, endpoint: str) -> None:
     contract = Bundle.open(bundle).contract
-    slower = dataclasses.replace(contract, plant=dataclasses.replace(contract.plant, control_rate=10.0))
+    slower = msgspec.structs.replace(contract, plant=msgspec.structs.replace(contract.plant, control_rate=10.0))
     other = variant(bundle, tmp_path / "other", slower, scale=1.0)
     absent = f"ipc://{tmp_path}/absent"
     with pytest.raises(UserError, match="no policy server answers at any of"):

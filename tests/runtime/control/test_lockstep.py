@@ -1,8 +1,8 @@
-import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -57,10 +57,10 @@ class ScriptedPolicy:
 @pytest.fixture
 def contract(bundle: Path) -> Contract:
     base = Bundle.open(bundle).contract
-    plant = dataclasses.replace(
+    plant = msgspec.structs.replace(
         base.plant, actions=(ActionDimension("dx", -1, 1), ActionDimension("gripper", -1, 1, mode="absolute", hold="repeat"))
     )
-    return dataclasses.replace(base, plant=plant)
+    return msgspec.structs.replace(base, plant=plant)
 
 
 def test_a_chunk_is_played_open_loop_before_the_policy_is_asked_again(contract: Contract) -> None:

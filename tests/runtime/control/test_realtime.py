@@ -1,12 +1,12 @@
 """The real-time loop on a simulated clock, in ticks, and against a real server that is killed while the plant moves."""
 
-import dataclasses
 import json
 import signal
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -177,7 +177,7 @@ def test_killing_the_server_plays_the_rest_of_the_chunk_then_holds_then_latches(
     assert last - killed <= 2 * policy.contract.h
     assert fresh[last + 1 :] == [False] * 6
     assert all(t.place < policy.contract.h for t in ticks)
-    nulls = [a.hold == "null" for a in policy.contract.plant.actions]
+    nulls = [a.hold == "zero" for a in policy.contract.plant.actions]
     for tick in ticks[last + 1 :]:
         assert np.array_equal(tick.command, np.where(nulls, 0.0, ticks[last].command))
     lines = [json.loads(line) for line in (tmp_path / "ticks.jsonl").read_text().splitlines()]
@@ -248,8 +248,8 @@ class Trembling(Scripted):
 
 def test_nothing_is_made_up_for_where_the_contract_names_no_controller(contract: Contract) -> None:
     """How its commands add up is then not known."""
-    unnamed = tuple(dataclasses.replace(action, controller="") for action in contract.plant.actions)
-    silent = dataclasses.replace(contract, plant=dataclasses.replace(contract.plant, actions=unnamed))
+    unnamed = tuple(msgspec.structs.replace(action, controller="") for action in contract.plant.actions)
+    silent = msgspec.structs.replace(contract, plant=msgspec.structs.replace(contract.plant, actions=unnamed))
     greatest = []
     for known in (contract, silent):
         plant = Rail(100)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 import torch
@@ -171,7 +171,7 @@ class TaughtSparse:
         self.act, self.reset = policy.act, policy.reset
         provenance = policy.contract.provenance
         config = {**provenance.config, "reward": "sparse"}
-        self.contract = dataclasses.replace(policy.contract, provenance=dataclasses.replace(provenance, config=config))
+        self.contract = msgspec.structs.replace(policy.contract, provenance=msgspec.structs.replace(provenance, config=config))
 
 
 def test_v_is_held_to_the_rewards_that_it_was_taught(policies: dict[str, Policy]) -> None:

@@ -179,8 +179,8 @@ def test_named_fields_flat_actions_and_success_in_info_are_understood() -> None:
 def test_controllers_move_the_arm_the_way_their_units_say() -> None:
     """Each controller: its dimensions, what a second of it does, and that a hold leaves the arm where it is."""
     cases = {
-        "OSC_POSITION": ("dx dy dz gripper", "0.05 m", "delta", "null"),
-        "JOINT_VELOCITY": (" ".join(f"joint_{i}" for i in range(7)) + " gripper", "0.5 rad/s", "delta", "null"),
+        "OSC_POSITION": ("dx dy dz gripper", "0.05 m", "delta", "zero"),
+        "JOINT_VELOCITY": (" ".join(f"joint_{i}" for i in range(7)) + " gripper", "0.5 rad/s", "delta", "zero"),
         "JOINT_POSITION": (" ".join(f"joint_{i}" for i in range(7)) + " gripper", "rad", "absolute", "repeat"),
     }
     for controller, (names, unit, mode, hold) in cases.items():

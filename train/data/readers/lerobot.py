@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from rql_deploy.contract import PLANT_KEY, ActionDimension, ObservationField, PlantDescription
 from rql_deploy.errors import UserError
-from rql_deploy.plain import from_plain
+from rql_deploy.structs import convert
 from rql_deploy.train.data.store import TransitionStore
 
 from .assemble import Assembler, bounds_of
@@ -173,7 +173,7 @@ def _blocks(files: list[Path], columns: list[str], arrow: Any) -> Iterator[dict[
 def _plant(folder: Path, info: Mapping[str, Any]) -> tuple[PlantDescription, bool]:
     """The plant, and whether the bounds of its actions are known."""
     if PLANT_KEY in info:
-        return from_plain(PlantDescription, info[PLANT_KEY], f"the plant description of {folder}"), True
+        return convert(info[PLANT_KEY], PlantDescription, f"the plant description of {folder}"), True
     fields = tuple(
         ObservationField(name, tuple(feature["shape"]))
         for name, feature in info["features"].items()

@@ -17,8 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rql_deploy.contract import PLANT_KEY, ActionDimension, ObservationField, PlantDescription
-from rql_deploy.errors import UserError
-from rql_deploy.plain import from_plain, suggestion
+from rql_deploy.errors import UserError, suggestion
+from rql_deploy.structs import convert
 from rql_deploy.train.data.store import ASSUMED_RATE, TransitionStore
 
 from .assemble import DEFAULT_RATE, Assembler
@@ -173,7 +173,7 @@ def _flatten(dataset_id: str, name: str, plant: PlantDescription, node: Any, out
 def _plant(dataset_id: str, metadata: Mapping[str, Any], first: Any) -> PlantDescription:
     """Our own description where our collector left one, else what the spaces and arrays tell."""
     if PLANT_KEY in metadata:
-        return from_plain(PlantDescription, json.loads(metadata[PLANT_KEY]), f"the plant description of {dataset_id}")
+        return convert(json.loads(metadata[PLANT_KEY]), PlantDescription, f"the plant description of {dataset_id}")
     node = first["observations"]
     if isinstance(node, Mapping | h5py.Group):
         fields = tuple(ObservationField(name, tuple(data.shape[1:])) for name, data in _leaves(dataset_id, node))
