@@ -22,12 +22,14 @@ from rql_deploy.contract import Contract
 from rql_deploy.distributed.sweep.file import SweepFile
 from rql_deploy.limits import Limits
 from rql_deploy.structs import MAX_FLOAT
+from rql_deploy.train.checkpoint_header import CheckpointHeader
 from rql_deploy.train.config import TrainConfig
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 FOLDER = Path(__file__).parent
 PUBLISHED: dict[str, type[msgspec.Struct]] = {
     "certificate": Certificate,
+    "checkpoint": CheckpointHeader,
     "contract": Contract,
     "limits": Limits,
     "manifest": Manifest,

@@ -25,14 +25,13 @@ from torch import Tensor, nn
 
 from rql_deploy.contract import PlantDescription
 from rql_deploy.errors import UserError
-from rql_deploy.structs import convert
 from rql_deploy.train.data.shards import ShardedStore
 from rql_deploy.train.data.store import TransitionStore
 
+from .checkpoint_header import FORMAT, read_header
 from .config import TrainConfig, config_to_plain
 from .rql import RQL
 
-FORMAT = 1
 NETWORKS = ("v", "V", "v_ema", "V_target")
 FREE = {
     "updates",
@@ -45,7 +44,6 @@ FREE = {
 }
 """Settings that do not touch the parameters, or only say how far to go, and may change when a run is resumed."""
 ARCHITECTURE = ("h", "F", "K", "policy_hidden", "value_hidden")
-STATISTICS = {"quantile_levels", "observation_quantiles", "action_rate_quantiles"}
 
 
 @dataclass(frozen=True)
@@ -165,30 +163,26 @@ def prune_checkpoints(run: Path, keep: Callable[[int], bool]) -> None:
 def load_checkpoint(path: Path) -> Checkpoint:
     """Read a checkpoint folder, or the latest of a run folder; raises UserError when it is missing or damaged."""
     folder = resolve_checkpoint(path)
+    header = read_header(folder)
     try:
-        header = json.loads((folder / "checkpoint.json").read_text())
-        if header.get("format") != FORMAT:
-            raise UserError(f"checkpoint {folder} has format {header.get('format')!r}, this rql-deploy reads {FORMAT}: train again")
-        if not header["statistics"].keys() >= STATISTICS or not isinstance(header["step"], int):
-            raise ValueError("its header is incomplete")
         reference = load_file(folder / "reference.safetensors")
         if not {"observations", "chunks", "mean", "std"} <= reference.keys():
             raise ValueError("its reference rows are incomplete")
         return Checkpoint(
             path=folder,
-            step=header["step"],
-            config=convert(header["config"], TrainConfig, "the checkpoint's configuration"),
-            plant=convert(header["plant"], PlantDescription, "the checkpoint's plant"),
-            dataset_id=header["dataset_id"],
-            dataset_hash=header["dataset_hash"],
-            statistics=header["statistics"],
-            versions=header["versions"],
-            engine=header.get("engine", {"engine": "eager", "precision": "fp32", "device": "cpu"}),
-            initialised_from=header.get("initialised_from"),
+            step=header.step,
+            config=header.config,
+            plant=header.plant,
+            dataset_id=header.dataset_id,
+            dataset_hash=header.dataset_hash,
+            statistics=header.statistics,
+            versions=header.versions,
+            engine=header.engine,
+            initialised_from=header.initialised_from,
             parameters=load_file(folder / "parameters.safetensors"),
             reference=reference,
         )
-    except (OSError, AttributeError, TypeError, KeyError, SafetensorError, ValueError) as error:
+    except (OSError, SafetensorError, ValueError) as error:
         raise UserError(f"checkpoint {folder} is damaged ({type(error).__name__}: {error}): use another one or train again") from error
 
 
