@@ -27,7 +27,7 @@ def certificate_rows(count: int) -> NDArray[np.int64]:
 
 
 def calibration_rows(observations: NDArray[np.float32]) -> NDArray[np.float32]:
-    """The rows that the certificate is not made on, so that a variant is judged on others than it was fitted to; all if these are few."""
+    """The rows that the certificate does not use, to calibrate variants with; all rows if those are few."""
     others = np.delete(observations, certificate_rows(len(observations)), axis=0)
     return others if len(others) >= DATASET_CASES else observations
 
@@ -89,7 +89,7 @@ def _torch_policy(
 
 
 def extreme_observations(contract: Contract, observations: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Rows a robot should never send and a network must survive: the data's bounds, zeros, and a thousand times its scale."""
+    """Observations `[6, O]` no robot should send: the data's bounds, zeros, mean, +-1000 times its scale."""
     scale = np.abs(observations).max(axis=0)
     mean = np.asarray(contract.observation_mean, np.float32)
     rows = np.stack(

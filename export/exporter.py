@@ -54,13 +54,14 @@ def export_bundle(
     """Write the bundle to `output` (a new folder) and return its certificate.
 
     Args:
-        observations: data set rows `[N, O]`; the certificate is made on some, integer variants are calibrated on the rest.
+        observations: data set rows `[N, O]`; some for the certificate, the others to calibrate variants with.
         statistics: of the data set, for the model card.
         precisions: the variants beside float32.
-        score: `score(folder, variant)` plays episodes with the finished graphs; what it returns goes into the certificate.
+        score: `score(folder, variant)` evaluates the finished graphs; its result goes into the certificate.
 
-    Raises UserError, and leaves nothing behind, when the output exists or cannot be written, when this machine does not
-    compute in such a precision, or when a graph differs from torch (a variant from float32) by more than the tolerance.
+    Raises UserError, and leaves nothing behind, when the output exists or cannot be written, when this
+    machine does not compute in such a precision, or when a graph differs from torch (a variant from float32)
+    by more than the tolerance.
     """
     for precision in precisions:
         require_native(precision)
@@ -79,8 +80,8 @@ def export_bundle(
             )
         if not certificate.passed:
             raise UserError(
-                f"the exported graphs are not the trained networks ({'; '.join(certificate.failures()[:3])}): "
-                "no bundle was written; please report this"
+                "the exported graphs do not compute what the trained networks do "
+                f"({'; '.join(certificate.failures()[:3])}): no bundle was written; please report this"
             )
         cost = _costs(staging, contract, variants)
         certificate = msgspec.structs.replace(certificate, machine=machine(), cost=cost)
@@ -111,7 +112,10 @@ def _costs(folder: Path, contract: Contract, variants: Mapping[str, Mapping[str,
 def write_variants(
     precisions: Collection[Precision], contract: Contract, observations: NDArray[np.float32], folder: Path
 ) -> dict[str, dict[str, str]]:
-    """Convert the float32 graphs in `folder`; returns each variant's files. All share the encoder, one small product."""
+    """Convert the float32 graphs in `folder`; returns each variant's files.
+
+    All share the encoder, one small product.
+    """
     if not precisions:
         return {}
     models = {graph: onnx.load(folder / f"{graph}.onnx") for graph in GRAPHS}

@@ -1,4 +1,4 @@
-"""torch modules -> ONNX graphs with named inputs and outputs, a dynamic batch, and the contract in their metadata."""
+"""torch modules -> ONNX graphs: named inputs and outputs, dynamic batch, the contract in their metadata."""
 
 from __future__ import annotations
 
@@ -32,15 +32,16 @@ class ExportModules:
     valuer: nn.Module
     feature_dim: int
     all_members: Callable[[Tensor, Tensor], Tensor] | None = None
-    """(unscaled observations `[B, O]`, x `[B, hA]` complete) -> V `[B]` of all K members, which the exported M are ranked against."""
+    """(unscaled observations `[B, O]`, complete x `[B, hA]`) -> V `[B]` of all K members: the reference for
+    the ranking by the exported M."""
     trained_policy: nn.Module | None = None
     """The policy unrolled for as many steps as in training, if F differs."""
     trained_steps: int = 0
 
 
 def write_graphs(modules: ExportModules, contract: Contract, folder: Path) -> None:
-    """Export the four graphs with named inputs and outputs, a dynamic batch and the contract in their metadata."""
-    # Two different sizes, so that no dimension is mistaken for the batch; three rows, so that one is not special.
+    """Export the four graphs: named inputs and outputs, dynamic batch, the contract in their metadata."""
+    # Three rows, because the exporter treats a size of 1 as a constant.
     rows, chunk = 3, contract.h * contract.plant.action_dim
     fields = tuple(torch.zeros(rows, *f.shape) for f in contract.plant.fields)
     names = [f.name for f in contract.plant.fields]
@@ -113,7 +114,8 @@ def _write(
     domains = {entry.domain for entry in model.opset_import}
     if domains - {"", "ai.onnx"}:
         raise UserError(
-            f"{path.name} needs operator domains {sorted(domains)}, only standard ONNX is allowed: please report this"
+            f"{path.name} needs operator domains {sorted(domains)}, only standard ONNX is allowed: "
+            "please report this"
         )
     onnx.save(model, path)
 

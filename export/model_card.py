@@ -11,7 +11,7 @@ from rql_deploy.contract import Contract
 
 
 def model_card(contract: Contract, certificate: Certificate, statistics: Mapping[str, Any]) -> str:
-    """Markdown with YAML front matter: data, training, interface, certificate, variants, scores, how to serve.
+    """Markdown with YAML front matter: data, training, interface, certificate, scores, how to serve.
 
     `statistics` are the data set's (`rql_deploy.train.logging.summary.dataset_statistics`).
     """
@@ -60,8 +60,9 @@ def model_card(contract: Contract, certificate: Certificate, statistics: Mapping
 {action}
 
 ## Certificate
-Largest difference from torch (float32 and float64): absolute for actions on data set observations, relative to the
-size of the output elsewhere (features, V, extreme observations). The export fails above {certificate.tolerance:g}.
+Largest difference from torch (float32 and float64): absolute for actions on data set observations, relative
+to the size of the output elsewhere (features, V, extreme observations). The export fails above
+{certificate.tolerance:g}.
 
 {errors}
 
@@ -112,8 +113,8 @@ def _variants(certificate: Certificate) -> str:
     table = _table(("variant", "action error, median", "99 %", "max", "change in V, 99 %"), *rows)
     return f"""
 ## Variants
-Other precisions, compared with float32 over {certificate.variants[0].chunks} chunks: action error in units of half an
-action range, V in standard deviations of V. Rows of a batch do not influence each other in any of them.
+Other precisions, compared with float32 over {certificate.variants[0].chunks} chunks: action error in units of
+half an action range, V in standard deviations of V. Rows of a batch do not influence each other.
 
 {table}
 """
@@ -132,9 +133,9 @@ def _ranking(certificate: Certificate) -> str:
     first = certificate.rankings[0]
     return f"""
 ## Value
-How the exported V ranks {first.candidates} candidate chunks of each of {first.observations} data set observations,
-against all trained members: Spearman's correlation, how often the same chunk is best, and what is lost in standard
-deviations over the candidates.
+How the exported V ranks {first.candidates} candidate chunks of each of {first.observations} data set
+observations, compared with all trained members: Spearman's correlation, how often the same chunk is best, and
+what is lost in standard deviations over the candidates.
 
 {table}
 """

@@ -1,4 +1,4 @@
-"""Move finished bundles to and from a plain folder or a Hugging Face repository (`hf://OWNER/NAME`, optionally `@REVISION`)."""
+"""Copy bundles to and from folders and Hugging Face repositories (`hf://OWNER/NAME[@REVISION]`)."""
 
 from __future__ import annotations
 
@@ -18,9 +18,10 @@ _REPOSITORY = re.compile(r"^hf://(?P<name>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w./
 
 
 def push(bundle: Path, target: str) -> Bundle:
-    """Copy a bundle, verified first, to the folder `target` (which must not exist) or to a repository; returns the bundle.
+    """Verify a bundle and copy it to a new folder or to a repository; returns the bundle.
 
-    Raises UserError when the bundle is damaged, the folder exists or the hub refuses; needs the `hub` extra for repositories.
+    Raises UserError when the bundle is damaged, the folder exists or the hub refuses; needs the `hub` extra
+    for repositories.
     """
     opened = Bundle.open(bundle)
     files = [*opened.manifest.files, MANIFEST]
@@ -44,9 +45,10 @@ def push(bundle: Path, target: str) -> Bundle:
 
 
 def pull(source: str, output: Path) -> Bundle:
-    """Bring a bundle from a folder, a .zip or a repository to the folder `output` (which must not exist), and verify it.
+    """Copy a bundle from a folder, a .zip or a repository to the new folder `output`, and verify it.
 
-    Only the files that its manifest names are taken. Raises UserError when there is none, or when it is damaged; nothing is left then.
+    Only the files that its manifest names are taken. Raises UserError when there is none, or when it is
+    damaged; nothing is left then.
     """
     with new_folder(output) as staging:
         if source.startswith(SCHEME):
@@ -93,5 +95,6 @@ def _hub_errors(where: str) -> Iterator[None]:
     except Exception as error:  # HTTP libraries' own classes, which change with the hub library's version
         reason = " ".join(str(error).split())[:300] or type(error).__name__
         raise UserError(
-            f"{where} cannot be reached or refuses ({reason}): check the name, the network and `hf auth login`"
+            f"{where} cannot be reached or refuses ({reason}): "
+            "check the name, the network and `hf auth login`"
         ) from error

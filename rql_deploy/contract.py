@@ -1,8 +1,8 @@
 """The contract: everything a robot must know about a policy, typed, versioned and hashed.
 
-A contract travels inside every bundle. It names each observation field and action dimension, so that a swapped order
-or a missing normalisation is an error with a name instead of a crash on a robot. It is immutable: its id is the
-sha256 of its canonical form.
+A contract travels inside every bundle. It names each observation field and action dimension, so that a
+swapped order or a missing normalisation is an error with a name instead of a crash on a robot. It is
+immutable: its id is the sha256 of its canonical form.
 """
 
 from __future__ import annotations
@@ -74,8 +74,8 @@ class ActionDimension(Record, frozen=True):
     mode: Literal["delta", "absolute"] = "delta"
     """Whether the value is a change per tick or a target."""
     hold: Literal["zero", "repeat", "null"] = "zero"
-    """What a tick without a fresh action sends: `zero` sends 0 (delta motion), `repeat` the last value. `null` is
-    what files of schema version 1 call `zero`; it is read as `zero`."""
+    """What a tick without a fresh action sends: `zero` sends 0 (delta motion), `repeat` the last value.
+    `null` is what files of schema version 1 call `zero`; it is read as `zero`."""
 
     def __post_init__(self) -> None:
         if self.hold == "null":
@@ -94,8 +94,8 @@ class PlantDescription(Record, frozen=True):
     control_rate: Finite
     """Ticks per second."""
     environment: Mapping[str, Any] = msgspec.field(default_factory=dict)
-    """How to rebuild the simulator: gymnasium spec (id, entry_point, kwargs) and controller settings. Empty for a
-    real robot. Infinity and NaN, which JSON does not have, are kept as text."""
+    """How to rebuild the simulator: gymnasium spec (id, entry_point, kwargs) and controller settings. Empty
+    for a real robot. Infinity and NaN, which JSON does not have, are kept as text."""
 
     def __post_init__(self) -> None:
         msgspec.structs.force_setattr(self, "environment", without_infinities(self.environment))
@@ -117,7 +117,10 @@ class PlantDescription(Record, frozen=True):
         return np.array([a.high for a in self.actions])
 
     def differences(self, other: PlantDescription) -> list[str]:
-        """What differs from `other` in a way that matters for control, a sentence each. The simulator does not."""
+        """What differs from `other` in a way that matters for control, a sentence each.
+
+        The simulator (`environment`) is not compared.
+        """
         found = []
         mine, theirs = {f.name: f for f in self.fields}, {f.name: f for f in other.fields}
         if missing := [name for name in mine if name not in theirs]:
@@ -249,7 +252,7 @@ class Contract(Record, frozen=True, dict=True):
 
     def to_json(self) -> str:
         """The canonical form: sorted keys, no spaces, finite numbers, the words of its schema version."""
-        # Through the types once: a contract made with whole or numpy numbers has the id that its readers compute.
+        # Through the types once, so that integers or numpy numbers in it do not change the id.
         plain = to_plain(convert(to_plain(self), Contract, "contract", ContractError))
         if self.schema_version == 1:
             for action in plain["plant"]["actions"]:
@@ -288,8 +291,8 @@ class Contract(Record, frozen=True, dict=True):
     def flatten(self, observation: Mapping[str, Any], *, where: str = "observation") -> NDArray[np.float32]:
         """Assemble named fields into one `[O]` float32 vector in the contract's order.
 
-        Raises ContractError when a field is missing, has another shape, or is not finite. Fields that the policy does
-        not use are ignored.
+        Raises ContractError when a field is missing, has another shape, or is not finite. Fields that the
+        policy does not use are ignored.
         """
         parts = []
         for spec in self.plant.fields:

@@ -16,11 +16,11 @@ class UserError(Exception):
 
 
 class TryAgain(UserError):
-    """Nothing was wrong with what was asked for, and the same command may succeed: exit status 75 (EX_TEMPFAIL)."""
+    """The same command may succeed if it is run again: exit status 75 (EX_TEMPFAIL)."""
 
 
 class ContractError(UserError):
-    """A contract that cannot be read, an observation that does not fit it, or two sides that do not agree on one."""
+    """A contract that cannot be read, an observation that does not fit it, or two contracts that differ."""
 
 
 class BundleError(UserError):
@@ -28,7 +28,10 @@ class BundleError(UserError):
 
 
 class DeadlineMissed(Exception):
-    """No decision arrived by the deadline. The control loop holds; a later reply to this request is never applied."""
+    """No decision arrived by the deadline.
+
+    The control loop holds; a later reply to this request is never applied.
+    """
 
 
 def suggestion(word: str, known: Iterable[str]) -> str:

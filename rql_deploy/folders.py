@@ -1,4 +1,4 @@
-"""Folders that appear complete or not at all, that one process holds, and that have room."""
+"""Folders: appear complete or not at all, locked by one process, with room for what is to come."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ LOCK = ".lock"
 
 
 @contextlib.contextmanager
-def held(folder: Path, busy: str) -> Iterator[None]:
-    """Hold a folder, which is made if need be, against other processes on this machine.
+def exclusive_lock(folder: Path, busy: str) -> Iterator[None]:
+    """Lock a folder against other processes on this machine; it is made if it does not exist.
 
-    Raises UserError saying `busy` where another one holds it, and where it cannot be written.
+    Raises UserError with the text `busy` when another process has locked it, and when it cannot be written.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -36,7 +36,7 @@ def held(folder: Path, busy: str) -> Iterator[None]:
 
 
 def reserve(folder: Path, size: int) -> None:
-    """Raise OSError unless `folder` has room for `size` more bytes; for libraries that do not survive a full disk (HDF5's)."""
+    """Raise OSError unless `folder` has room for `size` more bytes: HDF5 does not survive a full disk."""
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryFile(dir=folder) as file:
         try:
@@ -49,7 +49,7 @@ def reserve(folder: Path, size: int) -> None:
 
 @contextlib.contextmanager
 def new_folder(output: Path) -> Iterator[Path]:
-    """A temporary folder beside `output` that becomes `output` when the block ends well, and nothing otherwise.
+    """A temporary folder that becomes `output` when the block ends without an error, else is removed.
 
     Raises UserError when `output` exists or cannot be written.
     """
@@ -68,7 +68,8 @@ def new_folder(output: Path) -> Iterator[Path]:
         os.rename(staging, output)
     except OSError as error:
         raise UserError(
-            f"cannot write {output} ({error.strerror}): nothing was left behind; make room or pass another --output"
+            f"cannot write {output} ({error.strerror}): nothing was left behind; "
+            "make room or pass another --output"
         ) from error
     finally:
         shutil.rmtree(staging, ignore_errors=True)

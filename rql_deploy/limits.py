@@ -1,4 +1,4 @@
-"""Robot-side limits (`limits.toml`): what a robot team sets for its own plant. They only tighten the contract."""
+"""Robot-side limits (`limits.toml`): what a robot team sets for its plant, only tighter than the contract."""
 
 from __future__ import annotations
 
@@ -17,7 +17,10 @@ MAX_LIMITS_BYTES = 1 << 20
 
 
 class ActionLimit(Record, frozen=True):
-    """A tighter range for one action dimension, in the contract's unit. What is left out keeps the contract's."""
+    """A tighter range for one action dimension, in the contract's unit.
+
+    What is left out keeps the contract's.
+    """
 
     low: Finite | None = None
     """At or above the contract's."""
@@ -30,7 +33,10 @@ class ActionLimit(Record, frozen=True):
 
 
 class ObservationLimit(Record, frozen=True):
-    """The range that every number of an observation field must stay in (a workspace box). Outside it the robot holds."""
+    """The range that every number of an observation field must stay in (a workspace box).
+
+    Outside it the robot holds.
+    """
 
     low: tuple[Finite, ...] | None = None
     """One number per scalar of the flattened field, in the field's unit."""
@@ -54,12 +60,13 @@ class Limits(Record, frozen=True):
     max_spread: Finite | None = None
     """Spread of V above which the robot holds instead of acting."""
     max_observation_age: Finite | None = None
-    """Seconds after which actions decided from an observation are no longer sent; left out, the time of two chunks."""
+    """Seconds after which actions decided from an observation are no longer sent; left out, the time of two
+    chunks."""
     cool_down: Finite = 0.5
     """Seconds after a fault before it can be cleared; 0.5 is also the least."""
     on_violation: Literal["reject", "clamp"] = "reject"
-    """What happens to an action beyond bounds, rate or acceleration: `reject` holds, `clamp` sends the nearest
-    allowed one."""
+    """What happens to an action beyond bounds, rate or acceleration: `reject` holds, `clamp` sends the
+    nearest allowed one."""
 
     @classmethod
     def load(cls, path: Path, contract: Contract) -> Limits:
@@ -89,7 +96,8 @@ class Limits(Record, frozen=True):
         for name, limit in self.actions.items():
             if name not in dimensions:
                 raise ContractError(
-                    f"{where} limits an action '{name}' that the contract does not have{suggestion(name, dimensions)}"
+                    f"{where} limits an action '{name}' that the contract does not have"
+                    f"{suggestion(name, dimensions)}"
                 )
             bounds = dimensions[name]
             low = bounds.low if limit.low is None else limit.low
@@ -97,16 +105,18 @@ class Limits(Record, frozen=True):
             # All comparisons here are written so that NaN is refused: it would switch its limit off.
             if not (bounds.low <= low and high <= bounds.high):
                 raise ContractError(
-                    f"{where} widens action '{name}' to [{low:g}, {high:g}], the contract says [{bounds.low:g}, {bounds.high:g}]: "
-                    "limits may only tighten"
+                    f"{where} widens action '{name}' to [{low:g}, {high:g}], "
+                    f"the contract says [{bounds.low:g}, {bounds.high:g}]: limits may only tighten"
                 )
             if low >= high:
                 raise ContractError(
-                    f"{where} leaves no range for action '{name}' ([{low:g}, {high:g}]): raise high or lower low"
+                    f"{where} leaves no range for action '{name}' ([{low:g}, {high:g}]): "
+                    "raise high or lower low"
                 )
             if bounds.hold == "zero" and not low <= 0.0 <= high:
                 raise ContractError(
-                    f"{where} leaves 0 out of the range of action '{name}', which holds at 0: let low <= 0 <= high"
+                    f"{where} leaves 0 out of the range of action '{name}', which holds at 0: "
+                    "let low <= 0 <= high"
                 )
             for kind, bound in (("rate", limit.rate), ("acceleration", limit.acceleration)):
                 if bound is not None and not bound > 0:
@@ -117,13 +127,15 @@ class Limits(Record, frozen=True):
         for name, box in self.observations.items():
             if name not in sizes:
                 raise ContractError(
-                    f"{where} limits a field '{name}' that the contract does not have{suggestion(name, sizes)}"
+                    f"{where} limits a field '{name}' that the contract does not have"
+                    f"{suggestion(name, sizes)}"
                 )
             for side in ("low", "high"):
                 values = getattr(box, side)
                 if values is not None and len(values) != sizes[name]:
                     raise ContractError(
-                        f"{where} gives {len(values)} numbers for {side} of field '{name}', which has {sizes[name]}"
+                        f"{where} gives {len(values)} numbers for {side} of field '{name}', "
+                        f"which has {sizes[name]}"
                     )
             if (
                 box.low is not None
@@ -135,11 +147,13 @@ class Limits(Record, frozen=True):
                 )
         if not 1 <= self.max_consecutive_holds <= 20:
             raise ContractError(
-                f"{where} allows {self.max_consecutive_holds} consecutive holds: pass 1 to 20, limits may only tighten"
+                f"{where} allows {self.max_consecutive_holds} consecutive holds: pass 1 to 20, "
+                "limits may only tighten"
             )
         if not 0.9 <= self.min_success_rate <= 1.0:
             raise ContractError(
-                f"{where} asks for a success rate of {self.min_success_rate:g}: pass 0.9 to 1, limits may only tighten"
+                f"{where} asks for a success rate of {self.min_success_rate:g}: pass 0.9 to 1, "
+                "limits may only tighten"
             )
         if self.max_observation_age is not None and not self.max_observation_age > 0:
             raise ContractError(
@@ -151,5 +165,6 @@ class Limits(Record, frozen=True):
             )
         if self.max_spread is not None and not self.max_spread >= 0:
             raise ContractError(
-                f"{where} has max_spread {self.max_spread:g}: the spread is never below 0, pass a number above"
+                f"{where} has max_spread {self.max_spread:g}: the spread is never below 0, "
+                "pass a number above"
             )

@@ -15,7 +15,8 @@ from rql_deploy.plant import Observation
 MAX_CANDIDATES = 256
 """Most chunks that one decision may choose among."""
 DEFAULT_CANDIDATES = 4
-"""Chunks that `run` and `evaluate` choose among unless told otherwise: what benchmarks/value_guided.py shows to be best over its tasks."""
+"""Chunks that `run` and `evaluate` choose among unless told otherwise: what benchmarks/value_guided.py shows
+to be best over its tasks."""
 
 
 @dataclass(frozen=True)
@@ -35,15 +36,20 @@ class Decision:
     seed: int
     """What the noise was made from; the same seed and observation give the same chunk."""
     timing: Mapping[str, float] = field(default_factory=dict)
-    """Seconds by stage: `inference` (the policy itself) and, for a remote policy, `queue`, `server` and `round_trip`."""
+    """Seconds by stage: `inference` (the policy itself) and, for a remote policy, `queue`, `server` and
+    `round_trip`."""
     compared: int = 1
     """Candidates among which V chose; fewer than asked for when there was no time for all."""
     deltas: tuple[float, ...] = ()
-    """Flow time covered by each refinement step; with the seed and the observation they determine the chunk. Empty if not known."""
+    """Flow time covered by each refinement step; with the seed and the observation they determine the chunk.
+    Empty if not known."""
 
 
 class Policy(Protocol):
-    """Anything that decides. Chunk playback, seeding, timing and recording are wrappers with this same interface."""
+    """Anything that decides.
+
+    Chunk playback, seeding, timing and recording are wrappers with this same interface.
+    """
 
     @property
     def contract(self) -> Contract:

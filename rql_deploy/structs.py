@@ -28,8 +28,8 @@ class Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 def convert(data: Any, cls: type[T], where: str, error: type[UserError] = UserError) -> T:
     """Build `cls` from parsed JSON or TOML.
 
-    Raises `error` when an entry is unknown, missing or of the wrong type. The message begins with the path of that
-    entry, `where` first: `limits.toml.actions.dx.low should be a finite number, not 'x'`.
+    Raises `error` when an entry is unknown, missing or of the wrong type. The message begins with the path of
+    that entry, `where` first: `limits.toml.actions.dx.low should be a finite number, not 'x'`.
     """
     try:
         return msgspec.convert(data, cls)
@@ -38,7 +38,7 @@ def convert(data: Any, cls: type[T], where: str, error: type[UserError] = UserEr
 
 
 def to_plain(value: Any) -> Any:
-    """A Struct, or anything that holds Structs and numpy scalars, as JSON data: dictionaries, lists, Python scalars."""
+    """A Struct, or anything that holds Structs and numpy numbers, as JSON data (dict, list, scalars)."""
     # Through text, which turns tuples into lists.
     return json.loads(json.dumps(msgspec.to_builtins(value, enc_hook=_from_subclass)))
 
@@ -55,7 +55,7 @@ def without_infinities(data: Any) -> Any:
 
 
 def _from_subclass(value: Any) -> Any:
-    """What msgspec does not take by itself: numpy's scalars and arrays, subclasses of Python's scalars, mappings."""
+    """For msgspec: numpy's scalars and arrays, subclasses of Python's scalars, other mappings."""
     if isinstance(value, np.generic | np.ndarray):
         return value.tolist()
     if isinstance(value, Mapping):

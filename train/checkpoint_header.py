@@ -47,7 +47,7 @@ class CheckpointHeader(Record, frozen=True):
 
 
 def read_header(folder: Path) -> CheckpointHeader:
-    """The header of a checkpoint folder; raises UserError when it is missing, damaged or of another format."""
+    """The header of a checkpoint folder; raises UserError if it is missing, damaged or of another format."""
     try:
         data = json.loads((folder / "checkpoint.json").read_text())
         version = data.get("format") if isinstance(data, dict) else None

@@ -41,23 +41,23 @@ class TrainConfig(Record, frozen=True):
     checkpoint_every: int = 0
     """Also write a checkpoint every so many updates; 0 leaves that to `checkpoint_minutes`."""
     checkpoint_minutes: Finite = 5.0
-    """Also write a checkpoint when the last one is that old, so that a power cut costs no more; 0 for never."""
+    """Also write a checkpoint when the last one is that old: a power cut costs no more. 0 for never."""
     log_every: int = 100
     """Updates between two lines of the logs."""
     threads: int = 0
-    """CPU threads, each with a slice of the batch of its own; 0 takes every core that slices of 32 rows or more allow."""
+    """CPU threads, each with its own slice of the batch; 0 takes as many cores as give 32 rows to each."""
     engine: Literal["auto", "eager", "compiled"] = "auto"
-    """How updates run; `auto` compiles long runs (docs/training.md). On a GPU, compiled means CUDA graphs of whole updates."""
+    """How updates run; `auto` compiles long runs (docs/training.md). On a GPU, compiled means CUDA graphs."""
     precision: Literal["auto", "fp32", "tf32", "bf16"] = "auto"
-    """Precision of the hidden layers' matrix products; `auto` is float32 on CPUs and TF32 on GPUs that have it."""
+    """Precision of the hidden layers' products; `auto` is float32 on CPUs and TF32 on GPUs that have it."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where networks and data live; `auto` takes a GPU when torch finds one."""
     evaluate_every: int = 0
-    """Updates between two evaluations in the simulator while training goes on (needs `--evaluate TASK`); 0 for none."""
+    """Updates between two evaluations in the simulator during training (with `--evaluate TASK`); 0 for none."""
     keep_every: int = 0
-    """Checkpoints at multiples of this are kept for good; the others go once they are neither the last, the best nor being evaluated."""
+    """Checkpoints at multiples of this are kept; others are removed unless last, best or being evaluated."""
     trackers: tuple[Literal["wandb", "mlflow"], ...] = ()
-    """Also log to these, offline unless their own settings say otherwise; TensorBoard and JSON lines are always written."""
+    """Also log to these, offline unless their own settings differ. TensorBoard and JSON lines are always on."""
 
     def __post_init__(self) -> None:
         for name, low in (
@@ -74,7 +74,8 @@ class TrainConfig(Record, frozen=True):
                 raise UserError(f"train.{name} is {getattr(self, name)}, it must be at least {low}")
         if self.batch_size % 2:
             raise UserError(
-                f"train.batch_size is {self.batch_size}, it must be even: half the batch draws its reversal depth from a grid"
+                f"train.batch_size is {self.batch_size}, it must be even: "
+                "half the batch draws its reversal depth from a grid"
             )
         if not self.checkpoint_minutes >= 0:
             raise UserError(f"train.checkpoint_minutes is {self.checkpoint_minutes}, it must be at least 0")
@@ -93,8 +94,8 @@ class TrainConfig(Record, frozen=True):
                 )
         if any(width % 4 for width in c.value_hidden):
             raise UserError(
-                f"rql.value_hidden is {list(c.value_hidden)}, its widths must be multiples of 4: in an exported graph of another width, "
-                "a row's last bit would depend on the batch it is in"
+                f"rql.value_hidden is {list(c.value_hidden)}, its widths must be multiples of 4: in an exported "
+                "graph of another width, a row's last bit would depend on the batch it is in"
             )
         if c.learning_rate <= 0:
             raise UserError(f"rql.learning_rate is {c.learning_rate:g}, it must be positive")
@@ -114,7 +115,10 @@ def preset_names() -> list[str]:
 
 
 def load_config(preset: str, overrides: Sequence[str] = ()) -> TrainConfig:
-    """A preset by name with `key=value` overrides; raises UserError naming an unknown preset or key with the nearest known one."""
+    """A preset by name with `key=value` overrides.
+
+    Raises UserError naming an unknown preset or key with the nearest known one.
+    """
     if preset not in preset_names():
         raise UserError(f"there is no preset '{preset}'{suggestion(preset, preset_names())}")
     table = msgspec.toml.decode((resources.files(__package__) / "presets" / f"{preset}.toml").read_bytes())

@@ -42,8 +42,8 @@ class Bundle:
     def open(cls, path: Path | str, variant: str = "fp32") -> Bundle:
         """Open a bundle directory or .zip and check every file against the manifest.
 
-        Raises BundleError, in one sentence, when a file is missing, edited or of another format, or when there is no
-        such variant.
+        Raises BundleError, in one sentence, when a file is missing, edited or of another format, or when
+        there is no such variant.
         """
         path, unpacked = Path(path), None
         if path.is_file() and zipfile.is_zipfile(path):
@@ -60,7 +60,8 @@ class Bundle:
                 raise BundleError(f"bundle {path} lacks {name}: {COPY_AGAIN}")
             if file_hash(file) != digest:
                 raise BundleError(
-                    f"{name} of bundle {path} is not the file its manifest describes (truncated or edited): {COPY_AGAIN}"
+                    f"{name} of bundle {path} is not the file its manifest describes (truncated or edited): "
+                    f"{COPY_AGAIN}"
                 )
         contract = Contract.from_json((path / CONTRACT).read_text())
         if contract.contract_id != manifest.contract_id:
@@ -69,7 +70,8 @@ class Bundle:
             )
         if odd := [field.name for field in contract.plant.fields if field.dtype != "float32"]:
             raise BundleError(
-                f"bundle {path} has a field '{odd[0]}' that is not float32, which no policy network here reads"
+                f"bundle {path} has a field '{odd[0]}' that is not float32, "
+                "which no policy network here reads"
             )
         bundle = cls(path, contract, manifest, variant, unpacked)
         if variant not in bundle.variants:

@@ -1,8 +1,8 @@
 """The parity certificate: how far every graph and every refinement step of a bundle is from torch.
 
-The exporter stores inputs and torch's float32 and float64 outputs in the bundle (`certificate_cases.npz`); `check`
-runs the graphs on them. It is run once at export, which fails beyond the tolerances, and again by `inspect --verify`,
-without torch.
+The exporter stores inputs and torch's float32 and float64 outputs in the bundle (`certificate_cases.npz`);
+`check` runs the graphs on them. It is run once at export, which fails beyond the tolerances, and again by
+`inspect --verify`, without torch.
 """
 
 from __future__ import annotations
@@ -30,7 +30,8 @@ from .value_ranking import Ranking, rank
 from .variants import VariantCheck, check_variant, summary
 
 TOLERANCE = 1e-5
-"""Of an error divided by its scale (`_scale`): absolute for actions and x on data set observations, else relative."""
+"""Of an error divided by its scale (`_scale`): absolute for actions and x on data set observations, relative
+elsewhere."""
 CASE_SETS = ("dataset", "extreme")
 Arrays = Mapping[str, NDArray[Any]]
 
@@ -62,7 +63,8 @@ class FlowChange(Record, frozen=True):
     exported_steps: int
     """F of the bundle."""
     action_difference: dict[str, float]
-    """|a_exported - a_trained| of every component from the same noise, in scaled units ([-1, 1]): quantiles and max."""
+    """|a_exported - a_trained| of every component from the same noise, in scaled units ([-1, 1]): quantiles
+    and max."""
 
 
 class Certificate(Record, frozen=True, kw_only=True):
@@ -137,9 +139,10 @@ def load_cases(folder: Path) -> dict[str, NDArray[Any]]:
 def check(
     folder: Path, contract: Contract, cases: Arrays, variants: Mapping[str, Mapping[str, str]] = FLOAT32_FILES
 ) -> Certificate:
-    """Run every graph of the bundle folder on the stored cases and compare; raises BundleError when cases are missing.
+    """Run every graph of the bundle folder on the stored cases and compare.
 
-    `variants` names each variant's graph files, as `Bundle.variants` does.
+    `variants` names each variant's graph files, as `Bundle.variants` does. Raises BundleError when cases are
+    missing.
     """
     try:
         return _check(folder, contract, cases, variants)
@@ -209,9 +212,9 @@ def _flow_change(sessions: Sessions, contract: Contract, cases: Arrays) -> FlowC
 
 
 def _scale(name: str, case: str, cases: Arrays, flow_steps: int) -> float:
-    """What an error is measured against: 1 for actions and x on data set observations, else the output's size where that is over 1.
+    """What an error is divided by: 1 for actions and x on data set observations, else max(1, output's size).
 
-    An action beyond the data's range is clipped from something far larger, so it is that size which its error comes from.
+    An action beyond the data's range is clipped from a far larger one, whose size sets the error.
     """
     x = [cases[f"{case}/noise"], *(cases[f"{case}/float64/refine/{k}/x"] for k in range(flow_steps))]
     if name.startswith(("policy", "refine")):

@@ -1,4 +1,4 @@
-"""The manifest of a bundle: which files it has, what they hash to, and which graphs each variant is made of."""
+"""The manifest of a bundle: its files, their hashes, and the graphs of each variant."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ class Manifest(Record, frozen=True):
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """The manifest of a bundle folder; raises BundleError when it is missing, damaged or of an unknown format."""
+    """The manifest of a bundle folder; raises BundleError when it is missing, damaged or too new."""
     advice = "pass the folder that `rql-deploy export --output` wrote"
     try:
         data = json.loads((folder / MANIFEST).read_text())

@@ -53,13 +53,13 @@ def run_value(sessions: Sessions, features: Array, x: Array, f: float) -> tuple[
 
 
 def rows_are_independent(
-    sessions: Sessions, contract: Contract, observations: Array, noise: Array, strangers: Array
+    sessions: Sessions, contract: Contract, observations: Array, noise: Array, extremes: Array
 ) -> bool:
-    """Whether rows give the same bytes alone, together, and in company of extreme rows (`strangers` `[N, O]`)."""
+    """Whether rows give the same bytes alone, together, and in a batch with extreme rows `[N, O]`."""
     together = run_graphs(sessions, contract, observations, noise)
-    far = 1e3 * np.resize(noise, (len(strangers), noise.shape[1]))
+    far = 1e3 * np.resize(noise, (len(extremes), noise.shape[1]))
     mixed = run_graphs(
-        sessions, contract, np.concatenate((strangers, observations)), np.concatenate((far, noise))
+        sessions, contract, np.concatenate((extremes, observations)), np.concatenate((far, noise))
     )
     return _same(together, mixed, slice(len(mixed["policy"]) - len(observations), None)) and all(
         _same(run_graphs(sessions, contract, observations[row], noise[row]), together, row)
@@ -72,5 +72,5 @@ def _some_rows(count: int) -> Iterator[slice]:
         yield slice(row, row + 1)
 
 
-def _same(part: Mapping[str, Array], whole: Mapping[str, Array], rows: slice) -> bool:
-    return all(part[name].tobytes() == whole[name][rows].tobytes() for name in whole)
+def _same(part: Mapping[str, Array], batch: Mapping[str, Array], rows: slice) -> bool:
+    return all(part[name].tobytes() == batch[name][rows].tobytes() for name in batch)

@@ -1,8 +1,8 @@
-"""How well an exported value graph ranks candidate chunks, which choosing and pruning candidates by V depends on.
+"""How well an exported value graph ranks candidate chunks: choosing and pruning candidates depend on it.
 
-The reference is the V of all K members, in torch and on finished chunks; the exporter stores it with the bundle. The
-exported graph has M of the members, perhaps in fewer bits, and is also used on unfinished chunks when candidates are
-pruned between refinement steps.
+The reference is the V of all K members, in torch and on finished chunks; the exporter stores it with the
+bundle. The exported graph has M of the members, perhaps in fewer bits, and is also used on unfinished chunks
+when candidates are pruned between refinement steps.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ OBSERVATIONS, CANDIDATES = 64, 16
 
 
 class Ranking(Record, frozen=True):
-    """Agreement of one variant's V with that of all K members, over candidate chunks of the same observations."""
+    """Agreement of one variant's V with that of all K members, over candidates of the same observations."""
 
     variant: str
     """Its precision: `fp32`, `int8`, ..."""
@@ -37,11 +37,11 @@ class Ranking(Record, frozen=True):
     best_agrees: float
     """Share of observations in which both choose the same chunk."""
     lost: float
-    """Mean over observations of V_K(best by all K) - V_K(chosen by this V), in standard deviations of V_K over the
-    candidates."""
+    """Mean over observations of V_K(best by all K) - V_K(chosen by this V), in standard deviations of V_K
+    over the candidates."""
     by_step: tuple[float, ...]
-    """Mean correlation of V(s, x, k/F) with V_K of the chunk that x becomes, for k = 0 .. F: what V can tell when
-    candidates are pruned at step k."""
+    """Mean correlation of V(s, x, k/F) with V_K of the chunk that x becomes, for k = 0 .. F: what V can tell
+    when candidates are pruned at step k."""
 
 
 def ranking_inputs(contract: Contract, observations: Array) -> tuple[Array, Array]:
@@ -53,7 +53,7 @@ def ranking_inputs(contract: Contract, observations: Array) -> tuple[Array, Arra
 def rank(
     variant: str, sessions: Sessions, contract: Contract, observations: Array, reference: NDArray[Any]
 ) -> Ranking:
-    """Compare the variant's V with `reference`: V `[N * C]` of all K members on the chunks from `ranking_inputs`."""
+    """Compare the variant's V with `reference`: V `[N * C]` of all K members on chunks of `ranking_inputs`."""
     rows, x = ranking_inputs(contract, observations)
     truth = reference.reshape(-1, CANDIDATES)
     features = sessions["encode"].run(None, contract.split(rows))[0]
@@ -84,7 +84,7 @@ def rank(
 
 
 def rank_correlation(a: NDArray[Any], b: NDArray[Any]) -> NDArray[np.float64]:
-    """Spearman's correlation of each row of `[N, C]` with the same row of the other; 0 where a row is constant."""
+    """Spearman's correlation of matching rows of two `[N, C]` arrays; 0 where a row is constant."""
     ranks = [_ranks(part) - (part.shape[1] - 1) / 2 for part in (a, b)]
     scale = np.sqrt((ranks[0] ** 2).sum(1) * (ranks[1] ** 2).sum(1))
     return np.asarray(

@@ -1,7 +1,8 @@
 """The certificate of a precision variant: how far its actions and its V are from the bundle's float32 graphs.
 
-The parity checks compare the float32 graphs with torch, so these graphs are the reference here. A variant can be
-checked again on any machine from the bundle alone: processors without VNNI compute integer products differently.
+The parity checks compare the float32 graphs with torch, so these graphs are the reference here. A variant can
+be checked again on any machine from the bundle alone: processors without VNNI compute integer products
+differently.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from rql_deploy.structs import Record
 from .rollout import Array, Sessions, rows_are_independent, run_graphs
 
 VARIANT_TOLERANCE = 0.02
-"""A variant is refused when the 99 % quantile of its action error is above this, in scaled units (a range is 2 wide)."""
+"""Largest allowed 99 % quantile of a variant's action error, in scaled units (an action range is 2 wide)."""
 NOISES = 8
 QUANTILES = (0.5, 0.9, 0.99)
 
@@ -33,7 +34,7 @@ class VariantCheck(Record, frozen=True):
     action_error: dict[str, float]
     """|a - a_fp32| of every action component in scaled units, [-1, 1]: quantiles and max."""
     extreme_action_error: float
-    """The largest such error on the certificate's extreme observations, which lie beyond the calibration's."""
+    """The largest such error on the certificate's extreme observations, which are outside the calibration."""
     value_change: dict[str, float]
     """|V - V_fp32| on the float32 chunks, in standard deviations of V_fp32 over them."""
     spread_change: dict[str, float]
@@ -110,6 +111,6 @@ def check_variant(
 def summary(errors: NDArray[Any]) -> dict[str, float]:
     """Quantiles and maximum; a NaN counts as infinite."""
     finite = np.nan_to_num(np.asarray(errors, np.float64), nan=np.inf)
-    # A quantile that is one of the errors: between an infinite one and another there is nothing to interpolate.
+    # The next higher error: interpolation has no result between a finite error and an infinite one.
     quantiles = {f"p{q * 100:g}": float(np.quantile(finite, q, method="higher")) for q in QUANTILES}
     return {**quantiles, "max": float(finite.max())}

@@ -60,7 +60,7 @@ def outputs(model: onnx.ModelProto, rows: np.ndarray) -> np.ndarray:
 
 @pytest.mark.parametrize("rows", [1, 8])
 def test_integer_products_never_overflow_however_large_neighbouring_weights_are(rows: int) -> None:
-    """x86 without VNNI adds two neighbouring products in 16 bits; with full 8-bit weights this input would be cut off."""
+    """x86 without VNNI adds two products in 16 bits; with full 8-bit weights this input would overflow."""
     weights = np.full((WIDE, WIDE), 0.5, np.float32)
     x = np.full((rows, WIDE), 4.0, np.float32)
     _, converted, _ = one_layer(weights, np.zeros(WIDE, np.float32), x)
@@ -177,7 +177,7 @@ def test_half_precision_is_refused_where_onnxruntime_has_no_kernel(
 
 
 def test_half_precision_graphs_compute_what_float32_does(small: Path) -> None:
-    """onnxruntime runs float16 everywhere, by way of float32 where it has no kernel: enough to check the graph."""
+    """onnxruntime runs float16 everywhere, through float32 where it has no kernel: enough for the graph."""
     bundle = Bundle.open(small)
     contract = bundle.contract
     models = {graph: onnx.load(small / f"{graph}.onnx") for graph in GRAPHS}

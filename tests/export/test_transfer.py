@@ -1,4 +1,4 @@
-"""Bundles on the move: to and from a folder, and a Hugging Face repository (a stand-in that speaks its HTTP)."""
+"""Copying bundles: folders, and a Hugging Face repository (a stand-in that speaks its HTTP)."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""The published JSON Schemas: current, valid, and in agreement with the readers about the files that are here."""
+"""The published JSON Schemas: current, valid, and they accept and refuse what the readers do."""
 
 import json
 import tomllib

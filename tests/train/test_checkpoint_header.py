@@ -1,4 +1,4 @@
-"""checkpoint.json: checkpoints from before contracts said "zero" go on being used; what does not fit is named."""
+"""checkpoint.json: old checkpoints are still read and resumed; errors name the entry that does not fit."""
 
 import json
 import shutil

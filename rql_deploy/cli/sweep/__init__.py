@@ -45,7 +45,7 @@ def command(file: Path, output: Path | None, workers: int | None, ray_address: s
     from rql_deploy.distributed.sweep.plan import make_plan
     from rql_deploy.distributed.sweep.run import run_jobs
     from rql_deploy.distributed.sweep.table import write_tables
-    from rql_deploy.folders import held
+    from rql_deploy.folders import exclusive_lock
 
     sweep = load_sweep(file)
     _check_tasks(file.name, sweep)
@@ -54,7 +54,7 @@ def command(file: Path, output: Path | None, workers: int | None, ray_address: s
     if dry_run:
         _list_jobs(plan, output)
         return
-    with held(output, f"another sweep works in {output}"):
+    with exclusive_lock(output, f"another sweep works in {output}"):
         progress = _Progress(plan, output, lambda: write_tables(sweep, plan, output))
         executor = _executor(ray_address, workers, output, sweep.threads)
         failed: list[Job] = []

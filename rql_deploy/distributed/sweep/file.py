@@ -49,8 +49,8 @@ class SweepTask(Record, frozen=True):
     preset: str
     """Training settings by name."""
     dataset: str = ""
-    """An existing data set: a path, relative to the sweep file's folder, or a Minari id. A Minari data set is known by
-    its name: change the name when the content changes. Give either `dataset` or `collect`."""
+    """An existing data set: a path, relative to the sweep file's folder, or a Minari id. A Minari data set is
+    known by its name: change the name when the content changes. Give either `dataset` or `collect`."""
     collect: Collection | None = None
     """How the sweep makes the data set."""
     set: Mapping[str, Any] = msgspec.field(default_factory=dict)
@@ -121,7 +121,8 @@ def load_sweep(path: Path) -> SweepFile:
     for name, task in sweep.tasks.items():
         if bool(task.dataset) == (task.collect is not None):
             raise UserError(
-                f"{path.name}: tasks.{name} needs either dataset (one that is there) or collect (how to make it)"
+                f"{path.name}: tasks.{name} needs either dataset (an existing one) "
+                "or collect (how to make it)"
             )
     sets: dict[str, Mapping[str, Any]] = {"set": sweep.set}
     sets |= {
@@ -133,16 +134,19 @@ def load_sweep(path: Path) -> SweepFile:
         for key, value in _flat(chosen):
             if key in ("seed", "threads"):
                 raise UserError(
-                    f"{path.name}: {where} has {key}, which the sweep sets itself: write {'seeds' if key == 'seed' else key} at its top"
+                    f"{path.name}: {where} has {key}, which the sweep sets itself: "
+                    f"write {'seeds' if key == 'seed' else key} at its top"
                 )
             if not isinstance(value, str | bool | int | float | list):
                 raise UserError(
-                    f"{path.name}: {where} has {key} = {value}, which is no training setting: write a number, text or a list"
+                    f"{path.name}: {where} has {key} = {value}, which is no training setting: "
+                    "write a number, text or a list"
                 )
     for name, setting in sweep.settings.items():
         if not 1 <= setting.candidates <= MAX_CANDIDATES:
             raise UserError(
-                f"{path.name}: settings.{name} has candidates = {setting.candidates}, it must be 1 to {MAX_CANDIDATES}"
+                f"{path.name}: settings.{name} has candidates = {setting.candidates}, "
+                f"it must be 1 to {MAX_CANDIDATES}"
             )
     return sweep
 

@@ -1,4 +1,4 @@
-"""From a sweep file to its jobs: collect -> train -> export -> evaluate, shared wherever two cells need the same."""
+"""From a sweep file to its jobs: collect -> train -> export -> evaluate. Cells share equal jobs."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .file import Collection, SweepFile, SweepTask, overrides
 from .job import Job
 
 Resolve = Callable[[str, Sequence[str]], Mapping[str, Any]]
-"""A preset and `key=value` words to all training settings; raises UserError for what does not exist."""
+"""(preset, `key=value` words) -> all training settings; raises UserError for what does not exist."""
 
 
 @dataclass(frozen=True)
@@ -31,17 +31,18 @@ class Cell:
 
 @dataclass(frozen=True)
 class Plan:
-    """All cells, row by row, and their jobs in the order they are to be done."""
+    """All cells, row by row, and their jobs in the order in which they run."""
 
     cells: tuple[Cell, ...]
     jobs: tuple[Job, ...]
 
 
 def make_plan(sweep: SweepFile, base: Path, resolve: Resolve) -> Plan:
-    """The sweep's jobs; data sets that are there are looked for from the folder `base` and read once for their address.
+    """The sweep's jobs.
 
-    Raises UserError for a setting or preset that does not exist, before anything is run. A data set that is no path here is taken for a
-    Minari id: it counts by its name, not its content, and training is who says if there is none.
+    Existing data sets are looked for in the folder `base` and read once for their content's hash. A data set
+    that is no path here is taken for a Minari id: its address is its name; training fails if there is none.
+    Raises UserError for a setting or preset that does not exist, before anything is run.
     """
     jobs: dict[str, Job] = {}
 
@@ -82,7 +83,7 @@ def make_plan(sweep: SweepFile, base: Path, resolve: Resolve) -> Plan:
 def _data(
     sweep: SweepFile, name: str, task: SweepTask, base: Path
 ) -> tuple[tuple[Job, ...], str, dict[str, Any]]:
-    """Jobs that make the data set, how training finds it, and its content's address where it is not a job's."""
+    """Jobs that make the data set, its path for training, and its content's hash if no job makes it."""
     if task.collect is not None:
         job = _collect_job(f"{name} data", task.collect)
         return (job,), f"../{job.folder_name}/{job.outputs[0]}", {}
@@ -140,12 +141,12 @@ def _evaluate_job(
 
 def content_address(path: Path) -> str:
     """sha256 of a file, or of a folder's files and their names."""
-    # Through links to folders, too: what lies behind them is read as well.
-    walked = os.walk(path, followlinks=True)
+    # Training follows links to folders too.
+    entries = os.walk(path, followlinks=True)
     files = (
         [path]
         if path.is_file()
-        else sorted(Path(folder, name) for folder, _, names in walked for name in names)
+        else sorted(Path(folder, name) for folder, _, names in entries for name in names)
     )
     digest = hashlib.sha256()
     try:

@@ -1,4 +1,4 @@
-"""Results of a sweep as one table: `results.jsonl` (a line per cell), `results.csv` (a line per row) and `results.md`."""
+"""Results of a sweep: `results.jsonl` (one line a cell), `results.csv` (one line a row), `results.md`."""
 
 from __future__ import annotations
 
@@ -18,8 +18,9 @@ from .file import SweepFile
 from .plan import Cell, Plan
 
 INTERVALS = (
-    "`mean` is over seeds, with the 95 % interval of Student's t over the seeds' rates, cut to 0 and 100 % (with few seeds it is wide, and "
-    "where all seeds agree it is empty: look at the second one); `episodes` pools all seeds' episodes, with Wilson's 95 % interval. "
+    "`mean` is over seeds, with the 95 % interval of Student's t over the seeds' rates, cut to 0 and 100 % "
+    "(with few seeds it is wide, and where all seeds agree it is empty: look at the second one); "
+    "`episodes` pools all seeds' episodes, with Wilson's 95 % interval. "
     "`steps` counts a failure as the horizon."
 )
 
@@ -82,7 +83,7 @@ def cell_record(cell: Cell, sweep: SweepFile, output: Path) -> dict[str, Any] | 
 
 
 def rows_of(sweep: SweepFile, plan: Plan, output: Path) -> tuple[list[Row], list[dict[str, Any]]]:
-    """Rows with at least one finished seed, and the records of the finished cells, both in the plan's order."""
+    """Rows with at least one finished seed, and records of the finished cells, both in the plan's order."""
     rows, records = [], []
     for task in sweep.tasks:
         for setting in sweep.settings:
@@ -183,7 +184,8 @@ def markdown(sweep: SweepFile, rows: Sequence[Row], done: int, cells: int) -> st
     lines = [f"# {sweep.title}", ""] if sweep.title else []
     if done < cells:
         lines += [
-            f"**Partial: {done} of {cells} cells are finished.** Rows with fewer than {len(sweep.seeds)} seeds are marked.",
+            f"**Partial: {done} of {cells} cells are finished.** "
+            f"Rows with fewer than {len(sweep.seeds)} seeds are marked.",
             "",
         ]
     if sweep.note:
@@ -202,8 +204,9 @@ def markdown(sweep: SweepFile, rows: Sequence[Row], done: int, cells: int) -> st
         interval = "-" if row.interval is None else span(*row.interval)
         per_seed = ", ".join(f"{rate:.0%}".rstrip("%") for rate in row.rates)
         lines.append(
-            f"| {row.task} | {label}{missing} | {row.mean:.1%} | {interval} | {per_seed} | {row.successes}/{row.episodes} | "
-            f"{span(*row.pooled)} | {row.steps:.0f} | {format_duration(row.train_seconds)} |"
+            f"| {row.task} | {label}{missing} | {row.mean:.1%} | {interval} | {per_seed} | "
+            f"{row.successes}/{row.episodes} | {span(*row.pooled)} | {row.steps:.0f} | "
+            f"{format_duration(row.train_seconds)} |"
         )
     lines += ["", INTERVALS, ""]
     return "\n".join(lines + _differences(sweep, rows))
@@ -230,7 +233,10 @@ def _differences(sweep: SweepFile, rows: Sequence[Row]) -> list[str]:
             )
     if not lines:
         return []
-    head = f"Minus {label}, episode by episode (same seeds; bootstrap 95 % interval over episodes, which leaves out how trainings differ):"
+    head = (
+        f"Minus {label}, episode by episode (same seeds; bootstrap 95 % interval over episodes, "
+        "which leaves out how trainings differ):"
+    )
     return [head, "", "| task | setting | success | 95 % | pairs |", "|" + "---|" * 5, *lines, ""]
 
 

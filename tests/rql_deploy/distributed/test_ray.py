@@ -1,4 +1,4 @@
-"""A Ray cluster of two nodes on this machine: sweeps, collection and evaluation on it, with workers and a node that die."""
+"""A Ray cluster of two nodes on this machine: sweeps, collection, evaluation; workers and a node die."""
 
 import functools
 import json

@@ -11,7 +11,7 @@ import pytest
 from rql_deploy.cli.sweep.attempt import SECONDS
 from rql_deploy.distributed.sweep.executors import LocalExecutor, attempt_process
 from rql_deploy.distributed.sweep.job import BUSY, LOG, RESULT
-from rql_deploy.folders import held
+from rql_deploy.folders import exclusive_lock
 from tests.helpers.commands import ROOT, assert_refused, cli, run_cli
 from tests.helpers.sweeps import SWEEP, attempt_pid, run_and, training_jobs, wait_for
 
@@ -73,7 +73,7 @@ def test_two_sweeps_do_not_share_a_folder(tmp_path: Path) -> None:
     file.write_text(
         SWEEP.format(seeds=[0], updates=1, data='collect = { task = "robosuite:Lift", episodes = 1 }')
     )
-    with held(tmp_path / "out", "another sweep works there"):
+    with exclusive_lock(tmp_path / "out", "another sweep works there"):
         assert_refused(cli("sweep", file, "--output", tmp_path / "out"), "another sweep works in")
 
 
