@@ -13,7 +13,6 @@ JSON line.
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import json
 import multiprocessing as mp
 import os
@@ -22,6 +21,7 @@ from collections.abc import Mapping
 from multiprocessing.connection import Connection
 from typing import Any
 
+import msgspec
 import numpy as np
 import zmq
 from networks import make_contract
@@ -44,7 +44,7 @@ def make_plant(rate: float) -> PlantDescription:
 
 
 def contract_for(plant: PlantDescription) -> Contract:
-    return dataclasses.replace(make_contract(plant), h=H)
+    return msgspec.structs.replace(make_contract(plant), h=H)
 
 
 def timed_server(pipe: Connection, plant: PlantDescription, seconds: float) -> None:

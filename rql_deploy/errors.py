@@ -1,6 +1,14 @@
-"""Errors that speak to the user: each has a `kind` for programs and may have a `hint` for people."""
+"""Errors that speak to the user, and the hint that a misspelt word gets.
+
+Each error has a `kind` for programs and may have a `hint` for people.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Iterable
+
+MAX_NAMES = 24
+"""How many known names a message lists."""
 
 
 class UserError(Exception):
@@ -24,13 +32,13 @@ class UserError(Exception):
 
 
 class TryAgain(UserError):
-    """Nothing was wrong with what was asked for, and the same command may succeed: exit status 75 (EX_TEMPFAIL)."""
+    """The same command may succeed if it is run again: exit status 75 (EX_TEMPFAIL)."""
 
     kind = "try again"
 
 
 class ContractError(UserError):
-    """A contract that cannot be read, an observation that does not fit it, or two sides that do not agree on one."""
+    """A contract that cannot be read, an observation that does not fit it, or two contracts that differ."""
 
     kind = "contract error"
 
@@ -42,6 +50,21 @@ class BundleError(UserError):
 
 
 class DeadlineMissed(Exception):
-    """No decision arrived by the deadline. The control loop holds; a later reply to this request is never applied."""
+    """No decision arrived by the deadline.
+
+    The control loop holds; a later reply to this request is never applied.
+    """
 
     kind = "deadline missed"
+
+
+def suggestion(word: str, known: Iterable[str]) -> str:
+    """`: did you mean ...?` for a misspelt word, or the list of what there is. Empty if there is nothing."""
+    import difflib
+
+    names = sorted(known)
+    near = difflib.get_close_matches(word, names, n=3, cutoff=0.5)
+    if near:
+        return f": did you mean {' or '.join(near)}?"
+    more = f" and {len(names) - MAX_NAMES} more" if len(names) > MAX_NAMES else ""
+    return f": there is {', '.join(names[:MAX_NAMES])}{more}" if names else ""

@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 MAX_CANDIDATES = 256
 """Most chunks that one decision may choose among."""
 DEFAULT_CANDIDATES = 4
-"""Chunks that `run` and `evaluate` choose among unless told otherwise: what benchmarks/value_guided.py shows to be best over its tasks."""
+"""Chunks that `run` and `evaluate` choose among unless told otherwise: what benchmarks/value_guided.py shows
+to be best over its tasks."""
 
 
 @dataclass(frozen=True)
@@ -39,11 +40,13 @@ class Decision:
     seed: int
     """What the noise was made from; the same seed and observation give the same chunk."""
     timing: Mapping[str, float] = field(default_factory=dict)
-    """Seconds by stage: `inference` (the policy itself) and, for a remote policy, `queue`, `server` and `round_trip`."""
+    """Seconds by stage: `inference` (the policy itself) and, for a remote policy, `queue`, `server` and
+    `round_trip`."""
     candidates_scored: int = 1
     """Candidates among which V chose; fewer than asked for when there was no time for all."""
     deltas: tuple[float, ...] = ()
-    """Flow time covered by each refinement step; with the seed and the observation they determine the chunk. Empty if not known."""
+    """Flow time covered by each refinement step; with the seed and the observation they determine the chunk.
+    Empty if not known."""
 
 
 class ActOptions(TypedDict, total=False):
@@ -90,7 +93,10 @@ class ResolvedOptions:
 
 
 class Policy(Protocol):
-    """Anything that decides. Chunk playback, seeding, timing and recording are wrappers with this same interface."""
+    """Anything that decides.
+
+    Chunk playback, seeding, timing and recording are wrappers with this same interface.
+    """
 
     @property
     def contract(self) -> Contract:

@@ -24,15 +24,14 @@ from torch import Tensor, nn
 
 from rql_deploy.contract import PlantDescription
 from rql_deploy.errors import UserError
-from rql_deploy.plain import from_plain
 from rql_deploy.train.data.shards import ShardedStore
 from rql_deploy.train.data.store import TransitionStore
 
+from .checkpoint_header import FORMAT, read_header
 from .config import TrainConfig, config_to_plain
 from .rql import RQL
 from .run_folder import checkpoint_folder, move_pointer, read_pointer, sync
 
-FORMAT = 1
 NETWORKS = ("v", "V", "v_ema", "V_target")
 CHANGEABLE = {
     "updates",
@@ -45,7 +44,6 @@ CHANGEABLE = {
 }
 """Settings that may change when a run is resumed, since they do not affect the updates."""
 ARCHITECTURE = ("h", "F", "K", "policy_hidden", "value_hidden")
-STATISTICS = {"quantile_levels", "observation_quantiles", "action_rate_quantiles"}
 
 
 @dataclass(frozen=True)
@@ -158,33 +156,26 @@ def checkpoint_bytes(agent: RQL, reference: Mapping[str, Tensor]) -> int:
 def load_checkpoint(path: Path) -> Checkpoint:
     """Read a checkpoint folder, or the latest of a run folder; raises UserError if missing or damaged."""
     folder = resolve_checkpoint(path)
+    header = read_header(folder)
     try:
-        header = json.loads((folder / "checkpoint.json").read_text())
-        if header.get("format") != FORMAT:
-            raise UserError(
-                f"checkpoint {folder} has format {header.get('format')!r}, this rql-deploy reads {FORMAT}: "
-                "train again"
-            )
-        if not header["statistics"].keys() >= STATISTICS or not isinstance(header["step"], int):
-            raise ValueError("its header is incomplete")
         reference = load_file(folder / "reference.safetensors")
         if not {"observations", "chunks", "mean", "std"} <= reference.keys():
             raise ValueError("its reference rows are incomplete")
         return Checkpoint(
             path=folder,
-            step=header["step"],
-            config=from_plain(TrainConfig, header["config"], "the checkpoint's configuration"),
-            plant=from_plain(PlantDescription, header["plant"], "the checkpoint's plant"),
-            dataset_id=header["dataset_id"],
-            dataset_hash=header["dataset_hash"],
-            statistics=header["statistics"],
-            versions=header["versions"],
-            engine=header.get("engine", {"engine": "eager", "precision": "fp32", "device": "cpu"}),
-            initialised_from=header.get("initialised_from"),
+            step=header.step,
+            config=header.config,
+            plant=header.plant,
+            dataset_id=header.dataset_id,
+            dataset_hash=header.dataset_hash,
+            statistics=header.statistics,
+            versions=header.versions,
+            engine=header.engine,
+            initialised_from=header.initialised_from,
             parameters=load_file(folder / "parameters.safetensors"),
             reference=reference,
         )
-    except (OSError, AttributeError, TypeError, KeyError, SafetensorError, ValueError) as error:
+    except (OSError, SafetensorError, ValueError) as error:
         raise UserError(
             f"checkpoint {folder} is damaged ({type(error).__name__}: {error}): use another one or train "
             "again"

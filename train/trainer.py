@@ -12,6 +12,7 @@ import torch
 
 from rql_deploy.errors import UserError
 from rql_deploy.progress import NoProgress, Progress, Stage
+from rql_deploy.structs import to_plain
 from rql_deploy.train.data.sampler import WindowSampler
 from rql_deploy.train.data.shards import ShardedStore
 from rql_deploy.train.data.store import TransitionStore
@@ -280,7 +281,7 @@ class Trainer:
         """Write a checkpoint of the current update and remove checkpoints that are no longer needed."""
         header = {
             "config": config_to_plain(self.config),
-            "plant": asdict(self.store.plant),
+            "plant": to_plain(self.store.plant),
             "dataset_id": self.store.dataset_id,
             "dataset_hash": self.store.content_hash,
             "statistics": self.statistics,

@@ -90,7 +90,7 @@ class _Verbs(click.Group):
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
         if args and not args[0].startswith("-") and args[0] not in VERBS:
-            from rql_deploy.plain import suggestion
+            from rql_deploy.errors import suggestion
 
             raise _Refused(f"there is no command '{args[0]}'{suggestion(args[0], VERBS)}")
         return super().resolve_command(ctx, args)

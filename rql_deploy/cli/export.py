@@ -69,7 +69,7 @@ def command(
     With a finished bundle:  rql-deploy export BUNDLE --push hf://OWNER/NAME
     To fetch one:            rql-deploy export --pull hf://OWNER/NAME --output DIR
     """
-    from rql_deploy.bundle.bundle import MANIFEST
+    from rql_deploy.bundle.manifest import MANIFEST
     from rql_deploy.errors import UserError
     from rql_deploy.export.transfer import pull, push
     from rql_deploy.progress import TerminalProgress

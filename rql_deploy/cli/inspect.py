@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+
+from rql_deploy.structs import to_plain
 
 from .options import echo_json
 
@@ -44,7 +45,7 @@ def command(bundle: Path, verify: bool, latency: bool, limits_file: Path | None,
             click.echo(f"\n{limits_file} only tightens the contract: it can be used with this bundle")
         if report.latency:
             click.echo("\nLatency on this machine, one thread, median")
-            _show_costs([asdict(cost) for cost in report.latency])
+            _show_costs(to_plain(list(report.latency)))
         _show_verification(report)
     report.require_verified()
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rql_deploy.errors import BundleError
+from rql_deploy.structs import to_plain
 
 if TYPE_CHECKING:
     from rql_deploy.bundle.bundle import Bundle
@@ -56,15 +58,15 @@ class BundleReport:
         beyond = {key: stored[key] for key in BEYOND_PARITY if key in stored}
         return {
             "contract_id": contract.contract_id,
-            "contract": asdict(contract),
-            "files": {name: (folder / name).stat().st_size for name in self.bundle.manifest["files"]},
+            "contract": json.loads(contract.to_json()),
+            "files": {name: (folder / name).stat().st_size for name in self.bundle.manifest.files},
             "variants": self.bundle.variants,
             "certificate": {"tolerance": stored["tolerance"], "max_error": self.max_error, **beyond},
-            "limits": None if self.limits is None else asdict(self.limits),
-            "latency_ms": {cost.variant: asdict(cost) for cost in self.latency},
+            "limits": None if self.limits is None else to_plain(self.limits),
+            "latency_ms": {cost.variant: to_plain(cost) for cost in self.latency},
             "verified": None if again is None else again.passed,
             "verified_max_error": None if again is None else max(c.max_error for c in again.checks),
-            "verified_variants": None if again is None else [asdict(v) for v in again.variants],
+            "verified_variants": None if again is None else to_plain(again.variants),
         }
 
     def require_verified(self) -> None:
@@ -90,13 +92,14 @@ def inspect_bundle(
     Raises BundleError for a bundle that is missing or damaged, UserError for limits that do not fit. A
     verification that fails is in the report; `require_verified` raises it.
     """
-    from rql_deploy.bundle.bundle import GRAPHS, Bundle
+    from rql_deploy.bundle.bundle import Bundle
     from rql_deploy.bundle.certificate import check, load_cases
     from rql_deploy.bundle.latency import measure
+    from rql_deploy.bundle.manifest import GRAPHS
     from rql_deploy.limits import Limits
 
     opened = Bundle.open(path)
-    contract, stored = opened.contract, opened.certificate()
+    contract, stored = opened.contract, to_plain(opened.certificate())
     fitting = None if limits is None else Limits.load(limits, contract)
     verification: Certificate | None = None
     costs: list[Cost] = []

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import msgspec
 
 from rql_deploy.errors import UserError
 
@@ -55,7 +56,7 @@ class RealTimeOptions:
         if self.value_gate is None:
             return limits
         value, spread = gate_from_calibration(contract, self.value_gate)
-        return dataclasses.replace(
+        return msgspec.structs.replace(
             limits,
             min_value=value if limits.min_value is None else max(value, limits.min_value),
             max_spread=spread if limits.max_spread is None else min(spread, limits.max_spread),

@@ -101,7 +101,7 @@ def run_sweep(
     """
     from rql_deploy.distributed.sweep.run import run_jobs
     from rql_deploy.distributed.sweep.table import rows_of
-    from rql_deploy.folders import held
+    from rql_deploy.folders import exclusive_lock
 
     output, failed, interrupted = sweep.output, [], False
 
@@ -111,7 +111,7 @@ def run_sweep(
         if on_event is not None:
             on_event(event)
 
-    with held(output, f"another sweep works in {output}"):
+    with exclusive_lock(output, f"another sweep works in {output}"):
         executor = _executor(ray_address, workers, output, sweep.file.threads)
         try:
             failed = run_jobs(sweep.plan.jobs, output, executor, threads=sweep.file.threads, tell=tell)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from rql_deploy.bundle.bundle import CONTRACT_ID_KEY, GRAPHS, Bundle
+from rql_deploy.bundle.bundle import Bundle
+from rql_deploy.bundle.manifest import GRAPHS
+from rql_deploy.bundle.sessions import CONTRACT_ID_KEY
 from rql_deploy.errors import BundleError, UserError
 
 if TYPE_CHECKING:

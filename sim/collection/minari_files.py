@@ -9,7 +9,6 @@ import shutil
 import tempfile
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ import numpy as np
 from rql_deploy.contract import PLANT_KEY, PlantDescription
 from rql_deploy.errors import UserError
 from rql_deploy.folders import reserve
+from rql_deploy.structs import to_plain
 
 PROVENANCE_KEY = "rql_deploy_collection"
 DATASET_ID = re.compile(r"^(?:[\w-]{2,}/)*[\w-]{2,}-v\d+$")
@@ -110,7 +110,7 @@ def write_dataset(
             )
         dataset.storage.update_metadata(
             {
-                PLANT_KEY: json.dumps(asdict(plant)),
+                PLANT_KEY: json.dumps(to_plain(plant)),
                 PROVENANCE_KEY: json.dumps(provenance),
                 "control_rate": plant.control_rate,
             }

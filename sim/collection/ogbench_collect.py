@@ -26,7 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rql_deploy.errors import UserError
-from rql_deploy.folders import held
+from rql_deploy.folders import exclusive_lock
 from rql_deploy.seeding import episode_seed
 from rql_deploy.sim.demonstrators.ogbench_play import (
     EPISODE_STEPS,
@@ -96,7 +96,7 @@ def exclusive_collection(data: PlayData) -> Iterator[None]:
 
     Raises UserError where another process holds it.
     """
-    with held(data.folder, f"another process makes {data.output}"):
+    with exclusive_lock(data.folder, f"another process makes {data.output}"):
         try:
             yield
         finally:

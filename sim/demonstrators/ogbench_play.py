@@ -15,8 +15,7 @@ import gymnasium
 import numpy as np
 from numpy.typing import NDArray
 
-from rql_deploy.errors import UserError
-from rql_deploy.plain import suggestion
+from rql_deploy.errors import UserError, suggestion
 
 EPISODE_STEPS = 1001
 """Rows per episode; loaders drop the last, which leaves 1000 transitions."""

@@ -11,8 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rql_deploy.contract import ActionDimension
-from rql_deploy.errors import UserError
-from rql_deploy.plain import suggestion
+from rql_deploy.errors import UserError, suggestion
 
 ROBOTS = ("Panda",)
 CONTROLLERS = ("OSC_POSE", "OSC_POSITION", "JOINT_VELOCITY", "JOINT_POSITION")
@@ -78,7 +77,7 @@ def action_dimensions(
             controller=controller,
             frame=frame,
             mode="absolute" if absolute else "delta",
-            hold="repeat" if absolute else "null",
+            hold="repeat" if absolute else "zero",
         )
         for i in range(count)
     ]

@@ -23,8 +23,7 @@ from gymnasium.envs.registration import EnvSpec
 from numpy.typing import NDArray
 
 from rql_deploy.contract import ObservationField, PlantDescription
-from rql_deploy.errors import UserError
-from rql_deploy.plain import suggestion
+from rql_deploy.errors import UserError, suggestion
 from rql_deploy.sim.processes import render_headless
 
 from .robosuite_controllers import action_dimensions, controller_config, json_data

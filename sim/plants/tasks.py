@@ -18,8 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rql_deploy.contract import PlantDescription
-from rql_deploy.errors import UserError
-from rql_deploy.plain import suggestion
+from rql_deploy.errors import UserError, suggestion
 from rql_deploy.sim.demonstrators.door import DoorDemonstrator
 from rql_deploy.sim.demonstrators.lift import LiftDemonstrator
 from rql_deploy.sim.demonstrators.pick_and_place import (

@@ -20,7 +20,7 @@ PLANT = PlantDescription(
     task="tiny",
     fields=(ObservationField("position", (3,), "m"), ObservationField("opening", (1,), "m")),
     actions=(
-        ActionDimension("dx", -1.0, 1.0, "0.05 m", "OSC_POSE", "base", "delta", "null"),
+        ActionDimension("dx", -1.0, 1.0, "0.05 m", "OSC_POSE", "base", "delta", "zero"),
         ActionDimension("gripper", -2.0, 4.0, "", "GRIP", "", "absolute", "repeat"),
     ),
     control_rate=20.0,

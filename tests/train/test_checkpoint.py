@@ -1,6 +1,5 @@
 """Runs that are killed, interrupted and resumed."""
 
-import dataclasses
 import json
 import random
 import subprocess
@@ -8,6 +7,7 @@ import sys
 import time
 from pathlib import Path
 
+import msgspec
 import pytest
 import torch
 
@@ -94,8 +94,8 @@ def test_a_checkpoint_starts_a_run_on_new_data_of_the_same_robot(tmp_path: Path)
     first = tmp_path / "first"
     Trainer(CONFIG, make_store(), first).train()
     source = load_checkpoint(first)
-    config = dataclasses.replace(
-        CONFIG, updates=1, rql=dataclasses.replace(CONFIG.rql, alpha=3.0, learning_rate=1e-5)
+    config = msgspec.structs.replace(
+        CONFIG, updates=1, rql=msgspec.structs.replace(CONFIG.rql, alpha=3.0, learning_rate=1e-5)
     )
     trainer = Trainer(config, make_store(seed=7), tmp_path / "second", initial=source)
     for name, tensor in source.parameters.items():
@@ -110,7 +110,7 @@ def test_a_checkpoint_starts_a_run_on_new_data_of_the_same_robot(tmp_path: Path)
     second = load_checkpoint(tmp_path / "second")
     assert second.step == 1 and str(source.path) in str(second.initialised_from)
     resumed = Trainer(
-        dataclasses.replace(config, updates=2), make_store(seed=7), tmp_path / "second", resume=True
+        msgspec.structs.replace(config, updates=2), make_store(seed=7), tmp_path / "second", resume=True
     )
     assert torch.equal(resumed.reference["mean"], source.reference["mean"])
     assert resumed.initialised_from == second.initialised_from
@@ -166,7 +166,7 @@ class ScriptedEvaluator:
 
 
 def test_the_best_and_the_last_checkpoint_are_kept(tmp_path: Path) -> None:
-    config = dataclasses.replace(CONFIG, evaluate_every=3, log_every=1)
+    config = msgspec.structs.replace(CONFIG, evaluate_every=3, log_every=1)
     evaluator = ScriptedEvaluator({3: 0.2, 6: 0.9, 9: 0.4, 12: 0.1})
     result = Trainer(config, make_store(), tmp_path / "run", evaluator=evaluator).train()
     assert [e.step for e in read_evaluations(tmp_path / "run")] == [3, 6, 9, 12]
@@ -175,16 +175,16 @@ def test_the_best_and_the_last_checkpoint_are_kept(tmp_path: Path) -> None:
     report = (tmp_path / "run" / "README.md").read_text()
     assert "`best` is update 6" in report
     # Evaluating must not change what is learned.
-    Trainer(dataclasses.replace(config, evaluate_every=0), make_store(), tmp_path / "alone").train()
+    Trainer(msgspec.structs.replace(config, evaluate_every=0), make_store(), tmp_path / "alone").train()
     a, b = load_checkpoint(tmp_path / "run").parameters, load_checkpoint(tmp_path / "alone").parameters
     assert all(torch.equal(a[name], b[name]) for name in a)
 
 
 def test_an_evaluation_that_was_cut_off_is_repeated(tmp_path: Path) -> None:
-    config = dataclasses.replace(CONFIG, evaluate_every=3, log_every=1)
+    config = msgspec.structs.replace(CONFIG, evaluate_every=3, log_every=1)
     run = tmp_path / "run"
     Trainer(
-        dataclasses.replace(config, updates=6),
+        msgspec.structs.replace(config, updates=6),
         make_store(),
         run,
         evaluator=ScriptedEvaluator({3: 0.5, 6: 0.2}),
@@ -201,7 +201,7 @@ def test_an_evaluation_that_was_cut_off_is_repeated(tmp_path: Path) -> None:
 
 
 def test_a_loss_that_is_not_finite_names_the_last_good_checkpoint(tmp_path: Path) -> None:
-    config = dataclasses.replace(CONFIG, log_every=1, checkpoint_every=2)
+    config = msgspec.structs.replace(CONFIG, log_every=1, checkpoint_every=2)
     trainer = Trainer(config, make_store(), tmp_path / "run")
     gradients = trainer.agent.gradients
 
@@ -224,7 +224,7 @@ def test_a_loss_that_is_not_finite_names_the_last_good_checkpoint(tmp_path: Path
 def test_a_crash_while_an_evaluation_is_noted_keeps_the_best_checkpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = dataclasses.replace(CONFIG, evaluate_every=3, log_every=1)
+    config = msgspec.structs.replace(CONFIG, evaluate_every=3, log_every=1)
     run = tmp_path / "run"
 
     def crash(*_: object) -> None:
@@ -251,14 +251,14 @@ class FailingEvaluator(ScriptedEvaluator):
 def test_what_a_dead_simulator_left_unevaluated_is_kept_and_made_up_for(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    config = dataclasses.replace(CONFIG, evaluate_every=3, log_every=1)
+    config = msgspec.structs.replace(CONFIG, evaluate_every=3, log_every=1)
     run = tmp_path / "run"
     result = Trainer(config, make_store(), run, evaluator=FailingEvaluator({})).train()
     assert result.finished
     assert "a simulator process died" in capsys.readouterr().err
     assert steps_on_disk(run) == [3, 6, 9, 12]
     again = ScriptedEvaluator({3: 0.1, 6: 0.8, 9: 0.2, 12: 0.3, 15: 0.0})
-    Trainer(dataclasses.replace(config, updates=15), make_store(), run, resume=True, evaluator=again).train()
+    Trainer(msgspec.structs.replace(config, updates=15), make_store(), run, resume=True, evaluator=again).train()
     assert sorted(again.submitted) == [3, 6, 9, 12, 15]
     assert steps_on_disk(run) == [6, 15]
 
@@ -266,7 +266,7 @@ def test_what_a_dead_simulator_left_unevaluated_is_kept_and_made_up_for(
 def test_what_a_kill_left_behind_is_cleared(tmp_path: Path) -> None:
     run = tmp_path / "run"
     leftover = run / "checkpoints" / ".step_000000005.partial"
-    Trainer(dataclasses.replace(CONFIG, updates=2), make_store(), run).train()
+    Trainer(msgspec.structs.replace(CONFIG, updates=2), make_store(), run).train()
     leftover.mkdir()
     (leftover / "parameters.safetensors").write_bytes(b"half")
     Trainer(CONFIG, make_store(), run, resume=True).train()
@@ -274,7 +274,7 @@ def test_what_a_kill_left_behind_is_cleared(tmp_path: Path) -> None:
 
 
 def test_saving_the_same_step_again_leaves_a_whole_checkpoint(tmp_path: Path) -> None:
-    trainer = Trainer(dataclasses.replace(CONFIG, updates=2), make_store(), tmp_path / "run")
+    trainer = Trainer(msgspec.structs.replace(CONFIG, updates=2), make_store(), tmp_path / "run")
     trainer.train()
     trainer.save()
     assert load_checkpoint(tmp_path / "run").step == 2
@@ -282,7 +282,7 @@ def test_saving_the_same_step_again_leaves_a_whole_checkpoint(tmp_path: Path) ->
 
 
 def test_a_checkpoint_without_a_part_of_its_header_is_named_as_damaged(tmp_path: Path) -> None:
-    Trainer(dataclasses.replace(CONFIG, updates=2), make_store(), tmp_path / "run").train()
+    Trainer(msgspec.structs.replace(CONFIG, updates=2), make_store(), tmp_path / "run").train()
     header = load_checkpoint(tmp_path / "run").path / "checkpoint.json"
     data = json.loads(header.read_text())
     del data["statistics"]["quantile_levels"]
@@ -294,7 +294,7 @@ def test_a_checkpoint_without_a_part_of_its_header_is_named_as_damaged(tmp_path:
 def test_a_compiled_run_is_not_resumed_without_a_compiler(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    Trainer(dataclasses.replace(CONFIG, updates=2), make_store(), tmp_path / "run").train()
+    Trainer(msgspec.structs.replace(CONFIG, updates=2), make_store(), tmp_path / "run").train()
     header = load_checkpoint(tmp_path / "run").path / "checkpoint.json"
     data = json.loads(header.read_text())
     data["engine"]["engine"] = "compiled"

@@ -1,8 +1,8 @@
-import dataclasses
 import json
 import runpy
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 import torch
@@ -157,7 +157,7 @@ def test_cloning_learns_a_value_but_gets_no_policy_gradient_from_it() -> None:
     gradients = []
     for rewards in (batch.rewards, 5 * batch.rewards):
         agent = RQL(
-            dataclasses.replace(CONFIG, policy_value_weight=0.0), 5, 2, torch.Generator().manual_seed(0)
+            msgspec.structs.replace(CONFIG, policy_value_weight=0.0), 5, 2, torch.Generator().manual_seed(0)
         )
         losses = agent.losses(batch._replace(rewards=rewards), noise)
         losses.total.backward()  # type: ignore[no-untyped-call]
@@ -176,7 +176,7 @@ def test_gelu_without_autograd_is_the_same_function() -> None:
 
 
 def test_without_reversal_partial_actions_learn_from_the_next_complete_ones_from_the_environment() -> None:
-    config = dataclasses.replace(CONFIG, reversal=False)
+    config = msgspec.structs.replace(CONFIG, reversal=False)
     agent = RQL(config, 5, 2, torch.Generator().manual_seed(0))
     batch, noise = random_batch(), draw_noise(8, 6, 10, torch.Generator().manual_seed(1))
     # Depths whose share of the grid is known: complete, one step back, ..., noise.
@@ -193,7 +193,7 @@ def test_without_reversal_partial_actions_learn_from_the_next_complete_ones_from
 
 
 def test_without_reversal_every_grid_time_has_the_same_share() -> None:
-    config = dataclasses.replace(CONFIG, reversal=False)
+    config = msgspec.structs.replace(CONFIG, reversal=False)
     agent = RQL(config, 5, 2)
     noise = draw_noise(22_000, 6, 10, torch.Generator().manual_seed(0))
     zeros = torch.zeros(22_000, 6)
@@ -204,7 +204,7 @@ def test_without_reversal_every_grid_time_has_the_same_share() -> None:
 
 def test_the_ablation_changes_the_value_loss_only() -> None:
     whole = RQL(CONFIG, 5, 2, torch.Generator().manual_seed(0))
-    ablated = RQL(dataclasses.replace(CONFIG, reversal=False), 5, 2, torch.Generator().manual_seed(0))
+    ablated = RQL(msgspec.structs.replace(CONFIG, reversal=False), 5, 2, torch.Generator().manual_seed(0))
     batch, noise = random_batch(), draw_noise(8, 6, 10, torch.Generator().manual_seed(1))
     a, b = whole.losses(batch, noise), ablated.losses(batch, noise)
     assert torch.equal(a.bc, b.bc) and torch.equal(a.policy_value, b.policy_value)

@@ -1,4 +1,3 @@
-import dataclasses
 import json
 import os
 import shutil
@@ -8,6 +7,7 @@ import sys
 import time
 from pathlib import Path
 
+import msgspec
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -31,7 +31,7 @@ CONFIG = TrainConfig(
 
 def test_a_resumed_run_ends_with_the_same_bytes_as_one_never_stopped(tmp_path: Path) -> None:
     Trainer(CONFIG, make_store(), tmp_path / "whole").train()
-    Trainer(dataclasses.replace(CONFIG, updates=5), make_store(), tmp_path / "parts").train()
+    Trainer(msgspec.structs.replace(CONFIG, updates=5), make_store(), tmp_path / "parts").train()
     second = Trainer(CONFIG, make_store(), tmp_path / "parts", resume=True)
     assert second.step == 5
     second.train()
@@ -42,7 +42,7 @@ def test_a_resumed_run_ends_with_the_same_bytes_as_one_never_stopped(tmp_path: P
 
 
 def test_training_lowers_the_cloning_loss(tmp_path: Path) -> None:
-    Trainer(dataclasses.replace(CONFIG, updates=400, log_every=20), make_store(), tmp_path / "run").train()
+    Trainer(msgspec.structs.replace(CONFIG, updates=400, log_every=20), make_store(), tmp_path / "run").train()
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == list(range(20, 401, 20))
     first, last = (sum(line["bc"] for line in part) / 5 for part in (lines[:5], lines[-5:]))
@@ -134,7 +134,7 @@ def test_a_run_is_never_overwritten(run: Path, dataset: Path) -> None:
 def test_a_full_disk_leaves_the_previous_checkpoint_in_charge(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    trainer = Trainer(dataclasses.replace(CONFIG, updates=3), make_store(), tmp_path / "run")
+    trainer = Trainer(msgspec.structs.replace(CONFIG, updates=3), make_store(), tmp_path / "run")
     trainer.train()
 
     def full(descriptor: int) -> None:
@@ -222,7 +222,7 @@ def test_a_run_that_failed_before_its_first_checkpoint_can_be_started_again(
 def test_no_checkpoint_is_written_once_a_loss_is_not_finite(tmp_path: Path) -> None:
     store = make_store()
     store.rewards[:] = 3e38
-    config = dataclasses.replace(CONFIG, checkpoint_every=1, log_every=100)
+    config = msgspec.structs.replace(CONFIG, checkpoint_every=1, log_every=100)
     with pytest.raises(UserError, match=r"became (inf|nan) at update 1"):
         Trainer(config, store, tmp_path / "run").train()
     assert not (tmp_path / "run" / "latest").exists()

@@ -12,7 +12,6 @@ Plain NumPy files, no pickle. A folder of such folders is a sharded data set.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import io
 import json
 import os
@@ -27,7 +26,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from rql_deploy.contract import PlantDescription
 from rql_deploy.errors import UserError
-from rql_deploy.plain import from_plain
+from rql_deploy.structs import convert, to_plain
 
 from .store import TransitionStore
 
@@ -139,7 +138,7 @@ class StoreWriter:
             header: dict[str, Any] = {
                 "format": FORMAT,
                 "dataset_id": self.dataset_id,
-                "plant": dataclasses.asdict(self.plant),
+                "plant": to_plain(self.plant),
                 "rows": self.rows,
                 "episodes": len(self.ends),
             }
@@ -274,7 +273,7 @@ def _read_header(folder: Path) -> tuple[dict[str, Any], PlantDescription]:
     header = json.loads((folder / HEADER_FILE).read_text())
     if not isinstance(header, dict) or header.get("format") != FORMAT:
         raise ValueError(f"{HEADER_FILE} is not of format {FORMAT}")
-    return header, from_plain(PlantDescription, header["plant"], f"the plant in {folder / HEADER_FILE}")
+    return header, convert(header["plant"], PlantDescription, f"the plant in {folder / HEADER_FILE}")
 
 
 def _open(file: Path, dtype: type[np.generic]) -> NDArray[Any]:

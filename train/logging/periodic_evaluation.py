@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Protocol
 
 from rql_deploy.errors import UserError
-from rql_deploy.plain import from_plain
+from rql_deploy.structs import Record, convert, to_plain
 
 FILE = "evaluations.jsonl"
 
 
-@dataclass(frozen=True)
-class Evaluation:
+class Evaluation(Record, frozen=True):
     """Result of playing the checkpoint of one update."""
 
     step: int
@@ -52,7 +50,7 @@ def append_evaluation(run: Path, evaluation: Evaluation) -> None:
     """Append one line to the run's evaluations; a line that a crash cut short stays on its own."""
     with (run / FILE).open("a+b") as lines:
         torn = lines.tell() and (lines.seek(-1, 2), lines.read(1))[1] != b"\n"
-        lines.write((b"\n" if torn else b"") + json.dumps(asdict(evaluation)).encode() + b"\n")
+        lines.write((b"\n" if torn else b"") + json.dumps(to_plain(evaluation)).encode() + b"\n")
 
 
 def read_evaluations(run: Path) -> list[Evaluation]:
@@ -60,7 +58,7 @@ def read_evaluations(run: Path) -> list[Evaluation]:
     found = []
     for line in (run / FILE).read_text().splitlines() if (run / FILE).is_file() else ():
         try:
-            found.append(from_plain(Evaluation, json.loads(line), FILE))
+            found.append(convert(json.loads(line), Evaluation, FILE))
         except (ValueError, UserError):
             continue
     return found

@@ -1,12 +1,12 @@
 """`rql-deploy data`, on real files of every format."""
 
-import dataclasses
 import json
 import shutil
 from pathlib import Path
 from typing import Any
 
 import h5py
+import msgspec
 import numpy as np
 import pytest
 from ogbench.utils import load_dataset
@@ -199,10 +199,10 @@ def test_a_folder_does_not_get_the_name_of_a_file(form: str, name: str, tmp_path
 
 def test_two_fields_that_lerobot_would_call_alike_are_refused(tmp_path: Path) -> None:
     fields = tuple(
-        dataclasses.replace(spec, name=name)
+        msgspec.structs.replace(spec, name=name)
         for spec, name in zip(make_store().plant.fields, ("observation", "state"), strict=True)
     )
-    source = stored(tmp_path / "source", plant=dataclasses.replace(make_store().plant, fields=fields))
+    source = stored(tmp_path / "source", plant=msgspec.structs.replace(make_store().plant, fields=fields))
     assert_refused(
         cli("data", "convert", source, "--to", "lerobot", "--output", tmp_path / "out"),
         "'observation.state': rename 'state'",
@@ -214,8 +214,8 @@ def test_field_names_that_are_paths_do_not_reach_hdf5(name: str, tmp_path: Path)
     plant = make_store().plant
     source = stored(
         tmp_path / "source",
-        plant=dataclasses.replace(
-            plant, fields=(dataclasses.replace(plant.fields[0], name=name), plant.fields[1])
+        plant=msgspec.structs.replace(
+            plant, fields=(msgspec.structs.replace(plant.fields[0], name=name), plant.fields[1])
         ),
     )
     for form in ("robomimic", "minari"):

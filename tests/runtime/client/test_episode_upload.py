@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -229,11 +230,10 @@ def test_an_episode_whose_last_part_has_no_rows_is_converted(bundle: Path, tmp_p
 
 
 def test_a_reporter_checks_the_plant(bundle: Path, tmp_path: Path) -> None:
-    import dataclasses
 
     plant = Bundle.open(bundle).contract.plant
     with (
         serving(bundle, "--record", str(tmp_path)) as (address, _),
         pytest.raises(ContractError, match="control rate"),
     ):
-        EpisodeReporter.connect(address, plant=dataclasses.replace(plant, control_rate=10.0))
+        EpisodeReporter.connect(address, plant=msgspec.structs.replace(plant, control_rate=10.0))

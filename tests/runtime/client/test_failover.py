@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import os
 import signal
 import time
@@ -11,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -90,7 +90,7 @@ def test_every_servers_contract_is_checked_and_one_server_is_enough(
     open_client: Callable[..., Any], bundle: Path, tmp_path: Path, endpoint: str
 ) -> None:
     contract = Bundle.open(bundle).contract
-    slower = dataclasses.replace(contract, plant=dataclasses.replace(contract.plant, control_rate=10.0))
+    slower = msgspec.structs.replace(contract, plant=msgspec.structs.replace(contract.plant, control_rate=10.0))
     other = variant(bundle, tmp_path / "other", slower, scale=1.0)
     absent = f"ipc://{tmp_path}/absent"
     with pytest.raises(UserError, match="no policy server answers at any of"):

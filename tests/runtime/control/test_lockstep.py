@@ -1,8 +1,8 @@
-import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -58,14 +58,14 @@ class ScriptedPolicy:
 @pytest.fixture
 def contract(bundle: Path) -> Contract:
     base = Bundle.open(bundle).contract
-    plant = dataclasses.replace(
+    plant = msgspec.structs.replace(
         base.plant,
         actions=(
             ActionDimension("dx", -1, 1),
             ActionDimension("gripper", -1, 1, mode="absolute", hold="repeat"),
         ),
     )
-    return dataclasses.replace(base, plant=plant)
+    return msgspec.structs.replace(base, plant=plant)
 
 
 def test_a_chunk_is_played_to_its_end_before_the_next_is_requested(contract: Contract) -> None:

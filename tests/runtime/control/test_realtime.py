@@ -1,12 +1,12 @@
 """The real-time loop on a simulated clock, and with a real server that is killed."""
 
-import dataclasses
 import json
 import signal
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -272,8 +272,8 @@ class Trembling(Scripted):
 
 def test_no_delay_compensation_when_the_contract_names_no_controller(contract: Contract) -> None:
     """It is then not known whether its commands add up."""
-    unnamed = tuple(dataclasses.replace(action, controller="") for action in contract.plant.actions)
-    silent = dataclasses.replace(contract, plant=dataclasses.replace(contract.plant, actions=unnamed))
+    unnamed = tuple(msgspec.structs.replace(action, controller="") for action in contract.plant.actions)
+    silent = msgspec.structs.replace(contract, plant=msgspec.structs.replace(contract.plant, actions=unnamed))
     greatest = []
     for known in (contract, silent):
         plant = Rail(100)

@@ -1,8 +1,8 @@
 """The safety filter against arbitrary policies, and the watchdog."""
 
-import dataclasses
 import types
 
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -129,7 +129,7 @@ def test_no_command_outside_the_limits_reaches_the_plant(limits, start, tries) -
 @settings(deadline=None, max_examples=30)
 @given(limits=LIMITS, action=st.lists(st.floats(-1, 1, width=32), min_size=3, max_size=3))
 def test_holds_bring_delta_motion_to_zero_and_keep_absolute_targets(limits, action) -> None:  # type: ignore[no-untyped-def]
-    safety = SafetyFilter(CONTRACT, dataclasses.replace(limits, on_violation="clamp"))
+    safety = SafetyFilter(CONTRACT, msgspec.structs.replace(limits, on_violation="clamp"))
     for _ in range(50):
         sent = safety.command(np.array(action, np.float32)).command
     for _ in range(100):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 import re
@@ -12,6 +11,7 @@ import threading
 import time
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
@@ -126,7 +126,7 @@ def test_an_incompatible_or_damaged_bundle_is_not_swapped_in(bundle: Path, tmp_p
     place = tmp_path / "bundle"
     shutil.copytree(bundle, place)
     contract = Bundle.open(bundle).contract
-    slower = dataclasses.replace(contract, plant=dataclasses.replace(contract.plant, control_rate=10.0))
+    slower = msgspec.structs.replace(contract, plant=msgspec.structs.replace(contract.plant, control_rate=10.0))
     other = variant(bundle, tmp_path / "other", slower, scale=1.0)
     with serving(place) as (address, process), RemotePolicy.connect(address) as policy:
         before = policy.act(observation(policy.contract), seed=1).actions

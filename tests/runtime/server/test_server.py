@@ -1,6 +1,5 @@
 """A real client against a real server in its own process."""
 
-import dataclasses
 import os
 import signal
 import subprocess
@@ -9,6 +8,7 @@ import threading
 import time
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 import zmq
@@ -71,15 +71,15 @@ def test_a_plant_that_differs_from_the_contract_is_refused_at_connect(endpoint: 
     with RemotePolicy.connect(endpoint) as policy:
         plant = policy.contract.plant
     RemotePolicy.connect(endpoint, plant=plant).close()
-    slower = dataclasses.replace(plant, control_rate=10.0)
+    slower = msgspec.structs.replace(plant, control_rate=10.0)
     with pytest.raises(ContractError, match="control rate is 10 Hz instead of 20 Hz"):
         RemotePolicy.connect(endpoint, plant=slower)
-    absolute = dataclasses.replace(
-        plant, actions=(dataclasses.replace(plant.actions[0], mode="absolute"), *plant.actions[1:])
+    absolute = msgspec.structs.replace(
+        plant, actions=(msgspec.structs.replace(plant.actions[0], mode="absolute"), *plant.actions[1:])
     )
     with pytest.raises(ContractError, match="mode 'absolute' instead of 'delta'"):
         RemotePolicy.connect(endpoint, plant=absolute)
-    renamed = dataclasses.replace(plant, fields=(dataclasses.replace(plant.fields[0], name="state"),))
+    renamed = msgspec.structs.replace(plant, fields=(msgspec.structs.replace(plant.fields[0], name="state"),))
     with pytest.raises(ContractError, match="observation fields observation are missing"):
         RemotePolicy.connect(endpoint, plant=renamed)
 

@@ -9,6 +9,7 @@ import socket
 import time
 from pathlib import Path
 
+import msgspec
 import pytest
 from openpi_client.websocket_client_policy import WebsocketClientPolicy
 
@@ -79,12 +80,11 @@ def test_workers_share_an_endpoint_and_one_that_dies_is_replaced(bundle: Path, t
 def test_a_bundle_is_swapped_in_all_workers_and_a_restarted_one_serves_the_same(
     bundle: Path, successor: Path, tmp_path: Path
 ) -> None:
-    import dataclasses
 
     place = tmp_path / "bundle"
     shutil.copytree(bundle, place)
     contract = Bundle.open(bundle).contract
-    slower = dataclasses.replace(contract, plant=dataclasses.replace(contract.plant, control_rate=10.0))
+    slower = msgspec.structs.replace(contract, plant=msgspec.structs.replace(contract.plant, control_rate=10.0))
     other = variant(bundle, tmp_path / "other", slower, scale=1.0)
     new_id = Bundle.open(successor).contract.contract_id
     with serving(place, "--workers", "2", "--bind", f"ipc://{tmp_path}/policy") as (address, process):

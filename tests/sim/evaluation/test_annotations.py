@@ -4,11 +4,11 @@ process, a real server.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 import torch
@@ -190,8 +190,8 @@ class TaughtSparse:
         self.act, self.reset = policy.act, policy.reset
         provenance = policy.contract.provenance
         config = {**provenance.config, "reward": "sparse"}
-        self.contract = dataclasses.replace(
-            policy.contract, provenance=dataclasses.replace(provenance, config=config)
+        self.contract = msgspec.structs.replace(
+            policy.contract, provenance=msgspec.structs.replace(provenance, config=config)
         )
 
 

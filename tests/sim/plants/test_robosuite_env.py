@@ -96,7 +96,7 @@ def test_the_description_names_units_controller_and_holds(env: RobosuiteEnv) -> 
     plant = describe("robosuite:Lift", env)
     assert [f.name for f in plant.fields] == sorted(env.shapes)
     assert {f.name: f.unit for f in plant.fields}["cube_pos"] == "m"
-    assert [a.hold for a in plant.actions] == ["null"] * 6 + ["repeat"]
+    assert [a.hold for a in plant.actions] == ["zero"] * 6 + ["repeat"]
     assert plant.actions[0].unit == "0.05 m"
     assert plant.actions[3].unit == "0.5 rad"
     assert plant.control_rate == 20

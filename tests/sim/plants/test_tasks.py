@@ -214,12 +214,12 @@ def test_controllers_move_the_arm_the_way_their_units_say() -> None:
     is.
     """
     cases = {
-        "OSC_POSITION": ("dx dy dz gripper", "0.05 m", "delta", "null"),
+        "OSC_POSITION": ("dx dy dz gripper", "0.05 m", "delta", "zero"),
         "JOINT_VELOCITY": (
             " ".join(f"joint_{i}" for i in range(7)) + " gripper",
             "0.5 rad/s",
             "delta",
-            "null",
+            "zero",
         ),
         "JOINT_POSITION": (
             " ".join(f"joint_{i}" for i in range(7)) + " gripper",

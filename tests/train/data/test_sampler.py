@@ -1,6 +1,7 @@
 import dataclasses
 from collections.abc import Sequence
 
+import msgspec
 import numpy as np
 import pytest
 import torch
@@ -11,7 +12,7 @@ from rql_deploy.train.data import store as store_module
 from rql_deploy.train.data.sampler import WindowSampler
 from tests.helpers.data import PLANT, make_store
 
-UNIT_BOUNDS = [dataclasses.replace(bound, low=-1.0, high=1.0) for bound in PLANT.actions]
+UNIT_BOUNDS = [msgspec.structs.replace(bound, low=-1.0, high=1.0) for bound in PLANT.actions]
 
 
 def sampler(lengths: tuple[int, ...], **options: object) -> WindowSampler:
@@ -110,12 +111,12 @@ def test_the_content_hash_sees_every_array() -> None:
 @pytest.mark.parametrize("episodes", [(40, 25, 31), (6,) * 60])
 @pytest.mark.parametrize(
     "bounds",
-    [PLANT.actions, UNIT_BOUNDS, [dataclasses.replace(a, low=-0.3, high=0.7) for a in PLANT.actions]],
+    [PLANT.actions, UNIT_BOUNDS, [msgspec.structs.replace(a, low=-0.3, high=0.7) for a in PLANT.actions]],
 )
 def test_scaling_each_batch_gives_the_bytes_of_scaling_the_whole_data(
     bounds: Sequence[ActionDimension], sampling: str, episodes: tuple[int, ...]
 ) -> None:
-    store = make_store(episodes, plant=dataclasses.replace(PLANT, actions=tuple(bounds)))
+    store = make_store(episodes, plant=msgspec.structs.replace(PLANT, actions=tuple(bounds)))
     mean, std = (torch.from_numpy(part) for part in store.normalization(True))
     drawn = WindowSampler(
         store,

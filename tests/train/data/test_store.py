@@ -3,6 +3,7 @@ import hashlib
 import json
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -226,7 +227,7 @@ def test_data_sets_of_one_plant_are_joined_in_order() -> None:
 
 
 def test_fields_in_another_order_are_put_into_the_first_ones() -> None:
-    turned = dataclasses.replace(PLANT, fields=PLANT.fields[::-1])
+    turned = msgspec.structs.replace(PLANT, fields=PLANT.fields[::-1])
     a, b = make_store((9,)), make_store((9,), plant=turned)
     joined = concatenate([a, b])
     assert np.array_equal(joined.observations[9:, :3], b.observations[:, 1:])
@@ -236,10 +237,10 @@ def test_fields_in_another_order_are_put_into_the_first_ones() -> None:
 @pytest.mark.parametrize(
     ("plant", "words"),
     [
-        (dataclasses.replace(PLANT, control_rate=10.0), "control rate is 10 Hz instead of 20 Hz"),
-        (dataclasses.replace(PLANT, fields=PLANT.fields[:1]), "observation fields opening are missing"),
+        (msgspec.structs.replace(PLANT, control_rate=10.0), "control rate is 10 Hz instead of 20 Hz"),
+        (msgspec.structs.replace(PLANT, fields=PLANT.fields[:1]), "observation fields opening are missing"),
         (
-            dataclasses.replace(PLANT, fields=(*PLANT.fields, ObservationField("force", (3,)))),
+            msgspec.structs.replace(PLANT, fields=(*PLANT.fields, ObservationField("force", (3,)))),
             "only the second has observation fields force",
         ),
     ],

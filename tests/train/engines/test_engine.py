@@ -5,6 +5,7 @@ import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 
+import msgspec
 import pytest
 import torch
 
@@ -60,7 +61,7 @@ def trained(choice: EngineChoice, updates: int, config: RQLConfig = CONFIG) -> t
     "config",
     [
         pytest.param(CONFIG, id="reversal"),
-        pytest.param(dataclasses.replace(CONFIG, reversal=False), id="stepwise", marks=pytest.mark.slow),
+        pytest.param(msgspec.structs.replace(CONFIG, reversal=False), id="stepwise", marks=pytest.mark.slow),
     ],
 )
 def test_compiled_updates_follow_the_eager_twin(config: RQLConfig) -> None:
@@ -199,20 +200,20 @@ def test_auto_compiles_long_runs_only(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(engines.shutil, "which", lambda name: f"/usr/bin/{name}")
     paper = TrainConfig(rql=RQLConfig(h=5), updates=1_000_000, threads=1)
     assert choose_engine(paper, 28, 5) == EngineChoice("compiled", "fp32", "cpu", 1)
-    assert choose_engine(dataclasses.replace(paper, updates=100), 28, 5).engine == "eager"
+    assert choose_engine(msgspec.structs.replace(paper, updates=100), 28, 5).engine == "eager"
     small = RQLConfig(h=5, K=2, policy_hidden=(256,) * 3, value_hidden=(256,) * 3)
     assert choose_engine(TrainConfig(rql=small, updates=5000), 19, 7).engine == "eager"
-    short = dataclasses.replace(paper, updates=100)
+    short = msgspec.structs.replace(paper, updates=100)
     assert engines.engine_warnings(paper, choose_engine(paper, 28, 5), 28, 5) == []
     monkeypatch.setattr(engines.shutil, "which", lambda name: None)
     assert choose_engine(paper, 28, 5).engine == "eager"
     (remark,) = engines.engine_warnings(paper, choose_engine(paper, 28, 5), 28, 5)
     assert "run eagerly" in remark and "install g++" in remark
     assert engines.engine_warnings(short, choose_engine(short, 28, 5), 28, 5) == []
-    asked = dataclasses.replace(paper, engine="eager")
+    asked = msgspec.structs.replace(paper, engine="eager")
     assert engines.engine_warnings(asked, choose_engine(asked, 28, 5), 28, 5) == []
     with pytest.raises(UserError, match=r"install g\+\+"):
-        choose_engine(dataclasses.replace(paper, engine="compiled"), 28, 5)
+        choose_engine(msgspec.structs.replace(paper, engine="compiled"), 28, 5)
 
 
 def test_auto_never_takes_bfloat16_and_tf32_is_refused_on_a_cpu() -> None:
@@ -236,7 +237,7 @@ def test_a_compiled_run_resumes_with_its_engine(tmp_path: Path) -> None:
     require_compiler()
     config = TrainConfig(rql=CONFIG, updates=3, batch_size=16, engine="compiled")
     Trainer(config, make_store(), tmp_path / "run").train()
-    again = Trainer(dataclasses.replace(config, updates=4), make_store(), tmp_path / "run", resume=True)
+    again = Trainer(msgspec.structs.replace(config, updates=4), make_store(), tmp_path / "run", resume=True)
     assert again.choice.engine == "compiled" and again.step == 3
     before = copy.deepcopy(again.agent.v.state_dict())
     again.train()

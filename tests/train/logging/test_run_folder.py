@@ -1,10 +1,10 @@
 """The run folder: logs, trackers, page and curves, and the figures in them."""
 
-import dataclasses
 import json
 import sys
 from pathlib import Path
 
+import msgspec
 import pytest
 import torch
 
@@ -83,7 +83,7 @@ def test_without_matplotlib_the_report_says_so(tmp_path: Path, monkeypatch: pyte
 
 def test_wandb_logs_offline_by_default(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("WANDB_MODE", raising=False)
-    Trainer(dataclasses.replace(CONFIG, trackers=("wandb",)), make_store(), tmp_path / "run").train()
+    Trainer(msgspec.structs.replace(CONFIG, trackers=("wandb",)), make_store(), tmp_path / "run").train()
     (folder,) = (tmp_path / "run" / "wandb").glob("offline-run-*")
     assert next(folder.glob("*.wandb")).stat().st_size > 0
 
@@ -93,7 +93,7 @@ def test_mlflow_takes_the_figures_where_its_address_says(
 ) -> None:
     monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", (tmp_path / "mlflow").as_uri())
-    Trainer(dataclasses.replace(CONFIG, trackers=("mlflow",)), make_store(), tmp_path / "run").train()
+    Trainer(msgspec.structs.replace(CONFIG, trackers=("mlflow",)), make_store(), tmp_path / "run").train()
     (metric,) = (tmp_path / "mlflow").glob("*/*/metrics/losses/bc")
     assert [line.split()[2] for line in metric.read_text().splitlines()] == ["2", "4", "6"]
 
@@ -101,7 +101,7 @@ def test_mlflow_takes_the_figures_where_its_address_says(
 def test_a_tracker_that_is_not_there_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "wandb", None)
     with pytest.raises(UserError, match="pip install wandb"):
-        Trainer(dataclasses.replace(CONFIG, trackers=("wandb",)), make_store(), tmp_path / "run").train()
+        Trainer(msgspec.structs.replace(CONFIG, trackers=("wandb",)), make_store(), tmp_path / "run").train()
 
 
 def agent_with_zero_field() -> RQL:
@@ -145,8 +145,8 @@ def test_diagnostics_see_what_they_are_named_for() -> None:
 
 
 def test_looking_at_diagnostics_changes_nothing(tmp_path: Path) -> None:
-    often = Trainer(dataclasses.replace(CONFIG, log_every=1), make_store(), tmp_path / "often")
-    seldom = Trainer(dataclasses.replace(CONFIG, log_every=6), make_store(), tmp_path / "seldom")
+    often = Trainer(msgspec.structs.replace(CONFIG, log_every=1), make_store(), tmp_path / "often")
+    seldom = Trainer(msgspec.structs.replace(CONFIG, log_every=6), make_store(), tmp_path / "seldom")
     often.train()
     seldom.train()
     assert all(

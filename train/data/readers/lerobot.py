@@ -16,12 +16,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
 from rql_deploy.contract import PLANT_KEY, ActionDimension, ObservationField, PlantDescription
 from rql_deploy.errors import UserError
-from rql_deploy.plain import from_plain
+from rql_deploy.structs import convert
 from rql_deploy.train.data.store import TransitionStore
 
 from .minari_columns import numeric_column, require_pyarrow
@@ -218,7 +219,7 @@ def _blocks(files: list[Path], columns: list[str], arrow: Any) -> Iterator[dict[
 def _plant(folder: Path, info: Mapping[str, Any]) -> tuple[PlantDescription, bool]:
     """The plant, and whether its action bounds are known."""
     if PLANT_KEY in info:
-        return from_plain(PlantDescription, info[PLANT_KEY], f"the plant description of {folder}"), True
+        return convert(info[PLANT_KEY], PlantDescription, f"the plant description of {folder}"), True
     fields = tuple(
         ObservationField(name, tuple(feature["shape"]))
         for name, feature in info["features"].items()
@@ -257,7 +258,7 @@ def _plant(folder: Path, info: Mapping[str, Any]) -> tuple[PlantDescription, boo
 def _with_bounds(store: TransitionStore) -> TransitionStore:
     low, high = estimate_bounds(store.actions)
     actions = tuple(
-        replace(action, low=float(low[i]), high=float(high[i]))
+        msgspec.structs.replace(action, low=float(low[i]), high=float(high[i]))
         for i, action in enumerate(store.plant.actions)
     )
-    return replace(store, plant=replace(store.plant, actions=actions))
+    return replace(store, plant=msgspec.structs.replace(store.plant, actions=actions))

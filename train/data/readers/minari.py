@@ -18,8 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rql_deploy.contract import PLANT_KEY, ActionDimension, ObservationField, PlantDescription
-from rql_deploy.errors import UserError
-from rql_deploy.plain import from_plain, suggestion
+from rql_deploy.errors import UserError, suggestion
+from rql_deploy.structs import convert
 from rql_deploy.train.data.store import ASSUMED_RATE, TransitionStore
 
 from .minari_columns import ColumnEpisodes
@@ -206,9 +206,7 @@ def _flatten(
 def _plant(dataset_id: str, metadata: Mapping[str, Any], first: Any) -> PlantDescription:
     """The description that our collector stored, else one made from spaces and arrays."""
     if PLANT_KEY in metadata:
-        return from_plain(
-            PlantDescription, json.loads(metadata[PLANT_KEY]), f"the plant description of {dataset_id}"
-        )
+        return convert(json.loads(metadata[PLANT_KEY]), PlantDescription, f"the plant description of {dataset_id}")
     node = first["observations"]
     if isinstance(node, Mapping | h5py.Group):
         fields = tuple(

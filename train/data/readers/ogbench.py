@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from rql_deploy.contract import PLANT_KEY, PlantDescription
 from rql_deploy.errors import UserError
 from rql_deploy.ogbench_names import plant_of
-from rql_deploy.plain import from_plain
+from rql_deploy.structs import convert
 from rql_deploy.train.data.rewards import RewardFunction
 from rql_deploy.train.data.shards import ShardedStore
 from rql_deploy.train.data.store import TransitionStore
@@ -121,9 +121,7 @@ class OGBenchFile:
             if PLANT_KEY in file.keys:
                 where = f"the plant description in {self.path}"
                 try:
-                    return from_plain(
-                        PlantDescription, json.loads(file.read(PLANT_KEY, np.uint8).tobytes()), where
-                    )
+                    return convert(json.loads(file.read(PLANT_KEY, np.uint8).tobytes()), PlantDescription, where)
                 except ValueError as error:
                     raise UserError(f"{where} is damaged ({error}): write the file again") from error
             observation_dim, action_dim = (file.member(key).shape[1] for key in ("observations", "actions"))

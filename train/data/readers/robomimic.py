@@ -16,8 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rql_deploy.contract import PLANT_KEY, ActionDimension, ObservationField, PlantDescription
-from rql_deploy.errors import UserError
-from rql_deploy.plain import from_plain, suggestion
+from rql_deploy.errors import UserError, suggestion
+from rql_deploy.structs import convert
 from rql_deploy.train.data.store import ASSUMED_RATE, TransitionStore
 
 from .store_builder import DEFAULT_RATE, StoreBuilder, estimate_bounds
@@ -161,9 +161,7 @@ def _demonstrations(name: str, key: str, file: h5py.File) -> list[str]:
 
 def _plant(name: str, data: h5py.Group, demos: list[str]) -> PlantDescription:
     if PLANT_KEY in data.attrs:
-        return from_plain(
-            PlantDescription, json.loads(data.attrs[PLANT_KEY]), f"the plant description of {name}"
-        )
+        return convert(json.loads(data.attrs[PLANT_KEY]), PlantDescription, f"the plant description of {name}")
     text = data.attrs.get("env_args")
     settings = _environment(name, text)
     robosuite = settings.get("type") == ROBOSUITE

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from numpy.typing import NDArray
 
 from rql_deploy.contract import PLANT_KEY
 from rql_deploy.errors import UserError
+from rql_deploy.structs import to_plain
 from rql_deploy.train.data.readers.lerobot import feature_name
 from rql_deploy.train.data.readers.minari_columns import require_pyarrow
 from rql_deploy.train.data.store import TransitionStore
@@ -108,7 +108,7 @@ def write_lerobot(store: TransitionStore, target: Path) -> list[str]:
         "data_path": "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet",
         "video_path": None,
         "features": features,
-        PLANT_KEY: asdict(store.plant),
+        PLANT_KEY: to_plain(store.plant),
     }
     (target / "meta" / "info.json").write_text(json.dumps(info, indent=1))
     statistics = {name: _statistics(value) for name, value in columns.items()}

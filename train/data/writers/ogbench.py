@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import io
 import json
-from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 
 from rql_deploy.contract import PLANT_KEY
+from rql_deploy.structs import to_plain
 from rql_deploy.train.data.store import TransitionStore
 
 
@@ -34,7 +34,7 @@ def write_ogbench(store: TransitionStore, target: Path) -> list[str]:
         source = getattr(store, name)
         arrays[name] = np.empty((rows, *source.shape[1:]), np.float32)
         arrays[name][kept], arrays[name][last] = source, closing
-    plant = np.frombuffer(json.dumps(asdict(store.plant)).encode(), np.uint8)
+    plant = np.frombuffer(json.dumps(to_plain(store.plant)).encode(), np.uint8)
     # Written to memory first: on a full disk, an archive raises once more when it is garbage-collected.
     archive = io.BytesIO()
     np.savez_compressed(archive, **arrays, terminals=~kept, **{PLANT_KEY: plant})

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
 from pathlib import Path
 
 import h5py
@@ -11,6 +10,7 @@ import numpy as np
 
 from rql_deploy.contract import PLANT_KEY
 from rql_deploy.folders import reserve
+from rql_deploy.structs import to_plain
 from rql_deploy.train.data.store import TransitionStore
 
 
@@ -45,7 +45,7 @@ def write_robomimic(store: TransitionStore, target: Path) -> list[str]:
             if store.successes is not None:
                 demo.attrs["success"] = bool(store.successes[i])
         data.attrs["total"] = len(store)
-        data.attrs[PLANT_KEY] = json.dumps(asdict(store.plant))
+        data.attrs[PLANT_KEY] = json.dumps(to_plain(store.plant))
         data.attrs["final_observations"] = store.finals is not None
         environment = store.plant.environment.get("env_args") or {
             "env_name": store.plant.task,
