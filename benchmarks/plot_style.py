@@ -60,7 +60,11 @@ def write(figure: Figure, name: str, source: str) -> Path:
     FigureCanvasSVG(figure)
     text = StringIO()
     figure.savefig(text, format="svg", metadata={"Date": None, "Creator": None})
-    rules = "".join(f'[style*="{kind}: {light}"]{{{kind}:{dark}!important}}' for light, dark in DARK.items() for kind in ("fill", "stroke"))
+    rules = "".join(
+        f'[style*="{kind}: {light}"]{{{kind}:{dark}!important}}'
+        for light, dark in DARK.items()
+        for kind in ("fill", "stroke")
+    )
     style = f"<style>@media (prefers-color-scheme: dark){{{rules}}}</style>"
     head, _, tail = text.getvalue().partition("<defs>")
     path = IMAGES / f"results_{name}.svg"

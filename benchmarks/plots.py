@@ -73,7 +73,9 @@ def plot_table() -> Path:
 
 def plot_demo_claim() -> Path:
     data = read("demo_claim")
-    colours = dict(zip((row["policy"] for row in data["rows"]), (GREY, ORANGE, ORANGE, SKY, BLUE), strict=True))
+    colours = dict(
+        zip((row["policy"] for row in data["rows"]), (GREY, ORANGE, ORANGE, SKY, BLUE), strict=True)
+    )
     figure, (left, right) = canvas(9, 2.3, 2, sharey=True)
     for y, row in enumerate(reversed(data["rows"])):
         whisker(left, row["success"], y, row["interval"], colours[row["policy"]])
@@ -104,7 +106,9 @@ def plot_value_guided() -> Path:
             axes.plot([i + shift for i in places], values, color=color, linewidth=1.8)
             for i, row in enumerate(rows):
                 whisker(axes, i + shift, values[i], row[policy]["interval"], color, upright=True, size=5)
-            axes.text(len(rows) - 0.8, values[-1] + 70 * -shift, name, color=color, va="center", fontweight="bold")
+            axes.text(
+                len(rows) - 0.8, values[-1] + 70 * -shift, name, color=color, va="center", fontweight="bold"
+            )
         axes.set_xticks(places, [str(row["candidates"]) for row in rows])
         axes.set(
             title=task["task"],
@@ -149,7 +153,11 @@ def plot_delay_sweep() -> Path:
         task = row["task"]
         for name, (color, dash) in lines.items():
             playback = f"{name}, make-up" if task == "Lift" and name != "open loop" else name
-            one = next(r for r in data["one_candidate"] if task in r["task"] and (r["h"], r["playback"]) == (row["h"], playback))
+            one = next(
+                r
+                for r in data["one_candidate"]
+                if task in r["task"] and (r["h"], r["playback"]) == (row["h"], playback)
+            )
             x = [0, *(point["periods"] for point in one["delays"])]
             axes.plot(
                 x,
@@ -230,7 +238,9 @@ def plot_train_speed() -> Path:
                     continue
                 y = (1 - m) * 5 + len(kinds) - 1 - i
                 axes.barh(y, row["updates_per_s"], height=0.75, color=color, label=name if m else None)
-                note = f"{row['updates_per_s']:g}" + (f" ({row['over_official']:g}x)" if row.get("over_official") else "")
+                note = f"{row['updates_per_s']:g}" + (
+                    f" ({row['over_official']:g}x)" if row.get("over_official") else ""
+                )
                 axes.annotate(
                     note,
                     (row["updates_per_s"], y),
@@ -290,9 +300,15 @@ def plot_learning() -> Path:
         ("20,000, no reversal", 20000, "no reversal", GREY, "-"),
     ]
     for name, updates, policy, color, dash in shown:
-        row = next(r for r in data["puzzle_V_by_presses_left"] if r["updates"] == updates and r["policy"].startswith(policy))
+        row = next(
+            r
+            for r in data["puzzle_V_by_presses_left"]
+            if r["updates"] == updates and r["policy"].startswith(policy)
+        )
         right.plot(range(1, 10), row["V_by_presses_left"], dash, color=color, linewidth=1.8, label=name)
-    right.set(title="puzzle-3x3: what V knows", xlabel="presses left to the goal", ylabel="V", xticks=range(1, 10))
+    right.set(
+        title="puzzle-3x3: what V knows", xlabel="presses left to the goal", ylabel="V", xticks=range(1, 10)
+    )
     right.legend(fontsize=9, loc="center left", bbox_to_anchor=(1.0, 0.5))
     for axes in (left, right):
         axes.grid(visible=False, axis="x")
@@ -315,7 +331,9 @@ def plot_puzzle() -> Path:
         place = groups.index((row["task"], row["seed"])) + 0.17 * (list(names).index(kind) - 1.5)
         rate = 100 * row["successes"] / row["episodes"]
         whisker(left, place, rate, row["interval"], colours[kind], upright=True, size=6)
-        right.bar(place, row["steps"] / 5, 0.15, color=colours[kind], label=names[kind] if place < 0.5 else None)
+        right.bar(
+            place, row["steps"] / 5, 0.15, color=colours[kind], label=names[kind] if place < 0.5 else None
+        )
     labels = [f"task {task}" + (f", seed {seed}" if task == 1 else "") for task, seed in groups]
     left.set(title="success, %", ylim=(0, 105), xticks=range(6))
     right.set(title="steps, % of the limit of 500", xticks=range(6))
@@ -323,7 +341,11 @@ def plot_puzzle() -> Path:
         axes.set_xticklabels([label.replace(", ", ",\n") for label in labels])
         axes.grid(visible=False, axis="x")
     right.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0))
-    return write(figure, "puzzle_gpu", f"50 episodes a mark, 95 % intervals; {data['rows'][0]['updates']:,} updates. {data['date']}")
+    return write(
+        figure,
+        "puzzle_gpu",
+        f"50 episodes a mark, 95 % intervals; {data['rows'][0]['updates']:,} updates. {data['date']}",
+    )
 
 
 PLOTS = (

@@ -118,7 +118,10 @@ def draw_noise(
 ) -> Noise:
     """Draw one update's noise on `device`. Depth: first half of the batch U[0, 1], second half uniform on {0, 1/F, ..., 1}."""
     half = batch_size // 2
-    grid = torch.randint(0, flow_steps + 1, (*runs, batch_size - half), generator=generator, device=device) / flow_steps
+    grid = (
+        torch.randint(0, flow_steps + 1, (*runs, batch_size - half), generator=generator, device=device)
+        / flow_steps
+    )
     return Noise(
         next_noise=torch.randn(*runs, batch_size, chunk_dim, generator=generator, device=device),
         reversal_depth=torch.cat((torch.rand(*runs, half, generator=generator, device=device), grid), dim=-1),
@@ -192,7 +195,9 @@ class RQL:
         self.config = config
         self.runs: int | None = None
         self.v = VectorField(observation_dim, chunk_dim, config.policy_hidden, generator).to(device)
-        self.V = ValueEnsemble(observation_dim, chunk_dim, config.value_hidden, config.K, generator).to(device)
+        self.V = ValueEnsemble(observation_dim, chunk_dim, config.value_hidden, config.K, generator).to(
+            device
+        )
         self.v_ema = copy.deepcopy(self.v).requires_grad_(False)
         self.V_target = copy.deepcopy(self.V).requires_grad_(False)
         self.optimizer = _make_optimizer(self.parameters(), config)
@@ -231,7 +236,9 @@ class RQL:
             if self.runs is None:
                 norms[f"gradient_{name}"] = torch.stack(torch._foreach_norm(gradients)).norm()
             else:
-                norms[f"gradient_{name}"] = torch.stack([g.flatten(1).norm(dim=1) for g in gradients]).norm(dim=0)
+                norms[f"gradient_{name}"] = torch.stack([g.flatten(1).norm(dim=1) for g in gradients]).norm(
+                    dim=0
+                )
         return norms
 
     @torch.no_grad()
@@ -248,7 +255,9 @@ class RQL:
         return target
 
     @torch.no_grad()
-    def stepwise_target(self, s: Tensor, a: Tensor, target: Tensor, noise: Noise) -> tuple[Tensor, Tensor, Tensor]:
+    def stepwise_target(
+        self, s: Tensor, a: Tensor, target: Tensor, noise: Noise
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """The ablation without reversal (docs/algorithm.md): partial actions `[..., B, hA]`, their flow times `[..., B, 1]`
         and targets `[..., B]`.
 
@@ -259,7 +268,9 @@ class RQL:
         k = torch.clamp((noise.reversal_depth * (flow_steps + 1)).floor(), max=flow_steps)[..., None]
         f = 1.0 - k / flow_steps
         x = (1 - f) * noise.bc_noise + f * a
-        ahead = self.V_target(s, x + self.v(s, x, f) / flow_steps, torch.clamp(f + 1.0 / flow_steps, max=1.0)).mean(-2)
+        ahead = self.V_target(
+            s, x + self.v(s, x, f) / flow_steps, torch.clamp(f + 1.0 / flow_steps, max=1.0)
+        ).mean(-2)
         return x, f, torch.where(k[..., 0] == 0, target, ahead)
 
     def losses(self, batch: Batch, noise: Noise) -> Losses:
@@ -285,7 +296,12 @@ class RQL:
         weight = torch.where(error >= 0, c.kappa, 1.0 - c.kappa)
         loss = (valid.unsqueeze(-2) * weight * error.square()).mean((-2, -1))
         seen = values.detach().flatten(-2)
-        return loss, {"v_mean": seen.mean(-1), "v_min": seen.amin(-1), "v_max": seen.amax(-1), "target_mean": target.mean(-1)}
+        return loss, {
+            "v_mean": seen.mean(-1),
+            "v_min": seen.amin(-1),
+            "v_max": seen.amax(-1),
+            "target_mean": target.mean(-1),
+        }
 
     def policy_loss(self, batch: Batch, noise: Noise) -> tuple[Tensor, dict[str, Tensor]]:
         """alpha times the cloning loss plus the value term, `[...]`, and figures; its gradient reaches v alone."""
@@ -318,7 +334,12 @@ class RQL:
         return c.policy_value_weight * policy_value + c.alpha * bc, figures
 
     def gradients(
-        self, batch: Batch, noise: Noise, *, losses: Callable[[Batch, Noise], Losses] | None = None, share: float = 1.0
+        self,
+        batch: Batch,
+        noise: Noise,
+        *,
+        losses: Callable[[Batch, Noise], Losses] | None = None,
+        share: float = 1.0,
     ) -> tuple[Losses, list[Tensor]]:
         """Detached losses, and the gradient of `share` times the total with respect to `parameters()`.
 

@@ -258,7 +258,9 @@ def test_what_a_dead_simulator_left_unevaluated_is_kept_and_made_up_for(
     assert "a simulator process died" in capsys.readouterr().err
     assert steps_on_disk(run) == [3, 6, 9, 12]
     again = ScriptedEvaluator({3: 0.1, 6: 0.8, 9: 0.2, 12: 0.3, 15: 0.0})
-    Trainer(msgspec.structs.replace(config, updates=15), make_store(), run, resume=True, evaluator=again).train()
+    Trainer(
+        msgspec.structs.replace(config, updates=15), make_store(), run, resume=True, evaluator=again
+    ).train()
     assert sorted(again.submitted) == [3, 6, 9, 12, 15]
     assert steps_on_disk(run) == [6, 15]
 

@@ -52,7 +52,9 @@ class EngineChoice:
     """CPU threads, each with a slice of the batch of its own; sums of gradients depend on it in their last bits."""
 
     def __str__(self) -> str:
-        return f"{self.engine} {self.precision}, " + (f"{self.threads} CPU threads" if self.device == "cpu" else "CUDA")
+        return f"{self.engine} {self.precision}, " + (
+            f"{self.threads} CPU threads" if self.device == "cpu" else "CUDA"
+        )
 
 
 class Engine(Protocol):
@@ -75,7 +77,9 @@ def choose_device(config: TrainConfig) -> Literal["cpu", "cuda"]:
     """Resolve `device`; raises UserError when a GPU is asked for and torch finds none."""
     found = torch.cuda.is_available()
     if config.device == "cuda" and not found:
-        raise UserError("train.device is cuda, but torch finds no CUDA device: pass --set device=cpu, or install a CUDA build of torch")
+        raise UserError(
+            "train.device is cuda, but torch finds no CUDA device: pass --set device=cpu, or install a CUDA build of torch"
+        )
     return "cuda" if found and config.device != "cpu" else "cpu"
 
 
@@ -88,12 +92,18 @@ def compiler_available(device: str) -> bool:
 def require_engine(choice: EngineChoice, run: Path) -> None:
     """Raise UserError unless the engine that `run` was trained with can run here, so that resuming repeats its numbers."""
     if choice.device == "cuda" and not torch.cuda.is_available():
-        raise UserError(f"run {run} was trained on a GPU, and torch finds none: resume it there, or start anew with --init-from {run}")
+        raise UserError(
+            f"run {run} was trained on a GPU, and torch finds none: resume it there, or start anew with --init-from {run}"
+        )
     if choice.engine == "compiled" and not compiler_available(choice.device):
-        raise UserError(f"run {run} was trained compiled, which needs a compiler: install g++, or start anew with --init-from {run}")
+        raise UserError(
+            f"run {run} was trained compiled, which needs a compiler: install g++, or start anew with --init-from {run}"
+        )
 
 
-def choose_engine(config: TrainConfig, observation_dim: int, action_dim: int, *, workers: int = 1) -> EngineChoice:
+def choose_engine(
+    config: TrainConfig, observation_dim: int, action_dim: int, *, workers: int = 1
+) -> EngineChoice:
     """Resolve `engine`, `precision` and `device` for this machine and this run's length; refuses what cannot run here.
 
     `workers` share each batch (train/engines/data_parallel.py).
@@ -101,10 +111,16 @@ def choose_engine(config: TrainConfig, observation_dim: int, action_dim: int, *,
     device = choose_device(config)
     compiler = compiler_available(device)
     if config.engine == "compiled" and not compiler:
-        raise UserError("train.engine is compiled, but torch.compile needs a compiler here: install g++, or pass --engine eager")
+        raise UserError(
+            "train.engine is compiled, but torch.compile needs a compiler here: install g++, or pass --engine eager"
+        )
     engine: Literal["eager", "compiled"]
     if config.engine == "auto":
-        engine = "compiled" if compiler and worth_compiling(config, device, observation_dim, action_dim) else "eager"
+        engine = (
+            "compiled"
+            if compiler and worth_compiling(config, device, observation_dim, action_dim)
+            else "eager"
+        )
     else:
         engine = config.engine
     precision = config.precision
@@ -124,9 +140,15 @@ def worth_compiling(config: TrainConfig, device: str, observation_dim: int, acti
     return flop / EAGER_FLOPS >= WORTH_COMPILING_SECONDS
 
 
-def engine_warnings(config: TrainConfig, choice: EngineChoice, observation_dim: int, action_dim: int) -> list[str]:
+def engine_warnings(
+    config: TrainConfig, choice: EngineChoice, observation_dim: int, action_dim: int
+) -> list[str]:
     """What the choice deserves a look for, one sentence each."""
-    if config.engine != "auto" or choice.engine == "compiled" or not worth_compiling(config, choice.device, observation_dim, action_dim):
+    if (
+        config.engine != "auto"
+        or choice.engine == "compiled"
+        or not worth_compiling(config, choice.device, observation_dim, action_dim)
+    ):
         return []
     return ["updates run eagerly: compiled ones, faster in a run this long, need a compiler (install g++)"]
 
@@ -139,7 +161,9 @@ def choose_threads(config: TrainConfig, workers: int) -> int:
     return max(n for n in range(1, wanted + 1) if n == 1 or (rows % n == 0 and rows // n >= SLICE_ROWS))
 
 
-def make_engine(choice: EngineChoice, agent: RQL, draw: Draw, *, reduce: Reduce | None = None, generator: torch.Generator) -> Engine:
+def make_engine(
+    choice: EngineChoice, agent: RQL, draw: Draw, *, reduce: Reduce | None = None, generator: torch.Generator
+) -> Engine:
     """The engine of that choice. `draw` makes one update's batch and noise on the agent's device, from `generator`."""
     set_precision(agent, choice.precision)
     if choice.device == "cpu":
@@ -148,12 +172,21 @@ def make_engine(choice: EngineChoice, agent: RQL, draw: Draw, *, reduce: Reduce 
         return GraphEngine(agent, draw, overlapped(agent), capture=CudaCapture(generator))
     losses = compiled(agent.losses, choice.device) if choice.engine == "compiled" else agent.losses
     gradients: Gradients = functools.partial(agent.gradients, losses=losses)
-    return StepEngine(agent, draw, SlicedGradients(agent, losses, choice.threads) if choice.threads > 1 else gradients, reduce)
+    return StepEngine(
+        agent,
+        draw,
+        SlicedGradients(agent, losses, choice.threads) if choice.threads > 1 else gradients,
+        reduce,
+    )
 
 
-def compiled(function: Callable[[Batch, Noise], Any], device: str, mode: str | None = None) -> Callable[[Batch, Noise], Any]:
+def compiled(
+    function: Callable[[Batch, Noise], Any], device: str, mode: str | None = None
+) -> Callable[[Batch, Noise], Any]:
     """`function` by torch.compile. On a CPU its kernels are called from C++: threads with slices would queue for Python's lock."""
-    return torch.compile(function, dynamic=False, mode=mode, options={"cpp_wrapper": True} if device == "cpu" else None)
+    return torch.compile(
+        function, dynamic=False, mode=mode, options={"cpp_wrapper": True} if device == "cpu" else None
+    )
 
 
 def overlapped(agent: RQL, mode: str | None = None, streams: int = 2) -> Gradients:
@@ -162,7 +195,10 @@ def overlapped(agent: RQL, mode: str | None = None, streams: int = 2) -> Gradien
     V's part (the reversal, a chain of F small steps, then the regression) is bound by launches; v's part (cloning and the value
     term) fills the device meanwhile, on a second stream.
     """
-    value_loss, policy_loss = compiled(agent.value_loss, "cuda", mode), compiled(agent.policy_loss, "cuda", mode)
+    value_loss, policy_loss = (
+        compiled(agent.value_loss, "cuda", mode),
+        compiled(agent.policy_loss, "cuda", mode),
+    )
     of_policy, of_value = list(agent.v.parameters()), list(agent.V.parameters())
     side = torch.cuda.Stream() if streams == 2 else None  # type: ignore[no-untyped-call]
 
@@ -207,7 +243,11 @@ def flop_per_update(c: RQLConfig, batch_size: int, observation_dim: int, action_
     def size(hidden: tuple[int, ...], out: int) -> int:
         return sum(a * b for a, b in itertools.pairwise([inputs, *hidden, out]))
 
-    return 2.0 * batch_size * ((c.F + 3) * size(c.policy_hidden, chunk) + (1 + 3 + 2) * c.K * size(c.value_hidden, 1))
+    return (
+        2.0
+        * batch_size
+        * ((c.F + 3) * size(c.policy_hidden, chunk) + (1 + 3 + 2) * c.K * size(c.value_hidden, 1))
+    )
 
 
 class StepEngine:

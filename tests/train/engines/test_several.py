@@ -17,7 +17,9 @@ SEEDS = (0, 1, 2)
 
 def shared_rows(device: str = "cpu") -> SharedRows:
     store = make_store((20, 30, 25, 12))
-    sampler = WindowSampler(store, CONFIG.h, generator=torch.Generator(device).manual_seed(5), inner_observations=False)
+    sampler = WindowSampler(
+        store, CONFIG.h, generator=torch.Generator(device).manual_seed(5), inner_observations=False
+    )
     rewards = torch.from_numpy(store.rewards).repeat(3, 1) - torch.arange(3)[:, None]
     masks = torch.from_numpy(store.masks).repeat(3, 1)
     masks[2, 10:20] = 0
@@ -35,7 +37,9 @@ def test_every_run_moves_as_it_would_alone(reversal: bool) -> None:
         losses = together.update(batch, noise)
         norms = together.gradient_norms()
         for i, agent in enumerate(alone):
-            expected = agent.update(Batch(*(part[:, i] for part in batch)), Noise(*(part[i] for part in noise)))
+            expected = agent.update(
+                Batch(*(part[:, i] for part in batch)), Noise(*(part[i] for part in noise))
+            )
             for name, value in expected._asdict().items():
                 torch.testing.assert_close(getattr(losses, name)[i], value, rtol=1e-4, atol=1e-5)
             for name, value in agent.gradient_norms().items():
