@@ -58,8 +58,9 @@ def network_bundle(
     import torch
 
     from rql_deploy.export.exporter import ExportModules, export_bundle
+    from rql_deploy.train.config import RQLConfig
     from rql_deploy.train.export_modules import make_modules
-    from rql_deploy.train.rql import RQL, RQLConfig
+    from rql_deploy.train.rql import RQL
 
     contract = make_contract(make_plant(), flow_steps=flow_steps, members=members)
     config = RQLConfig(h=CHUNK, K=max(2, members), F=flow_steps, policy_hidden=hidden, value_hidden=hidden)

@@ -19,8 +19,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from rql_deploy.train.config import RQLConfig
 from rql_deploy.train.networks import ValueEnsemble, VectorField
-from rql_deploy.train.rql import RQL, Batch, Noise, RQLConfig, integrate
+from rql_deploy.train.rql import RQL, Batch, Noise, integrate
 
 TOLERANCE, ACTION_TOLERANCE = 1e-5, 1e-4
 UPDATES = 3

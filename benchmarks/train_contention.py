@@ -17,8 +17,8 @@ import sys
 import torch
 from train_speed import BATCH, SIZES, Contender, make_store
 
-from rql_deploy.train.engines.engine import EngineChoice
-from rql_deploy.train.rql import RQLConfig
+from rql_deploy.train.config import RQLConfig
+from rql_deploy.train.engines.choice import EngineChoice
 
 NEIGHBOUR = [sys.executable, "-c", "while True: pass"]
 

@@ -11,8 +11,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from ..config import RQLConfig
 from ..data.sampler import WindowSampler
-from ..rql import RQL, Batch, Noise, RQLConfig, draw_noise
+from ..rql import RQL, Batch, Noise, draw_noise
 
 
 def stacked_agents(
