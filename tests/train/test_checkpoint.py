@@ -300,6 +300,6 @@ def test_a_compiled_run_is_not_resumed_without_a_compiler(
     data = json.loads(header.read_text())
     data["engine"]["engine"] = "compiled"
     header.write_text(json.dumps(data))
-    monkeypatch.setattr("rql_deploy.train.engines.engine.shutil.which", lambda name: None)
+    monkeypatch.setattr("rql_deploy.train.engines.choice.shutil.which", lambda name: None)
     with pytest.raises(UserError, match=r"install g\+\+"):
         Trainer(CONFIG, make_store(), tmp_path / "run", resume=True)
