@@ -39,8 +39,8 @@ from rql_deploy.export.graphs import ExportModules
 from rql_deploy.flow import flow_schedule
 from rql_deploy.seeding import flow_noise
 from rql_deploy.structs import to_plain
-from rql_deploy.train.config import RQLConfig
 from rql_deploy.train.export_modules import all_members, make_modules
+from rql_deploy.train.hyperparameters import RQLConfig
 from rql_deploy.train.rql import RQL
 
 OBSERVATION, A, H, F, K = 28, 5, 5, 10, 10

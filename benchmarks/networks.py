@@ -58,8 +58,8 @@ def network_bundle(
     import torch
 
     from rql_deploy.export.exporter import ExportModules, export_bundle
-    from rql_deploy.train.config import RQLConfig
     from rql_deploy.train.export_modules import make_modules
+    from rql_deploy.train.hyperparameters import RQLConfig
     from rql_deploy.train.rql import RQL
 
     contract = make_contract(make_plant(), flow_steps=flow_steps, members=members)

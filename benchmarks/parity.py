@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from rql_deploy.train.config import RQLConfig
+from rql_deploy.train.hyperparameters import RQLConfig
 from rql_deploy.train.networks import ValueEnsemble, VectorField
 from rql_deploy.train.rql import RQL, Batch, Noise, integrate
 

@@ -17,8 +17,8 @@ import sys
 import torch
 from train_speed import BATCH, SIZES, Contender, make_store
 
-from rql_deploy.train.config import RQLConfig
 from rql_deploy.train.engines.choice import EngineChoice
+from rql_deploy.train.hyperparameters import RQLConfig
 
 NEIGHBOUR = [sys.executable, "-c", "while True: pass"]
 

@@ -22,7 +22,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .config import RQLConfig
+from .hyperparameters import RQLConfig
 from .networks import ValueEnsemble, VectorField, stack, unstack
 
 

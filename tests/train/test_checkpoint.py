@@ -13,7 +13,8 @@ import torch
 
 from rql_deploy.errors import UserError
 from rql_deploy.train.checkpoint import load_checkpoint
-from rql_deploy.train.config import RQLConfig, TrainConfig
+from rql_deploy.train.config import TrainConfig
+from rql_deploy.train.hyperparameters import RQLConfig
 from rql_deploy.train.logging.loggers import read_metrics
 from rql_deploy.train.logging.periodic_evaluation import Evaluation, read_evaluations
 from rql_deploy.train.run_folder import read_pointer

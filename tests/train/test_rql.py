@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from rql_deploy.train.config import RQLConfig
+from rql_deploy.train.hyperparameters import RQLConfig
 from rql_deploy.train.networks import gelu
 from rql_deploy.train.rql import RQL, Batch, draw_noise, integrate, reverse, window_masks
 from tests.helpers.commands import ROOT

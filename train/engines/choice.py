@@ -12,7 +12,8 @@ from typing import Literal
 import torch
 
 from rql_deploy.errors import UserError
-from rql_deploy.train.config import RQLConfig, TrainConfig
+from rql_deploy.train.config import TrainConfig
+from rql_deploy.train.hyperparameters import RQLConfig
 
 EAGER_FLOPS = 4e10
 """What eager updates are assumed to reach on a CPU when `auto` decides; measured: 4e10 to 9e10 on two cores (benchmarks/train_speed.py)."""

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..config import RQLConfig
 from ..data.sampler import WindowSampler
+from ..hyperparameters import RQLConfig
 from ..rql import RQL, Batch, Noise, draw_noise
 
 

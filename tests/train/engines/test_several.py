@@ -6,9 +6,9 @@ import msgspec
 import pytest
 import torch
 
-from rql_deploy.train.config import RQLConfig
 from rql_deploy.train.data.sampler import WindowSampler
 from rql_deploy.train.engines.several import SharedRows, stacked_agents
+from rql_deploy.train.hyperparameters import RQLConfig
 from rql_deploy.train.rql import RQL, Batch, Noise
 from tests.helpers.data import make_store
 
