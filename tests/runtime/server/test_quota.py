@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
+import zmq
 
 from rql_deploy.bundle.bundle import Bundle
 from rql_deploy.errors import UserError
-from rql_deploy.runtime.client.channel import Channel
 from rql_deploy.runtime.engine.model import Model
 from rql_deploy.runtime.server import quota
 from rql_deploy.runtime.server import server as servers
@@ -45,22 +46,23 @@ def answers(requests: dict[str, int]) -> dict[str, Counter[str]]:
     fields = {spec.name: np.zeros(spec.shape, np.float32) for spec in model.contract.plant.fields}
     with PolicyServer([model], "tcp://127.0.0.1:*") as server:
         model.on_compute = server.stop
-        channels = {name: Channel(INTERNAL, context=server.context) for name in requests}
-        for name, count in requests.items():
-            for number in range(count):
-                request = raw_message({"v": protocol.VERSION, "id": number, "epoch": 1, "op": "act"}, fields)
-                protocol.send(channels[name].socket, request)
-        server.run()
-        found: dict[str, Counter[str]] = {}
-        for name, channel in channels.items():
-            replies = [
-                read_header(protocol.receive(channel.socket, protocol.NOBLOCK)[0])
-                for _ in range(requests[name])
-            ]
-            found[name] = Counter(
-                "computed" if reply["ok"] else f"{reply['code']}: {reply['error']}" for reply in replies
-            )
-            channel.close()
+        with contextlib.ExitStack() as stack:
+            sockets = {}
+            for name in requests:
+                sockets[name] = stack.enter_context(server.context.socket(zmq.DEALER))
+                sockets[name].linger = 0
+                sockets[name].connect(INTERNAL)
+            for name, count in requests.items():
+                for number in range(count):
+                    header = {"v": protocol.VERSION, "id": number, "epoch": 1, "op": "act"}
+                    sockets[name].send_multipart(raw_message(header, fields))
+            server.run()
+            found: dict[str, Counter[str]] = {}
+            for name, socket in sockets.items():
+                replies = [read_header(socket.recv_multipart(zmq.NOBLOCK)[0]) for _ in range(requests[name])]
+                found[name] = Counter(
+                    "computed" if reply["ok"] else f"{reply['code']}: {reply['error']}" for reply in replies
+                )
     return found
 
 
