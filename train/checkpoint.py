@@ -151,8 +151,8 @@ def save_checkpoint(
 def checkpoint_bytes(agent: RQL, reference: Mapping[str, Tensor]) -> int:
     """Size of one checkpoint's tensors on disk: four networks, Adam's two averages, reference rows."""
     networks = [tensor for name in NETWORKS for tensor in getattr(agent, name).state_dict().values()]
-    adam = 2 * sum(parameter.nbytes for parameter in agent.parameters())
-    return adam + sum(tensor.nbytes for tensor in (*networks, *reference.values()))
+    tensors = (*networks, *agent.parameters(), *agent.parameters(), *reference.values())
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
 def load_checkpoint(path: Path) -> Checkpoint:
