@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from rql_deploy.errors import UserError
+from rql_deploy.progress import TerminalProgress
 from rql_deploy.train.checkpoint import load_checkpoint
 from rql_deploy.train.config import TrainConfig
 from rql_deploy.train.hyperparameters import RQLConfig
@@ -253,8 +254,10 @@ def test_what_a_dead_simulator_left_unevaluated_is_kept_and_made_up_for(
 ) -> None:
     config = msgspec.structs.replace(CONFIG, evaluate_every=3, log_every=1)
     run = tmp_path / "run"
-    result = Trainer(config, make_store(), run, evaluator=FailingEvaluator({})).train()
-    assert result.finished
+    trainer = Trainer(
+        config, make_store(), run, evaluator=FailingEvaluator({}), progress=TerminalProgress()
+    )
+    assert trainer.train().finished
     assert "a simulator process died" in capsys.readouterr().err
     assert steps_on_disk(run) == [3, 6, 9, 12]
     again = ScriptedEvaluator({3: 0.1, 6: 0.8, 9: 0.2, 12: 0.3, 15: 0.0})

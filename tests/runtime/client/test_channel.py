@@ -10,7 +10,8 @@ import zmq
 
 from rql_deploy.errors import DeadlineMissed
 from rql_deploy.runtime.client.channel import Channel
-from rql_deploy.runtime.wire import protocol
+from rql_deploy.runtime.wire.headers import Act
+from tests.helpers.wire import read_header
 
 
 def test_a_request_is_not_kept_for_a_server_that_comes_later(tmp_path: Path) -> None:
@@ -22,10 +23,10 @@ def test_a_request_is_not_kept_for_a_server_that_comes_later(tmp_path: Path) -> 
         router.rcvtimeo = 10_000
         try:
             with pytest.raises(DeadlineMissed, match=r"no connection to .* within 50 ms"):
-                channel.call({"op": "act", "n": 1}, {}, 0.05)
+                channel.call(Act(seed=1), {}, 0.05)
             router.bind(endpoint)
-            channel.send({"op": "act", "n": 2}, {}, time.monotonic() + 10.0, 10.0)
-            assert protocol.decode(router.recv_multipart()[1:])[0]["n"] == 2
+            channel.send(Act(seed=2), {}, time.monotonic() + 10.0, 10.0)
+            assert read_header(router.recv_multipart()[1])["seed"] == 2
             assert router.poll(200) == 0
         finally:
             channel.close()
