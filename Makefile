@@ -1,36 +1,34 @@
-# make setup | demo | test | test-all | lint | table | film | pictures
+# make setup | demo | test | test-all | lint | docs | wheel | mutants | table | film | pictures
 #
+# COVERAGE      1: tests also say which lines they ran, and fail below COVERAGE_FLOOR per cent
 # TEST_WORKERS  processes that tests run in; files are shared out among them
-# PYTHON        interpreter for the virtual environment (3.11 or 3.12)
+# PYTHON        interpreter for the virtual environment (3.11 or 3.12); where there is none, uv brings one
+# UV            uv, which installs when it is there; UV= leaves it to pip
 # TORCH_INDEX   PyTorch's package index, for a build that fits your machine, e.g.
 #                 make demo TORCH_INDEX=https://download.pytorch.org/whl/cpu
-PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v python3)
+UV ?= $(shell command -v uv)
+PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || test -n "$(UV)" || command -v python3)
 TORCH_INDEX ?=
 TEST_WORKERS ?= 2
+COVERAGE ?=
+COVERAGE_FLOOR ?= 0
+COVERED = $(if $(COVERAGE),--cov --cov-report=term:skip-covered --cov-fail-under=$(COVERAGE_FLOOR))
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 TREE := build/tree
 JAVASCRIPT := $(addsuffix /node_modules/.package-lock.json,docs/consumer clients/node)
 
-.PHONY: setup demo table film pictures test test-all lint tree clean
+.PHONY: setup demo table film pictures test test-all lint types docs wheel mutants tree clean
 
 setup: $(INSTALLED) $(JAVASCRIPT)
 
-$(INSTALLED): requirements.lock pyproject.toml
-	@$(or $(wildcard $(BIN)/python),$(PYTHON)) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' \
-		|| { echo "the simulators need Python 3.11 or 3.12: pass PYTHON=python3.11 (and move $(VENV) away if it is another's)"; exit 2; }
-	test -x $(BIN)/pip || $(PYTHON) -m venv --clear $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) -r requirements.lock
-	mkdir -p build
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-build-isolation --no-deps --editable . 2> build/install.log \
-		|| { cat build/install.log; exit 1; }
-	@echo "compiling robosuite's numba functions, once"
-	$(BIN)/python -c "from rql_deploy.sim.plants.tasks import Task; env = Task('robosuite:Lift', {}).make_env(); env.reset(seed=0); env.step([0.0] * 7)"
-	touch $@
+$(INSTALLED): requirements.lock requirements-no-deps.lock pyproject.toml
+	@PYTHON="$(PYTHON)" UV="$(UV)" TORCH_INDEX="$(TORCH_INDEX)" tools/setup
+	@touch $@
 
-# The JavaScript consumer of a bundle and the JavaScript client, for their tests. A user who lacks npm goes without these tests and is told;
-# where all is required it is an error.
+# The JavaScript consumer of a bundle and the JavaScript client, for their tests. A user who lacks npm goes
+# without these tests and is told; where all is required it is an error.
 %/node_modules/.package-lock.json: %/package-lock.json
 	@if command -v npm > /dev/null && (cd $* && npm ci --ignore-scripts --no-audit --no-fund --fetch-retries=5 --fetch-timeout=120000); \
 		then touch $@; \
@@ -40,7 +38,8 @@ $(INSTALLED): requirements.lock pyproject.toml
 demo: $(INSTALLED)
 	$(BIN)/rql-deploy demo
 
-# Hours; stopped at any time, it goes on where it was. Rows are finished one after the other (runs/table/results.md).
+# Hours; stopped at any time, it goes on where it was. Rows are finished one after the other
+# (runs/table/results.md).
 table: $(INSTALLED)
 	$(BIN)/rql-deploy sweep benchmarks/table.toml --output runs/table
 
@@ -56,22 +55,40 @@ pictures: $(INSTALLED)
 	$(BIN)/python docs/pictures/reversal.py
 
 test: setup lint
-	$(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadfile -m "not slow"
+	$(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadfile $(COVERED) -m "not slow"
 
 test-all: setup lint
-	$(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadfile
+	$(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadfile $(COVERED)
 
-lint: setup tree
+lint: setup types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	cd $(TREE) && $(abspath $(BIN))/mypy --config-file $(abspath pyproject.toml) --cache-dir $(abspath .mypy_cache) -p rql_deploy
 	cd $(TREE) && $(abspath $(BIN))/lint-imports --config $(abspath pyproject.toml) --no-cache
 	$(BIN)/python -m pytest tests/test_layout.py
 
-# The rooms lie beside rql_deploy/ but are installed inside it; type and import checkers see them where they are installed.
+types: tree
+	cd $(TREE) && $(abspath $(BIN))/mypy --config-file $(abspath pyproject.toml) \
+		--cache-dir $(abspath .mypy_cache) -p rql_deploy
+
+# The rooms lie beside rql_deploy/ but are installed inside it; type and import checkers see them where they
+# are installed.
 tree:
 	rm -rf $(TREE) && mkdir -p $(TREE)/rql_deploy
 	cd $(TREE)/rql_deploy && ln -s ../../../rql_deploy/* . && ln -s ../../../train ../../../export ../../../runtime ../../../sim .
+
+# The reference from docstrings, in build/docs; names without a docstring and links that lead nowhere are
+# errors.
+docs: setup
+	tools/lay-out build/laid-out
+	PYTHONPATH=build/laid-out $(BIN)/python tools/build_docs.py
+
+# Installs the wheel in bare environments of the Pythons that are here, and uses it.
+wheel: setup
+	tools/try-wheel
+
+# For a night: which changes of the safety filter, limits and quota does no test notice?
+mutants: setup
+	tools/mutants
 
 clean:
 	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis docs/consumer/node_modules clients/node/node_modules *.egg-info

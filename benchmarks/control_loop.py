@@ -13,7 +13,6 @@ JSON line.
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import json
 import multiprocessing as mp
 import os
@@ -22,6 +21,7 @@ from collections.abc import Mapping
 from multiprocessing.connection import Connection
 from typing import Any
 
+import msgspec
 import numpy as np
 import zmq
 from networks import make_contract
@@ -29,7 +29,7 @@ from networks import make_contract
 from rql_deploy.contract import ActionDimension, Contract, ObservationField, PlantDescription
 from rql_deploy.runtime.client import RemotePolicy
 from rql_deploy.runtime.control.realtime import RealTimeLoop, RealTimeResult
-from rql_deploy.runtime.wire import protocol
+from rql_deploy.runtime.wire import headers, protocol
 
 H, ACTIONS, STATE = 8, 7, 32
 PRIORITY = 20
@@ -44,7 +44,7 @@ def make_plant(rate: float) -> PlantDescription:
 
 
 def contract_for(plant: PlantDescription) -> Contract:
-    return dataclasses.replace(make_contract(plant), h=H)
+    return msgspec.structs.replace(make_contract(plant), h=H)
 
 
 def timed_server(pipe: Connection, plant: PlantDescription, seconds: float) -> None:
@@ -59,18 +59,26 @@ def timed_server(pipe: Connection, plant: PlantDescription, seconds: float) -> N
     pipe.send(f"tcp://127.0.0.1:{socket.bind_to_random_port('tcp://127.0.0.1')}")
     while True:
         client, *frames = socket.recv_multipart(copy=True)
-        header, _ = protocol.decode(frames)
-        reply = {"v": protocol.VERSION, "id": header["id"], "epoch": header["epoch"], "ok": True}
+        head, _ = protocol.decode(frames)
+        request = protocol.decode_request(head, frames[0])
+        reply: headers.Reply = headers.ResetReply()
         arrays: dict[str, Any] = {}
-        if header["op"] == "hello":
-            reply |= {"contract_id": contract.contract_id, "name": "benchmark"}
+        if isinstance(request, headers.Hello):
+            reply = headers.HelloReply(
+                server="benchmark",
+                capabilities=["act"],
+                bundle="benchmark",
+                bundles={},
+                contract_id=contract.contract_id,
+                records=False,
+            )
             arrays = {"contract": text}
-        elif header["op"] == "act":
+        elif isinstance(request, headers.Act):
             time.sleep(seconds)
-            reply |= {"seed": header.get("seed", 0) or 0, "steps_used": 10, "deltas": [], "compared": 1, "value": None, "spread": None}
-            reply |= {"timing": {"queue": 0.0, "inference": seconds, "server": seconds}}
+            timing = {"queue": 0.0, "inference": seconds, "server": seconds}
+            reply = headers.ActReply(value=None, spread=None, steps_used=10, seed=request.seed or 0, deltas=(), compared=1, timing=timing)
             arrays = {"actions": actions}
-        socket.send_multipart([client, *protocol.encode(reply, arrays)])
+        socket.send_multipart([client, *protocol.encode(reply, arrays, id=head.id, epoch=head.epoch)])
 
 
 class StillPlant:

@@ -28,9 +28,9 @@ BATCH, WINDOW = 256, 5
 
 def make(folder: Path, rows: int) -> dict[str, Path]:
     """The same random data in every format."""
-    from rql_deploy.cli.data.output import write_data
     from rql_deploy.contract import ActionDimension, ObservationField, PlantDescription
     from rql_deploy.train.data.store import TransitionStore
+    from rql_deploy.workflows.data_writing import write_data
 
     rng = np.random.default_rng(0)
     plant = PlantDescription(
@@ -60,7 +60,7 @@ def make(folder: Path, rows: int) -> dict[str, Path]:
         "robomimic": "data.hdf5",
         "lerobot": "lerobot",
     }
-    return {form: write_data(store, str(folder / name), form)[0] for form, name in names.items()}
+    return {form: write_data(store, str(folder / name), form).dataset for form, name in names.items()}
 
 
 def peak() -> int:
@@ -123,15 +123,15 @@ def draw(path: Path) -> dict[str, float]:
 def generate(tasks: list[str], steps: int) -> dict[str, dict[str, float]]:
     """Steps per second of one process, and hours for 1 M steps on one core."""
     os.environ.setdefault("MUJOCO_GL", "egl")
-    from rql_deploy.sim.demonstrators.ogbench_play import RECIPES, Player
+    from rql_deploy.sim.demonstrators.ogbench_play import RECIPES, PlayGenerator
 
     found = {}
-    players = {task: Player(RECIPES[task], steps) for task in tasks}
-    for player in players.values():
-        player.play(0)  # compiles numba functions and the model
-    for task, player in players.items():
+    generators = {task: PlayGenerator(RECIPES[task], steps) for task in tasks}
+    for generator in generators.values():
+        generator.generate(0)  # compiles numba functions and the model
+    for task, generator in generators.items():
         start = time.perf_counter()
-        episode = player.play(1)
+        episode = generator.generate(1)
         made = (episode.rejected + 1) * steps
         rate = made / (time.perf_counter() - start)
         found[task] = {

@@ -2,8 +2,8 @@
 
     python benchmarks/delay_sweep.py [--bundle NAME=PATH ...] [--task robosuite:Lift] [--episodes 200] [--delays 0 0.5 1 2 4]
 
-Ways other than the three modes: `prefix`, `make-up` and `anytime+make-up` (see `Condition`); making up changes nothing where the contract
-names no controller (OGBench), so leave those out there.
+Ways other than the three modes: `prefix`, `compensated` and `anytime+compensated` (see `Condition`). Delay compensation changes nothing
+where the contract names no controller (OGBench); leave these two out there.
 
 The real-time loop on a simulated clock: the simulator does not wait for the policy, whose decisions arrive so many control periods after
 their observation (previews evenly spread before, as they would be if refinement took all of that time). A tick without a fresh action is
@@ -33,7 +33,7 @@ from rql_deploy.bundle.bundle import Bundle
 from rql_deploy.plant import EpisodicPlant
 from rql_deploy.policy import DEFAULT_CANDIDATES
 from rql_deploy.runtime.control.clock import Clock, SimulatedClock
-from rql_deploy.runtime.control.inference import DelayedAsker
+from rql_deploy.runtime.control.inference import SimulatedLatencyRunner
 from rql_deploy.runtime.control.playback import MODES, Mode
 from rql_deploy.runtime.control.realtime import RealTimeLoop
 from rql_deploy.runtime.engine.onnx_policy import OnnxPolicy
@@ -42,7 +42,7 @@ from rql_deploy.sim.plants.tasks import EnvPlant, Task, describe
 from rql_deploy.statistics import paired_difference, wilson_interval
 
 SHIPPED = Path(__file__).parent.parent / "rql_deploy" / "assets" / "lift_bundle"
-WAYS = (*MODES, "prefix", "make-up", "anytime+make-up")
+WAYS = (*MODES, "prefix", "compensated", "anytime+compensated")
 ROBOSUITE = {"robot": "Panda", "controller": "OSC_POSE", "control_rate": 20, "horizon": 120}
 
 
@@ -51,17 +51,17 @@ class Condition:
     """One way of playing chunks under one delay."""
 
     way: str
-    """A mode of playback; `prefix`: prefetch, with each chunk made to go on from the actions that play meanwhile; `make-up`: prefetch or
-    anytime, with each chunk making up for them."""
+    """A mode of playback; `prefix`: prefetch, with each chunk continuing the actions that play meanwhile; `compensated`: prefetch or
+    anytime with delay compensation."""
     delay: float
     """Control periods."""
 
     @property
     def mode(self) -> Mode:
         """How the loop plays."""
-        if self.way in ("prefix", "make-up"):
+        if self.way in ("prefix", "compensated"):
             return "prefetch"
-        return self.way.removesuffix("+make-up")  # type: ignore[return-value]
+        return self.way.removesuffix("+compensated")  # type: ignore[return-value]
 
     @property
     def played(self) -> tuple[str, float]:
@@ -70,12 +70,12 @@ class Condition:
         if ticks == 0:
             return "none", 0.0
         if self.mode == "anytime":
-            return (self.way, self.delay) if ticks > 1 else ("make-up" if "make-up" in self.way else "prefetch", 1.0)
+            return (self.way, self.delay) if ticks > 1 else ("compensated" if "compensated" in self.way else "prefetch", 1.0)
         return self.way, float(ticks)
 
     @property
-    def lead(self) -> int | None:
-        """Without delay no lead; otherwise the loop finds it."""
+    def prefetch_ticks(self) -> int | None:
+        """Without delay 0; otherwise the loop measures it."""
         return 0 if self.delay == 0 else None
 
 
@@ -83,13 +83,13 @@ def play(plant: EpisodicPlant, policy: OnnxPolicy, condition: Condition, seed: i
     """One episode; the same seed and condition give the same episode."""
     period = 1.0 / policy.contract.plant.control_rate
 
-    def asker(clock: Clock, guard: Any) -> DelayedAsker:
-        return DelayedAsker(
+    def make_runner(clock: Clock, safety: Any) -> SimulatedLatencyRunner:
+        return SimulatedLatencyRunner(
             policy,
             clock,
             condition.delay * period,
             candidates=candidates,
-            value=guard.needs_value,
+            value=safety.needs_value,
             prefix=condition.way == "prefix",
         )
 
@@ -97,11 +97,11 @@ def play(plant: EpisodicPlant, policy: OnnxPolicy, condition: Condition, seed: i
         plant,
         policy,
         mode=condition.mode,
-        lead=condition.lead,
+        prefetch_ticks=condition.prefetch_ticks,
         latch=False,
-        make_up="make-up" in condition.way,
+        delay_compensation="compensated" in condition.way,
         clock=SimulatedClock(),
-        asker=asker,
+        make_runner=make_runner,
     )
     result = loop.run_episode(seed)
     if result.episode.error:
@@ -111,7 +111,7 @@ def play(plant: EpisodicPlant, policy: OnnxPolicy, condition: Condition, seed: i
         "steps": result.episode.steps,
         "holds": result.episode.holds,
         "faults": loop.watchdog.faults,
-        "held_because": dict(result.statistics.reasons),
+        "held_because": dict(result.statistics.hold_kinds),
     }
 
 

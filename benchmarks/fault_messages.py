@@ -9,7 +9,7 @@ import time
 from multiprocessing.connection import Connection
 from typing import Any
 
-import msgpack
+import msgspec
 import numpy as np
 import zmq
 from fault_setup import Outcome, sample, serving, spawn
@@ -19,7 +19,7 @@ from networks import OBSERVATION
 
 from rql_deploy.errors import ContractError, DeadlineMissed
 from rql_deploy.runtime.client import RemotePolicy
-from rql_deploy.runtime.wire import protocol
+from rql_deploy.runtime.wire import headers, protocol
 
 DELAY_CLIENTS = 4
 DEADLINE = 0.004
@@ -47,12 +47,12 @@ def delaying_proxy(pipe: Connection, server: str, longest: float, number: int) -
                 client = frames[0]
                 back.send_multipart(frames[1:])
                 continue
-            header = msgpack.unpackb(frames[0])
+            header = msgspec.msgpack.decode(frames[0])
             for _ in range(1 + (source.random() < 0.125)):
                 order += 1
                 delay = source.random() * longest
                 told = {**header, "timing": {**header.get("timing", {}), "held": delay}}
-                heapq.heappush(held, (time.monotonic() + delay, order, [msgpack.packb(told), *frames[1:]]))
+                heapq.heappush(held, (time.monotonic() + delay, order, [msgspec.msgpack.encode(told), *frames[1:]]))
         while held and held[0][0] <= time.monotonic():
             front.send_multipart([client, *heapq.heappop(held)[2]])
 
@@ -135,8 +135,8 @@ def inputs(rounds: int) -> Outcome:
             # What our client would not send: other dtypes, and too few bytes.
             for dtype, data in raw:
                 header = {"v": 1, "id": 1, "epoch": 1, "op": "act", "arrays": [["state", dtype, [OBSERVATION]]]}
-                socket.send_multipart([msgpack.packb(header), data])
-                code = msgpack.unpackb(socket.recv_multipart()[0]).get("code") if socket.poll(5000) else None
+                socket.send_multipart([msgspec.msgpack.encode(header), data])
+                code = msgspec.msgpack.decode(socket.recv_multipart()[0]).get("code") if socket.poll(5000) else None
                 refused, others = refused + (code == "bad_array"), others + (code != "bad_array")
             lost += good.act(sample(), seed=1, deadline=5.0).actions.tobytes() != expected
         said, alive = server.said, server.alive
@@ -157,7 +157,7 @@ def huge(size: int) -> Outcome:
         sender = context.socket(zmq.DEALER)
         sender.linger = 0
         sender.connect(server.endpoint)
-        header = msgpack.packb({"v": 1, "id": 1, "epoch": 1, "op": "act", "arrays": [["state", "uint8", [size]]]})
+        header = msgspec.msgpack.encode({"v": 1, "id": 1, "epoch": 1, "op": "act", "arrays": [["state", "uint8", [size]]]})
         thread = threading.Thread(target=lambda: sender.send_multipart([header, bytes(size)], copy=False))
         thread.start()
         expiry = time.monotonic() + 3.0
@@ -193,13 +193,15 @@ def altered(source: random.Random, good: list[bytes]) -> list[bytes]:
     elif kind == 2:
         frame[source.randrange(len(frame))] = source.randrange(256)
     else:
-        frame[:] = msgpack.packb({source.choice(["arrays", "op", "id"]): source.choice([[], [[1]], {"a": {}}, None, 2**63, "x" * 300])})
+        frame[:] = msgspec.msgpack.encode(
+            {source.choice(["arrays", "op", "id"]): source.choice([[], [[1]], {"a": {}}, None, 2**63, "x" * 300])}
+        )
     return [bytes(frame) for frame in frames]
 
 
 def good_message() -> list[bytes]:
     """A well-formed request."""
-    return [bytes(f) for f in protocol.encode({"v": 1, "id": 1, "epoch": 1, "op": "act", "seed": 3}, sample())]
+    return [bytes(f) for f in protocol.encode(headers.Act(seed=3), sample(), id=1, epoch=1)]
 
 
 _plain = st.none() | st.booleans() | st.integers(-(2**63), 2**64 - 1) | st.floats() | st.text(max_size=8) | st.binary(max_size=8)
@@ -212,7 +214,7 @@ _array = st.tuples(
 _header = st.fixed_dictionaries({"arrays": st.lists(_array, max_size=2) | _list | _plain}, optional={"op": _plain | _list, "id": _plain})
 _message = st.one_of(
     st.lists(st.binary(max_size=40), max_size=3),
-    st.tuples(_header.map(msgpack.packb), st.binary(max_size=16)).map(list),
+    st.tuples(_header.map(msgspec.msgpack.encode), st.binary(max_size=16)).map(list),
     st.integers(0, 2**40).map(lambda number: altered(random.Random(number), good_message())),
 )
 

@@ -22,10 +22,11 @@ import json
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import torch
 from safetensors.torch import save_file
@@ -46,6 +47,7 @@ from benchmarks.gpu_setup import (
     make_group,
     wait_for,
 )
+from rql_deploy.structs import to_plain
 from rql_deploy.train.engines.engine import GraphEngine
 
 FILE_BYTES, KEPT_SNAPSHOTS = 16 * 2**20, 3
@@ -71,7 +73,7 @@ def write(folder: Path, name: str, step: int, group: Group, tensors: dict[str, T
             "step": str(step),
             "tasks": json.dumps(group.tasks[part]),
             "seeds": json.dumps(group.seeds[part]),
-            "config": json.dumps(asdict(group.config)),
+            "config": json.dumps(to_plain(group.config)),
         }
         file = folder / f"{name}-{first}.safetensors"
         save_file({k: t[part].contiguous() for k, t in tensors.items()}, file.with_suffix(".partial"), meta)
@@ -98,7 +100,7 @@ def train(arguments: argparse.Namespace) -> int:
     def group(chosen: Sequence[str], seeds: Sequence[int], **changes: Any) -> Group:
         rewards, masks = (torch.stack([labels[task][i] for task in chosen]) for i in (0, 1))
         made = make_group(
-            replace(config, **changes),
+            msgspec.structs.replace(config, **changes),
             store,
             (rewards, masks),
             chosen,

@@ -11,10 +11,9 @@ import argparse
 import json
 import sys
 from collections.abc import Iterator
-from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
 
+import msgspec
 import numpy as np
 import torch
 from safetensors import safe_open
@@ -23,6 +22,7 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.gpu_setup import MEMBERS, load_packed
+from rql_deploy.structs import convert, to_plain
 from rql_deploy.train.checkpoint import save_checkpoint
 from rql_deploy.train.config import TrainConfig, config_to_plain
 from rql_deploy.train.data.sampler import WindowSampler
@@ -43,7 +43,7 @@ def pack(data: Path, tasks: list[str], output: Path) -> None:
         masks.append(store.masks != 0)
         print(f"{task}: done in {np.mean(~masks[-1]):.3%} of {len(store):,} rows")
     error = max(float(np.abs(a - a.astype(np.float16)).max()) for a in (store.observations, store.actions))
-    plant = {**asdict(store.plant), "task": f"ogbench:{tasks[0]}"}
+    plant = to_plain(msgspec.structs.replace(store.plant, task=f"ogbench:{tasks[0]}"))
     output.parent.mkdir(parents=True, exist_ok=True)
     np.savez_compressed(
         output,
@@ -64,13 +64,9 @@ def parts(file: Path) -> Iterator[tuple[int, str, int, RQLConfig, dict[str, Tens
     with safe_open(file, "pt") as opened:
         meta = opened.metadata()
         tensors = {name: opened.get_tensor(name).float() for name in opened.keys()}  # noqa: SIM118  not a mapping
-    table: dict[str, Any] = json.loads(meta["config"])
-    table["policy_hidden"], table["value_hidden"] = (
-        tuple(table["policy_hidden"]),
-        tuple(table["value_hidden"]),
-    )
+    config = convert(json.loads(meta["config"]), RQLConfig, f"the settings in {file}")
     for i, (task, seed) in enumerate(zip(json.loads(meta["tasks"]), json.loads(meta["seeds"]), strict=True)):
-        yield int(meta["step"]), task, seed, RQLConfig(**table), {name: t[i] for name, t in tensors.items()}
+        yield int(meta["step"]), task, seed, config, {name: t[i] for name, t in tensors.items()}
 
 
 def unpack(folder: Path, data: Path, runs: Path) -> list[Path]:
@@ -81,7 +77,7 @@ def unpack(folder: Path, data: Path, runs: Path) -> list[Path]:
     for file in sorted(folder.glob("*.safetensors")):
         for step, task, seed, config, tensors in parts(file):
             whole = any(name.startswith("V.") for name in tensors)
-            config = replace(config, K=MEMBERS)
+            config = msgspec.structs.replace(config, K=MEMBERS)
             settings = TrainConfig(rql=config, updates=step, seed=seed, relabel=task, reward="sparse")
             agent = RQL(
                 config, store.plant.observation_dim, store.plant.action_dim, torch.Generator().manual_seed(0)
@@ -96,7 +92,7 @@ def unpack(folder: Path, data: Path, runs: Path) -> list[Path]:
             name = f"{task.removesuffix('-v0')}-seed{seed}{'' if config.reversal else '-no-reversal'}"
             header = {
                 "config": config_to_plain(settings),
-                "plant": asdict(replace(store.plant, task=f"ogbench:{task}")),
+                "plant": to_plain(msgspec.structs.replace(store.plant, task=f"ogbench:{task}")),
                 "dataset_id": store.dataset_id,
                 "dataset_hash": store.content_hash,
                 "statistics": statistics,

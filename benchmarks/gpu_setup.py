@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import torch
 from torch import Tensor
 
 from rql_deploy.contract import ActionDimension, ObservationField, PlantDescription
+from rql_deploy.structs import convert
 from rql_deploy.train.data.sampler import WindowSampler
 from rql_deploy.train.data.store import TransitionStore
 from rql_deploy.train.engines.engine import (
@@ -28,7 +30,7 @@ from rql_deploy.train.rql import RQLConfig
 
 PAPER = RQLConfig(h=5, kappa=0.7, rho=0.5, alpha=1.0)
 """puzzle-3x3-play of the paper: 4 x 512, K = 10, F = 10, Adam 3e-4 (docs/algorithm.md)."""
-SMALL = replace(PAPER, K=3, F=4, policy_hidden=(32, 32), value_hidden=(32, 32))
+SMALL = msgspec.structs.replace(PAPER, K=3, F=4, policy_hidden=(32, 32), value_hidden=(32, 32))
 BATCH = 256
 MEMBERS = 2
 """Value members that come back: an exported bundle holds two."""
@@ -133,14 +135,7 @@ def load_packed(path: Path) -> tuple[TransitionStore, dict[str, tuple[Tensor, Te
     """The store of a packed file, and each task's rewards and masks `[N]`."""
     with np.load(path, allow_pickle=False) as file:
         meta = json.loads(str(file["meta"]))
-        plant = PlantDescription(
-            task=meta["plant"]["task"],
-            fields=tuple(ObservationField(f["name"], tuple(f["shape"])) for f in meta["plant"]["fields"]),
-            actions=tuple(
-                ActionDimension(a["name"], a["low"], a["high"], a["unit"]) for a in meta["plant"]["actions"]
-            ),
-            control_rate=meta["plant"]["control_rate"],
-        )
+        plant = convert(meta["plant"], PlantDescription, f"the plant in {path}")
         rewards, masks = file["rewards"].astype(np.float32), file["masks"].astype(np.float32)
         store = TransitionStore(
             meta["dataset_id"],

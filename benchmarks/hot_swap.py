@@ -23,6 +23,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -81,14 +82,15 @@ def drive(pipe: Connection, address: str, number: int) -> None:
 
 def successor(bundle: Path, folder: Path, updates: int) -> Path:
     """The same networks under another contract: a later training's bundle, as far as the server can tell."""
-    import dataclasses
 
     import onnx
 
-    from rql_deploy.bundle.bundle import CONTRACT, CONTRACT_ID_KEY, CONTRACT_KEY, Bundle, write_manifest
+    from rql_deploy.bundle.bundle import Bundle
+    from rql_deploy.bundle.manifest import CONTRACT, write_manifest
+    from rql_deploy.bundle.sessions import CONTRACT_ID_KEY, CONTRACT_KEY
 
     old = Bundle.open(bundle).contract
-    contract = dataclasses.replace(old, provenance=dataclasses.replace(old.provenance, updates=updates))
+    contract = msgspec.structs.replace(old, provenance=msgspec.structs.replace(old.provenance, updates=updates))
     shutil.copytree(bundle, folder)
     for path in folder.glob("*.onnx"):
         graph = onnx.load(path)
@@ -125,7 +127,7 @@ def measure(swaps: int, clients: int) -> dict[str, Any]:
             (Path(folder) / f"new{number}").rename(place)
             start = time.monotonic()
             os.kill(server.pid or 0, signal.SIGHUP)
-            while stats.call({"op": "stats"}, {}, 5.0)[0]["swaps"] <= number and time.monotonic() < start + LONGEST:
+            while stats.ask("stats", 5.0)["swaps"] <= number and time.monotonic() < start + LONGEST:
                 time.sleep(0.1)
             time.sleep(0.5)
             exchanging.append(start)

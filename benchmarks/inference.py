@@ -23,13 +23,15 @@ from typing import Any
 import numpy as np
 import torch
 
-from rql_deploy.bundle.bundle import GRAPHS, Bundle
+from rql_deploy.bundle.bundle import Bundle
 from rql_deploy.bundle.latency import machine
+from rql_deploy.bundle.manifest import GRAPHS
 from rql_deploy.contract import ActionDimension, Calibration, Contract, ObservationField, PlantDescription, Provenance
 from rql_deploy.export.exporter import export_bundle
 from rql_deploy.export.graphs import ExportModules
 from rql_deploy.flow import flow_schedule
 from rql_deploy.seeding import flow_noise
+from rql_deploy.structs import to_plain
 from rql_deploy.train.export_modules import all_members, make_modules
 from rql_deploy.train.rql import RQL, RQLConfig
 
@@ -165,7 +167,7 @@ def main() -> None:
                         start = time.perf_counter()
                         call()
                         taken[way, rows].append((time.perf_counter() - start) * 1e3)
-        check = bundle.certificate()["variants"][0]
+        check = to_plain(bundle.certificate().variants[0])
 
     report(arguments, taken, limits, memory, sizes, check)
 

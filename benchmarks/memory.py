@@ -92,7 +92,7 @@ class Run:
     def __init__(self, store: TransitionStore | ShardedStore, agent: RQL | None = None):
         self.config = config()
         self.generator = torch.Generator().manual_seed(0)
-        mean, std = (torch.from_numpy(part) for part in store.observation_scale(self.config.standardise))
+        mean, std = (torch.from_numpy(part) for part in store.normalization(self.config.standardise))
         self.sampler = WindowSampler(store, self.config.rql.h, observation_scale=(mean, std), generator=self.generator)
         self.agent = agent or RQL(self.config.rql, OBSERVATION, ACTION, self.generator)
         self.step = 0
@@ -178,7 +178,7 @@ def measure_times(folder: Path) -> dict[str, float]:
     store.validate(config().rql.h)
     found["check_s"] = time.perf_counter() - start
     for key, inner in (("draw_ms", True), ("draw_first_and_last_observation_ms", False)):
-        scale = tuple(torch.from_numpy(part) for part in store.observation_scale(True))
+        scale = tuple(torch.from_numpy(part) for part in store.normalization(True))
         assert isinstance(store, TransitionStore)
         sampler = WindowSampler(
             store,

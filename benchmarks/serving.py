@@ -197,6 +197,7 @@ def deadline_sweep(endpoint: str, seconds: float) -> list[dict[str, float]]:
     """Budgets counted at the server, in rotation: share in time there, steps, V against the full decision."""
     from rql_deploy.errors import DeadlineMissed
     from rql_deploy.runtime.client.channel import Channel
+    from rql_deploy.runtime.wire import headers
 
     budgets = (1e-4, 2e-4, 3e-4, 5e-4, 7e-4, 1e-3, 1.5e-3, 2e-3)
     rng = np.random.default_rng(0)
@@ -206,17 +207,17 @@ def deadline_sweep(endpoint: str, seconds: float) -> list[dict[str, float]]:
     while time.perf_counter() < end:
         sample = {"state": rng.normal(size=OBSERVATION).astype(np.float32)}
         seed = int(rng.integers(2**63))
-        whole, _ = channel.call({"op": "act", "seed": seed, "value": True}, sample, 5.0)
+        whole, _ = channel.call(headers.Act(seed=seed, value=True), sample, 5.0)
         for budget in budgets:
             try:
-                reply, out = channel.call({"op": "act", "seed": seed, "budget": budget}, sample, 5.0)
+                reply, out = channel.call(headers.Act(seed=seed, budget=budget), sample, 5.0)
             except DeadlineMissed:
                 found[budget].append((False, 0, 0.0))
                 continue
-            judged, values = channel.call({"op": "value"}, {**sample, "actions": out["actions"][None]}, 5.0)
-            found[budget].append((reply["timing"]["server"] <= budget, reply["steps_used"], whole["value"] - float(values["value"][0])))
-            del judged
-    stats, _ = channel.call({"op": "stats"}, {}, 5.0)
+            _, values = channel.call(headers.Value(), {**sample, "actions": out["actions"][None]}, 5.0)
+            timing, lost = reply.timing or {}, (whole.value or 0.0) - float(values["value"][0])
+            found[budget].append((timing["server"] <= budget, reply.steps_used or 0, lost))
+    stats = channel.ask("stats", 5.0)
     step = next(iter(stats["bundles"].values()))["costs"]["step"]["1"]
     channel.close()
     rows = []
@@ -268,7 +269,7 @@ def part_e(seconds: float) -> dict[str, Any]:
         while time.monotonic() < end:
             checks += 1
             try:
-                channel.call({"op": "ping"}, {}, 1.0)
+                channel.ask("ping", 1.0)
             except DeadlineMissed:
                 missed += 1
             sizes.append(memory())

@@ -47,7 +47,7 @@ def make_store(rows: int) -> TransitionStore:
         plant=PlantDescription(
             "random",
             (ObservationField("observation", (OBSERVATION,), ""),),
-            tuple(ActionDimension(f"a{i}", -1.0, 1.0, "", "", "", "delta", "null") for i in range(ACTION)),
+            tuple(ActionDimension(f"a{i}", -1.0, 1.0, "", "", "", "delta", "zero") for i in range(ACTION)),
             20.0,
         ),
         observations=rng.standard_normal((rows, OBSERVATION), np.float32),

@@ -24,16 +24,16 @@ import numpy as np
 
 from rql_deploy.bundle.bundle import Bundle
 from rql_deploy.cli import demo, main
-from rql_deploy.progress import ProgressLine
+from rql_deploy.progress import ProgressLine, TerminalProgress
 from rql_deploy.runtime.engine.onnx_policy import OnnxPolicy
 from rql_deploy.seeding import episode_seed
-from rql_deploy.sim.evaluation.annotations import WatchedEpisode
+from rql_deploy.sim.evaluation.annotations import AnnotatedEpisode
 from rql_deploy.sim.evaluation.calibration import calibrate
-from rql_deploy.sim.evaluation.episodes import Contestant, Evaluation, append_episode, read_episodes
+from rql_deploy.sim.evaluation.episodes import EvaluatedPolicy, Evaluation, append_episode, read_episodes
 from rql_deploy.sim.plants.tasks import Task
 from rql_deploy.statistics import paired_difference, wilson_interval
 from rql_deploy.train.checkpoint import load_checkpoint
-from rql_deploy.workflows.policies import check_episode, onnx_policy, run_watched
+from rql_deploy.workflows.policies import check_episode, onnx_policy, run_annotated_episode
 
 BLOCK = 10
 POLICIES = {"rql": "RQL", "bc": "cloning"}
@@ -115,7 +115,7 @@ class Study:
         limit = "" if self.limit is None else f"_{self.limit}steps"
         return self.folder / f"{kind}_{condition.name}_{contract[:12]}{limit}.jsonl"
 
-    def read(self, seeds: list[int]) -> dict[tuple[str, Condition], dict[int, WatchedEpisode]]:
+    def read(self, seeds: list[int]) -> dict[tuple[str, Condition], dict[int, AnnotatedEpisode]]:
         rows = {(kind, c): {e.seed: e for e in read_episodes(self.file(kind, c))} for kind in self.runs for c in self.conditions}
         return {key: {seed: found[seed] for seed in seeds if seed in found} for key, found in rows.items()}
 
@@ -130,13 +130,13 @@ class Study:
             for start in range(0, len(seeds), BLOCK):
                 for (kind, condition), found in rows.items():
                     missing = [seed for seed in seeds[start : start + BLOCK] if seed not in found]
-                    player = Contestant(
+                    policy_entry = EvaluatedPolicy(
                         f"{kind}_m{condition.members}",
                         functools.partial(onnx_policy, self.bundle(kind, condition.members)),
-                        functools.partial(run_watched, candidates=condition.candidates, prune=condition.prune),
+                        functools.partial(run_annotated_episode, candidates=condition.candidates, prune=condition.prune),
                     )
-                    for result in evaluation.play(player, missing):
-                        check_episode(result)
+                    for result in evaluation.play(policy_entry, missing):
+                        check_episode(result, TerminalProgress())
                         append_episode(self.file(kind, condition), result)
                         done += 1
                         progress.update(done)
@@ -182,8 +182,8 @@ class Study:
             low, high = wilson_interval(sum(successes), len(common))
             more = paired_difference(successes, [e.success for e in base])
             longer = paired_difference(steps, [self.steps(e) for e in base])
-            judged = calibrate(episodes)
-            rank = judged.all.rank_correlation if judged else None
+            calibration = calibrate(episodes)
+            rank = calibration.all.rank_correlation if calibration else None
             p50, p99 = latencies[kind, condition]
             ranked = "-" if rank is None else f"{rank:.2f}"
             first = condition.candidates == 1
@@ -203,7 +203,7 @@ class Study:
             }
         return found
 
-    def steps(self, episode: WatchedEpisode) -> int:
+    def steps(self, episode: AnnotatedEpisode) -> int:
         return episode.steps if episode.success else self.horizon
 
 

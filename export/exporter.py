@@ -1,24 +1,37 @@
-"""Write a policy bundle: graphs, contract, certificate, manifest, model card. Complete and within tolerance, or nothing at all."""
+"""Write a policy bundle: graphs, contract, certificate, manifest, model card.
+
+The bundle is complete and within tolerance, or it is not written.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Collection, Iterator, Mapping
-from dataclasses import asdict
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from rql_deploy.bundle import certificate
-from rql_deploy.bundle.bundle import CASES, CERTIFICATE, CONTRACT, FLOAT32_FILES, GRAPHS, README, open_session, write_manifest
+from rql_deploy.bundle.certificate import Certificate, check
 from rql_deploy.bundle.latency import Cost, machine, measure
+from rql_deploy.bundle.manifest import (
+    CASES,
+    CERTIFICATE,
+    CONTRACT,
+    FLOAT32_FILES,
+    GRAPHS,
+    README,
+    write_manifest,
+)
+from rql_deploy.bundle.sessions import open_session
 from rql_deploy.contract import Contract
 from rql_deploy.errors import UserError
 from rql_deploy.folders import new_folder
 from rql_deploy.seeding import flow_noise
+from rql_deploy.structs import to_plain
 
 from .cases import calibration_rows, make_cases
 from .graphs import ExportModules, write_graphs
@@ -37,54 +50,72 @@ def export_bundle(
     statistics: Mapping[str, Any] | None = None,
     precisions: Collection[Precision] = (),
     score: Callable[[Path, str], Mapping[str, Any]] | None = None,
-) -> certificate.Certificate:
+) -> Certificate:
     """Write the bundle to `output` (a new folder) and return its certificate.
 
-    `observations` `[N, O]` are data set rows: some for the certificate, the others to calibrate integer variants with. `precisions`
-    are the variants beside float32. `score(folder, variant)` plays episodes with the finished graphs; what it returns goes into the
-    certificate. Raises UserError when the output exists or cannot be written, when this machine has no such precision, or when a
-    graph differs from torch (a variant from float32) by more than the tolerance; nothing is left behind then.
+    Args:
+        observations: data set rows `[N, O]`; some for the certificate, the others to calibrate variants with.
+        statistics: of the data set, for the model card.
+        precisions: the variants beside float32.
+        score: `score(folder, variant)` evaluates the finished graphs; its result goes into the certificate.
+
+    Raises UserError, and leaves nothing behind, when the output exists or cannot be written, when this
+    machine does not compute in such a precision, or when a graph differs from torch (a variant from float32)
+    by more than the tolerance.
     """
     for precision in precisions:
         require_native(precision)
     with new_folder(output) as staging:
         write_graphs(modules, contract, staging)
-        variants = FLOAT32_FILES | write_variants(precisions, contract, calibration_rows(observations), staging)
+        converted = write_variants(precisions, contract, calibration_rows(observations), staging)
+        variants = {**FLOAT32_FILES, **converted}
         (staging / CONTRACT).write_text(contract.to_json())
         cases = make_cases(modules, contract, observations)
         np.savez_compressed(staging / CASES, allow_pickle=False, **cases)
-        result = certificate.check(staging, contract, cases, variants)
-        if failures := [failure for variant in result.variants for failure in variant.failures()]:
-            raise UserError(f"a variant is too far from float32 ({'; '.join(failures)}): no bundle was written; leave its --precision out")
-        if not result.passed:
+        certificate = check(staging, contract, cases, variants)
+        if failures := [failure for variant in certificate.variants for failure in variant.failures()]:
             raise UserError(
-                f"the exported graphs are not the trained networks ({'; '.join(result.failures()[:3])}): "
-                "no bundle was written; please report this"
+                f"a variant is too far from float32 ({'; '.join(failures)}): "
+                "no bundle was written; leave its --precision out"
             )
-        stored: dict[str, Any] = {"tolerance": certificate.TOLERANCE, **asdict(result)}
-        stored["machine"], stored["cost"] = machine(), [asdict(cost) for cost in _costs(staging, contract, variants)]
-        _write_certificate(staging, contract, stored, variants)
+        if not certificate.passed:
+            raise UserError(
+                "the exported graphs do not compute what the trained networks do "
+                f"({'; '.join(certificate.failures()[:3])}): no bundle was written; please report this"
+            )
+        cost = _costs(staging, contract, variants)
+        certificate = msgspec.structs.replace(certificate, machine=machine(), cost=cost)
+        _write_certificate(staging, contract, certificate, variants)
         if score is not None:
-            stored["scores"] = {variant: dict(score(staging, variant)) for variant in variants}
-        (staging / README).write_text(model_card(contract, result, statistics or {}, stored))
-        _write_certificate(staging, contract, stored, variants)
-    return result
+            scores = {variant: score(staging, variant) for variant in variants}
+            certificate = msgspec.structs.replace(certificate, scores=scores)
+        (staging / README).write_text(model_card(contract, certificate, statistics or {}))
+        _write_certificate(staging, contract, certificate, variants)
+    return certificate
 
 
-def _write_certificate(folder: Path, contract: Contract, stored: Mapping[str, Any], variants: Mapping[str, Mapping[str, str]]) -> None:
-    (folder / CERTIFICATE).write_text(json.dumps(stored, indent=1))
+def _write_certificate(
+    folder: Path, contract: Contract, certificate: Certificate, variants: Mapping[str, Mapping[str, str]]
+) -> None:
+    (folder / CERTIFICATE).write_text(json.dumps(to_plain(certificate), indent=1))
     write_manifest(folder, contract, variants)
 
 
-def _costs(folder: Path, contract: Contract, variants: Mapping[str, Mapping[str, str]]) -> Iterator[Cost]:
-    for variant, files in variants.items():
-        yield measure(variant, {graph: open_session(folder / name) for graph, name in files.items()}, contract)
+def _costs(folder: Path, contract: Contract, variants: Mapping[str, Mapping[str, str]]) -> tuple[Cost, ...]:
+    sessions = {
+        v: {graph: open_session(folder / name) for graph, name in files.items()}
+        for v, files in variants.items()
+    }
+    return tuple(measure(variant, graphs, contract) for variant, graphs in sessions.items())
 
 
 def write_variants(
     precisions: Collection[Precision], contract: Contract, observations: NDArray[np.float32], folder: Path
 ) -> dict[str, dict[str, str]]:
-    """Convert the float32 graphs in `folder`; returns each variant's files. The encoder is one small product, shared by all."""
+    """Convert the float32 graphs in `folder`; returns each variant's files.
+
+    All share the encoder, one small product.
+    """
     if not precisions:
         return {}
     models = {graph: onnx.load(folder / f"{graph}.onnx") for graph in GRAPHS}

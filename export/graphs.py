@@ -1,4 +1,4 @@
-"""torch modules -> ONNX graphs with named inputs and outputs, a dynamic batch, and the contract in their metadata."""
+"""torch modules -> ONNX graphs: named inputs and outputs, dynamic batch, the contract in their metadata."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import onnx
 import torch
 from torch import Tensor, nn
 
-from rql_deploy.bundle.bundle import CONTRACT_ID_KEY, CONTRACT_KEY
+from rql_deploy.bundle.sessions import CONTRACT_ID_KEY, CONTRACT_KEY
 from rql_deploy.contract import Contract
 from rql_deploy.errors import UserError
 
@@ -32,15 +32,16 @@ class ExportModules:
     valuer: nn.Module
     feature_dim: int
     all_members: Callable[[Tensor, Tensor], Tensor] | None = None
-    """(unscaled observations `[B, O]`, x `[B, hA]` complete) -> V `[B]` of all K members, which the exported M are ranked against."""
+    """(unscaled observations `[B, O]`, complete x `[B, hA]`) -> V `[B]` of all K members: the reference for
+    the ranking by the exported M."""
     trained_policy: nn.Module | None = None
     """The policy unrolled for as many steps as in training, if F differs."""
     trained_steps: int = 0
 
 
 def write_graphs(modules: ExportModules, contract: Contract, folder: Path) -> None:
-    """Export the four graphs with named inputs and outputs, a dynamic batch and the contract in their metadata."""
-    # Two different sizes, so that no dimension is mistaken for the batch; three rows, so that one is not special.
+    """Export the four graphs: named inputs and outputs, dynamic batch, the contract in their metadata."""
+    # Three rows, because the exporter treats a size of 1 as a constant.
     rows, chunk = 3, contract.h * contract.plant.action_dim
     fields = tuple(torch.zeros(rows, *f.shape) for f in contract.plant.fields)
     names = [f.name for f in contract.plant.fields]
@@ -59,7 +60,15 @@ def write_graphs(modules: ExportModules, contract: Contract, folder: Path) -> No
         contract,
         folder / "refine.onnx",
     )
-    _write(modules.policy, (x, *fields), ["noise", *names], ["actions"], (batch, many), contract, folder / "policy.onnx")
+    _write(
+        modules.policy,
+        (x, *fields),
+        ["noise", *names],
+        ["actions"],
+        (batch, many),
+        contract,
+        folder / "policy.onnx",
+    )
     _write(
         modules.valuer,
         (features, x, f),
@@ -98,11 +107,16 @@ def _write(
     for node in model.graph.node:
         del node.metadata_props[:]
     model.producer_name = "rql-deploy"
-    onnx.helper.set_model_props(model, {CONTRACT_ID_KEY: contract.contract_id, CONTRACT_KEY: contract.to_json()})
+    onnx.helper.set_model_props(
+        model, {CONTRACT_ID_KEY: contract.contract_id, CONTRACT_KEY: contract.to_json()}
+    )
     onnx.checker.check_model(model, full_check=True)
     domains = {entry.domain for entry in model.opset_import}
     if domains - {"", "ai.onnx"}:
-        raise UserError(f"{path.name} needs operator domains {sorted(domains)}, only standard ONNX is allowed: please report this")
+        raise UserError(
+            f"{path.name} needs operator domains {sorted(domains)}, only standard ONNX is allowed: "
+            "please report this"
+        )
     onnx.save(model, path)
 
 

@@ -6,21 +6,25 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from rql_deploy.bundle.certificate import TOLERANCE, Certificate
+from rql_deploy.bundle.certificate import Certificate
 from rql_deploy.contract import Contract
 
 
-def model_card(contract: Contract, result: Certificate, statistics: Mapping[str, Any], stored: Mapping[str, Any]) -> str:
-    """Markdown with YAML front matter: data, training, interface, certificate, variants, scores, how to serve.
+def model_card(contract: Contract, certificate: Certificate, statistics: Mapping[str, Any]) -> str:
+    """Markdown with YAML front matter: data, training, interface, certificate, scores, how to serve.
 
-    `statistics` are the data set's, `stored` is what certificate.json holds.
+    `statistics` are the data set's (`rql_deploy.train.logging.summary.dataset_statistics`).
     """
     plant, provenance = contract.plant, contract.provenance
     success = statistics.get("success")
     quality = "" if success is None else f", {success:.0%} of them successful"
-    data = f"{statistics['episodes']} episodes, {statistics['rows']} rows{quality}" if "episodes" in statistics else "not recorded"
+    data = (
+        f"{statistics['episodes']} episodes, {statistics['rows']} rows{quality}"
+        if "episodes" in statistics
+        else "not recorded"
+    )
     worst: dict[str, float] = {}
-    for c in result.checks:
+    for c in certificate.checks:
         graph = c.graph.split("/")[0]
         worst[graph] = max(worst.get(graph, 0.0), c.max_error)
     facts = _table(
@@ -28,15 +32,23 @@ def model_card(contract: Contract, result: Certificate, statistics: Mapping[str,
         ("contract", f"`{contract.contract_id}`"),
         ("data", f"`{provenance.dataset_id}`: {data}"),
         ("training", f"{provenance.updates:,} updates, seed {provenance.seed}"),
-        ("decisions", f"{contract.h} actions at {plant.control_rate:g} Hz, made in {contract.F} refinement steps"),
+        (
+            "decisions",
+            f"{contract.h} actions at {plant.control_rate:g} Hz, made in {contract.F} refinement steps",
+        ),
     )
-    observation = _table(("field", "shape", "unit"), *((f"`{f.name}`", list(f.shape), f.unit or "-") for f in plant.fields))
+    observation = _table(
+        ("field", "shape", "unit"), *((f"`{f.name}`", list(f.shape), f.unit or "-") for f in plant.fields)
+    )
     action = _table(
         ("dimension", "bounds", "unit of 1.0", "controller", "mode", "hold"),
-        *((f"`{a.name}`", f"[{a.low:g}, {a.high:g}]", a.unit or "-", a.controller or "-", a.mode, a.hold) for a in plant.actions),
+        *(
+            (f"`{a.name}`", f"[{a.low:g}, {a.high:g}]", a.unit or "-", a.controller or "-", a.mode, a.hold)
+            for a in plant.actions
+        ),
     )
     errors = _table(("graph", "error"), *((graph, f"{error:.1e}") for graph, error in worst.items()))
-    return f"""{_front_matter(contract, stored)}
+    return f"""{_front_matter(contract, certificate)}
 # {plant.task}: an RQL flow policy
 
 {facts}
@@ -48,24 +60,30 @@ def model_card(contract: Contract, result: Certificate, statistics: Mapping[str,
 {action}
 
 ## Certificate
-Largest difference from torch (float32 and float64): absolute for actions on data set observations, relative to the size of the output
-elsewhere (features, V, extreme observations). The export fails above {TOLERANCE:g}.
+Largest difference from torch (float32 and float64): absolute for actions on data set observations, relative
+to the size of the output elsewhere (features, V, extreme observations). The export fails above
+{certificate.tolerance:g}.
 
 {errors}
 
 Check it again here: `rql-deploy inspect THIS_FOLDER --verify` (needs onnxruntime only).
-{_variants(result)}{_ranking(result)}{_scores(plant.task, stored)}
+{_variants(certificate)}{_ranking(certificate)}{_scores(plant.task, certificate)}
 ## Serve
     rql-deploy serve THIS_FOLDER --bind tcp://127.0.0.1:5555
 """
 
 
-def _front_matter(contract: Contract, stored: Mapping[str, Any]) -> str:
+def _front_matter(contract: Contract, certificate: Certificate) -> str:
     """The YAML that model hubs index. Every text is a JSON string, which YAML reads as it stands."""
     name, task = json.dumps(contract.plant.task), contract.plant.task
-    lines = ["---", "library_name: rql-deploy", "pipeline_tag: robotics", "tags: [robotics, offline-rl, flow-matching, onnx]"]
+    lines = [
+        "---",
+        "library_name: rql-deploy",
+        "pipeline_tag: robotics",
+        "tags: [robotics, offline-rl, flow-matching, onnx]",
+    ]
     lines.append(f"datasets: [{json.dumps(contract.provenance.dataset_id)}]")
-    score = stored.get("scores", {}).get("fp32")
+    score = certificate.scores.get("fp32")
     if score:
         lines += [
             "model-index:",
@@ -79,7 +97,7 @@ def _front_matter(contract: Contract, stored: Mapping[str, Any]) -> str:
     return "\n".join([*lines, "---", ""])
 
 
-def _variants(result: Certificate) -> str:
+def _variants(certificate: Certificate) -> str:
     rows = [
         (
             v.variant,
@@ -88,43 +106,53 @@ def _variants(result: Certificate) -> str:
             f"{v.action_error['max']:.1e}",
             f"{v.value_change['p99']:.1e}",
         )
-        for v in result.variants
+        for v in certificate.variants
     ]
     if not rows:
         return ""
     table = _table(("variant", "action error, median", "99 %", "max", "change in V, 99 %"), *rows)
     return f"""
 ## Variants
-Beside float32, against float32: action error in units of half an action range over {result.variants[0].chunks} chunks, V in standard
-deviations of V over them. Rows of a batch do not influence each other in any of them.
+Other precisions, compared with float32 over {certificate.variants[0].chunks} chunks: action error in units of
+half an action range, V in standard deviations of V. Rows of a batch do not influence each other.
 
 {table}
 """
 
 
-def _ranking(result: Certificate) -> str:
-    if not result.rankings:
+def _ranking(certificate: Certificate) -> str:
+    if not certificate.rankings:
         return ""
     table = _table(
         ("variant", "rank correlation", "same best", "lost by choosing"),
-        *((r.variant, f"{r.correlation['mean']:.2f}", f"{r.best_agrees:.0%}", f"{r.lost:.2f}") for r in result.rankings),
+        *(
+            (r.variant, f"{r.correlation['mean']:.2f}", f"{r.best_agrees:.0%}", f"{r.lost:.2f}")
+            for r in certificate.rankings
+        ),
     )
-    first = result.rankings[0]
+    first = certificate.rankings[0]
     return f"""
 ## Value
-How the exported V ranks {first.candidates} candidate chunks of each of {first.observations} data set observations, against all trained
-members: Spearman's correlation, how often the same chunk is best, and what is lost in standard deviations over the candidates.
+How the exported V ranks {first.candidates} candidate chunks of each of {first.observations} data set
+observations, compared with all trained members: Spearman's correlation, how often the same chunk is best, and
+what is lost in standard deviations over the candidates.
 
 {table}
 """
 
 
-def _scores(task: str, stored: Mapping[str, Any]) -> str:
-    if "scores" not in stored:
+def _scores(task: str, certificate: Certificate) -> str:
+    if not certificate.scores:
         return ""
     rows = (
-        (variant, f"{s['success']:.0%}", f"{s['ci'][0]:.0%} to {s['ci'][1]:.0%}", s["episodes"], f"{s['steps']:.0f}")
-        for variant, s in stored["scores"].items()
+        (
+            variant,
+            f"{s['success']:.0%}",
+            f"{s['ci'][0]:.0%} to {s['ci'][1]:.0%}",
+            s["episodes"],
+            f"{s['steps']:.0f}",
+        )
+        for variant, s in certificate.scores.items()
     )
     return f"""
 ## Score

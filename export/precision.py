@@ -1,11 +1,13 @@
-"""Precision variants: the hidden layers' matrix products in fewer bits, everything else as in the float32 graphs.
+"""Precision variants: the hidden layers' matrix products in fewer bits, the rest as in float32.
 
-int8 is static: activations in unsigned 8 bits with one calibrated range per layer, weights in signed 8 bits with one scale per output
-column. A layer's range is fixed at export, so a row of a batch cannot change what another row is rounded to, as ranges found per batch
-do. x86 without VNNI adds two neighbouring products in 16 bits, and that sum must not overflow (`column_scales`). The graphs keep to
-standard ONNX operators (QuantizeLinear, DequantizeLinear, Gemm), which onnxruntime fuses into one integer kernel per layer.
+int8 is static: activations in unsigned 8 bits with one calibrated range per layer, weights in signed 8 bits
+with one scale per output column. A layer's range is fixed at export, so a row of a batch cannot change what
+another row is rounded to, as ranges found per batch do. x86 without VNNI adds two neighbouring products in 16
+bits, and that sum must not overflow (`column_scales`). The graphs keep to standard ONNX operators
+(QuantizeLinear, DequantizeLinear, Gemm), which onnxruntime fuses into one integer kernel per layer.
 
-The first layer (x is unbounded noise) and the last one (its output is the velocity) stay in float32; both are small.
+The first layer (x is unbounded noise) and the last one (its output is the velocity) stay in float32; both are
+small.
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ import onnxruntime
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from rql_deploy.bundle.bundle import session_options
+from rql_deploy.bundle.sessions import session_options
 from rql_deploy.contract import Contract
 from rql_deploy.errors import UserError
 from rql_deploy.flow import flow_schedule
@@ -34,7 +36,7 @@ PRECISIONS: tuple[Precision, ...] = ("fp32", "int8", "bf16", "fp16")
 
 @dataclass
 class Activations:
-    """What entered one layer while the flow was walked over data set observations."""
+    """What entered one layer during rollouts over data set observations."""
 
     low: float = 0.0
     high: float = 0.0
@@ -43,7 +45,7 @@ class Activations:
     rows: int = 0
 
     def add(self, activation: NDArray[np.float32]) -> None:
-        """Take in `[B, in]`."""
+        """Include an activation `[B, in]`."""
         self.low, self.high = min(self.low, float(activation.min())), max(self.high, float(activation.max()))
         self.total = self.total + activation.sum(axis=0, dtype=np.float64)
         self.rows += len(activation)
@@ -55,7 +57,7 @@ class Activations:
 
 
 Layers = Mapping[str, Activations]
-"""By layer, told by the hash of its float32 kernel."""
+"""By the hash of the layer's float32 kernel."""
 
 ACTIVATION_LEVELS = 255
 WEIGHT_LEVELS = 127
@@ -65,18 +67,18 @@ HALVES = {"fp16": TensorProto.FLOAT16, "bf16": TensorProto.BFLOAT16}
 
 
 def require_native(precision: Precision) -> None:
-    """Raise UserError unless onnxruntime multiplies matrices in this precision on this processor, rather than by way of float32."""
+    """Raise UserError unless onnxruntime multiplies matrices in this precision on this processor."""
     if precision in HALVES and not _runs_natively(HALVES[precision]):
         raise UserError(
-            f"onnxruntime's CPU provider has no {precision} matrix product on this machine (it would convert to float32 and back): "
-            "pass --precision int8, or export where it has one"
+            f"onnxruntime's CPU provider has no {precision} matrix product on this machine "
+            "(it would convert to float32 and back): pass --precision int8, or export where it has one"
         )
 
 
 def hidden_layers(model: onnx.ModelProto, *, last: bool) -> dict[str, str]:
-    """Hash of kernel -> name of the tensor that enters it, for every matrix product that takes no input of the graph.
+    """Hash of kernel -> name of the tensor that enters it, for every hidden matrix product.
 
-    With `last`, the last one, which makes the velocity, is left out too.
+    Products of the graph's inputs are left out. With `last`, so is the last product, which is the velocity.
     """
     kernels = {t.name: t for t in model.graph.initializer}
     inputs = {entry.name for entry in model.graph.input}
@@ -93,17 +95,21 @@ def calibrate(
     observations: NDArray[np.float32],
     noise: NDArray[np.float32],
 ) -> dict[str, Activations]:
-    """What enters every hidden layer over the whole flow: observations `[N, O]` walked from noise `[N, hA]` to their actions."""
-    watched = {"refine": hidden_layers(refine, last=True), "value": hidden_layers(value, last=False)}
-    if not all(watched.values()):
+    """What enters every hidden layer during rollouts from noise `[N, hA]` for observations `[N, O]`."""
+    tensors = {"refine": hidden_layers(refine, last=True), "value": hidden_layers(value, last=False)}
+    if not all(tensors.values()):
         raise UserError("networks with one hidden layer have no layer to convert: leave --precision out")
-    sessions = {"refine": _watching(refine, watched["refine"]), "value": _watching(value, watched["value"]), "encode": _session(encode)}
-    layers: dict[str, Activations] = {layer: Activations() for graph in watched.values() for layer in graph}
+    sessions = {
+        "refine": _with_outputs(refine, tensors["refine"]),
+        "value": _with_outputs(value, tensors["value"]),
+        "encode": _session(encode),
+    }
+    layers: dict[str, Activations] = {layer: Activations() for graph in tensors.values() for layer in graph}
 
     def run(graph: str, inputs: Mapping[str, NDArray[np.float32]]) -> list[NDArray[np.float32]]:
         outputs: list[NDArray[np.float32]] = sessions[graph].run(None, dict(inputs))
-        results, seen = outputs[:2], outputs[2:]
-        for layer, activation in zip(watched[graph], seen, strict=True):
+        results, activations = outputs[:2], outputs[2:]
+        for layer, activation in zip(tensors[graph], activations, strict=True):
             layers[layer].add(activation)
         return results
 
@@ -118,7 +124,7 @@ def calibrate(
 
 
 def convert(model: onnx.ModelProto, precision: Precision, layers: Layers) -> onnx.ModelProto:
-    """A copy of a float32 graph whose products with `layers` are computed in `precision`; checked by onnx.checker."""
+    """A copy of a float32 graph that computes the products of `layers` in `precision`; checked by onnx."""
     converted = onnx.ModelProto()
     converted.CopyFrom(model)
     graph = converted.graph
@@ -128,7 +134,9 @@ def convert(model: onnx.ModelProto, precision: Precision, layers: Layers) -> onn
     made: set[str] = set()
     fused: set[str] = set()
     for node in graph.node:
-        layer = _hash(constants[node.input[1]]) if node.op_type == "MatMul" and node.input[1] in constants else ""
+        layer = (
+            _hash(constants[node.input[1]]) if node.op_type == "MatMul" and node.input[1] in constants else ""
+        )
         if layer in layers:
             add = adders[node.output[0]]
             bias = next(name for name in add.input if name != node.output[0])
@@ -155,31 +163,43 @@ def convert(model: onnx.ModelProto, precision: Precision, layers: Layers) -> onn
 def _layer(
     precision: Precision, kernel: TensorProto, bias: TensorProto, seen: Activations
 ) -> tuple[list[onnx.NodeProto], list[TensorProto]]:
-    """Constants of one layer under names that start with its kernel's, and the nodes that the graph needs once for it."""
+    """Nodes that the graph needs once for a layer, and its constants, named after its kernel."""
     name, weights, offsets = kernel.name, numpy_helper.to_array(kernel), numpy_helper.to_array(bias)
     if precision in HALVES:
         dtype = helper.tensor_dtype_to_np_dtype(HALVES[precision])
-        return [], [numpy_helper.from_array(weights.astype(dtype), f"{name}/low"), numpy_helper.from_array(offsets, f"{name}/bias")]
+        return [], [
+            numpy_helper.from_array(weights.astype(dtype), f"{name}/low"),
+            numpy_helper.from_array(offsets, f"{name}/bias"),
+        ]
     tiny = float(np.finfo(np.float32).tiny)
     scale = column_scales(weights)
     step = np.float32(max((seen.high - seen.low) / ACTIVATION_LEVELS, tiny))
     bias_scale = (step * scale).astype(np.float32)
     rounded = np.clip(np.rint(weights / scale), -WEIGHT_LEVELS, WEIGHT_LEVELS).astype(np.int8)
-    # What rounding the weights adds on average is taken off the bias (bias correction: Nagel et al., arXiv 1906.04721).
+    # Rounded weights shift the mean output; the bias takes that off (Nagel et al., arXiv 1906.04721).
     offsets = offsets - seen.mean @ (rounded * scale.astype(np.float64) - weights)
     constants = {
         "low": rounded,
         "scale": scale,
         "zero": np.zeros(scale.shape, np.int8),
-        "bias": np.clip(np.rint(offsets / np.maximum(bias_scale, tiny)), -(2**31) + 1, 2**31 - 129).astype(np.int32),
+        "bias": np.clip(np.rint(offsets / np.maximum(bias_scale, tiny)), -(2**31) + 1, 2**31 - 129).astype(
+            np.int32
+        ),
         "bias_scale": bias_scale,
         "bias_zero": np.zeros(scale.shape, np.int32),
         "input_scale": np.asarray(step),
         "input_zero": np.asarray(np.clip(np.rint(-seen.low / step), 0, ACTIVATION_LEVELS), np.uint8),
     }
     nodes = [
-        helper.make_node("DequantizeLinear", [f"{name}/low", f"{name}/scale", f"{name}/zero"], [f"{name}/kernel"], axis=1),
-        helper.make_node("DequantizeLinear", [f"{name}/bias", f"{name}/bias_scale", f"{name}/bias_zero"], [f"{name}/offset"], axis=0),
+        helper.make_node(
+            "DequantizeLinear", [f"{name}/low", f"{name}/scale", f"{name}/zero"], [f"{name}/kernel"], axis=1
+        ),
+        helper.make_node(
+            "DequantizeLinear",
+            [f"{name}/bias", f"{name}/bias_scale", f"{name}/bias_zero"],
+            [f"{name}/offset"],
+            axis=0,
+        ),
     ]
     return nodes, [numpy_helper.from_array(value, f"{name}/{part}") for part, value in constants.items()]
 
@@ -187,8 +207,9 @@ def _layer(
 def column_scales(weights: NDArray[np.float32]) -> NDArray[np.float32]:
     """Scales `[out]` for weights `[in, out]` in signed 8 bits that no kernel overflows with.
 
-    Without VNNI, x86 multiplies unsigned by signed bytes and adds neighbours (inputs 2i and 2i + 1) in saturating 16 bits. Rather than
-    giving up a bit of every weight, each column is scaled so that its worst pair fits.
+    Without VNNI, x86 multiplies unsigned by signed bytes and adds neighbours (inputs 2i and 2i + 1) in
+    saturating 16 bits. Rather than giving up a bit of every weight, each column is scaled so that its worst
+    pair fits.
     """
     even = weights[: len(weights) // 2 * 2]
     pairs = np.abs(even[0::2] + even[1::2]).max(axis=0, initial=0.0)
@@ -214,25 +235,29 @@ def _product(precision: Precision, source: str, name: str, output: str) -> list[
 
 
 def _hash(kernel: TensorProto) -> str:
-    """A kernel is told by its numbers: the exporter names it differently in refine.onnx and in policy.onnx."""
+    """Identifies a kernel by its numbers: its name differs between refine.onnx and policy.onnx."""
     array = numpy_helper.to_array(kernel)
     return hashlib.sha256(repr(array.shape).encode() + array.tobytes()).hexdigest()
 
 
 def _session(model: onnx.ModelProto) -> onnxruntime.InferenceSession:
-    return onnxruntime.InferenceSession(model.SerializeToString(), session_options(), providers=["CPUExecutionProvider"])
+    return onnxruntime.InferenceSession(
+        model.SerializeToString(), session_options(), providers=["CPUExecutionProvider"]
+    )
 
 
-def _watching(model: onnx.ModelProto, watched: Mapping[str, str]) -> onnxruntime.InferenceSession:
-    """A session that also returns the tensors in `watched`, in order, after the model's own outputs."""
+def _with_outputs(model: onnx.ModelProto, tensors: Mapping[str, str]) -> onnxruntime.InferenceSession:
+    """A session that also returns the tensors in `tensors`, in order, after the model's own outputs."""
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
-    copy.graph.output.extend(helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in watched.values())
+    copy.graph.output.extend(
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in tensors.values()
+    )
     return _session(copy)
 
 
 def _runs_natively(dtype: int) -> bool:
-    """Whether onnxruntime keeps a small product in `dtype`: without a kernel it folds it back to float32, or refuses the graph."""
+    """Whether onnxruntime computes a product in `dtype`; without a kernel it uses float32 or refuses."""
     kernel = numpy_helper.from_array(np.ones((64, 64), helper.tensor_dtype_to_np_dtype(dtype)), "kernel")
     graph = helper.make_graph(
         [
@@ -251,7 +276,12 @@ def _runs_natively(dtype: int) -> bool:
         options.log_severity_level = 4
         options.optimized_model_filepath = str(Path(folder) / "optimized.onnx")
         try:
-            onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+            onnxruntime.InferenceSession(
+                model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+            )
         except Exception:  # onnxruntime raises classes of its own: there is no kernel
             return False
-        return any(tensor.data_type == dtype for tensor in onnx.load(options.optimized_model_filepath).graph.initializer)
+        return any(
+            tensor.data_type == dtype
+            for tensor in onnx.load(options.optimized_model_filepath).graph.initializer
+        )

@@ -1,4 +1,4 @@
-"""Move finished bundles to and from a plain folder or a Hugging Face repository (`hf://OWNER/NAME`, optionally `@REVISION`)."""
+"""Copy bundles to and from folders and Hugging Face repositories (`hf://OWNER/NAME[@REVISION]`)."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from rql_deploy.bundle.bundle import MANIFEST, Bundle
+from rql_deploy.bundle.bundle import Bundle
+from rql_deploy.bundle.manifest import MANIFEST
 from rql_deploy.errors import UserError
 from rql_deploy.folders import new_folder
 
@@ -17,12 +18,13 @@ _REPOSITORY = re.compile(r"^hf://(?P<name>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w./
 
 
 def push(bundle: Path, target: str) -> Bundle:
-    """Copy a bundle, verified first, to the folder `target` (which must not exist) or to a repository; returns the bundle.
+    """Verify a bundle and copy it to a new folder or to a repository; returns the bundle.
 
-    Raises UserError when the bundle is damaged, the folder exists or the hub refuses; needs the `hub` extra for repositories.
+    Raises UserError when the bundle is damaged, the folder exists or the hub refuses; needs the `hub` extra
+    for repositories.
     """
     opened = Bundle.open(bundle)
-    files = [*opened.manifest["files"], MANIFEST]
+    files = [*opened.manifest.files, MANIFEST]
     if not target.startswith(SCHEME):
         with new_folder(Path(target)) as staging:
             for name in files:
@@ -34,16 +36,19 @@ def push(bundle: Path, target: str) -> Bundle:
     with _hub_errors(target):
         api = HfApi()
         api.create_repo(name, exist_ok=True, private=True)
-        operations = [CommitOperationAdd(path_in_repo=file, path_or_fileobj=str(opened.path / file)) for file in files]
+        operations = [
+            CommitOperationAdd(path_in_repo=file, path_or_fileobj=str(opened.path / file)) for file in files
+        ]
         message = f"Bundle of contract {opened.contract.contract_id[:12]}"
         api.create_commit(name, operations, commit_message=message, revision=revision)
     return opened
 
 
 def pull(source: str, output: Path) -> Bundle:
-    """Bring a bundle from a folder, a .zip or a repository to the folder `output` (which must not exist), and verify it.
+    """Copy a bundle from a folder, a .zip or a repository to the new folder `output`, and verify it.
 
-    Only the files that its manifest names are taken. Raises UserError when there is none, or when it is damaged; nothing is left then.
+    Only the files that its manifest names are taken. Raises UserError when there is none, or when it is
+    damaged; nothing is left then.
     """
     with new_folder(output) as staging:
         if source.startswith(SCHEME):
@@ -51,11 +56,11 @@ def pull(source: str, output: Path) -> Bundle:
             opened = Bundle.open(staging)
         else:
             origin = Bundle.open(Path(source))
-            for name in (*origin.manifest["files"], MANIFEST):
+            for name in (*origin.manifest.files, MANIFEST):
                 shutil.copyfile(origin.path / name, staging / name)
             opened = Bundle.open(staging)
         for entry in staging.iterdir():
-            if entry.name not in opened.manifest["files"] and entry.name != MANIFEST:
+            if entry.name not in opened.manifest.files and entry.name != MANIFEST:
                 shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
     return Bundle.open(output)
 
@@ -65,7 +70,12 @@ def _download(source: str, folder: Path) -> None:
 
     name, revision = _repository(source)
     with _hub_errors(source):
-        snapshot_download(name, revision=revision, local_dir=folder, allow_patterns=["*.json", "*.onnx", "*.npz", "README.md"])
+        snapshot_download(
+            name,
+            revision=revision,
+            local_dir=folder,
+            allow_patterns=["*.json", "*.onnx", "*.npz", "README.md"],
+        )
 
 
 def _repository(text: str) -> tuple[str, str | None]:
@@ -84,4 +94,7 @@ def _hub_errors(where: str) -> Iterator[None]:
         raise
     except Exception as error:  # HTTP libraries' own classes, which change with the hub library's version
         reason = " ".join(str(error).split())[:300] or type(error).__name__
-        raise UserError(f"{where} cannot be reached or refuses ({reason}): check the name, the network and `hf auth login`") from error
+        raise UserError(
+            f"{where} cannot be reached or refuses ({reason}): "
+            "check the name, the network and `hf auth login`"
+        ) from error

@@ -1,31 +1,33 @@
 """The contract: everything a robot must know about a policy, typed, versioned and hashed.
 
-A contract travels inside every bundle. It names each observation field and action dimension, so that a swapped order or a missing
-normalisation is an error with a name instead of a crash on a robot. It is immutable: its id is the sha256 of its canonical form.
+A contract travels inside every bundle. It names each observation field and action dimension, so that a
+swapped order or a missing normalisation is an error with a name instead of a crash on a robot. It is
+immutable: its id is the sha256 of its canonical form.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import difflib
 import hashlib
 import json
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
 from rql_deploy.errors import ContractError
-from rql_deploy.plain import from_plain, without_infinities
+from rql_deploy.structs import Finite, Record, convert, to_plain, without_infinities
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+"""Of new contracts. Version 1, which is read too, writes a hold at zero as "null"."""
+READ_VERSIONS = (1, 2)
 MAX_CONTRACT_CHARACTERS = 16 << 20
 DTYPES = ("float32", "uint8")
-"""Of observation fields."""
+"""Types of observation fields."""
 PLANT_KEY = "rql_deploy_plant"
 """Metadata entry in which a data set of ours carries its `PlantDescription` as JSON."""
 
@@ -36,8 +38,7 @@ def shortened(differences: list[str], most: int = 5) -> str:
     return "; ".join(differences[:most]) + (f"; and {more} more" if more > 0 else "")
 
 
-@dataclass(frozen=True)
-class ObservationField:
+class ObservationField(Record, frozen=True):
     """One named part of the observation `s`."""
 
     name: str
@@ -55,15 +56,14 @@ class ObservationField:
         return math.prod(self.shape)
 
 
-@dataclass(frozen=True)
-class ActionDimension:
+class ActionDimension(Record, frozen=True):
     """One dimension of an action, in the plant's own units."""
 
     name: str
     """Unique within the contract."""
-    low: float
+    low: Finite
     """Least value that the policy sends, in the unit below: -1 in the flow's scaled space."""
-    high: float
+    high: Finite
     """Greatest value: 1 in the scaled space."""
     unit: str = ""
     """What 1.0 stands for, for example 0.05 m."""
@@ -73,12 +73,16 @@ class ActionDimension:
     """Coordinate frame of the motion."""
     mode: Literal["delta", "absolute"] = "delta"
     """Whether the value is a change per tick or a target."""
-    hold: Literal["null", "repeat"] = "null"
-    """What a tick without a fresh action does with this dimension: `null` sends zero (delta motion), `repeat` the last value."""
+    hold: Literal["zero", "repeat", "null"] = "zero"
+    """What a tick without a fresh action sends: `zero` sends 0 (delta motion), `repeat` the last value.
+    `null` is what files of schema version 1 call `zero`; it is read as `zero`."""
+
+    def __post_init__(self) -> None:
+        if self.hold == "null":
+            msgspec.structs.force_setattr(self, "hold", "zero")
 
 
-@dataclass(frozen=True)
-class PlantDescription:
+class PlantDescription(Record, frozen=True):
     """What is controlled: the part of a contract that a plant or a data set knows by itself."""
 
     task: str
@@ -87,34 +91,40 @@ class PlantDescription:
     """Parts of the observation, in the order in which the policy concatenates them."""
     actions: tuple[ActionDimension, ...]
     """Dimensions of one action, in order."""
-    control_rate: float
+    control_rate: Finite
     """Ticks per second."""
-    environment: Mapping[str, Any] = field(default_factory=dict)
-    """How to rebuild the simulator: gymnasium spec (id, entry_point, kwargs) and controller settings; empty for a real robot.
-
-    Infinity and NaN, which JSON does not have, are kept as text."""
+    environment: Mapping[str, Any] = msgspec.field(default_factory=dict)
+    """How to rebuild the simulator: gymnasium spec (id, entry_point, kwargs) and controller settings. Empty
+    for a real robot. Infinity and NaN, which JSON does not have, are kept as text."""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "environment", without_infinities(self.environment))
+        msgspec.structs.force_setattr(self, "environment", without_infinities(self.environment))
 
     @property
     def observation_dim(self) -> int:
+        """Scalars of a flattened observation."""
         return sum(f.size for f in self.fields)
 
     @property
     def action_dim(self) -> int:
+        """Dimensions of an action."""
         return len(self.actions)
 
     @property
     def action_low(self) -> NDArray[np.float64]:
+        """`[A]` lower bounds."""
         return np.array([a.low for a in self.actions])
 
     @property
     def action_high(self) -> NDArray[np.float64]:
+        """`[A]` upper bounds."""
         return np.array([a.high for a in self.actions])
 
     def differences(self, other: PlantDescription) -> list[str]:
-        """Sentences on what differs from `other` in a way that matters for control; empty if none. The simulator is not compared."""
+        """What differs from `other` in a way that matters for control, a sentence each.
+
+        The simulator (`environment`) is not compared.
+        """
         found = []
         mine, theirs = {f.name: f for f in self.fields}, {f.name: f for f in other.fields}
         if missing := [name for name in mine if name not in theirs]:
@@ -137,24 +147,22 @@ class PlantDescription:
         return found
 
 
-@dataclass(frozen=True)
-class Calibration:
+class Calibration(Record, frozen=True):
     """Quantiles of what the training data showed, for gates and for finding drift."""
 
-    levels: tuple[float, ...]
+    levels: tuple[Finite, ...]
     """Quantile levels in [0, 1]; every list below has one entry per level."""
-    observation: Mapping[str, tuple[tuple[float, ...], ...]]
+    observation: Mapping[str, tuple[tuple[Finite, ...], ...]]
     """Per field: per level, the flattened field's quantiles."""
-    action_rate: tuple[tuple[float, ...], ...]
+    action_rate: tuple[tuple[Finite, ...], ...]
     """Per level: quantile of |a_{t+1} - a_t| for each action dimension, in action units per tick."""
-    value: tuple[float, ...]
+    value: tuple[Finite, ...]
     """V(s, a, 1) of the exported members on data set chunks."""
-    spread: tuple[float, ...]
+    spread: tuple[Finite, ...]
     """Standard deviation over the exported members there."""
 
 
-@dataclass(frozen=True)
-class Provenance:
+class Provenance(Record, frozen=True):
     """Where the policy came from."""
 
     dataset_id: str
@@ -171,8 +179,7 @@ class Provenance:
     """Versions of the packages that shaped the parameters."""
 
 
-@dataclass(frozen=True)
-class Contract:
+class Contract(Record, frozen=True, dict=True):
     """What a robot must know. Build it with `rql-deploy export`; read it with `Contract.from_json`."""
 
     plant: PlantDescription
@@ -181,24 +188,24 @@ class Contract:
     """Actions per chunk."""
     F: int
     """Refinement steps from noise to action."""
-    observation_mean: tuple[float, ...]
-    """Of each scalar of the fields in order; the exported graph scales an observation itself: (s - mean) / std."""
-    observation_std: tuple[float, ...]
-    """See observation_mean. Actions are scaled by their bounds: the graph maps [-1, 1] to [low, high] of each dimension."""
+    observation_mean: tuple[Finite, ...]
+    """Of each scalar of the fields, in order. The exported graph scales an observation: (s - mean) / std."""
+    observation_std: tuple[Finite, ...]
+    """See observation_mean. Actions are scaled by their bounds: the graph maps [-1, 1] to [low, high]."""
     value_members: int
-    """Members in value.onnx."""
+    """Members of the value ensemble in value.onnx."""
     calibration: Calibration
     """What the training data showed."""
     provenance: Provenance
     """Where the policy came from."""
     schema_version: int = SCHEMA_VERSION
-    """Of this schema. A reader refuses a version it does not know."""
+    """Of this file format. A reader refuses a version it does not know."""
 
     def __post_init__(self) -> None:
-        dim = self.plant.observation_dim
-        if len(self.observation_mean) != dim or len(self.observation_std) != dim:
+        scaled, dim = len(self.observation_mean), self.plant.observation_dim
+        if scaled != dim or len(self.observation_std) != dim:
             raise ContractError(
-                f"the contract scales {len(self.observation_mean)} numbers but its fields have {dim}: export the bundle again"
+                f"the contract scales {scaled} numbers but its fields have {dim}: export the bundle again"
             )
         for fault in self._faults():
             raise ContractError(f"the contract {fault}: export the bundle again")
@@ -206,7 +213,10 @@ class Contract:
     def _faults(self) -> Iterator[str]:
         """What types cannot say: counts, ranges, names that occur twice."""
         plant, calibration = self.plant, self.calibration
-        for kind, names in (("fields", [f.name for f in plant.fields]), ("actions", [a.name for a in plant.actions])):
+        for kind, names in (
+            ("fields", [f.name for f in plant.fields]),
+            ("actions", [a.name for a in plant.actions]),
+        ):
             if not names:
                 yield f"has no {kind}"
             if repeated := [name for name in names if names.count(name) > 1]:
@@ -245,47 +255,63 @@ class Contract:
         return hashlib.sha256(self.to_json().encode()).hexdigest()
 
     def to_json(self) -> str:
-        """The canonical form: sorted keys, no spaces, finite numbers only."""
-        return json.dumps(dataclasses.asdict(self), sort_keys=True, separators=(",", ":"), allow_nan=False)
+        """The canonical form: sorted keys, no spaces, finite numbers, the words of its schema version."""
+        # Through the types once, so that integers or numpy numbers in it do not change the id.
+        plain = to_plain(convert(to_plain(self), Contract, "contract", ContractError))
+        if self.schema_version == 1:
+            for action in plain["plant"]["actions"]:
+                action["hold"] = "null" if action["hold"] == "zero" else action["hold"]
+        return json.dumps(plain, sort_keys=True, separators=(",", ":"))
 
     @classmethod
     def from_json(cls, text: str) -> Contract:
         """Parse and validate; raises ContractError with what is wrong."""
         if len(text) > MAX_CONTRACT_CHARACTERS:
-            raise ContractError(f"the contract is longer than {MAX_CONTRACT_CHARACTERS >> 20} Mi characters: that is not a contract")
+            most = MAX_CONTRACT_CHARACTERS >> 20
+            raise ContractError(f"the contract is longer than {most} Mi characters: that is not a contract")
         try:
             data = json.loads(text)
         except (ValueError, RecursionError) as error:
-            raise ContractError(f"the contract is not JSON ({error}): copy or export the bundle again") from error
-        version = data.get("schema_version") if isinstance(data, dict) else None
-        if version != SCHEMA_VERSION:
             raise ContractError(
-                f"the contract has schema version {version!r}, this rql-deploy reads {SCHEMA_VERSION}: export the bundle again"
+                f"the contract is not JSON ({error}): copy or export the bundle again"
+            ) from error
+        version = data.get("schema_version") if isinstance(data, dict) else None
+        if version not in READ_VERSIONS:
+            raise ContractError(
+                f"the contract has schema version {version!r}, this rql-deploy reads {READ_VERSIONS[0]} to "
+                f"{READ_VERSIONS[-1]}: export the bundle again, or update rql-deploy if the bundle is newer"
             )
-        return from_plain(cls, data, "contract", ContractError)
+        return convert(data, cls, "contract", ContractError)
 
     def require(self, plant: PlantDescription) -> None:
         """Raise ContractError, naming every difference, unless this policy was made for such a plant."""
         differences = self.plant.differences(plant)
         if differences:
             raise ContractError(
-                f"the policy was made for another plant, {self.plant.task} ({shortened(differences)}): use one trained for {plant.task}"
+                f"the policy was made for another plant, {self.plant.task} ({shortened(differences)}): "
+                f"use one trained for {plant.task}"
             )
 
     def flatten(self, observation: Mapping[str, Any], *, where: str = "observation") -> NDArray[np.float32]:
         """Assemble named fields into one `[O]` float32 vector in the contract's order.
 
-        Raises ContractError when a field is missing, has another shape, or is not finite. Fields the policy does not use are ignored.
+        Raises ContractError when a field is missing, has another shape, or is not finite. Fields that the
+        policy does not use are ignored.
         """
         parts = []
         for spec in self.plant.fields:
             if spec.name not in observation:
                 near = difflib.get_close_matches(spec.name, list(observation), n=1)
                 hint = f" (there is '{near[0]}')" if near else ""
-                raise ContractError(f"the {where} lacks field '{spec.name}' of shape {list(spec.shape)}{hint}")
+                raise ContractError(
+                    f"the {where} lacks field '{spec.name}' of shape {list(spec.shape)}{hint}"
+                )
             value = np.asarray(observation[spec.name], np.float32)
             if value.shape != spec.shape:
-                raise ContractError(f"{where} field '{spec.name}' has shape {list(value.shape)}, the contract says {list(spec.shape)}")
+                raise ContractError(
+                    f"{where} field '{spec.name}' has shape {list(value.shape)}, "
+                    f"the contract says {list(spec.shape)}"
+                )
             if not np.isfinite(value).all():
                 raise ContractError(f"{where} field '{spec.name}' holds NaN or infinity")
             parts.append(value.reshape(-1))

@@ -1,4 +1,14 @@
-"""Errors that speak to the user."""
+"""Errors that speak to the user, and the hint that a misspelt word gets.
+
+Each error has a `kind` for programs and may have a `hint` for people.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+MAX_NAMES = 24
+"""How many known names a message lists."""
 
 
 class UserError(Exception):
@@ -7,18 +17,54 @@ class UserError(Exception):
     The command line prints it without a traceback and exits with status 2.
     """
 
+    kind = "user error"
+    """The same for every error of this sort, whatever its text says: programs decide by it, never by the text."""
+    hint = ""
+    """What to do about it, if it is kept apart from what is wrong."""
+
+    def __init__(self, text: str = "", *, hint: str = "", kind: str = ""):
+        """The error's text is `text`, followed by `hint` after a colon."""
+        super().__init__(f"{text}: {hint}" if hint else text)
+        if hint:
+            self.hint = hint
+        if kind:
+            self.kind = kind
+
 
 class TryAgain(UserError):
-    """Nothing was wrong with what was asked for, and the same command may succeed: exit status 75 (EX_TEMPFAIL)."""
+    """The same command may succeed if it is run again: exit status 75 (EX_TEMPFAIL)."""
+
+    kind = "try again"
 
 
 class ContractError(UserError):
-    """A contract that cannot be read, an observation that does not fit it, or two sides that do not agree on one."""
+    """A contract that cannot be read, an observation that does not fit it, or two contracts that differ."""
+
+    kind = "contract error"
 
 
 class BundleError(UserError):
     """A policy bundle that is missing, damaged, or not what its manifest says."""
 
+    kind = "bundle error"
+
 
 class DeadlineMissed(Exception):
-    """No decision arrived by the deadline. The control loop holds; a later reply to this request is never applied."""
+    """No decision arrived by the deadline.
+
+    The control loop holds; a later reply to this request is never applied.
+    """
+
+    kind = "deadline missed"
+
+
+def suggestion(word: str, known: Iterable[str]) -> str:
+    """`: did you mean ...?` for a misspelt word, or the list of what there is. Empty if there is nothing."""
+    import difflib
+
+    names = sorted(known)
+    near = difflib.get_close_matches(word, names, n=3, cutoff=0.5)
+    if near:
+        return f": did you mean {' or '.join(near)}?"
+    more = f" and {len(names) - MAX_NAMES} more" if len(names) > MAX_NAMES else ""
+    return f": there is {', '.join(names[:MAX_NAMES])}{more}" if names else ""

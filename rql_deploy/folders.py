@@ -1,10 +1,11 @@
-"""Folders that appear complete or not at all, that one process holds, and that have room."""
+"""Folders: complete or absent, locked by one process, with room for what is to come; the hash of a file."""
 
 from __future__ import annotations
 
 import contextlib
 import errno
 import fcntl
+import hashlib
 import os
 import shutil
 import tempfile
@@ -17,10 +18,10 @@ LOCK = ".lock"
 
 
 @contextlib.contextmanager
-def held(folder: Path, busy: str) -> Iterator[None]:
-    """Hold a folder, which is made if need be, against other processes on this machine.
+def exclusive_lock(folder: Path, busy: str) -> Iterator[None]:
+    """Lock a folder against other processes on this machine; it is made if it does not exist.
 
-    Raises UserError saying `busy` where another one holds it, and where it cannot be written.
+    Raises UserError with the text `busy` when another process has locked it, and when it cannot be written.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -36,7 +37,7 @@ def held(folder: Path, busy: str) -> Iterator[None]:
 
 
 def reserve(folder: Path, size: int) -> None:
-    """Raise OSError unless `folder` has room for `size` more bytes; for libraries that do not survive a full disk (HDF5's)."""
+    """Raise OSError unless `folder` has room for `size` more bytes: HDF5 does not survive a full disk."""
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryFile(dir=folder) as file:
         try:
@@ -49,7 +50,7 @@ def reserve(folder: Path, size: int) -> None:
 
 @contextlib.contextmanager
 def new_folder(output: Path) -> Iterator[Path]:
-    """A temporary folder beside `output` that becomes `output` when the block ends well, and nothing otherwise.
+    """A temporary folder that becomes `output` when the block ends without an error, else is removed.
 
     Raises UserError when `output` exists or cannot be written.
     """
@@ -59,12 +60,26 @@ def new_folder(output: Path) -> Iterator[Path]:
         output.parent.mkdir(parents=True, exist_ok=True)
         staging = Path(tempfile.mkdtemp(prefix=f".{output.name}.", suffix=".partial", dir=output.parent))
     except OSError as error:
-        raise UserError(f"cannot write to {output.parent} ({error.strerror}): pass another --output") from error
+        raise UserError(
+            f"cannot write to {output.parent} ({error.strerror}): pass another --output"
+        ) from error
     try:
         yield staging
         staging.chmod(0o755)
         os.rename(staging, output)
     except OSError as error:
-        raise UserError(f"cannot write {output} ({error.strerror}): nothing was left behind; make room or pass another --output") from error
+        raise UserError(
+            f"cannot write {output} ({error.strerror}): nothing was left behind; "
+            "make room or pass another --output"
+        ) from error
     finally:
         shutil.rmtree(staging, ignore_errors=True)
+
+
+def file_hash(path: Path) -> str:
+    """sha256 of a file."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 18):
+            digest.update(block)
+    return digest.hexdigest()

@@ -1,6 +1,7 @@
-"""OGBench (https://github.com/seohongpark/ogbench) by name: what a data set's or task's name says about the plant it belongs to.
+"""What the name of an OGBench data set or task says about its plant (https://github.com/seohongpark/ogbench).
 
-Shared by the reader of its data and by the simulated plant, so that a policy trained on the one can drive the other.
+The reader of the data and the simulated plant share it, so that a policy trained on the one can drive the
+other.
 """
 
 from __future__ import annotations
@@ -12,23 +13,34 @@ from rql_deploy.contract import ActionDimension, ObservationField, PlantDescript
 
 DEFAULT_RATE = 20.0
 CONTROL_RATES: Mapping[str, float] = MappingProxyType(
-    {"cube": 20.0, "scene": 20.0, "puzzle": 20.0, "pointmaze": 10.0, "antmaze": 10.0, "antsoccer": 10.0, "humanoidmaze": 40.0}
+    {
+        "cube": 20.0,
+        "scene": 20.0,
+        "puzzle": 20.0,
+        "pointmaze": 10.0,
+        "antmaze": 10.0,
+        "antsoccer": 10.0,
+        "humanoidmaze": 40.0,
+    }
 )
-"""Ticks per second by family: control time step of the manipulation arenas, frame skip x time step of the walkers' models."""
+"""Ticks per second by family: control time step of the manipulation arenas, frame skip x time step of the
+walkers' models."""
 ARM_ACTIONS = (("dx", "0.05 m"), ("dy", "0.05 m"), ("dz", "0.05 m"), ("dyaw", "0.3 rad"), ("gripper", ""))
 FIELD = "observation"
 """OGBench observes one unnamed vector."""
 
 
 def plant_of(name: str, observation_dim: int, action_dim: int) -> PlantDescription:
-    """The plant of a data set or task by its name: one field `observation`, actions in [-1, 1], the rate by the name's family."""
+    """The plant of a data set or task: one field `observation`, actions in [-1, 1], the family's rate."""
     family = name.partition("-")[0]
     arm = family in ("cube", "scene", "puzzle") and action_dim == len(ARM_ACTIONS)
     return PlantDescription(
         task=f"ogbench:{name}",
         fields=(ObservationField(FIELD, (observation_dim,)),),
         actions=tuple(
-            ActionDimension(*((ARM_ACTIONS[i][0], -1.0, 1.0, ARM_ACTIONS[i][1]) if arm else (f"action_{i}", -1.0, 1.0)))
+            ActionDimension(
+                *((ARM_ACTIONS[i][0], -1.0, 1.0, ARM_ACTIONS[i][1]) if arm else (f"action_{i}", -1.0, 1.0))
+            )
             for i in range(action_dim)
         ),
         control_rate=CONTROL_RATES.get(family, DEFAULT_RATE),
@@ -36,6 +48,6 @@ def plant_of(name: str, observation_dim: int, action_dim: int) -> PlantDescripti
 
 
 def single_task(name: str) -> str:
-    """The task with rewards that a data set's or task's name stands for: the one it names, else the environment's default one."""
+    """The task with rewards for a data set's or task's name: the one it names, else the default one."""
     stem = name.removesuffix("-v0")
     return f"{stem if 'singletask' in stem.split('-') else f'{stem}-singletask'}-v0"

@@ -16,8 +16,9 @@ Observation = Mapping[str, Any]
 class Plant(Protocol):
     """What is controlled: a simulator or a robot. A robot author writes these three methods.
 
-    A plant may also have `rest() -> [A]`, the command that keeps it where it is: absolute targets then start from there. In the real-time
-    loop `observe` and `apply` return at once, and an exception of any of them ends the episode as failed.
+    A plant may also have `rest() -> [A]`, the command that keeps it where it is: absolute targets then start
+    from there. In the real-time loop `observe` and `apply` return at once, and an exception of any of them
+    ends the episode as failed.
     """
 
     def reset(self, seed: int | None = None) -> None:
@@ -37,12 +38,24 @@ class EpisodicPlant(Plant, Protocol):
     """A plant that knows when an episode is over and whether it succeeded, as simulators do."""
 
     @property
-    def success(self) -> bool: ...
+    def success(self) -> bool:
+        """Whether the episode has succeeded."""
+        ...
 
     @property
-    def finished(self) -> bool: ...
+    def finished(self) -> bool:
+        """Whether the episode is over."""
+        ...
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Free what the plant holds."""
+        ...
+
+
+PLANT_FAILED = "plant failed"
+"""Kind of an episode's error: the plant raised an exception, which may be due to what the policy did to it."""
+FAULT = "fault"
+"""Kind of an episode's error: there was no fresh action for too long."""
 
 
 @dataclass(frozen=True)
@@ -61,3 +74,5 @@ class EpisodeResult:
     """Seconds inside the policy, per decision."""
     error: str | None = None
     """Why the episode ended early, if it did; such an episode counts as failed."""
+    error_kind: str = ""
+    """`PLANT_FAILED` or `FAULT` where there is an error."""

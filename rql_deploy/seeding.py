@@ -1,4 +1,4 @@
-"""Where seeds come from: one base seed, disjoint streams for collecting, evaluating and deciding."""
+"""Seeds: one base seed, separate streams for collecting, evaluating and deciding."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _STREAMS: dict[Stream, int] = {"collect": 1, "evaluate": 2, "tune": 3, "train": 
 
 
 def episode_seed(base: int, index: int, stream: Stream) -> int:
-    """A 31-bit seed for episode `index`; each stream is a hash of its own, so what is evaluated is not what was tuned or trained on."""
+    """A 31-bit seed for episode `index`. Each stream hashes differently: tuning and evaluation do not mix."""
     return int(np.random.SeedSequence((base, _STREAMS[stream], index)).generate_state(1)[0] >> 1)
 
 
@@ -22,7 +22,10 @@ def decision_seed(episode: int, decision: int) -> int:
 
 
 class FlowNoise:
-    """Noise of a decision from its seed, with one generator kept: making one costs five times the numbers. Not thread-safe."""
+    """Noise of a decision from its seed, with one generator kept: making one costs five times the numbers.
+
+    Not thread-safe.
+    """
 
     def __init__(self) -> None:
         self._bits = np.random.Philox(key=0)
@@ -39,5 +42,5 @@ class FlowNoise:
 
 
 def flow_noise(seed: int, rows: int, chunk_dim: int) -> NDArray[np.float32]:
-    """`[rows, hA]` float32 N(0, I) from a counter-based generator; row i is the same however many rows are asked for."""
+    """`[rows, hA]` float32 N(0, I), counter-based: row i does not depend on how many rows are drawn."""
     return FlowNoise()(seed, rows, chunk_dim)

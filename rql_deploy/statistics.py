@@ -35,26 +35,15 @@ def percentile_ms(seconds: Sequence[float], q: float) -> float | None:
     return float(np.percentile(np.asarray(seconds), q) * 1e3) if len(seconds) else None
 
 
-_T_95 = (12.7062, 4.3027, 3.1824, 2.7764, 2.5706, 2.4469, 2.3646, 2.3060, 2.2622, 2.2281)
-"""0.975 quantiles of Student's t with 1 to 10 degrees of freedom."""
-
-
-def student_t_95(freedom: int) -> float:
-    """0.975 quantile of Student's t; from 11 degrees of freedom on the Cornish-Fisher expansion (Abramowitz and Stegun 26.7.5), to 1e-4."""
-    if freedom <= len(_T_95):
-        return _T_95[freedom - 1]
-    z, n = Z_95, freedom
-    first, second = (z**3 + z) / 4, (5 * z**5 + 16 * z**3 + 3 * z) / 96
-    third = (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384
-    return z + first / n + second / n**2 + third / n**3
-
-
 def mean_interval(values: Sequence[float]) -> tuple[float, float] | None:
-    """95 % interval of the mean of independent values, by Student's t; None of fewer than two."""
+    """95 % interval of the mean of independent values, by Student's t; None of fewer than two. Needs scipy."""
     n = len(values)
     if n < 2:
         return None
+    # Imported here: scipy comes with the simulators, and a robot uses this file without it.
+    from scipy.stats import t  # type: ignore[import-untyped]
+
     mean = math.fsum(values) / n
     variance = math.fsum((value - mean) ** 2 for value in values) / (n - 1)
-    half = student_t_95(n - 1) * math.sqrt(variance / n)
+    half = float(t.ppf(0.975, n - 1)) * math.sqrt(variance / n)
     return mean - half, mean + half

@@ -1,0 +1,1 @@
+"""Simulated plants, scripted demonstrators, collecting with them and evaluating on them."""

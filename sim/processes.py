@@ -1,4 +1,4 @@
-"""Simulator processes: spawned, ended with their parent, replaced when one of them dies; and how MuJoCo renders in them."""
+"""Simulator processes: spawned, ended with their parent, replaced when one dies; and how MuJoCo renders."""
 
 from __future__ import annotations
 
@@ -18,12 +18,14 @@ from rql_deploy.errors import TryAgain, UserError
 
 T = TypeVar("T")
 REPLACEMENTS = 3
-"""How often processes are started anew before a call is given up: one that kills its process every time must end."""
+"""How often processes are replaced before calls fail: a call that kills its process every time must end."""
 
 
 class SimulatorPool(Executor):
-    """`workers` processes with one thread each. Where one is killed (for want of memory, say), all are started anew and what they had under
-    way is done again; results are those of an undisturbed pool, since every call brings its own seed.
+    """`workers` processes with one thread each. When one is killed (out of memory, say), all are replaced.
+
+    Calls under way are made again. Results are those of an undisturbed pool, since every call has its own
+    seed.
     """
 
     def __init__(self, workers: int, niceness: int = 0):
@@ -39,7 +41,9 @@ class SimulatorPool(Executor):
     def _start(self) -> ProcessPoolExecutor:
         # Spawned, because MuJoCo and forks do not mix.
         context = multiprocessing.get_context("spawn")
-        return ProcessPoolExecutor(self._workers, mp_context=context, initializer=_start_worker, initargs=(self._niceness,))
+        return ProcessPoolExecutor(
+            self._workers, mp_context=context, initializer=_start_worker, initargs=(self._niceness,)
+        )
 
     def submit(self, fn: Callable[..., T], /, *args: Any, **kwargs: Any) -> Future[T]:
         """As the standard library's pools."""
@@ -53,7 +57,7 @@ class SimulatorPool(Executor):
         try:
             call.inner = call.make(pool)
         except BrokenProcessPool:
-            # It broke a moment ago, and whoever was under way has not replaced it yet.
+            # The pool broke a moment ago and has not been replaced yet.
             pool = self._replace(pool)
             call.inner = call.make(pool)
         call.inner.add_done_callback(lambda inner: self._done(call, inner, pool))
@@ -65,7 +69,7 @@ class SimulatorPool(Executor):
         error = inner.exception()
         if isinstance(error, BrokenProcessPool):
             with self._lock:
-                # Where another call has had the processes replaced, this one only goes along.
+                # Another call may have had the processes replaced already.
                 if not self._closed and (pool is not self._pool or self._replaced < REPLACEMENTS):
                     self._replace(pool)
                     self._begin(call)
@@ -114,7 +118,7 @@ class _Call(Future[T]):
         self.set_running_or_notify_cancel()
 
     def finish(self, inner: Future[T]) -> None:
-        """Take over what its inner call came to."""
+        """Take over the inner call's result or error."""
         self.set_running_or_notify_cancel()
         error = inner.exception()
         if error is None:
@@ -124,32 +128,36 @@ class _Call(Future[T]):
 
 
 def _start_worker(niceness: int) -> None:
-    """Leave Ctrl-C to the parent, which lets finished episodes count, and end with it if it is killed."""
+    """Ignore Ctrl-C, which the parent handles, and end when the parent ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     os.nice(niceness)
     parent = multiprocessing.parent_process()
     assert parent is not None
 
     def end_with_parent() -> None:
-        # A worker holds the writing end of its own queue, so it would wait there forever.
+        # Without this a worker waits for ever: it holds the writing end of its own queue.
         multiprocessing.connection.wait([parent.sentinel])
         os._exit(1)
 
     threading.Thread(target=end_with_parent, daemon=True).start()
 
 
-def finished(future: Future[T]) -> T:
-    """A call's result; raises TryAgain when its process died time after time (what the call itself raised comes through as it is)."""
+def result_of(future: Future[T]) -> T:
+    """A call's result, or what it raised; raises TryAgain when its process died again and again."""
     try:
         return future.result()
     except BrokenProcessPool as error:
-        raise TryAgain("simulator processes died again and again, most likely for want of memory: pass fewer --workers") from error
+        raise TryAgain(
+            "simulator processes died again and again, most likely out of memory: pass fewer --workers"
+        ) from error
 
 
 def render_headless() -> None:
-    """Have MuJoCo render with EGL unless the user chose something, and import it; before anything else does.
+    """Import MuJoCo, rendering with EGL unless the user chose otherwise; call it before anything else imports
+    MuJoCo.
 
-    A stack left to guess can hang without a display. Raises UserError when what the user chose cannot be loaded.
+    Left to choose, MuJoCo may hang without a display. Raises UserError when the user's choice cannot be
+    loaded.
     """
     if sys.platform.startswith("linux"):
         os.environ.setdefault("MUJOCO_GL", "egl")
@@ -163,7 +171,16 @@ def render_headless() -> None:
 
 
 def require_display() -> None:
-    """Raise UserError when frames are wanted from a window system that is not there (MuJoCo would end the process)."""
+    """Raise UserError where rendering needs a window system that is missing (MuJoCo would end the
+    process).
+    """
     windows = os.environ.get("MUJOCO_GL") in ("glfw", "glx")
-    if sys.platform.startswith("linux") and windows and not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
-        raise UserError("rendering with MUJOCO_GL=glfw needs a display and there is none: unset MUJOCO_GL or set it to egl")
+    if (
+        sys.platform.startswith("linux")
+        and windows
+        and not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))
+    ):
+        raise UserError(
+            "rendering with MUJOCO_GL=glfw needs a display, and this machine has none: unset MUJOCO_GL or "
+            "set it to egl"
+        )

@@ -1,4 +1,5 @@
-"""Fixtures of all tests: a tiny data set, a run on it, its bundle, and that bundle served by a real process."""
+"""Fixtures of all tests: a committed tiny bundle, a server process for it, and a tiny data set with a run on
+it."""
 
 from __future__ import annotations
 
@@ -13,9 +14,22 @@ if sys.platform == "linux":
 
 import pytest
 
-from tests.helpers.commands import TINY, cli
+from tests.helpers.commands import ROOT, TINY, cli
 from tests.helpers.data import write_minari
 from tests.helpers.servers import serving
+
+
+@pytest.fixture(scope="session")
+def bundle() -> Path:
+    """A committed bundle of untrained quality; `python -m tests.helpers.tiny_bundle` makes a new one."""
+    return ROOT / "tests" / "data" / "tiny_bundle"
+
+
+@pytest.fixture(scope="session")
+def endpoint(bundle: Path) -> Iterator[str]:
+    """Address of a server process that serves the committed bundle."""
+    with serving(bundle) as (address, _):
+        yield address
 
 
 @pytest.fixture(scope="session")
@@ -33,15 +47,9 @@ def run(tmp_path_factory: pytest.TempPathFactory, dataset: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
-def bundle(tmp_path_factory: pytest.TempPathFactory, run: Path) -> Path:
-    """That run's bundle."""
+def exported(tmp_path_factory: pytest.TempPathFactory, run: Path) -> Path:
+    """The bundle that today's code exports from `run`."""
     output = tmp_path_factory.mktemp("bundle") / "tiny"
     result = cli("export", run, "--output", output)
     assert result.exit_code == 0, result.output
     return output
-
-
-@pytest.fixture(scope="session")
-def endpoint(bundle: Path) -> Iterator[str]:
-    with serving(bundle) as (address, _):
-        yield address

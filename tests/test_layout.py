@@ -15,6 +15,7 @@ INTERFACES = {
     "rql_deploy/errors.py": "the exceptions that users see",
     "rql_deploy/flow.py": "the schedule that training, export and runtime share",
     "rql_deploy/cli/replay.py": "a verb, found by its file's name",
+    "rql_deploy/workflows/replay.py": "a verb's workflow, found by its file's name",
     "sim/plants/task_env.py": "what a simulated task must offer",
 }
 """Files below the shortest length, and why each is one of its own. An `__init__.py` may be as short as it likes."""

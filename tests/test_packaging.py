@@ -1,6 +1,8 @@
 """What is installed where, and what it imports."""
 
+import math
 import os
+import resource
 import shutil
 import subprocess
 import sys
@@ -63,7 +65,7 @@ def test_the_wheel_installs_into_an_empty_environment_and_its_command_runs(insta
 def test_the_base_install_brings_no_torch_and_the_client_imports(installed: Path, tmp_path: Path) -> None:
     listed = python(installed, "-m", "pip", "list", "--format=freeze", cwd=tmp_path).stdout.lower()
     names = {line.partition("==")[0] for line in listed.splitlines()}
-    assert names <= {"rql-deploy", "numpy", "pyzmq", "msgpack", "click", "pip", "setuptools"}
+    assert names <= {"rql-deploy", "numpy", "pyzmq", "msgspec", "click", "pip", "setuptools"}
     imported = python(installed, "-c", "from rql_deploy.runtime.client import RemotePolicy; print(RemotePolicy)", cwd=tmp_path)
     assert imported.returncode == 0, imported.stderr
 
@@ -111,6 +113,27 @@ def test_the_rooms_are_found_from_the_clones_root(case: str, source: Path, insta
     assert version.returncode == 0, version.stderr
 
 
+def test_importing_the_client_takes_little_more_than_numpy_and_pyzmq(tmp_path: Path) -> None:
+    """At most 50 ms of processor time more, with compiled modules; the least of many runs, as machines are busy."""
+
+    def seconds(code: str) -> float:
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        environment = {key: value for key, value in os.environ.items() if key != "PYTHONDONTWRITEBYTECODE"}
+        environment["PYTHONPYCACHEPREFIX"] = str(tmp_path)
+        subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, check=True)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+    least = {"import numpy, zmq": math.inf, "import numpy, zmq, rql_deploy.runtime.client": math.inf}
+    for attempt in range(40):
+        for code in least:
+            least[code] = min(least[code], seconds(code))
+        base, client = least.values()
+        if attempt >= 7 and client - base <= 0.05:
+            return
+    raise AssertionError(f"numpy and pyzmq take {base:.3f} s, with the client {client:.3f} s")
+
+
 @pytest.mark.parametrize(
     ("modules", "forbidden"),
     [
@@ -138,7 +161,7 @@ def test_what_a_room_must_not_import_is_not_imported(modules: str, forbidden: st
 
 
 def test_training_runs_where_simulators_and_sockets_are_absent(tmp_path: Path, dataset: Path) -> None:
-    absent = ("mujoco", "robosuite", "minari", "gymnasium", "zmq", "msgpack", "onnxruntime", "onnx", "ogbench")
+    absent = ("mujoco", "robosuite", "minari", "gymnasium", "zmq", "onnxruntime", "onnx", "ogbench")
     code = (
         f"import sys\nsys.modules.update(dict.fromkeys({absent!r}))\nfrom rql_deploy.cli import main\n"
         f"main(['train', '--dataset', {str(dataset)!r}, '--output', 'run', '--updates', '2', '--set', 'rql.h=3', '--set', 'batch_size=8'])"

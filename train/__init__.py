@@ -1,0 +1,1 @@
+"""Reversal Q-Learning: the algorithm and the training run."""

@@ -2,26 +2,29 @@
 
 from __future__ import annotations
 
-import dataclasses
-import json
-import tomllib
+import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from importlib import resources
 from typing import Any, Literal
 
-from rql_deploy.errors import UserError
-from rql_deploy.plain import from_plain, suggestion
+import msgspec
+
+from rql_deploy.errors import UserError, suggestion
+from rql_deploy.structs import Finite, Record, convert, to_plain
 from rql_deploy.train.data.rewards import Reward
 
 from .rql import RQLConfig
 
+if sys.version_info >= (3, 11):
+    pass
+else:
+    pass
 
-@dataclass(frozen=True)
-class TrainConfig:
+
+class TrainConfig(Record, frozen=True):
     """One training run."""
 
-    rql: RQLConfig = field(default_factory=RQLConfig)
+    rql: RQLConfig = msgspec.field(default_factory=RQLConfig)
     """The algorithm's hyperparameters; override one with `--set rql.alpha=3`."""
     updates: int = 1_000_000
     """Gradient updates in all."""
@@ -43,24 +46,25 @@ class TrainConfig:
     """Clip data set actions to their bounds instead of refusing those outside."""
     checkpoint_every: int = 0
     """Also write a checkpoint every so many updates; 0 leaves that to `checkpoint_minutes`."""
-    checkpoint_minutes: float = 5.0
-    """Also write a checkpoint when the last one is that old, so that a power cut costs no more; 0 for never."""
+    checkpoint_minutes: Finite = 5.0
+    """Also write a checkpoint when the last one is that old: a power cut costs no more. 0 for never."""
     log_every: int = 100
     """Updates between two lines of the logs."""
     threads: int = 0
-    """CPU threads, each with a slice of the batch of its own; 0 takes every core that slices of 32 rows or more allow."""
+    """CPU threads, each with its own slice of the batch; 0 takes as many cores as give 32 rows to each."""
     engine: Literal["auto", "eager", "compiled"] = "auto"
-    """How updates run; `auto` compiles long runs (docs/training.md). On a GPU, compiled means CUDA graphs of whole updates."""
+    """How updates run; `auto` compiles long runs (docs/training.md). On a GPU, compiled means CUDA graphs."""
     precision: Literal["auto", "fp32", "tf32", "bf16"] = "auto"
-    """Precision of the hidden layers' matrix products; `auto` is float32 on CPUs and TF32 on GPUs that have it."""
+    """Precision of the hidden layers' products; `auto` is float32 on CPUs and TF32 on GPUs that have it."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where networks and data live; `auto` takes a GPU when torch finds one."""
     evaluate_every: int = 0
-    """Updates between two evaluations in the simulator while training goes on (needs `--evaluate TASK`); 0 for none."""
+    """Updates between two evaluations in the simulator during training (with `--evaluate TASK`); 0 for none."""
     keep_every: int = 0
-    """Checkpoints at multiples of this are kept for good; the others go once they are neither the last, the best nor being evaluated."""
+    """Also write a checkpoint at multiples of this, and keep it; others are removed unless last, best or being
+    evaluated."""
     trackers: tuple[Literal["wandb", "mlflow"], ...] = ()
-    """Also log to these, offline unless their own settings say otherwise; TensorBoard and JSON lines are always written."""
+    """Also log to these, offline unless their own settings differ. TensorBoard and JSON lines are always on."""
 
     def __post_init__(self) -> None:
         for name, low in (
@@ -76,7 +80,10 @@ class TrainConfig:
             if getattr(self, name) < low:
                 raise UserError(f"train.{name} is {getattr(self, name)}, it must be at least {low}")
         if self.batch_size % 2:
-            raise UserError(f"train.batch_size is {self.batch_size}, it must be even: half the batch draws its reversal depth from a grid")
+            raise UserError(
+                f"train.batch_size is {self.batch_size}, it must be even: "
+                "half the batch draws its reversal depth from a grid"
+            )
         if not self.checkpoint_minutes >= 0:
             raise UserError(f"train.checkpoint_minutes is {self.checkpoint_minutes}, it must be at least 0")
         c = self.rql
@@ -84,14 +91,18 @@ class TrainConfig:
             if getattr(c, name) < 1:
                 raise UserError(f"rql.{name} is {getattr(c, name)}, it must be at least 1")
         if c.K < 2:
-            raise UserError(f"rql.K is {c.K}, it must be at least 2: the spread of one value network is undefined")
+            raise UserError(
+                f"rql.K is {c.K}, it must be at least 2: the spread of one value network is undefined"
+            )
         for name in ("policy_hidden", "value_hidden"):
             if not getattr(c, name) or min(getattr(c, name)) < 1:
-                raise UserError(f"rql.{name} is {list(getattr(c, name))}, it must list at least one positive width")
+                raise UserError(
+                    f"rql.{name} is {list(getattr(c, name))}, it must list at least one positive width"
+                )
         if any(width % 4 for width in c.value_hidden):
             raise UserError(
-                f"rql.value_hidden is {list(c.value_hidden)}, its widths must be multiples of 4: in an exported graph of another width, "
-                "a row's last bit would depend on the batch it is in"
+                f"rql.value_hidden is {list(c.value_hidden)}, its widths must be multiples of 4: in an exported "
+                "graph of another width, a row's last bit would depend on the batch it is in"
             )
         if c.learning_rate <= 0:
             raise UserError(f"rql.learning_rate is {c.learning_rate:g}, it must be positive")
@@ -105,25 +116,30 @@ class TrainConfig:
 def preset_names() -> list[str]:
     """Names of the presets that come with the package."""
     folder = resources.files(__package__) / "presets"
-    return sorted(entry.name.removesuffix(".toml") for entry in folder.iterdir() if entry.name.endswith(".toml"))
+    return sorted(
+        entry.name.removesuffix(".toml") for entry in folder.iterdir() if entry.name.endswith(".toml")
+    )
 
 
 def load_config(preset: str, overrides: Sequence[str] = ()) -> TrainConfig:
-    """A preset by name with `key=value` overrides; raises UserError naming an unknown preset or key with the nearest known one."""
+    """A preset by name with `key=value` overrides.
+
+    Raises UserError naming an unknown preset or key with the nearest known one.
+    """
     if preset not in preset_names():
         raise UserError(f"there is no preset '{preset}'{suggestion(preset, preset_names())}")
-    table = tomllib.loads((resources.files(__package__) / "presets" / f"{preset}.toml").read_text())
+    table = msgspec.toml.decode((resources.files(__package__) / "presets" / f"{preset}.toml").read_bytes())
     for override in overrides:
         key, separator, text = override.partition("=")
         if not separator:
             raise UserError(f"--set takes key=value, not '{override}': try --set updates=1000")
         _assign(table, key.strip(), _parse(text.strip()))
-    return from_plain(TrainConfig, table, "train")
+    return convert(table, TrainConfig, "train")
 
 
 def config_to_plain(config: TrainConfig) -> dict[str, Any]:
     """The configuration as JSON data."""
-    plain: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(config)))
+    plain: dict[str, Any] = to_plain(config)
     return plain
 
 
@@ -138,6 +154,6 @@ def _assign(table: dict[str, Any], key: str, value: Any) -> None:
 
 def _parse(text: str) -> Any:
     try:
-        return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+        return msgspec.toml.decode(f"value = {text}")["value"]
+    except msgspec.DecodeError:
         return text

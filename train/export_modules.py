@@ -1,9 +1,11 @@
-"""The networks as modules that export to ONNX: one factorisation, one operation order, shared by every graph of a bundle.
+"""The networks as modules that are exported to ONNX.
 
-The part of each network's first layer that sees the observation is computed once per decision, in `Encoder`; a refinement step adds
-the parts that see x and f. `Refiner` is one step; `FlowPolicy` is the encoder and F refiners unrolled, so both give the same bytes.
+The observation's part of each first layer is computed once per decision, by `Encoder`; a refinement step adds
+the parts of x and f. `Refiner` is one step, `FlowPolicy` the encoder and F refiners unrolled: the same
+operations in the same order, so both give the same bytes.
 
-`features` `[B, D]` is (projection for v, projection for each exported value member), D = H_v + M * H_V.
+`features` `[B, D]` are the projections of the observation for v and for each of the M exported value members,
+D = H_v + M * H_V.
 """
 
 from __future__ import annotations
@@ -42,7 +44,10 @@ class Encoder(nn.Module):
 
 
 class Refiner(nn.Module):
-    """features, x `[B, hA]`, f `[B, 1]`, delta `[B, 1]` -> next x, preview `[B, h, A]` (x finished to f = 1: clipped, unscaled)."""
+    """One refinement step: features, x `[B, hA]`, f `[B, 1]`, delta `[B, 1]` -> next x, preview `[B, h, A]`.
+
+    The preview is x finished to f = 1 in one step, clipped and in the plant's units.
+    """
 
     def __init__(self, v: VectorField, action_centre: Tensor, action_half_range: Tensor):
         super().__init__()
@@ -57,7 +62,7 @@ class Refiner(nn.Module):
         self.centre, self.half_range = constant(action_centre), constant(action_half_range)
 
     def velocity(self, projection: Tensor, x: Tensor, f: Tensor) -> Tensor:
-        """v at (x, f), given the observation's part of the first layer."""
+        """v at (x, f); `projection` is the observation's part of the first layer."""
         z = projection + torch.matmul(x, self.kernel_x) + f * self.kernel_f
         for kernel, bias in zip(self.kernels, self.biases, strict=True):
             z = torch.matmul(functional.gelu(z, approximate="tanh"), kernel) + bias
@@ -75,7 +80,9 @@ class Refiner(nn.Module):
 
 
 class FlowPolicy(nn.Module):
-    """noise `[B, hA]` and named observation fields -> actions `[B, h, A]`: the encoder and F unrolled refinement steps."""
+    """noise `[B, hA]` and named observation fields -> actions `[B, h, A]`: the encoder and F unrolled
+    refinement steps.
+    """
 
     def __init__(self, encoder: Encoder, refiner: Refiner, flow_steps: int):
         super().__init__()
@@ -102,7 +109,10 @@ class ValueMember(nn.Module):
         self.biases = nn.ParameterList(constant(b[member, 0]) for b in list(value.biases)[1:-1])
         self.norm_scales = nn.ParameterList(constant(p[member, 0]) for p in value.norm_scales)
         self.norm_biases = nn.ParameterList(constant(p[member, 0]) for p in value.norm_biases)
-        self.head, self.head_bias = constant(value.kernels[-1][member, :, 0]), constant(value.biases[-1][member, 0])
+        self.head, self.head_bias = (
+            constant(value.kernels[-1][member, :, 0]),
+            constant(value.biases[-1][member, 0]),
+        )
 
     def forward(self, projection: Tensor, x: Tensor, f: Tensor) -> Tensor:
         z = projection + torch.matmul(x, self.kernel_x) + f * self.kernel_f
@@ -111,16 +121,18 @@ class ValueMember(nn.Module):
                 z = torch.matmul(z, self.kernels[i - 1]) + self.biases[i - 1]
             z = functional.gelu(z, approximate="tanh")
             z = functional.layer_norm(z, (z.shape[-1],), scale, bias, eps=LAYER_NORM_EPSILON)
-        # Not a matrix product with one column: onnxruntime computes that one four rows at a time, so that the last bits of a row
-        # would depend on its place in the batch.
+        # Not a matrix product with one column: onnxruntime computes four rows of that at a time, so the last
+        # bits of a row would depend on its place in the batch.
         return (z * self.head).sum(-1) + self.head_bias
 
 
-class Valuer(nn.Module):
-    """features, x `[B, hA]`, f `[B, 1]` -> value `[B]` and spread `[B]`: mean and population std over M members.
+class ValueEstimator(nn.Module):
+    """features, x `[B, hA]`, f `[B, 1]` -> value `[B]` and spread `[B]`: mean and population std over M
+    members.
 
-    One plain product per member and layer rather than a batched one: onnxruntime packs the weights of those beforehand, and a row
-    alone then goes through the same kernel, to the same bytes, as a row in a batch.
+    One matrix product per member and layer, not one batched product: onnxruntime packs the weights of the
+    former beforehand and then computes a single row with the same kernel, to the same bytes, as a row of a
+    batch.
     """
 
     def __init__(self, v: VectorField, value: ValueEnsemble, members: int):
@@ -130,24 +142,31 @@ class Valuer(nn.Module):
 
     def forward(self, features: Tensor, x: Tensor, f: Tensor) -> tuple[Tensor, Tensor]:
         projections = torch.split(features[:, self.start :], self.width, dim=1)
-        values = [member(projection, x, f) for member, projection in zip(self.members, projections, strict=True)]
+        values = [
+            member(projection, x, f) for member, projection in zip(self.members, projections, strict=True)
+        ]
         mean = torch.stack(values).mean(0)
-        # A product and not a power: onnxruntime's Pow gives the last bit by a row's place in the batch.
+        # Not a power: the last bit of onnxruntime's Pow depends on a row's place in the batch.
         differences = [value - mean for value in values]
         return mean, torch.stack([difference * difference for difference in differences]).mean(0).sqrt()
 
 
 def constant(tensor: Tensor) -> nn.Parameter:
-    """A copy that no optimiser will move."""
+    """A copy without gradient."""
     return nn.Parameter(tensor.detach().clone().contiguous(), requires_grad=False)
 
 
-def make_contract(checkpoint: Checkpoint, agent: RQL, *, value_members: int = 2, flow_steps: int | None = None) -> Contract:
-    """The contract of this checkpoint exported with M = `value_members` and F = `flow_steps` (the training's by default)."""
+def make_contract(
+    checkpoint: Checkpoint, agent: RQL, *, value_members: int = 2, flow_steps: int | None = None
+) -> Contract:
+    """The contract of this checkpoint with M = `value_members` and F = `flow_steps` (default: the
+    training's).
+    """
     config, statistics = checkpoint.config, checkpoint.statistics
     if not 1 <= value_members <= config.rql.K:
         raise UserError(
-            f"--value-members is {value_members}, but the checkpoint has {config.rql.K} value networks: pass 1 to {config.rql.K}"
+            f"--value-members is {value_members}, but the checkpoint has {config.rql.K} value networks: pass "
+            f"1 to {config.rql.K}"
         )
     levels = statistics["quantile_levels"]
     mean, std = checkpoint.reference["mean"], checkpoint.reference["std"]
@@ -155,7 +174,10 @@ def make_contract(checkpoint: Checkpoint, agent: RQL, *, value_members: int = 2,
         s = (checkpoint.reference["observations"] - mean) / std
         members = agent.V(s, checkpoint.reference["chunks"], torch.ones(len(s), 1))[:value_members].double()
         quantile = torch.tensor(levels, dtype=torch.float64)
-        value, spread = (torch.quantile(part, quantile).tolist() for part in (members.mean(0), members.std(0, unbiased=False)))
+        value, spread = (
+            torch.quantile(part, quantile).tolist()
+            for part in (members.mean(0), members.std(0, unbiased=False))
+        )
     return Contract(
         plant=checkpoint.plant,
         h=config.rql.h,
@@ -165,7 +187,9 @@ def make_contract(checkpoint: Checkpoint, agent: RQL, *, value_members: int = 2,
         value_members=value_members,
         calibration=Calibration(
             levels=tuple(levels),
-            observation={name: tuple(map(_flat, rows)) for name, rows in statistics["observation_quantiles"].items()},
+            observation={
+                name: tuple(map(_flat, rows)) for name, rows in statistics["observation_quantiles"].items()
+            },
             action_rate=tuple(map(tuple, statistics["action_rate_quantiles"])),
             value=tuple(value),
             spread=tuple(spread),
@@ -181,21 +205,34 @@ def make_contract(checkpoint: Checkpoint, agent: RQL, *, value_members: int = 2,
     )
 
 
-def make_modules(agent: RQL, contract: Contract) -> tuple[Encoder, Refiner, FlowPolicy, Valuer]:
+def make_modules(agent: RQL, contract: Contract) -> tuple[Encoder, Refiner, FlowPolicy, ValueEstimator]:
     """The averaged policy and the first M value members as exportable modules."""
     low, high = contract.plant.action_low, contract.plant.action_high
     members = contract.value_members
-    encoder = Encoder(agent.v_ema, agent.V, members, torch.tensor(contract.observation_mean), torch.tensor(contract.observation_std))
+    encoder = Encoder(
+        agent.v_ema,
+        agent.V,
+        members,
+        torch.tensor(contract.observation_mean),
+        torch.tensor(contract.observation_std),
+    )
     refiner = Refiner(
         agent.v_ema,
         torch.tensor((high + low) / 2, dtype=torch.float32),
         torch.tensor((high - low) / 2, dtype=torch.float32),
     )
-    return encoder, refiner, FlowPolicy(encoder, refiner, contract.F), Valuer(agent.v_ema, agent.V, members)
+    return (
+        encoder,
+        refiner,
+        FlowPolicy(encoder, refiner, contract.F),
+        ValueEstimator(agent.v_ema, agent.V, members),
+    )
 
 
 def all_members(agent: RQL, contract: Contract) -> Callable[[Tensor, Tensor], Tensor]:
-    """V of all K members as a function of unscaled observations `[B, O]` and complete chunks x `[B, hA]` in [-1, 1]: `[B]`."""
+    """V of all K members: a function of unscaled observations `[B, O]` and chunks x `[B, hA]` in [-1, 1] ->
+    `[B]`.
+    """
     mean, std = torch.tensor(contract.observation_mean), torch.tensor(contract.observation_std)
 
     def value(observations: Tensor, x: Tensor) -> Tensor:

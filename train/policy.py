@@ -1,27 +1,30 @@
-"""A checkpoint's averaged policy behind the policy interface, in torch."""
+"""The averaged policy of a checkpoint in torch, behind the policy interface."""
 
 from __future__ import annotations
 
 import secrets
 import time
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from rql_deploy.contract import Contract
-from rql_deploy.policy import Decision
+from rql_deploy.policy import ActOptions, Decision, ResolvedOptions
 from rql_deploy.seeding import flow_noise
 
 from .checkpoint import Checkpoint
 from .export_modules import make_contract
 from .rql import RQL, integrate
 
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
 
 class TorchPolicy:
-    """`v_ema` acting, `V` judging: the reference that exported bundles are compared with."""
+    """Acts by `v_ema`, chooses among candidates by `V`; exported bundles are compared with it."""
 
     def __init__(self, agent: RQL, contract: Contract):
         self.agent, self._contract = agent, contract
@@ -35,37 +38,27 @@ class TorchPolicy:
     def contract(self) -> Contract:
         return self._contract
 
-    def act(
-        self,
-        observation: Mapping[str, Any],
-        *,
-        deadline: float | None = None,
-        candidates: int = 1,
-        value: bool = False,
-        seed: int | None = None,
-    ) -> Decision:
+    def act(self, observation: Mapping[str, Any], **options: Unpack[ActOptions]) -> Decision:
         """See `rql_deploy.policy.Policy.act`; a local policy computes to the end whatever the deadline."""
         start = time.monotonic()
-        s, x, seed = self._start(observation, candidates, seed)
+        asked = ResolvedOptions.of(options, without=("prune", "prefix"))
+        candidates, value = asked.candidates, asked.value
+        s, x, seed = self._prepare(observation, candidates, asked.seed)
         with torch.no_grad():
             x = integrate(self.agent.v_ema, s, x, self._contract.F)
-            return self._decision(s, x, seed, self._contract.F, start, judged=candidates > 1 or value, value=value)
+            return self._decision(
+                s, x, seed, self._contract.F, start, needs_value=candidates > 1 or value, value=value
+            )
 
-    def stream(
-        self,
-        observation: Mapping[str, Any],
-        *,
-        deadline: float | None = None,
-        candidates: int = 1,
-        value: bool = False,
-        seed: int | None = None,
-    ) -> Iterator[Decision]:
+    def stream(self, observation: Mapping[str, Any], **options: Unpack[ActOptions]) -> Iterator[Decision]:
         """Yield a usable decision after every refinement step, the last one being what `act` returns.
 
-        With `value`, each comes with V and spread; without, only the last is the best of the candidates.
+        With `value`, each has V and spread. Without, only the last is the best of the candidates.
         """
         start = time.monotonic()
-        s, x, seed = self._start(observation, candidates, seed)
+        asked = ResolvedOptions.of(options, without=("prune", "prefix"))
+        candidates, value = asked.candidates, asked.value
+        s, x, seed = self._prepare(observation, candidates, asked.seed)
         F = self._contract.F
         for k in range(F):
             f = torch.full((candidates, 1), k / F)
@@ -76,19 +69,31 @@ class TorchPolicy:
                 x = x + v / F
                 if last:
                     finished = torch.clamp(x, -1, 1)
-                decision = self._decision(s, finished, seed, k + 1, start, judged=value or (last and candidates > 1), value=value)
+                decision = self._decision(
+                    s,
+                    finished,
+                    seed,
+                    k + 1,
+                    start,
+                    needs_value=value or (last and candidates > 1),
+                    value=value,
+                )
             yield decision
 
-    def _start(self, observation: Mapping[str, Any], candidates: int, seed: int | None) -> tuple[Tensor, Tensor, int]:
+    def _prepare(
+        self, observation: Mapping[str, Any], candidates: int, seed: int | None
+    ) -> tuple[Tensor, Tensor, int]:
         contract = self._contract
         seed = secrets.randbits(63) if seed is None else seed
         flat = torch.from_numpy(contract.flatten(observation))
         s = ((flat - self.mean) / self.std).expand(candidates, -1)
         return s, torch.from_numpy(flow_noise(seed, candidates, contract.h * contract.plant.action_dim)), seed
 
-    def _decision(self, s: Tensor, x: Tensor, seed: int, steps: int, start: float, *, judged: bool, value: bool) -> Decision:
+    def _decision(
+        self, s: Tensor, x: Tensor, seed: int, steps: int, start: float, *, needs_value: bool, value: bool
+    ) -> Decision:
         best, v, spread = 0, None, None
-        if judged:
+        if needs_value:
             members = self.agent.V(s, x, torch.ones(len(x), 1))[: self._contract.value_members]
             means = members.mean(0)
             best = int(means.argmax())
@@ -106,11 +111,17 @@ class TorchPolicy:
         )
 
     def reset(self) -> None:
-        """Nothing is kept between decisions."""
+        """Does nothing: this policy has no state between decisions."""
 
 
-def make_policy(checkpoint: Checkpoint, value_members: int | None = None, flow_steps: int | None = None) -> TorchPolicy:
-    """The checkpoint's averaged policy, judged by its first `value_members` value members (all of them by default), in F = `flow_steps`."""
+def make_policy(
+    checkpoint: Checkpoint, value_members: int | None = None, flow_steps: int | None = None
+) -> TorchPolicy:
+    """The averaged policy of a checkpoint.
+
+    `value_members` is how many value members give V (default: all), `flow_steps` how many refinement steps F
+    (default: the training's).
+    """
     agent = checkpoint.restore_networks()
     members = value_members or checkpoint.config.rql.K
     return TorchPolicy(agent, make_contract(checkpoint, agent, value_members=members, flow_steps=flow_steps))

@@ -17,17 +17,17 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from rql_deploy.structs import Finite, Record
+
 from .networks import ValueEnsemble, VectorField, stack, unstack
 
 
-@dataclass(frozen=True)
-class RQLConfig:
+class RQLConfig(Record, frozen=True):
     """Hyperparameters of the algorithm, with the paper's names; defaults are the reference code's."""
 
     h: int = 3
@@ -40,21 +40,21 @@ class RQLConfig:
     """Widths of the vector field's hidden layers."""
     value_hidden: tuple[int, ...] = (512, 512, 512, 512)
     """Widths of each value network's hidden layers."""
-    gamma: float = 0.99
+    gamma: Finite = 0.99
     """Discount per environment step."""
-    kappa: float = 0.5
+    kappa: Finite = 0.5
     """Expectile of the value regression; 0.5 is the mean."""
-    rho: float = 0.0
+    rho: Finite = 0.0
     """Pessimism: the target is the ensemble's mean minus rho standard deviations."""
-    alpha: float = 1.0
+    alpha: Finite = 1.0
     """Weight of the behaviour-cloning term."""
-    policy_value_weight: float = 1.0
+    policy_value_weight: Finite = 1.0
     """Weight of the policy's value term; 1 is RQL, 0 is plain behaviour cloning (V is still learned, of the cloned policy)."""
-    tau: float = 0.005
+    tau: Finite = 0.005
     """Rate of the target value's average."""
-    ema: float = 0.999
+    ema: Finite = 0.999
     """Decay of the policy's average, the policy that acts."""
-    learning_rate: float = 3e-4
+    learning_rate: Finite = 3e-4
     """Adam's step size, for both networks."""
     reversal: bool = True
     """False is the paper's ablation without reversal: a partial action's value is learned from the next partial action's, step by step."""

@@ -1,9 +1,13 @@
-// node check.mjs ENDPOINT: talks to a server and prints what came back as one JSON line (the test compares it with the Python client's).
+// node check.mjs ENDPOINT: asks a server and prints the replies as one JSON line; the test compares them with
+// those of the Python client.
 import { DeadlineMissed, RemotePolicy, ServerError } from "./client.mjs";
 
 const policy = await RemotePolicy.connect(process.argv[2]);
 const observation = Object.fromEntries(
-  policy.contract.plant.fields.map((f) => [f.name, Float32Array.from({ length: f.shape.reduce((a, b) => a * b, 1) }, (_, i) => i / 8)]),
+  policy.contract.plant.fields.map((f) => {
+    const length = f.shape.reduce((a, b) => a * b, 1);
+    return [f.name, Float32Array.from({ length }, (_, i) => i / 8)];
+  }),
 );
 const decision = await policy.act(observation, { seed: 7, value: true });
 const failures = {};

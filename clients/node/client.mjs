@@ -1,7 +1,7 @@
 // A policy served by rql-deploy, from Node.js. docs/protocol.md describes what goes over the wire.
 //
 //   const policy = await RemotePolicy.connect("tcp://127.0.0.1:5555");
-//   const { actions, shape } = await policy.act({ position: new Float32Array([0, 0, 0]) }, { deadlineMs: 20 });
+//   const { actions, shape } = await policy.act({ position: new Float32Array(3) }, { deadlineMs: 20 });
 import { createHash, randomInt } from "node:crypto";
 import { decode, encode } from "@msgpack/msgpack";
 import { Dealer } from "zeromq";
@@ -31,7 +31,7 @@ export class RemotePolicy {
     policy.#socket.connect(endpoint);
     policy.#read();
     try {
-      await policy.#agree(timeoutMs);
+      await policy.#sayHello(timeoutMs);
     } catch (error) {
       policy.close();
       throw error;
@@ -41,15 +41,17 @@ export class RemotePolicy {
 
   /** An action chunk: { actions: Float32Array, shape: [h, A], stepsUsed, value, spread, seed, timing }. */
   async act(observation, { deadlineMs = 1000, candidates = 1, value = false, seed = null } = {}) {
-    const header = { op: "act", contract: this.contractId, budget: deadlineMs / 1000, candidates, value, seed };
+    const budget = deadlineMs / 1000;
+    const header = { op: "act", contract: this.contractId, budget, candidates, value, seed };
     const arrays = this.contract.plant.fields
       .filter((field) => field.name in observation)
-      .map((field) => [field.name, field.dtype, field.shape, TYPES[field.dtype].from(observation[field.name])]);
+      .map(({ name, dtype, shape }) => [name, dtype, shape, TYPES[dtype].from(observation[name])]);
     const { reply, out } = await this.#call(header, arrays, deadlineMs);
     const { values, shape } = out.actions ?? {};
     const [h, dimensions] = [this.contract.h, this.contract.plant.actions.length];
     if (shape?.[0] !== h || shape?.[1] !== dimensions || !values.every(Number.isFinite)) {
-      throw new ServerError("bad_reply", `the server sent no finite action chunk of shape [${h}, ${dimensions}]`);
+      const expected = `[${h}, ${dimensions}]`;
+      throw new ServerError("bad_reply", `the server sent no finite action chunk of shape ${expected}`);
     }
     const { value: v, spread, steps_used: stepsUsed, seed: used, timing } = reply;
     return { actions: values, shape, stepsUsed, value: v, spread, seed: used, timing };
@@ -59,7 +61,7 @@ export class RemotePolicy {
     this.#socket.close();
   }
 
-  async #agree(timeoutMs) {
+  async #sayHello(timeoutMs) {
     const { reply, out } = await this.#call({ op: "hello" }, [], timeoutMs);
     const text = Buffer.from(out.contract.values);
     if (createHash("sha256").update(text).digest("hex") !== reply.contract_id) {
@@ -76,9 +78,10 @@ export class RemotePolicy {
       this.#waiting.set(id, { resolve, reject });
       timer = setTimeout(() => reject(new DeadlineMissed(`no reply within ${timeoutMs} ms`)), timeoutMs);
     });
-    const head = { v: VERSION, id, epoch: this.#epoch, ...header, arrays: arrays.map(([name, dtype, shape]) => [name, dtype, shape]) };
+    const described = arrays.map(([name, dtype, shape]) => [name, dtype, shape]);
+    const head = Buffer.from(encode({ v: VERSION, id, epoch: this.#epoch, ...header, arrays: described }));
     const buffers = arrays.map(([, , , data]) => Buffer.from(data.buffer, data.byteOffset, data.byteLength));
-    this.#socket.send([Buffer.from(encode(head, { useBigInt64: false })), ...buffers]).catch((error) => this.#waiting.get(id)?.reject(error));
+    this.#socket.send([head, ...buffers]).catch((error) => this.#waiting.get(id)?.reject(error));
     try {
       return await answered;
     } finally {

@@ -1,4 +1,4 @@
-"""Policy bundles: read, verify, walk through their graphs, and measure. docs/bundle.md describes the format."""
+"""Policy bundles: read, verify, run their graphs, and measure. docs/bundle.md describes the format."""
 
 from .bundle import Bundle
 

@@ -1,4 +1,4 @@
-"""What a bundle's graphs cost on the machine at hand, in milliseconds on one thread."""
+"""How long a bundle's graphs take on this machine, in milliseconds on one thread."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ import platform
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from rql_deploy.contract import Contract
 from rql_deploy.seeding import flow_noise
+from rql_deploy.structs import Record
 
 from .rollout import Sessions, run_policy, run_value
 
@@ -21,11 +21,11 @@ INTEGER_FLAGS = ("avx2", "avx512f", "avx_vnni", "avx512_vnni", "asimddp")
 """Processor features that integer products depend on, as Linux names them."""
 
 
-@dataclass(frozen=True)
-class Cost:
+class Cost(Record, frozen=True):
     """Median milliseconds of one call, by number of rows (candidates)."""
 
     variant: str
+    """Its precision: `fp32`, `int8`, ..."""
     policy: dict[str, float]
     """The unrolled graph: whole chunks."""
     step: dict[str, float]
@@ -43,27 +43,32 @@ def measure(variant: str, sessions: Sessions, contract: Contract, repeats: int =
         noise = flow_noise(0, rows, chunk)
         features = sessions["encode"].run(None, contract.split(observations))[0]
         column = np.zeros((rows, 1), np.float32)
-        inputs = {"features": features, "x": noise, "f": column, "delta": column + np.float32(1.0 / contract.F)}
+        inputs = {
+            "features": features,
+            "x": noise,
+            "f": column,
+            "delta": column + np.float32(1.0 / contract.F),
+        }
         name = str(rows)
-        policy[name] = _milliseconds(lambda o=observations, n=noise: run_policy(sessions, contract, o, n), repeats)  # type: ignore[misc]
-        step[name] = _milliseconds(lambda i=inputs: sessions["refine"].run(None, i), repeats)  # type: ignore[misc]
-        value[name] = _milliseconds(lambda f=features, n=noise: run_value(sessions, f, n, 1.0), repeats)  # type: ignore[misc]
+        policy[name] = _milliseconds(repeats, run_policy, sessions, contract, observations, noise)
+        step[name] = _milliseconds(repeats, sessions["refine"].run, None, inputs)
+        value[name] = _milliseconds(repeats, run_value, sessions, features, noise, 1.0)
     return Cost(variant, policy, step, value)
 
 
-def _milliseconds(call: Callable[[], object], repeats: int) -> float:
+def _milliseconds(repeats: int, call: Callable[..., object], *arguments: object) -> float:
     for _ in range(3):
-        call()
+        call(*arguments)
     taken = []
     for _ in range(repeats):
         start = time.perf_counter()
-        call()
+        call(*arguments)
         taken.append(time.perf_counter() - start)
     return statistics.median(taken) * 1e3
 
 
 def machine() -> dict[str, str]:
-    """The processor's name and which of the features that matter here it has; costs are worth nothing without."""
+    """The processor's name and which of the features that matter here it has, to be shown with every cost."""
     name, features = platform.machine(), ""
     try:
         for line in Path("/proc/cpuinfo").read_text().splitlines():

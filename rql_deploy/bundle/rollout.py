@@ -1,4 +1,4 @@
-"""Walk the flow through a bundle's graphs: what the certificate, the rankings and the latencies are taken from."""
+"""Roll the flow out through a bundle's graphs, for the certificate, the rankings and the latencies."""
 
 from __future__ import annotations
 
@@ -27,11 +27,14 @@ def run_graphs(sessions: Sessions, contract: Contract, observations: Array, nois
     for k, (f, delta) in enumerate(flow_schedule(contract.F)):
         outputs[f"value/{k}/value"], outputs[f"value/{k}/spread"] = run_value(sessions, features, x, f)
         x, preview = sessions["refine"].run(
-            None, {"features": features, "x": x, "f": column * np.float32(f), "delta": column * np.float32(delta)}
+            None,
+            {"features": features, "x": x, "f": column * np.float32(f), "delta": column * np.float32(delta)},
         )
         outputs[f"refine/{k}/x"], outputs[f"refine/{k}/preview"] = x, preview
     last = contract.F
-    outputs[f"value/{last}/value"], outputs[f"value/{last}/spread"] = run_value(sessions, features, np.clip(x, -1.0, 1.0), 1.0)
+    outputs[f"value/{last}/value"], outputs[f"value/{last}/spread"] = run_value(
+        sessions, features, np.clip(x, -1.0, 1.0), 1.0
+    )
     return outputs
 
 
@@ -43,17 +46,24 @@ def run_policy(sessions: Sessions, contract: Contract, observations: Array, nois
 
 def run_value(sessions: Sessions, features: Array, x: Array, f: float) -> tuple[Array, Array]:
     """V and spread `[B]` of x `[B, hA]` at flow time f."""
-    value, spread = sessions["value"].run(None, {"features": features, "x": x, "f": np.full((len(x), 1), f, np.float32)})
+    value, spread = sessions["value"].run(
+        None, {"features": features, "x": x, "f": np.full((len(x), 1), f, np.float32)}
+    )
     return value, spread
 
 
-def rows_are_independent(sessions: Sessions, contract: Contract, observations: Array, noise: Array, strangers: Array) -> bool:
-    """Whether rows give the same bytes alone, together, and in company of other rows (`strangers` `[N, O]`, extreme ones)."""
+def rows_are_independent(
+    sessions: Sessions, contract: Contract, observations: Array, noise: Array, extremes: Array
+) -> bool:
+    """Whether rows give the same bytes alone, together, and in a batch with extreme rows `[N, O]`."""
     together = run_graphs(sessions, contract, observations, noise)
-    far = 1e3 * np.resize(noise, (len(strangers), noise.shape[1]))
-    mixed = run_graphs(sessions, contract, np.concatenate((strangers, observations)), np.concatenate((far, noise)))
+    far = 1e3 * np.resize(noise, (len(extremes), noise.shape[1]))
+    mixed = run_graphs(
+        sessions, contract, np.concatenate((extremes, observations)), np.concatenate((far, noise))
+    )
     return _same(together, mixed, slice(len(mixed["policy"]) - len(observations), None)) and all(
-        _same(run_graphs(sessions, contract, observations[row], noise[row]), together, row) for row in _some_rows(len(observations))
+        _same(run_graphs(sessions, contract, observations[row], noise[row]), together, row)
+        for row in _some_rows(len(observations))
     )
 
 
@@ -62,5 +72,5 @@ def _some_rows(count: int) -> Iterator[slice]:
         yield slice(row, row + 1)
 
 
-def _same(part: Mapping[str, Array], whole: Mapping[str, Array], rows: slice) -> bool:
-    return all(part[name].tobytes() == whole[name][rows].tobytes() for name in whole)
+def _same(part: Mapping[str, Array], batch: Mapping[str, Array], rows: slice) -> bool:
+    return all(part[name].tobytes() == batch[name][rows].tobytes() for name in batch)

@@ -1,12 +1,12 @@
-"""How well an exported value graph ranks candidate chunks: what value-guided choice and pruning of candidates rest on.
+"""How well an exported value graph ranks candidate chunks: choosing and pruning candidates depend on it.
 
-The reference is the V of all K members, in torch and on finished chunks, which the exporter stores with the bundle. The exported graph
-has M of them, perhaps in fewer bits, and judges unfinished chunks too when candidates are pruned on the way.
+The reference is the V of all K members, in torch and on finished chunks; the exporter stores it with the
+bundle. The exported graph has M of the members, perhaps in fewer bits, and is also used on unfinished chunks
+when candidates are pruned between refinement steps.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from rql_deploy.contract import Contract
 from rql_deploy.flow import flow_schedule
 from rql_deploy.seeding import flow_noise
+from rql_deploy.structs import Record
 
 from .rollout import Array, Sessions, run_value
 
@@ -22,12 +23,13 @@ RANKING_SEED = 17
 OBSERVATIONS, CANDIDATES = 64, 16
 
 
-@dataclass(frozen=True)
-class Ranking:
-    """Agreement of one variant's V with that of all K members, over candidate chunks of the same observations."""
+class Ranking(Record, frozen=True):
+    """Agreement of one variant's V with that of all K members, over candidates of the same observations."""
 
     variant: str
+    """Its precision: `fp32`, `int8`, ..."""
     observations: int
+    """Observations for which candidates were ranked."""
     candidates: int
     """Chunks compared per observation, from different noise."""
     correlation: dict[str, float]
@@ -35,9 +37,11 @@ class Ranking:
     best_agrees: float
     """Share of observations in which both choose the same chunk."""
     lost: float
-    """Mean over observations of V_K(best by all K) - V_K(chosen by this V), in standard deviations of V_K over the candidates."""
+    """Mean over observations of V_K(best by all K) - V_K(chosen by this V), in standard deviations of V_K
+    over the candidates."""
     by_step: tuple[float, ...]
-    """Mean correlation of V(s, x, k/F) with V_K of the chunk that x becomes, for k = 0 .. F: what pruning at step k can know."""
+    """Mean correlation of V(s, x, k/F) with V_K of the chunk that x becomes, for k = 0 .. F: what V can tell
+    when candidates are pruned at step k."""
 
 
 def ranking_inputs(contract: Contract, observations: Array) -> tuple[Array, Array]:
@@ -46,27 +50,33 @@ def ranking_inputs(contract: Contract, observations: Array) -> tuple[Array, Arra
     return rows, flow_noise(RANKING_SEED, len(rows), contract.h * contract.plant.action_dim)
 
 
-def rank(variant: str, sessions: Sessions, contract: Contract, observations: Array, reference: NDArray[Any]) -> Ranking:
-    """Compare the variant's V with `reference` `[N * C]`, V of all K members on the chunks that `ranking_inputs` leads to."""
+def rank(
+    variant: str, sessions: Sessions, contract: Contract, observations: Array, reference: NDArray[Any]
+) -> Ranking:
+    """Compare the variant's V with `reference`: V `[N * C]` of all K members on chunks of `ranking_inputs`."""
     rows, x = ranking_inputs(contract, observations)
     truth = reference.reshape(-1, CANDIDATES)
     features = sessions["encode"].run(None, contract.split(rows))[0]
-    column, judged = np.ones((len(rows), 1), np.float32), []
+    column, values_by_step = np.ones((len(rows), 1), np.float32), []
     for f, delta in flow_schedule(contract.F):
-        judged.append(run_value(sessions, features, x, f)[0].reshape(truth.shape))
-        x = sessions["refine"].run(None, {"features": features, "x": x, "f": column * np.float32(f), "delta": column * np.float32(delta)})[
-            0
-        ]
-    judged.append(run_value(sessions, features, np.clip(x, -1.0, 1.0), 1.0)[0].reshape(truth.shape))
-    correlations = [rank_correlation(values, truth) for values in judged]
+        values_by_step.append(run_value(sessions, features, x, f)[0].reshape(truth.shape))
+        x = sessions["refine"].run(
+            None,
+            {"features": features, "x": x, "f": column * np.float32(f), "delta": column * np.float32(delta)},
+        )[0]
+    values_by_step.append(run_value(sessions, features, np.clip(x, -1.0, 1.0), 1.0)[0].reshape(truth.shape))
+    correlations = [rank_correlation(values, truth) for values in values_by_step]
     final, index = correlations[-1], np.arange(len(truth))
-    chosen, best = judged[-1].argmax(1), truth.argmax(1)
+    chosen, best = values_by_step[-1].argmax(1), truth.argmax(1)
     spread = np.maximum(truth.std(1), np.finfo(np.float32).tiny)
     return Ranking(
         variant=variant,
         observations=len(truth),
         candidates=CANDIDATES,
-        correlation={"mean": float(final.mean()), **{f"p{q * 100:g}": float(np.quantile(final, q)) for q in (0.1, 0.5, 0.9)}},
+        correlation={
+            "mean": float(final.mean()),
+            **{f"p{q * 100:g}": float(np.quantile(final, q)) for q in (0.1, 0.5, 0.9)},
+        },
         best_agrees=float((chosen == best).mean()),
         lost=float(((truth[index, best] - truth[index, chosen]) / spread).mean()),
         by_step=tuple(float(c.mean()) for c in correlations),
@@ -74,10 +84,12 @@ def rank(variant: str, sessions: Sessions, contract: Contract, observations: Arr
 
 
 def rank_correlation(a: NDArray[Any], b: NDArray[Any]) -> NDArray[np.float64]:
-    """Spearman's correlation of each row of `[N, C]` with the same row of the other; 0 where a row is constant."""
+    """Spearman's correlation of matching rows of two `[N, C]` arrays; 0 where a row is constant."""
     ranks = [_ranks(part) - (part.shape[1] - 1) / 2 for part in (a, b)]
     scale = np.sqrt((ranks[0] ** 2).sum(1) * (ranks[1] ** 2).sum(1))
-    return np.asarray(np.where(scale > 0, (ranks[0] * ranks[1]).sum(1) / np.where(scale > 0, scale, 1.0), 0.0))
+    return np.asarray(
+        np.where(scale > 0, (ranks[0] * ranks[1]).sum(1) / np.where(scale > 0, scale, 1.0), 0.0)
+    )
 
 
 def _ranks(values: NDArray[Any]) -> NDArray[np.float64]:

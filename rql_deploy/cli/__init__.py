@@ -1,4 +1,7 @@
-"""The command line: verbs that compose the rooms. Each verb is a module here, imported when it is called."""
+"""The command line.
+
+Each verb is a module here, imported when it is called: it parses, calls a workflow and prints.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +30,7 @@ VERBS = {
     "keys": "Make and revoke keys for robots that connect over a network.",
     "evaluate": "Measure a policy's success over seeded episodes.",
     "sweep": "Train and evaluate tasks x settings x seeds, and make one table of it.",
-    "doctor": "Check this machine, each problem with its cure.",
+    "doctor": "Check this machine, and name a cure for each problem.",
     "demo": "The whole pipeline on robosuite Lift, start to finish.",
 }
 EXTRAS = {
@@ -62,7 +65,7 @@ class _Refused(click.ClickException):
 
 
 class _TryAgain(click.ClickException):
-    """A one-sentence error of which the same command may be free."""
+    """A one-sentence error; the same command may succeed later."""
 
     exit_code = os.EX_TEMPFAIL
 
@@ -83,9 +86,11 @@ class _Verbs(click.Group):
         with formatter.section("Commands, in the order of use"):
             formatter.write_dl(list(VERBS.items()))
 
-    def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
         if args and not args[0].startswith("-") and args[0] not in VERBS:
-            from rql_deploy.plain import suggestion
+            from rql_deploy.errors import suggestion
 
             raise _Refused(f"there is no command '{args[0]}'{suggestion(args[0], VERBS)}")
         return super().resolve_command(ctx, args)
@@ -96,19 +101,24 @@ class _Verbs(click.Group):
         except UserError as error:
             raise (_TryAgain if isinstance(error, TryAgain) else _Refused)(str(error)) from error
         except (KeyboardInterrupt, click.Abort):
-            # Commands that have something to save or to say catch this themselves.
+            # Commands that have something to save catch this themselves.
             click.echo("\nstopped", err=True)
             click.echo(f"\nNext:\n  {shlex.join(['rql-deploy', *sys.argv[1:]])}")
             ctx.exit(130)
         except BrokenPipeError:
             raise
         except OSError as error:
-            raise _Refused(f"{error.filename or 'the file system'}: {error.strerror or error}; pass another path or make room") from error
+            raise _Refused(
+                f"{error.filename or 'the file system'}: {error.strerror or error}; pass another path or "
+                "make room"
+            ) from error
         except ModuleNotFoundError as error:
             extra = EXTRAS.get((error.name or "").partition(".")[0])
             if extra is None:
                 raise
-            raise _Refused(f"this command needs {error.name}, which is not installed: pip install 'rql-deploy[{extra}]'") from error
+            raise _Refused(
+                f"this command needs {error.name}, which is not installed: pip install 'rql-deploy[{extra}]'"
+            ) from error
 
 
 @click.group(cls=_Verbs, context_settings={"help_option_names": ["-h", "--help"]})

@@ -19,9 +19,11 @@ import click
 
 from rql_deploy.errors import UserError
 from rql_deploy.policy import DEFAULT_CANDIDATES
-from rql_deploy.workflows.policies import check_episode, contestant, remote_policy
+from rql_deploy.progress import TerminalProgress
+from rql_deploy.workflows.policies import check_episode, lockstep_policy, remote_policy
+from rql_deploy.workflows.processes import DEFAULT_WORKERS
 
-from .options import DEFAULT_WORKERS, show_next
+from .options import show_next
 
 if TYPE_CHECKING:
     from rql_deploy.sim.evaluation.episodes import Evaluation, Score
@@ -152,12 +154,12 @@ def play_row(evaluation: Evaluation, key: str, seeds: list[int], endpoint: str, 
         stream = evaluation.play_demonstrator(seeds, NOISE)
     else:
         stream = evaluation.play(
-            contestant(key, functools.partial(remote_policy, endpoint), DEFAULT_CANDIDATES if key.endswith("guided") else 1), seeds
+            lockstep_policy(key, functools.partial(remote_policy, endpoint), DEFAULT_CANDIDATES if key.endswith("guided") else 1), seeds
         )
     progress = ProgressLine(f"{ROWS[key]:32}", len(seeds), "episodes")
     results = []
     for result in stream:
-        check_episode(result)
+        check_episode(result, TerminalProgress())
         results.append(result)
         progress.update(len(results))
     progress.finish(len(results))
@@ -224,6 +226,7 @@ def heading(text: str) -> None:
 
 
 def program(*arguments: str) -> list[str]:
+    """The command line that runs this program with these arguments."""
     return [sys.executable, "-m", "rql_deploy", *arguments]
 
 

@@ -3,122 +3,122 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from rql_deploy.structs import to_plain
+
 from .options import echo_json
 
 if TYPE_CHECKING:
     from rql_deploy.bundle.bundle import Bundle
-    from rql_deploy.bundle.certificate import Certificate
-    from rql_deploy.bundle.latency import Cost
+    from rql_deploy.workflows.inspect_bundle import BundleReport
 
 
 @click.command("inspect")
 @click.argument("bundle", type=click.Path(path_type=Path))
-@click.option("--verify", is_flag=True, help="Run every graph on the stored cases again and compare with torch's stored outputs.")
+@click.option(
+    "--verify",
+    is_flag=True,
+    help="Run every graph on the stored cases again and compare with torch's stored outputs.",
+)
 @click.option("--latency", is_flag=True, help="Time every graph on this machine (one thread).")
-@click.option("--limits", "limits_file", type=click.Path(path_type=Path), help="Check that this limits.toml only tightens the contract.")
+@click.option(
+    "--limits",
+    "limits_file",
+    type=click.Path(path_type=Path),
+    help="Check that this limits.toml only tightens the contract.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
 def command(bundle: Path, verify: bool, latency: bool, limits_file: Path | None, as_json: bool) -> None:
-    """Show what BUNDLE is; with --verify check its certificate on this machine (needs onnxruntime, no torch)."""
-    from rql_deploy.bundle.bundle import GRAPHS, Bundle
-    from rql_deploy.bundle.certificate import check, load_cases
-    from rql_deploy.bundle.latency import measure
-    from rql_deploy.errors import BundleError
-    from rql_deploy.limits import Limits
+    """Show what BUNDLE is; --verify checks its certificate on this machine (needs onnxruntime, not torch)."""
+    from rql_deploy.workflows.inspect_bundle import inspect_bundle
 
-    opened = Bundle.open(bundle)
-    contract, stored = opened.contract, opened.certificate()
-    limits = None if limits_file is None else Limits.load(limits_file, contract)
-    result: Certificate | None = None
-    costs: list[Cost] = []
-    if verify or latency:
-        sessions = {variant: {graph: opened.session(graph, variant) for graph in GRAPHS} for variant in opened.variants}
-        if verify:
-            result = check(opened.path, contract, load_cases(opened.path), opened.variants)
-        if latency:
-            costs = [measure(variant, graphs, contract) for variant, graphs in sessions.items()]
-    worst = max(c["max_error"] for c in stored["checks"])
+    report = inspect_bundle(bundle, verify=verify, latency=latency, limits=limits_file)
     if as_json:
-        echo_json(
-            {
-                "contract_id": contract.contract_id,
-                "contract": asdict(contract),
-                "files": {name: (opened.path / name).stat().st_size for name in opened.manifest["files"]},
-                "variants": opened.variants,
-                "certificate": {"tolerance": stored["tolerance"], "max_error": worst, **_beyond_parity(stored)},
-                "limits": None if limits is None else asdict(limits),
-                "latency_ms": {cost.variant: asdict(cost) for cost in costs},
-                "verified": None if result is None else result.passed,
-                "verified_max_error": None if result is None else max(c.max_error for c in result.checks),
-                "verified_variants": None if result is None else [asdict(v) for v in result.variants],
-            }
-        )
+        echo_json(report.summary())
     else:
-        _show(opened, stored, worst)
+        _show(report.bundle, report.certificate, report.max_error)
         if limits_file is not None:
             click.echo(f"\n{limits_file} only tightens the contract: it can be used with this bundle")
-        if costs:
+        if report.latency:
             click.echo("\nLatency on this machine, one thread, median")
-            _show_costs([asdict(cost) for cost in costs])
-        if result is not None and result.passed:
-            again = max(c.max_error for c in result.checks)
-            click.echo(f"\nverified    {len(result.checks)} checks again on this machine, largest difference {again:.1e}")
-            for v in result.variants:
-                click.echo(f"            {v.variant}: 99 % of actions within {v.action_error['p99']:.1e} of float32")
-    if result is not None and not result.passed:
-        raise BundleError(
-            f"bundle {bundle} does not hold its certificate here ({'; '.join(result.failures()[:3])}): do not run it; export it again"
-        )
+            _show_costs(to_plain(list(report.latency)))
+        _show_verification(report)
+    report.require_verified()
 
 
-def _beyond_parity(stored: Mapping[str, Any]) -> dict[str, Any]:
-    """What a certificate holds beside the parity checks; a bundle of format 1 has none of it."""
-    keys = ("same_bytes", "rows_independent", "variants", "rankings", "flow_change", "machine", "cost", "scores")
-    return {key: stored[key] for key in keys if key in stored}
+def _show_verification(report: BundleReport) -> None:
+    found = report.verification
+    if found is None or not found.passed:
+        return
+    largest = max(check.max_error for check in found.checks)
+    click.echo(
+        f"\nverified    {len(found.checks)} checks again on this machine, largest difference {largest:.1e}"
+    )
+    for v in found.variants:
+        click.echo(f"            {v.variant}: 99 % of actions within {v.action_error['p99']:.1e} of float32")
 
 
 def _show(bundle: Bundle, stored: Mapping[str, Any], worst: float) -> None:
     contract = bundle.contract
     plant, provenance = contract.plant, contract.provenance
-    click.echo(f"{plant.task}: h = {contract.h} actions at {plant.control_rate:g} Hz, F = {contract.F} refinement steps")
+    click.echo(
+        f"{plant.task}: h = {contract.h} actions at {plant.control_rate:g} Hz, F = {contract.F} refinement "
+        "steps"
+    )
     click.echo(f"contract    {contract.contract_id} (schema {contract.schema_version})")
     click.echo(
-        f"trained on  {provenance.dataset_id} ({provenance.dataset_hash[:12]}), {provenance.updates:,} updates, seed {provenance.seed}"
+        f"trained on  {provenance.dataset_id} ({provenance.dataset_hash[:12]}), {provenance.updates:,} "
+        f"updates, seed {provenance.seed}"
     )
     click.echo("\nObservation")
     echo_table(("field", "shape", "unit"), [(f.name, list(f.shape), f.unit) for f in plant.fields])
     click.echo("\nAction")
     echo_table(
         ("dimension", "low", "high", "unit of 1.0", "controller", "frame", "mode", "hold"),
-        [(a.name, f"{a.low:g}", f"{a.high:g}", a.unit, a.controller, a.frame, a.mode, a.hold) for a in plant.actions],
+        [
+            (a.name, f"{a.low:g}", f"{a.high:g}", a.unit, a.controller, a.frame, a.mode, a.hold)
+            for a in plant.actions
+        ],
     )
     click.echo("\nGraphs")
     echo_table(
         ("variant", *next(iter(bundle.variants.values()))),
         [
-            (variant, *(f"{name} {(bundle.path / name).stat().st_size / 1024:.0f} KiB" for name in files.values()))
+            (
+                variant,
+                *(f"{name} {(bundle.path / name).stat().st_size / 1024:.0f} KiB" for name in files.values()),
+            )
             for variant, files in bundle.variants.items()
         ],
     )
     click.echo(
-        f"\nCertificate {len(stored['checks'])} checks against torch, largest difference {worst:.1e} (tolerance {stored['tolerance']:g})"
+        f"\nCertificate {len(stored['checks'])} checks against torch, largest difference {worst:.1e} "
+        f"(tolerance {stored['tolerance']:g})"
     )
     _show_certificate(stored)
     if stored.get("cost"):
         machine = stored["machine"]
-        click.echo(f"\nLatency where it was exported ({machine['processor']}; {machine['features']}); --latency measures it here")
+        click.echo(
+            f"\nLatency where it was exported ({machine['processor']}; {machine['features']}); --latency "
+            "measures it here"
+        )
         _show_costs(stored["cost"])
     if stored.get("scores"):
         click.echo("\nScore")
         echo_table(
             ("variant", "success", "95 % interval", "episodes", "steps"),
             [
-                (variant, f"{s['success']:.0%}", f"{s['ci'][0]:.0%} to {s['ci'][1]:.0%}", s["episodes"], f"{s['steps']:.0f}")
+                (
+                    variant,
+                    f"{s['success']:.0%}",
+                    f"{s['ci'][0]:.0%} to {s['ci'][1]:.0%}",
+                    s["episodes"],
+                    f"{s['steps']:.0f}",
+                )
                 for variant, s in stored["scores"].items()
             ],
         )
@@ -128,7 +128,8 @@ def _show_certificate(stored: Mapping[str, Any]) -> None:
     if change := stored.get("flow_change"):
         difference = change["action_difference"]
         click.echo(
-            f"            F = {change['exported_steps']} instead of {change['trained_steps']} moves 99 % of actions by less than "
+            f"            F = {change['exported_steps']} instead of {change['trained_steps']} moves 99 % of "
+            "actions by less than "
             f"{difference['p99']:.2g}, all by less than {difference['max']:.2g} (half an action range is 1)"
         )
     if stored.get("variants"):
@@ -151,7 +152,12 @@ def _show_certificate(stored: Mapping[str, Any]) -> None:
         echo_table(
             ("V ranks as all K", "same best", "lost", *(f"after step {k}" for k in shown)),
             [
-                (r["variant"], f"{r['best_agrees']:.0%}", f"{r['lost']:.2f} std", *(f"{r['by_step'][k]:.2f}" for k in shown))
+                (
+                    r["variant"],
+                    f"{r['best_agrees']:.0%}",
+                    f"{r['lost']:.2f} std",
+                    *(f"{r['by_step'][k]:.2f}" for k in shown),
+                )
                 for r in stored["rankings"]
             ],
         )
@@ -177,8 +183,10 @@ def _show_costs(costs: Sequence[Mapping[str, Any]]) -> None:
 
 
 def echo_table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-    """Plain columns, each as wide as its widest cell."""
+    """Print columns, each as wide as its widest cell."""
     table = [list(map(str, row)) for row in (head, *rows)]
     widths = [max(len(row[i]) for row in table) for i in range(len(head))]
     for row in table:
-        click.echo("  " + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+        click.echo(
+            "  " + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        )

@@ -9,24 +9,31 @@ import click
 from .options import echo_json, show_next
 
 _folder = click.option(
-    "--keys", "folder", default="keys", show_default=True, type=click.Path(path_type=Path), help="Folder of the server's keys."
+    "--keys",
+    "folder",
+    default="keys",
+    show_default=True,
+    type=click.Path(path_type=Path),
+    help="Folder of the server's keys.",
 )
 
 
 @click.group("keys")
 def command() -> None:
-    """Who may drive: CURVE keys for `serve --keys`, one per robot, made and revoked by name."""
+    """Make and revoke CURVE keys for `serve --keys`, one per robot, by name."""
 
 
 @command.command("new")
 @click.argument("name")
 @_folder
 def new(name: str, folder: Path) -> None:
-    """Make a key for the client NAME and allow it (the server's own pair is made the first time)."""
+    """Make a key for the client NAME, and allow it. The first call also makes the server's own keys."""
     from rql_deploy.runtime.wire.keys import new_client
 
     secret = new_client(folder, name)
-    click.echo(f"{secret} is the key of {name}: move it to that robot, over a channel you trust, and keep no copy")
+    click.echo(
+        f"{secret} is the key of {name}: move it to that robot, over a channel you trust, and keep no copy"
+    )
     show_next(
         f"rql-deploy serve BUNDLE --bind tcp://*:5555 --keys {folder}",
         f"rql-deploy run TASK --connect tcp://SERVER:5555 --keys {secret.name}",
@@ -54,7 +61,7 @@ def show(folder: Path, as_json: bool) -> None:
 @click.argument("name")
 @_folder
 def remove(name: str, folder: Path) -> None:
-    """Allow the client NAME no longer; a running server stops answering it within a second."""
+    """Revoke the key of client NAME; a running server stops answering it within a second."""
     from rql_deploy.runtime.wire.keys import revoke
 
     revoke(folder, name)

@@ -17,21 +17,15 @@ from .options import echo_json
 def command(recording: Path, bundle: Path, variant: str, as_json: bool) -> None:
     """Compute the decisions of RECORDING (made by `serve --record`) again and compare them to the byte.
 
-    Exit status 1 when one differs: another build of onnxruntime or another kind of CPU may round differently.
+    The exit status is 1 when one differs: another build of onnxruntime or another kind of CPU may round
+    differently.
     """
-    from rql_deploy.bundle.bundle import Bundle
-    from rql_deploy.runtime.engine.model import Model
-    from rql_deploy.runtime.server.recording import read_recording, replay, same_bytes
+    from rql_deploy.workflows.replay import replay_recording
 
-    model = Model(Bundle.open(bundle, variant))
-    same = different = 0
-    for record in read_recording(recording):
-        if record["kind"] == "decision":
-            equal = same_bytes(record, replay(model, record))
-            same, different = same + equal, different + (not equal)
+    result = replay_recording(recording, bundle, variant=variant)
     if as_json:
-        echo_json({"decisions": same + different, "different": different})
+        echo_json({"decisions": result.decisions, "different": result.different})
     else:
-        click.echo(f"{same + different} decisions, {different} of them different")
-    if different:
-        raise SystemExit(1)
+        click.echo(f"{result.decisions} decisions, {result.different} of them different")
+    if result.different:
+        click.get_current_context().exit(1)

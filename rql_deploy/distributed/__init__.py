@@ -1,0 +1,1 @@
+"""Work over processes and machines: Ray and the sweep."""

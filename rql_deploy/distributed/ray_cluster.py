@@ -1,7 +1,7 @@
-"""A Ray cluster as a place to run things: connecting to one, and a pool with the interface of `concurrent.futures`.
+"""Connect to a Ray cluster and run calls there, with the interface of `concurrent.futures`.
 
-Ray's own ports know no passwords and its messages are pickles: whoever reaches the cluster runs code on it. Connect only to clusters in a
-network you trust; nothing of it is exposed by this package's servers.
+Ray's own ports know no passwords and its messages are pickles: whoever reaches the cluster runs code on it.
+Connect only to clusters in a network you trust; nothing of it is exposed by this package's servers.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def connect(address: str) -> Any:
 
     Raises UserError when there is none, or when a node lacks this package in this version.
     """
-    # The choice belongs to whoever runs the cluster; a driver adds nothing to it.
+    # Whoever runs the cluster decides on usage statistics, not this driver.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     import ray
 
@@ -49,7 +49,8 @@ def connect(address: str) -> Any:
         except (OSError, ValueError, RuntimeError) as error:
             reason = str(error).strip().splitlines()[0].rstrip(".")
             raise UserError(
-                f"no Ray cluster answers at '{address}' ({reason}): start one with `ray start --head`, or leave it out"
+                f"no Ray cluster answers at '{address}' ({reason}): "
+                "start one with `ray start --head`, or leave it out"
             ) from error
     return ray
 
@@ -73,7 +74,9 @@ def on_every_node(ray: Any, function: Callable[..., T], *arguments: Any) -> dict
     for node in ray.nodes():
         if node["Alive"]:
             place = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-            asked[f"{node['NodeManagerHostname']}/{node['NodeID'][:6]}"] = task.options(scheduling_strategy=place).remote(*arguments)
+            asked[f"{node['NodeManagerHostname']}/{node['NodeID'][:6]}"] = task.options(
+                scheduling_strategy=place
+            ).remote(*arguments)
     return {name: ray.get(reference) for name, reference in asked.items()}
 
 
@@ -87,12 +90,14 @@ def require_package(ray: Any) -> None:
             return ""
         return rql_deploy.__version__
 
-    # By value: a function sent by its name would need the package to say that it is missing.
+    # Pickled by value: a function sent by name could not run where the package is missing.
     version.__module__ = "__main__"
     for node, found in on_every_node(ray, version).items():
         if found != rql_deploy.__version__:
             what = f"rql-deploy {found}" if found else "no rql-deploy"
-            raise UserError(f"node {node} of the Ray cluster has {what}: install {rql_deploy.__version__} on every node")
+            raise UserError(
+                f"node {node} of the Ray cluster has {what}: install {rql_deploy.__version__} on every node"
+            )
 
 
 def _call(variables: Mapping[str, str], function: Callable[..., T], arguments: tuple[Any, ...]) -> T:
@@ -105,22 +110,31 @@ def require_seen(ray: Any, path: Path) -> None:
     """Raise UserError unless every node sees this file or folder, naming one that does not."""
     for node, seen in on_every_node(ray, os.path.exists, str(path)).items():
         if not seen:
-            raise UserError(f"node {node} of the Ray cluster does not see {path}: put it into a folder that all nodes share")
+            raise UserError(
+                f"node {node} of the Ray cluster does not see {path}: "
+                "put it into a folder that all nodes share"
+            )
 
 
 class RayPool(Executor):
-    """Calls run as Ray tasks; a call whose worker or node dies is made again elsewhere. Ends with `shutdown`."""
+    """Calls run as Ray tasks; a call whose worker or node dies is made again elsewhere.
+
+    Ends with `shutdown`.
+    """
 
     def __init__(self, address: str, *, cpus: int = 1):
-        """Connect; every call takes `cpus` CPUs. Raises UserError when there is no such cluster, or no node with so many."""
+        """Connect; every call takes `cpus` CPUs.
+
+        Raises UserError when there is no such cluster, or no node with so many.
+        """
         self.ray = connect(address)
         require_package(self.ray)
         largest = max(node["Resources"].get("CPU", 0.0) for node in self.ray.nodes() if node["Alive"])
         if cpus > largest:
-            # Ray itself would wait for such a node for ever.
+            # Ray itself would wait for such a node forever.
             raise UserError(
-                f"{cpus} threads are asked for, and the largest node of the Ray cluster has {largest:g} CPUs: "
-                "ask for fewer, or add a larger node"
+                f"the largest node of the Ray cluster has {largest:g} CPUs, a job needs {cpus}: "
+                "use fewer threads, or add a larger node"
             )
         self.cpus = cpus
         self._variables = {name: os.environ[name] for name in PASSED_ON if name in os.environ}

@@ -13,15 +13,21 @@ if TYPE_CHECKING:
 
 
 def write_minari(store: TransitionStore, output: str, data_format: str) -> tuple[Path, list[str]]:
-    """Write it in Minari's `hdf5` or `arrow` layout; returns the folder and what was lost. Raises UserError when something is there."""
+    """Write the data set in Minari's `hdf5` or `arrow` layout; returns the folder and what was lost.
+
+    Raises UserError when the folder exists.
+    """
     from minari.data_collector import EpisodeBuffer
 
     from rql_deploy.sim.collection.minari_files import write_dataset
 
     lost = []
     if store.finals is None:
-        lost.append("the data has no observation after an episode's last action, so the last one stands there twice")
-    # Our reader takes a success flag to last until the episode's end; masks that do not are told by terminations alone.
+        lost.append(
+            "the data has no observation after an episode's last action, so the last one stands there twice"
+        )
+    # The Minari reader takes a success flag to last until the episode's end; other masks are written as
+    # terminations alone.
     flags = store.masks == 0
     latched = [np.logical_or.accumulate(flags[s:e]) for s, e in zip(store.starts, store.ends, strict=True)]
     with_success = store.successes is not None and all(
@@ -29,9 +35,13 @@ def write_minari(store: TransitionStore, output: str, data_format: str) -> tuple
         for rows, s, e, succeeded in zip(latched, store.starts, store.ends, store.successes, strict=True)
     )
     if store.successes is not None and not with_success:
-        lost.append("which episodes succeeded is not kept, since the rows where the task had ended say otherwise")
+        lost.append(
+            "which episodes succeeded is not kept, since the rows where the task had ended say otherwise"
+        )
     if any(mask not in (0.0, 1.0) for mask in np.unique(store.masks)):
-        lost.append("masks between 0 and 1 are not kept: each row's task has ended (mask 0) or goes on (mask 1)")
+        lost.append(
+            "masks between 0 and 1 are not kept: each row's task has ended (mask 0) or goes on (mask 1)"
+        )
     buffers = []
     for i, (start, end) in enumerate(zip(store.starts, store.ends, strict=True)):
         seen = store.observations[start:end]

@@ -1,29 +1,68 @@
-"""Policies to evaluate: made from a checkpoint, a bundle or an address, and played in lock-step."""
+"""Policies to evaluate: made from a checkpoint, a bundle or a server's address, and run in lock-step."""
 
 from __future__ import annotations
 
 import functools
-import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rql_deploy.errors import UserError
+from rql_deploy.progress import Progress
 
 if TYPE_CHECKING:
     from rql_deploy.contract import PlantDescription
     from rql_deploy.plant import EpisodeResult, EpisodicPlant
     from rql_deploy.policy import Policy
-    from rql_deploy.sim.evaluation.episodes import Contestant
+    from rql_deploy.sim.evaluation.episodes import EvaluatedPolicy
     from rql_deploy.sim.evaluation.films import Film
 
-LOCK_STEP_DEADLINE = 30.0
+LOCKSTEP_DEADLINE = 30.0
 """Seconds a decision may take while the simulator waits for it."""
 PLANT_FAILURE = "the plant "
-"""How `ControlLoop` begins the error of an episode in which the plant raised, which may well be what the policy did to it."""
+"""How `ControlLoop` begins the error of an episode in which the plant raised, perhaps because of the
+policy.
+"""
 
 
-def torch_policy(checkpoint: Path, plant: PlantDescription, value_members: int | None = None, flow_steps: int | None = None) -> Policy:
+@dataclass(frozen=True)
+class PolicySource:
+    """Where a policy comes from: one of `checkpoint`, `bundle` and `endpoint`; several to compare them."""
+
+    checkpoint: Path | None = None
+    """A run's folder or one of its checkpoints, run with torch."""
+    bundle: Path | None = None
+    """A bundle, run with onnxruntime in the simulator's process."""
+    variant: str = "fp32"
+    """Which precision of the bundle."""
+    endpoint: str | None = None
+    """A policy server, such as tcp://127.0.0.1:5555."""
+    keys: Path | None = None
+    """The key file that the server asks for."""
+
+    @property
+    def count(self) -> int:
+        """How many policies it names."""
+        return sum(source is not None for source in (self.checkpoint, self.bundle, self.endpoint))
+
+    def absolute(self) -> PolicySource:
+        """The same with absolute paths: a worker's working directory may be another."""
+        paths = {name: getattr(self, name) for name in ("checkpoint", "bundle", "keys")}
+        found = {name: Path(path).absolute() for name, path in paths.items() if path is not None}
+        return replace(self, **found)  # type: ignore[arg-type]
+
+    def paths(self) -> list[Path]:
+        """The files and folders that every worker must see."""
+        return [path for path in (self.checkpoint, self.bundle, self.keys) if path is not None]
+
+    def __str__(self) -> str:
+        return str(self.checkpoint or self.bundle or self.endpoint or "the scripted demonstrator")
+
+
+def torch_policy(
+    checkpoint: Path, plant: PlantDescription, value_members: int | None = None, flow_steps: int | None = None
+) -> Policy:
     """The checkpoint's averaged policy, in this process."""
     import torch
 
@@ -31,7 +70,7 @@ def torch_policy(checkpoint: Path, plant: PlantDescription, value_members: int |
     from rql_deploy.train.policy import make_policy
 
     torch.set_num_threads(1)
-    return _agreed(make_policy(load_checkpoint(checkpoint), value_members, flow_steps), plant)
+    return _for_plant(make_policy(load_checkpoint(checkpoint), value_members, flow_steps), plant)
 
 
 def onnx_policy(bundle: Path, plant: PlantDescription, variant: str = "fp32") -> Policy:
@@ -39,25 +78,30 @@ def onnx_policy(bundle: Path, plant: PlantDescription, variant: str = "fp32") ->
     from rql_deploy.bundle.bundle import Bundle
     from rql_deploy.runtime.engine.onnx_policy import OnnxPolicy
 
-    return _agreed(OnnxPolicy(Bundle.open(bundle, variant)), plant)
+    return _for_plant(OnnxPolicy(Bundle.open(bundle, variant)), plant)
 
 
 def remote_policy(endpoint: str, plant: PlantDescription, keys: Path | None = None) -> Policy:
-    """The policy behind a socket."""
+    """The policy that a server at this address serves."""
     from rql_deploy.runtime.client import RemotePolicy
 
     return RemotePolicy.connect(endpoint, plant=plant, keys=keys)
+
+
+def _for_plant(policy: Policy, plant: PlantDescription) -> Policy:
+    policy.contract.require(plant)
+    return policy
 
 
 def run_episode(plant: EpisodicPlant, policy: Policy, seed: int, candidates: int) -> EpisodeResult:
     """One lock-step episode."""
     from rql_deploy.runtime.control.lockstep import ControlLoop
 
-    # In lock-step the plant waits; only a server that is gone should cost an episode anything.
-    return ControlLoop(plant, policy, candidates=candidates, deadline=LOCK_STEP_DEADLINE).run_episode(seed)
+    # The plant waits in lock-step: only a server that is gone may cost an episode anything.
+    return ControlLoop(plant, policy, candidates=candidates, deadline=LOCKSTEP_DEADLINE).run_episode(seed)
 
 
-def run_watched(
+def run_annotated_episode(
     plant: EpisodicPlant,
     policy: Policy,
     seed: int,
@@ -69,75 +113,80 @@ def run_watched(
     others: Mapping[str, Policy] | None = None,
     film: Film | None = None,
 ) -> EpisodeResult:
-    """One lock-step episode with V, returns and a digest noted; filmed if asked."""
-    from rql_deploy.sim.evaluation.annotations import WatchedPlant, WatchedPolicy
+    """One lock-step episode annotated with V, returns and a digest; filmed if a film is given."""
+    from rql_deploy.sim.evaluation.annotations import AnnotatedPlant, AnnotatedPolicy
 
-    watched_plant = WatchedPlant(plant, film.tick if film else None)
-    watched = WatchedPolicy(
+    annotated_plant = AnnotatedPlant(plant, film.tick if film else None)
+    annotated = AnnotatedPolicy(
         policy,
-        watched_plant,
+        annotated_plant,
         prune=prune,
         value=value,
         refinement=refinement or film is not None,
         others=others,
         after_decision=film.decided if film else None,
     )
-    return watched.note(run_episode(watched_plant, watched, seed, candidates))
+    return annotated.annotate(run_episode(annotated_plant, annotated, seed, candidates))
 
 
-def contestant(key: str, make: Any, candidates: int) -> Contestant:
-    """A way of acting for the evaluation; `make` is one of the policies above with its source filled in."""
-    from rql_deploy.sim.evaluation.episodes import Contestant
+def lockstep_policy(key: str, make: Callable[[PlantDescription], Policy], candidates: int) -> EvaluatedPolicy:
+    """A policy for `Evaluation.play` whose episodes are not annotated.
 
-    return Contestant(key, make, functools.partial(run_episode, candidates=candidates))
-
-
-def refuse_fault(result: EpisodeResult) -> None:
-    """Raise UserError for an episode that a fault ended: a server that is gone says nothing about its policy."""
-    if result.error:
-        raise UserError(f"the evaluation stopped: {result.error}; see that the server runs, and evaluate again")
-
-
-def check_episode(result: EpisodeResult) -> None:
-    """An episode in which the plant raised counts as failed, which is said; one that another fault ended raises UserError."""
-    if result.error and result.error.startswith(PLANT_FAILURE):
-        print(f"\nseed {result.seed} counts as failed: {result.error}", file=sys.stderr)
-    else:
-        refuse_fault(result)
-
-
-def _agreed(policy: Policy, plant: PlantDescription) -> Policy:
-    policy.contract.require(plant)
-    return policy
-
-
-def find_players(
-    checkpoint: Path | None, bundle: Path | None, variant: str, endpoint: str | None, keys: Path | None, run: Any
-) -> dict[str, Contestant]:
-    """The contestants given, by key, the one to compare the others with first.
-
-    Missing or damaged sources are found here, in one sentence, not in a worker.
+    `make` is one of `torch_policy`, `onnx_policy` and `remote_policy` with its source filled in.
     """
-    from rql_deploy.sim.evaluation.episodes import Contestant
+    from rql_deploy.sim.evaluation.episodes import EvaluatedPolicy
+
+    return EvaluatedPolicy(key, make, functools.partial(run_episode, candidates=candidates))
+
+
+def require_no_fault(result: EpisodeResult) -> None:
+    """Raise UserError for an episode that a fault ended: a server that is gone says nothing about its
+    policy.
+    """
+    if result.error:
+        raise UserError(
+            f"the evaluation stopped: {result.error}; check that the server runs, and evaluate again"
+        )
+
+
+def check_episode(result: EpisodeResult, progress: Progress) -> None:
+    """Note an episode in which the plant raised (it counts as failed); raise UserError for any other
+    fault.
+    """
+    if result.error and result.error.startswith(PLANT_FAILURE):
+        progress.note(f"seed {result.seed} counts as failed: {result.error}")
+    else:
+        require_no_fault(result)
+
+
+def find_policies(source: PolicySource, run: Callable[..., EpisodeResult]) -> dict[str, EvaluatedPolicy]:
+    """The policies of a source by key (`onnx`, `socket`, `torch`); the first is the one to compare others
+    with.
+
+    Raises UserError for missing or damaged sources here, not in a worker.
+    """
+    from rql_deploy.sim.evaluation.episodes import EvaluatedPolicy
 
     made: dict[str, Any] = {}
     members = steps = None
-    if bundle is not None:
+    if source.bundle is not None:
         from rql_deploy.bundle.bundle import Bundle
 
-        contract = Bundle.open(bundle, variant).contract
+        contract = Bundle.open(source.bundle, source.variant).contract
         members, steps = contract.value_members, contract.F
-        made["onnx"] = functools.partial(onnx_policy, bundle, variant=variant)
-    if endpoint is not None:
+        made["onnx"] = functools.partial(onnx_policy, source.bundle, variant=source.variant)
+    if source.endpoint is not None:
         from rql_deploy.runtime.client import RemotePolicy
 
-        with RemotePolicy.connect(endpoint, keys=keys) as policy:
+        with RemotePolicy.connect(source.endpoint, keys=source.keys) as policy:
             members, steps = policy.contract.value_members, policy.contract.F
-        made["socket"] = functools.partial(remote_policy, endpoint, keys=keys)
-    if checkpoint is not None:
+        made["socket"] = functools.partial(remote_policy, source.endpoint, keys=source.keys)
+    if source.checkpoint is not None:
         from rql_deploy.train.checkpoint import load_checkpoint
 
-        load_checkpoint(checkpoint)
-        # Compared with a bundle, it chooses by the members that the bundle has, after as many steps.
-        made["torch"] = functools.partial(torch_policy, checkpoint, value_members=members, flow_steps=steps)
-    return {key: Contestant(key, make, run) for key, make in made.items()}
+        load_checkpoint(source.checkpoint)
+        # Compared with a bundle, torch chooses by the bundle's value members, after as many refinement steps.
+        made["torch"] = functools.partial(
+            torch_policy, source.checkpoint, value_members=members, flow_steps=steps
+        )
+    return {key: EvaluatedPolicy(key, make, run) for key, make in made.items()}

@@ -35,8 +35,9 @@ def is_recording(name: str) -> bool:
 def read_recorded(name: str) -> Recorded:
     """All episodes, in the order in which they began.
 
-    Rewards that no loop reported are success - 1, masks 1 - success (docs/algorithm.md, Conventions); without either they are 0 and 1.
-    Raises UserError when there is no episode in it, or they are of several plants.
+    Where the loop reported no rewards they are success - 1, and masks are 1 - success (docs/algorithm.md,
+    Conventions); where it reported no success either, they are 0 and 1. Raises UserError when there is no
+    episode in it, or they are of several plants.
     """
     from rql_deploy.runtime.server.recording import read_recording
 
@@ -53,16 +54,25 @@ def read_recorded(name: str) -> Recorded:
             episodes.setdefault((record["epoch"], record["episode"]), {}).setdefault(record["tick"], record)
     if not episodes:
         raise UserError(
-            f"recording {name} holds {decisions:,} decisions and no episode, and what came of decisions only the control loop knows: "
-            "drive with `rql-deploy run` against a server that records, or report from your own loop (docs/protocol.md, episode)"
+            f"recording {name} holds {decisions:,} decisions and no episode, which only the control loop "
+            "can report: "
+            "drive with `rql-deploy run` against a server that records, or report from your own loop "
+            "(docs/protocol.md, episode)"
         )
     plant = contracts[next(iter(next(iter(episodes.values())).values()))["contract_id"]].plant
     for contract in contracts.values():
         if differences := plant.differences(contract.plant):
-            raise UserError(f"recording {name} is of several plants ({'; '.join(differences)}): pass its shards ({SUFFIX}) one by one")
+            raise UserError(
+                f"recording {name} is of several plants ({'; '.join(differences)}): pass its shards "
+                f"({SUFFIX}) one by one"
+            )
     # Sorted by the clock of the server, which several workers share.
     ordered = sorted(episodes.values(), key=lambda parts: min(part["time"] for part in parts.values()))
-    found = [episode for episode in (_joined(parts, [spec.name for spec in plant.fields]) for parts in ordered) if len(episode.actions)]
+    found = [
+        episode
+        for episode in (_joined(parts, [spec.name for spec in plant.fields]) for parts in ordered)
+        if len(episode.actions)
+    ]
     if not found:
         raise UserError(f"recording {name} holds only episodes whose beginning is missing: record again")
     return Recorded(_store(name, plant, found), _remarks(found, decisions))
@@ -93,13 +103,22 @@ def _joined(parts: dict[int, dict[str, Any]], fields: list[str]) -> _Episode:
             break
         if not n:
             break
-    observations, actions = (np.concatenate(column) for column in zip(*[row[:2] for row in rows], strict=True)) if rows else _NOTHING
+    observations, actions = (
+        (np.concatenate(column) for column in zip(*[row[:2] for row in rows], strict=True))
+        if rows
+        else _NOTHING
+    )
     known = [row for row in rows if len(row[1])]
     rewards = [row[2] for row in known if row[2] is not None]
     flags = [row[3] for row in known if row[3] is not None]
     success = np.logical_or.accumulate(np.concatenate(flags)) if flags and len(flags) == len(known) else None
     return _Episode(
-        observations, final, actions, np.concatenate(rewards) if rewards and len(rewards) == len(known) else None, success, complete
+        observations,
+        final,
+        actions,
+        np.concatenate(rewards) if rewards and len(rewards) == len(known) else None,
+        success,
+        complete,
     )
 
 
@@ -117,7 +136,9 @@ def _store(name: str, plant: Any, episodes: list[_Episode]) -> TransitionStore:
     rewards, masks = [], []
     for episode in episodes:
         rows = len(episode.actions)
-        reached = np.zeros(rows, np.float32) if episode.success is None else episode.success.astype(np.float32)
+        reached = (
+            np.zeros(rows, np.float32) if episode.success is None else episode.success.astype(np.float32)
+        )
         masks.append(1.0 - reached)
         if episode.rewards is not None:
             rewards.append(episode.rewards)
@@ -133,7 +154,11 @@ def _store(name: str, plant: Any, episodes: list[_Episode]) -> TransitionStore:
         rewards=np.concatenate(rewards).astype(np.float32),
         masks=np.concatenate(masks).astype(np.float32),
         ends=np.cumsum([len(episode.actions) for episode in episodes]).astype(np.int64),
-        successes=np.array([episode.success is not None and bool(episode.success[-1]) for episode in episodes]) if known else None,
+        successes=np.array(
+            [episode.success is not None and bool(episode.success[-1]) for episode in episodes]
+        )
+        if known
+        else None,
         finals=np.stack(finals).astype(np.float32) if len(finals) == len(episodes) else None,
     )
 
@@ -143,11 +168,17 @@ def _remarks(episodes: list[_Episode], decisions: int) -> list[str]:
     silent = sum(episode.rewards is None and episode.success is None for episode in episodes)
     if silent:
         found.append(
-            f"{silent} of {len(episodes)} episodes came without rewards and success, so their rewards are 0 and their masks 1: "
+            f"{silent} of {len(episodes)} episodes came without rewards and success, so their rewards are 0 "
+            "and their masks 1: "
             "have the loop report success, or use `rql-deploy data relabel`"
         )
     if cut := sum(not episode.complete for episode in episodes):
-        found.append(f"{cut} of {len(episodes)} episodes are cut short, since a part never arrived or was not written")
+        found.append(
+            f"{cut} of {len(episodes)} episodes are cut short, since a part never arrived or was not written"
+        )
     if decisions:
-        found.append(f"{decisions:,} recorded decisions (seeds, deltas, V, timing) stay behind: `rql-deploy replay` reads them")
+        found.append(
+            f"{decisions:,} recorded decisions (seeds, deltas, V, timing) stay behind: `rql-deploy replay` "
+            "reads them"
+        )
     return found

@@ -1,15 +1,17 @@
-"""Checkpoints played in simulator processes while training goes on: what `train --evaluate` hands to the trainer."""
+"""Evaluate checkpoints in simulator processes while training goes on."""
 
 from __future__ import annotations
 
 import functools
+from collections.abc import Mapping
 from concurrent.futures import Future
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rql_deploy.errors import ContractError
+from rql_deploy.progress import NoProgress, Progress
 
-from .policies import contestant, torch_policy
+from .policies import check_episode, lockstep_policy, torch_policy
 
 if TYPE_CHECKING:
     from rql_deploy.contract import PlantDescription
@@ -17,13 +19,24 @@ if TYPE_CHECKING:
     from rql_deploy.train.logging.periodic_evaluation import Evaluation
 
 NICENESS = 5
-"""Added to the simulators' niceness, so that they take what training leaves."""
+"""Added to the simulators' niceness, so that training has priority."""
 
 
 class SimulatedEvaluator:
-    """Plays the averaged policy of each checkpoint on fresh seeds, disjoint from those of `evaluate`, `collect` and each other."""
+    """Plays the averaged policy of each checkpoint.
 
-    def __init__(self, task: str, settings: dict[str, Any], episodes: int, workers: int, seed: int):
+    Seeds are fresh for every checkpoint, and disjoint from those of `evaluate` and `collect`.
+    """
+
+    def __init__(
+        self,
+        task: str,
+        settings: Mapping[str, Any],
+        episodes: int,
+        workers: int,
+        seed: int,
+        progress: Progress | None = None,
+    ):
         """Raises UserError when there is no such task."""
         from rql_deploy.sim.evaluation.episodes import Evaluation as Pool
         from rql_deploy.sim.plants.tasks import Task
@@ -31,11 +44,14 @@ class SimulatedEvaluator:
         work = Task(task, settings)
         work.check()
         self.episodes, self.seed = episodes, seed
+        self._progress: Progress = progress or NoProgress()
         self._pool = Pool(work, min(workers, episodes), niceness=NICENESS)
         self._running: dict[int, tuple[list[int], list[Future[EpisodeResult]]]] = {}
 
     def require(self, plant: PlantDescription) -> None:
-        """Raise ContractError unless policies trained on data of `plant` can be played here, naming what differs."""
+        """Raise ContractError, naming what differs, unless policies trained on data of `plant` can be
+        played here.
+        """
         from rql_deploy.contract import shortened
 
         if differences := plant.differences(self._pool.describe()):
@@ -45,29 +61,31 @@ class SimulatedEvaluator:
             )
 
     def submit(self, step: int, checkpoint: Path) -> None:
-        """Have this checkpoint played; returns at once."""
+        """Start evaluating this checkpoint; returns at once."""
         from rql_deploy.seeding import episode_seed
 
         seeds = [episode_seed(self.seed, step * self.episodes + i, "train") for i in range(self.episodes)]
-        player = contestant(f"update {step}", functools.partial(torch_policy, checkpoint), 1)
-        self._running[step] = seeds, self._pool.start(player, seeds)
+        policy = lockstep_policy(f"update {step}", functools.partial(torch_policy, checkpoint), 1)
+        self._running[step] = seeds, self._pool.start(policy, seeds)
 
     def finished(self) -> list[Evaluation]:
-        """Evaluations that ended since this was last asked."""
-        from rql_deploy.sim.processes import finished
+        """Evaluations that ended since the last call."""
+        from rql_deploy.sim.processes import result_of
         from rql_deploy.train.logging.periodic_evaluation import Evaluation
-
-        from .policies import check_episode
 
         done = []
         for step, (seeds, futures) in list(self._running.items()):
             if all(future.done() for future in futures):
-                results = [finished(future) for future in futures]
+                results = [result_of(future) for future in futures]
                 for result in results:
-                    check_episode(result)
+                    check_episode(result, self._progress)
                 score = self._pool.score(f"update {step}", results, seeds)
                 low, high = score.interval
-                done.append(Evaluation(step, self.episodes, score.success, low, high, sum(score.lengths) / len(score.lengths)))
+                done.append(
+                    Evaluation(
+                        step, self.episodes, score.success, low, high, sum(score.lengths) / len(score.lengths)
+                    )
+                )
                 del self._running[step]
         return done
 

@@ -1,7 +1,12 @@
-"""A robot's side: `RemotePolicy.connect` gives a served policy behind the policy interface. Needs numpy, pyzmq and msgpack only."""
+"""A robot's side: `RemotePolicy.connect` gives a served policy behind the policy interface.
+
+It needs numpy, pyzmq and msgspec only.
+"""
 
 from rql_deploy.runtime.wire.checks import ServerError
 
 from .policy import RemotePolicy
 
-__all__ = ["RemotePolicy", "ServerError"]
+connect = RemotePolicy.connect
+
+__all__ = ["RemotePolicy", "ServerError", "connect"]

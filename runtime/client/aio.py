@@ -1,10 +1,11 @@
-"""The client for asyncio: many requests at once on one connection, each with its own deadline.
+"""The client for asyncio: many requests at once on one connection, each under its own deadline.
 
     async with await AsyncRemotePolicy.connect("tcp://127.0.0.1:5555") as policy:
         decision = await policy.act(observation, deadline=0.02)
+        async for preview in policy.stream(observation, deadline=0.02):
+            ...
 
-Works as `rql_deploy.runtime.client` does otherwise: late replies are counted and never returned, the contract is checked again after a
-server restart.
+It has all that `RemotePolicy` has: several addresses, keys, a shared context, the same options.
 """
 
 from __future__ import annotations
@@ -14,164 +15,220 @@ import contextlib
 import os
 import secrets
 import time
-from collections.abc import Mapping
-from typing import Any
+from collections import deque
+from collections.abc import AsyncIterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import zmq
 import zmq.asyncio
 from numpy.typing import NDArray
 
-from rql_deploy.contract import Contract, PlantDescription
-from rql_deploy.errors import DeadlineMissed, UserError
-from rql_deploy.policy import Decision
+from rql_deploy.contract import PlantDescription
+from rql_deploy.errors import DeadlineMissed
+from rql_deploy.policy import ActOptions, Decision
 from rql_deploy.runtime.wire import protocol
-from rql_deploy.runtime.wire.checks import ServerError
+from rql_deploy.runtime.wire.headers import Head, R, Request
+from rql_deploy.runtime.wire.protocol import Arrays
 
-from .channel import RETRY_PAUSE, Reply, configure, refusal
-from .session import DEFAULT_TIMEOUT, Agreement, RoundTrip, act_header
+from .base import BasePolicy, open_core, resolve
+from .channel import configure, read_reply
+from .transport import Transport
+
+if TYPE_CHECKING:
+    from typing_extensions import Self, Unpack
 
 
-class AsyncRemotePolicy:
-    """A policy on a server, for one event loop."""
-
-    def __init__(self, endpoint: str, *, plant: PlantDescription | None, bundle: str | None, keys: str | os.PathLike[str] | None):
-        self.stale_replies = 0
-        """Replies that came after their deadline, and were dropped."""
-        self._endpoint, self._plant, self._bundle = endpoint, plant, bundle
-        self._epoch, self._last_id = secrets.randbits(31), 0
-        self._waiting: dict[int, asyncio.Future[Reply]] = {}
-        self._agreement: Agreement | None = None
-        self._outdated = True
-        self._round_trip = RoundTrip()
-        self._context = zmq.asyncio.Context()
-        self._socket = self._context.socket(zmq.DEALER)
-        self._reader: asyncio.Task[None] | None = None
-        self._renewing = asyncio.Lock()
-        try:
-            configure(self._socket, [endpoint], keys)
-        except BaseException:
-            self._context.destroy(linger=0)
-            raise
+class AsyncRemotePolicy(BasePolicy):
+    """A policy on one server or on several, for one event loop."""
 
     @classmethod
     async def connect(
         cls,
-        endpoint: str,
+        endpoint: str | Sequence[str],
         *,
         plant: PlantDescription | None = None,
         bundle: str | None = None,
         keys: str | os.PathLike[str] | None = None,
         timeout: float = 5.0,
-    ) -> AsyncRemotePolicy:
-        """Connect and agree on the contract; arguments and errors as in `RemotePolicy.connect`."""
-        policy = cls(endpoint, plant=plant, bundle=bundle, keys=keys)
-        policy._reader = asyncio.create_task(policy._read())
-        try:
-            await policy._agree(time.monotonic() + timeout)
-        except DeadlineMissed as error:
-            await policy.close()
-            raise UserError(
-                f"no policy server answers at {endpoint} (waited {timeout:g} s): start one with `rql-deploy serve BUNDLE --bind {endpoint}`"
-            ) from error
-        except BaseException:
-            await policy.close()
-            raise
-        return policy
+        context: zmq.Context[Any] | None = None,
+    ) -> Self:
+        """Connect and check the server's contract; arguments and errors as of `RemotePolicy.connect`."""
 
-    @property
-    def contract(self) -> Contract:
-        """The contract agreed on, or checked last."""
-        assert self._agreement is not None
-        return self._agreement.contract
+        def open_transport(address: str) -> Transport:
+            return AsyncTransport(address, keys=keys, context=context)
 
-    async def act(
-        self,
-        observation: Mapping[str, Any],
-        *,
-        deadline: float | None = None,
-        candidates: int = 1,
-        value: bool = False,
-        seed: int | None = None,
-    ) -> Decision:
-        """See `rql_deploy.runtime.client.RemotePolicy.act`."""
-        start = time.monotonic()
-        expiry = start + (DEFAULT_TIMEOUT if deadline is None else deadline)
-        for _ in range(1000):
-            agreement = await self._agree(expiry)
-            budget = self._round_trip.budget(max(1e-4, expiry - time.monotonic()))
-            header = act_header(agreement, self._bundle, budget, candidates, value, seed)
-            try:
-                reply, out = await self._call(header, agreement.arrays(observation), expiry)
-            except ServerError as error:
-                if error.code not in ("contract_changed", "draining"):
-                    raise
-                self._outdated = True
-                await asyncio.sleep(max(0.0, min(RETRY_PAUSE, expiry - time.monotonic())))
-                continue
-            decision = agreement.decision(reply, out, start)
-            if (server := decision.timing.get("server")) is not None:
-                self._round_trip.observe(max(0.0, decision.timing["round_trip"] - server))
-            self._outdated |= "contract_id" in reply
-            return decision
-        raise DeadlineMissed(f"{self._endpoint} keeps changing its policy")
+        core = await open_core(
+            open_transport, endpoint, plant=plant, bundle=bundle, timeout=timeout, keys=keys is not None
+        )
+        return cls(core)
+
+    async def act(self, observation: Mapping[str, Any], **options: Unpack[ActOptions]) -> Decision:
+        """See `RemotePolicy.act`."""
+        return await self._core.act(observation, resolve(options))
+
+    async def stream(
+        self, observation: Mapping[str, Any], **options: Unpack[ActOptions]
+    ) -> AsyncIterator[Decision]:
+        """See `RemotePolicy.stream`."""
+        decisions = self._core.stream(observation, resolve(options))
+        async with contextlib.aclosing(decisions):
+            async for decision in decisions:
+                yield decision
 
     async def reset(self) -> None:
         """Tell the server that a new episode begins."""
-        await self._call({"op": "reset"}, {}, time.monotonic() + DEFAULT_TIMEOUT)
+        await self._core.reset()
+
+    async def stats(self) -> dict[str, Any]:
+        """What the server counts (docs/protocol.md)."""
+        return await self._core.stats()
 
     async def close(self) -> None:
         """Disconnect; calls under way raise DeadlineMissed."""
-        if self._reader is not None:
-            self._reader.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._reader
-        for future in self._waiting.values():
-            if not future.done():
-                future.set_exception(DeadlineMissed("the client was closed"))
-        self._context.destroy(linger=0)
+        await self._core.close()
 
-    async def __aenter__(self) -> AsyncRemotePolicy:
+    async def __aenter__(self) -> Self:
         return self
 
     async def __aexit__(self, *_: object) -> None:
         await self.close()
 
-    async def _agree(self, expiry: float) -> Agreement:
-        async with self._renewing:
-            if self._agreement is None or self._outdated:
-                hello = await self._call({"op": "hello", **({"bundle": self._bundle} if self._bundle else {})}, {}, expiry)
-                previous = None if self._agreement is None else self._agreement.contract
-                self._agreement = Agreement(self._endpoint, hello, self._plant, previous)
-                self._outdated = False
-            return self._agreement
 
-    async def _call(self, header: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]], expiry: float) -> Reply:
-        self._last_id += 1
-        number = self._last_id
-        future: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
-        self._waiting[number] = future
-        request = {"v": protocol.VERSION, "id": number, "epoch": self._epoch, **header}
+class _Pending:
+    """Replies to one request that nobody has taken yet."""
+
+    def __init__(self) -> None:
+        self.replies: deque[tuple[Head, Any, Arrays]] = deque()
+        self.waiter: asyncio.Future[None] | None = None
+
+    def wake(self) -> None:
+        if self.waiter is not None and not self.waiter.done():
+            self.waiter.set_result(None)
+
+
+class AsyncTransport:
+    """A `Transport` for the running event loop, with many requests under way at once."""
+
+    def __init__(
+        self, endpoint: str, *, keys: str | os.PathLike[str] | None, context: zmq.Context[Any] | None
+    ):
+        self.endpoint = endpoint
+        self.stale_replies = 0
+        self._epoch, self._last_id = secrets.randbits(31), 0
+        self._pending: dict[int, _Pending] = {}
+        self._closed = False
+        self._owns_context = context is None
+        self._context: zmq.Context[Any] = zmq.Context() if context is None else context
+        self._socket = zmq.asyncio.Socket(self._context, zmq.DEALER)
         try:
-            async with asyncio.timeout(max(0.0, expiry - time.monotonic())):
-                await self._socket.send_multipart(protocol.encode(request, arrays))
-                return await future
-        except TimeoutError as error:
-            raise DeadlineMissed(f"no reply from {self._endpoint} in time") from error
-        finally:
-            del self._waiting[number]
+            configure(self._socket, [endpoint], keys)
+        except BaseException:
+            self._disconnect()
+            raise
+        self._reader = asyncio.get_running_loop().create_task(self._read())
+
+    @property
+    def connected(self) -> bool:
+        """Whether a request could be sent now."""
+        return not self._closed and bool(int(self._socket.getsockopt(zmq.EVENTS)) & zmq.POLLOUT)
+
+    async def send(
+        self, request: Request[Any], arrays: Mapping[str, NDArray[Any]], expiry: float, timeout: float
+    ) -> int:
+        number, sent = self._begin(request, arrays)
+        try:
+            if not sent.done():
+                await asyncio.wait((sent,), timeout=max(0.0, expiry - time.monotonic()))
+            if not sent.done():
+                raise DeadlineMissed(f"no connection to {self.endpoint} within {timeout * 1e3:g} ms")
+            sent.result()
+        except BaseException:
+            sent.cancel()
+            self.forget(number)
+            raise
+        return number
+
+    async def receive(
+        self, number: int, reply_type: type[R], expiry: float, timeout: float
+    ) -> tuple[R, Arrays]:
+        pending = self._pending[number]
+        if not pending.replies and not self._closed:
+            loop = asyncio.get_running_loop()
+            pending.waiter = loop.create_future()
+            timer = loop.call_later(max(0.0, expiry - time.monotonic()), pending.wake)
+            try:
+                await pending.waiter
+            finally:
+                timer.cancel()
+                pending.waiter = None
+        if self._closed:
+            raise DeadlineMissed("the client was closed")
+        if not pending.replies or time.monotonic() > expiry:
+            self.stale_replies += len(pending.replies)
+            raise DeadlineMissed(f"no reply from {self.endpoint} within {timeout * 1e3:g} ms")
+        head, frame, out = pending.replies.popleft()
+        return read_reply(self.endpoint, head, frame, reply_type), out
+
+    def try_send(self, request: Request[Any]) -> int | None:
+        if not self.connected:
+            return None
+        number, sent = self._begin(request, {})
+        if sent.done() and sent.exception() is None:
+            return number
+        sent.cancel()
+        self.forget(number)
+        return None
+
+    def collect(self, number: int, reply_type: type[R]) -> tuple[R, Arrays] | None:
+        pending = self._pending.get(number)
+        if pending is None or not pending.replies:
+            return None
+        head, frame, out = pending.replies.popleft()
+        return read_reply(self.endpoint, head, frame, reply_type), out
+
+    def forget(self, number: int) -> None:
+        self._pending.pop(number, None)
+
+    async def sleep(self, seconds: float) -> None:
+        await asyncio.sleep(seconds)
+
+    async def close(self) -> None:
+        """Disconnect; calls under way raise DeadlineMissed."""
+        if self._closed:
+            return
+        self._closed = True
+        self._reader.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await self._reader
+        for pending in self._pending.values():
+            pending.wake()
+        self._disconnect()
+
+    def _begin(
+        self, request: Request[Any], arrays: Mapping[str, NDArray[Any]]
+    ) -> tuple[int, asyncio.Future[Any]]:
+        if self._closed:
+            raise DeadlineMissed("the client was closed")
+        self._last_id += 1
+        frames = protocol.encode(request, arrays, id=self._last_id, epoch=self._epoch)
+        self._pending[self._last_id] = _Pending()
+        return self._last_id, asyncio.ensure_future(self._socket.send_multipart(frames))
+
+    def _disconnect(self) -> None:
+        self._socket.close(linger=0)
+        if self._owns_context:
+            self._context.term()
 
     async def _read(self) -> None:
         while True:
             frames = await self._socket.recv_multipart()
             try:
-                reply, out = protocol.decode(frames)
+                head, out = protocol.decode(frames)
             except protocol.ProtocolError:
                 continue
-            number = reply.get("id")
-            future = self._waiting.get(number) if isinstance(number, int) and reply.get("epoch") == self._epoch else None
-            if future is None or future.done():
+            pending = self._pending.get(head.id) if head.id and head.epoch == self._epoch else None
+            if pending is None:
                 self.stale_replies += 1
-            elif reply.get("ok"):
-                future.set_result((reply, out))
             else:
-                future.set_exception(refusal(self._endpoint, reply))
+                pending.replies.append((head, frames[0], out))
+                pending.wake()

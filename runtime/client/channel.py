@@ -1,4 +1,4 @@
-"""Requests and replies on one DEALER socket, each under its deadline. A server's own threads are clients by it, too."""
+"""Requests and replies on one DEALER socket, each under its deadline. A server's own threads use it, too."""
 
 from __future__ import annotations
 
@@ -16,29 +16,29 @@ from numpy.typing import NDArray
 from rql_deploy.errors import ContractError, DeadlineMissed, UserError
 from rql_deploy.runtime.wire import protocol
 from rql_deploy.runtime.wire.checks import ServerError
+from rql_deploy.runtime.wire.headers import REQUESTS, Head, R, Request
+from rql_deploy.runtime.wire.protocol import Arrays
 
 RETRY_PAUSE = 0.01
 """Seconds between attempts while a server is stopping or starting."""
 
-Reply = tuple[dict[str, Any], dict[str, NDArray[Any]]]
-
 
 def configure(socket: zmq.Socket[Any], endpoints: Sequence[str], keys: str | os.PathLike[str] | None) -> None:
-    """Set a DEALER socket up as a client and connect it. Raises UserError for an address or key file that is none."""
+    """Set a DEALER socket up as a client and connect it. Raises UserError for a wrong address or key file."""
     for option, value in (
         (zmq.LINGER, 0),
         (zmq.MAXMSGSIZE, protocol.MAX_MESSAGE_BYTES),
-        # A request is for now: without a connection it waits here, under its deadline, and is not stored for a later server.
+        # Without a connection a request waits here, under its deadline; it is not stored for a later server.
         (zmq.IMMEDIATE, 1),
         (zmq.RECONNECT_IVL, 20),
         (zmq.RECONNECT_IVL_MAX, 200),
         (zmq.HANDSHAKE_IVL, 1000),
         (zmq.CONNECT_TIMEOUT, 1000),
-        # A network that is gone closes nothing: the connection is given up, and made anew, when heartbeats stay away.
+        # A network that is gone closes nothing: missing heartbeats end the connection, and it is made anew.
         (zmq.HEARTBEAT_IVL, 500),
         (zmq.HEARTBEAT_TIMEOUT, 1500),
         (zmq.HEARTBEAT_TTL, 6000),
-        # A full queue of replies and a connection that breaks make libzmq 4.3.5 abort at the next heartbeat: there is no full queue.
+        # No limit: libzmq 4.3.5 aborts at a heartbeat on a connection that broke while this queue was full.
         (zmq.RCVHWM, 0),
     ):
         socket.setsockopt(option, value)
@@ -53,11 +53,16 @@ def configure(socket: zmq.Socket[Any], endpoints: Sequence[str], keys: str | os.
         try:
             socket.connect(endpoint)
         except zmq.ZMQError as error:
-            raise UserError(f"'{endpoint}' is not an address to connect to ({error.strerror}): try tcp://127.0.0.1:5555") from error
+            raise UserError(
+                f"'{endpoint}' is not an address to connect to ({error.strerror}): try tcp://127.0.0.1:5555"
+            ) from error
 
 
 class Channel:
-    """Requests and replies on one DEALER socket: every request has an id, and only its own reply in time is returned."""
+    """Requests and replies on one DEALER socket; a request gets its own reply in time, or none.
+
+    Use it from one thread.
+    """
 
     def __init__(
         self,
@@ -65,12 +70,15 @@ class Channel:
         *,
         keys: str | os.PathLike[str] | None = None,
         busy_poll: bool = False,
-        context: zmq.Context[zmq.Socket[bytes]] | None = None,
+        context: zmq.Context[Any] | None = None,
     ):
         """Several endpoints are used in turn (ZeroMQ's round robin over the connections that stand).
 
-        With `busy_poll` a call spins instead of sleeping: a faster answer for a client that has a core to spare. A `context` is shared
-        with the caller, as a server's own threads do.
+        Args:
+            endpoint: address, or addresses.
+            keys: the client's key file, for a server with keys.
+            busy_poll: spin instead of sleeping: a faster answer for a client that has a core to spare.
+            context: a ZeroMQ context that the caller owns and terminates; one of its own if None.
         """
         endpoints = [endpoint] if isinstance(endpoint, str) else list(endpoint)
         self.endpoint = ", ".join(endpoints)
@@ -78,80 +86,92 @@ class Channel:
         """Replies that came after their deadline, and were dropped."""
         self._busy_poll, self._timeout = busy_poll, -1
         self._epoch, self._last_id = secrets.randbits(31), 0
-        self._own_context = context is None
-        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context() if context is None else context
-        self._socket = self._context.socket(zmq.DEALER)
+        self._owns_context = context is None
+        self._context: zmq.Context[Any] = zmq.Context() if context is None else context
+        self._socket: zmq.Socket[bytes] = zmq.Socket(self._context, zmq.DEALER)
         try:
             configure(self._socket, endpoints, keys)
         except BaseException:
             self.close()
             raise
 
+    @property
+    def connected(self) -> bool:
+        """Whether a request could be sent now."""
+        return protocol.ready(self._socket, zmq.POLLOUT)
+
     def close(self) -> None:
         """Disconnect."""
         self._socket.close()
-        if self._own_context:
+        if self._owns_context:
             self._context.term()
 
-    def call(self, header: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]], timeout: float) -> Reply:
+    def call(
+        self, request: Request[R], arrays: Mapping[str, NDArray[Any]], timeout: float
+    ) -> tuple[R, Arrays]:
         """Send a request and wait for its reply; raises DeadlineMissed, ContractError or ServerError."""
         expiry = time.monotonic() + timeout
-        self.send(header, arrays, expiry, timeout)
-        return self.receive(expiry, timeout)
+        number = self.send(request, arrays, expiry, timeout)
+        return self.receive(number, request.reply_type(), expiry, timeout)
 
-    def send(self, header: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]], expiry: float, timeout: float) -> None:
-        """Send a request, as soon as there is a connection; raises DeadlineMissed at `expiry`."""
+    def ask(self, operation: str, timeout: float) -> dict[str, Any]:
+        """The reply to `stats` or `ping` as plain values; raises as `call` does."""
+        return protocol.to_plain(self.call(REQUESTS[operation](), {}, timeout)[0])
+
+    def send(
+        self, request: Request[Any], arrays: Mapping[str, NDArray[Any]], expiry: float, timeout: float
+    ) -> int:
+        """Send a request as soon as there is a connection, and return its number.
+
+        Raises DeadlineMissed at `expiry`; `timeout` is what its message says.
+        """
         self._last_id += 1
-        frames = protocol.encode({"v": protocol.VERSION, "id": self._last_id, "epoch": self._epoch, **header}, arrays)
+        frames = protocol.encode(request, arrays, id=self._last_id, epoch=self._epoch)
         while True:
             try:
-                return protocol.send(self._socket, frames, protocol.NOBLOCK)
+                protocol.send(self._socket, frames, protocol.NOBLOCK)
+                return self._last_id
             except zmq.Again:
                 if (remaining := expiry - time.monotonic()) <= 0:
-                    raise DeadlineMissed(f"no connection to {self.endpoint} within {timeout * 1e3:g} ms") from None
+                    raise DeadlineMissed(
+                        f"no connection to {self.endpoint} within {timeout * 1e3:g} ms"
+                    ) from None
                 self._socket.poll(max(1, int(remaining * 1000)), zmq.POLLOUT)
 
-    def receive(self, expiry: float, timeout: float) -> Reply:
-        """The next reply to the latest request; raises DeadlineMissed at `expiry`."""
+    def receive(self, number: int, reply_type: type[R], expiry: float, timeout: float) -> tuple[R, Arrays]:
+        """The next reply to that request; raises DeadlineMissed at `expiry`. Other replies are dropped."""
         while True:
             frames = self._next_message(expiry)
-            # A reply that is there when the deadline has passed is as late as one that comes afterwards.
+            # A reply read after the deadline is late, even if it was here before.
             if frames is None or time.monotonic() > expiry:
                 self.stale_replies += frames is not None
                 raise DeadlineMissed(f"no reply from {self.endpoint} within {timeout * 1e3:g} ms")
             try:
-                reply, out = protocol.decode(frames)
+                head, out = protocol.decode(frames)
             except protocol.ProtocolError as error:
-                raise ServerError(error.code, f"{self.endpoint} does not speak protocol {protocol.VERSION}: {error}") from error
-            if reply.get("id") != self._last_id or reply.get("epoch") != self._epoch:
-                self.stale_replies += 1
-                continue
-            if reply.get("ok"):
-                return reply, out
-            raise refusal(self.endpoint, reply)
+                raise not_this_protocol(self.endpoint, error) from error
+            if head.id == number and head.epoch == self._epoch:
+                return read_reply(self.endpoint, head, frames[0], reply_type), out
+            self.stale_replies += 1
 
-    def collect(self) -> Reply | None:
-        """The reply to the latest request if it has come, without waiting; raises what `receive` does but DeadlineMissed."""
+    def collect(self, number: int, reply_type: type[R]) -> tuple[R, Arrays] | None:
+        """The reply to that request if it has come; raises what `receive` does but DeadlineMissed."""
         while protocol.ready(self._socket, zmq.POLLIN):
+            frames = protocol.receive(self._socket, protocol.NOBLOCK)
             try:
-                reply, out = protocol.decode(protocol.receive(self._socket, protocol.NOBLOCK))
+                head, out = protocol.decode(frames)
             except protocol.ProtocolError:
                 continue
-            if reply.get("id") != self._last_id or reply.get("epoch") != self._epoch:
-                self.stale_replies += 1
-            elif reply.get("ok"):
-                return reply, out
-            else:
-                raise refusal(self.endpoint, reply)
+            if head.id == number and head.epoch == self._epoch:
+                return read_reply(self.endpoint, head, frames[0], reply_type), out
+            self.stale_replies += 1
         return None
 
-    @property
-    def socket(self) -> zmq.Socket[bytes]:
-        """Its DEALER socket, to wait for."""
-        return self._socket
-
     def _next_message(self, expiry: float) -> list[Any] | None:
-        """Whatever comes next, or None at `expiry`. One blocking read: polling first costs twice the system calls."""
+        """The next message, or None at `expiry`.
+
+        One blocking read: polling first takes twice the system calls.
+        """
         if self._busy_poll:
             while time.monotonic() < expiry:
                 with contextlib.suppress(zmq.Again):
@@ -167,11 +187,27 @@ class Channel:
             return None
 
 
-def refusal(endpoint: str, reply: Mapping[str, Any]) -> Exception:
+def read_reply(endpoint: str, head: Head, frame: Any, reply_type: type[R]) -> R:
+    """The header of a reply; raises what a refusal stands for, and ServerError for a wrong reply."""
+    if not head.ok:
+        raise refusal(endpoint, head)
+    try:
+        return protocol.decode_reply(reply_type, frame)
+    except protocol.ProtocolError as error:
+        raise not_this_protocol(endpoint, error) from error
+
+
+def refusal(endpoint: str, head: Head) -> Exception:
     """The exception that a reply which is not ok stands for."""
-    code, text = str(reply.get("code")), str(reply.get("error"))
-    if code == "expired":
-        return DeadlineMissed(text)
-    if code == "bad_observation":
-        return ContractError(text)
-    return ServerError(code, f"{endpoint}: {text}")
+    if head.code == "expired":
+        return DeadlineMissed(head.error)
+    if head.code == "bad_observation":
+        return ContractError(head.error)
+    return ServerError(head.code, f"{endpoint}: {head.error}")
+
+
+def not_this_protocol(endpoint: str, error: protocol.ProtocolError) -> ServerError:
+    """The exception for a message that does not follow the protocol."""
+    return ServerError(
+        error.code, f"{endpoint} sent a message that is not protocol {protocol.VERSION}: {error}"
+    )

@@ -1,12 +1,13 @@
-"""What a control loop did and saw, told to a server that records: by itself the server knows neither what was carried out between two
-requests nor what came of it.
+"""Tells a server with `--record` what a control loop did and saw.
+
+The server knows neither which actions were carried out between two requests nor whether the task succeeded.
 
     with EpisodeReporter.connect("tcp://127.0.0.1:5555") as reporter:
         reporter.add(observation, action, success=False)   # every tick
         reporter.finish(observation)                       # after the episode's last action
 
-`ReportedPlant` does it for any plant. A thread sends, over a connection of its own, so that no tick waits for it. With a server that does
-not record, nothing is kept and nothing is sent.
+`ReportedPlant` does this for any plant. A thread sends over a connection of its own, so no tick waits for it.
+If the server does not record, nothing is kept and nothing is sent.
 """
 
 from __future__ import annotations
@@ -21,42 +22,43 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import zmq
 from numpy.typing import NDArray
 
 from rql_deploy.contract import PlantDescription
 from rql_deploy.errors import ContractError, DeadlineMissed, UserError
 from rql_deploy.plant import EpisodicPlant
 from rql_deploy.runtime.wire.checks import ServerError
+from rql_deploy.runtime.wire.headers import Episode, Hello
 
 from .channel import Channel
-from .session import Agreement
+from .session import Session
 
 PART_BYTES = 256 << 10
-"""Observations of one message."""
+"""Size of the observations in one message."""
 PART_TICKS = 512
 MAX_PENDING = 256
-"""Messages waiting; more are dropped, and their episode ends before them."""
+"""Messages that wait to be sent; more are dropped, and the recorded episode ends before them."""
 CALL_TIMEOUT = 2.0
-"""Seconds a message waits for its receipt before it is sent again; the recording is read without doubles."""
+"""Seconds until a message without a receipt is sent again; a reader of the recording drops doubles."""
 CLOSE_LIMIT = 5.0
 """Seconds that unsent messages get at the end."""
-RESERVED = ("actions", "rewards", "success")
 _log = logging.getLogger("rql_deploy.reporting")
 
-Message = tuple[dict[str, Any], dict[str, NDArray[Any]]]
+Message = tuple[Episode, dict[str, NDArray[Any]]]
 
 
 class EpisodeReporter:
     """Sends episodes, tick by tick, to the first of the servers that records."""
 
-    def __init__(self, channel: Channel | None, agreement: Agreement | None, bundle: str | None):
+    def __init__(self, channel: Channel | None, session: Session | None, bundle: str | None):
         self.dropped = 0
-        """Messages that no server took."""
-        self._channel, self._agreement, self._bundle = channel, agreement, bundle
+        """Messages that no server recorded."""
+        self._channel, self._session, self._bundle = channel, session, bundle
         self._rows: list[tuple[dict[str, NDArray[Any]], NDArray[np.float32], float | None, bool | None]] = []
         self._episode, self._tick, self._bytes = 0, 0, 0
         self._queue: queue.Queue[Message | None] = queue.Queue(MAX_PENDING)
-        self._give_up = float("inf")
+        self._send_until = float("inf")
         self._thread: threading.Thread | None = None
         if self.recording:
             self._thread = threading.Thread(target=self._send_all, name="reporter", daemon=True)
@@ -71,14 +73,18 @@ class EpisodeReporter:
         bundle: str | None = None,
         keys: str | os.PathLike[str] | None = None,
         timeout: float = 5.0,
+        context: zmq.Context[Any] | None = None,
     ) -> EpisodeReporter:
-        """Find the server that records; arguments as in `RemotePolicy.connect`. Raises ContractError when a server's contract differs."""
+        """Find the server that records; arguments as in `RemotePolicy.connect`.
+
+        Raises ContractError when its contract does not fit `plant`.
+        """
         for address in [endpoint] if isinstance(endpoint, str) else endpoint:
-            channel = Channel(address, keys=keys)
+            channel = Channel(address, keys=keys, context=context)
             try:
-                reply, out = channel.call({"op": "hello", **({"bundle": bundle} if bundle else {})}, {}, timeout)
-                if reply.get("records"):
-                    return cls(channel, Agreement(address, (reply, out), plant), bundle)
+                hello = channel.call(Hello(bundle=bundle), {}, timeout)
+                if hello[0].records:
+                    return cls(channel, Session(address, hello, plant), bundle)
             except DeadlineMissed:
                 pass
             except BaseException:
@@ -89,26 +95,38 @@ class EpisodeReporter:
 
     @property
     def recording(self) -> bool:
-        """Whether a server takes what is reported."""
+        """Whether a server records what is reported."""
         return self._channel is not None
 
     def add(
-        self, observation: Mapping[str, Any], action: NDArray[Any], *, reward: float | None = None, success: bool | None = None
+        self,
+        observation: Mapping[str, Any],
+        action: NDArray[Any],
+        *,
+        reward: float | None = None,
+        success: bool | None = None,
     ) -> None:
-        """One tick: the observation before it, the action `[A]` carried out, its reward, and whether the task has succeeded now."""
-        if self._agreement is None:
+        """Add one tick.
+
+        Args:
+            observation: before the action.
+            action: `[A]`, as carried out.
+            reward: of that action, if known.
+            success: whether the task has succeeded after it, if known.
+        """
+        if self._session is None:
             return
         fields = self._copy(observation)
         self._rows.append((fields, np.array(action, np.float32), reward, success))
         self._bytes += sum(value.nbytes for value in fields.values())
         if self._bytes >= PART_BYTES or len(self._rows) >= PART_TICKS:
-            self._hand_over(None, end=False)
+            self._enqueue(None, end=False)
 
     def finish(self, observation: Mapping[str, Any] | None = None) -> None:
         """End the episode, if one has begun; `observation` is what its last action led to."""
-        if self._agreement is None or not (self._rows or self._tick):
+        if self._session is None or not (self._rows or self._tick):
             return
-        self._hand_over(None if observation is None else self._copy(observation), end=True)
+        self._enqueue(None if observation is None else self._copy(observation), end=True)
         self._episode, self._tick = self._episode + 1, 0
 
     def close(self) -> None:
@@ -116,7 +134,7 @@ class EpisodeReporter:
         if self._thread is None:
             return
         self.finish()
-        self._give_up = time.monotonic() + CLOSE_LIMIT
+        self._send_until = time.monotonic() + CLOSE_LIMIT
         try:
             self._queue.put(None, timeout=CLOSE_LIMIT)
         except queue.Full:
@@ -135,27 +153,34 @@ class EpisodeReporter:
         self.close()
 
     def _copy(self, observation: Mapping[str, Any]) -> dict[str, NDArray[Any]]:
-        assert self._agreement is not None
-        return {spec.name: np.array(observation[spec.name], spec.dtype) for spec in self._agreement.contract.plant.fields}
+        assert self._session is not None
+        return {
+            spec.name: np.array(observation[spec.name], spec.dtype)
+            for spec in self._session.contract.plant.fields
+        }
 
-    def _hand_over(self, last: dict[str, NDArray[Any]] | None, *, end: bool) -> None:
-        assert self._agreement is not None
+    def _enqueue(self, last: dict[str, NDArray[Any]] | None, *, end: bool) -> None:
+        assert self._session is not None
         rows, self._rows, self._bytes = self._rows, [], 0
-        plant = self._agreement.contract.plant
+        plant = self._session.contract.plant
         seen = [row[0] for row in rows] + ([last] if last is not None else [])
         arrays: dict[str, NDArray[Any]] = {
-            spec.name: np.stack([fields[spec.name] for fields in seen]) if seen else np.zeros((0, *spec.shape), spec.dtype)
+            spec.name: np.stack([fields[spec.name] for fields in seen])
+            if seen
+            else np.zeros((0, *spec.shape), spec.dtype)
             for spec in plant.fields
         }
-        arrays["actions"] = np.stack([row[1] for row in rows]) if rows else np.zeros((0, plant.action_dim), np.float32)
+        arrays["actions"] = (
+            np.stack([row[1] for row in rows]) if rows else np.zeros((0, plant.action_dim), np.float32)
+        )
         if rows and all(row[2] is not None for row in rows):
             arrays["rewards"] = np.array([row[2] for row in rows], np.float32)
         if rows and all(row[3] is not None for row in rows):
             arrays["success"] = np.array([row[3] for row in rows], np.uint8)
-        header = {"op": "episode", "episode": self._episode, "tick": self._tick, "end": end}
+        request = Episode(bundle=self._bundle, episode=self._episode, tick=self._tick, end=end)
         self._tick += len(rows)
         try:
-            self._queue.put_nowait((header, arrays))
+            self._queue.put_nowait((request, arrays))
         except queue.Full:
             self.dropped += 1
 
@@ -166,21 +191,20 @@ class EpisodeReporter:
                 self.dropped += 1
         self._channel.close()
 
-    def _send(self, header: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> bool:
-        """Send one message until it is taken, refused, or the time to close has passed."""
-        assert self._channel is not None and self._agreement is not None
-        named = {"bundle": self._bundle} if self._bundle else {}
-        while (left := self._give_up - time.monotonic()) > 0:
+    def _send(self, request: Episode, arrays: dict[str, NDArray[Any]]) -> bool:
+        """Send one message until it is recorded, it is refused, or closing has taken too long."""
+        assert self._channel is not None and self._session is not None
+        while (left := self._send_until - time.monotonic()) > 0:
             try:
-                whole = {**header, **named, "contract": self._agreement.contract_id}
-                return bool(self._channel.call(whole, arrays, min(left, CALL_TIMEOUT))[0].get("recorded"))
+                request.contract = self._session.contract_id
+                return self._channel.call(request, arrays, min(left, CALL_TIMEOUT))[0].recorded
             except DeadlineMissed:
                 continue
             except ServerError as error:
                 if error.code in ("draining", "busy"):
                     time.sleep(0.1)
                 elif error.code == "contract_changed":
-                    if not self._agree_again(named):
+                    if not self._renew_session():
                         return False
                 else:
                     _log.warning("episode refused", extra={"data": {"reason": str(error)}})
@@ -190,11 +214,11 @@ class EpisodeReporter:
                 return False
         return False
 
-    def _agree_again(self, named: Mapping[str, Any]) -> bool:
-        assert self._channel is not None and self._agreement is not None
+    def _renew_session(self) -> bool:
+        assert self._channel is not None and self._session is not None
         try:
-            hello = self._channel.call({"op": "hello", **named}, {}, CALL_TIMEOUT)
-            self._agreement = Agreement(self._channel.endpoint, hello, None, self._agreement.contract)
+            hello = self._channel.call(Hello(bundle=self._bundle), {}, CALL_TIMEOUT)
+            self._session = Session(self._channel.endpoint, hello, None, self._session.contract)
         except (DeadlineMissed, ContractError) as error:
             _log.warning("episode refused", extra={"data": {"reason": str(error)}})
             return False
@@ -202,10 +226,10 @@ class EpisodeReporter:
 
 
 class ReportedPlant:
-    """A plant whose ticks are reported: a wrapper with the same interface, so that no control loop knows of it."""
+    """A plant whose ticks are reported, with the interface of the plant that it wraps."""
 
     def __init__(self, plant: EpisodicPlant, reporter: EpisodeReporter):
-        """`reward` and `success` of the plant, where it has them, are what its last action brought; a robot may have neither."""
+        """`reward` and `success` of the plant are reported if it has them; a robot may have neither."""
         self.plant, self._reporter = plant, reporter
         self._seen: Mapping[str, Any] | None = None
         self._over = False
@@ -219,22 +243,25 @@ class ReportedPlant:
         return self.plant.finished
 
     def __getattr__(self, name: str) -> Any:
-        # What else a plant may have, such as the command that keeps it at rest.
+        # Whatever else a plant has, such as the command that keeps it at rest.
         return getattr(self.plant, name)
 
     def reset(self, seed: int | None = None) -> None:
-        """End the episode so far and start another."""
+        """End the episode and start another."""
         self._reporter.finish(self._seen)
         self._seen, self._over = None, False
         self.plant.reset(seed)
 
     def observe(self) -> Mapping[str, Any]:
-        """What the plant shows now."""
+        """The plant's observation."""
         self._seen = self.plant.observe()
         return self._seen
 
     def apply(self, action: NDArray[np.float32]) -> None:
-        """Carry out one action and report it, unless the episode is over: what holds the plant afterwards is no part of it."""
+        """Carry out one action and report it.
+
+        Actions after the episode's end, which only hold the plant, are not reported.
+        """
         if not self._reporter.recording or self._over:
             self.plant.apply(action)
             return
@@ -242,7 +269,12 @@ class ReportedPlant:
         # Copied before the plant moves on: a simulator may show its own arrays.
         before = {name: np.array(value) for name, value in before.items()}
         self.plant.apply(action)
-        self._reporter.add(before, action, reward=getattr(self.plant, "reward", None), success=getattr(self.plant, "success", None))
+        self._reporter.add(
+            before,
+            action,
+            reward=getattr(self.plant, "reward", None),
+            success=getattr(self.plant, "success", None),
+        )
         self._seen = None
         if getattr(self.plant, "finished", False):
             self._over = True

@@ -1,168 +1,164 @@
-"""A policy on several servers: requests in turn, and around a server that hangs, drains or is gone (ZeroMQ's "freelance" pattern).
+"""A policy on several servers that share the work and stand in for each other (ZeroMQ's "freelance" pattern).
 
-`RemotePolicy.connect([...])` gives one. Each server has a socket, a round-trip estimate and an agreement of its own. One that missed a
-deadline is left alone until it has answered a ping, so a server that hangs costs the call that was on it and no other.
+Each server has a connection, a round-trip estimate and a session of its own. One that missed a deadline gets
+no request until it has answered a ping: a server that hangs costs the call that was on it and no other.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import logging
-import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from typing import Any
-
-import zmq
 
 from rql_deploy.contract import Contract, PlantDescription
 from rql_deploy.errors import ContractError, DeadlineMissed, UserError
-from rql_deploy.policy import Decision
+from rql_deploy.policy import Decision, ResolvedOptions
 from rql_deploy.runtime.wire.checks import ServerError
-from rql_deploy.runtime.wire.protocol import ready
+from rql_deploy.runtime.wire.headers import Hello, HelloReply, Ping, PingReply
+from rql_deploy.runtime.wire.protocol import Arrays
 
-from .channel import Channel
-from .connection import PolicyConnection
-from .session import DEFAULT_TIMEOUT, Agreement
+from .server_policy import ServerPolicy
+from .session import DEFAULT_TIMEOUT, Session
+from .transport import Transport
 
 PROBE_EVERY = 0.25
 """Seconds between pings to a server that is away."""
 JOIN_TIME = 0.5
 """Seconds that the other servers get to say hello, once one has; later ones join when they answer."""
 PAUSE = 0.002
+"""Seconds between looks at servers that are away."""
 _log = logging.getLogger("rql_deploy.failover")
-
-
-class _Member(PolicyConnection):
-    """The policy on one of the servers."""
-
-    retries_while_draining = False
 
 
 class _Server:
     """One of the servers, as the client knows it."""
 
-    def __init__(self, endpoint: str, channel: Channel):
-        self.endpoint, self.channel = endpoint, channel
-        self.member: _Member | None = None
-        """Once the contract is agreed on."""
+    def __init__(self, transport: Transport):
+        self.transport = transport
+        self.policy: ServerPolicy | None = None
+        """From its first `hello` on."""
         self.away = True
         self.refused: str | None = None
-        """Why it is never asked again."""
+        """Why it gets no more requests."""
+        self.probe: int | None = None
+        """Number of the `hello` or `ping` under way."""
         self.probed = 0.0
+        """When that was sent."""
 
     @property
     def usable(self) -> bool:
-        return not self.away and self.refused is None and ready(self.channel.socket, zmq.POLLOUT)
+        return self.policy is not None and not self.away and self.refused is None and self.transport.connected
+
+    @property
+    def state(self) -> str:
+        return self.refused or ("away" if self.away else "ready")
+
+    def send_probe(self, bundle: str | None, now: float) -> None:
+        """Ask it for a sign of life or, at first, for its contract."""
+        if self.probe is not None:
+            self.transport.forget(self.probe)
+        self.probe = self.transport.try_send(Hello(bundle=bundle) if self.policy is None else Ping())
+        if self.probe is not None:
+            self.probed = now
 
 
-class FailoverPolicy(PolicyConnection):
-    """A policy on several servers, whose contracts may differ only as a bundle and its successor may. One instance per thread."""
+class FailoverPolicy:
+    """A policy on several servers, as coroutines; `RemotePolicy` and `AsyncRemotePolicy` run them.
+
+    Their contracts may differ only as a bundle's and its successor's may.
+    """
 
     def __init__(
-        self,
-        endpoints: Sequence[str],
-        *,
-        plant: PlantDescription | None = None,
-        bundle: str | None = None,
-        keys: str | os.PathLike[str] | None = None,
-        timeout: float = 5.0,
-        busy_poll: bool = False,
+        self, transports: Sequence[Transport], *, plant: PlantDescription | None, bundle: str | None
     ):
-        """Arguments and errors as of `RemotePolicy.connect`; one server that answers is enough."""
+        """`gather` must come next."""
+        self._servers = [_Server(transport) for transport in transports]
         self._plant, self._bundle = plant, bundle
-        self._agreed: Contract | None = None
+        self._contract: Contract | None = None
         self._last = -1
-        self._servers: list[_Server] = []
-        try:
-            for endpoint in endpoints:
-                self._servers.append(_Server(endpoint, Channel(endpoint, keys=keys, busy_poll=busy_poll)))
-            self._gather(timeout)
-        except BaseException:
-            self.close()
-            raise
 
-    def _gather(self, timeout: float) -> None:
-        """Say hello to all: wait for the first answer, then a little for the others."""
+    async def gather(self, timeout: float) -> None:
+        """Say hello to all: wait for the first answer, then a little for the others.
+
+        Raises UserError when no server answers, ContractError when one that does serves another plant.
+        """
         expiry = time.monotonic() + timeout
-        while time.monotonic() < expiry and any(server.member is None for server in self._servers):
-            first = self._agreed is None
+        while time.monotonic() < expiry and any(server.policy is None for server in self._servers):
+            first = self._contract is None
             self._probe(strict=True)
-            if first and self._agreed is not None:
+            if first and self._contract is not None:
                 expiry = min(expiry, time.monotonic() + JOIN_TIME)
-            time.sleep(PAUSE)
-        if self._agreed is None:
-            where = ", ".join(server.endpoint for server in self._servers)
-            raise UserError(f"no policy server answers at any of {where} (waited {timeout:g} s): start one with `rql-deploy serve BUNDLE`")
+            await self._sleep(PAUSE)
+        if self._contract is None:
+            where = ", ".join(self.servers)
+            raise UserError(
+                f"no policy server answers at any of {where} (waited {timeout:g} s): "
+                "start one with `rql-deploy serve BUNDLE`"
+            )
 
     @property
     def contract(self) -> Contract:
-        """The contract that the first server to answer had; the others' fields, actions, rate and h are the same."""
-        assert self._agreed is not None
-        return self._agreed
+        """The contract of the first server that answered.
+
+        The others have the same fields, actions, rate and h.
+        """
+        assert self._contract is not None
+        return self._contract
 
     @property
     def outdated(self) -> bool:
-        """Whether any of the servers has another contract than the one agreed on."""
-        return any(server.member is not None and server.member.outdated for server in self._servers)
+        """Whether any of the servers has another contract than its session's."""
+        return any(server.policy is not None and server.policy.outdated for server in self._servers)
 
     @property
     def stale_replies(self) -> int:
         """Replies of any server that came after their deadline, and were dropped."""
-        return sum(server.channel.stale_replies for server in self._servers)
+        return sum(server.transport.stale_replies for server in self._servers)
 
     @property
     def servers(self) -> dict[str, str]:
-        """By endpoint: `ready`, `away`, or why it is never asked."""
-        return {server.endpoint: server.refused or ("away" if server.away else "ready") for server in self._servers}
+        """By endpoint: `ready`, `away`, or why the server gets no requests."""
+        return {server.transport.endpoint: server.state for server in self._servers}
 
-    def act(
-        self,
-        observation: Mapping[str, Any],
-        *,
-        deadline: float | None = None,
-        candidates: int = 1,
-        value: bool = False,
-        seed: int | None = None,
-        prune: Sequence[tuple[int, int]] = (),
-    ) -> Decision:
-        """As `RemotePolicy.act`, on the next server that is there."""
-        expiry = time.monotonic() + (DEFAULT_TIMEOUT if deadline is None else deadline)
+    async def act(self, observation: Mapping[str, Any], options: ResolvedOptions) -> Decision:
+        """As `ServerPolicy.act`, on the next server that is there."""
+        expiry = _expiry(options)
         while True:
-            server, member = self._next(expiry)
-            left = max(1e-4, expiry - time.monotonic())
+            server, policy = await self._next(expiry)
             try:
-                return member.act(observation, deadline=left, candidates=candidates, value=value, seed=seed, prune=prune)
+                return await policy.act(observation, _until(expiry, options))
             except (DeadlineMissed, ContractError, ServerError) as error:
-                self._think_over(server, member, error)
+                if not self._another_may_answer(server, policy, error):
+                    raise
 
-    def stream(
-        self,
-        observation: Mapping[str, Any],
-        *,
-        deadline: float | None = None,
-        candidates: int = 1,
-        value: bool = False,
-        seed: int | None = None,
-    ) -> Iterator[Decision]:
-        """As `RemotePolicy.stream`, on the next server that is there."""
-        expiry = time.monotonic() + (DEFAULT_TIMEOUT if deadline is None else deadline)
+    async def stream(
+        self, observation: Mapping[str, Any], options: ResolvedOptions
+    ) -> AsyncGenerator[Decision, None]:
+        """As `ServerPolicy.stream`, on the next server that is there."""
+        expiry = _expiry(options)
         while True:
-            server, member = self._next(expiry)
-            left = max(1e-4, expiry - time.monotonic())
+            server, policy = await self._next(expiry)
             try:
-                yield from member.stream(observation, deadline=left, candidates=candidates, value=value, seed=seed)
+                async for decision in policy.stream(observation, _until(expiry, options)):
+                    yield decision
                 return
             except (DeadlineMissed, ContractError, ServerError) as error:
-                self._think_over(server, member, error)
+                if not self._another_may_answer(server, policy, error):
+                    raise
 
-    def reset(self) -> None:
-        """Tell the servers that are there that a new episode begins. Raises DeadlineMissed when none answers."""
+    async def reset(self) -> None:
+        """Tell the servers that are there that a new episode begins.
+
+        Raises DeadlineMissed when none answers.
+        """
         missed: DeadlineMissed | None = None
         told = 0
         for server in self._servers:
-            if server.usable and server.member is not None:
+            if server.policy is not None and server.usable:
                 try:
-                    server.member.reset()
+                    await server.policy.reset()
                     told += 1
                 except DeadlineMissed as error:
                     missed = error
@@ -172,91 +168,117 @@ class FailoverPolicy(PolicyConnection):
         if not told and missed is not None:
             raise missed
 
-    def stats(self) -> dict[str, Any]:
+    async def stats(self) -> dict[str, Any]:
         """What the next server that is there counts."""
-        return self._next(time.monotonic() + DEFAULT_TIMEOUT)[1].stats()
+        _, policy = await self._next(time.monotonic() + DEFAULT_TIMEOUT)
+        return await policy.stats()
 
-    def close(self) -> None:
+    async def close(self) -> None:
         """Disconnect from all."""
         for server in self._servers:
-            server.channel.close()
+            await server.transport.close()
 
     # Which server.
 
-    def _next(self, expiry: float) -> tuple[_Server, _Member]:
-        """The next server in turn that is there; raises DeadlineMissed at `expiry`, ContractError when all are refused."""
+    async def _next(self, expiry: float) -> tuple[_Server, ServerPolicy]:
+        """The next server in turn that is there.
+
+        Raises DeadlineMissed at `expiry`, ContractError when all are refused.
+        """
         while True:
             if any(server.away for server in self._servers):
                 self._probe()
             for step in range(1, len(self._servers) + 1):
                 index = (self._last + step) % len(self._servers)
                 server = self._servers[index]
-                if server.usable and server.member is not None:
+                if server.policy is not None and server.usable:
                     self._last = index
-                    return server, server.member
+                    return server, server.policy
             if all(server.refused for server in self._servers):
                 raise ContractError("; ".join(str(server.refused) for server in self._servers))
             if time.monotonic() >= expiry:
-                raise DeadlineMissed(f"none of {', '.join(server.endpoint for server in self._servers)} answers")
-            time.sleep(min(PAUSE, max(0.0, expiry - time.monotonic())))
+                raise DeadlineMissed(f"none of {', '.join(self.servers)} answers")
+            await self._sleep(min(PAUSE, max(0.0, expiry - time.monotonic())))
 
-    def _leave(self, server: _Server) -> None:
-        """Leave a server alone until it has answered."""
-        server.away, server.probed = True, 0.0
-        self._ask_whether_there(server, time.monotonic())
-
-    def _think_over(self, server: _Server, member: _Member, error: Exception) -> None:
-        """After a failed call: return if another server may do better, else raise."""
+    def _another_may_answer(self, server: _Server, policy: ServerPolicy, error: Exception) -> bool:
+        """After a failed call: whether another server may do better."""
         if isinstance(error, ServerError) and error.code == "draining":
             self._leave(server)
-            return
-        if isinstance(error, ContractError) and member.outdated:
+            return True
+        if isinstance(error, ContractError) and policy.outdated:
             self._refuse(server, error)
-            return
+            return True
         if isinstance(error, DeadlineMissed):
             self._leave(server)
-        raise error
+        return False
+
+    def _leave(self, server: _Server) -> None:
+        """Send a server no request until it has answered a ping."""
+        server.away = True
+        server.send_probe(self._bundle, time.monotonic())
 
     def _probe(self, *, strict: bool = False) -> None:
-        """Ask those that are away, and take in what they have answered; with `strict`, a contract that differs is an error."""
+        """Ping the servers that are away, and take in what they have answered.
+
+        With `strict`, a contract that differs is an error.
+        """
         now = time.monotonic()
         for server in self._servers:
-            if not server.away or server.refused is not None:
-                continue
-            try:
-                reply = server.channel.collect()
-            except ServerError as error:
-                if error.code != "draining" and strict:
-                    raise
-                reply = None
-            if reply is None:
-                if now - server.probed >= PROBE_EVERY:
-                    self._ask_whether_there(server, now)
-            elif server.member is not None:
-                server.away = not reply[0].get("ready", True)
-            else:
+            if server.away and server.refused is None:
                 try:
-                    self._join(server, reply)
+                    if not self._take_in(server) and now - server.probed >= PROBE_EVERY:
+                        server.send_probe(self._bundle, now)
+                except ServerError as error:
+                    server.probe = None
+                    if strict and error.code != "draining":
+                        raise
                 except ContractError as error:
                     if strict:
                         raise
                     self._refuse(server, error)
 
-    def _ask_whether_there(self, server: _Server, now: float) -> None:
-        named = {"bundle": self._bundle} if self._bundle else {}
-        try:
-            server.channel.send({"op": "ping"} if server.member is not None else {"op": "hello", **named}, {}, now, 0.0)
-            server.probed = now
-        except DeadlineMissed:
-            pass  # there is no connection, which costs nothing to find out
+    def _take_in(self, server: _Server) -> bool:
+        """Take in a server's answer to the probe; false if there is none yet."""
+        if server.probe is None:
+            return False
+        if server.policy is None:
+            hello = server.transport.collect(server.probe, HelloReply)
+            if hello is not None:
+                self._join(server, hello)
+            answered = hello is not None
+        else:
+            pong = server.transport.collect(server.probe, PingReply)
+            if pong is not None:
+                server.away = not pong[0].ready
+            answered = pong is not None
+        if answered:
+            server.transport.forget(server.probe)
+            server.probe = None
+        return answered
 
-    def _join(self, server: _Server, hello: Any) -> None:
-        agreement = Agreement(server.endpoint, hello, self._plant, self._agreed)
-        if self._agreed is None:
-            self._agreed = agreement.contract
-        server.member = _Member(server.channel, agreement, plant=self._plant, bundle=self._bundle)
+    def _join(self, server: _Server, hello: tuple[HelloReply, Arrays]) -> None:
+        session = Session(server.transport.endpoint, hello, self._plant, self._contract)
+        if self._contract is None:
+            self._contract = session.contract
+        server.policy = ServerPolicy(
+            server.transport, session, plant=self._plant, bundle=self._bundle, waits_for_successor=False
+        )
         server.away = False
 
     def _refuse(self, server: _Server, error: ContractError) -> None:
         server.refused = str(error)
-        _log.warning("server refused", extra={"data": {"endpoint": server.endpoint, "reason": str(error)}})
+        _log.warning(
+            "server refused", extra={"data": {"endpoint": server.transport.endpoint, "reason": str(error)}}
+        )
+
+    async def _sleep(self, seconds: float) -> None:
+        await self._servers[0].transport.sleep(seconds)
+
+
+def _expiry(options: ResolvedOptions) -> float:
+    return time.monotonic() + (DEFAULT_TIMEOUT if options.deadline is None else options.deadline)
+
+
+def _until(expiry: float, options: ResolvedOptions) -> ResolvedOptions:
+    """The options with what is left of the deadline."""
+    return dataclasses.replace(options, deadline=max(1e-4, expiry - time.monotonic()))

@@ -1,28 +1,33 @@
-"""The client: a served policy behind the policy interface. Needs numpy, pyzmq and msgpack only.
+"""The blocking client: a served policy behind the policy interface.
 
     with RemotePolicy.connect("tcp://127.0.0.1:5555") as policy:
         decision = policy.act({"robot0_eef_pos": ..., ...}, deadline=0.02)
 
-A call returns or raises `DeadlineMissed` at its deadline, whatever the server does. Replies to earlier requests are counted and never
-returned. After a server restart the same object goes on, once the contract has been checked again.
+A call returns or raises `DeadlineMissed` at its deadline, whatever the server does. Late replies are counted
+and never returned. After a server restart the same object goes on, once the contract has been checked again.
 """
 
 from __future__ import annotations
 
 import os
-import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import zmq
 
 from rql_deploy.contract import PlantDescription
-from rql_deploy.errors import DeadlineMissed, UserError
+from rql_deploy.policy import ActOptions, Decision
 
+from .base import BasePolicy, open_core, resolve
 from .channel import Channel
-from .connection import PolicyConnection, agree
-from .failover import FailoverPolicy
+from .transport import BlockingTransport, Transport, run
+
+if TYPE_CHECKING:
+    from typing_extensions import Self, Unpack
 
 
-class RemotePolicy(PolicyConnection):
-    """A policy on a server. One instance per thread; use as a context manager."""
+class RemotePolicy(BasePolicy):
+    """A policy on one server or on several. One instance per thread; use as a context manager."""
 
     @classmethod
     def connect(
@@ -34,36 +39,79 @@ class RemotePolicy(PolicyConnection):
         keys: str | os.PathLike[str] | None = None,
         timeout: float = 5.0,
         busy_poll: bool = False,
-    ) -> PolicyConnection:
-        """Connect and agree on the contract.
+        context: zmq.Context[Any] | None = None,
+    ) -> Self:
+        """Connect and check the server's contract.
 
         Args:
-            endpoint: one address, or several whose servers share the work and stand in for each other (`runtime.client.failover`).
-            plant: what the caller controls; it must be what the policy was made for: fields, shapes, action dimensions and rate.
+            endpoint: one address, or several whose servers share the work and stand in for each other.
+            plant: what the caller controls; fields, shapes, action dimensions and rate must be the policy's.
             bundle: which of the server's bundles; its first if None.
             keys: the file that `rql-deploy keys new` wrote for this client, where the server asks for keys.
             timeout: seconds to wait for a server.
             busy_poll: spin instead of sleeping while a call waits.
+            context: a ZeroMQ context to share among the policies of a process, in any of its threads: they
+                then share its I/O thread. The caller terminates it, after the policies are closed.
 
         Raises:
             UserError: no server answers within `timeout`, or an argument is not what it should be.
             ContractError: the two sides differ.
         """
-        if not isinstance(endpoint, str):
-            if len(endpoint) > 1:
-                return FailoverPolicy(endpoint, plant=plant, bundle=bundle, keys=keys, timeout=timeout, busy_poll=busy_poll)
-            (endpoint,) = endpoint
-        channel = Channel(endpoint, keys=keys, busy_poll=busy_poll)
+
+        def open_transport(address: str) -> Transport:
+            return BlockingTransport(Channel(address, keys=keys, busy_poll=busy_poll, context=context))
+
+        return cls(
+            run(
+                open_core(
+                    open_transport,
+                    endpoint,
+                    plant=plant,
+                    bundle=bundle,
+                    timeout=timeout,
+                    keys=keys is not None,
+                )
+            )
+        )
+
+    def act(self, observation: Mapping[str, Any], **options: Unpack[ActOptions]) -> Decision:
+        """See `rql_deploy.policy.Policy.act`. Without a deadline a call waits `DEFAULT_TIMEOUT` seconds.
+
+        Raises DeadlineMissed at the deadline, ContractError when the server refuses the observation or serves
+        another plant's policy since, ServerError otherwise.
+        """
+        return run(self._core.act(observation, resolve(options)))
+
+    def stream(self, observation: Mapping[str, Any], **options: Unpack[ActOptions]) -> Iterator[Decision]:
+        """Yield a usable decision after every refinement step; the last one is what `act` returns.
+
+        With `value`, each comes with V and spread. Raises as `act` does; what was yielded before is usable.
+        """
+        decisions = self._core.stream(observation, resolve(options))
         try:
-            agreement = agree(channel, bundle, plant, None, time.monotonic() + timeout)
-        except DeadlineMissed as error:
-            where = channel.endpoint
-            channel.close()
-            hint = " (a server with keys answers only clients whose key it allows)" if keys or not where.startswith("tcp://127.") else ""
-            raise UserError(
-                f"no policy server answers at {where} (waited {timeout:g} s){hint}: start one with `rql-deploy serve BUNDLE --bind {where}`"
-            ) from error
-        except BaseException:
-            channel.close()
-            raise
-        return cls(channel, agreement, plant=plant, bundle=bundle)
+            while True:
+                try:
+                    decision = run(decisions.__anext__())
+                except StopAsyncIteration:
+                    return
+                yield decision
+        finally:
+            run(decisions.aclose())
+
+    def reset(self) -> None:
+        """Tell the server that a new episode begins."""
+        run(self._core.reset())
+
+    def stats(self) -> dict[str, Any]:
+        """What the server counts (docs/protocol.md)."""
+        return run(self._core.stats())
+
+    def close(self) -> None:
+        """Disconnect."""
+        run(self._core.close())
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()

@@ -1,0 +1,1 @@
+"""On the robot: loops, playback of chunks, the safety filter and the watchdog."""

@@ -1,4 +1,4 @@
-"""Time as the control loop sees it: clocks that can be exchanged, and a schedule of absolute deadlines."""
+"""Clocks that the control loop can run on, and its schedule of absolute deadlines."""
 
 from __future__ import annotations
 
@@ -7,26 +7,26 @@ from math import ceil
 from typing import Protocol
 
 GRACE = 0.1
-"""Part of a period by which a tick may begin late and still be worth beginning; beyond it the cycle is skipped."""
+"""Share of a period by which a tick may start late; a cycle that is later than this is skipped."""
 
 
 class Clock(Protocol):
-    """Where a loop takes its time from."""
+    """Source of time of a control loop."""
 
     def now(self) -> float:
-        """Seconds, never going back."""
+        """Seconds; never decreases."""
         ...
 
     def sleep_until(self, moment: float) -> None:
-        """Return at `moment`, or at once when it is past."""
+        """Return at `moment`, or at once if that has passed."""
         ...
 
 
 class SystemClock:
-    """The machine's monotonic clock. Sleeps to shortly before the moment, then spins: a sleeping thread wakes up late."""
+    """The machine's monotonic clock. A wait ends spinning, because a sleeping thread wakes up late."""
 
     def __init__(self, spin: float = 200e-6):
-        """`spin`: seconds of every wait spent awake."""
+        """`spin`: the last seconds of every wait, spent spinning."""
         self._spin = spin
 
     def now(self) -> float:
@@ -39,7 +39,7 @@ class SystemClock:
 
 
 class SimulatedClock:
-    """Time that passes only when it is told to: for tests and for studies of delay."""
+    """A clock that only `sleep_until` and its owner advance: for tests and simulations."""
 
     def __init__(self, start: float = 0.0):
         self.time = start
@@ -52,22 +52,22 @@ class SimulatedClock:
 
 
 class Schedule:
-    """Tick n is due at start + n x period, for ever: lateness of one tick never moves the next (no drift)."""
+    """Tick n is due at start + n x period; a late tick does not delay the next one (no drift)."""
 
     def __init__(self, period: float, start: float):
         self.period, self.start = period, start
         self.cycle = 0
-        """Number of the present cycle, skipped ones included."""
+        """Number of the current cycle, counting skipped ones."""
         self.skipped = 0
-        """Cycles that were not begun because the one before them lasted too long."""
+        """Cycles left out because the one before them took too long."""
 
     @property
     def deadline(self) -> float:
-        """When the present cycle is due."""
+        """When the current cycle is due."""
         return self.start + self.cycle * self.period
 
     def advance(self, now: float) -> int:
-        """Go on to the next cycle that can still begin in time, in phase; returns how many were skipped."""
+        """Move to the next cycle that can start in time, in phase; returns how many were skipped."""
         self.cycle += 1
         late = (now - self.deadline) / self.period
         if late <= GRACE:

@@ -1,4 +1,4 @@
-"""How the control loop asks a policy without waiting for it: in a thread, or on a simulated clock."""
+"""Inference off the loop's thread: the loop submits observations and polls for results, and never blocks."""
 
 from __future__ import annotations
 
@@ -6,56 +6,62 @@ import contextlib
 import queue
 import threading
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any, Final, Literal, Protocol
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Final, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from rql_deploy.errors import DeadlineMissed, UserError
 from rql_deploy.plant import Observation
-from rql_deploy.policy import Decision, Policy
+from rql_deploy.policy import ActOptions, Decision, Policy
 
 from .clock import Clock
+from .safety import Reason
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 RESET: Final = "reset"
 
 
 @dataclass(frozen=True)
-class Answer:
-    """What came back for one question, or a preview of it."""
+class InferenceResult:
+    """A decision, a preview of one, or the reason why there is none."""
 
     number: int
-    """Of the question."""
+    """Number of the request."""
     arrived: float
-    """On the loop's clock."""
+    """Seconds on the loop's clock."""
     decision: Decision | None
     """None: there is no decision, and `error` says why."""
     last: bool = True
     """False for a preview."""
-    error: str = ""
+    error: Reason | None = None
 
 
 @dataclass(frozen=True)
-class Question:
-    """What is asked."""
+class InferenceRequest:
+    """One observation to decide on."""
 
     number: int
     observation: Observation
     seed: int
     committed: NDArray[np.float32] | None = None
-    """`[n, A]`: the actions that will be played before the answer can be: its own first n, if the policy can take that into account."""
+    """`[n, A]`: actions that will be played before the result can arrive."""
     previews: bool = False
-    """Whether decisions after every refinement step are wanted too; the policy then has to be a `StreamingPolicy`."""
+    """Also return a decision after every refinement step; needs a `StreamingPolicy`."""
 
 
-class Asker(Protocol):
-    """Takes questions and hands out answers; neither ever blocks."""
+class InferenceRunner(Protocol):
+    """Takes requests and returns results; no method blocks."""
 
-    def ask(self, question: Question) -> None: ...
+    def submit(self, request: InferenceRequest) -> None:
+        """Take a request; its results come later."""
+        ...
 
-    def answers(self) -> list[Answer]:
-        """What arrived since the last call, in order."""
+    def poll(self) -> list[InferenceResult]:
+        """Results that arrived since the last call, in order of arrival."""
         ...
 
     def reset(self) -> None:
@@ -66,89 +72,99 @@ class Asker(Protocol):
 
 
 class StreamingPolicy(Policy, Protocol):
-    """A policy that yields a usable decision after every refinement step."""
+    """A policy that yields a complete decision after every refinement step."""
 
-    def stream(
-        self, observation: Observation, *, deadline: float | None = None, candidates: int = 1, value: bool = False, seed: int | None = None
-    ) -> Iterator[Decision]: ...
+    def stream(self, observation: Observation, **options: Unpack[ActOptions]) -> Iterator[Decision]:
+        """One decision per refinement step, the last one final; options as of `Policy.act`."""
+        ...
 
 
-def ask_policy(
+def run_inference(
     policy: Policy,
-    question: Question,
+    request: InferenceRequest,
     clock: Clock,
     *,
     deadline: float | None,
     candidates: int,
     value: bool,
     prefix: bool = False,
-) -> Iterator[Answer]:
-    """Answers to one question as they come; an error of the policy is an answer too, for the loop has to go on."""
-    number = question.number
+) -> Iterator[InferenceResult]:
+    """Results of one request as they arrive; an exception of the policy becomes a result, too."""
+    number = request.number
     latest: Decision | None = None
     try:
-        asked: dict[str, Any] = {"deadline": deadline, "candidates": candidates, "value": value, "seed": question.seed}
+        options: dict[str, Any] = {
+            "deadline": deadline,
+            "candidates": candidates,
+            "value": value,
+            "seed": request.seed,
+        }
         if prefix:
-            asked["prefix"] = question.committed
-        if not question.previews:
-            yield Answer(number, clock.now(), policy.act(question.observation, **asked))
+            options["prefix"] = request.committed
+        if not request.previews:
+            yield InferenceResult(number, clock.now(), policy.act(request.observation, **options))
             return
-        for decision in policy.stream(question.observation, **asked):  # type: ignore[attr-defined]
+        for decision in policy.stream(request.observation, **options):  # type: ignore[attr-defined]
             if latest is not None:
-                yield Answer(number, clock.now(), latest, last=False)
+                yield InferenceResult(number, clock.now(), latest, last=False)
             latest = decision
-        yield Answer(number, clock.now(), latest)
+        yield InferenceResult(number, clock.now(), latest)
     except Exception as error:
         if latest is not None:
-            # What had come before the stream broke off is still the newest there is.
-            yield Answer(number, clock.now(), latest, last=False)
-        # A policy that fails in an unforeseen way is one that gives no answer; the loop holds, and the fault says why.
-        foreseen = isinstance(error, (DeadlineMissed, UserError))
-        yield Answer(number, clock.now(), None, error=str(error) if foreseen else f"the policy failed ({type(error).__name__}: {error})")
+            # The stream broke off: its newest preview can still be played.
+            yield InferenceResult(number, clock.now(), latest, last=False)
+        # Without a decision the loop holds; this reason ends up in its statistics and its fault.
+        if isinstance(error, (DeadlineMissed, UserError)):
+            reason = Reason(error.kind, str(error))
+        else:
+            reason = Reason("policy failed", f"the policy failed ({type(error).__name__}: {error})")
+        yield InferenceResult(number, clock.now(), None, error=reason)
 
 
-class ThreadAsker:
-    """Asks from a thread of its own, which is the only one to use the policy. The loop's thread never waits for it."""
+class ThreadRunner:
+    """Runs the policy in a thread of its own, which is the only one to use the policy."""
 
-    def __init__(self, policy: Policy, clock: Clock, *, deadline: float, candidates: int = 1, value: bool = False):
+    def __init__(
+        self, policy: Policy, clock: Clock, *, deadline: float, candidates: int = 1, value: bool = False
+    ):
         """`deadline`: seconds a decision may take."""
-        self._answers: queue.SimpleQueue[Answer] = queue.SimpleQueue()
-        self._questions: queue.SimpleQueue[Question | Literal["reset"] | None] = queue.SimpleQueue()
+        self._results: queue.SimpleQueue[InferenceResult] = queue.SimpleQueue()
+        self._requests: queue.SimpleQueue[InferenceRequest | Literal["reset"] | None] = queue.SimpleQueue()
         self._policy, self._clock = policy, clock
-        self._how = {"deadline": deadline, "candidates": candidates, "value": value}
-        self._thread = threading.Thread(target=self._run, name="asker", daemon=True)
+        self._options = {"deadline": deadline, "candidates": candidates, "value": value}
+        self._thread = threading.Thread(target=self._run, name="inference", daemon=True)
         self._thread.start()
 
-    def ask(self, question: Question) -> None:
-        self._questions.put(question)
+    def submit(self, request: InferenceRequest) -> None:
+        self._requests.put(request)
 
-    def answers(self) -> list[Answer]:
-        found = []
-        while not self._answers.empty():
-            found.append(self._answers.get())
-        return found
+    def poll(self) -> list[InferenceResult]:
+        results = []
+        while not self._results.empty():
+            results.append(self._results.get())
+        return results
 
     def reset(self) -> None:
-        self._questions.put(RESET)
+        self._requests.put(RESET)
 
     def close(self) -> None:
-        """End the thread after the question under way."""
-        self._questions.put(None)
+        """End the thread once the request that is running is done."""
+        self._requests.put(None)
         self._thread.join(timeout=10)
 
     def _run(self) -> None:
-        while (item := self._questions.get()) is not None:
+        while (item := self._requests.get()) is not None:
             if item == RESET:
                 _reset(self._policy)
-            elif isinstance(item, Question):
-                for answer in ask_policy(self._policy, item, self._clock, **self._how):  # type: ignore[arg-type]
-                    self._answers.put(answer)
+            elif isinstance(item, InferenceRequest):
+                for result in run_inference(self._policy, item, self._clock, **self._options):  # type: ignore[arg-type]
+                    self._results.put(result)
 
 
-class DelayedAsker:
-    """Decides at once and hands the decision out `delay` seconds later on the clock, previews evenly spread before it.
+class SimulatedLatencyRunner:
+    """Runs the policy at once and returns the result `delay` seconds later on the clock.
 
-    What a policy that takes so long would look like to the loop: with a simulated clock, to the tick and the same every time.
+    Previews are spread evenly over the delay. On a simulated clock a run repeats exactly.
     """
 
     def __init__(
@@ -161,34 +177,33 @@ class DelayedAsker:
         value: bool = False,
         prefix: bool = False,
     ):
-        """`prefix` tells the policy which actions it is committed to (`OnnxPolicy.act`)."""
+        """With `prefix` the policy is given the committed actions (see `OnnxPolicy.act`)."""
         self._policy, self._clock, self._delay = policy, clock, delay
-        self._how = {"deadline": None, "candidates": candidates, "value": value, "prefix": prefix}
-        self._held: list[Answer] = []
+        self._options = {"deadline": None, "candidates": candidates, "value": value, "prefix": prefix}
+        self._delayed: list[InferenceResult] = []
 
-    def ask(self, question: Question) -> None:
+    def submit(self, request: InferenceRequest) -> None:
         start = self._clock.now()
-        answers = list(ask_policy(self._policy, question, self._clock, **self._how))  # type: ignore[arg-type]
-        for k, answer in enumerate(answers, 1):
-            arrives = start + self._delay * k / len(answers)
-            self._held.append(Answer(answer.number, arrives, answer.decision, answer.last, answer.error))
+        results = list(run_inference(self._policy, request, self._clock, **self._options))  # type: ignore[arg-type]
+        for k, result in enumerate(results, 1):
+            self._delayed.append(replace(result, arrived=start + self._delay * k / len(results)))
 
-    def answers(self) -> list[Answer]:
-        # A hair of rounding must not cost a tick.
+    def poll(self) -> list[InferenceResult]:
+        # The tolerance keeps rounding from delaying a result by a whole tick.
         now = self._clock.now() + 1e-9
-        ready = [answer for answer in self._held if answer.arrived <= now]
-        self._held = [answer for answer in self._held if answer.arrived > now]
+        ready = [result for result in self._delayed if result.arrived <= now]
+        self._delayed = [result for result in self._delayed if result.arrived > now]
         return ready
 
     def reset(self) -> None:
-        self._held = []
+        self._delayed = []
         _reset(self._policy)
 
     def close(self) -> None:
-        self._held = []
+        self._delayed = []
 
 
 def _reset(policy: Policy) -> None:
-    # A policy that cannot be reset will not answer either, and that is seen at the first question.
+    # If the reset fails, so will the next decision, and that is reported.
     with contextlib.suppress(Exception):
         policy.reset()

@@ -1,4 +1,4 @@
-"""What a real-time loop did: one record per tick, and the figures of a run."""
+"""Telemetry of the real-time loop: one record per tick, statistics of a run, and a log file."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import contextlib
 import itertools
 import json
 import queue
-import re
 import threading
 from collections import Counter, deque
 from collections.abc import Collection, Iterator
@@ -18,53 +17,56 @@ from numpy.typing import NDArray
 
 from rql_deploy.errors import UserError
 
-STANDBY = "waiting for the first decision"
-"""Reason of the ticks before the first decision: nothing has been commanded yet, so nothing is held."""
+STANDBY = "standby"
+"""Kind of the ticks before the first decision: nothing has been commanded yet, so these are no holds."""
 REMEMBERED = 200_000
-"""Ticks that the quantiles are taken over: the latest."""
+"""Latest ticks in the quantiles."""
 DRIFT_TICKS = 200
-_NUMBER = re.compile(r"[-+(\[]*\d[\d.e+-]*%?[,:)\]]*")
+"""Ticks at either end of a run that the drift compares."""
 
 
 class Tick(NamedTuple):
     """One control period."""
 
     cycle: int
-    """Number on the schedule, skipped cycles included."""
+    """Number on the schedule, counting skipped cycles."""
     late: float
-    """Seconds from its deadline to its beginning."""
+    """Seconds from the deadline to the start of the tick."""
     skipped: int
-    """Cycles left out just before it."""
+    """Cycles left out just before this one."""
     busy: float
-    """Seconds of work in it: observing, filtering, commanding."""
+    """Seconds of work: observing, filtering, commanding."""
     fresh: bool
-    """Whether the command is the policy's; otherwise it is a hold."""
+    """Whether the command is the policy's action; otherwise it is a hold."""
+    kind: str
+    """Kind of the reason below, without names and numbers of this tick; empty without a reason."""
     reason: str
-    """Why it was held, or that it was clamped."""
+    """Why the tick was held, or which limit clamped the action."""
     age: float | None
-    """Seconds from the observation that the command was decided from to the command; None for a hold."""
+    """Seconds from the observation behind the command to the command; None for a hold."""
     steps: int
     """Refinement steps behind the command; 0 for a hold."""
     chunk: int
     """Number of the decision; -1 for a hold."""
-    place: int
-    """Place of the action in its chunk; -1 for a hold."""
-    lead: int
-    """Ticks before the end of a chunk at which the next was being asked for."""
+    chunk_index: int
+    """Index of the action in its chunk; -1 for a hold."""
+    prefetch_ticks: int
+    """Ticks before the end of a chunk at which the next one is requested."""
     command: NDArray[np.float32]
-    """`[A]`, what went to the plant."""
+    """`[A]`, sent to the plant."""
 
 
 class LoopStatistics:
-    """Counts of a run, cheap enough to keep up with every tick."""
+    """Counts and durations of a run; adding a tick is cheap."""
 
     def __init__(self, period: float):
         self.period = period
-        self.ticks = self.standby = self.held = self.skipped = self.overruns = self.decisions = self.missed = self.stale_answers = 0
-        self.lead = 0
-        """Ticks before the end of a chunk at which the next was last asked for."""
-        self.reasons: Counter[str] = Counter()
-        """Why ticks were held, numbers left out."""
+        self.ticks = self.standby = self.held = self.skipped = self.overruns = 0
+        self.decisions = self.missed = self.stale_results = 0
+        self.prefetch_ticks = 0
+        """Ticks before the end of a chunk at which the next one was last requested."""
+        self.hold_kinds: Counter[str] = Counter()
+        """Held ticks by the kind of their reason."""
         self.late: deque[float] = deque(maxlen=REMEMBERED)
         self.ages: deque[float] = deque(maxlen=REMEMBERED)
         self.periods: deque[float] = deque(maxlen=REMEMBERED)
@@ -72,12 +74,12 @@ class LoopStatistics:
 
     def count(self, tick: Tick) -> None:
         """Add one tick."""
-        if tick.reason == STANDBY:
+        if tick.kind == STANDBY:
             self.standby += 1
             return
         self.ticks += 1
         self.skipped += tick.skipped
-        self.lead = tick.lead
+        self.prefetch_ticks = tick.prefetch_ticks
         self.overruns += tick.busy > self.period
         if self.late and not tick.skipped:
             self.periods.append(self.period + tick.late - self.late[-1])
@@ -88,16 +90,16 @@ class LoopStatistics:
             self.ages.append(tick.age)
         if not tick.fresh:
             self.held += 1
-            self.reasons[_kind(tick.reason)] += 1
+            self.hold_kinds[tick.kind] += 1
 
     @property
     def stale_ratio(self) -> float:
-        """Part of the ticks that had no fresh action."""
+        """Share of the ticks without a fresh action."""
         return self.held / self.ticks if self.ticks else 0.0
 
     @property
     def drift(self) -> float:
-        """Seconds by which the last ticks lie further from their deadlines than the first ones (medians of up to 200)."""
+        """Median lateness of the last 200 ticks minus that of the first 200, in seconds."""
         if not self._first:
             return 0.0
         last = list(itertools.islice(reversed(self.late), DRIFT_TICKS))
@@ -111,7 +113,7 @@ class LoopStatistics:
             "standby": self.standby,
             "stale_ratio": self.stale_ratio,
             "held": self.held,
-            "held_because": dict(self.reasons),
+            "held_because": dict(self.hold_kinds),
             "skipped_cycles": self.skipped,
             "overruns": self.overruns,
             "period_ms": {"nominal": self.period * 1e3, **_quantiles(self.periods)},
@@ -119,15 +121,11 @@ class LoopStatistics:
             "late_ms": _quantiles(self.late),
             "observation_age_ms": _quantiles(self.ages),
             "drift_ms": self.drift * 1e3,
-            "lead": self.lead,
+            "prefetch_ticks": self.prefetch_ticks,
             "decisions": self.decisions,
             "missed_decisions": self.missed,
-            "stale_answers": self.stale_answers,
+            "stale_results": self.stale_results,
         }
-
-
-def _kind(reason: str) -> str:
-    return " ".join(word for word in reason.split() if not _NUMBER.fullmatch(word))
 
 
 def _quantiles(seconds: Collection[float] | NDArray[np.float64]) -> dict[str, float | None]:
@@ -138,7 +136,7 @@ def _quantiles(seconds: Collection[float] | NDArray[np.float64]) -> dict[str, fl
 
 
 class TickLog:
-    """Writes ticks as JSON lines from a thread of its own; `write` never waits for the disk."""
+    """Writes ticks as JSON lines in a thread of its own; `write` does not wait for the disk."""
 
     def __init__(self, path: Path):
         """Raises UserError when the file exists already or cannot be written."""
@@ -150,7 +148,7 @@ class TickLog:
         except OSError as error:
             raise UserError(f"cannot write {path} ({error.strerror}): pass another file") from error
         self.error: str | None = None
-        """Why nothing more is written, if so."""
+        """Why writing has stopped; None while it works."""
         self._queue: queue.SimpleQueue[tuple[int, Tick] | dict[str, Any] | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="tick log", daemon=True)
         self._thread.start()
@@ -160,11 +158,11 @@ class TickLog:
         self._queue.put((episode, tick))
 
     def note(self, entry: dict[str, Any]) -> None:
-        """Another line: the end of an episode."""
+        """Write another line, for instance the figures of an episode."""
         self._queue.put(entry)
 
     def close(self) -> None:
-        """Write what is queued. Raises nothing: `error` says afterwards whether all was written."""
+        """Write what is queued. Does not raise: `error` tells whether everything was written."""
         self._queue.put(None)
         self._thread.join(timeout=10)
         with self._noting_errors():
@@ -180,7 +178,10 @@ class TickLog:
                     self._file.flush()
                 else:
                     episode, tick = item
-                    self._file.write(json.dumps({"episode": episode, **tick._asdict(), "command": tick.command.tolist()}) + "\n")
+                    self._file.write(
+                        json.dumps({"episode": episode, **tick._asdict(), "command": tick.command.tolist()})
+                        + "\n"
+                    )
 
     @contextlib.contextmanager
     def _noting_errors(self) -> Iterator[None]:

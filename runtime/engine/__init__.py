@@ -1,0 +1,1 @@
+"""Refinement steps of many requests in one batch, within their budgets."""

@@ -1,4 +1,4 @@
-"""What a request's time allows: it gives up candidates first, then V, then steps (docs/architecture.md)."""
+"""What fits into a request's time budget: candidates are dropped first, then V, then refinement steps."""
 
 from __future__ import annotations
 
@@ -8,73 +8,74 @@ from .model import Model
 from .request import Job
 
 REPLY_MARGIN = 100e-6
-"""Seconds kept back from every budget for writing the reply."""
+"""Seconds of every budget that are kept for writing the reply."""
 UNROLLED_ROWS = 16
-"""Most rows of one unrolled call: from here on more rows take proportionally longer, and the first of them would wait for the last."""
+"""Most rows of one unrolled call. Beyond it the duration grows with the rows, and the first row waits for the
+last."""
 URGENT = 3.0
-"""A request is urgent when it has less time than so many of the largest unrolled calls take."""
-PATIENCE = 1.0
-"""Seconds after which a request without a deadline has its turn before those that are due later."""
+"""A request is urgent when it has less time left than this many unrolled calls of the largest size take."""
+BEST_EFFORT_DEADLINE = 1.0
+"""Seconds from receipt after which a request without a deadline is sorted as if it were due."""
 URGENT_MEMORY = 1.0
-"""Seconds for which an urgent request keeps others from unrolled calls, which one like it could not interrupt."""
+"""Seconds after an urgent request in which nothing is unrolled: such a call cannot be interrupted."""
 
 
 class Budget:
-    """Steps, candidates and V that fit into what is left of a job's time, by what the model's work has cost so far."""
+    """Chooses steps, candidates and V that fit into a job's time, from measured durations."""
 
     def __init__(self, model: Model):
         self.model = model
 
     def step_cost(self, job: Job, rows: int) -> float:
-        """Seconds of the next step for this job: with everybody (`rows` in all), or alone when that is all there is time for."""
+        """Seconds of this job's next step: in the whole batch of `rows`, or alone if that is faster."""
         costs = self.model.costs
-        return min(costs.expect("step", rows), costs.expect("step", len(job.alive)))
+        return min(costs.p90("step", rows), costs.p90("step", len(job.active)))
 
-    def shed(self, job: Job, left: float, rows: int) -> int:
-        """Candidates that this job can go on with in `left` seconds; also drops its V and shortens its schedule.
+    def degrade_to_budget(self, job: Job, left: float, rows: int) -> int:
+        """Drop candidates, then V, then steps until the job fits into `left` seconds.
 
-        `rows` are those of all jobs under way.
+        `rows` is the size of the whole batch. Returns the number of candidates that remain.
         """
         costs = self.model.costs
-        others = rows - len(job.alive)
+        other_rows = rows - len(job.active)
         steps = self.steps_left(job)
-        keep = len(job.alive)
+        keep = len(job.active)
         while True:
-            judging = costs.expect("value", keep) if job.judged else 0.0
-            times = steps if job.stream and job.value else 1
-            if steps * costs.expect("step", others + keep) + times * judging <= left:
+            value_cost = costs.p90("value", keep) if job.needs_value else 0.0
+            evaluations = steps if job.stream and job.value else 1
+            if steps * costs.p90("step", other_rows + keep) + evaluations * value_cost <= left:
                 break
             if keep > 1:
                 keep //= 2
-                job.judged = job.value or keep > 1
-            elif job.judged:
-                job.judged = False
+                job.needs_value = job.value or keep > 1
+            elif job.needs_value:
+                job.needs_value = False
             else:
-                job.shortened = True
+                job.steps_reduced = True
                 break
-        if keep < len(job.alive):
-            # Without V they are exchangeable: the first ones stay.
-            job.alive = job.alive[:keep]
+        if keep < len(job.active):
+            # Their V is not known yet, so any subset is as good as another: keep the first.
+            job.active = job.active[:keep]
             job.preview = None if job.preview is None else job.preview[:keep]
-            job.pruned.append((len(job.taken), list(job.alive)))
+            job.pruned.append((len(job.step_sizes), list(job.active)))
         return keep
 
     def steps_left(self, job: Job) -> int:
-        """Refinement steps from here at the schedule's pace."""
+        """Refinement steps that remain if no more are dropped."""
         if job.deltas is not None:
-            return len(job.deltas) - len(job.taken)
-        if not job.shortened:
-            return self.model.contract.F - len(job.taken)
+            return len(job.deltas) - len(job.step_sizes)
+        if not job.steps_reduced:
+            return self.model.contract.F - len(job.step_sizes)
         return max(1, round(float(1.0 - job.f) * self.model.contract.F))
 
     def delta(self, job: Job, now: float, rows: int) -> float:
-        """How far in flow time this job's next step goes, one of `rows` rows."""
-        k = len(job.taken)
+        """Flow time that this job's next step covers, in a batch of `rows` rows."""
+        k = len(job.step_sizes)
         if job.deltas is not None:
             return job.deltas[k]
-        if not job.shortened:
+        if not job.steps_reduced:
             return self.model.schedule[k][1]
         assert job.due is not None
-        fit = int((job.due - now - REPLY_MARGIN) / max(self.model.costs.expect("step", rows), 1e-9))
+        fit = int((job.due - now - REPLY_MARGIN) / max(self.model.costs.p90("step", rows), 1e-9))
         steps = min(max(1, fit), self.steps_left(job))
         return float(np.float32(1.0 - job.f) / np.float32(steps))

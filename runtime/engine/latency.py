@@ -1,55 +1,58 @@
-"""What work costs on this machine, learnt while it is done: a high quantile per kind of work and number of rows."""
+"""How long each kind of work takes on this machine, measured as quantiles by size."""
 
 from __future__ import annotations
 
 WINDOW = 64
-"""Latest durations remembered per kind and size."""
+"""Latest durations kept for each kind and size."""
 REFRESH = 8
-"""Durations between two looks at the quantile."""
-QUANTILE = 0.9
-LEAST = 0.1
-"""Quantile that counts as the least this work takes."""
+"""Durations measured between two computations of the quantiles."""
+HIGH_QUANTILE = 0.9
+LOW_QUANTILE = 0.1
 
 
 class CostModel:
-    """Durations in seconds by kind (`step`, `value`, `unrolled`) and rows, sizes in powers of two.
+    """Durations in seconds by kind (`encode`, `step`, `value`, `unrolled`) and rows (powers of two).
 
-    One slow call among `1 / (1 - QUANTILE)` is the machine's doing, not the work's: it does not move an estimate, so that a hiccup
-    does not cost the requests after it their steps.
+    One slow call in ten does not change the p90: it is a hiccup of the machine, and must not cost the next
+    requests refinement steps.
     """
 
     def __init__(self) -> None:
-        self._rings: dict[tuple[str, int], list[float]] = {}
+        self._durations: dict[tuple[str, int], list[float]] = {}
         self._counts: dict[tuple[str, int], int] = {}
-        self._estimates: dict[tuple[str, int], float] = {}
-        self._least: dict[tuple[str, int], float] = {}
+        self._p90: dict[tuple[str, int], float] = {}
+        self._p10: dict[tuple[str, int], float] = {}
 
     def observe(self, kind: str, rows: int, seconds: float) -> None:
-        """Take in one measured duration."""
+        """Add one measured duration."""
         key = (kind, (rows - 1).bit_length())
-        ring = self._rings.setdefault(key, [])
+        durations = self._durations.setdefault(key, [])
         count = self._counts.get(key, 0)
-        if len(ring) < WINDOW:
-            ring.append(seconds)
+        if len(durations) < WINDOW:
+            durations.append(seconds)
         else:
-            ring[count % WINDOW] = seconds
+            durations[count % WINDOW] = seconds
         self._counts[key] = count + 1
-        if count % REFRESH == 0 or key not in self._estimates:
-            ring = sorted(ring)
-            self._estimates[key] = ring[int(QUANTILE * (len(ring) - 1))]
-            self._least[key] = ring[int(LEAST * (len(ring) - 1))]
+        if count % REFRESH == 0 or key not in self._p90:
+            durations = sorted(durations)
+            self._p90[key] = durations[int(HIGH_QUANTILE * (len(durations) - 1))]
+            self._p10[key] = durations[int(LOW_QUANTILE * (len(durations) - 1))]
 
-    def expect(self, kind: str, rows: int) -> float:
-        """Seconds that this work takes nine times in ten; 0 before anything like it was seen.
+    def p90(self, kind: str, rows: int) -> float:
+        """p90 of the measured duration, in seconds; 0 before any measurement of this kind.
 
-        A size not seen yet is taken for as dear as the nearest larger one, or in proportion to the nearest smaller one.
+        A size without measurements takes the p90 of the next larger size, or scales that of the next smaller
+        one.
         """
-        return self._look_up(self._estimates, kind, rows)
+        return self._look_up(self._p90, kind, rows)
 
-    def least(self, kind: str, rows: int) -> float:
-        """Seconds below which this work cannot be hoped for. Refusing work is decided on this one: refused work teaches nothing, and
-        an estimate that was once too high would otherwise refuse for ever."""
-        return self._look_up(self._least, kind, rows)
+    def p10(self, kind: str, rows: int) -> float:
+        """p10 of the measured duration, in seconds.
+
+        Requests are rejected by this one. A rejected request adds no measurement, so an estimate that is too
+        high would never be corrected.
+        """
+        return self._look_up(self._p10, kind, rows)
 
     def _look_up(self, table: dict[tuple[str, int], float], kind: str, rows: int) -> float:
         size = (rows - 1).bit_length()
@@ -65,8 +68,8 @@ class CostModel:
         return table[kind, nearest] * scale
 
     def summary(self) -> dict[str, dict[str, float]]:
-        """Estimates in seconds: kind -> "up to this many rows" -> seconds."""
+        """p90 in seconds: kind -> "up to this many rows" -> seconds."""
         found: dict[str, dict[str, float]] = {}
-        for (kind, size), seconds in sorted(self._estimates.items()):
+        for (kind, size), seconds in sorted(self._p90.items()):
             found.setdefault(kind, {})[str(2**size)] = seconds
         return found

@@ -1,4 +1,4 @@
-"""One bundle ready to compute: its graphs as sessions."""
+"""A loaded bundle: its four graphs as onnxruntime sessions."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ from .providers import open_sessions
 Array = NDArray[np.float32]
 
 MAX_STEP_ROWS = 64
-"""Rows of one refinement step. The certificate compares rows alone with rows of batches up to this size."""
+"""Most rows of one refinement step. The certificate compares single rows with batches up to this size."""
 WARM_SIZES = (1, 2, 4, 8, 16, 32, 64)
 
 
 class Model:
-    """The four graphs of one bundle. Not thread-safe: the engine that owns it is the only one to call it, after `warm_up`."""
+    """The four graphs of one bundle. Not thread-safe: only the engine that owns it may call it."""
 
     def __init__(self, bundle: Bundle, name: str | None = None, *, provider: str = "cpu"):
         self.contract: Contract = bundle.contract
         self.name = name or bundle.contract.plant.task
         self.costs = CostModel()
         self.manifest = bundle.manifest
-        self._bundle = bundle  # keeps an unpacked .zip in place
+        self._bundle = bundle  # Keeps the folder that a .zip was unpacked to.
         self._sessions = open_sessions(bundle, provider)
         plant = self.contract.plant
         self.chunk_dim = self.contract.h * plant.action_dim
@@ -50,7 +50,7 @@ class Model:
         return features
 
     def unrolled(self, fields: Mapping[str, Array], noise: Array) -> Array:
-        """Named fields `[B, *shape]` and noise `[B, hA]` -> actions `[B, h, A]`, all F steps in one call."""
+        """Named fields `[B, *shape]` and noise `[B, hA]` -> actions `[B, h, A]` after all F steps."""
         start = time.monotonic()
         actions: Array = self._sessions["policy"].run(None, {"noise": noise, **fields})[0]
         self.costs.observe("unrolled", len(noise), time.monotonic() - start)
@@ -62,13 +62,15 @@ class Model:
         for i in range(0, len(x), MAX_STEP_ROWS):
             rows = slice(i, i + MAX_STEP_ROWS)
             start = time.monotonic()
-            parts.append(self._sessions["value"].run(None, {"features": features[rows], "x": x[rows], "f": f[rows]}))
+            parts.append(
+                self._sessions["value"].run(None, {"features": features[rows], "x": x[rows], "f": f[rows]})
+            )
             self.costs.observe("value", len(parts[-1][0]), time.monotonic() - start)
         if len(parts) == 1:
             return parts[0][0], parts[0][1]
         return np.concatenate([p[0] for p in parts]), np.concatenate([p[1] for p in parts])
 
-    def judge(self, features: Array, actions: Array) -> tuple[Array, Array]:
+    def value_of_chunks(self, features: Array, actions: Array) -> tuple[Array, Array]:
         """V and spread `[B]` of complete chunks `[B, h, A]` in the plant's units: V(s, x, 1)."""
         return self.value(features, self.scaled(actions), np.ones((len(actions), 1), np.float32))
 
@@ -77,9 +79,11 @@ class Model:
         return ((actions - self._centre) / self._half_range).reshape(len(actions), -1)
 
     def refine(self, features: Array, x: Array, f: Array, delta: Array) -> tuple[Array, Array]:
-        """One refinement step of rows: next x `[B, hA]` and preview `[B, h, A]`, at most `MAX_STEP_ROWS` rows a call."""
+        """One refinement step -> next x `[B, hA]` and preview `[B, h, A]`; several calls for many rows."""
         if len(x) <= MAX_STEP_ROWS:
-            next_x, preview = self._sessions["refine"].run(None, {"features": features, "x": x, "f": f, "delta": delta})
+            next_x, preview = self._sessions["refine"].run(
+                None, {"features": features, "x": x, "f": f, "delta": delta}
+            )
             return next_x, preview
         parts = []
         for i in range(0, len(x), MAX_STEP_ROWS):
@@ -89,15 +93,15 @@ class Model:
         return np.concatenate([p[0] for p in parts]), np.concatenate([p[1] for p in parts])
 
     def rows(self, observation: Mapping[str, NDArray[np.generic]]) -> dict[str, Array]:
-        """Check one observation against the contract and return its fields with a batch axis `[1, *shape]`.
+        """Check one observation against the contract; returns the contract's fields as `[1, *shape]`.
 
-        Raises ContractError when a field is missing, has another shape, or is not finite. Other fields are ignored.
+        Raises ContractError when a field is missing, has another shape, or is not finite.
         """
         found: dict[str, Array] = {}
         for name, shape, dtype in self._fields:
             value = observation.get(name)
             if value is None or value.shape != shape or (value.dtype != dtype and dtype.kind != "f"):
-                self.contract.flatten(observation)  # says what is wrong
+                self.contract.flatten(observation)  # Raises the error that says what is wrong.
                 raise ContractError(f"observation field '{name}' does not fit the contract")
             row: Array = np.asarray(value, dtype)[None]
             if not all_finite(row):
@@ -106,7 +110,7 @@ class Model:
         return found
 
     def warm_up(self, rounds: int = 12) -> None:
-        """Run every graph in every size, so that no request pays for first-time allocations and the costs are known."""
+        """Run every graph in every size: later calls allocate nothing, and the durations are measured."""
         zeros = {spec.name: np.zeros((1, *spec.shape), np.float32) for spec in self.contract.plant.fields}
         features = self.encode(zeros)
         for size in WARM_SIZES:

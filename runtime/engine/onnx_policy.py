@@ -1,11 +1,12 @@
-"""A bundle behind the policy interface, in this process: the engine without a server, for evaluation and comparison."""
+"""A bundle as a `Policy` in this process: the engine without a server, for evaluation and comparison."""
 
 from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,16 +14,19 @@ from numpy.typing import NDArray
 from rql_deploy.bundle.bundle import Bundle
 from rql_deploy.contract import Contract
 from rql_deploy.errors import ContractError
-from rql_deploy.policy import MAX_CANDIDATES, Decision
+from rql_deploy.policy import MAX_CANDIDATES, ActOptions, Decision, ResolvedOptions
 from rql_deploy.seeding import flow_noise
 
 from .engine import Engine
 from .model import Model
 from .request import Done, Job, Preview
 
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
 
 class OnnxPolicy:
-    """One request at a time through an engine of its own, to the same bytes as behind a socket."""
+    """Runs one request at a time in its own engine; decisions have the same bytes as those of a server."""
 
     def __init__(self, bundle: Bundle):
         self._model = Model(bundle)
@@ -34,46 +38,28 @@ class OnnxPolicy:
         return self._model.contract
 
     def warm_up(self) -> None:
-        """Run every graph, so that the first request does not pay for first-time allocations."""
+        """Run every graph once, so that the first request allocates nothing."""
         self._model.warm_up()
 
-    def act(
-        self,
-        observation: Mapping[str, Any],
-        *,
-        deadline: float | None = None,
-        candidates: int = 1,
-        value: bool = False,
-        seed: int | None = None,
-        prune: Sequence[tuple[int, int]] = (),
-        prefix: NDArray[np.float32] | None = None,
-    ) -> Decision:
+    def act(self, observation: Mapping[str, Any], **options: Unpack[ActOptions]) -> Decision:
         """See `rql_deploy.policy.Policy.act`; a local policy computes to the end whatever the deadline.
 
-        `prune` lists (k, keep): after refinement step k only the `keep` candidates of highest V go on.
-        `prefix` `[n, A]` are actions that will be played whatever is decided: the chunk is made to go on from them (one candidate, no V).
+        With `prefix`, one candidate is made and V is not computed.
         """
         start = time.monotonic()
-        if prefix is not None and len(prefix):
-            return self._continue(self._job(observation, start, candidates, value, seed), prefix, start)
+        asked = ResolvedOptions.of(options)
+        if asked.prefix is not None and len(asked.prefix):
+            return self._continue(self._job(observation, start, replace(asked, prune=())), asked.prefix, start)
         done = None
-        for event in self._run(self._job(observation, start, candidates, value, seed, prune)):
+        for event in self._run(self._job(observation, start, asked)):
             done = event
         assert isinstance(done, Done)
         return _decision(done, start)
 
-    def stream(
-        self,
-        observation: Mapping[str, Any],
-        *,
-        deadline: float | None = None,
-        candidates: int = 1,
-        value: bool = False,
-        seed: int | None = None,
-    ) -> Iterator[Decision]:
+    def stream(self, observation: Mapping[str, Any], **options: Unpack[ActOptions]) -> Iterator[Decision]:
         """Yield a usable decision after every refinement step, the last one being what `act` returns."""
         start = time.monotonic()
-        job = self._job(observation, start, candidates, value, seed)
+        job = self._job(observation, start, ResolvedOptions.of(options, without=("prefix",)))
         job.stream = True
         for event in self._run(job):
             if isinstance(event, Preview):
@@ -83,9 +69,11 @@ class OnnxPolicy:
                 yield _decision(event, start)
 
     def _continue(self, job: Job, prefix: NDArray[np.float32], start: float) -> Decision:
-        """The flow with its first actions given: before every refinement step they are put where flow matching has them at that time,
-        x(f) = (1 - f) noise + f a, and the rest of the chunk is refined beside them (inpainting, as Black et al. 2025, arXiv:2506.07339,
-        describe for action chunks, without their guidance)."""
+        """A chunk whose first actions are fixed to `prefix`.
+
+        Inpainting of action chunks (Black et al. 2025, arXiv:2506.07339, without their guidance): before
+        every refinement step the fixed actions a are set to x(f) = (1 - f) noise + f a.
+        """
         model = self._model
         noise = flow_noise(job.seed, 1, model.chunk_dim)
         given = np.zeros((1, model.contract.h, prefix.shape[1]), np.float32)
@@ -96,40 +84,36 @@ class OnnxPolicy:
         for f, delta in model.schedule:
             x = np.array(x)
             x[:, :size] = (1.0 - f) * noise[:, :size] + f * target
-            x, actions = model.refine(features, x, np.full((1, 1), f, np.float32), np.full((1, 1), delta, np.float32))
+            x, actions = model.refine(
+                features, x, np.full((1, 1), f, np.float32), np.full((1, 1), delta, np.float32)
+            )
         deltas = tuple(delta for _, delta in model.schedule)
         timing = {"inference": time.monotonic() - start}
         return Decision(actions[0], None, None, len(deltas), start, job.seed, timing, deltas=deltas)
 
-    def _job(
-        self,
-        observation: Mapping[str, Any],
-        start: float,
-        candidates: int,
-        value: bool,
-        seed: int | None,
-        prune: Sequence[tuple[int, int]] = (),
-    ) -> Job:
-        if not 1 <= candidates <= MAX_CANDIDATES:
-            raise ContractError(f"candidates is {candidates}: pass 1 to {MAX_CANDIDATES}")
+    def _job(self, observation: Mapping[str, Any], start: float, asked: ResolvedOptions) -> Job:
+        if not 1 <= asked.candidates <= MAX_CANDIDATES:
+            raise ContractError(f"candidates is {asked.candidates}: pass 1 to {MAX_CANDIDATES}")
         fields = self._model.rows({name: np.asarray(observation[name]) for name in self._fields if name in observation})
-        seed = secrets.randbits(63) if seed is None else seed
-        return Job(None, fields, seed, start, candidates=candidates, value=value, prune=tuple((int(k), int(keep)) for k, keep in prune))
+        seed = secrets.randbits(63) if asked.seed is None else asked.seed
+        prune = tuple((int(k), int(keep)) for k, keep in asked.prune)
+        return Job(None, fields, seed, start, candidates=asked.candidates, value=asked.value, prune=prune)
 
     def _run(self, job: Job) -> Iterator[Preview | Done]:
         self._engine.submit(job)
         try:
             while self._engine.busy:
                 for event in self._engine.step():
-                    assert isinstance(event, Preview | Done)  # without a deadline nothing expires
+                    assert isinstance(event, Preview | Done)  # Nothing expires without a deadline.
                     yield event
         finally:
-            # Whoever wants no more previews must not leave their rows to the next request.
+            # A caller may stop reading previews early: finish the job, so that the next request finds an
+            # empty batch.
             while self._engine.busy:
                 self._engine.step()
 
     def reset(self) -> None:
-        """Nothing is kept between decisions."""
+        """Does nothing: this policy keeps no state between decisions."""
 
 
 def _decision(done: Done, start: float) -> Decision:
@@ -141,6 +125,6 @@ def _decision(done: Done, start: float) -> Decision:
         observation_time=start,
         seed=done.job.seed,
         timing={"inference": time.monotonic() - start},
-        compared=done.compared,
+        candidates_scored=done.candidates_scored,
         deltas=done.deltas,
     )

@@ -1,10 +1,12 @@
-"""Where the graphs run: the CPU unless another onnxruntime provider is named and installed."""
+"""onnxruntime execution providers: the CPU by default, others when named and installed."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from rql_deploy.bundle.bundle import CONTRACT_ID_KEY, GRAPHS, Bundle
+from rql_deploy.bundle.bundle import Bundle
+from rql_deploy.bundle.manifest import GRAPHS
+from rql_deploy.bundle.sessions import CONTRACT_ID_KEY
 from rql_deploy.errors import BundleError, UserError
 
 if TYPE_CHECKING:
@@ -19,7 +21,7 @@ PROVIDERS = {
 
 
 def open_sessions(bundle: Bundle, provider: str = "cpu") -> dict[str, onnxruntime.InferenceSession]:
-    """A session of every graph. Raises UserError when the provider is not part of the installed onnxruntime."""
+    """One session per graph. Raises UserError when the installed onnxruntime lacks the provider."""
     if provider == "cpu":
         return {name: bundle.session(name) for name in GRAPHS}
     if provider not in PROVIDERS:
@@ -32,18 +34,30 @@ def _session(bundle: Bundle, graph: str, provider: str) -> Any:
 
     available = onnxruntime.get_available_providers()
     if provider not in available:
-        raise UserError(f"the installed onnxruntime has no {provider} (it has {', '.join(available)}): install a build with it")
+        raise UserError(
+            f"the installed onnxruntime has no {provider} (it has {', '.join(available)})",
+            hint="install a build with it",
+        )
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     try:
         session = onnxruntime.InferenceSession(
-            str(bundle.path / bundle.variants[bundle.variant][graph]), options, providers=[provider, PROVIDERS["cpu"]]
+            str(bundle.path / bundle.variants[bundle.variant][graph]),
+            options,
+            providers=[provider, PROVIDERS["cpu"]],
         )
-    except Exception as error:  # onnxruntime raises bare RuntimeErrors and classes of its own
-        raise BundleError(f"{provider} cannot load {graph}.onnx ({str(error).splitlines()[0]}): serve it with --provider cpu") from error
-    # onnxruntime falls back to the CPU in silence when a driver is missing; a control rate planned for a GPU would not be met.
+    except Exception as error:  # onnxruntime raises RuntimeError and its own classes
+        raise BundleError(
+            f"{provider} cannot load {graph}.onnx ({str(error).splitlines()[0]})",
+            hint="serve it with --provider cpu",
+        ) from error
+    # onnxruntime silently uses the CPU when a driver is missing; decisions would then be slower than planned.
     if provider not in session.get_providers():
-        raise UserError(f"{provider} could not start (driver or libraries missing): serve with --provider cpu")
+        raise UserError(
+            f"{provider} could not start (driver or libraries missing): serve with --provider cpu"
+        )
     if session.get_modelmeta().custom_metadata_map.get(CONTRACT_ID_KEY) != bundle.contract.contract_id:
-        raise BundleError(f"{graph}.onnx of bundle {bundle.path} was exported for another contract: export the bundle again")
+        raise BundleError(
+            f"{graph}.onnx of bundle {bundle.path} was exported for another contract: export the bundle again"
+        )
     return session

@@ -1,4 +1,4 @@
-"""What goes into the engine and what comes out: a job is one request for an action chunk."""
+"""Input and output of the engine: a `Job` asks for an action chunk, an `Event` is what comes back."""
 
 from __future__ import annotations
 
@@ -15,53 +15,54 @@ ZERO = np.float32(0.0)
 
 @dataclass(slots=True, eq=False)
 class Job:
-    """One request for an action chunk, and how far it has come."""
+    """One request for an action chunk, and its progress."""
 
-    ticket: Any
-    """Whose it is; the engine hands it back untouched."""
+    reply_context: Any
+    """What the caller needs to send the reply; the engine does not look at it."""
     fields: Mapping[str, Array]
-    """Observation fields `[1, *shape]`, checked."""
+    """Observation fields `[1, *shape]`, checked against the contract."""
     seed: int
     received: float
     """Seconds on the engine's clock."""
     due: float | None = None
-    """When the reply must leave, on the engine's clock."""
+    """When the reply must leave, on the engine's clock; None for no deadline."""
     candidates: int = 1
-    """Chunks to make; the one with the highest V is returned."""
+    """Chunks to generate; the one with the highest V is returned."""
     value: bool = False
     """Also return V and spread."""
     stream: bool = False
     """Emit the preview after every refinement step."""
     prune: tuple[tuple[int, int], ...] = ()
-    """(k, keep): after refinement step k, go on with the `keep` candidates of highest V."""
+    """(k, keep): after refinement step k only the `keep` candidates of highest V continue."""
     deltas: tuple[float, ...] | None = None
-    """A schedule to follow to the letter instead of the F equal steps; sums to 1."""
-    first: int = 0
-    """Number of the first candidate: its noise is the seed's row of that number."""
+    """Exact schedule to use instead of the F equal steps; sums to 1."""
+    candidate_offset: int = 0
+    """Number of the first candidate; the noise of candidate i is row i of the seed's noise."""
 
-    # Progress. `alive` are the numbers of the candidates whose rows are in the batch, in row order.
-    alive: list[int] = field(default_factory=list)
+    # Progress.
+    active: list[int] = field(default_factory=list)
+    """Numbers of the candidates whose rows are in the batch, in row order."""
     f: np.float32 = ZERO
-    taken: list[float] = field(default_factory=list)
-    """Deltas of the steps taken so far."""
+    step_sizes: list[float] = field(default_factory=list)
+    """Flow time covered by each step so far."""
     pruned: list[tuple[int, list[int]]] = field(default_factory=list)
-    """(k, candidates kept) wherever some were given up."""
+    """(k, candidates kept) for every time candidates were dropped."""
     preview: Array | None = None
-    """`[alive, h, A]` after the latest step."""
+    """`[len(active), h, A]` after the latest step."""
     started: float = 0.0
-    judged: bool = False
-    """V decides among the candidates, or was asked for, and still fits the budget."""
-    shortened: bool = False
-    """Fewer, larger steps than the schedule's."""
+    needs_value: bool = False
+    """Whether V is still to be computed: it was asked for or selects the candidate, and fits the budget."""
+    steps_reduced: bool = False
+    """Whether the job takes fewer, larger steps than scheduled because time is short."""
 
 
 class Preview(NamedTuple):
-    """A usable action after refinement step k of a streamed job."""
+    """A complete action after refinement step k of a streamed job."""
 
     job: Job
     k: int
     actions: Array
-    """`[h, A]`: the first candidate, or the best when V was asked for."""
+    """`[h, A]`: of the first candidate, or of the one with the highest V when V was asked for."""
     value: float | None
     spread: float | None
 
@@ -76,36 +77,37 @@ class Done(NamedTuple):
     spread: float | None
     candidate: int
     """Number of the returned candidate."""
-    compared: int
-    """Candidates among which V chose; 1 when it did not."""
+    candidates_scored: int
+    """Candidates that V chose among; 1 when V was not computed."""
     deltas: tuple[float, ...]
-    """Of the refinement steps taken; they sum to 1."""
+    """Flow time covered by each refinement step; they sum to 1."""
     queue: float
     """Seconds from receipt to the first computation."""
     inference: float
-    """Seconds from there to the decision."""
+    """Seconds from the first computation to the decision."""
 
 
 class Expired(NamedTuple):
-    """The budget was spent before anything was computed; nothing will be."""
+    """The budget was spent before the first computation; the job is dropped."""
 
     job: Job
 
 
 class EpisodePart(NamedTuple):
-    """Some ticks of an episode, as a control loop saw them: what the policy's rewards are known from."""
+    """Some ticks of an episode as reported by a control loop, with the rewards that only the loop knows."""
 
     epoch: int
-    """Of the loop's connection; with `episode` it names the episode."""
+    """Epoch of the loop's connection; together with `episode` it identifies the episode."""
     episode: int
     tick: int
-    """Number of the first row within the episode."""
+    """Index of the first row within the episode."""
     end: bool
     """Whether the episode ends with these rows."""
     fields: Mapping[str, NDArray[Any]]
-    """Observation fields `[n, *shape]`, of the contract's dtypes; with `end` there may be one row more, after the last action."""
+    """Observation fields `[n, *shape]` in the contract's dtypes; `[n + 1, *shape]` if `end` comes with a last
+    observation."""
     actions: Array
-    """`[n, A]`, as carried out."""
+    """`[n, A]`, as commanded."""
     rewards: Array | None
     """`[n]`"""
     success: NDArray[np.bool_] | None
@@ -113,7 +115,34 @@ class EpisodePart(NamedTuple):
 
     @property
     def nbytes(self) -> int:
+        """Bytes of its arrays."""
         return sum(value.nbytes for value in self.fields.values()) + self.actions.nbytes
 
 
 Event = Preview | Done | Expired
+
+
+def decision(job: Job, scores: tuple[Array, Array] | None, now: float) -> Done:
+    """The decision of a job with its latest preview; `scores` are V and spread of the active candidates."""
+    assert job.preview is not None
+    best, value, spread = 0, None, None
+    if scores is not None:
+        values, spreads = scores
+        best = int(values.argmax())
+        if job.value:
+            value, spread = float(values[best]), float(spreads[best])
+    deltas = tuple(job.step_sizes)
+    if job.f < 1.0:
+        # The last step of the preview went to f = 1.
+        deltas = (*deltas[:-1], float(np.float32(1.0) - (job.f - np.float32(deltas[-1]))))
+    return Done(
+        job=job,
+        actions=job.preview[best],
+        value=value,
+        spread=spread,
+        candidate=job.active[best],
+        candidates_scored=1 if scores is None else len(job.active),
+        deltas=deltas,
+        queue=job.started - job.received,
+        inference=now - job.started,
+    )

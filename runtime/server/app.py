@@ -1,4 +1,4 @@
-"""One server process: its models, the engine's thread, and what lives beside it (recorder, openpi endpoint, loading of new bundles)."""
+"""Assembles a server process: models, server, recorder, openpi endpoint, reloading of bundles, signals."""
 
 from __future__ import annotations
 
@@ -26,16 +26,17 @@ from .registry import Reloader, incompatibilities
 from .server import INTERNAL, PolicyServer
 
 SWITCH_INTERVAL = 2e-4
-"""Seconds after which another Python thread must let the engine's go on; the default of 5 ms is many refinement steps."""
+"""Seconds after which a Python thread yields to the engine's; the default of 5 ms is many refinement
+steps."""
 _log = logging.getLogger("rql_deploy.server")
 
 
 @dataclass(frozen=True)
 class ServerConfig:
-    """What is served, and how."""
+    """Options of `rql-deploy serve`."""
 
     bundles: tuple[tuple[str | None, Path], ...]
-    """Name, if not the task's, and place of each bundle."""
+    """Name (None: the task's) and path of each bundle."""
     bind: str
     variant: str = "fp32"
     provider: str = "cpu"
@@ -48,14 +49,14 @@ class ServerConfig:
     busy_poll: bool = False
 
 
-class Serving:
-    """A warm server and what surrounds it; `server.run()` serves."""
+class RunningServer:
+    """A warmed-up server; `server.run()` answers requests. `notes` are lines for the user."""
 
     def __init__(self, server: PolicyServer, models: list[Model], notes: list[str]):
         self.server, self.models, self.notes = server, models, notes
 
     def channel(self) -> Channel:
-        """A connection to the server for a thread of this process."""
+        """A new connection to the server, for one thread of this process."""
         return Channel(INTERNAL, context=self.server.context)
 
 
@@ -65,21 +66,28 @@ def serving(
     *,
     listener: int | None = None,
     worker: int | None = None,
-    agreed: Mapping[str, Contract] | None = None,
+    known_contracts: Mapping[str, Contract] | None = None,
     on_swap: Callable[[str, Contract], None] | None = None,
-) -> Iterator[Serving]:
-    """Open, bind and warm a server; SIGINT and SIGTERM end its `run`, SIGHUP reads the bundles again.
+    handle_signals: bool = True,
+) -> Iterator[RunningServer]:
+    """Open, bind and warm up a server. SIGINT and SIGTERM end its `run`, SIGHUP loads the bundles again.
 
     Args:
-        listener: descriptor of a listening socket that worker number `worker` shares with others; it takes connections only when warm.
-        agreed: by bundle, a contract that clients of an earlier process know; another one must be compatible.
-        on_swap: called with name and contract when a bundle has taken over.
+        listener: descriptor of a listening socket that worker `worker` shares with others; used once warm.
+        known_contracts: by bundle, the contract that connected clients know; the bundle must be compatible
+        with it.
+        on_swap: called with name and contract after a bundle was swapped in.
+        handle_signals: False leaves SIGINT, SIGTERM and SIGHUP to the program that the server runs in.
 
-    Raises UserError for a bundle, key or address that is none, and ContractError for a bundle that no longer fits.
+    Raises UserError for an invalid bundle, key folder or address, and ContractError for an incompatible
+    bundle.
     """
     keys = ServerKeys(config.keys) if config.keys is not None else None
-    models = [Model(Bundle.open(path, config.variant), name, provider=config.provider) for name, path in config.bundles]
-    _require_compatible(models, agreed or {})
+    models = [
+        Model(Bundle.open(path, config.variant), name, provider=config.provider)
+        for name, path in config.bundles
+    ]
+    _require_compatible(models, known_contracts or {})
     if listener is not None:
         _warm_up(models)
     sys.setswitchinterval(SWITCH_INTERVAL)
@@ -102,30 +110,40 @@ def serving(
         )
         server.worker = worker
 
-        def swapped(name: str, contract: Contract) -> None:
+        def log_swap(name: str, contract: Contract) -> None:
             _log.info("bundle swapped", extra={"data": {"bundle": name, "contract_id": contract.contract_id}})
             if on_swap is not None:
                 on_swap(name, contract)
 
-        server.on_swap = swapped
-        found = Serving(server, models, [])
-        reloader = Reloader([path for _, path in config.bundles], models, server.offer, variant=config.variant, provider=config.provider)
+        server.on_swap = log_swap
+        running = RunningServer(server, models, [])
+        reloader = Reloader(
+            [path for _, path in config.bundles],
+            models,
+            server.schedule_swap,
+            variant=config.variant,
+            provider=config.provider,
+        )
         stack.callback(reloader.close)
         if config.openpi is not None:
-            endpoint = OpenpiEndpoint(found.channel, *config.openpi, shared=listener is not None)
+            endpoint = OpenpiEndpoint(running.channel, *config.openpi, shared=listener is not None)
             stack.callback(endpoint.close)
-            found.notes.append(f"openpi clients on ws://{config.openpi[0]}:{endpoint.port}")
-        stack.enter_context(stop_on_signals(server, reloader.request))
+            running.notes.append(f"openpi clients on ws://{config.openpi[0]}:{endpoint.port}")
+        if handle_signals:
+            stack.enter_context(stop_on_signals(server, reloader.request))
         if listener is None:
             _warm_up(models)
-        yield found
+        yield running
 
 
-def _require_compatible(models: list[Model], agreed: Mapping[str, Contract]) -> None:
+def _require_compatible(models: list[Model], known_contracts: Mapping[str, Contract]) -> None:
     for model in models:
-        known = agreed.get(model.name)
+        known = known_contracts.get(model.name)
         if known is not None and (found := incompatibilities(known, model.contract)):
-            raise ContractError(f"bundle '{model.name}' has changed on the disk and no longer fits its clients ({'; '.join(found)})")
+            raise ContractError(
+                f"bundle '{model.name}' has changed on the disk and no longer fits its clients "
+                f"({'; '.join(found)})"
+            )
 
 
 def _warm_up(models: list[Model]) -> None:
@@ -135,7 +153,7 @@ def _warm_up(models: list[Model]) -> None:
 
 @contextlib.contextmanager
 def stop_on_signals(server: PolicyServer, on_hangup: Callable[[], None] | None = None) -> Iterator[None]:
-    """Have SIGINT and SIGTERM stop the server after the requests under way; SIGHUP calls `on_hangup`."""
+    """Within the block, SIGINT and SIGTERM stop the server gracefully and SIGHUP calls `on_hangup`."""
 
     def stop(_number: int, _frame: FrameType | None) -> None:
         server.stop()
@@ -144,7 +162,9 @@ def stop_on_signals(server: PolicyServer, on_hangup: Callable[[], None] | None =
         if on_hangup is not None:
             on_hangup()
 
-    handlers = {signal.SIGINT: stop, signal.SIGTERM: stop} | ({signal.SIGHUP: hang_up} if on_hangup is not None else {})
+    handlers = {signal.SIGINT: stop, signal.SIGTERM: stop} | (
+        {signal.SIGHUP: hang_up} if on_hangup is not None else {}
+    )
     previous = {number: signal.signal(number, handler) for number, handler in handlers.items()}
     try:
         yield

@@ -1,4 +1,4 @@
-"""The server's side of CURVE: only clients whose public key is in the keys folder get a connection, and keep it."""
+"""CURVE authentication: only clients whose public key is in the keys folder may stay connected."""
 
 from __future__ import annotations
 
@@ -14,19 +14,21 @@ DOMAIN = "rql-deploy"
 
 
 class ServerKeys:
-    """Encrypts a server socket and admits the clients of a keys folder (ZeroMQ's authentication protocol, RFC 27)."""
+    """Encrypts a server socket and admits the clients of a keys folder (ZeroMQ's ZAP, RFC 27)."""
 
     def __init__(self, folder: Path):
         self._folder = folder
         self._pair = server_pair(folder)
         self._allowed = frozenset(list_clients(folder).values())
         if not self._allowed:
-            raise UserError(f"{folder} allows no client: make one with `rql-deploy keys new NAME --keys {folder}`")
+            raise UserError(
+                f"{folder} allows no client", hint=f"make one with `rql-deploy keys new NAME --keys {folder}`"
+            )
         self._stamp = self._folder_stamp()
         self._authenticator: ThreadAuthenticator | None = None
 
     def protect(self, context: zmq.Context[zmq.Socket[bytes]], socket: zmq.Socket[bytes]) -> None:
-        """Before `bind`: make the socket a CURVE server."""
+        """Make the socket a CURVE server; to be called before `bind`."""
         self._authenticator = ThreadAuthenticator(context)
         self._authenticator.start()
         self._authenticator.configure_curve_callback(domain=DOMAIN, credentials_provider=self)
@@ -36,11 +38,11 @@ class ServerKeys:
         socket.setsockopt_string(zmq.ZAP_DOMAIN, DOMAIN)
 
     def callback(self, domain: str, key: bytes) -> bool:
-        """Whether a client with this public key may connect; asked by the authenticator's thread at every handshake."""
+        """Whether this public key may connect; called by the authenticator's thread at every handshake."""
         return key in self._allowed
 
     def allows(self, frame: zmq.Frame) -> bool:
-        """Whether the sender of this frame is (still) allowed. Threads of this process, connected inproc, have no key."""
+        """Whether the sender of this frame is still allowed; threads of this process (inproc) need no key."""
         try:
             user = frame.get("User-Id")
         except zmq.ZMQError:
@@ -48,7 +50,7 @@ class ServerKeys:
         return str(user).encode() in self._allowed
 
     def refresh(self) -> None:
-        """Take in keys made or revoked since; called now and then by the server's thread."""
+        """Reload the keys if the folder has changed; called regularly by the server's thread."""
         stamp = self._folder_stamp()
         if stamp != self._stamp:
             self._allowed, self._stamp = frozenset(list_clients(self._folder).values()), stamp

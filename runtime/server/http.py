@@ -1,4 +1,4 @@
-"""The HTTP side of a server: Prometheus metrics, health and readiness, in a thread that asks the engines' threads as any client would."""
+"""HTTP endpoint of a server: Prometheus metrics, health and readiness, in a thread of its own."""
 
 from __future__ import annotations
 
@@ -17,27 +17,27 @@ from rql_deploy.errors import DeadlineMissed, UserError
 from rql_deploy.runtime.client.channel import Channel
 
 HEALTH_TIMEOUT = 1.0
-"""Seconds within which a healthy server answers a ping."""
+"""Seconds within which a healthy server replies to a ping."""
 
 
-Ask = Callable[[str], dict[str, Any] | None]
-"""Asks a server for `stats` or `ping`; None when it does not answer. Called from one thread."""
+StatusQuery = Callable[[str], dict[str, Any] | None]
+"""Sends `stats` or `ping` to a server and returns the reply; None without one. Called from one thread."""
 
 
-class Inquiry:
-    """Asks the server of this process."""
+class LocalStatus:
+    """Queries the server of this process."""
 
     def __init__(self, connect: Callable[[], Channel]):
-        """`connect` makes the connection, in the thread that will use it."""
+        """`connect` is called in the thread that uses the connection."""
         self._connect = connect
         self._channel: Channel | None = None
 
     def __call__(self, operation: str) -> dict[str, Any] | None:
-        """The reply; None without one in time."""
+        """The reply to `stats` or `ping`; None without one in time."""
         if self._channel is None:
             self._channel = self._connect()
         try:
-            return self._channel.call({"op": operation}, {}, HEALTH_TIMEOUT)[0]
+            return self._channel.ask(operation, HEALTH_TIMEOUT)
         except (DeadlineMissed, UserError, zmq.ZMQError):
             return None
 
@@ -47,19 +47,22 @@ class Inquiry:
             self._channel.close()
 
 
-class Operations:
-    """`/metrics`, `/healthz` (every engine's thread answers) and `/readyz` (one is warmed up and not stopping) on one port."""
+class MetricsServer:
+    """`/metrics`, `/healthz` (every server replies) and `/readyz` (one takes requests) on one port."""
 
-    def __init__(self, servers: Sequence[Ask], host: str, port: int):
-        """Several `servers` are workers, told apart by a label. Raises UserError when the port is taken."""
-        self._servers = servers
+    def __init__(self, queries: Sequence[StatusQuery], host: str, port: int):
+        """Several `queries` are workers and get a label each. Raises UserError when the port is taken."""
+        self._queries = queries
         registry = CollectorRegistry(auto_describe=False)
-        registry.register(_Collector(servers))
+        registry.register(_Collector(queries))
         self._metrics = make_wsgi_app(registry)
         try:
             self._server = make_server(host, port, self._answer, _Server, _Quiet)
         except OSError as error:
-            raise UserError(f"cannot listen on {host}:{port} for metrics ({error.strerror}): pass another --metrics port") from error
+            raise UserError(
+                f"cannot listen on {host}:{port} for metrics ({error.strerror})",
+                hint="pass another --metrics port",
+            ) from error
         self.address = f"http://{host}:{self._server.server_port}"
         self._thread = threading.Thread(target=self._server.serve_forever, name="metrics", daemon=True)
         self._thread.start()
@@ -78,9 +81,15 @@ class Operations:
         if path not in ("/healthz", "/readyz"):
             start_response("404 Not Found", [("Content-Type", "text/plain")])
             return [b"there is /metrics, /healthz and /readyz\n"]
-        replies = [ask("ping") for ask in self._servers]
-        good = None not in replies if path == "/healthz" else any(reply is not None and reply.get("ready") for reply in replies)
-        start_response("200 OK" if good else "503 Service Unavailable", [("Content-Type", "application/json")])
+        replies = [query("ping") for query in self._queries]
+        good = (
+            None not in replies
+            if path == "/healthz"
+            else any(reply is not None and reply.get("ready") for reply in replies)
+        )
+        start_response(
+            "200 OK" if good else "503 Service Unavailable", [("Content-Type", "application/json")]
+        )
         return [json.dumps({"ok": good}).encode() + b"\n"]
 
 
@@ -89,39 +98,47 @@ class _Server(WSGIServer):
 
 
 class _Quiet(WSGIRequestHandler):
-    timeout = 5  # a connection that says nothing is closed
+    timeout = 5  # Seconds; then a silent connection is closed.
 
     def log_message(self, format: str, *args: Any) -> None:
-        """Nothing: a probe every few seconds is no news."""
+        """Log nothing: probes come every few seconds."""
 
 
 class _Collector:
     """Turns `stats` replies into Prometheus families at every scrape."""
 
-    def __init__(self, servers: Sequence[Ask]):
-        self._servers = servers
+    def __init__(self, queries: Sequence[StatusQuery]):
+        self._queries = queries
 
     def collect(self) -> Iterator[Metric]:
-        yield from families([ask("stats") for ask in self._servers])
+        yield from metric_families([query("stats") for query in self._queries])
 
 
-def families(replies: Sequence[dict[str, Any] | None]) -> Iterator[Metric]:
-    """The metrics of one `stats` reply; of several, with the label `worker`. None is a server that did not answer."""
+def metric_families(replies: Sequence[dict[str, Any] | None]) -> Iterator[Metric]:
+    """Metrics of `stats` replies (None: no reply), with the label `worker` if there are several."""
     several = len(replies) > 1
     names = ["worker"] if several else []
     up = GaugeMetricFamily("rql_deploy_up", "Whether the engine's thread answers.", labels=names)
     for number, stats in enumerate(replies):
         up.add_metric([str(number)] if several else [], float(stats is not None))
     yield up
-    answers = [([str(number)] if several else [], stats) for number, stats in enumerate(replies) if stats is not None]
-    for name, text, label in (("requests", "Requests by operation.", "operation"), ("errors", "Refused requests by error code.", "code")):
+    answers = [
+        ([str(number)] if several else [], stats) for number, stats in enumerate(replies) if stats is not None
+    ]
+    for name, text, label in (
+        ("requests", "Requests by operation.", "operation"),
+        ("errors", "Rejected requests by error code.", "code"),
+    ):
         counts = CounterMetricFamily(f"rql_deploy_{name}", text, labels=[*names, label])
         for worker, stats in answers:
             for key, value in stats[name].items():
                 counts.add_metric([*worker, key], value)
         yield counts
     for name, text in (
-        ("deadline_misses", "Decisions that left after their budget, and requests dropped because theirs was spent."),
+        (
+            "deadline_misses",
+            "Decisions that left after their budget, and requests dropped because theirs was spent.",
+        ),
         ("shortened", "Decisions with fewer refinement steps than the bundle's F."),
         ("swaps", "Bundles exchanged while running."),
         ("recorder_dropped", "Decisions and episodes that were not recorded."),
@@ -139,12 +156,17 @@ def families(replies: Sequence[dict[str, Any] | None]) -> Iterator[Metric]:
         for worker, stats in answers:
             gauge.add_metric(worker, float(stats[key]))
         yield gauge
-    stages = HistogramMetricFamily("rql_deploy_stage_seconds", "Latency of decisions by stage.", labels=[*names, "stage"])
+    stages = HistogramMetricFamily(
+        "rql_deploy_stage_seconds", "Latency of decisions by stage.", labels=[*names, "stage"]
+    )
     for worker, stats in answers:
         for stage, histogram in stats["stages"].items():
             stages.add_metric([*worker, stage], *_buckets(histogram))
     yield stages
-    for name, text in (("steps_per_reply", "Refinement steps per decision."), ("batch_rows", "Rows per refinement step.")):
+    for name, text in (
+        ("steps_per_reply", "Refinement steps per decision."),
+        ("batch_rows", "Rows per refinement step."),
+    ):
         sizes = HistogramMetricFamily(f"rql_deploy_{name}", text, labels=names)
         for worker, stats in answers:
             sizes.add_metric(worker, *_buckets(stats[name]))

@@ -1,4 +1,4 @@
-"""Structured logs, off the hot path: events go into a queue, a thread writes them as one JSON object a line."""
+"""Structured logs: a thread takes events from a queue and writes one JSON object per line."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import TextIO
 
 
 class JsonLines(logging.Formatter):
-    """`{"time": ..., "level": ..., "logger": ..., "event": ..., ...}`; a record's `data` entries join the object."""
+    """`{"time": ..., "level": ..., "logger": ..., "event": ..., ...}` plus the record's `data` entries."""
 
     def __init__(self, worker: int | None = None):
         super().__init__()
@@ -20,14 +20,20 @@ class JsonLines(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created)) + f".{int(record.msecs):03d}Z"
-        entry = {"time": stamp, "level": record.levelname.lower(), "logger": record.name, "event": record.getMessage(), **self._fixed}
+        entry = {
+            "time": stamp,
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "event": record.getMessage(),
+            **self._fixed,
+        }
         return json.dumps(entry | getattr(record, "data", {}), default=str)
 
 
 def start_logging(stream: TextIO | None = None, *, worker: int | None = None) -> QueueListener:
-    """Log the package's events to `stream` (standard error) from a thread; `stop()` the result to write out what is queued.
+    """Log the package's events to `stream` (default standard error) from a thread.
 
-    `worker` is the number that the events of one of several server processes carry.
+    `stop()` of the result writes what is queued. `worker` is added to every event, if given.
     """
     events: queue.SimpleQueue[logging.LogRecord] = queue.SimpleQueue()
     handler = logging.StreamHandler(stream or sys.stderr)

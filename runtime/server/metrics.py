@@ -1,4 +1,4 @@
-"""What the server counts, in plain numbers that its one thread writes; `stats` and the Prometheus endpoint read copies."""
+"""Counters and histograms of the server. Its one thread writes them; `stats` replies are copies."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ LATENCY_BOUNDS = (1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2, 0.1, 0.2
 COUNT_BOUNDS = (1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 16, 24, 32, 48, 64)
 
 STAGES = ("queue", "inference", "server")
-"""Receipt to first computation, from there to the decision, receipt to reply."""
+"""queue: receipt to first computation; inference: from there to the decision; server: receipt to reply."""
 
 
 class Histogram:
@@ -30,12 +30,12 @@ class Histogram:
         self.total += value
 
     def to_plain(self) -> dict[str, Any]:
-        """Bounds, a count per bound and one for what lies beyond, and the sum."""
+        """Bounds, one count per bound plus one for larger values, and the sum."""
         return {"bounds": list(self.bounds), "counts": list(self.counts), "sum": self.total}
 
 
 def quantile(histogram: dict[str, Any], q: float) -> float | None:
-    """The bound under which a share q of a `Histogram.to_plain` lies, interpolated; None when it is empty."""
+    """Quantile q of a `Histogram.to_plain`, interpolated within its bucket; None when it is empty."""
     counts, bounds = histogram["counts"], histogram["bounds"]
     wanted = q * sum(counts)
     if not wanted:
@@ -60,8 +60,8 @@ class Metrics:
         self.errors: dict[str, int] = {}
         """By error code."""
         self.deadline_misses = 0
-        """Decisions that left after their budget, and requests dropped because theirs was spent."""
-        self.shortened = 0
+        """Decisions sent after their budget, and requests dropped because their budget was spent."""
+        self.steps_reduced = 0
         """Decisions with fewer refinement steps than the contract's F."""
         self.stages = {name: Histogram(LATENCY_BOUNDS) for name in STAGES}
         self.steps_per_reply = Histogram(COUNT_BOUNDS)
@@ -71,11 +71,11 @@ class Metrics:
         self.recorder_dropped = 0
 
     def count_request(self, operation: str) -> None:
-        """One more request of that kind."""
+        """Count one request."""
         self.requests[operation] = self.requests.get(operation, 0) + 1
 
     def count_error(self, code: str) -> None:
-        """One more refusal with that code."""
+        """Count one rejected request."""
         self.errors[code] = self.errors.get(code, 0) + 1
 
     def to_plain(self) -> dict[str, Any]:
@@ -85,7 +85,7 @@ class Metrics:
             "requests": dict(self.requests),
             "errors": dict(self.errors),
             "deadline_misses": self.deadline_misses,
-            "shortened": self.shortened,
+            "shortened": self.steps_reduced,
             "stages": {name: histogram.to_plain() for name, histogram in self.stages.items()},
             "steps_per_reply": self.steps_per_reply.to_plain(),
             "batch_rows": self.batch_rows.to_plain(),

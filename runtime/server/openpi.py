@@ -1,8 +1,9 @@
-"""The WebSocket + msgpack protocol of openpi's policy servers, so that robots with the stock `openpi-client` can use our policies.
+"""openpi's WebSocket protocol, for robots that use the `openpi-client` package.
 
-On connecting, the server sends a map of metadata; then every binary message is an observation (a map of named arrays) and is answered
-by a map with `actions` `[h, A]`. Arrays travel as openpi's msgpack maps (`__ndarray__`, `data`, `dtype`, `shape`). That protocol has no
-deadlines, ids or contracts: a robot that can use `rql_deploy.runtime.client` should.
+After connecting, the server sends a map of metadata. Every binary message is then an observation (a map of
+named arrays), and the reply is a map with `actions` `[h, A]`. Arrays are openpi's msgpack maps
+(`__ndarray__`, `data`, `dtype`, `shape`). The protocol has no deadlines, request ids or contracts; prefer
+`rql_deploy.runtime.client`.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import msgpack
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 from websockets.exceptions import ConnectionClosed
@@ -21,8 +22,9 @@ from websockets.sync.server import ServerConnection, serve
 
 from rql_deploy.errors import ContractError, DeadlineMissed, UserError
 from rql_deploy.runtime.client.channel import Channel
-from rql_deploy.runtime.client.session import DEFAULT_TIMEOUT, Agreement
+from rql_deploy.runtime.client.session import DEFAULT_TIMEOUT, Session
 from rql_deploy.runtime.wire.checks import ServerError
+from rql_deploy.runtime.wire.headers import Act, Hello
 from rql_deploy.runtime.wire.protocol import DTYPES, MAX_MESSAGE_BYTES
 
 MAX_CONNECTIONS = 64
@@ -30,18 +32,29 @@ _log = logging.getLogger("rql_deploy.openpi")
 
 
 class OpenpiEndpoint:
-    """A WebSocket listener whose connections are clients of this process's server."""
+    """A WebSocket server; each of its connections is a client of this process's policy server."""
 
     def __init__(self, channel: Callable[[], Channel], host: str, port: int, *, shared: bool = False):
-        """With `shared`, other processes of this user listen on the same port. Raises UserError when the port is taken."""
+        """With `shared`, other workers listen on the same port. Raises UserError when the port is taken."""
         self._connect = channel
         self._slots = threading.Semaphore(MAX_CONNECTIONS)
         try:
-            # `origins`: a web page that someone opens on this machine may not talk to it; openpi's client sends no origin.
+            # A web page in a browser on this machine must not connect; openpi's client sends no origin.
             options: dict[str, Any] = {"reuse_port": True} if shared else {}
-            self._server = serve(self._converse, host, port, compression=None, max_size=MAX_MESSAGE_BYTES, origins=[None], **options)
+            self._server = serve(
+                self._serve_connection,
+                host,
+                port,
+                compression=None,
+                max_size=MAX_MESSAGE_BYTES,
+                origins=[None],
+                **options,
+            )
         except OSError as error:
-            raise UserError(f"cannot listen on {host}:{port} for openpi clients ({error.strerror}): pass another --openpi port") from error
+            raise UserError(
+                f"cannot listen on {host}:{port} for openpi clients ({error.strerror})",
+                hint="pass another --openpi port",
+            ) from error
         self.port = int(self._server.socket.getsockname()[1])
         self._open: set[ServerConnection] = set()
         self._thread = threading.Thread(target=self._server.serve_forever, name="openpi", daemon=True)
@@ -53,24 +66,24 @@ class OpenpiEndpoint:
         for connection in list(self._open):
             connection.close(1001, "the server stops")
         self._thread.join(timeout=5)
-        # Every connection has a slot; when all are free, no thread uses the server's context any more.
+        # Each connection holds a slot: when all slots are free, no thread uses the server's ZeroMQ context.
         for _ in range(MAX_CONNECTIONS):
             if not self._slots.acquire(timeout=2):
                 break
 
-    def _converse(self, connection: ServerConnection) -> None:
+    def _serve_connection(self, connection: ServerConnection) -> None:
         if not self._slots.acquire(blocking=False):
             connection.close(1013, "too many connections")
             return
         self._open.add(connection)
         channel = self._connect()
         try:
-            agreement = _hello(channel)
-            connection.send(pack(_metadata(agreement)))
+            session = _hello(channel)
+            connection.send(pack(_metadata(session)))
             for message in connection:
-                connection.send(self._answer(channel, agreement, message))
+                connection.send(self._answer(channel, session, message))
         except (ContractError, DeadlineMissed, UserError) as error:
-            # openpi's client takes a text frame for an error and raises it.
+            # openpi's client raises the content of a text frame as an error.
             _log.info("openpi client refused", extra={"data": {"reason": str(error)}})
             connection.send(str(error))
             connection.close(1011, "refused")
@@ -81,22 +94,22 @@ class OpenpiEndpoint:
             self._open.discard(connection)
             self._slots.release()
 
-    def _answer(self, channel: Channel, agreement: Agreement, message: str | bytes) -> bytes:
+    def _answer(self, channel: Channel, session: Session, message: str | bytes) -> bytes:
         start = time.monotonic()
-        arrays = {name: value for name, value in read_observation(message).items() if name in agreement.names}
-        reply, out = channel.call({"op": "act", "budget": DEFAULT_TIMEOUT}, arrays, DEFAULT_TIMEOUT)
-        inference = float(reply["timing"]["inference"])
+        arrays = {name: value for name, value in read_observation(message).items() if name in session.names}
+        reply, out = channel.call(Act(budget=DEFAULT_TIMEOUT), arrays, DEFAULT_TIMEOUT)
+        inference = (reply.timing or {})["inference"]
         timing = {"infer_ms": inference * 1e3, "total_ms": (time.monotonic() - start) * 1e3}
-        return pack({"actions": agreement.chunk(out), "server_timing": timing, "policy_timing": {"infer_ms": inference * 1e3}})
+        return pack({"actions": session.chunk(out), "server_timing": timing, "policy_timing": {"infer_ms": inference * 1e3}})
 
 
-def _hello(channel: Channel) -> Agreement:
-    hello = channel.call({"op": "hello"}, {}, DEFAULT_TIMEOUT)
-    return Agreement("this server", hello, None)
+def _hello(channel: Channel) -> Session:
+    hello = channel.call(Hello(), {}, DEFAULT_TIMEOUT)
+    return Session("this server", hello, None)
 
 
-def _metadata(agreement: Agreement) -> dict[str, Any]:
-    contract = agreement.contract
+def _metadata(session: Session) -> dict[str, Any]:
+    contract = session.contract
     return {
         "contract_id": contract.contract_id,
         "task": contract.plant.task,
@@ -104,7 +117,8 @@ def _metadata(agreement: Agreement) -> dict[str, Any]:
         "action_horizon": contract.h,
         "action_dim": contract.plant.action_dim,
         "observation": {
-            field.name: {"shape": list(field.shape), "dtype": field.dtype, "unit": field.unit} for field in contract.plant.fields
+            field.name: {"shape": list(field.shape), "dtype": field.dtype, "unit": field.unit}
+            for field in contract.plant.fields
         },
         "actions": [action.name for action in contract.plant.actions],
     }
@@ -112,8 +126,7 @@ def _metadata(agreement: Agreement) -> dict[str, Any]:
 
 def pack(message: Mapping[str, Any]) -> bytes:
     """A map with numpy arrays, as openpi's client reads it."""
-    data: bytes = msgpack.packb(message, default=_pack_array)
-    return data
+    return msgspec.msgpack.encode(message, enc_hook=_pack_array)
 
 
 def _pack_array(value: Any) -> Any:
@@ -123,19 +136,28 @@ def _pack_array(value: Any) -> Any:
 
 
 def read_observation(message: str | bytes) -> dict[str, NDArray[Any]]:
-    """The arrays of an observation by name; those of a map within it by `outer/inner`. Text, such as a prompt, is left out.
+    """The arrays of an observation by name; an array in a nested map is named `outer/inner`. Text is ignored.
 
-    Raises ServerError when the message is not one of openpi's.
+    Raises ServerError when the message is not openpi's.
     """
     try:
         if isinstance(message, str):
             raise ValueError("a text frame")
-        plain = msgpack.unpackb(message, object_hook=_unpack_array, max_array_len=1 << 20, max_map_len=1024)
+        plain = _restore(msgspec.msgpack.decode(message))
         if not isinstance(plain, dict):
             raise ValueError("not a map")
         return _flatten(plain)
-    except Exception as error:  # msgpack raises many unrelated classes for malformed input
+    except Exception as error:  # malformed input: classes without a common base
         raise ServerError("bad_message", f"the observation is not openpi's msgpack map of arrays ({error})") from error
+
+
+def _restore(value: Any) -> Any:
+    """The value with openpi's maps for arrays turned into arrays, at any depth."""
+    if isinstance(value, dict):
+        return _unpack_array({key: _restore(entry) for key, entry in value.items()})
+    if isinstance(value, list) and any(isinstance(entry, dict | list) for entry in value):
+        return [_restore(entry) for entry in value]
+    return value
 
 
 def _unpack_array(value: dict[Any, Any]) -> Any:

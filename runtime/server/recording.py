@@ -1,11 +1,12 @@
-"""What was served, in append-only shards, off the hot path: enough to compute every decision again to the byte.
+"""Recordings of decisions and episodes in append-only shards, written by a thread of its own.
 
-A shard is the line `RQLREC1` followed by records: length (u32), CRC-32 (u32), both little-endian, and that many bytes of msgpack. The first
-record, and one after every change, is a contract; the others are decisions, and parts of episodes: what control loops did and saw, with
-rewards and success, which the server cannot know by itself. A record cut short by a crash is the last one, and reading
-ends before it. No file is ever rewritten.
+A shard is the line `RQLREC1` followed by records: length (u32), CRC-32 (u32), both little-endian, and that
+many bytes of msgpack. The first record is a contract, and so is one after every swap to another bundle; the
+others are decisions and parts of episodes (observations, actions, rewards and success as control loops report
+them). No file is ever rewritten. A crash can only cut the last record short; readers stop before it.
 
-`replay` computes a recorded decision again: one build, one CPU, same seed, observation and deltas give the same bytes.
+`replay` computes a recorded decision again. On one build and one CPU, the same seed, observation and deltas
+give the same bytes.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import msgpack
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -34,13 +35,14 @@ from rql_deploy.runtime.engine.request import Done, EpisodePart, Job
 
 MAGIC = b"RQLREC1\n"
 SHARD_BYTES = 64 << 20
+"""Size from which the next record goes to a new shard."""
 MAX_QUEUED = 4096
-"""Decisions waiting to be written; more are dropped and counted, rather than held up."""
+"""Records waiting to be written; more are dropped and counted, so that the server never waits."""
 MAX_QUEUED_BYTES = 128 << 20
-"""Observations and parts of episodes waiting to be written; more decisions are dropped, more parts refused and their senders told."""
+"""Bytes waiting to be written. Beyond it decisions are dropped, and senders of episodes are told to retry."""
 MAX_RECORD_BYTES = 256 << 20
 WARN_EVERY = 10.0
-"""Seconds between warnings about a disk that does not take records."""
+"""Seconds between two warnings about failed writes."""
 _HEAD = struct.Struct("<II")
 _log = logging.getLogger("rql_deploy.recorder")
 
@@ -48,11 +50,11 @@ Record = dict[str, Any]
 
 
 class Recorder:
-    """Writes decisions from a thread of its own. `record` never blocks and never raises."""
+    """Writes decisions and episodes in a thread of its own. `record` never blocks and never raises."""
 
     def __init__(self, folder: Path, *, shard_bytes: int = SHARD_BYTES):
         self.dropped = 0
-        """Decisions and parts of episodes not written: the queue was full, or the disk was."""
+        """Records not written because the queue or the disk was full."""
         self.written = 0
         self._folder, self._shard_bytes = folder, shard_bytes
         self._prefix = f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
@@ -62,25 +64,29 @@ class Recorder:
             folder.mkdir(parents=True, exist_ok=True)
             self._file = self._open()
         except OSError as error:
-            raise UserError(f"cannot record to {folder} ({error.strerror}): pass another folder") from error
-        self._queue: queue.Queue[tuple[Done | EpisodePart, Contract, float, float] | None] = queue.Queue(MAX_QUEUED)
-        self._waiting_bytes = 0
-        self._taken_bytes = 0
+            raise UserError(
+                f"cannot record to {folder} ({error.strerror})", hint="pass another folder"
+            ) from error
+        self._queue: queue.Queue[tuple[Done | EpisodePart, Contract, float, float] | None] = queue.Queue(
+            MAX_QUEUED
+        )
+        self._enqueued_bytes = 0
+        self._dequeued_bytes = 0
         self._thread = threading.Thread(target=self._run, name="recorder", daemon=True)
         self._thread.start()
 
     def record(self, done: Done, contract: Contract, server: float) -> None:
-        """Take one decision; `server` is how many seconds it took from receipt to reply."""
-        self._take(done, contract, server)
+        """Queue one decision; `server` is seconds from receipt to reply."""
+        self._enqueue(done, contract, server)
 
     def record_episode(self, part: EpisodePart, contract: Contract) -> bool:
-        """Take a part of an episode; false when there is no room."""
-        return self._take(part, contract, 0.0)
+        """Queue a part of an episode; False when the queue is full."""
+        return self._enqueue(part, contract, 0.0)
 
-    def _take(self, what: Done | EpisodePart, contract: Contract, server: float) -> bool:
-        # Two counters, one per thread, so that neither needs a lock.
+    def _enqueue(self, what: Done | EpisodePart, contract: Contract, server: float) -> bool:
+        # One counter per thread, so no lock is needed.
         size = _size(what)
-        if self._waiting_bytes - self._taken_bytes + size > MAX_QUEUED_BYTES:
+        if self._enqueued_bytes - self._dequeued_bytes + size > MAX_QUEUED_BYTES:
             self.dropped += 1
             return False
         try:
@@ -88,17 +94,17 @@ class Recorder:
         except queue.Full:
             self.dropped += 1
             return False
-        self._waiting_bytes += size
+        self._enqueued_bytes += size
         return True
 
     def close(self) -> None:
-        """Write what is queued and close the shard."""
+        """Write what is queued, then close the shard."""
         self._queue.put(None)
         self._thread.join(timeout=10)
 
     def _run(self) -> None:
         while (entry := self._queue.get()) is not None:
-            self._taken_bytes += _size(entry[0])
+            self._dequeued_bytes += _size(entry[0])
             try:
                 self._append(*entry)
                 self.written += 1
@@ -106,7 +112,9 @@ class Recorder:
                 self.dropped += 1
                 if time.monotonic() - self._warned > WARN_EVERY:
                     self._warned = time.monotonic()
-                    _log.warning("cannot record", extra={"data": {"error": error.strerror, "dropped": self.dropped}})
+                    _log.warning(
+                        "cannot record", extra={"data": {"error": error.strerror, "dropped": self.dropped}}
+                    )
         os.close(self._file)
 
     def _append(self, what: Done | EpisodePart, contract: Contract, server: float, wall: float) -> None:
@@ -115,7 +123,9 @@ class Recorder:
             os.close(self._file)
             self._file = following
         if self._contract != contract.contract_id:
-            self._write({"kind": "contract", "contract_id": contract.contract_id, "contract": contract.to_json()})
+            self._write(
+                {"kind": "contract", "contract_id": contract.contract_id, "contract": contract.to_json()}
+            )
             self._contract = contract.contract_id
         if isinstance(what, EpisodePart):
             self._write(_part_to_plain(what, contract, wall))
@@ -129,7 +139,8 @@ class Recorder:
             if os.write(file, MAGIC) < len(MAGIC):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         except OSError:
-            # On a full disk this is tried again for every record: no empty shard may stay behind, nor its descriptor.
+            # On a full disk this is tried again for every record: leave no empty shard and no open descriptor
+            # behind.
             os.close(file)
             path.unlink(missing_ok=True)
             raise
@@ -138,14 +149,14 @@ class Recorder:
         return file
 
     def _write(self, record: Record) -> None:
-        data: bytes = msgpack.packb(record)
+        data = msgspec.msgpack.encode(record)
         whole = _HEAD.pack(len(data), zlib.crc32(data)) + data
         try:
             if os.write(self._file, whole) < len(whole):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             self._size += len(whole)
         except OSError:
-            # A record cut in half would hide those after it.
+            # Remove a record that is cut short: it would hide those after it.
             os.ftruncate(self._file, self._size)
             raise
 
@@ -156,12 +167,12 @@ def _to_plain(done: Done, contract: Contract, server: float, wall: float) -> Rec
         "kind": "decision",
         "time": wall,
         "contract_id": contract.contract_id,
-        "client": getattr(job.ticket, "client", b"").hex(),
+        "client": getattr(job.reply_context, "client", b"").hex(),
         "fields": {name: _pack(value[0]) for name, value in job.fields.items()},
         "seed": job.seed,
         "candidates": job.candidates,
         "candidate": done.candidate,
-        "compared": done.compared,
+        "compared": done.candidates_scored,
         "pruned": job.pruned,
         "deltas": done.deltas,
         "budget": None if job.due is None else job.due - job.received,
@@ -200,27 +211,35 @@ def _unpack(entry: Any) -> NDArray[Any]:
 
 
 def read_shard(path: Path) -> Iterator[Record]:
-    """Records of one shard in order, arrays as float32, or uint8 where they were sent as bytes; ends before a record that was cut short.
+    """Records of one shard in order, with float32 or uint8 arrays; stops before a record that was cut short.
 
-    Raises UserError when the file is no shard, or a record in it is damaged.
+    Raises UserError when the file is not a shard, or a record in it is damaged.
     """
     with path.open("rb") as file:
         if file.read(len(MAGIC)) != MAGIC:
-            raise UserError(f"{path} is not a recording: pass a .rqlrec file or a folder that `serve --record` wrote")
+            raise UserError(
+                f"{path} is not a recording",
+                hint="pass a .rqlrec file or a folder that `serve --record` wrote",
+            )
         while len(head := file.read(_HEAD.size)) == _HEAD.size:
             length, checksum = _HEAD.unpack(head)
             data = file.read(length) if length <= MAX_RECORD_BYTES else b""
             if len(data) < length <= MAX_RECORD_BYTES:
                 return
             if length > MAX_RECORD_BYTES or zlib.crc32(data) != checksum:
-                raise UserError(f"{path} is damaged after {file.tell()} bytes: use the records before it, or a copy")
-            record: Record = msgpack.unpackb(data)
+                raise UserError(
+                    f"{path} is damaged after {file.tell()} bytes",
+                    hint="use the records before it, or a copy",
+                )
+            record: Record = msgspec.msgpack.decode(data)
             if record["kind"] in ("decision", "episode"):
                 record["fields"] = {name: _unpack(entry) for name, entry in record["fields"].items()}
                 record["actions"] = _unpack(record["actions"])
             if record["kind"] == "episode":
                 record["rewards"] = None if record["rewards"] is None else _unpack(record["rewards"])
-                record["success"] = None if record["success"] is None else np.array(record["success"], np.bool_)
+                record["success"] = (
+                    None if record["success"] is None else np.array(record["success"], np.bool_)
+                )
             yield record
 
 
@@ -228,34 +247,42 @@ def read_recording(path: Path) -> Iterator[Record]:
     """Records of a shard or of all shards in a folder, oldest first."""
     shards = sorted(path.glob("*.rqlrec")) if path.is_dir() else [path]
     if not shards or not shards[0].is_file():
-        raise UserError(f"there is no recording at {path}: pass a .rqlrec file or a folder that `serve --record` wrote")
+        raise UserError(
+            f"there is no recording at {path}",
+            hint="pass a .rqlrec file or a folder that `serve --record` wrote",
+        )
     for shard in shards:
         yield from read_shard(shard)
 
 
 def _size(what: Done | EpisodePart) -> int:
-    return what.nbytes if isinstance(what, EpisodePart) else sum(value.nbytes for value in what.job.fields.values())
+    return (
+        what.nbytes
+        if isinstance(what, EpisodePart)
+        else sum(value.nbytes for value in what.job.fields.values())
+    )
 
 
 def replay(model: Model, record: dict[str, Any]) -> Done:
-    """The decision of one record, computed from its seed, observation, deltas and chosen candidate.
+    """Compute the decision of one record again from its seed, observation, deltas and candidate.
 
     Raises UserError when the record was made with another contract.
     """
     if record["contract_id"] != model.contract.contract_id:
         raise UserError(
-            f"the recording was made with contract {record['contract_id'][:12]}, the bundle has {model.contract.contract_id[:12]}: "
-            "pass the bundle that was served"
+            f"the recording was made with contract {record['contract_id'][:12]}, "
+            f"the bundle has {model.contract.contract_id[:12]}",
+            hint="pass the bundle that was served",
         )
     engine = Engine(model)
     engine.submit(
         Job(
-            ticket=None,
+            reply_context=None,
             fields=model.rows(record["fields"]),
             seed=record["seed"],
             received=time.monotonic(),
             value=record["value"] is not None,
-            first=record["candidate"],
+            candidate_offset=record["candidate"],
             deltas=tuple(record["deltas"]),
         )
     )
@@ -268,4 +295,7 @@ def replay(model: Model, record: dict[str, Any]) -> Done:
 
 def same_bytes(record: dict[str, Any], done: Done) -> bool:
     """Whether actions, V and spread are the recorded ones to the bit."""
-    return bool(record["actions"].tobytes() == done.actions.tobytes() and (record["value"], record["spread"]) == (done.value, done.spread))
+    return bool(
+        record["actions"].tobytes() == done.actions.tobytes()
+        and (record["value"], record["spread"]) == (done.value, done.spread)
+    )

@@ -1,6 +1,7 @@
-"""The bundles a server offers by name, and how one is exchanged under load.
+"""The models that a server offers by name, and the swap of one under load.
 
-A new bundle is opened, checked and warmed in a thread of its own while the server goes on, then offered to the engine's thread.
+A new bundle is opened, checked and warmed up in a thread of its own; then its model is handed to the server's
+thread.
 """
 
 from __future__ import annotations
@@ -23,69 +24,73 @@ _log = logging.getLogger("rql_deploy.reload")
 LOWEST_PRIORITY = 19
 
 
-class Lane:
-    """One name: the engine that takes new requests, and those that finish requests of models replaced since."""
+class ModelSlot:
+    """The engine of one name, and engines of replaced models that finish their requests."""
 
     def __init__(self, model: Model):
         self.engine = Engine(model)
         self.retiring: list[Engine] = []
         self.accepted = {model.contract.contract_id}
-        """Contracts that clients may have agreed on: this model's, and those of compatible predecessors."""
+        """Contracts that clients may still use: this model's, and those of the compatible models it
+        replaced."""
 
     @property
     def model(self) -> Model:
+        """The model that computes now."""
         return self.engine.model
 
     def swap(self, model: Model) -> None:
-        """New requests go to `model`; those under way end with the model they began with."""
+        """Send new requests to `model`; running ones finish with the old model."""
         if self.engine.busy:
             self.retiring.append(self.engine)
         self.engine = Engine(model)
         self.accepted.add(model.contract.contract_id)
 
 
-class Lanes:
-    """All lanes, and whose turn it is."""
+class ModelRegistry:
+    """All models of a server by name; decides which engine runs next."""
 
     def __init__(self, models: Iterable[Model]):
-        self.by_name: dict[str, Lane] = {}
+        self.by_name: dict[str, ModelSlot] = {}
         for model in models:
             if model.name in self.by_name:
-                raise UserError(f"two bundles are called '{model.name}': give one another name, NAME=PATH")
-            self.by_name[model.name] = Lane(model)
+                raise UserError(
+                    f"two bundles are called '{model.name}'", hint="give one another name, NAME=PATH"
+                )
+            self.by_name[model.name] = ModelSlot(model)
         if not self.by_name:
-            raise UserError("there is no bundle to serve: pass one or more bundle folders")
+            raise UserError("there is no bundle to serve", hint="pass one or more bundle folders")
         self.default = next(iter(self.by_name))
         self._last = 0
 
-    def find(self, name: object) -> Lane:
-        """The lane of a request's `bundle`; the first one when it names none."""
-        lane = self.by_name.get(self.default if name is None else name) if isinstance(name, str | None) else None
-        if lane is None:
+    def find(self, name: str | None) -> ModelSlot:
+        """The slot of a request's `bundle`; the first one when it names none."""
+        slot = self.by_name.get(self.default if name is None else name)
+        if slot is None:
             raise ProtocolError("unknown_bundle", f"this server has {', '.join(self.by_name)}")
-        return lane
+        return slot
 
-    def agreed(self, name: object, contract: object) -> tuple[Lane, dict[str, str]]:
-        """The lane of a request made under a `contract` (an id, or None), and news of its contract for the client."""
-        lane = self.find(name)
-        current = lane.model.contract.contract_id
+    def find_for_contract(self, name: str | None, contract: str | None) -> tuple[ModelSlot, str | None]:
+        """The slot of a request made under a `contract` (an id, or None), and its new contract's id if it has changed."""
+        slot = self.find(name)
+        current = slot.model.contract.contract_id
         if contract is None or contract == current:
-            return lane, {}
-        if not isinstance(contract, str) or contract not in lane.accepted:
+            return slot, None
+        if contract not in slot.accepted:
             raise ProtocolError("contract_changed", "this server's contract is not the one agreed on: say hello again")
-        return lane, {"contract_id": current}
+        return slot, current
 
     def next_busy(self) -> Engine | None:
-        """The engine whose turn it is, in rotation over all that have work; None when none has."""
-        if len(self.by_name) == 1 and not (lane := self.by_name[self.default]).retiring:
-            return lane.engine if lane.engine.busy else None
+        """The engine that runs next, in rotation over all with work; None when there is no work."""
+        if len(self.by_name) == 1 and not (slot := self.by_name[self.default]).retiring:
+            return slot.engine if slot.engine.busy else None
         engines: list[Engine] = []
-        for lane in self.by_name.values():
-            if lane.retiring:
-                lane.retiring = [engine for engine in lane.retiring if engine.busy]
-                engines += lane.retiring
-            if lane.engine.busy:
-                engines.append(lane.engine)
+        for slot in self.by_name.values():
+            if slot.retiring:
+                slot.retiring = [engine for engine in slot.retiring if engine.busy]
+                engines += slot.retiring
+            if slot.engine.busy:
+                engines.append(slot.engine)
         if not engines:
             return None
         self._last += 1
@@ -93,9 +98,9 @@ class Lanes:
 
 
 def incompatibilities(old: Contract, new: Contract) -> list[str]:
-    """Why `new` cannot take over from `old` under running clients; empty when it can.
+    """Why `new` cannot replace `old` while clients are connected; empty when it can.
 
-    Their robots read the same fields and expect the same chunk; weights, scaling, F and calibration may differ.
+    Fields, actions, rate and h must be the same; weights, scaling, F and calibration may differ.
     """
     found = old.plant.differences(new.plant)
     if old.h != new.h:
@@ -104,26 +109,26 @@ def incompatibilities(old: Contract, new: Contract) -> list[str]:
 
 
 class Reloader:
-    """Reads the bundles' paths again when asked; a bundle that is missing, damaged or incompatible changes nothing."""
+    """Loads the bundles again on request; a missing, damaged or incompatible one is logged and ignored."""
 
     def __init__(
         self,
         paths: Sequence[Path],
         models: Sequence[Model],
-        offer: Callable[[str, Model], None],
+        schedule_swap: Callable[[str, Model], None],
         *,
         variant: str = "fp32",
         provider: str = "cpu",
     ):
         self._paths, self._models = list(paths), list(models)
-        self._offer, self._variant, self._provider = offer, variant, provider
+        self._schedule_swap, self._variant, self._provider = schedule_swap, variant, provider
         self._wanted = threading.Event()
         self._stopped = False
         self._thread = threading.Thread(target=self._run, name="reload", daemon=True)
         self._thread.start()
 
     def request(self) -> None:
-        """Look at the bundles again; safe from a signal handler."""
+        """Load the bundles again; safe to call from a signal handler."""
         self._wanted.set()
 
     def close(self) -> None:
@@ -133,7 +138,7 @@ class Reloader:
         self._thread.join(timeout=10)
 
     def _run(self) -> None:
-        # Refinement steps come first where both want the same core.
+        # Where both need the same core, refinement steps go first.
         with contextlib.suppress(OSError):
             os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), LOWEST_PRIORITY)
         while self._wanted.wait() and not self._stopped:
@@ -149,11 +154,17 @@ class Reloader:
                 _log.info("bundle unchanged", extra={"data": {"bundle": old.name, "path": str(path)}})
                 return
             if found := incompatibilities(old.contract, bundle.contract):
-                raise ContractError(f"{path} is not compatible with the running clients ({'; '.join(found)}): serve it under another name")
+                raise ContractError(
+                    f"{path} is not compatible with the running clients ({'; '.join(found)})",
+                    hint="serve it under another name",
+                )
             model = Model(bundle, old.name, provider=self._provider)
             model.warm_up()
         except UserError as error:
-            _log.error("bundle refused", extra={"data": {"bundle": old.name, "reason": str(error)}})
+            _log.error(
+                "bundle refused",
+                extra={"data": {"bundle": old.name, "kind": error.kind, "reason": str(error)}},
+            )
             return
         self._models[index] = model
-        self._offer(old.name, model)
+        self._schedule_swap(old.name, model)

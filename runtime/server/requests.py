@@ -1,10 +1,13 @@
-"""Headers of requests, checked: what a client asked for, or a ProtocolError that says what is wrong with it."""
+"""What requests ask the engine for, with the checks that need the arrays, the model or several entries.
+
+Types and bounds of single entries are checked when the header is decoded (`runtime.wire.headers`).
+"""
 
 from __future__ import annotations
 
 import math
 import random
-from collections.abc import Mapping
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -13,132 +16,101 @@ from numpy.typing import NDArray
 from rql_deploy.policy import MAX_CANDIDATES
 from rql_deploy.runtime.engine.model import Model
 from rql_deploy.runtime.engine.request import EpisodePart, Job
+from rql_deploy.runtime.wire import headers
 from rql_deploy.runtime.wire.checks import all_finite
-from rql_deploy.runtime.wire.protocol import ProtocolError
+from rql_deploy.runtime.wire.protocol import Arrays, ProtocolError
 
-Header = dict[str, Any]
-Arrays = Mapping[str, NDArray[Any]]
-
-_COMMON = frozenset(("v", "id", "epoch", "op", "contract", "bundle", "budget", "seed"))
-"""Entries of most `act` requests."""
-MAX_DELTAS = 64
-"""Most refinement steps that a request may spell out."""
 MAX_ROWS = MAX_CANDIDATES
 """Most rows of one `refine` or `value` request."""
 MAX_TICKS = 4096
 """Most ticks of one `episode` request."""
 
 
-def read_job(header: Header, arrays: Arrays, model: Model, ticket: Any, received: float) -> Job:
-    """The job that an `act` request describes. Raises ProtocolError or ContractError."""
-    budget = number(header, "budget", 0.0, 3600.0)
-    seed = whole(header, "seed", 0, 2**64 - 1)
-    extras = {} if _COMMON.issuperset(header) else _extras(header, model)
+def read_job(request: headers.Act, arrays: Arrays, model: Model, reply_context: Any, received: float) -> Job:
+    """The job that an `act` request asks for. Raises ProtocolError or ContractError."""
+    candidates = request.candidates or 1
+    prune: tuple[tuple[int, int], ...] = ()
+    deltas: tuple[float, ...] | None = None
+    if request.prune is not None:
+        prune = _check_prune(request.prune, candidates, model.contract.F)
+    if request.deltas is not None:
+        deltas = _check_deltas(request.deltas)
     return Job(
-        ticket=ticket,
+        reply_context=reply_context,
         fields=model.rows(arrays),
-        seed=random.getrandbits(63) if seed is None else seed,
+        seed=random.getrandbits(63) if request.seed is None else request.seed,
         received=received,
-        due=None if budget is None else received + budget,
-        **extras,
+        due=None if request.budget is None else received + request.budget,
+        candidates=candidates,
+        value=bool(request.value),
+        stream=bool(request.stream),
+        prune=prune,
+        deltas=deltas,
+        candidate_offset=(request.first or 0) if deltas is not None else 0,
     )
 
 
-def _extras(header: Header, model: Model) -> dict[str, Any]:
-    candidates = whole(header, "candidates", 1, MAX_CANDIDATES) or 1
-    found: dict[str, Any] = {"candidates": candidates, "value": flag(header, "value"), "stream": flag(header, "stream")}
-    if header.get("prune") is not None:
-        found["prune"] = _prune(header["prune"], candidates, model.contract.F)
-    if header.get("deltas") is not None:
-        found["deltas"] = _deltas(header["deltas"])
-        found["first"] = whole(header, "first", 0, MAX_CANDIDATES - 1) or 0
-    if header.get("prefix") is not None:
-        raise ProtocolError("bad_request", "prefix is reserved for a later version: leave it out")
-    return found
-
-
 def read_refinement(
-    header: Header, arrays: Arrays, model: Model
+    request: headers.Refine, arrays: Arrays, model: Model
 ) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]:
-    """features `[N, D]`, x `[N, hA]`, f `[N, 1]`, delta `[N, 1]` of a `refine` request: N rows for one observation."""
+    """features `[N, D]`, x `[N, hA]`, f `[N, 1]`, delta `[N, 1]`: N rows for one observation."""
     x = _rows(arrays, "x", (model.chunk_dim,))
-    f = column(header, "f", len(x), 0.0, 1.0)
-    delta = column(header, "delta", len(x), 0.0, 1.0)
+    f = _column("f", request.f, len(x))
+    delta = _column("delta", request.delta, len(x))
     if (f + delta > 1.0 + 1e-6).any():
         raise ProtocolError("bad_request", "f + delta must not exceed 1")
     return np.repeat(model.encode(model.rows(arrays)), len(x), axis=0), x, f, delta
 
 
-def read_valuation(header: Header, arrays: Arrays, model: Model) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]:
-    """features `[N, D]`, x `[N, hA]`, f `[N, 1]` of a `value` request: complete chunks `actions`, or partial ones `x` at `f`."""
+def read_valuation(
+    request: headers.Value, arrays: Arrays, model: Model
+) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]:
+    """features `[N, D]`, x `[N, hA]`, f `[N, 1]`: complete chunks `actions`, or partial ones `x` at `f`."""
     features = model.encode(model.rows(arrays))
     if "actions" in arrays:
         actions = _rows(arrays, "actions", (model.contract.h, model.contract.plant.action_dim))
         x, f = model.scaled(actions), np.ones((len(actions), 1), np.float32)
     else:
         x = _rows(arrays, "x", (model.chunk_dim,))
-        f = column(header, "f", len(x), 0.0, 1.0)
+        f = _column("f", request.f, len(x))
     return np.repeat(features, len(x), axis=0), x, f
 
 
-def read_episode(header: Header, arrays: Arrays, model: Model) -> EpisodePart:
-    """What a control loop did and saw in some ticks, of an `episode` request. Raises ProtocolError or ContractError."""
-    actions = _rows(arrays, "actions", (model.contract.plant.action_dim,), range(MAX_TICKS + 1))
-    rows, end = len(actions), flag(header, "end")
+def read_episode(request: headers.Episode, arrays: Arrays, model: Model) -> EpisodePart:
+    """What a control loop did and saw in some ticks. Raises ProtocolError or ContractError."""
+    plant = model.contract.plant
+    actions = _rows(arrays, "actions", (plant.action_dim,), range(MAX_TICKS + 1))
+    rows, end = len(actions), bool(request.end)
     if not rows and not end:
         raise ProtocolError("bad_request", "a part of an episode needs ticks, or must be its end")
-    # The observation after the last action comes with the episode's end, where the loop has it.
+    # The observation after the last action comes with the episode's end, if the loop has it.
     counts = range(rows, rows + 1 + end)
-    fields = {spec.name: _rows(arrays, spec.name, spec.shape, counts, spec.dtype) for spec in model.contract.plant.fields}
+    fields = {spec.name: _rows(arrays, spec.name, spec.shape, counts, spec.dtype) for spec in plant.fields}
     if len({len(value) for value in fields.values()}) > 1:
         raise ProtocolError("bad_request", "all fields of an episode must have the same number of rows")
     rewards = _rows(arrays, "rewards", (), range(rows, rows + 1)) if "rewards" in arrays else None
     success = _rows(arrays, "success", (), range(rows, rows + 1)) != 0 if "success" in arrays else None
-    episode, tick = (whole(header, key, 0, 2**53) for key in ("episode", "tick"))
-    if episode is None or tick is None:
-        raise ProtocolError("bad_request", "an episode's part must say which episode and from which tick on")
-    epoch = header.get("epoch")
-    return EpisodePart(epoch if type(epoch) is int else 0, episode, tick, end, fields, actions, rewards, success)
+    return EpisodePart(
+        request.epoch or 0, request.episode, request.tick, end, fields, actions, rewards, success
+    )
 
 
-def number(header: Header, key: str, low: float, high: float) -> float | None:
-    """A finite number within bounds, or None when absent."""
-    value = header.get(key)
-    if value is None:
-        return None
-    if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
-        raise ProtocolError("bad_request", f"{key} must be a number from {low:g} to {high:g}")
-    return float(value)
-
-
-def whole(header: Header, key: str, low: int, high: int) -> int | None:
-    """A whole number within bounds, or None when absent."""
-    value = header.get(key)
-    if value is not None and (type(value) is not int or not low <= value <= high):
-        raise ProtocolError("bad_request", f"{key} must be a whole number from {low} to {high}")
-    return value
-
-
-def flag(header: Header, key: str) -> bool:
-    """True or false; false when absent."""
-    value = header.get(key, False)
-    if value not in (None, True, False):
-        raise ProtocolError("bad_request", f"{key} must be true or false")
-    return bool(value)
-
-
-def column(header: Header, key: str, rows: int, low: float, high: float) -> NDArray[np.float32]:
-    """`[rows, 1]` from one number for all rows or a list of one each."""
-    value = header.get(key)
+def _column(name: str, value: float | Sequence[float] | None, rows: int) -> NDArray[np.float32]:
+    """`[rows, 1]` from one number for all rows, or one for each."""
     entries = value if isinstance(value, list) else [value] * rows
-    if len(entries) != rows or not all(isinstance(v, int | float) and not isinstance(v, bool) and low <= v <= high for v in entries):
-        raise ProtocolError("bad_request", f"{key} must be a number from {low:g} to {high:g}, or one for each of the {rows} rows")
+    if value is None or len(entries) != rows:
+        raise ProtocolError("bad_request", f"{name} must be a number, or one for each of the {rows} rows")
     return np.array(entries, np.float32)[:, None]
 
 
 def _rows(
-    arrays: Arrays, name: str, shape: tuple[int, ...], counts: range = range(1, MAX_ROWS + 1), dtype: str = "float32"
+    arrays: Arrays,
+    name: str,
+    shape: tuple[int, ...],
+    counts: range = range(1, MAX_ROWS + 1),
+    dtype: str = "float32",
 ) -> NDArray[Any]:
+    """The array `[N, *shape]` of that name, N among `counts`, as `dtype`."""
     value = arrays.get(name)
     if value is None or value.ndim != len(shape) + 1 or value.shape[1:] != shape or len(value) not in counts:
         wanted = f"[{', '.join(map(str, ('N', *shape)))}] with N from {counts[0]} to {counts[-1]}"
@@ -149,24 +121,21 @@ def _rows(
     return rows
 
 
-def _prune(value: Any, candidates: int, flow_steps: int) -> tuple[tuple[int, int], ...]:
-    found = [(0, candidates)]
-    for pair in value if isinstance(value, list) else [None]:
-        if not (isinstance(pair, list) and len(pair) == 2 and all(type(n) is int for n in pair)):
-            raise ProtocolError("bad_request", "prune must be a list of [refinement step, candidates to keep]")
-        k, keep = pair
-        if not (found[-1][0] < k < flow_steps and 1 <= keep <= found[-1][1]):
-            raise ProtocolError("bad_request", f"prune must name rising steps below {flow_steps} and falling numbers of candidates")
-        found.append((k, keep))
-    return tuple(found[1:])
+def _check_prune(
+    prune: Sequence[tuple[int, int]], candidates: int, flow_steps: int
+) -> tuple[tuple[int, int], ...]:
+    step, kept = 0, candidates
+    for k, keep in prune:
+        if not (step < k < flow_steps and 1 <= keep <= kept):
+            raise ProtocolError(
+                "bad_request",
+                f"prune must name rising steps below {flow_steps} and falling numbers of candidates",
+            )
+        step, kept = k, keep
+    return tuple(prune)
 
 
-def _deltas(value: Any) -> tuple[float, ...]:
-    if (
-        not isinstance(value, list)
-        or not 1 <= len(value) <= MAX_DELTAS
-        or not all(isinstance(d, float) and 0.0 < d <= 1.0 for d in value)
-        or not math.isclose(sum(value), 1.0, abs_tol=1e-5)
-    ):
-        raise ProtocolError("bad_request", f"deltas must be 1 to {MAX_DELTAS} positive numbers that sum to 1")
-    return tuple(value)
+def _check_deltas(deltas: Sequence[float]) -> tuple[float, ...]:
+    if not math.isclose(sum(deltas), 1.0, abs_tol=1e-5):
+        raise ProtocolError("bad_request", "deltas must sum to 1")
+    return tuple(deltas)

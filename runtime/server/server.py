@@ -1,8 +1,9 @@
-"""The policy server: a ZeroMQ ROUTER in front of the engine. No torch in this process.
+"""The policy server: a ZeroMQ ROUTER socket in front of the engine, without torch.
 
-One thread receives, computes and replies: between two refinement steps it takes in whatever has arrived, so a request joins at the
-very next step. Malformed requests get an error code and cost nobody else anything. What is not urgent (metrics, logs, recording,
-loading a new bundle, WebSocket clients) lives in other threads, which hand things over through queues or as clients of `INTERNAL`.
+One thread receives, computes and replies. Between two refinement steps it receives what has arrived, so a
+request joins the batch at the next step. A malformed request gets an error code and does not affect other
+clients. Metrics, logs, recording, loading of new bundles and WebSocket clients run in other threads; they use
+queues, or are clients of `INTERNAL`.
 """
 
 from __future__ import annotations
@@ -21,33 +22,33 @@ from rql_deploy.contract import Contract
 from rql_deploy.errors import ContractError, UserError
 from rql_deploy.runtime.engine.model import Model
 from rql_deploy.runtime.engine.request import Done, Event, Expired, Preview
-from rql_deploy.runtime.wire import protocol
-from rql_deploy.runtime.wire.protocol import ProtocolError
+from rql_deploy.runtime.wire import headers, protocol
+from rql_deploy.runtime.wire.protocol import Arrays, ProtocolError
 
 from . import requests
 from .auth import ServerKeys
 from .listen import Connections, check_bind, configure
 from .metrics import Metrics
-from .quota import MAX_RATE, Guard
+from .quota import MAX_RATE, Quota
 from .recording import Recorder
-from .registry import Lane, Lanes
-from .replies import Header, Ticket, decision_header, hello, statistics
+from .registry import ModelRegistry, ModelSlot
+from .replies import Echo, ReplyContext, decision, hello, statistics
 
 INTERNAL = "inproc://policy"
-"""Where threads of the server's own process connect, in the server's context."""
+"""Endpoint for threads of the server's process, in the server's ZeroMQ context."""
 MAX_WAITING = 1024
-"""Requests taken in and not yet answered, over all clients; more wait in ZeroMQ's own bounded queues."""
+"""Most requests received and not answered, of all clients; more wait in ZeroMQ's bounded queues."""
 MAX_RECEIVED_PER_STEP = 64
 HOUSEKEEPING = 0.25
-"""Seconds between looks at connections, revoked keys and models that are ready to take over."""
+"""Seconds between checks of connections, revoked keys and models that are ready to be swapped in."""
 DRAIN_LIMIT = 10.0
-"""Seconds that requests under way get when the server is told to stop."""
+"""Seconds for running requests to finish when the server stops."""
 DRAIN_NOTICE = 0.3
-"""Seconds in which a stopping server still answers, if only to say so: several periods of a control loop."""
+"""Seconds in which a stopping server still replies `draining`: several periods of a control loop."""
 
 
 class PolicyServer:
-    """Serve models on one endpoint. Use as a context manager; `run` returns when `stop` was called and all is answered."""
+    """Serves models on one endpoint. A context manager; `run` returns after `stop` and the last reply."""
 
     def __init__(
         self,
@@ -61,26 +62,29 @@ class PolicyServer:
         busy_poll: bool = False,
         listener: int | None = None,
     ):
-        """`listener` is the descriptor of a listening socket at `bind` that is shared with other processes."""
+        """`listener` is the descriptor of a listening socket at `bind` that several processes share."""
         check_bind(bind, insecure, keys is not None)
         self.metrics = Metrics()
         self.requests = self.errors = 0
         self.ready = False
         self.worker: int | None = None
-        """Which of several processes behind one endpoint this is."""
+        """Number of this process among several behind one endpoint; None if it is the only one."""
         self.on_swap: Callable[[str, Contract], None] | None = None
-        """Called with name and contract when a new model has taken over."""
-        self._lanes = Lanes(models)
+        """Called with name and contract after a model was swapped in."""
+        self._registry = ModelRegistry(models)
         self._keys, self._recorder, self._busy_poll = keys, recorder, busy_poll
-        self._guard = Guard(max_rate)
+        self._quota = Quota(max_rate)
         self._stopping = False
         self._in_flight = 0
-        self._offers: deque[tuple[str, Model]] = deque()
+        self._scheduled_swaps: deque[tuple[str, Model]] = deque()
         self._next_housekeeping = 0.0
         self.context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._socket = self.context.socket(zmq.ROUTER)
-        fields = [field for lane in self._lanes.by_name.values() for field in lane.model.contract.plant.fields]
-        # Twice the largest field even as float64: a frame beyond that ends its sender's connection before memory is taken for it.
+        fields = [
+            field for slot in self._registry.by_name.values() for field in slot.model.contract.plant.fields
+        ]
+        # Twice the largest field even as float64. ZeroMQ ends the connection of a client that sends a larger
+        # frame, before it allocates memory for it.
         largest = max(1 << 20, 16 * max((field.size for field in fields), default=0))
         self._large = largest > 1 << 20
         configure(self._socket, min(largest, protocol.MAX_MESSAGE_BYTES))
@@ -95,7 +99,8 @@ class PolicyServer:
         except zmq.ZMQError as error:
             self.close()
             raise UserError(
-                f"cannot listen on {bind} ({error.strerror}): is another server using it? Pass --bind with another port"
+                f"cannot listen on {bind} ({error.strerror})",
+                hint="is another server using it? Pass --bind with another port",
             ) from error
         self.endpoint = self._socket.getsockopt_string(zmq.LAST_ENDPOINT)
 
@@ -106,7 +111,7 @@ class PolicyServer:
         self.close()
 
     def close(self) -> None:
-        """Free the port; replies already handed over still leave."""
+        """Free the port; replies that ZeroMQ has accepted are still sent."""
         if getattr(self, "_connections", None) is not None:
             self._connections.close()
         self._socket.close(linger=500)
@@ -115,37 +120,37 @@ class PolicyServer:
         self.context.term()
 
     def stop(self) -> None:
-        """Ask `run` to answer what is under way and return; safe from a signal handler."""
+        """Have `run` answer running requests and return; safe to call from a signal handler."""
         self._stopping = True
 
-    def offer(self, name: str, model: Model) -> None:
-        """Have a warmed model take over a name between two refinement steps; safe from any thread."""
-        self._offers.append((name, model))
+    def schedule_swap(self, name: str, model: Model) -> None:
+        """Replace the model of that name, between two refinement steps; safe from any thread."""
+        self._scheduled_swaps.append((name, model))
 
     def run(self) -> None:
-        """Answer requests until stopped, then what is under way."""
-        # Observations that are not finite are refused in words; numpy's own remarks on them would fill the log.
+        """Answer requests until stopped, then finish those that are running."""
+        # Observations with NaN are rejected with an error; numpy's warnings would fill the log.
         with np.errstate(invalid="ignore", over="ignore"):
             self._run()
 
     def _run(self) -> None:
-        # What is there now stays: the collector need not walk through it between two requests.
+        # Existing objects stay: keep the garbage collector from walking through them between two requests.
         gc.collect()
         gc.freeze()
         self.ready = True
         while not self._stopping:
-            self._turn()
+            self._poll_once()
         now = time.monotonic()
         notice, expiry = now + DRAIN_NOTICE, now + DRAIN_LIMIT
-        # What arrives from here on is refused with `draining`, so that clients know before the socket closes under a request.
+        # Requests from here on are rejected with `draining`, so clients learn of it before the socket closes.
         while now < expiry and (now < notice or self._in_flight or protocol.ready(self._socket, zmq.POLLIN)):
-            self._turn()
+            self._poll_once()
             now = time.monotonic()
 
-    def _turn(self) -> None:
-        engine = self._lanes.next_busy()
+    def _poll_once(self) -> None:
+        engine = self._registry.next_busy()
         self._receive(wait=engine is None and not self._busy_poll)
-        engine = engine or self._lanes.next_busy()
+        engine = engine or self._registry.next_busy()
         now = time.monotonic()
         if engine is not None:
             rows = engine.rows
@@ -155,28 +160,28 @@ class PolicyServer:
             for event in events:
                 self._emit(event)
         if now >= self._next_housekeeping:
-            self._keep_house(now)
+            self._housekeep(now)
 
-    def _keep_house(self, now: float) -> None:
+    def _housekeep(self, now: float) -> None:
         self._next_housekeeping = now + HOUSEKEEPING
         self.metrics.connected = self._connections.count()
         if self._recorder is not None:
             self.metrics.recorder_dropped = self._recorder.dropped
         if self._keys is not None:
             self._keys.refresh()
-        while self._offers:
-            name, model = self._offers.popleft()
-            self._lanes.by_name[name].swap(model)
+        while self._scheduled_swaps:
+            name, model = self._scheduled_swaps.popleft()
+            self._registry.by_name[name].swap(model)
             self.metrics.swaps += 1
             if self.on_swap is not None:
                 self.on_swap(name, model.contract)
 
-    # Taking in.
+    # Receiving.
 
     def _receive(self, wait: bool) -> None:
-        """Take in what has arrived, so that a request's budget runs while it waits for its turn; `wait` for something if idle.
+        """Receive all messages that have arrived, so that their budgets start to run; `wait` for one if idle.
 
-        Asking the socket whether it can be read costs more system calls than reading it and failing.
+        Reading until it fails takes fewer system calls than asking the socket whether it can be read.
         """
         flags = 0 if wait else protocol.NOBLOCK
         for _ in range(MAX_RECEIVED_PER_STEP):
@@ -188,10 +193,10 @@ class PolicyServer:
                 return
             flags = protocol.NOBLOCK
             if frames is not None:
-                self._take(client, frames, time.monotonic())
+                self._handle(client, frames, time.monotonic())
 
     def _next_message(self, flags: int) -> tuple[bytes, list[Any] | None]:
-        """A message and whose it is; None for frames when its key has been revoked."""
+        """Client and frames of the next message; frames are None when the client's key has been revoked."""
         if self._keys is None:
             frames = protocol.receive(self._socket, flags, large=self._large)
             return frames[0], frames[1:]
@@ -199,120 +204,127 @@ class PolicyServer:
         parts = self._socket.recv_multipart(protocol.NOBLOCK, copy=False)
         return client, [part.buffer for part in parts] if self._keys.allows(parts[0]) else None
 
-    def _take(self, client: bytes, frames: list[Any], received: float) -> None:
+    def _handle(self, client: bytes, frames: list[Any], received: float) -> None:
         self.requests += 1
-        echo: Header = {"v": protocol.VERSION}
+        echo = Echo()
         operation = "malformed"
         try:
-            sentence = self._guard.refuse(client, received)
-            header, arrays = protocol.decode(frames)
-            for key in ("id", "epoch"):
-                if type(value := header.get(key)) is int:
-                    echo[key] = value
-            if sentence is not None:
-                raise ProtocolError("busy", sentence)
-            if header.get("v") != protocol.VERSION:
+            reason = self._quota.rejection(client, received)
+            head, arrays = protocol.decode(frames)
+            echo = Echo(head.id, head.epoch)
+            if reason is not None:
+                raise ProtocolError("busy", reason)
+            if head.v != protocol.VERSION:
                 raise ProtocolError("version", f"this server speaks protocol {protocol.VERSION}")
-            if (asked := header.get("op")) in protocol.OPERATIONS:
-                operation = asked
-            self._carry_out(client, echo, header, arrays, received)
+            if head.op in protocol.OPERATIONS:
+                operation = head.op
+            self._dispatch(client, echo, protocol.decode_request(head, frames[0]), arrays, received)
         except ProtocolError as error:
-            self._refuse(client, echo, error.code, str(error))
+            self._reply_error(client, echo, error.code, str(error))
         except ContractError as error:
-            self._refuse(client, echo, "bad_observation", str(error))
+            self._reply_error(client, echo, "bad_observation", str(error))
         self.metrics.count_request(operation)
 
-    def _carry_out(self, client: bytes, echo: Header, header: Header, arrays: requests.Arrays, received: float) -> None:
-        match header.get("op"):
-            case "act":
-                self._queue(client, echo, header, arrays, received)
+    def _dispatch(
+        self, client: bytes, echo: Echo, request: headers.Request[Any], arrays: Arrays, received: float
+    ) -> None:
+        reply: headers.Reply
+        parts: Arrays = {}
+        match request:
+            case headers.Act():
+                self._queue(client, echo, request, arrays, received)
                 return
-            case "refine":
-                lane, news = self._lane(header)
-                next_x, preview = lane.model.refine(*requests.read_refinement(header, arrays, lane.model))
-                self._reply(client, {**echo, "ok": True, **news}, {"next_x": next_x, "preview": preview})
-                return
-            case "value":
-                lane, news = self._lane(header)
-                value, spread = lane.model.value(*requests.read_valuation(header, arrays, lane.model))
-                self._reply(client, {**echo, "ok": True, **news}, {"value": value, "spread": spread})
-                return
-            case "hello":
-                head, parts = hello(self._lanes, header.get("bundle"), records=self._recorder is not None)
-                self._reply(client, {**echo, "ok": True, **head}, parts)
-                return
-            case "reset":
-                result = {}
-            case "episode":
-                result = self._record_episode(header, arrays)
-            case "stats":
-                result = statistics(self._lanes, self.metrics) | {
-                    **({} if self.worker is None else {"worker": self.worker}),
-                    "ready": self.ready and not self._stopping,
-                    "in_flight": self._in_flight,
-                    "clients": self._guard.clients,
-                }
-            case "ping":
-                result = {"requests": self.requests, "errors": self.errors, "ready": self.ready and not self._stopping}
+            case headers.Refine():
+                slot, contract_update = self._slot(request)
+                next_x, preview = slot.model.refine(*requests.read_refinement(request, arrays, slot.model))
+                reply, parts = headers.RefineReply(contract_id=contract_update), {"next_x": next_x, "preview": preview}
+            case headers.Value():
+                slot, contract_update = self._slot(request)
+                value, spread = slot.model.value(*requests.read_valuation(request, arrays, slot.model))
+                reply, parts = headers.ValueReply(contract_id=contract_update), {"value": value, "spread": spread}
+            case headers.Hello():
+                reply, parts = hello(self._registry, request.bundle, records=self._recorder is not None)
+            case headers.Reset():
+                reply = headers.ResetReply()
+            case headers.Episode():
+                reply = self._record_episode(request, arrays)
+            case headers.Stats():
+                reply = statistics(
+                    self._registry,
+                    self.metrics,
+                    ready=self.ready and not self._stopping,
+                    in_flight=self._in_flight,
+                    clients=self._quota.clients,
+                    worker=self.worker,
+                )
             case _:
-                raise ProtocolError("unknown_operation", f"this server knows {', '.join(protocol.OPERATIONS)}")
-        self._reply(client, {**echo, "ok": True, **result}, {})
+                ready = self.ready and not self._stopping
+                reply = headers.PingReply(requests=self.requests, errors=self.errors, ready=ready)
+        self._reply(client, echo, reply, parts)
 
-    def _lane(self, header: Header) -> tuple[Lane, Header]:
-        """The lane that a request names, and news of its contract for the client."""
+    def _slot(
+        self, request: headers.Act | headers.Refine | headers.Value | headers.Episode
+    ) -> tuple[ModelSlot, str | None]:
+        """The slot that a request names, and its new contract's id if it has changed."""
         if self._stopping:
             raise ProtocolError("draining", "this server is about to stop")
-        return self._lanes.agreed(header.get("bundle"), header.get("contract"))
+        return self._registry.find_for_contract(request.bundle, request.contract)
 
-    def _queue(self, client: bytes, echo: Header, header: Header, arrays: requests.Arrays, received: float) -> None:
-        lane, news = self._lane(header)
-        ticket = Ticket(client, echo, news.get("contract_id"), lane.model)
-        lane.engine.submit(requests.read_job(header, arrays, lane.model, ticket, received))
-        self._guard.begin(client)
+    def _queue(
+        self, client: bytes, echo: Echo, request: headers.Act, arrays: Arrays, received: float
+    ) -> None:
+        slot, contract_update = self._slot(request)
+        context = ReplyContext(client, echo, contract_update, slot.model)
+        slot.engine.submit(requests.read_job(request, arrays, slot.model, context, received))
+        self._quota.begin(client)
         self._in_flight += 1
 
-    def _record_episode(self, header: Header, arrays: requests.Arrays) -> Header:
+    def _record_episode(self, request: headers.Episode, arrays: Arrays) -> headers.EpisodeReply:
         if self._recorder is None:
             raise ProtocolError("bad_request", "this server does not record: start it with --record DIR")
-        lane, news = self._lane(header)
-        part = requests.read_episode(header, arrays, lane.model)
-        return {"recorded": self._recorder.record_episode(part, lane.model.contract), **news}
+        slot, contract_update = self._slot(request)
+        part = requests.read_episode(request, arrays, slot.model)
+        recorded = self._recorder.record_episode(part, slot.model.contract)
+        return headers.EpisodeReply(recorded=recorded, contract_id=contract_update)
 
-    # Giving out.
+    # Replying.
 
     def _emit(self, event: Event) -> None:
-        ticket: Ticket = event.job.ticket
+        context: ReplyContext = event.job.reply_context
         if isinstance(event, Preview):
-            head = {**ticket.echo, "ok": True, "k": event.k, "last": False, "value": event.value, "spread": event.spread}
-            self._reply(ticket.client, head, {"actions": event.actions})
+            preview = headers.ActReply(k=event.k, last=False, value=event.value, spread=event.spread)
+            self._reply(context.client, context.echo, preview, {"actions": event.actions})
             return
-        self._guard.end(ticket.client)
+        self._quota.end(context.client)
         self._in_flight -= 1
         if isinstance(event, Expired):
             self.metrics.deadline_misses += 1
-            self._refuse(ticket.client, ticket.echo, "expired", "the request's budget was spent before its turn came")
+            self._reply_error(
+                context.client, context.echo, "expired", "the request's budget was spent before its turn came"
+            )
             return
-        self._decision(event, ticket)
+        self._reply_decision(event, context)
 
-    def _decision(self, done: Done, ticket: Ticket) -> None:
+    def _reply_decision(self, done: Done, context: ReplyContext) -> None:
         job = done.job
         server = time.monotonic() - job.received
-        self._reply(ticket.client, decision_header(done, ticket, server), {"actions": done.actions})
+        self._reply(context.client, context.echo, decision(done, context, server), {"actions": done.actions})
         metrics = self.metrics
         metrics.steps_per_reply.add(len(done.deltas))
         metrics.stages["queue"].add(done.queue)
         metrics.stages["inference"].add(done.inference)
         metrics.stages["server"].add(server)
-        metrics.shortened += job.shortened
+        metrics.steps_reduced += job.steps_reduced
         metrics.deadline_misses += job.due is not None and job.received + server > job.due
         if self._recorder is not None:
-            self._recorder.record(done, ticket.model.contract, server)
+            self._recorder.record(done, context.model.contract, server)
 
-    def _refuse(self, client: bytes, echo: Header, code: str, sentence: str) -> None:
+    def _reply_error(self, client: bytes, echo: Echo, code: str, reason: str) -> None:
         self.errors += 1
         self.metrics.count_error(code)
-        self._reply(client, {**echo, "ok": False, "code": code, "error": sentence}, {})
+        self._reply(client, echo, headers.Refusal(code=code, error=reason), {})
 
-    def _reply(self, client: bytes, header: Header, arrays: requests.Arrays) -> None:
+    def _reply(self, client: bytes, echo: Echo, reply: headers.Reply, arrays: Arrays) -> None:
         with contextlib.suppress(zmq.ZMQError):  # the client is gone or does not read: its reply is its own loss
-            protocol.send(self._socket, [client, *protocol.encode(header, arrays)], protocol.NOBLOCK)
+            frames = protocol.encode(reply, arrays, id=echo.id, epoch=echo.epoch)
+            protocol.send(self._socket, [client, *frames], protocol.NOBLOCK)

@@ -1,8 +1,10 @@
-"""Several server processes behind one endpoint: each has an engine of its own, and takes connections from one shared listening socket.
+"""The supervisor: several server processes (workers) behind one endpoint.
 
-The kernel hands a new connection to a worker that is awake (ZMQ_USE_FD), so nothing stands between a client and its engine. A worker that
-dies is started again; its clients' calls end at their deadlines, and their connections are made anew to workers that live. This process
-computes nothing: it starts, watches, signals and asks.
+Each worker has its own engine and accepts connections from one shared listening socket (ZMQ_USE_FD); the
+kernel gives a new connection to a worker that is awake, so nothing stands between a client and its engine. A
+worker that dies is started again; calls of its clients end at their deadlines, and their next connection goes
+to a worker that lives. The supervisor computes nothing itself: it starts workers, watches them, passes
+signals on and collects their status.
 """
 
 from __future__ import annotations
@@ -29,14 +31,14 @@ from rql_deploy.errors import UserError
 from .app import ServerConfig
 from .listen import listen, reserve
 from .server import DRAIN_LIMIT
-from .worker import ASK_TIMEOUT, work
+from .worker import QUERY_TIMEOUT, run_worker
 
-PAUSES = (0.0, 0.5, 1.0, 2.0, 5.0, 10.0)
-"""Seconds before a worker is started again, after so many deaths in a row."""
-STEADY = 30.0
-"""Seconds after which a worker's death is its first in a row again."""
+RESTART_DELAYS = (0.0, 0.5, 1.0, 2.0, 5.0, 10.0)
+"""Seconds before a worker is started again, by the number of deaths in a row."""
+STABLE_AFTER = 30.0
+"""Seconds of running after which earlier deaths no longer count."""
 MAX_UNANSWERED = 8
-"""Questions put to a worker that answers none: a pipe that fills up would hold up whoever asks."""
+"""Most queries to a worker that does not answer; a full pipe would block the thread that queries."""
 
 _spawn = multiprocessing.get_context("spawn")
 _log = logging.getLogger("rql_deploy.workers")
@@ -49,31 +51,32 @@ class Worker:
     number: int
     process: Any
     notices: Connection
-    asks: Connection
+    queries: Connection
     started: float
     ready: bool = False
     deaths: int = 0
     """In a row."""
-    again: float = 0.0
-    """When it is to be started again, once dead."""
+    restart_at: float = 0.0
+    """When a dead worker is to be started again; 0 while it runs."""
     unanswered: int = 0
-    """Questions since its last answer."""
+    """Queries since its last answer."""
 
 
-class Workers:
-    """Starts `count` workers and keeps them running. Use as a context manager: it is ready when all of them are."""
+class Supervisor:
+    """Starts `count` workers and keeps them running; entering its context waits until all are ready."""
 
     def __init__(self, config: ServerConfig, count: int):
         self.restarts = 0
         self.requests = self.errors = 0
-        """Of workers that have stopped in order."""
+        """Totals of workers that have stopped in order."""
         self.task = ""
         self.notes: list[str] = []
         self._contracts: dict[str, str] = {}
-        self._failure: str | None = None
+        self._failure: tuple[str, str] | None = None
+        """Kind and text of the error that keeps a worker from starting."""
         self._stopping = self._reload = False
         self._lock = threading.Lock()
-        self._asked = 0
+        self._last_query = 0
         self._config = config
         self._reserved: socket.socket | None = None
         self._listener, self.endpoint = listen(config.bind)
@@ -87,15 +90,19 @@ class Workers:
             self._close_sockets()
             raise
 
-    def __enter__(self) -> Workers:
+    def __enter__(self) -> Supervisor:
         try:
             while not all(worker.ready for worker in self._workers):
                 self._watch()
                 if self._failure is not None:
-                    raise UserError(self._failure)
+                    kind, text = self._failure
+                    raise UserError(text, kind=kind)
                 for worker in self._workers:
                     if not worker.process.is_alive():
-                        raise UserError(f"worker {worker.number} ended with status {worker.process.exitcode} before it was ready")
+                        status = worker.process.exitcode
+                        raise UserError(
+                            f"worker {worker.number} ended with status {status} before it was ready"
+                        )
                 if self._stopping:
                     raise KeyboardInterrupt
         except BaseException:
@@ -111,16 +118,16 @@ class Workers:
 
     @property
     def contract_id(self) -> str:
-        """The contract of the bundle that requests without a name get."""
+        """Contract id of the first bundle, which requests without a bundle name get."""
         return Contract.from_json(next(iter(self._contracts.values()))).contract_id
 
     def run(self) -> None:
-        """Keep the workers running until stopped, then have them answer what is under way."""
+        """Keep the workers running until stopped, then have them finish running requests."""
         while not self._stopping:
             self._watch()
             for index, worker in enumerate(self._workers):
                 if not worker.process.is_alive():
-                    self._revive(index, worker)
+                    self._restart(index, worker)
             if self._reload:
                 self._reload = False
                 self._signal(signal.SIGHUP)
@@ -132,7 +139,7 @@ class Workers:
 
     @contextlib.contextmanager
     def signals(self) -> Iterator[None]:
-        """SIGINT and SIGTERM stop, SIGHUP has every worker read its bundles again."""
+        """Within the block, SIGINT and SIGTERM stop the workers, and SIGHUP reloads their bundles."""
 
         def stop(_number: int, _frame: FrameType | None) -> None:
             self._stopping = True
@@ -148,30 +155,30 @@ class Workers:
             for number, old in previous.items():
                 signal.signal(number, old)
 
-    def askers(self) -> list[Callable[[str], dict[str, Any] | None]]:
-        """Per worker, what asks it for `stats` or `ping`; None when it does not answer. For one other thread."""
+    def status_queries(self) -> list[Callable[[str], dict[str, Any] | None]]:
+        """Per worker, a function that returns its reply to `stats` or `ping`, or None. For one thread."""
 
-        def asker(index: int) -> Callable[[str], dict[str, Any] | None]:
-            return lambda operation: self._ask(self._workers[index], operation)
+        def query(index: int) -> Callable[[str], dict[str, Any] | None]:
+            return lambda operation: self._query(self._workers[index], operation)
 
-        return [asker(index) for index in range(len(self._workers))]
+        return [query(index) for index in range(len(self._workers))]
 
-    def _ask(self, worker: Worker, operation: str) -> dict[str, Any] | None:
+    def _query(self, worker: Worker, operation: str) -> dict[str, Any] | None:
         with self._lock:
-            self._asked += 1
+            self._last_query += 1
             try:
-                while worker.asks.poll(0):
-                    worker.asks.recv()
+                while worker.queries.poll(0):
+                    worker.queries.recv()
                     worker.unanswered = 0
                 if worker.unanswered >= MAX_UNANSWERED:
                     return None
                 worker.unanswered += 1
-                worker.asks.send((self._asked, operation))
-                expiry = time.monotonic() + ASK_TIMEOUT
-                while worker.asks.poll(max(0.0, expiry - time.monotonic())):
-                    number, reply = worker.asks.recv()
+                worker.queries.send((self._last_query, operation))
+                expiry = time.monotonic() + QUERY_TIMEOUT
+                while worker.queries.poll(max(0.0, expiry - time.monotonic())):
+                    number, reply = worker.queries.recv()
                     worker.unanswered = 0
-                    if number == self._asked:
+                    if number == self._last_query:
                         found: dict[str, Any] | None = reply
                         return found
             except (OSError, EOFError):
@@ -180,25 +187,25 @@ class Workers:
 
     def _start(self, number: int) -> Worker:
         notices, their_notices = _spawn.Pipe(duplex=False)
-        asks, their_asks = _spawn.Pipe()
+        queries, their_queries = _spawn.Pipe()
         process = _spawn.Process(
-            target=work,
-            args=(self._config, number, self._listener, their_notices, their_asks, dict(self._contracts)),
+            target=run_worker,
+            args=(self._config, number, self._listener, their_notices, their_queries, dict(self._contracts)),
             name=f"worker {number}",
         )
-        # Ctrl-C reaches every process of a terminal; the workers wait for this one's word.
+        # Ctrl-C reaches all processes of a terminal, but workers stop when the supervisor tells them.
         before = signal.signal(signal.SIGINT, signal.SIG_IGN)
         try:
             process.start()
         finally:
             signal.signal(signal.SIGINT, before)
-        # Only the worker holds its ends, so that the pipes end with it.
+        # Only the worker may hold these ends: then the pipes close when it ends.
         their_notices.close()
-        their_asks.close()
-        return Worker(number, process, notices, asks, time.monotonic())
+        their_queries.close()
+        return Worker(number, process, notices, queries, time.monotonic())
 
     def _watch(self, timeout: float = 0.2) -> None:
-        """Take in what workers report, for a while."""
+        """Handle notices of workers for up to `timeout` seconds."""
         pipes = [worker.notices for worker in self._workers if not worker.notices.closed]
         sentinels = [worker.process.sentinel for worker in self._workers if worker.process.is_alive()]
         if not pipes:
@@ -212,9 +219,9 @@ class Workers:
                 except (EOFError, OSError):
                     worker.notices.close()
                     break
-                self._take(worker, kind, what)
+                self._handle_notice(worker, kind, what)
 
-    def _take(self, worker: Worker, kind: str, what: Any) -> None:
+    def _handle_notice(self, worker: Worker, kind: str, what: Any) -> None:
         match kind:
             case "ready":
                 worker.ready = True
@@ -222,30 +229,31 @@ class Workers:
                 others = self._contracts != what["contracts"] and bool(self._contracts)
                 self._contracts = what["contracts"]
                 if others:
-                    # The bundle on the disk is another, compatible one: all workers serve the same.
+                    # The bundle on the disk is another, compatible one: have all workers serve it.
                     self._reload = True
             case "swapped":
                 self._contracts = {**self._contracts, **what}
             case "failed":
                 self._failure = what
-                _log.error("worker refused", extra={"data": {"worker": worker.number, "reason": what}})
+                data = {"worker": worker.number, "kind": what[0], "reason": what[1]}
+                _log.error("worker refused", extra={"data": data})
             case "stopped":
                 self.requests += what[0]
                 self.errors += what[1]
 
-    def _revive(self, index: int, worker: Worker) -> None:
-        """Start a dead worker again, sooner or later."""
+    def _restart(self, index: int, worker: Worker) -> None:
+        """Start a dead worker again once its delay has passed."""
         now = time.monotonic()
-        if not worker.again:
-            worker.deaths = 1 if now - worker.started > STEADY else worker.deaths + 1
-            pause = PAUSES[min(worker.deaths - 1, len(PAUSES) - 1)]
-            worker.again = now + pause
+        if not worker.restart_at:
+            worker.deaths = 1 if now - worker.started > STABLE_AFTER else worker.deaths + 1
+            pause = RESTART_DELAYS[min(worker.deaths - 1, len(RESTART_DELAYS) - 1)]
+            worker.restart_at = now + pause
             data = {"worker": worker.number, "status": worker.process.exitcode, "again_in": pause}
             _log.error("worker ended", extra={"data": data})
-        if now >= worker.again:
+        if now >= worker.restart_at:
             worker.process.join()
             with self._lock:
-                worker.asks.close()
+                worker.queries.close()
                 worker.notices.close()
                 self._workers[index] = replace(self._start(worker.number), deaths=worker.deaths)
             self.restarts += 1
@@ -253,7 +261,7 @@ class Workers:
     def _signal(self, number: int) -> None:
         for worker in self._workers:
             with contextlib.suppress(ProcessLookupError):
-                # One that is still starting has no handler for SIGHUP yet, and is reading its bundles anyway.
+                # A worker that is still starting has no SIGHUP handler yet, and loads the bundles anyway.
                 if worker.process.is_alive() and (worker.ready or number != signal.SIGHUP):
                     os.kill(worker.process.pid, number)
 

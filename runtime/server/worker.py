@@ -1,4 +1,4 @@
-"""A worker's process: one server on the shared listening socket, which tells the supervisor what happens and answers its questions."""
+"""A worker process: one server on the shared socket, which reports to the supervisor."""
 
 from __future__ import annotations
 
@@ -11,52 +11,75 @@ from multiprocessing.connection import Connection
 from rql_deploy.contract import Contract
 from rql_deploy.errors import DeadlineMissed, UserError
 
-from .app import ServerConfig, Serving, serving
+from .app import RunningServer, ServerConfig, serving
 
-ASK_TIMEOUT = 1.0
-"""Seconds within which a healthy worker answers."""
-IDLE = 0.2
-"""Seconds between looks at whether a worker is to end."""
+QUERY_TIMEOUT = 1.0
+"""Seconds within which a healthy worker answers a query."""
+POLL_INTERVAL = 0.2
+"""Seconds between checks whether the worker ends."""
 
 
-def work(
-    config: ServerConfig, number: int, listener: socket.socket, notices: Connection, asks: Connection, predecessors: dict[str, str]
+def run_worker(
+    config: ServerConfig,
+    number: int,
+    listener: socket.socket,
+    notices: Connection,
+    queries: Connection,
+    predecessors: dict[str, str],
 ) -> None:
     """Serve until told to stop; exits with status 2 when the server cannot start."""
-    agreed = {name: Contract.from_json(text) for name, text in predecessors.items()}
+    known_contracts = {name: Contract.from_json(text) for name, text in predecessors.items()}
 
     def swapped(name: str, contract: Contract) -> None:
         notices.send(("swapped", {name: contract.to_json()}))
 
     try:
-        with serving(config, listener=listener.fileno(), worker=number, agreed=agreed, on_swap=swapped) as found, _answering(found, asks):
-            contracts = {model.name: model.contract.to_json() for model in found.models}
-            notices.send(("ready", {"task": found.models[0].contract.plant.task, "contracts": contracts, "notes": found.notes}))
-            found.server.run()
-            notices.send(("stopped", (found.server.requests, found.server.errors)))
+        with (
+            serving(
+                config,
+                listener=listener.fileno(),
+                worker=number,
+                known_contracts=known_contracts,
+                on_swap=swapped,
+            ) as running,
+            _answer_queries(running, queries),
+        ):
+            contracts = {model.name: model.contract.to_json() for model in running.models}
+            notices.send(
+                (
+                    "ready",
+                    {
+                        "task": running.models[0].contract.plant.task,
+                        "contracts": contracts,
+                        "notes": running.notes,
+                    },
+                )
+            )
+            running.server.run()
+            notices.send(("stopped", (running.server.requests, running.server.errors)))
     except UserError as error:
-        notices.send(("failed", str(error)))
+        notices.send(("failed", (error.kind, str(error))))
         raise SystemExit(2) from None
 
 
 @contextlib.contextmanager
-def _answering(found: Serving, asks: Connection) -> Iterator[None]:
-    """Answer the supervisor, in a thread that is a client of the engine's; stop when the supervisor is gone."""
+def _answer_queries(running: RunningServer, queries: Connection) -> Iterator[None]:
+    """Within the block, answer the supervisor's queries; stop the server when the supervisor is gone."""
     ended = threading.Event()
 
     def answer() -> None:
-        channel = found.channel()
+        channel = running.channel()
         try:
             while not ended.is_set():
-                if not asks.poll(IDLE):
+                if not queries.poll(POLL_INTERVAL):
                     continue
-                number, operation = asks.recv()
+                number, operation = queries.recv()
                 reply = None
                 with contextlib.suppress(DeadlineMissed, UserError):
-                    reply = channel.call({"op": operation}, {}, ASK_TIMEOUT)[0]
-                asks.send((number, reply))
+                    reply = channel.ask(operation, QUERY_TIMEOUT)
+                queries.send((number, reply))
         except (EOFError, OSError):
-            found.server.stop()
+            running.server.stop()
         finally:
             channel.close()
 
@@ -65,6 +88,6 @@ def _answering(found: Serving, asks: Connection) -> Iterator[None]:
     try:
         yield
     finally:
-        # Its socket must be closed before the server's context is.
+        # The thread's socket must be closed before the server's context.
         ended.set()
         thread.join()

@@ -1,0 +1,1 @@
+"""What client and server both speak: frames, headers, bounds, keys."""

@@ -1,4 +1,4 @@
-"""What both sides hold a message to: its numbers are finite, and what is refused has an error code."""
+"""Checks that both sides make of a message, and the error for what a server refuses."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from numpy.typing import NDArray
 
 from rql_deploy.errors import UserError
 
-SMALL = 4096
-"""Scalars up to which a dot product is cheaper than a sum, and runs on one thread."""
+DOT_LIMIT = 4096
+"""Numbers up to which a dot product is faster than a sum, and runs on one thread."""
 
 
 def all_finite(array: NDArray[Any]) -> bool:
-    """No NaN, no infinity; what is not floating point is finite.
+    """Whether an array has no NaN and no infinity; integers are always finite.
 
-    A sum is infinite or NaN as soon as one term is, and needs no mask of the array's size; one that overflows by itself is looked at
-    again.
+    A sum is infinite or NaN as soon as one term is, and needs no mask of the array's size. If a sum of finite
+    terms overflows, they are checked one by one.
     """
     if array.dtype.kind != "f":
         return True
     flat = array.reshape(-1)
-    if flat.size <= SMALL:
+    if flat.size <= DOT_LIMIT:
         total = flat.dot(flat)
     else:
         with np.errstate(all="ignore"):
@@ -36,7 +36,7 @@ class ServerError(UserError):
 
     def __init__(self, code: str, text: str):
         super().__init__(text)
-        self.code = code
+        self.code = self.kind = code
 
     def __reduce__(self) -> tuple[type[ServerError], tuple[str, str]]:
         # Exceptions with arguments of their own do not cross process boundaries otherwise.

@@ -1,8 +1,8 @@
-"""CURVE keys on disk, in ZeroMQ's own certificate format: one pair for the server, one per client, and the list of those allowed.
+"""CURVE keys on disk, in ZeroMQ's own certificate format: a pair for the server and one for each client.
 
 DIR/server.key, server.key_secret      the server's pair
 DIR/clients/NAME.key                   allowed clients (public keys); removing one revokes it
-DIR/NAME.key_secret                    what the robot NAME is handed: its pair and the server's public key
+DIR/NAME.key_secret                    for the robot NAME: its pair and the server's public key
 """
 
 from __future__ import annotations
@@ -31,17 +31,23 @@ class ClientKeys:
 
     @classmethod
     def load(cls, path: Path | str) -> ClientKeys:
-        """Read the file that `rql-deploy keys new` wrote. Raises UserError when it is something else."""
+        """Read the file that `rql-deploy keys new` wrote. Raises UserError for any other file."""
         path = Path(path)
         public, secret = _load(path)
         match = _SERVER_KEY_LINE.search(path.read_bytes())
         if secret is None or match is None:
-            raise UserError(f"{path} is not a client's secret key file: pass the NAME.key_secret that `rql-deploy keys new NAME` wrote")
+            raise UserError(
+                f"{path} is not a client's secret key file: "
+                "pass the NAME.key_secret that `rql-deploy keys new NAME` wrote"
+            )
         return cls(public, secret, match.group(1))
 
 
 def new_client(folder: Path, name: str) -> Path:
-    """Make a key pair for a client, allow it, and return the file to hand to the robot; makes the server's pair the first time."""
+    """Make a key pair for a client, allow it, and return the file for the robot.
+
+    The first time, this also makes the server's pair.
+    """
     from zmq.auth import create_certificates
 
     if not _NAME.fullmatch(name) or name == SERVER:
@@ -50,7 +56,8 @@ def new_client(folder: Path, name: str) -> Path:
     secret = folder / f"{name}.key_secret"
     if allowed.exists() or secret.exists():
         raise UserError(
-            f"{folder} has a key for '{name}' already: revoke it first with `rql-deploy keys revoke {name}`, or use another name"
+            f"{folder} has a key for '{name}' already: "
+            f"revoke it first with `rql-deploy keys revoke {name}`, or use another name"
         )
     before = os.umask(0o077)
     try:
@@ -72,7 +79,7 @@ def list_clients(folder: Path) -> dict[str, bytes]:
 
 
 def revoke(folder: Path, name: str) -> None:
-    """Allow a client no longer; a running server drops it within a second."""
+    """Stop allowing a client; a running server drops it within a second."""
     if name not in list_clients(folder):
         raise UserError(f"{folder} has no client '{name}': `rql-deploy keys list --keys {folder}` shows them")
     (folder / CLIENTS / f"{name}.key").unlink()
@@ -84,7 +91,9 @@ def server_pair(folder: Path) -> tuple[bytes, bytes]:
     path = folder / f"{SERVER}.key_secret"
     public, secret = _load(path)
     if secret is None:
-        raise UserError(f"{path} lacks the secret key: make keys with `rql-deploy keys new NAME --keys {folder}`")
+        raise UserError(
+            f"{path} lacks the secret key: make keys with `rql-deploy keys new NAME --keys {folder}`"
+        )
     if path.stat().st_mode & 0o077:
         raise UserError(f"{path} can be read by others: chmod 600 {path}")
     return public, secret
@@ -96,7 +105,12 @@ def _load(path: Path) -> tuple[bytes, bytes | None]:
     try:
         public, secret = load_certificate(path)
     except (OSError, ValueError) as error:
-        raise UserError(f"{path} is not a key file ({error}): make keys with `rql-deploy keys new NAME`") from error
+        raise UserError(
+            f"{path} is not a key file ({error}): make keys with `rql-deploy keys new NAME`"
+        ) from error
     if len(public) != 40 or (secret is not None and len(secret) != 40):
-        raise UserError(f"{path} is damaged: its keys do not have 40 characters; make new ones with `rql-deploy keys new NAME`")
+        raise UserError(
+            f"{path} is damaged: its keys do not have 40 characters; "
+            "make new ones with `rql-deploy keys new NAME`"
+        )
     return public, secret

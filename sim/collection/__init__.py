@@ -1,0 +1,1 @@
+"""Data made with demonstrators, in worker processes."""

@@ -1,7 +1,8 @@
 """Collect demonstrations in parallel worker processes, and write them as a Minari data set.
 
-Episodes are seeded one by one: episode i of base seed S is the same whatever the number of workers. Failed episodes are kept and
-labelled; recording goes on for a few rows after success (docs/algorithm.md, Conventions).
+Episodes are seeded one by one: episode i of base seed S is the same whatever the number of workers. Failed
+episodes are kept and labelled; recording goes on for a few rows after success (docs/algorithm.md,
+Conventions).
 """
 
 from __future__ import annotations
@@ -19,11 +20,11 @@ from numpy.typing import NDArray
 from rql_deploy.seeding import episode_seed
 from rql_deploy.sim.plants.task_env import TaskEnv
 from rql_deploy.sim.plants.tasks import Task, describe, find_demonstrator
-from rql_deploy.sim.processes import SimulatorPool, finished
+from rql_deploy.sim.processes import SimulatorPool, result_of
 
 from .minari_files import target_folder, writable_target, write_dataset
 
-__all__ = ["Episode", "collect", "target_folder", "without_gaps", "writable_target", "write_minari"]
+__all__ = ["Episode", "collect", "contiguous", "target_folder", "writable_target", "write_minari"]
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ _env: TaskEnv | None = None
 
 
 def demonstrate(task: Task, index: int, seed: int, noise_range: tuple[float, float]) -> Episode:
-    """Record one episode of the task's demonstrator; its noise level is drawn from the range by the episode's seed."""
+    """Record one episode of the task's demonstrator; the episode's seed draws its noise level."""
     global _env
     if _env is None:
         _env = task.make_env()
@@ -74,12 +75,19 @@ def demonstrate(task: Task, index: int, seed: int, noise_range: tuple[float, flo
 
 
 def collect(
-    task: Task, episodes: int, *, noise_range: tuple[float, float], seed: int, workers: int, pool: Executor | None = None
+    task: Task,
+    episodes: int,
+    *,
+    noise_range: tuple[float, float],
+    seed: int,
+    workers: int,
+    pool: Executor | None = None,
 ) -> Generator[Episode]:
-    """Yield episodes as they finish, in any order, from processes of this machine or `pool` (shut down at the end).
+    """Yield episodes as they finish, in any order, from processes of this machine or `pool` (shut down at the
+    end).
 
-    On Ctrl-C the episodes under way are finished and yielded before KeyboardInterrupt goes on: they were begun in order, so what has been
-    yielded then is 0, 1, 2, ... without a gap.
+    On Ctrl-C the episodes under way are finished and yielded before KeyboardInterrupt is raised again.
+    Episodes begin in order, so what has been yielded then is 0, 1, 2, ... without a gap.
     """
     find_demonstrator(task)
     pool = pool or SimulatorPool(min(workers, episodes))
@@ -93,31 +101,36 @@ def collect(
             for future in done:
                 waiting.discard(future)
                 _submit(pool, waiting, todo, task, noise_range, seed)
-                yield finished(future)
+                yield result_of(future)
     except KeyboardInterrupt:
         for future in [future for future in waiting if not future.cancel()]:
-            yield finished(future)
+            yield result_of(future)
         raise
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
 
 
 def _submit(
-    pool: Executor, waiting: set[Future[Episode]], todo: Iterator[int], task: Task, noise_range: tuple[float, float], seed: int
+    pool: Executor,
+    waiting: set[Future[Episode]],
+    todo: Iterator[int],
+    task: Task,
+    noise_range: tuple[float, float],
+    seed: int,
 ) -> None:
     for index in todo:
         waiting.add(pool.submit(demonstrate, task, index, episode_seed(seed, index, "collect"), noise_range))
         return
 
 
-def without_gaps(episodes: Sequence[Episode]) -> list[Episode]:
+def contiguous(episodes: Sequence[Episode]) -> list[Episode]:
     """Episodes 0, 1, 2, ... up to the first that is missing, in order."""
     ordered = sorted(episodes, key=lambda e: e.index)
     return [e for position, e in enumerate(ordered) if e.index == position]
 
 
 def write_minari(output: str, task: Task, episodes: Sequence[Episode], provenance: dict[str, Any]) -> Path:
-    """Write the episodes as a Minari HDF5 data set that knows its environment; complete or not at all. Returns its folder."""
+    """Write the episodes as a Minari HDF5 data set that can rebuild its environment; returns its folder."""
     from minari.data_collector import EpisodeBuffer
 
     env = task.make_env()
@@ -141,7 +154,8 @@ def write_minari(output: str, task: Task, episodes: Sequence[Episode], provenanc
             buffers,
             describe(task.name, env),
             algorithm="rql-deploy scripted demonstrator",
-            description=f"Scripted demonstrations on {task.name}; failed episodes are kept, infos/success labels every step.",
+            description=f"Scripted demonstrations on {task.name}; failed episodes are kept, infos/success "
+            "labels every step.",
             provenance=provenance,
             default_id=f"rql-deploy/{re.sub(r'[^a-z0-9]+', '-', task.name.lower())}-v0",
             env=env,

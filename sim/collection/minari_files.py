@@ -1,4 +1,4 @@
-"""Write a Minari data set: complete or not at all, where `--output` says, with our description of the plant in its metadata."""
+"""Write a Minari data set, completely or not at all, with a description of the plant in its metadata."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import shutil
 import tempfile
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +18,14 @@ import numpy as np
 from rql_deploy.contract import PLANT_KEY, PlantDescription
 from rql_deploy.errors import UserError
 from rql_deploy.folders import reserve
+from rql_deploy.structs import to_plain
 
 PROVENANCE_KEY = "rql_deploy_collection"
 DATASET_ID = re.compile(r"^(?:[\w-]{2,}/)*[\w-]{2,}-v\d+$")
 
 
 def target_folder(output: str) -> Path:
-    """Where `--output` puts the data set: a Minari id (`group/name-v0`) under Minari's root, anything else a path.
+    """The data set's folder: a Minari id (`group/name-v0`) lies under Minari's root, anything else is a path.
 
     Raises UserError when something is there already.
     """
@@ -41,14 +41,19 @@ def target_folder(output: str) -> Path:
 
 
 def writable_target(output: str) -> Path:
-    """`target_folder` whose parent exists and can be written; raises UserError otherwise, before hours are spent simulating."""
+    """`target_folder`, whose parent is made.
+
+    Raises UserError where it cannot be written, before hours of simulation.
+    """
     target = target_folder(output)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=target.parent, prefix="."):
             return target
     except OSError as error:
-        raise UserError(f"cannot write to {target.parent} ({error.strerror}): pass another --output") from error
+        raise UserError(
+            f"cannot write to {target.parent} ({error.strerror}): pass another --output"
+        ) from error
 
 
 def write_dataset(
@@ -65,30 +70,38 @@ def write_dataset(
 ) -> Path:
     """Write Minari `EpisodeBuffer`s; returns the folder.
 
-    Observations are a mapping where the buffers' are one, else an array. The id is `output` where that is one, else `default_id`. With
-    `env` the data set can rebuild its environment. Raises UserError when something is there already or cannot be written.
+    Observations are a mapping where the buffers' are one, else an array. The id is `output` where that is
+    one, else `default_id`. With `env` the data set can rebuild its environment. Raises UserError when
+    something is there already or cannot be written.
     """
     import minari
 
     # Absolute, because Minari prepends its root to the path once more when it is relative.
     target = writable_target(output).resolve()
     dataset_id = output if DATASET_ID.match(output) else default_id
-    # Minari writes under its root only, so it gets a root of our own beside the target, and the result moves in one rename.
+    # Minari writes under its root only: it gets a temporary root beside the target, and the result is
+    # renamed.
     try:
         reserve(target.parent, sum(map(_size, buffers)))
     except OSError as error:
-        raise UserError(f"cannot write {target} ({error.strerror}): nothing is left of it; make room or pass another path") from error
+        raise UserError(
+            f"cannot write {target} ({error.strerror}): nothing is left of it; make room or pass another path"
+        ) from error
     staging = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".partial", dir=target.parent))
     previous_root = os.environ.get("MINARI_DATASETS_PATH")
     os.environ["MINARI_DATASETS_PATH"] = str(staging)
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # about the author's e-mail address and other fields left empty
+            warnings.simplefilter(
+                "ignore", UserWarning
+            )  # about the author's e-mail address and other fields left empty
             dataset = minari.create_dataset_from_buffers(
                 dataset_id,
                 list(buffers),
                 env=env.spec if env is not None else None,
-                observation_space=env.observation_space if env is not None else observation_space(plant, buffers[0].observations),
+                observation_space=env.observation_space
+                if env is not None
+                else observation_space(plant, buffers[0].observations),
                 action_space=env.action_space if env is not None else action_space(plant),
                 algorithm_name=algorithm,
                 description=description,
@@ -97,14 +110,16 @@ def write_dataset(
             )
         dataset.storage.update_metadata(
             {
-                PLANT_KEY: json.dumps(asdict(plant)),
+                PLANT_KEY: json.dumps(to_plain(plant)),
                 PROVENANCE_KEY: json.dumps(provenance),
                 "control_rate": plant.control_rate,
             }
         )
         (staging / dataset_id).rename(target)
     except (OSError, RuntimeError) as error:  # HDF5 raises RuntimeErrors
-        raise UserError(f"cannot write {target} ({error}): nothing is left of it; make room or pass another path") from error
+        raise UserError(
+            f"cannot write {target} ({error}): nothing is left of it; make room or pass another path"
+        ) from error
     finally:
         shutil.rmtree(staging, ignore_errors=True)
         if previous_root is None:
@@ -122,7 +137,10 @@ def _size(buffer: Any) -> int:
             return sum(map(numbers, part.values()))
         return int(np.asarray(part).nbytes) + 4096
 
-    return sum(numbers(getattr(buffer, name)) for name in ("observations", "actions", "rewards", "terminations", "truncations", "infos"))
+    return sum(
+        numbers(getattr(buffer, name))
+        for name in ("observations", "actions", "rewards", "terminations", "truncations", "infos")
+    )
 
 
 def observation_space(plant: PlantDescription, observations: Any) -> gymnasium.Space[Any]:
@@ -137,4 +155,6 @@ def observation_space(plant: PlantDescription, observations: Any) -> gymnasium.S
 
 def action_space(plant: PlantDescription) -> gymnasium.spaces.Box:
     """The box of the plant's bounds."""
-    return gymnasium.spaces.Box(plant.action_low.astype(np.float32), plant.action_high.astype(np.float32), dtype=np.float32)
+    return gymnasium.spaces.Box(
+        plant.action_low.astype(np.float32), plant.action_high.astype(np.float32), dtype=np.float32
+    )

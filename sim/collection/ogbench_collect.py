@@ -3,7 +3,8 @@
     .NAME.episodes/recipe.json        what is being made; another recipe in the same place is refused
     .NAME.episodes/train-000012.npz   a finished episode; validation ones are val-000003.npz
 
-The folder lies beside the output and is what a later run goes on from after Ctrl-C, a crash or a full disk.
+The folder lies beside the output. After Ctrl-C, a crash or a full disk a later run continues with its
+episodes.
 """
 
 from __future__ import annotations
@@ -25,16 +26,24 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rql_deploy.errors import UserError
-from rql_deploy.folders import held
+from rql_deploy.folders import exclusive_lock
 from rql_deploy.seeding import episode_seed
-from rql_deploy.sim.demonstrators.ogbench_play import EPISODE_STEPS, NOISE, NOISE_SMOOTHING, Player, find_recipe
-from rql_deploy.sim.processes import SimulatorPool, finished
+from rql_deploy.sim.demonstrators.ogbench_play import (
+    EPISODE_STEPS,
+    NOISE,
+    NOISE_SMOOTHING,
+    PlayGenerator,
+    find_recipe,
+)
+from rql_deploy.sim.processes import SimulatorPool, result_of
 
 VALIDATION_OFFSET = 1 << 24
-"""Validation episode i has the seed of episode `VALIDATION_OFFSET` + i, so that more training episodes do not change it."""
+"""Validation episode i has the seed of episode `VALIDATION_OFFSET` + i, however many training episodes
+there are.
+"""
 COUNTS = ("targets", "reached", "rejected")
 JOINING = "joining"
-"""In the folder of episodes from the moment on when finished files take their places."""
+"""File in the folder of episodes that says that finished files are being renamed."""
 
 
 @dataclass(frozen=True)
@@ -44,14 +53,14 @@ class PlayData:
     task: str
     """`cube-single-play`; a version or a single task may follow."""
     output: Path
-    """The `.npz` file, or the folder that a converted data set will have; unfinished episodes lie beside it."""
+    """The `.npz` file, or the folder of the Minari data set; the folder of episodes lies beside it."""
     episodes: int
     seed: int
     steps: int = EPISODE_STEPS
 
     @property
     def validation(self) -> int:
-        """Validation episodes: a tenth of the training episodes and at least one; none where no second file is written."""
+        """Validation episodes: a tenth of the training episodes, at least one; none for a Minari data set."""
         return max(1, self.episodes // 10) if self.output.suffix == ".npz" else 0
 
     @property
@@ -61,6 +70,7 @@ class PlayData:
 
     @property
     def folder(self) -> Path:
+        """Where finished parts lie until all are there."""
         return self.output.with_name(f".{self.output.name}.episodes")
 
     def files(self, part: str) -> list[Path]:
@@ -69,7 +79,7 @@ class PlayData:
         return [self.folder / f"{part}-{i:06}.npz" for i in range(count)]
 
     def recipe(self) -> dict[str, Any]:
-        """What has to be the same for a run to go on from another's episodes."""
+        """What must be the same for a run to continue with an earlier run's episodes."""
         return {
             **asdict(find_recipe(self.task)),
             "noise": NOISE,
@@ -80,12 +90,13 @@ class PlayData:
 
 
 @contextmanager
-def only_collection(data: PlayData) -> Iterator[None]:
-    """Hold the folder of episodes, which is made if need be and removed if none is in it in the end.
+def exclusive_collection(data: PlayData) -> Iterator[None]:
+    """Hold the folder of episodes against other processes; it is made where missing, and removed where empty
+    at the end.
 
-    Raises UserError where another process works in it.
+    Raises UserError where another process holds it.
     """
-    with held(data.folder, f"another process makes {data.output}"):
+    with exclusive_lock(data.folder, f"another process makes {data.output}"):
         try:
             yield
         finally:
@@ -94,7 +105,8 @@ def only_collection(data: PlayData) -> Iterator[None]:
 
 
 def prepare(data: PlayData) -> int:
-    """Make the folder of episodes; returns how many are there from an earlier run. Raises UserError when another recipe's are there.
+    """Make the folder of episodes; returns how many an earlier run left. Raises UserError when they are
+    another recipe's.
 
     Damaged episodes (a power cut's) are removed, to be made again.
     """
@@ -107,9 +119,12 @@ def prepare(data: PlayData) -> int:
         data.folder.mkdir(parents=True, exist_ok=True)
         if note.exists():
             found = json.loads(note.read_text())
-            if changed := [key for key in recipe if not isinstance(found, dict) or found.get(key) != recipe[key]]:
+            if changed := [
+                key for key in recipe if not isinstance(found, dict) or found.get(key) != recipe[key]
+            ]:
                 raise UserError(
-                    f"{data.folder} holds episodes that were made with another {', '.join(changed)}: pass the same as then to go on, "
+                    f"{data.folder} holds episodes that were made with another {', '.join(changed)}: pass "
+                    "the same to continue, "
                     "another --output, or remove that folder"
                 )
         else:
@@ -126,20 +141,31 @@ def prepare(data: PlayData) -> int:
 
 
 def make_episodes(data: PlayData, workers: int, pool: Executor | None = None) -> Generator[dict[str, int]]:
-    """Make the episodes that are missing; yields each one's counts as it is finished (`targets`, `reached`, `rejected`).
+    """Make the missing episodes; yields the counts of each as it ends (`targets`, `reached`, `rejected`).
 
-    They are made by processes of this machine, or by `pool` (shut down at the end), whose workers write into the data's folder too.
+    Processes of this machine make them, or `pool` (shut down at the end), whose workers write into the same
+    folder.
 
-    What is finished stays whatever happens. On Ctrl-C the episodes under way are given up. Raises UserError when the disk is full.
+    Finished episodes stay in any case. Ctrl-C abandons the episodes under way. Raises UserError when the disk
+    is full.
     """
-    todo = iter([(part, i, file) for part in ("train", "val") for i, file in enumerate(data.files(part)) if not file.exists()])
+    todo = iter(
+        [
+            (part, i, file)
+            for part in ("train", "val")
+            for i, file in enumerate(data.files(part))
+            if not file.exists()
+        ]
+    )
     pool = pool or SimulatorPool(workers)
     waiting: set[Future[dict[str, int]]] = set()
 
     def submit() -> None:
         for part, i, file in todo:
             index = i if part == "train" else VALIDATION_OFFSET + i
-            waiting.add(pool.submit(_make, data.task, data.steps, episode_seed(data.seed, index, "collect"), file))
+            waiting.add(
+                pool.submit(_make, data.task, data.steps, episode_seed(data.seed, index, "collect"), file)
+            )
             return
 
     try:
@@ -149,11 +175,11 @@ def make_episodes(data: PlayData, workers: int, pool: Executor | None = None) ->
             done, _ = wait(waiting, return_when=FIRST_COMPLETED)
             for future in done:
                 waiting.discard(future)
-                counts = finished(future)
+                counts = result_of(future)
                 submit()
                 yield counts
     except BaseException as error:
-        # An episode takes seconds to make and is cheap to lose, so nobody waits for those under way.
+        # An episode takes seconds, so those under way are not waited for.
         if isinstance(pool, SimulatorPool):
             pool.kill()
         if isinstance(error, OSError):
@@ -163,19 +189,19 @@ def make_episodes(data: PlayData, workers: int, pool: Executor | None = None) ->
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-_player: Player | None = None
+_generator: PlayGenerator | None = None
 
 
 def _make(task: str, steps: int, seed: int, file: Path) -> dict[str, int]:
-    """In a worker: play an episode and put it into its file, whole or not at all."""
-    global _player
-    if _player is None:
-        _player = Player(find_recipe(task), steps)
-    episode = _player.play(seed)
+    """In a worker: generate an episode and write its file, completely or not at all."""
+    global _generator
+    if _generator is None:
+        _generator = PlayGenerator(find_recipe(task), steps)
+    episode = _generator.generate(seed)
     counts = {name: getattr(episode, name) for name in COUNTS}
     partial = file.with_suffix(f".{os.getpid()}.partial")
     try:
-        # By way of memory, because a half-written archive complains once more when it is collected.
+        # Through memory: a half-written archive raises a second error when it is garbage collected.
         archive = io.BytesIO()
         np.savez_compressed(archive, **episode.arrays, counts=np.array([counts[name] for name in COUNTS]))
         with partial.open("wb") as stream:
@@ -205,13 +231,15 @@ def load_part(data: PlayData, part: str) -> Iterator[Mapping[str, NDArray[Any]]]
 
 
 def join(data: PlayData) -> list[Path]:
-    """Write OUTPUT.npz and OUTPUT-val.npz as OGBench lays them out, and remove the episodes' folder. Both files are whole or not there."""
+    """Write OUTPUT.npz and OUTPUT-val.npz in OGBench's layout, both or neither, and remove the folder of
+    episodes.
+    """
     targets = [data.output, data.validation_file]
     partial = [target.with_name(f".{target.name}.partial") for target in targets]
     try:
         for part, file in zip(("train", "val"), partial, strict=True):
             _join_part(data.files(part), file)
-        # Whoever goes on from here may replace a validation file that is there.
+        # From here on a later run may replace an existing validation file.
         (data.folder / JOINING).touch()
         # The validation file first: once the other one is there, the set counts as complete.
         for file, target in reversed(list(zip(partial, targets, strict=True))):
@@ -233,7 +261,7 @@ def _join_part(files: Sequence[Path], target: Path) -> None:
     for file in files:
         with _episode(file) as arrays:
             rows += len(arrays["terminals"])
-    # One array after the other, an episode at a time, so that a set of any size needs the memory of one episode.
+    # One array after the other, an episode at a time: this needs the memory of one episode.
     with zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED, allowZip64=True) as archive:
         for name, (dtype, shape) in kinds.items():
             with archive.open(f"{name}.npy", "w", force_zip64=True) as stream:
@@ -251,7 +279,10 @@ def _episode(file: Path) -> Iterator[Any]:
         with np.load(file) as arrays:
             yield arrays
     except (EOFError, ValueError, KeyError, zipfile.BadZipFile, zlib.error) as error:
-        raise UserError(f"{file} is damaged ({error}): remove it and run the same command again, which makes that episode anew") from error
+        raise UserError(
+            f"{file} is damaged ({error}): remove it and run the same command again, to make that episode "
+            "again"
+        ) from error
 
 
 def _disk_error(data: PlayData, error: Exception) -> UserError:

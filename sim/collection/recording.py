@@ -1,4 +1,4 @@
-"""Episodes as a control loop played them, recorded tick by tick and written as a Minari data set that `train --dataset` takes."""
+"""Record a control loop's episodes tick by tick, and write them as a Minari data set."""
 
 from __future__ import annotations
 
@@ -16,7 +16,10 @@ from .minari_files import write_dataset
 
 
 class EpisodeRecorder:
-    """Takes what each tick observed and commanded. What was commanded is recorded, holds included: that is what moved the plant."""
+    """Records what each tick observed and commanded.
+
+    Holds count as commands, since they moved the plant too.
+    """
 
     def __init__(self, plant: PlantDescription):
         self.plant = plant
@@ -31,13 +34,16 @@ class EpisodeRecorder:
         self._success: list[bool] = [False]
 
     def tick(self, observation: Mapping[str, Any], command: NDArray[np.float32], success: bool) -> None:
-        """One tick: the observation before the command, and whether the task was done after it."""
+        """Record one tick: the observation before the command, and whether the task was done after it."""
         self._observations.append(self._copy(observation))
         self._commands.append(command)
         self._success.append(success or self._success[-1])
 
     def end(self, seed: int, final: Mapping[str, Any] | None) -> None:
-        """The episode is over; `final` is the observation after its last command, None where the plant can no longer be observed."""
+        """End the episode.
+
+        `final` is the observation after its last command; None where the plant cannot be observed.
+        """
         from minari.data_collector import EpisodeBuffer
 
         rows = len(self._commands)
@@ -60,15 +66,20 @@ class EpisodeRecorder:
         self._clear()
 
     def write(self, output: str, provenance: Mapping[str, Any]) -> Path:
-        """Write the finished episodes; complete or not at all. Raises UserError when something is there or cannot be written."""
+        """Write the finished episodes; complete or not at all.
+
+        Raises UserError when something is there or cannot be written.
+        """
+        name = re.sub(r"[^a-z0-9]+", "-", self.plant.task.lower()).strip("-")
         return write_dataset(
             output,
             self.episodes,
             self.plant,
             algorithm="rql-deploy policy",
-            description=f"Played in real time on {self.plant.task}; actions are what was commanded, holds included.",
+            description=f"Played in real time on {self.plant.task}; actions are the commands, holds "
+            "included.",
             provenance=provenance,
-            default_id=f"rql-deploy/{re.sub(r'[^a-z0-9]+', '-', self.plant.task.lower()).strip('-')}-played-v0",
+            default_id=f"rql-deploy/{name}-played-v0",
         )
 
     def _copy(self, observation: Mapping[str, Any]) -> dict[str, NDArray[np.float64]]:

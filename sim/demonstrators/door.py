@@ -1,9 +1,11 @@
-"""A scripted demonstrator for robosuite Door: hook the handle from above, turn it down, pull the door open; again when it slips off.
+"""A scripted demonstrator for robosuite Door: hook the handle from above, turn it down, pull the door open.
 
-The hand comes at a slant, because upright its width would meet the door. One finger goes between door and handle: it presses the handle
-down and then pulls it.
+The hand is slanted, because upright it is too wide for the gap at the door. One finger goes between door and
+handle: it presses the handle down and then pulls it. When the handle slips off, the demonstrator starts
+again.
 
-With noise it aims beside the handle (a constant error per attempt), its hand trembles, and it sometimes pulls before the latch is free.
+With noise it aims beside the handle (a constant error per attempt), its hand trembles, and it sometimes pulls
+before the latch is free.
 """
 
 from __future__ import annotations
@@ -17,18 +19,20 @@ from scipy.spatial.transform import Rotation  # type: ignore[import-untyped]
 from .hand import Hand, Vector, rotated
 
 HANDLE_IN_DOOR = (-0.05, -0.10)
-"""Where the handle's end lies from the middle of the closed door, in the door's frame, in metres: tells the door's angle."""
+"""Position of the handle's end in the frame of the closed door, in metres; the door's angle is computed
+from it.
+"""
 HANDLE_LENGTH = 0.125
-"""From the axis that the handle turns about to its end."""
+"""From the handle's axis to its end, in metres."""
 GRASP_BACK = 0.035
-"""How far from its end the handle is held."""
+"""Distance from the handle's end to the grasp, in metres."""
 HOVER = 0.10
 FREE_ANGLE = 1.0
 """Turn of the handle in radians at which the latch is out of the frame."""
 SLANT = np.pi / 4
 """Angle in radians between the hand and the vertical, towards the door."""
 HELD_ANGLE = 1.2
-"""Turn at which it is held while the door is pulled."""
+"""Turn of the handle in radians while the door is pulled."""
 OPEN_TICKS = 4
 GRASP_SPREAD = 0.012
 EARLY_PULL = 0.02
@@ -53,7 +57,9 @@ class DoorDemonstrator:
         turned, opened = float(observation["handle_qpos"][0]), float(observation["hinge_qpos"][0])
         if self._closed_yaw is None:
             offset = end - observation["door_pos"]
-            self._closed_yaw = float(np.arctan2(offset[1], offset[0]) - np.arctan2(HANDLE_IN_DOOR[1], HANDLE_IN_DOOR[0]))
+            self._closed_yaw = float(
+                np.arctan2(offset[1], offset[0]) - np.arctan2(HANDLE_IN_DOOR[1], HANDLE_IN_DOOR[0])
+            )
         yaw = self._closed_yaw + opened
         outward = rotated(np.array((0.0, -1.0, 0.0)), yaw)
         upright = Rotation.from_matrix(np.diag((1.0, -1.0, -1.0)))
@@ -87,7 +93,9 @@ class DoorDemonstrator:
 
     @staticmethod
     def _along(yaw: float, turned: float) -> Vector:
-        """Direction from the handle's axis to its end, when the door stands at `yaw` and the handle is turned down by |`turned`|."""
+        """Direction from the handle's axis to its end, when the door stands at `yaw` and the handle is
+        turned down by |`turned`|.
+        """
         return rotated(np.array((np.cos(turned), 0.0, 0.0)), yaw) - (0.0, 0.0, np.sin(abs(turned)))
 
     def _enter(self, phase: str) -> None:

@@ -1,4 +1,4 @@
-"""What the scripted demonstrators share: a hand that is led to poses with OSC_POSE deltas, and that trembles."""
+"""What the scripted demonstrators share: a hand that moves to poses by OSC_POSE deltas, and trembles."""
 
 from __future__ import annotations
 
@@ -16,7 +16,9 @@ Vector = NDArray[np.float64]
 
 
 class Hand:
-    """Turns where the hand should go into an action `[7]`; with `noise` it trembles (correlated noise on the action)."""
+    """Turns a move of the hand into an action `[7]`; with `noise` the hand trembles (correlated noise on
+    the action).
+    """
 
     def __init__(self, noise: float, rng: np.random.Generator, tremble: float = 1.0):
         self.noise, self.rng = noise, rng
@@ -27,13 +29,17 @@ class Hand:
         return self.rng.normal(0.0, spread * self.noise, 3) * (1.0, 1.0, 0.7)
 
     def slips(self, probability: float) -> bool:
-        """Whether something that goes wrong with `probability` per tick at noise 1 does so now."""
+        """Draw whether a mistake happens in this tick that has this `probability` at noise 1."""
         return bool(self.rng.random() < probability * self.noise)
 
     def toward(self, move: Vector, turn: Vector, grip: float) -> NDArray[np.float32]:
-        """The action that moves by `move` (metres) and turns by the rotation vector `turn` (radians), with the gripper at `grip`."""
+        """The action that moves by `move` (m) and turns by the rotation vector `turn` (rad), with the
+        gripper at `grip`.
+        """
         self._tremble = 0.8 * self._tremble + 0.6 * self.rng.normal(0.0, 1.0, 6) * self.noise
-        action = np.concatenate((move / POSITION_SCALE, turn / ROTATION_SCALE)) + self._tremble * self._amplitude
+        action = (
+            np.concatenate((move / POSITION_SCALE, turn / ROTATION_SCALE)) + self._tremble * self._amplitude
+        )
         return np.clip(np.append(action, grip), -1.0, 1.0).astype(np.float32)
 
 

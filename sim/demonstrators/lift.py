@@ -1,7 +1,8 @@
-"""A scripted demonstrator for robosuite Lift: reach above the cube, descend, close, lift; try again when the cube slips.
+"""A scripted demonstrator for robosuite Lift: reach above the cube, descend, close, lift; try again when the
+cube slips.
 
-With noise it behaves like a hasty teleoperator: it aims beside the cube (a constant error per episode), its hand trembles
-(correlated action noise), and it sometimes closes the gripper too early.
+With noise it behaves like a hasty teleoperator: it aims beside the cube (a constant error per episode), its
+hand trembles (correlated action noise), and it sometimes closes the gripper too early.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
-"""The published recipe of OGBench's `play` data for the arm (https://github.com/seohongpark/ogbench, data_gen_scripts): its scripted
-oracles, which come with the `ogbench` package, chase one random target after another for 1001 steps.
+"""The published recipe of OGBench's `play` data for the arm.
 
-The published files were made without seeds, so only their distribution can be reproduced; here every episode has a seed of its own.
+Scripted oracles, which come with the `ogbench` package, pursue one random target after another for 1001 steps
+(https://github.com/seohongpark/ogbench, data_gen_scripts). The published files were made without seeds, so
+only their distribution can be reproduced; here every episode has a seed of its own.
 """
 
 from __future__ import annotations
@@ -14,16 +15,17 @@ import gymnasium
 import numpy as np
 from numpy.typing import NDArray
 
-from rql_deploy.errors import UserError
-from rql_deploy.plain import suggestion
+from rql_deploy.errors import UserError, suggestion
 
 EPISODE_STEPS = 1001
 """Rows per episode; loaders drop the last, which leaves 1000 transitions."""
 NOISE, NOISE_SMOOTHING = 0.1, 0.5
-"""Standard deviation of the noise on an oracle's plan, relative to the action range, and of the Gaussian (in steps) that smooths it."""
+"""Standard deviations: of the noise on an oracle's plan, in action ranges, and of the Gaussian that
+smooths it, in steps.
+"""
 STATE_KEYS = ("qpos", "qvel")
 ATTEMPTS = 100
-"""Episodes of one seed that may be rejected before something must be wrong."""
+"""Rejected episodes of one seed after which an error is raised."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,10 @@ RECIPES: Mapping[str, Recipe] = {
 
 
 def find_recipe(task: str) -> Recipe:
-    """The recipe of `cube-single-play` (a version or task at its end is ignored); raises UserError with the nearest names."""
+    """The recipe of `cube-single-play` (a version or task at its end is ignored).
+
+    Raises UserError with the nearest names.
+    """
     name = task.partition("-singletask")[0].removesuffix("-v0")
     names = {f"{environment}-play": recipe for environment, recipe in RECIPES.items()}
     if name not in names:
@@ -65,20 +70,22 @@ def find_recipe(task: str) -> Recipe:
 
 @dataclass(frozen=True)
 class PlayEpisode:
-    """T rows as OGBench stores them: what is seen and done, and the simulator's state before it was done."""
+    """T rows as OGBench stores them: observations, actions, and the simulator's state before each action."""
 
     arrays: Mapping[str, NDArray[Any]]
-    """`observations` `[T, O]`, `actions` `[T, 5]`, `terminals` `[T]`, `qpos`, `qvel`, and `button_states` where there are buttons."""
+    """`observations` `[T, O]`, `actions` `[T, 5]`, `terminals` `[T]`, `qpos`, `qvel`, and `button_states`
+    where there are buttons.
+    """
     targets: int
     """Targets the oracles finished with."""
     reached: int
     """Of those, targets that were reached."""
     rejected: int
-    """Episodes made before this one and thrown away because the cube could have been lost from sight."""
+    """Episodes discarded before this one because the cube could have left the field of view."""
 
 
 @dataclass
-class Player:
+class PlayGenerator:
     """An environment with its oracles; makes episodes from seeds."""
 
     recipe: Recipe
@@ -111,14 +118,17 @@ class Player:
         }
         self.oracles = {kind: kinds[kind]() for kind in self.recipe.oracles}
 
-    def play(self, seed: int) -> PlayEpisode:
-        """The episode of a seed, always the same one. Raises UserError when every attempt had to be rejected."""
+    def generate(self, seed: int) -> PlayEpisode:
+        """The episode of a seed, always the same. Raises UserError when every attempt was rejected."""
         for rejected in range(ATTEMPTS):
             environment_seed, oracle_seed = np.random.SeedSequence((seed, rejected)).generate_state(2)
             arrays, targets, reached = self._attempt(int(environment_seed) >> 1, int(oracle_seed))
             if self.recipe.environment != "scene" or cube_stays_visible(arrays["qpos"]):
                 return PlayEpisode(arrays, targets, reached, rejected)
-        raise UserError(f"{ATTEMPTS} episodes of {self.recipe.environment} with seed {seed} were rejected: pass another --seed")
+        raise UserError(
+            f"{ATTEMPTS} episodes of {self.recipe.environment} with seed {seed} were rejected: pass another "
+            "--seed"
+        )
 
     def _attempt(self, environment_seed: int, oracle_seed: int) -> tuple[dict[str, NDArray[Any]], int, int]:
         # The oracles draw from NumPy's global generator.
@@ -127,7 +137,13 @@ class Player:
         observation, info = self.env.reset(seed=environment_seed)
         oracle = self.oracles[info["privileged/target_task"]]
         oracle.reset(observation, info)
-        names = ["observations", "actions", "terminals", *STATE_KEYS, *(["button_states"] if self.recipe.buttons else [])]
+        names = [
+            "observations",
+            "actions",
+            "terminals",
+            *STATE_KEYS,
+            *(["button_states"] if self.recipe.buttons else []),
+        ]
         rows: dict[str, list[Any]] = {name: [] for name in names}
         targets = reached = 0
         ended = False
@@ -149,12 +165,20 @@ class Player:
                 rows[name].append(info[f"prev_{name}"])
             observation = following
         types = {"terminals": np.bool_, "button_states": np.int64}
-        return {name: np.array(values, types.get(name, np.float32)) for name, values in rows.items()}, targets, reached
+        return (
+            {name: np.array(values, types.get(name, np.float32)) for name, values in rows.items()},
+            targets,
+            reached,
+        )
 
 
 def cube_stays_visible(qpos: NDArray[Any]) -> bool:
-    """Whether the scene's cube (`qpos` `[T, Q]`, its position in columns 14 to 16, in m) never went too far to the right, nor too far
-    to the left without being in the drawer, whose bottom keeps it at a height of 6 to 8 cm."""
+    """Whether the scene's cube stayed within reach: not too far to the right, and to the left only in the
+    drawer.
+
+    `qpos` is `[T, Q]` with the cube's position in columns 14 to 16, in m. The drawer's bottom keeps it 6 to 8
+    cm high.
+    """
     y, z = qpos[:, 15], qpos[:, 16]
     in_drawer = (z >= 0.06) & (z <= 0.08)
     return not bool(((y >= 0.29) | ((y <= -0.3) & ~in_drawer)).any())

@@ -1,8 +1,10 @@
-"""Scripted demonstrators that take an object somewhere: Stack, PickPlaceCan and NutAssemblySquare of robosuite.
+"""Scripted demonstrators that carry an object to a place: Stack, PickPlaceCan and NutAssemblySquare of
+robosuite.
 
-Reach above the object, descend, close, raise, carry, lower, let go, withdraw; from the start when the object was missed or lost. With noise
-they behave like a hasty teleoperator: they aim beside the object and beside its destination (a constant error per attempt), the hand
-trembles, and the gripper sometimes closes or opens too early.
+Reach above the object, descend, close, raise, carry, lower, let go, withdraw; from the start when the object
+was missed or lost. With noise they behave like a hasty teleoperator: they aim beside the object and beside
+its destination (a constant error per attempt), the hand trembles, and the gripper sometimes closes or opens
+too early.
 """
 
 from __future__ import annotations
@@ -20,7 +22,9 @@ OPEN_TICKS = 4
 DESCEND_TICKS = 15
 LOWER_TICKS = 40
 EARLY_CLOSE, EARLY_OPEN = 0.02, 0.004
-"""Probabilities per tick, at noise 1, of closing before the object is between the fingers and of letting go on the way."""
+"""Probabilities per tick, at noise 1, of closing before the object is between the fingers and of letting
+go on the way.
+"""
 
 
 class PickAndPlace(ABC):
@@ -63,20 +67,33 @@ class PickAndPlace(ABC):
         yaw = yaw_of(observation[f"{self.object_name}_quat"])
         holding = abs(observation["robot0_gripper_qpos"]).sum() > self.least_opening
         if self.phase in ("reach", "descend", "close"):
-            return self._take(observation, hand, thing + rotated(np.asarray(self.grasp_offset), yaw) + self._grasp_error, yaw, holding)
+            return self._grasp(
+                observation,
+                hand,
+                thing + rotated(np.asarray(self.grasp_offset), yaw) + self._grasp_error,
+                yaw,
+                holding,
+            )
         if not holding and self.phase in ("raise", "carry", "lower"):
             self._enter("reach")
             self._aim()
-        return self._bring(observation, hand, thing, yaw)
+        return self._carry(observation, hand, thing, yaw)
 
-    def _take(self, observation: Mapping[str, Vector], hand: Vector, grasp: Vector, yaw: float, holding: bool) -> NDArray[np.float32]:
+    def _grasp(
+        self, observation: Mapping[str, Vector], hand: Vector, grasp: Vector, yaw: float, holding: bool
+    ) -> NDArray[np.float32]:
         # The fingers close across the object's x axis.
         turn = 0.0
         if self.symmetry is not None:
             turn = nearest_turn(yaw + np.pi / 2 - finger_yaw(observation["robot0_eef_quat"]), self.symmetry)
         if self.phase == "reach":
             move = grasp + np.array((0.0, 0.0, HOVER)) - hand
-            if abs(move[:2]).max() < 0.015 and abs(move[2]) < 0.03 and abs(turn) < 0.15 and self.ticks > OPEN_TICKS:
+            if (
+                abs(move[:2]).max() < 0.015
+                and abs(move[2]) < 0.03
+                and abs(turn) < 0.15
+                and self.ticks > OPEN_TICKS
+            ):
                 self._enter("descend")
             return self.hand.toward(move, about_vertical(turn), -1.0)
         if self.phase == "descend":
@@ -89,7 +106,9 @@ class PickAndPlace(ABC):
             self._aim()
         return self.hand.toward(np.zeros(3), np.zeros(3), 1.0)
 
-    def _bring(self, observation: Mapping[str, Vector], hand: Vector, thing: Vector, yaw: float) -> NDArray[np.float32]:
+    def _carry(
+        self, observation: Mapping[str, Vector], hand: Vector, thing: Vector, yaw: float
+    ) -> NDArray[np.float32]:
         place, place_yaw = self.destination(observation)
         place = place + self._place_error
         turn = 0.0 if self.place_symmetry is None else nearest_turn(place_yaw - yaw, self.place_symmetry)

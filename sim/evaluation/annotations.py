@@ -1,6 +1,6 @@
-"""What an evaluation notes about an episode beyond its outcome: V and return at every decision, a digest, other policies' answers.
+"""Annotate episodes of an evaluation: V and return at every decision, a digest, other policies' actions.
 
-Wrappers around policy and plant; the control loop between them does not know that it is watched.
+These are wrappers around policy and plant; the control loop between them is unaware of them.
 """
 
 from __future__ import annotations
@@ -9,19 +9,25 @@ import hashlib
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from rql_deploy.contract import Contract
 from rql_deploy.plant import EpisodeResult, EpisodicPlant, Observation
-from rql_deploy.policy import Decision, Policy
+from rql_deploy.policy import ActOptions, Decision, Policy, ResolvedOptions
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 
 @dataclass(frozen=True)
-class WatchedEpisode(EpisodeResult):
-    """An episode with what its decisions expected and got. Lists have one entry per decision unless they say otherwise."""
+class AnnotatedEpisode(EpisodeResult):
+    """An episode with V and the return of its decisions.
+
+    Lists have one entry per decision unless they say otherwise.
+    """
 
     total_reward: float = 0.0
     """Sum of the rewards of all ticks."""
@@ -34,29 +40,33 @@ class WatchedEpisode(EpisodeResult):
     returns: tuple[float, ...] = ()
     """Discounted sum of the rewards from that tick to the episode's end, with the policy's own discount."""
     returns_endless: tuple[float, ...] = ()
-    """The same had an episode that the horizon cut off gone on for ever with its last reward."""
+    """The same, if an episode that the horizon cut off had continued for ever with its last reward."""
     terminated: bool = False
-    """Whether the environment ended it without success: what would have come next is nothing, not unknown."""
+    """Whether the environment ended it without success; then its return is known, not cut off."""
     steps_used: tuple[int, ...] = ()
     """Refinement steps spent."""
     refinement_values: tuple[tuple[float, ...], ...] = ()
-    """V of the preview after each refinement step, in episodes that were asked for it."""
+    """V of the preview after each refinement step, where it was asked for."""
     digest: str = ""
     """sha256 of all chunks, to the byte: equal digests are equal episodes."""
     differences: Mapping[str, float] | None = None
-    """Largest difference of another policy's action, given the same observations and seeds, by its key; in half ranges of the action."""
+    """By another policy's key: largest difference of its actions at the same observations and seeds, in
+    half ranges.
+    """
     choices_differ: Mapping[str, int] | None = None
-    """Decisions among several candidates in which it chose another one of nearly the same V; they are not in `differences`."""
+    """By another policy's key: decisions for another candidate of nearly the same V; not part of
+    `differences`.
+    """
 
     @classmethod
-    def from_plain(cls, data: Mapping[str, Any]) -> WatchedEpisode:
+    def from_plain(cls, data: Mapping[str, Any]) -> AnnotatedEpisode:
         """From one line of an episodes file; fields of a later version are left out."""
         known = {f.name for f in fields(cls)}
         return cls(**{k: _tuple(v) for k, v in data.items() if k in known})
 
 
-class WatchedPlant:
-    """Collects the rewards of each tick, and lets somebody look after it."""
+class AnnotatedPlant:
+    """A plant that collects the reward of each tick, and calls `after_tick`."""
 
     def __init__(self, plant: EpisodicPlant, after_tick: Callable[[], None] | None = None):
         self.plant = plant
@@ -73,7 +83,7 @@ class WatchedPlant:
 
     @property
     def terminated(self) -> bool:
-        """Whether the plant ended its episode by itself; one that does not say ends at success or at its horizon."""
+        """Whether the plant ended its episode itself; False for a plant that does not say."""
         return bool(getattr(self.plant, "terminated", False))
 
     def reset(self, seed: int | None = None) -> None:
@@ -85,7 +95,7 @@ class WatchedPlant:
 
     def apply(self, action: NDArray[np.float32]) -> None:
         self.plant.apply(action)
-        # A plant without rewards of its own has ours: -1 a tick until success.
+        # A plant without rewards gets -1 per tick until success.
         self.rewards.append(float(getattr(self.plant, "reward", float(self.plant.success) - 1.0)))
         if self._after_tick is not None:
             self._after_tick()
@@ -95,20 +105,24 @@ class WatchedPlant:
 
 
 CHOICE = 0.05
-"""Chunks of two policies further apart than this, in half ranges, are different candidates and not the same one computed differently."""
+"""Half ranges: chunks of two policies that are further apart are different candidates, not rounding."""
 
 
 TIE = 1e-4
-"""Of the larger of |V| and 1: two candidates whose V are closer may be ranked either way by another order of multiplication."""
+"""Relative to max(|V|, 1): candidates whose V are closer may be ranked either way because of rounding."""
 
 
-class WatchedPolicy:
-    """Passes decisions on and notes them; also asks for V, for every refinement step, or other policies, outside the timing."""
+class AnnotatedPolicy:
+    """A policy that passes decisions on and records them.
+
+    It also asks for V, for the previews of all refinement steps, and for other policies' actions; the timing
+    leaves out these requests.
+    """
 
     def __init__(
         self,
         policy: Policy,
-        plant: WatchedPlant,
+        plant: AnnotatedPlant,
         *,
         prune: Sequence[tuple[int, int]] = (),
         value: bool = True,
@@ -123,7 +137,7 @@ class WatchedPolicy:
         self._policy, self._plant, self._value, self._refinement = policy, plant, value, refinement
         self._others = dict(others or {})
         self._after_decision = after_decision
-        self._extra = {"prune": prune} if prune else {}
+        self._extra: ActOptions = {"prune": prune} if prune else {}
         self._half_range = (policy.contract.plant.action_high - policy.contract.plant.action_low) / 2
         self.decisions: list[Decision] = []
         self._ticks: list[int] = []
@@ -137,20 +151,15 @@ class WatchedPolicy:
     def contract(self) -> Contract:
         return self._policy.contract
 
-    def act(
-        self,
-        observation: Observation,
-        *,
-        deadline: float | None = None,
-        candidates: int = 1,
-        value: bool = False,
-        seed: int | None = None,
-    ) -> Decision:
+    def act(self, observation: Observation, **options: Unpack[ActOptions]) -> Decision:
         """See `rql_deploy.policy.Policy.act`."""
         start = time.monotonic()
-        # Which candidate others choose is right or wrong by V alone.
-        value = value or self._value or (candidates > 1 and bool(self._others))
-        decision = self._policy.act(observation, deadline=deadline, candidates=candidates, value=value, seed=seed, **self._extra)
+        asked = ResolvedOptions.of(options)
+        candidates = asked.candidates
+        # Whether another policy's choice among candidates is right can only be told by V.
+        options["value"] = asked.value or self._value or (candidates > 1 and bool(self._others))
+        how: ActOptions = {**options, **self._extra}
+        decision = self._policy.act(observation, **how)
         self._round_trip.append(time.monotonic() - start)
         self.decisions.append(decision)
         self._ticks.append(len(self._plant.rewards))
@@ -158,10 +167,11 @@ class WatchedPolicy:
         stream = getattr(self._policy, "stream", None)
         previews: list[Decision] = []
         if self._refinement and stream is not None:
-            previews = list(stream(observation, deadline=deadline, candidates=candidates, value=True, seed=decision.seed))
+            previews = list(stream(observation, **{**options, "value": True, "seed": decision.seed}))
             self._refinement_values.append(tuple(float(p.value) for p in previews if p.value is not None))
         for key, other in self._others.items():
-            answer = other.act(observation, deadline=deadline, candidates=candidates, value=value, seed=decision.seed, **self._extra)
+            same: ActOptions = {**how, "seed": decision.seed}
+            answer = other.act(observation, **same)
             difference = float(np.abs((answer.actions - decision.actions) / self._half_range).max())
             if candidates > 1 and difference > CHOICE and _nearly_equal(decision.value, answer.value):
                 self._choices[key] += 1
@@ -174,22 +184,30 @@ class WatchedPolicy:
     def reset(self) -> None:
         self._policy.reset()
 
-    def note(self, result: EpisodeResult) -> WatchedEpisode:
-        """The loop's result with what was noted."""
+    def annotate(self, result: EpisodeResult) -> AnnotatedEpisode:
+        """The loop's result with the annotations."""
         gamma = discount(self.contract)
         rewards = as_trained(self._plant.rewards, self.contract)
         returns = _discounted(rewards, gamma, 0.0)
         terminated = self._plant.terminated and not result.success
-        tail = 0.0 if result.success or terminated or not rewards or gamma >= 1.0 else rewards[-1] / (1.0 - gamma)
+        tail = (
+            0.0
+            if result.success or terminated or not rewards or gamma >= 1.0
+            else rewards[-1] / (1.0 - gamma)
+        )
         endless = _discounted(rewards, gamma, tail)
-        judged = all(d.value is not None for d in self.decisions)
+        with_values = all(d.value is not None for d in self.decisions)
         plain = {f.name: getattr(result, f.name) for f in fields(EpisodeResult)}
-        return WatchedEpisode(
+        return AnnotatedEpisode(
             **plain | {"success": bool(result.success), "round_trip": tuple(self._round_trip)},
             total_reward=float(sum(self._plant.rewards)),
             decided_at=tuple(self._ticks),
-            values=tuple(float(d.value) for d in self.decisions if d.value is not None) if judged else (),
-            spreads=tuple(float(d.spread) for d in self.decisions if d.spread is not None) if judged else (),
+            values=tuple(float(d.value) for d in self.decisions if d.value is not None)
+            if with_values
+            else (),
+            spreads=tuple(float(d.spread) for d in self.decisions if d.spread is not None)
+            if with_values
+            else (),
             returns=tuple(returns[tick] for tick in self._ticks),
             returns_endless=tuple(endless[tick] for tick in self._ticks),
             terminated=terminated,
@@ -206,13 +224,15 @@ def _nearly_equal(v: float | None, w: float | None) -> bool:
 
 
 def discount(contract: Contract) -> float:
-    """Gamma that V was trained with."""
+    """The discount gamma that V was trained with."""
     settings = contract.provenance.config.get("rql", {})
     return float(settings.get("gamma", 0.99))
 
 
 def as_trained(rewards: list[float], contract: Contract) -> list[float]:
-    """The plant's rewards as V was taught them: with `reward = "sparse"`, -1 for every one that is not 0."""
+    """The plant's rewards as V was trained on them: with `reward = "sparse"`, -1 for every reward other
+    than 0.
+    """
     sparse = contract.provenance.config.get("reward") == "sparse"
     return [-float(reward != 0.0) for reward in rewards] if sparse else rewards
 

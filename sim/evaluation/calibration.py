@@ -1,7 +1,7 @@
-"""V against what came of it: correlation, bias and a reliability table of predicted values and achieved discounted returns.
+"""How V compares with discounted returns: correlation, bias and a reliability table.
 
-An episode that its horizon cuts off has no known return. It lies between what was collected until then and what would have been
-collected had the last reward gone on for ever; both ends are given.
+The return of an episode that its horizon cuts off is not known. It lies between what was collected until then
+and what would have been collected if the last reward had continued for ever; both ends are given.
 """
 
 from __future__ import annotations
@@ -12,8 +12,9 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.stats import rankdata  # type: ignore[import-untyped]
 
-from .annotations import WatchedEpisode
+from .annotations import AnnotatedEpisode
 
 BINS = 8
 RESAMPLES = 2000
@@ -29,7 +30,7 @@ class Bin:
     achieved: float
     """Mean return until the episode's end."""
     achieved_endless: float
-    """Mean return had episodes that were cut off gone on as they were."""
+    """Mean return, if episodes that were cut off had continued with their last reward."""
     low: float
     """Lower end of the 95 % interval of `achieved`, by resampling episodes."""
     high: float
@@ -45,17 +46,17 @@ class Agreement:
     rank_correlation: float | None
     """Spearman's."""
     bias: float
-    """Mean of V minus the return until the episode's end: positive when V promises too much."""
+    """Mean of V minus the return until the episode's end: positive when V is too high."""
     bias_interval: tuple[float, float]
     """95 %, by resampling episodes."""
     bias_endless: float
-    """The same had episodes that were cut off gone on as they were."""
+    """The same, if episodes that were cut off had continued with their last reward."""
     rmse: float
 
 
 @dataclass(frozen=True)
 class ValueCalibration:
-    """Of one contestant."""
+    """How V compares with the returns of one policy's episodes."""
 
     episodes: int
     cut: int
@@ -66,34 +67,45 @@ class ValueCalibration:
     bins: tuple[Bin, ...]
 
 
-def calibrate(episodes: Sequence[WatchedEpisode]) -> ValueCalibration | None:
-    """Of episodes whose decisions were judged; None if there are none."""
-    judged = [e for e in episodes if e.values]
-    if not judged:
+def calibrate(episodes: Sequence[AnnotatedEpisode]) -> ValueCalibration | None:
+    """Compare V and returns over the episodes that have V; None if none has."""
+    valued = [e for e in episodes if e.values]
+    if not valued:
         return None
-    value = np.concatenate([e.values for e in judged])
-    achieved = np.concatenate([e.returns for e in judged])
-    endless = np.concatenate([e.returns_endless for e in judged])
-    episode = np.repeat(np.arange(len(judged)), [len(e.values) for e in judged])
-    first = np.concatenate([np.arange(len(e.values)) == 0 for e in judged])
+    value = np.concatenate([e.values for e in valued])
+    achieved = np.concatenate([e.returns for e in valued])
+    endless = np.concatenate([e.returns_endless for e in valued])
+    episode = np.repeat(np.arange(len(valued)), [len(e.values) for e in valued])
+    first = np.concatenate([np.arange(len(e.values)) == 0 for e in valued])
     bins = []
     for rows in np.array_split(np.argsort(value, kind="stable"), min(BINS, len(value))):
         low, high = _interval(achieved[rows], episode[rows])
-        bins.append(Bin(len(rows), float(value[rows].mean()), float(achieved[rows].mean()), float(endless[rows].mean()), low, high))
+        bins.append(
+            Bin(
+                len(rows),
+                float(value[rows].mean()),
+                float(achieved[rows].mean()),
+                float(endless[rows].mean()),
+                low,
+                high,
+            )
+        )
     return ValueCalibration(
-        episodes=len(judged),
-        cut=sum(not (e.success or e.terminated) for e in judged),
+        episodes=len(valued),
+        cut=sum(not (e.success or e.terminated) for e in valued),
         start=_agreement(value[first], achieved[first], endless[first], episode[first]),
         all=_agreement(value, achieved, endless, episode),
         bins=tuple(bins),
     )
 
 
-def _agreement(value: NDArray[Any], achieved: NDArray[Any], endless: NDArray[Any], episode: NDArray[Any]) -> Agreement:
+def _agreement(
+    value: NDArray[Any], achieved: NDArray[Any], endless: NDArray[Any], episode: NDArray[Any]
+) -> Agreement:
     return Agreement(
         decisions=len(value),
         correlation=_correlation(value, achieved),
-        rank_correlation=_correlation(_ranks(value), _ranks(achieved)),
+        rank_correlation=_correlation(rankdata(value), rankdata(achieved)),
         bias=float((value - achieved).mean()),
         bias_interval=_interval(value - achieved, episode),
         bias_endless=float((value - endless).mean()),
@@ -107,16 +119,8 @@ def _correlation(a: NDArray[Any], b: NDArray[Any]) -> float | None:
     return float(np.corrcoef(a, b)[0, 1])
 
 
-def _ranks(x: NDArray[Any]) -> NDArray[Any]:
-    """Ranks with ties sharing their mean."""
-    _, inverse, counts = np.unique(x, return_inverse=True, return_counts=True)
-    last = np.cumsum(counts)
-    ranks: NDArray[Any] = (last - (counts - 1) / 2.0)[inverse]
-    return ranks
-
-
 def _interval(x: NDArray[Any], episode: NDArray[Any]) -> tuple[float, float]:
-    """95 % percentile bootstrap of the mean; episodes are drawn, because decisions of one episode are not independent."""
+    """95 % percentile bootstrap of the mean over episodes; decisions of one episode are not independent."""
     _, inverse = np.unique(episode, return_inverse=True)
     sums, counts = np.bincount(inverse, x), np.bincount(inverse)
     drawn = np.random.default_rng(0).integers(0, len(sums), (RESAMPLES, len(sums)))

@@ -25,25 +25,30 @@ class Chart:
         self._marks: list[str] = []
 
     def line(self, xs: Sequence[float], ys: Sequence[float], series: int = 0) -> None:
+        """A line through the points that are finite."""
         points = " ".join(f"{self._px(x):.1f},{self._py(y):.1f}" for x, y in zip(xs, ys, strict=True) if math.isfinite(y))
         self._marks.append(f'<polyline class="c{series} stroke" points="{points}"/>')
 
     def band(self, xs: Sequence[float], low: Sequence[float], high: Sequence[float], series: int = 0) -> None:
+        """The area between two lines."""
         there = [(x, y) for x, y in zip(xs, high, strict=True)]
         back = [(x, y) for x, y in zip(xs, low, strict=True)][::-1]
         points = " ".join(f"{self._px(x):.1f},{self._py(y):.1f}" for x, y in there + back)
         self._marks.append(f'<polygon class="c{series} band" points="{points}"/>')
 
     def points(self, xs: Sequence[float], ys: Sequence[float], series: int = 0, titles: Sequence[str] = ()) -> None:
+        """Dots; `titles` are shown under the pointer."""
         for i, (x, y) in enumerate(zip(xs, ys, strict=True)):
             title = f"<title>{escape(titles[i])}</title>" if titles else ""
             self._marks.append(f'<circle class="c{series} fill" cx="{self._px(x):.1f}" cy="{self._py(y):.1f}" r="4">{title}</circle>')
 
     def whisker(self, x: float, low: float, high: float, series: int = 0) -> None:
+        """An upright interval at x."""
         place = f'x1="{self._px(x):.1f}" x2="{self._px(x):.1f}" y1="{self._py(low):.1f}" y2="{self._py(high):.1f}"'
         self._marks.append(f'<line class="c{series} stroke" {place}/>')
 
     def bars(self, edges: Sequence[float], heights: Sequence[float], series: int = 0) -> None:
+        """A histogram: one more edge than heights."""
         for (a, b), height in zip(pairwise(edges), heights, strict=True):
             if height > 0:
                 x, y = self._px(a), self._py(height)

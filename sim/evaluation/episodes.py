@@ -1,7 +1,7 @@
 """Evaluate a policy on seeded episodes in parallel processes.
 
-The policy and the loop that drives it come from outside as picklable callables, so the same evaluation serves torch checkpoints,
-ONNX in process and policies behind a socket.
+Policies and the loop that drives them are passed as picklable callables, so the same evaluation serves torch
+checkpoints, ONNX in process and policies behind a socket.
 """
 
 from __future__ import annotations
@@ -21,31 +21,33 @@ from rql_deploy.plant import EpisodeResult
 from rql_deploy.policy import Policy
 from rql_deploy.sim.collection.collect import demonstrate
 from rql_deploy.sim.plants.tasks import EnvPlant, Task, describe
-from rql_deploy.sim.processes import SimulatorPool, finished
+from rql_deploy.sim.processes import SimulatorPool, result_of
 from rql_deploy.statistics import percentile_ms, wilson_interval
 
-from .annotations import WatchedEpisode
+from .annotations import AnnotatedEpisode
 from .calibration import calibrate
 
 MakePolicy = Callable[[PlantDescription], Policy]
 RunEpisode = Callable[..., EpisodeResult]
-"""Called with plant, policy and seed, with `others` if the contestant has some, and with `film` if a film is made of it."""
+"""Called with plant, policy and seed; with `others` where the entry has some, and with `film` to be
+filmed.
+"""
 
 
 @dataclass(frozen=True)
-class Contestant:
-    """One way of acting that is evaluated."""
+class EvaluatedPolicy:
+    """A policy to evaluate: how a worker makes it, and how it plays an episode."""
 
     key: str
     make_policy: MakePolicy
     run_episode: RunEpisode
     others: Mapping[str, MakePolicy] = field(default_factory=dict)
-    """By key, policies that are asked the same questions and do not act."""
+    """By key, policies that answer the same requests without acting."""
 
 
 @dataclass(frozen=True)
 class Score:
-    """Episodes of one contestant, in the order of the seeds."""
+    """Episodes of one policy, in the order of the seeds."""
 
     key: str
     results: tuple[EpisodeResult, ...]
@@ -53,6 +55,7 @@ class Score:
 
     @property
     def successes(self) -> int:
+        """Episodes that succeeded."""
         return sum(r.success for r in self.results)
 
     @property
@@ -71,12 +74,14 @@ class Score:
         return [r.steps if r.success else self.horizon for r in self.results]
 
     def summary(self) -> dict[str, Any]:
-        """JSON data: success, episodes, ci, steps, latencies in milliseconds of decisions, calibration where V was asked for."""
+        """JSON data: success, episodes, ci, steps, decision latencies in ms, calibration where V was asked
+        for.
+        """
         round_trip = [t for r in self.results for t in r.round_trip]
         inference = [t for r in self.results for t in r.inference]
-        watched = [r for r in self.results if isinstance(r, WatchedEpisode)]
-        calibration = calibrate(watched)
-        more = {"reward": float(np.mean([r.total_reward for r in watched]))} if watched else {}
+        annotated = [r for r in self.results if isinstance(r, AnnotatedEpisode)]
+        calibration = calibrate(annotated)
+        more = {"reward": float(np.mean([r.total_reward for r in annotated]))} if annotated else {}
         return {
             "success": self.success,
             "episodes": len(self.results),
@@ -91,7 +96,7 @@ class Score:
 
 
 KEPT_POLICIES = 4
-"""Policies a worker keeps; training has ever new ones evaluated."""
+"""Policies that a worker keeps; training adds new ones all the time."""
 _plants: dict[str, tuple[EnvPlant, PlantDescription]] = {}
 _policies: dict[str, Policy] = {}
 
@@ -116,22 +121,24 @@ def _policy(key: str, make: MakePolicy, description: PlantDescription) -> Policy
     return _policies[key]
 
 
-def _play(task: Task, contestant: Contestant, seed: int) -> EpisodeResult:
+def _play(task: Task, entry: EvaluatedPolicy, seed: int) -> EpisodeResult:
     plant, description = _plant(task)
-    policy = _policy(contestant.key, contestant.make_policy, description)
-    if not contestant.others:
-        return contestant.run_episode(plant, policy, seed)
-    others = {key: _policy(key, make, description) for key, make in contestant.others.items()}
-    return contestant.run_episode(plant, policy, seed, others=others)
+    policy = _policy(entry.key, entry.make_policy, description)
+    if not entry.others:
+        return entry.run_episode(plant, policy, seed)
+    others = {key: _policy(key, make, description) for key, make in entry.others.items()}
+    return entry.run_episode(plant, policy, seed, others=others)
 
 
-def _film(task: Task, contestant: Contestant, seeds: Sequence[int], path: Path, camera: str | None) -> list[EpisodeResult]:
+def _film(
+    task: Task, entry: EvaluatedPolicy, seeds: Sequence[int], path: Path, camera: str | None
+) -> list[EpisodeResult]:
     from .films import Film
 
     plant, description = _plant(task)
-    policy = _policy(contestant.key, contestant.make_policy, description)
+    policy = _policy(entry.key, entry.make_policy, description)
     with Film(path, plant, policy.contract, camera=camera) as film:
-        return [contestant.run_episode(plant, policy, seed, film=film) for seed in seeds]
+        return [entry.run_episode(plant, policy, seed, film=film) for seed in seeds]
 
 
 def _play_demonstrator(task: Task, seed: int, noise_range: tuple[float, float]) -> EpisodeResult:
@@ -139,14 +146,14 @@ def _play_demonstrator(task: Task, seed: int, noise_range: tuple[float, float]) 
     return EpisodeResult(seed, bool(episode.success[-1]), episode.steps)
 
 
-def finished_in_any_order(futures: Sequence[Future[EpisodeResult]]) -> Iterator[EpisodeResult]:
+def results_as_completed(futures: Sequence[Future[EpisodeResult]]) -> Iterator[EpisodeResult]:
     """Results as they come in."""
     for future in as_completed(futures):
-        yield finished(future)
+        yield result_of(future)
 
 
 class Evaluation:
-    """A pool of simulator processes that plays contestants on one task. Use as a context manager."""
+    """A pool of simulator processes that plays policies on one task. Use as a context manager."""
 
     def __init__(self, task: Task, workers: int, *, niceness: int = 0, pool: Executor | None = None):
         """Processes of this machine, or `pool`, which is shut down at the end."""
@@ -165,23 +172,29 @@ class Evaluation:
 
     def describe(self) -> PlantDescription:
         """The plant that is played on; builds a simulator in a worker."""
-        return finished(self._pool.submit(_describe, self.task))
+        return result_of(self._pool.submit(_describe, self.task))
 
-    def start(self, contestant: Contestant, seeds: Sequence[int]) -> list[Future[EpisodeResult]]:
-        """Have the seeds played and return at once; `finished` of each future gives its result."""
-        return [self._pool.submit(_play, self.task, contestant, seed) for seed in seeds]
+    def start(self, entry: EvaluatedPolicy, seeds: Sequence[int]) -> list[Future[EpisodeResult]]:
+        """Start playing the seeds, and return at once; `result_of` a future gives its result."""
+        return [self._pool.submit(_play, self.task, entry, seed) for seed in seeds]
 
-    def film(self, contestant: Contestant, seeds: Sequence[int], path: Path, camera: str | None = None) -> Future[list[EpisodeResult]]:
-        """Have the seeds played once more, in order, before a camera; writes an mp4 file."""
-        return self._pool.submit(_film, self.task, contestant, seeds, path, camera)
+    def film(
+        self, entry: EvaluatedPolicy, seeds: Sequence[int], path: Path, camera: str | None = None
+    ) -> Future[list[EpisodeResult]]:
+        """Start playing the seeds in order before a camera, into an mp4 file."""
+        return self._pool.submit(_film, self.task, entry, seeds, path, camera)
 
-    def play(self, contestant: Contestant, seeds: Sequence[int]) -> Iterator[EpisodeResult]:
+    def play(self, entry: EvaluatedPolicy, seeds: Sequence[int]) -> Iterator[EpisodeResult]:
         """Results as they finish, in any order."""
-        yield from finished_in_any_order(self.start(contestant, seeds))
+        yield from results_as_completed(self.start(entry, seeds))
 
-    def play_demonstrator(self, seeds: Sequence[int], noise_range: tuple[float, float]) -> Iterator[EpisodeResult]:
+    def play_demonstrator(
+        self, seeds: Sequence[int], noise_range: tuple[float, float]
+    ) -> Iterator[EpisodeResult]:
         """The scripted demonstrator on the same seeds."""
-        yield from finished_in_any_order([self._pool.submit(_play_demonstrator, self.task, seed, noise_range) for seed in seeds])
+        yield from results_as_completed(
+            [self._pool.submit(_play_demonstrator, self.task, seed, noise_range) for seed in seeds]
+        )
 
     def score(self, key: str, results: Sequence[EpisodeResult], seeds: Sequence[int]) -> Score:
         """The seeds' results in the order of the seeds; every seed must have one."""
@@ -189,12 +202,12 @@ class Evaluation:
         return Score(key, tuple(by_seed[seed] for seed in seeds), self.horizon)
 
 
-def read_episodes(path: Path) -> list[WatchedEpisode]:
-    """The file's episodes; a line that a crash cut short is left out. No file is no episodes."""
+def read_episodes(path: Path) -> list[AnnotatedEpisode]:
+    """The file's episodes, without a line that a crash cut short; none where there is no file."""
     found = []
     for line in path.read_text().splitlines() if path.is_file() else ():
         try:
-            found.append(WatchedEpisode.from_plain(json.loads(line)))
+            found.append(AnnotatedEpisode.from_plain(json.loads(line)))
         except (ValueError, TypeError):
             continue
     return found
@@ -208,7 +221,7 @@ def append_episode(path: Path, episode: EpisodeResult) -> None:
 
 
 def write_episodes(path: Path, episodes: Iterable[EpisodeResult]) -> None:
-    """The whole file at once, in the order given; complete or not at all."""
+    """Write the file in the order given, completely or not at all."""
     partial = path.with_name(path.name + ".writing")
     partial.write_text("".join(json.dumps(asdict(episode)) + "\n" for episode in episodes))
     partial.replace(path)

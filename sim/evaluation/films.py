@@ -14,8 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rql_deploy.contract import Contract
-from rql_deploy.errors import UserError
-from rql_deploy.plain import suggestion
+from rql_deploy.errors import UserError, suggestion
 from rql_deploy.policy import Decision
 from rql_deploy.sim.processes import render_headless
 

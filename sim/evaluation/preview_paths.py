@@ -1,4 +1,4 @@
-"""Where a chunk of actions would lead the end effector: the commanded set-points, drawn before they are played."""
+"""The path of the end effector under a chunk of actions: the set-points that the chunk commands."""
 
 from __future__ import annotations
 
@@ -28,11 +28,13 @@ class PathModel:
         """Whether there is a path: joint actions have none here."""
         return len(self.columns) == len(AXES)
 
-    def path(self, actions: NDArray[np.float32], start: NDArray[np.float64], base: NDArray[np.float64]) -> NDArray[np.float64]:
+    def path(
+        self, actions: NDArray[np.float32], start: NDArray[np.float64], base: NDArray[np.float64]
+    ) -> NDArray[np.float64]:
         """Set-points `[h + 1, 3]` in the world from a chunk `[h, A]`.
 
-        `start` `[3]` is where the end effector is, `base` `[3, 3]` the rotation of the robot's base. Deltas are added up, as if each
-        were reached; a real arm lags behind.
+        `start` `[3]` is where the end effector is, `base` `[3, 3]` the rotation of the robot's base. Deltas
+        are added up, as if each were reached; a real arm lags behind.
         """
         moves = np.asarray(actions, np.float64)[:, self.columns] * self.scales
         if not self.delta:
@@ -55,7 +57,9 @@ def _scale(dimension: ActionDimension) -> float:
     return float(match.group(1) or 1.0) if match else 0.0
 
 
-COLOURS = np.array([[0.27, 0.0, 0.33], [0.23, 0.32, 0.55], [0.13, 0.57, 0.55], [0.37, 0.79, 0.38], [0.99, 0.91, 0.14]])
+COLOURS = np.array(
+    [[0.27, 0.0, 0.33], [0.23, 0.32, 0.55], [0.13, 0.57, 0.55], [0.37, 0.79, 0.38], [0.99, 0.91, 0.14]]
+)
 """Five stops of viridis (matplotlib's; Nathaniel Smith and Stefan van der Walt), dark for a low V."""
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from .annotations import WatchedEpisode
+from .annotations import AnnotatedEpisode
 from .calibration import ValueCalibration, calibrate
 from .charts import Chart, histogram
 from .episodes import Score
@@ -72,7 +72,7 @@ def write_report(path: Path, subject: Subject, score: Score, curves: LearningCur
 
 def render(subject: Subject, score: Score, curves: LearningCurves | None = None, video: Path | None = None) -> str:
     """The page as text."""
-    episodes = [r for r in score.results if isinstance(r, WatchedEpisode)]
+    episodes = [r for r in score.results if isinstance(r, AnnotatedEpisode)]
     parts = [_heading(subject, score, episodes), _success(score)]
     if video is not None:
         parts.append(_video(video))
@@ -85,7 +85,7 @@ def render(subject: Subject, score: Score, curves: LearningCurves | None = None,
     )
 
 
-def _heading(subject: Subject, score: Score, episodes: Sequence[WatchedEpisode]) -> str:
+def _heading(subject: Subject, score: Score, episodes: Sequence[AnnotatedEpisode]) -> str:
     summary, (low, high) = score.summary(), score.interval
     tiles = [
         ("success", f"{score.success:.0%}", f"{score.successes} of {len(score.results)}, 95 % interval {low:.0%} to {high:.0%}"),
@@ -154,7 +154,7 @@ def _quantiles(name: str, values: Any) -> str:
     return f"{name}: p50 {p50:.2f} ms, p99 {p99:.2f} ms, largest {values.max():.2f} ms; beyond 99.5 % in the last bar."
 
 
-def _refinement(episodes: Sequence[WatchedEpisode]) -> str:
+def _refinement(episodes: Sequence[AnnotatedEpisode]) -> str:
     rows = [row for e in episodes for row in e.refinement_values if row]
     rows = [row for row in rows if len(row) == len(rows[0])]
     if not rows:

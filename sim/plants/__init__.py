@@ -1,0 +1,1 @@
+"""robosuite, OGBench, gymnasium and the arm behind the plant interface."""

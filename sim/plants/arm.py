@@ -1,4 +1,7 @@
-"""The arm of `arm_process` as a plant: absolute joint targets, a reaching task, and the three methods that a robot author writes too."""
+"""The arm of `arm_process` as a plant: absolute joint targets and a reaching task.
+
+`ArmPlant` has the three methods that the author of a real robot writes too.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-import msgpack
+import msgspec
 import numpy as np
 import zmq
 from numpy.typing import NDArray
@@ -62,7 +65,10 @@ def describe_arm(control_rate: float, task: str = "arm:reach") -> PlantDescripti
 
 
 class ArmPlant:
-    """Starts the arm's process and drives it. `apply` sends joint targets `[7]`, rad, and returns at once; the arm is not waited for."""
+    """Starts the arm's process and drives it.
+
+    `apply` sends joint targets `[7]`, rad, and does not wait for the arm.
+    """
 
     def __init__(self, control_rate: float = 20.0, horizon: int = 200, arm_rate: float = ARM_RATE):
         self.control_rate, self.horizon = control_rate, horizon
@@ -81,7 +87,10 @@ class ArmPlant:
             addresses = json.loads(self._process.stdout.readline())
         except ValueError as error:
             self._process.kill()
-            raise UserError("the arm's process did not start: run `python -m rql_deploy.sim.plants.arm_process` to see why") from error
+            raise UserError(
+                "the arm's process did not start: run `python -m rql_deploy.sim.plants.arm_process` to see "
+                "why"
+            ) from error
         self._context = zmq.Context()
         self._orders, self._states = self._context.socket(zmq.PUSH), self._context.socket(zmq.SUB)
         self._orders.setsockopt(zmq.LINGER, 0)
@@ -101,7 +110,10 @@ class ArmPlant:
         return self._success or self._ticks >= self.horizon
 
     def reset(self, seed: int | None = None) -> None:
-        """The arm goes to its rest pose; the goal is where the hand would be in a random pose near it. Raises UserError if it is gone."""
+        """Move the arm to its rest pose; the goal is the hand's position in a random pose near it.
+
+        Raises UserError when the arm does not answer.
+        """
         pose = REST + np.random.default_rng(seed).uniform(-GOAL_SPREAD, GOAL_SPREAD, 7)
         self._geometry.reset(pose)
         self._goal = np.array(self._geometry.state()["hand"])
@@ -111,20 +123,29 @@ class ArmPlant:
         expiry = time.monotonic() + SETTLE_SECONDS
         while self._state.get("resets") != self._resets:
             if time.monotonic() > expiry:
-                raise UserError(f"the arm's process did not answer within {SETTLE_SECONDS:g} s: it has ended or the machine is overloaded")
+                raise UserError(
+                    f"the arm's process did not answer within {SETTLE_SECONDS:g} s: it has ended or the "
+                    "machine is overloaded"
+                )
             self._read(wait_ms=50)
 
     def observe(self) -> Mapping[str, NDArray[np.float64]]:
-        """The newest state that has arrived. Raises UserError when the arm's process is gone or has said nothing for half a second."""
+        """The newest state that has arrived.
+
+        Raises UserError when the arm's process has ended or been silent for 0.5 s.
+        """
         if self._process.poll() is not None:
             raise UserError("the arm's process has ended")
-        # Where this process was the one that stood still, the newest state is a moment away.
+        # If this process stood still, the newest state arrives in a moment.
         for wait_ms in (0, 50):
             self._read(wait_ms)
             if time.monotonic() - self._state["time"] <= STALE_SECONDS:
                 break
         else:
-            raise UserError(f"the arm's process has said nothing for {STALE_SECONDS:g} s: it is frozen or the machine is overloaded")
+            raise UserError(
+                f"the arm's process has been silent for {STALE_SECONDS:g} s: it is frozen or the machine is "
+                "overloaded"
+            )
         state = self._state
         return {
             "joint_position": np.array(state["q"]),
@@ -137,7 +158,9 @@ class ArmPlant:
         """Send joint targets; the arm moves there evenly over one tick."""
         self._send({"q": np.asarray(action, np.float64).tolist(), "seconds": 1.0 / self.control_rate})
         self._ticks += 1
-        self._success = self._success or float(np.linalg.norm(np.array(self._state["hand"]) - self._goal)) < GOAL_RADIUS
+        self._success = (
+            self._success or float(np.linalg.norm(np.array(self._state["hand"]) - self._goal)) < GOAL_RADIUS
+        )
 
     def rest(self) -> NDArray[np.float32]:
         """The command that keeps the arm where it is."""
@@ -160,10 +183,10 @@ class ArmPlant:
         self._context.term()
 
     def _send(self, order: Mapping[str, Any]) -> None:
-        # A controller that is gone is noticed when observing; sending must never wait for it.
+        # Sending never waits; `observe` notices an arm that is gone.
         with contextlib.suppress(zmq.Again):
-            self._orders.send(msgpack.packb(order), zmq.DONTWAIT)
+            self._orders.send(msgspec.msgpack.encode(order), zmq.DONTWAIT)
 
     def _read(self, wait_ms: int = 0) -> None:
         if self._states.poll(wait_ms):
-            self._state = msgpack.unpackb(self._states.recv())
+            self._state = msgspec.msgpack.decode(self._states.recv())

@@ -1,16 +1,18 @@
-"""A simulated arm with a clock of its own: MuJoCo physics under joint impedance control, 500 times a second, in its own process.
+"""A simulated arm with a clock of its own: MuJoCo physics under joint impedance control, 500 times a second,
+in its own process.
 
     python -m rql_deploy.sim.plants.arm_process --rate 500
 
-It is to a control loop what a real arm's controller is: joint targets come in over a socket whenever they come, are interpolated, and
-turned into torques at a rate that no policy could keep; nobody waits for anybody.
+It is to a control loop what a real arm's controller is: joint targets come in over a socket whenever they
+come, are interpolated, and turned into torques at a rate that no policy could keep; nobody waits for anybody.
 The arm is robosuite's Panda (torque motors on seven joints).
 
-The law is joint impedance with gravity compensation: torque = stiffness (reference - position) - damping velocity + bias, where the bias
-(gravity, Coriolis and centrifugal forces) is what MuJoCo computes, as libfranka's example adds the robot's own estimate of it.
+The law is joint impedance with gravity compensation: torque = stiffness (reference - position) - damping
+velocity + bias, where the bias (gravity, Coriolis and centrifugal forces) is what MuJoCo computes, as
+libfranka's example adds the robot's own estimate of it.
 
-Sockets on loopback, messages in msgpack: targets in (PULL), states out (PUB, one a cycle). The first line on standard output is JSON with
-both addresses. It ends when the process that started it does.
+Sockets on loopback, messages in msgpack: targets in (PULL), states out (PUB, one a cycle). The first line on
+standard output is JSON with both addresses. It ends when the process that started it does.
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-import msgpack
+import msgspec
 import mujoco
 import numpy as np
 import zmq
@@ -72,7 +74,9 @@ class Arm:
         mujoco.mj_forward(self.model, self.data)
 
     def aim(self, target: NDArray[np.float64], seconds: float) -> None:
-        """Move the reference to `target` [7], rad, evenly over `seconds`; joint limits are the arm's own and always kept."""
+        """Move the reference to `target` [7], rad, evenly over `seconds`; joint limits are the arm's own
+        and always kept.
+        """
         self._target = np.clip(target, self.limits[:, 0], self.limits[:, 1])
         self._left = max(1, round(seconds / self.period))
 
@@ -88,7 +92,9 @@ class Arm:
             mujoco.mj_step(self.model, self.data)
 
     def state(self) -> dict[str, Any]:
-        """What the arm measures: position and velocity of the joints, where the hand is, where the reference is."""
+        """What the arm measures: position and velocity of the joints, where the hand is, where the
+        reference is.
+        """
         return {
             "q": self.data.qpos[:7].tolist(),
             "dq": self.data.qvel[:7].tolist(),
@@ -97,10 +103,13 @@ class Arm:
         }
 
 
-def take(arm: Arm, message: bytes) -> int | None:
-    """Obey one message; returns the number of the reset it asked for. What is no message is ignored, as a controller must."""
+def handle_message(arm: Arm, message: bytes) -> int | None:
+    """Obey one message; returns the number of the reset it asks for.
+
+    Anything else is ignored, as a controller must.
+    """
     try:
-        order = msgpack.unpackb(message)
+        order = msgspec.msgpack.decode(message)
         position = np.array(order["q"], np.float64)
         seconds = float(order.get("seconds", 0.0))
         if position.shape != (7,) or not np.isfinite(position).all() or not 0.0 <= seconds <= 10.0:
@@ -109,7 +118,7 @@ def take(arm: Arm, message: bytes) -> int | None:
             arm.reset(np.clip(position, arm.limits[:, 0], arm.limits[:, 1]))
             return int(order["reset"])
         arm.aim(position, seconds)
-    except (ValueError, TypeError, KeyError, AttributeError, msgpack.UnpackException):
+    except (ValueError, TypeError, KeyError, AttributeError, msgspec.DecodeError):
         pass
     return None
 
@@ -132,20 +141,32 @@ def run(rate: float) -> None:
     start = time.monotonic()
     while os.getppid() == parent:
         while orders.poll(0):
-            resets = take(arm, orders.recv()) or resets
+            resets = handle_message(arm, orders.recv()) or resets
         arm.cycle()
         cycles += 1
-        states.send(msgpack.packb({"cycle": cycles, "skipped": skipped, "resets": resets, "time": time.monotonic(), **arm.state()}))
+        states.send(
+            msgspec.msgpack.encode(
+                {
+                    "cycle": cycles,
+                    "skipped": skipped,
+                    "resets": resets,
+                    "time": time.monotonic(),
+                    **arm.state(),
+                }
+            )
+        )
         late = time.monotonic() - start - (cycles + skipped) * arm.period
         if late < 0:
             time.sleep(-late)
         elif late > arm.period:
-            # Simulated time may fall behind a busy machine's clock; it never runs to catch up.
+            # Simulated time may fall behind the clock of a busy machine; it does not catch up.
             skipped += int(late / arm.period)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--rate", type=float, default=500.0, help="control cycles per second, 500 to 1000")
     run(parser.parse_args().rate)
 

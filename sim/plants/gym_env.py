@@ -1,4 +1,6 @@
-"""Any registered gymnasium environment with numbers to observe and bounded actions, as `gym:ID` or `gym:MODULE:ID`."""
+"""Any registered gymnasium environment with numeric observations and bounded actions: `gym:ID`,
+`gym:MODULE:ID`.
+"""
 
 from __future__ import annotations
 
@@ -19,25 +21,35 @@ from rql_deploy.sim.processes import render_headless
 from .task_env import Observation, TaskEnv
 
 FIELD = "observation"
-"""Name of what is observed where the environment has no names for it, as the readers of data sets call it."""
+"""Field name where the environment has none; the readers of data sets use the same."""
 DEFAULT_RATE = 20.0
 SUCCESS_KEYS = ("success", "is_success")
 """Entries of `info` that say whether the task is done."""
 
 
 def environment_spec(identifier: str) -> EnvSpec:
-    """The registration of `ID`, after importing MODULE from `MODULE:ID`; raises UserError with the nearest names."""
+    """The registration of `ID`, after importing MODULE from `MODULE:ID`.
+
+    Raises UserError with the nearest names.
+    """
     module, _, name = identifier.rpartition(":")
     try:
         if module:
             importlib.import_module(module)
         return gymnasium.spec(name)
     except ImportError as error:
-        raise UserError(f"gym:{identifier} cannot be imported ({error}): install it, or correct the name before the last colon") from error
+        raise UserError(
+            f"gym:{identifier} cannot be imported ({error}): install it, or correct the name before the "
+            "last colon"
+        ) from error
     except gymnasium.error.Error as error:
         known = list(gymnasium.registry)
         near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
-        hint = f"did you mean {' or '.join(near)}?" if near else "write gym:ID, or gym:MODULE:ID to import what registers it"
+        hint = (
+            f"did you mean {' or '.join(near)}?"
+            if near
+            else "write gym:ID, or gym:MODULE:ID to import what registers it"
+        )
         raise UserError(f"gymnasium has no environment '{name}': {hint}") from error
 
 
@@ -52,11 +64,17 @@ def default_horizon(identifier: str) -> int:
 class GymEnv(TaskEnv):
     """One registered environment, its observation as named fields, its actions flat and within their bounds.
 
-    Reward and end are the environment's. Success is what `info` says (`success` or `is_success`), latched; an environment that says neither
-    never succeeds, and what it came to is its return.
+    Reward and end are the environment's. Success is what `info` says (`success` or `is_success`), latched. An
+    environment that says neither never succeeds, and is measured by its return.
     """
 
-    def __init__(self, identifier: str, horizon: int | None = None, control_rate: float | None = None, render_mode: str | None = None):
+    def __init__(
+        self,
+        identifier: str,
+        horizon: int | None = None,
+        control_rate: float | None = None,
+        render_mode: str | None = None,
+    ):
         spec = environment_spec(identifier)
         self.horizon = default_horizon(identifier) if horizon is None else horizon
         self.render_mode = render_mode
@@ -64,20 +82,33 @@ class GymEnv(TaskEnv):
         # Not every environment takes a render_mode.
         rendering = {"render_mode": render_mode} if render_mode else {}
         try:
-            self._env: gymnasium.Env[Any, Any] = gymnasium.make(spec, max_episode_steps=self.horizon, disable_env_checker=True, **rendering)
+            self._env: gymnasium.Env[Any, Any] = gymnasium.make(
+                spec, max_episode_steps=self.horizon, disable_env_checker=True, **rendering
+            )
         except (gymnasium.error.Error, ImportError, TypeError) as error:
             raise UserError(f"gym:{identifier} cannot be made ({error}): install what it needs") from error
         self._fields, self._action = _fields(identifier, self._env.observation_space), self._env.action_space
-        if not (isinstance(self._action, gymnasium.spaces.Box) and np.isfinite([self._action.low, self._action.high]).all()):
-            raise UserError(f"gym:{identifier} takes actions from {self._action}: only bounded Box actions can be driven")
+        if not (
+            isinstance(self._action, gymnasium.spaces.Box)
+            and np.isfinite([self._action.low, self._action.high]).all()
+        ):
+            raise UserError(
+                f"gym:{identifier} takes actions from {self._action}: only bounded Box actions can be driven"
+            )
         self.observation_space = gymnasium.spaces.Dict({**self._fields})
-        low, high = (np.asarray(bound, np.float32).reshape(-1) for bound in (self._action.low, self._action.high))
+        low, high = (
+            np.asarray(bound, np.float32).reshape(-1) for bound in (self._action.low, self._action.high)
+        )
         self.action_space = gymnasium.spaces.Box(low, high, dtype=np.float32)
         self.control_rate = float(control_rate or _rate(self._env))
         self._success = False
 
-    def reset(self, *, seed: int | None = None, options: Mapping[str, Any] | None = None) -> tuple[Observation, dict[str, Any]]:
-        """Start an episode; with a seed, it depends on that and the actions alone if the environment keeps to gymnasium's rules."""
+    def reset(
+        self, *, seed: int | None = None, options: Mapping[str, Any] | None = None
+    ) -> tuple[Observation, dict[str, Any]]:
+        """Start an episode; with a seed it depends on the seed and the actions alone, by gymnasium's
+        rules.
+        """
         super().reset(seed=seed)
         observation, _ = self._env.reset(seed=seed)
         self._success = False
@@ -87,15 +118,25 @@ class GymEnv(TaskEnv):
         shaped = np.asarray(action).reshape(self._action.shape).astype(self._action.dtype)  # type: ignore[arg-type]
         observation, reward, terminated, truncated, info = self._env.step(shaped)
         self._success = self._success or any(bool(info.get(key, False)) for key in SUCCESS_KEYS)
-        return self._named(observation), float(reward), bool(terminated), bool(truncated), {"success": self._success}
+        return (
+            self._named(observation),
+            float(reward),
+            bool(terminated),
+            bool(truncated),
+            {"success": self._success},
+        )
 
     def description(self, task: str) -> PlantDescription:
-        """This environment's side of a contract: fields and actions without units, as a foreign data set's would be read."""
+        """This environment's side of a contract: fields and actions without units, like those of a foreign
+        data set.
+        """
         low, high = self.action_space.low, self.action_space.high  # type: ignore[attr-defined]
         return PlantDescription(
             task=task,
             fields=tuple(ObservationField(name, box.shape) for name, box in self._fields.items()),
-            actions=tuple(ActionDimension(f"action_{i}", float(low[i]), float(high[i])) for i in range(len(low))),
+            actions=tuple(
+                ActionDimension(f"action_{i}", float(low[i]), float(high[i])) for i in range(len(low))
+            ),
             control_rate=self.control_rate,
         )
 
@@ -105,7 +146,11 @@ class GymEnv(TaskEnv):
     def simulation(self) -> tuple[Any, Any]:
         """See `TaskEnv.simulation`; gymnasium's MuJoCo environments have one."""
         inside = self._env.unwrapped
-        return (inside.model, inside.data) if hasattr(inside, "model") and hasattr(inside, "data") else super().simulation()
+        return (
+            (inside.model, inside.data)
+            if hasattr(inside, "model") and hasattr(inside, "data")
+            else super().simulation()
+        )
 
     def close(self) -> None:
         self._env.close()
@@ -119,12 +164,16 @@ def _fields(identifier: str, space: gymnasium.Space[Any]) -> dict[str, gymnasium
     boxes = dict(space.spaces) if isinstance(space, gymnasium.spaces.Dict) else {FIELD: space}
     for name, box in boxes.items():
         if not isinstance(box, gymnasium.spaces.Box) or len(box.shape) > 2:
-            raise UserError(f"gym:{identifier} observes '{name}' from {box}: only vectors of numbers can be served")
+            raise UserError(
+                f"gym:{identifier} observes '{name}' from {box}: only vectors of numbers can be served"
+            )
     return boxes  # type: ignore[return-value]
 
 
 def _rate(env: gymnasium.Env[Any, Any]) -> float:
-    """Steps per second of the simulated time, where the environment says so (MuJoCo's do), else of its rendering, else 20."""
+    """Steps per second: of simulated time where the environment says so (MuJoCo's do), else of its
+    rendering, else 20.
+    """
     step = getattr(env.unwrapped, "dt", None)
     if isinstance(step, int | float) and step > 0:
         return 1.0 / step

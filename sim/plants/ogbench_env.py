@@ -1,7 +1,8 @@
-"""OGBench's single tasks as environments, played as OGBench evaluates them: its own time limit, reward and success.
+"""OGBench's single tasks as environments, played as OGBench evaluates them: its own time limit, reward and
+success.
 
-Success is judged before an action is taken (`success_timing="pre"`), as in the rewards of the data, so the episode ends one step after the
-goal was reached.
+Success is checked before an action is taken (`success_timing="pre"`), as in the rewards of the data, so the
+episode ends one step after the goal was reached.
 """
 
 from __future__ import annotations
@@ -30,7 +31,8 @@ DATA_KINDS = ("play", "noisy", "navigate", "stitch", "explore")
 def environment_spec(task: str) -> EnvSpec:
     """The registered environment of a task such as `cube-single-play-singletask-task2-v0`.
 
-    A data set's name stands for its default task, and the version may be left out. Raises UserError with the nearest names.
+    A data set's name stands for its default task, and the version may be left out. Raises UserError with the
+    nearest names.
     """
     render_headless()
     import ogbench  # noqa: F401  registers the environments
@@ -41,14 +43,23 @@ def environment_spec(task: str) -> EnvSpec:
     known = {
         name
         for name, spec in gymnasium.registry.items()
-        if "-singletask" in name and name.startswith(FAMILIES) and str(spec.entry_point).startswith("ogbench.")
+        if "-singletask" in name
+        and name.startswith(FAMILIES)
+        and str(spec.entry_point).startswith("ogbench.")
     }
     name = f"{environment}-singletask{after}"
     if kind not in DATA_KINDS or name not in known:
         usual = "navigate" if "maze" in task or "soccer" in task else "play"
-        names = [entry.replace("-singletask", f"-{kind if kind in DATA_KINDS else usual}-singletask") for entry in known]
+        names = [
+            entry.replace("-singletask", f"-{kind if kind in DATA_KINDS else usual}-singletask")
+            for entry in known
+        ]
         near = difflib.get_close_matches(full, names, n=3, cutoff=0.6)
-        hint = f"did you mean {' or '.join(near)}?" if near else "write it like ogbench:cube-single-play-singletask-task2-v0"
+        hint = (
+            f"did you mean {' or '.join(near)}?"
+            if near
+            else "write it like ogbench:cube-single-play-singletask-task2-v0"
+        )
         raise UserError(f"OGBench has no task '{task}': {hint}")
     return gymnasium.spec(name)
 
@@ -56,8 +67,9 @@ def environment_spec(task: str) -> EnvSpec:
 class OGBenchEnv(TaskEnv):
     """One task of OGBench with state observations.
 
-    Observation: a Dict of one field `observation`, float64. Action: Box [-1, 1]^A. Reward: OGBench's (for the arm minus the number of parts
-    of the task that are not done). Ends: `terminated` at success, `truncated` after `horizon` steps.
+    Observation: a Dict of one field `observation`, float64. Action: Box [-1, 1]^A. Reward: OGBench's (for the
+    arm minus the number of parts of the task that are not done). Ends: `terminated` at success, `truncated`
+    after `horizon` steps.
     """
 
     metadata = {"render_modes": ["rgb_array"]}  # noqa: RUF012  gymnasium declares it an instance variable
@@ -69,14 +81,22 @@ class OGBenchEnv(TaskEnv):
         size = {"width": 512, "height": 512} if render_mode else {}
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # about the precision of the spaces' bounds
-            self._env = _seeded(load_env_creator(str(spec.entry_point)))(**{**spec.kwargs, **size}, render_mode=render_mode)
+            self._env = _seeded(load_env_creator(str(spec.entry_point)))(
+                **{**spec.kwargs, **size}, render_mode=render_mode
+            )
             inside = self._env.observation_space
-            self.observation_space = gymnasium.spaces.Dict({FIELD: gymnasium.spaces.Box(-np.inf, np.inf, inside.shape, np.float64)})
+            self.observation_space = gymnasium.spaces.Dict(
+                {FIELD: gymnasium.spaces.Box(-np.inf, np.inf, inside.shape, np.float64)}
+            )
             self.action_space = self._env.action_space
         self._steps = 0
 
-    def reset(self, *, seed: int | None = None, options: Mapping[str, Any] | None = None) -> tuple[Observation, dict[str, Any]]:
-        """Start an episode; with a seed, everything that follows depends on that seed and the actions alone."""
+    def reset(
+        self, *, seed: int | None = None, options: Mapping[str, Any] | None = None
+    ) -> tuple[Observation, dict[str, Any]]:
+        """Start an episode; with a seed, everything that follows depends on that seed and the actions
+        alone.
+        """
         super().reset(seed=seed)
         if seed is not None:
             self._env.action_space.seed(seed)
@@ -89,7 +109,13 @@ class OGBenchEnv(TaskEnv):
         self._steps += 1
         truncated = self._steps >= self.horizon and not terminated
         success = bool(info["success"])
-        return {FIELD: np.asarray(observation, np.float64)}, float(reward), bool(terminated), truncated, {"success": success}
+        return (
+            {FIELD: np.asarray(observation, np.float64)},
+            float(reward),
+            bool(terminated),
+            truncated,
+            {"success": success},
+        )
 
     def description(self, task: str) -> PlantDescription:
         """This environment's side of a contract, the same as that of the data."""

@@ -1,4 +1,6 @@
-"""Rewards for OGBench data, computed by OGBench's own code (`ogbench.relabel_utils`) from recorded simulator states."""
+"""Rewards for OGBench data, computed by OGBench's own code (`ogbench.relabel_utils`) from recorded
+simulator states.
+"""
 
 from __future__ import annotations
 
@@ -19,13 +21,16 @@ from rql_deploy.errors import UserError
 class OGBenchRewards:
     """The rewards and masks of one of OGBench's fixed tasks; makes the environment when first called.
 
-    `name` is a single-task data set name such as `scene-play-singletask-v0` or `cube-single-play-singletask-task2-v0`.
+    `name` is a single-task data set name such as `scene-play-singletask-v0` or
+    `cube-single-play-singletask-task2-v0`.
     """
 
     name: str
 
     def __call__(self, arrays: Mapping[str, NDArray[Any]]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Rewards and masks `[N]` from `qpos` `[N, Q]` and, for scene and puzzle, `button_states` `[N, buttons]`."""
+        """Rewards and masks `[N]` from `qpos` `[N, Q]` and, for scene and puzzle, `button_states` `[N,
+        buttons]`.
+        """
         from ogbench.relabel_utils import relabel_dataset
 
         dataset = dict(arrays)
@@ -34,9 +39,15 @@ class OGBenchRewards:
                 warnings.simplefilter("ignore", UserWarning)  # about the precision of the spaces' bounds
                 relabel_dataset(self.name, self._env, dataset)
         except KeyError as error:
-            raise UserError(f"the rewards of {self.name} need {error}, which the data set lacks: make it again with that array") from error
+            raise UserError(
+                f"the rewards of {self.name} need {error}, which the data set lacks: make it again with "
+                "that array"
+            ) from error
         except (IndexError, ValueError) as error:
-            raise UserError(f"the rewards of {self.name} do not fit the data set ({error}): name the task that it was made for") from error
+            raise UserError(
+                f"the rewards of {self.name} do not fit the data set ({error}): name the task that it was "
+                "made for"
+            ) from error
         return dataset["rewards"], dataset["masks"]
 
     def check(self) -> None:
@@ -48,9 +59,15 @@ class OGBenchRewards:
         import ogbench
 
         if "singletask" not in self.name.split("-"):
-            raise UserError(f"'{self.name}' is not a task with rewards: write it like cube-single-play-singletask-task2-v0")
+            raise UserError(
+                f"'{self.name}' is not a task with rewards: write it like "
+                "cube-single-play-singletask-task2-v0"
+            )
         try:
             env: gymnasium.Env[Any, Any] = ogbench.make_env_and_datasets(self.name, env_only=True)
         except gymnasium.error.Error as error:
-            raise UserError(f"OGBench has no task '{self.name}' ({error}): write it like cube-single-play-singletask-task2-v0") from error
+            raise UserError(
+                f"OGBench has no task '{self.name}' ({error}): write it like "
+                "cube-single-play-singletask-task2-v0"
+            ) from error
         return env

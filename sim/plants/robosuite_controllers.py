@@ -1,4 +1,6 @@
-"""robosuite's arm controllers: their settings, and what one action dimension means to each (name, bounds, unit, hold part)."""
+"""robosuite's arm controllers: their settings, and the name, bounds, unit and hold part of their action
+dimensions.
+"""
 
 from __future__ import annotations
 
@@ -9,12 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rql_deploy.contract import ActionDimension
-from rql_deploy.errors import UserError
-from rql_deploy.plain import suggestion
+from rql_deploy.errors import UserError, suggestion
 
 ROBOTS = ("Panda",)
 CONTROLLERS = ("OSC_POSE", "OSC_POSITION", "JOINT_VELOCITY", "JOINT_POSITION")
-"""Those whose units and hold parts are known here."""
+"""Controllers whose units and hold parts are known here."""
 OSC_NAMES = ("dx", "dy", "dz", "droll", "dpitch", "dyaw")
 JOINT_LIMITS = {
     "Panda": (
@@ -28,8 +29,8 @@ JOINT_LIMITS = {
 def controller_config(robot: str, controller: str) -> dict[str, Any]:
     """The arm's composite controller: robosuite's own defaults for the named arm controller and its gripper.
 
-    JOINT_POSITION takes absolute joint angles in radians, the other three take changes or velocities in [-1, 1]. Raises UserError for a
-    robot or controller that is not known here.
+    JOINT_POSITION takes absolute joint angles in radians, the other three take changes or velocities in [-1,
+    1]. Raises UserError for a robot or controller that is not known here.
     """
     from robosuite.controllers import load_composite_controller_config, load_part_controller_config
 
@@ -43,20 +44,30 @@ def controller_config(robot: str, controller: str) -> dict[str, Any]:
         part = load_part_controller_config(default_controller=controller)
         config["body_parts"]["right"] = {**part, "gripper": arm["gripper"]}
         if controller == "JOINT_POSITION":
-            # robosuite passes absolute angles through as they are and takes the bounds of the action space from here.
+            # robosuite passes absolute angles through unchanged and takes the action space's bounds from
+            # here.
             low, high = JOINT_LIMITS[robot]
-            config["body_parts"]["right"].update(input_type="absolute", input_min=list(low), input_max=list(high))
+            config["body_parts"]["right"].update(
+                input_type="absolute", input_min=list(low), input_max=list(high)
+            )
     return config
 
 
-def action_dimensions(arm: Mapping[str, Any], low: NDArray[Any], high: NDArray[Any]) -> tuple[ActionDimension, ...]:
-    """The dimensions of an action of the `arm`'s controller settings, with the bounds `[A]` of the action space; the gripper comes last."""
+def action_dimensions(
+    arm: Mapping[str, Any], low: NDArray[Any], high: NDArray[Any]
+) -> tuple[ActionDimension, ...]:
+    """The dimensions of an action under the `arm`'s controller settings; the gripper is last.
+
+    `low` and `high` `[A]` are the bounds of the action space.
+    """
     count = len(low) - 1
     controller, frame = str(arm["type"]), str(arm.get("input_ref_frame", ""))
     absolute = arm.get("input_type") == "absolute"
     names = OSC_NAMES[:count] if controller.startswith("OSC") else tuple(f"joint_{i}" for i in range(count))
     scales = np.broadcast_to(np.asarray(arm.get("output_max", 1.0), float), (count,))
-    quantities = {"JOINT_VELOCITY": ["rad/s"] * count, "JOINT_POSITION": ["rad"] * count}.get(controller, ["m"] * 3 + ["rad"] * 3)
+    quantities = {"JOINT_VELOCITY": ["rad/s"] * count, "JOINT_POSITION": ["rad"] * count}.get(
+        controller, ["m"] * 3 + ["rad"] * 3
+    )
     dimensions = [
         ActionDimension(
             name=names[i],
@@ -66,19 +77,21 @@ def action_dimensions(arm: Mapping[str, Any], low: NDArray[Any], high: NDArray[A
             controller=controller,
             frame=frame,
             mode="absolute" if absolute else "delta",
-            hold="repeat" if absolute else "null",
+            hold="repeat" if absolute else "zero",
         )
         for i in range(count)
     ]
-    # The gripper's command is an absolute open/close target: letting go of it would drop what is held.
-    gripper = ActionDimension("gripper", float(low[-1]), float(high[-1]), "-1 open, 1 closed", "GRIP", "", "absolute", "repeat")
+    # The gripper's command is an absolute open/close target: a hold of zero would drop the object.
+    gripper = ActionDimension(
+        "gripper", float(low[-1]), float(high[-1]), "-1 open, 1 closed", "GRIP", "", "absolute", "repeat"
+    )
     return (*dimensions, gripper)
 
 
-def plain(value: Any) -> Any:
+def json_data(value: Any) -> Any:
     """Controller settings as JSON data."""
     if isinstance(value, Mapping):
-        return {str(k): plain(v) for k, v in value.items()}
+        return {str(k): json_data(v) for k, v in value.items()}
     if isinstance(value, list | tuple | np.ndarray):
-        return [plain(v) for v in value]
+        return [json_data(v) for v in value]
     return value.item() if isinstance(value, np.generic) else value

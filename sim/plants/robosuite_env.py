@@ -1,7 +1,8 @@
-"""robosuite tasks as gymnasium environments with named observation fields, real seeding, and the success-based reward.
+"""robosuite tasks as gymnasium environments with named observation fields, real seeding, and the
+success-based reward.
 
-`RobosuiteEnv` is a plain `gymnasium.Env`, so a Minari dataset collected on it can rebuild it (`recover_environment`), and anything
-that speaks gymnasium can use it.
+`RobosuiteEnv` is a plain `gymnasium.Env`, so a Minari dataset collected on it can rebuild it
+(`recover_environment`), and anything that speaks gymnasium can use it.
 """
 
 from __future__ import annotations
@@ -22,11 +23,10 @@ from gymnasium.envs.registration import EnvSpec
 from numpy.typing import NDArray
 
 from rql_deploy.contract import ObservationField, PlantDescription
-from rql_deploy.errors import UserError
-from rql_deploy.plain import suggestion
+from rql_deploy.errors import UserError, suggestion
 from rql_deploy.sim.processes import render_headless
 
-from .robosuite_controllers import action_dimensions, controller_config, plain
+from .robosuite_controllers import action_dimensions, controller_config, json_data
 from .task_env import Observation, TaskEnv
 
 ENTRY_POINT = "rql_deploy.sim.plants.robosuite_env:RobosuiteEnv"
@@ -35,14 +35,16 @@ ROBOT_FIELDS = ("robot0_eef_pos", "robot0_eef_quat", "robot0_gripper_qpos")
 UNITS = {"pos": "m", "quat": "quaternion xyzw", "qpos": "m"}
 """Of observation fields, by the last word of their names."""
 HORIZONS = {"Lift": 120, "Stack": 200, "Door": 200, "PickPlaceCan": 200, "NutAssemblySquare": 300}
-"""Control steps after which an episode has failed, where none is given: enough for an unhurried demonstrator at 20 Hz."""
+"""Default horizon, in control steps: enough for an unhurried demonstrator at 20 Hz."""
 DEFAULT_HORIZON = 400
 RESETS_PER_TRIM = 10
 
 
 def trim_heap() -> None:
-    """Give freed memory back to the kernel (glibc): every reset builds a new model, and what the old ones leave behind in the heap
-    otherwise adds up to a gigabyte over some hundred episodes."""
+    """Return freed memory to the kernel (glibc).
+
+    Every reset builds a new model; without this the heap grows to a gigabyte over some hundred episodes.
+    """
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL("libc.so.6").malloc_trim(0)
 
@@ -60,14 +62,19 @@ def import_robosuite() -> ModuleType:
 
 
 def check_task(task: str) -> None:
-    """Raise UserError with the nearest names when robosuite has no such task, and for those that cannot be driven."""
+    """Raise UserError with the nearest names when robosuite has no such task, and for those that cannot be
+    driven.
+    """
     known = import_robosuite().ALL_ENVIRONMENTS
     if task not in known:
         raise UserError(f"robosuite has no task '{task}'{suggestion(task, known)}")
     if task.startswith("TwoArm"):
         raise UserError(f"{task} needs two arms, only one-armed tasks can be driven: try robosuite:Lift")
     if task == "Wipe":
-        raise UserError("Wipe has a sponge and no gripper to command, and an action ends with the gripper here: try robosuite:Lift")
+        raise UserError(
+            "Wipe has a sponge instead of a gripper, and an action must end with the gripper here: try "
+            "robosuite:Lift"
+        )
 
 
 def default_horizon(task: str) -> int:
@@ -79,10 +86,10 @@ class RobosuiteEnv(TaskEnv):
     """One robosuite task, one arm, state observations.
 
     Observation: a Dict of named fields (end-effector pose, gripper, the task's object fields), float64.
-    Action: Box [-1, 1]^A, the arm controller's input and the gripper.
-    Reward: success - 1, where success stays true once reached (docs/algorithm.md, Conventions).
-    Ends: `terminated` once `rows_after_success` further steps have been taken after success, so that a sampler that never starts a
-    window at an episode's last row still sees the success row; `truncated` after `horizon` steps without success.
+    Action: Box [-1, 1]^A, the arm controller's input and the gripper. Reward: success - 1, where success
+    stays true once reached (docs/algorithm.md, Conventions). Ends: `terminated` when `rows_after_success`
+    steps have been taken after success, since a sampler that never starts a window at an episode's last row
+    must still see the success row; `truncated` after `horizon` steps without success.
     """
 
     metadata = {"render_modes": ["rgb_array"]}  # noqa: RUF012  gymnasium declares it an instance variable
@@ -100,7 +107,12 @@ class RobosuiteEnv(TaskEnv):
         robosuite = import_robosuite()
         check_task(task)
         horizon = default_horizon(task) if horizon is None else horizon
-        self.task, self.control_rate, self.horizon, self.rows_after_success = task, control_rate, horizon, rows_after_success
+        self.task, self.control_rate, self.horizon, self.rows_after_success = (
+            task,
+            control_rate,
+            horizon,
+            rows_after_success,
+        )
         self.render_mode = render_mode
         self.controller_config = controller_config(robot, controller)
         self._env = robosuite.make(
@@ -113,7 +125,8 @@ class RobosuiteEnv(TaskEnv):
             use_object_obs=True,
             control_freq=control_rate,
             ignore_done=True,
-            # Some tasks draw object sizes when the model is built; only a rebuild makes an episode depend on its seed alone.
+            # Some tasks draw object sizes when the model is built: an episode depends on its seed alone only
+            # after a rebuild.
             hard_reset=True,
         )
         self.spec = EnvSpec(
@@ -139,7 +152,10 @@ class RobosuiteEnv(TaskEnv):
         # Sorted by name, as gymnasium's Dict sorts its keys.
         self.shapes = {name: np.shape(np.atleast_1d(raw[name])) for name in sorted(self._fields)}
         self.observation_space = gymnasium.spaces.Dict(
-            {name: gymnasium.spaces.Box(-np.inf, np.inf, shape, np.float64) for name, shape in self.shapes.items()}
+            {
+                name: gymnasium.spaces.Box(-np.inf, np.inf, shape, np.float64)
+                for name, shape in self.shapes.items()
+            }
         )
         self._resets, self._steps, self._steps_since_success = 0, 0, 0
         self.success = False
@@ -149,19 +165,27 @@ class RobosuiteEnv(TaskEnv):
         observables = self._env._observables
         return name in observables and observables[name].modality == "object"
 
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Observation, dict[str, Any]]:
-        """Start an episode; with a seed, everything that follows depends on that seed and the actions alone."""
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Observation, dict[str, Any]]:
+        """Start an episode; with a seed, everything that follows depends on that seed and the actions
+        alone.
+        """
         super().reset(seed=seed)
         if seed is not None:
-            # The placement sampler and the object models share this generator from construction on: reseed it in place.
+            # The placement sampler and the object models keep a reference to this generator: reseed it in
+            # place.
             self._env.rng.bit_generator.state = np.random.default_rng(seed).bit_generator.state
         self._env.reset()
-        # robosuite computes some fields from others that come later, so after one pass those that are relative to the hand are zero.
+        # robosuite computes some fields from others that come later: after one pass, fields relative to the
+        # hand are still zero.
         raw = self._env._get_observations(force_update=True)
         self._resets += 1
         if self._resets % RESETS_PER_TRIM == 0:
             trim_heap()
-        self._control_step = importlib.import_module("rql_deploy.sim.plants.robosuite_fast").fast_step(self._env)
+        self._control_step = importlib.import_module("rql_deploy.sim.plants.robosuite_fast").fast_step(
+            self._env
+        )
         self._steps, self._steps_since_success = 0, 0
         self.success = False
         return self._observation(raw), {"success": False}
@@ -174,22 +198,33 @@ class RobosuiteEnv(TaskEnv):
         self.success = self.success or bool(self._env._check_success())
         terminated = self.success and self._steps_since_success >= self.rows_after_success
         truncated = self._steps >= self.horizon and not self.success
-        return self._observation(raw), float(self.success) - 1.0, terminated, truncated, {"success": self.success}
+        return (
+            self._observation(raw),
+            float(self.success) - 1.0,
+            terminated,
+            truncated,
+            {"success": self.success},
+        )
 
     def description(self, task: str) -> PlantDescription:
-        """This environment's side of a contract: fields, action dimensions with units and hold parts, rate, and how to rebuild it."""
+        """This environment's side of a contract, with units, hold parts and how to rebuild it."""
         arm = self.controller_config["body_parts"]["right"]
         assert self.spec is not None
         return PlantDescription(
             task=task,
-            fields=tuple(ObservationField(name, shape, UNITS.get(name.rsplit("_", 1)[-1], "")) for name, shape in self.shapes.items()),
+            fields=tuple(
+                ObservationField(name, shape, UNITS.get(name.rsplit("_", 1)[-1], ""))
+                for name, shape in self.shapes.items()
+            ),
             actions=action_dimensions(arm, self.box.low, self.box.high),
             control_rate=float(self.control_rate),
-            environment={"spec": json.loads(self.spec.to_json()), "controller": plain(arm)},
+            environment={"spec": json.loads(self.spec.to_json()), "controller": json_data(arm)},
         )
 
     def rest_action(self) -> NDArray[np.float32] | None:
-        """Absolute joint control has to be told where the arm is; the other controllers rest at zero. The gripper is open."""
+        """The present joint angles under absolute control, with the gripper open; other controllers rest
+        at zero.
+        """
         if self.controller_config["body_parts"]["right"].get("input_type") != "absolute":
             return None
         joints = np.asarray(self._env.robots[0]._joint_positions, np.float32)

@@ -1,9 +1,10 @@
-"""robosuite's control step without looking everything up anew at each physics step: the same numbers to the last bit, in less time.
+"""robosuite's control step in less time, to the last bit the same numbers.
 
-At 20 Hz a control step is 25 physics steps, and robosuite 1.5.2 runs its whole controller stack in Python at each: names to ids, three
-Jacobians twice, all observables, and the action's dimension from scratch. The first physics step, which takes up the action, is left to
-robosuite. For the others only what changes is computed, with the same operations in the same order, for the arms and controllers
-recognised below; everything else runs as robosuite wrote it.
+At 20 Hz a control step is 25 physics steps, and robosuite 1.5.2 runs its whole controller stack in Python at
+each: names to ids, three Jacobians twice, all observables, and the action's dimension from scratch. The first
+physics step, which takes up the action, is left to robosuite. For the others only what changes is computed,
+with the same operations in the same order, for the arms and controllers recognised below; everything else
+runs as robosuite wrote it.
 """
 
 from __future__ import annotations
@@ -39,32 +40,51 @@ def install() -> None:
 
 
 def fast_step(env: Any) -> Step:
-    """`env.step` for the episode that begins: the fast one where it is known to be the same, otherwise robosuite's own.
+    """`env.step` for the episode that begins: the fast one where it is known to be the same, else robosuite's
+    own.
 
-    To be asked again after every reset, which builds a new model.
+    Call it after every reset, which builds a new model.
     """
     return FastStep(env).step if recognised(env) else env.step
 
 
 def recognised(env: Any) -> bool:
-    """Whether all that `FastStep` leaves out is what it takes it to be."""
-    if not (type(env).step is MujocoEnv.step and type(env)._pre_action is RobotEnv._pre_action and env.lite_physics):
+    """Whether everything that `FastStep` leaves out is as it assumes."""
+    if not (
+        type(env).step is MujocoEnv.step
+        and type(env)._pre_action is RobotEnv._pre_action
+        and env.lite_physics
+    ):
         return False
-    if env.viewer is not None or env.has_renderer or len(env.robots) != 1 or type(env.robots[0]) is not FixedBaseRobot:
+    if (
+        env.viewer is not None
+        or env.has_renderer
+        or len(env.robots) != 1
+        or type(env.robots[0]) is not FixedBaseRobot
+    ):
         return False
     robot = env.robots[0]
     composite = robot.composite_controller
     parts = composite.part_controllers
-    if any(getattr(type(composite), name) is not getattr(CompositeController, name) for name in ("run_controller", "update_state")):
+    if any(
+        getattr(type(composite), name) is not getattr(CompositeController, name)
+        for name in ("run_controller", "update_state")
+    ):
         return False
     if list(parts) != ["right", "right_gripper"]:
         return False
     grip = parts["right_gripper"]
-    if type(grip) is not SimpleGripController or grip.interpolator is not None or not all(map(robot._enabled_parts.get, parts)):
+    if (
+        type(grip) is not SimpleGripController
+        or grip.interpolator is not None
+        or not all(map(robot._enabled_parts.get, parts))
+    ):
         return False
     centre = mujoco.mj_name2id(env.sim.model._model, mujoco.mjtObj.mjOBJ_SITE, _centre(parts["right"]))
     # The arm stands still: its origin is that of the first physics step.
-    return bool(centre >= 0 and env.sim.model._model.body_weldid[env.sim.model._model.site_bodyid[centre]] == 0)
+    return bool(
+        centre >= 0 and env.sim.model._model.body_weldid[env.sim.model._model.site_bodyid[centre]] == 0
+    )
 
 
 def _centre(arm: Any) -> str:
@@ -86,6 +106,7 @@ class FastStep:
         self._steps = int(env.control_timestep / env.model_timestep)
 
     def step(self, action: NDArray[np.float64]) -> Any:
+        """What `env.step(action)` does and returns, in less time."""
         env, model, data = self._env, self._model, self._data
         if env.done:
             raise ValueError("executing action in terminated episode")
@@ -122,7 +143,9 @@ def fast_osc(arm: Any) -> bool:
 
 
 class FastOSC:
-    """robosuite's operational space control (its controllers/parts/arm/osc.py) between two actions, on arrays that are kept."""
+    """robosuite's operational space control (controllers/parts/arm/osc.py) between two actions, on reused
+    arrays.
+    """
 
     def __init__(self, arm: Any, model: Any, data: Any):
         self._arm, self._model, self._data = arm, model, data
@@ -144,29 +167,36 @@ class FastOSC:
         arm.J_ori[:] = arm.J_full[3:] = self._jacr[:, span]
         arm.joint_pos, arm.joint_vel = data.qpos[self._joints].copy(), data.qvel[span].copy()
         mujoco.mj_fullM(self._model, self._full_mass, data.qM)
-        # In the memory order that robosuite's has: compiled functions round differently for the other.
+        # In robosuite's memory order: compiled functions round differently for the other.
         arm.mass_matrix[:] = self._full_mass[span, span]
 
         if arm.input_ref_frame == "base":
-            goal_position, goal_rotation = arm.origin_pos + np.dot(arm.origin_ori, arm.goal_pos), np.dot(arm.origin_ori, arm.goal_ori)
+            goal_position, goal_rotation = (
+                arm.origin_pos + np.dot(arm.origin_ori, arm.goal_pos),
+                np.dot(arm.origin_ori, arm.goal_ori),
+            )
         else:
             goal_position, goal_rotation = arm.goal_pos, arm.goal_ori
         kp, kd = arm.kp, arm.kd
         force = (goal_position - arm.ref_pos) * kp[:3] - arm.ref_pos_vel * kd[:3]
         torque = orientation_error(goal_rotation, arm.ref_ori_mat) * kp[3:6] - arm.ref_ori_vel * kd[3:6]
-        whole, linear, angular, nullspace = opspace_matrices(arm.mass_matrix, arm.J_full, arm.J_pos, arm.J_ori)
+        whole, linear, angular, nullspace = opspace_matrices(
+            arm.mass_matrix, arm.J_full, arm.J_pos, arm.J_ori
+        )
         if arm.uncoupling:
             wrench = np.concatenate([np.dot(linear, force), np.dot(angular, torque)])
         else:
             wrench = np.dot(whole, np.concatenate([force, torque]))
         torques = np.dot(arm.J_full.T, wrench) + data.qfrc_bias[span]
-        torques += nullspace_torques(arm.mass_matrix, nullspace, arm.initial_joint, arm.joint_pos, arm.joint_vel)
+        torques += nullspace_torques(
+            arm.mass_matrix, nullspace, arm.initial_joint, arm.joint_pos, arm.joint_vel
+        )
         arm.torques, arm.new_update = torques, True
         return torques  # type: ignore[no-any-return]
 
 
 class ObservableClock:
-    """Runs robosuite's observables at the physics steps at which they sample or start a new period, and only counts time at the others."""
+    """Runs robosuite's observables only at the physics steps at which they sample or start a new period."""
 
     def __init__(self, env: Any):
         self._env = env
@@ -175,7 +205,9 @@ class ObservableClock:
         self._period = first._sampling_timestep
         alike = (NO_DELAY, 0.0, self._period, self._state(first))
         # They all keep the same time, so one can count for all.
-        self._together = all((o._delayer, o._current_delay, o._sampling_timestep, self._state(o)) == alike for o in self._all)
+        self._together = all(
+            (o._delayer, o._current_delay, o._sampling_timestep, self._state(o)) == alike for o in self._all
+        )
         self._time, self._sampled = self._state(first)
 
     @staticmethod

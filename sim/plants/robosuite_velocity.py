@@ -1,7 +1,7 @@
 """Joint velocity control for robosuite 1.5.2, whose own controller cannot be built.
 
-It assigns to a read-only property (https://github.com/ARISE-Initiative/robosuite/pull/795). This one takes its place under the same name
-and takes the same settings except the gain, which is a rate here.
+robosuite's assigns to a read-only property (https://github.com/ARISE-Initiative/robosuite/pull/795). This
+controller replaces it under the same name and takes the same settings, except the gain, which is a rate here.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from robosuite.controllers.parts import generic
 from robosuite.controllers.parts.controller import Controller
 
 GAIN = 30.0
-"""How fast the velocity error is taken away, per second."""
+"""Rate at which the velocity error decays, per second."""
 
 
 class JointVelocityController(generic.JointVelocityController):  # type: ignore[misc]
-    """Torques that accelerate each joint in proportion to its velocity error (computed torque), with gravity taken care of."""
+    """Torques that accelerate each joint in proportion to its velocity error, plus gravity compensation."""
 
     @property
     def torque_compensation(self) -> Any:

@@ -1,4 +1,4 @@
-"""What every simulated task is: a gymnasium environment with named observation fields that can describe itself as a plant."""
+"""The interface of every simulated task: a gymnasium environment that describes itself as a plant."""
 
 from __future__ import annotations
 
@@ -26,7 +26,9 @@ class TaskEnv(gymnasium.Env[Any, NDArray[np.float32]], ABC):
         """This environment's side of a contract, under the task's name as the command line takes it."""
 
     def rest_action(self) -> NDArray[np.float32] | None:
-        """The action `[A]` that leaves the arm where it is now; None where zero and each bound's low end will do."""
+        """The action `[A]` that leaves the arm where it is; None where zero (a gripper: its low bound)
+        does.
+        """
         return None
 
     @abstractmethod

@@ -1,10 +1,10 @@
-"""Task names as the command line takes them, and how each becomes an environment, a plant and a description.
+"""Task names, and how each becomes an environment, a plant and a description.
 
     robosuite:Lift                                   a robosuite task
-    ogbench:cube-single-play-singletask-task2-v0     a task of OGBench (ogbench:cube-single-play is the environment's default one)
+    ogbench:cube-single-play-singletask-task2-v0     OGBench's; cube-single-play is its default one
     gym:Pendulum-v1, gym:MODULE:ID                   any registered gymnasium environment
 
-Every task string goes through here.
+Every task name is resolved here.
 """
 
 from __future__ import annotations
@@ -18,11 +18,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rql_deploy.contract import PlantDescription
-from rql_deploy.errors import UserError
-from rql_deploy.plain import suggestion
+from rql_deploy.errors import UserError, suggestion
 from rql_deploy.sim.demonstrators.door import DoorDemonstrator
 from rql_deploy.sim.demonstrators.lift import LiftDemonstrator
-from rql_deploy.sim.demonstrators.pick_and_place import NutAssemblySquareDemonstrator, PickPlaceCanDemonstrator, StackDemonstrator
+from rql_deploy.sim.demonstrators.pick_and_place import (
+    NutAssemblySquareDemonstrator,
+    PickPlaceCanDemonstrator,
+    StackDemonstrator,
+)
 from rql_deploy.sim.processes import require_display
 
 from . import gym_env, ogbench_env, robosuite_env
@@ -30,7 +33,7 @@ from .task_env import TaskEnv
 
 
 class Demonstrator(Protocol):
-    """A program that solves a task from its observation."""
+    """A scripted policy that solves a task from its observation."""
 
     def __init__(self, noise: float, rng: np.random.Generator): ...
 
@@ -50,17 +53,17 @@ DEMONSTRATORS: Mapping[str, type[Demonstrator]] = {
 
 @dataclass(frozen=True)
 class Family:
-    """One kind of task: what stands before the colon."""
+    """One kind of task, named before the colon."""
 
     example: str
     settings: frozenset[str]
-    """Settings that its environments take; others are refused by name."""
+    """Settings that its environments take; others are an error."""
     check: Callable[[str], Any]
     """Raises UserError, with the nearest names, when there is no such task."""
     make: Callable[..., TaskEnv]
     """From the task's name within the family and the settings."""
     horizon: Callable[[str], int]
-    """Steps of an episode where none are asked for."""
+    """Default horizon of a task."""
 
 
 FAMILIES: Mapping[str, Family] = {
@@ -98,20 +101,30 @@ class Task:
 
     @classmethod
     def of_plant(cls, plant: PlantDescription) -> Task:
-        """The simulated task that a contract's plant was, with the settings it had; raises UserError when it was none."""
+        """The task of a contract's plant, with its settings.
+
+        Raises UserError where the plant is not a simulated task.
+        """
         kind = plant.task.partition(":")[0]
         if kind not in FAMILIES:
-            raise UserError(f"the data of {plant.task} does not say how to build its environment: leave --episodes out")
+            raise UserError(
+                f"the data of {plant.task} does not say how to build its environment: leave --episodes out"
+            )
         kwargs = plant.environment.get("spec", {}).get("kwargs", {})
-        return cls(plant.task, {name: value for name, value in kwargs.items() if name in FAMILIES[kind].settings})
+        return cls(
+            plant.task, {name: value for name, value in kwargs.items() if name in FAMILIES[kind].settings}
+        )
 
     def check(self) -> str:
-        """The task's name within its family; raises UserError when there is no such task or it does not take the settings."""
+        """The task's name within its family; raises UserError for an unknown task or setting."""
         family, task = self._family, self.name.partition(":")[2]
         for name in self._given:
             if name not in family.settings:
                 kind = self.name.partition(":")[0]
-                raise UserError(f"--{name.replace('_', '-')} does not apply to {kind} tasks, where it is fixed: leave it out")
+                raise UserError(
+                    f"--{name.replace('_', '-')} does not apply to {kind} tasks, where it is fixed: leave "
+                    "it out"
+                )
         family.check(task)
         return task
 
@@ -137,12 +150,14 @@ class Task:
         if kind not in FAMILIES or not task:
             near = suggestion(kind, FAMILIES) if kind and task else ""
             examples = ", ".join(family.example for family in FAMILIES.values())
-            raise UserError(f"'{self.name}' is not a task{near.rstrip('?')}; write KIND:TASK, for example {examples}")
+            raise UserError(
+                f"'{self.name}' is not a task{near.rstrip('?')}; write KIND:TASK, for example {examples}"
+            )
         return FAMILIES[kind]
 
 
 def describe(task: str, env: TaskEnv) -> PlantDescription:
-    """The environment's side of a contract: fields, action dimensions with units and hold parts, rate, and how to rebuild it."""
+    """The environment's side of a contract, with units, hold parts and how to rebuild it."""
     return env.description(task)
 
 
@@ -152,7 +167,7 @@ class EnvPlant:
     def __init__(self, env: TaskEnv):
         self.env = env
         self.reward = 0.0
-        """Of the last action, in the meaning that the training data gives it."""
+        """Reward of the last action, defined as in the training data."""
         self._observation: dict[str, NDArray[np.float64]] = {}
         self._success = self._finished = self._terminated = False
 
@@ -167,17 +182,25 @@ class EnvPlant:
 
     @property
     def terminated(self) -> bool:
-        """Whether the environment itself ended the episode (fallen, say), so that nothing was cut off."""
+        """Whether the environment itself ended the episode (the robot fell, say), not the horizon."""
         return self._terminated
 
     @property
     def rest_action(self) -> NDArray[np.float32] | None:
-        """The action `[A]` that leaves the arm where it is now, where the environment knows one: what to hold before the first decision."""
+        """The action `[A]` to hold before the first decision: it leaves the arm where it is.
+
+        None where zero does.
+        """
         return self.env.rest_action()
 
     def reset(self, seed: int | None = None) -> None:
         self._observation, info = self.env.reset(seed=seed)
-        self._success, self._finished, self._terminated, self.reward = bool(info["success"]), False, False, 0.0
+        self._success, self._finished, self._terminated, self.reward = (
+            bool(info["success"]),
+            False,
+            False,
+            0.0,
+        )
 
     def observe(self) -> Mapping[str, NDArray[np.float64]]:
         return self._observation
@@ -193,11 +216,18 @@ class EnvPlant:
 
 
 def find_demonstrator(task: Task) -> type[Demonstrator]:
-    """The scripted demonstrator of a task; raises UserError naming those there are and the controller they act on."""
+    """The scripted demonstrator of a task.
+
+    Raises UserError where there is none, or none for its controller.
+    """
     task.check()
     if task.name not in DEMONSTRATORS:
-        raise UserError(f"there is no scripted demonstrator for '{task.name}'{suggestion(task.name, DEMONSTRATORS)}")
+        raise UserError(
+            f"there is no scripted demonstrator for '{task.name}'{suggestion(task.name, DEMONSTRATORS)}"
+        )
     controller = task.settings.get("controller") or "OSC_POSE"
     if controller != "OSC_POSE":
-        raise UserError(f"the demonstrator of '{task.name}' acts on OSC_POSE, not on {controller}: leave --controller out")
+        raise UserError(
+            f"the demonstrator of '{task.name}' acts on OSC_POSE, not on {controller}: leave --controller out"
+        )
     return DEMONSTRATORS[task.name]

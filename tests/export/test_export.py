@@ -1,9 +1,9 @@
-import dataclasses
 import json
 import shutil
 import zipfile
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import onnx
 import onnxruntime
@@ -11,7 +11,9 @@ import pytest
 import torch
 
 from rql_deploy.bundle import certificate
-from rql_deploy.bundle.bundle import CONTRACT_ID_KEY, CONTRACT_KEY, GRAPHS, Bundle
+from rql_deploy.bundle.bundle import Bundle
+from rql_deploy.bundle.manifest import GRAPHS
+from rql_deploy.bundle.sessions import CONTRACT_ID_KEY, CONTRACT_KEY
 from rql_deploy.contract import Contract
 from rql_deploy.errors import BundleError, UserError
 from rql_deploy.export.exporter import export_bundle
@@ -23,6 +25,7 @@ from rql_deploy.train.checkpoint import load_checkpoint
 from rql_deploy.train.export_modules import make_contract, make_modules
 from rql_deploy.train.policy import make_policy
 from tests.helpers.commands import ROOT, assert_refused, cli
+from tests.helpers.tiny_bundle import TARGET as TINY_BUNDLE
 
 
 def random_observations(contract: Contract, rows: int, seed: int = 0) -> np.ndarray:
@@ -35,8 +38,17 @@ def test_a_bundle_holds_what_the_design_lists(bundle: Path) -> None:
         *("contract.json", "manifest.json", "certificate.json", "certificate_cases.npz", "README.md"),
     }
     opened = Bundle.open(bundle)
-    assert set(opened.manifest["files"]) == {file.name for file in bundle.iterdir()} - {"manifest.json"}
+    assert set(opened.manifest.files) == {file.name for file in bundle.iterdir()} - {"manifest.json"}
     assert opened.contract.provenance.dataset_id == "tiny/flat-v0"
+
+
+def test_the_committed_bundle_has_the_files_and_graphs_that_are_exported_today(bundle: Path) -> None:
+    assert {file.name for file in TINY_BUNDLE.iterdir()} == {file.name for file in bundle.iterdir()}
+    for graph in GRAPHS:
+        committed, exported = (onnx.load(folder / f"{graph}.onnx").graph for folder in (TINY_BUNDLE, bundle))
+        assert committed.input == exported.input
+        assert committed.output == exported.output
+        assert [node.op_type for node in committed.node] == [node.op_type for node in exported.node]
 
 
 def test_every_graph_carries_the_contract_and_standard_operators_only(bundle: Path) -> None:
@@ -51,14 +63,20 @@ def test_every_graph_carries_the_contract_and_standard_operators_only(bundle: Pa
         assert str(ROOT).encode() not in model.SerializeToString()
 
 
-@pytest.mark.parametrize("level", ["ORT_DISABLE_ALL", "ORT_ENABLE_BASIC", "ORT_ENABLE_EXTENDED", "ORT_ENABLE_ALL"])
+@pytest.mark.parametrize(
+    "level", ["ORT_DISABLE_ALL", "ORT_ENABLE_BASIC", "ORT_ENABLE_EXTENDED", "ORT_ENABLE_ALL"]
+)
 @pytest.mark.parametrize("rows", [1, 3, 64])
-def test_refinement_steps_and_the_unrolled_policy_give_the_same_bytes(bundle: Path, level: str, rows: int) -> None:
+def test_refinement_steps_and_the_unrolled_policy_give_the_same_bytes(
+    bundle: Path, level: str, rows: int
+) -> None:
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = getattr(onnxruntime.GraphOptimizationLevel, level)
     options.intra_op_num_threads = 1
     encode, refine, policy = (
-        onnxruntime.InferenceSession(str(bundle / f"{name}.onnx"), options, providers=["CPUExecutionProvider"])
+        onnxruntime.InferenceSession(
+            str(bundle / f"{name}.onnx"), options, providers=["CPUExecutionProvider"]
+        )
         for name in ("encode", "refine", "policy")
     )
     contract = Bundle.open(bundle).contract
@@ -66,7 +84,10 @@ def test_refinement_steps_and_the_unrolled_policy_give_the_same_bytes(bundle: Pa
     noise = flow_noise(5, rows, contract.h * contract.plant.action_dim)
     features, x, column = encode.run(None, fields)[0], noise, np.ones((rows, 1), np.float32)
     for f, delta in flow_schedule(contract.F):
-        x, preview = refine.run(None, {"features": features, "x": x, "f": column * np.float32(f), "delta": column * np.float32(delta)})
+        x, preview = refine.run(
+            None,
+            {"features": features, "x": x, "f": column * np.float32(f), "delta": column * np.float32(delta)},
+        )
     assert preview.tobytes() == policy.run(None, {"noise": noise, **fields})[0].tobytes()
 
 
@@ -104,13 +125,15 @@ def test_the_best_candidate_has_the_highest_value(bundle: Path) -> None:
 
 def test_the_certificate_checks_every_step_of_every_graph(bundle: Path) -> None:
     stored = Bundle.open(bundle).certificate()
-    names = {(c["graph"], c["cases"], c["reference"]) for c in stored["checks"]}
+    names = {(c.graph, c.cases, c.reference) for c in stored.checks}
     steps = 10
     graphs = {"encode", "policy"} | {f"refine/{k}/{o}" for k in range(steps) for o in ("x", "preview")}
     graphs |= {f"value/{k}/{o}" for k in range(steps + 1) for o in ("value", "spread")}
-    assert names == {(g, c, r) for g in graphs for c in ("dataset", "extreme") for r in ("float32", "float64")}
-    assert stored["same_bytes"] is True
-    assert stored["rows_independent"] is True
+    assert names == {
+        (g, c, r) for g in graphs for c in ("dataset", "extreme") for r in ("float32", "float64")
+    }
+    assert stored.same_bytes is True
+    assert stored.rows_independent is True
     assert cli("inspect", bundle, "--verify").exit_code == 0
 
 
@@ -132,10 +155,16 @@ def modules_and_contract(run: Path) -> tuple[ExportModules, Contract, np.ndarray
     agent = checkpoint.restore_networks()
     contract = make_contract(checkpoint, agent)
     encoder, refiner, policy, valuer = make_modules(agent, contract)
-    return ExportModules(encoder, refiner, policy, valuer, encoder.kernel.shape[1]), contract, checkpoint.reference["observations"].numpy()
+    return (
+        ExportModules(encoder, refiner, policy, valuer, encoder.kernel.shape[1]),
+        contract,
+        checkpoint.reference["observations"].numpy(),
+    )
 
 
-def test_an_export_beyond_tolerance_fails_and_leaves_nothing(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_export_beyond_tolerance_fails_and_leaves_nothing(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     modules, contract, observations = modules_and_contract(run)
     from rql_deploy.export import exporter
 
@@ -152,9 +181,11 @@ def test_an_export_beyond_tolerance_fails_and_leaves_nothing(run: Path, tmp_path
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_certificate_notices_steps_that_differ_from_the_unrolled_policy(run: Path, tmp_path: Path) -> None:
+def test_the_certificate_notices_steps_that_differ_from_the_unrolled_policy(
+    run: Path, tmp_path: Path
+) -> None:
     modules, contract, observations = modules_and_contract(run)
-    other = dataclasses.replace(contract, F=9)
+    other = msgspec.structs.replace(contract, F=9)
     # A policy unrolled for another F than the contract says.
     with pytest.raises(UserError, match="refinement steps and the unrolled policy differ"):
         export_bundle(modules, other, observations, tmp_path / "bundle")
@@ -183,7 +214,7 @@ def test_a_graph_of_another_contract_is_refused(bundle: Path, tmp_path: Path) ->
     onnx.helper.set_model_props(model, {CONTRACT_ID_KEY: "0" * 64})
     onnx.save(model, copy / "refine.onnx")
     manifest = json.loads((copy / "manifest.json").read_text())
-    from rql_deploy.bundle.bundle import file_hash
+    from rql_deploy.folders import file_hash
 
     manifest["files"]["refine.onnx"] = file_hash(copy / "refine.onnx")
     (copy / "manifest.json").write_text(json.dumps(manifest))
@@ -230,7 +261,10 @@ def test_more_value_members_than_there_are_is_refused(run: Path, tmp_path: Path)
     checkpoint = load_checkpoint(run)
     with pytest.raises(UserError, match="the checkpoint has 2 value networks"):
         make_contract(checkpoint, checkpoint.restore_networks(), value_members=3)
-    assert_refused(cli("export", run, "--output", tmp_path / "bundle", "--value-members", 3), "the checkpoint has 2 value networks")
+    assert_refused(
+        cli("export", run, "--output", tmp_path / "bundle", "--value-members", 3),
+        "the checkpoint has 2 value networks",
+    )
 
 
 def test_certificate_errors_are_not_hidden_by_nan(bundle: Path) -> None:
@@ -265,8 +299,13 @@ def test_a_checkpoint_of_another_format_is_refused(run: Path, tmp_path: Path) ->
     assert not (tmp_path / "bundle").exists()
 
 
-@pytest.mark.parametrize("change", [{"format": 3}, {"variants": {}}, {"variants": {"fp32": {"encode": "encode.onnx"}}}, {"variants": [1]}])
-def test_a_manifest_of_another_shape_is_refused(change: dict[str, object], bundle: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "change",
+    [{"format": 3}, {"variants": {}}, {"variants": {"fp32": {"encode": "encode.onnx"}}}, {"variants": [1]}],
+)
+def test_a_manifest_of_another_shape_is_refused(
+    change: dict[str, object], bundle: Path, tmp_path: Path
+) -> None:
     copy = tmp_path / "bundle"
     shutil.copytree(bundle, copy)
     manifest = json.loads((copy / "manifest.json").read_text())
@@ -280,7 +319,9 @@ def test_the_spread_does_not_depend_on_a_rows_place_in_the_batch(bundle: Path) -
     rng = np.random.default_rng(0)
     widths = {i.name: i.shape[1] for i in session.get_inputs()}
     for rows in (2, 3, 6, 7) * 10:
-        inputs = {name: (10 * rng.normal(size=(rows, width))).astype(np.float32) for name, width in widths.items()}
+        inputs = {
+            name: (10 * rng.normal(size=(rows, width))).astype(np.float32) for name, width in widths.items()
+        }
         together = session.run(None, inputs)
         for i in range(rows):
             alone = session.run(None, {name: value[i : i + 1] for name, value in inputs.items()})

@@ -1,4 +1,4 @@
-"""Bundles on the move: to and from a folder, and a Hugging Face repository (a stand-in that speaks its HTTP)."""
+"""Copying bundles: folders, and a Hugging Face repository (a stand-in that speaks its HTTP)."""
 
 import json
 import os
@@ -44,17 +44,24 @@ def test_a_bundle_survives_the_way_to_a_folder_and_back(bundle: Path, tmp_path: 
     assert json.loads(pulled.output)["contract_id"] == Bundle.open(bundle).contract.contract_id
     assert files_of(tmp_path / "robot") == files_of(bundle)
     assert_refused(cli("export", bundle, "--push", tmp_path / "shared" / "tiny"), "exists already")
-    assert_refused(cli("export", "--pull", tmp_path / "shared" / "tiny", "--output", tmp_path / "robot"), "exists already")
+    assert_refused(
+        cli("export", "--pull", tmp_path / "shared" / "tiny", "--output", tmp_path / "robot"),
+        "exists already",
+    )
 
 
-def test_a_zip_is_pulled_and_a_damaged_bundle_is_neither_pushed_nor_pulled(bundle: Path, tmp_path: Path) -> None:
+def test_a_zip_is_pulled_and_a_damaged_bundle_is_neither_pushed_nor_pulled(
+    bundle: Path, tmp_path: Path
+) -> None:
     archive = shutil.make_archive(str(tmp_path / "tiny"), "zip", bundle)
     assert cli("export", "--pull", archive, "--output", tmp_path / "unpacked").exit_code == 0
     assert files_of(tmp_path / "unpacked") == files_of(bundle)
     shutil.copytree(bundle, tmp_path / "damaged")
     (tmp_path / "damaged" / "refine.onnx").write_bytes(b"x")
     assert_refused(cli("export", tmp_path / "damaged", "--push", tmp_path / "a"), "truncated or edited")
-    assert_refused(cli("export", "--pull", tmp_path / "damaged", "--output", tmp_path / "b"), "truncated or edited")
+    assert_refused(
+        cli("export", "--pull", tmp_path / "damaged", "--output", tmp_path / "b"), "truncated or edited"
+    )
     assert {entry.name for entry in tmp_path.iterdir()} == {"tiny.zip", "unpacked", "damaged"}
 
 
@@ -64,7 +71,9 @@ def test_a_bundle_survives_the_way_to_a_hub_and_back(hub: Hub, bundle: Path, tmp
     assert pushed.returncode == 0, pushed.stderr
     assert hub.repositories["team/tiny"] == files_of(bundle)
     assert hub.created[0].get("private") is True or hub.created[0].get("visibility") == "private"
-    pulled = run_cli("export", "--pull", "hf://team/tiny@main", "--output", tmp_path / "robot", env=environment)
+    pulled = run_cli(
+        "export", "--pull", "hf://team/tiny@main", "--output", tmp_path / "robot", env=environment
+    )
     assert pulled.returncode == 0, pulled.stderr
     assert files_of(tmp_path / "robot") == files_of(bundle)
 
@@ -77,7 +86,9 @@ def test_a_bundle_survives_the_way_to_a_hub_and_back(hub: Hub, bundle: Path, tmp
 def test_what_a_hub_refuses_is_one_sentence(hub: Hub, bundle: Path, tmp_path: Path) -> None:
     environment = hub_environment(hub, tmp_path / "home", token="hf_wrong")
     assert_refused(
-        run_cli("export", bundle, "--push", "hf://team/tiny", env=environment), "hf://team/tiny cannot be reached or refuses", "401"
+        run_cli("export", bundle, "--push", "hf://team/tiny", env=environment),
+        "hf://team/tiny cannot be reached or refuses",
+        "401",
     )
     absent = run_cli("export", "--pull", "hf://team/absent", "--output", tmp_path / "robot", env=environment)
     assert_refused(absent, "hf://team/absent cannot be reached or refuses")
@@ -89,7 +100,7 @@ def test_what_a_hub_refuses_is_one_sentence(hub: Hub, bundle: Path, tmp_path: Pa
     [
         (("--push", "hf://team"), "write hf://OWNER/NAME"),
         (("--push", "hf://team/tiny", "--output", "elsewhere"), "is a bundle already"),
-        (("--pull", "hf://team/tiny"), "--pull goes with --output"),
+        (("--pull", "hf://team/tiny"), "--pull needs --output"),
     ],
 )
 def test_options_that_do_not_fit_are_refused(arguments: tuple[str, ...], words: str, bundle: Path) -> None:

@@ -13,9 +13,12 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
+import rql_deploy
 from rql_deploy.cli import main
 
 ROOT = Path(__file__).resolve().parents[2]
+LIFT_BUNDLE = Path(rql_deploy.__file__).parent / "assets" / "lift_bundle"
+"""The bundle that comes with the package: no training before tests that take any policy."""
 TINY = ("--set", "rql.policy_hidden=[16, 16]", "--set", "rql.value_hidden=[16, 16]", "--set", "rql.h=3", "--set", "batch_size=8")
 
 
@@ -52,14 +55,21 @@ def printed(result: Result) -> dict[str, Any]:
     return found
 
 
+def require_compiler() -> None:
+    """A C++ compiler, for torch.compile: without one a user's test is skipped and says why, and CI's fails."""
+    if not any(shutil.which(name) for name in ("g++", "clang++")):
+        _missing("torch.compile needs a C++ compiler (apt-get install g++)")
+
+
 def require_node(folder: Path, package: str) -> None:
     """Node.js and the packages of `folder`: without them a user's test is skipped and says why, and CI's fails."""
-    missing = None
     if shutil.which("node") is None:
-        missing = "Node.js is not installed (apt-get install nodejs npm, then make setup)"
+        _missing("Node.js is not installed (apt-get install nodejs npm, then make setup)")
     elif not (folder / "node_modules" / package).is_dir():
-        missing = f"{folder.relative_to(ROOT)}/node_modules is missing (npm and make setup put it there)"
-    if missing and (os.environ.get("RQL_REQUIRE_ALL") or os.environ.get("CI")):
-        pytest.fail(missing)
-    if missing:
-        pytest.skip(missing)
+        _missing(f"{folder.relative_to(ROOT)}/node_modules is missing (npm and make setup put it there)")
+
+
+def _missing(text: str) -> None:
+    if os.environ.get("RQL_REQUIRE_ALL") or os.environ.get("CI"):
+        pytest.fail(text)
+    pytest.skip(text)

@@ -11,6 +11,7 @@ import numpy as np
 
 from rql_deploy.contract import ActionDimension, ObservationField, PlantDescription
 from rql_deploy.train.data.folder import write_store
+from rql_deploy.train.data.readers import open_store
 from rql_deploy.train.data.store import TransitionStore
 from tests.helpers.commands import ROOT
 
@@ -19,7 +20,7 @@ PLANT = PlantDescription(
     task="tiny",
     fields=(ObservationField("position", (3,), "m"), ObservationField("opening", (1,), "m")),
     actions=(
-        ActionDimension("dx", -1.0, 1.0, "0.05 m", "OSC_POSE", "base", "delta", "null"),
+        ActionDimension("dx", -1.0, 1.0, "0.05 m", "OSC_POSE", "base", "delta", "zero"),
         ActionDimension("gripper", -2.0, 4.0, "", "GRIP", "", "absolute", "repeat"),
     ),
     control_rate=20.0,
@@ -90,3 +91,10 @@ def stored(folder: Path, **changes: Any) -> Path:
     """`make_store` with changes, as a store folder."""
     write_store(dataclasses.replace(make_store(), **changes), folder)
     return folder
+
+
+def opened(path: object) -> TransitionStore:
+    """A data set that is not in shards."""
+    store = open_store(str(path))
+    assert isinstance(store, TransitionStore)
+    return store

@@ -9,7 +9,7 @@ from rql_deploy.contract import Contract
 from rql_deploy.errors import DeadlineMissed
 from rql_deploy.policy import Decision
 from rql_deploy.runtime.control.clock import SimulatedClock
-from rql_deploy.runtime.control.inference import DelayedAsker
+from rql_deploy.runtime.control.inference import SimulatedLatencyRunner
 from rql_deploy.runtime.control.playback import Mode
 from rql_deploy.runtime.control.realtime import RealTimeLoop
 from rql_deploy.runtime.control.telemetry import Tick
@@ -45,17 +45,17 @@ class Scripted:
 
     def __init__(self, contract: Contract, misses: range = range(0)):
         self.contract, self.misses = contract, misses
-        self.asked: list[int] = []
+        self.requests: list[int] = []
         self.fill: Any = 0.5
 
     def act(self, observation: Mapping[str, Any], *, seed: int, **_: object) -> Decision:
-        self.asked.append(int(observation["observation"][0]))
-        if len(self.asked) - 1 in self.misses:
+        self.requests.append(int(observation["observation"][0]))
+        if len(self.requests) - 1 in self.misses:
             raise DeadlineMissed("late")
         return self._decision(10, seed)
 
     def stream(self, observation: Mapping[str, Any], *, seed: int, **_: object) -> Iterator[Decision]:
-        self.asked.append(int(observation["observation"][0]))
+        self.requests.append(int(observation["observation"][0]))
         for steps in range(1, 11):
             yield self._decision(steps, seed)
 
@@ -70,11 +70,15 @@ def drive(
     plant: Rail, policy: Scripted, *, delay: float = 1.0, mode: Mode | None = "prefetch", **options: Any
 ) -> tuple[RealTimeLoop, list[Tick]]:
     """A loop on a simulated clock with a policy that takes `delay` ticks."""
-    clock, ticks = SimulatedClock(100.0), []
+    clock = SimulatedClock(100.0)
+    ticks: list[Tick] = []
     plant.clock = clock
 
-    def asker(clock: Any, guard: Any) -> DelayedAsker:
-        return DelayedAsker(policy, clock, delay / 20.0, value=guard.needs_value)
+    def make_runner(clock: Any, guard: Any) -> SimulatedLatencyRunner:
+        return SimulatedLatencyRunner(policy, clock, delay / 20.0, value=guard.needs_value)
 
-    loop = RealTimeLoop(plant, policy, mode=mode, clock=clock, asker=asker, on_tick=lambda tick, _: ticks.append(tick), **options)
+    def on_tick(tick: Tick, _: Mapping[str, Any]) -> None:
+        ticks.append(tick)
+
+    loop = RealTimeLoop(plant, policy, mode=mode, clock=clock, make_runner=make_runner, on_tick=on_tick, **options)
     return loop, ticks

@@ -15,7 +15,8 @@ from pathlib import Path
 import numpy as np
 import onnx
 
-from rql_deploy.bundle.bundle import CONTRACT, CONTRACT_ID_KEY, CONTRACT_KEY, write_manifest
+from rql_deploy.bundle.manifest import CONTRACT, write_manifest
+from rql_deploy.bundle.sessions import CONTRACT_ID_KEY, CONTRACT_KEY
 from rql_deploy.contract import Contract
 
 

@@ -10,7 +10,9 @@ from rql_deploy.statistics import paired_difference, wilson_interval
     # Published examples: Newcombe 1998, Statistics in Medicine 17:857, table I, method 3.
     [(81, 263, 0.2553, 0.3662), (15, 148, 0.0624, 0.1605), (0, 20, 0.0, 0.1611), (1, 29, 0.0061, 0.1718)],
 )
-def test_wilson_intervals_are_the_published_ones(successes: int, trials: int, low: float, high: float) -> None:
+def test_wilson_intervals_are_the_published_ones(
+    successes: int, trials: int, low: float, high: float
+) -> None:
     assert wilson_interval(successes, trials) == pytest.approx((low, high), abs=5e-5)
 
 
@@ -24,7 +26,12 @@ def test_a_paired_difference_is_sharper_than_its_parts() -> None:
 
 
 def test_streams_and_episodes_never_share_a_seed() -> None:
-    seeds = {episode_seed(base, i, stream) for base in range(3) for stream in ("collect", "evaluate", "tune") for i in range(300)}
+    seeds = {
+        episode_seed(base, i, stream)
+        for base in range(3)
+        for stream in ("collect", "evaluate", "tune")
+        for i in range(300)
+    }
     assert len(seeds) == 2700
     assert len({decision_seed(e, d) for e in range(30) for d in range(30)}) == 900
 

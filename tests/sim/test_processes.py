@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from rql_deploy.errors import TryAgain
-from rql_deploy.sim.processes import SimulatorPool, finished
+from rql_deploy.sim.processes import SimulatorPool, result_of
 
 
 def die_once(marker: Path, value: int) -> int:
@@ -37,27 +37,27 @@ def refuse() -> None:
 def test_calls_of_a_process_that_is_killed_are_made_again(tmp_path: Path) -> None:
     with SimulatorPool(2) as pool:
         calls = [pool.submit(die_once, tmp_path / "died", value) for value in range(6)]
-        assert sorted(finished(call) for call in as_completed(calls, timeout=60)) == list(range(6))
+        assert sorted(result_of(call) for call in as_completed(calls, timeout=60)) == list(range(6))
         # The pool goes on.
-        assert finished(pool.submit(abs, -3)) == 3
+        assert result_of(pool.submit(abs, -3)) == 3
         with pytest.raises(ValueError, match="as it was raised"):
-            finished(pool.submit(refuse))
+            result_of(pool.submit(refuse))
 
 
 def test_a_call_that_kills_its_process_every_time_is_given_up() -> None:
     with SimulatorPool(1) as pool, pytest.raises(TryAgain, match="died again and again"):
-        finished(pool.submit(die))
+        result_of(pool.submit(die))
 
 
 def test_what_no_process_has_taken_can_be_cancelled() -> None:
     pool = SimulatorPool(1)
     calls = [pool.submit(wait_for, 0.5) for _ in range(8)]
-    assert finished(calls[0]) == 0.5
+    assert result_of(calls[0]) == 0.5
     cancelled = [call for call in calls if call.cancel()]
     assert 1 <= len(cancelled) < 8
     with pytest.raises(CancelledError):
         cancelled[-1].result(timeout=10)
-    assert all(finished(call) == 0.5 for call in calls if call not in cancelled)
+    assert all(result_of(call) == 0.5 for call in calls if call not in cancelled)
     pool.shutdown()
 
 
@@ -71,7 +71,7 @@ def test_killing_the_pool_ends_what_is_under_way() -> None:
     pool.kill()
     for ended in (call, finished_at_once):
         with pytest.raises(TryAgain):
-            finished(ended)
+            result_of(ended)
     pool.shutdown()
 
 

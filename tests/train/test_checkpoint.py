@@ -1,6 +1,5 @@
-"""Runs that are killed, cut off and gone on from."""
+"""Runs that are killed, interrupted and resumed."""
 
-import dataclasses
 import json
 import random
 import subprocess
@@ -8,21 +7,27 @@ import sys
 import time
 from pathlib import Path
 
+import msgspec
 import pytest
 import torch
 
 from rql_deploy.errors import UserError
-from rql_deploy.train.checkpoint import load_checkpoint, pointed
+from rql_deploy.train.checkpoint import load_checkpoint
 from rql_deploy.train.config import TrainConfig
 from rql_deploy.train.logging.loggers import read_metrics
 from rql_deploy.train.logging.periodic_evaluation import Evaluation, read_evaluations
 from rql_deploy.train.rql import RQLConfig
+from rql_deploy.train.run_folder import read_pointer
 from rql_deploy.train.trainer import Trainer
 from tests.helpers.commands import TINY, assert_refused, cli
 from tests.helpers.data import make_store, write_minari
 
 CONFIG = TrainConfig(
-    rql=RQLConfig(h=3, F=4, K=2, policy_hidden=(16, 16), value_hidden=(16, 16)), updates=12, batch_size=8, log_every=4, standardise=True
+    rql=RQLConfig(h=3, F=4, K=2, policy_hidden=(16, 16), value_hidden=(16, 16)),
+    updates=12,
+    batch_size=8,
+    log_every=4,
+    standardise=True,
 )
 
 
@@ -51,10 +56,13 @@ def test_a_run_killed_at_random_moments_ends_as_one_never_killed(dataset: Path, 
     killed = 0
     for attempt in range(40):
         resume = ["--resume"] if attempt else []
-        process = subprocess.Popen([*command, *resume], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-        before = pointed(run, "latest")
-        # The moment counts from the first new checkpoint, so that every attempt gets on and is hit while it trains or saves.
-        while killed < 3 and process.poll() is None and pointed(run, "latest") == before:
+        process = subprocess.Popen(
+            [*command, *resume], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
+        before = read_pointer(run, "latest")
+        # Killed at a random moment after a new checkpoint, so that every attempt makes progress and is killed
+        # while it trains or saves.
+        while killed < 3 and process.poll() is None and read_pointer(run, "latest") == before:
             time.sleep(0.005)
         if killed < 3:
             time.sleep(clock.uniform(0.0, 0.3))
@@ -68,7 +76,7 @@ def test_a_run_killed_at_random_moments_ends_as_one_never_killed(dataset: Path, 
     whole, pieces = load_checkpoint(tmp_path / "whole"), load_checkpoint(run)
     assert whole.step == pieces.step == 300
     assert all(torch.equal(whole.parameters[name], pieces.parameters[name]) for name in whole.parameters)
-    # The log reads as if nothing had happened.
+    # The log is that of an uninterrupted run.
     assert [m["step"] for m in read_metrics(run)] == [m["step"] for m in read_metrics(tmp_path / "whole")]
     assert [m["total"] for m in read_metrics(run)] == [m["total"] for m in read_metrics(tmp_path / "whole")]
 
@@ -82,27 +90,13 @@ def test_a_run_cut_off_before_its_first_checkpoint_starts_over(dataset: Path, tm
     assert load_checkpoint(run).step == 3
 
 
-def test_old_checkpoints_go_and_those_asked_for_stay(tmp_path: Path) -> None:
-    config = dataclasses.replace(CONFIG, checkpoint_every=2, keep_every=4)
-    Trainer(config, make_store(), tmp_path / "run").train()
-    assert steps_on_disk(tmp_path / "run") == [4, 8, 12]
-    Trainer(dataclasses.replace(config, keep_every=0), make_store(), tmp_path / "other").train()
-    assert steps_on_disk(tmp_path / "other") == [12]
-
-
-def test_checkpoints_are_also_written_by_the_clock(tmp_path: Path) -> None:
-    config = dataclasses.replace(CONFIG, checkpoint_minutes=1e-9, keep_every=1)
-    Trainer(config, make_store(), tmp_path / "run").train()
-    assert steps_on_disk(tmp_path / "run") == list(range(1, 13))
-    Trainer(dataclasses.replace(config, checkpoint_minutes=0.0), make_store(), tmp_path / "never").train()
-    assert steps_on_disk(tmp_path / "never") == [12]
-
-
 def test_a_checkpoint_starts_a_run_on_new_data_of_the_same_robot(tmp_path: Path) -> None:
     first = tmp_path / "first"
     Trainer(CONFIG, make_store(), first).train()
     source = load_checkpoint(first)
-    config = dataclasses.replace(CONFIG, updates=1, rql=dataclasses.replace(CONFIG.rql, alpha=3.0, learning_rate=1e-5))
+    config = msgspec.structs.replace(
+        CONFIG, updates=1, rql=msgspec.structs.replace(CONFIG.rql, alpha=3.0, learning_rate=1e-5)
+    )
     trainer = Trainer(config, make_store(seed=7), tmp_path / "second", initial=source)
     for name, tensor in source.parameters.items():
         network, _, key = name.partition(".")
@@ -115,7 +109,9 @@ def test_a_checkpoint_starts_a_run_on_new_data_of_the_same_robot(tmp_path: Path)
     trainer.train()
     second = load_checkpoint(tmp_path / "second")
     assert second.step == 1 and str(source.path) in str(second.initialised_from)
-    resumed = Trainer(dataclasses.replace(config, updates=2), make_store(seed=7), tmp_path / "second", resume=True)
+    resumed = Trainer(
+        msgspec.structs.replace(config, updates=2), make_store(seed=7), tmp_path / "second", resume=True
+    )
     assert torch.equal(resumed.reference["mean"], source.reference["mean"])
     assert resumed.initialised_from == second.initialised_from
 
@@ -128,19 +124,22 @@ def test_starting_from_a_checkpoint_on_two_data_sets(run: Path, dataset: Path, t
     assert load_checkpoint(tmp_path / "next").statistics["episodes"] == 6
 
 
-def test_networks_of_another_shape_are_refused_with_what_to_set(run: Path, dataset: Path, tmp_path: Path) -> None:
+def test_networks_of_another_shape_are_refused_with_what_to_set(
+    run: Path, dataset: Path, tmp_path: Path
+) -> None:
     train = ("train", "--output", tmp_path / "next", "--dataset", dataset, "--init-from", run, *TINY)
     assert_refused(cli(*train, "--set", "rql.K=3"), "rql.K 2, this run 3", "--set 'rql.K=2'")
     assert_refused(cli(*train, "--set", "rql.value_hidden=[8]"), "--set 'rql.value_hidden=[16, 16]'")
     assert_refused(cli(*train, "--resume"), "pass only one of them")
     assert_refused(
-        cli("train", "--output", tmp_path / "next", "--dataset", dataset, "--init-from", tmp_path), "neither a checkpoint nor a run"
+        cli("train", "--output", tmp_path / "next", "--dataset", dataset, "--init-from", tmp_path),
+        "neither a checkpoint nor a run",
     )
     assert not (tmp_path / "next").exists()
 
 
 class ScriptedEvaluator:
-    """Scores by the step, and hands a score out only when asked a second time."""
+    """The score is made from the step and returned at the second call of `finished`."""
 
     def __init__(self, success: dict[int, float]):
         self.success = success
@@ -167,7 +166,7 @@ class ScriptedEvaluator:
 
 
 def test_the_best_and_the_last_checkpoint_are_kept(tmp_path: Path) -> None:
-    config = dataclasses.replace(CONFIG, evaluate_every=3, log_every=1)
+    config = msgspec.structs.replace(CONFIG, evaluate_every=3, log_every=1)
     evaluator = ScriptedEvaluator({3: 0.2, 6: 0.9, 9: 0.4, 12: 0.1})
     result = Trainer(config, make_store(), tmp_path / "run", evaluator=evaluator).train()
     assert [e.step for e in read_evaluations(tmp_path / "run")] == [3, 6, 9, 12]
@@ -176,17 +175,24 @@ def test_the_best_and_the_last_checkpoint_are_kept(tmp_path: Path) -> None:
     report = (tmp_path / "run" / "README.md").read_text()
     assert "`best` is update 6" in report
     # Evaluating must not change what is learned.
-    Trainer(dataclasses.replace(config, evaluate_every=0), make_store(), tmp_path / "alone").train()
+    Trainer(msgspec.structs.replace(config, evaluate_every=0), make_store(), tmp_path / "alone").train()
     a, b = load_checkpoint(tmp_path / "run").parameters, load_checkpoint(tmp_path / "alone").parameters
     assert all(torch.equal(a[name], b[name]) for name in a)
 
 
 def test_an_evaluation_that_was_cut_off_is_repeated(tmp_path: Path) -> None:
-    config = dataclasses.replace(CONFIG, evaluate_every=3, log_every=1)
+    config = msgspec.structs.replace(CONFIG, evaluate_every=3, log_every=1)
     run = tmp_path / "run"
-    Trainer(dataclasses.replace(config, updates=6), make_store(), run, evaluator=ScriptedEvaluator({3: 0.5, 6: 0.2})).train()
+    Trainer(
+        msgspec.structs.replace(config, updates=6),
+        make_store(),
+        run,
+        evaluator=ScriptedEvaluator({3: 0.5, 6: 0.2}),
+    ).train()
     lines = (run / "evaluations.jsonl").read_text().splitlines()
-    (run / "evaluations.jsonl").write_text(lines[0] + "\n" + lines[1][:20])  # as a crash in the middle of writing leaves it
+    (run / "evaluations.jsonl").write_text(
+        lines[0] + "\n" + lines[1][:20]
+    )  # as a crash in the middle of writing leaves it
     second = ScriptedEvaluator({6: 0.2, 9: 0.1, 12: 0.0})
     trainer = Trainer(config, make_store(), run, evaluator=second, resume=True)
     trainer.train()
@@ -195,7 +201,7 @@ def test_an_evaluation_that_was_cut_off_is_repeated(tmp_path: Path) -> None:
 
 
 def test_a_loss_that_is_not_finite_names_the_last_good_checkpoint(tmp_path: Path) -> None:
-    config = dataclasses.replace(CONFIG, log_every=1, checkpoint_every=2)
+    config = msgspec.structs.replace(CONFIG, log_every=1, checkpoint_every=2)
     trainer = Trainer(config, make_store(), tmp_path / "run")
     gradients = trainer.agent.gradients
 
@@ -206,15 +212,19 @@ def test_a_loss_that_is_not_finite_names_the_last_good_checkpoint(tmp_path: Path
         return gradients(*arguments, **options)  # type: ignore[arg-type]
 
     trainer.agent.gradients = poisoned  # type: ignore[method-assign,assignment]
-    with pytest.raises(UserError, match=r"became nan at update 7.*step_000000006 is from before that.*--init-from"):
+    with pytest.raises(
+        UserError, match=r"became nan at update 7.*step_000000006 is from before that.*--init-from"
+    ):
         trainer.train()
     kept = load_checkpoint(tmp_path / "run")
     assert kept.step == 6
     assert all(bool(tensor.isfinite().all()) for tensor in kept.parameters.values())
 
 
-def test_a_crash_while_an_evaluation_is_noted_keeps_the_best_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    config = dataclasses.replace(CONFIG, evaluate_every=3, log_every=1)
+def test_a_crash_while_an_evaluation_is_noted_keeps_the_best_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = msgspec.structs.replace(CONFIG, evaluate_every=3, log_every=1)
     run = tmp_path / "run"
 
     def crash(*_: object) -> None:
@@ -230,7 +240,7 @@ def test_a_crash_while_an_evaluation_is_noted_keeps_the_best_checkpoint(tmp_path
 
 
 class FailingEvaluator(ScriptedEvaluator):
-    """Its simulator dies at the second question that it would answer."""
+    """Its simulator fails when the second score is due."""
 
     def finished(self) -> list[Evaluation]:
         if len(self.submitted) > 1:
@@ -238,15 +248,17 @@ class FailingEvaluator(ScriptedEvaluator):
         return []
 
 
-def test_what_a_dead_simulator_left_unevaluated_is_kept_and_made_up_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    config = dataclasses.replace(CONFIG, evaluate_every=3, log_every=1)
+def test_what_a_dead_simulator_left_unevaluated_is_kept_and_made_up_for(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = msgspec.structs.replace(CONFIG, evaluate_every=3, log_every=1)
     run = tmp_path / "run"
     result = Trainer(config, make_store(), run, evaluator=FailingEvaluator({})).train()
     assert result.finished
     assert "a simulator process died" in capsys.readouterr().err
     assert steps_on_disk(run) == [3, 6, 9, 12]
     again = ScriptedEvaluator({3: 0.1, 6: 0.8, 9: 0.2, 12: 0.3, 15: 0.0})
-    Trainer(dataclasses.replace(config, updates=15), make_store(), run, resume=True, evaluator=again).train()
+    Trainer(msgspec.structs.replace(config, updates=15), make_store(), run, resume=True, evaluator=again).train()
     assert sorted(again.submitted) == [3, 6, 9, 12, 15]
     assert steps_on_disk(run) == [6, 15]
 
@@ -254,7 +266,7 @@ def test_what_a_dead_simulator_left_unevaluated_is_kept_and_made_up_for(tmp_path
 def test_what_a_kill_left_behind_is_cleared(tmp_path: Path) -> None:
     run = tmp_path / "run"
     leftover = run / "checkpoints" / ".step_000000005.partial"
-    Trainer(dataclasses.replace(CONFIG, updates=2), make_store(), run).train()
+    Trainer(msgspec.structs.replace(CONFIG, updates=2), make_store(), run).train()
     leftover.mkdir()
     (leftover / "parameters.safetensors").write_bytes(b"half")
     Trainer(CONFIG, make_store(), run, resume=True).train()
@@ -262,7 +274,7 @@ def test_what_a_kill_left_behind_is_cleared(tmp_path: Path) -> None:
 
 
 def test_saving_the_same_step_again_leaves_a_whole_checkpoint(tmp_path: Path) -> None:
-    trainer = Trainer(dataclasses.replace(CONFIG, updates=2), make_store(), tmp_path / "run")
+    trainer = Trainer(msgspec.structs.replace(CONFIG, updates=2), make_store(), tmp_path / "run")
     trainer.train()
     trainer.save()
     assert load_checkpoint(tmp_path / "run").step == 2
@@ -270,7 +282,7 @@ def test_saving_the_same_step_again_leaves_a_whole_checkpoint(tmp_path: Path) ->
 
 
 def test_a_checkpoint_without_a_part_of_its_header_is_named_as_damaged(tmp_path: Path) -> None:
-    Trainer(dataclasses.replace(CONFIG, updates=2), make_store(), tmp_path / "run").train()
+    Trainer(msgspec.structs.replace(CONFIG, updates=2), make_store(), tmp_path / "run").train()
     header = load_checkpoint(tmp_path / "run").path / "checkpoint.json"
     data = json.loads(header.read_text())
     del data["statistics"]["quantile_levels"]
@@ -279,8 +291,10 @@ def test_a_checkpoint_without_a_part_of_its_header_is_named_as_damaged(tmp_path:
         load_checkpoint(tmp_path / "run")
 
 
-def test_a_compiled_run_is_not_resumed_without_a_compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    Trainer(dataclasses.replace(CONFIG, updates=2), make_store(), tmp_path / "run").train()
+def test_a_compiled_run_is_not_resumed_without_a_compiler(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Trainer(msgspec.structs.replace(CONFIG, updates=2), make_store(), tmp_path / "run").train()
     header = load_checkpoint(tmp_path / "run").path / "checkpoint.json"
     data = json.loads(header.read_text())
     data["engine"]["engine"] = "compiled"

@@ -29,7 +29,14 @@ PAPER = {
     "ogbench-humanoidmaze-medium-navigate": (0.3, 0.5, 0.0, 1, 0.995, "as-is", 69, 21),
     "ogbench-humanoidmaze-large-navigate":  (0.3, 0.5, 0.0, 1, 0.995, "as-is", 69, 21),
 }  # fmt: skip
-SHRUNKEN = ("rql.policy_hidden=[16, 16]", "rql.value_hidden=[16, 16]", "rql.K=2", "batch_size=16", "updates=2", "shard_updates=1")
+SHRUNKEN = (
+    "rql.policy_hidden=[16, 16]",
+    "rql.value_hidden=[16, 16]",
+    "rql.K=2",
+    "batch_size=16",
+    "updates=2",
+    "shard_updates=1",
+)
 
 
 def write_shard(file: Path, observation: int, action: int, seed: int = 0) -> None:
@@ -60,7 +67,12 @@ def test_the_numbers_are_the_papers(name: str) -> None:
         0.999,
         3e-4,
     )
-    assert (config.batch_size, config.updates, config.standardise, config.sampling) == (256, 1_000_000, False, "episodes")
+    assert (config.batch_size, config.updates, config.standardise, config.sampling) == (
+        256,
+        1_000_000,
+        False,
+        "episodes",
+    )
     assert config.relabel == f"{name.removeprefix('ogbench-').removesuffix('-100m')}-singletask-v0"
 
 

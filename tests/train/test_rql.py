@@ -1,8 +1,8 @@
-import dataclasses
 import json
 import runpy
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 import torch
@@ -41,7 +41,9 @@ def test_three_updates_match_the_reference_code(capsys: pytest.CaptureFixture[st
     assert isinstance(errors, dict)
     for group in ("loss/", "gradient/", "parameters/", "action/"):
         assert any(name.startswith(group) for name in errors)
-    assert {f"parameters/{net}/{n}" for net in ("value", "target_value", "actor", "target_actor") for n in (1, 3)} <= errors.keys()
+    assert {
+        f"parameters/{net}/{n}" for net in ("value", "target_value", "actor", "target_actor") for n in (1, 3)
+    } <= errors.keys()
 
 
 @pytest.mark.parametrize(
@@ -59,7 +61,9 @@ def test_three_updates_match_the_reference_code(capsys: pytest.CaptureFixture[st
         "config/rho",
     ],
 )
-def test_parity_fails_when_one_number_of_the_fixture_changes(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_parity_fails_when_one_number_of_the_fixture_changes(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     arrays = PARITY["load_fixture"](str(FIXTURE))
     changed = arrays[name].copy()
     # The second entry: the first window of the batch is one that counts in no value term.
@@ -71,7 +75,11 @@ def test_parity_fails_when_one_number_of_the_fixture_changes(name: str, tmp_path
 
 
 def test_parity_needs_every_parameter_set(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    arrays = {name: array for name, array in PARITY["load_fixture"](str(FIXTURE)).items() if not name.startswith(("step1/", "step3/"))}
+    arrays = {
+        name: array
+        for name, array in PARITY["load_fixture"](str(FIXTURE)).items()
+        if not name.startswith(("step1/", "step3/"))
+    }
     np.savez(tmp_path / "partial.npz", **arrays)
     assert PARITY["main"]([str(tmp_path / "partial.npz")]) == 2
 
@@ -89,7 +97,12 @@ def test_an_update_is_a_function_of_parameters_batch_and_noise() -> None:
         agent = RQL(CONFIG, 5, 2, torch.Generator().manual_seed(0))
         torch.manual_seed(len(after))  # the global generator has no say
         agent.update(batch, noise)
-        after.append([p.detach().clone() for p in (*agent.v.parameters(), *agent.V.parameters(), *agent.V_target.parameters())])
+        after.append(
+            [
+                p.detach().clone()
+                for p in (*agent.v.parameters(), *agent.V.parameters(), *agent.V_target.parameters())
+            ]
+        )
     assert all(torch.equal(a, b) for a, b in zip(*after, strict=True))
 
 
@@ -143,7 +156,9 @@ def test_cloning_learns_a_value_but_gets_no_policy_gradient_from_it() -> None:
     batch, noise = random_batch(), draw_noise(8, 6, 10, torch.Generator().manual_seed(1))
     gradients = []
     for rewards in (batch.rewards, 5 * batch.rewards):
-        agent = RQL(dataclasses.replace(CONFIG, policy_value_weight=0.0), 5, 2, torch.Generator().manual_seed(0))
+        agent = RQL(
+            msgspec.structs.replace(CONFIG, policy_value_weight=0.0), 5, 2, torch.Generator().manual_seed(0)
+        )
         losses = agent.losses(batch._replace(rewards=rewards), noise)
         losses.total.backward()  # type: ignore[no-untyped-call]
         assert losses.policy_value == 0
@@ -160,8 +175,8 @@ def test_gelu_without_autograd_is_the_same_function() -> None:
         assert torch.allclose(gelu(x.clone()), expected, atol=1e-6)
 
 
-def test_without_reversal_partial_actions_learn_from_the_next_one_and_complete_ones_from_the_environment() -> None:
-    config = dataclasses.replace(CONFIG, reversal=False)
+def test_without_reversal_partial_actions_learn_from_the_next_complete_ones_from_the_environment() -> None:
+    config = msgspec.structs.replace(CONFIG, reversal=False)
     agent = RQL(config, 5, 2, torch.Generator().manual_seed(0))
     batch, noise = random_batch(), draw_noise(8, 6, 10, torch.Generator().manual_seed(1))
     # Depths whose share of the grid is known: complete, one step back, ..., noise.
@@ -178,7 +193,7 @@ def test_without_reversal_partial_actions_learn_from_the_next_one_and_complete_o
 
 
 def test_without_reversal_every_grid_time_has_the_same_share() -> None:
-    config = dataclasses.replace(CONFIG, reversal=False)
+    config = msgspec.structs.replace(CONFIG, reversal=False)
     agent = RQL(config, 5, 2)
     noise = draw_noise(22_000, 6, 10, torch.Generator().manual_seed(0))
     zeros = torch.zeros(22_000, 6)
@@ -189,7 +204,7 @@ def test_without_reversal_every_grid_time_has_the_same_share() -> None:
 
 def test_the_ablation_changes_the_value_loss_only() -> None:
     whole = RQL(CONFIG, 5, 2, torch.Generator().manual_seed(0))
-    ablated = RQL(dataclasses.replace(CONFIG, reversal=False), 5, 2, torch.Generator().manual_seed(0))
+    ablated = RQL(msgspec.structs.replace(CONFIG, reversal=False), 5, 2, torch.Generator().manual_seed(0))
     batch, noise = random_batch(), draw_noise(8, 6, 10, torch.Generator().manual_seed(1))
     a, b = whole.losses(batch, noise), ablated.losses(batch, noise)
     assert torch.equal(a.bc, b.bc) and torch.equal(a.policy_value, b.policy_value)

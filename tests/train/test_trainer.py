@@ -1,4 +1,3 @@
-import dataclasses
 import json
 import os
 import shutil
@@ -8,6 +7,7 @@ import sys
 import time
 from pathlib import Path
 
+import msgspec
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -21,13 +21,17 @@ from tests.helpers.commands import TINY, assert_refused, cli
 from tests.helpers.data import make_store, write_minari
 
 CONFIG = TrainConfig(
-    rql=RQLConfig(h=3, F=4, K=2, policy_hidden=(16, 16), value_hidden=(16, 16)), updates=12, batch_size=8, log_every=4, standardise=True
+    rql=RQLConfig(h=3, F=4, K=2, policy_hidden=(16, 16), value_hidden=(16, 16)),
+    updates=12,
+    batch_size=8,
+    log_every=4,
+    standardise=True,
 )
 
 
 def test_a_resumed_run_ends_with_the_same_bytes_as_one_never_stopped(tmp_path: Path) -> None:
     Trainer(CONFIG, make_store(), tmp_path / "whole").train()
-    Trainer(dataclasses.replace(CONFIG, updates=5), make_store(), tmp_path / "parts").train()
+    Trainer(msgspec.structs.replace(CONFIG, updates=5), make_store(), tmp_path / "parts").train()
     second = Trainer(CONFIG, make_store(), tmp_path / "parts", resume=True)
     assert second.step == 5
     second.train()
@@ -38,7 +42,7 @@ def test_a_resumed_run_ends_with_the_same_bytes_as_one_never_stopped(tmp_path: P
 
 
 def test_training_lowers_the_cloning_loss(tmp_path: Path) -> None:
-    Trainer(dataclasses.replace(CONFIG, updates=400, log_every=20), make_store(), tmp_path / "run").train()
+    Trainer(msgspec.structs.replace(CONFIG, updates=400, log_every=20), make_store(), tmp_path / "run").train()
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == list(range(20, 401, 20))
     first, last = (sum(line["bc"] for line in part) / 5 for part in (lines[:5], lines[-5:]))
@@ -59,9 +63,23 @@ def test_a_checkpoint_holds_no_pickle(run: Path) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupted_run_saves_exits_zero_and_says_how_to_resume(number: signal.Signals, dataset: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "rql_deploy", "train", "--dataset", str(dataset), "--output", str(tmp_path / "run"), *TINY]
-    process = subprocess.Popen([*command, "--set", "log_every=1"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+def test_an_interrupted_run_saves_exits_zero_and_says_how_to_resume(
+    number: signal.Signals, dataset: Path, tmp_path: Path
+) -> None:
+    command = [
+        sys.executable,
+        "-m",
+        "rql_deploy",
+        "train",
+        "--dataset",
+        str(dataset),
+        "--output",
+        str(tmp_path / "run"),
+        *TINY,
+    ]
+    process = subprocess.Popen(
+        [*command, "--set", "log_every=1"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
     log = tmp_path / "run" / "metrics.jsonl"
     for _ in range(600):
         if log.exists() and log.stat().st_size:
@@ -74,28 +92,49 @@ def test_an_interrupted_run_saves_exits_zero_and_says_how_to_resume(number: sign
     step = load_checkpoint(tmp_path / "run").step
     assert 0 < step < 5000
     resumed = cli(
-        "train", "--dataset", dataset, "--output", tmp_path / "run", *TINY, "--set", "log_every=1", "--updates", step + 3, "--resume"
+        "train",
+        "--dataset",
+        dataset,
+        "--output",
+        tmp_path / "run",
+        *TINY,
+        "--set",
+        "log_every=1",
+        "--updates",
+        step + 3,
+        "--resume",
     )
     assert resumed.exit_code == 0, resumed.output
     assert load_checkpoint(tmp_path / "run").step == step + 3
 
 
-def test_resuming_on_other_data_or_settings_is_refused_with_the_difference(run: Path, tmp_path: Path, dataset: Path) -> None:
+def test_resuming_on_other_data_or_settings_is_refused_with_the_difference(
+    run: Path, tmp_path: Path, dataset: Path
+) -> None:
     copy = tmp_path / "run"
     shutil.copytree(run, copy)
     other = write_minari(tmp_path / "other", seed=1)
-    assert_refused(cli("train", "--dataset", other, "--output", copy, "--resume", *TINY), "was trained on data set")
-    assert_refused(cli("train", "--dataset", dataset, "--output", copy, "--resume", *TINY, "--set", "rql.alpha=2"), "rql.alpha 5.0 -> 2.0")
+    assert_refused(
+        cli("train", "--dataset", other, "--output", copy, "--resume", *TINY), "was trained on data set"
+    )
+    assert_refused(
+        cli("train", "--dataset", dataset, "--output", copy, "--resume", *TINY, "--set", "rql.alpha=2"),
+        "rql.alpha 5.0 -> 2.0",
+    )
 
 
 def test_a_run_is_never_overwritten(run: Path, dataset: Path) -> None:
     before = load_checkpoint(run).path.stat().st_mtime
-    assert_refused(cli("train", "--dataset", dataset, "--output", run, *TINY), "holds a run already", "--resume")
+    assert_refused(
+        cli("train", "--dataset", dataset, "--output", run, *TINY), "holds a run already", "--resume"
+    )
     assert load_checkpoint(run).path.stat().st_mtime == before
 
 
-def test_a_full_disk_leaves_the_previous_checkpoint_in_charge(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    trainer = Trainer(dataclasses.replace(CONFIG, updates=3), make_store(), tmp_path / "run")
+def test_a_full_disk_leaves_the_previous_checkpoint_in_charge(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = Trainer(msgspec.structs.replace(CONFIG, updates=3), make_store(), tmp_path / "run")
     trainer.train()
 
     def full(descriptor: int) -> None:
@@ -138,7 +177,9 @@ def test_a_damaged_checkpoint_is_one_sentence(damage: str, run: Path, tmp_path: 
 
 
 @pytest.mark.parametrize("damage", ["truncated", "missing", "list", "statistics", "pointer"])
-def test_a_damaged_checkpoint_cannot_be_resumed_and_says_so(damage: str, run: Path, dataset: Path, tmp_path: Path) -> None:
+def test_a_damaged_checkpoint_cannot_be_resumed_and_says_so(
+    damage: str, run: Path, dataset: Path, tmp_path: Path
+) -> None:
     copy = tmp_path / "run"
     shutil.copytree(run, copy)
     folder = load_checkpoint(copy).path
@@ -153,14 +194,21 @@ def test_a_damaged_checkpoint_cannot_be_resumed_and_says_so(damage: str, run: Pa
         header.write_text(json.dumps({**json.loads(header.read_text()), "statistics": {}}))
     else:
         (copy / "latest").write_bytes(b"\xff\xfe")
-    assert_refused(cli("train", "--dataset", dataset, "--output", copy, "--updates", 30, "--resume", *TINY), "checkpoint")
+    assert_refused(
+        cli("train", "--dataset", dataset, "--output", copy, "--updates", 30, "--resume", *TINY), "checkpoint"
+    )
 
 
 def test_a_finished_run_is_not_written_again(run: Path, dataset: Path) -> None:
-    assert_refused(cli("train", "--dataset", dataset, "--output", run, "--updates", 20, "--resume", *TINY), "has done 20 updates already")
+    assert_refused(
+        cli("train", "--dataset", dataset, "--output", run, "--updates", 20, "--resume", *TINY),
+        "has done 20 updates already",
+    )
 
 
-def test_a_run_that_failed_before_its_first_checkpoint_can_be_started_again(dataset: Path, tmp_path: Path) -> None:
+def test_a_run_that_failed_before_its_first_checkpoint_can_be_started_again(
+    dataset: Path, tmp_path: Path
+) -> None:
     train = ("train", "--dataset", dataset, "--output", tmp_path / "run", "--updates", 3, *TINY)
     assert cli(*train).exit_code == 0
     (tmp_path / "run" / "latest").unlink()
@@ -174,7 +222,7 @@ def test_a_run_that_failed_before_its_first_checkpoint_can_be_started_again(data
 def test_no_checkpoint_is_written_once_a_loss_is_not_finite(tmp_path: Path) -> None:
     store = make_store()
     store.rewards[:] = 3e38
-    config = dataclasses.replace(CONFIG, checkpoint_every=1, log_every=100)
+    config = msgspec.structs.replace(CONFIG, checkpoint_every=1, log_every=100)
     with pytest.raises(UserError, match=r"became (inf|nan) at update 1"):
         Trainer(config, store, tmp_path / "run").train()
     assert not (tmp_path / "run" / "latest").exists()

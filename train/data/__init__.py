@@ -1,0 +1,1 @@
+"""Transitions: stores, samplers, normalisation, readers and writers of other formats."""

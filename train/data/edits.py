@@ -1,20 +1,22 @@
-"""Data sets made of others: some of the episodes, other rewards."""
+"""Data sets made from other data sets: selected, split, joined, with other rewards."""
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from rql_deploy.contract import PlantDescription
 from rql_deploy.errors import UserError
 
 from .store import ASSUMED_RATE, TransitionStore
 
 
 def select(store: TransitionStore, episodes: NDArray[np.int64], suffix: str) -> TransitionStore:
-    """The store with only these episodes `[n]`, in the given order; `suffix` is added to its id."""
+    """Only these episodes `[n]`, in the given order; `suffix` is appended to the data set id."""
     lengths = (store.ends - store.starts)[episodes]
     rows: NDArray[Any] = np.concatenate([np.arange(store.starts[i], store.ends[i]) for i in episodes])
     return dataclasses.replace(
@@ -31,32 +33,35 @@ def select(store: TransitionStore, episodes: NDArray[np.int64], suffix: str) -> 
 
 
 def with_control_rate(store: TransitionStore, rate: float) -> TransitionStore:
-    """The store of a plant with this control rate, in Hz, for data that does not say it or says it wrongly."""
+    """The same data with this control rate in Hz, for data that does not state it or states it wrongly."""
     environment = {key: value for key, value in store.plant.environment.items() if key != ASSUMED_RATE}
-    return dataclasses.replace(store, plant=dataclasses.replace(store.plant, control_rate=rate, environment=environment))
+    return dataclasses.replace(
+        store, plant=dataclasses.replace(store.plant, control_rate=rate, environment=environment)
+    )
 
 
 def split(store: TransitionStore, fraction: float, seed: int) -> tuple[TransitionStore, TransitionStore]:
-    """Training and validation data: whole episodes, `fraction` of them drawn for validation, both in their first order.
+    """Training and validation data; `fraction` of the episodes is drawn for validation, none is split.
 
-    Raises UserError when one side would be empty.
+    Both parts keep the episodes' order. Raises UserError if one part would be empty.
     """
-    held = round(fraction * store.episodes)
-    if not 0 < held < store.episodes:
+    validation_count = round(fraction * store.episodes)
+    if not 0 < validation_count < store.episodes:
         raise UserError(
-            f"{fraction:g} of {store.episodes} episodes is {held}, which leaves one side empty: pass another --fraction or collect more"
+            f"{fraction:g} of {store.episodes} episodes is {validation_count}, which leaves one side empty: "
+            "pass another --fraction or collect more"
         )
     drawn = np.zeros(store.episodes, np.bool_)
-    drawn[np.random.default_rng(seed).permutation(store.episodes)[:held]] = True
+    drawn[np.random.default_rng(seed).permutation(store.episodes)[:validation_count]] = True
     return select(store, np.flatnonzero(~drawn), ""), select(store, np.flatnonzero(drawn), "-val")
 
 
-def reward_success(store: TransitionStore, *, all_successful: bool = False) -> TransitionStore:
-    """Rewards success - 1 and masks 1 - success (docs/algorithm.md, Conventions).
+def relabel_success(store: TransitionStore, *, all_successful: bool = False) -> TransitionStore:
+    """Rewards success - 1 and masks 1 - success (docs/algorithm.md).
 
-    A row has succeeded where its mask is 0 or, in data whose rewards are 0 and 1, its reward is 1, and from there on to the episode's
-    end. An episode known to have succeeded without saying where did so in its last row; with `all_successful` that is every episode.
-    Raises UserError when nothing says what success is.
+    A row counts as success if its mask is 0 or, where all rewards are 0 or 1, its reward is 1; so do the rows
+    after it. If an episode is known to have succeeded but no row says where, its last row counts as success;
+    with `all_successful`, every episode is known to have succeeded. Raises UserError if no episode succeeded.
     """
     success: NDArray[np.bool_] = np.asarray(store.masks == 0)
     if np.isin(store.rewards, (0.0, 1.0)).all():
@@ -73,8 +78,61 @@ def reward_success(store: TransitionStore, *, all_successful: bool = False) -> T
         flags[start:end], succeeded[i] = rows, rows[-1]
     if not succeeded.any():
         raise UserError(
-            f"nothing in data set {store.dataset_id} says that an episode succeeded: pass --all-successful if every demonstration did, "
-            "or --task where OGBench can compute it"
+            f"nothing in data set {store.dataset_id} says that an episode succeeded: pass --all-successful "
+            "if every demonstration did, or --task where OGBench can compute it"
         )
     rewards = flags.astype(np.float32) - 1.0
-    return dataclasses.replace(store, rewards=rewards, masks=(1.0 - flags).astype(np.float32), successes=succeeded)
+    return dataclasses.replace(
+        store, rewards=rewards, masks=(1.0 - flags).astype(np.float32), successes=succeeded
+    )
+
+
+def concatenate(stores: Sequence[TransitionStore]) -> TransitionStore:
+    """Several data sets of one plant as one, in the given order.
+
+    Observation fields may be stored in different orders; the first data set's order is used. Raises UserError
+    that lists all differences if the plants differ in what matters for control.
+    """
+    first = stores[0]
+    if len(stores) == 1:
+        return first
+    observations, finals = [], []
+    for store in stores:
+        store.validate_shapes()
+        differences = list(dict.fromkeys(first.plant.differences(store.plant)))
+        known = {spec.name for spec in first.plant.fields}
+        if extra := [spec.name for spec in store.plant.fields if spec.name not in known]:
+            differences.append(f"only the second has observation fields {', '.join(extra)}")
+        if differences:
+            raise UserError(
+                f"data sets {first.dataset_id} and {store.dataset_id} cannot be combined "
+                f"({'; '.join(differences)}): pass sets of one plant, or train on one of them"
+            )
+        observations.append(_reordered(store.observations, store.plant, first.plant))
+        if store.finals is not None:
+            finals.append(_reordered(store.finals, store.plant, first.plant))
+    offsets = np.cumsum([0, *(len(store) for store in stores[:-1])])
+    successes = [store.successes for store in stores if store.successes is not None]
+    return TransitionStore(
+        dataset_id=" + ".join(store.dataset_id for store in stores),
+        plant=first.plant,
+        observations=np.concatenate(observations),
+        actions=np.concatenate([store.actions for store in stores]),
+        rewards=np.concatenate([store.rewards for store in stores]),
+        masks=np.concatenate([store.masks for store in stores]),
+        ends=np.concatenate([store.ends + offset for store, offset in zip(stores, offsets, strict=True)]),
+        successes=np.concatenate(successes) if len(successes) == len(stores) else None,
+        finals=np.concatenate(finals) if len(finals) == len(stores) else None,
+    )
+
+
+def _reordered(
+    rows: NDArray[np.float32], stored: PlantDescription, plant: PlantDescription
+) -> NDArray[np.float32]:
+    if [spec.name for spec in stored.fields] == [spec.name for spec in plant.fields]:
+        return rows
+    columns, start = {}, 0
+    for spec in stored.fields:
+        columns[spec.name] = rows[:, start : start + spec.size]
+        start += spec.size
+    return np.concatenate([columns[spec.name] for spec in plant.fields], axis=1)

@@ -1,4 +1,4 @@
-"""A transition store on disk that training maps into memory (docs/data.md).
+"""The store folder: a transition store on disk, which training memory-maps (docs/data.md).
 
     FOLDER/store.json         format, data set id, plant, rows, episodes, content hash
     FOLDER/observations.npy   [N, O] float32        FOLDER/rewards.npy   [N] float32
@@ -12,7 +12,6 @@ Plain NumPy files, no pickle. A folder of such folders is a sharded data set.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import io
 import json
 import os
@@ -27,7 +26,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from rql_deploy.contract import PlantDescription
 from rql_deploy.errors import UserError
-from rql_deploy.plain import from_plain
+from rql_deploy.structs import convert, to_plain
 
 from .store import TransitionStore
 
@@ -37,10 +36,11 @@ ROW_ARRAYS = ("observations", "actions", "rewards", "masks")
 
 
 class StoreWriter:
-    """Writes a store folder episode by episode, holding none of them in memory.
+    """Writes a store folder episode by episode and holds none of them in memory.
 
-    Rows go to a temporary folder beside the final one, which takes its name only when the last episode is in: `with` finishes it, an
-    exception inside removes it, a killed process leaves a hidden folder that the next writer replaces.
+    The rows go to a hidden folder beside the final one, which is renamed when all episodes are written.
+    Leaving the `with` block finishes it; an exception removes it; after a killed process, the next writer
+    removes what is left.
     """
 
     def __init__(self, folder: Path, dataset_id: str, plant: PlantDescription):
@@ -70,9 +70,17 @@ class StoreWriter:
             raise self._disk_error(error) from error
 
     def add_episode(
-        self, observations: ArrayLike, actions: ArrayLike, rewards: ArrayLike, masks: ArrayLike, success: bool | None = None
+        self,
+        observations: ArrayLike,
+        actions: ArrayLike,
+        rewards: ArrayLike,
+        masks: ArrayLike,
+        success: bool | None = None,
     ) -> None:
-        """Append n rows: `[n, O]`, `[n, A]`, `[n]`, `[n]`. Raises UserError, with nothing appended, when shapes do not fit."""
+        """Append an episode of n rows: observations `[n, O]`, actions `[n, A]`, rewards `[n]`, masks `[n]`.
+
+        Raises UserError and appends nothing if the shapes do not fit.
+        """
         arrays = {
             name: np.ascontiguousarray(value, np.float32)
             for name, value in zip(ROW_ARRAYS, (observations, actions, rewards, masks), strict=True)
@@ -95,7 +103,7 @@ class StoreWriter:
         successes: NDArray[np.bool_] | None,
         finals: NDArray[np.float32] | None = None,
     ) -> None:
-        """Append rows of several whole episodes, `ends` counted from the first of these rows."""
+        """Append several whole episodes; `ends` counts from the first of these rows."""
         try:
             for name in ROW_ARRAYS:
                 np.ascontiguousarray(arrays[name]).tofile(self._files[name])
@@ -111,7 +119,10 @@ class StoreWriter:
         """Finish the folder and open it."""
         if not self.rows:
             self.abort()
-            raise UserError(f"data set {self.dataset_id} is empty, so {self.folder} is not written: collect some episodes first")
+            raise UserError(
+                f"data set {self.dataset_id} is empty, so {self.folder} is not written: collect some "
+                "episodes first"
+            )
         try:
             for name, file in self._files.items():
                 file.seek(0)
@@ -127,7 +138,7 @@ class StoreWriter:
             header: dict[str, Any] = {
                 "format": FORMAT,
                 "dataset_id": self.dataset_id,
-                "plant": dataclasses.asdict(self.plant),
+                "plant": to_plain(self.plant),
                 "rows": self.rows,
                 "episodes": len(self.ends),
             }
@@ -148,7 +159,7 @@ class StoreWriter:
     def abort(self) -> None:
         """Remove what was written so far."""
         for file in self._files.values():
-            # On a full disk closing writes what is left, and fails once more.
+            # Closing flushes what is buffered, which fails again on a full disk.
             with contextlib.suppress(OSError):
                 file.close()
         shutil.rmtree(self.partial, ignore_errors=True)
@@ -156,50 +167,75 @@ class StoreWriter:
     def __enter__(self) -> StoreWriter:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
         if kind is None:
             self.close()
         else:
             self.abort()
 
     def _disk_error(self, error: OSError) -> UserError:
-        return UserError(f"cannot write data set {self.folder} ({error}): nothing is left of it; make room or pass another folder")
+        return UserError(
+            f"cannot write data set {self.folder} ({error}): nothing is left of it; make room or pass "
+            "another folder"
+        )
 
 
 def write_store(store: TransitionStore, folder: Path) -> TransitionStore:
-    """Write `store` as a folder; returns it as read back, memory-mapped."""
+    """Write `store` as a folder and return it as read back, memory-mapped."""
     with StoreWriter(folder, store.dataset_id, store.plant) as writer:
-        writer.extend({name: getattr(store, name) for name in ROW_ARRAYS}, store.ends, store.successes, store.finals)
+        writer.extend(
+            {name: getattr(store, name) for name in ROW_ARRAYS}, store.ends, store.successes, store.finals
+        )
     return read_store(folder)
 
 
 def is_store(folder: Path) -> bool:
-    """Whether `folder` holds a store of ours."""
+    """Whether `folder` is a store folder."""
     return (folder / HEADER_FILE).is_file()
 
 
 def read_store(folder: Path, *, verify: bool = False) -> TransitionStore:
-    """Open a store folder with its rows memory-mapped; raises UserError when it is damaged.
+    """Open a store folder with its rows memory-mapped; raises UserError if it is damaged.
 
-    With `verify` every row is read, and rows that are not those that were written are refused, too.
+    With `verify`, every row is read and must match the hash in the header.
     """
     try:
         header, plant = _read_header(folder)
         arrays = {name: _open(folder / f"{name}.npy", np.float32) for name in ROW_ARRAYS}
         ends = np.array(_open(folder / "ends.npy", np.int64))
-        successes = np.array(_open(folder / "successes.npy", np.bool_)) if (folder / "successes.npy").exists() else None
+        successes = (
+            np.array(_open(folder / "successes.npy", np.bool_))
+            if (folder / "successes.npy").exists()
+            else None
+        )
         finals = _open(folder / "finals.npy", np.float32) if (folder / "finals.npy").exists() else None
-        store = TransitionStore(dataset_id=str(header["dataset_id"]), plant=plant, ends=ends, successes=successes, finals=finals, **arrays)
+        store = TransitionStore(
+            dataset_id=str(header["dataset_id"]),
+            plant=plant,
+            ends=ends,
+            successes=successes,
+            finals=finals,
+            **arrays,
+        )
         if len(store) != header["rows"] or store.episodes != header["episodes"]:
-            raise ValueError(f"{HEADER_FILE} says {header['rows']} rows and {header['episodes']} episodes, the files hold others")
+            raise ValueError(
+                f"{HEADER_FILE} says {header['rows']} rows and {header['episodes']} episodes, the files hold "
+                "others"
+            )
         store.validate_shapes()
         if verify and store.content_hash != header["content_hash"]:
-            raise ValueError(f"its rows are not those that {HEADER_FILE} has the hash of: they were altered after they were written")
+            raise ValueError(
+                f"its rows do not match the hash in {HEADER_FILE}: they were altered after they were written"
+            )
         return store
     except UserError:
         raise
     except (OSError, EOFError, ValueError, TypeError, KeyError, AttributeError) as error:
-        raise UserError(f"data set {folder} is damaged ({error}): write it again or restore it from a copy") from error
+        raise UserError(
+            f"data set {folder} is damaged ({error}): write it again or restore it from a copy"
+        ) from error
 
 
 @dataclass(frozen=True)
@@ -214,12 +250,16 @@ class StoreShard:
 
     @classmethod
     def of(cls, folder: Path) -> StoreShard:
-        """Read the header only."""
+        """The shard in `folder`; reads its header only."""
         try:
             header, plant = _read_header(folder)
-            return cls(folder, plant, int(header["rows"]), int(header["episodes"]), str(header["content_hash"]))
+            return cls(
+                folder, plant, int(header["rows"]), int(header["episodes"]), str(header["content_hash"])
+            )
         except (OSError, ValueError, TypeError, KeyError) as error:
-            raise UserError(f"shard {folder} is damaged ({error}): write it again or restore it from a copy") from error
+            raise UserError(
+                f"shard {folder} is damaged ({error}): write it again or restore it from a copy"
+            ) from error
 
     @property
     def name(self) -> str:
@@ -233,11 +273,11 @@ def _read_header(folder: Path) -> tuple[dict[str, Any], PlantDescription]:
     header = json.loads((folder / HEADER_FILE).read_text())
     if not isinstance(header, dict) or header.get("format") != FORMAT:
         raise ValueError(f"{HEADER_FILE} is not of format {FORMAT}")
-    return header, from_plain(PlantDescription, header["plant"], f"the plant in {folder / HEADER_FILE}")
+    return header, convert(header["plant"], PlantDescription, f"the plant in {folder / HEADER_FILE}")
 
 
 def _open(file: Path, dtype: type[np.generic]) -> NDArray[Any]:
-    # Copy-on-write, because torch takes only writable arrays; nothing here writes, so the pages stay the file's own.
+    # Copy-on-write because torch takes writable arrays only. Nobody writes, so no page is copied.
     array: NDArray[Any] = np.load(file, mmap_mode="c", allow_pickle=False)
     if not isinstance(array, np.ndarray):
         raise ValueError(f"{file.name} is an archive, not an array")
@@ -247,9 +287,13 @@ def _open(file: Path, dtype: type[np.generic]) -> NDArray[Any]:
 
 
 def _npy_header(shape: tuple[int, ...]) -> bytes:
-    """The header of a float32 `.npy` file; NumPy pads it so that its length does not depend on the number of rows."""
+    """The header of a float32 `.npy` file; its length is the same for every number of rows, since NumPy pads
+    it.
+    """
     buffer = io.BytesIO()
-    np.lib.format.write_array_header_1_0(buffer, {"descr": np.dtype(np.float32).str, "fortran_order": False, "shape": shape})  # type: ignore[no-untyped-call]
+    np.lib.format.write_array_header_1_0(
+        buffer, {"descr": np.dtype(np.float32).str, "fortran_order": False, "shape": shape}
+    )  # type: ignore[no-untyped-call]
     return buffer.getvalue()
 
 

@@ -1,6 +1,7 @@
-"""Mean and standard deviation of rows that are never all in memory: blocks are summed in float64 and joined.
+"""Mean and standard deviation of observations, computed block by block in float64, so that data need not fit
+memory.
 
-Joining two blocks' squared deviations: Chan, Golub, LeVeque, "Updating Formulae and a Pairwise Algorithm for Computing Sample
+Merging two blocks: Chan, Golub, LeVeque, "Updating Formulae and a Pairwise Algorithm for Computing Sample
 Variances" (1979).
 """
 
@@ -12,43 +13,45 @@ import numpy as np
 from numpy.typing import NDArray
 
 STD_FLOOR = 1e-3
-"""Floor of the standard deviation used to scale observations: a field that never moves must not be blown up."""
+"""Smallest standard deviation to divide by: dividing by less would blow up the noise of a constant field."""
 
 
 @dataclass(frozen=True)
-class Moments:
-    """Rows seen, their mean `[O]` and the sum of squared deviations from it `[O]`."""
+class RunningMeanStd:
+    """Number of rows seen, their mean `[O]` and the sum of squared deviations from it `[O]`."""
 
     count: int
     mean: NDArray[np.float64]
-    deviations: NDArray[np.float64]
+    squared_deviations: NDArray[np.float64]
 
     @classmethod
-    def none(cls, dim: int) -> Moments:
+    def empty(cls, dim: int) -> RunningMeanStd:
+        """Of no rows, of `dim` numbers each."""
         return cls(0, np.zeros(dim), np.zeros(dim))
 
     @classmethod
-    def of(cls, rows: NDArray[np.float32]) -> Moments:
+    def of(cls, rows: NDArray[np.float32]) -> RunningMeanStd:
         """Of rows `[N, O]`, N > 0."""
         wide = rows.astype(np.float64)
         mean = wide.mean(0)
         return cls(len(rows), mean, ((wide - mean) ** 2).sum(0))
 
-    def joined(self, other: Moments) -> Moments:
-        """Of both sets of rows together."""
+    def merged(self, other: RunningMeanStd) -> RunningMeanStd:
+        """Of the rows of both."""
         if not self.count:
             return other
         count = self.count + other.count
         step = other.mean - self.mean
         mean = self.mean + step * (other.count / count)
-        return Moments(count, mean, self.deviations + other.deviations + step**2 * (self.count * other.count / count))
+        between = step**2 * (self.count * other.count / count)
+        return RunningMeanStd(count, mean, self.squared_deviations + other.squared_deviations + between)
 
-    def scale(self) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """`mean` and floored population standard deviation, as observations are scaled with."""
-        std = np.sqrt(self.deviations / self.count)
+    def mean_std(self) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Mean `[O]` and population standard deviation `[O]`, the latter at least `STD_FLOOR`."""
+        std = np.sqrt(self.squared_deviations / self.count)
         return self.mean.astype(np.float32), np.maximum(std, STD_FLOOR).astype(np.float32)
 
-    @staticmethod
-    def identity(dim: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """The scale that leaves observations as they are."""
-        return np.zeros(dim, np.float32), np.ones(dim, np.float32)
+
+def no_normalization(dim: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Mean 0 and standard deviation 1, `[dim]` each, which leave observations as they are."""
+    return np.zeros(dim, np.float32), np.ones(dim, np.float32)

@@ -1,4 +1,4 @@
-"""What rewards a data set is trained on: its own, made sparse, or given to it from outside."""
+"""The rewards a data set is trained on: its own, its own made sparse, or those of a reward function."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from .store import TransitionStore
 Reward = Literal["as-is", "sparse"]
 
 
-class Relabel(Protocol):
-    """Gives rewards and masks to rows that have none."""
+class RewardFunction(Protocol):
+    """Computes rewards and masks for data that has none."""
 
     @property
     def name(self) -> str:
-        """The task whose rewards they are; part of the data set's identity."""
+        """Name of the task; part of the data set's content hash."""
         ...
 
     def __call__(self, arrays: Mapping[str, NDArray[Any]]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
@@ -30,16 +30,21 @@ class Relabel(Protocol):
 
 
 def with_reward(store: TransitionStore, reward: Reward) -> TransitionStore:
-    """`store` with `reward`: "sparse" turns every reward other than 0 into -1 and raises UserError when one is positive."""
+    """The store with its rewards `as-is`, or `sparse`: -1 in place of every reward other than 0.
+
+    Raises UserError if a reward is positive and `sparse` is asked for.
+    """
     if reward == "as-is":
         return store
     positive = store.rewards > 0
     if positive.any():
         row = int(np.argmax(positive))
         raise UserError(
-            f"data set {store.dataset_id}: the reward is {store.rewards[row]:g} at {store.locate(row)} ({int(positive.sum())} positive in "
-            'all), and reward = "sparse" would turn it into -1: relabel to rewards of at most 0, or pass --set reward=as-is'
+            f"data set {store.dataset_id}: the reward is {store.rewards[row]:g} at {store.locate(row)} "
+            f"({int(positive.sum())} positive in "
+            'all), and reward = "sparse" would turn it into -1: relabel to rewards of at most 0, or pass '
+            "--set reward=as-is"
         )
-    # NaN stays what it is, so that the check of the rows finds it.
+    # NaN stays NaN, so that the check of all rows finds it.
     sparse = np.where(np.isfinite(store.rewards), -(store.rewards != 0).astype(np.float32), store.rewards)
     return dataclasses.replace(store, rewards=sparse)

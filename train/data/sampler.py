@@ -60,6 +60,7 @@ class Rows:
 
     @property
     def tensors(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """All of it, in the order of the fields."""
         return self.observations, self.small, self.episodes, self.cumulative
 
     def to(self, device: torch.device) -> Rows:

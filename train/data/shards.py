@@ -1,7 +1,7 @@
-"""A data set in shards that stream from disk: one is trained on while the next is read in the background.
+"""A data set in shards that are streamed from disk: training uses one while a thread reads the next.
 
-Which shard an update draws from follows from its number alone (shards in order of their names, round and round), so a resumed run
-sees the same data as one that was never stopped.
+The number of an update alone decides its shard (in order of their names, starting over after the last), so a
+resumed run sees the same data as an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from numpy.typing import NDArray
 
 from rql_deploy.contract import PlantDescription
 from rql_deploy.errors import UserError
-from rql_deploy.progress import ProgressLine
+from rql_deploy.progress import NoProgress, Progress
 
-from .normalization import Moments
+from .normalization import RunningMeanStd, no_normalization
 from .rewards import Reward, with_reward
 from .store import TransitionStore
 
@@ -29,23 +29,29 @@ T = TypeVar("T")
 
 
 class Shard(Protocol):
-    """What is known of a shard before its rows are read."""
+    """A shard whose rows may not have been read yet."""
 
     @property
     def name(self) -> str: ...
 
     @property
-    def plant(self) -> PlantDescription: ...
+    def plant(self) -> PlantDescription:
+        """What the rows describe."""
+        ...
 
     @property
-    def rows(self) -> int: ...
+    def rows(self) -> int:
+        """Rows of all its episodes."""
+        ...
 
     @property
-    def episodes(self) -> int: ...
+    def episodes(self) -> int:
+        """How many episodes it has."""
+        ...
 
     @property
     def fingerprint(self) -> str:
-        """Changes when the rows do; found without reading them."""
+        """Differs whenever the rows differ; computed without reading them."""
         ...
 
     def load(self) -> TransitionStore:
@@ -55,26 +61,28 @@ class Shard(Protocol):
 
 @dataclass(frozen=True)
 class ShardedStore:
-    """A data set of which only the shard in use and the next one are in memory."""
+    """A data set in shards; at most two are in memory: the one in use and the next."""
 
     dataset_id: str
     shards: Sequence[Shard]
     shard_updates: int = 1000
-    """Updates drawn from one shard before the next takes over."""
+    """Updates that draw from one shard before the next is used."""
     reward: Reward = "as-is"
-    """What the rewards of each shard are turned into (rewards.py)."""
-    _loaded: WeakValueDictionary[int, TransitionStore] = field(default_factory=WeakValueDictionary, repr=False, compare=False)
+    """See `rewards.with_reward`."""
+    _loaded: WeakValueDictionary[int, TransitionStore] = field(
+        default_factory=WeakValueDictionary, repr=False, compare=False
+    )
 
     def __post_init__(self) -> None:
         if not self.shards:
-            raise UserError(f"data set {self.dataset_id} has no shards: pass a folder with some")
+            raise UserError(f"data set {self.dataset_id} has no shards: pass a folder that holds some")
         if self.shard_updates < 1:
             raise UserError(f"train.shard_updates is {self.shard_updates}, it must be at least 1")
         for shard in self.shards[1:]:
             if differences := self.plant.differences(shard.plant):
                 raise UserError(
-                    f"data set {self.dataset_id}: shard {shard.name} does not fit {self.shards[0].name} ({'; '.join(differences)}): "
-                    "remove it or make it again"
+                    f"data set {self.dataset_id}: shard {shard.name} does not fit {self.shards[0].name} "
+                    f"({'; '.join(differences)}): remove it or make it again"
                 )
 
     @property
@@ -90,65 +98,74 @@ class ShardedStore:
 
     @property
     def sample(self) -> TransitionStore:
-        """The first shard, which stands for the data in statistics and calibration."""
+        """The first shard; statistics and calibration are computed from it."""
         return self.load(0)
 
     @cached_property
     def content_hash(self) -> str:
-        """sha256 over the shards' fingerprints, so that no row has to be read for it."""
-        parts = [shard.fingerprint for shard in self.shards] + ([] if self.reward == "as-is" else [self.reward])
+        """sha256 over the shards' fingerprints; reads no rows."""
+        parts = [shard.fingerprint for shard in self.shards] + (
+            [] if self.reward == "as-is" else [self.reward]
+        )
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
     def load(self, index: int) -> TransitionStore:
-        """Shard `index`, read and checked unless somebody holds it already. Raises UserError naming row and field."""
+        """Shard `index`, read and checked unless it is in memory already.
+
+        Raises UserError naming row and field.
+        """
         store = self._loaded.get(index)
         if store is None:
             store = with_reward(self.shards[index].load(), self.reward)
-            # Looking at every row also brings a memory-mapped file into memory before training asks for it.
+            # Checking every row also reads a memory-mapped file into memory before training needs it.
             store.validate_rows()
             self._loaded[index] = store
         return store
 
     def index_at(self, step: int) -> int:
-        """The shard that update number `step` (from 0) draws from."""
+        """Index of the shard that update `step` (from 0) draws from."""
         return step // self.shard_updates % len(self.shards)
 
     def validate(self, h: int, *, learn_value: bool = True) -> list[str]:
-        """As `TransitionStore.validate`, of the first shard; the others are checked as they are read."""
+        """Like `TransitionStore.validate`, for the first shard; the others are checked when they are read."""
         first = self.sample
-        # Rewards are rare in play data: one shard without any says nothing about the others.
-        remarks = first.validate(h, learn_value=False)
-        if learn_value and not any(store.rewards_inform() for store in self._each()):
+        # Rewards are rare in play data: one shard may have none although others do.
+        warnings = first.validate(h, learn_value=False)
+        if learn_value and not any(store.has_informative_rewards() for store in self._each()):
             raise UserError(
-                f"the rewards of data set {self.dataset_id} say nothing in any of its {len(self.shards)} shards (the first one's are all "
-                f"{first.rewards[0]:g}): relabel them, or clone with --set rql.policy_value_weight=0"
+                f"the rewards of data set {self.dataset_id} are uninformative in all of its "
+                f"{len(self.shards)} shards (the first one's are all {first.rewards[0]:g}): relabel them, or "
+                "train plain behaviour cloning with --set rql.policy_value_weight=0"
             )
-        return remarks
+        return warnings
 
-    def observation_scale(self, standardise: bool) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """As `TransitionStore.observation_scale`; reads every shard once when standardised."""
+    def normalization(
+        self, standardise: bool, progress: Progress | None = None
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Like `TransitionStore.normalization`; reads every shard once if `standardise`."""
         if not standardise:
-            return Moments.identity(self.plant.observation_dim)
-        total = Moments.none(self.plant.observation_dim)
-        progress = ProgressLine("observation statistics", len(self.shards), "shards")
+            return no_normalization(self.plant.observation_dim)
+        total = RunningMeanStd.empty(self.plant.observation_dim)
+        progress = progress or NoProgress()
+        progress.start("observation statistics", len(self.shards), "shards")
         for done, store in enumerate(self._each(), 1):
-            total = total.joined(store.moments())
+            total = total.merged(store.running_mean_std())
             progress.update(done)
         progress.finish(len(self.shards))
-        return total.scale()
+        return total.mean_std()
 
     def _each(self) -> Iterator[TransitionStore]:
         return (self.load(index) for index in range(len(self.shards)))
 
     def stream(self, prepare: Callable[[TransitionStore], T]) -> ShardStream[T]:
-        """Shards in order, each turned into what `prepare` makes of it, in the background."""
+        """The shards in order; a thread reads each and calls `prepare` on it."""
         return ShardStream(self, prepare)
 
 
 class ShardStream(Generic[T]):
-    """The prepared shard that an update draws from; the next one is read by a thread meanwhile.
+    """The prepared shard that an update draws from; a thread reads and prepares the next one.
 
-    Reading and preparing release Python's lock block by block, so that the training thread hardly notices.
+    Reading and preparing release the GIL block by block, so that training is hardly slowed down.
     """
 
     def __init__(self, store: ShardedStore, prepare: Callable[[TransitionStore], T]):
@@ -159,15 +176,22 @@ class ShardStream(Generic[T]):
         self._reader = ThreadPoolExecutor(1, "shard-reader")
 
     def due(self, step: int) -> bool:
-        """Whether update `step` draws from another shard than the current one."""
+        """Whether update `step` needs another shard than the current one."""
         return self.store.index_at(step) != self._index
 
     def at(self, step: int) -> T:
-        """What update `step` draws from; waits for it where it is not read yet. Raises UserError when it is damaged."""
+        """The shard that update `step` draws from; waits until it has been read.
+
+        Raises UserError if it is damaged.
+        """
         if self.due(step) or self._current is None:
             index = self.store.index_at(step)
             following, self._next = self._next, None
-            self._current = following[1].result() if following is not None and following[0] == index else self._load(index)
+            self._current = (
+                following[1].result()
+                if following is not None and following[0] == index
+                else self._load(index)
+            )
             self._index = index
             after = (index + 1) % len(self.store.shards)
             if after != index:

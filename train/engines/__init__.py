@@ -1,0 +1,1 @@
+"""How updates run: eager, compiled, in CUDA graphs, in slices of the batch, on several processes."""

@@ -1,7 +1,8 @@
-"""One update on several CPU threads, each with a slice of the batch, that meet once.
+"""One update on several CPU threads: each computes a slice of the batch, and they wait for each other once.
 
-torch's own threads meet at every product and spin while they wait: an update has hundreds of such meetings, and when another process
-takes a core (a simulator that evaluates, say) most of the time goes into waiting. benchmarks/train_contention.py measures both.
+torch's own threads wait for each other at every matrix product, hundreds of times per update, and spin while
+they wait: as soon as another process (a simulator, say) takes a core, most of the time is spent waiting.
+benchmarks/train_contention.py measures both.
 """
 
 from __future__ import annotations
@@ -17,7 +18,10 @@ from rql_deploy.train.rql import RQL, Batch, Losses, Noise
 
 
 class SlicedGradients:
-    """`RQL.gradients` of a whole batch from those of its slices, which `threads` divides evenly; the same up to the order of sums."""
+    """Computes `RQL.gradients` of a batch in `threads` equal slices.
+
+    Equals the gradients of the whole batch up to the order of float32 sums.
+    """
 
     def __init__(self, agent: RQL, losses: Callable[[Batch, Noise], Losses], threads: int):
         self.agent, self.losses, self.threads = agent, losses, threads
@@ -28,31 +32,46 @@ class SlicedGradients:
         """Losses and gradients of the whole batch."""
         rows, rest = divmod(len(noise.bc_time), self.threads)
         if rest:
-            raise UserError(f"{len(noise.bc_time)} rows cannot be shared by {self.threads} threads: resume with as many workers as before")
+            raise UserError(
+                f"{len(noise.bc_time)} rows cannot be shared by {self.threads} threads: resume with as many "
+                "workers as before"
+            )
         slices = [slice(i * rows, (i + 1) * rows) for i in range(self.threads)]
         if not self.compiled:
-            # What is compiled at the first call is compiled once, by one thread.
-            self._of(batch, noise, slices[0])
+            # The first call compiles; let one thread do it.
+            self._slice_gradients(batch, noise, slices[0])
             self.compiled = True
-        others = [self.pool.submit(self._of, batch, noise, part) for part in slices[1:]]
-        losses, gradients = self._of(batch, noise, slices[0])
+        others = [self.pool.submit(self._slice_gradients, batch, noise, part) for part in slices[1:]]
+        losses, gradients = self._slice_gradients(batch, noise, slices[0])
         parts = [losses]
         for other in others:
-            more, addends = other.result()
-            parts.append(more)
-            torch._foreach_add_(gradients, addends)
+            more_losses, more_gradients = other.result()
+            parts.append(more_losses)
+            torch._foreach_add_(gradients, more_gradients)
         figures = {name: torch.stack([getattr(part, name) for part in parts]) for name in Losses._fields}
         return Losses(**combine_slices(figures)), gradients
 
-    def _of(self, batch: Batch, noise: Noise, part: slice) -> tuple[Losses, list[Tensor]]:
-        mine = Batch(*(rows[:, part].contiguous() for rows in batch)), Noise(*(draw[part].contiguous() for draw in noise))
+    def _slice_gradients(self, batch: Batch, noise: Noise, part: slice) -> tuple[Losses, list[Tensor]]:
+        mine = (
+            Batch(*(rows[:, part].contiguous() for rows in batch)),
+            Noise(*(draw[part].contiguous() for draw in noise)),
+        )
         return self.agent.gradients(*mine, losses=self.losses, share=1.0 / self.threads)
 
 
 def combine_slices(figures: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Figures of a whole batch from `[slices]` of each: extremes of `*_min` and `*_max`, means of the rest."""
+    """Figures of the whole batch from those of its slices `[slices]`.
 
-    def whole(name: str, of_slices: Tensor) -> Tensor:
-        return of_slices.amin() if name.endswith("_min") else of_slices.amax() if name.endswith("_max") else of_slices.mean()
+    `*_min` and `*_max` are extremes, the rest means.
+    """
 
-    return {name: whole(name, of_slices) for name, of_slices in figures.items()}
+    def combine(name: str, values: Tensor) -> Tensor:
+        return (
+            values.amin()
+            if name.endswith("_min")
+            else values.amax()
+            if name.endswith("_max")
+            else values.mean()
+        )
+
+    return {name: combine(name, values) for name, values in figures.items()}

@@ -1,7 +1,9 @@
-"""Data-parallel training under torchrun: every worker draws the same global batch and noise, and works on its own slice of them.
+"""Data-parallel training under torchrun: all workers draw the same batch and noise, each computes a slice of
+it.
 
-Gradients are averaged over the workers (torch.distributed, gloo or nccl), so that the parameters stay the same everywhere and equal
-those of one process with the same global batch, up to the order of float32 sums (tests/train/engines/test_data_parallel.py).
+Gradients are averaged over the workers (torch.distributed, gloo or nccl), so all workers keep the same
+parameters: those of one process with the same batch, up to the order of float32 sums
+(tests/train/engines/test_data_parallel.py).
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ from .batch_slices import combine_slices
 
 
 class DataParallel:
-    """This process among the workers that torchrun started."""
+    """This process as one of the workers that torchrun started."""
 
     def __init__(self, device: str):
         if device == "cuda":
@@ -29,7 +31,7 @@ class DataParallel:
         self.stop_wanted = False
         """This worker was asked to stop."""
         self.stop_agreed = False
-        """Some worker was asked to stop before the update that just ended; every worker sees this at the same update."""
+        """Some worker was asked to stop before the last update ended. All workers agree on this."""
 
     @classmethod
     def from_environment(cls, device: str) -> DataParallel | None:
@@ -37,18 +39,19 @@ class DataParallel:
         return cls(device) if int(os.environ.get("WORLD_SIZE", "1")) > 1 else None
 
     def rows(self, batch_size: int) -> slice:
-        """This worker's part of the global batch; raises UserError when it cannot be split evenly."""
+        """This worker's rows of the batch; raises UserError if it cannot be split evenly."""
         if batch_size % self.workers:
             raise UserError(
-                f"train.batch_size is {batch_size}, which {self.workers} workers cannot share: make it a multiple of {self.workers}"
+                f"train.batch_size is {batch_size}, which {self.workers} workers cannot share evenly: make "
+                f"it a multiple of {self.workers}"
             )
         share = batch_size // self.workers
         return slice(self.rank * share, (self.rank + 1) * share)
 
     def reduce(self, gradients: list[Tensor]) -> None:
-        """Average the gradients over the workers in place, in one message that also carries the wish to stop."""
-        wish = torch.full((1,), float(self.stop_wanted), device=self.device)
-        message = torch.cat([g.flatten() for g in gradients] + [wish])
+        """Average the gradients over the workers in place; the same message carries requests to stop."""
+        stop = torch.full((1,), float(self.stop_wanted), device=self.device)
+        message = torch.cat([g.flatten() for g in gradients] + [stop])
         distributed.all_reduce(message)
         self.stop_agreed = bool(message[-1] > 0)
         message /= self.workers
@@ -56,16 +59,16 @@ class DataParallel:
         torch._foreach_copy_(gradients, [part.view_as(g) for part, g in zip(parts, gradients, strict=True)])
 
     def combine(self, figures: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Figures of the global batch from those of the slices: extremes of `*_min` and `*_max`, means of the rest."""
+        """Figures of the whole batch from those of the workers' slices; see `combine_slices`."""
         mine = torch.stack(list(figures.values()))
         every = [torch.empty_like(mine) for _ in range(self.workers)]
         distributed.all_gather(every, mine)
         return combine_slices(dict(zip(figures, torch.stack(every).unbind(1), strict=True)))
 
-    def wait(self) -> None:
-        """Until every worker has come here."""
+    def barrier(self) -> None:
+        """Wait until every worker has called this."""
         distributed.barrier()
 
     def close(self) -> None:
-        """Leave the group."""
+        """Leave the group of workers."""
         distributed.destroy_process_group()

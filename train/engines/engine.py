@@ -104,9 +104,7 @@ def choose_engine(config: TrainConfig, observation_dim: int, action_dim: int, *,
         raise UserError("train.engine is compiled, but torch.compile needs a compiler here: install g++, or pass --engine eager")
     engine: Literal["eager", "compiled"]
     if config.engine == "auto":
-        seconds = config.updates * flop_per_update(config.rql, config.batch_size, observation_dim, action_dim) / EAGER_FLOPS
-        long = config.updates >= WORTH_COMPILING_UPDATES if device == "cuda" else seconds >= WORTH_COMPILING_SECONDS
-        engine = "compiled" if compiler and long else "eager"
+        engine = "compiled" if compiler and worth_compiling(config, device, observation_dim, action_dim) else "eager"
     else:
         engine = config.engine
     precision = config.precision
@@ -116,6 +114,21 @@ def choose_engine(config: TrainConfig, observation_dim: int, action_dim: int, *,
     if precision == "tf32" and device == "cpu":
         raise UserError("train.precision is tf32, which only NVIDIA GPUs have: pass --precision fp32 or bf16")
     return EngineChoice(engine, precision, device, choose_threads(config, workers) if device == "cpu" else 1)
+
+
+def worth_compiling(config: TrainConfig, device: str, observation_dim: int, action_dim: int) -> bool:
+    """Whether the run is long enough to earn back the time that torch.compile takes."""
+    if device == "cuda":
+        return config.updates >= WORTH_COMPILING_UPDATES
+    flop = config.updates * flop_per_update(config.rql, config.batch_size, observation_dim, action_dim)
+    return flop / EAGER_FLOPS >= WORTH_COMPILING_SECONDS
+
+
+def engine_warnings(config: TrainConfig, choice: EngineChoice, observation_dim: int, action_dim: int) -> list[str]:
+    """What the choice deserves a look for, one sentence each."""
+    if config.engine != "auto" or choice.engine == "compiled" or not worth_compiling(config, choice.device, observation_dim, action_dim):
+        return []
+    return ["updates run eagerly: compiled ones, faster in a run this long, need a compiler (install g++)"]
 
 
 def choose_threads(config: TrainConfig, workers: int) -> int:

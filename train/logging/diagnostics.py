@@ -1,4 +1,4 @@
-"""Cheap checks of what RQL rests on, on a few fixed rows of the data: V along the reversed flow, and how exact the reversal is."""
+"""Diagnostics of the method on a few fixed rows: V along the reversed flow, and the error of the reversal."""
 
 from __future__ import annotations
 
@@ -11,24 +11,30 @@ ROWS = 128
 
 
 class Diagnostics:
-    """Fixed observations, chunks and noise, and the figures of an agent on them."""
+    """Fixed observations, chunks and noise, on which an agent is measured."""
 
     def __init__(self, observations: Tensor, chunks: Tensor):
-        """`observations` `[N, O]` scaled, `chunks` `[N, hA]` in [-1, 1]; at most `ROWS` of them are used, evenly spaced."""
-        chosen = torch.linspace(0, len(chunks) - 1, min(ROWS, len(chunks)), device=chunks.device).round().long()
+        """`observations` `[N, O]` scaled, `chunks` `[N, hA]` in [-1, 1]; uses at most `ROWS` of them, evenly
+        spaced.
+        """
+        chosen = (
+            torch.linspace(0, len(chunks) - 1, min(ROWS, len(chunks)), device=chunks.device).round().long()
+        )
         self.s, self.chunks = observations[chosen], chunks[chosen]
-        # A generator of its own, so that looking does not change the run.
-        self.noise = torch.randn(self.chunks.shape, generator=torch.Generator().manual_seed(0)).to(chunks.device)
+        # Its own generator, so that measuring does not change the run.
+        self.noise = torch.randn(self.chunks.shape, generator=torch.Generator().manual_seed(0)).to(
+            chunks.device
+        )
 
     @torch.no_grad()
     def figures(self, agent: RQL) -> dict[str, Tensor]:
-        """Scalars:
+        """Scalars on the agent's device:
 
-        - `drift_half`, `drift_full`: mean of V(s, x^f, f) - V(s, a, 1) at reversal depth 1/2 and 1. One target is shared by the whole
-          path, so a V that has learned it drifts little.
-        - `noise_gap`: mean V at fresh noise minus mean V at fully reversed chunks, both at f = 0: the target looks at the former, the
-          value loss trains on the latter.
-        - `round_trip`: root mean square of the chunk that comes back after reversing it fully and refining it again, minus the chunk.
+        - `drift_half`, `drift_full`: mean of V(s, x^f, f) - V(s, a, 1) at depth 1/2 and 1. A path has
+          one target, so the drift shrinks as V learns it.
+        - `noise_gap`: mean V at fresh noise minus mean V at fully reversed chunks, both at f = 0. The target
+          uses the former, the value loss trains the latter.
+        - `round_trip`: RMS difference between a chunk and itself after full reversal and refinement.
         """
         s, a, flow_steps = self.s, self.chunks, agent.config.F
         one = torch.ones_like(a[:, :1])

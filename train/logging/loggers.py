@@ -1,4 +1,4 @@
-"""Logs of a run: TensorBoard event files and one JSON line per entry, always both; W&B and MLflow when asked for, offline by default."""
+"""Logs of a run: TensorBoard and JSON lines always; W&B and MLflow on request, offline by default."""
 
 from __future__ import annotations
 
@@ -26,18 +26,22 @@ GROUPS = {
 _GROUP_OF = {name: group for group, names in GROUPS.items() for name in names}
 
 Tracker = tuple[Callable[[int, Mapping[str, float]], None], Callable[[], None]]
-"""What writes one entry, and what closes."""
+"""A function that writes one entry, and one that closes the tracker."""
 
 
 class RunLog:
-    """`RUN/metrics.jsonl`, `RUN/tensorboard/` and the asked trackers; appends when the run is resumed."""
+    """Writes `RUN/metrics.jsonl`, `RUN/tensorboard/` and the trackers; appends if the run is resumed."""
 
-    def __init__(self, run: Path, config: Mapping[str, Any], trackers: Sequence[str] = (), *, from_step: int = 0):
-        """Entries after update `from_step`, of a run that was cut off and goes on from there, are dropped: they come again."""
+    def __init__(
+        self, run: Path, config: Mapping[str, Any], trackers: Sequence[str] = (), *, from_step: int = 0
+    ):
+        """Drops entries after update `from_step`, from which a resumed run goes on: they will be written
+        again.
+        """
         try:
             run.mkdir(parents=True, exist_ok=True)
             (run / "config.json").write_text(json.dumps(config, indent=1))
-            _keep_until(run / "metrics.jsonl", from_step)
+            _drop_entries_after(run / "metrics.jsonl", from_step)
             self._lines = (run / "metrics.jsonl").open("a", buffering=1)
         except OSError as error:
             raise UserError(f"cannot write run {run} ({error.strerror}): pass another --output") from error
@@ -49,7 +53,10 @@ class RunLog:
         try:
             self._lines.write(json.dumps({"step": step, "time": time.time(), **figures}) + "\n")
         except OSError as error:
-            raise UserError(f"cannot write {self._lines.name} ({error.strerror}): make room and resume from the last checkpoint") from error
+            raise UserError(
+                f"cannot write {self._lines.name} ({error.strerror}): make room and resume from the last "
+                "checkpoint"
+            ) from error
         named = {f"{_GROUP_OF.get(name, 'other')}/{name}": value for name, value in figures.items()}
         self._scalars(step, named)
         for write, _ in self._trackers:
@@ -61,7 +68,8 @@ class RunLog:
                 self._tensorboard.add_scalar(name, value, step)
         except OSError as error:
             raise UserError(
-                f"cannot write the TensorBoard log ({error.strerror}): make room and resume from the last checkpoint"
+                f"cannot write the TensorBoard log ({error.strerror}): make room and resume from the last "
+                "checkpoint"
             ) from error
 
     def write_evaluation(self, step: int, evaluation: Evaluation) -> None:
@@ -77,7 +85,7 @@ class RunLog:
             write(step, figures | {"evaluation/of_update": evaluation.step})
 
     def close(self) -> None:
-        """Write out what is buffered; on a full disk that is lost, and the error that ended the run is the one to show."""
+        """Flush and close; a full disk is not reported twice, so errors are ignored."""
         for part in (self._lines, self._tensorboard):
             with contextlib.suppress(OSError):
                 part.close()
@@ -86,7 +94,7 @@ class RunLog:
 
 
 def read_metrics(run: Path) -> list[dict[str, float]]:
-    """The run's logged entries; a line cut short by a crash is left out."""
+    """The run's logged entries; skips a line that a crash cut short."""
     found = []
     for line in (run / "metrics.jsonl").read_text().splitlines() if (run / "metrics.jsonl").is_file() else ():
         with contextlib.suppress(ValueError):
@@ -94,7 +102,7 @@ def read_metrics(run: Path) -> list[dict[str, float]]:
     return found
 
 
-def _keep_until(file: Path, step: int) -> None:
+def _drop_entries_after(file: Path, step: int) -> None:
     if file.is_file():
         kept = [entry for entry in read_metrics(file.parent) if entry["step"] <= step]
         partial = file.with_name(".metrics.jsonl.partial")
@@ -106,7 +114,9 @@ def _wandb(run: Path, config: Mapping[str, Any]) -> Tracker:
     try:
         import wandb
     except ImportError as error:
-        raise UserError("trackers names wandb, which is not installed: pip install wandb, or leave it out") from error
+        raise UserError(
+            "trackers names wandb, which is not installed: pip install wandb, or leave it out"
+        ) from error
     logged = wandb.init(
         project="rql-deploy",
         name=run.name,
@@ -125,7 +135,9 @@ def _mlflow(run: Path, config: Mapping[str, Any]) -> Tracker:
         from mlflow import MlflowClient
         from mlflow.exceptions import MlflowException
     except ImportError as error:
-        raise UserError("trackers names mlflow, which is not installed: pip install mlflow, or leave it out") from error
+        raise UserError(
+            "trackers names mlflow, which is not installed: pip install mlflow, or leave it out"
+        ) from error
     address = os.environ.get("MLFLOW_TRACKING_URI", f"sqlite:///{run.resolve()}/mlflow.db")
     try:
         client = MlflowClient(address)
@@ -136,7 +148,9 @@ def _mlflow(run: Path, config: Mapping[str, Any]) -> Tracker:
             client.log_param(run_id, key, value)
     except MlflowException as error:
         cause = str(error).strip().splitlines()[0]
-        raise UserError(f"MLflow does not take runs at {address} ({cause}): set MLFLOW_TRACKING_URI, or leave mlflow out") from error
+        raise UserError(
+            f"MLflow does not take runs at {address} ({cause}): set MLFLOW_TRACKING_URI, or leave mlflow out"
+        ) from error
 
     def write(step: int, figures: Mapping[str, float]) -> None:
         for name, value in figures.items():

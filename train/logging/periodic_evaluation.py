@@ -1,21 +1,19 @@
-"""What training asks of whoever can play its checkpoints in a simulator; training itself has none."""
+"""Evaluations while training: their record, and the interface of whoever plays checkpoints in a simulator."""
 
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Protocol
 
 from rql_deploy.errors import UserError
-from rql_deploy.plain import from_plain
+from rql_deploy.structs import Record, convert, to_plain
 
 FILE = "evaluations.jsonl"
 
 
-@dataclass(frozen=True)
-class Evaluation:
-    """What the checkpoint of one update scored."""
+class Evaluation(Record, frozen=True):
+    """Result of playing the checkpoint of one update."""
 
     step: int
     episodes: int
@@ -24,43 +22,43 @@ class Evaluation:
     """Lower end of the 95 % interval (Wilson)."""
     success_high: float
     steps_mean: float
-    """Control steps of an episode on average, a failure counting as the horizon."""
+    """Mean control steps per episode; a failed episode counts as the horizon."""
 
     @property
     def rank(self) -> tuple[float, float, int]:
-        """Larger is better: success, then shorter episodes, then more training."""
+        """Sort key, larger is better: success, then shorter episodes, then more updates."""
         return self.success, -self.steps_mean, self.step
 
 
 class Evaluator(Protocol):
-    """Plays checkpoints while training goes on."""
+    """Plays checkpoints in other processes while training goes on; train/ itself has no simulator."""
 
     def submit(self, step: int, checkpoint: Path) -> None:
-        """Have this checkpoint played; returns at once."""
+        """Start to play this checkpoint; returns at once."""
 
     def finished(self) -> list[Evaluation]:
-        """Evaluations that ended since this was last asked. Raises UserError when the simulator failed."""
+        """Evaluations that ended since the last call. Raises UserError if the simulator failed."""
 
     def pending(self) -> frozenset[int]:
-        """Steps whose evaluations were submitted and not yet handed out by `finished`."""
+        """Steps that were submitted and not yet returned by `finished`."""
 
     def close(self) -> None:
-        """Stop; what is pending is dropped."""
+        """Stop and drop pending evaluations."""
 
 
 def append_evaluation(run: Path, evaluation: Evaluation) -> None:
-    """Add one line to the run's evaluations, after whatever a crash has left of the last one."""
+    """Append one line to the run's evaluations; a line that a crash cut short stays on its own."""
     with (run / FILE).open("a+b") as lines:
         torn = lines.tell() and (lines.seek(-1, 2), lines.read(1))[1] != b"\n"
-        lines.write((b"\n" if torn else b"") + json.dumps(asdict(evaluation)).encode() + b"\n")
+        lines.write((b"\n" if torn else b"") + json.dumps(to_plain(evaluation)).encode() + b"\n")
 
 
 def read_evaluations(run: Path) -> list[Evaluation]:
-    """The run's evaluations so far; a line cut short by a crash is left out."""
+    """The run's evaluations so far; skips a line that a crash cut short."""
     found = []
     for line in (run / FILE).read_text().splitlines() if (run / FILE).is_file() else ():
         try:
-            found.append(from_plain(Evaluation, json.loads(line), FILE))
+            found.append(convert(json.loads(line), Evaluation, FILE))
         except (ValueError, UserError):
             continue
     return found

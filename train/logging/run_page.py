@@ -1,4 +1,4 @@
-"""What a run folder says about itself: README.md (settings, data, versions, figures, next commands) and curves.png."""
+"""A run folder's README.md (settings, data, versions, figures, next commands) and curves.png."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from rql_deploy.train.checkpoint import Checkpoint, load_checkpoint, pointed, step_of
+from rql_deploy.train.checkpoint import Checkpoint, load_checkpoint
 from rql_deploy.train.engines.engine import EngineChoice
+from rql_deploy.train.run_folder import read_pointer, step_of
 
 from .loggers import read_metrics
 from .periodic_evaluation import read_evaluations
@@ -22,8 +23,8 @@ PANELS = (
 )
 
 
-def write_report(run: Path) -> None:
-    """Write both files from the run's logs and latest checkpoint; without matplotlib there is no picture and README.md says so."""
+def write_run_page(run: Path) -> None:
+    """Write both files from the logs and the latest checkpoint; curves.png only if matplotlib is there."""
     drawn = False
     with contextlib.suppress(ImportError):
         _draw(run)
@@ -54,7 +55,9 @@ def _draw(run: Path) -> None:
         in_order = sorted(evaluations, key=lambda e: e.step)
         steps = [e.step for e in in_order]
         success.plot(steps, [e.success for e in in_order], marker="o")
-        success.fill_between(steps, [e.success_low for e in in_order], [e.success_high for e in in_order], alpha=0.2)
+        success.fill_between(
+            steps, [e.success_low for e in in_order], [e.success_high for e in in_order], alpha=0.2
+        )
     figure.savefig(run / "curves.png", dpi=110)
 
 
@@ -64,10 +67,12 @@ def _describe(run: Path, checkpoint: Checkpoint, drawn: bool) -> str:
     lines = [
         f"# {run.name}",
         "",
-        f"RQL policy for `{checkpoint.plant.task}`, {checkpoint.step:,} of {checkpoint.config.updates:,} updates, "
-        f"seed {checkpoint.config.seed}, {EngineChoice(**checkpoint.engine)}.",
+        f"RQL policy for `{checkpoint.plant.task}`, {checkpoint.step:,} of {checkpoint.config.updates:,} "
+        f"updates, seed {checkpoint.config.seed}, {EngineChoice(**checkpoint.engine)}.",
         "",
-        "![curves](curves.png)" if drawn else "No picture of the curves: matplotlib is not installed where this was trained.",
+        "![curves](curves.png)"
+        if drawn
+        else "No curves: matplotlib is not installed on the machine that trained this.",
         "",
         "## Data",
         f"- `{checkpoint.dataset_id}`, sha256 `{checkpoint.dataset_hash}`",
@@ -82,12 +87,31 @@ def _describe(run: Path, checkpoint: Checkpoint, drawn: bool) -> str:
         low, middle, high = rows[0], rows[len(rows) // 2], rows[-1]
         lines.append(f"| {name} | {_short(low)} | {_short(middle)} | {_short(high)} |")
     if evaluations:
-        lines += ["", "## Success while training", "| update | success | 95 % interval | steps |", "|---|---|---|---|"]
+        lines += [
+            "",
+            "## Success while training",
+            "| update | success | 95 % interval | steps |",
+            "|---|---|---|---|",
+        ]
         for e in sorted(evaluations, key=lambda e: e.step):
-            lines.append(f"| {e.step:,} | {e.success:.0%} | {e.success_low:.0%} to {e.success_high:.0%} | {e.steps_mean:.0f} |")
-        if best := pointed(run, "best"):
-            lines += ["", f"`best` is update {step_of(best):,}, chosen among {len(evaluations)} and so a little flattered."]
-    lines += ["", "## Settings", *_table(checkpoint.config_table()), "", "## Versions", *_table(checkpoint.versions)]
+            lines.append(
+                f"| {e.step:,} | {e.success:.0%} | {e.success_low:.0%} to {e.success_high:.0%} | "
+                f"{e.steps_mean:.0f} |"
+            )
+        if best := read_pointer(run, "best"):
+            lines += [
+                "",
+                f"`best` is update {step_of(best):,}, chosen among {len(evaluations)} and so a little "
+                "flattered.",
+            ]
+    lines += [
+        "",
+        "## Settings",
+        *_table(checkpoint.config_table()),
+        "",
+        "## Versions",
+        *_table(checkpoint.versions),
+    ]
     lines += [
         "",
         "## Files",

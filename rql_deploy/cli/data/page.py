@@ -11,39 +11,55 @@ MOST_LINES = 24
 def page(report: Mapping[str, Any]) -> str:
     """The figures of `rql_deploy.train.data.report.inspect_store` as text."""
     lengths, rewards, ends, duplicates = (report[key] for key in ("lengths", "rewards", "ends", "duplicates"))
-    succeeded = "not said" if report["successes"] is None else f"{report['successes']} of {report['episodes']} episodes"
+    succeeded = (
+        "not said"
+        if report["successes"] is None
+        else f"{report['successes']} of {report['episodes']} episodes"
+    )
     lines = [f"{report['dataset_id']}: {report['task']}", ""]
     if shards := report.get("shards"):
         lines += [
-            f"  the first of {shards['shards']:,} shards, which hold {shards['episodes']:,} episodes, {shards['rows']:,} rows together:",
+            f"  the first of {shards['shards']:,} shards, which hold {shards['episodes']:,} episodes, "
+            f"{shards['rows']:,} rows together:",
             "",
         ]
     lines += [
-        f"  episodes     {report['episodes']:,}, {report['rows']:,} rows, {report['hours']:.2f} h at {report['control_rate']:g} Hz",
+        f"  episodes     {report['episodes']:,}, {report['rows']:,} rows, {report['hours']:.2f} h at "
+        f"{report['control_rate']:g} Hz",
         f"  lengths      {lengths['min']} to {lengths['max']} rows, median {lengths['median']:.0f}; "
         f"gamma {report['gamma']:g} looks about {report['discount_horizon']:.0f} ahead",
-        f"  rewards      {_text(rewards['min'])} to {_text(rewards['max'])}, above the least in {rewards['rows_above_least']:,} rows "
+        f"  rewards      {_text(rewards['min'])} to {_text(rewards['max'])}, above the least in "
+        f"{rewards['rows_above_least']:,} rows "
         f"({rewards['density']:.2%}) of {rewards['episodes_above_least']:,} episodes{_greatest(rewards)}; "
         f"mean return {rewards['return_mean']:.4g}",
         f"  success      {succeeded}",
-        f"  task ends    (mask 0) in {ends['rows_with_mask_0']:,} rows of {ends['episodes_with_mask_0']:,} episodes, "
+        f"  task ends    (mask 0) in {ends['rows_with_mask_0']:,} rows of {ends['episodes_with_mask_0']:,} "
+        "episodes, "
         f"in the last row of {ends['episodes_ending_in_mask_0']:,}",
-        f"  duplicates   {duplicates['episodes']} episodes; {duplicates['rows_like_the_one_before']:,} observations like the one before",
+        f"  duplicates   {duplicates['episodes']} episodes; {duplicates['rows_like_the_one_before']:,} "
+        "observations like the one before",
         f"  validation   {_validation(report.get('validation'))}",
         f"  memory       {report['memory_mib']:.1f} MiB",
         f"  not read     {', '.join(report.get('left_out', ())) or '-'}",
         f"  hash         {report['content_hash'][:16]}",
         "",
-        f"  {'observation':28} {'shape':>8} {'min':>10} {'max':>10} {'mean':>10} {'std':>10} {'NaN rows':>9} {'constant':>9}",
+        f"  {'observation':28} {'shape':>8} {'min':>10} {'max':>10} {'mean':>10} {'std':>10} "
+        f"{'NaN rows':>9} {'constant':>9}",
     ]
     lines += [
-        f"  {_short(f['name']):28} {'x'.join(map(str, f['shape'])):>8} {_text(f['min']):>10} {_text(f['max']):>10} {_text(f['mean']):>10} "
+        f"  {_short(f['name']):28} {'x'.join(map(str, f['shape'])):>8} {_text(f['min']):>10} "
+        f"{_text(f['max']):>10} {_text(f['mean']):>10} "
         f"{_text(f['std']):>10} {f['rows_not_finite']:>9,} {f['constant_columns']:>9}"
         for f in report["fields"][:MOST_LINES]
     ]
-    lines += ["", f"  {'action':28} {'bounds':>18} {'min':>10} {'max':>10} {'std':>10} {'at bounds':>10} {'repeated':>9} {'outside':>9}"]
     lines += [
-        f"  {_short(a['name']):28} {'[' + _text(a['low']) + ', ' + _text(a['high']) + ']':>18} {_text(a['min']):>10} {_text(a['max']):>10} "
+        "",
+        f"  {'action':28} {'bounds':>18} {'min':>10} {'max':>10} {'std':>10} {'at bounds':>10} "
+        f"{'repeated':>9} {'outside':>9}",
+    ]
+    lines += [
+        f"  {_short(a['name']):28} {'[' + _text(a['low']) + ', ' + _text(a['high']) + ']':>18} "
+        f"{_text(a['min']):>10} {_text(a['max']):>10} "
         f"{_text(a['std']):>10} {a['saturated']:>10.1%} {a['repeated']:>9.1%} {a['rows_outside']:>9,}"
         for a in report["actions"][:MOST_LINES]
     ]

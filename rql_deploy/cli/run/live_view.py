@@ -1,4 +1,6 @@
-"""The live view of a real-time run: the loop's figures four times a second, drawn by a thread of rich's own."""
+"""The live view of a real-time run: a table of the loop's figures, four times a second, drawn by rich's
+thread.
+"""
 
 from __future__ import annotations
 
@@ -12,11 +14,14 @@ if TYPE_CHECKING:
     from rql_deploy.runtime.control.realtime import RealTimeLoop
 
 SHOWN_TICKS = 1000
-"""The latest, which the figures are taken over."""
+"""The figures are of the latest so many ticks."""
 
 
 class LiveView:
-    """A table on the terminal while the loop runs; nothing where standard error is no terminal. Use as a context manager."""
+    """A table on the terminal while the loop runs; nothing where standard error is not a terminal.
+
+    Use it as a context manager.
+    """
 
     def __init__(self, title: str, loop: RealTimeLoop, *, quiet: bool = False):
         from rich.console import Console
@@ -26,7 +31,9 @@ class LiveView:
         console = Console(stderr=True)
         self._live: Any = None
         if console.is_terminal and not quiet:
-            self._live = Live(console=console, refresh_per_second=4, get_renderable=self.table, transient=True)
+            self._live = Live(
+                console=console, refresh_per_second=4, get_renderable=self.table, transient=True
+            )
 
     def __enter__(self) -> LiveView:
         if self._live is not None:
@@ -46,17 +53,30 @@ class LiveView:
         table = Table(title=escape(self._title), show_header=False)
         rate = watchdog.success_rate
         rows: list[tuple[str, str]] = [
-            ("ticks", f"{statistics.ticks:,}, {statistics.skipped} cycles skipped, {statistics.overruns} overruns"),
-            ("period", f"{statistics.period * 1e3:g} ms, {_latest(statistics.periods, lambda p: np.abs(p - statistics.period))} off"),
+            (
+                "ticks",
+                f"{statistics.ticks:,}, {statistics.skipped} cycles skipped, {statistics.overruns} overruns",
+            ),
+            (
+                "period",
+                f"{statistics.period * 1e3:g} ms, "
+                f"{_latest(statistics.periods, lambda p: np.abs(p - statistics.period))} off",
+            ),
             ("observation age at actuation", _latest(statistics.ages)),
-            ("without a fresh action", f"{statistics.held} ({statistics.stale_ratio:.1%}), {watchdog.consecutive} in a row now"),
+            (
+                "without a fresh action",
+                f"{statistics.held} ({statistics.stale_ratio:.1%}), {watchdog.consecutive} in a row now",
+            ),
             ("fresh of the last 100", "-" if rate is None else f"{rate:.0%}"),
-            ("decisions", f"{statistics.decisions}, {statistics.missed} missed, {statistics.stale_answers} too late"),
+            (
+                "decisions",
+                f"{statistics.decisions}, {statistics.missed} missed, {statistics.stale_results} too late",
+            ),
             ("drift", f"{statistics.drift * 1e3:.3f} ms"),
         ]
-        rows += [(f"held: {reason}", str(count)) for reason, count in list(statistics.reasons.items())[:5]]
+        rows += [(f"held: {kind}", str(count)) for kind, count in list(statistics.hold_kinds.items())[:5]]
         for name, value in rows:
-            # Reasons come from servers and policies too: none of them is markup.
+            # Reasons may come from servers and policies: never read them as markup.
             table.add_row(escape(name), escape(value))
         if watchdog.fault is not None:
             table.add_row("[bold red]fault", escape(watchdog.fault.reason))
@@ -64,7 +84,7 @@ class LiveView:
 
 
 def _latest(seconds: Any, change: Callable[[Any], Any] = lambda values: values) -> str:
-    # The loop's thread appends meanwhile; a copy that fails is one frame without this figure.
+    # The loop's thread appends meanwhile; where the copy fails, this frame lacks the figure.
     try:
         values = np.fromiter(itertools.islice(reversed(seconds), SHOWN_TICKS), float)
     except RuntimeError:

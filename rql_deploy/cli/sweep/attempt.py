@@ -1,7 +1,8 @@
 """One attempt at a job, in a process of its own: `python -m rql_deploy.cli.sweep.attempt FOLDER`.
 
-It holds the folder's lock (a file with its process and machine), so that an attempt that was thought dead and the next one never write side
-by side, and ends at once when its standard input closes: whoever started it is gone, and the job may be begun elsewhere.
+It holds the folder's lock (a file with its process and machine): an attempt that was thought dead and the
+next one never write at the same time. It ends at once when its standard input closes: the process that
+started it is gone, and the job may be started elsewhere.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from rql_deploy.distributed.sweep.job import BUSY, JOB, LOCK, LOG, RESULT, UNFIN
 LOCK_SECONDS = 30.0
 """How long to wait for an attempt that is ending."""
 SECONDS = "seconds.txt"
-"""In a training's folder: what its attempts have taken so far, those that were killed left out."""
+"""File in a training job's folder: seconds of its attempts so far, without those that were killed."""
 
 
 def main(folder: Path) -> int:
@@ -58,7 +59,7 @@ def main(folder: Path) -> int:
 
 
 def _spent(job: dict[str, Any]) -> float:
-    """Seconds of earlier attempts that this one goes on from."""
+    """Seconds of the earlier attempts that this one continues."""
     if job["kind"] == "train" and Path("run/latest").exists():
         with contextlib.suppress(OSError, ValueError):
             return float(Path(SECONDS).read_text())
@@ -66,7 +67,7 @@ def _spent(job: dict[str, Any]) -> float:
 
 
 def _end_with_parent() -> None:
-    # Read without a buffer: a lock of Python's own must not be held when the interpreter ends.
+    # Unbuffered: the interpreter must not end while a buffer's lock is held.
     while os.read(0, 4096):
         pass
     os.kill(os.getpid(), signal.SIGKILL)
@@ -90,7 +91,7 @@ def _locked(file: Path) -> Iterator[bool]:
 
 
 def _prepare(job: dict[str, Any]) -> list[str]:
-    """The command's words; training goes on from its last checkpoint, the others make anew what an attempt before left half-done."""
+    """The command's words. Training resumes from its last checkpoint; the other commands start over."""
     arguments = list(job["arguments"])
     if job["kind"] == "train":
         return [*arguments, "--resume"] if Path("run/latest").exists() else arguments
@@ -109,7 +110,7 @@ def _remove(job: dict[str, Any]) -> None:
 
 
 def _complete(job: dict[str, Any], result: dict[str, Any]) -> bool:
-    """Whether the command did all it was asked to; stopped ones keep what they have and may end well."""
+    """Whether the command did all that was asked; an interrupted one may end with status 0."""
     words = job["arguments"]
     if job["kind"] == "train":
         return bool(result["finished"])

@@ -32,7 +32,7 @@ class Executor(Protocol):
     """Runs attempts side by side."""
 
     def slots(self) -> int:
-        """How many attempts may be under way at once, now."""
+        """How many attempts may run at once, now."""
         ...
 
     def submit(self, folder: Path, threads: int) -> Future[Outcome]:
@@ -40,12 +40,12 @@ class Executor(Protocol):
         ...
 
     def stop(self) -> None:
-        """Have the attempts under way save what they have, and wait for them."""
+        """Make running attempts save their state, and wait for them."""
         ...
 
 
 def attempt_process(folder: Path, threads: int) -> subprocess.Popen[bytes]:
-    """Start an attempt; it ends when its standard input is closed, so with the process that called this at the latest."""
+    """Start an attempt. It ends when its standard input is closed, at the latest when this process ends."""
     environment = os.environ.copy()
     for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
         environment[name] = str(threads)
@@ -53,12 +53,12 @@ def attempt_process(folder: Path, threads: int) -> subprocess.Popen[bytes]:
     root = str(Path(rql_deploy.__file__).parent.parent)
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, (root, environment.get("PYTHONPATH"))))
     command = [sys.executable, "-m", "rql_deploy.cli.sweep.attempt", str(folder)]
-    # A session of its own keeps the terminal's Ctrl-C from it: `stop` tells it when to end.
+    # A session of its own: the terminal's Ctrl-C does not reach it, `stop` ends it.
     return subprocess.Popen(command, stdin=subprocess.PIPE, env=environment, start_new_session=True)
 
 
 def run_attempt(folder: Path, threads: int) -> Outcome:
-    """An attempt from beginning to end in this thread; interrupted, it saves first."""
+    """Run an attempt to its end in this thread. When interrupted, it saves first."""
     process = attempt_process(folder, threads)
     try:
         # Ray interrupts Python code only, not a wait in the system.
@@ -108,15 +108,15 @@ class LocalExecutor:
 
 
 class RayExecutor:
-    """All CPUs of a Ray cluster, as many attempts as fit; Ray makes an attempt again whose worker or node dies.
+    """As many attempts as the CPUs of a Ray cluster allow; Ray repeats those whose worker or node dies.
 
     The output folder is one that all nodes share: results come back through it.
     """
 
     def __init__(self, address: str, output: Path, threads: int):
-        """Raises UserError when there is no such cluster, a node lacks this package, or one does not see the output folder."""
+        """Raises UserError when there is no such cluster or a node lacks this package or the output folder."""
         self._pool = RayPool(address, cpus=threads)
-        # A file of a name that no other folder has: nodes may have an own folder in the same place.
+        # A file of a unique name: a node may have another folder at the same path.
         token = output / f".shared-{uuid.uuid4().hex}"
         token.touch()
         try:

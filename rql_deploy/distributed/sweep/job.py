@@ -1,4 +1,4 @@
-"""A job: one command, addressed by what goes into it, with a folder that says how far it is.
+"""A job: one command, addressed by its inputs, with a folder that shows how far it is.
 
 OUTPUT/jobs/train-1f0c.../job.json      what it is; written before it starts
                           log.txt       what the command said, of every attempt
@@ -23,7 +23,7 @@ from rql_deploy.errors import UserError
 Kind = Literal["collect", "train", "export", "evaluate"]
 JOB, RESULT, LOG, LOCK = "job.json", "result.json", "log.txt", ".lock"
 BUSY = 75
-"""Exit status where another attempt holds the folder (EX_TEMPFAIL)."""
+"""Exit status when another attempt has locked the folder (EX_TEMPFAIL)."""
 UNFINISHED = 130
 """Exit status of a command that was stopped."""
 
@@ -36,15 +36,15 @@ class Job:
     name: str
     """For people: `cube rql seed 0`. Not part of its address."""
     arguments: tuple[str, ...]
-    """The command's words; it runs in the job's folder, and reaches other jobs' files by `../KIND-KEY/...`."""
+    """The command's words. It runs in the job's folder; other jobs' files are at `../KIND-KEY/...`."""
     outputs: tuple[str, ...]
-    """Files and folders the command makes there; without a result they are an unfinished attempt's."""
+    """Files and folders the command makes there. Without a result they are from an unfinished attempt."""
     inputs: tuple[Job, ...] = ()
     """Jobs that must be finished first."""
     identity: Mapping[str, Any] = field(default_factory=dict)
-    """What else the result depends on and the words do not say: all training settings, a data set's content."""
+    """What the result depends on besides the words: all training settings, a data set's content."""
     places: tuple[str, ...] = ()
-    """Words that only say where something lies, whose content is in `identity`: not part of the address."""
+    """Words that are paths of things whose content is in `identity`; not part of the address."""
 
     @cached_property
     def key(self) -> str:
@@ -55,29 +55,41 @@ class Job:
 
     @property
     def folder_name(self) -> str:
+        """Name of the job's folder in the output."""
         return f"{self.kind}-{self.key}"
 
     def folder(self, output: Path) -> Path:
+        """Where the job writes."""
         return output / "jobs" / self.folder_name
 
     def result(self, output: Path) -> dict[str, Any] | None:
-        """What the finished job came to, None if it is not finished."""
+        """The result of a finished job, None if it is not finished."""
         file = self.folder(output) / RESULT
         try:
             found = json.loads(file.read_text())
-            if not (isinstance(found, dict) and isinstance(found.get("result"), dict) and isinstance(found.get("seconds"), int | float)):
+            if not (
+                isinstance(found, dict)
+                and isinstance(found.get("result"), dict)
+                and isinstance(found.get("seconds"), int | float)
+            ):
                 raise ValueError("it lacks the result")
         except FileNotFoundError:
             return None
         except ValueError as error:
-            raise UserError(f"{file} is damaged ({error}): remove {file.parent} to have the job done again") from error
+            raise UserError(
+                f"{file} is damaged ({error}): remove {file.parent} to have the job done again"
+            ) from error
         return found
 
     def write(self, output: Path) -> Path:
-        """Make the folder and put down what the job is; returns the folder."""
+        """Make the folder and write job.json; returns the folder."""
         folder = self.folder(output)
         folder.mkdir(parents=True, exist_ok=True)
-        plain = asdict(self) | {"inputs": [job.folder_name for job in self.inputs], "key": self.key, "rql_deploy": rql_deploy.__version__}
+        plain = asdict(self) | {
+            "inputs": [job.folder_name for job in self.inputs],
+            "key": self.key,
+            "rql_deploy": rql_deploy.__version__,
+        }
         write_json(folder / JOB, plain)
         return folder
 

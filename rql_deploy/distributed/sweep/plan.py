@@ -1,4 +1,4 @@
-"""From a sweep file to its jobs: collect -> train -> export -> evaluate, shared wherever two cells need the same."""
+"""From a sweep file to its jobs: collect -> train -> export -> evaluate. Cells share equal jobs."""
 
 from __future__ import annotations
 
@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from rql_deploy.errors import UserError
+from rql_deploy.folders import file_hash
 
 from .file import Collection, SweepFile, SweepTask, overrides
 from .job import Job
 
 Resolve = Callable[[str, Sequence[str]], Mapping[str, Any]]
-"""A preset and `key=value` words to all training settings; raises UserError for what does not exist."""
+"""(preset, `key=value` words) -> all training settings; raises UserError for what does not exist."""
 
 
 @dataclass(frozen=True)
@@ -31,17 +32,18 @@ class Cell:
 
 @dataclass(frozen=True)
 class Plan:
-    """All cells, row by row, and their jobs in the order they are to be done."""
+    """All cells, row by row, and their jobs in the order in which they run."""
 
     cells: tuple[Cell, ...]
     jobs: tuple[Job, ...]
 
 
 def make_plan(sweep: SweepFile, base: Path, resolve: Resolve) -> Plan:
-    """The sweep's jobs; data sets that are there are looked for from the folder `base` and read once for their address.
+    """The sweep's jobs.
 
-    Raises UserError for a setting or preset that does not exist, before anything is run. A data set that is no path here is taken for a
-    Minari id: it counts by its name, not its content, and training is who says if there is none.
+    Existing data sets are looked for in the folder `base` and read once for their content's hash. A data set
+    that is no path here is taken for a Minari id: its address is its name; training fails if there is none.
+    Raises UserError for a setting or preset that does not exist, before anything is run.
     """
     jobs: dict[str, Job] = {}
 
@@ -59,16 +61,30 @@ def make_plan(sweep: SweepFile, base: Path, resolve: Resolve) -> Plan:
                 identity = {"settings": resolve(task.preset, words), **content}
                 train = shared(_train_job(name, task.preset, words, dataset, data, identity))
                 export = shared(
-                    Job("export", name, ("export", f"../{train.folder_name}/run", "--output", "bundle", "--json"), ("bundle",), (train,))
+                    Job(
+                        "export",
+                        name,
+                        ("export", f"../{train.folder_name}/run", "--output", "bundle", "--json"),
+                        ("bundle",),
+                        (train,),
+                    )
                 )
                 cells.append(
-                    Cell(task_name, setting_name, seed, train, shared(_evaluate_job(sweep, name, task, setting.candidates, seed, export)))
+                    Cell(
+                        task_name,
+                        setting_name,
+                        seed,
+                        train,
+                        shared(_evaluate_job(sweep, name, task, setting.candidates, seed, export)),
+                    )
                 )
     return Plan(tuple(cells), tuple(jobs.values()))
 
 
-def _data(sweep: SweepFile, name: str, task: SweepTask, base: Path) -> tuple[tuple[Job, ...], str, dict[str, Any]]:
-    """Jobs that make the data set, how training finds it, and its content's address where it is not a job's."""
+def _data(
+    sweep: SweepFile, name: str, task: SweepTask, base: Path
+) -> tuple[tuple[Job, ...], str, dict[str, Any]]:
+    """Jobs that make the data set, its path for training, and its content's hash if no job makes it."""
     if task.collect is not None:
         job = _collect_job(f"{name} data", task.collect)
         return (job,), f"../{job.folder_name}/{job.outputs[0]}", {}
@@ -82,19 +98,43 @@ def _data(sweep: SweepFile, name: str, task: SweepTask, base: Path) -> tuple[tup
 def _collect_job(name: str, collection: Collection) -> Job:
     ogbench = collection.task.startswith("ogbench:")
     output = "data.npz" if ogbench else "data"
-    words = ("collect", collection.task, "--episodes", str(collection.episodes), "--seed", str(collection.seed))
+    words = (
+        "collect",
+        collection.task,
+        "--episodes",
+        str(collection.episodes),
+        "--seed",
+        str(collection.seed),
+    )
     arguments = (*words, *collection.options, "--workers", "1", "--output", output, "--json")
     return Job("collect", name, arguments, (output, "data-val.npz") if ogbench else (output,))
 
 
-def _train_job(name: str, preset: str, words: Sequence[str], dataset: str, data: tuple[Job, ...], identity: Mapping[str, Any]) -> Job:
+def _train_job(
+    name: str,
+    preset: str,
+    words: Sequence[str],
+    dataset: str,
+    data: tuple[Job, ...],
+    identity: Mapping[str, Any],
+) -> Job:
     sets = tuple(part for word in words for part in ("--set", word))
     arguments = ("train", "--dataset", dataset, "--preset", preset, *sets, "--output", "run", "--json")
     return Job("train", name, arguments, (), data, identity, (dataset,) if "dataset" in identity else ())
 
 
-def _evaluate_job(sweep: SweepFile, name: str, task: SweepTask, candidates: int, seed: int, export: Job) -> Job:
-    played = ("--episodes", str(sweep.episodes), "--seed", str(seed), "--candidates", str(candidates), *task.options)
+def _evaluate_job(
+    sweep: SweepFile, name: str, task: SweepTask, candidates: int, seed: int, export: Job
+) -> Job:
+    played = (
+        "--episodes",
+        str(sweep.episodes),
+        "--seed",
+        str(seed),
+        "--candidates",
+        str(candidates),
+        *task.options,
+    )
     arguments = ("evaluate", task.play, "--bundle", f"../{export.folder_name}/bundle", *played)
     ends = ("--workers", str(sweep.threads), "--output", "episodes.jsonl", "--json")
     return Job("evaluate", name, (*arguments, *ends), ("episodes.jsonl",), (export,))
@@ -102,15 +142,20 @@ def _evaluate_job(sweep: SweepFile, name: str, task: SweepTask, candidates: int,
 
 def content_address(path: Path) -> str:
     """sha256 of a file, or of a folder's files and their names."""
-    # Through links to folders, too: what lies behind them is read as well.
-    walked = os.walk(path, followlinks=True)
-    files = [path] if path.is_file() else sorted(Path(folder, name) for folder, _, names in walked for name in names)
+    # Training follows links to folders too.
+    entries = os.walk(path, followlinks=True)
+    files = (
+        [path]
+        if path.is_file()
+        else sorted(Path(folder, name) for folder, _, names in entries for name in names)
+    )
     digest = hashlib.sha256()
     try:
         for file in files:
             digest.update(str(file.relative_to(path)).encode() + b"\0")
-            with file.open("rb") as stream:
-                digest.update(hashlib.file_digest(stream, "sha256").digest())
+            digest.update(bytes.fromhex(file_hash(file)))
     except OSError as error:
-        raise UserError(f"cannot read data set {error.filename} ({error.strerror}): pass one that can be read") from error
+        raise UserError(
+            f"cannot read data set {error.filename} ({error.strerror}): pass one that can be read"
+        ) from error
     return digest.hexdigest()

@@ -1,4 +1,4 @@
-"""Work a plan off: every job once its inputs are there, killed ones again, finished ones never."""
+"""Run a plan: each job when its inputs are finished, killed ones again, finished ones never."""
 
 from __future__ import annotations
 
@@ -35,7 +35,10 @@ def run_jobs(
     tell: Callable[[Event], None],
     retries: int = RETRIES,
 ) -> list[Job]:
-    """Do all jobs that are not done, in their order as far as inputs and slots allow; returns those that failed or lack a failed input."""
+    """Run all unfinished jobs, in order as far as inputs and slots allow.
+
+    Returns the jobs that failed, or that need one that failed.
+    """
     waiting = [job for job in jobs if job.result(output) is None]
     undone = {job.key for job in waiting}
     failed: list[Job] = []
@@ -66,8 +69,8 @@ def run_jobs(
             if outcome.status == 0:
                 undone.discard(job.key)
                 tell(Event("finished", job, outcome.host))
-            elif (outcome.status < 0 or outcome.status in (BUSY, UNFINISHED)) and attempts[job.key] <= retries:
-                # First in the queue again: others may be waiting for it.
+            elif _repeatable(outcome.status) and attempts[job.key] <= retries:
+                # To the front of the queue: others may need it.
                 waiting.insert(0, job)
                 tell(Event("killed", job, f"status {outcome.status}, {outcome.host}; done again"))
             else:
@@ -76,8 +79,17 @@ def run_jobs(
     return failed
 
 
+def _repeatable(status: int) -> bool:
+    """Whether the attempt was killed or stopped, rather than failed by itself."""
+    return status < 0 or status in (BUSY, UNFINISHED)
+
+
 def _last_words(log: Path, status: int) -> str:
-    lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()] if log.exists() else []
+    lines = (
+        [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
+        if log.exists()
+        else []
+    )
     if status < 0:
         return f"killed by signal {-status}, {RETRIES + 1} times (see {log})"
     return f"{lines[-1] if lines else f'status {status}'} (see {log})"

@@ -1,4 +1,4 @@
-"""Results of a sweep as one table: `results.jsonl` (a line per cell), `results.csv` (a line per row) and `results.md`."""
+"""Results of a sweep: `results.jsonl` (one line a cell), `results.csv` (one line a row), `results.md`."""
 
 from __future__ import annotations
 
@@ -18,8 +18,9 @@ from .file import SweepFile
 from .plan import Cell, Plan
 
 INTERVALS = (
-    "`mean` is over seeds, with the 95 % interval of Student's t over the seeds' rates, cut to 0 and 100 % (with few seeds it is wide, and "
-    "where all seeds agree it is empty: look at the second one); `episodes` pools all seeds' episodes, with Wilson's 95 % interval. "
+    "`mean` is over seeds, with the 95 % interval of Student's t over the seeds' rates, cut to 0 and 100 % "
+    "(with few seeds it is wide, and where all seeds agree it is empty: look at the second one); "
+    "`episodes` pools all seeds' episodes, with Wilson's 95 % interval. "
     "`steps` counts a failure as the horizon."
 )
 
@@ -42,6 +43,7 @@ class Row:
 
     @property
     def mean(self) -> float:
+        """Mean success rate over the training seeds."""
         return sum(self.rates) / len(self.rates)
 
     @property
@@ -82,12 +84,14 @@ def cell_record(cell: Cell, sweep: SweepFile, output: Path) -> dict[str, Any] | 
 
 
 def rows_of(sweep: SweepFile, plan: Plan, output: Path) -> tuple[list[Row], list[dict[str, Any]]]:
-    """Rows with at least one finished seed, and the records of the finished cells, both in the plan's order."""
+    """Rows with at least one finished seed, and records of the finished cells, both in the plan's order."""
     rows, records = [], []
     for task in sweep.tasks:
         for setting in sweep.settings:
             cells = [cell for cell in plan.cells if (cell.task, cell.setting) == (task, setting)]
-            found = [(cell, record) for cell in cells if (record := cell_record(cell, sweep, output)) is not None]
+            found = [
+                (cell, record) for cell in cells if (record := cell_record(cell, sweep, output)) is not None
+            ]
             records += [record for _, record in found]
             if found:
                 rows.append(_row(task, setting, found, output))
@@ -99,9 +103,14 @@ def _row(task: str, setting: str, found: Sequence[tuple[Cell, dict[str, Any]]], 
     for cell, _ in found:
         file = cell.evaluate.folder(output) / "episodes.jsonl"
         try:
-            episodes += [(result["seed"], bool(result["success"])) for result in map(json.loads, file.read_text().splitlines())]
+            episodes += [
+                (result["seed"], bool(result["success"]))
+                for result in map(json.loads, file.read_text().splitlines())
+            ]
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{file} is missing or damaged ({error}): remove {file.parent} to have the job done again") from error
+            raise UserError(
+                f"{file} is missing or damaged ({error}): remove {file.parent} to have the job done again"
+            ) from error
     records = [record for _, record in found]
     return Row(
         task,
@@ -154,7 +163,19 @@ def _csv(rows: Sequence[Row]) -> str:
         low, high = row.interval or ("", "")
         seeds = " ".join(map(str, row.seeds))
         table.writerow(
-            (row.task, row.setting, seeds, row.mean, low, high, row.successes, row.episodes, *row.pooled, row.steps, row.train_seconds)
+            (
+                row.task,
+                row.setting,
+                seeds,
+                row.mean,
+                low,
+                high,
+                row.successes,
+                row.episodes,
+                *row.pooled,
+                row.steps,
+                row.train_seconds,
+            )
         )
     return text.getvalue()
 
@@ -163,18 +184,30 @@ def markdown(sweep: SweepFile, rows: Sequence[Row], done: int, cells: int) -> st
     """The table for people, labelled as partial while cells are missing."""
     lines = [f"# {sweep.title}", ""] if sweep.title else []
     if done < cells:
-        lines += [f"**Partial: {done} of {cells} cells are finished.** Rows with fewer than {len(sweep.seeds)} seeds are marked.", ""]
+        lines += [
+            f"**Partial: {done} of {cells} cells are finished.** "
+            f"Rows with fewer than {len(sweep.seeds)} seeds are marked.",
+            "",
+        ]
     if sweep.note:
         lines += [sweep.note.strip(), ""]
-    lines += ["| task | setting | mean | 95 % over seeds | per seed | episodes | 95 % | steps | training |", "|" + "---|" * 9]
+    lines += [
+        "| task | setting | mean | 95 % over seeds | per seed | episodes | 95 % | steps | training |",
+        "|" + "---|" * 9,
+    ]
     for row in rows:
         label = _label(sweep, row.setting)
-        missing = "" if len(row.seeds) == len(sweep.seeds) else f" (partial: {len(row.seeds)} of {len(sweep.seeds)} seeds)"
+        missing = (
+            ""
+            if len(row.seeds) == len(sweep.seeds)
+            else f" (partial: {len(row.seeds)} of {len(sweep.seeds)} seeds)"
+        )
         interval = "-" if row.interval is None else span(*row.interval)
         per_seed = ", ".join(f"{rate:.0%}".rstrip("%") for rate in row.rates)
         lines.append(
-            f"| {row.task} | {label}{missing} | {row.mean:.1%} | {interval} | {per_seed} | {row.successes}/{row.episodes} | "
-            f"{span(*row.pooled)} | {row.steps:.0f} | {format_duration(row.train_seconds)} |"
+            f"| {row.task} | {label}{missing} | {row.mean:.1%} | {interval} | {per_seed} | "
+            f"{row.successes}/{row.episodes} | {span(*row.pooled)} | {row.steps:.0f} | "
+            f"{format_duration(row.train_seconds)} |"
         )
     lines += ["", INTERVALS, ""]
     return "\n".join(lines + _differences(sweep, rows))
@@ -192,12 +225,19 @@ def _differences(sweep: SweepFile, rows: Sequence[Row]) -> list[str]:
         mine, theirs = dict(row.episode_success), dict(reference.episode_success)
         common = [seed for seed in mine if seed in theirs]
         if common:
-            mean, low, high = (100 * x for x in paired_difference([mine[s] for s in common], [theirs[s] for s in common]))
+            mean, low, high = (
+                100 * x for x in paired_difference([mine[s] for s in common], [theirs[s] for s in common])
+            )
             name = _label(sweep, row.setting)
-            lines.append(f"| {row.task} | {name} | {mean:+.1f} points | {low:+.1f} to {high:+.1f} | {len(common)} |")
+            lines.append(
+                f"| {row.task} | {name} | {mean:+.1f} points | {low:+.1f} to {high:+.1f} | {len(common)} |"
+            )
     if not lines:
         return []
-    head = f"Minus {label}, episode by episode (same seeds; bootstrap 95 % interval over episodes, which leaves out how trainings differ):"
+    head = (
+        f"Minus {label}, episode by episode (same seeds; bootstrap 95 % interval over episodes, "
+        "which leaves out how trainings differ):"
+    )
     return [head, "", "| task | setting | success | 95 % | pairs |", "|" + "---|" * 5, *lines, ""]
 
 

@@ -1,21 +1,19 @@
 """`rql-deploy data`, on real files of every format."""
 
-import dataclasses
 import json
 import shutil
 from pathlib import Path
 from typing import Any
 
 import h5py
+import msgspec
 import numpy as np
 import pytest
 from ogbench.utils import load_dataset
 
 from rql_deploy.train.data.readers import open_store
-from rql_deploy.train.data.readers.robomimic import read_robomimic
-from rql_deploy.train.data.store import TransitionStore
 from tests.helpers.commands import ROOT, assert_refused, cli, printed, run_cli
-from tests.helpers.data import ROBOMIMIC, make_store, stored
+from tests.helpers.data import ROBOMIMIC, make_store, opened, stored
 
 TARGETS = {
     "store": "out",
@@ -27,14 +25,10 @@ TARGETS = {
 }
 
 
-def opened(path: object) -> TransitionStore:
-    store = open_store(str(path))
-    assert isinstance(store, TransitionStore)
-    return store
-
-
 def rows_after_success() -> dict[str, Any]:
-    """Two fields and bounds other than 1, final observations, and masks that end in the last row: all that a store can hold."""
+    """Two fields and bounds other than 1, final observations, and masks that end in the last row: all that
+    a store can hold.
+    """
     store = make_store()
     rng = np.random.default_rng(5)
     return {"finals": rng.normal(size=(store.episodes, store.plant.observation_dim)).astype(np.float32)}
@@ -44,7 +38,9 @@ def rows_after_success() -> dict[str, Any]:
 @pytest.mark.parametrize("second", ["store", "ogbench", "robomimic", "lerobot"])
 def test_rows_come_through_every_format_unchanged(first: str, second: str, tmp_path: Path) -> None:
     source = stored(tmp_path / "source", **rows_after_success())
-    there = printed(cli("data", "convert", source, "--to", first, "--output", tmp_path / TARGETS[first], "--json"))
+    there = printed(
+        cli("data", "convert", source, "--to", first, "--output", tmp_path / TARGETS[first], "--json")
+    )
     back = tmp_path / f"back{Path(TARGETS[second]).suffix}"
     printed(cli("data", "convert", there["dataset"], "--to", second, "--output", back, "--json"))
     original, result = opened(source), opened(back)
@@ -93,14 +89,29 @@ def test_what_training_does_not_read_is_named_when_it_is_left_behind(tmp_path: P
     with h5py.File(file, "a") as opened_file:
         for demo in opened_file["data"].values():
             rows = len(demo["actions"])
-            demo["states"], demo["obs/agentview_image"] = np.zeros((rows, 32)), np.zeros((rows, 2, 2, 3), np.uint8)
+            demo["states"], demo["obs/agentview_image"] = (
+                np.zeros((rows, 32)),
+                np.zeros((rows, 2, 2, 3), np.uint8),
+            )
     lost = printed(cli("data", "convert", file, "--output", tmp_path / "out", "--json"))["lost"]
     assert lost == ["not read by training and so left behind: obs/agentview_image, states"]
     rng = np.random.default_rng(0)
-    arrays = {"observations": rng.normal(size=(20, 3)).astype(np.float32), "actions": rng.uniform(-1, 1, (20, 5)).astype(np.float32)}
+    arrays = {
+        "observations": rng.normal(size=(20, 3)).astype(np.float32),
+        "actions": rng.uniform(-1, 1, (20, 5)).astype(np.float32),
+    }
     labels = {"rewards": np.arange(20) * 0.1 - 2, "masks": np.ones(20)}
-    np.savez(tmp_path / "a.npz", **arrays, **labels, terminals=np.arange(20) % 10 == 9, qpos=np.zeros((20, 25)), qvel=np.zeros(20))
-    lost = printed(cli("data", "convert", tmp_path / "a.npz", "--to", "minari", "--output", tmp_path / "set", "--json"))["lost"]
+    np.savez(
+        tmp_path / "a.npz",
+        **arrays,
+        **labels,
+        terminals=np.arange(20) % 10 == 9,
+        qpos=np.zeros((20, 25)),
+        qvel=np.zeros(20),
+    )
+    lost = printed(
+        cli("data", "convert", tmp_path / "a.npz", "--to", "minari", "--output", tmp_path / "set", "--json")
+    )["lost"]
     assert lost == ["not read by training and so left behind: qpos, qvel"]
     assert printed(cli("data", "inspect", tmp_path / "set", "--json"))["left_out"] == []
 
@@ -112,7 +123,9 @@ def test_a_failed_conversion_leaves_nothing(tmp_path: Path, monkeypatch: pytest.
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(np, "savez_compressed", full)
-    assert_refused(cli("data", "convert", source, "--output", tmp_path / "out.npz"), "No space left", "nothing is left")
+    assert_refused(
+        cli("data", "convert", source, "--output", tmp_path / "out.npz"), "No space left", "nothing is left"
+    )
     assert [entry.name for entry in tmp_path.iterdir()] == ["source"]
 
 
@@ -147,62 +160,10 @@ def test_splitting_divides_whole_episodes(tmp_path: Path) -> None:
     both = np.concatenate((train.observations, held.observations))
     assert np.array_equal(np.sort(both[:, 0]), np.sort(whole.observations[:, 0]))
     assert_refused(cli(*arguments), "exists already")
-    assert_refused(cli("data", "split", source, "--output", tmp_path / "a", "--validation", tmp_path / "b"), "leaves one side empty")
-
-
-def test_success_becomes_reward_and_end(tmp_path: Path) -> None:
-    result = cli("data", "relabel", ROBOMIMIC, "--success", "--output", tmp_path / "out")
-    assert result.exit_code == 0, result.output
-    before, after = opened(ROBOMIMIC), opened(tmp_path / "out")
-    assert np.array_equal(after.rewards, before.rewards - 1) and set(after.rewards.tolist()) == {-1.0, 0.0}
-    assert np.array_equal(after.masks, -after.rewards)
-
-
-def test_demonstrations_without_rewards_get_them(tmp_path: Path) -> None:
-    file = Path(shutil.copy(ROBOMIMIC, tmp_path / "human.hdf5"))
-    with h5py.File(file, "a") as opened_file:
-        for demo in opened_file["data"].values():
-            del demo["rewards"], demo["dones"]
-    assert (read_robomimic(file).rewards == 0).all()
-    assert_refused(cli("data", "relabel", file, "--success", "--output", tmp_path / "no"), "pass --all-successful")
-    assert cli("data", "relabel", file, "--all-successful", "--output", tmp_path / "out").exit_code == 0
-    store = opened(tmp_path / "out")
-    assert np.flatnonzero(store.rewards == 0).tolist() == (store.ends - 1).tolist()
-
-
-def test_sparse_is_refused_where_rewards_are_positive(tmp_path: Path) -> None:
-    assert_refused(cli("data", "relabel", ROBOMIMIC, "--sparse", "--output", tmp_path / "out"), "the reward is 1", "episode 0, row 30")
-    assert_refused(cli("data", "relabel", ROBOMIMIC, "--output", tmp_path / "out"), "which rewards")
-    source = stored(tmp_path / "source", rewards=np.float32([-0.5, 0] * 14))
-    assert cli("data", "relabel", source, "--sparse", "--output", tmp_path / "out").exit_code == 0
-    assert set(opened(tmp_path / "out").rewards.tolist()) == {-1.0, 0.0}
-
-
-def play_file(file: Path) -> Path:
-    """Cube-single play data as OGBench writes it, with rewards in it."""
-    rng = np.random.default_rng(0)
-    rows = 20
-    qpos = np.zeros((rows, 21), np.float32)
-    qpos[:, 14:17] = rng.uniform(0.3, 0.5, (rows, 3))
-    arrays = {"observations": rng.normal(size=(rows, 28)).astype(np.float32), "actions": rng.uniform(-1, 1, (rows, 5)).astype(np.float32)}
-    np.savez(file, **arrays, terminals=np.arange(rows) % 10 == 9, qpos=qpos, rewards=np.full(rows, -0.5), masks=np.ones(rows))
-    return file
-
-
-def test_rewards_that_are_there_give_way_to_a_task_that_is_named(tmp_path: Path) -> None:
-    file, task = play_file(tmp_path / "cube-single-play-v0.npz"), "cube-single-play-singletask-task2-v0"
-    assert set(opened(file).rewards.tolist()) == {-0.5}
-    result = cli("data", "relabel", file, "--task", task, "--output", tmp_path / "out")
-    assert result.exit_code == 0, result.output
-    assert set(opened(tmp_path / "out").rewards.tolist()) <= {-1.0, 0.0}
-    for data in (ROBOMIMIC, stored(tmp_path / "source")):
-        for verb in ("relabel", "convert"):
-            option = "--task" if verb == "relabel" else "--relabel"
-            refused = cli("data", verb, data, option, task, "--output", tmp_path / "no")
-            assert_refused(refused, "lacks the simulator's states")
-    printed(cli("data", "convert", file, "--output", tmp_path / "again.npz", "--json"))
-    assert_refused(cli("data", "relabel", tmp_path / "again.npz", "--task", task, "--output", tmp_path / "no"), "no simulator states")
-    assert not (tmp_path / "no").exists()
+    assert_refused(
+        cli("data", "split", source, "--output", tmp_path / "a", "--validation", tmp_path / "b"),
+        "leaves one side empty",
+    )
 
 
 def test_what_only_some_of_the_joined_sets_know_is_said_to_be_lost(tmp_path: Path) -> None:
@@ -215,16 +176,22 @@ def test_splitting_writes_both_parts_or_none(tmp_path: Path, monkeypatch: pytest
     source = stored(tmp_path / "source")
     split = ("data", "split", source, "--fraction", 0.34)
     assert_refused(
-        cli(*split, "--output", tmp_path / "t", "--validation", tmp_path / "t"), "cannot be training and validation data at once"
+        cli(*split, "--output", tmp_path / "t", "--validation", tmp_path / "t"),
+        "cannot be training and validation data at once",
     )
-    assert_refused(cli(*split, "--output", tmp_path / "t", "--validation", tmp_path / "v.npz"), "looks like a file of format ogbench")
+    assert_refused(
+        cli(*split, "--output", tmp_path / "t", "--validation", tmp_path / "v.npz"),
+        "looks like a file of format ogbench",
+    )
     assert_refused(cli(*split, "--output", source / "store.json" / "t", "--validation", tmp_path / "v"))
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["source"]
     told = cli(*split, "--output", tmp_path / "t", "--validation", tmp_path / "v").output
     assert f"data inspect {tmp_path / 't'} --validation {tmp_path / 'v'}" in told
 
 
-@pytest.mark.parametrize(("form", "name"), [("store", "a.npz"), ("lerobot", "a.npz"), ("minari", "a.hdf5"), ("store", "a.h5")])
+@pytest.mark.parametrize(
+    ("form", "name"), [("store", "a.npz"), ("lerobot", "a.npz"), ("minari", "a.hdf5"), ("store", "a.h5")]
+)
 def test_a_folder_does_not_get_the_name_of_a_file(form: str, name: str, tmp_path: Path) -> None:
     refused = cli("data", "convert", stored(tmp_path / "source"), "--to", form, "--output", tmp_path / name)
     assert_refused(refused, "looks like a file", f"{form} is a folder")
@@ -232,29 +199,40 @@ def test_a_folder_does_not_get_the_name_of_a_file(form: str, name: str, tmp_path
 
 def test_two_fields_that_lerobot_would_call_alike_are_refused(tmp_path: Path) -> None:
     fields = tuple(
-        dataclasses.replace(spec, name=name) for spec, name in zip(make_store().plant.fields, ("observation", "state"), strict=True)
+        msgspec.structs.replace(spec, name=name)
+        for spec, name in zip(make_store().plant.fields, ("observation", "state"), strict=True)
     )
-    source = stored(tmp_path / "source", plant=dataclasses.replace(make_store().plant, fields=fields))
-    assert_refused(cli("data", "convert", source, "--to", "lerobot", "--output", tmp_path / "out"), "'observation.state': rename 'state'")
+    source = stored(tmp_path / "source", plant=msgspec.structs.replace(make_store().plant, fields=fields))
+    assert_refused(
+        cli("data", "convert", source, "--to", "lerobot", "--output", tmp_path / "out"),
+        "'observation.state': rename 'state'",
+    )
 
 
 @pytest.mark.parametrize("name", ["a/b", ".."])
 def test_field_names_that_are_paths_do_not_reach_hdf5(name: str, tmp_path: Path) -> None:
     plant = make_store().plant
     source = stored(
-        tmp_path / "source", plant=dataclasses.replace(plant, fields=(dataclasses.replace(plant.fields[0], name=name), plant.fields[1]))
+        tmp_path / "source",
+        plant=msgspec.structs.replace(
+            plant, fields=(msgspec.structs.replace(plant.fields[0], name=name), plant.fields[1])
+        ),
     )
     for form in ("robomimic", "minari"):
         output = tmp_path / ("out.hdf5" if form == "robomimic" else "out")
         assert_refused(
-            cli("data", "convert", source, "--to", form, "--output", output), f"no place for an observation field named '{name}'"
+            cli("data", "convert", source, "--to", form, "--output", output),
+            f"no place for an observation field named '{name}'",
         )
 
 
 @pytest.mark.parametrize("option", [("inspect", "--gamma"), ("split", "--fraction")])
 def test_no_number_is_no_number(option: tuple[str, str], tmp_path: Path) -> None:
     more = () if option[0] == "inspect" else ("--output", tmp_path / "a", "--validation", tmp_path / "b")
-    assert_refused(cli("data", option[0], stored(tmp_path / "source"), option[1], "nan", *more), "nan is no finite number")
+    assert_refused(
+        cli("data", option[0], stored(tmp_path / "source"), option[1], "nan", *more),
+        "nan is not a finite number",
+    )
 
 
 def test_a_full_disk_is_noticed_before_hdf5_meets_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -265,7 +243,11 @@ def test_a_full_disk_is_noticed_before_hdf5_meets_it(tmp_path: Path, monkeypatch
     source = stored(tmp_path / "source")
     for form in ("robomimic", "minari"):
         output = tmp_path / ("out.hdf5" if form == "robomimic" else "out")
-        assert_refused(cli("data", "convert", source, "--to", form, "--output", output), "No space left", "nothing is left")
+        assert_refused(
+            cli("data", "convert", source, "--to", form, "--output", output),
+            "No space left",
+            "nothing is left",
+        )
     assert [entry.name for entry in tmp_path.iterdir()] == ["source"]
 
 
@@ -273,8 +255,12 @@ def test_shards_become_stores_that_stream(tmp_path: Path) -> None:
     folder = tmp_path / "many"
     folder.mkdir()
     for i in range(2):
-        printed(cli("data", "convert", stored(tmp_path / f"s{i}"), "--output", folder / f"data-{i}.npz", "--json"))
-    assert_refused(cli("data", "convert", folder, "--output", tmp_path / "x.npz"), "only become stores")
+        printed(
+            cli("data", "convert", stored(tmp_path / f"s{i}"), "--output", folder / f"data-{i}.npz", "--json")
+        )
+    assert_refused(
+        cli("data", "convert", folder, "--output", tmp_path / "x.npz"), "can only be converted to stores"
+    )
     result = printed(cli("data", "convert", folder, "--output", tmp_path / "stores", "--json"))
     assert result["episodes"] == 6
     assert len(open_store(str(tmp_path / "stores"))) == 56
@@ -286,7 +272,9 @@ def test_shards_of_which_one_is_damaged_become_nothing(tmp_path: Path) -> None:
     folder = tmp_path / "many"
     folder.mkdir()
     for i in range(2):
-        printed(cli("data", "convert", stored(tmp_path / f"s{i}"), "--output", folder / f"data-{i}.npz", "--json"))
+        printed(
+            cli("data", "convert", stored(tmp_path / f"s{i}"), "--output", folder / f"data-{i}.npz", "--json")
+        )
     with np.load(folder / "data-1.npz") as arrays:
         spoiled = dict(arrays)
     spoiled["observations"][3] = np.nan

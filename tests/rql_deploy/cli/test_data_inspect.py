@@ -14,7 +14,11 @@ from tests.helpers.data import ROBOMIMIC, make_store, stored
 
 def test_inspecting_finds_what_is_wrong(tmp_path: Path) -> None:
     store = make_store((200, 200, 200, 4))
-    observations, actions, rewards = store.observations.copy(), store.actions.copy(), np.full(604, -1, np.float32)
+    observations, actions, rewards = (
+        store.observations.copy(),
+        store.actions.copy(),
+        np.full(604, -1, np.float32),
+    )
     observations[10, 1] = np.nan
     observations[:, 3] = 0.5
     observations[400:600], actions[400:600] = observations[200:400], actions[200:400]
@@ -24,11 +28,21 @@ def test_inspecting_finds_what_is_wrong(tmp_path: Path) -> None:
     masks = np.ones(604, np.float32)
     masks[300] = 0
     folder = tmp_path / "source"
-    write_store(dataclasses.replace(store, observations=observations, actions=actions, rewards=rewards, masks=masks), folder)
+    write_store(
+        dataclasses.replace(store, observations=observations, actions=actions, rewards=rewards, masks=masks),
+        folder,
+    )
     report = printed(cli("data", "inspect", folder, "--json", "--plots", tmp_path / "plots"))
-    assert (report["episodes"], report["rows"], report["lengths"]["max"], report["successes"]) == (4, 604, 200, 2)
+    assert (report["episodes"], report["rows"], report["lengths"]["max"], report["successes"]) == (
+        4,
+        604,
+        200,
+        2,
+    )
     position, opening = report["fields"]
-    assert position["rows_not_finite"] == 1 and position["max"] is not None and opening["constant_columns"] == 1
+    assert (
+        position["rows_not_finite"] == 1 and position["max"] is not None and opening["constant_columns"] == 1
+    )
     dx, gripper = report["actions"]
     assert (dx["rows_outside"], dx["first_outside"]) == (1, "episode 0, row 20")
     assert gripper["repeated"] == pytest.approx(9 / 600) and gripper["saturated"] >= 10 / 604
@@ -46,7 +60,12 @@ def test_inspecting_finds_what_is_wrong(tmp_path: Path) -> None:
         "at most h = 5",
     ):
         assert words in told, words
-    assert sorted(path.name for path in (tmp_path / "plots").iterdir()) == ["actions.png", "lengths.png", "observations.png", "rewards.png"]
+    assert sorted(path.name for path in (tmp_path / "plots").iterdir()) == [
+        "actions.png",
+        "lengths.png",
+        "observations.png",
+        "rewards.png",
+    ]
     assert all(path.read_bytes()[:4] == b"\x89PNG" for path in (tmp_path / "plots").iterdir())
     page = cli("data", "inspect", folder).output
     assert "warning: 0.17% of rows have reward" in page and "rql-deploy train --dataset" in page
@@ -60,17 +79,27 @@ def test_good_data_has_no_warnings(tmp_path: Path) -> None:
 
 def test_a_file_without_rewards_can_be_inspected_but_not_converted(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
-    arrays = {"observations": rng.normal(size=(20, 3)).astype(np.float32), "actions": rng.uniform(-1, 1, (20, 5)).astype(np.float32)}
-    np.savez(tmp_path / "scene-play-v0.npz", **arrays, terminals=np.arange(20) % 10 == 9, qpos=np.zeros((20, 25)))
+    arrays = {
+        "observations": rng.normal(size=(20, 3)).astype(np.float32),
+        "actions": rng.uniform(-1, 1, (20, 5)).astype(np.float32),
+    }
+    np.savez(
+        tmp_path / "scene-play-v0.npz", **arrays, terminals=np.arange(20) % 10 == 9, qpos=np.zeros((20, 25))
+    )
     shutil.copy(tmp_path / "scene-play-v0.npz", tmp_path / "scene-play-v0-val.npz")
     report = printed(cli("data", "inspect", tmp_path / "scene-play-v0.npz", "--json"))
-    assert "rewards say nothing" in report["warnings"][0]
+    assert "rewards are uninformative" in report["warnings"][0]
     # The validation file is a copy of the training file.
     assert report["validation"]["name"].endswith("scene-play-v0-val.npz")
     assert (report["validation"]["episodes"], report["validation"]["copies_of_training"]) == (2, 2)
     assert "2 of 2 validation episodes" in report["warnings"][-1]
-    assert "--preset ogbench-scene-play --output" in cli("data", "inspect", tmp_path / "scene-play-v0.npz").output
-    assert_refused(cli("data", "convert", tmp_path / "scene-play-v0.npz", "--output", tmp_path / "a"), "--relabel TASK")
+    assert (
+        "--preset ogbench-scene-play --output"
+        in cli("data", "inspect", tmp_path / "scene-play-v0.npz").output
+    )
+    assert_refused(
+        cli("data", "convert", tmp_path / "scene-play-v0.npz", "--output", tmp_path / "a"), "--relabel TASK"
+    )
 
 
 def test_validation_data_is_compared_with_training_data(tmp_path: Path) -> None:
@@ -82,11 +111,17 @@ def test_validation_data_is_compared_with_training_data(tmp_path: Path) -> None:
         **{"name": "", "episodes": 3, "rows": 28, "share_of_rows": 0.5},
         **{"copies_of_training": 0, "same_shapes": True},
     }
-    assert "3 episodes, 28 rows (50.0% of both), 0 of them in training" in cli("data", "inspect", train, "--validation", good).output
+    assert (
+        "3 episodes, 28 rows (50.0% of both), 0 of them in training"
+        in cli("data", "inspect", train, "--validation", good).output
+    )
     other = cli("data", "inspect", train, "--validation", ROBOMIMIC).output
     assert "of another plant" in other
     assert_refused(cli("data", "inspect", train, "--validation", tmp_path / "none.npz"), "there is no file")
-    assert printed(cli("data", "inspect", f"{ROBOMIMIC}#train", "--json"))["validation"]["name"] == f"{ROBOMIMIC}#valid"
+    assert (
+        printed(cli("data", "inspect", f"{ROBOMIMIC}#train", "--json"))["validation"]["name"]
+        == f"{ROBOMIMIC}#valid"
+    )
     assert f"by filter keys train, valid: pass {ROBOMIMIC}#train" in cli("data", "inspect", ROBOMIMIC).output
 
 

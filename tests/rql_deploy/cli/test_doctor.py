@@ -9,14 +9,16 @@ from pathlib import Path
 
 import pytest
 
-from rql_deploy.cli.doctor import checks as checks
 from rql_deploy.runtime.wire.keys import new_client
+from rql_deploy.workflows import machine_checks as checks
 from tests.helpers.commands import cli
 
 
 def test_it_renders_computes_and_compares_versions_and_ends_with_what_it_found() -> None:
     # A rate so low that a busy machine's timers are good enough.
-    result = cli("doctor", "--json", "--control-rate", 1, "--port", free_port(), "--need", "sim", "--need", "serve")
+    result = cli(
+        "doctor", "--json", "--control-rate", 1, "--port", free_port(), "--require", "sim", "--require", "serve"
+    )
     found = json.loads(result.stdout)
     by_subject = {finding["subject"]: finding for finding in found["findings"]}
     assert result.exit_code == 0, result.output
@@ -58,7 +60,9 @@ def test_a_taken_port_is_a_problem_and_a_policy_server_is_named(endpoint: str) -
     assert "a policy server answers there (tiny" in server.text
 
 
-def test_packages_that_are_too_old_or_missing_come_with_the_command_that_installs_them(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_packages_that_are_too_old_or_missing_come_with_the_command_that_installs_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     asked = {"": ["numpy>=99"], "serve": ["no-such-package"], "train": ["click>=1"]}
     monkeypatch.setattr(checks, "requirements", lambda: asked)
     found = {f.subject: f for f in checks.check_versions(frozenset())}

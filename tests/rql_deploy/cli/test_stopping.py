@@ -7,11 +7,12 @@ from typing import Any
 
 import pytest
 
-from rql_deploy.cli.options import finish_first
 from rql_deploy.errors import TryAgain, UserError
+from rql_deploy.progress import TerminalProgress
 from rql_deploy.sim.collection import collect
 from rql_deploy.sim.plants.tasks import Task
 from rql_deploy.train.data.readers.minari import read_minari
+from rql_deploy.workflows.processes import defer_interrupt
 from tests.helpers.commands import cli
 
 EVALUATE = ("evaluate", "robosuite:Lift", "--demonstrator", "--episodes", 1)
@@ -24,7 +25,9 @@ def raising(error: BaseException) -> Any:
     return function
 
 
-def test_stopped_before_anything_is_there_a_command_says_what_to_type(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_stopped_before_anything_is_there_a_command_says_what_to_type(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(Task, "check", raising(KeyboardInterrupt()))
     monkeypatch.setattr("sys.argv", ["rql-deploy", *map(str, EVALUATE)])
     result = cli(*EVALUATE)
@@ -39,20 +42,24 @@ def test_what_may_succeed_the_next_time_has_a_status_of_its_own(monkeypatch: pyt
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_what_must_be_finished_first_is_and_a_second_signal_gives_it_up(number: signal.Signals, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_must_be_finished_first_is_and_a_second_signal_gives_it_up(
+    number: signal.Signals, capsys: pytest.CaptureFixture[str]
+) -> None:
     before = signal.getsignal(number)
     finished = False
-    with finish_first("writing the data set"):
+    with defer_interrupt("writing the data set", TerminalProgress()):
         os.kill(os.getpid(), number)
         finished = True
     assert finished and "writing the data set is finished first" in capsys.readouterr().err
-    with pytest.raises(KeyboardInterrupt), finish_first("writing the data set"):
+    with pytest.raises(KeyboardInterrupt), defer_interrupt("writing the data set", TerminalProgress()):
         os.kill(os.getpid(), number)
         os.kill(os.getpid(), number)
     assert signal.getsignal(number) == before
 
 
-def test_what_was_collected_is_brought_to_safety_where_the_disk_does_not_take_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_was_collected_is_brought_to_safety_where_the_disk_does_not_take_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     write, output = collect.write_minari, str(tmp_path / "full" / "set")
     (tmp_path / "refuge").mkdir()
 
@@ -63,7 +70,9 @@ def test_what_was_collected_is_brought_to_safety_where_the_disk_does_not_take_it
 
     monkeypatch.setattr(collect, "write_minari", full)
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "refuge"))
-    result = cli("collect", "robosuite:Lift", "--episodes", 1, "--horizon", 8, "--workers", 1, "--output", output)
+    result = cli(
+        "collect", "robosuite:Lift", "--episodes", 1, "--horizon", 8, "--workers", 1, "--output", output
+    )
     assert result.exit_code == 2
     (refuge,) = (tmp_path / "refuge").glob("rql-deploy-collect-*/data")
     assert f"No space left on device): make room; the 1 episodes are in {refuge}" in result.output

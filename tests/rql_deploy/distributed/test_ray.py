@@ -1,4 +1,4 @@
-"""A Ray cluster of two nodes on this machine: sweeps, collection and evaluation on it, with workers and a node that die."""
+"""A Ray cluster of two nodes on this machine: sweeps, collection, evaluation; workers and a node die."""
 
 import functools
 import json
@@ -30,7 +30,10 @@ def cluster() -> Iterator[Any]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
         patch.setenv("PYTHONPATH", str(ROOT))
-        nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False, "object_store_memory": STORE})
+        nodes = Cluster(
+            initialize_head=True,
+            head_node_args={"num_cpus": 1, "include_dashboard": False, "object_store_memory": STORE},
+        )
         nodes.add_node(num_cpus=1, object_store_memory=STORE)
         yield nodes
         nodes.shutdown()
@@ -48,7 +51,9 @@ def raise_value_error() -> None:
     raise ValueError("as it was raised")
 
 
-def test_a_call_whose_worker_dies_is_made_again_and_an_error_comes_back_as_it_was(cluster: Any, tmp_path: Path) -> None:
+def test_a_call_whose_worker_dies_is_made_again_and_an_error_comes_back_as_it_was(
+    cluster: Any, tmp_path: Path
+) -> None:
     from rql_deploy.distributed.ray_cluster import RayPool
 
     with pytest.raises(UserError, match="largest node of the Ray cluster has 1 CPUs"):
@@ -65,7 +70,18 @@ def test_collected_on_a_cluster_the_data_is_the_same(cluster: Any, tmp_path: Pat
     episodes = {}
     for name, where in (("here", ("--workers", "1")), ("cluster", ("--ray-address", cluster.address))):
         file = tmp_path / f"{name}.npz"
-        done = run_cli("collect", "ogbench:cube-single-play", "--episodes", 2, "--horizon", 30, "--output", file.name, *where, cwd=tmp_path)
+        done = run_cli(
+            "collect",
+            "ogbench:cube-single-play",
+            "--episodes",
+            2,
+            "--horizon",
+            30,
+            "--output",
+            file.name,
+            *where,
+            cwd=tmp_path,
+        )
         assert done.returncode == 0, done.stderr
         with np.load(file) as arrays:
             episodes[name] = {key: arrays[key].tobytes() for key in arrays.files}
@@ -77,10 +93,25 @@ def test_evaluated_on_a_cluster_the_episodes_are_the_same(cluster: Any, tmp_path
     results = {}
     for name, where in (("here", ("--workers", "1")), ("cluster", ("--ray-address", cluster.address))):
         file = tmp_path / f"{name}.jsonl"
-        words = ("evaluate", "robosuite:Lift", "--bundle", bundle, "--episodes", 2, "--horizon", 25, "--output", file, *where)
+        words = (
+            "evaluate",
+            "robosuite:Lift",
+            "--bundle",
+            bundle,
+            "--episodes",
+            2,
+            "--horizon",
+            25,
+            "--output",
+            file,
+            *where,
+        )
         done = run_cli(*words, cwd=ROOT)
         assert done.returncode == 0, done.stderr
-        results[name] = [(e["seed"], e["success"], e["steps"], e["digest"]) for e in map(json.loads, file.read_text().splitlines())]
+        results[name] = [
+            (e["seed"], e["success"], e["steps"], e["digest"])
+            for e in map(json.loads, file.read_text().splitlines())
+        ]
     assert results["here"] == results["cluster"]
 
 
@@ -90,7 +121,9 @@ def test_a_sweep_on_a_cluster_that_is_stopped_saves_and_says_how_to_go_on(
 ) -> None:
     file, output = tmp_path / "sweep.toml", tmp_path / "out"
     text = SWEEP.format(seeds=[0], updates=1_000_000, data=f'dataset = "{dataset}"')
-    file.write_text(text.replace("checkpoint_every = 100", "checkpoint_every = 0\ncheckpoint_minutes = 0\nlog_every = 50"))
+    file.write_text(
+        text.replace("checkpoint_every = 100", "checkpoint_every = 0\ncheckpoint_minutes = 0\nlog_every = 50")
+    )
     words = ["sweep", str(file), "--output", str(output), "--ray-address", cluster.address]
     listen = functools.partial(signal.signal, signal.SIGINT, signal.default_int_handler)
     process = subprocess.Popen(
@@ -103,7 +136,12 @@ def test_a_sweep_on_a_cluster_that_is_stopped_saves_and_says_how_to_go_on(
     )
     try:
         # Under way, and without a checkpoint.
-        wait_for(lambda: any(file.stat().st_size for file in output.glob("jobs/train-*/run/metrics.jsonl")) or process.poll() is not None)
+        wait_for(
+            lambda: (
+                any(file.stat().st_size for file in output.glob("jobs/train-*/run/metrics.jsonl"))
+                or process.poll() is not None
+            )
+        )
         assert not any(output.glob("jobs/train-*/run/latest"))
         process.send_signal(number)
         said, _ = process.communicate(timeout=90)
@@ -114,13 +152,20 @@ def test_a_sweep_on_a_cluster_that_is_stopped_saves_and_says_how_to_go_on(
     assert any(output.glob("jobs/train-*/run/latest")), said
 
 
-def test_a_killed_worker_and_a_lost_node_cost_a_sweep_no_job(cluster: Any, tmp_path: Path, dataset: Path) -> None:
+def test_a_killed_worker_and_a_lost_node_cost_a_sweep_no_job(
+    cluster: Any, tmp_path: Path, dataset: Path
+) -> None:
     from rql_deploy.distributed.sweep.executors import RayExecutor
 
     jobs = training_jobs(tmp_path, dataset, seeds=[0, 1, 2], updates=1200)
 
     def interfere() -> None:
-        worker = int(Path(f"/proc/{attempt_pid(jobs[0].folder(tmp_path))}/stat").read_text().rpartition(")")[2].split()[1])
+        worker = int(
+            Path(f"/proc/{attempt_pid(jobs[0].folder(tmp_path))}/stat")
+            .read_text()
+            .rpartition(")")[2]
+            .split()[1]
+        )
         os.kill(worker, signal.SIGKILL)
         attempt_pid(jobs[1].folder(tmp_path))
         cluster.remove_node(cluster.worker_nodes.copy().pop(), allow_graceful=False)
@@ -130,7 +175,12 @@ def test_a_killed_worker_and_a_lost_node_cost_a_sweep_no_job(cluster: Any, tmp_p
         result = job.result(tmp_path)
         assert result is not None
         assert result["result"]["step"] == 1200
-    commands = [line for job in jobs for line in (job.folder(tmp_path) / LOG).read_text().splitlines() if line.startswith("$")]
+    commands = [
+        line
+        for job in jobs
+        for line in (job.folder(tmp_path) / LOG).read_text().splitlines()
+        if line.startswith("$")
+    ]
     assert len(commands) >= len(jobs) + 2, "a worker and a node were lost"
     assert any("--resume" in command for command in commands)
 

@@ -11,12 +11,14 @@ import pytest
 from rql_deploy.cli.sweep.attempt import SECONDS
 from rql_deploy.distributed.sweep.executors import LocalExecutor, attempt_process
 from rql_deploy.distributed.sweep.job import BUSY, LOG, RESULT
-from rql_deploy.folders import held
+from rql_deploy.folders import exclusive_lock
 from tests.helpers.commands import ROOT, assert_refused, cli, run_cli
 from tests.helpers.sweeps import SWEEP, attempt_pid, run_and, training_jobs, wait_for
 
 
-def test_a_killed_job_goes_on_from_its_checkpoint_and_a_finished_one_never_runs_again(tmp_path: Path, dataset: Path) -> None:
+def test_a_killed_job_goes_on_from_its_checkpoint_and_a_finished_one_never_runs_again(
+    tmp_path: Path, dataset: Path
+) -> None:
     jobs = training_jobs(tmp_path, dataset, seeds=[0], updates=300)
     folder = jobs[0].folder(tmp_path)
 
@@ -39,14 +41,17 @@ def test_a_killed_job_goes_on_from_its_checkpoint_and_a_finished_one_never_runs_
     assert (folder / RESULT).stat().st_mtime_ns == before
 
 
-def test_an_attempt_ends_with_whoever_started_it_and_its_folder_has_one_at_a_time(tmp_path: Path, dataset: Path) -> None:
+def test_an_attempt_ends_with_whoever_started_it_and_its_folder_has_one_at_a_time(
+    tmp_path: Path, dataset: Path
+) -> None:
     (job,) = training_jobs(tmp_path, dataset, seeds=[0], updates=1_000_000)
     folder = job.write(tmp_path)
     first = attempt_process(folder, 1)
     try:
         attempt_pid(folder)
         code = (
-            f"import rql_deploy.cli.sweep.attempt as a, pathlib, sys; a.LOCK_SECONDS = 0.2; sys.exit(a.main(pathlib.Path({str(folder)!r})))"
+            "import rql_deploy.cli.sweep.attempt as a, pathlib, sys; a.LOCK_SECONDS = 0.2; "
+            f"sys.exit(a.main(pathlib.Path({str(folder)!r})))"
         )
         alive, starter = os.pipe()
         second = subprocess.run([sys.executable, "-c", code], stdin=alive, timeout=60, check=False)
@@ -65,8 +70,10 @@ def test_an_attempt_ends_with_whoever_started_it_and_its_folder_has_one_at_a_tim
 
 def test_two_sweeps_do_not_share_a_folder(tmp_path: Path) -> None:
     file = tmp_path / "sweep.toml"
-    file.write_text(SWEEP.format(seeds=[0], updates=1, data='collect = { task = "robosuite:Lift", episodes = 1 }'))
-    with held(tmp_path / "out", "another sweep works there"):
+    file.write_text(
+        SWEEP.format(seeds=[0], updates=1, data='collect = { task = "robosuite:Lift", episodes = 1 }')
+    )
+    with exclusive_lock(tmp_path / "out", "another sweep works there"):
         assert_refused(cli("sweep", file, "--output", tmp_path / "out"), "another sweep works in")
 
 
@@ -85,7 +92,17 @@ def test_a_sweep_stops_on_sigterm_goes_on_and_makes_its_table(tmp_path: Path) ->
     file, output = tmp_path / "sweep.toml", tmp_path / "out"
     data = 'collect = { task = "robosuite:Lift", episodes = 1, options = ["--noise", "0"] }'
     file.write_text(SWEEP.format(seeds=[0], updates=2000, data=data))
-    command = [sys.executable, "-m", "rql_deploy", "sweep", str(file), "--output", str(output), "--workers", "1"]
+    command = [
+        sys.executable,
+        "-m",
+        "rql_deploy",
+        "sweep",
+        str(file),
+        "--output",
+        str(output),
+        "--workers",
+        "1",
+    ]
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     try:
         wait_for(lambda: any(output.glob("jobs/train-*/run/latest")) or process.poll() is not None)
@@ -104,6 +121,8 @@ def test_a_sweep_stops_on_sigterm_goes_on_and_makes_its_table(tmp_path: Path) ->
 def test_without_a_cluster_the_answer_is_one_sentence(tmp_path: Path) -> None:
     pytest.importorskip("ray")
     file = tmp_path / "sweep.toml"
-    file.write_text(SWEEP.format(seeds=[0], updates=1, data='collect = { task = "robosuite:Lift", episodes = 1 }'))
+    file.write_text(
+        SWEEP.format(seeds=[0], updates=1, data='collect = { task = "robosuite:Lift", episodes = 1 }')
+    )
     result = run_cli("sweep", file, "--output", tmp_path / "out", "--ray-address", "127.0.0.1:1", cwd=ROOT)
     assert_refused(result, "no Ray cluster answers at '127.0.0.1:1'")

@@ -1,4 +1,4 @@
-"""From a served decision back to training data: what the control loop reports, the server records and `data convert` makes of it."""
+"""From a served decision to training data: the loop reports, the server records, `data convert` writes."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -22,10 +23,12 @@ from rql_deploy.runtime.control.lockstep import ControlLoop
 from rql_deploy.runtime.engine.request import EpisodePart
 from rql_deploy.runtime.server.recording import Recorder
 from rql_deploy.runtime.wire.checks import ServerError
+from rql_deploy.runtime.wire.headers import Episode
 from rql_deploy.train.data.readers import open_store
 from rql_deploy.train.data.store import TransitionStore
 from tests.helpers.commands import TINY, assert_refused, cli
 from tests.helpers.servers import observation, serving
+from tests.helpers.wire import raw_call, raw_message
 
 
 class Cart:
@@ -78,7 +81,11 @@ def test_served_episodes_become_a_data_set_that_training_reads(bundle: Path, tmp
             results = [loop.run_episode(seed) for seed in (2, 3, 4)]
         stop(process)
     assert [result.success for result in results] == [True, False, True]
-    assert_refused(cli("train", "--dataset", recording, "--output", tmp_path / "run"), "server's recording", "data convert")
+    assert_refused(
+        cli("train", "--dataset", recording, "--output", tmp_path / "run"),
+        "server's recording",
+        "data convert",
+    )
     assert "0 of them different" in cli("replay", recording, "--bundle", bundle).output
     result = cli("data", "convert", recording, "--output", data, "--to", "minari", "--json")
     assert result.exit_code == 0, result.output
@@ -104,11 +111,17 @@ def test_a_loop_of_ones_own_may_leave_out_what_it_does_not_know(bundle: Path, tm
         with RemotePolicy.connect(address) as policy:
             policy.act(observation(contract), seed=1)
         stop(process)
-    assert_refused(cli("data", "convert", silent, "--output", tmp_path / "x"), "1 decisions and no episode", "rql-deploy run")
+    assert_refused(
+        cli("data", "convert", silent, "--output", tmp_path / "x"),
+        "1 decisions and no episode",
+        "rql-deploy run",
+    )
 
     def part(tick: int, end: bool = False, **known: Any) -> EpisodePart:
         fields = {"observation": np.full((4, 4), tick, np.float32)}
-        return EpisodePart(1, 7, tick, end, fields, np.zeros((4, 2), np.float32), known.get("rewards"), known.get("success"))
+        return EpisodePart(
+            1, 7, tick, end, fields, np.zeros((4, 2), np.float32), known.get("rewards"), known.get("success")
+        )
 
     recorder = Recorder(lost)
     # The part from tick 4 on is twice there, the one from tick 8 on never arrived.
@@ -127,11 +140,10 @@ def test_a_loop_of_ones_own_may_leave_out_what_it_does_not_know(bundle: Path, tm
             for tick in range(1200):
                 reporter.add(observation(contract, tick), action, reward=tick / 1200)
         assert reporter.dropped == 0
-        channel = Channel(address)
-        with pytest.raises(ServerError, match="which episode"):
-            arrays = {"observation": np.zeros((1, 4), np.float32), "actions": np.zeros((1, 2), np.float32)}
-            channel.call({"op": "episode"}, arrays, 5.0)
-        channel.close()
+        arrays = {"observation": np.zeros((1, 4), np.float32), "actions": np.zeros((1, 2), np.float32)}
+        reply = raw_call(address, raw_message({"v": 1, "id": 1, "op": "episode"}, arrays))
+        assert (reply["code"], reply["id"]) == ("bad_request", 1)
+        assert "missing required field episode" in reply["error"]
         stop(process)
     assert cli("data", "convert", rewarded, "--output", tmp_path / "long").exit_code == 0
     store = read(tmp_path / "long")
@@ -146,7 +158,7 @@ def test_nothing_is_reported_to_a_server_that_does_not_record(endpoint: str) -> 
         reporter.finish()
     channel = Channel(endpoint)
     with pytest.raises(ServerError, match="--record DIR"):
-        channel.call({"op": "episode"}, {}, 5.0)
+        channel.call(Episode(episode=0, tick=0), {}, 5.0)
     channel.close()
 
 
@@ -171,11 +183,22 @@ def test_parts_that_a_restarted_server_did_not_see_are_sent_again(bundle: Path, 
     assert read(tmp_path / "data").rewards.tolist() == [-1, -1, -1, -1, 0]
 
 
-def test_a_recorder_takes_no_more_than_it_has_room_for(bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_recorder_takes_no_more_than_it_has_room_for(
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     contract = Bundle.open(bundle).contract
     monkeypatch.setattr("rql_deploy.runtime.server.recording.MAX_QUEUED_BYTES", 100)
     recorder = Recorder(tmp_path)
-    large = EpisodePart(1, 0, 0, False, {"observation": np.zeros((9, 4), np.float32)}, np.zeros((9, 2), np.float32), None, None)
+    large = EpisodePart(
+        1,
+        0,
+        0,
+        False,
+        {"observation": np.zeros((9, 4), np.float32)},
+        np.zeros((9, 2), np.float32),
+        None,
+        None,
+    )
     assert not recorder.record_episode(large, contract)
     recorder.close()
     assert recorder.dropped == 1
@@ -184,25 +207,33 @@ def test_a_recorder_takes_no_more_than_it_has_room_for(bundle: Path, tmp_path: P
 def test_an_episode_whose_last_part_has_no_rows_is_converted(bundle: Path, tmp_path: Path) -> None:
     contract, folder = Bundle.open(bundle).contract, tmp_path / "recording"
     recorder = Recorder(folder)
-    seen = {name: np.repeat(np.asarray(x, np.float32)[None], 4, 0) for name, x in observation(contract, 0).items()}
+    seen = {
+        name: np.repeat(np.asarray(x, np.float32)[None], 4, 0) for name, x in observation(contract, 0).items()
+    }
     nothing = {name: x[:0] for name, x in seen.items()}
-    assert recorder.record_episode(EpisodePart(1, 0, 0, False, seen, np.zeros((4, 2), np.float32), None, None), contract)
-    assert recorder.record_episode(EpisodePart(1, 0, 4, True, nothing, np.zeros((0, 2), np.float32), None, None), contract)
+    assert recorder.record_episode(
+        EpisodePart(1, 0, 0, False, seen, np.zeros((4, 2), np.float32), None, None), contract
+    )
+    assert recorder.record_episode(
+        EpisodePart(1, 0, 4, True, nothing, np.zeros((0, 2), np.float32), None, None), contract
+    )
     recorder.close()
     result = cli("data", "convert", folder, "--output", tmp_path / "data")
     assert result.exit_code == 0, result.output
     assert read(tmp_path / "data").ends.tolist() == [4]
     assert_refused(
-        cli("data", "relabel", folder, "--task", "cube-single-play-singletask-v0", "--output", tmp_path / "x"), "leave the task out"
+        cli(
+            "data", "relabel", folder, "--task", "cube-single-play-singletask-v0", "--output", tmp_path / "x"
+        ),
+        "leave the task out",
     )
 
 
 def test_a_reporter_checks_the_plant(bundle: Path, tmp_path: Path) -> None:
-    import dataclasses
 
     plant = Bundle.open(bundle).contract.plant
     with (
         serving(bundle, "--record", str(tmp_path)) as (address, _),
         pytest.raises(ContractError, match="control rate"),
     ):
-        EpisodeReporter.connect(address, plant=dataclasses.replace(plant, control_rate=10.0))
+        EpisodeReporter.connect(address, plant=msgspec.structs.replace(plant, control_rate=10.0))

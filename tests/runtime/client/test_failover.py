@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import os
 import signal
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 
 from rql_deploy.bundle.bundle import Bundle
 from rql_deploy.errors import ContractError, DeadlineMissed, UserError
 from rql_deploy.runtime.client import RemotePolicy
-from rql_deploy.runtime.client.failover import FailoverPolicy
+from tests.helpers.clients import CLIENTS
 from tests.helpers.servers import observation, serving, variant
+
+both_clients = pytest.mark.parametrize("open_client", CLIENTS.values(), ids=CLIENTS)
 
 
 def served(endpoint: str) -> int:
@@ -24,15 +28,18 @@ def served(endpoint: str) -> int:
         return int(policy.stats()["requests"].get("act", 0))
 
 
-def test_requests_go_in_turn_and_around_a_server_that_hangs_dies_or_drains(bundle: Path, tmp_path: Path) -> None:
+@both_clients
+def test_requests_go_in_turn_and_around_a_server_that_hangs_dies_or_drains(
+    open_client: Callable[..., Any], bundle: Path, tmp_path: Path
+) -> None:
     first, second = (f"ipc://{tmp_path}/{name}" for name in ("first", "second"))
     contract = Bundle.open(bundle).contract
     sample = observation(contract, 1)
     with contextlib.ExitStack() as stack:
         _, one = stack.enter_context(serving(bundle, "--bind", first))
         _, two = stack.enter_context(serving(bundle, "--bind", second))
-        policy = stack.enter_context(RemotePolicy.connect([first, second], plant=contract.plant))
-        assert isinstance(policy, FailoverPolicy)
+        policy = stack.enter_context(open_client([first, second], plant=contract.plant))
+        assert policy.servers == {first: "ready", second: "ready"}
         assert not policy.outdated
         policy.reset()
         expected = {policy.act(sample, seed=1).actions.tobytes() for _ in range(6)}
@@ -51,7 +58,9 @@ def test_requests_go_in_turn_and_around_a_server_that_hangs_dies_or_drains(bundl
         assert policy.servers == {first: "away", second: "ready"}
         policy.reset()
         one.send_signal(signal.SIGCONT)
-        wait_until(lambda: policy.act(sample, seed=1, deadline=2.0) is not None and policy.servers[first] == "ready")
+        wait_until(
+            lambda: policy.act(sample, seed=1, deadline=2.0) is not None and policy.servers[first] == "ready"
+        )
 
         two.kill()
         two.wait()
@@ -76,17 +85,19 @@ def test_requests_go_in_turn_and_around_a_server_that_hangs_dies_or_drains(bundl
         assert one.wait(timeout=15) == 0
 
 
-def test_every_servers_contract_is_checked_and_one_server_is_enough(bundle: Path, tmp_path: Path, endpoint: str) -> None:
+@both_clients
+def test_every_servers_contract_is_checked_and_one_server_is_enough(
+    open_client: Callable[..., Any], bundle: Path, tmp_path: Path, endpoint: str
+) -> None:
     contract = Bundle.open(bundle).contract
-    slower = dataclasses.replace(contract, plant=dataclasses.replace(contract.plant, control_rate=10.0))
+    slower = msgspec.structs.replace(contract, plant=msgspec.structs.replace(contract.plant, control_rate=10.0))
     other = variant(bundle, tmp_path / "other", slower, scale=1.0)
     absent = f"ipc://{tmp_path}/absent"
     with pytest.raises(UserError, match="no policy server answers at any of"):
-        RemotePolicy.connect([absent, f"ipc://{tmp_path}/neither"], timeout=0.2)
+        open_client([absent, f"ipc://{tmp_path}/neither"], timeout=0.2)
     with pytest.raises(UserError, match="is not an address"):
-        RemotePolicy.connect([endpoint, "here"], timeout=0.2)
-    with RemotePolicy.connect([endpoint, absent], plant=contract.plant) as policy:
-        assert isinstance(policy, FailoverPolicy)
+        open_client([endpoint, "here"], timeout=0.2)
+    with open_client([endpoint, absent], plant=contract.plant) as policy:
         for seed in range(3):
             policy.act(observation(contract), seed=seed)
         with pytest.raises(ContractError, match="lacks field"):
@@ -94,8 +105,13 @@ def test_every_servers_contract_is_checked_and_one_server_is_enough(bundle: Path
         # One that joins later and serves another plant's policy is never asked, and says why.
         with serving(other, "--bind", absent):
             with pytest.raises(ContractError, match="control rate"):
-                RemotePolicy.connect([endpoint, absent])
-            wait_until(lambda: policy.act(observation(contract), deadline=2.0) is not None and "control rate" in policy.servers[absent])
+                open_client([endpoint, absent])
+            wait_until(
+                lambda: (
+                    policy.act(observation(contract), deadline=2.0) is not None
+                    and "control rate" in policy.servers[absent]
+                )
+            )
             assert np.isfinite(policy.act(observation(contract), deadline=2.0).actions).all()
 
 

@@ -25,6 +25,10 @@ def test_the_node_client_gets_the_same_bytes_and_the_same_refusals(endpoint: str
         ours = policy.act(sample, seed=7, value=True)
         assert theirs["contractId"] == policy.contract.contract_id
     assert np.array(theirs["actions"], np.float32).tobytes() == ours.actions.tobytes()
-    assert (theirs["shape"], theirs["value"], theirs["stepsUsed"]) == (list(ours.actions.shape), ours.value, ours.steps_used)
+    assert (theirs["shape"], theirs["value"], theirs["stepsUsed"]) == (
+        list(ours.actions.shape),
+        ours.value,
+        ours.steps_used,
+    )
     assert theirs["repeated"] is True
     assert theirs["failures"] == {"missing": "bad_observation", "late": "deadline"}

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import msgpack
+import msgspec
 import numpy as np
 import pytest
 import zmq
@@ -23,8 +23,9 @@ from rql_deploy.runtime.client.aio import AsyncRemotePolicy
 from rql_deploy.runtime.client.channel import Channel
 from rql_deploy.runtime.engine.request import Done, Job
 from rql_deploy.runtime.server.recording import Recorder, read_recording
-from rql_deploy.runtime.wire import protocol
+from rql_deploy.runtime.wire import headers
 from tests.helpers.servers import observation, serving, variant
+from tests.helpers.wire import raw_message, read_header
 
 
 def test_a_stream_gives_a_better_action_after_every_step_and_ends_with_acts(endpoint: str) -> None:
@@ -51,10 +52,10 @@ def test_client_held_refinement_ends_where_the_server_would(endpoint: str) -> No
         channel = Channel(endpoint)
         x, f = flow_noise(2, 1, contract.h * contract.plant.action_dim), 0.0
         for delta in expected.deltas:
-            _, out = channel.call({"op": "refine", "f": f, "delta": delta}, {**fields, "x": x}, 5.0)
+            _, out = channel.call(headers.Refine(f=f, delta=delta), {**fields, "x": x}, 5.0)
             x, f = out["next_x"], float(np.float32(f) + np.float32(delta))
         assert out["preview"][0].tobytes() == expected.actions.tobytes()
-        _, judged = channel.call({"op": "value"}, {**fields, "actions": out["preview"]}, 5.0)
+        _, judged = channel.call(headers.Value(), {**fields, "actions": out["preview"]}, 5.0)
         assert float(judged["value"][0]) == expected.value
         channel.close()
 
@@ -80,7 +81,7 @@ def test_the_same_client_goes_on_after_a_server_restart(bundle: Path, tmp_path: 
 
 
 def test_a_server_that_stood_still_for_seconds_goes_on_with_the_same_client(bundle: Path) -> None:
-    """As after a suspended machine: hundreds of dead requests, a connection given up in between, and the next call is right."""
+    """As after a suspended machine: hundreds of dead requests, a lost connection, then a right reply."""
     with serving(bundle) as (address, process), RemotePolicy.connect(address) as policy:
         sample = observation(policy.contract, 1)
         expected = policy.act(sample, seed=1).actions
@@ -95,17 +96,21 @@ def test_a_server_that_stood_still_for_seconds_goes_on_with_the_same_client(bund
 
 
 def test_a_restarted_server_with_another_plants_policy_is_refused(bundle: Path, tmp_path: Path) -> None:
-    import dataclasses
 
     contract = Bundle.open(bundle).contract
-    slower = dataclasses.replace(contract, plant=dataclasses.replace(contract.plant, control_rate=10.0))
+    slower = msgspec.structs.replace(contract, plant=msgspec.structs.replace(contract.plant, control_rate=10.0))
     other = variant(bundle, tmp_path / "other", slower, scale=1.0)
     socket = f"ipc://{tmp_path}/policy"
     with serving_at(bundle, socket) as first, RemotePolicy.connect(socket) as policy:
         policy.act(observation(contract))
         first.kill()
         first.wait()
-        with serving_at(other, socket), pytest.raises(ContractError, match=r"serves another policy than at first: .*control rate is 10 Hz"):
+        with (
+            serving_at(other, socket),
+            pytest.raises(
+                ContractError, match=r"serves another policy than at first: .*control rate is 10 Hz"
+            ),
+        ):
             policy.act(observation(contract), deadline=5.0)
 
 
@@ -123,9 +128,10 @@ def test_late_doubled_and_reordered_replies_are_never_returned() -> None:
             if not router.poll(20):
                 continue
             client, head, *_ = router.recv_multipart()
-            header = msgpack.unpackb(head)
-            reply = [client, msgpack.packb({k: header[k] for k in ("id", "epoch", "n")} | {"ok": True, "arrays": []})]
-            held.append(reply)
+            header = read_header(head)
+            counts = {"requests": header["id"], "errors": 0, "ready": True}
+            reply = raw_message({"id": header["id"], "epoch": header["epoch"], "ok": True, **counts})
+            held.append([client, *reply])
             if rng.random() < 0.7:
                 for index in rng.permutation(len(held)):
                     for _ in range(int(rng.integers(1, 3))):
@@ -137,12 +143,12 @@ def test_late_doubled_and_reordered_replies_are_never_returned() -> None:
     channel = Channel(f"tcp://127.0.0.1:{port}")
     answered = 0
     try:
-        for n in range(300):
+        for number in range(1, 301):
             try:
-                reply, _ = channel.call({"op": "ping", "n": n}, {}, 0.02)
+                reply, _ = channel.call(headers.Ping(), {}, 0.02)
             except DeadlineMissed:
                 continue
-            assert reply["n"] == n
+            assert reply.requests == number
             answered += 1
         assert answered > 100
         assert channel.stale_replies > 100
@@ -162,7 +168,10 @@ def test_asyncio_clients_have_many_requests_under_way(endpoint: str, bundle: Pat
             together = await asyncio.gather(*calls)
             with RemotePolicy.connect(endpoint) as sync:
                 for seed, decision in enumerate(together):
-                    assert sync.act(observation(contract, seed), seed=seed).actions.tobytes() == decision.actions.tobytes()
+                    assert (
+                        sync.act(observation(contract, seed), seed=seed).actions.tobytes()
+                        == decision.actions.tobytes()
+                    )
             await policy.reset()
             with pytest.raises(ContractError, match="lacks field"):
                 await policy.act({})
@@ -192,7 +201,10 @@ def test_an_asyncio_call_raises_at_its_deadline(bundle: Path) -> None:
 
 def test_a_full_disk_costs_recordings_and_nothing_else(bundle: Path, tmp_path: Path) -> None:
     """The kernel refuses the server's writes, in the midst of a record, and takes them again later."""
-    with serving(bundle, "--record", str(tmp_path)) as (address, process), RemotePolicy.connect(address) as policy:
+    with (
+        serving(bundle, "--record", str(tmp_path)) as (address, process),
+        RemotePolicy.connect(address) as policy,
+    ):
         sample = observation(policy.contract, 1)
 
         def drive(count: int) -> None:
@@ -200,12 +212,16 @@ def test_a_full_disk_costs_recordings_and_nothing_else(bundle: Path, tmp_path: P
                 policy.act(sample, seed=seed, deadline=5.0)
 
         def shard_grows_to(decisions: int) -> None:
-            wait_for(lambda: sum(record["kind"] == "decision" for record in read_recording(tmp_path)) == decisions)
+            wait_for(
+                lambda: sum(record["kind"] == "decision" for record in read_recording(tmp_path)) == decisions
+            )
 
         drive(3)
         shard_grows_to(3)
         (shard,) = tmp_path.glob("*.rqlrec")
-        resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (shard.stat().st_size + 50, resource.RLIM_INFINITY))
+        resource.prlimit(
+            process.pid, resource.RLIMIT_FSIZE, (shard.stat().st_size + 50, resource.RLIM_INFINITY)
+        )
         drive(4)
         wait_for(lambda: policy.stats()["recorder_dropped"] == 4)
         resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
@@ -246,7 +262,7 @@ def test_a_duplicated_request_id_is_the_clients_own_affair(endpoint: str, bundle
     with zmq.Context() as context, context.socket(zmq.DEALER) as socket:
         socket.linger = 0
         socket.connect(endpoint)
-        frames = [bytes(f) for f in protocol.encode({"v": 1, "id": 5, "epoch": 1, "op": "act", "seed": 1}, fields)]
+        frames = raw_message({"v": 1, "id": 5, "epoch": 1, "op": "act", "seed": 1}, fields)
         for _ in range(3):
             socket.send_multipart(frames)
         replies = [socket.recv_multipart() for _ in range(3)]

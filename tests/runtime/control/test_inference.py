@@ -1,4 +1,4 @@
-"""What the real-time loop asks a policy for: previews or not, and what becomes of answers that break off."""
+"""Inference for the real-time loop: when previews are requested, and what happens when a policy fails."""
 
 import types
 from collections.abc import Iterator, Mapping
@@ -13,14 +13,14 @@ from rql_deploy.contract import Contract
 from rql_deploy.errors import DeadlineMissed, UserError
 from rql_deploy.policy import Decision
 from rql_deploy.runtime.control.clock import SimulatedClock, SystemClock
-from rql_deploy.runtime.control.inference import Question, ThreadAsker, ask_policy
+from rql_deploy.runtime.control.inference import InferenceRequest, ThreadRunner, run_inference
 from rql_deploy.runtime.control.realtime import RealTimeLoop
 from rql_deploy.runtime.engine.onnx_policy import OnnxPolicy
 from tests.helpers.rail import Rail, Scripted, drive
 
 
 @pytest.mark.parametrize(("delay", "previews"), [(0.4, [True, *[False] * 9]), (2.0, [True] * 10)])
-def test_by_default_previews_are_played_where_decisions_take_more_than_a_tick(
+def test_by_default_previews_are_played_when_decisions_take_more_than_a_tick(
     contract: Contract, delay: float, previews: list[bool]
 ) -> None:
     class Noting(Scripted):
@@ -52,7 +52,9 @@ def test_a_policy_without_previews_is_prefetched(contract: Contract) -> None:
         RealTimeLoop(Rail(8), silent, mode="anytime")
 
 
-def test_the_policy_in_process_streams_what_it_decides_and_goes_on_from_committed_actions(bundle: Path) -> None:
+def test_the_onnx_policy_streams_its_decision_and_continues_committed_actions(
+    bundle: Path,
+) -> None:
     policy = OnnxPolicy(Bundle.open(bundle))
     h, size = policy.contract.h, policy.contract.plant.action_dim
     observation = {"observation": np.linspace(-1, 1, 4)}
@@ -60,40 +62,43 @@ def test_the_policy_in_process_streams_what_it_decides_and_goes_on_from_committe
     streamed = list(policy.stream(observation, seed=5))
     assert [d.steps_used for d in streamed] == list(range(1, policy.contract.F + 1))
     assert np.allclose(streamed[-1].actions, plain.actions, atol=1e-6)
-    # Who wants no more previews leaves nothing behind.
+    # A stream that is not read to its end leaves nothing behind.
     next(policy.stream(observation, seed=9))
     assert policy.act(observation, seed=5).actions.tobytes() == plain.actions.tobytes()
-    # Its own first action as the prefix: the flow stays where it was, for flow matching's straight paths approximately.
+    # With its own first action as the prefix the chunk stays about the same (flow matching's paths are
+    # straight).
     own = policy.act(observation, seed=5, prefix=plain.actions[:1])
     other = policy.act(observation, seed=5, prefix=-plain.actions[:1])
     assert own.actions.shape == (h, size)
     assert np.isfinite(own.actions).all()
     assert np.abs(own.actions[0] - plain.actions[0]).max() < np.abs(other.actions[0] - plain.actions[0]).max()
     assert not np.array_equal(own.actions[1:], other.actions[1:])
-    assert policy.act(observation, seed=5, prefix=plain.actions[:0]).actions.tobytes() == plain.actions.tobytes()
+    assert (
+        policy.act(observation, seed=5, prefix=plain.actions[:0]).actions.tobytes() == plain.actions.tobytes()
+    )
 
 
-def test_a_stream_that_breaks_off_leaves_its_newest_preview(contract: Contract) -> None:
+def test_the_newest_preview_of_a_broken_stream_can_be_played(contract: Contract) -> None:
     class Breaking(Scripted):
         def stream(self, observation: Mapping[str, Any], **how: Any) -> Iterator[Decision]:
             yield from list(super().stream(observation, **how))[:4]
             raise DeadlineMissed("late")
 
     plain = {"deadline": None, "candidates": 1, "value": False}
-    question = Question(3, {"observation": np.zeros(4)}, 0, previews=True)
-    answers = list(ask_policy(Breaking(contract), question, SimulatedClock(), **plain))  # type: ignore[arg-type]
-    assert [a.decision.steps_used for a in answers if a.decision] == [1, 2, 3, 4]
-    assert [a.last for a in answers] == [False] * 4 + [True]
-    assert (answers[-1].decision, answers[-1].error) == (None, "late")
+    request = InferenceRequest(3, {"observation": np.zeros(4)}, 0, previews=True)
+    results = list(run_inference(Breaking(contract), request, SimulatedClock(), **plain))  # type: ignore[arg-type]
+    assert [r.decision.steps_used for r in results if r.decision] == [1, 2, 3, 4]
+    assert [r.last for r in results] == [False] * 4 + [True]
+    assert (results[-1].decision, results[-1].error) == (None, ("deadline missed", "late"))
 
 
-def test_a_policy_whose_reset_fails_is_still_asked(contract: Contract) -> None:
+def test_a_policy_whose_reset_fails_still_decides(contract: Contract) -> None:
     class Stubborn(Scripted):
         def reset(self) -> None:
             raise KeyError("episode")
 
-    asker = ThreadAsker(Stubborn(contract), SystemClock(), deadline=1.0)
-    asker.reset()
-    asker.ask(Question(0, {"observation": np.zeros(4)}, 0))
-    asker.close()
-    assert [a.decision is not None for a in asker.answers()] == [True]
+    runner = ThreadRunner(Stubborn(contract), SystemClock(), deadline=1.0)
+    runner.reset()
+    runner.submit(InferenceRequest(0, {"observation": np.zeros(4)}, 0))
+    runner.close()
+    assert [result.decision is not None for result in runner.poll()] == [True]

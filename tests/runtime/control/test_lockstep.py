@@ -1,14 +1,15 @@
-import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 
 from rql_deploy.bundle.bundle import Bundle
 from rql_deploy.contract import ActionDimension, Contract
 from rql_deploy.errors import DeadlineMissed
+from rql_deploy.plant import FAULT
 from rql_deploy.policy import Decision
 from rql_deploy.runtime.control.lockstep import MAX_CONSECUTIVE_HOLDS, ControlLoop, hold_action
 from tests.helpers.data import PLANT
@@ -41,33 +42,37 @@ class ScriptedPolicy:
 
     def __init__(self, contract: Contract, misses: frozenset[int] = frozenset()):
         self.contract, self.misses = contract, misses
-        self.asked: list[tuple[int, int]] = []
+        self.requests: list[tuple[int, int]] = []
 
     def act(self, observation: Mapping[str, Any], *, seed: int, **_: object) -> Decision:
-        self.asked.append((observation["tick"], seed))
-        if len(self.asked) - 1 in self.misses:
+        self.requests.append((observation["tick"], seed))
+        if len(self.requests) - 1 in self.misses:
             raise DeadlineMissed("late")
-        chunk = np.full((self.contract.h, self.contract.plant.action_dim), len(self.asked), np.float32)
+        chunk = np.full((self.contract.h, self.contract.plant.action_dim), len(self.requests), np.float32)
         return Decision(chunk, None, None, 10, 0.0, seed, {"inference": 0.001})
 
     def reset(self) -> None:
-        self.asked = []
+        self.requests = []
 
 
 @pytest.fixture
 def contract(bundle: Path) -> Contract:
     base = Bundle.open(bundle).contract
-    plant = dataclasses.replace(
-        base.plant, actions=(ActionDimension("dx", -1, 1), ActionDimension("gripper", -1, 1, mode="absolute", hold="repeat"))
+    plant = msgspec.structs.replace(
+        base.plant,
+        actions=(
+            ActionDimension("dx", -1, 1),
+            ActionDimension("gripper", -1, 1, mode="absolute", hold="repeat"),
+        ),
     )
-    return dataclasses.replace(base, plant=plant)
+    return msgspec.structs.replace(base, plant=plant)
 
 
-def test_a_chunk_is_played_open_loop_before_the_policy_is_asked_again(contract: Contract) -> None:
+def test_a_chunk_is_played_to_its_end_before_the_next_is_requested(contract: Contract) -> None:
     policy, plant = ScriptedPolicy(contract), CountingPlant(goal=7)
     result = ControlLoop(plant, policy).run_episode(3)
     assert (result.success, result.steps, result.holds) == (True, 7, 0)
-    assert [tick for tick, _ in policy.asked] == [0, 3, 6]
+    assert [tick for tick, _ in policy.requests] == [0, 3, 6]
     assert [a[0] for a in plant.applied] == [1, 1, 1, 2, 2, 2, 3]
 
 
@@ -76,13 +81,13 @@ def test_every_decision_of_an_episode_has_its_own_seed_and_episodes_repeat(contr
     for episode in (3, 3, 4):
         policy = ScriptedPolicy(contract)
         ControlLoop(CountingPlant(goal=9), policy).run_episode(episode)
-        seeds.append([seed for _, seed in policy.asked])
+        seeds.append([seed for _, seed in policy.requests])
     assert seeds[0] == seeds[1]
     assert not set(seeds[0]) & set(seeds[2])
     assert len(set(seeds[0])) == 3
 
 
-def test_a_missed_deadline_is_a_hold_and_the_next_tick_asks_again(contract: Contract) -> None:
+def test_a_missed_deadline_is_a_hold_and_the_next_tick_requests_again(contract: Contract) -> None:
     policy, plant = ScriptedPolicy(contract, misses=frozenset({1})), CountingPlant(goal=6)
     result = ControlLoop(plant, policy).run_episode(0)
     assert result.holds == 1
@@ -92,12 +97,16 @@ def test_a_missed_deadline_is_a_hold_and_the_next_tick_asks_again(contract: Cont
 
 
 def test_a_server_that_is_gone_ends_the_episode_as_failed(contract: Contract) -> None:
-    policy, plant = ScriptedPolicy(contract, misses=frozenset(range(1, 1000))), CountingPlant(goal=100, horizon=200)
+    policy, plant = (
+        ScriptedPolicy(contract, misses=frozenset(range(1, 1000))),
+        CountingPlant(goal=100, horizon=200),
+    )
     result = ControlLoop(plant, policy).run_episode(0)
     assert not result.success
     assert result.holds == MAX_CONSECUTIVE_HOLDS
     assert result.error is not None
     assert "fault" in result.error
+    assert result.error_kind == FAULT
 
 
 def test_a_policy_that_cannot_be_reset_is_a_failed_episode(contract: Contract) -> None:
@@ -108,6 +117,6 @@ def test_a_policy_that_cannot_be_reset_is_a_failed_episode(contract: Contract) -
     assert result.error == "the policy could not be reset: late"
 
 
-def test_a_hold_before_any_action_opens_the_gripper() -> None:
+def test_a_hold_before_the_first_action_opens_the_gripper() -> None:
     assert hold_action(PLANT, None).tolist() == [0.0, -2.0]
     assert hold_action(PLANT, np.array([0.7, 3.0], np.float32)).tolist() == [0.0, 3.0]

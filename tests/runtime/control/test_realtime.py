@@ -1,23 +1,25 @@
-"""The real-time loop on a simulated clock, in ticks, and against a real server that is killed while the plant moves."""
+"""The real-time loop on a simulated clock, and with a real server that is killed."""
 
-import dataclasses
 import json
 import signal
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 
 from rql_deploy.contract import Contract
 from rql_deploy.errors import ContractError, UserError
 from rql_deploy.limits import ActionLimit, Limits, ObservationLimit
+from rql_deploy.plant import FAULT, PLANT_FAILED
 from rql_deploy.policy import Decision
 from rql_deploy.runtime.client import RemotePolicy
 from rql_deploy.runtime.control.clock import Schedule
 from rql_deploy.runtime.control.lockstep import ControlLoop
 from rql_deploy.runtime.control.realtime import RealTimeLoop
+from rql_deploy.runtime.control.safety import zero_on_hold
 from rql_deploy.runtime.control.telemetry import Tick, TickLog
 from tests.helpers.rail import Rail, Scripted, drive
 from tests.helpers.servers import serving
@@ -32,21 +34,21 @@ def test_prefetched_chunks_leave_no_tick_without_a_fresh_action(contract: Contra
     assert {round(t.age or 0.0, 6) for t in ticks[4:]} == {0.05, 0.1}
 
 
-def test_open_loop_chunks_hold_while_the_policy_thinks(contract: Contract) -> None:
+def test_open_loop_holds_while_the_policy_computes(contract: Contract) -> None:
     loop, ticks = drive(Rail(9), Scripted(contract), mode="open-loop", latch=False)
     loop.run_episode(0)
-    assert [t.place for t in ticks] == [-1, 0, 1, 2, -1, 0, 1, 2, -1, 0]
+    assert [t.chunk_index for t in ticks] == [-1, 0, 1, 2, -1, 0, 1, 2, -1, 0]
     assert loop.statistics.summary()["held_because"] == {"no fresh action": 2}
 
 
-def test_anytime_commands_previews_until_the_last_refinement_step_is_there(contract: Contract) -> None:
-    loop, ticks = drive(Rail(20), Scripted(contract), delay=2.0, mode="anytime", lead=1)
+def test_anytime_plays_previews_until_the_decision_is_complete(contract: Contract) -> None:
+    loop, ticks = drive(Rail(20), Scripted(contract), delay=2.0, mode="anytime", prefetch_ticks=1)
     loop.run_episode(0)
     assert [t.steps for t in ticks[:9]] == [0, 5, 10, 10, 5, 10, 5, 10, 5]
     assert (loop.statistics.held, loop.statistics.standby) == (0, 1)
 
 
-def test_a_hold_is_null_for_delta_motion_and_repeats_absolute_targets(contract: Contract) -> None:
+def test_a_hold_is_zero_for_delta_motion_and_repeats_absolute_targets(contract: Contract) -> None:
     plant = Rail(12)
     loop, ticks = drive(plant, Scripted(contract, misses=range(1, 4)), latch=False)
     loop.run_episode(0)
@@ -55,12 +57,17 @@ def test_a_hold_is_null_for_delta_motion_and_repeats_absolute_targets(contract: 
     assert 0 < len(held) < 10
 
 
-def test_missed_decisions_latch_a_fault_at_the_configured_tick_and_leave_the_plant_holding(contract: Contract) -> None:
+def test_missed_decisions_latch_a_fault_at_the_configured_tick_and_leave_the_plant_holding(
+    contract: Contract,
+) -> None:
     plant = Rail(100)
-    loop, ticks = drive(plant, Scripted(contract, misses=range(2, 1000)), limits=Limits(max_consecutive_holds=5))
+    loop, ticks = drive(
+        plant, Scripted(contract, misses=range(2, 1000)), limits=Limits(max_consecutive_holds=5)
+    )
     result = loop.run_episode(0)
     assert not result.episode.success
     assert result.episode.error == "fault: 5 ticks in a row without a fresh action (last: late)"
+    assert result.episode.error_kind == FAULT
     fresh = [t.fresh for t in ticks]
     assert fresh[-5:] == [False] * 5
     assert all(fresh[1:-5])
@@ -85,13 +92,13 @@ def test_after_a_fault_only_a_reset_by_hand_moves_the_plant_again(contract: Cont
     assert len(attempts) == 10
     assert "can be cleared in 10 ticks" in attempts[0]
     assert result.episode.success
-    reasons = [t.reason for t in ticks]
-    latched = [i for i, reason in enumerate(reasons) if reason == "a latched fault"]
+    kinds = [t.kind for t in ticks]
+    latched = [i for i, kind in enumerate(kinds) if kind == "latched fault"]
     assert latched == list(range(latched[0], latched[0] + 10))
 
 
 @pytest.mark.parametrize("fill", [np.nan, 7.0, np.array([0.9, 0.5])])
-def test_actions_that_the_filter_refuses_never_reach_the_plant(contract: Contract, fill: Any) -> None:
+def test_actions_that_the_filter_rejects_never_reach_the_plant(contract: Contract, fill: Any) -> None:
     plant, policy = Rail(100), Scripted(contract)
     limits = Limits(actions={"dx": ActionLimit(rate=0.2)})
     policy.fill = 0.1
@@ -121,21 +128,30 @@ def test_a_plant_that_raises_ends_the_episode_as_failed(contract: Contract) -> N
     episode = loop.run_episode(0).episode
     assert not episode.success
     assert episode.error == "the plant failed at tick 4 (RuntimeError: the drive has no power)"
+    assert episode.error_kind == PLANT_FAILED
     lock_step = ControlLoop(Rail(fails=4), Scripted(contract)).run_episode(0)  # type: ignore[arg-type]
-    assert (lock_step.success, lock_step.error) == (False, "the plant failed at tick 4 (RuntimeError: the drive has no power)")
+    assert (lock_step.success, lock_step.error_kind, lock_step.error) == (
+        False,
+        PLANT_FAILED,
+        "the plant failed at tick 4 (RuntimeError: the drive has no power)",
+    )
 
 
-def test_a_cycle_that_lasts_too_long_is_skipped_and_the_phase_kept(contract: Contract) -> None:
+def test_a_tick_that_takes_too_long_skips_cycles_and_keeps_the_phase(contract: Contract) -> None:
     loop, ticks = drive(Rail(20, work={6: 0.12}), Scripted(contract))
     loop.run_episode(0)
     late = next(i for i, t in enumerate(ticks) if t.skipped)
     assert ticks[late].skipped == 2
     assert ticks[late].cycle == ticks[late - 1].cycle + 3
     assert all(abs(t.late) < 1e-9 for t in ticks)
-    assert (loop.statistics.skipped, loop.statistics.overruns, loop.statistics.drift) == (2, 1, pytest.approx(0.0, abs=1e-9))
+    assert (loop.statistics.skipped, loop.statistics.overruns, loop.statistics.drift) == (
+        2,
+        1,
+        pytest.approx(0.0, abs=1e-9),
+    )
 
 
-def test_deadlines_are_absolute_whatever_the_lateness_of_single_ticks() -> None:
+def test_late_ticks_do_not_move_later_deadlines() -> None:
     schedule, rng = Schedule(0.01, 5.0), np.random.default_rng(0)
     for _ in range(6000):
         schedule.advance(schedule.deadline + rng.uniform(0.0, 0.0109))
@@ -143,7 +159,7 @@ def test_deadlines_are_absolute_whatever_the_lateness_of_single_ticks() -> None:
     assert schedule.skipped == 0
 
 
-def test_an_answer_after_a_fault_is_not_played(contract: Contract) -> None:
+def test_a_result_after_a_fault_is_not_played(contract: Contract) -> None:
     policy = Scripted(contract)
     loop, ticks = drive(Rail(100), policy, delay=8.0, limits=Limits(max_consecutive_holds=3))
     result = loop.run_episode(0)
@@ -152,7 +168,9 @@ def test_an_answer_after_a_fault_is_not_played(contract: Contract) -> None:
     assert loop.plant.applied == []  # type: ignore[attr-defined]
 
 
-def test_killing_the_server_plays_the_rest_of_the_chunk_then_holds_then_latches(bundle: Path, tmp_path: Path) -> None:
+def test_killing_the_server_plays_the_rest_of_the_chunk_then_holds_then_latches(
+    bundle: Path, tmp_path: Path
+) -> None:
     log = TickLog(tmp_path / "ticks.jsonl")
     plant = Rail(1000)
     ticks: list[Tick] = []
@@ -176,10 +194,10 @@ def test_killing_the_server_plays_the_rest_of_the_chunk_then_holds_then_latches(
     killed = next(i for i in range(len(fresh)) if sum(fresh[: i + 1]) == 12)
     assert last - killed <= 2 * policy.contract.h
     assert fresh[last + 1 :] == [False] * 6
-    assert all(t.place < policy.contract.h for t in ticks)
-    nulls = [a.hold == "null" for a in policy.contract.plant.actions]
+    assert all(t.chunk_index < policy.contract.h for t in ticks)
+    zeroed = zero_on_hold(policy.contract.plant)
     for tick in ticks[last + 1 :]:
-        assert np.array_equal(tick.command, np.where(nulls, 0.0, ticks[last].command))
+        assert np.array_equal(tick.command, np.where(zeroed, 0.0, ticks[last].command))
     lines = [json.loads(line) for line in (tmp_path / "ticks.jsonl").read_text().splitlines()]
     assert [line["fresh"] for line in lines] == fresh
 
@@ -189,25 +207,29 @@ def test_limits_that_do_not_fit_are_refused_before_anything_moves(contract: Cont
         RealTimeLoop(Rail(), Scripted(contract), limits=Limits(actions={"dy": ActionLimit(rate=1.0)}))
 
 
-@pytest.mark.parametrize("insists", [False, True])
-def test_a_run_ends_when_the_last_hold_has_come_to_zero_or_somebody_insists(contract: Contract, insists: bool) -> None:
+@pytest.mark.parametrize("second_ctrl_c", [False, True])
+def test_a_run_ends_when_delta_motion_is_zero_or_at_a_second_ctrl_c(
+    contract: Contract, second_ctrl_c: bool
+) -> None:
     plant, policy = Rail(1000), Scripted(contract)
     policy.fill = 1.0
-    loop, ticks = drive(plant, policy, limits=Limits(actions={"dx": ActionLimit(rate=0.05)}, on_violation="clamp"))
+    loop, ticks = drive(
+        plant, policy, limits=Limits(actions={"dx": ActionLimit(rate=0.05)}, on_violation="clamp")
+    )
     fast = lambda: bool(plant.applied) and plant.applied[-1][0] == 1.0  # noqa: E731
-    if insists:
+    if second_ctrl_c:
         # The first Ctrl-C ends the run, the second one the ramp.
         plant.work = InterruptAt(21, 25)
-    result = loop.run_episode(0, stop=(lambda: False) if insists else fast)
+    result = loop.run_episode(0, stop=(lambda: False) if second_ctrl_c else fast)
     motion = np.array(plant.applied)[:, 0]
     assert result.interrupted
     assert np.abs(np.diff(motion)).max() <= 0.05 + 1e-6
-    assert (motion[-1] == 0.0) == (not insists)
+    assert (motion[-1] == 0.0) == (not second_ctrl_c)
     assert len(ticks) < len(plant.applied)
 
 
 class InterruptAt(dict[int, float]):
-    """Work that somebody stops by Ctrl-C at these commands."""
+    """Raises KeyboardInterrupt at these commands."""
 
     def __init__(self, *commands: int):
         super().__init__()
@@ -220,7 +242,9 @@ class InterruptAt(dict[int, float]):
         return default
 
 
-def test_what_a_tick_observed_stays_as_it_was_when_the_plant_changes_its_own_array(contract: Contract) -> None:
+def test_an_observation_is_copied_before_the_plant_changes_its_array(
+    contract: Contract,
+) -> None:
     class Shared(Rail):
         shown = np.zeros(4, np.float32)
 
@@ -246,10 +270,10 @@ class Trembling(Scripted):
         return super()._decision(steps, seed)
 
 
-def test_nothing_is_made_up_for_where_the_contract_names_no_controller(contract: Contract) -> None:
-    """How its commands add up is then not known."""
-    unnamed = tuple(dataclasses.replace(action, controller="") for action in contract.plant.actions)
-    silent = dataclasses.replace(contract, plant=dataclasses.replace(contract.plant, actions=unnamed))
+def test_no_delay_compensation_when_the_contract_names_no_controller(contract: Contract) -> None:
+    """It is then not known whether its commands add up."""
+    unnamed = tuple(msgspec.structs.replace(action, controller="") for action in contract.plant.actions)
+    silent = msgspec.structs.replace(contract, plant=msgspec.structs.replace(contract.plant, actions=unnamed))
     greatest = []
     for known in (contract, silent):
         plant = Rail(100)
@@ -259,38 +283,47 @@ def test_nothing_is_made_up_for_where_the_contract_names_no_controller(contract:
     assert greatest[0] > 0.1 + 1e-6 > greatest[1]
 
 
-def test_making_up_never_turns_allowed_actions_into_refused_ones(contract: Contract) -> None:
-    """Any two of the policy's actions are within the rate of each other; a made-up command and the action after it need not be."""
+def test_delay_compensation_never_gets_an_allowed_action_rejected(contract: Contract) -> None:
+    """The policy's actions keep the rate limit; a compensated command and the next action need not."""
     plant = Rail(300)
     loop, _ = drive(plant, Trembling(contract), limits=Limits(actions={"dx": ActionLimit(rate=0.2)}))
     result = loop.run_episode(0)
     assert (result.episode.error, loop.statistics.held) == (None, 0)
     motion = np.array(plant.applied)[:, 0]
-    assert np.abs(motion).max() > 0.1 + 1e-6, "nothing was made up for"
+    assert np.abs(motion).max() > 0.1 + 1e-6, "nothing was compensated"
     assert np.abs(np.diff(motion)).max() <= 0.2 + 1e-6
 
 
-def test_holds_that_ramp_down_count_as_motion(contract: Contract) -> None:
+def test_holds_that_ramp_down_count_as_displacement(contract: Contract) -> None:
     policy = Scripted(contract, misses=range(4, 7))
     policy.fill = 0.2
-    loop, ticks = drive(Rail(30), policy, limits=Limits(actions={"dx": ActionLimit(rate=0.05)}, on_violation="clamp"), latch=False)
+    loop, ticks = drive(
+        Rail(30),
+        policy,
+        limits=Limits(actions={"dx": ActionLimit(rate=0.05)}, on_violation="clamp"),
+        latch=False,
+    )
     loop.run_episode(0)
     ramped = [t.command[0] for t in ticks if not t.fresh and t.command[0] > 0]
     assert len(ramped) > 2
-    assert np.allclose(loop._playback._moved, np.sum([t.command for t in ticks[1:]], axis=0))
+    assert np.allclose(loop._playback._displacement, np.sum([t.command for t in ticks[1:]], axis=0))
 
 
-def test_a_simulators_resting_action_is_where_absolute_targets_start(contract: Contract) -> None:
+def test_absolute_targets_start_at_the_simulators_rest_action(contract: Contract) -> None:
     plant = Rail(10)
     plant.rest_action = np.array([0.0, 0.9], np.float32)  # type: ignore[attr-defined]
-    loop, ticks = drive(plant, Scripted(contract), limits=Limits(actions={"gripper": ActionLimit(rate=0.2)}, on_violation="clamp"))
+    loop, ticks = drive(
+        plant,
+        Scripted(contract),
+        limits=Limits(actions={"gripper": ActionLimit(rate=0.2)}, on_violation="clamp"),
+    )
     loop.run_episode(0)
     assert [round(float(t.command[1]), 6) for t in ticks[1:4]] == [0.7, 0.5, 0.5]
 
 
-def test_a_delay_is_known_from_the_first_question_also_at_time_zero(contract: Contract) -> None:
+def test_the_first_request_measures_the_delay_even_at_time_zero(contract: Contract) -> None:
     plant = Rail(10)
     loop, ticks = drive(plant, Scripted(contract), delay=contract.h)
     plant.clock.time = 0.0  # type: ignore[union-attr]
     loop.run_episode(0)
-    assert ticks[contract.h].lead == 0
+    assert ticks[contract.h].prefetch_ticks == 0

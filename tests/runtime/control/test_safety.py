@@ -1,21 +1,28 @@
-"""The safety filter against policies that mean harm, and the watchdog behind it."""
+"""The safety filter against arbitrary policies, and the watchdog."""
 
-import dataclasses
 import types
 
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rql_deploy.contract import ActionDimension, Calibration, Contract, ObservationField, PlantDescription, Provenance
+from rql_deploy.contract import (
+    ActionDimension,
+    Calibration,
+    Contract,
+    ObservationField,
+    PlantDescription,
+    Provenance,
+)
 from rql_deploy.errors import ContractError, UserError
 from rql_deploy.limits import ActionLimit, Limits, ObservationLimit
 from rql_deploy.policy import Decision
 from rql_deploy.runtime.control.clock import SimulatedClock
-from rql_deploy.runtime.control.inference import Answer, Question
+from rql_deploy.runtime.control.inference import InferenceRequest, InferenceResult
 from rql_deploy.runtime.control.realtime import RealTimeLoop
-from rql_deploy.runtime.control.safety import SafetyFilter, gate_from_calibration
+from rql_deploy.runtime.control.safety import Reason, SafetyFilter, gate_from_calibration
 from rql_deploy.runtime.control.telemetry import Tick
 from rql_deploy.runtime.control.watchdog import Watchdog
 
@@ -32,7 +39,14 @@ PLANT = PlantDescription(
 H = 4
 
 
-def make_contract(rates: tuple[float, ...] = (0.25, 0.5, 0.4), levels: tuple[float, ...] = (0.0, 0.5, 1.0)) -> Contract:
+def text(reason: Reason | None) -> str:
+    assert reason is not None
+    return reason.text
+
+
+def make_contract(
+    rates: tuple[float, ...] = (0.25, 0.5, 0.4), levels: tuple[float, ...] = (0.0, 0.5, 1.0)
+) -> Contract:
     per_level = (0.0,) * 3
     return Contract(
         plant=PLANT,
@@ -41,13 +55,17 @@ def make_contract(rates: tuple[float, ...] = (0.25, 0.5, 0.4), levels: tuple[flo
         observation_mean=(0.0, 0.0),
         observation_std=(1.0, 1.0),
         value_members=2,
-        calibration=Calibration(levels, {}, (per_level, per_level, rates), (-10.0, -5.0, 0.0), (0.0, 1.0, 4.0)),
+        calibration=Calibration(
+            levels, {}, (per_level, per_level, rates), (-10.0, -5.0, 0.0), (0.0, 1.0, 4.0)
+        ),
         provenance=Provenance("tiny", "", {}, 0, 0, {}),
     )
 
 
 CONTRACT = make_contract()
-NUMBERS = st.one_of(st.floats(width=32), st.floats(-4, 4, width=32), st.sampled_from([0.1, 0.9, -1.0, 1.0, 3.0]))
+NUMBERS = st.one_of(
+    st.floats(width=32), st.floats(-4, 4, width=32), st.sampled_from([0.1, 0.9, -1.0, 1.0, 3.0])
+)
 ACTIONS = st.one_of(
     st.none(),
     st.lists(NUMBERS, min_size=3, max_size=3).map(lambda a: np.array(a, np.float32)),
@@ -65,7 +83,10 @@ LIMITS = st.builds(
                 acceleration=st.sampled_from([None, 0.02]),
             ),
             "joint": st.builds(
-                ActionLimit, high=st.sampled_from([None, 1.7]), rate=st.sampled_from([None, 0.3]), acceleration=st.sampled_from([None, 0.1])
+                ActionLimit,
+                high=st.sampled_from([None, 1.7]),
+                rate=st.sampled_from([None, 0.3]),
+                acceleration=st.sampled_from([None, 0.1]),
             ),
         },
     ),
@@ -77,62 +98,72 @@ STARTS = st.sampled_from([None, [0.0, 1.2, 0.5], [0.0, -2.0, 0.1]])
 @settings(deadline=None, max_examples=150)
 @given(limits=LIMITS, start=STARTS, tries=st.lists(st.tuples(ACTIONS, st.floats(0, 2)), max_size=30))
 def test_no_command_outside_the_limits_reaches_the_plant(limits, start, tries) -> None:  # type: ignore[no-untyped-def]
-    guard = SafetyFilter(CONTRACT, limits)
-    guard.reset(start)
+    safety = SafetyFilter(CONTRACT, limits)
+    safety.reset(start)
     last = None if start is None else np.array(start)
     change = np.zeros(3)
     for action, age in tries:
-        verdict = guard.command(action, age)
+        verdict = safety.command(action, age)
         command = verdict.command.astype(np.float64)
         assert command.shape == (3,)
         assert np.isfinite(command).all()
-        assert (command >= guard.low).all()
-        assert (command <= guard.high).all()
+        assert (command >= safety.low).all()
+        assert (command <= safety.high).all()
         before = np.array([0.0, np.nan, np.nan]) if last is None else last
         step = command - before
-        assert not (np.abs(step) > guard.rate + 1e-12).any()
+        assert not (np.abs(step) > safety.rate + 1e-12).any()
         same_way = np.where(step * change > 0, np.abs(change), 0.0)
-        assert not (np.abs(step) > same_way + guard.acceleration + 1e-6).any()
-        if age > guard.max_age or action is None:
+        assert not (np.abs(step) > same_way + safety.acceleration + 1e-6).any()
+        if age > safety.max_age or action is None:
             assert not verdict.fresh
         if not verdict.fresh:
-            # Towards zero for delta motion, never past it; an absolute target stays.
+            # Delta motion goes towards zero and not past it; an absolute target stays.
             assert abs(command[0]) <= abs(before[0])
             assert command[0] * before[0] >= 0
-            assert np.array_equal(command[1:], np.where(np.isnan(before[1:]), guard.low[1:], before[1:]).astype(np.float32))
+            assert np.array_equal(
+                command[1:], np.where(np.isnan(before[1:]), safety.low[1:], before[1:]).astype(np.float32)
+            )
         change, last = np.nan_to_num(step), command
 
 
 @settings(deadline=None, max_examples=30)
 @given(limits=LIMITS, action=st.lists(st.floats(-1, 1, width=32), min_size=3, max_size=3))
 def test_holds_bring_delta_motion_to_zero_and_keep_absolute_targets(limits, action) -> None:  # type: ignore[no-untyped-def]
-    guard = SafetyFilter(CONTRACT, dataclasses.replace(limits, on_violation="clamp"))
+    safety = SafetyFilter(CONTRACT, msgspec.structs.replace(limits, on_violation="clamp"))
     for _ in range(50):
-        sent = guard.command(np.array(action, np.float32)).command
+        sent = safety.command(np.array(action, np.float32)).command
     for _ in range(100):
-        held = guard.command(None).command
+        held = safety.command(None).command
     assert held[0] == 0.0
     assert np.array_equal(held[1:], sent[1:])
 
 
 class Adversary:
-    """Answers as it likes: with nonsense, jumps, several answers at once, answers to other questions, or not at all."""
+    """Returns wrong shapes, NaN, jumps, several results at once, results of other requests, or nothing."""
 
     def __init__(self, moves: list[list[tuple[str, float, int]]]):
         self.moves = iter(moves)
         self.number = 0
 
-    def ask(self, question: Question) -> None:
-        self.number = question.number
+    def submit(self, request: InferenceRequest) -> None:
+        self.number = request.number
 
-    def answers(self) -> list[Answer]:
+    def poll(self) -> list[InferenceResult]:
         found = []
         for kind, fill, offset in next(self.moves, []):
             chunk = np.full((H - 1 if kind == "short" else H, 3), fill, np.float32)
             if kind == "holed":
                 chunk[H // 2] = np.nan
             decision = None if kind == "error" else Decision(chunk, None, None, 10, 0.0, 0)
-            found.append(Answer(self.number - offset, -5.0 if kind == "old" else 0.0, decision, last=kind != "preview", error="no"))
+            found.append(
+                InferenceResult(
+                    self.number - offset,
+                    -5.0 if kind == "old" else 0.0,
+                    decision,
+                    last=kind != "preview",
+                    error=Reason("no", "no"),
+                )
+            )
         return found
 
     def reset(self) -> None: ...
@@ -141,14 +172,21 @@ class Adversary:
 
 
 MOVES = st.lists(
-    st.lists(st.tuples(st.sampled_from(["good", "short", "holed", "error", "preview", "old"]), NUMBERS, st.integers(-1, 2)), max_size=4),
+    st.lists(
+        st.tuples(
+            st.sampled_from(["good", "short", "holed", "error", "preview", "old"]),
+            NUMBERS,
+            st.integers(-1, 2),
+        ),
+        max_size=4,
+    ),
     max_size=40,
 )
 
 
 @settings(deadline=None, max_examples=100)
 @given(moves=MOVES, limits=LIMITS, mode=st.sampled_from(["open-loop", "prefetch", "anytime"]), start=STARTS)
-def test_whatever_a_policy_answers_the_plant_gets_commands_within_the_limits(moves, limits, mode, start) -> None:  # type: ignore[no-untyped-def]
+def test_whatever_a_policy_returns_commands_stay_within_the_limits(moves, limits, mode, start) -> None:  # type: ignore[no-untyped-def]
     commands: list[np.ndarray] = []
     records: list[Tick] = []
 
@@ -173,7 +211,7 @@ def test_whatever_a_policy_answers_the_plant_gets_commands_within_the_limits(mov
         mode=mode,
         limits=limits,
         clock=SimulatedClock(),
-        asker=lambda *_: Adversary(moves),
+        make_runner=lambda *_: Adversary(moves),
         on_tick=lambda tick, _: records.append(tick),
     )
     result = loop.run_episode(0)
@@ -191,66 +229,76 @@ def test_whatever_a_policy_answers_the_plant_gets_commands_within_the_limits(mov
 
 
 def test_an_action_within_every_limit_passes_untouched() -> None:
-    guard = SafetyFilter(CONTRACT)
+    safety = SafetyFilter(CONTRACT)
     action = np.array([0.4, 2.9, 0.9], np.float32)
-    verdict = guard.command(action)
-    assert (verdict.fresh, verdict.reason) == (True, "")
+    verdict = safety.command(action)
+    assert (verdict.fresh, verdict.reason) == (True, None)
     assert verdict.command.tobytes() == action.tobytes()
 
 
 @pytest.mark.parametrize(
-    ("action", "age", "reason"),
+    ("action", "age", "kind", "text"),
     [
-        ([0.4, np.nan, 0.5], 0.0, "not an action"),
-        ([0.4, 0.0], 0.0, "not an action"),
-        ([1.5, 0.0, 0.5], 0.0, "dx 1.5 out of bounds"),
-        ([0.7, 0.0, 0.5], 0.0, "dx changes by 0.7, its rate limit is 0.5"),
-        ([0.0, 0.0, 0.5], 0.5, "observation too old"),
+        ([0.4, np.nan, 0.5], 0.0, "not an action", "not an action"),
+        ([0.4, 0.0], 0.0, "not an action", "not an action"),
+        ([1.5, 0.0, 0.5], 0.0, "dx out of bounds", "dx 1.5 out of bounds"),
+        ([0.7, 0.0, 0.5], 0.0, "dx above its rate limit", "dx changes by 0.7, its rate limit is 0.5"),
+        ([0.0, 0.0, 0.5], 0.5, "observation too old", "observation too old"),
     ],
 )
-def test_an_action_beyond_a_limit_is_refused_and_named(action: list[float], age: float, reason: str) -> None:
+def test_an_action_beyond_a_limit_is_rejected_and_the_limit_named(
+    action: list[float], age: float, kind: str, text: str
+) -> None:
     verdict = SafetyFilter(CONTRACT).command(np.array(action, np.float32), age)
-    assert (verdict.fresh, verdict.reason) == (False, reason)
+    assert (verdict.fresh, verdict.reason) == (False, (kind, text))
 
 
 def test_clamping_goes_to_the_nearest_allowed_command_and_says_so() -> None:
-    verdict = SafetyFilter(CONTRACT, Limits(on_violation="clamp")).command(np.array([1.5, 9.0, 0.5], np.float32))
+    verdict = SafetyFilter(CONTRACT, Limits(on_violation="clamp")).command(
+        np.array([1.5, 9.0, 0.5], np.float32)
+    )
     assert verdict.command.tolist() == [0.5, 3.0, 0.5]
     assert verdict.fresh
-    assert verdict.reason == "clamped: dx 1.5 out of bounds"
+    assert verdict.reason == ("dx out of bounds", "clamped: dx 1.5 out of bounds")
 
 
 def test_rates_are_never_tighter_than_what_the_data_showed() -> None:
     assert SafetyFilter(make_contract()).rate.tolist() == [0.5, 1.0, 0.8]
-    # Data that hardly moves a dimension does not freeze it, and quantiles without the maximum limit nothing.
+    # A dimension that hardly moves in the data may still move; without the data's maximum there is no limit.
     assert SafetyFilter(make_contract((0.0, 0.5, 0.4))).rate.tolist() == [pytest.approx(0.2), 1.0, 0.8]
     assert np.isinf(SafetyFilter(make_contract(levels=(0.0, 0.5, 0.99))).rate).all()
 
 
-def test_decisions_pass_the_gate_or_are_refused_with_the_reason() -> None:
+def test_decisions_pass_the_gate_or_are_rejected_with_the_reason() -> None:
     least, most = gate_from_calibration(CONTRACT, 0.25)
     assert (least, most) == (-7.5, 2.5)
-    guard = SafetyFilter(CONTRACT, Limits(min_value=least, max_spread=most))
+    safety = SafetyFilter(CONTRACT, Limits(min_value=least, max_spread=most))
     chunk = np.zeros((H, 3))
-    assert guard.needs_value
-    assert guard.refuse_decision(chunk, -7.0, 2.0) is None
-    assert guard.refuse_decision(chunk, -8.0, 2.0) == "V -8 below -7.5"
-    assert guard.refuse_decision(chunk, -7.0, 3.0) == "spread 3 above 2.5"
-    assert guard.refuse_decision(chunk, np.nan, 3.0) == "V nan below -7.5"
-    assert guard.refuse_decision(chunk, None, None) == "V not given below -7.5"
-    assert guard.refuse_decision(chunk[:2], -7.0, 2.0) == f"a chunk of shape [2, 3] instead of [{H}, 3]"
+    assert safety.needs_value
+    assert safety.reject_decision(chunk, -7.0, 2.0) is None
+    assert text(safety.reject_decision(chunk, -8.0, 2.0)) == "V -8 below -7.5"
+    assert text(safety.reject_decision(chunk, -7.0, 3.0)) == "spread 3 above 2.5"
+    assert text(safety.reject_decision(chunk, np.nan, 3.0)) == "V nan below -7.5"
+    assert text(safety.reject_decision(chunk, None, None)) == "V not given below -7.5"
+    assert (
+        text(safety.reject_decision(chunk[:2], -7.0, 2.0)) == f"a chunk of shape [2, 3] instead of [{H}, 3]"
+    )
     chunk[1, 1] = np.inf
-    assert guard.refuse_decision(chunk, -7.0, 2.0) == "a chunk with NaN or infinity"
+    assert text(safety.reject_decision(chunk, -7.0, 2.0)) == "a chunk with NaN or infinity"
     with pytest.raises(ContractError, match="from 0 to below"):
         gate_from_calibration(CONTRACT, 0.5)
 
 
-def test_outside_its_box_the_plant_holds() -> None:
-    guard = SafetyFilter(CONTRACT, Limits(observations={"position": ObservationLimit(low=(0.0, 0.0), high=(1.0, 1.0))}))
-    assert guard.refuse_observation({"position": np.array([0.5, 1.0])}) is None
-    assert guard.refuse_observation({"position": np.array([0.5, 1.1])}) == "position outside its box"
-    assert guard.refuse_observation({"position": np.array([0.5, np.nan])}) == "position outside its box"
-    assert guard.refuse_observation({}) == "no measurement of position"
+def test_an_observation_outside_its_box_is_rejected() -> None:
+    safety = SafetyFilter(
+        CONTRACT, Limits(observations={"position": ObservationLimit(low=(0.0, 0.0), high=(1.0, 1.0))})
+    )
+    assert safety.reject_observation({"position": np.array([0.5, 1.0])}) is None
+    assert text(safety.reject_observation({"position": np.array([0.5, 1.1])})) == "position outside its box"
+    assert (
+        text(safety.reject_observation({"position": np.array([0.5, np.nan])})) == "position outside its box"
+    )
+    assert text(safety.reject_observation({})) == "no measurement of position"
 
 
 def test_a_resting_command_outside_the_limits_is_refused() -> None:
@@ -287,7 +335,7 @@ def test_the_success_rate_counts_once_a_hundred_ticks_are_in() -> None:
     assert "only 80% of the last 100 ticks" in watchdog.fault.reason
 
 
-def test_a_second_of_silence_is_enough_at_a_low_rate_and_counting_never_latches() -> None:
+def test_one_second_without_action_latches_and_without_latch_faults_are_counted() -> None:
     assert Watchdog(Limits(), 10.0).max_holds == 10
     assert Watchdog(Limits(), 100.0).max_holds == 20
     counting = Watchdog(Limits(max_consecutive_holds=2), 20.0, latch=False)

@@ -1,4 +1,4 @@
-"""The engine on the tiny bundle's real graphs, with time from an injected clock."""
+"""The engine with the real graphs of the tiny bundle, on an injected clock."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ class Clock:
 
 
 class KnownCosts(CostModel):
-    """Costs that are what they are said to be."""
+    """Fixed durations."""
 
-    def expect(self, kind: str, rows: int) -> float:
+    def p90(self, kind: str, rows: int) -> float:
         return {"step": STEP, "value": VALUE, "unrolled": UNROLLED, "encode": 0.0}[kind]
 
-    least = expect
+    p10 = p90
 
 
 @pytest.fixture(scope="module")
@@ -58,11 +58,11 @@ def finish(engine: Engine, jobs: list[Job]) -> list[Event]:
 
 
 def decisions(events: list[Event]) -> dict[int, Done]:
-    return {event.job.ticket: event for event in events if isinstance(event, Done)}
+    return {event.job.reply_context: event for event in events if isinstance(event, Done)}
 
 
 def ticking(model: Model, clock: Clock, monkeypatch: pytest.MonkeyPatch, *, unrolled: bool = True) -> Engine:
-    """An engine whose refinement steps and values take the known time on the clock."""
+    """An engine whose steps and values advance the clock by the fixed durations."""
 
     def taking(seconds: float, work: Callable[..., object]) -> Callable[..., object]:
         def timed(*arguments: object) -> object:
@@ -84,7 +84,11 @@ def test_a_decision_has_the_same_bytes_alone_in_a_batch_and_unrolled(model: Mode
     for i, o in enumerate(options):
         alone = decisions(finish(Engine(model, unrolled=False), [job(model, i, **o)]))[i]
         assert alone.actions.tobytes() == together[i].actions.tobytes()
-        assert (alone.value, alone.spread, alone.candidate) == (together[i].value, together[i].spread, together[i].candidate)
+        assert (alone.value, alone.spread, alone.candidate) == (
+            together[i].value,
+            together[i].spread,
+            together[i].candidate,
+        )
     plain = decisions(finish(Engine(model), [job(model, 3)]))[3]
     stepped = decisions(finish(Engine(model, unrolled=False), [job(model, 3)]))[3]
     assert plain.actions.tobytes() == stepped.actions.tobytes()
@@ -99,7 +103,7 @@ def test_requests_join_and_leave_between_two_steps(model: Model) -> None:
     order, rows = [], []
     while engine.busy:
         before = engine.rows
-        order += [event.job.ticket for event in engine.step()]
+        order += [event.job.reply_context for event in engine.step()]
         rows.append(engine.rows - before)
     flow_steps = model.contract.F
     assert order == [0, 1]
@@ -108,9 +112,9 @@ def test_requests_join_and_leave_between_two_steps(model: Model) -> None:
     assert late.deltas == tuple(delta for _, delta in model.schedule)
 
 
-def test_more_rows_than_a_step_takes_wait_and_the_earliest_due_go_first(model: Model) -> None:
+def test_rows_beyond_one_step_wait_and_the_earliest_deadline_goes_first(model: Model) -> None:
     engine = Engine(model, max_rows=2, unrolled=False)
-    order = [e.job.ticket for e in finish(engine, [job(model, i, due=1e9 - i) for i in range(4)])]
+    order = [e.job.reply_context for e in finish(engine, [job(model, i, due=1e9 - i) for i in range(4)])]
     assert sorted(order[:2]) == [2, 3]
     assert sorted(order[2:]) == [0, 1]
 
@@ -125,7 +129,9 @@ def test_a_stream_has_a_usable_action_after_every_step(model: Model) -> None:
         assert ((event.actions >= low - 1e-6) & (event.actions <= high + 1e-6)).all()
         assert event.value is not None
     assert isinstance(events[-1], Done)
-    assert events[-1].actions.tobytes() == decisions(finish(Engine(model), [job(model, 5)]))[5].actions.tobytes()
+    assert (
+        events[-1].actions.tobytes() == decisions(finish(Engine(model), [job(model, 5)]))[5].actions.tobytes()
+    )
 
 
 def test_pruning_keeps_the_candidates_of_highest_value(model: Model) -> None:
@@ -134,7 +140,7 @@ def test_pruning_keeps_the_candidates_of_highest_value(model: Model) -> None:
     assert [(k, len(kept)) for k, kept in pruned.pruned] == [(2, 3), (5, 1)]
     assert done.candidate in pruned.pruned[1][1]
     assert set(pruned.pruned[1][1]) <= set(pruned.pruned[0][1])
-    # The partial actions after two steps, judged by hand.
+    # V of the partial actions after two steps, computed without the engine.
     features = np.repeat(model.encode(pruned.fields), 8, axis=0)
     from rql_deploy.seeding import flow_noise
 
@@ -145,10 +151,12 @@ def test_pruning_keeps_the_candidates_of_highest_value(model: Model) -> None:
     assert set(pruned.pruned[0][1]) == set(np.argsort(-values)[:3].tolist())
 
 
-def test_time_pressure_costs_candidates_first_then_v_then_steps(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_short_budget_drops_candidates_then_v_then_steps(
+    model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
     flow_steps = model.contract.F
     everything = flow_steps * STEP + VALUE + REPLY_MARGIN
-    for left, compared, judged, steps in (
+    for left, scored, has_value, steps in (
         (everything + 1e-6, 8, True, flow_steps),
         (everything - 1e-4, 1, False, flow_steps),
         (4.5 * STEP + REPLY_MARGIN, 1, False, 4),
@@ -158,13 +166,19 @@ def test_time_pressure_costs_candidates_first_then_v_then_steps(model: Model, mo
             clock = Clock()
             engine = ticking(model, clock, patch, unrolled=False)
             done = decisions(finish(engine, [job(model, 1, due=100.0 + left, candidates=8, value=True)]))[1]
-        assert (done.compared, done.value is not None, len(done.deltas)) == (compared, judged, steps)
+        assert (done.candidates_scored, done.value is not None, len(done.deltas)) == (
+            scored,
+            has_value,
+            steps,
+        )
         assert sum(done.deltas) == pytest.approx(1.0)
         assert clock.now <= 100.0 + left
         assert np.isfinite(done.actions).all()
 
 
-def test_a_budget_spent_in_the_queue_costs_nothing(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_request_that_expires_in_the_queue_is_not_computed(
+    model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
     clock = Clock()
     engine = ticking(model, clock, monkeypatch)
     events = finish(engine, [job(model, 1, due=99.0), job(model, 2, due=100.0 + STEP / 2)])
@@ -172,7 +186,9 @@ def test_a_budget_spent_in_the_queue_costs_nothing(model: Model, monkeypatch: py
     assert (len(events), engine.steps, clock.now) == (2, 0, 100.0)
 
 
-def test_a_decision_that_is_overtaken_by_time_leaves_with_its_latest_preview(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_latest_preview_is_returned_when_time_runs_out(
+    model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
     clock = Clock()
     engine = ticking(model, clock, monkeypatch)
     engine.submit(job(model, 1, due=100.0 + 20 * STEP, stream=True))
@@ -186,29 +202,38 @@ def test_a_decision_that_is_overtaken_by_time_leaves_with_its_latest_preview(mod
     assert sum(done.deltas) == pytest.approx(1.0)
 
 
-def test_those_who_wait_for_nothing_in_between_share_one_unrolled_call(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_requests_that_need_no_single_steps_share_one_unrolled_call(
+    model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def crowd() -> list[Job]:
         plain = [job(model, number, candidates=1 + number % 3, value=number % 2 == 0) for number in range(6)]
         return [*plain, job(model, 6, due=200.0)]
 
     stepwise = decisions(finish(Engine(model, unrolled=False, clock=Clock()), crowd()))
     calls: list[int] = []
-    judged: list[int] = []
+    scored: list[int] = []
     real, value = model.unrolled, model.value
-    monkeypatch.setattr(model, "value", lambda features, x, f: judged.append(len(x)) or value(features, x, f))
-    monkeypatch.setattr(model, "unrolled", lambda fields, noise: calls.append(len(noise)) or real(fields, noise))
+    monkeypatch.setattr(model, "value", lambda features, x, f: scored.append(len(x)) or value(features, x, f))
+    monkeypatch.setattr(
+        model, "unrolled", lambda fields, noise: calls.append(len(noise)) or real(fields, noise)
+    )
     together = decisions(finish(Engine(model, clock=Clock()), crowd()))
-    assert (calls, judged) == ([13], [11]), "only those who asked are judged"
+    assert (calls, scored) == ([13], [11]), "V is computed only for jobs that need it"
     assert len(together) == 7
     assert together.keys() == stepwise.keys()
     for number, done in together.items():
         other = stepwise[number]
         assert done.actions.tobytes() == other.actions.tobytes()
-        assert (done.candidate, done.compared, done.value, done.spread) == (other.candidate, other.compared, other.value, other.spread)
+        assert (done.candidate, done.candidates_scored, done.value, done.spread) == (
+            other.candidate,
+            other.candidates_scored,
+            other.value,
+            other.spread,
+        )
         assert done.deltas == other.deltas
 
 
-def test_more_rows_than_an_unrolled_call_takes_wait_for_the_next_one(model: Model) -> None:
+def test_rows_beyond_one_unrolled_call_wait_for_the_next(model: Model) -> None:
     engine = Engine(model, clock=Clock())
     for number in range(20):
         engine.submit(job(model, number, due=500.0 - number))
@@ -218,17 +243,17 @@ def test_more_rows_than_an_unrolled_call_takes_wait_for_the_next_one(model: Mode
     assert not engine.busy
 
 
-def test_many_candidates_get_their_turn_beside_small_requests(model: Model) -> None:
+def test_a_request_with_many_candidates_does_not_starve(model: Model) -> None:
     engine = Engine(model, clock=Clock())
     engine.submit(job(model, 99, candidates=32))
     for number in range(3 * model.contract.F):
         engine.submit(job(model, number))
         if 99 in decisions(engine.step()):
             return
-    raise AssertionError("the request with 32 candidates never came to its turn")
+    raise AssertionError("the request with 32 candidates was never computed")
 
 
-def test_a_request_without_a_deadline_has_its_turn_in_a_crowd_with_deadlines(model: Model) -> None:
+def test_a_request_without_a_deadline_does_not_starve(model: Model) -> None:
     clock = Clock()
     engine = Engine(model, clock=clock)
     engine.submit(job(model, 99, candidates=16))
@@ -237,10 +262,12 @@ def test_a_request_without_a_deadline_has_its_turn_in_a_crowd_with_deadlines(mod
         if 99 in decisions(engine.step()):
             return
         clock.now += 0.1
-    raise AssertionError("it never came to its turn")
+    raise AssertionError("the request without a deadline was never computed")
 
 
-def test_who_was_urgent_a_moment_ago_keeps_others_interruptible(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_after_an_urgent_request_others_run_in_single_steps_for_a_while(
+    model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
     clock = Clock()
     engine = ticking(model, clock, monkeypatch)
     assert len(decisions(finish(engine, [job(model, 1, due=100.0 + 2 * UNROLLED)]))) == 1
@@ -254,12 +281,14 @@ def test_who_was_urgent_a_moment_ago_keeps_others_interruptible(model: Model, mo
     assert len(engine.step()) == 2
 
 
-def test_an_urgent_request_is_not_held_up_by_a_crowd(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_urgent_request_does_not_wait_for_a_large_batch(
+    model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
     class Crowded(KnownCosts):
-        def expect(self, kind: str, rows: int) -> float:
-            return 0.010 if kind == "step" and rows > 4 else super().expect(kind, rows)
+        def p90(self, kind: str, rows: int) -> float:
+            return 0.010 if kind == "step" and rows > 4 else super().p90(kind, rows)
 
-        least = KnownCosts.expect
+        p10 = KnownCosts.p90
 
     monkeypatch.setattr(model, "costs", Crowded())
     clock = Clock()
@@ -271,7 +300,7 @@ def test_an_urgent_request_is_not_held_up_by_a_crowd(model: Model, monkeypatch: 
     rows = engine.rows
     events = engine.step()
     assert engine.rows - rows == 1
-    while engine.busy and not any(event.job.ticket == 99 for event in events):
+    while engine.busy and not any(event.job.reply_context == 99 for event in events):
         events = engine.step()
     assert isinstance(events[0], Done)
     rest = decisions(events + finish(engine, []))
@@ -279,20 +308,20 @@ def test_an_urgent_request_is_not_held_up_by_a_crowd(model: Model, monkeypatch: 
     assert rest[4].actions.tobytes() == alone.actions.tobytes()
 
 
-def test_given_deltas_are_followed_to_the_letter(model: Model) -> None:
+def test_given_deltas_are_used_exactly(model: Model) -> None:
     short = job(model, 1, deltas=(0.25, 0.25, 0.5))
     done = decisions(finish(Engine(model), [short]))[1]
     assert done.deltas == (0.25, 0.25, 0.5)
 
 
-def test_costs_forget_a_hiccup_and_follow_a_change() -> None:
+def test_durations_ignore_a_hiccup_and_follow_a_change() -> None:
     costs = CostModel()
     for i in range(200):
         costs.observe("step", 4, 0.050 if i % 50 == 0 else 0.001)
-    assert costs.expect("step", 4) == pytest.approx(0.001)
-    assert costs.expect("step", 3) == pytest.approx(0.001)
-    assert costs.expect("step", 16) == pytest.approx(0.004)
+    assert costs.p90("step", 4) == pytest.approx(0.001)
+    assert costs.p90("step", 3) == pytest.approx(0.001)
+    assert costs.p90("step", 16) == pytest.approx(0.004)
     for _ in range(100):
         costs.observe("step", 4, 0.002)
-    assert costs.expect("step", 4) == pytest.approx(0.002)
-    assert costs.expect("value", 1) == 0.0
+    assert costs.p90("step", 4) == pytest.approx(0.002)
+    assert costs.p90("value", 1) == 0.0

@@ -1,4 +1,4 @@
-"""Who may drive, and what strangers can do."""
+"""Keys, quotas, and what malformed messages can do."""
 
 from __future__ import annotations
 
@@ -7,17 +7,16 @@ import random
 import time
 from pathlib import Path
 
-import msgpack
 import numpy as np
 import pytest
 import zmq
 
 from rql_deploy.errors import DeadlineMissed, UserError
 from rql_deploy.runtime.client import RemotePolicy, ServerError
-from rql_deploy.runtime.wire import protocol
 from rql_deploy.runtime.wire.keys import new_client, revoke
 from tests.helpers.commands import assert_refused, cli
 from tests.helpers.servers import observation, serving
+from tests.helpers.wire import raw_header, raw_message, read_header
 
 MALFORMED = int(os.environ.get("RQL_DEPLOY_FUZZ", "2000"))
 """Malformed messages at a live server; `RQL_DEPLOY_FUZZ=20000` for a long run."""
@@ -29,7 +28,10 @@ def test_keys_are_made_listed_and_revoked_by_name(tmp_path: Path) -> None:
     assert cli("keys", "new", "arm2", "--keys", keys).exit_code == 0
     for path in keys.rglob("*"):
         assert path.stat().st_mode & 0o077 == 0, path
-    assert [line.split()[0] for line in cli("keys", "list", "--keys", keys).output.splitlines()] == ["arm1", "arm2"]
+    assert [line.split()[0] for line in cli("keys", "list", "--keys", keys).output.splitlines()] == [
+        "arm1",
+        "arm2",
+    ]
     assert_refused(cli("keys", "new", "arm1", "--keys", keys), "has a key for 'arm1' already")
     assert_refused(cli("keys", "new", "../arm", "--keys", keys), "cannot name a client")
     assert_refused(cli("keys", "revoke", "arm3", "--keys", keys), "has no client 'arm3'")
@@ -65,7 +67,7 @@ def test_keys_that_others_can_read_are_refused(bundle: Path, tmp_path: Path) -> 
     assert_refused(cli("serve", bundle, "--keys", tmp_path / "none"), "is not a key file")
 
 
-def test_one_client_cannot_take_more_than_its_share(bundle: Path) -> None:
+def test_a_client_beyond_its_rate_is_rejected_and_others_are_served(bundle: Path) -> None:
     with serving(bundle, "--max-rate", "50") as (address, _), RemotePolicy.connect(address) as greedy:
         codes = []
         for _ in range(60):
@@ -83,7 +85,10 @@ def malformed(random_source: random.Random, good: list[bytes]) -> list[bytes]:
     frames = [bytearray(frame) for frame in good]
     kind = random_source.randrange(7)
     if kind == 0:
-        return [random_source.randbytes(random_source.randrange(300)) for _ in range(random_source.randrange(1, 6))]
+        return [
+            random_source.randbytes(random_source.randrange(300))
+            for _ in range(random_source.randrange(1, 6))
+        ]
     if kind == 1:
         frames[0][random_source.randrange(len(frames[0]))] = random_source.randrange(256)
     elif kind == 2:
@@ -92,31 +97,49 @@ def malformed(random_source: random.Random, good: list[bytes]) -> list[bytes]:
         frames += [bytearray(b"x")] * random_source.randrange(1, 80)
     elif kind == 4:
         values = [None, -1, 2**63, 1e300, "x", [], {}, True, b"\xff", [[1, 2]], [0.5, 0.5]]
-        keys = ["budget", "candidates", "seed", "value", "stream", "prune", "deltas", "first", "bundle", "contract", "id", "op", "f", "x"]
+        keys = [
+            "budget",
+            "candidates",
+            "seed",
+            "value",
+            "stream",
+            "prune",
+            "deltas",
+            "first",
+            "bundle",
+            "contract",
+            "id",
+            "op",
+            "f",
+            "x",
+        ]
         entries = {random_source.choice(keys): random_source.choice(values) for _ in range(3)}
-        frames[0] = bytearray(msgpack.packb({**msgpack.unpackb(bytes(good[0])), **entries}))
+        frames[0] = bytearray(raw_header(**{**read_header(good[0]), **entries}))
     elif kind == 5:
         frames[-1][:] = np.full(len(frames[-1]) // 4, np.nan, np.float32).tobytes()
     else:
         operations = ["refine", "value", "hello", "stats", "reset", "eval", 7]
-        frames[0] = bytearray(msgpack.packb({**msgpack.unpackb(bytes(good[0])), "op": random_source.choice(operations)}))
+        frames[0] = bytearray(raw_header(**{**read_header(good[0]), "op": random_source.choice(operations)}))
     return [bytes(frame) for frame in frames]
 
 
 def final_reply(socket: zmq.Socket[bytes]) -> bool:
     """Take one reply; False for a preview: a mutation can turn a request into a streamed one."""
-    header = msgpack.unpackb(socket.recv_multipart()[0])
+    header = read_header(socket.recv_multipart()[0])
     assert isinstance(header["ok"], bool)
     return bool(header.get("last", True))
 
 
-def test_malformed_messages_cost_a_well_behaved_client_nothing(bundle: Path) -> None:
+def test_malformed_messages_do_not_affect_other_clients(bundle: Path) -> None:
     source = random.Random(0)
-    with serving(bundle, "--max-rate", "1000000") as (address, process), RemotePolicy.connect(address) as policy:
+    with (
+        serving(bundle, "--max-rate", "1000000") as (address, process),
+        RemotePolicy.connect(address) as policy,
+    ):
         sample = observation(policy.contract, 1)
         expected = policy.act(sample, seed=1).actions
         fields = {name: value.astype(np.float32) for name, value in sample.items()}
-        good = [bytes(frame) for frame in protocol.encode({"v": 1, "id": 1, "epoch": 1, "op": "act"}, fields)]
+        good = raw_message({"v": 1, "id": 1, "epoch": 1, "op": "act"}, fields)
         with zmq.Context() as context, context.socket(zmq.DEALER) as socket:
             socket.linger = 0
             socket.connect(address)
@@ -133,7 +156,7 @@ def test_malformed_messages_cost_a_well_behaved_client_nothing(bundle: Path) -> 
         assert process.poll() is None
 
 
-def test_a_huge_frame_ends_its_senders_connection_and_nothing_else(bundle: Path) -> None:
+def test_a_huge_frame_ends_only_its_senders_connection(bundle: Path) -> None:
     with serving(bundle) as (address, process), RemotePolicy.connect(address) as policy:
         before = int(Path(f"/proc/{process.pid}/statm").read_text().split()[1])
         with zmq.Context() as context, context.socket(zmq.DEALER) as socket:

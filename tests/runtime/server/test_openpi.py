@@ -30,6 +30,9 @@ def test_the_stock_client_drives_our_policy(bundle: Path) -> None:
         with pytest.raises(RuntimeError, match="lacks field 'observation'"):
             policy.infer({"state": np.zeros(4)})
         # Another robot goes on while the first one is gone, and a web page is turned away.
-        assert WebsocketClientPolicy("127.0.0.1", port).infer(observation(contract))["actions"].shape[0] == contract.h
+        assert (
+            WebsocketClientPolicy("127.0.0.1", port).infer(observation(contract))["actions"].shape[0]
+            == contract.h
+        )
         with pytest.raises(InvalidStatus):
             connect(f"ws://127.0.0.1:{port}", origin="http://somewhere.example")  # type: ignore[arg-type]

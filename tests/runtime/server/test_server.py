@@ -1,6 +1,5 @@
 """A real client against a real server in its own process."""
 
-import dataclasses
 import os
 import signal
 import subprocess
@@ -9,7 +8,7 @@ import threading
 import time
 from pathlib import Path
 
-import msgpack
+import msgspec
 import numpy as np
 import pytest
 import zmq
@@ -17,22 +16,13 @@ import zmq
 from rql_deploy.bundle.bundle import Bundle
 from rql_deploy.errors import ContractError, DeadlineMissed, UserError
 from rql_deploy.runtime.client import RemotePolicy, ServerError
-from rql_deploy.runtime.client.session import Agreement
+from rql_deploy.runtime.client.channel import Channel, read_reply
+from rql_deploy.runtime.client.session import Session
 from rql_deploy.runtime.engine.onnx_policy import OnnxPolicy
-from rql_deploy.runtime.wire import protocol
+from rql_deploy.runtime.wire import headers, protocol
 from tests.helpers.commands import assert_refused, cli, run_cli
 from tests.helpers.servers import observation, serving
-
-
-def raw_call(endpoint: str, frames: list[bytes]) -> dict[str, object]:
-    """Send frames as they are and return the reply's header."""
-    with zmq.Context() as context, context.socket(zmq.DEALER) as socket:
-        socket.linger = 0
-        socket.connect(endpoint)
-        socket.send_multipart(frames)
-        assert socket.poll(5000), "no reply"
-        header: dict[str, object] = msgpack.unpackb(socket.recv_multipart()[0])
-        return header
+from tests.helpers.wire import raw_call, raw_header, raw_message, read_header
 
 
 def test_decisions_over_the_socket_have_the_same_bytes_as_in_process(bundle: Path, endpoint: str) -> None:
@@ -81,24 +71,26 @@ def test_a_plant_that_differs_from_the_contract_is_refused_at_connect(endpoint: 
     with RemotePolicy.connect(endpoint) as policy:
         plant = policy.contract.plant
     RemotePolicy.connect(endpoint, plant=plant).close()
-    slower = dataclasses.replace(plant, control_rate=10.0)
+    slower = msgspec.structs.replace(plant, control_rate=10.0)
     with pytest.raises(ContractError, match="control rate is 10 Hz instead of 20 Hz"):
         RemotePolicy.connect(endpoint, plant=slower)
-    absolute = dataclasses.replace(plant, actions=(dataclasses.replace(plant.actions[0], mode="absolute"), *plant.actions[1:]))
+    absolute = msgspec.structs.replace(
+        plant, actions=(msgspec.structs.replace(plant.actions[0], mode="absolute"), *plant.actions[1:])
+    )
     with pytest.raises(ContractError, match="mode 'absolute' instead of 'delta'"):
         RemotePolicy.connect(endpoint, plant=absolute)
-    renamed = dataclasses.replace(plant, fields=(dataclasses.replace(plant.fields[0], name="state"),))
+    renamed = msgspec.structs.replace(plant, fields=(msgspec.structs.replace(plant.fields[0], name="state"),))
     with pytest.raises(ContractError, match="observation fields observation are missing"):
         RemotePolicy.connect(endpoint, plant=renamed)
 
 
 def test_malformed_messages_get_an_error_code_and_the_server_goes_on(endpoint: str) -> None:
     def header(**entries: object) -> bytes:
-        return bytes(msgpack.packb({"v": 1, "id": 1, "epoch": 1, **entries}))
+        return raw_header(v=1, id=1, epoch=1, **entries)
 
     cases = {
         "bad_header": [b"\xc1garbage"],
-        "version": [msgpack.packb({"v": 99, "id": 1, "op": "ping"})],
+        "version": [raw_header(v=99, id=1, op="ping")],
         "unknown_operation": [header(op="eval")],
         "bad_array": [header(op="act", arrays=[["observation", "float32", [4]]]), b"123"],
         "bad_request": [header(op="act", candidates=10**9)],
@@ -113,7 +105,9 @@ def test_malformed_messages_get_an_error_code_and_the_server_goes_on(endpoint: s
         policy.act(observation(policy.contract))
 
 
-def test_a_stopped_server_makes_the_call_raise_at_its_deadline_and_late_replies_are_never_returned(bundle: Path) -> None:
+def test_a_stopped_server_makes_the_call_raise_at_its_deadline_and_late_replies_are_never_returned(
+    bundle: Path,
+) -> None:
     with serving(bundle) as (address, process), RemotePolicy.connect(address) as policy:
         first = observation(policy.contract, 1)
         expected = policy.act(observation(policy.contract, 2), seed=2).actions
@@ -125,33 +119,35 @@ def test_a_stopped_server_makes_the_call_raise_at_its_deadline_and_late_replies_
         process.send_signal(signal.SIGCONT)
         # The deadline held: generous on a busy machine, but far from hanging.
         assert 0.15 < waited < 2.0
-        assert np.array_equal(policy.act(observation(policy.contract, 2), seed=2, deadline=5.0).actions, expected)
+        assert np.array_equal(
+            policy.act(observation(policy.contract, 2), seed=2, deadline=5.0).actions, expected
+        )
 
 
 def test_a_late_reply_is_counted_and_dropped() -> None:
-    """A stand-in server that answers the first request only after the second, which no real server of ours does on demand."""
+    """A stand-in server that answers the first request only after the second."""
     context = zmq.Context()
     router = context.socket(zmq.ROUTER)
     port = router.bind_to_random_port("tcp://127.0.0.1")
 
+    def counts(number: int) -> dict[str, object]:
+        return {"requests": number, "errors": 0, "ready": True}
+
     def answer() -> None:
         first, second = router.recv_multipart(), router.recv_multipart()
         for client, body in (first, second):
-            asked = msgpack.unpackb(body)
-            router.send_multipart(
-                [client, msgpack.packb({"v": 1, "id": asked["id"], "epoch": asked["epoch"], "ok": True, "n": asked["n"]})]
-            )
+            asked = read_header(body)
+            reply = raw_message({"v": 1, "id": asked["id"], "epoch": asked["epoch"], "ok": True, **counts(asked["id"])})
+            router.send_multipart([client, *reply])
 
     thread = threading.Thread(target=answer)
     thread.start()
-    from rql_deploy.runtime.client.channel import Channel
-
     channel = Channel(f"tcp://127.0.0.1:{port}")
     try:
         with pytest.raises(DeadlineMissed):
-            channel.call({"op": "ping", "n": 1}, {}, 0.05)
-        reply, _ = channel.call({"op": "ping", "n": 2}, {}, 5.0)
-        assert reply["n"] == 2
+            channel.call(headers.Ping(), {}, 0.05)
+        reply, _ = channel.call(headers.Ping(), {}, 5.0)
+        assert (reply.id, reply.requests) == (2, 2)
         assert channel.stale_replies == 1
     finally:
         channel.close()
@@ -177,7 +173,9 @@ def test_two_clients_get_their_own_answers(endpoint: str) -> None:
             for seed in seeds:
                 results[seed] = policy.act(observation(policy.contract, seed), seed=seed).actions
 
-        threads = [threading.Thread(target=ask, args=args) for args in ((a, range(0, 20, 2)), (b, range(1, 20, 2)))]
+        threads = [
+            threading.Thread(target=ask, args=args) for args in ((a, range(0, 20, 2)), (b, range(1, 20, 2)))
+        ]
         for thread in threads:
             thread.start()
         for thread in threads:
@@ -190,14 +188,19 @@ def test_a_request_whose_budget_is_spent_in_the_queue_is_not_computed(bundle: Pa
     fields = {name: np.asarray(value, np.float32) for name, value in observation(contract).items()}
 
     def ask(number: int, **entries: object) -> list[bytes]:
-        return [bytes(f) for f in protocol.encode({"v": 1, "id": number, "epoch": 1, "op": "act", **entries}, fields)]
+        return raw_message({"v": 1, "id": number, "epoch": 1, "op": "act", **entries}, fields)
 
-    with serving(bundle) as (address, process), zmq.Context() as context, context.socket(zmq.DEALER) as socket:
+    with (
+        serving(bundle) as (address, process),
+        zmq.Context() as context,
+        context.socket(zmq.DEALER) as socket,
+    ):
         socket.linger = 0
         socket.connect(address)
-        socket.send_multipart([msgpack.packb({"v": 1, "id": 0, "epoch": 1, "op": "ping"})])
+        socket.send_multipart([raw_header(v=1, id=0, epoch=1, op="ping")])
         socket.recv_multipart()
-        # Stopped while they arrive, so that all of them are taken in together: a long one first, then one that cannot wait.
+        # Stopped while they arrive, so that all of them are taken in together: a long one first, then one
+        # that cannot wait.
         process.send_signal(signal.SIGSTOP)
         for _ in range(20):
             socket.send_multipart(ask(1, candidates=256, value=True))
@@ -205,7 +208,7 @@ def test_a_request_whose_budget_is_spent_in_the_queue_is_not_computed(bundle: Pa
         socket.send_multipart(ask(3, budget=60.0))
         time.sleep(0.2)
         process.send_signal(signal.SIGCONT)
-        replies = [msgpack.unpackb(socket.recv_multipart()[0]) for _ in range(22)]
+        replies = [read_header(socket.recv_multipart()[0]) for _ in range(22)]
     assert [r["ok"] for r in replies if r["id"] in (1, 3)] == [True] * 21
     assert [r.get("code") for r in replies if r["id"] == 2] == ["expired"]
 
@@ -221,7 +224,7 @@ def test_a_port_in_use_is_one_sentence(bundle: Path, endpoint: str) -> None:
     assert_refused(run_cli("serve", bundle, "--bind", endpoint), "cannot listen on", "another port")
 
 
-def test_the_network_is_refused_unless_typed_out(bundle: Path) -> None:
+def test_the_network_is_refused_without_keys_or_insecure(bundle: Path) -> None:
     for bind in ("tcp://*:5555", "tcp://0.0.0.0:5555", "tcp://192.168.1.5:5555", "tcp://[::]:5555"):
         assert_refused(cli("serve", bundle, "--bind", bind), "unencrypted", "--insecure")
     assert_refused(cli("serve", bundle, "--bind", "5555"), "tcp://HOST:PORT")
@@ -241,20 +244,27 @@ def test_the_server_stops_cleanly_on_sigterm_and_has_no_torch(bundle: Path) -> N
 def test_the_client_imports_little() -> None:
     code = "import sys; import rql_deploy.runtime.client; print(*sorted({m.partition('.')[0] for m in sys.modules}))"
     loaded = set(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split())
-    assert {"numpy", "zmq", "msgpack", "rql_deploy"} <= loaded
+    assert {"numpy", "zmq", "msgspec", "rql_deploy"} <= loaded
     assert not loaded & {"torch", "onnxruntime", "onnx", "gymnasium", "mujoco", "robosuite", "minari", "h5py", "click", "scipy"}
 
 
 def test_a_reply_that_is_no_action_chunk_is_an_error(bundle: Path) -> None:
     contract = Bundle.open(bundle).contract
-    agreement = Agreement(
-        "liar", ({"contract_id": contract.contract_id}, {"contract": np.frombuffer(contract.to_json().encode(), np.uint8)}), None
+    text = np.frombuffer(contract.to_json().encode(), np.uint8)
+    hello = headers.HelloReply(
+        server="liar", capabilities=[], bundle="", bundles={}, contract_id=contract.contract_id, records=False
     )
+    session = Session("liar", (hello, {"contract": text}), None)
     good = np.zeros((contract.h, contract.plant.action_dim), np.float32)
-    assert agreement.decision({"steps_used": 10, "seed": 0}, {"actions": good}, 0.0).steps_used == 10
+    reply = headers.ActReply(value=None, spread=None, steps_used=10, seed=0)
+    assert session.decision(reply, {"actions": good}, 0.0).steps_used == 10
     for wrong in ({}, {"actions": good + np.nan}, {"actions": good[:1]}, {"actions": good.astype(np.float64)}):
         with pytest.raises(ServerError, match="no finite action chunk"):
-            agreement.decision({"steps_used": 10, "seed": 0}, wrong, 0.0)
-    for reply in ({"steps_used": "many"}, {"seed": []}, {"deltas": 3}, {"value": "high"}):
-        with pytest.raises(ServerError, match="not protocol 1"):
-            agreement.decision(reply, {"actions": good}, 0.0)
+            session.decision(reply, wrong, 0.0)
+    head = headers.Head(ok=True)
+    right = {"ok": True, "value": None, "spread": None}
+    assert read_reply("liar", head, raw_header(**right), headers.ActReply).value is None
+    for entry in ({"steps_used": "many"}, {"seed": []}, {"deltas": 3}, {"value": "high"}):
+        with pytest.raises(ServerError, match="not protocol 1") as error:
+            read_reply("liar", head, raw_header(**{**right, **entry}), headers.ActReply)
+        assert error.value.code == "bad_reply"

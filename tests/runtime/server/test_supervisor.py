@@ -9,6 +9,7 @@ import socket
 import time
 from pathlib import Path
 
+import msgspec
 import pytest
 from openpi_client.websocket_client_policy import WebsocketClientPolicy
 
@@ -41,7 +42,10 @@ def test_workers_share_an_endpoint_and_one_that_dies_is_replaced(bundle: Path, t
         sample = observation(policies[0].contract, 1)
         expected = {policy.act(sample, seed=1).actions.tobytes() for policy in policies}
         assert len(expected) == 1
-        assert WebsocketClientPolicy("127.0.0.1", port).infer(sample)["actions"].shape == (policies[0].contract.h, 2)
+        assert WebsocketClientPolicy("127.0.0.1", port).infer(sample)["actions"].shape == (
+            policies[0].contract.h,
+            2,
+        )
         page = get(url + "/metrics")[1]
         assert 'rql_deploy_up{worker="0"} 1.0' in page
         assert 'rql_deploy_requests_total{operation="act",worker="1"}' in page
@@ -51,7 +55,8 @@ def test_workers_share_an_endpoint_and_one_that_dies_is_replaced(bundle: Path, t
         assert len(before) == 2
         os.kill(before[0], signal.SIGKILL)
         for policy in policies:
-            # A call that was on the dead one's connection raises at its deadline; the next goes to a worker that lives.
+            # A call that was on the dead one's connection raises at its deadline; the next goes to a worker
+            # that lives.
             start = time.monotonic()
             try:
                 decision = policy.act(sample, seed=1, deadline=0.5)
@@ -72,13 +77,14 @@ def test_workers_share_an_endpoint_and_one_that_dies_is_replaced(bundle: Path, t
         assert "1 workers were started again" in process.stdout.read()
 
 
-def test_a_bundle_is_exchanged_in_all_workers_and_none_comes_back_with_another(bundle: Path, successor: Path, tmp_path: Path) -> None:
-    import dataclasses
+def test_a_bundle_is_swapped_in_all_workers_and_a_restarted_one_serves_the_same(
+    bundle: Path, successor: Path, tmp_path: Path
+) -> None:
 
     place = tmp_path / "bundle"
     shutil.copytree(bundle, place)
     contract = Bundle.open(bundle).contract
-    slower = dataclasses.replace(contract, plant=dataclasses.replace(contract.plant, control_rate=10.0))
+    slower = msgspec.structs.replace(contract, plant=msgspec.structs.replace(contract.plant, control_rate=10.0))
     other = variant(bundle, tmp_path / "other", slower, scale=1.0)
     new_id = Bundle.open(successor).contract.contract_id
     with serving(place, "--workers", "2", "--bind", f"ipc://{tmp_path}/policy") as (address, process):
@@ -108,24 +114,30 @@ def test_a_bundle_is_exchanged_in_all_workers_and_none_comes_back_with_another(b
         assert process.wait(timeout=20) == 0
 
 
-def test_workers_end_with_the_process_that_watches_them(bundle: Path) -> None:
+def test_workers_end_with_the_supervisor(bundle: Path) -> None:
     with serving(bundle, "--workers", "2") as (_, process):
         workers = children(process.pid)
         process.kill()
         process.wait()
         deadline = time.monotonic() + 10
-        while any(Path(f"/proc/{pid}").exists() and "Z" not in Path(f"/proc/{pid}/stat").read_text().split()[2] for pid in workers):
+        while any(
+            Path(f"/proc/{pid}").exists() and "Z" not in Path(f"/proc/{pid}/stat").read_text().split()[2]
+            for pid in workers
+        ):
             assert time.monotonic() < deadline
             time.sleep(0.05)
 
 
 def test_what_workers_cannot_serve_is_one_sentence(bundle: Path, tmp_path: Path) -> None:
     assert_refused(cli("serve", tmp_path / "none", "--workers", "2", "--bind", "tcp://127.0.0.1:*"), "none")
-    with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(UserError, match=r"cannot listen on .*another port"):
+    with (
+        socket.create_server(("127.0.0.1", 0)) as taken,
+        pytest.raises(UserError, match=r"cannot listen on .*another port"),
+    ):
         listen(f"tcp://127.0.0.1:{taken.getsockname()[1]}")
     path = tmp_path / "policy"
     first, _ = listen(f"ipc://{path}")
     with pytest.raises(UserError, match="cannot listen"):
         listen(f"ipc://{path}")
     first.close()
-    listen(f"ipc://{path}")[0].close()  # what a killed server left behind is no obstacle
+    listen(f"ipc://{path}")[0].close()  # The socket file of a killed server is replaced.

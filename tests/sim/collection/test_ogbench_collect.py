@@ -13,7 +13,7 @@ import pytest
 from rql_deploy.errors import UserError
 from rql_deploy.sim.collection import ogbench_collect
 from rql_deploy.sim.collection.ogbench_collect import PlayData
-from rql_deploy.sim.demonstrators.ogbench_play import RECIPES, Player, cube_stays_visible, find_recipe
+from rql_deploy.sim.demonstrators.ogbench_play import RECIPES, PlayGenerator, cube_stays_visible, find_recipe
 from rql_deploy.sim.plants.ogbench_rewards import OGBenchRewards
 from rql_deploy.train.data.readers import open_store
 from rql_deploy.train.data.store import TransitionStore
@@ -28,13 +28,21 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     result = run_cli("collect", "ogbench:cube-single-play", "--episodes", 2, "--output", file, *SHORT)
     assert result.returncode == 0, result.stderr
     assert "22 transitions" in result.stdout and "data inspect" in result.stdout
-    assert sorted(entry.name for entry in file.parent.iterdir()) == ["cube-single-play-v0-val.npz", "cube-single-play-v0.npz"]
+    assert sorted(entry.name for entry in file.parent.iterdir()) == [
+        "cube-single-play-v0-val.npz",
+        "cube-single-play-v0.npz",
+    ]
     return file
 
 
 def test_ogbench_itself_loads_what_was_made(made: Path) -> None:
-    env, train, val = ogbench.make_env_and_datasets("cube-single-play-singletask-task3-v0", dataset_path=str(made))
-    assert train["observations"].shape == (22, *env.observation_space.shape) and val["actions"].shape == (11, 5)
+    env, train, val = ogbench.make_env_and_datasets(
+        "cube-single-play-singletask-task3-v0", dataset_path=str(made)
+    )
+    assert train["observations"].shape == (22, *env.observation_space.shape) and val["actions"].shape == (
+        11,
+        5,
+    )
     assert train["observations"].dtype == train["actions"].dtype == np.float32
     assert np.flatnonzero(train["terminals"]).tolist() == [10, 21]
     assert set(np.load(made).files) == {"observations", "actions", "terminals", "qpos", "qvel"}
@@ -45,13 +53,17 @@ def test_ogbench_itself_loads_what_was_made(made: Path) -> None:
 def test_states_belong_to_the_observations_beside_them(made: Path) -> None:
     arrays = np.load(made)
     # The cube's position is part of both, in the observation centred and in tenths of a metre.
-    assert np.allclose(arrays["observations"][:, 19:22] / 10 + [0.425, 0, 0], arrays["qpos"][:, 14:17], atol=1e-5)
+    assert np.allclose(
+        arrays["observations"][:, 19:22] / 10 + [0.425, 0, 0], arrays["qpos"][:, 14:17], atol=1e-5
+    )
 
 
 def test_an_episode_depends_on_its_seed_alone(made: Path, tmp_path: Path) -> None:
-    player = Player(RECIPES["cube-single"], 12)
+    generator = PlayGenerator(RECIPES["cube-single"], 12)
     data = PlayData("cube-single-play", tmp_path / "x.npz", 2, 0, 12)
-    second, first = (player.play(ogbench_collect.episode_seed(data.seed, i, "collect")).arrays for i in (1, 0))
+    second, first = (
+        generator.generate(ogbench_collect.episode_seed(data.seed, i, "collect")).arrays for i in (1, 0)
+    )
     both = np.load(made)
     for name in both.files:
         assert np.array_equal(both[name], np.concatenate([first[name], second[name]])), name
@@ -62,7 +74,18 @@ def test_a_minari_set_holds_rewards_and_states(tmp_path: Path) -> None:
     import minari
 
     task = "scene-play"
-    result = run_cli("collect", f"ogbench:{task}", "--episodes", 2, "--output", tmp_path / "set", "--horizon", 8, "--workers", 2)
+    result = run_cli(
+        "collect",
+        f"ogbench:{task}",
+        "--episodes",
+        2,
+        "--output",
+        tmp_path / "set",
+        "--horizon",
+        8,
+        "--workers",
+        2,
+    )
     assert result.returncode == 0, result.stderr
     episodes = list(minari.MinariDataset(tmp_path / "set" / "data"))
     assert [episode.observations.shape[0] for episode in episodes] == [8, 8]
@@ -74,16 +97,19 @@ def test_a_minari_set_holds_rewards_and_states(tmp_path: Path) -> None:
 
 
 def statistics(seed: int) -> dict[str, np.ndarray]:
-    player = Player(RECIPES["puzzle-3x3"], 250)
-    episodes = [player.play(1000 * seed + i) for i in range(2)]
+    generator = PlayGenerator(RECIPES["puzzle-3x3"], 250)
+    episodes = [generator.generate(1000 * seed + i) for i in range(2)]
     actions = np.concatenate([episode.arrays["actions"] for episode in episodes])
-    pressed = [np.abs(np.diff(episode.arrays["button_states"], axis=0)).any(axis=1).mean() for episode in episodes]
+    pressed = [
+        np.abs(np.diff(episode.arrays["button_states"], axis=0)).any(axis=1).mean() for episode in episodes
+    ]
     states = {"button_states": np.concatenate([episode.arrays["button_states"] for episode in episodes])}
     rewards, masks = OGBenchRewards("puzzle-3x3-play-singletask-v0")(states)
     return {
         "reward": np.array(rewards.mean()),
         "solved": np.array((masks == 0).mean()),
-        "histogram": np.stack([np.histogram(actions[:, i], np.linspace(-1, 1, 6))[0] for i in range(5)]) / len(actions),
+        "histogram": np.stack([np.histogram(actions[:, i], np.linspace(-1, 1, 6))[0] for i in range(5)])
+        / len(actions),
         "reached": np.array(sum(e.reached for e in episodes) / sum(e.targets for e in episodes)),
         "targets": np.array(sum(e.targets for e in episodes)),
         "presses": np.mean(pressed),
@@ -115,15 +141,16 @@ def test_the_recipes_numbers_are_those_published() -> None:
     }
     data = PlayData("cube-quadruple-play-v0", Path("a.npz"), 5000, 0)
     assert (data.steps, data.validation, data.recipe()["published_episodes"]) == (1001, 500, 5000)
-    player = Player(RECIPES["cube-single"])
-    oracle = player.oracles["cube"]
+    generator = PlayGenerator(RECIPES["cube-single"])
+    oracle = generator.oracles["cube"]
     assert (oracle._noise, oracle._noise_smoothing, oracle._dt, oracle._env_dt) == (0.1, 0.5, 0.4, 0.05)
-    assert player.env.spec is not None and player.env.spec.max_episode_steps == 1001
+    assert generator.env.spec is not None and generator.env.spec.max_episode_steps == 1001
     assert find_recipe("scene-play-singletask-task3-v0").oracles == ("cube", "button", "drawer", "window")
 
 
 @pytest.mark.parametrize(
-    ("y", "z", "visible"), [(0.0, 0.02, True), (0.29, 0.02, False), (-0.31, 0.02, False), (-0.31, 0.07, True), (-0.31, 0.09, False)]
+    ("y", "z", "visible"),
+    [(0.0, 0.02, True), (0.29, 0.02, False), (-0.31, 0.02, False), (-0.31, 0.07, True), (-0.31, 0.09, False)],
 )
 def test_scene_episodes_that_lose_the_cube_are_rejected(y: float, z: float, visible: bool) -> None:
     qpos = np.zeros((5, 25))
@@ -162,7 +189,7 @@ def test_another_recipe_does_not_mix_with_what_is_there(tmp_path: Path) -> None:
 
 def test_two_commands_do_not_make_one_file_at_once(tmp_path: Path) -> None:
     data = PlayData("cube-single-play", tmp_path / "a.npz", 2, 0, 12)
-    with ogbench_collect.only_collection(data):
+    with ogbench_collect.exclusive_collection(data):
         refused = cli("collect", "ogbench:cube-single-play", "--episodes", 2, "--output", data.output, *SHORT)
         assert_refused(refused, "another process makes")
     assert not list(tmp_path.iterdir())
@@ -170,7 +197,9 @@ def test_two_commands_do_not_make_one_file_at_once(tmp_path: Path) -> None:
 
 def test_a_validation_file_that_is_there_is_not_overwritten(tmp_path: Path) -> None:
     (tmp_path / "a-val.npz").write_text("precious")
-    refused = cli("collect", "ogbench:cube-single-play", "--episodes", 1, "--output", tmp_path / "a.npz", *SHORT)
+    refused = cli(
+        "collect", "ogbench:cube-single-play", "--episodes", 1, "--output", tmp_path / "a.npz", *SHORT
+    )
     assert_refused(refused, "a-val.npz exists already")
     assert [entry.name for entry in tmp_path.iterdir()] == ["a-val.npz"]
 
@@ -186,11 +215,15 @@ def test_a_join_that_was_cut_short_may_replace_its_own_validation_file(tmp_path:
 
 
 @pytest.mark.parametrize("content", [b"", b"PK half of an archive"])
-def test_an_episode_that_a_power_cut_damaged_is_made_again(content: bytes, made: Path, tmp_path: Path) -> None:
+def test_an_episode_that_a_power_cut_damaged_is_made_again(
+    content: bytes, made: Path, tmp_path: Path
+) -> None:
     data = PlayData("cube-single-play", tmp_path / "a.npz", 2, 0, 12)
     ogbench_collect.prepare(data)
     data.files("train")[1].write_bytes(content)
-    result = run_cli("collect", "ogbench:cube-single-play", "--episodes", 2, "--output", data.output, *SHORT, "--json")
+    result = run_cli(
+        "collect", "ogbench:cube-single-play", "--episodes", 2, "--output", data.output, *SHORT, "--json"
+    )
     assert result.returncode == 0, result.stderr
     assert json.loads(result.stdout)["resumed_from"] == 0
     assert np.array_equal(np.load(data.output)["observations"], np.load(made)["observations"])
@@ -199,7 +232,7 @@ def test_an_episode_that_a_power_cut_damaged_is_made_again(content: bytes, made:
 def test_a_full_disk_keeps_what_is_finished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data = PlayData("cube-single-play", tmp_path / "a.npz", 1, 0, 12)
     ogbench_collect.prepare(data)
-    episode = Player(RECIPES["cube-single"], 12).play(0)
+    episode = PlayGenerator(RECIPES["cube-single"], 12).generate(0)
     for part in ("train", "val"):
         np.savez(data.files(part)[0], **episode.arrays, counts=np.zeros(3))
 
@@ -218,12 +251,18 @@ def test_a_full_disk_keeps_what_is_finished(tmp_path: Path, monkeypatch: pytest.
     [
         ("ogbench:cube-sigle-play", (), "did you mean cube-single-play"),
         ("ogbench:", (), "no recipe for"),
-        ("ogbench:cube-single-play-singletask-task9-v0", (), "OGBench has no task 'cube-single-play-singletask-task9-v0'"),
+        (
+            "ogbench:cube-single-play-singletask-task9-v0",
+            (),
+            "OGBench has no task 'cube-single-play-singletask-task9-v0'",
+        ),
         ("ogbench:cube-single-play", ("--noise", "0.3"), "--noise is fixed by OGBench's recipe"),
         ("ogbench:cube-single-play", ("--horizon", 1), "one row leaves no transition"),
     ],
 )
-def test_what_cannot_be_made_is_refused_at_once(task: str, options: tuple[object, ...], words: str, tmp_path: Path) -> None:
+def test_what_cannot_be_made_is_refused_at_once(
+    task: str, options: tuple[object, ...], words: str, tmp_path: Path
+) -> None:
     assert_refused(cli("collect", task, "--output", tmp_path / "a.npz", *options), words)
     assert not list(tmp_path.iterdir())
 

@@ -1,38 +1,43 @@
-"""What an evaluation notes about episodes, on a small plant of our own with real policies: torch, ONNX in process, a real server."""
+"""What an evaluation notes about episodes, on a small plant of our own with real policies: torch, ONNX in
+process, a real server.
+"""
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 import torch
 
 from rql_deploy.bundle.bundle import Bundle
-from rql_deploy.cli.evaluate.compare import compare
 from rql_deploy.cli.options import parse_prune
 from rql_deploy.errors import UserError
 from rql_deploy.policy import Policy
 from rql_deploy.runtime.client import RemotePolicy
 from rql_deploy.runtime.engine.onnx_policy import OnnxPolicy
-from rql_deploy.sim.evaluation.annotations import WatchedEpisode
+from rql_deploy.sim.evaluation.annotations import AnnotatedEpisode
 from rql_deploy.sim.evaluation.calibration import calibrate
 from rql_deploy.sim.evaluation.episodes import Score, append_episode, read_episodes, write_episodes
 from rql_deploy.train.checkpoint import load_checkpoint
 from rql_deploy.train.policy import make_policy
-from rql_deploy.workflows.policies import find_players, run_watched
+from rql_deploy.workflows.compare import parity_of
+from rql_deploy.workflows.policies import PolicySource, find_policies, run_annotated_episode
 from rql_deploy.workflows.training_evaluator import SimulatedEvaluator
 from tests.helpers.commands import assert_refused, cli
+from tests.helpers.servers import serving
 
 HORIZON = 14
 SEEDS = (1, 2, 3)
 
 
 class Slider:
-    """A point that the first action dimension pushes along a line; done when it is far enough, at a pace that the seed decides."""
+    """A point that the first action dimension pushes along a line; done when it is far enough, at a pace
+    that the seed decides.
+    """
 
     def reset(self, seed: int | None = None) -> None:
         self.position = np.random.default_rng(seed).normal(size=3)
@@ -58,15 +63,21 @@ class Slider:
 
 
 @pytest.fixture(scope="module")
-def policies(run: Path, bundle: Path, endpoint: str) -> Iterator[dict[str, Policy]]:
-    with RemotePolicy.connect(endpoint) as remote:
-        onnx = OnnxPolicy(Bundle.open(bundle))
-        yield {"onnx": onnx, "socket": remote, "torch": make_policy(load_checkpoint(run), onnx.contract.value_members)}
+def policies(run: Path, exported: Path) -> Iterator[dict[str, Policy]]:
+    with serving(exported) as (endpoint, _), RemotePolicy.connect(endpoint) as remote:
+        onnx = OnnxPolicy(Bundle.open(exported))
+        yield {
+            "onnx": onnx,
+            "socket": remote,
+            "torch": make_policy(load_checkpoint(run), onnx.contract.value_members),
+        }
 
 
-def play(policy: Policy, candidates: int = 1, **options: object) -> tuple[WatchedEpisode, ...]:
-    found = tuple(run_watched(Slider(), policy, seed, candidates=candidates, **options) for seed in SEEDS)  # type: ignore[arg-type]
-    assert all(isinstance(e, WatchedEpisode) for e in found)
+def play(policy: Policy, candidates: int = 1, **options: object) -> tuple[AnnotatedEpisode, ...]:
+    found = tuple(
+        run_annotated_episode(Slider(), policy, seed, candidates=candidates, **options) for seed in SEEDS
+    )  # type: ignore[arg-type]
+    assert all(isinstance(e, AnnotatedEpisode) for e in found)
     return found  # type: ignore[return-value]
 
 
@@ -78,39 +89,43 @@ def test_in_process_and_over_the_socket_episodes_are_the_same_to_the_byte(
     there = play(policies["socket"], candidates, prune=prune)
     assert [e.digest for e in here] == [e.digest for e in there]
     assert [e.values for e in here] == [e.values for e in there]
-    pair = compare(Score("onnx", here, HORIZON), Score("socket", there, HORIZON))
-    assert pair["passed"]
-    assert pair["largest_action_difference"] == 0.0
+    pair = parity_of(Score("onnx", here, HORIZON), Score("socket", there, HORIZON))
+    assert pair.passed
+    assert pair.largest_action_difference == 0.0
     assert len({e.digest for e in here}) == len(SEEDS)
 
 
-def test_torch_is_within_a_hundred_thousandth_at_the_same_observations_and_the_outcomes_are_counted(policies: dict[str, Policy]) -> None:
+def test_torch_is_within_a_hundred_thousandth_at_the_same_observations_and_the_outcomes_are_counted(
+    policies: dict[str, Policy],
+) -> None:
     here = play(policies["onnx"], others={"torch": policies["torch"]})
-    pair = compare(Score("onnx", here, HORIZON), Score("torch", play(policies["torch"]), HORIZON))
-    assert pair["passed"]
-    assert 0.0 < pair["largest_action_difference"] <= 1e-5
-    assert pair["outcomes_agree"] == len(SEEDS)
+    pair = parity_of(Score("onnx", here, HORIZON), Score("torch", play(policies["torch"]), HORIZON))
+    assert pair.passed
+    assert 0.0 < pair.largest_action_difference <= 1e-5
+    assert pair.outcomes_agree == len(SEEDS)
 
 
 def test_another_policy_is_found_out(policies: dict[str, Policy]) -> None:
     here = play(policies["onnx"], others={"torch": policies["torch"]})
     off = tuple(replace(e, differences={"torch": 2e-5}) for e in here)
-    assert not compare(Score("onnx", off, HORIZON), Score("torch", here, HORIZON))["passed"]
+    assert not parity_of(Score("onnx", off, HORIZON), Score("torch", here, HORIZON)).passed
     changed = (*here[:-1], replace(here[-1], digest="0"))
-    assert not compare(Score("onnx", here, HORIZON), Score("socket", changed, HORIZON))["passed"]
+    assert not parity_of(Score("onnx", here, HORIZON), Score("socket", changed, HORIZON)).passed
 
 
-def test_another_run_s_policy_is_found_out_among_several_candidates_too(run: Path, policies: dict[str, Policy]) -> None:
+def test_another_run_s_policy_is_found_out_among_several_candidates_too(
+    run: Path, policies: dict[str, Policy]
+) -> None:
     checkpoint = load_checkpoint(run)
     generator = torch.Generator().manual_seed(1)
     other = {name: p + torch.randn(p.shape, generator=generator) for name, p in checkpoint.parameters.items()}
     policy = make_policy(replace(checkpoint, parameters=other), policies["onnx"].contract.value_members)
     here = play(policies["onnx"], 6, value=False, others={"torch": policy})
-    pair = compare(Score("onnx", here, HORIZON), Score("torch", play(policy, 6), HORIZON))
-    assert not pair["passed"]
-    assert pair["other_candidate_chosen"] == 0
+    pair = parity_of(Score("onnx", here, HORIZON), Score("torch", play(policy, 6), HORIZON))
+    assert not pair.passed
+    assert pair.other_candidate_chosen == 0
     same = play(policies["onnx"], 6, value=False, others={"torch": policies["torch"]})
-    assert compare(Score("onnx", same, HORIZON), Score("torch", same, HORIZON))["passed"]
+    assert parity_of(Score("onnx", same, HORIZON), Score("torch", same, HORIZON)).passed
 
 
 def test_an_episode_that_the_environment_ended_was_not_cut_off(policies: dict[str, Policy]) -> None:
@@ -119,8 +134,8 @@ def test_an_episode_that_the_environment_ended_was_not_cut_off(policies: dict[st
         def terminated(self) -> bool:
             return self.finished
 
-    for episode in (run_watched(Fragile(), policies["onnx"], seed, candidates=1) for seed in SEEDS):
-        assert isinstance(episode, WatchedEpisode)
+    for episode in (run_annotated_episode(Fragile(), policies["onnx"], seed, candidates=1) for seed in SEEDS):
+        assert isinstance(episode, AnnotatedEpisode)
         assert episode.returns_endless == episode.returns
         assert episode.terminated != episode.success
         found = calibrate([episode])
@@ -128,15 +143,17 @@ def test_an_episode_that_the_environment_ended_was_not_cut_off(policies: dict[st
         assert found.cut == 0
 
 
-def test_torch_integrates_in_as_many_steps_as_a_bundle_that_was_exported_with_others(run: Path, tmp_path: Path) -> None:
+def test_torch_integrates_in_as_many_steps_as_a_bundle_that_was_exported_with_others(
+    run: Path, tmp_path: Path
+) -> None:
     bundle = tmp_path / "bundle"
     assert cli("export", run, "--flow-steps", 4, "--output", bundle).exit_code == 0
-    players = find_players(run, bundle, "fp32", None, None, run_watched)
+    found = find_policies(PolicySource(run, bundle), run_annotated_episode)
     plant = Bundle.open(bundle).contract.plant
-    onnx, pytorch = (players[key].make_policy(plant) for key in ("onnx", "torch"))
+    onnx, pytorch = (found[key].make_policy(plant) for key in ("onnx", "torch"))
     assert onnx.contract.F == pytorch.contract.F == 4
     here = play(onnx, others={"torch": pytorch})
-    assert compare(Score("onnx", here, HORIZON), Score("torch", here, HORIZON))["passed"]
+    assert parity_of(Score("onnx", here, HORIZON), Score("torch", here, HORIZON)).passed
 
 
 @pytest.mark.parametrize("kind", ["onnx", "socket", "torch"])
@@ -152,7 +169,9 @@ def test_the_last_refinement_step_is_the_decision(kind: str, policies: dict[str,
     assert not np.array_equal(shown[0].actions, shown[-1].actions)
 
 
-def test_returns_are_discounted_sums_of_the_plant_s_rewards_from_each_decision_on(policies: dict[str, Policy]) -> None:
+def test_returns_are_discounted_sums_of_the_plant_s_rewards_from_each_decision_on(
+    policies: dict[str, Policy],
+) -> None:
     for episode in play(policies["onnx"], refinement=True):
         rewards = [-float(t + 1) for t in range(episode.steps)]
         for tick, value in zip(episode.decided_at, episode.returns, strict=True):
@@ -171,7 +190,9 @@ class TaughtSparse:
         self.act, self.reset = policy.act, policy.reset
         provenance = policy.contract.provenance
         config = {**provenance.config, "reward": "sparse"}
-        self.contract = dataclasses.replace(policy.contract, provenance=dataclasses.replace(provenance, config=config))
+        self.contract = msgspec.structs.replace(
+            policy.contract, provenance=msgspec.structs.replace(provenance, config=config)
+        )
 
 
 def test_v_is_held_to_the_rewards_that_it_was_taught(policies: dict[str, Policy]) -> None:
@@ -187,8 +208,12 @@ def test_the_same_seed_is_the_same_episode_whether_v_is_asked_for_or_not(policie
     assert calibrate(without) is None
 
 
-def made(values: list[float], returns: list[float], *, success: bool = True, endless: list[float] | None = None) -> WatchedEpisode:
-    return WatchedEpisode(0, success, 5, values=tuple(values), returns=tuple(returns), returns_endless=tuple(endless or returns))
+def made(
+    values: list[float], returns: list[float], *, success: bool = True, endless: list[float] | None = None
+) -> AnnotatedEpisode:
+    return AnnotatedEpisode(
+        0, success, 5, values=tuple(values), returns=tuple(returns), returns_endless=tuple(endless or returns)
+    )
 
 
 def test_calibration_finds_bias_order_and_what_the_horizon_hides() -> None:
@@ -196,12 +221,16 @@ def test_calibration_finds_bias_order_and_what_the_horizon_hides() -> None:
     truth = rng.normal(-30, 10, (60, 5))
     right = calibrate([made(row.tolist(), row.tolist()) for row in truth])
     assert right is not None
-    assert (right.all.bias, right.all.correlation, right.all.rank_correlation) == pytest.approx((0.0, 1.0, 1.0))
+    assert (right.all.bias, right.all.correlation, right.all.rank_correlation) == pytest.approx(
+        (0.0, 1.0, 1.0)
+    )
     assert sum(b.decisions for b in right.bins) == 300
     assert right.start.decisions == 60
 
     noise = rng.normal(0, 3, truth.shape)
-    high = calibrate([made((row + 5 + n).tolist(), row.tolist()) for row, n in zip(truth, noise, strict=True)])
+    high = calibrate(
+        [made((row + 5 + n).tolist(), row.tolist()) for row, n in zip(truth, noise, strict=True)]
+    )
     assert high is not None
     assert high.all.bias_interval[0] < 5 < high.all.bias_interval[1]
     assert 0.9 < high.all.rank_correlation < 1.0  # type: ignore[operator]
@@ -234,7 +263,9 @@ def test_a_pruning_schedule_that_does_not_prune_is_refused(text: str) -> None:
 
 
 def test_training_goes_on_when_the_plant_of_an_evaluation_raises(run: Path) -> None:
-    evaluator = SimulatedEvaluator("gym:tests.helpers.drifting_cart:tests/HotCart-v0", {}, episodes=2, workers=1, seed=0)
+    evaluator = SimulatedEvaluator(
+        "gym:tests.helpers.drifting_cart:tests/HotCart-v0", {}, episodes=2, workers=1, seed=0
+    )
     try:
         evaluator.submit(1, load_checkpoint(run).path)
         for future in evaluator._running[1][1]:
@@ -245,12 +276,29 @@ def test_training_goes_on_when_the_plant_of_an_evaluation_raises(run: Path) -> N
     assert (played.step, played.episodes, played.success) == (1, 2, 0.0)
 
 
-def test_a_plant_that_raises_costs_its_episode_and_a_film_that_fails_no_score(bundle: Path, tmp_path: Path) -> None:
+def test_a_plant_that_raises_costs_its_episode_and_a_film_that_fails_no_score(
+    bundle: Path, tmp_path: Path
+) -> None:
     episodes = tmp_path / "episodes.jsonl"
-    hot = ("evaluate", "gym:tests.helpers.drifting_cart:tests/HotCart-v0", "--bundle", bundle, "--episodes", 2, "--workers", 1)
+    hot = (
+        "evaluate",
+        "gym:tests.helpers.drifting_cart:tests/HotCart-v0",
+        "--bundle",
+        bundle,
+        "--episodes",
+        2,
+        "--workers",
+        1,
+    )
     result = cli(*hot, "--output", episodes, "--video", tmp_path / "film.mp4")
-    assert_refused(result, "0 of 2 succeeded", "counts as failed: the plant failed at tick 9 (RuntimeError: the motor is hot)")
-    assert [(e.success, e.steps, "the motor is hot" in (e.error or "")) for e in read_episodes(episodes)] == [(False, 9, True)] * 2
+    assert_refused(
+        result,
+        "0 of 2 succeeded",
+        "counts as failed: the plant failed at tick 9 (RuntimeError: the motor is hot)",
+    )
+    assert [(e.success, e.steps, "the motor is hot" in (e.error or "")) for e in read_episodes(episodes)] == [
+        (False, 9, True)
+    ] * 2
     assert not (tmp_path / "film.mp4").exists()
 
 

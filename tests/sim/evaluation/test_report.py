@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from rql_deploy.sim.evaluation.annotations import WatchedEpisode
+from rql_deploy.sim.evaluation.annotations import AnnotatedEpisode
 from rql_deploy.sim.evaluation.charts import Chart, histogram, number, ticks
 from rql_deploy.sim.evaluation.episodes import Score
 from rql_deploy.sim.evaluation.report import LearningCurves, Subject, render, write_report
@@ -19,10 +19,10 @@ from rql_deploy.sim.evaluation.report import LearningCurves, Subject, render, wr
 HEADINGS = ["Success", "Video", "Latency and deadline use", "V over refinement steps", "Calibration of V", "Learning curves"]
 
 
-def episode(seed: int) -> WatchedEpisode:
+def episode(seed: int) -> AnnotatedEpisode:
     rng = np.random.default_rng(seed)
     values = tuple(rng.normal(-20, 5, 4).tolist())
-    return WatchedEpisode(
+    return AnnotatedEpisode(
         seed,
         seed % 3 > 0,
         20 + seed if seed % 3 else 60,
@@ -98,12 +98,12 @@ def test_the_page_holds_every_section_and_asks_for_nothing_outside(film: Path) -
 
 
 def test_what_was_not_measured_is_left_out() -> None:
-    bare = tuple(WatchedEpisode(seed, True, 20) for seed in range(3))
+    bare = tuple(AnnotatedEpisode(seed, True, 20) for seed in range(3))
     assert Page(render(SUBJECT, Score("demonstrator", bare, 60))).headings == ["Success"]
 
 
 def test_one_decision_and_equal_values_still_make_a_page() -> None:
-    one = WatchedEpisode(
+    one = AnnotatedEpisode(
         0, True, 1, round_trip=(0.01,), inference=(0.01,), decided_at=(0,), values=(0.0,), returns=(0.0,), returns_endless=(0.0,)
     )
     assert Page(render(SUBJECT, Score("onnx", (one,), 60))).open == []

@@ -15,14 +15,17 @@ from rql_deploy.train.data.store import TransitionStore
 def recorded(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two short episodes of a real puzzle-3x3, recorded in OGBench's own form."""
     env = ogbench.make_env_and_datasets("puzzle-3x3-play-singletask-v0", env_only=True)
-    rows: dict[str, list[NDArray[np.generic]]] = {key: [] for key in ("observations", "actions", "terminals", "qpos", "button_states")}
+    rows: dict[str, list[NDArray[np.generic]]] = {
+        key: [] for key in ("observations", "actions", "terminals", "qpos", "button_states")
+    }
     rng = np.random.default_rng(0)
     for _ in range(2):
         observation, info = env.reset()
         for step in range(9):
             action = rng.uniform(-1, 1, 5).astype(np.float32)
             following, _, _, _, after = env.step(action)
-            # Recorded states are those that the action was taken in; a button pressed on the way shows from the next row on.
+            # Recorded states are those that the action was taken in; a button pressed on the way shows from
+            # the next row on.
             buttons = np.asarray(info["button_states"]).copy()
             buttons[:step] = env.unwrapped._target_button_states[:step]
             row = (observation, action, np.bool_(step == 8), info["qpos"], buttons)
@@ -52,7 +55,9 @@ def test_rewards_are_those_ogbench_gives_the_same_file(recorded: Path) -> None:
 
 
 def test_sparse_rewards_follow_from_the_computed_ones(recorded: Path) -> None:
-    store = open_store(str(recorded), relabel=OGBenchRewards("puzzle-3x3-play-singletask-v0"), reward="sparse")
+    store = open_store(
+        str(recorded), relabel=OGBenchRewards("puzzle-3x3-play-singletask-v0"), reward="sparse"
+    )
     assert isinstance(store, TransitionStore)
     assert set(store.rewards.tolist()) <= {-1.0, 0.0}
 

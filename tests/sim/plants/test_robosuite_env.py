@@ -33,7 +33,9 @@ def cube_size(env: RobosuiteEnv) -> float:
     return float(env._env.cube.size[0])
 
 
-def test_equal_seeds_give_equal_episodes_whatever_went_before_and_other_seeds_others(env: RobosuiteEnv) -> None:
+def test_equal_seeds_give_equal_episodes_whatever_went_before_and_other_seeds_others(
+    env: RobosuiteEnv,
+) -> None:
     first, size = rollout(env, 7), cube_size(env)
     other, other_size = rollout(env, 8), cube_size(env)
     again, size_again = rollout(env, 7), cube_size(env)
@@ -56,7 +58,9 @@ def test_success_latches_and_rows_are_recorded_after_it(env: RobosuiteEnv) -> No
     rewards, successes, ended = [], [info["success"]], False
     while not ended:
         # Let go after success: the cube falls, the episode stays a success.
-        action = np.array([0, 0, 0, 0, 0, 0, -1], np.float32) if successes[-1] else demonstrator.act(observation)
+        action = (
+            np.array([0, 0, 0, 0, 0, 0, -1], np.float32) if successes[-1] else demonstrator.act(observation)
+        )
         observation, reward, terminated, truncated, info = env.step(action)
         ended = terminated or truncated
         rewards.append(reward)
@@ -92,7 +96,7 @@ def test_the_description_names_units_controller_and_holds(env: RobosuiteEnv) -> 
     plant = describe("robosuite:Lift", env)
     assert [f.name for f in plant.fields] == sorted(env.shapes)
     assert {f.name: f.unit for f in plant.fields}["cube_pos"] == "m"
-    assert [a.hold for a in plant.actions] == ["null"] * 6 + ["repeat"]
+    assert [a.hold for a in plant.actions] == ["zero"] * 6 + ["repeat"]
     assert plant.actions[0].unit == "0.05 m"
     assert plant.actions[3].unit == "0.5 rad"
     assert plant.control_rate == 20

@@ -26,7 +26,12 @@ def rollout(env: RobosuiteEnv, fast: bool, seed: int) -> list[bytes]:
         action = drawn if rest is None else np.clip(rest + 0.05 * drawn, env.box.low, env.box.high)
         observation, *_ = env.step(action)
         _, data = env.simulation()
-        states.append(b"".join(np.asarray(part).tobytes() for part in (*observation.values(), data.qpos, data.qvel, data.ctrl)))
+        states.append(
+            b"".join(
+                np.asarray(part).tobytes()
+                for part in (*observation.values(), data.qpos, data.qvel, data.ctrl)
+            )
+        )
     return states
 
 

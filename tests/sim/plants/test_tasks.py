@@ -1,4 +1,6 @@
-"""Every kind of task as a plant: real simulators, seeded episodes, contracts that fit the data, errors that help."""
+"""Every kind of task as a plant: real simulators, seeded episodes, contracts that fit the data, errors
+that help.
+"""
 
 import functools
 import json
@@ -16,7 +18,7 @@ from rql_deploy.errors import ContractError, UserError
 from rql_deploy.ogbench_names import plant_of
 from rql_deploy.runtime.control.lockstep import hold_action
 from rql_deploy.sim.demonstrators.hand import finger_yaw, nearest_turn, rotated, yaw_of
-from rql_deploy.sim.demonstrators.ogbench_play import Player, find_recipe
+from rql_deploy.sim.demonstrators.ogbench_play import PlayGenerator, find_recipe
 from rql_deploy.sim.plants.ogbench_rewards import OGBenchRewards
 from rql_deploy.sim.plants.robosuite_env import RobosuiteEnv
 from rql_deploy.sim.plants.task_env import TaskEnv
@@ -43,7 +45,10 @@ def rollout(env: TaskEnv, seed: int, steps: int = 6) -> bytes:
     return b"".join(rows)
 
 
-@pytest.mark.parametrize("task", [PUZZLE, "ogbench:cube-single-play", "ogbench:scene-play", "gym:Reacher-v5", "robosuite:PickPlaceCan"])
+@pytest.mark.parametrize(
+    "task",
+    [PUZZLE, "ogbench:cube-single-play", "ogbench:scene-play", "gym:Reacher-v5", "robosuite:PickPlaceCan"],
+)
 def test_equal_seeds_give_equal_episodes_whatever_went_before(task: str) -> None:
     env = made(task)
     first, other = rollout(env, 3), rollout(env, 4)
@@ -51,7 +56,8 @@ def test_equal_seeds_give_equal_episodes_whatever_went_before(task: str) -> None
 
 
 @pytest.mark.parametrize(
-    ("task", "horizon"), [("cube-single", 200), ("cube-double", 500), ("scene", 750), ("puzzle-3x3", 500), ("puzzle-4x4", 500)]
+    ("task", "horizon"),
+    [("cube-single", 200), ("cube-double", 500), ("scene", 750), ("puzzle-3x3", 500), ("puzzle-4x4", 500)],
 )
 def test_ogbench_tasks_have_the_time_limit_of_the_benchmark(task: str, horizon: int) -> None:
     assert Task(f"ogbench:{task}-play-singletask-task1-v0", {}).horizon == horizon
@@ -59,8 +65,10 @@ def test_ogbench_tasks_have_the_time_limit_of_the_benchmark(task: str, horizon: 
 
 
 def test_the_simulated_plant_is_the_one_the_data_is_of() -> None:
-    episode = Player(find_recipe("puzzle-3x3-play"), steps=4).play(0).arrays
-    data = plant_of("puzzle-3x3-play-singletask-task4-v0", episode["observations"].shape[1], episode["actions"].shape[1])
+    episode = PlayGenerator(find_recipe("puzzle-3x3-play"), steps=4).generate(0).arrays
+    data = plant_of(
+        "puzzle-3x3-play-singletask-task4-v0", episode["observations"].shape[1], episode["actions"].shape[1]
+    )
     assert describe(PUZZLE, made(PUZZLE)) == data
 
 
@@ -92,9 +100,12 @@ def test_rewards_and_success_mean_what_the_data_means() -> None:
 def puzzle_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A few updates on a few rows made by OGBench's recipe, exported: nothing edited by hand on the way."""
     folder = tmp_path_factory.mktemp("puzzle")
-    player = Player(find_recipe("puzzle-3x3-play"), steps=60)
-    episodes = [player.play(seed).arrays for seed in range(2)]
-    np.savez(folder / "puzzle-3x3-play-v0.npz", **{key: np.concatenate([e[key] for e in episodes]) for key in episodes[0]})
+    generator = PlayGenerator(find_recipe("puzzle-3x3-play"), steps=60)
+    episodes = [generator.generate(seed).arrays for seed in range(2)]
+    np.savez(
+        folder / "puzzle-3x3-play-v0.npz",
+        **{key: np.concatenate([e[key] for e in episodes]) for key in episodes[0]},
+    )
     relabel = f"relabel={PUZZLE.partition(':')[2]}"
     data = ("--dataset", folder / "puzzle-3x3-play-v0.npz", "--preset", "robosuite-lift", "--set", relabel)
     trained = cli("train", *data, "--output", folder / "run", "--updates", 5, *TINY)
@@ -105,7 +116,19 @@ def puzzle_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_what_was_trained_on_ogbench_files_is_evaluated_without_editing(puzzle_bundle: Path) -> None:
-    result = cli("evaluate", PUZZLE, "--bundle", puzzle_bundle, "--episodes", 1, "--workers", 1, "--horizon", 8, "--json")
+    result = cli(
+        "evaluate",
+        PUZZLE,
+        "--bundle",
+        puzzle_bundle,
+        "--episodes",
+        1,
+        "--workers",
+        1,
+        "--horizon",
+        8,
+        "--json",
+    )
     assert result.exit_code == 0, result.output
     summary = json.loads(result.output[result.output.index("{\n") :])
     assert summary["episodes"] == 1
@@ -117,10 +140,14 @@ def test_a_policy_for_another_robot_is_refused_with_what_differs(puzzle_bundle: 
 
     contract = Bundle.open(puzzle_bundle).contract
     with pytest.raises(
-        ContractError, match=r"observation fields observation are missing; actions have 7 dimensions instead of 5.*and \d+ more"
+        ContractError,
+        match=r"observation fields observation are missing; actions have 7 dimensions instead of 5.*and \d+ "
+        r"more",
     ):
         contract.require(describe("robosuite:PickPlaceCan", made("robosuite:PickPlaceCan")))
-    with pytest.raises(ContractError, match=r"lacks field 'observation' of shape \[55\] \(there is 'observations'\)"):
+    with pytest.raises(
+        ContractError, match=r"lacks field 'observation' of shape \[55\] \(there is 'observations'\)"
+    ):
         contract.flatten({"observations": np.zeros(55)})
 
 
@@ -155,7 +182,13 @@ class Signalling(gymnasium.Env[Any, Any]):
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         assert action.shape == (2, 1)
         self.count += 1
-        return {"image_free": np.eye(2), "angle": np.zeros(1)}, 1.0, False, False, {"is_success": self.count == 3}
+        return (
+            {"image_free": np.eye(2), "angle": np.zeros(1)},
+            1.0,
+            False,
+            False,
+            {"is_success": self.count == 3},
+        )
 
 
 def test_named_fields_flat_actions_and_success_in_info_are_understood() -> None:
@@ -177,17 +210,31 @@ def test_named_fields_flat_actions_and_success_in_info_are_understood() -> None:
 
 
 def test_controllers_move_the_arm_the_way_their_units_say() -> None:
-    """Each controller: its dimensions, what a second of it does, and that a hold leaves the arm where it is."""
+    """Each controller: its dimensions, what a second of it does, and that a hold leaves the arm where it
+    is.
+    """
     cases = {
-        "OSC_POSITION": ("dx dy dz gripper", "0.05 m", "delta", "null"),
-        "JOINT_VELOCITY": (" ".join(f"joint_{i}" for i in range(7)) + " gripper", "0.5 rad/s", "delta", "null"),
-        "JOINT_POSITION": (" ".join(f"joint_{i}" for i in range(7)) + " gripper", "rad", "absolute", "repeat"),
+        "OSC_POSITION": ("dx dy dz gripper", "0.05 m", "delta", "zero"),
+        "JOINT_VELOCITY": (
+            " ".join(f"joint_{i}" for i in range(7)) + " gripper",
+            "0.5 rad/s",
+            "delta",
+            "zero",
+        ),
+        "JOINT_POSITION": (
+            " ".join(f"joint_{i}" for i in range(7)) + " gripper",
+            "rad",
+            "absolute",
+            "repeat",
+        ),
     }
     for controller, (names, unit, mode, hold) in cases.items():
         env = RobosuiteEnv("Lift", controller=controller)
         plant, description = EnvPlant(env), describe("robosuite:Lift", env)
         assert " ".join(a.name for a in description.actions) == names
-        assert [(a.unit, a.mode, a.hold) for a in description.actions[:-1]] == [(unit, mode, hold)] * (len(description.actions) - 1)
+        assert [(a.unit, a.mode, a.hold) for a in description.actions[:-1]] == [(unit, mode, hold)] * (
+            len(description.actions) - 1
+        )
         plant.reset(0)
         start, joints = plant.observe()["robot0_eef_pos"], np.array(env._env.robots[0]._joint_positions)
         rest = hold_action(description, plant.rest_action)
@@ -227,7 +274,9 @@ def test_noise_changes_what_a_demonstrator_does_and_its_seed_decides_how() -> No
     observation, _ = made("robosuite:PickPlaceCan").reset(seed=0)
 
     def actions(noise: float, seed: int) -> bytes:
-        demonstrator = find_demonstrator(Task("robosuite:PickPlaceCan", {}))(noise, np.random.default_rng(seed))
+        demonstrator = find_demonstrator(Task("robosuite:PickPlaceCan", {}))(
+            noise, np.random.default_rng(seed)
+        )
         return b"".join(demonstrator.act(observation).tobytes() for _ in range(5))
 
     assert actions(1.0, 0) == actions(1.0, 0) != actions(1.0, 1)
@@ -256,15 +305,25 @@ def test_angles_about_the_vertical() -> None:
         ("robosuit:Lift", (), ("did you mean robosuite",)),
         ("robosuite:Stak", (), ("no task 'Stak'", "did you mean Stack")),
         ("robosuite:Stack", ("--controller", "OSC_POS"), ("no arm controller 'OSC_POS'", "OSC_POSE")),
-        ("ogbench:cube-singl-play", (), ("no task 'cube-singl-play'", "did you mean cube-single-play-singletask")),
-        ("ogbench:scene-play", ("--controller", "OSC_POSE"), ("--controller does not apply to ogbench tasks",)),
+        (
+            "ogbench:cube-singl-play",
+            (),
+            ("no task 'cube-singl-play'", "did you mean cube-single-play-singletask"),
+        ),
+        (
+            "ogbench:scene-play",
+            ("--controller", "OSC_POSE"),
+            ("--controller does not apply to ogbench tasks",),
+        ),
         ("gym:Reachr-v5", (), ("no environment 'Reachr-v5'", "Reacher-v5")),
         ("gym:no_such_module:Thing-v0", (), ("cannot be imported", "no_such_module")),
         ("gym:CartPole-v1", (), ("only bounded Box actions",)),
         ("gym:Reacher-v5", (), ("no scripted demonstrator",)),
     ],
 )
-def test_unknown_tasks_and_settings_are_answered_with_the_nearest(task: str, options: tuple[str, ...], words: tuple[str, ...]) -> None:
+def test_unknown_tasks_and_settings_are_answered_with_the_nearest(
+    task: str, options: tuple[str, ...], words: tuple[str, ...]
+) -> None:
     if words == ("only bounded Box actions",):
         with pytest.raises(UserError, match=words[0]):
             Task(task, {}).make_env()
@@ -274,10 +333,18 @@ def test_unknown_tasks_and_settings_are_answered_with_the_nearest(task: str, opt
 
 def test_a_wrong_renderer_is_named_and_no_display_is_not_needed() -> None:
     # robosuite sees to its own rendering; OGBench leaves it to MuJoCo.
-    code = "from rql_deploy.sim.plants.tasks import Task; Task('ogbench:cube-single-play', {'render_mode': 'rgb_array'}).make_env()"
+    code = (
+        "from rql_deploy.sim.plants.tasks import Task; Task('ogbench:cube-single-play', "
+        "{'render_mode': 'rgb_array'}).make_env()"
+    )
     plain = {key: value for key, value in os.environ.items() if key not in ("DISPLAY", "WAYLAND_DISPLAY")}
-    for choice, words in {"nonsense": "unset MUJOCO_GL or set it to egl", "glfw": "needs a display and there is none"}.items():
+    for choice, words in {
+        "nonsense": "unset MUJOCO_GL or set it to egl",
+        "glfw": "needs a display and there is none",
+    }.items():
         environment = {**plain, "MUJOCO_GL": choice}
-        result = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+        result = subprocess.run(
+            [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False
+        )
         assert result.returncode != 0
         assert words in result.stderr.splitlines()[-1], result.stderr

@@ -1,6 +1,7 @@
 import dataclasses
 from collections.abc import Sequence
 
+import msgspec
 import numpy as np
 import pytest
 import torch
@@ -11,12 +12,12 @@ from rql_deploy.train.data import store as store_module
 from rql_deploy.train.data.sampler import WindowSampler
 from tests.helpers.data import PLANT, make_store
 
-UNIT_BOUNDS = [dataclasses.replace(bound, low=-1.0, high=1.0) for bound in PLANT.actions]
+UNIT_BOUNDS = [msgspec.structs.replace(bound, low=-1.0, high=1.0) for bound in PLANT.actions]
 
 
 def sampler(lengths: tuple[int, ...], **options: object) -> WindowSampler:
     store = make_store(lengths)
-    # Each row is recognised by its first observation.
+    # The first observation identifies the row.
     store.observations[:, 0] = np.arange(len(store))
     return WindowSampler(store, 3, generator=torch.Generator().manual_seed(0), **options)  # type: ignore[arg-type]
 
@@ -82,7 +83,9 @@ def test_actions_are_scaled_block_by_block_to_the_same_bytes(monkeypatch: pytest
 def test_an_action_outside_its_bounds_is_named_and_clipped_only_on_request() -> None:
     store = make_store((9, 7))
     store.actions[11, 1] = 4.5
-    with pytest.raises(UserError, match=r"action 'gripper' is 4.5 at episode 1, row 2, outside its bounds \[-2, 4\]"):
+    with pytest.raises(
+        UserError, match=r"action 'gripper' is 4.5 at episode 1, row 2, outside its bounds \[-2, 4\]"
+    ):
         store.scaled_actions()
     assert store.scaled_actions(clip=True)[11, 1] == pytest.approx(1 - 1e-5)
 
@@ -90,7 +93,7 @@ def test_an_action_outside_its_bounds_is_named_and_clipped_only_on_request() -> 
 def test_a_field_that_never_moves_is_not_blown_up() -> None:
     store = make_store()
     store.observations[:, 2] = 7.0
-    _, std = store.observation_scale(True)
+    _, std = store.normalization(True)
     assert std[2] == pytest.approx(1e-3)
 
 
@@ -106,12 +109,15 @@ def test_the_content_hash_sees_every_array() -> None:
 
 @pytest.mark.parametrize("sampling", ["episodes", "transitions"])
 @pytest.mark.parametrize("episodes", [(40, 25, 31), (6,) * 60])
-@pytest.mark.parametrize("bounds", [PLANT.actions, UNIT_BOUNDS, [dataclasses.replace(a, low=-0.3, high=0.7) for a in PLANT.actions]])
+@pytest.mark.parametrize(
+    "bounds",
+    [PLANT.actions, UNIT_BOUNDS, [msgspec.structs.replace(a, low=-0.3, high=0.7) for a in PLANT.actions]],
+)
 def test_scaling_each_batch_gives_the_bytes_of_scaling_the_whole_data(
     bounds: Sequence[ActionDimension], sampling: str, episodes: tuple[int, ...]
 ) -> None:
-    store = make_store(episodes, plant=dataclasses.replace(PLANT, actions=tuple(bounds)))
-    mean, std = (torch.from_numpy(part) for part in store.observation_scale(True))
+    store = make_store(episodes, plant=msgspec.structs.replace(PLANT, actions=tuple(bounds)))
+    mean, std = (torch.from_numpy(part) for part in store.normalization(True))
     drawn = WindowSampler(
         store,
         3,
@@ -133,7 +139,7 @@ def test_scaling_each_batch_gives_the_bytes_of_scaling_the_whole_data(
 
 
 def test_the_seeds_of_earlier_versions_give_the_batches_of_earlier_versions() -> None:
-    # Start rows that version 0.1.0's sampler drew; checkpoints of that time resume bit for bit only while these stay.
+    # Start rows drawn by version 0.1.0. If they change, its checkpoints no longer resume bit for bit.
     few = sampler((9, 7, 12)).draw_starts(8)[0].tolist()
     many = sampler((5,) * 20).draw_starts(8)[0].tolist()
     by_row = sampler((9, 7, 12), sampling="transitions").draw_starts(8)[0].tolist()
@@ -153,7 +159,7 @@ def test_the_parts_of_a_batch_are_the_batch() -> None:
 def test_a_draw_leaves_the_stored_rows_alone() -> None:
     store = make_store()
     before = store.content_hash
-    scale = tuple(torch.from_numpy(part) for part in store.observation_scale(True))
+    scale = tuple(torch.from_numpy(part) for part in store.normalization(True))
     drawing = WindowSampler(store, 3, observation_scale=scale, generator=torch.Generator().manual_seed(0))  # type: ignore[arg-type]
     for _ in range(3):
         drawing.draw(16)
@@ -168,7 +174,7 @@ def test_observations_inside_the_window_can_be_left_out() -> None:
 
 @pytest.mark.parametrize("sampling", ["episodes", "transitions"])
 def test_a_draw_on_a_device_asks_it_for_no_value(sampling: str) -> None:
-    # The meta device knows shapes only: whatever would wait for a number from the device raises there.
+    # The meta device has shapes but no numbers: reading one raises.
     store = make_store((6,) * 50)
     drawing = WindowSampler(store, 3, sampling=sampling, generator=torch.Generator())  # type: ignore[arg-type]
     drawing.device, drawing.generator = torch.device("meta"), None  # type: ignore[assignment]

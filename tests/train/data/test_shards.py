@@ -7,16 +7,18 @@ import pytest
 import torch
 
 from rql_deploy.errors import UserError
+from rql_deploy.train.data.edits import concatenate
 from rql_deploy.train.data.folder import write_store
 from rql_deploy.train.data.readers import open_store
 from rql_deploy.train.data.sampler import WindowSampler
 from rql_deploy.train.data.shards import ShardedStore
-from rql_deploy.train.data.store import concatenate
 from tests.helpers.data import make_store
 
 
-def sharded(folder: Path, count: int = 3, *, updates: int = 4, constant: tuple[int, ...] = ()) -> ShardedStore:
-    """Shards whose rows are recognised by their first observation; `constant` ones have rewards that say nothing."""
+def sharded(
+    folder: Path, count: int = 3, *, updates: int = 4, constant: tuple[int, ...] = ()
+) -> ShardedStore:
+    """Shards whose first observation identifies them; `constant` ones have uninformative rewards."""
     for i in range(count):
         store = make_store((9, 7, 12 + i), seed=i)
         store.observations[:, 0] = i
@@ -59,7 +61,9 @@ def test_a_resumed_run_draws_what_an_uninterrupted_one_does(tmp_path: Path) -> N
             assert torch.equal(mine, theirs)
 
 
-def test_the_next_shard_is_read_by_another_thread_while_the_current_one_is_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_next_shard_is_read_by_another_thread_while_the_current_one_is_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     store = sharded(tmp_path)
     readers: dict[int, str] = {}
     load = ShardedStore.load
@@ -100,14 +104,16 @@ def test_an_action_out_of_bounds_in_a_later_shard_is_named_too(tmp_path: Path) -
 def test_the_scale_is_that_of_all_rows_together(tmp_path: Path) -> None:
     store = sharded(tmp_path)
     together = concatenate([store.load(i) for i in range(3)])
-    for mine, theirs in zip(store.observation_scale(True), together.observation_scale(True), strict=True):
+    for mine, theirs in zip(store.normalization(True), together.normalization(True), strict=True):
         assert np.allclose(mine, theirs, rtol=1e-6)
-    assert (store.observation_scale(False)[0] == 0).all()
+    assert (store.normalization(False)[0] == 0).all()
 
 
 def test_one_shard_whose_rewards_say_nothing_is_no_obstacle_but_all_are(tmp_path: Path) -> None:
     sharded(tmp_path / "some", constant=(0, 1)).validate(3)
-    with pytest.raises(UserError, match=r"say nothing in any of its 3 shards .the first one's are all -1."):
+    with pytest.raises(
+        UserError, match=r"are uninformative in all of its 3 shards .the first one's are all -1."
+    ):
         sharded(tmp_path / "all", constant=(0, 1, 2)).validate(3)
     sharded(tmp_path / "cloned", constant=(0, 1, 2)).validate(3, learn_value=False)
 
@@ -132,7 +138,10 @@ def test_a_single_shard_is_never_read_again(tmp_path: Path) -> None:
 def test_a_shard_of_the_same_shape_is_copied_into_the_tensors_of_the_one_before() -> None:
     from rql_deploy.train.data.sampler import Rows
 
-    a, b, c = (Rows.of(make_store(episodes, seed=i), complete_rows=False) for i, episodes in enumerate([(9, 7), (9, 7), (9, 8)]))
+    a, b, c = (
+        Rows.of(make_store(episodes, seed=i), complete_rows=False)
+        for i, episodes in enumerate([(9, 7), (9, 7), (9, 8)])
+    )
     kept = a.observations
     assert a.take_over(b)
     assert a.observations is kept and torch.equal(kept, b.observations) and torch.equal(a.small, b.small)

@@ -3,14 +3,16 @@ import hashlib
 import json
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 
 from rql_deploy.contract import ObservationField, PlantDescription
 from rql_deploy.errors import UserError
 from rql_deploy.train.data import store as store_module
+from rql_deploy.train.data.edits import concatenate
 from rql_deploy.train.data.folder import StoreWriter, read_store, write_store
-from rql_deploy.train.data.store import TransitionStore, concatenate
+from rql_deploy.train.data.store import TransitionStore
 from tests.helpers.data import PLANT, make_store
 
 ARRAYS = ("observations", "actions", "rewards", "masks", "ends", "successes")
@@ -28,7 +30,11 @@ def test_a_store_comes_back_from_its_folder_memory_mapped_with_the_same_rows(tmp
     assert isinstance(written.observations, np.memmap)
     for name in ARRAYS:
         assert np.array_equal(getattr(written, name), getattr(store, name))
-    assert (written.dataset_id, written.plant, written.content_hash) == (store.dataset_id, store.plant, store.content_hash)
+    assert (written.dataset_id, written.plant, written.content_hash) == (
+        store.dataset_id,
+        store.plant,
+        store.content_hash,
+    )
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["data"]
 
 
@@ -38,7 +44,13 @@ def test_episodes_written_one_by_one_are_the_store_written_at_once(tmp_path: Pat
     with StoreWriter(tmp_path / "data", store.dataset_id, store.plant) as writer:
         for start, end, success in zip(store.starts, store.ends, store.successes, strict=True):
             rows = slice(start, end)
-            writer.add_episode(store.observations[rows], store.actions[rows], store.rewards[rows], store.masks[rows], bool(success))
+            writer.add_episode(
+                store.observations[rows],
+                store.actions[rows],
+                store.rewards[rows],
+                store.masks[rows],
+                bool(success),
+            )
     read = read_store(tmp_path / "data")
     assert read.content_hash == store.content_hash
     assert json.loads((tmp_path / "data" / "store.json").read_text())["content_hash"] == store.content_hash
@@ -64,7 +76,9 @@ def test_a_writer_that_fails_leaves_nothing_and_one_that_was_killed_is_replaced(
     abandoned.abort()
 
 
-def test_a_full_disk_is_one_sentence_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_is_one_sentence_and_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
@@ -121,7 +135,7 @@ def test_blocks_do_not_show_in_hash_moments_and_checks(monkeypatch: pytest.Monke
     wide = store.observations.astype(np.float64)
     monkeypatch.setattr(store_module, "BLOCK_ROWS", 16)
     assert store.content_hash == digest.hexdigest()
-    mean, std = store.observation_scale(True)
+    mean, std = store.normalization(True)
     assert np.allclose(mean, wide.mean(0), rtol=1e-6, atol=0)
     assert np.allclose(std, wide.std(0), rtol=1e-6, atol=0)
     bad = changed(changed(store, "observations", 50, np.inf), "observations", 80, np.nan)
@@ -135,7 +149,7 @@ def test_blocks_do_not_show_in_hash_moments_and_checks(monkeypatch: pytest.Monke
 def test_the_scale_of_a_set_of_one_block_is_numpys_to_the_bit() -> None:
     store = make_store((400, 310))
     wide = store.observations.astype(np.float64)
-    mean, std = store.observation_scale(True)
+    mean, std = store.normalization(True)
     assert np.array_equal(mean, wide.mean(0).astype(np.float32))
     assert np.array_equal(std, wide.std(0).astype(np.float32))
 
@@ -149,7 +163,10 @@ def test_a_number_that_is_none_is_named_by_field_and_row(name: str) -> None:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"actions": np.zeros((28, 3), np.float32)}, r"actions of shape \[28, 3\] for 28 rewards, the plant's are \[28, 2\]"),
+        (
+            {"actions": np.zeros((28, 3), np.float32)},
+            r"actions of shape \[28, 3\] for 28 rewards, the plant's are \[28, 2\]",
+        ),
         ({"observations": np.zeros((27, 4), np.float32)}, r"observations of shape \[27, 4\]"),
         ({"masks": np.zeros((28, 1), np.float32)}, r"masks of shape \[28, 1\]"),
         ({"ends": np.array([9, 9, 28])}, "episode 1 has no rows"),
@@ -171,7 +188,9 @@ def test_no_rows_at_all_are_refused() -> None:
 def with_rewards(reward: float, *, ended: bool) -> TransitionStore:
     store = make_store()
     return dataclasses.replace(
-        store, rewards=np.full(len(store), reward, np.float32), masks=store.masks if ended else np.ones(len(store), np.float32)
+        store,
+        rewards=np.full(len(store), reward, np.float32),
+        masks=store.masks if ended else np.ones(len(store), np.float32),
     )
 
 
@@ -208,7 +227,7 @@ def test_data_sets_of_one_plant_are_joined_in_order() -> None:
 
 
 def test_fields_in_another_order_are_put_into_the_first_ones() -> None:
-    turned = dataclasses.replace(PLANT, fields=PLANT.fields[::-1])
+    turned = msgspec.structs.replace(PLANT, fields=PLANT.fields[::-1])
     a, b = make_store((9,)), make_store((9,), plant=turned)
     joined = concatenate([a, b])
     assert np.array_equal(joined.observations[9:, :3], b.observations[:, 1:])
@@ -218,9 +237,12 @@ def test_fields_in_another_order_are_put_into_the_first_ones() -> None:
 @pytest.mark.parametrize(
     ("plant", "words"),
     [
-        (dataclasses.replace(PLANT, control_rate=10.0), "control rate is 10 Hz instead of 20 Hz"),
-        (dataclasses.replace(PLANT, fields=PLANT.fields[:1]), "observation fields opening are missing"),
-        (dataclasses.replace(PLANT, fields=(*PLANT.fields, ObservationField("force", (3,)))), "observation fields force are only there"),
+        (msgspec.structs.replace(PLANT, control_rate=10.0), "control rate is 10 Hz instead of 20 Hz"),
+        (msgspec.structs.replace(PLANT, fields=PLANT.fields[:1]), "observation fields opening are missing"),
+        (
+            msgspec.structs.replace(PLANT, fields=(*PLANT.fields, ObservationField("force", (3,)))),
+            "only the second has observation fields force",
+        ),
     ],
 )
 def test_data_sets_of_different_plants_are_not_joined(plant: PlantDescription, words: str) -> None:

@@ -33,19 +33,50 @@ def torchrun(*arguments: object) -> list[str]:
 
 def test_two_processes_train_as_one_with_the_same_global_batch(dataset: Path, tmp_path: Path) -> None:
     # 66 rows: 33 for each worker, which two threads could not share.
-    train = ("train", "--dataset", dataset, "--updates", 12, *TINY, "--set", "batch_size=66", "--set", "log_every=1", "--set", "threads=2")
+    train = (
+        "train",
+        "--dataset",
+        dataset,
+        "--updates",
+        12,
+        *TINY,
+        "--set",
+        "batch_size=66",
+        "--set",
+        "log_every=1",
+        "--set",
+        "threads=2",
+    )
     assert cli(*train, "--output", tmp_path / "one").exit_code == 0
     # From the clone's root, as users start it.
     done = subprocess.run(
-        torchrun(*train, "--output", tmp_path / "two"), cwd=ROOT, capture_output=True, text=True, timeout=300, check=False
+        torchrun(*train, "--output", tmp_path / "two"),
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("Next:") == 1
     one, two = load_checkpoint(tmp_path / "one"), load_checkpoint(tmp_path / "two")
-    lines = [[json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()] for name in ("one", "two")]
+    lines = [
+        [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
+        for name in ("one", "two")
+    ]
     assert [entry["step"] for entry in lines[1]] == list(range(1, 13))
     for a, b in zip(*lines, strict=True):
-        for name in ("total", "bc", "value", "policy_value", "v_mean", "v_min", "v_max", "gradient_v", "gradient_V"):
+        for name in (
+            "total",
+            "bc",
+            "value",
+            "policy_value",
+            "v_mean",
+            "v_min",
+            "v_max",
+            "gradient_v",
+            "gradient_V",
+        ):
             assert b[name] == pytest.approx(a[name], rel=1e-4, abs=1e-5), name
     for name, tensor in one.parameters.items():
         torch.testing.assert_close(two.parameters[name], tensor, rtol=0, atol=1e-4)
@@ -61,7 +92,9 @@ def test_stopping_one_worker_stops_all_at_the_same_update(dataset: Path, tmp_pat
         if log.exists() and log.stat().st_size:
             break
         time.sleep(0.1)
-    workers = [pid for pid in _children(process.pid) if "rql_deploy" in Path(f"/proc/{pid}/cmdline").read_text()]
+    workers = [
+        pid for pid in _children(process.pid) if "rql_deploy" in Path(f"/proc/{pid}/cmdline").read_text()
+    ]
     assert len(workers) == 2
     Path(f"/proc/{workers[1]}").exists()
     subprocess.run(["kill", f"-{int(signal.SIGTERM)}", str(workers[1])], check=True)
@@ -71,7 +104,9 @@ def test_stopping_one_worker_stops_all_at_the_same_update(dataset: Path, tmp_pat
     assert load_checkpoint(output).step > 0
 
 
-def test_a_batch_that_cannot_be_shared_is_refused(dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_batch_that_cannot_be_shared_is_refused(
+    dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from rql_deploy.errors import UserError
     from rql_deploy.train.engines.data_parallel import DataParallel
 

@@ -1,10 +1,11 @@
-"""Every fast way of running updates, held against the eager float32 twin."""
+"""All engines and precisions, compared with eager float32."""
 
 import copy
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 
+import msgspec
 import pytest
 import torch
 
@@ -13,16 +14,25 @@ from rql_deploy.train.config import TrainConfig
 from rql_deploy.train.data.sampler import WindowSampler
 from rql_deploy.train.engines import engine as engines
 from rql_deploy.train.engines.batch_slices import SlicedGradients
-from rql_deploy.train.engines.engine import EngineChoice, GraphEngine, choose_engine, flop_per_update, make_engine
+from rql_deploy.train.engines.engine import (
+    EngineChoice,
+    GraphEngine,
+    choose_engine,
+    flop_per_update,
+    make_engine,
+)
 from rql_deploy.train.rql import RQL, Batch, Noise, RQLConfig, draw_noise
 from rql_deploy.train.trainer import Trainer
+from tests.helpers.commands import require_compiler
 from tests.helpers.data import make_store
 
 CONFIG = RQLConfig(h=3, F=4, K=3, policy_hidden=(32, 32), value_hidden=(32, 32), kappa=0.7, rho=0.5)
 EAGER = EngineChoice("eager", "fp32", "cpu")
 
 
-def agent_and_draw(config: RQLConfig = CONFIG) -> tuple[RQL, Callable[[], tuple[Batch, Noise]], torch.Generator]:
+def agent_and_draw(
+    config: RQLConfig = CONFIG,
+) -> tuple[RQL, Callable[[], tuple[Batch, Noise]], torch.Generator]:
     """The same agent and the same sequence of batches every time."""
     generator = torch.Generator().manual_seed(0)
     store = make_store((20, 30, 25, 12))
@@ -51,15 +61,17 @@ def trained(choice: EngineChoice, updates: int, config: RQLConfig = CONFIG) -> t
     "config",
     [
         pytest.param(CONFIG, id="reversal"),
-        pytest.param(dataclasses.replace(CONFIG, reversal=False), id="stepwise", marks=pytest.mark.slow),
+        pytest.param(msgspec.structs.replace(CONFIG, reversal=False), id="stepwise", marks=pytest.mark.slow),
     ],
 )
 def test_compiled_updates_follow_the_eager_twin(config: RQLConfig) -> None:
+    require_compiler()
     twin, expected = trained(EAGER, 10, config)
     fast, figures = trained(dataclasses.replace(EAGER, engine="compiled"), 10, config)
     start, _, _ = agent_and_draw(config)
     assert distance(twin, start) > 1e-3
-    # Adam divides by the root of the second moment, so a rounding difference in a gradient near 0 shows at the scale of the learning rate.
+    # Adam divides by the root of the second moment, so a rounding difference in a gradient near 0 shows at
+    # the scale of the learning rate.
     assert distance(twin, fast) < 2e-4
     assert figures == pytest.approx(expected, abs=2e-4, rel=2e-4)
 
@@ -95,7 +107,7 @@ def test_workers_share_rows_and_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
     monkeypatch.setattr(engines.os, "sched_getaffinity", lambda pid: set(range(8)))
     assert choose_engine(TrainConfig(batch_size=256, updates=10), 28, 5, workers=2).threads == 4
-    # 33 rows for each of two workers: no number of threads shares them evenly.
+    # 33 rows for each of two workers, which two threads cannot share.
     assert choose_engine(TrainConfig(batch_size=66, updates=10), 28, 5, workers=2).threads == 1
 
 
@@ -171,7 +183,7 @@ def test_graphs_of_several_updates_do_exactly_the_updates_asked_for() -> None:
 
 
 def test_an_update_never_waits_for_its_device() -> None:
-    """On the meta device anything that needs a number from the device, or mixes devices, raises: as a CUDA graph's capture would."""
+    """Like capture of a CUDA graph, the meta device raises if anything reads a number or mixes devices."""
     device = torch.device("meta")
     agent = RQL(CONFIG, 4, 2, device=device)
     store = make_store((20, 30, 25, 12))
@@ -185,15 +197,23 @@ def test_an_update_never_waits_for_its_device() -> None:
 
 
 def test_auto_compiles_long_runs_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engines.shutil, "which", lambda name: f"/usr/bin/{name}")
     paper = TrainConfig(rql=RQLConfig(h=5), updates=1_000_000, threads=1)
     assert choose_engine(paper, 28, 5) == EngineChoice("compiled", "fp32", "cpu", 1)
-    assert choose_engine(dataclasses.replace(paper, updates=100), 28, 5).engine == "eager"
+    assert choose_engine(msgspec.structs.replace(paper, updates=100), 28, 5).engine == "eager"
     small = RQLConfig(h=5, K=2, policy_hidden=(256,) * 3, value_hidden=(256,) * 3)
     assert choose_engine(TrainConfig(rql=small, updates=5000), 19, 7).engine == "eager"
+    short = msgspec.structs.replace(paper, updates=100)
+    assert engines.engine_warnings(paper, choose_engine(paper, 28, 5), 28, 5) == []
     monkeypatch.setattr(engines.shutil, "which", lambda name: None)
     assert choose_engine(paper, 28, 5).engine == "eager"
+    (remark,) = engines.engine_warnings(paper, choose_engine(paper, 28, 5), 28, 5)
+    assert "run eagerly" in remark and "install g++" in remark
+    assert engines.engine_warnings(short, choose_engine(short, 28, 5), 28, 5) == []
+    asked = msgspec.structs.replace(paper, engine="eager")
+    assert engines.engine_warnings(asked, choose_engine(asked, 28, 5), 28, 5) == []
     with pytest.raises(UserError, match=r"install g\+\+"):
-        choose_engine(dataclasses.replace(paper, engine="compiled"), 28, 5)
+        choose_engine(msgspec.structs.replace(paper, engine="compiled"), 28, 5)
 
 
 def test_auto_never_takes_bfloat16_and_tf32_is_refused_on_a_cpu() -> None:
@@ -214,9 +234,10 @@ def test_the_operation_count_of_the_paper_size_is_known() -> None:
 
 @pytest.mark.slow
 def test_a_compiled_run_resumes_with_its_engine(tmp_path: Path) -> None:
+    require_compiler()
     config = TrainConfig(rql=CONFIG, updates=3, batch_size=16, engine="compiled")
     Trainer(config, make_store(), tmp_path / "run").train()
-    again = Trainer(dataclasses.replace(config, updates=4), make_store(), tmp_path / "run", resume=True)
+    again = Trainer(msgspec.structs.replace(config, updates=4), make_store(), tmp_path / "run", resume=True)
     assert again.choice.engine == "compiled" and again.step == 3
     before = copy.deepcopy(again.agent.v.state_dict())
     again.train()

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
-
+import msgspec
 import pytest
 import torch
 
@@ -27,7 +26,7 @@ def shared_rows(device: str = "cpu") -> SharedRows:
 
 @pytest.mark.parametrize("reversal", [True, False])
 def test_every_run_moves_as_it_would_alone(reversal: bool) -> None:
-    config = dataclasses.replace(CONFIG, reversal=reversal)
+    config = msgspec.structs.replace(CONFIG, reversal=reversal)
     together = stacked_agents(config, 4, 2, SEEDS)
     alone = [RQL(config, 4, 2, torch.Generator().manual_seed(seed)) for seed in SEEDS]
     data = shared_rows()

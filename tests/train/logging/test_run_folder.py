@@ -1,10 +1,10 @@
-"""What a run folder tells: logs, trackers, report and curves; and the figures in them."""
+"""The run folder: logs, trackers, page and curves, and the figures in them."""
 
-import dataclasses
 import json
 import sys
 from pathlib import Path
 
+import msgspec
 import pytest
 import torch
 
@@ -12,21 +12,45 @@ from rql_deploy.errors import UserError
 from rql_deploy.train.config import TrainConfig
 from rql_deploy.train.logging.diagnostics import Diagnostics
 from rql_deploy.train.logging.periodic_evaluation import Evaluation, append_evaluation
-from rql_deploy.train.logging.run_page import write_report
+from rql_deploy.train.logging.run_page import write_run_page
 from rql_deploy.train.rql import RQL, RQLConfig
 from rql_deploy.train.trainer import Trainer
 from tests.helpers.data import make_store
 
 CONFIG = TrainConfig(
-    rql=RQLConfig(h=3, F=4, K=2, policy_hidden=(16, 16), value_hidden=(16, 16)), updates=6, batch_size=8, log_every=2, standardise=True
+    rql=RQLConfig(h=3, F=4, K=2, policy_hidden=(16, 16), value_hidden=(16, 16)),
+    updates=6,
+    batch_size=8,
+    log_every=2,
+    standardise=True,
 )
 
 
 def test_every_figure_of_the_reference_and_the_diagnostics_are_logged(tmp_path: Path) -> None:
     Trainer(CONFIG, make_store(), tmp_path / "run").train()
     entry = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[-1])
-    reference = {"total", "policy_value", "bc", "value", "v_mean", "v_min", "v_max", "ahead_mean", "ahead_min", "ahead_max"}
-    ours = {"gradient_v", "gradient_V", "drift_half", "drift_full", "noise_gap", "round_trip", "target_mean", "updates_per_second"}
+    reference = {
+        "total",
+        "policy_value",
+        "bc",
+        "value",
+        "v_mean",
+        "v_min",
+        "v_max",
+        "ahead_mean",
+        "ahead_min",
+        "ahead_max",
+    }
+    ours = {
+        "gradient_v",
+        "gradient_V",
+        "drift_half",
+        "drift_full",
+        "noise_gap",
+        "round_trip",
+        "target_mean",
+        "updates_per_second",
+    }
     assert reference | ours <= entry.keys()
     assert entry["v_min"] <= entry["v_mean"] <= entry["v_max"]
 
@@ -46,7 +70,7 @@ def test_the_run_folder_explains_itself(tmp_path: Path) -> None:
         assert word in text, word
     assert (tmp_path / "run" / "curves.png").read_bytes().startswith(b"\x89PNG")
     append_evaluation(tmp_path / "run", Evaluation(6, 10, 0.5, 0.2, 0.8, 40.0))
-    write_report(tmp_path / "run")
+    write_run_page(tmp_path / "run")
     assert "| 6 | 50% | 20% to 80% | 40 |" in (tmp_path / "run" / "README.md").read_text()
 
 
@@ -59,15 +83,17 @@ def test_without_matplotlib_the_report_says_so(tmp_path: Path, monkeypatch: pyte
 
 def test_wandb_logs_offline_by_default(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("WANDB_MODE", raising=False)
-    Trainer(dataclasses.replace(CONFIG, trackers=("wandb",)), make_store(), tmp_path / "run").train()
+    Trainer(msgspec.structs.replace(CONFIG, trackers=("wandb",)), make_store(), tmp_path / "run").train()
     (folder,) = (tmp_path / "run" / "wandb").glob("offline-run-*")
     assert next(folder.glob("*.wandb")).stat().st_size > 0
 
 
-def test_mlflow_takes_the_figures_where_its_address_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_mlflow_takes_the_figures_where_its_address_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", (tmp_path / "mlflow").as_uri())
-    Trainer(dataclasses.replace(CONFIG, trackers=("mlflow",)), make_store(), tmp_path / "run").train()
+    Trainer(msgspec.structs.replace(CONFIG, trackers=("mlflow",)), make_store(), tmp_path / "run").train()
     (metric,) = (tmp_path / "mlflow").glob("*/*/metrics/losses/bc")
     assert [line.split()[2] for line in metric.read_text().splitlines()] == ["2", "4", "6"]
 
@@ -75,11 +101,11 @@ def test_mlflow_takes_the_figures_where_its_address_says(tmp_path: Path, monkeyp
 def test_a_tracker_that_is_not_there_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "wandb", None)
     with pytest.raises(UserError, match="pip install wandb"):
-        Trainer(dataclasses.replace(CONFIG, trackers=("wandb",)), make_store(), tmp_path / "run").train()
+        Trainer(msgspec.structs.replace(CONFIG, trackers=("wandb",)), make_store(), tmp_path / "run").train()
 
 
 def agent_with_zero_field() -> RQL:
-    """v = 0, so that reversing and refining leave every chunk as it is, and V = 10 f."""
+    """v = 0, so reversing and refining change no chunk; V = 10 f."""
     agent = RQL(CONFIG.rql, 4, 2, torch.Generator().manual_seed(0))
     with torch.no_grad():
         for p in [*agent.v.parameters(), *agent.V.parameters()]:
@@ -102,7 +128,7 @@ def test_diagnostics_see_what_they_are_named_for() -> None:
     with torch.no_grad():
         agent.v.biases[-1].fill_(0.5)
     rows = torch.randn(50, 4), torch.rand(50, 6)
-    # A constant field is walked back and forth exactly.
+    # With a constant v, reversing and refining cancel exactly.
     assert float(Diagnostics(*rows).figures(agent)["round_trip"]) == pytest.approx(0.0, abs=1e-6)
     generator = torch.Generator().manual_seed(1)
     agent = RQL(CONFIG.rql, 4, 2, generator)
@@ -119,8 +145,10 @@ def test_diagnostics_see_what_they_are_named_for() -> None:
 
 
 def test_looking_at_diagnostics_changes_nothing(tmp_path: Path) -> None:
-    often = Trainer(dataclasses.replace(CONFIG, log_every=1), make_store(), tmp_path / "often")
-    seldom = Trainer(dataclasses.replace(CONFIG, log_every=6), make_store(), tmp_path / "seldom")
+    often = Trainer(msgspec.structs.replace(CONFIG, log_every=1), make_store(), tmp_path / "often")
+    seldom = Trainer(msgspec.structs.replace(CONFIG, log_every=6), make_store(), tmp_path / "seldom")
     often.train()
     seldom.train()
-    assert all(torch.equal(a, b) for a, b in zip(often.agent.parameters(), seldom.agent.parameters(), strict=True))
+    assert all(
+        torch.equal(a, b) for a, b in zip(often.agent.parameters(), seldom.agent.parameters(), strict=True)
+    )

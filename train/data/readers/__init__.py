@@ -1,4 +1,4 @@
-"""Readers of offline data: each turns one format into a `TransitionStore`; `open_store` picks the reader."""
+"""Readers: each turns one data format into a `TransitionStore`; `open_store` picks the reader."""
 
 from __future__ import annotations
 
@@ -7,46 +7,54 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rql_deploy.errors import UserError
+from rql_deploy.train.data.edits import concatenate
 from rql_deploy.train.data.folder import StoreShard, is_store, read_store
-from rql_deploy.train.data.rewards import Relabel, Reward, with_reward
+from rql_deploy.train.data.rewards import Reward, RewardFunction, with_reward
 from rql_deploy.train.data.shards import ShardedStore
-from rql_deploy.train.data.store import TransitionStore, concatenate
+from rql_deploy.train.data.store import TransitionStore
 
 from .lerobot import is_lerobot, read_lerobot
 from .minari import MAIN_FILE, holds_minari, read_minari
 from .ogbench import read_ogbench, shard_files
-from .robomimic import SUFFIXES, file_and_key, is_robomimic, read_robomimic
+from .robomimic import SUFFIXES, is_robomimic, read_robomimic, split_filter_key
 
 
 def open_store(
-    name: str, *, reward: Reward = "as-is", relabel: Relabel | None = None, replace: bool = False, shard_updates: int = 1000
+    name: str,
+    *,
+    reward: Reward = "as-is",
+    relabel: RewardFunction | None = None,
+    replace: bool = False,
+    shard_updates: int = 1000,
 ) -> TransitionStore | ShardedStore:
-    """The data set with path or id `name`, in whichever format it is.
+    """Open the data set with path or id `name`; the format is recognised from its files.
 
     | what `name` is | read as |
     |---|---|
-    | a folder with `store.json` | our memory-mapped store |
-    | a folder of such folders | sharded store |
+    | a folder with `store.json` | store folder, memory-mapped |
+    | a folder of such folders | store folders in shards |
     | an `.npz` file | OGBench |
     | a folder of `.npz` files | OGBench in shards |
     | an `.hdf5` file with a group `data`, or `FILE.hdf5#KEY` | robomimic, all of it or one filter key |
     | a folder with `meta/info.json` | LeRobotDataset |
     | a folder or file Minari wrote, or a Minari id | Minari (HDF5, Arrow, Parquet) |
 
-    Rewards that an OGBench file lacks come from `relabel`; with `replace` also those that it has.
+    Rewards that an OGBench file lacks are computed by `relabel`; with `replace`, also those that it has.
 
-    Raises UserError when there is no such data set, or it is damaged, or it lacks rewards and no `relabel` is given.
+    Raises UserError if there is no such data set, it is damaged, or it lacks rewards and `relabel` is None.
     """
     path = Path(name)
     try:
         path.resolve()
-    except (OSError, RuntimeError) as error:  # links that lead in a circle
-        raise UserError(f"{name} cannot be followed ({error}): pass another path") from error
+    except (OSError, RuntimeError) as error:  # a cycle of symbolic links
+        raise UserError(f"{name} cannot be resolved ({error}): pass another path") from error
     store: TransitionStore | ShardedStore
     if is_store(path):
         store = read_store(path, verify=True)
     elif path.is_dir() and (folders := sorted(folder for folder in path.iterdir() if is_store(folder))):
-        store = ShardedStore(path.resolve().name, [StoreShard.of(folder) for folder in folders], shard_updates)
+        store = ShardedStore(
+            path.resolve().name, [StoreShard.of(folder) for folder in folders], shard_updates
+        )
     elif path.is_dir() and is_lerobot(path):
         store = read_lerobot(path)
     elif path.is_dir() and any(holds_minari(folder) for folder in (path, path / "data")):
@@ -56,12 +64,16 @@ def open_store(
     elif is_robomimic(path):
         store = read_robomimic(path)
     elif path.is_dir() and next(path.glob("*.rqlrec"), None) is not None:
-        raise UserError(f"{path} is a server's recording: make a data set of it with `rql-deploy data convert {path} --output DATA`")
+        raise UserError(
+            f"{path} is a server's recording: make a data set of it with `rql-deploy data convert {path} "
+            "--output DATA`"
+        )
     elif path.is_dir():
         raise UserError(
-            f"{path} holds no data set: there is no store.json, no .npz file, no meta/info.json and nothing that Minari wrote in it"
+            f"{path} holds no data set: there is no store.json, no .npz file, no meta/info.json and nothing "
+            "that Minari wrote in it"
         )
-    elif (file := file_and_key(name)[0]).endswith(SUFFIXES) and path.name != MAIN_FILE:
+    elif (file := split_filter_key(name)[0]).endswith(SUFFIXES) and path.name != MAIN_FILE:
         raise UserError(
             f"there is no file {file}: pass the path of a robomimic .hdf5 file"
             if not Path(file).exists()
@@ -76,14 +88,24 @@ def open_store(
 
 
 def open_stores(
-    names: Sequence[str], *, reward: Reward = "as-is", relabel: Relabel | None = None, shard_updates: int = 1000
+    names: Sequence[str],
+    *,
+    reward: Reward = "as-is",
+    relabel: RewardFunction | None = None,
+    shard_updates: int = 1000,
 ) -> TransitionStore | ShardedStore:
-    """Several data sets of one plant as one; see `open_store`. Raises UserError naming what differs between their plants."""
+    """Several data sets of one plant as one; see `open_store`.
+
+    Raises UserError naming what differs between their plants.
+    """
     stores = [open_store(name, reward=reward, relabel=relabel, shard_updates=shard_updates) for name in names]
     if len(stores) == 1:
         return stores[0]
-    whole = [store for store in stores if isinstance(store, TransitionStore)]
-    if len(whole) < len(stores):
+    unsharded = [store for store in stores if isinstance(store, TransitionStore)]
+    if len(unsharded) < len(stores):
         sharded = next(store.dataset_id for store in stores if isinstance(store, ShardedStore))
-        raise UserError(f"data set {sharded} is sharded and streams alone: put the other sets' files into its folder, or pass it alone")
-    return concatenate(whole)
+        raise UserError(
+            f"data set {sharded} is sharded and streams alone: put the other sets' files into its folder, or "
+            "pass it alone"
+        )
+    return concatenate(unsharded)

@@ -1,7 +1,8 @@
 """Read a Minari data set (HDF5, Arrow or Parquet) into a transition store.
 
-Training also runs on nodes without Minari and gymnasium, so this reads the documented file layouts with h5py or pyarrow: `main_data.hdf5`
-with one group per episode, or one folder of Arrow or Parquet files per episode, and `metadata.json` beside it.
+Reads the files directly with h5py or pyarrow, because training nodes have neither Minari nor gymnasium:
+`main_data.hdf5` with one group per episode, or one folder of Arrow or Parquet files per episode, and
+`metadata.json` beside it.
 """
 
 from __future__ import annotations
@@ -17,12 +18,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rql_deploy.contract import PLANT_KEY, ActionDimension, ObservationField, PlantDescription
-from rql_deploy.errors import UserError
-from rql_deploy.plain import from_plain, suggestion
+from rql_deploy.errors import UserError, suggestion
+from rql_deploy.structs import convert
 from rql_deploy.train.data.store import ASSUMED_RATE, TransitionStore
 
-from .assemble import DEFAULT_RATE, Assembler
 from .minari_columns import ColumnEpisodes
+from .store_builder import DEFAULT_RATE, StoreBuilder
 
 MAIN_FILE = "main_data.hdf5"
 METADATA_FILE = "metadata.json"
@@ -30,7 +31,7 @@ COLUMN_FORMATS = ("arrow", "parquet")
 
 
 def datasets_root() -> Path:
-    """Where Minari keeps local data sets."""
+    """The folder in which Minari keeps local data sets."""
     return Path(os.environ.get("MINARI_DATASETS_PATH") or Path.home() / ".minari" / "datasets")
 
 
@@ -41,7 +42,7 @@ def local_ids() -> list[str]:
 
 
 def holds_minari(folder: Path) -> bool:
-    """Whether Minari wrote this folder of episodes."""
+    """Whether `folder` is a folder of episodes that Minari wrote."""
     if (folder / MAIN_FILE).is_file():
         return True
     try:
@@ -52,24 +53,27 @@ def holds_minari(folder: Path) -> bool:
 
 
 def find_data_folder(name: str) -> Path:
-    """The folder of episodes for a path or a Minari id; raises UserError with the nearest local ids."""
+    """The folder of episodes for a path or Minari id; raises UserError that suggests similar local ids."""
     for folder in (Path(name), Path(name) / "data", datasets_root() / name / "data"):
         if holds_minari(folder):
             return folder
     if Path(name).name == MAIN_FILE and Path(name).is_file():
         return Path(name).parent
     raise UserError(
-        f"there is no Minari data set '{name}', neither as a path nor among the local ids{suggestion(name, local_ids())} "
-        "(`rql-deploy collect` makes one, `minari download` fetches a public one)"
+        f"there is no Minari data set '{name}', neither as a path nor among the local "
+        f"ids{suggestion(name, local_ids())} (`rql-deploy collect` makes one, `minari download` fetches a "
+        "public one)"
     )
 
 
 def read_minari(name: str) -> TransitionStore:
-    """Load the data set with path or id `name`; raises UserError when it is missing, damaged or of a kind we cannot learn from."""
+    """Load the data set with path or id `name`; raises UserError if it is missing, damaged or unsupported."""
     folder = find_data_folder(name)
     try:
         if not (folder / METADATA_FILE).is_file():
-            raise UserError(f"{folder} lacks {METADATA_FILE}, which Minari writes beside {MAIN_FILE}: copy it, too")
+            raise UserError(
+                f"{folder} lacks {METADATA_FILE}, which Minari writes beside {MAIN_FILE}: copy it, too"
+            )
         metadata = json.loads((folder / METADATA_FILE).read_text())
         dataset_id = str(metadata.get("dataset_id", name))
         if metadata.get("data_format") in COLUMN_FORMATS and not (folder / MAIN_FILE).is_file():
@@ -78,8 +82,17 @@ def read_minari(name: str) -> TransitionStore:
             return _read(dataset_id, metadata, file)
     except UserError:
         raise
-    except (OSError, KeyError, ValueError, TypeError, AttributeError, RuntimeError) as error:  # what json, h5py and pyarrow raise
-        raise UserError(f"data set {name} is damaged ({error}): collect it again or restore {folder} from a copy") from error
+    except (
+        OSError,
+        KeyError,
+        ValueError,
+        TypeError,
+        AttributeError,
+        RuntimeError,
+    ) as error:  # what json, h5py and pyarrow raise
+        raise UserError(
+            f"data set {name} is damaged ({error}): collect it again or restore {folder} from a copy"
+        ) from error
 
 
 def _read(dataset_id: str, metadata: Mapping[str, Any], file: h5py.File | ColumnEpisodes) -> TransitionStore:
@@ -89,7 +102,7 @@ def _read(dataset_id: str, metadata: Mapping[str, Any], file: h5py.File | Column
     _refuse_spaces(dataset_id, metadata)
     plant = _plant(dataset_id, metadata, file[episodes[0]])
     rows_of = file.rows_of if isinstance(file, ColumnEpisodes) else lambda name: len(file[name]["actions"])
-    result = Assembler(dataset_id, plant, sum(rows_of(name) for name in episodes))
+    result = StoreBuilder(dataset_id, plant, sum(rows_of(name) for name in episodes))
     for name in episodes:
         episode = file[name]
         taken = np.asarray(episode["actions"], np.float32)
@@ -99,66 +112,86 @@ def _read(dataset_id: str, metadata: Mapping[str, Any], file: h5py.File | Column
         taken = taken.reshape(rows, -1)
         if taken.shape[1] != plant.action_dim:
             raise UserError(
-                f"data set {dataset_id}: {name} has actions of {taken.shape[1]} dimensions, the first episode has {plant.action_dim}"
+                f"data set {dataset_id}: {name} has actions of {taken.shape[1]} dimensions, the first "
+                f"episode has {plant.action_dim}"
             )
         reward = np.asarray(episode["rewards"], np.float32)
         if reward.shape != (rows,):
             raise UserError(f"data set {dataset_id}: {name} has {reward.shape} rewards for {rows} actions")
-        # A success flag latches at the step that reached it and ends the task there, even though recording went on;
-        # without one, Minari's terminations say where.
+        # The first success ends the task, also if recording goes on after it. Without success flags, Minari's
+        # terminations end it.
         success = _success_after_step(episode, rows)
         ended = success if success is not None else np.asarray(episode["terminations"]) != 0
         if ended.shape != (rows,):
-            raise UserError(f"data set {dataset_id}: {name} has {len(ended)} terminations for {rows} actions: collect that episode again")
+            raise UserError(
+                f"data set {dataset_id}: {name} has {len(ended)} terminations for {rows} actions: collect "
+                "that episode again"
+            )
         final = _flatten(dataset_id, name, plant, episode["observations"], result.next_observations(rows))
-        result.add(taken, reward, 1.0 - ended, success=bool(success[-1]) if success is not None else None, final=final)
+        result.add(
+            taken,
+            reward,
+            1.0 - ended,
+            success=bool(success[-1]) if success is not None else None,
+            final=final,
+        )
     return result.store()
 
 
 def _refuse_spaces(dataset_id: str, metadata: Mapping[str, Any]) -> None:
-    """Raise UserError for spaces that are no boxes of numbers; the spaces may be missing."""
+    """Raise UserError for spaces other than boxes of numbers; the metadata may lack the spaces."""
     for key, what in (("observation_space", "observations"), ("action_space", "actions")):
         space: Any = json.loads(metadata[key]) if metadata.get(key) else {"type": "Box"}
-        boxes = list(space["subspaces"].values()) if space["type"] == "Dict" and what == "observations" else [space]
+        boxes = (
+            list(space["subspaces"].values())
+            if space["type"] == "Dict" and what == "observations"
+            else [space]
+        )
         for box in boxes:
             if box["type"] != "Box":
                 raise UserError(
-                    f"data set {dataset_id} has {what} in a space of type {box['type']}: only Box"
-                    f"{' and one level of named Boxes are' if what == 'observations' else ' is'} supported"
+                    f"data set {dataset_id} has {what} in a space of type {box['type']}: only "
+                    f"Box{' and one level of named Boxes are' if what == 'observations' else ' is'} "
+                    "supported"
                 )
             if what == "observations" and len(box.get("shape") or ()) == 3 and box.get("dtype") == "uint8":
-                raise UserError(f"data set {dataset_id} observes images, which are not supported: record numbers too, or leave them out")
+                raise UserError(
+                    f"data set {dataset_id} observes images, which are not supported: record numbers too, or "
+                    "leave them out"
+                )
 
 
 def _success_after_step(episode: Any, rows: int) -> NDArray[np.bool_] | None:
     if "infos" not in episode or "success" not in episode["infos"]:
         return None
-    said = episode["infos"]["success"]
-    # Some environments put a table of successes there, or text.
-    if isinstance(said, Mapping | h5py.Group):
+    stored = episode["infos"]["success"]
+    # Some environments store a table or text under this name.
+    if isinstance(stored, Mapping | h5py.Group):
         return None
-    flags = np.asarray(said)
+    flags = np.asarray(stored)
     if flags.dtype.kind not in "biuf":
         return None
     flags = flags.reshape(len(flags), -1)
     if flags.shape[1] != 1 or not np.isfinite(flags).all():
         return None
     flags = flags[:, 0] != 0
-    if len(flags) == rows + 1:  # the reset's info comes first
+    if len(flags) == rows + 1:  # the first entry is the reset's
         flags = flags[1:]
     return np.logical_or.accumulate(flags) if len(flags) == rows else None
 
 
-def _flatten(dataset_id: str, name: str, plant: PlantDescription, node: Any, out: NDArray[np.float32]) -> NDArray[np.float32] | None:
-    """Write an episode's observations into `out` `[rows, O]`; returns the one after the last action, where there is one."""
+def _flatten(
+    dataset_id: str, name: str, plant: PlantDescription, node: Any, out: NDArray[np.float32]
+) -> NDArray[np.float32] | None:
+    """Write observations into `out` `[rows, O]`; returns the one after the last action, if there is one."""
     rows, start = len(out), 0
     final: NDArray[np.float32] | None = np.empty(plant.observation_dim, np.float32)
     for spec in plant.fields:
         value = np.asarray(node[spec.name] if isinstance(node, Mapping | h5py.Group) else node, np.float32)
         if len(value) not in (rows, rows + 1) or value.shape[1:] != spec.shape:
             raise UserError(
-                f"data set {dataset_id}: {name} has '{spec.name}' of shape {list(value.shape)}, "
-                f"for {rows} actions it should be {[rows, *spec.shape]} or one longer: collect that episode again"
+                f"data set {dataset_id}: {name} has '{spec.name}' of shape {list(value.shape)}, for {rows} "
+                f"actions it should be {[rows, *spec.shape]} or one longer: collect that episode again"
             )
         columns = slice(start, start + spec.size)
         out[:, columns] = value[:rows].reshape(rows, -1)
@@ -171,38 +204,60 @@ def _flatten(dataset_id: str, name: str, plant: PlantDescription, node: Any, out
 
 
 def _plant(dataset_id: str, metadata: Mapping[str, Any], first: Any) -> PlantDescription:
-    """Our own description where our collector left one, else what the spaces and arrays tell."""
+    """The description that our collector stored, else one made from spaces and arrays."""
     if PLANT_KEY in metadata:
-        return from_plain(PlantDescription, json.loads(metadata[PLANT_KEY]), f"the plant description of {dataset_id}")
+        return convert(json.loads(metadata[PLANT_KEY]), PlantDescription, f"the plant description of {dataset_id}")
     node = first["observations"]
     if isinstance(node, Mapping | h5py.Group):
-        fields = tuple(ObservationField(name, tuple(data.shape[1:])) for name, data in _leaves(dataset_id, node))
+        fields = tuple(
+            ObservationField(name, tuple(data.shape[1:])) for name, data in _leaves(dataset_id, node)
+        )
     else:
         fields = (ObservationField("observation", tuple(node.shape[1:])),)
     action_dim = int(np.prod(first["actions"].shape[1:], dtype=int))
     low, high = _action_bounds(dataset_id, metadata, action_dim)
-    actions = tuple(ActionDimension(f"action_{i}", lo, hi) for i, (lo, hi) in enumerate(zip(low, high, strict=True)))
+    actions = tuple(
+        ActionDimension(f"action_{i}", lo, hi) for i, (lo, hi) in enumerate(zip(low, high, strict=True))
+    )
     spec = json.loads(metadata["env_spec"]) if metadata.get("env_spec") else {}
     if "control_rate" not in metadata:
         spec = {**spec, ASSUMED_RATE: True}
     return PlantDescription(
-        str(spec.get("id") or dataset_id), fields, actions, control_rate=float(metadata.get("control_rate", DEFAULT_RATE)), environment=spec
+        str(spec.get("id") or dataset_id),
+        fields,
+        actions,
+        control_rate=float(metadata.get("control_rate", DEFAULT_RATE)),
+        environment=spec,
     )
 
 
 def _leaves(dataset_id: str, node: Any) -> Iterator[tuple[str, Any]]:
     for name, data in node.items():
         if isinstance(data, Mapping | h5py.Group):
-            raise UserError(f"data set {dataset_id} nests observation '{name}': only one level of named fields is supported")
+            raise UserError(
+                f"data set {dataset_id} nests observation '{name}': only one level of named fields is "
+                "supported"
+            )
         yield name, data
 
 
-def _action_bounds(dataset_id: str, metadata: Mapping[str, Any], action_dim: int) -> tuple[list[float], list[float]]:
+def _action_bounds(
+    dataset_id: str, metadata: Mapping[str, Any], action_dim: int
+) -> tuple[list[float], list[float]]:
     try:
         space = json.loads(metadata["action_space"])
-        low, high = (np.broadcast_to(np.asarray(space[key], np.float64).reshape(-1), (action_dim,)) for key in ("low", "high"))
+        low, high = (
+            np.broadcast_to(np.asarray(space[key], np.float64).reshape(-1), (action_dim,))
+            for key in ("low", "high")
+        )
     except (KeyError, ValueError) as error:
-        raise UserError(f"data set {dataset_id} does not say the bounds of its actions: only Box action spaces can be learned") from error
+        raise UserError(
+            f"data set {dataset_id} does not say the bounds of its actions: only Box action spaces can be "
+            "learned"
+        ) from error
     if not (np.isfinite(low).all() and np.isfinite(high).all() and (low < high).all()):
-        raise UserError(f"data set {dataset_id} has unbounded actions: only Box action spaces with finite bounds can be learned")
+        raise UserError(
+            f"data set {dataset_id} has unbounded actions: only Box action spaces with finite bounds can be "
+            "learned"
+        )
     return low.tolist(), high.tolist()

@@ -1,6 +1,7 @@
-"""Episodes of a Minari data set in its Arrow or Parquet layout: one folder of files per episode, columns by name.
+"""Episodes of a Minari data set in its Arrow or Parquet layout: one folder of files per episode.
 
-Every column has one row more than there are actions: Minari pads actions, rewards and flags to the number of observations.
+Every column has one row more than there are actions: Minari pads actions, rewards and flags to the number of
+observations.
 """
 
 from __future__ import annotations
@@ -19,32 +20,44 @@ PADDED = ("actions", "rewards", "terminations", "truncations")
 
 
 class ColumnEpisodes:
-    """The episodes by name (`episode_0`), each a mapping of arrays shaped as the spaces in the metadata say."""
+    """The episodes by name (`episode_0`), each a mapping of arrays shaped like the metadata's spaces."""
 
     def __init__(self, folder: Path, metadata: Mapping[str, Any]):
         self.folder, self.format = folder, str(metadata["data_format"])
-        spaces = {key: json.loads(metadata[key]) for key in ("observation_space", "action_space") if metadata.get(key)}
+        spaces = {
+            key: json.loads(metadata[key])
+            for key in ("observation_space", "action_space")
+            if metadata.get(key)
+        }
         if len(spaces) < 2:
-            raise UserError(f"{folder} does not describe its observation and action spaces: write it again with both")
+            raise UserError(
+                f"{folder} does not describe its observation and action spaces: write it again with both"
+            )
         self.observation_space, self.action_space = spaces["observation_space"], spaces["action_space"]
-        self._folders = {f"episode_{entry.name}": entry for entry in folder.iterdir() if entry.is_dir() and entry.name.isdigit()}
+        self._folders = {
+            f"episode_{entry.name}": entry
+            for entry in folder.iterdir()
+            if entry.is_dir() and entry.name.isdigit()
+        }
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._folders)
 
     def rows_of(self, name: str) -> int:
-        """Actions of an episode."""
+        """Number of actions in an episode."""
         return int(json.loads((self._folders[name] / "metadata.json").read_text())["total_steps"])
 
     def __getitem__(self, name: str) -> dict[str, Any]:
         arrow = require_pyarrow(f"{self.folder} is in Minari's {self.format} format")
-        # Minari calls Arrow's own file format "arrow".
-        table = arrow.dataset.dataset(str(self._folders[name]), format=self.format, ignore_prefixes=["_", ".", "metadata.json"]).to_table()
+        # pyarrow's names of the formats are Minari's.
+        table = arrow.dataset.dataset(
+            str(self._folders[name]), format=self.format, ignore_prefixes=["_", ".", "metadata.json"]
+        ).to_table()
         rows = table.num_rows
         padding = rows - self.rows_of(name)
         if padding < 0:
             raise ValueError(f"{name} holds {rows} rows, its metadata says {rows - padding}")
-        columns = {key: combined(table[key]) for key in table.column_names}
+        columns = {key: single_chunk(table[key]) for key in table.column_names}
         episode: dict[str, Any] = {
             "observations": _shaped(columns["observations"], self.observation_space),
             "actions": _shaped(columns["actions"], self.action_space)[: rows - padding],
@@ -53,12 +66,18 @@ class ColumnEpisodes:
             episode[key] = columns[key].to_numpy(zero_copy_only=False)[: rows - padding]
         if "infos" in columns:
             infos = columns["infos"]
-            episode["infos"] = {field.name: _flags(infos.field(i), rows) for i, field in enumerate(infos.type) if field.name == "success"}
+            episode["infos"] = {
+                field.name: _flags(infos.field(i), rows)
+                for i, field in enumerate(infos.type)
+                if field.name == "success"
+            }
         return episode
 
 
 def require_pyarrow(why: str) -> Any:
-    """pyarrow with its data set and Parquet modules; raises UserError when it is not installed."""
+    """pyarrow with its modules `dataset` and `parquet`; raises UserError with the reason `why` if it is
+    missing.
+    """
     try:
         import pyarrow
         import pyarrow.dataset
@@ -68,15 +87,17 @@ def require_pyarrow(why: str) -> Any:
     return pyarrow
 
 
-def combined(column: Any) -> Any:
+def single_chunk(column: Any) -> Any:
     """A table's column as one array."""
     return column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
 
 
-def numbers(column: Any, rows: int) -> NDArray[Any]:
-    """A column of numbers, or of lists of numbers of one length, as `[rows, ...]`; raises ValueError when the lengths differ."""
+def numeric_column(column: Any, rows: int) -> NDArray[Any]:
+    """A column of numbers, or of equally long lists of numbers, as `[rows, ...]`; raises ValueError for
+    others.
+    """
     while hasattr(column, "value_lengths"):
-        # Flattening leaves null lists out and joins lists of different lengths, which would move numbers to other rows.
+        # Flattening drops null lists and joins lists of different lengths: numbers would move to other rows.
         if column.null_count:
             raise ValueError(f"a column holds {column.null_count} empty cells")
         lengths = column.value_lengths().to_numpy(zero_copy_only=False)
@@ -92,9 +113,9 @@ def numbers(column: Any, rows: int) -> NDArray[Any]:
 
 
 def _flags(column: Any, rows: int) -> Any:
-    """One number per row where the column holds that, else what it holds."""
+    """The column as numbers if it holds numbers, else as Python objects."""
     try:
-        return numbers(column, rows)
+        return numeric_column(column, rows)
     except ValueError:
         return column.to_numpy(zero_copy_only=False)
 
@@ -103,6 +124,9 @@ def _shaped(column: Any, space: Mapping[str, Any]) -> Any:
     if space["type"] == "Dict":
         return {name: _shaped(column.field(name), inner) for name, inner in space["subspaces"].items()}
     if space["type"] != "Box":
-        raise UserError(f"a space of type {space['type']} cannot be learned: only Box and one level of named Boxes are supported")
+        raise UserError(
+            f"a space of type {space['type']} cannot be learned: only Box and one level of named Boxes are "
+            "supported"
+        )
     shape = space.get("shape") or np.asarray(space["low"]).shape
-    return numbers(column, len(column)).reshape(len(column), *shape)
+    return numeric_column(column, len(column)).reshape(len(column), *shape)

@@ -1,6 +1,7 @@
-"""Read arrays from an `.npz` file block by block, so that converting and dropping rows needs no second copy of an array.
+"""Reads arrays from an `.npz` file block by block: converting and dropping rows needs no second copy of an
+array.
 
-Reading a block releases Python's lock while it decompresses, so a thread can read while training goes on.
+Decompressing a block releases the GIL, so a thread can read while training goes on.
 """
 
 from __future__ import annotations
@@ -21,13 +22,13 @@ from numpy.typing import NDArray
 from rql_deploy.errors import UserError
 
 BLOCK_BYTES = 1 << 22
-"""Read in one go. Beside a busy Python thread every block waits its turn for the lock several times, so they must not be small."""
+"""Bytes read at a time; large, since each block waits for the GIL if another thread is busy."""
 T = TypeVar("T", bound=np.generic)
 
 
 @dataclass(frozen=True)
 class Member:
-    """What an array's header says."""
+    """Header of one array."""
 
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
@@ -36,7 +37,10 @@ class Member:
 
 
 class NpzFile:
-    """An open `.npz` file; raises UserError, naming file and array, when it is damaged. No pickle is ever read."""
+    """An open `.npz` file; raises UserError, naming file and array, when it is damaged.
+
+    No pickle is ever read.
+    """
 
     def __init__(self, path: Path):
         self.path = path
@@ -46,7 +50,9 @@ class NpzFile:
     def __enter__(self) -> NpzFile:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
         self._archive.close()
 
     @property
@@ -63,12 +69,21 @@ class NpzFile:
                 raise ValueError(f"its header says shape {list(shape)}, its size another")
             return Member(shape, dtype, f"{info.CRC:08x}:{info.file_size}")
 
-    def read(self, key: str, dtype: type[T], keep: NDArray[np.bool_] | None = None, rest: list[NDArray[T]] | None = None) -> NDArray[T]:
-        """An array `[N, ...]` as `dtype`, of it only the rows where `keep` `[N]` is set; the others are appended to `rest`, if given."""
+    def read(
+        self,
+        key: str,
+        dtype: type[T],
+        keep: NDArray[np.bool_] | None = None,
+        rest: list[NDArray[T]] | None = None,
+    ) -> NDArray[T]:
+        """Read an array `[N, ...]` as `dtype`; with `keep` `[N]`, only the rows where it is set.
+
+        The other rows are appended to `rest`, if given.
+        """
         member = self.member(key)
         rows = len(keep) if keep is not None else member.shape[0]
         read = kept = 0
-        # What float32 cannot hold becomes infinity, which the check of the rows names.
+        # Numbers too large for float32 become infinity, which the check of all rows reports.
         with self._damage(f"'{key}'"), self._archive.open(f"{key}.npy") as stream, np.errstate(over="ignore"):
             result = np.empty((int(keep.sum()) if keep is not None else rows, *member.shape[1:]), dtype)
             self._header(key, stream)
@@ -84,12 +99,18 @@ class NpzFile:
 
     def _header(self, key: str, stream: IO[bytes]) -> tuple[tuple[int, ...], np.dtype[Any]]:
         version = np.lib.format.read_magic(stream)  # type: ignore[no-untyped-call]
-        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        read = (
+            np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        )
         shape, fortran, dtype = read(stream)  # type: ignore[no-untyped-call]
         if dtype.hasobject:
-            raise UserError(f"{self.path}: '{key}' holds Python objects, which are never loaded: save it as numbers")
+            raise UserError(
+                f"{self.path}: '{key}' holds Python objects, which are refused for safety: save it as numbers"
+            )
         if fortran and len(shape) > 1:
-            raise UserError(f"{self.path}: '{key}' is stored column by column: save it again with np.ascontiguousarray")
+            raise UserError(
+                f"{self.path}: '{key}' is stored column by column: save it again with np.ascontiguousarray"
+            )
         return shape, dtype
 
     @contextmanager
@@ -101,7 +122,10 @@ class NpzFile:
         except KeyError as error:
             raise UserError(f"{self.path} lacks {what}: it holds {', '.join(sorted(self.keys))}") from error
         except MemoryError as error:
-            raise UserError(f"{self.path} does not fit into memory ({what}: {error}): split it into shards of whole episodes") from error
+            raise UserError(
+                f"{self.path} does not fit into memory ({what}: {error}): split it into shards of whole "
+                "episodes"
+            ) from error
         except (OSError, EOFError, ValueError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
             raise UserError(f"{self.path} is damaged ({what}: {error}): copy or make it again") from error
 

@@ -16,19 +16,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rql_deploy.contract import PLANT_KEY, ActionDimension, ObservationField, PlantDescription
-from rql_deploy.errors import UserError
-from rql_deploy.plain import from_plain, suggestion
+from rql_deploy.errors import UserError, suggestion
+from rql_deploy.structs import convert
 from rql_deploy.train.data.store import ASSUMED_RATE, TransitionStore
 
-from .assemble import DEFAULT_RATE, Assembler, bounds_of
+from .store_builder import DEFAULT_RATE, StoreBuilder, estimate_bounds
 
 SUFFIXES = (".hdf5", ".h5")
 ROBOSUITE = 1
 """`env_args.type` of robosuite environments; their actions are in [-1, 1]."""
 
 
-def file_and_key(name: Path | str) -> tuple[str, str]:
-    """`FILE.hdf5#KEY` as file and filter key; a `#` that is part of an existing file's path is left there."""
+def split_filter_key(name: Path | str) -> tuple[str, str]:
+    """Split `FILE.hdf5#KEY` into file and filter key; a `#` in the path of an existing file is not split."""
     text = str(name)
     if Path(text).exists() or "#" not in text:
         return text, ""
@@ -37,20 +37,22 @@ def file_and_key(name: Path | str) -> tuple[str, str]:
 
 
 def is_robomimic(path: Path) -> bool:
-    """Whether `path`, without the `#KEY` that may follow a file's name, is an HDF5 file with a group `data`."""
-    file = Path(file_and_key(path)[0])
+    """Whether `path` (`FILE` or `FILE#KEY`) is an HDF5 file with a group `data`."""
+    file = Path(split_filter_key(path)[0])
     if file.suffix not in SUFFIXES or not file.is_file():
         return False
     try:
         with h5py.File(file, "r") as opened:
             return "data" in opened
     except OSError:
-        return True  # not readable as HDF5: let the reader say so
+        return True  # not readable as HDF5: the reader raises the error
 
 
-def is_read(observation: object) -> bool:
-    """Whether an entry of `obs` is read: numbers, but no images."""
-    return isinstance(observation, h5py.Dataset) and observation.ndim <= 2 and observation.dtype.kind in "fiub"
+def is_numeric(observation: object) -> bool:
+    """Whether an entry of `obs` holds numbers and is not an image; other entries are not read."""
+    return (
+        isinstance(observation, h5py.Dataset) and observation.ndim <= 2 and observation.dtype.kind in "fiub"
+    )
 
 
 def filter_keys(file: Path) -> list[str]:
@@ -62,10 +64,11 @@ def filter_keys(file: Path) -> list[str]:
 def read_robomimic(path: Path | str) -> TransitionStore:
     """Load `FILE.hdf5`, or `FILE.hdf5#KEY` for the demonstrations of a filter key.
 
-    Fields are all observations of numbers; images are left out. Where rewards are 0 and 1 the task ends in the rows with reward 1, else
-    where `dones` is set. Raises UserError naming demonstration and array when the file is damaged or cannot be learned from.
+    Fields are all numeric observations; images are not read. If all rewards are 0 or 1, the task ends in rows
+    with reward 1, else where `dones` is set. Raises UserError naming demonstration and array if the file is
+    damaged or cannot be used.
     """
-    name, key = file_and_key(path)
+    name, key = split_filter_key(path)
     try:
         with h5py.File(name, "r") as file:
             return _read(name, key, file)
@@ -84,35 +87,44 @@ def _read(name: str, key: str, file: h5py.File) -> TransitionStore:
     if "obs" not in first:
         held = ", ".join(sorted(first)) or "nothing"
         raise UserError(
-            f"{name}: {demos[0]} holds {held} but no observations: this is a raw robosuite recording, so extract them first with "
-            "robomimic's conversion/convert_robosuite.py and dataset_states_to_obs.py"
+            f"{name}: {demos[0]} holds {held} but no observations: this is a raw robosuite recording, so "
+            "extract them first with robomimic's conversion/convert_robosuite.py and "
+            "dataset_states_to_obs.py"
         )
     lengths = []
     for demo in demos:
         if "actions" not in data[demo]:
-            raise UserError(f"{name}: {demo} lacks 'actions': it holds {', '.join(sorted(data[demo])) or 'nothing'}")
+            raise UserError(
+                f"{name}: {demo} lacks 'actions': it holds {', '.join(sorted(data[demo])) or 'nothing'}"
+            )
         shape = data[demo]["actions"].shape
         if len(shape) != 2:
-            raise UserError(f"{name}: {demo} has actions of shape {list(shape)}, they should have 2 dimensions, rows first")
+            raise UserError(
+                f"{name}: {demo} has actions of shape {list(shape)}, they should have 2 dimensions, rows "
+                "first"
+            )
         if not shape[0]:
             raise UserError(f"{name}: {demo} has no rows: remove it")
         lengths.append(shape[0])
     plant = _plant(name, data, demos)
-    result = Assembler(f"{Path(name).stem}{f'#{key}' if key else ''}", plant, sum(lengths))
+    result = StoreBuilder(f"{Path(name).stem}{f'#{key}' if key else ''}", plant, sum(lengths))
     for demo, rows in zip(demos, lengths, strict=True):
         episode = data[demo]
         where = f"{name}: {demo}"
         _read_fields(where, plant, episode, "obs", result.next_observations(rows))
         actions = np.asarray(episode["actions"], np.float32)
         if actions.shape[1] != plant.action_dim:
-            raise UserError(f"{where} has actions of {actions.shape[1]} dimensions, {demos[0]} has {plant.action_dim}")
-        # Demonstrations of people come without rewards; they are then all 0, which training refuses until they are relabelled.
+            raise UserError(
+                f"{where} has actions of {actions.shape[1]} dimensions, {demos[0]} has {plant.action_dim}"
+            )
+        # Human demonstrations come without rewards: all are 0 then, and training refuses them until
+        # relabelled.
         rewards, dones = (_column(where, episode, column, rows) for column in ("rewards", "dones"))
         sparse = "rewards" in episode and bool(np.isin(rewards, (0.0, 1.0)).all())
         ended = rewards == 1.0 if sparse else dones != 0
         success = bool(ended.any()) if sparse else None
         masks = 1.0 - ended
-        if "masks" in episode:  # what our writer knew beyond the format
+        if "masks" in episode:  # written by our writer only
             masks = _column(where, episode, "masks", rows)
             success = bool(episode.attrs["success"]) if "success" in episode.attrs else None
         final = None
@@ -130,30 +142,48 @@ def _demonstrations(name: str, key: str, file: h5py.File) -> list[str]:
     if key:
         keys = list(file["mask"]) if "mask" in file else []
         if key not in keys:
-            raise UserError(f"{name} has no filter key '{key}'{suggestion(key, keys) if keys else ': it has none'}")
+            raise UserError(
+                f"{name} has no filter key '{key}'{suggestion(key, keys) if keys else ': it has none'}"
+            )
         demos = [value.decode() if isinstance(value, bytes) else str(value) for value in file["mask"][key][:]]
         if missing := [demo for demo in demos if demo not in file["data"]]:
-            raise UserError(f"{name}: filter key '{key}' names {missing[0]}, which the file lacks: correct mask/{key}")
+            raise UserError(
+                f"{name}: filter key '{key}' names {missing[0]}, which the file lacks: correct mask/{key}"
+            )
     if not demos:
-        raise UserError(f"{name} has no demonstrations{f' with filter key {key}' if key else ''}: record some first")
-    return sorted(demos, key=lambda demo: (int(digits) if (digits := demo.rpartition("_")[2]).isdigit() else -1, demo))
+        raise UserError(
+            f"{name} has no demonstrations{f' with filter key {key}' if key else ''}: record some first"
+        )
+    return sorted(
+        demos, key=lambda demo: (int(digits) if (digits := demo.rpartition("_")[2]).isdigit() else -1, demo)
+    )
 
 
 def _plant(name: str, data: h5py.Group, demos: list[str]) -> PlantDescription:
     if PLANT_KEY in data.attrs:
-        return from_plain(PlantDescription, json.loads(data.attrs[PLANT_KEY]), f"the plant description of {name}")
+        return convert(json.loads(data.attrs[PLANT_KEY]), PlantDescription, f"the plant description of {name}")
     text = data.attrs.get("env_args")
     settings = _environment(name, text)
     robosuite = settings.get("type") == ROBOSUITE
-    fields = tuple(ObservationField(field, tuple(value.shape[1:])) for field, value in data[demos[0]]["obs"].items() if is_read(value))
+    fields = tuple(
+        ObservationField(field, tuple(value.shape[1:]))
+        for field, value in data[demos[0]]["obs"].items()
+        if is_numeric(value)
+    )
     if not fields:
-        raise UserError(f"{name}: {demos[0]} observes only images, which are not supported: extract low-dimensional observations too")
+        raise UserError(
+            f"{name}: {demos[0]} observes only images, which are not supported: extract low-dimensional "
+            "observations too"
+        )
     width = data[demos[0]]["actions"].shape[1]
     low, high = np.full(width, -1.0), np.full(width, 1.0)
     if not robosuite:
-        spans = [bounds_of(np.asarray(data[demo]["actions"], np.float32)) for demo in demos]
-        least, greatest = np.min([span[0] for span in spans], axis=0), np.max([span[1] for span in spans], axis=0)
-        # Most data sets of this format are normalised to [-1, 1] on purpose.
+        spans = [estimate_bounds(np.asarray(data[demo]["actions"], np.float32)) for demo in demos]
+        least, greatest = (
+            np.min([span[0] for span in spans], axis=0),
+            np.max([span[1] for span in spans], axis=0),
+        )
+        # Most data sets of this format have actions normalised to [-1, 1].
         if not (least >= -1.1).all() or not (greatest <= 1.1).all():
             low, high = least, greatest
     rate = (settings.get("env_kwargs") or {}).get("control_freq")
@@ -163,7 +193,10 @@ def _plant(name: str, data: h5py.Group, demos: list[str]) -> PlantDescription:
         fields=fields,
         actions=tuple(ActionDimension(f"action_{i}", float(low[i]), float(high[i])) for i in range(width)),
         control_rate=float(rate or DEFAULT_RATE),
-        environment={**({"env_args": settings} if settings else {}), **({} if rate else {ASSUMED_RATE: True})},
+        environment={
+            **({"env_args": settings} if settings else {}),
+            **({} if rate else {ASSUMED_RATE: True}),
+        },
     )
 
 
@@ -171,22 +204,31 @@ def _environment(name: str, text: str | None) -> dict[str, Any]:
     try:
         settings = json.loads(text) if text else {}
     except ValueError as error:
-        raise UserError(f"{name}: the attribute env_args of 'data' is not JSON ({error}): correct or remove it") from error
+        raise UserError(
+            f"{name}: the attribute env_args of 'data' is not JSON ({error}): correct or remove it"
+        ) from error
     if not isinstance(settings, dict) or not isinstance(settings.get("env_kwargs") or {}, dict):
-        raise UserError(f"{name}: the attribute env_args of 'data' is no table of settings: correct or remove it")
+        raise UserError(
+            f"{name}: the attribute env_args of 'data' is no table of settings: correct or remove it"
+        )
     return settings
 
 
-def _read_fields(where: str, plant: PlantDescription, episode: h5py.Group, group: str, out: NDArray[np.float32]) -> None:
+def _read_fields(
+    where: str, plant: PlantDescription, episode: h5py.Group, group: str, out: NDArray[np.float32]
+) -> None:
     start = 0
     for spec in plant.fields:
         if spec.name not in episode[group]:
-            raise UserError(f"{where} lacks {group}/{spec.name}, which other demonstrations have: extract the observations again")
+            raise UserError(
+                f"{where} lacks {group}/{spec.name}, which other demonstrations have: extract the "
+                "observations again"
+            )
         value = episode[group][spec.name]
         if value.shape != (len(out), *spec.shape):
             raise UserError(
-                f"{where} has {group}/{spec.name} of shape {list(value.shape)}, "
-                f"for {len(out)} actions it should be {[len(out), *spec.shape]}"
+                f"{where} has {group}/{spec.name} of shape {list(value.shape)}, for {len(out)} actions it "
+                f"should be {[len(out), *spec.shape]}"
             )
         out[:, start : start + spec.size] = value[:].reshape(len(out), -1)
         start += spec.size

@@ -1,6 +1,6 @@
-"""Writers of offline data, each the inverse of a reader: what a format cannot hold is said, not dropped in silence.
+"""Writers: each turns a `TransitionStore` into one data format and names what the format cannot hold.
 
-Minari's writer is Minari itself and lives with the commands, since training does without it.
+Minari's writer is not here: it needs the minari package, which training does without.
 """
 
 from __future__ import annotations
@@ -19,36 +19,44 @@ from .ogbench import write_ogbench
 from .robomimic import write_robomimic
 
 Writer = Callable[[TransitionStore, Path], list[str]]
+"""Writes a store to a path; returns what the format cannot hold, one sentence each."""
 
 
-def _store(store: TransitionStore, target: Path) -> list[str]:
+def _write_store_folder(store: TransitionStore, target: Path) -> list[str]:
     write_store(store, target)
     return []
 
 
-WRITERS: Mapping[str, Writer] = {"store": _store, "ogbench": write_ogbench, "robomimic": write_robomimic, "lerobot": write_lerobot}
+WRITERS: Mapping[str, Writer] = {
+    "store": _write_store_folder,
+    "ogbench": write_ogbench,
+    "robomimic": write_robomimic,
+    "lerobot": write_lerobot,
+}
 
 
-def write(store: TransitionStore, target: Path, form: str) -> list[str]:
-    """Write `store` to `target` in format `form`, whole or not at all; returns what is lost, one sentence each.
+def write(store: TransitionStore, target: Path, format_name: str) -> list[str]:
+    """Write `store` to `target`, completely or not at all; returns what the format cannot hold, one sentence
+    each.
 
-    Raises UserError when the rows do not fit together, something is there already, or the disk does not take it.
+    Raises UserError if the rows are inconsistent, `target` exists, or the disk is full.
     """
     if target.exists():
         raise UserError(f"{target} exists already: pass another --output or remove it first")
     store.validate_rows()
-    if form == "store":
-        return WRITERS[form](store, target)
+    if format_name == "store":
+        return WRITERS[format_name](store, target)
     partial = target.with_name(f".{target.name}.partial{target.suffix}")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         _remove(partial)
-        lost = WRITERS[form](store, partial)
+        lost = WRITERS[format_name](store, partial)
         partial.rename(target)
         return lost
     except OSError as error:
         raise UserError(
-            f"cannot write {target} ({error.strerror or error}): nothing is left of it; make room or pass another path"
+            f"cannot write {target} ({error.strerror or error}): nothing is left of it; make room or pass "
+            "another path"
         ) from error
     finally:
         _remove(partial)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
 from pathlib import Path
 
 import h5py
@@ -11,18 +10,24 @@ import numpy as np
 
 from rql_deploy.contract import PLANT_KEY
 from rql_deploy.folders import reserve
+from rql_deploy.structs import to_plain
 from rql_deploy.train.data.store import TransitionStore
 
 
 def write_robomimic(store: TransitionStore, target: Path) -> list[str]:
-    """`data/demo_*` with obs, next_obs, actions, rewards and dones; our plant description and masks too, which robomimic ignores."""
+    """Write `data/demo_*` with obs, next_obs, actions, rewards and dones.
+
+    Also writes masks and the plant description, which robomimic ignores.
+    """
     fields, start = [], 0
     for spec in store.plant.fields:
         fields.append((spec.name, spec.shape, slice(start, start + spec.size)))
         start += spec.size
-    # Actions, rewards, masks and dones; observations twice. HDF5 needs about 1 kB beside each array.
+    # Per episode: observations twice, actions, rewards, masks, dones. HDF5 adds about 1 kB to each array.
     arrays = (2 * len(fields) + 4) * store.episodes
-    reserve(target.parent, 2 * store.observations.nbytes + store.actions.nbytes + 16 * len(store) + 2048 * arrays)
+    reserve(
+        target.parent, 2 * store.observations.nbytes + store.actions.nbytes + 16 * len(store) + 2048 * arrays
+    )
     with h5py.File(target, "w") as file:
         data = file.create_group("data")
         for i, (begin, end) in enumerate(zip(store.starts, store.ends, strict=True)):
@@ -40,13 +45,19 @@ def write_robomimic(store: TransitionStore, target: Path) -> list[str]:
             if store.successes is not None:
                 demo.attrs["success"] = bool(store.successes[i])
         data.attrs["total"] = len(store)
-        data.attrs[PLANT_KEY] = json.dumps(asdict(store.plant))
+        data.attrs[PLANT_KEY] = json.dumps(to_plain(store.plant))
         data.attrs["final_observations"] = store.finals is not None
-        environment = store.plant.environment.get("env_args") or {"env_name": store.plant.task, "type": 2, "env_kwargs": {}}
+        environment = store.plant.environment.get("env_args") or {
+            "env_name": store.plant.task,
+            "type": 2,
+            "env_kwargs": {},
+        }
         data.attrs["env_args"] = json.dumps(environment)
     lost = []
     if store.finals is None:
-        lost.append("the data has no observation after an episode's last action, so the last one stands there twice")
+        lost.append(
+            "the data has no observation after an episode's last action, so the last observation is repeated"
+        )
     if "env_args" not in store.plant.environment:
-        lost.append("robomimic cannot rebuild the environment: env_args says only its name")
+        lost.append("robomimic cannot rebuild the environment: env_args holds only its name")
     return lost

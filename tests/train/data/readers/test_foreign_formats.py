@@ -1,4 +1,7 @@
-"""Readers of formats that others write; the files in tests/data come from lerobot 0.3.3 and 0.4.4 and from robomimic 0.3.0 on robosuite."""
+"""Readers of foreign formats.
+
+The files in tests/data come from lerobot 0.3.3 and 0.4.4 and from robomimic 0.3.0 on robosuite.
+"""
 
 import builtins
 import json
@@ -41,10 +44,15 @@ def test_a_file_that_robomimic_extracted_is_read_row_by_row() -> None:
     with h5py.File(ROBOMIMIC) as file:
         demos = [file[f"data/demo_{i}"] for i in (1, 2, 3)]
         assert store.ends.tolist() == np.cumsum([len(demo["actions"]) for demo in demos]).tolist()
-        assert np.array_equal(store.actions, np.concatenate([demo["actions"][:] for demo in demos]).astype(np.float32))
+        assert np.array_equal(
+            store.actions, np.concatenate([demo["actions"][:] for demo in demos]).astype(np.float32)
+        )
         # Fields stand side by side in the plant's order; the object comes first.
         assert store.plant.fields[0].name == "object"
-        assert np.array_equal(store.observations[:, :10], np.concatenate([demo["obs/object"][:] for demo in demos]).astype(np.float32))
+        assert np.array_equal(
+            store.observations[:, :10],
+            np.concatenate([demo["obs/object"][:] for demo in demos]).astype(np.float32),
+        )
         assert store.finals is not None
         assert np.array_equal(store.finals[1, :10], demos[1]["next_obs/object"][-1].astype(np.float32))
         environment = json.loads(file["data"].attrs["env_args"])
@@ -52,7 +60,7 @@ def test_a_file_that_robomimic_extracted_is_read_row_by_row() -> None:
     assert store.plant.environment["env_args"] == environment
     assert set(store.plant.action_low) == {-1.0} and set(store.plant.action_high) == {1.0}
     assert store.successes is not None and store.successes.all()
-    # The task ends where the reward says it succeeded, in each demonstration's last row.
+    # The task ends where the reward is 1, in each demonstration's last row.
     assert np.flatnonzero(store.masks == 0).tolist() == (store.ends - 1).tolist()
 
 
@@ -74,22 +82,39 @@ def test_a_failed_demonstration_whose_end_is_marked_done_still_goes_on(robomimic
 @pytest.mark.parametrize(
     ("spoil", "words"),
     [
-        (lambda f: f.__delitem__("data/demo_1/obs"), "demo_1 holds .* but no observations.*dataset_states_to_obs"),
+        (
+            lambda f: f.__delitem__("data/demo_1/obs"),
+            "demo_1 holds .* but no observations.*dataset_states_to_obs",
+        ),
         (lambda f: f.__delitem__("data/demo_2/actions"), "demo_2 lacks 'actions'"),
         (lambda f: f.__delitem__("data/demo_2/obs/object"), "demo_2 lacks obs/object"),
         (lambda f: [f.__delitem__(f"data/demo_{i}") for i in (1, 2, 3)], "no demonstrations"),
-        (lambda f: (f.__delitem__("data/demo_2/rewards"), f["data/demo_2"].create_dataset("rewards", data=[1.0])), "1 rewards for"),
         (
-            lambda f: (f.__delitem__("data/demo_3/actions"), f["data/demo_3"].create_dataset("actions", data=np.zeros((0, 7)))),
+            lambda f: (
+                f.__delitem__("data/demo_2/rewards"),
+                f["data/demo_2"].create_dataset("rewards", data=[1.0]),
+            ),
+            "1 rewards for",
+        ),
+        (
+            lambda f: (
+                f.__delitem__("data/demo_3/actions"),
+                f["data/demo_3"].create_dataset("actions", data=np.zeros((0, 7))),
+            ),
             "has no rows",
         ),
         (
-            lambda f: (f.__delitem__("data/demo_2/actions"), f["data/demo_2"].create_dataset("actions", data=np.zeros((29, 6)))),
+            lambda f: (
+                f.__delitem__("data/demo_2/actions"),
+                f["data/demo_2"].create_dataset("actions", data=np.zeros((29, 6))),
+            ),
             "6 dimensions",
         ),
     ],
 )
-def test_a_robomimic_file_that_does_not_fit_is_named_in_one_sentence(spoil: Any, words: str, robomimic: Path) -> None:
+def test_a_robomimic_file_that_does_not_fit_is_named_in_one_sentence(
+    spoil: Any, words: str, robomimic: Path
+) -> None:
     with h5py.File(robomimic, "a") as file:
         spoil(file)
     with pytest.raises(UserError, match=words) as refused:
@@ -117,7 +142,10 @@ def test_both_layouts_of_lerobot_hold_the_rows_that_were_recorded(lerobot: Path)
     assert store.ends.tolist() == [6, 15, 20]
     assert np.allclose(store.observations, [np.concatenate(row[:2]) for row in rows])
     assert np.allclose(store.actions, [row[2] for row in rows])
-    assert [field.name for field in store.plant.fields] == ["observation.state", "observation.environment_state"]
+    assert [field.name for field in store.plant.fields] == [
+        "observation.state",
+        "observation.environment_state",
+    ]
     assert [action.name for action in store.plant.actions] == ["dx", "dy", "grip"]
     assert store.plant.control_rate == 10 and store.plant.task == "so100"
     assert np.flatnonzero(store.rewards).tolist() == [5, 19]
@@ -139,11 +167,19 @@ def edited(folder: Path, change: Any) -> None:
         (lambda info: info.update(total_frames=99), "holds 20 rows, .* says 99"),
         (lambda info: info["features"].pop("action"), "no feature 'action'"),
         (lambda info: info["features"].update(action=None), "is damaged"),
-        (lambda info: info["features"].update({"observation.force": {"dtype": "float32", "shape": [3]}}), "lacks the column"),
-        (lambda info: [info["features"].pop(f"observation.{k}") for k in ("state", "environment_state")], "only images or videos"),
+        (
+            lambda info: info["features"].update({"observation.force": {"dtype": "float32", "shape": [3]}}),
+            "lacks the column",
+        ),
+        (
+            lambda info: [info["features"].pop(f"observation.{k}") for k in ("state", "environment_state")],
+            "only images or videos",
+        ),
     ],
 )
-def test_a_lerobot_folder_that_does_not_fit_is_named_in_one_sentence(change: Any, words: str, lerobot: Path) -> None:
+def test_a_lerobot_folder_that_does_not_fit_is_named_in_one_sentence(
+    change: Any, words: str, lerobot: Path
+) -> None:
     edited(lerobot, change)
     with pytest.raises(UserError, match=words) as refused:
         open_store(str(lerobot))
@@ -173,7 +209,9 @@ def test_without_pyarrow_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
 @pytest.mark.parametrize("layout", ["arrow", "parquet"])
-def test_minaris_own_arrow_files_hold_what_its_hdf5_files_hold(layout: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_minaris_own_arrow_files_hold_what_its_hdf5_files_hold(
+    layout: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import gymnasium
     import minari
     from minari.data_collector import EpisodeBuffer
@@ -184,7 +222,10 @@ def test_minaris_own_arrow_files_hold_what_its_hdf5_files_hold(layout: str, tmp_
     buffers = [
         EpisodeBuffer(
             id=i,
-            observations={"grid": rng.normal(size=(n + 1, 2, 2)).astype(np.float32), "arm": rng.normal(size=(n + 1, 3)).astype(np.float32)},
+            observations={
+                "grid": rng.normal(size=(n + 1, 2, 2)).astype(np.float32),
+                "arm": rng.normal(size=(n + 1, 3)).astype(np.float32),
+            },
             actions=rng.uniform(-1, 1, (n, 2)).astype(np.float32),
             rewards=list(rng.normal(size=n)),
             terminations=[False] * n,
@@ -197,13 +238,19 @@ def test_minaris_own_arrow_files_hold_what_its_hdf5_files_hold(layout: str, tmp_
     for form in ("hdf5", layout):
         monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / form))
         minari.create_dataset_from_buffers(
-            "tiny/columns-v0", buffers, observation_space=space, action_space=gymnasium.spaces.Box(-1, 1, (2,)), data_format=form
+            "tiny/columns-v0",
+            buffers,
+            observation_space=space,
+            action_space=gymnasium.spaces.Box(-1, 1, (2,)),
+            data_format=form,
         )
         stores.append(opened("tiny/columns-v0"))
     first, second = stores
     assert first.content_hash == second.content_hash
     assert second.successes is not None and second.successes.tolist() == [True, False, False]
-    assert first.finals is not None and second.finals is not None and np.array_equal(first.finals, second.finals)
+    assert (
+        first.finals is not None and second.finals is not None and np.array_equal(first.finals, second.finals)
+    )
     file = next((tmp_path / layout).glob(f"**/1/*.{layout}"))
     file.write_bytes(file.read_bytes()[:-200])
     with pytest.raises(UserError, match="is damaged"):

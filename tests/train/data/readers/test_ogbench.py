@@ -14,7 +14,14 @@ from rql_deploy.train.data.store import TransitionStore
 from tests.helpers.data import make_store
 
 
-def arrays(episodes: tuple[int, ...] = (9, 7, 12), *, seed: int = 0, labelled: bool = True, observation: int = 37, action: int = 5) -> Any:
+def arrays(
+    episodes: tuple[int, ...] = (9, 7, 12),
+    *,
+    seed: int = 0,
+    labelled: bool = True,
+    observation: int = 37,
+    action: int = 5,
+) -> Any:
     """The arrays of an OGBench file: as published, or with rewards and masks too."""
     rng = np.random.default_rng(seed)
     rows = sum(episodes)
@@ -55,7 +62,9 @@ class Halfway:
 
 
 @pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
-def test_rows_are_those_of_ogbenchs_own_loader(save: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rows_are_those_of_ogbenchs_own_loader(
+    save: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     file = tmp_path / "cube-double-play-v0.npz"
     save(file, **arrays())
     monkeypatch.setattr(npz_module, "BLOCK_BYTES", 600)
@@ -86,7 +95,9 @@ def test_a_file_cut_between_rows_ends_its_last_episode_there(tmp_path: Path) -> 
     ],
 )
 def test_the_plant_is_named_after_the_file(name: str, rate: float, first: str, tmp_path: Path) -> None:
-    plant = opened(write(tmp_path / f"{name}.npz", actions=arrays(action=5 if first == "dx" else 8)["actions"])).plant
+    plant = opened(
+        write(tmp_path / f"{name}.npz", actions=arrays(action=5 if first == "dx" else 8)["actions"])
+    ).plant
     assert (plant.task, plant.control_rate, plant.actions[0].name) == (f"ogbench:{name}", rate, first)
     assert plant.fields[0].shape == (37,)
     assert set(plant.action_low) == {-1.0} and set(plant.action_high) == {1.0}
@@ -138,7 +149,9 @@ def test_sparse_is_refused_where_a_reward_is_positive(tmp_path: Path) -> None:
         ({"terminals": arrays()["terminals"] | (np.arange(28) == 9)}, "episode 1 has one row only .row 9."),
     ],
 )
-def test_a_file_that_does_not_fit_is_named_in_one_sentence(changes: dict[str, Any], words: str, tmp_path: Path) -> None:
+def test_a_file_that_does_not_fit_is_named_in_one_sentence(
+    changes: dict[str, Any], words: str, tmp_path: Path
+) -> None:
     with pytest.raises(UserError, match=words) as refused:
         open_store(str(write(tmp_path / "a.npz", **changes)))
     assert "\n" not in str(refused.value)
@@ -175,7 +188,9 @@ def test_a_header_that_promises_more_rows_than_there_are_is_damage(tmp_path: Pat
     import zipfile
 
     buffer = io.BytesIO()
-    np.lib.format.write_array_header_1_0(buffer, {"descr": "<f4", "fortran_order": False, "shape": (10**12, 37)})  # type: ignore[no-untyped-call]
+    np.lib.format.write_array_header_1_0(
+        buffer, {"descr": "<f4", "fortran_order": False, "shape": (10**12, 37)}
+    )  # type: ignore[no-untyped-call]
     file = write(tmp_path / "a.npz", observations=None)
     with zipfile.ZipFile(file, "a") as archive:
         archive.writestr("observations.npy", buffer.getvalue())
@@ -224,7 +239,9 @@ def test_several_data_sets_become_one_and_a_sharded_one_stays_alone(tmp_path: Pa
 def test_shards_of_other_shapes_are_refused_before_training(tmp_path: Path) -> None:
     folder = shards(tmp_path / "many")
     write(folder / "data-001.npz", **arrays(observation=40))
-    with pytest.raises(UserError, match=r"shard data-001.npz does not fit data-000.npz .*shape \[40\] instead of \[37\]"):
+    with pytest.raises(
+        UserError, match=r"shard data-001.npz does not fit data-000.npz .*shape \[40\] instead of \[37\]"
+    ):
         open_store(str(folder))
 
 

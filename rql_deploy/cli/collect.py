@@ -1,0 +1,154 @@
+"""`rql-deploy collect`."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+import click
+from click.core import ParameterSource
+
+from rql_deploy.cli.options import (
+    echo_json,
+    environment_options,
+    noise_option,
+    parse_noise,
+    preset_option,
+    ray_option,
+    rebuild_command,
+    show_next,
+    workers_option,
+)
+from rql_deploy.errors import UserError
+from rql_deploy.ogbench_names import single_task
+from rql_deploy.progress import TerminalProgress
+
+FIXED_BY_OGBENCH = ("noise", "robot", "controller", "control_rate")
+
+
+@click.command("collect")
+@click.argument("task")
+@click.option(
+    "--episodes",
+    default=120,
+    show_default=True,
+    type=click.IntRange(1),
+    help="Episodes to record; failed ones are kept and labelled.",
+)
+@click.option(
+    "--output",
+    required=True,
+    help="Folder to write, or a Minari id such as lift/mixed-v0; FILE.npz for OGBench.",
+)
+@click.option(
+    "--seed",
+    default=0,
+    show_default=True,
+    type=click.IntRange(0),
+    help="Base seed; episode i of a seed is always the same.",
+)
+@workers_option
+@ray_option
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+@noise_option
+@environment_options
+def command(
+    task: str,
+    episodes: int,
+    output: str,
+    seed: int,
+    workers: int,
+    ray_address: str | None,
+    as_json: bool,
+    noise: str,
+    **settings: Any,
+) -> None:
+    """Record demonstrations of TASK by its scripted demonstrator as a Minari data set.
+
+    TASK is robosuite:Lift, Stack, Door, PickPlaceCan or NutAssemblySquare. Rewards are success - 1. Recording
+    continues for a few rows after success, so that training sees it. Ctrl-C keeps the first episodes.
+
+    TASK ogbench:cube-single-play (also cube-double, cube-triple, cube-quadruple, scene, puzzle-3x3,
+    puzzle-4x4) makes the benchmark's own data by its published recipe: FILE.npz with a tenth as many
+    validation episodes, or a Minari data set. The published sets have 1000 episodes (cube-triple 3000,
+    cube-quadruple 5000). After an interruption the same command continues.
+    """
+    if task.startswith("ogbench:"):
+        _collect_ogbench(task, episodes, output, seed, workers, ray_address, as_json, settings["horizon"])
+        return
+    from rql_deploy.workflows.collect import collect
+
+    result = collect(
+        task,
+        output,
+        episodes=episodes,
+        seed=seed,
+        noise=parse_noise(noise),
+        settings=settings,
+        workers=workers,
+        ray_address=ray_address,
+        progress=TerminalProgress(),
+    )
+    if as_json:
+        echo_json({**asdict(result), "dataset": str(result.dataset)})
+    else:
+        kept = f" (interrupted: the first {result.episodes} are kept)" if result.interrupted else ""
+        click.echo(
+            f"{result.episodes} episodes, {result.rows:,} rows, {result.success:.0%} successful, "
+            f"{result.steps:.0f} steps on average, in {result.dataset}{kept}"
+        )
+        run = task.partition(":")[2].lower()
+        show_next(f"rql-deploy train --dataset {output}{preset_option(task)} --output runs/{run}")
+    if result.interrupted:
+        # The next command of a script must not start with fewer episodes than it asked for.
+        click.get_current_context().exit(130)
+
+
+def _collect_ogbench(
+    task: str,
+    episodes: int,
+    output: str,
+    seed: int,
+    workers: int,
+    ray_address: str | None,
+    as_json: bool,
+    horizon: int | None,
+) -> None:
+    from rql_deploy.workflows.collect_ogbench import PlayInterrupted, collect_ogbench
+
+    context = click.get_current_context()
+    for name in FIXED_BY_OGBENCH:
+        if context.get_parameter_source(name) is not ParameterSource.DEFAULT:
+            raise UserError(f"--{name.replace('_', '-')} is fixed by OGBench's recipe: leave it out")
+    try:
+        result = collect_ogbench(
+            task,
+            output,
+            episodes=episodes,
+            seed=seed,
+            horizon=horizon,
+            workers=workers,
+            ray_address=ray_address,
+            progress=TerminalProgress(),
+        )
+    except PlayInterrupted as stopped:
+        click.echo(str(stopped))
+        show_next(rebuild_command())
+        # The next command of a script must not start with fewer episodes than it asked for.
+        context.exit(130)
+    if as_json:
+        validation = str(result.validation) if result.validation else None
+        echo_json({**asdict(result), "dataset": str(result.dataset), "validation": validation})
+        return
+    files = " and ".join(str(file) for file in (result.dataset, result.validation) if file)
+    click.echo(
+        f"{episodes} episodes, {result.transitions:,} transitions, {result.targets} targets of which "
+        f"{result.targets_reached:.0%} reached, {result.rejected_episodes} episodes rejected, in {files}"
+    )
+    name = single_task(task.partition(":")[2])
+    relabel = ("", "") if not output.endswith(".npz") else (f" --relabel {name}", f" --set relabel={name}")
+    show_next(
+        f"rql-deploy data inspect {result.dataset}{relabel[0]}",
+        f"rql-deploy train --dataset {result.dataset}{preset_option(f'ogbench:{name}')}{relabel[1]} "
+        f"--output runs/{name.partition('-singletask')[0]}",
+    )

@@ -1,0 +1,130 @@
+"""Write a data set in one of the formats, completely or not at all."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rql_deploy.errors import UserError
+from rql_deploy.progress import Progress
+
+if TYPE_CHECKING:
+    from rql_deploy.train.data.shards import ShardedStore
+    from rql_deploy.train.data.store import TransitionStore
+
+FORMATS = ("store", "ogbench", "minari", "minari-arrow", "robomimic", "lerobot")
+SUFFIXES = {".npz": "ogbench", ".hdf5": "robomimic", ".h5": "robomimic"}
+"""The formats whose files must have these suffixes, by which readers know them."""
+
+
+@dataclass(frozen=True)
+class WrittenData:
+    """A data set that was written."""
+
+    dataset: Path
+    format: str
+    episodes: int
+    rows: int
+    lost: tuple[str, ...]
+    """What the format cannot hold or training does not read, one sentence each."""
+    shards: int | None = None
+    """Of a sharded set."""
+    validation: Path | None = None
+    validation_episodes: int | None = None
+
+    def with_lost(self, *sentences: str) -> WrittenData:
+        """The same with more that was lost."""
+        return replace(self, lost=(*self.lost, *sentences))
+
+
+def format_of(output: str) -> str:
+    """The format that a path or Minari id looks like."""
+    return SUFFIXES.get(Path(output).suffix) or ("minari" if _is_minari_id(output) else "store")
+
+
+def check_output(output: str, form: str) -> None:
+    """Raise UserError when `output` does not fit the format, or exists."""
+    suffix = Path(output).suffix
+    wanted = [end for end, name in SUFFIXES.items() if name == form]
+    if wanted and suffix not in wanted:
+        raise UserError(f"a file of format {form} ends in {wanted[0]}: pass --output {output}{wanted[0]}")
+    if not wanted and suffix in SUFFIXES:
+        raise UserError(
+            f"{output} looks like a file of format {SUFFIXES[suffix]}, but {form} is a folder: remove "
+            f"{suffix}"
+        )
+    target = Path(output)
+    if form.startswith("minari") and _is_minari_id(output):
+        from rql_deploy.sim.collection.minari_files import target_folder
+
+        target_folder(output)
+    elif target.exists() or target.is_symlink():
+        raise UserError(f"{output} exists already: pass another path or remove it first")
+
+
+def write_data(store: TransitionStore, output: str, form: str) -> WrittenData:
+    """Write a data set; raises UserError where the format or the output will not do."""
+    check_output(output, form)
+    if form.startswith(("minari", "robomimic")):
+        for name in (spec.name for spec in store.plant.fields):
+            if "/" in name or name in (".", ".."):
+                raise UserError(
+                    f"format {form} has no place for an observation field named '{name}': "
+                    "rename it, or pass another --to"
+                )
+    if form.startswith("minari"):
+        from rql_deploy.workflows.minari_data import write_minari
+
+        store.validate_rows()
+        folder, lost = write_minari(store, output, "arrow" if form == "minari-arrow" else "hdf5")
+    else:
+        from rql_deploy.train.data.writers import write
+
+        folder, lost = Path(output), write(store, Path(output), form)
+    return WrittenData(folder, form, store.episodes, len(store), tuple(lost))
+
+
+def write_split(
+    train: TransitionStore, validation: TransitionStore, output: str, validation_output: str, form: str
+) -> WrittenData:
+    """Write training and validation data, both or neither."""
+    for target in (output, validation_output):
+        check_output(target, form)
+    if Path(output).absolute() == Path(validation_output).absolute():
+        raise UserError(f"{output} cannot be training and validation data at once: pass two paths")
+    beside = write_data(validation, validation_output, form).dataset
+    try:
+        written = write_data(train, output, form)
+    except BaseException:
+        if beside.is_dir():
+            shutil.rmtree(beside, ignore_errors=True)
+        else:
+            beside.unlink(missing_ok=True)
+        raise
+    return replace(written, validation=beside, validation_episodes=validation.episodes)
+
+
+def write_shards(opened: ShardedStore, output: str, form: str, progress: Progress) -> WrittenData:
+    """Write a sharded data set as a folder of stores, which appears when the last shard is in it."""
+    from rql_deploy.folders import new_folder
+
+    if form != "store":
+        raise UserError(
+            f"data set {opened.dataset_id} is in shards, which can only be converted to stores: "
+            "pass --to store, or convert its files one by one"
+        )
+    check_output(output, form)
+    progress.start("convert", len(opened.shards), "shards")
+    with new_folder(Path(output)) as staging:
+        for done, shard in enumerate(opened.shards):
+            write_data(opened.load(done), str(staging / shard.name.removesuffix(".npz")), "store")
+            progress.update(done + 1)
+    progress.finish(len(opened.shards))
+    return WrittenData(Path(output), form, opened.episodes, len(opened), (), shards=len(opened.shards))
+
+
+def _is_minari_id(text: str) -> bool:
+    return bool(re.match(r"^(?:[\w-]{2,}/)*[\w-]{2,}-v\d+$", text))

@@ -1,0 +1,188 @@
+"""Drive a simulated robot with a served policy, in lock-step or in real time."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rql_deploy.errors import UserError
+from rql_deploy.policy import DEFAULT_CANDIDATES
+
+from .run_realtime import RealTimeOptions, RealTimeRun, View, play_in_real_time
+
+if TYPE_CHECKING:
+    from rql_deploy.contract import PlantDescription
+    from rql_deploy.plant import EpisodeResult, EpisodicPlant
+    from rql_deploy.policy import Policy
+    from rql_deploy.runtime.control.realtime import RealTimeResult
+    from rql_deploy.sim.evaluation.episodes import Score
+    from rql_deploy.sim.plants.tasks import Task
+
+MakePlant = Callable[[], "tuple[EpisodicPlant, PlantDescription]"]
+OnEpisode = Callable[[int, "EpisodeResult | RealTimeResult"], None]
+"""Called with the index and the result of every episode, as it ends."""
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """Episodes that were played with a served policy."""
+
+    score: Score
+    candidates: int
+    stale_replies: int
+    """Replies that came after their deadline and were dropped."""
+    unrecorded: int
+    """Parts of episodes that the server did not record."""
+    real_time: list[dict[str, Any]] = field(default_factory=list)
+    """In real time: the loop's figures of each episode."""
+    recording: Path | None = None
+    """In real time: the data set that the episodes were written to, where asked for."""
+    recorded: int = 0
+    """Episodes in it."""
+
+    @property
+    def error(self) -> str | None:
+        """Why the last episode was ended by a fault, if it was."""
+        return self.score.results[-1].error
+
+
+def run(
+    task: str,
+    endpoint: str,
+    *,
+    keys: Path | None = None,
+    episodes: int = 3,
+    candidates: int = DEFAULT_CANDIDATES,
+    seed: int = 0,
+    timeout: float | None = None,
+    settings: Mapping[str, Any] | None = None,
+    real_time: RealTimeOptions | None = None,
+    on_episode: OnEpisode | None = None,
+    view: View | None = None,
+) -> RunResult:
+    """Play episodes of a task with the policy served at `endpoint`; Ctrl-C and a fault end the run early.
+
+    Args:
+        keys: this robot's key file, where the server asks for keys.
+        candidates: chunks per decision, of which the one with the highest V is played.
+        timeout: seconds a decision may take; else 1, in real time the time of two chunks.
+        settings: `robot`, `controller`, `control_rate` and `horizon`, where not the task's own.
+        real_time: play on a clock that does not wait, behind the safety filter; None waits for every
+            decision.
+        on_episode: called as each episode ends.
+        view: in real time, shows the loop while an episode runs.
+
+    Raises UserError for a task, server or setting that will not do, ContractError where the plant does not
+    fit the policy, and KeyboardInterrupt when not one episode was played.
+    """
+    from rql_deploy.runtime.client import RemotePolicy
+    from rql_deploy.runtime.client.episode_upload import EpisodeReporter, ReportedPlant
+    from rql_deploy.seeding import episode_seed
+    from rql_deploy.sim.evaluation.episodes import Score
+
+    horizon, make_plant = _plant_maker(task, real_time is not None, settings or {})
+    # A missing server should be noticed before a simulator is built.
+    RemotePolicy.connect(endpoint, keys=keys).close()
+    plant, description = make_plant()
+    seeds = [episode_seed(seed, index, "evaluate") for index in range(episodes)]
+    tell = on_episode or _ignore
+    with (
+        contextlib.closing(plant),
+        RemotePolicy.connect(endpoint, plant=description, keys=keys) as policy,
+        EpisodeReporter.connect(endpoint, keys=keys) as reporter,
+    ):
+        reported = ReportedPlant(plant, reporter)
+        if real_time is not None:
+            played = play_in_real_time(
+                task,
+                description,
+                reported,
+                policy,
+                real_time,
+                seeds,
+                candidates=candidates,
+                timeout=timeout,
+                on_episode=tell,
+                view=view or _no_view,
+            )
+        else:
+            played = _play_in_lockstep(reported, policy, seeds, candidates, timeout or 1.0, tell)
+        stale = policy.stale_replies
+        reporter.close()
+        unrecorded = reporter.dropped
+    if not played.episodes:
+        raise KeyboardInterrupt
+    score = Score("run", tuple(played.episodes), horizon)
+    return RunResult(score, candidates, stale, unrecorded, played.figures, played.recording, played.recorded)
+
+
+def _play_in_lockstep(
+    plant: EpisodicPlant,
+    policy: Policy,
+    seeds: Sequence[int],
+    candidates: int,
+    timeout: float,
+    on_episode: OnEpisode,
+) -> RealTimeRun:
+    """Play the seeds' episodes until Ctrl-C or a fault."""
+    from rql_deploy.runtime.control.lockstep import ControlLoop
+
+    loop = ControlLoop(plant, policy, candidates=candidates, deadline=timeout)
+    results: list[EpisodeResult] = []
+    with contextlib.suppress(KeyboardInterrupt):
+        for index, seed in enumerate(seeds):
+            result = loop.run_episode(seed)
+            results.append(result)
+            on_episode(index, result)
+            if result.error:
+                break
+    return RealTimeRun(results, [], None, 0)
+
+
+def _ignore(_index: int, _result: EpisodeResult | RealTimeResult) -> None:
+    """Nobody follows the episodes."""
+
+
+@contextlib.contextmanager
+def _no_view(_title: str, _loop: Any) -> Iterator[None]:
+    yield
+
+
+def _plant_maker(task: str, real_time: bool, settings: Mapping[str, Any]) -> tuple[int, MakePlant]:
+    """The task's horizon, and what builds its plant."""
+    if task.startswith("arm:"):
+        return _arm(task, real_time, settings)
+    from rql_deploy.sim.plants.tasks import Task
+
+    work = Task(task, settings)
+    return work.horizon, functools.partial(_simulator, work)
+
+
+def _simulator(task: Task) -> tuple[EpisodicPlant, PlantDescription]:
+    """A simulator that waits for its next command."""
+    from rql_deploy.sim.plants.tasks import EnvPlant, describe
+
+    env = task.make_env()
+    return EnvPlant(env), describe(task.name, env)
+
+
+def _arm(task: str, real_time: bool, settings: Mapping[str, Any]) -> tuple[int, MakePlant]:
+    """The horizon of the arm, which has a clock of its own, and what starts it.
+
+    Raises UserError for other settings.
+    """
+    from rql_deploy.sim.plants.arm import ArmPlant, describe_arm
+
+    if task != "arm:reach":
+        raise UserError(f"'{task}' is not a task of the arm: there is arm:reach")
+    if not real_time:
+        raise UserError("the arm's clock does not wait for decisions: add --real-time")
+    for name in ("robot", "controller"):
+        if settings.get(name) is not None:
+            raise UserError(f"--{name} does not apply to {task}, where it is fixed: leave it out")
+    rate, horizon = float(settings.get("control_rate") or 20), int(settings.get("horizon") or 200)
+    return horizon, lambda: (ArmPlant(rate, horizon), describe_arm(rate, task))

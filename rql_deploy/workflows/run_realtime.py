@@ -1,0 +1,179 @@
+"""Run episodes in the real-time loop, with its log and its recording."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from rql_deploy.errors import UserError
+
+if TYPE_CHECKING:
+    from rql_deploy.contract import Contract, PlantDescription
+    from rql_deploy.limits import Limits
+    from rql_deploy.plant import EpisodeResult, EpisodicPlant
+    from rql_deploy.policy import Policy
+    from rql_deploy.runtime.control.playback import Mode
+    from rql_deploy.runtime.control.realtime import RealTimeLoop, RealTimeResult
+    from rql_deploy.runtime.control.telemetry import Tick
+
+View = Callable[[str, "RealTimeLoop"], AbstractContextManager[Any]]
+"""Shows a loop while an episode runs, under a title."""
+
+
+@dataclass(frozen=True)
+class RealTimeOptions:
+    """Settings of a real-time run; docs/control.md explains them."""
+
+    mode: Mode = "anytime"
+    compensate_delay: bool = True
+    limits: Path | None = None
+    """The robot's limits.toml."""
+    value_gate: float | None = None
+    """Reject decisions whose V or spread lies beyond this part of the training data, e.g. 0.01."""
+    duration: float | None = None
+    """Seconds after which an episode ends."""
+    log: Path | None = None
+    """File for every tick, as JSON lines."""
+    record: str | None = None
+    """Folder or Minari id to write the episodes to."""
+    no_fault_latch: bool = False
+    """Count faults and continue, for measurements on simulators."""
+    priority: int | None = None
+    """SCHED_FIFO priority of the loop."""
+
+    def limits_for(self, contract: Contract) -> Limits:
+        """The limits file, tightened by the gate on V."""
+        from rql_deploy.limits import Limits
+        from rql_deploy.runtime.control.safety import gate_from_calibration
+
+        limits = Limits() if self.limits is None else Limits.load(self.limits, contract)
+        if self.value_gate is None:
+            return limits
+        value, spread = gate_from_calibration(contract, self.value_gate)
+        return msgspec.structs.replace(
+            limits,
+            min_value=value if limits.min_value is None else max(value, limits.min_value),
+            max_spread=spread if limits.max_spread is None else min(spread, limits.max_spread),
+        )
+
+
+@dataclass(frozen=True)
+class RealTimeRun:
+    """Episodes that the real-time loop played, in order."""
+
+    episodes: list[EpisodeResult]
+    figures: list[dict[str, Any]]
+    """The loop's figures of each episode, as JSON data."""
+    recording: Path | None
+    """The data set that the episodes were written to."""
+    recorded: int
+    """Episodes in it."""
+
+
+def play_in_real_time(
+    task: str,
+    description: PlantDescription,
+    plant: EpisodicPlant,
+    policy: Policy,
+    options: RealTimeOptions,
+    seeds: Sequence[int],
+    *,
+    candidates: int,
+    timeout: float | None,
+    on_episode: Callable[[int, RealTimeResult], None],
+    view: View,
+) -> RealTimeRun:
+    """Play the seeds' episodes; Ctrl-C and a fault end the run early.
+
+    What was played is written in every case. Raises UserError before anything moves when a file cannot be
+    written or limits do not fit, and afterwards when the log is not complete.
+    """
+    from rql_deploy.runtime.control.realtime import RealTimeLoop
+    from rql_deploy.runtime.control.telemetry import STANDBY, TickLog
+    from rql_deploy.sim.collection.minari_files import writable_target
+    from rql_deploy.sim.collection.recording import EpisodeRecorder
+
+    limits = options.limits_for(policy.contract)
+    if options.record is not None:
+        writable_target(options.record)
+    results: list[EpisodeResult] = []
+    figures: list[dict[str, Any]] = []
+    recorder = EpisodeRecorder(description) if options.record is not None else None
+    log = None
+    with contextlib.ExitStack() as stack:
+        if options.log is not None:
+            log = TickLog(options.log)
+            stack.callback(log.close)
+
+        def on_tick(tick: Tick, observation: Mapping[str, Any]) -> None:
+            if log is not None:
+                log.write(len(results), tick)
+            if recorder is not None and tick.kind != STANDBY:
+                recorder.tick(observation, tick.command, plant.success)
+
+        loop = stack.enter_context(
+            RealTimeLoop(
+                plant,
+                policy,
+                mode=options.mode,
+                delay_compensation=options.compensate_delay,
+                limits=limits,
+                candidates=candidates,
+                deadline=timeout,
+                latch=not options.no_fault_latch,
+                priority=options.priority,
+                on_tick=on_tick,
+            )
+        )
+        # The loop handles Ctrl-C within an episode; this is for the time between, while the plant is reset.
+        with contextlib.suppress(KeyboardInterrupt):
+            for index, seed in enumerate(seeds):
+                with view(f"{task}, episode {index + 1} of {len(seeds)}", loop):
+                    result = loop.run_episode(seed, duration=options.duration)
+                if recorder is not None:
+                    recorder.end(seed, _last_observation(plant, result))
+                results.append(result.episode)
+                summary = result.statistics.summary()
+                figures.append({**summary, "faults": loop.watchdog.faults, "error": result.episode.error})
+                if log is not None:
+                    log.note(
+                        {"episode": index, "end": True, "success": result.episode.success, **figures[-1]}
+                    )
+                on_episode(index, result)
+                if result.interrupted or result.episode.error:
+                    break
+    folder = None
+    if recorder is not None and recorder.episodes:
+        provenance = {"played_with": policy.contract.contract_id, "seeds": [r.seed for r in results]}
+        folder = recorder.write(str(options.record), provenance)
+    if log is not None and log.error is not None:
+        raise UserError(f"the log is not complete ({log.error}): make room and run again")
+    return RealTimeRun(results, figures, folder, len(recorder.episodes) if recorder is not None else 0)
+
+
+def _last_observation(plant: EpisodicPlant, result: RealTimeResult) -> Mapping[str, Any] | None:
+    # A plant that failed may fail again; its last observation then ends the recorded episode.
+    if result.episode.error is not None:
+        return None
+    with contextlib.suppress(Exception):
+        return plant.observe()
+    return None
+
+
+def delay_hint(mode: Mode, figures: Sequence[Mapping[str, Any]]) -> str | None:
+    """What to try when decisions took longer than a tick (docs/control.md, Success versus delay); None
+    when nothing.
+    """
+    lead = figures[-1]["lead"] if figures else 0
+    if mode != "prefetch" or lead < 2:
+        return None
+    return (
+        f"decisions took {lead} ticks or more: try --playback anytime, which loses much less to long delays "
+        "(docs/control.md)"
+    )

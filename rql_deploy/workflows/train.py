@@ -1,0 +1,176 @@
+"""Train a policy on data sets, evaluating checkpoints on the way where asked."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rql_deploy.errors import UserError
+from rql_deploy.progress import NoProgress, Progress
+
+if TYPE_CHECKING:
+    from rql_deploy.train.data.shards import ShardedStore
+    from rql_deploy.train.data.store import TransitionStore
+    from rql_deploy.train.engines.data_parallel import DataParallel
+    from rql_deploy.train.trainer import TrainResult
+    from rql_deploy.workflows.training_evaluator import SimulatedEvaluator
+
+UNFINISHED_RUN = {
+    "config.json",
+    "metrics.jsonl",
+    "tensorboard",
+    "checkpoints",
+    "README.md",
+    "curves.png",
+    "wandb",
+    "mlflow.db",
+    ".latest.partial",
+    ".best.partial",
+}
+"""What a run that ended before its first checkpoint may have left."""
+
+
+@dataclass(frozen=True)
+class PeriodicEvaluation:
+    """Evaluations while training goes on; how often, the setting `evaluate_every` says."""
+
+    task: str
+    episodes: int = 20
+    workers: int = 1
+    """Simulator processes beside training."""
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """`robot`, `controller`, `control_rate` and `horizon`, where not the task's own."""
+
+
+def train(
+    datasets: Sequence[str | Path],
+    output: Path,
+    *,
+    preset: str = "robosuite-lift",
+    overrides: Sequence[str] = (),
+    resume: bool = False,
+    initial: Path | None = None,
+    evaluation: PeriodicEvaluation | None = None,
+    progress: Progress | None = None,
+) -> TrainResult:
+    """Train an RQL flow policy offline on one data set or several.
+
+    Args:
+        datasets: paths or Minari ids; several are joined.
+        output: the run's folder: checkpoints, logs, configuration.
+        preset: name of the settings to start from.
+        overrides: `key=value` words on top of them, such as `rql.alpha=3` or `updates=5000`.
+        resume: continue the run in `output` from its latest checkpoint.
+        initial: checkpoint or run whose networks a new run starts from.
+
+    SIGINT and SIGTERM let the update under way end and save a checkpoint; the result then is not `finished`.
+    Under torchrun every worker calls this, and results are equal. Raises UserError for settings, data or
+    folders that will not do.
+    """
+    from rql_deploy.train.checkpoint import load_checkpoint
+    from rql_deploy.train.config import load_config
+    from rql_deploy.train.data.readers import open_stores
+    from rql_deploy.train.engines.data_parallel import DataParallel
+    from rql_deploy.train.engines.engine import choose_device
+    from rql_deploy.train.trainer import Trainer
+
+    output, progress = Path(output), progress or NoProgress()
+    config = load_config(preset, tuple(overrides))
+    if initial is not None and resume:
+        raise UserError("--init-from starts a new run and --resume continues one: pass only one of them")
+    if config.evaluate_every and evaluation is None:
+        raise UserError(
+            "train.evaluate_every is set, but not the task to play: pass --evaluate TASK, "
+            "for example robosuite:Lift"
+        )
+    if evaluation is not None and not config.evaluate_every:
+        raise UserError("--evaluate needs to know how often: pass --evaluate-every N too")
+    if is_leader():
+        # Under torchrun the other workers may find the leader's files there.
+        require_usable(output, resume)
+    source = load_checkpoint(initial) if initial is not None else None
+    store = open_stores(
+        tuple(map(str, datasets)),
+        reward=config.reward,
+        relabel=_LazyRewards(config.relabel) if config.relabel else None,
+        shard_updates=config.shard_updates,
+    )
+    parallel = DataParallel.from_environment(choose_device(config))
+    leader = parallel is None or parallel.rank == 0
+    evaluator = _evaluator(evaluation, config.seed, progress) if evaluation is not None and leader else None
+    try:
+        if evaluator is not None:
+            evaluator.require(store.plant)
+        trainer = Trainer(
+            config,
+            store,
+            output,
+            label=f"train {output.name}",
+            resume=resume,
+            initial=source,
+            evaluator=evaluator,
+            parallel=parallel,
+            progress=progress,
+        )
+        if leader:
+            _introduce(trainer.warnings, f"train {output.name}: {trainer.choice}", store, progress)
+        return trainer.train()
+    finally:
+        _close(evaluator, parallel)
+
+
+def is_leader() -> bool:
+    """Whether this process is the only one, or torchrun's first: the one that writes and reports."""
+    return int(os.environ.get("RANK", "0")) == 0
+
+
+def require_usable(output: Path, resume: bool) -> None:
+    """Raise UserError unless a run may begin in this folder, or with `resume` continue."""
+    if output.exists() and not output.is_dir():
+        raise UserError(f"{output} is a file: pass a folder as --output")
+    if (output / "latest").exists() and not resume:
+        raise UserError(f"{output} holds a run already: pass --resume to continue it, or another --output")
+    # A run that ended before its first checkpoint leaves its logs; anything else there may be the user's.
+    if output.exists() and not resume and any(entry.name not in UNFINISHED_RUN for entry in output.iterdir()):
+        raise UserError(f"{output} holds other files: pass another --output")
+
+
+def _evaluator(evaluation: PeriodicEvaluation, seed: int, progress: Progress) -> SimulatedEvaluator:
+    from rql_deploy.workflows.training_evaluator import SimulatedEvaluator
+
+    return SimulatedEvaluator(
+        evaluation.task, evaluation.settings, evaluation.episodes, evaluation.workers, seed, progress
+    )
+
+
+def _introduce(
+    remarks: Sequence[str], title: str, store: TransitionStore | ShardedStore, progress: Progress
+) -> None:
+    for remark in remarks:
+        progress.note(f"note: {remark}")
+    progress.note(f"{title}, {store.episodes:,} episodes, {len(store):,} rows")
+
+
+def _close(evaluator: SimulatedEvaluator | None, parallel: DataParallel | None) -> None:
+    if evaluator is not None:
+        evaluator.close()
+    if parallel is not None:
+        parallel.close()
+
+
+class _LazyRewards:
+    """An OGBench task's rewards.
+
+    Imports the simulators only for a file without rewards, so that training runs without them.
+    """
+
+    def __init__(self, name: str):
+        self.name = name
+
+    def __call__(self, arrays: Any) -> Any:
+        from rql_deploy.sim.plants.ogbench_rewards import OGBenchRewards
+
+        return OGBenchRewards(self.name)(arrays)

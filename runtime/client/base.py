@@ -1,0 +1,122 @@
+"""What the blocking and the asyncio client share: connecting, options, and what needs no request."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from typing import Any, Protocol
+
+from rql_deploy.contract import Contract, PlantDescription
+from rql_deploy.errors import DeadlineMissed, UserError
+from rql_deploy.policy import Decision, ResolvedOptions
+
+from .failover import FailoverPolicy
+from .server_policy import ServerPolicy, negotiate
+from .session import Session
+from .transport import Transport
+
+
+class PolicyCore(Protocol):
+    """A policy on one server or on several, as coroutines."""
+
+    @property
+    def contract(self) -> Contract: ...
+
+    @property
+    def outdated(self) -> bool: ...
+
+    @property
+    def stale_replies(self) -> int: ...
+
+    @property
+    def servers(self) -> dict[str, str]: ...
+
+    async def act(self, observation: Mapping[str, Any], options: ResolvedOptions) -> Decision: ...
+
+    def stream(
+        self, observation: Mapping[str, Any], options: ResolvedOptions
+    ) -> AsyncGenerator[Decision, None]: ...
+
+    async def reset(self) -> None: ...
+
+    async def stats(self) -> dict[str, Any]: ...
+
+    async def close(self) -> None: ...
+
+
+class BasePolicy:
+    """A client's policy: what needs no request."""
+
+    def __init__(self, core: PolicyCore):
+        """`connect` makes it."""
+        self._core = core
+
+    @property
+    def contract(self) -> Contract:
+        """The contract of the session; after a server restart or a new bundle, the one checked last."""
+        return self._core.contract
+
+    @property
+    def outdated(self) -> bool:
+        """Whether a server has another contract than its session's; the next call checks it."""
+        return self._core.outdated
+
+    @property
+    def stale_replies(self) -> int:
+        """Replies that came after their deadline, and were dropped."""
+        return self._core.stale_replies
+
+    @property
+    def servers(self) -> dict[str, str]:
+        """By endpoint: `ready`, `away`, or why the server gets no requests."""
+        return self._core.servers
+
+
+def resolve(options: Mapping[str, Any]) -> ResolvedOptions:
+    """The options of a remote call: all but `prefix`, which protocol 1 reserves. Raises TypeError."""
+    return ResolvedOptions.of(options, without=("prefix",))
+
+
+async def open_core(
+    open_transport: Callable[[str], Transport],
+    endpoint: str | Sequence[str],
+    *,
+    plant: PlantDescription | None,
+    bundle: str | None,
+    timeout: float,
+    keys: bool,
+) -> PolicyCore:
+    """Connect to one server or to several, and check their contracts; errors as of `RemotePolicy.connect`."""
+    transports: list[Transport] = []
+    try:
+        # One by one: those that were opened before a wrong address are closed again.
+        for address in [endpoint] if isinstance(endpoint, str) else endpoint:
+            transports += [open_transport(address)]
+        if not transports:
+            raise UserError("there is no address to connect to: try tcp://127.0.0.1:5555")
+        if len(transports) > 1:
+            several = FailoverPolicy(transports, plant=plant, bundle=bundle)
+            await several.gather(timeout)
+            return several
+        (transport,) = transports
+        session = await _first_session(transport, plant, bundle, timeout, keys=keys)
+        return ServerPolicy(transport, session, plant=plant, bundle=bundle)
+    except BaseException:
+        for transport in transports:
+            await transport.close()
+        raise
+
+
+async def _first_session(
+    transport: Transport, plant: PlantDescription | None, bundle: str | None, timeout: float, *, keys: bool
+) -> Session:
+    try:
+        return await negotiate(transport, bundle, plant, time.monotonic() + timeout)
+    except DeadlineMissed as error:
+        where = transport.endpoint
+        remote = keys or not where.startswith("tcp://127.")
+        hint = " (a server with keys answers only clients whose key it allows)" if remote else ""
+        raise UserError(
+            f"no policy server answers at {where} (waited {timeout:g} s){hint}: "
+            f"start one with `rql-deploy serve BUNDLE --bind {where}`"
+        ) from error

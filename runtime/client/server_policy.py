@@ -1,0 +1,165 @@
+"""The policy on one server: requests under a session, renewed when the server's contract changes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncGenerator, Mapping
+from typing import Any
+
+from rql_deploy.contract import Contract, PlantDescription
+from rql_deploy.errors import ContractError, DeadlineMissed
+from rql_deploy.policy import Decision, ResolvedOptions
+from rql_deploy.runtime.wire import headers, protocol
+from rql_deploy.runtime.wire.checks import ServerError
+
+from .channel import RETRY_PAUSE
+from .session import DEFAULT_TIMEOUT, RoundTrip, Session
+from .transport import Transport, call
+
+MAX_NEGOTIATIONS = 3
+"""Times that one request takes a changed contract for one that has just changed again."""
+
+
+class ServerPolicy:
+    """A policy on one server, as coroutines; `RemotePolicy` and `AsyncRemotePolicy` run them."""
+
+    def __init__(
+        self,
+        transport: Transport,
+        session: Session,
+        *,
+        plant: PlantDescription | None = None,
+        bundle: str | None = None,
+        waits_for_successor: bool = True,
+    ):
+        """`waits_for_successor`: ask on while a server stops, as another may take over behind its address."""
+        self.outdated = False
+        """Whether the server has another contract than the session's."""
+        self._transport, self._session, self._plant, self._bundle = transport, session, plant, bundle
+        self._waits_for_successor = waits_for_successor
+        self._round_trip = RoundTrip()
+        self._abandoned = False
+
+    @property
+    def contract(self) -> Contract:
+        """The session's contract."""
+        return self._session.contract
+
+    @property
+    def stale_replies(self) -> int:
+        """Replies that came after their deadline, and were dropped."""
+        return self._transport.stale_replies
+
+    @property
+    def servers(self) -> dict[str, str]:
+        """By endpoint: `ready` or, without a connection, `away`."""
+        return {self._transport.endpoint: "ready" if self._transport.connected else "away"}
+
+    async def act(self, observation: Mapping[str, Any], options: ResolvedOptions) -> Decision:
+        """See `rql_deploy.policy.Policy.act`."""
+        async for decision in self._decide(observation, options, stream=False):  # noqa: B007
+            pass
+        return decision
+
+    async def stream(
+        self, observation: Mapping[str, Any], options: ResolvedOptions
+    ) -> AsyncGenerator[Decision, None]:
+        """Yield a decision after every refinement step."""
+        async for decision in self._decide(observation, options, stream=True):
+            yield decision
+
+    async def _decide(
+        self, observation: Mapping[str, Any], options: ResolvedOptions, *, stream: bool
+    ) -> AsyncGenerator[Decision, None]:
+        start = time.monotonic()
+        timeout = DEFAULT_TIMEOUT if options.deadline is None else options.deadline
+        expiry = start + timeout
+        attempts = 0
+        while True:
+            if self.outdated:
+                # Every call negotiates for itself, under its own deadline, and waits for no other call.
+                await self._negotiate(expiry)
+            session = self._session
+            budget = self._round_trip.budget(max(1e-4, expiry - time.monotonic()))
+            request = session.act_request(self._bundle, budget, options, stream=stream)
+            number, answered = 0, False
+            try:
+                number = await self._transport.send(request, session.arrays(observation), expiry, timeout)
+                while True:
+                    reply, out = await self._transport.receive(number, headers.ActReply, expiry, timeout)
+                    self._abandoned, answered = False, True
+                    if not stream or reply.last is not False:
+                        break
+                    yield session.decision(reply, out, start, options.seed)
+                decision = session.decision(reply, out, start)
+                self._learn(reply, decision)
+                yield decision
+                return
+            except DeadlineMissed:
+                self._abandoned = True
+                raise
+            except ServerError as error:
+                attempts += 1
+                if answered or not self._may_retry(error, attempts):
+                    raise
+                if not self.outdated:
+                    await self._transport.sleep(max(0.0, min(RETRY_PAUSE, expiry - time.monotonic())))
+            finally:
+                self._transport.forget(number)
+
+    def _may_retry(self, error: ServerError, attempts: int) -> bool:
+        if error.code == "contract_changed":
+            self.outdated = True
+            return attempts <= MAX_NEGOTIATIONS
+        if error.code == "draining":
+            # Another server takes over, here or behind the next connection.
+            return self._waits_for_successor
+        # A server that had stopped answers the requests that were given up, and then this one.
+        return error.code == "busy" and self._abandoned
+
+    def _learn(self, reply: headers.ActReply, decision: Decision) -> None:
+        server = decision.timing.get("server")
+        if server is not None:
+            self._round_trip.observe(max(0.0, decision.timing["round_trip"] - server))
+        # A compatible bundle took over: its contract is fetched before the next request.
+        self.outdated |= reply.contract_id not in (None, self._session.contract_id)
+
+    async def _negotiate(self, expiry: float) -> None:
+        self._session = await negotiate(
+            self._transport, self._bundle, self._plant, expiry, previous=self._session.contract
+        )
+        self.outdated = False
+
+    async def reset(self) -> None:
+        """Tell the server that a new episode begins."""
+        await call(self._transport, headers.Reset(), time.monotonic() + DEFAULT_TIMEOUT, DEFAULT_TIMEOUT)
+
+    async def stats(self) -> dict[str, Any]:
+        """What the server counts (docs/protocol.md)."""
+        expiry = time.monotonic() + DEFAULT_TIMEOUT
+        return protocol.to_plain((await call(self._transport, headers.Stats(), expiry, DEFAULT_TIMEOUT))[0])
+
+    async def close(self) -> None:
+        """Disconnect."""
+        await self._transport.close()
+
+
+async def negotiate(
+    transport: Transport,
+    bundle: str | None,
+    plant: PlantDescription | None,
+    expiry: float,
+    *,
+    previous: Contract | None = None,
+) -> Session:
+    """Ask the server for its contract; raises ContractError when it does not fit `plant` or `previous`."""
+    timeout = max(0.0, expiry - time.monotonic())
+    hello = await call(transport, headers.Hello(bundle=bundle), expiry, timeout)
+    try:
+        return Session(transport.endpoint, hello, plant, previous)
+    except ContractError as error:
+        if previous is None:
+            raise
+        raise ContractError(
+            f"the server at {transport.endpoint} serves another policy than at first: {error}"
+        ) from error

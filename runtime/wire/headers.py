@@ -1,0 +1,287 @@
+"""Headers of wire protocol 1: one typed definition for each request and reply (docs/protocol.md).
+
+An entry with its default value is not sent. An optional entry may be nil, as some clients send every entry.
+Entries that are not defined here are ignored, so that either side may be the newer one.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Generic, TypeVar
+
+from msgspec import Meta, Struct
+
+from rql_deploy.policy import MAX_CANDIDATES
+
+MAX_DELTAS = 64
+"""Most refinement steps that a request may spell out."""
+MAX_BUDGET = 3600.0
+"""Seconds."""
+MAX_COUNT = 2**53
+
+ArraySpec = tuple[str, str, list[int]]
+"""Name, dtype and shape of one array frame."""
+Candidates = Annotated[int, Meta(ge=1, le=MAX_CANDIDATES)]
+CandidateNumber = Annotated[int, Meta(ge=0, le=MAX_CANDIDATES - 1)]
+Budget = Annotated[float, Meta(ge=0.0, le=MAX_BUDGET)]
+Seed = Annotated[int, Meta(ge=0)]
+FlowTime = Annotated[float, Meta(ge=0.0, le=1.0)]
+FlowTimes = FlowTime | list[FlowTime]
+"""One number for all rows, or one for each."""
+Deltas = Annotated[list[Annotated[float, Meta(gt=0.0, le=1.0)]], Meta(min_length=1, max_length=MAX_DELTAS)]
+Count = Annotated[int, Meta(ge=0, le=MAX_COUNT)]
+
+
+class Message(Struct, omit_defaults=True, kw_only=True):
+    """Entries of every header; `protocol.encode` fills them in."""
+
+    v: int = 0
+    """Protocol version."""
+    id: int | None = None
+    """Number of the request, and of its replies."""
+    epoch: int | None = None
+    """Drawn at random by a client when it starts, and echoed."""
+    arrays: list[ArraySpec] | None = None
+
+
+class Head(Message):
+    """What is read of a header first: whose it is, and which definition it follows."""
+
+    op: Any = None
+    """Operation of a request."""
+    ok: bool | None = None
+    """Of a reply: false when the request was refused."""
+    code: str = ""
+    error: str = ""
+
+
+# Replies.
+
+
+class Reply(Message):
+    """Entries of every reply."""
+
+    ok: bool | None = None
+
+
+class Refusal(Reply, kw_only=True):
+    """Why a request got no other reply."""
+
+    code: str
+    error: str
+
+
+class HelloReply(Reply, kw_only=True):
+    """What a server is. With it comes the array `contract`: uint8 `[n]`, canonical JSON."""
+
+    server: str
+    """Name and version."""
+    capabilities: list[str]
+    """Operations."""
+    bundle: str
+    bundles: dict[str, str]
+    """Contract id by name."""
+    contract_id: str
+    records: bool
+    """Whether `episode` is taken."""
+
+
+class ActReply(Reply, kw_only=True):
+    """A decision or a preview, which only streamed requests get.
+
+    With it comes the array `actions`: float32 `[h, A]`.
+    """
+
+    value: float | None
+    spread: float | None
+    steps_used: int | None = None
+    seed: int | None = None
+    timing: dict[str, float] | None = None
+    """Seconds by stage."""
+    k: int | None = None
+    """Refinement steps so far, of a streamed request."""
+    last: bool | None = None
+    """Of a streamed request: false for a preview."""
+    candidate: int | None = None
+    """Number of the returned candidate."""
+    compared: int | None = None
+    """Candidates among which V chose."""
+    deltas: tuple[float, ...] | None = None
+    """The schedule followed, when it was not the F equal steps."""
+    contract_id: str | None = None
+    """The new contract, when a compatible bundle took over."""
+
+
+class RefineReply(Reply, kw_only=True):
+    """With it come the arrays `next_x` `[N, hA]` and `preview` `[N, h, A]`."""
+
+    contract_id: str | None = None
+
+
+class ValueReply(Reply, kw_only=True):
+    """With it come the arrays `value` `[N]` and `spread` `[N]`."""
+
+    contract_id: str | None = None
+
+
+class ResetReply(Reply):
+    """Nothing but `ok`."""
+
+
+class EpisodeReply(Reply, kw_only=True):
+    """Whether a part of an episode was recorded."""
+
+    recorded: bool
+    contract_id: str | None = None
+
+
+class Histogram(Struct):
+    """Counts of values up to each bound, and one for those beyond the last."""
+
+    bounds: list[int | float]
+    counts: list[int]
+    sum: float
+
+
+class BundleStats(Struct):
+    """One bundle and the seconds that its work costs on the server."""
+
+    contract_id: str
+    F: int
+    costs: dict[str, dict[str, float]]
+
+
+class StatsReply(Reply, kw_only=True):
+    """What the server counted since it started."""
+
+    uptime: float
+    requests: dict[str, int]
+    """By operation."""
+    errors: dict[str, int]
+    """By code."""
+    deadline_misses: int
+    shortened: int
+    stages: dict[str, Histogram]
+    """Seconds by stage."""
+    steps_per_reply: Histogram
+    batch_rows: Histogram
+    swaps: int
+    connected: int
+    recorder_dropped: int
+    bundles: dict[str, BundleStats]
+    ready: bool
+    in_flight: int
+    clients: int
+    worker: int | None = None
+    """Which of several processes answered."""
+
+
+class PingReply(Reply, kw_only=True):
+    """A sign of life."""
+
+    requests: int
+    errors: int
+    ready: bool
+
+
+# Requests.
+
+R = TypeVar("R", bound=Reply)
+
+
+class Request(Message, Generic[R], tag_field="op"):
+    """Entries of every request; R is the type of its reply."""
+
+    @classmethod
+    def reply_type(cls) -> type[R]:
+        """The definition that its reply follows."""
+        return _REPLIES[cls]  # type: ignore[return-value]
+
+    @classmethod
+    def operation(cls) -> str:
+        """Its `op`."""
+        return str(cls.__struct_config__.tag)
+
+
+class Hello(Request[HelloReply], tag="hello"):
+    """Ask what the server is, and for the contract of a bundle."""
+
+    bundle: str | None = None
+    """Name; the server's first if None."""
+
+
+class Act(Request[ActReply], tag="act", kw_only=True):
+    """Ask for an action chunk. Arrays: the observation fields, by name."""
+
+    bundle: str | None = None
+    contract: str | None = None
+    """Id of the contract in `hello`."""
+    budget: Budget | None = None
+    """Seconds from receipt, after which the reply is of no use."""
+    candidates: Candidates | None = None
+    value: bool | None = None
+    seed: Seed | None = None
+    stream: bool | None = None
+    prune: list[tuple[int, int]] | None = None
+    """(k, keep): after refinement step k, go on with the `keep` candidates of highest V."""
+    deltas: Deltas | None = None
+    """A schedule to follow to the letter; sums to 1."""
+    first: CandidateNumber | None = None
+    """With `deltas`: number of the first candidate."""
+    prefix: None = None
+    """Reserved for actions already committed; refused in this version."""
+
+
+class Refine(Request[RefineReply], tag="refine", kw_only=True):
+    """One refinement step of `x` `[N, hA]` for one observation, from flow time `f` to `f + delta`."""
+
+    bundle: str | None = None
+    contract: str | None = None
+    f: FlowTimes
+    delta: FlowTimes
+
+
+class Value(Request[ValueReply], tag="value", kw_only=True):
+    """V of complete chunks `actions` `[N, h, A]`, or of partial ones `x` `[N, hA]` at flow time `f`."""
+
+    bundle: str | None = None
+    contract: str | None = None
+    f: FlowTimes | None = None
+
+
+class Reset(Request[ResetReply], tag="reset"):
+    """Tell the server that a new episode begins."""
+
+
+class Episode(Request[EpisodeReply], tag="episode", kw_only=True):
+    """Consecutive ticks of an episode. Arrays: observation fields, `actions`, `rewards`, `success`."""
+
+    bundle: str | None = None
+    contract: str | None = None
+    episode: Count
+    """Number; with the epoch it names the episode."""
+    tick: Count
+    """Of the first row."""
+    end: bool | None = None
+    """Whether the episode ends with these rows."""
+
+
+class Stats(Request[StatsReply], tag="stats"):
+    """Ask for the server's counts."""
+
+
+class Ping(Request[PingReply], tag="ping"):
+    """Ask for a sign of life."""
+
+
+_REPLIES: dict[type[Request[Any]], type[Reply]] = {
+    Hello: HelloReply,
+    Act: ActReply,
+    Refine: RefineReply,
+    Value: ValueReply,
+    Reset: ResetReply,
+    Episode: EpisodeReply,
+    Stats: StatsReply,
+    Ping: PingReply,
+}
+REQUESTS: dict[str, type[Request[Any]]] = {request.operation(): request for request in _REPLIES}
+"""By operation."""

@@ -1,0 +1,97 @@
+"""Builds a transition store episode by episode, in arrays allocated once."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from rql_deploy.contract import PlantDescription
+from rql_deploy.train.data.store import TransitionStore
+
+DEFAULT_RATE = 20.0
+"""Control rate in Hz for data that does not state one; `ASSUMED_RATE` then marks the plant."""
+
+
+class StoreBuilder:
+    """A store of `rows` rows of `plant`; call `add` once per episode, then `store`."""
+
+    def __init__(self, dataset_id: str, plant: PlantDescription, rows: int):
+        self.dataset_id, self.plant = dataset_id, plant
+        self.observations = np.empty((rows, plant.observation_dim), np.float32)
+        self.actions = np.empty((rows, plant.action_dim), np.float32)
+        self.rewards = np.empty(rows, np.float32)
+        self.masks = np.empty(rows, np.float32)
+        self._ends: list[int] = []
+        self._successes: list[bool | None] = []
+        self._finals: list[NDArray[np.float32] | None] = []
+        self._filled = 0
+
+    def next_observations(self, rows: int) -> NDArray[np.float32]:
+        """View `[rows, O]` into which the reader writes the next episode's observations before it calls
+        `add`.
+        """
+        return self.observations[self._filled : self._filled + rows]
+
+    def add(
+        self,
+        actions: ArrayLike,
+        rewards: ArrayLike,
+        masks: ArrayLike,
+        *,
+        success: bool | None = None,
+        final: NDArray[np.float32] | None = None,
+    ) -> None:
+        """Complete the episode whose observations are written: actions `[n, A]`, rewards `[n]`, masks `[n]`.
+
+        `final` `[O]` is the observation after the last action. Raises ValueError if the shapes do not fit.
+        """
+        count = len(np.asarray(rewards))
+        # NumPy would broadcast a single number silently.
+        for name, value, shape in (
+            ("actions", actions, (count, self.plant.action_dim)),
+            ("masks", masks, (count,)),
+        ):
+            if np.shape(value) != shape:
+                raise ValueError(
+                    f"{name} of episode {len(self._ends)} have shape {list(np.shape(value))} instead of "
+                    f"{list(shape)}"
+                )
+        rows = slice(self._filled, self._filled + count)
+        self.actions[rows], self.rewards[rows], self.masks[rows] = actions, rewards, masks
+        self._filled = rows.stop
+        self._ends.append(self._filled)
+        self._successes.append(success)
+        self._finals.append(final)
+
+    def store(self) -> TransitionStore:
+        """The store; it has successes and final observations only if every episode had them."""
+        known = [success for success in self._successes if success is not None]
+        finals = [final for final in self._finals if final is not None]
+        rows = slice(0, self._filled)
+        return TransitionStore(
+            dataset_id=self.dataset_id,
+            plant=self.plant,
+            observations=self.observations[rows],
+            actions=self.actions[rows],
+            rewards=self.rewards[rows],
+            masks=self.masks[rows],
+            ends=np.array(self._ends, np.int64),
+            successes=np.array(known, np.bool_) if len(known) == len(self._ends) else None,
+            finals=np.stack(finals) if finals and len(finals) == len(self._ends) else None,
+        )
+
+
+def estimate_bounds(
+    actions: NDArray[np.float32], *, margin: float = 0.05
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Bounds `low` and `high` `[A]` for formats without bounds: smallest and largest action, widened by
+    `margin`.
+
+    A dimension that never changes is widened by 0.001, so that scaling it stays finite.
+    """
+    finite = actions[np.isfinite(actions).all(axis=1)]
+    if not len(finite):
+        return np.full(actions.shape[1], -1.0), np.full(actions.shape[1], 1.0)
+    low, high = finite.min(axis=0).astype(np.float64), finite.max(axis=0).astype(np.float64)
+    room = np.maximum(margin * (high - low), 1e-3)
+    return low - room, high + room

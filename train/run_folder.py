@@ -1,0 +1,61 @@
+"""The checkpoints in a run folder: their names, the pointers to them, and which are removed.
+
+RUN/checkpoints/step_000006000/   one checkpoint
+RUN/latest                        name of the newest complete checkpoint
+RUN/best                          name of the checkpoint with the highest success, if training was evaluated
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal
+
+Pointer = Literal["latest", "best"]
+
+
+def checkpoint_folder(run: Path, step: int) -> Path:
+    """Folder of the checkpoint of this step."""
+    return run / "checkpoints" / f"step_{step:09d}"
+
+
+def step_of(checkpoint: Path) -> int:
+    """The step in a checkpoint folder's name."""
+    return int(checkpoint.name.removeprefix("step_"))
+
+
+def read_pointer(run: Path, pointer: Pointer) -> Path | None:
+    """The checkpoint that the pointer names; None if the run has no such pointer."""
+    file = run / pointer
+    return run / "checkpoints" / file.read_text(errors="replace").strip() if file.is_file() else None
+
+
+def move_pointer(run: Path, pointer: Pointer, checkpoint: Path) -> None:
+    """Let the pointer name another checkpoint, atomically."""
+    partial = run / f".{pointer}.partial"
+    partial.write_text(checkpoint.name)
+    sync(partial)
+    partial.replace(run / pointer)
+    sync(run)
+
+
+def prune_checkpoints(run: Path, keep: Callable[[int], bool]) -> None:
+    """Remove checkpoints whose step `keep` rejects, except `latest` and `best`, and incomplete ones."""
+    pointers = {read_pointer(run, "latest"), read_pointer(run, "best")}
+    for folder in (run / "checkpoints").glob("step_*"):
+        if folder not in pointers and not keep(step_of(folder)):
+            # Renamed first, so that a half-removed folder never looks like a checkpoint.
+            folder.rename(folder.with_name(f".{folder.name}.partial"))
+    for leftover in (run / "checkpoints").glob(".*.partial"):
+        shutil.rmtree(leftover, ignore_errors=True)
+
+
+def sync(path: Path) -> None:
+    """Have the system write a file or a folder's entries to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

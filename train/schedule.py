@@ -1,0 +1,89 @@
+"""When a training run logs, saves, evaluates and stops; which checkpoints it keeps, and whether they fit the
+disk.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import signal
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from types import FrameType
+
+from rql_deploy.errors import UserError
+
+from .config import TrainConfig
+
+
+def is_due(step: int, every: int) -> bool:
+    """Whether `step` is a multiple of `every`; never if that is 0."""
+    return every > 0 and step % every == 0
+
+
+def saves_at(config: TrainConfig, step: int) -> bool:
+    """Whether a checkpoint is written at `step`, whatever the clock says."""
+    return any(
+        is_due(step, every) for every in (config.evaluate_every, config.checkpoint_every, config.keep_every)
+    )
+
+
+def updates_until_due(config: TrainConfig, step: int, block: int, shard_updates: int) -> int:
+    """Updates to run in one go: at most `block`, up to the next log, checkpoint, evaluation, shard or the
+    end.
+
+    `shard_updates` is 0 for data that is not sharded.
+    """
+    periods = (
+        config.log_every,
+        config.checkpoint_every,
+        config.keep_every,
+        config.evaluate_every,
+        shard_updates,
+    )
+    gaps = [every - step % every for every in periods if every]
+    return min(block, config.updates - step, *gaps)
+
+
+def require_disk_space(run: Path, config: TrainConfig, step: int, checkpoint_bytes: int) -> None:
+    """Raise UserError unless the checkpoints that `run` writes from `step` on fit the disk.
+
+    Beside those that `keep_every` keeps, there are `latest`, the next one while it is written and, if the run
+    is evaluated, `best`.
+    """
+    kept = config.updates // config.keep_every - step // config.keep_every if config.keep_every else 0
+    needed = (kept + (3 if config.evaluate_every else 2)) * checkpoint_bytes
+    folder = next(path for path in (run.absolute(), *run.absolute().parents) if path.is_dir())
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        fewer = ", raise keep_every" if kept else ""
+        raise UserError(
+            f"the checkpoints of {run} need about {_size(needed)} ({_size(checkpoint_bytes)} each, {kept} "
+            f"kept for good), and {folder} has {_size(free)} free: make room{fewer}, or pass another "
+            "--output"
+        )
+
+
+def _size(number: int) -> str:
+    return f"{number / 1e9:.1f} GB" if number >= 1e9 else f"{number / 1e6:.1f} MB"
+
+
+@contextlib.contextmanager
+def stop_requests() -> Iterator[list[str]]:
+    """A list that is no longer empty after SIGINT or SIGTERM, so that the current update can be finished."""
+    received: list[str] = []
+    if threading.current_thread() is not threading.main_thread():
+        # Only the main thread may handle signals; a run in another one is ended by its program.
+        yield received
+        return
+
+    def handle(number: int, _frame: FrameType | None) -> None:
+        received.append(signal.Signals(number).name)
+
+    previous = {s: signal.signal(s, handle) for s in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield received
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
