@@ -148,7 +148,7 @@ def plot_delay_sweep() -> Path:
             )
         task = row["task"]
         for name, (color, dash) in lines.items():
-            playback = f"{name}, make-up" if task == "Lift" and name != "open loop" else name
+            playback = f"{name}, compensated" if task == "Lift" and name != "open loop" else name
             one = next(r for r in data["one_candidate"] if task in r["task"] and (r["h"], r["playback"]) == (row["h"], playback))
             x = [0, *(point["periods"] for point in one["delays"])]
             axes.plot(
