@@ -39,7 +39,10 @@ GOALS_MS = {100.0: 1.0, 500.0: 0.5}
 
 def make_plant(rate: float) -> PlantDescription:
     return PlantDescription(
-        "benchmark", (ObservationField("state", (STATE,)),), tuple(ActionDimension(f"a{i}", -1.0, 1.0) for i in range(ACTIONS)), rate
+        "benchmark",
+        (ObservationField("state", (STATE,)),),
+        tuple(ActionDimension(f"a{i}", -1.0, 1.0) for i in range(ACTIONS)),
+        rate,
     )
 
 
@@ -76,7 +79,15 @@ def timed_server(pipe: Connection, plant: PlantDescription, seconds: float) -> N
         elif isinstance(request, headers.Act):
             time.sleep(seconds)
             timing = {"queue": 0.0, "inference": seconds, "server": seconds}
-            reply = headers.ActReply(value=None, spread=None, steps_used=10, seed=request.seed or 0, deltas=(), compared=1, timing=timing)
+            reply = headers.ActReply(
+                value=None,
+                spread=None,
+                steps_used=10,
+                seed=request.seed or 0,
+                deltas=(),
+                compared=1,
+                timing=timing,
+            )
             arrays = {"actions": actions}
         socket.send_multipart([client, *protocol.encode(reply, arrays, id=head.id, epoch=head.epoch)])
 
@@ -106,10 +117,14 @@ def may_have_priority() -> bool:
     return True
 
 
-def measure(plant: Any, description: PlantDescription, part: float, seconds: float, priority: int | None = None) -> dict[str, Any]:
+def measure(
+    plant: Any, description: PlantDescription, part: float, seconds: float, priority: int | None = None
+) -> dict[str, Any]:
     """One run with a policy that takes `part` of a period."""
     ours, theirs = mp.get_context("spawn").Pipe()
-    server = mp.get_context("spawn").Process(target=timed_server, args=(theirs, description, part / description.control_rate), daemon=True)
+    server = mp.get_context("spawn").Process(
+        target=timed_server, args=(theirs, description, part / description.control_rate), daemon=True
+    )
     server.start()
     try:
         with (
@@ -121,7 +136,12 @@ def measure(plant: Any, description: PlantDescription, part: float, seconds: flo
     finally:
         server.kill()
         server.join()
-    return {"rate": description.control_rate, "policy_periods": part, "priority": priority, **result.statistics.summary()}
+    return {
+        "rate": description.control_rate,
+        "policy_periods": part,
+        "priority": priority,
+        **result.statistics.summary(),
+    }
 
 
 def line(label: str, r: Mapping[str, Any]) -> str:
@@ -136,17 +156,23 @@ def line(label: str, r: Mapping[str, Any]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--seconds", type=float, default=10.0, help="of each run")
     parser.add_argument("--rates", type=float, nargs="+", default=[20.0, 50.0, 100.0, 500.0])
-    parser.add_argument("--drift-seconds", type=float, default=60.0, help="of one more run at 100 Hz; 0 leaves it out")
+    parser.add_argument(
+        "--drift-seconds", type=float, default=60.0, help="of one more run at 100 Hz; 0 leaves it out"
+    )
     parser.add_argument("--arm", action="store_true", help="the simulated arm's process too, at 50 Hz")
     arguments = parser.parse_args()
     print(
         f"{'rate':12} {'priority':8} {'policy':>8} {'ticks':>7} {'off p50':>8} {'off p99':>8} {'off max':>8} {'overruns':>8} "
         f"{'skipped':>8} {'stale':>7} {'age p50':>8} {'drift':>9}"
     )
-    print(f"{'':12} {'':8} {'periods':>8} {'':>7} {'ms':>8} {'ms':>8} {'ms':>8} {'':>8} {'':>8} {'':>7} {'ms':>8} {'ms':>9}")
+    print(
+        f"{'':12} {'':8} {'periods':>8} {'':>7} {'ms':>8} {'ms':>8} {'ms':>8} {'':>8} {'':>8} {'':>7} {'ms':>8} {'ms':>9}"
+    )
     report = []
     for rate in arguments.rates:
         for part in (0.5, 1.5):

@@ -65,7 +65,9 @@ def make(folder: Path, rows: int) -> dict[str, Path]:
 
 def peak() -> int:
     """Peak resident memory of this process, in bytes (Linux). Not getrusage's, which starts at the parent's."""
-    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+    line = next(
+        line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM")
+    )
     return int(line.split()[1]) * 1024
 
 
@@ -90,7 +92,9 @@ def read_all(paths: dict[str, Path], rounds: int) -> dict[str, dict[str, float]]
     for _ in range(rounds):
         for form, path in paths.items():
             words = [sys.executable, __file__, "--read", str(path)]
-            found[form].append(json.loads(subprocess.run(words, check=True, capture_output=True, text=True).stdout))
+            found[form].append(
+                json.loads(subprocess.run(words, check=True, capture_output=True, text=True).stdout)
+            )
     return {
         form: {
             "seconds": statistics.median(result["seconds"] for result in results),
@@ -144,7 +148,9 @@ def generate(tasks: list[str], steps: int) -> dict[str, dict[str, float]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--rows", type=int, default=1_000_000)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=1001)
@@ -167,7 +173,9 @@ def main() -> None:
     print(f"{'format':14} {'seconds':>8} {'slowest':>8} {'x store':>8} {'peak memory / raw':>18}")
     for form, result in reading.items():
         ratio = result["seconds"] / reading["store"]["seconds"]
-        print(f"{form:14} {result['seconds']:8.2f} {result['slowest']:8.2f} {ratio:8.1f} {result['memory_ratio']:18.2f}")
+        print(
+            f"{form:14} {result['seconds']:8.2f} {result['slowest']:8.2f} {ratio:8.1f} {result['memory_ratio']:18.2f}"
+        )
     print(f"\na batch of {BATCH} windows: p50 {drawing['p50_ms']:.3f} ms, p99 {drawing['p99_ms']:.3f} ms")
     print(f"\n{'OGBench play':14} {'steps/s':>8} {'h for 1 M steps, one core':>26} {'targets reached':>16}")
     for task, result in making.items():

@@ -70,7 +70,11 @@ class Condition:
         if ticks == 0:
             return "none", 0.0
         if self.mode == "anytime":
-            return (self.way, self.delay) if ticks > 1 else ("compensated" if "compensated" in self.way else "prefetch", 1.0)
+            return (
+                (self.way, self.delay)
+                if ticks > 1
+                else ("compensated" if "compensated" in self.way else "prefetch", 1.0)
+            )
         return self.way, float(ticks)
 
     @property
@@ -79,7 +83,9 @@ class Condition:
         return 0 if self.delay == 0 else None
 
 
-def play(plant: EpisodicPlant, policy: OnnxPolicy, condition: Condition, seed: int, candidates: int) -> dict[str, Any]:
+def play(
+    plant: EpisodicPlant, policy: OnnxPolicy, condition: Condition, seed: int, candidates: int
+) -> dict[str, Any]:
     """One episode; the same seed and condition give the same episode."""
     period = 1.0 / policy.contract.plant.control_rate
 
@@ -138,12 +144,20 @@ class Results:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--bundle", nargs="+", default=[f"h5={SHIPPED}"], help="NAME=PATH of each bundle; all of one task")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--bundle", nargs="+", default=[f"h5={SHIPPED}"], help="NAME=PATH of each bundle; all of one task"
+    )
     parser.add_argument("--task", default="robosuite:Lift")
-    parser.add_argument("--settings", type=json.loads, default=None, help="the environment's settings as JSON")
+    parser.add_argument(
+        "--settings", type=json.loads, default=None, help="the environment's settings as JSON"
+    )
     parser.add_argument("--episodes", type=int, default=200)
-    parser.add_argument("--delays", type=float, nargs="+", default=[0.0, 0.5, 1.0, 2.0, 4.0], help="control periods")
+    parser.add_argument(
+        "--delays", type=float, nargs="+", default=[0.0, 0.5, 1.0, 2.0, 4.0], help="control periods"
+    )
     parser.add_argument("--modes", nargs="+", default=list(WAYS), choices=WAYS)
     parser.add_argument("--candidates", type=int, default=DEFAULT_CANDIDATES)
     parser.add_argument("--seed", type=int, default=0)
@@ -153,7 +167,10 @@ def main() -> None:
     settings = arguments.settings
     if settings is None:
         settings = ROBOSUITE if arguments.task.startswith("robosuite:") else {}
-    bundles = {name: OnnxPolicy(Bundle.open(Path(path))) for name, path in (entry.split("=", 1) for entry in arguments.bundle)}
+    bundles = {
+        name: OnnxPolicy(Bundle.open(Path(path)))
+        for name, path in (entry.split("=", 1) for entry in arguments.bundle)
+    }
     task = Task(arguments.task, settings)
     env = task.make_env()
     plant, description = EnvPlant(env), describe(task.name, env)
@@ -167,7 +184,14 @@ def main() -> None:
 
     def key(policy: OnnxPolicy, condition: Condition, seed: int) -> tuple[Any, ...]:
         given = () if arguments.settings is None else (json.dumps(arguments.settings, sort_keys=True),)
-        return (arguments.task, policy.contract.contract_id, *condition.played, arguments.candidates, seed, *given)
+        return (
+            arguments.task,
+            policy.contract.contract_id,
+            *condition.played,
+            arguments.candidates,
+            seed,
+            *given,
+        )
 
     # Seed by seed, so that whenever it ends the conditions are paired.
     complete: list[int] = []
@@ -177,9 +201,16 @@ def main() -> None:
                 if time.monotonic() - begun > arguments.minutes * 60:
                     break
                 if key(policy, condition, seed) not in results.found:
-                    results.add(key(policy, condition, seed), play(plant, policy, condition, seed, arguments.candidates))
+                    results.add(
+                        key(policy, condition, seed),
+                        play(plant, policy, condition, seed, arguments.candidates),
+                    )
                     new += 1
-        if all(key(policy, condition, seed) in results.found for policy in bundles.values() for condition in conditions):
+        if all(
+            key(policy, condition, seed) in results.found
+            for policy in bundles.values()
+            for condition in conditions
+        ):
             complete.append(seed)
         if time.monotonic() - shown > 30:
             shown = time.monotonic()
@@ -193,7 +224,9 @@ def main() -> None:
             policy.contract.h,
             condition,
             [results.found[key(policy, condition, seed)] for seed in complete],
-            [results.found[key(policy, Condition("open-loop", 0.0), seed)] for seed in complete] if 0.0 in arguments.delays else None,
+            [results.found[key(policy, Condition("open-loop", 0.0), seed)] for seed in complete]
+            if 0.0 in arguments.delays
+            else None,
         )
         for name, policy in bundles.items()
         for condition in conditions
@@ -202,12 +235,20 @@ def main() -> None:
     print(json.dumps({"task": arguments.task, "episodes": len(complete), "points": report}))
 
 
-def row(name: str, h: int, condition: Condition, played: list[dict[str, Any]], baseline: list[dict[str, Any]] | None) -> dict[str, Any]:
+def row(
+    name: str,
+    h: int,
+    condition: Condition,
+    played: list[dict[str, Any]],
+    baseline: list[dict[str, Any]] | None,
+) -> dict[str, Any]:
     """One point of the curves."""
     successes = sum(e["success"] for e in played)
     lost = None
     if baseline is not None:
-        mean, low, high = paired_difference([float(e["success"]) for e in baseline], [float(e["success"]) for e in played])
+        mean, low, high = paired_difference(
+            [float(e["success"]) for e in baseline], [float(e["success"]) for e in played]
+        )
         lost = [100 * mean, 100 * low, 100 * high]
     return {
         "bundle": name,
@@ -225,7 +266,9 @@ def row(name: str, h: int, condition: Condition, played: list[dict[str, Any]], b
 
 def table(task: str, report: list[dict[str, Any]], episodes: int) -> str:
     """For people."""
-    lines = [f"{task}, {episodes} paired episodes a point; delay in control periods, points lost against no delay (paired bootstrap 95 %)"]
+    lines = [
+        f"{task}, {episodes} paired episodes a point; delay in control periods, points lost against no delay (paired bootstrap 95 %)"
+    ]
     lines.append(
         f"{'bundle':10} {'mode':10} {'delay':>5} {'success':>8} {'95 % interval':>15} {'points lost':>22} {'steps':>6} "
         f"{'held':>6} {'faults':>6}"

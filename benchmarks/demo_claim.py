@@ -21,7 +21,9 @@ from rql_deploy.statistics import paired_difference, wilson_interval
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--output", type=Path, default=Path("runs/demo_claim"))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--episodes", type=int, default=200)
@@ -40,7 +42,9 @@ def main() -> None:
         scores[seed] = demo.evaluate(folder, seed, arguments.episodes)
         print("\n".join(demo.table(scores[seed])), flush=True)
 
-    print(f"\nall seeds, {arguments.episodes} episodes each, a failure counts as {demo.DEFAULT_HORIZON} steps")
+    print(
+        f"\nall seeds, {arguments.episodes} episodes each, a failure counts as {demo.DEFAULT_HORIZON} steps"
+    )
     print(f"{'':32} {'success':>8} {'95 % interval':>16} {'per seed':>18} {'steps':>7}")
     report: dict[str, object] = {"seeds": arguments.seeds, "episodes_per_seed": arguments.episodes}
     for key, label in demo.ROWS.items():
@@ -49,8 +53,16 @@ def main() -> None:
         low, high = wilson_interval(sum(r.success for r in results), len(results))
         per_seed = [score[key].success for score in scores.values()]
         success, steps = float(np.mean([r.success for r in results])), float(np.mean(lengths))
-        print(f"{label:32} {success:>8.1%} {f'{low:.1%} to {high:.1%}':>16} {' '.join(f'{s:.0%}' for s in per_seed):>18} {steps:>7.1f}")
-        report[key] = {"success": success, "ci": [low, high], "per_seed": per_seed, "steps": steps, "episodes": len(results)}
+        print(
+            f"{label:32} {success:>8.1%} {f'{low:.1%} to {high:.1%}':>16} {' '.join(f'{s:.0%}' for s in per_seed):>18} {steps:>7.1f}"
+        )
+        report[key] = {
+            "success": success,
+            "ci": [low, high],
+            "per_seed": per_seed,
+            "steps": steps,
+            "episodes": len(results),
+        }
     print("\nRQL + best of 8 by V minus (paired by seed, bootstrap 95 % interval)")
     for key in ("demonstrator", "bc", "bc_guided", "rql"):
         guided = [r for score in scores.values() for r in score["rql_guided"].results]
@@ -60,7 +72,10 @@ def main() -> None:
             [n for score in scores.values() for n in score["rql_guided"].lengths],
             [n for score in scores.values() for n in score[key].lengths],
         )
-        differences = "success {:+.1%} [{:+.1%}, {:+.1%}]".format(*success), "steps {:+.1f} [{:+.1f}, {:+.1f}]".format(*steps)
+        differences = (
+            "success {:+.1%} [{:+.1%}, {:+.1%}]".format(*success),
+            "steps {:+.1f} [{:+.1f}, {:+.1f}]".format(*steps),
+        )
         print(f"{demo.ROWS[key]:32} {differences[0]}  {differences[1]}")
         report[f"rql_guided - {key}"] = {"success": success, "steps": steps}
     print(json.dumps(report))

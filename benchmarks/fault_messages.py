@@ -52,7 +52,9 @@ def delaying_proxy(pipe: Connection, server: str, longest: float, number: int) -
                 order += 1
                 delay = source.random() * longest
                 told = {**header, "timing": {**header.get("timing", {}), "held": delay}}
-                heapq.heappush(held, (time.monotonic() + delay, order, [msgspec.msgpack.encode(told), *frames[1:]]))
+                heapq.heappush(
+                    held, (time.monotonic() + delay, order, [msgspec.msgpack.encode(told), *frames[1:]])
+                )
         while held and held[0][0] <= time.monotonic():
             front.send_multipart([client, *heapq.heappop(held)[2]])
 
@@ -80,11 +82,17 @@ def delays(count: int) -> Outcome:
         pipes, proxies = [], []
         for number in range(DELAY_CLIENTS):
             ours, theirs = spawn.Pipe()
-            proxies.append(spawn.Process(target=delaying_proxy, args=(theirs, server.endpoint, 2 * DEADLINE, number), daemon=True))
+            proxies.append(
+                spawn.Process(
+                    target=delaying_proxy, args=(theirs, server.endpoint, 2 * DEADLINE, number), daemon=True
+                )
+            )
             proxies[-1].start()
             result, sent = spawn.Pipe()
             share = count // DELAY_CLIENTS
-            spawn.Process(target=delayed_client, args=(sent, ours.recv(), share, number * share), daemon=True).start()
+            spawn.Process(
+                target=delayed_client, args=(sent, ours.recv(), share, number * share), daemon=True
+            ).start()
             pipes.append(result)
         parts = [pipe.recv() for pipe in pipes]
         for proxy in proxies:
@@ -134,9 +142,19 @@ def inputs(rounds: int) -> Outcome:
                         refused += 1
             # What our client would not send: other dtypes, and too few bytes.
             for dtype, data in raw:
-                header = {"v": 1, "id": 1, "epoch": 1, "op": "act", "arrays": [["state", dtype, [OBSERVATION]]]}
+                header = {
+                    "v": 1,
+                    "id": 1,
+                    "epoch": 1,
+                    "op": "act",
+                    "arrays": [["state", dtype, [OBSERVATION]]],
+                }
                 socket.send_multipart([msgspec.msgpack.encode(header), data])
-                code = msgspec.msgpack.decode(socket.recv_multipart()[0]).get("code") if socket.poll(5000) else None
+                code = (
+                    msgspec.msgpack.decode(socket.recv_multipart()[0]).get("code")
+                    if socket.poll(5000)
+                    else None
+                )
                 refused, others = refused + (code == "bad_array"), others + (code != "bad_array")
             lost += good.act(sample(), seed=1, deadline=5.0).actions.tobytes() != expected
         said, alive = server.said, server.alive
@@ -157,7 +175,9 @@ def huge(size: int) -> Outcome:
         sender = context.socket(zmq.DEALER)
         sender.linger = 0
         sender.connect(server.endpoint)
-        header = msgspec.msgpack.encode({"v": 1, "id": 1, "epoch": 1, "op": "act", "arrays": [["state", "uint8", [size]]]})
+        header = msgspec.msgpack.encode(
+            {"v": 1, "id": 1, "epoch": 1, "op": "act", "arrays": [["state", "uint8", [size]]]}
+        )
         thread = threading.Thread(target=lambda: sender.send_multipart([header, bytes(size)], copy=False))
         thread.start()
         expiry = time.monotonic() + 3.0
@@ -194,7 +214,11 @@ def altered(source: random.Random, good: list[bytes]) -> list[bytes]:
         frame[source.randrange(len(frame))] = source.randrange(256)
     else:
         frame[:] = msgspec.msgpack.encode(
-            {source.choice(["arrays", "op", "id"]): source.choice([[], [[1]], {"a": {}}, None, 2**63, "x" * 300])}
+            {
+                source.choice(["arrays", "op", "id"]): source.choice(
+                    [[], [[1]], {"a": {}}, None, 2**63, "x" * 300]
+                )
+            }
         )
     return [bytes(frame) for frame in frames]
 
@@ -204,14 +228,23 @@ def good_message() -> list[bytes]:
     return [bytes(f) for f in protocol.encode(headers.Act(seed=3), sample(), id=1, epoch=1)]
 
 
-_plain = st.none() | st.booleans() | st.integers(-(2**63), 2**64 - 1) | st.floats() | st.text(max_size=8) | st.binary(max_size=8)
+_plain = (
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**63), 2**64 - 1)
+    | st.floats()
+    | st.text(max_size=8)
+    | st.binary(max_size=8)
+)
 _list = st.lists(_plain, max_size=3)
 _array = st.tuples(
     st.text(max_size=4) | _plain,
     st.sampled_from([*protocol.DTYPES, "object", "float16"]) | _plain,
     st.lists(st.integers(-2, 2**40), max_size=9) | _plain,
 )
-_header = st.fixed_dictionaries({"arrays": st.lists(_array, max_size=2) | _list | _plain}, optional={"op": _plain | _list, "id": _plain})
+_header = st.fixed_dictionaries(
+    {"arrays": st.lists(_array, max_size=2) | _list | _plain}, optional={"op": _plain | _list, "id": _plain}
+)
 _message = st.one_of(
     st.lists(st.binary(max_size=40), max_size=3),
     st.tuples(_header.map(msgspec.msgpack.encode), st.binary(max_size=16)).map(list),
@@ -238,11 +271,18 @@ def codec_part(pipe: Connection, count: int, seed: int) -> None:
         else:
             # What is taken is what it says: every array has the bytes that its frame has.
             found["taken"] += 1
-            found["other_errors"] += sum(array.nbytes for array in arrays.values()) != sum(map(len, frames[1:]))
+            found["other_errors"] += sum(array.nbytes for array in arrays.values()) != sum(
+                map(len, frames[1:])
+            )
 
     from hypothesis import seed as seeded
 
-    rules = settings(max_examples=max(1, count // TOGETHER), database=None, deadline=None, suppress_health_check=list(HealthCheck))
+    rules = settings(
+        max_examples=max(1, count // TOGETHER),
+        database=None,
+        deadline=None,
+        suppress_health_check=list(HealthCheck),
+    )
     # Hypothesis stops early where a strategy repeats itself; other seeds go on until the number is reached.
     while found["cases"] < count:
         seeded(seed)(rules(given(st.lists(_message, min_size=TOGETHER, max_size=TOGETHER))(check)))()
@@ -296,5 +336,11 @@ def messages(count: int) -> Outcome:
         f"{answered:,} of {count:,} malformed ones answered; well-behaved client lost {lost} of {asked:,}",
         f"{'running' if alive else 'DEAD'}, {len(said)} lines in its log",
         alive and not lost and answered == count,
-        {"malformed": count, "answered": answered, "well_behaved_calls": asked, "lost": lost, "log_lines": len(said)},
+        {
+            "malformed": count,
+            "answered": answered,
+            "well_behaved_calls": asked,
+            "lost": lost,
+            "log_lines": len(said),
+        },
     )

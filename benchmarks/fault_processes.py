@@ -124,7 +124,10 @@ def network_gone(seconds: float) -> Outcome:
 
 def differs(decision: Decision, expected: Decision) -> bool:
     """Whether it is another action, where as many refinement steps were taken: a short budget takes fewer."""
-    return decision.steps_used == expected.steps_used and decision.actions.tobytes() != expected.actions.tobytes()
+    return (
+        decision.steps_used == expected.steps_used
+        and decision.actions.tobytes() != expected.actions.tobytes()
+    )
 
 
 def worker_client(pipe: Connection, address: str, seconds: float) -> None:
@@ -231,7 +234,14 @@ def vanishing(count: int) -> Outcome:
         f"a well-behaved one lost {lost} of {calls} calls",
         f"{connected} connection of up to {most}, memory {grown:+.1f} MiB",
         not lost and connected == 1 and most > count // 2,
-        {"clients": count, "lost": lost, "calls": calls, "most_connected": most, "still_connected": connected, "grown_mib": grown},
+        {
+            "clients": count,
+            "lost": lost,
+            "calls": calls,
+            "most_connected": most,
+            "still_connected": connected,
+            "grown_mib": grown,
+        },
     )
 
 
@@ -260,8 +270,12 @@ def clock_jumps(calls: int) -> Outcome:
     with tempfile.TemporaryDirectory() as folder:
         library = Path(folder) / "clock_jumps.so"
         source = Path(__file__).with_name("clock_jumps.c")
-        subprocess.run([compiler, "-shared", "-fPIC", "-O1", "-o", str(library), str(source), "-ldl"], check=True)
-        with serving("tcp://127.0.0.1:*", "--record", f"{folder}/recording", environment={"LD_PRELOAD": str(library)}) as server:
+        subprocess.run(
+            [compiler, "-shared", "-fPIC", "-O1", "-o", str(library), str(source), "-ldl"], check=True
+        )
+        with serving(
+            "tcp://127.0.0.1:*", "--record", f"{folder}/recording", environment={"LD_PRELOAD": str(library)}
+        ) as server:
             ours, theirs = spawn.Pipe()
             os.environ["LD_PRELOAD"] = str(library)
             client = spawn.Process(target=clock_client, args=(theirs, server.endpoint, calls), daemon=True)
@@ -270,13 +284,21 @@ def clock_jumps(calls: int) -> Outcome:
             found = ours.recv()
             server.process.send_signal(signal.SIGTERM)
             server.process.wait(timeout=20)
-            records = [record for record in read_recording(Path(folder) / "recording") if record["kind"] == "decision"]
+            records = [
+                record
+                for record in read_recording(Path(folder) / "recording")
+                if record["kind"] == "decision"
+            ]
     times = np.array([record["time"] for record in records])
     backwards = int((np.diff(times) < 0).sum())
     return Outcome(
         f"{found['missed']} of {calls} calls missed while its clock jumped {found['jumps']} times, {found['wrong']} wrong",
         f"{len(records)} records, {backwards} of them stamped earlier than the one before",
-        found["jumps"] > 0 and backwards > 0 and not found["missed"] and not found["wrong"] and len(records) == calls + 1,
+        found["jumps"] > 0
+        and backwards > 0
+        and not found["missed"]
+        and not found["wrong"]
+        and len(records) == calls + 1,
         {"calls": calls, **found, "records": len(records), "stamped_backwards": backwards},
     )
 
@@ -287,7 +309,16 @@ def full_disk(decisions: int) -> Outcome:
         place = Path(folder) / "disk"
         place.mkdir()
         mount = f'mount -t tmpfs -o size={DISK_KIB}k tmpfs {place} && head -c {BALLAST_KIB}k /dev/zero > {place}/ballast && exec "$@"'
-        wrapper: tuple[str, ...] = ("unshare", "--user", "--map-root-user", "--mount", "sh", "-c", mount, "sh")
+        wrapper: tuple[str, ...] = (
+            "unshare",
+            "--user",
+            "--map-root-user",
+            "--mount",
+            "sh",
+            "-c",
+            mount,
+            "sh",
+        )
         own = subprocess.run([*wrapper, "true"], capture_output=True, check=False).returncode == 0
         with serving("tcp://127.0.0.1:*", "--record", str(place), wrapper=wrapper if own else ()) as server:
             pid = server.process.pid
@@ -295,7 +326,9 @@ def full_disk(decisions: int) -> Outcome:
                 # Its file system is seen by its processes alone, and by others through them.
                 place = Path(f"/proc/{pid}/root{place}")
             else:
-                resource.prlimit(pid, resource.RLIMIT_FSIZE, ((DISK_KIB - BALLAST_KIB) << 10, resource.RLIM_INFINITY))
+                resource.prlimit(
+                    pid, resource.RLIMIT_FSIZE, ((DISK_KIB - BALLAST_KIB) << 10, resource.RLIM_INFINITY)
+                )
             with RemotePolicy.connect(server.endpoint) as policy:
                 lost = 0
                 for phase in range(2):
@@ -311,7 +344,9 @@ def full_disk(decisions: int) -> Outcome:
                         if own:
                             (place / "ballast").unlink()
                         else:
-                            resource.prlimit(pid, resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+                            resource.prlimit(
+                                pid, resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY)
+                            )
             records = [record for record in read_recording(place) if record["kind"] == "decision"]
             warned = sum("cannot record" in line for line in server.said)
     model = Model(Bundle.open(network_bundle(HIDDEN)))
@@ -321,7 +356,12 @@ def full_disk(decisions: int) -> Outcome:
         f"lost {lost} of {2 * decisions} decisions",
         f"{len(records)} records, all {'readable and the same when replayed' if same == len(records) else 'NOT the same'}; "
         f"{dropped} counted as dropped, {warned} warnings; recording went on when there was room",
-        not lost and whole and same == len(records) and 0 < first < decisions and dropped < first + decisions and 0 < warned < 10,
+        not lost
+        and whole
+        and same == len(records)
+        and 0 < first < decisions
+        and dropped < first + decisions
+        and 0 < warned < 10,
         {
             "method": "tmpfs" if own else "RLIMIT_FSIZE",
             "records": len(records),

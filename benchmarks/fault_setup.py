@@ -50,7 +50,11 @@ class Server:
 
     def memory(self) -> float:
         """Resident MiB."""
-        return int(Path(f"/proc/{self.process.pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
+        return (
+            int(Path(f"/proc/{self.process.pid}/statm").read_text().split()[1])
+            * os.sysconf("SC_PAGE_SIZE")
+            / 2**20
+        )
 
 
 @contextlib.contextmanager
@@ -62,12 +66,26 @@ def serving(
     bundle: Path | None = None,
 ) -> Iterator[Server]:
     """The real server as its own process, started by `wrapper` where there is one."""
-    serve = [sys.executable, "-m", "rql_deploy", "serve", str(bundle or network_bundle(HIDDEN)), "--bind", address, "--max-rate", "1e9"]
+    serve = [
+        sys.executable,
+        "-m",
+        "rql_deploy",
+        "serve",
+        str(bundle or network_bundle(HIDDEN)),
+        "--bind",
+        address,
+        "--max-rate",
+        "1e9",
+    ]
     with tempfile.TemporaryDirectory() as folder:
         errors = Path(folder) / "errors"
         with errors.open("w") as stream:
             process = subprocess.Popen(
-                [*wrapper, *serve, *options], stdout=subprocess.PIPE, stderr=stream, text=True, env={**os.environ, **(environment or {})}
+                [*wrapper, *serve, *options],
+                stdout=subprocess.PIPE,
+                stderr=stream,
+                text=True,
+                env={**os.environ, **(environment or {})},
             )
         try:
             assert process.stdout is not None

@@ -35,7 +35,9 @@ from networks import network_bundle
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--only", help="names, separated by commas")
     parser.add_argument("--delays", type=int, default=100_000)
     parser.add_argument("--codec", type=int, default=200_000)

@@ -18,7 +18,7 @@ from benchmarks.gpu_setup import BATCH, PAPER, ROOT, SMALL, Variant, random_grou
 from benchmarks.parity import load_fixture, passes
 from benchmarks.parity import run as parity
 from rql_deploy.train.engines.engine import Engine, GraphEngine
-from rql_deploy.train.rql import RQLConfig
+from rql_deploy.train.hyperparameters import RQLConfig
 
 READY_SECONDS = 110.0
 """How long a variant may take to compile; one that takes longer is left out."""

@@ -26,8 +26,9 @@ from rql_deploy.structs import convert, to_plain
 from rql_deploy.train.checkpoint import save_checkpoint
 from rql_deploy.train.config import TrainConfig, config_to_plain
 from rql_deploy.train.data.sampler import WindowSampler
+from rql_deploy.train.hyperparameters import RQLConfig
 from rql_deploy.train.logging.summary import dataset_statistics, package_versions, reference_rows
-from rql_deploy.train.rql import RQL, RQLConfig
+from rql_deploy.train.rql import RQL
 
 
 def pack(data: Path, tasks: list[str], output: Path) -> None:

@@ -26,7 +26,7 @@ from rql_deploy.train.engines.engine import (
     set_precision,
 )
 from rql_deploy.train.engines.several import SharedRows, stacked_agents
-from rql_deploy.train.rql import RQLConfig
+from rql_deploy.train.hyperparameters import RQLConfig
 
 PAPER = RQLConfig(h=5, kappa=0.7, rho=0.5, alpha=1.0)
 """puzzle-3x3-play of the paper: 4 x 512, K = 10, F = 10, Adam 3e-4 (docs/algorithm.md)."""

@@ -90,11 +90,15 @@ def successor(bundle: Path, folder: Path, updates: int) -> Path:
     from rql_deploy.bundle.sessions import CONTRACT_ID_KEY, CONTRACT_KEY
 
     old = Bundle.open(bundle).contract
-    contract = msgspec.structs.replace(old, provenance=msgspec.structs.replace(old.provenance, updates=updates))
+    contract = msgspec.structs.replace(
+        old, provenance=msgspec.structs.replace(old.provenance, updates=updates)
+    )
     shutil.copytree(bundle, folder)
     for path in folder.glob("*.onnx"):
         graph = onnx.load(path)
-        onnx.helper.set_model_props(graph, {CONTRACT_ID_KEY: contract.contract_id, CONTRACT_KEY: contract.to_json()})
+        onnx.helper.set_model_props(
+            graph, {CONTRACT_ID_KEY: contract.contract_id, CONTRACT_KEY: contract.to_json()}
+        )
         onnx.save(graph, path)
     (folder / CONTRACT).write_text(contract.to_json())
     write_manifest(folder, contract)
@@ -171,23 +175,38 @@ def gaps(marks: Any, spans: list[tuple[float, float]]) -> dict[str, float]:
             found.append((within[1:, 0] - within[:-1, 1])[busy])
             steps.append(within[:, 1] - within[:, 0])
     between, step = np.concatenate(found) * 1e3, np.concatenate(steps) * 1e3
-    marked = {f"gap_{name}": float(np.percentile(between, q)) for name, q in (("p50", 50), ("p99", 99), ("p99.9", 99.9), ("max", 100))}
+    marked = {
+        f"gap_{name}": float(np.percentile(between, q))
+        for name, q in (("p50", 50), ("p99", 99), ("p99.9", 99.9), ("max", 100))
+    }
     # Beyond the usual gap by more than one step.
     delayed = int((between > np.median(between) + np.median(step)).sum())
-    return {"steps": float(len(step)), "delayed": delayed, "step_p50": float(np.median(step)), "step_max": float(step.max())} | marked
+    return {
+        "steps": float(len(step)),
+        "delayed": delayed,
+        "step_p50": float(np.median(step)),
+        "step_max": float(step.max()),
+    } | marked
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--swaps", type=int, default=5)
     parser.add_argument("--clients", type=int, default=4)
     arguments = parser.parse_args()
     network_bundle()
     row = measure(arguments.swaps, arguments.clients)
-    print(f"{'ms':12} {'steps':>8} {'delayed':>8} {'step p50':>9} {'step max':>9} {'gap p50':>9} {'p99':>9} {'p99.9':>9} {'max':>9}")
+    print(
+        f"{'ms':12} {'steps':>8} {'delayed':>8} {'step p50':>9} {'step max':>9} {'gap p50':>9} {'p99':>9} {'p99.9':>9} {'max':>9}"
+    )
     for name in ("quiet", "exchanging"):
         figures = list(row[name].values())
-        print(f"{name:12} {figures[0]:>8.0f} {figures[1]:>8.0f} " + " ".join(f"{figure:>9.3f}" for figure in figures[2:]))
+        print(
+            f"{name:12} {figures[0]:>8.0f} {figures[1]:>8.0f} "
+            + " ".join(f"{figure:>9.3f}" for figure in figures[2:])
+        )
     late = max(0.0, row["exchanging"]["gap_max"] - row["quiet"]["gap_max"])
     row["longest_extra_delay_in_steps"] = late / row["quiet"]["step_p50"]
     print(

@@ -26,14 +26,22 @@ import torch
 from rql_deploy.bundle.bundle import Bundle
 from rql_deploy.bundle.latency import machine
 from rql_deploy.bundle.manifest import GRAPHS
-from rql_deploy.contract import ActionDimension, Calibration, Contract, ObservationField, PlantDescription, Provenance
+from rql_deploy.contract import (
+    ActionDimension,
+    Calibration,
+    Contract,
+    ObservationField,
+    PlantDescription,
+    Provenance,
+)
 from rql_deploy.export.exporter import export_bundle
 from rql_deploy.export.graphs import ExportModules
 from rql_deploy.flow import flow_schedule
 from rql_deploy.seeding import flow_noise
 from rql_deploy.structs import to_plain
 from rql_deploy.train.export_modules import all_members, make_modules
-from rql_deploy.train.rql import RQL, RQLConfig
+from rql_deploy.train.hyperparameters import RQLConfig
+from rql_deploy.train.rql import RQL
 
 OBSERVATION, A, H, F, K = 28, 5, 5, 10, 10
 BATCHES = (1, 8, 64, 256)
@@ -44,15 +52,32 @@ Call = Callable[[], object]
 def make_bundle(folder: Path, hidden: tuple[int, ...], members: int) -> tuple[Bundle, ExportModules]:
     """A bundle of a random network with float32 and int8, and its torch modules."""
     plant = PlantDescription(
-        "benchmark", (ObservationField("state", (OBSERVATION,)),), tuple(ActionDimension(f"a{i}", -1.0, 1.0) for i in range(A)), 20.0
+        "benchmark",
+        (ObservationField("state", (OBSERVATION,)),),
+        tuple(ActionDimension(f"a{i}", -1.0, 1.0) for i in range(A)),
+        20.0,
     )
     calibration = Calibration((0.0, 1.0), {}, ((0.0,) * A,) * 2, (0.0, 0.0), (0.0, 0.0))
     contract = Contract(
-        plant, H, F, (0.0,) * OBSERVATION, (1.0,) * OBSERVATION, members, calibration, Provenance("random", "", {}, 0, 0, {})
+        plant,
+        H,
+        F,
+        (0.0,) * OBSERVATION,
+        (1.0,) * OBSERVATION,
+        members,
+        calibration,
+        Provenance("random", "", {}, 0, 0, {}),
     )
-    agent = RQL(RQLConfig(h=H, K=K, policy_hidden=hidden, value_hidden=hidden), OBSERVATION, A, torch.Generator().manual_seed(0))
+    agent = RQL(
+        RQLConfig(h=H, K=K, policy_hidden=hidden, value_hidden=hidden),
+        OBSERVATION,
+        A,
+        torch.Generator().manual_seed(0),
+    )
     encoder, refiner, policy, valuer = make_modules(agent, contract)
-    modules = ExportModules(encoder, refiner, policy, valuer, encoder.kernel.shape[1], all_members(agent, contract))
+    modules = ExportModules(
+        encoder, refiner, policy, valuer, encoder.kernel.shape[1], all_members(agent, contract)
+    )
     observations = np.random.default_rng(0).normal(size=(512, OBSERVATION)).astype(np.float32)
     export_bundle(modules, contract, observations, folder / "bundle", precisions=("int8",))
     return Bundle.open(folder / "bundle"), modules
@@ -108,7 +133,9 @@ def torch_ways(modules: ExportModules, rows: int, compiled: torch.nn.Module | No
 
 def inputs(rows: int) -> tuple[np.ndarray, np.ndarray]:
     """Observations `[B, O]` and noise `[B, hA]`."""
-    return np.random.default_rng(rows).normal(size=(rows, OBSERVATION)).astype(np.float32), flow_noise(rows, rows, H * A)
+    return np.random.default_rng(rows).normal(size=(rows, OBSERVATION)).astype(np.float32), flow_noise(
+        rows, rows, H * A
+    )
 
 
 def bandwidth(bytes_read: int) -> float:
@@ -134,7 +161,9 @@ def weight_bytes(path: Path) -> dict[str, int]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--pause", type=float, default=10.0, help="milliseconds before each call")
     parser.add_argument("--hidden", default="512,512,512,512")
@@ -145,7 +174,9 @@ def main() -> None:
     logging.disable(logging.WARNING)
 
     with tempfile.TemporaryDirectory() as folder:
-        bundle, modules = make_bundle(Path(folder), tuple(map(int, arguments.hidden.split(","))), arguments.members)
+        bundle, modules = make_bundle(
+            Path(folder), tuple(map(int, arguments.hidden.split(","))), arguments.members
+        )
         compiled = None if arguments.no_compile else torch.compile(modules.policy, dynamic=False)
         ways = {rows: onnx_ways(bundle, rows) | torch_ways(modules, rows, compiled) for rows in BATCHES}
         for calls in ways.values():
@@ -153,7 +184,9 @@ def main() -> None:
                 call()
                 call()
         sizes = weight_bytes(bundle.path)
-        taken: dict[tuple[str, int], list[float]] = {(way, rows): [] for rows, calls in ways.items() for way in calls}
+        taken: dict[tuple[str, int], list[float]] = {
+            (way, rows): [] for rows, calls in ways.items() for way in calls
+        }
         limits: dict[str, list[float]] = {variant: [] for variant in sizes}
         memory: list[float] = []
         for _ in range(arguments.rounds):
@@ -182,25 +215,48 @@ def report(
 ) -> None:
     names = list(dict.fromkeys(way for way, _ in taken))
     here = machine()
-    print(f"{here['processor']} ({here['features']}), {arguments.hidden}, F = {F}, M = {arguments.members} of {K}")
-    print(f"ms, p50 (p99), {arguments.rounds} interleaved rounds of {CALLS} calls, {arguments.pause:g} ms pause before each")
+    print(
+        f"{here['processor']} ({here['features']}), {arguments.hidden}, F = {F}, M = {arguments.members} of {K}"
+    )
+    print(
+        f"ms, p50 (p99), {arguments.rounds} interleaved rounds of {CALLS} calls, {arguments.pause:g} ms pause before each"
+    )
     print(f"{'':22}" + "".join(f"{f'{rows} rows':>18}" for rows in BATCHES) + f"{'fp32 / this, 1 row':>20}")
     base = statistics.median(taken["fp32 unrolled, 1t", 1])
     figures: dict[str, Any] = {}
     for name in names:
-        cells = [(statistics.median(taken[name, rows]), float(np.quantile(taken[name, rows], 0.99))) for rows in BATCHES]
+        cells = [
+            (statistics.median(taken[name, rows]), float(np.quantile(taken[name, rows], 0.99)))
+            for rows in BATCHES
+        ]
         ratio = "" if " V" in name else f"{base / cells[0][0]:>20.2f}"
         print(f"{name:22}" + "".join(f"{f'{p50:.3f} ({p99:.3f})':>18}" for p50, p99 in cells) + ratio)
-        figures[name] = {str(rows): {"p50": p50, "p99": p99} for rows, (p50, p99) in zip(BATCHES, cells, strict=True)}
+        figures[name] = {
+            str(rows): {"p50": p50, "p99": p99} for rows, (p50, p99) in zip(BATCHES, cells, strict=True)
+        }
     for variant, values in limits.items():
         limit = statistics.median(values)
-        print(f"weights, {variant}: {sizes[variant] / 1e6:.2f} MB read {F} times: at least {limit:.3f} ms per row on its own")
+        print(
+            f"weights, {variant}: {sizes[variant] / 1e6:.2f} MB read {F} times: at least {limit:.3f} ms per row on its own"
+        )
         figures[f"weights {variant}"] = {"megabytes": sizes[variant] / 1e6, "ms": limit}
     print(f"memory: {statistics.median(memory) / 1e9:.1f} GB/s on one thread")
     errors = check["action_error"]
-    print(f"int8 against float32 on this random network: action error p99 {errors['p99']:.1e}, max {errors['max']:.1e}")
+    print(
+        f"int8 against float32 on this random network: action error p99 {errors['p99']:.1e}, max {errors['max']:.1e}"
+    )
     figures |= {"memory_gb_per_s": statistics.median(memory) / 1e9, "int8_action_error": errors}
-    print(json.dumps({"machine": here, "hidden": arguments.hidden, "rounds": arguments.rounds, "pause_ms": arguments.pause, "ms": figures}))
+    print(
+        json.dumps(
+            {
+                "machine": here,
+                "hidden": arguments.hidden,
+                "rounds": arguments.rounds,
+                "pause_ms": arguments.pause,
+                "ms": figures,
+            }
+        )
+    )
 
 
 if __name__ == "__main__":

@@ -41,18 +41,27 @@ OBSERVATION, ACTION, EPISODE, SHARDS, BATCH = 50, 5, 1000, 3, 256
 FULL_ROWS = 1_000_000
 UPDATES_PER_SHARD = 1000
 MIB = 1 << 20
-CASES = {"store": "store folder", "npz": "OGBench file", "stores": "shards, store folders", "npzs": "shards, OGBench files"}
+CASES = {
+    "store": "store folder",
+    "npz": "OGBench file",
+    "stores": "shards, store folders",
+    "npzs": "shards, OGBench files",
+}
 STREAMS = ("stores", "npzs")
 
 
 def plant() -> PlantDescription:
     actions = tuple(ActionDimension(f"action_{i}", -1.0, 1.0) for i in range(ACTION))
-    return PlantDescription("benchmark", (ObservationField("observation", (OBSERVATION,)),), actions, control_rate=20.0)
+    return PlantDescription(
+        "benchmark", (ObservationField("observation", (OBSERVATION,)),), actions, control_rate=20.0
+    )
 
 
 def make_data(folder: Path, rows: int) -> None:
     """`store`, `npz.npz`, and `SHARDS` shards under `stores` and `npzs`; `tiny` is what the framework's own memory is measured on."""
-    for name, count, seed in [("store", rows, 0), ("tiny", EPISODE, 0)] + [(f"stores/{i}", rows, i) for i in range(SHARDS)]:
+    for name, count, seed in [("store", rows, 0), ("tiny", EPISODE, 0)] + [
+        (f"stores/{i}", rows, i) for i in range(SHARDS)
+    ]:
         rng = np.random.default_rng(seed)
         with StoreWriter(folder / name, name, plant()) as writer:
             for _ in range(count // EPISODE):
@@ -93,7 +102,9 @@ class Run:
         self.config = config()
         self.generator = torch.Generator().manual_seed(0)
         mean, std = (torch.from_numpy(part) for part in store.normalization(self.config.standardise))
-        self.sampler = WindowSampler(store, self.config.rql.h, observation_scale=(mean, std), generator=self.generator)
+        self.sampler = WindowSampler(
+            store, self.config.rql.h, observation_scale=(mean, std), generator=self.generator
+        )
         self.agent = agent or RQL(self.config.rql, OBSERVATION, ACTION, self.generator)
         self.step = 0
 
@@ -117,7 +128,11 @@ def memory_case(path: Path, shard_updates: int) -> None:
         finish_reading(run)
         run.step += shard_updates
     lines = Path("/proc/self/status").read_text().splitlines()
-    found = {key: int(value.split()[0]) * 1024 for key, _, value in (line.partition(":") for line in lines) if key in ("VmHWM", "RssAnon")}
+    found = {
+        key: int(value.split()[0]) * 1024
+        for key, _, value in (line.partition(":") for line in lines)
+        if key in ("VmHWM", "RssAnon")
+    }
     print(json.dumps(found))
 
 
@@ -126,8 +141,19 @@ def measure_memory(folder: Path, shard_updates: int, threads: int) -> dict[str, 
     base: dict[str, int] = {}
     for name in ("tiny", *CASES):
         path = folder / ("npz.npz" if name == "npz" else name)
-        command = [sys.executable, __file__, "--case", str(path), "--shard-updates", str(shard_updates), "--threads", str(threads)]
-        output = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
+        command = [
+            sys.executable,
+            __file__,
+            "--case",
+            str(path),
+            "--shard-updates",
+            str(shard_updates),
+            "--threads",
+            str(threads),
+        ]
+        output = json.loads(
+            subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1]
+        )
         if name == "tiny":
             base = output
         else:
@@ -152,7 +178,9 @@ def measure_streaming(folder: Path, shard_updates: int, rounds: int) -> dict[str
         finish_reading(run)
     for round_ in range(rounds):
         # Another goes first every time, so that a drifting machine favours none.
-        for name, run in sorted(runs.items(), key=lambda item: (list(runs).index(item[0]) + round_) % len(runs)):
+        for name, run in sorted(
+            runs.items(), key=lambda item: (list(runs).index(item[0]) + round_) % len(runs)
+        ):
             # Every block begins with a switch to a shard that is read, and pays for the reading of the next.
             start = time.perf_counter()
             run.update(shard_updates)
@@ -197,7 +225,9 @@ def measure_times(folder: Path) -> dict[str, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--full", action="store_true", help="a million rows per shard instead of 100,000")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=3)
@@ -221,18 +251,26 @@ def main() -> None:
         for name, label in CASES.items():
             print(f"{label:30} {memory[name]['peak_mib']:>9.0f} {memory[name]['anonymous_mib']:>23.0f}")
         times = measure_times(folder)
-        print(f"\nopen: store {times['open_store_s']:.2f} s, OGBench file {times['open_npz_s']:.2f} s; checks {times['check_s']:.2f} s")
+        print(
+            f"\nopen: store {times['open_store_s']:.2f} s, OGBench file {times['open_npz_s']:.2f} s; checks {times['check_s']:.2f} s"
+        )
         print(
             f"draw of {BATCH} windows: {times['draw_ms']:.3f} ms; with only the first and last observation "
             f"{times['draw_first_and_last_observation_ms']:.3f} ms"
         )
         rates = measure_streaming(folder, shard_updates, arguments.rounds)
-    print(f"\n{arguments.threads} thread(s), median of {arguments.rounds} alternating blocks of {shard_updates} updates, one shard each")
+    print(
+        f"\n{arguments.threads} thread(s), median of {arguments.rounds} alternating blocks of {shard_updates} updates, one shard each"
+    )
     print(f"{'':30} {'updates/s':>10} {'of resident':>12}")
     ratios = {}
     for name, values in rates.items():
-        ratios[name] = statistics.median(value / base for value, base in zip(values, rates["resident"], strict=True))
-        print(f"{CASES.get(name, 'one resident shard'):30} {statistics.median(values):>10.2f} {ratios[name]:>12.1%}")
+        ratios[name] = statistics.median(
+            value / base for value, base in zip(values, rates["resident"], strict=True)
+        )
+        print(
+            f"{CASES.get(name, 'one resident shard'):30} {statistics.median(values):>10.2f} {ratios[name]:>12.1%}"
+        )
     print(
         json.dumps(
             {

@@ -10,7 +10,14 @@ from pathlib import Path
 
 import numpy as np
 
-from rql_deploy.contract import ActionDimension, Calibration, Contract, ObservationField, PlantDescription, Provenance
+from rql_deploy.contract import (
+    ActionDimension,
+    Calibration,
+    Contract,
+    ObservationField,
+    PlantDescription,
+    Provenance,
+)
 
 OBSERVATION, ACTION, CHUNK = 64, 7, 5
 
@@ -19,7 +26,9 @@ def make_plant(images: int = 0) -> PlantDescription:
     """64 scalars, and `images` 224x224x3 images, to 5 x 7 actions at 50 Hz."""
     fields = [ObservationField("state", (OBSERVATION,))]
     fields += [ObservationField(f"camera{i}", (224, 224, 3), dtype="uint8") for i in range(images)]
-    return PlantDescription("benchmark", tuple(fields), tuple(ActionDimension(f"a{i}", -1.0, 1.0) for i in range(ACTION)), 50.0)
+    return PlantDescription(
+        "benchmark", tuple(fields), tuple(ActionDimension(f"a{i}", -1.0, 1.0) for i in range(ACTION)), 50.0
+    )
 
 
 def make_contract(plant: PlantDescription, *, flow_steps: int = 10, members: int = 2) -> Contract:
@@ -37,7 +46,9 @@ def make_contract(plant: PlantDescription, *, flow_steps: int = 10, members: int
     )
 
 
-def network_bundle(hidden: tuple[int, ...] = (512, 512, 512, 512), *, flow_steps: int = 10, members: int = 2) -> Path:
+def network_bundle(
+    hidden: tuple[int, ...] = (512, 512, 512, 512), *, flow_steps: int = 10, members: int = 2
+) -> Path:
     """The folder of a bundle with networks of that size, float32 and int8; made on the first call (a minute), found again later."""
     name = f"{'x'.join(map(str, hidden))}-F{flow_steps}-M{members}-int8"
     folder = Path(tempfile.gettempdir()) / "rql-deploy-benchmarks" / name
@@ -48,7 +59,8 @@ def network_bundle(hidden: tuple[int, ...] = (512, 512, 512, 512), *, flow_steps
 
     from rql_deploy.export.exporter import ExportModules, export_bundle
     from rql_deploy.train.export_modules import make_modules
-    from rql_deploy.train.rql import RQL, RQLConfig
+    from rql_deploy.train.hyperparameters import RQLConfig
+    from rql_deploy.train.rql import RQL
 
     contract = make_contract(make_plant(), flow_steps=flow_steps, members=members)
     config = RQLConfig(h=CHUNK, K=max(2, members), F=flow_steps, policy_hidden=hidden, value_hidden=hidden)
@@ -56,5 +68,11 @@ def network_bundle(hidden: tuple[int, ...] = (512, 512, 512, 512), *, flow_steps
     encoder, refiner, policy, valuer = make_modules(agent, contract)
     features = encoder.kernel.shape[1]
     rows = np.random.default_rng(0).normal(size=(1024, OBSERVATION)).astype(np.float32)
-    export_bundle(ExportModules(encoder, refiner, policy, valuer, features), contract, rows, folder, precisions=("int8",))
+    export_bundle(
+        ExportModules(encoder, refiner, policy, valuer, features),
+        contract,
+        rows,
+        folder,
+        precisions=("int8",),
+    )
     return folder

@@ -21,7 +21,13 @@ from agents.rql import RQLAgent, get_config  # noqa: E402
 
 h, rows = 5, settings["B"]
 config = get_config()
-config.h, config.ensemble_ct, config.rho, config.expectile, config.batch_size = h, settings["K"], 0.5, 0.7, rows
+config.h, config.ensemble_ct, config.rho, config.expectile, config.batch_size = (
+    h,
+    settings["K"],
+    0.5,
+    0.7,
+    rows,
+)
 config.actor_hidden_dims = config.value_hidden_dims = tuple(settings["hidden"])
 rng = np.random.default_rng(0)
 batch = {

@@ -19,8 +19,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from rql_deploy.train.hyperparameters import RQLConfig
 from rql_deploy.train.networks import ValueEnsemble, VectorField
-from rql_deploy.train.rql import RQL, Batch, Noise, RQLConfig, integrate
+from rql_deploy.train.rql import RQL, Batch, Noise, integrate
 
 TOLERANCE, ACTION_TOLERANCE = 1e-5, 1e-4
 UPDATES = 3
@@ -83,7 +84,9 @@ def load_parameters(network: nn.Module, fixture: Fixture, prefix: str) -> None:
 
 def parameter_error(network: nn.Module, fixture: Fixture, prefix: str) -> float:
     """Maximum absolute difference between the network's parameters and those under `prefix`."""
-    return max(max_error(parameter, fixture[f"{prefix}/{name}"]) for name, parameter in named_parameters(network))
+    return max(
+        max_error(parameter, fixture[f"{prefix}/{name}"]) for name, parameter in named_parameters(network)
+    )
 
 
 def gradient_error(network: nn.Module, fixture: Fixture, prefix: str) -> float:
@@ -96,7 +99,9 @@ def gradient_error(network: nn.Module, fixture: Fixture, prefix: str) -> float:
 
 
 def max_error(ours: Tensor, reference: np.ndarray) -> float:
-    difference = np.abs(ours.detach().double().cpu().numpy().reshape(reference.shape) - reference.astype(np.float64))
+    difference = np.abs(
+        ours.detach().double().cpu().numpy().reshape(reference.shape) - reference.astype(np.float64)
+    )
     # A NaN on either side must fail, and NaN > tolerance is false.
     return float(np.nan_to_num(difference, nan=np.inf, posinf=np.inf).max())
 
@@ -110,7 +115,12 @@ def run(fixture: Fixture, device: str = "cpu") -> dict[str, float]:
 
     batch = Batch(*(tensor(f"batch/{name}") for name in Batch._fields))
     agent = RQL(config, batch.observations.shape[-1], batch.actions.shape[-1], device=device)
-    networks = {"value": agent.V, "target_value": agent.V_target, "actor": agent.v, "target_actor": agent.v_ema}
+    networks = {
+        "value": agent.V,
+        "target_value": agent.V_target,
+        "actor": agent.v,
+        "target_actor": agent.v_ema,
+    }
     for name, network in networks.items():
         load_parameters(network, fixture, f"step0/{name}")
 
@@ -118,7 +128,12 @@ def run(fixture: Fixture, device: str = "cpu") -> dict[str, float]:
     for update in range(UPDATES):
         noise = Noise(*(tensor(f"noise{update}/{name}") for name in Noise._fields))
         losses = agent.update(batch, noise)
-        expected = {"total_loss": losses.total, "actor_loss": losses.policy_value, "bc_loss": losses.bc, "critic_loss": losses.value}
+        expected = {
+            "total_loss": losses.total,
+            "actor_loss": losses.policy_value,
+            "bc_loss": losses.bc,
+            "critic_loss": losses.value,
+        }
         for name, ours in expected.items():
             errors[f"loss/{name}/{update}"] = max_error(ours, fixture[f"info{update}/{name}"])
         errors[f"value_mean/{update}"] = max_error(losses.v_mean, fixture[f"info{update}/q_mean"])
@@ -127,18 +142,27 @@ def run(fixture: Fixture, device: str = "cpu") -> dict[str, float]:
             errors["gradient/actor"] = gradient_error(agent.v, fixture, "grad0/actor")
         if update + 1 in (1, UPDATES):
             for name, network in networks.items():
-                errors[f"parameters/{name}/{update + 1}"] = parameter_error(network, fixture, f"step{update + 1}/{name}")
+                errors[f"parameters/{name}/{update + 1}"] = parameter_error(
+                    network, fixture, f"step{update + 1}/{name}"
+                )
 
     s, x = (tensor(f"sample/{name}") for name in ("observation", "noise"))
     with torch.no_grad():
-        errors["action/ema"] = max_error(integrate(agent.v_ema, s, x, config.F), fixture["sample/actions_ema"])
-        errors["action/online"] = max_error(integrate(agent.v, s, x, config.F), fixture["sample/actions_online"])
+        errors["action/ema"] = max_error(
+            integrate(agent.v_ema, s, x, config.F), fixture["sample/actions_ema"]
+        )
+        errors["action/online"] = max_error(
+            integrate(agent.v, s, x, config.F), fixture["sample/actions_online"]
+        )
     return errors
 
 
 def passes(errors: Mapping[str, float]) -> bool:
     """Whether every error is within its tolerance."""
-    return all(error <= (ACTION_TOLERANCE if name.startswith("action/") else TOLERANCE) for name, error in errors.items())
+    return all(
+        error <= (ACTION_TOLERANCE if name.startswith("action/") else TOLERANCE)
+        for name, error in errors.items()
+    )
 
 
 def main(arguments: list[str]) -> int:

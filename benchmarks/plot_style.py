@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from io import StringIO
 from pathlib import Path
@@ -12,6 +13,7 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
 IMAGES = Path(__file__).parents[1] / "docs/images"
+RESULTS = Path(__file__).parent / "results"
 INK, MUTED, RULE, PAPER = "#1f2328", "#59636e", "#d1d9e0", "#ffffff"
 BLUE, SKY, ORANGE, GREEN, GREY = "#0072b2", "#56b4e9", "#e69f00", "#009e73", "#8c959f"
 """Okabe and Ito's colours, told apart with any colour vision; visible on white and on black."""
@@ -47,6 +49,12 @@ STYLE = {
 Panels = Sequence[Axes]
 
 
+def read(name: str) -> dict[str, Any]:
+    """One recorded measurement."""
+    found: dict[str, Any] = json.loads((RESULTS / f"{name}.json").read_text())
+    return found
+
+
 def canvas(width: float, height: float, columns: int, **grid: Any) -> tuple[Figure, Panels]:
     """A figure of `columns` panels side by side, in inches."""
     figure = Figure(figsize=(width, height), layout="constrained")
@@ -60,7 +68,11 @@ def write(figure: Figure, name: str, source: str) -> Path:
     FigureCanvasSVG(figure)
     text = StringIO()
     figure.savefig(text, format="svg", metadata={"Date": None, "Creator": None})
-    rules = "".join(f'[style*="{kind}: {light}"]{{{kind}:{dark}!important}}' for light, dark in DARK.items() for kind in ("fill", "stroke"))
+    rules = "".join(
+        f'[style*="{kind}: {light}"]{{{kind}:{dark}!important}}'
+        for light, dark in DARK.items()
+        for kind in ("fill", "stroke")
+    )
     style = f"<style>@media (prefers-color-scheme: dark){{{rules}}}</style>"
     head, _, tail = text.getvalue().partition("<defs>")
     path = IMAGES / f"results_{name}.svg"

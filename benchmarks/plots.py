@@ -6,9 +6,7 @@ python benchmarks/plots.py          # needs matplotlib (rql-deploy[train]); writ
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
-from typing import Any
 
 from matplotlib import rc_context
 from plot_style import (
@@ -23,17 +21,11 @@ from plot_style import (
     SKY,
     STYLE,
     canvas,
+    read,
     whisker,
     write,
 )
-
-RESULTS = Path(__file__).parent / "results"
-
-
-def read(name: str) -> dict[str, Any]:
-    """One recorded measurement."""
-    found: dict[str, Any] = json.loads((RESULTS / f"{name}.json").read_text())
-    return found
+from plots_of_speed import plot_serving, plot_train_speed
 
 
 def plot_table() -> Path:
@@ -73,7 +65,9 @@ def plot_table() -> Path:
 
 def plot_demo_claim() -> Path:
     data = read("demo_claim")
-    colours = dict(zip((row["policy"] for row in data["rows"]), (GREY, ORANGE, ORANGE, SKY, BLUE), strict=True))
+    colours = dict(
+        zip((row["policy"] for row in data["rows"]), (GREY, ORANGE, ORANGE, SKY, BLUE), strict=True)
+    )
     figure, (left, right) = canvas(9, 2.3, 2, sharey=True)
     for y, row in enumerate(reversed(data["rows"])):
         whisker(left, row["success"], y, row["interval"], colours[row["policy"]])
@@ -104,7 +98,9 @@ def plot_value_guided() -> Path:
             axes.plot([i + shift for i in places], values, color=color, linewidth=1.8)
             for i, row in enumerate(rows):
                 whisker(axes, i + shift, values[i], row[policy]["interval"], color, upright=True, size=5)
-            axes.text(len(rows) - 0.8, values[-1] + 70 * -shift, name, color=color, va="center", fontweight="bold")
+            axes.text(
+                len(rows) - 0.8, values[-1] + 70 * -shift, name, color=color, va="center", fontweight="bold"
+            )
         axes.set_xticks(places, [str(row["candidates"]) for row in rows])
         axes.set(
             title=task["task"],
@@ -149,7 +145,11 @@ def plot_delay_sweep() -> Path:
         task = row["task"]
         for name, (color, dash) in lines.items():
             playback = f"{name}, compensated" if task == "Lift" and name != "open loop" else name
-            one = next(r for r in data["one_candidate"] if task in r["task"] and (r["h"], r["playback"]) == (row["h"], playback))
+            one = next(
+                r
+                for r in data["one_candidate"]
+                if task in r["task"] and (r["h"], r["playback"]) == (row["h"], playback)
+            )
             x = [0, *(point["periods"] for point in one["delays"])]
             axes.plot(
                 x,
@@ -170,88 +170,6 @@ def plot_delay_sweep() -> Path:
         figure,
         "delay_sweep",
         "Delay in control periods. 200 paired episodes a point, one training seed; bars: 95 %.",
-    )
-
-
-def plot_serving() -> Path:
-    data = read("serving")
-    colours = {"bare": GREY, "ours": BLUE, "openpi": ORANGE}
-    names = {"bare": "bare pyzmq", "ours": "rql-deploy", "openpi": "openpi"}
-    titles = {
-        "instant policy": "no network",
-        "with two 224x224x3 images": "two camera images",
-        "F = 10, 4x512": "4x512, F = 10",
-    }
-    figure, panels = canvas(9.4, 2.3, 4, sharey=True, gridspec_kw={"width_ratios": (1, 1, 1, 1.1)})
-    for axes, (policy, title) in zip(panels, titles.items(), strict=False):
-        for y, server in enumerate(reversed(colours)):
-            row = next(r for r in data["one_client"] if (r["policy"], r["server"]) == (policy, server))
-            p50, p99 = row["p50_us"] / 1e3, row["p99_us"] / 1e3
-            axes.barh(y, p50, height=0.5, color=colours[server])
-            axes.hlines(y, p50, p99, color=colours[server], linewidth=1.4)
-            axes.plot(p99, y, "|", color=colours[server], markersize=8)
-            axes.text(p99 + 0.15, y, f"{p50:.2f} ({p99:.1f})", va="center", fontsize=9)
-        axes.set(title=title, xlim=(0, 7.4), xticks=(0, 2, 4, 6))
-    panels[0].set_xlabel("ms p50 (p99), one client")
-    crowd = {"bare": "bare, one at a time", "ours": "ours", "openpi": "openpi"}
-    for y, server in enumerate(reversed(colours)):
-        row = next(r for r in data["eight_clients"] if r["server"] == crowd[server])
-        panels[3].barh(y, row["replies_per_s"], height=0.5, color=colours[server])
-        panels[3].text(row["replies_per_s"] + 40, y, f"{row['replies_per_s']:.0f}", va="center", fontsize=9)
-    panels[3].set(title="the same, 8 clients", xlim=(0, 2050), xticks=(0, 1000, 2000), xlabel="replies/s")
-    panels[0].set_yticks(range(3), [names[server] for server in reversed(colours)])
-    for axes in panels:
-        axes.grid(visible=False, axis="y")
-    return write(
-        figure,
-        "serving",
-        "Bars: p50, whiskers: p99; server on one core, clients on the other. 2 AVX2 cores, AMD EPYC, float32",
-    )
-
-
-def plot_train_speed() -> Path:
-    data = read("train_speed")
-    kinds = {
-        ("official", "float32"): ("official (JAX), float32", GREY),
-        ("eager", "float32"): ("eager, float32", SKY),
-        ("compiled", "float32"): ("compiled, float32", BLUE),
-        ("compiled", "bfloat16"): ("compiled, bfloat16", GREEN),
-    }
-    titles = {"small": "small: 3x256, K = 2", "paper": "paper: 4x512, K = 10"}
-    figure, panels = canvas(9, 2.6, 2, sharey=True)
-    for axes, (size, title) in zip(panels, titles.items(), strict=True):
-        for m, machine in enumerate(data["machines"]):
-            for i, (kind, (name, color)) in enumerate(kinds.items()):
-                row = next(
-                    (r for r in machine["rows"] if (r["size"], r["engine"], r["precision"]) == (size, *kind)),
-                    None,
-                )
-                if row is None:
-                    continue
-                y = (1 - m) * 5 + len(kinds) - 1 - i
-                axes.barh(y, row["updates_per_s"], height=0.75, color=color, label=name if m else None)
-                note = f"{row['updates_per_s']:g}" + (f" ({row['over_official']:g}x)" if row.get("over_official") else "")
-                axes.annotate(
-                    note,
-                    (row["updates_per_s"], y),
-                    (4, 0),
-                    textcoords="offset points",
-                    va="center",
-                    fontsize=9,
-                )
-        axes.set(title=title, xlabel="updates/s (in brackets: times the official code)")
-        axes.set_xlim(
-            0,
-            max(r["updates_per_s"] for m in data["machines"] for r in m["rows"] if r["size"] == size) * 1.28,
-        )
-        axes.grid(visible=False, axis="y")
-    panels[0].set_yticks((1.5, 7), ("AVX-512,\nbfloat16", "AVX2"))
-    handles, labels = panels[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper left", ncols=4, fontsize=9)
-    return write(
-        figure,
-        "train_speed",
-        "Whole updates on two threads, medians of alternating rounds; 2 virtual cores of an AMD EPYC each",
     )
 
 
@@ -290,9 +208,15 @@ def plot_learning() -> Path:
         ("20,000, no reversal", 20000, "no reversal", GREY, "-"),
     ]
     for name, updates, policy, color, dash in shown:
-        row = next(r for r in data["puzzle_V_by_presses_left"] if r["updates"] == updates and r["policy"].startswith(policy))
+        row = next(
+            r
+            for r in data["puzzle_V_by_presses_left"]
+            if r["updates"] == updates and r["policy"].startswith(policy)
+        )
         right.plot(range(1, 10), row["V_by_presses_left"], dash, color=color, linewidth=1.8, label=name)
-    right.set(title="puzzle-3x3: what V knows", xlabel="presses left to the goal", ylabel="V", xticks=range(1, 10))
+    right.set(
+        title="puzzle-3x3: what V knows", xlabel="presses left to the goal", ylabel="V", xticks=range(1, 10)
+    )
     right.legend(fontsize=9, loc="center left", bbox_to_anchor=(1.0, 0.5))
     for axes in (left, right):
         axes.grid(visible=False, axis="x")
@@ -303,7 +227,37 @@ def plot_learning() -> Path:
     )
 
 
+def plot_puzzle() -> Path:
+    data = read("puzzle_gpu")
+    figure, (left, right) = canvas(9, 2.6, 2, sharey=True)
+    names = {(True, 4): "RQL, best of 4 by V", (True, 1): "RQL, one candidate"}
+    names |= {(False, 4): "no reversal, best of 4", (False, 1): "no reversal, one"}
+    colours = dict(zip(names, (BLUE, SKY, GREY, ORANGE), strict=True))
+    groups = [(task, seed) for task, seed in ((1, 0), (1, 1), (2, 0), (3, 0), (4, 0), (5, 0))]
+    for row in data["rows"]:
+        kind = (row["reversal"], row["candidates"])
+        place = groups.index((row["task"], row["seed"])) + 0.17 * (list(names).index(kind) - 1.5)
+        rate = 100 * row["successes"] / row["episodes"]
+        whisker(left, place, rate, row["interval"], colours[kind], upright=True, size=6)
+        right.bar(
+            place, row["steps"] / 5, 0.15, color=colours[kind], label=names[kind] if place < 0.5 else None
+        )
+    labels = [f"task {task}" + (f", seed {seed}" if task == 1 else "") for task, seed in groups]
+    left.set(title="success, %", ylim=(0, 105), xticks=range(6))
+    right.set(title="steps, % of the limit of 500", xticks=range(6))
+    for axes in (left, right):
+        axes.set_xticklabels([label.replace(", ", ",\n") for label in labels])
+        axes.grid(visible=False, axis="x")
+    right.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    return write(
+        figure,
+        "puzzle_gpu",
+        f"50 episodes a mark, 95 % intervals; {data['rows'][0]['updates']:,} updates. {data['date']}",
+    )
+
+
 PLOTS = (
+    plot_puzzle,
     plot_table,
     plot_demo_claim,
     plot_value_guided,

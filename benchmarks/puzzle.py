@@ -68,21 +68,36 @@ def make_env(task: int) -> Any:
         return ogbench.make_env_and_datasets(f"puzzle-3x3-play-singletask-task{task}-v0", env_only=True)
 
 
-def value_by_presses(checkpoint: Path, arrays: dict[str, NDArray[Any]], left: NDArray[np.int64], rows: int) -> dict[str, Any]:
+def value_by_presses(
+    checkpoint: Path, arrays: dict[str, NDArray[Any]], left: NDArray[np.int64], rows: int
+) -> dict[str, Any]:
     """Mean V by presses left, and how V's order agrees with theirs."""
     loaded = load_checkpoint(checkpoint)
     agent, h = loaded.restore_networks(), loaded.config.rql.h
     drawn = np.random.default_rng(0).permutation(len(left) - h)[:rows]
     # Chunks that stay within their episode.
     drawn = drawn[[not arrays["terminals"][row : row + h].any() for row in drawn]]
-    chunks = np.stack([arrays["actions"][row : row + h].reshape(-1) for row in drawn]).clip(-1 + ACTION_MARGIN, 1 - ACTION_MARGIN)
+    chunks = np.stack([arrays["actions"][row : row + h].reshape(-1) for row in drawn]).clip(
+        -1 + ACTION_MARGIN, 1 - ACTION_MARGIN
+    )
     with torch.no_grad():
         values = (
-            agent.V(torch.from_numpy(arrays["observations"][drawn]), torch.from_numpy(chunks), torch.ones(len(drawn), 1)).mean(0).numpy()
+            agent.V(
+                torch.from_numpy(arrays["observations"][drawn]),
+                torch.from_numpy(chunks),
+                torch.ones(len(drawn), 1),
+            )
+            .mean(0)
+            .numpy()
         )
     by = {int(k): float(values[left[drawn] == k].mean()) for k in np.unique(left[drawn])}
     correlation = float(rank_correlation(-left[None, drawn], values[None])[0])
-    return {"checkpoint": str(checkpoint), "step": loaded.step, "by_presses": by, "rank_correlation": correlation}
+    return {
+        "checkpoint": str(checkpoint),
+        "step": loaded.step,
+        "by_presses": by,
+        "rank_correlation": correlation,
+    }
 
 
 def play(bundle: Path, env: Any, goal: NDArray[Any], episodes: int, candidates: int) -> dict[str, Any]:
@@ -97,7 +112,9 @@ def play(bundle: Path, env: Any, goal: NDArray[Any], episodes: int, candidates: 
         states = [np.array(env.unwrapped._cur_button_states)]
         decision, ended = 0, False
         while not ended:
-            chunk = policy.act({"observation": observation}, candidates=candidates, seed=10_000 * episode + decision).actions
+            chunk = policy.act(
+                {"observation": observation}, candidates=candidates, seed=10_000 * episode + decision
+            ).actions
             decision += 1
             for action in chunk:
                 observation, _, terminated, truncated, _ = env.step(action)
@@ -111,7 +128,9 @@ def play(bundle: Path, env: Any, goal: NDArray[Any], episodes: int, candidates: 
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--runs", nargs="*", type=Path, default=[])
     parser.add_argument("--bundles", nargs="*", type=Path, default=[])
@@ -139,13 +158,21 @@ def main() -> None:
         print(f"{'at that rate':>14}{''.join(f'{value:8.1f}' for value in ideal)}")
         for result in valued:
             cells = (f"{by[k]:8.1f}" if k in (by := result["by_presses"]) else f"{'-':>8}" for k in shown)
-            print(f"{result['step']:>14,}{''.join(cells)}{result['rank_correlation']:8.2f}   {result['checkpoint']}")
+            print(
+                f"{result['step']:>14,}{''.join(cells)}{result['rank_correlation']:8.2f}   {result['checkpoint']}"
+            )
 
-    played = [play(bundle, env, goal, arguments.episodes, arguments.candidates) for bundle in arguments.bundles]
+    played = [
+        play(bundle, env, goal, arguments.episodes, arguments.candidates) for bundle in arguments.bundles
+    ]
     if played:
-        print(f"\n{'presses':>10} {'left at best':>13}   mean of {arguments.episodes} episodes, best of {arguments.candidates}")
+        print(
+            f"\n{'presses':>10} {'left at best':>13}   mean of {arguments.episodes} episodes, best of {arguments.candidates}"
+        )
         for result in played:
-            print(f"{statistics.mean(result['presses']):10.1f} {statistics.mean(result['left_at_best']):13.1f}   {result['bundle']}")
+            print(
+                f"{statistics.mean(result['presses']):10.1f} {statistics.mean(result['left_at_best']):13.1f}   {result['bundle']}"
+            )
     print(json.dumps({"rows_per_press": rows_per_press, "value": valued, "played": played}))
 
 

@@ -58,13 +58,17 @@ def cpu_seconds(process: int) -> float:
 def summarise(latencies: list[float]) -> Timings:
     """Quantiles in microseconds."""
     marks = np.percentile(latencies, [50, 99, 99.9, 100]) * 1e6
-    return dict(zip(("p50", "p99", "p99.9", "max"), map(float, marks), strict=True)) | {"replies": float(len(latencies))}
+    return dict(zip(("p50", "p99", "p99.9", "max"), map(float, marks), strict=True)) | {
+        "replies": float(len(latencies))
+    }
 
 
 def show(title: str, rows: dict[str, Timings], base: str = "bare") -> None:
     """Print a table; ratios of p50 and p99 to `base`."""
     print(f"\n{title} (us)")
-    print(f"{'':34} {'p50':>8} {'p99':>8} {'p99.9':>8} {'max':>9} {'CPU/req':>8} {'p50/' + base:>10} {'p99/' + base:>10}")
+    print(
+        f"{'':34} {'p50':>8} {'p99':>8} {'p99.9':>8} {'max':>9} {'CPU/req':>8} {'p50/' + base:>10} {'p99/' + base:>10}"
+    )
     for name, row in rows.items():
         ratios = [row[q] / rows[base][q] if base in rows else float("nan") for q in ("p50", "p99")]
         print(
@@ -82,20 +86,29 @@ def alternate(cells: dict[str, Cell], rounds: int) -> dict[str, Timings]:
             row = summarise(client(endpoint))
             row["cpu"] = (cpu_seconds(process) - before) / (row["replies"] + WARM_UP) * 1e6
             found[name].append(row)
-    return {name: {key: statistics.median(row[key] for row in rows) for key in rows[0]} for name, rows in found.items()}
+    return {
+        name: {key: statistics.median(row[key] for row in rows) for key in rows[0]}
+        for name, rows in found.items()
+    }
 
 
 def part_a(seconds: float, rounds: int, openpi: str | None) -> dict[str, Any]:
     """An instant policy."""
     report = {}
-    for title, images in (("instant policy, 64 scalars", 0), ("instant policy, 64 scalars and two images", 2)):
+    for title, images in (
+        ("instant policy, 64 scalars", 0),
+        ("instant policy, 64 scalars and two images", 2),
+    ):
         with contextlib.ExitStack() as stack:
             ours = stack.enter_context(running(serve_ours, None, images))
             bare = stack.enter_context(running(serve_bare, None, images))
             cells: dict[str, Cell] = {
                 "bare": (*bare, lambda e, n=images: in_process(bare_client, e, n, seconds)),
                 "ours": (*ours, lambda e, n=images: in_process(ours_client, e, n, seconds)),
-                "ours, client busy-polls": (*ours, lambda e, n=images: in_process(ours_client, e, n, seconds, busy=True)),
+                "ours, client busy-polls": (
+                    *ours,
+                    lambda e, n=images: in_process(ours_client, e, n, seconds, busy=True),
+                ),
             }
             if openpi:
                 theirs = stack.enter_context(running(serve_openpi, None, openpi))
@@ -132,7 +145,10 @@ def part_b(seconds: float, rounds: int, openpi: str | None) -> dict[str, Any]:
         for name, asked in options.items():
             cells[name] = (*ours, lambda e, o=asked: in_process(ours_client, e, 0, seconds, **o))
         for name in ("ours", "ours, 8 candidates"):
-            cells[f"{name}, int8"] = (*small, lambda e, o=options[name]: in_process(ours_client, e, 0, seconds, **o))
+            cells[f"{name}, int8"] = (
+                *small,
+                lambda e, o=options[name]: in_process(ours_client, e, 0, seconds, **o),
+            )
         rows = alternate(cells, rounds)
     show("one client, F = 10, 4x512", rows)
     return {"one client": rows}
@@ -141,13 +157,17 @@ def part_b(seconds: float, rounds: int, openpi: str | None) -> dict[str, Any]:
 # Many clients.
 
 
-def crowd(endpoint: str, kind: str, clients: int, seconds: float, rate: float | None = None) -> dict[str, float]:
+def crowd(
+    endpoint: str, kind: str, clients: int, seconds: float, rate: float | None = None
+) -> dict[str, float]:
     """Replies per second and latencies of many clients at once."""
     barrier = spawn.Barrier(clients)
     pipes, processes = [], []
     for number in range(clients):
         ours, theirs = spawn.Pipe()
-        process = spawn.Process(target=crowd_member, args=(theirs, endpoint, kind, seconds, rate, barrier, number), daemon=True)
+        process = spawn.Process(
+            target=crowd_member, args=(theirs, endpoint, kind, seconds, rate, barrier, number), daemon=True
+        )
         process.start()
         pipes.append(ours)
         processes.append(process)
@@ -175,10 +195,19 @@ def part_c(seconds: float, rounds: int, sizes: tuple[int, ...], openpi: str | No
             for name, (kind, endpoint) in servers.items():
                 found[name].append(crowd(endpoint, kind, 8, seconds))
         print("\n8 clients back to back, F = 10, 4x512")
-        rows = {name: {key: statistics.median(r[key] for r in each) for key in each[0]} for name, each in found.items()}
+        rows = {
+            name: {key: statistics.median(r[key] for r in each) for key in each[0]}
+            for name, each in found.items()
+        }
         for name, row in rows.items():
-            ratios = " ".join(f"{row['per_second'] / rows[base]['per_second']:.2f}x {base}" for base in rows if not base.startswith("ours"))
-            print(f"{name:24} {row['per_second']:>8.0f} replies/s  p50 {row['p50'] / 1e3:.2f} ms  p99 {row['p99'] / 1e3:.2f} ms  {ratios}")
+            ratios = " ".join(
+                f"{row['per_second'] / rows[base]['per_second']:.2f}x {base}"
+                for base in rows
+                if not base.startswith("ours")
+            )
+            print(
+                f"{name:24} {row['per_second']:>8.0f} replies/s  p50 {row['p50'] / 1e3:.2f} ms  p99 {row['p99'] / 1e3:.2f} ms  {ratios}"
+            )
         report["8 clients"] = rows
         print("\nclients on a clock: replies later than half a period, p99 in ms")
         for rate in (20.0, 50.0):
@@ -240,10 +269,14 @@ def part_d(seconds: float) -> dict[str, Any]:
     """Hard deadlines."""
     with running(serve_ours, str(network_bundle()), 0) as (endpoint, _):
         rows: Any = in_process(deadline_sweep, endpoint, seconds)  # type: ignore[arg-type]
-    print(f"\nbudgets at the server (one step costs {rows[0]['step_cost'] * 1e3:.3f} ms in nine of ten cases)")
+    print(
+        f"\nbudgets at the server (one step costs {rows[0]['step_cost'] * 1e3:.3f} ms in nine of ten cases)"
+    )
     print(f"{'budget ms':>10} {'answered':>9} {'in time':>8} {'steps':>6} {'V lost':>9}")
     for row in rows:
-        print(f"{row['budget'] * 1e3:>10.1f} {row['answered']:>9.1%} {row['in_time']:>8.1%} {row['steps']:>6.1f} {row['value_lost']:>9.2g}")
+        print(
+            f"{row['budget'] * 1e3:>10.1f} {row['answered']:>9.1%} {row['in_time']:>8.1%} {row['steps']:>6.1f} {row['value_lost']:>9.2g}"
+        )
     return {"deadlines": rows}
 
 
@@ -255,13 +288,21 @@ def part_e(seconds: float) -> dict[str, Any]:
     with running(serve_ours, str(network_bundle()), 0) as (endpoint, process):
 
         def memory() -> float:
-            return int(Path(f"/proc/{process}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
+            return (
+                int(Path(f"/proc/{process}/statm").read_text().split()[1])
+                * os.sysconf("SC_PAGE_SIZE")
+                / 2**20
+            )
 
         barrier = spawn.Barrier(8)
         pipes = []
         for number in range(8):
             ours, theirs = spawn.Pipe()
-            spawn.Process(target=crowd_member, args=(theirs, endpoint, "ours", seconds, None, barrier, number), daemon=True).start()
+            spawn.Process(
+                target=crowd_member,
+                args=(theirs, endpoint, "ours", seconds, None, barrier, number),
+                daemon=True,
+            ).start()
             pipes.append(ours)
         channel, missed, checks, sizes = Channel(endpoint), 0, 0, []
         time.sleep(min(10.0, seconds / 4))
@@ -276,7 +317,14 @@ def part_e(seconds: float) -> dict[str, Any]:
             time.sleep(min(1.0, seconds / 20))
         replies = sum(len(pipe.recv()) for pipe in pipes)
         channel.close()
-    row = {"replies": replies, "checks": checks, "missed": missed, "rss_first_mib": sizes[0], "rss_last_mib": sizes[-1], "seconds": seconds}
+    row = {
+        "replies": replies,
+        "checks": checks,
+        "missed": missed,
+        "rss_first_mib": sizes[0],
+        "rss_last_mib": sizes[-1],
+        "seconds": seconds,
+    }
     print(
         f"\nsoak: {replies} replies in {seconds:g} s, {missed} of {checks} health checks missed, "
         f"memory {sizes[0]:.1f} -> {sizes[-1]:.1f} MiB"
@@ -285,19 +333,28 @@ def part_e(seconds: float) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--parts", default="a,b,c,d")
     parser.add_argument("--seconds", type=float, default=5.0, help="per cell")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--clients", default="1,8,32,64", help="of part c, on a clock")
     parser.add_argument("--soak", type=float, default=600.0, help="seconds of part e")
-    parser.add_argument("--openpi", metavar="FILE", help="openpi's websocket_policy_server.py, to be measured beside ours")
+    parser.add_argument(
+        "--openpi", metavar="FILE", help="openpi's websocket_policy_server.py, to be measured beside ours"
+    )
     arguments = parser.parse_args()
     network_bundle()
     parts: dict[str, Callable[[], dict[str, Any]]] = {
         "a": lambda: part_a(arguments.seconds, arguments.rounds, arguments.openpi),
         "b": lambda: part_b(arguments.seconds, arguments.rounds, arguments.openpi),
-        "c": lambda: part_c(arguments.seconds, arguments.rounds, tuple(map(int, arguments.clients.split(","))), arguments.openpi),
+        "c": lambda: part_c(
+            arguments.seconds,
+            arguments.rounds,
+            tuple(map(int, arguments.clients.split(","))),
+            arguments.openpi,
+        ),
         "d": lambda: part_d(arguments.seconds * arguments.rounds),
         "e": lambda: part_e(arguments.soak),
     }

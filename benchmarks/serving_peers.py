@@ -69,7 +69,11 @@ class InstantModel:
 
         for spec in self.contract.plant.fields:
             value = arrays.get(spec.name)
-            if value is None or value.shape != spec.shape or (value.dtype != np.uint8 and not np.isfinite(value).all()):
+            if (
+                value is None
+                or value.shape != spec.shape
+                or (value.dtype != np.uint8 and not np.isfinite(value).all())
+            ):
                 raise ContractError(spec.name)
         return arrays
 
@@ -107,7 +111,9 @@ def serve_bare(pipe: Connection, bundle: str | None, images: int, variant: str =
         pipe.send(f"tcp://127.0.0.1:{port}")
         while True:
             frames = socket.recv_multipart(copy=images == 0)
-            socket.send_multipart([frames[0], policy(np.frombuffer(frames[1], np.float32, OBSERVATION)).tobytes()])
+            socket.send_multipart(
+                [frames[0], policy(np.frombuffer(frames[1], np.float32, OBSERVATION)).tobytes()]
+            )
 
 
 def serve_openpi(pipe: Connection, bundle: str | None, source: str, variant: str = "fp32") -> None:
@@ -166,7 +172,9 @@ def measure(call: Callable[[], object], seconds: float) -> list[float]:
     return found
 
 
-def ours_client(endpoint: str, images: int, seconds: float, busy: bool = False, **options: Any) -> list[float]:
+def ours_client(
+    endpoint: str, images: int, seconds: float, busy: bool = False, **options: Any
+) -> list[float]:
     """The real client."""
     from rql_deploy.runtime.client import RemotePolicy
 
@@ -219,7 +227,9 @@ def _client_main(pipe: Connection, client: Callable[..., list[float]], arguments
     pipe.send(client(*arguments, **options))
 
 
-def crowd_member(pipe: Connection, endpoint: str, kind: str, seconds: float, rate: float | None, barrier: Any, number: int) -> None:
+def crowd_member(
+    pipe: Connection, endpoint: str, kind: str, seconds: float, rate: float | None, barrier: Any, number: int
+) -> None:
     """A client of part c: back to back, or on a clock of `rate` Hz; sends (latencies, replies later than half a period)."""
     pin(CLIENT_CORE)
     from rql_deploy.runtime.client import RemotePolicy

@@ -34,8 +34,12 @@ def episode(env: RobosuiteEnv, fast: bool, seed: int, steps: int) -> tuple[float
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tasks", nargs="+", default=["Lift", "Stack", "Door", "PickPlaceCan", "NutAssemblySquare"])
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--tasks", nargs="+", default=["Lift", "Stack", "Door", "PickPlaceCan", "NutAssemblySquare"]
+    )
     parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--rounds", type=int, default=5)
     arguments = parser.parse_args()
@@ -57,8 +61,15 @@ def main() -> None:
                 raise SystemExit(f"{task}, seed {seed}: the two end in different states")
         env.close()
         slow, fast_ms = (1e3 * float(np.median(times[kind])) for kind in (False, True))
-        found[task] = {"robosuite_ms": slow, "fast_ms": fast_ms, "ratio": slow / fast_ms, "reset_ms": 1e3 * float(np.median(resets))}
-        print(f"{task:20} {slow:>9.2f} ms {fast_ms:>9.2f} ms {slow / fast_ms:>5.2f}x {found[task]['reset_ms']:>5.0f} ms")
+        found[task] = {
+            "robosuite_ms": slow,
+            "fast_ms": fast_ms,
+            "ratio": slow / fast_ms,
+            "reset_ms": 1e3 * float(np.median(resets)),
+        }
+        print(
+            f"{task:20} {slow:>9.2f} ms {fast_ms:>9.2f} ms {slow / fast_ms:>5.2f}x {found[task]['reset_ms']:>5.0f} ms"
+        )
     print(json.dumps(found))
 
 

@@ -31,8 +31,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from rql_deploy.contract import ActionDimension, ObservationField, PlantDescription
 from rql_deploy.train.data.sampler import WindowSampler
 from rql_deploy.train.data.store import TransitionStore
-from rql_deploy.train.engines.engine import Engine, EngineChoice, flop_per_update, make_engine
-from rql_deploy.train.rql import RQL, Batch, Noise, RQLConfig, draw_noise, reverse
+from rql_deploy.train.engines.choice import EngineChoice, flop_per_update
+from rql_deploy.train.engines.engine import Engine, make_engine
+from rql_deploy.train.hyperparameters import RQLConfig
+from rql_deploy.train.rql import RQL, Batch, Noise, draw_noise, reverse
 
 OBSERVATION, ACTION, BATCH, EPISODE = 28, 5, 256, 1000
 SIZES = {"small": (2, (256, 256, 256)), "paper": (10, (512, 512, 512, 512))}
@@ -109,14 +111,22 @@ class Contender:
         timed("target", lambda: agent.value_target(batch, noise))
         chunk = batch.actions[: c.h].transpose(0, 1).reshape(BATCH, -1)
         with torch.no_grad():
-            timed("reversal", lambda: reverse(agent.v, batch.observations[0], chunk, noise.reversal_depth[:, None], c.F))
+            timed(
+                "reversal",
+                lambda: reverse(agent.v, batch.observations[0], chunk, noise.reversal_depth[:, None], c.F),
+            )
         losses = timed("forward", lambda: agent.losses(batch, noise))
         times["forward"] = max(0.0, times["forward"] - times["target"] - times["reversal"])
         agent.optimizer.zero_grad(set_to_none=True)
         timed("backward", losses.total.backward)  # type: ignore[attr-defined]
         pairs = [(agent.V_target, agent.V, c.tau), (agent.v_ema, agent.v, 1 - c.ema)]
         with torch.no_grad():
-            timed("averages", lambda: [torch._foreach_lerp_(list(a.parameters()), list(b.parameters()), r) for a, b, r in pairs])
+            timed(
+                "averages",
+                lambda: [
+                    torch._foreach_lerp_(list(a.parameters()), list(b.parameters()), r) for a, b, r in pairs
+                ],
+            )
         timed("Adam", agent.optimizer.step)
         return times
 
@@ -126,8 +136,12 @@ class Official:
 
     def __init__(self, python: str, source: str, size: str, threads: int):
         members, hidden = SIZES[size]
-        settings = json.dumps({"K": members, "hidden": hidden, "O": OBSERVATION, "A": ACTION, "B": BATCH, "threads": threads})
-        self.process = subprocess.Popen([python, str(DRIVER), source, settings], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        settings = json.dumps(
+            {"K": members, "hidden": hidden, "O": OBSERVATION, "A": ACTION, "B": BATCH, "threads": threads}
+        )
+        self.process = subprocess.Popen(
+            [python, str(DRIVER), source, settings], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
         self._read()
 
     def _read(self) -> float:
@@ -179,7 +193,9 @@ def has_bfloat16(device: str) -> bool:
 
 
 def choices(device: str, threads: int, engines: list[str]) -> list[EngineChoice]:
-    precisions = ["fp32"] + (["tf32"] if device == "cuda" else []) + (["bf16"] if has_bfloat16(device) else [])
+    precisions = (
+        ["fp32"] + (["tf32"] if device == "cuda" else []) + (["bf16"] if has_bfloat16(device) else [])
+    )
     return [
         EngineChoice(engine, precision, device, threads if device == "cpu" else 1)  # type: ignore[arg-type]
         for precision in precisions
@@ -192,7 +208,10 @@ def measure(size: str, arguments: argparse.Namespace) -> dict[str, object]:
     config = RQLConfig(h=5, F=10, K=members, policy_hidden=hidden, value_hidden=hidden, kappa=0.7, rho=0.5)
     store = make_store(arguments.rows)
     flop = flop_per_update(config, BATCH, OBSERVATION, ACTION)
-    contenders = [Contender(choice, config, store) for choice in choices(arguments.device, arguments.threads, arguments.engines)]
+    contenders = [
+        Contender(choice, config, store)
+        for choice in choices(arguments.device, arguments.threads, arguments.engines)
+    ]
     official = Official(*arguments.official, size, arguments.threads) if arguments.official else None
     rates: dict[str, list[float]] = {str(c.choice): [] for c in contenders}
     limits: dict[str, list[float]] = {c.choice.precision: [] for c in contenders}
@@ -207,7 +226,9 @@ def measure(size: str, arguments: argparse.Namespace) -> dict[str, object]:
             torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
             dtype = torch.bfloat16 if precision == "bf16" else torch.float32
             torch.set_num_threads(arguments.threads)
-            limits[precision].append(product_rate(size, arguments.device, dtype, arguments.seconds / 4) / flop)
+            limits[precision].append(
+                product_rate(size, arguments.device, dtype, arguments.seconds / 4) / flop
+            )
             torch.set_num_threads(1)
         torch.set_float32_matmul_precision("highest")
         phases.extend(contenders[0].phases() for _ in range(3))
@@ -219,7 +240,9 @@ def measure(size: str, arguments: argparse.Namespace) -> dict[str, object]:
     unit = f"{arguments.threads} thread(s)" if arguments.device == "cpu" else torch.cuda.get_device_name()
     shape = f"K={members}, {len(hidden)}x{hidden[0]}, {flop / 1e9:.1f} GFLOP an update"
     print(f"\n{size}: {shape}; {unit}; median of {arguments.rounds} alternating rounds")
-    print(f"{'':26} {'updates/s':>10} {'of the limit':>13} {'x eager fp32':>13} {'x official':>11} {'start-up':>9}")
+    print(
+        f"{'':26} {'updates/s':>10} {'of the limit':>13} {'x eager fp32':>13} {'x official':>11} {'start-up':>9}"
+    )
     report: dict[str, object] = {"flop_per_update": flop}
     base = rates[str(contenders[0].choice)]
     for contender in contenders:
@@ -246,7 +269,10 @@ def measure(size: str, arguments: argparse.Namespace) -> dict[str, object]:
     medians = {name: statistics.median(p[name] for p in phases) for name in phases[0]}
     whole = sum(medians.values())
     report["eager_fp32_phases"] = {name: value / whole for name, value in medians.items()}
-    print("eager fp32 update on one thread: " + ", ".join(f"{name} {value / whole:.0%}" for name, value in medians.items()))
+    print(
+        "eager fp32 update on one thread: "
+        + ", ".join(f"{name} {value / whole:.0%}" for name, value in medians.items())
+    )
     return report
 
 
@@ -255,7 +281,9 @@ def _ratio(a: list[float], b: list[float]) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--size", choices=[*SIZES], action="append")
     parser.add_argument("--rounds", type=int, default=5)
@@ -268,7 +296,11 @@ def main() -> None:
     if not has_bfloat16(arguments.device):
         print("bfloat16 products are not in this processor's hardware: bf16 is left out")
     report = {size: measure(size, arguments) for size in arguments.size or SIZES}
-    print(json.dumps({"device": arguments.device, "threads": arguments.threads, "rounds": arguments.rounds} | report))
+    print(
+        json.dumps(
+            {"device": arguments.device, "threads": arguments.threads, "rounds": arguments.rounds} | report
+        )
+    )
 
 
 if __name__ == "__main__":

@@ -101,7 +101,14 @@ class Study:
         for kind, run in self.runs.items():
             for members in sorted({c.members for c in self.conditions}):
                 if not self.bundle(kind, members).exists():
-                    arguments = ["export", str(run), "--value-members", str(members), "--output", str(self.bundle(kind, members))]
+                    arguments = [
+                        "export",
+                        str(run),
+                        "--value-members",
+                        str(members),
+                        "--output",
+                        str(self.bundle(kind, members)),
+                    ]
                     with contextlib.redirect_stdout(sys.stderr):
                         main(arguments, standalone_mode=False)
 
@@ -116,7 +123,11 @@ class Study:
         return self.folder / f"{kind}_{condition.name}_{contract[:12]}{limit}.jsonl"
 
     def read(self, seeds: list[int]) -> dict[tuple[str, Condition], dict[int, AnnotatedEpisode]]:
-        rows = {(kind, c): {e.seed: e for e in read_episodes(self.file(kind, c))} for kind in self.runs for c in self.conditions}
+        rows = {
+            (kind, c): {e.seed: e for e in read_episodes(self.file(kind, c))}
+            for kind in self.runs
+            for c in self.conditions
+        }
         return {key: {seed: found[seed] for seed in seeds if seed in found} for key, found in rows.items()}
 
     def play(self, seeds: list[int], workers: int, niceness: int, until: float) -> None:
@@ -133,7 +144,9 @@ class Study:
                     policy_entry = EvaluatedPolicy(
                         f"{kind}_m{condition.members}",
                         functools.partial(onnx_policy, self.bundle(kind, condition.members)),
-                        functools.partial(run_annotated_episode, candidates=condition.candidates, prune=condition.prune),
+                        functools.partial(
+                            run_annotated_episode, candidates=condition.candidates, prune=condition.prune
+                        ),
                     )
                     for result in evaluation.play(policy_entry, missing):
                         check_episode(result, TerminalProgress())
@@ -147,26 +160,37 @@ class Study:
     def latencies(self, rounds: int) -> dict[tuple[str, Condition], tuple[float, float]]:
         """p50 and p99 of `act`, milliseconds, in this process; all conditions take turns."""
         policies = {
-            (kind, m): OnnxPolicy(Bundle.open(self.bundle(kind, m))) for kind in self.runs for m in {c.members for c in self.conditions}
+            (kind, m): OnnxPolicy(Bundle.open(self.bundle(kind, m)))
+            for kind in self.runs
+            for m in {c.members for c in self.conditions}
         }
         for policy in policies.values():
             policy.warm_up()
         contract = next(iter(policies.values())).contract
         fields = contract.split(np.asarray(contract.observation_mean, np.float32)[None])
         observation = {name: row[0] for name, row in fields.items()}
-        times: dict[tuple[str, Condition], list[float]] = {(kind, c): [] for kind in self.runs for c in self.conditions}
+        times: dict[tuple[str, Condition], list[float]] = {
+            (kind, c): [] for kind in self.runs for c in self.conditions
+        }
         for number in range(rounds):
             for (kind, c), taken in times.items():
                 start = time.perf_counter()
-                policies[kind, c.members].act(observation, candidates=c.candidates, prune=c.prune, seed=number)
+                policies[kind, c.members].act(
+                    observation, candidates=c.candidates, prune=c.prune, seed=number
+                )
                 taken.append(time.perf_counter() - start)
-        return {key: (float(np.percentile(t, 50) * 1e3), float(np.percentile(t, 99) * 1e3)) for key, t in times.items()}
+        return {
+            key: (float(np.percentile(t, 50) * 1e3), float(np.percentile(t, 99) * 1e3))
+            for key, t in times.items()
+        }
 
     def report(self, seeds: list[int], latency_rounds: int) -> dict[str, object]:
         """Print the table over the seeds that every condition has played; return it as JSON data."""
         rows = self.read(seeds)
         common = [seed for seed in seeds if all(seed in found for found in rows.values())]
-        print(f"\n{self.task}: {len(common)} paired episodes of {len(seeds)}, a failure counts as {self.horizon} steps")
+        print(
+            f"\n{self.task}: {len(common)} paired episodes of {len(seeds)}, a failure counts as {self.horizon} steps"
+        )
         found: dict[str, object] = {"episodes": len(common), "horizon": self.horizon}
         if not common:
             return found
@@ -187,7 +211,14 @@ class Study:
             p50, p99 = latencies[kind, condition]
             ranked = "-" if rank is None else f"{rank:.2f}"
             first = condition.candidates == 1
-            columns = ("", "") if first else ("{:+.1%} [{:+.1%}, {:+.1%}]".format(*more), "{:+.1f} [{:+.1f}, {:+.1f}]".format(*longer))
+            columns = (
+                ("", "")
+                if first
+                else (
+                    "{:+.1%} [{:+.1%}, {:+.1%}]".format(*more),
+                    "{:+.1f} [{:+.1f}, {:+.1f}]".format(*longer),
+                )
+            )
             print(
                 f"{f'{POLICIES[kind]}, {condition.label}':46} {np.mean(successes):>8.1%} {f'{low:.1%} to {high:.1%}':>16}"
                 f" {np.mean(steps):>6.1f} {columns[0]:>29} {columns[1]:>19} {ranked:>12} {f'{p50:.2f}/{p99:.2f}':>12}"
@@ -217,11 +248,17 @@ def trained_as_the_demo(folder: Path) -> dict[str, Path]:
 
 
 def run() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--study", nargs=3, action="append", metavar=("TASK", "RQL_RUN", "CLONING_RUN"), default=[])
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--study", nargs=3, action="append", metavar=("TASK", "RQL_RUN", "CLONING_RUN"), default=[]
+    )
     parser.add_argument("--output", type=Path, default=Path("runs/value_guided"))
     parser.add_argument("--episodes", type=int, default=200)
-    parser.add_argument("--horizon", type=int, help="steps after which an episode has failed, where not the task's own")
+    parser.add_argument(
+        "--horizon", type=int, help="steps after which an episode has failed, where not the task's own"
+    )
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--nice", type=int, default=0)
     parser.add_argument("--seconds", type=float, default=float("inf"))
@@ -233,7 +270,9 @@ def run() -> None:
     until = time.monotonic() + given.seconds
     report = {}
     for task, rql, bc in studies:
-        study = Study(task, {"rql": Path(rql), "bc": Path(bc)}, given.output / task.replace(":", "_"), given.horizon)
+        study = Study(
+            task, {"rql": Path(rql), "bc": Path(bc)}, given.output / task.replace(":", "_"), given.horizon
+        )
         if not given.table:
             with contextlib.suppress(KeyboardInterrupt):
                 study.play(seeds, given.workers, given.nice, until)

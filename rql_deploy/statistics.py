@@ -21,7 +21,9 @@ def wilson_interval(successes: int, trials: int) -> tuple[float, float]:
     return min(max(0.0, centre - half), p), max(min(1.0, centre + half), p)
 
 
-def paired_difference(a: Sequence[float], b: Sequence[float], resamples: int = 10_000) -> tuple[float, float, float]:
+def paired_difference(
+    a: Sequence[float], b: Sequence[float], resamples: int = 10_000
+) -> tuple[float, float, float]:
     """Mean of a - b over pairs (same seed, same episode) and its 95 % percentile bootstrap interval (fixed resampling seed)."""
     difference = np.asarray(a, np.float64) - np.asarray(b, np.float64)
     rng = np.random.default_rng(0)

@@ -12,12 +12,35 @@ from benchmarks.delay_sweep import WAYS, Condition, Results
 from benchmarks.puzzle import fewest_presses
 from tests.helpers.commands import ROOT
 
-BARE = ("click", "minari", "gymnasium", "mujoco", "zmq", "safetensors", "tensorboard", "matplotlib", "onnx", "onnxruntime")
+BARE = (
+    "click",
+    "minari",
+    "gymnasium",
+    "mujoco",
+    "zmq",
+    "safetensors",
+    "tensorboard",
+    "matplotlib",
+    "onnx",
+    "onnxruntime",
+)
 
 
 def test_training_speed_needs_a_checkout_torch_numpy_and_h5py_only(tmp_path: Path) -> None:
     block = f"import sys\nfor name in {BARE}: sys.modules[name] = None\n"
-    words = ["train_speed.py", "--size", "small", "--rounds", "1", "--seconds", "0.1", "--rows", "2000", "--engines", "eager"]
+    words = [
+        "train_speed.py",
+        "--size",
+        "small",
+        "--rounds",
+        "1",
+        "--seconds",
+        "0.1",
+        "--rows",
+        "2000",
+        "--engines",
+        "eager",
+    ]
     run = f"import runpy\nsys.argv = {words}\n"
     path = ROOT / "benchmarks" / "train_speed.py"
     code = f"{block}{run}runpy.run_path({str(path)!r}, run_name='__main__')"
@@ -40,7 +63,11 @@ def test_training_speed_needs_a_checkout_torch_numpy_and_h5py_only(tmp_path: Pat
 
 def test_every_way_of_playing_chunks_has_episodes_of_its_own() -> None:
     assert len({Condition(way, 2.0).played for way in WAYS}) == len(WAYS)
-    assert Condition("anytime+compensated", 1.0).played == Condition("compensated", 1.0).played != Condition("anytime", 1.0).played
+    assert (
+        Condition("anytime+compensated", 1.0).played
+        == Condition("compensated", 1.0).played
+        != Condition("anytime", 1.0).played
+    )
     assert {Condition(way, 0.0).played for way in WAYS} == {("none", 0.0)}
 
 

@@ -33,7 +33,10 @@ def stored_requests(bundle: Path, count: int) -> tuple[list[dict[str, object]], 
     cases = load_cases(opened.path)
     fields = opened.contract.split(cases["dataset/observations"][:count])
     requests: list[dict[str, object]] = [
-        {"observation": {name: rows[i].reshape(-1).tolist() for name, rows in fields.items()}, "noise": cases["dataset/noise"][i].tolist()}
+        {
+            "observation": {name: rows[i].reshape(-1).tolist() for name, rows in fields.items()},
+            "noise": cases["dataset/noise"][i].tolist(),
+        }
         for i in range(count)
     ]
     return requests, cases["dataset/float64/policy"][:count]

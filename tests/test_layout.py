@@ -67,10 +67,14 @@ def test_files_are_of_one_concept_s_length() -> None:
     found = {}
     for path in [*sources(), *(ROOT / "tests").rglob("*.py"), *(ROOT / "benchmarks").glob("*.py")]:
         name, lines = str(path.relative_to(ROOT)), len(path.read_text().splitlines())
-        short = lines < SHORTEST and path.name != "__init__.py" and not name.startswith(("tests/", "benchmarks/"))
+        short = (
+            lines < SHORTEST and path.name != "__init__.py" and not name.startswith(("tests/", "benchmarks/"))
+        )
         if lines > LONGEST or (short and name not in INTERFACES):
             found[name] = lines
-    assert found == {}, f"files of more than {LONGEST} or fewer than {SHORTEST} lines: split them, or merge them into their concept's"
+    assert found == {}, (
+        f"files of more than {LONGEST} or fewer than {SHORTEST} lines: split them, or merge them into their concept's"
+    )
     assert [name for name in INTERFACES if not (ROOT / name).is_file()] == []
 
 
@@ -84,12 +88,20 @@ def test_no_circle_of_files() -> None:
 def test_every_package_is_installed() -> None:
     packages = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
     assert sorted(packages) == sorted(module_of(path) for path in sources() if path.name == "__init__.py")
-    assert {path.parent for path in sources()} == {path.parent for path in sources() if path.name == "__init__.py"}
+    assert {path.parent for path in sources()} == {
+        path.parent for path in sources() if path.name == "__init__.py"
+    }
 
 
 def test_no_test_file_imports_another() -> None:
     files = sorted((ROOT / "tests").rglob("*.py"))
     names = {module_of(path) for path in files}
-    tests = {name for name in names if name.rpartition(".")[2].startswith("test_") or name.endswith("conftest")}
-    leaning = {str(path.relative_to(ROOT)): found for path in files if (found := sorted(set(imported(path, names)) & tests))}
+    tests = {
+        name for name in names if name.rpartition(".")[2].startswith("test_") or name.endswith("conftest")
+    }
+    leaning = {
+        str(path.relative_to(ROOT)): found
+        for path in files
+        if (found := sorted(set(imported(path, names)) & tests))
+    }
     assert leaning == {}, "move what they share to tests/helpers/"

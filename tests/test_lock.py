@@ -19,11 +19,16 @@ LEFT_OUT = {"pynput"}
 def locked() -> dict[str, str]:
     """Version by name, of both files."""
     text = "\n".join((ROOT / name).read_text() for name in ("requirements.lock", "requirements-no-deps.lock"))
-    return {canonicalize_name(name): version for name, version in re.findall(r"^([\w.-]+)==(\S+)$", text, re.MULTILINE)}
+    return {
+        canonicalize_name(name): version
+        for name, version in re.findall(r"^([\w.-]+)==(\S+)$", text, re.MULTILINE)
+    }
 
 
 def test_nothing_is_missing_but_what_was_left_out_on_purpose() -> None:
-    checked = subprocess.run([sys.executable, "-m", "pip", "check"], capture_output=True, text=True, check=False)
+    checked = subprocess.run(
+        [sys.executable, "-m", "pip", "check"], capture_output=True, text=True, check=False
+    )
     complaints = [line for line in checked.stdout.splitlines() if line != "No broken requirements found."]
     expected = [re.compile(rf"robosuite \S+ requires {name}, which is not installed\.") for name in LEFT_OUT]
     assert [line for line in complaints if not any(pattern.fullmatch(line) for pattern in expected)] == []
@@ -42,7 +47,9 @@ def test_every_locked_package_is_asked_for() -> None:
     """By pyproject.toml, or by something else that is locked."""
     pins = locked()
     assert not (LEFT_OUT | {"evdev"}) & set(pins)
-    asked = {canonicalize_name(Requirement(text).name) for text in importlib.metadata.requires("rql-deploy") or []}
+    asked = {
+        canonicalize_name(Requirement(text).name) for text in importlib.metadata.requires("rql-deploy") or []
+    }
     for name in pins:
         for text in importlib.metadata.requires(name) or []:
             asked.add(canonicalize_name(Requirement(text).name))

@@ -17,9 +17,19 @@ from tests.helpers.commands import ROOT
 ROOM_IMPORT = "import rql_deploy.train, rql_deploy.export, rql_deploy.runtime, rql_deploy.sim, rql_deploy.cli; print(rql_deploy.__file__)"
 
 
-def python(executable: Path | str, *arguments: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+def python(
+    executable: Path | str, *arguments: str, cwd: Path, **environment: str
+) -> subprocess.CompletedProcess[str]:
     clean = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "VIRTUAL_ENV")} | environment
-    return subprocess.run([str(executable), *arguments], cwd=cwd, env=clean, capture_output=True, text=True, timeout=300, check=False)
+    return subprocess.run(
+        [str(executable), *arguments],
+        cwd=cwd,
+        env=clean,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +49,19 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def wheel(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     output = tmp_path_factory.mktemp("wheel")
-    built = python(sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "-w", str(output), ".", cwd=source)
+    built = python(
+        sys.executable,
+        "-m",
+        "pip",
+        "wheel",
+        "--quiet",
+        "--no-deps",
+        "--no-build-isolation",
+        "-w",
+        str(output),
+        ".",
+        cwd=source,
+    )
     assert built.returncode == 0, built.stderr
     return next(output.glob("*.whl"))
 
@@ -50,13 +72,19 @@ def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("empty")
     venv.create(folder, with_pip=True)
     interpreter = folder / "bin" / "python"
-    result = python(interpreter, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", str(wheel), cwd=folder)
+    result = python(
+        interpreter, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", str(wheel), cwd=folder
+    )
     assert result.returncode == 0, result.stderr
     return interpreter
 
 
-def test_the_wheel_installs_into_an_empty_environment_and_its_command_runs(installed: Path, tmp_path: Path) -> None:
-    command = subprocess.run([installed.parent / "rql-deploy", "--help"], cwd=tmp_path, capture_output=True, text=True, check=False)
+def test_the_wheel_installs_into_an_empty_environment_and_its_command_runs(
+    installed: Path, tmp_path: Path
+) -> None:
+    command = subprocess.run(
+        [installed.parent / "rql-deploy", "--help"], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
     assert command.returncode == 0, command.stderr
     for verb in ("collect", "train", "export", "serve", "run", "demo"):
         assert verb in command.stdout
@@ -66,7 +94,12 @@ def test_the_base_install_brings_no_torch_and_the_client_imports(installed: Path
     listed = python(installed, "-m", "pip", "list", "--format=freeze", cwd=tmp_path).stdout.lower()
     names = {line.partition("==")[0] for line in listed.splitlines()}
     assert names <= {"rql-deploy", "numpy", "pyzmq", "msgspec", "click", "pip", "setuptools"}
-    imported = python(installed, "-c", "from rql_deploy.runtime.client import RemotePolicy; print(RemotePolicy)", cwd=tmp_path)
+    imported = python(
+        installed,
+        "-c",
+        "from rql_deploy.runtime.client import RemotePolicy; print(RemotePolicy)",
+        cwd=tmp_path,
+    )
     assert imported.returncode == 0, imported.stderr
 
 
@@ -86,7 +119,11 @@ def test_the_wheel_has_types_presets_and_the_quick_demos_bundle(wheel: Path) -> 
         "rql_deploy/sim/demonstrators/lift.py",
         "rql_deploy/assets/lift_bundle/policy.onnx",
     } <= names
-    sources = {f"rql_deploy/{path}" for room in ("train", "export", "runtime", "sim") for path in map(str, _modules(room))}
+    sources = {
+        f"rql_deploy/{path}"
+        for room in ("train", "export", "runtime", "sim")
+        for path in map(str, _modules(room))
+    }
     assert sources <= names
     assert not any(name.startswith(("tests/", "train/", "benchmarks/")) for name in names)
 
@@ -102,14 +139,19 @@ def test_the_rooms_are_found_from_the_clones_root(case: str, source: Path, insta
         result = python(installed, "-c", ROOM_IMPORT, cwd=source)
     elif case == "no install":
         # The site packages of this environment, without the editable install's finder.
-        code = "import sys; sys.meta_path = [f for f in sys.meta_path if 'editable' not in repr(f).lower()]; " + ROOM_IMPORT
+        code = (
+            "import sys; sys.meta_path = [f for f in sys.meta_path if 'editable' not in repr(f).lower()]; "
+            + ROOM_IMPORT
+        )
         result = python(sys.executable, "-c", code, cwd=source)
     else:
         result = python(sys.executable, "-c", ROOM_IMPORT, cwd=ROOT)
     assert result.returncode == 0, result.stderr
     expected = ROOT if case == "editable" else source
     assert result.stdout.strip() == str(expected / "rql_deploy" / "__init__.py")
-    version = python(installed if case == "wheel" else sys.executable, "-m", "rql_deploy", "--version", cwd=expected)
+    version = python(
+        installed if case == "wheel" else sys.executable, "-m", "rql_deploy", "--version", cwd=expected
+    )
     assert version.returncode == 0, version.stderr
 
 

@@ -40,7 +40,9 @@ def test_a_recorded_measurement_names_its_origin_and_has_no_number_that_the_page
     assert not {number for number in numbers(recorded) if abs(number) not in written}
 
 
-def test_plots_are_drawn_from_the_recorded_measurements(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_plots_are_drawn_from_the_recorded_measurements(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
     plots, style = importlib.import_module("plots"), importlib.import_module("plot_style")
     monkeypatch.setattr(style, "IMAGES", tmp_path)
@@ -55,7 +57,9 @@ def test_pictures_are_small_enough_for_a_page() -> None:
         assert path.stat().st_size <= (MOST_FILM_BYTES if path.suffix == ".webp" else MOST_BYTES), path.name
 
 
-def test_the_timelines_of_playback_are_what_playback_does_today(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_the_timelines_of_playback_are_what_playback_does_today(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.syspath_prepend(str(ROOT / "docs" / "pictures"))
     timelines, svg = importlib.import_module("timelines"), importlib.import_module("svg")
     monkeypatch.setattr(svg, "IMAGES", tmp_path)

@@ -33,7 +33,9 @@ COLLECT = ("collect", "robosuite:Lift", "--horizon", 50)
 @pytest.fixture(scope="module")
 def recorded(tmp_path_factory: pytest.TempPathFactory) -> Path:
     output = tmp_path_factory.mktemp("recorded") / "lift"
-    result = run_cli(*COLLECT, "--episodes", 4, "--noise", "0:1.5", "--seed", 3, "--workers", 2, "--output", output)
+    result = run_cli(
+        *COLLECT, "--episodes", 4, "--noise", "0:1.5", "--seed", 3, "--workers", 2, "--output", output
+    )
     assert result.returncode == 0, result.stderr
     assert "rql-deploy train --dataset" in result.stdout
     return output
@@ -74,7 +76,19 @@ def test_rows_after_success_do_not_bootstrap(recorded: Path) -> None:
 
 def test_an_episode_is_the_same_whatever_the_number_of_workers(recorded: Path, tmp_path: Path) -> None:
     # A relative path that does not exist yet, as the demo uses it.
-    collect = (*COLLECT, "--episodes", 2, "--noise", "0:1.5", "--seed", 3, "--workers", 1, "--output", "new/lift")
+    collect = (
+        *COLLECT,
+        "--episodes",
+        2,
+        "--noise",
+        "0:1.5",
+        "--seed",
+        3,
+        "--workers",
+        1,
+        "--output",
+        "new/lift",
+    )
     result = run_cli(*collect, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     a, b = read_minari(str(recorded)), read_minari(str(tmp_path / "new" / "lift"))
@@ -97,7 +111,9 @@ def interrupted_after_some(log: Path, *words: object) -> str:
     with log.open("w") as stream:
         # A test run started in the background ignores SIGINT, and its children would too.
         listen = functools.partial(signal.signal, signal.SIGINT, signal.default_int_handler)
-        process = subprocess.Popen(command, stdout=stream, stderr=subprocess.STDOUT, text=True, preexec_fn=listen)
+        process = subprocess.Popen(
+            command, stdout=stream, stderr=subprocess.STDOUT, text=True, preexec_fn=listen
+        )
         for _ in range(600):
             if re.search(r"[1-9]\d*/200", log.read_text()):
                 break
@@ -115,9 +131,22 @@ def test_an_interrupted_collection_keeps_the_finished_episodes(tmp_path: Path) -
     assert sorted(os.listdir(tmp_path)) == ["lift", "log"]
 
 
-def test_an_interrupted_evaluation_says_what_counts_and_is_not_taken_for_a_whole_one(lift_bundle: Path, tmp_path: Path) -> None:
+def test_an_interrupted_evaluation_says_what_counts_and_is_not_taken_for_a_whole_one(
+    lift_bundle: Path, tmp_path: Path
+) -> None:
     episodes = tmp_path / "episodes.jsonl"
-    words = ("evaluate", "robosuite:Lift", "--bundle", lift_bundle, "--horizon", 10, "--workers", 2, "--output", episodes)
+    words = (
+        "evaluate",
+        "robosuite:Lift",
+        "--bundle",
+        lift_bundle,
+        "--horizon",
+        10,
+        "--workers",
+        2,
+        "--output",
+        episodes,
+    )
     said = interrupted_after_some(tmp_path / "log", *words)
     assert re.search(r"interrupted: the first \d+ of 200 episodes count", said)
     assert f"Next:\n  rql-deploy evaluate robosuite:Lift --bundle {lift_bundle}" in said
@@ -126,7 +155,9 @@ def test_an_interrupted_evaluation_says_what_counts_and_is_not_taken_for_a_whole
 
 def test_a_served_policy_drives_the_simulator_over_the_socket(lift_bundle: Path) -> None:
     with serving(lift_bundle) as (address, _):
-        result = run_cli("run", "robosuite:Lift", "--connect", address, "--episodes", 2, "--horizon", 20, "--json")
+        result = run_cli(
+            "run", "robosuite:Lift", "--connect", address, "--episodes", 2, "--horizon", 20, "--json"
+        )
         assert result.returncode == 0, result.stderr
         summary = json.loads(result.stdout)
         assert (summary["episodes"], summary["candidates"]) == (2, 4)
@@ -162,7 +193,19 @@ def test_in_process_and_over_the_socket_every_tick_is_the_same(lift_bundle: Path
 def test_evaluate_scores_each_kind_of_policy(kind: str, lift_bundle: Path, tmp_path: Path) -> None:
     source = {"checkpoint": (lift_bundle.parent / "run",), "bundle": (lift_bundle,), "demonstrator": ()}[kind]
     episodes = tmp_path / "new" / "episodes.jsonl"
-    settings = ("--episodes", 2, "--horizon", 40, "--noise", 0, "--workers", 1, "--json", "--output", episodes)
+    settings = (
+        "--episodes",
+        2,
+        "--horizon",
+        40,
+        "--noise",
+        0,
+        "--workers",
+        1,
+        "--json",
+        "--output",
+        episodes,
+    )
     result = run_cli("evaluate", "robosuite:Lift", f"--{kind}", *source, *settings)
     assert result.returncode == 0, result.stderr
     summary = json.loads(result.stdout)
@@ -191,17 +234,34 @@ def test_evaluate_plays_the_best_of_four_unless_told_otherwise(lift_bundle: Path
 def test_torch_onnx_and_the_served_policy_act_alike(lift_bundle: Path, tmp_path: Path) -> None:
     with serving(lift_bundle) as (address, _):
         sources = ("--checkpoint", lift_bundle.parent / "run", "--bundle", lift_bundle, "--connect", address)
-        settings = ("--episodes", 2, "--horizon", 12, "--workers", 1, "--candidates", 3, "--output", tmp_path / "episodes.jsonl")
+        settings = (
+            "--episodes",
+            2,
+            "--horizon",
+            12,
+            "--workers",
+            1,
+            "--candidates",
+            3,
+            "--output",
+            tmp_path / "episodes.jsonl",
+        )
         result = run_cli("evaluate", "robosuite:Lift", "--compare", *sources, *settings, "--json")
     assert result.returncode == 0, result.stderr
     found = json.loads(result.stdout)
     assert found["against"] == "onnx"
     socket, torch = found["parity"]["socket"], found["parity"]["torch"]
-    assert (socket["identical_episodes"], socket["largest_action_difference"], socket["passed"]) == (2, 0.0, True)
+    assert (socket["identical_episodes"], socket["largest_action_difference"], socket["passed"]) == (
+        2,
+        0.0,
+        True,
+    )
     assert torch["passed"]
     assert torch["largest_action_difference"] <= 1e-5
     assert torch["outcomes_agree"] == 2
-    assert sorted(path.name for path in tmp_path.iterdir()) == [f"episodes_{key}.jsonl" for key in ("onnx", "socket", "torch")]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        f"episodes_{key}.jsonl" for key in ("onnx", "socket", "torch")
+    ]
 
 
 def test_an_evaluation_is_filmed_and_reported_on_one_page(lift_bundle: Path, tmp_path: Path) -> None:
@@ -240,9 +300,23 @@ def test_an_evaluation_is_filmed_and_reported_on_one_page(lift_bundle: Path, tmp
 
 def test_a_server_that_dies_during_an_evaluation_is_no_score(lift_bundle: Path) -> None:
     with serving(lift_bundle) as (address, process):
-        command = ["run", "robosuite:Lift", "--connect", address, "--episodes", "50", "--timeout", "0.02", "--horizon", "100"]
+        command = [
+            "run",
+            "robosuite:Lift",
+            "--connect",
+            address,
+            "--episodes",
+            "50",
+            "--timeout",
+            "0.02",
+            "--horizon",
+            "100",
+        ]
         running = subprocess.Popen(
-            [sys.executable, "-m", "rql_deploy", *command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+            [sys.executable, "-m", "rql_deploy", *command],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
         )
         assert running.stdout is not None
         running.stdout.readline()
@@ -255,7 +329,12 @@ def test_a_server_that_dies_during_an_evaluation_is_no_score(lift_bundle: Path) 
 
 def test_training_on_data_of_other_dimensions_is_refused(recorded: Path, run: Path) -> None:
     refused = cli("train", "--dataset", recorded, "--output", run, "--resume", *TINY)
-    assert_refused(refused, "does not fit run", "actions have 7 dimensions instead of 2", "observation fields observation are missing")
+    assert_refused(
+        refused,
+        "does not fit run",
+        "actions have 7 dimensions instead of 2",
+        "observation fields observation are missing",
+    )
 
 
 @pytest.mark.parametrize(
@@ -263,17 +342,35 @@ def test_training_on_data_of_other_dimensions_is_refused(recorded: Path, run: Pa
     [
         (("collect", "robosuite:Lft", "--output", "x"), ("no task 'Lft'", "Lift")),
         (("collect", "Lift", "--output", "x"), ("robosuite:Lift",)),
-        (("collect", "robosuite:NutAssemblyRound", "--output", "x"), ("no scripted demonstrator", "robosuite:Lift")),
+        (
+            ("collect", "robosuite:NutAssemblyRound", "--output", "x"),
+            ("no scripted demonstrator", "robosuite:Lift"),
+        ),
         (("collect", "robosuite:Lift", "--output", "x", "--noise", "3:1"), ("--noise takes LOW:HIGH",)),
-        (("run", "robosuite:Lift", "--connect", "tcp://127.0.0.1:9"), ("no policy server answers", "rql-deploy serve")),
+        (
+            ("run", "robosuite:Lift", "--connect", "tcp://127.0.0.1:9"),
+            ("no policy server answers", "rql-deploy serve"),
+        ),
         (("run", "robosuite:Lft", "--connect", "tcp://127.0.0.1:9"), ("no task 'Lft'",)),
         (("evaluate", "robosuite:Lift"), ("exactly one of",)),
         (("evaluate", "robosuite:Lift", "--compare", "--bundle", "x"), ("--compare needs two or three",)),
-        (("evaluate", "robosuite:Lift", "--bundle", "x", "--video", "film.avi"), ("writes .mp4", "--video film.mp4")),
-        (("evaluate", "robosuite:Lift", "--checkpoint", "x", "--candidates", "4", "--prune", "2:2"), ("torch does not prune",)),
-        (("evaluate", "robosuite:Lift", "--bundle", "x", "--prune", "2:4"), ("--prune takes K:KEEP", "--candidates 4")),
+        (
+            ("evaluate", "robosuite:Lift", "--bundle", "x", "--video", "film.avi"),
+            ("writes .mp4", "--video film.mp4"),
+        ),
+        (
+            ("evaluate", "robosuite:Lift", "--checkpoint", "x", "--candidates", "4", "--prune", "2:2"),
+            ("torch does not prune",),
+        ),
+        (
+            ("evaluate", "robosuite:Lift", "--bundle", "x", "--prune", "2:4"),
+            ("--prune takes K:KEEP", "--candidates 4"),
+        ),
         (("collect", "robosuite:Lift", "--output", "/proc/none/x"), ("cannot write to /proc/none",)),
-        (("collect", "robosuite:Lift", "--output", "x", "--controller", "JOINT_POSITION"), ("acts on OSC_POSE",)),
+        (
+            ("collect", "robosuite:Lift", "--output", "x", "--controller", "JOINT_POSITION"),
+            ("acts on OSC_POSE",),
+        ),
         (("serve", "nowhere", "--bind", "tcp://127.0.0.1:99999"), ("no port from 1 to 65535",)),
         (("evaluate", "robosuite:Lift", "--bundle", "nowhere"), ("there is no bundle at", "/nowhere:")),
         (("train", "--dataset", "nowhere", "--output", "x"), ("no Minari data set 'nowhere'",)),
@@ -292,20 +389,38 @@ def test_bad_input_is_one_sentence_and_leaves_nothing(
 
 
 def test_training_is_evaluated_while_it_goes_on(recorded: Path, tmp_path: Path) -> None:
-    train = ("train", "--dataset", recorded, "--output", tmp_path / "run", *TINY, "--updates", 40, "--evaluate", "robosuite:Lift")
+    train = (
+        "train",
+        "--dataset",
+        recorded,
+        "--output",
+        tmp_path / "run",
+        *TINY,
+        "--updates",
+        40,
+        "--evaluate",
+        "robosuite:Lift",
+    )
     result = run_cli(*train, "--evaluate-every", 20, "--evaluate-episodes", 2, "--horizon", 5)
     assert result.returncode == 0, result.stderr
     assert "best while training" in result.stdout
     scored = read_evaluations(tmp_path / "run")
-    assert [(e.step, e.episodes, e.success, e.steps_mean) for e in scored] == [(20, 2, 0.0, 5.0), (40, 2, 0.0, 5.0)]
+    assert [(e.step, e.episodes, e.success, e.steps_mean) for e in scored] == [
+        (20, 2, 0.0, 5.0),
+        (40, 2, 0.0, 5.0),
+    ]
     assert scored[0].success_high > 0.5
     assert load_checkpoint(tmp_path / "run" / "checkpoints" / "step_000000040").step == 40
 
 
-def test_evaluating_on_another_plant_than_the_data_s_is_refused(dataset: Path, recorded: Path, tmp_path: Path) -> None:
+def test_evaluating_on_another_plant_than_the_data_s_is_refused(
+    dataset: Path, recorded: Path, tmp_path: Path
+) -> None:
     train = ("train", "--output", tmp_path / "run", *TINY)
     every = ("--evaluate-every", 5)
-    refused = run_cli(*train, "--dataset", recorded, "--evaluate", "robosuite:Lift", *every, "--control-rate", 10)
+    refused = run_cli(
+        *train, "--dataset", recorded, "--evaluate", "robosuite:Lift", *every, "--control-rate", 10
+    )
     assert_refused(refused, "does not fit the task that --evaluate names", "10 Hz instead of 20 Hz")
     assert_refused(cli(*train, "--dataset", dataset, "--evaluate", "robosuite:Lift"), "--evaluate-every")
     assert_refused(cli(*train, "--dataset", dataset, *every), "--evaluate TASK")

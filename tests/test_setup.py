@@ -21,14 +21,23 @@ esac
 """
 
 
-def check_system(folder: Path, version: str, missing: str = "nothing", uv: str = "") -> subprocess.CompletedProcess[str]:
+def check_system(
+    folder: Path, version: str, missing: str = "nothing", uv: str = ""
+) -> subprocess.CompletedProcess[str]:
     """Run the check with an interpreter that stands in for another machine's."""
     python = folder / "python"
     python.write_text(STAND_IN.format(version=version, missing=missing))
     python.chmod(0o755)
     environment = {**os.environ, "UV": uv}
     environment.pop("SKIP_SYSTEM_CHECK", None)
-    return subprocess.run(["tools/check-system", str(python)], cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    return subprocess.run(
+        ["tools/check-system", str(python)],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
 
 
 def test_a_machine_with_all_of_it_is_told_nothing(tmp_path: Path) -> None:
@@ -74,7 +83,14 @@ def test_uv_is_told_what_pip_is_set_to() -> None:
     )
     code = f"import json; from pip_settings import *; print(json.dumps(uv_environment(pip_settings({listing!r}))))"
     clean = {name: value for name, value in os.environ.items() if not name.startswith("UV_")}
-    shown = subprocess.run([sys.executable, "-c", code], cwd=ROOT / "tools", env=clean, capture_output=True, text=True, check=True).stdout
+    shown = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=ROOT / "tools",
+        env=clean,
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
     assert json.loads(shown) == {
         "UV_DEFAULT_INDEX": "https://other.example/simple",
         "UV_INDEX": "https://a.example/simple https://b.example/simple",

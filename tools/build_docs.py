@@ -116,7 +116,11 @@ def broken_links(pages: list[Path]) -> Iterator[str]:
     known = {page.resolve(): read(page) for page in pages}
     for page, (links, _) in known.items():
         for link in links:
-            if not ELSEWHERE.match(link) and not link.startswith("//") and not leads_somewhere(page, link, known):
+            if (
+                not ELSEWHERE.match(link)
+                and not link.startswith("//")
+                and not leads_somewhere(page, link, known)
+            ):
                 yield f"{page.relative_to(ROOT)}: {link}"
 
 

@@ -37,10 +37,16 @@ def check_base() -> None:
             imported += 1
         except ModuleNotFoundError as error:
             top = (error.name or "").partition(".")[0]
-            assert top and top != "rql_deploy" and top not in sys.stdlib_module_names, f"{module.name}: {error}"
+            assert top and top != "rql_deploy" and top not in sys.stdlib_module_names, (
+                f"{module.name}: {error}"
+            )
             lacking.add(top)
-    assert {"rql_deploy.runtime.client", "rql_deploy.runtime.control.safety", "rql_deploy.cli.serve"} <= set(sys.modules)
-    command = subprocess.run([Path(sys.executable).with_name("rql-deploy"), "--help"], capture_output=True, text=True)
+    assert {"rql_deploy.runtime.client", "rql_deploy.runtime.control.safety", "rql_deploy.cli.serve"} <= set(
+        sys.modules
+    )
+    command = subprocess.run(
+        [Path(sys.executable).with_name("rql-deploy"), "--help"], capture_output=True, text=True
+    )
     assert command.returncode == 0, command.stderr
     print(f"base: {imported} modules import; extras would bring {', '.join(sorted(lacking))}")
 
@@ -59,10 +65,14 @@ def check_serve() -> None:
         match = re.search(r"on (tcp://\S+)$", ready.strip())
         assert match, ready + server.stdout.read()
         with RemotePolicy.connect(match.group(1)) as policy:
-            observation = {field.name: np.zeros(field.shape, np.float32) for field in policy.contract.plant.fields}
+            observation = {
+                field.name: np.zeros(field.shape, np.float32) for field in policy.contract.plant.fields
+            }
             chunk = policy.act(observation, candidates=4, value=True, seed=0, deadline=10.0).actions
             with tempfile.TemporaryDirectory() as folder:
-                (file := Path(folder, "limits.toml")).write_text("max_consecutive_holds = 3\n[actions.dx]\nhigh = 0.5\n")
+                (file := Path(folder, "limits.toml")).write_text(
+                    "max_consecutive_holds = 3\n[actions.dx]\nhigh = 0.5\n"
+                )
                 assert Limits.load(file, policy.contract).actions["dx"].high == 0.5
         same = asyncio.run(act_once(match.group(1), observation))
         assert np.array_equal(chunk, same), "the asyncio client decided otherwise"

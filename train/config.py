@@ -1,8 +1,7 @@
-"""What a training run is configured with: presets in TOML, overrides by `--set key=value`."""
+"""What a training run is configured with: the algorithm's settings and the run's, presets, `--set key=value`."""
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from importlib import resources
 from typing import Any, Literal
@@ -13,12 +12,7 @@ from rql_deploy.errors import UserError, suggestion
 from rql_deploy.structs import Finite, Record, convert, to_plain
 from rql_deploy.train.data.rewards import Reward
 
-from .rql import RQLConfig
-
-if sys.version_info >= (3, 11):
-    pass
-else:
-    pass
+from .hyperparameters import RQLConfig
 
 
 class TrainConfig(Record, frozen=True):

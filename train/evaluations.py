@@ -19,7 +19,13 @@ class RunEvaluations:
     """The evaluations of one run: pending and finished. Does nothing without an evaluator."""
 
     def __init__(self, run: Path, evaluator: Evaluator | None, every: int, label: str, progress: Progress):
-        self.run, self.evaluator, self.every, self.label, self.progress = run, evaluator, every, label, progress
+        self.run, self.evaluator, self.every, self.label, self.progress = (
+            run,
+            evaluator,
+            every,
+            label,
+            progress,
+        )
         self._enabled = evaluator is not None
         self._unevaluated: frozenset[int] = frozenset()
         """Steps that a resumed run will evaluate, since the simulator failed here."""
@@ -53,7 +59,9 @@ class RunEvaluations:
             finished = self.evaluator.finished()
         except UserError as error:
             # A failed simulator must not end the run: --resume evaluates what is missing.
-            self.progress.note(f"note: evaluation while training has stopped, --resume will repeat it: {error}")
+            self.progress.note(
+                f"note: evaluation while training has stopped, --resume will repeat it: {error}"
+            )
             self._unevaluated |= self.evaluator.pending()
             self.evaluator = None
             return

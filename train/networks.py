@@ -105,7 +105,13 @@ class VectorField(nn.Module):
     product_dtype = torch.float32
     """Precision of the hidden layers' matrix products; parameters, activations and the output layer are float32 always."""
 
-    def __init__(self, observation_dim: int, chunk_dim: int, hidden: tuple[int, ...], generator: torch.Generator | None = None):
+    def __init__(
+        self,
+        observation_dim: int,
+        chunk_dim: int,
+        hidden: tuple[int, ...],
+        generator: torch.Generator | None = None,
+    ):
         super().__init__()
         self.observation_dim, self.chunk_dim, self.hidden = observation_dim, chunk_dim, tuple(hidden)
         sizes = [observation_dim + chunk_dim + 1, *hidden, chunk_dim]
@@ -129,15 +135,29 @@ class ValueEnsemble(nn.Module):
     """Precision of the hidden layers' matrix products; the output layer is float32: V reaches 100, where bfloat16 has steps of 0.5."""
 
     def __init__(
-        self, observation_dim: int, chunk_dim: int, hidden: tuple[int, ...], members: int, generator: torch.Generator | None = None
+        self,
+        observation_dim: int,
+        chunk_dim: int,
+        hidden: tuple[int, ...],
+        members: int,
+        generator: torch.Generator | None = None,
     ):
         super().__init__()
         if members < 2:
-            raise ValueError(f"the value ensemble needs at least 2 members, got {members}: with one, its standard deviation is undefined")
-        self.observation_dim, self.chunk_dim, self.hidden, self.members = observation_dim, chunk_dim, tuple(hidden), members
+            raise ValueError(
+                f"the value ensemble needs at least 2 members, got {members}: with one, its standard deviation is undefined"
+            )
+        self.observation_dim, self.chunk_dim, self.hidden, self.members = (
+            observation_dim,
+            chunk_dim,
+            tuple(hidden),
+            members,
+        )
         sizes = [observation_dim + chunk_dim + 1, *hidden, 1]
         pairs = list(pairwise(sizes))
-        self.kernels = nn.ParameterList(glorot_uniform_(torch.empty(members, *pair), generator) for pair in pairs)
+        self.kernels = nn.ParameterList(
+            glorot_uniform_(torch.empty(members, *pair), generator) for pair in pairs
+        )
         self.biases = nn.ParameterList(torch.zeros(members, 1, out) for _, out in pairs)
         self.norm_scales = nn.ParameterList(torch.ones(members, 1, out) for out in hidden)
         self.norm_biases = nn.ParameterList(torch.zeros(members, 1, out) for out in hidden)

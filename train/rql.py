@@ -22,44 +22,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from rql_deploy.structs import Finite, Record
-
+from .hyperparameters import RQLConfig
 from .networks import ValueEnsemble, VectorField, stack, unstack
-
-
-class RQLConfig(Record, frozen=True):
-    """Hyperparameters of the algorithm, with the paper's names; defaults are the reference code's."""
-
-    h: int = 3
-    """Action chunk length: the policy outputs h actions at once."""
-    F: int = 10
-    """Flow steps from noise to action."""
-    K: int = 10
-    """Members of the value ensemble (at least 2)."""
-    policy_hidden: tuple[int, ...] = (512, 512, 512, 512)
-    """Widths of the vector field's hidden layers."""
-    value_hidden: tuple[int, ...] = (512, 512, 512, 512)
-    """Widths of each value network's hidden layers."""
-    gamma: Finite = 0.99
-    """Discount per environment step."""
-    kappa: Finite = 0.5
-    """Expectile of the value regression; 0.5 is the mean."""
-    rho: Finite = 0.0
-    """Pessimism: the target is the ensemble's mean minus rho standard deviations."""
-    alpha: Finite = 1.0
-    """Weight of the behaviour-cloning term."""
-    policy_value_weight: Finite = 1.0
-    """Weight of the policy's value term; 1 is RQL, 0 is plain behaviour cloning (V is still learned, of the cloned policy)."""
-    tau: Finite = 0.005
-    """Rate of the target value's average."""
-    ema: Finite = 0.999
-    """Decay of the policy's average, the policy that acts."""
-    learning_rate: Finite = 3e-4
-    """Adam's step size, for both networks."""
-    reversal: bool = True
-    """False is the paper's ablation without reversal: a partial action's value is learned from the next partial action's, step by step."""
-    complete_rows: bool = False
-    """Let every row start a window, and count windows past the end of an episode that ended with mask 0 (not in the reference)."""
 
 
 class Batch(NamedTuple):
@@ -118,7 +82,10 @@ def draw_noise(
 ) -> Noise:
     """Draw one update's noise on `device`. Depth: first half of the batch U[0, 1], second half uniform on {0, 1/F, ..., 1}."""
     half = batch_size // 2
-    grid = torch.randint(0, flow_steps + 1, (*runs, batch_size - half), generator=generator, device=device) / flow_steps
+    grid = (
+        torch.randint(0, flow_steps + 1, (*runs, batch_size - half), generator=generator, device=device)
+        / flow_steps
+    )
     return Noise(
         next_noise=torch.randn(*runs, batch_size, chunk_dim, generator=generator, device=device),
         reversal_depth=torch.cat((torch.rand(*runs, half, generator=generator, device=device), grid), dim=-1),
@@ -192,7 +159,9 @@ class RQL:
         self.config = config
         self.runs: int | None = None
         self.v = VectorField(observation_dim, chunk_dim, config.policy_hidden, generator).to(device)
-        self.V = ValueEnsemble(observation_dim, chunk_dim, config.value_hidden, config.K, generator).to(device)
+        self.V = ValueEnsemble(observation_dim, chunk_dim, config.value_hidden, config.K, generator).to(
+            device
+        )
         self.v_ema = copy.deepcopy(self.v).requires_grad_(False)
         self.V_target = copy.deepcopy(self.V).requires_grad_(False)
         self.optimizer = _make_optimizer(self.parameters(), config)
@@ -231,7 +200,9 @@ class RQL:
             if self.runs is None:
                 norms[f"gradient_{name}"] = torch.stack(torch._foreach_norm(gradients)).norm()
             else:
-                norms[f"gradient_{name}"] = torch.stack([g.flatten(1).norm(dim=1) for g in gradients]).norm(dim=0)
+                norms[f"gradient_{name}"] = torch.stack([g.flatten(1).norm(dim=1) for g in gradients]).norm(
+                    dim=0
+                )
         return norms
 
     @torch.no_grad()
@@ -248,7 +219,9 @@ class RQL:
         return target
 
     @torch.no_grad()
-    def stepwise_target(self, s: Tensor, a: Tensor, target: Tensor, noise: Noise) -> tuple[Tensor, Tensor, Tensor]:
+    def stepwise_target(
+        self, s: Tensor, a: Tensor, target: Tensor, noise: Noise
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """The ablation without reversal (docs/algorithm.md): partial actions `[..., B, hA]`, their flow times `[..., B, 1]`
         and targets `[..., B]`.
 
@@ -259,7 +232,9 @@ class RQL:
         k = torch.clamp((noise.reversal_depth * (flow_steps + 1)).floor(), max=flow_steps)[..., None]
         f = 1.0 - k / flow_steps
         x = (1 - f) * noise.bc_noise + f * a
-        ahead = self.V_target(s, x + self.v(s, x, f) / flow_steps, torch.clamp(f + 1.0 / flow_steps, max=1.0)).mean(-2)
+        ahead = self.V_target(
+            s, x + self.v(s, x, f) / flow_steps, torch.clamp(f + 1.0 / flow_steps, max=1.0)
+        ).mean(-2)
         return x, f, torch.where(k[..., 0] == 0, target, ahead)
 
     def losses(self, batch: Batch, noise: Noise) -> Losses:
@@ -285,7 +260,12 @@ class RQL:
         weight = torch.where(error >= 0, c.kappa, 1.0 - c.kappa)
         loss = (valid.unsqueeze(-2) * weight * error.square()).mean((-2, -1))
         seen = values.detach().flatten(-2)
-        return loss, {"v_mean": seen.mean(-1), "v_min": seen.amin(-1), "v_max": seen.amax(-1), "target_mean": target.mean(-1)}
+        return loss, {
+            "v_mean": seen.mean(-1),
+            "v_min": seen.amin(-1),
+            "v_max": seen.amax(-1),
+            "target_mean": target.mean(-1),
+        }
 
     def policy_loss(self, batch: Batch, noise: Noise) -> tuple[Tensor, dict[str, Tensor]]:
         """alpha times the cloning loss plus the value term, `[...]`, and figures; its gradient reaches v alone."""
@@ -318,7 +298,12 @@ class RQL:
         return c.policy_value_weight * policy_value + c.alpha * bc, figures
 
     def gradients(
-        self, batch: Batch, noise: Noise, *, losses: Callable[[Batch, Noise], Losses] | None = None, share: float = 1.0
+        self,
+        batch: Batch,
+        noise: Noise,
+        *,
+        losses: Callable[[Batch, Noise], Losses] | None = None,
+        share: float = 1.0,
     ) -> tuple[Losses, list[Tensor]]:
         """Detached losses, and the gradient of `share` times the total with respect to `parameters()`.
 

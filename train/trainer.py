@@ -16,8 +16,9 @@ from rql_deploy.structs import to_plain
 from rql_deploy.train.data.sampler import WindowSampler
 from rql_deploy.train.data.shards import ShardedStore
 from rql_deploy.train.data.store import TransitionStore
+from rql_deploy.train.engines.choice import EngineChoice, choose_engine, engine_warnings, require_engine
 from rql_deploy.train.engines.data_parallel import DataParallel
-from rql_deploy.train.engines.engine import Engine, EngineChoice, choose_engine, engine_warnings, make_engine, require_engine
+from rql_deploy.train.engines.engine import Engine, make_engine
 from rql_deploy.train.logging.diagnostics import Diagnostics
 from rql_deploy.train.logging.loggers import RunLog
 from rql_deploy.train.logging.periodic_evaluation import Evaluator
@@ -191,7 +192,9 @@ class Trainer:
             reduce=self.parallel.reduce if self.parallel else None,
             generator=self.generator,
         )
-        progress = Stage(self.progress, self.label, config.updates, "updates", done=self.step) if leader else None
+        progress = (
+            Stage(self.progress, self.label, config.updates, "updates", done=self.step) if leader else None
+        )
         figures: dict[str, float] = {}
         rate = 0.0
         saved: Path | None = None

@@ -72,19 +72,27 @@ def decide(engine: Engine, observation: Mapping[str, NDArray[np.float64]], seed:
     """One decision in full. Once more where the engine gave up steps or V because the processor was taken."""
     for _ in range(ATTEMPTS):
         steps = refine(engine, observation, seed)
-        whole = len(steps) == engine.model.contract.F and all(np.isfinite(step.values).all() for step in steps)
+        whole = len(steps) == engine.model.contract.F and all(
+            np.isfinite(step.values).all() for step in steps
+        )
         if whole and steps[-1].elapsed <= BUDGET:
             return steps
-    raise SystemExit("this machine is too busy for all refinement steps within the budget: run it again when it is idle")
+    raise SystemExit(
+        "this machine is too busy for all refinement steps within the budget: run it again when it is idle"
+    )
 
 
 def refine(engine: Engine, observation: Mapping[str, NDArray[np.float64]], seed: int) -> list[Step]:
     """The engine's jobs for candidates 0 to C - 1 of `seed`, all in one batch, step by step."""
     contract = engine.model.contract
-    fields = engine.model.rows({field.name: np.asarray(observation[field.name]) for field in contract.plant.fields})
+    fields = engine.model.rows(
+        {field.name: np.asarray(observation[field.name]) for field in contract.plant.fields}
+    )
     start = time.monotonic()
     for first in range(CANDIDATES):
-        engine.submit(Job(first, fields, seed, start, start + BUDGET, value=True, stream=True, candidate_offset=first))
+        engine.submit(
+            Job(first, fields, seed, start, start + BUDGET, value=True, stream=True, candidate_offset=first)
+        )
     steps = []
     while engine.busy:
         chunks = np.zeros((CANDIDATES, contract.h, contract.plant.action_dim), np.float32)
@@ -139,10 +147,14 @@ def play(engine: Engine, plant: EnvPlant, stage: Stage, horizon: int) -> tuple[l
     return scenes, ticks
 
 
-def frames(scenes: Sequence[Scene], ticks: int, rate: float, stage: Stage, rollouts: Rollouts) -> Iterator[tuple[Image.Image, int]]:
+def frames(
+    scenes: Sequence[Scene], ticks: int, rate: float, stage: Stage, rollouts: Rollouts
+) -> Iterator[tuple[Image.Image, int]]:
     """Every picture of the film and its milliseconds."""
     for number, scene in enumerate(scenes):
-        paths = [np.array([rollouts.path(scene.before, chunk) for chunk in step.chunks]) for step in scene.steps]
+        paths = [
+            np.array([rollouts.path(scene.before, chunk) for chunk in step.chunks]) for step in scene.steps
+        ]
         elapsed, values = (
             [step.elapsed for step in scene.steps],
             np.array([step.values for step in scene.steps]),
@@ -158,7 +170,9 @@ def frames(scenes: Sequence[Scene], ticks: int, rate: float, stage: Stage, rollo
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--bundle", type=Path, default=Path(rql_deploy.__file__).parent / "assets/lift_bundle")
+    parser.add_argument(
+        "--bundle", type=Path, default=Path(rql_deploy.__file__).parent / "assets/lift_bundle"
+    )
     parser.add_argument("--output", type=Path, default=IMAGES / "lift.webp")
     parser.add_argument("--frames", type=Path, help="also write every frame as PNG into this folder")
     options = parser.parse_args()

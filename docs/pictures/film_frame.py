@@ -81,7 +81,9 @@ class Stage:
 class Frame:
     """Pictures of one decision."""
 
-    def __init__(self, stage: Stage, number: int, budget: float, elapsed: Sequence[float], values: NDArray[np.float64]):
+    def __init__(
+        self, stage: Stage, number: int, budget: float, elapsed: Sequence[float], values: NDArray[np.float64]
+    ):
         """`elapsed` `[F]`: seconds after each refinement step; `values` `[F, C]`: V of every candidate."""
         self._stage, self._number, self._budget = stage, number, budget
         self._elapsed, self._values = elapsed, values
@@ -102,7 +104,11 @@ class Frame:
             if c != best:
                 self._draw_path(scene, paths[c], self._colour(-1, c), 2.0, opacity=0.8)
         self._draw_path(scene, paths[best], self._colour(-1, best), 6.0)
-        title = f"playing candidate {best + 1}: tick {tick}" if tick else f"candidate {best + 1} has the highest V"
+        title = (
+            f"playing candidate {best + 1}: tick {tick}"
+            if tick
+            else f"candidate {best + 1} has the highest V"
+        )
         return self._compose(scene, -1, title, best)
 
     def ended(self, scene: Image.Image, ticks: int, rate: float) -> Image.Image:
@@ -188,7 +194,9 @@ class Panel:
             self._draw.rectangle(place, fill=fill)
 
     def dot(self, x: float, y: float, radius: float, fill: Colour, rim: Colour) -> None:
-        place = tuple(SHARP * v for v in (x - radius, SCENE_HEIGHT + y - radius, x + radius, SCENE_HEIGHT + y + radius))
+        place = tuple(
+            SHARP * v for v in (x - radius, SCENE_HEIGHT + y - radius, x + radius, SCENE_HEIGHT + y + radius)
+        )
         self._draw.ellipse(place, fill=fill, outline=rim, width=2 * SHARP)
 
 
@@ -198,5 +206,7 @@ def smooth(points: NDArray[np.float64], between: int = 6) -> NDArray[np.float64]
     t = np.linspace(0.0, 1.0, between, endpoint=False)[:, None]
     parts = []
     for a, b, c, d in zip(padded, padded[1:], padded[2:], padded[3:], strict=False):
-        parts.append(0.5 * (2 * b + (c - a) * t + (2 * a - 5 * b + 4 * c - d) * t**2 + (3 * b - a - 3 * c + d) * t**3))
+        parts.append(
+            0.5 * (2 * b + (c - a) * t + (2 * a - 5 * b + 4 * c - d) * t**2 + (3 * b - a - 3 * c + d) * t**3)
+        )
     return np.concatenate([*parts, points[-1:]])

@@ -52,14 +52,18 @@ OBSERVATION = {
 def serving() -> Iterator[str]:
     """A server of the shipped bundle; yields its endpoint."""
     command = [sys.executable, "-m", "rql_deploy", "serve", str(BUNDLE), "--bind", "tcp://127.0.0.1:*"]
-    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as server:
+    with subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as server:
         try:
             assert server.stdout is not None
             for line in server.stdout:
                 if line.startswith("ready") and (found := re.search(r"tcp://\S+", line)):
                     yield found.group()
                     return
-            raise SystemExit("the server did not start: run `rql-deploy serve` on the shipped bundle to see why")
+            raise SystemExit(
+                "the server did not start: run `rql-deploy serve` on the shipped bundle to see why"
+            )
         finally:
             server.terminate()
 

@@ -38,11 +38,15 @@ class Drawing:
         place = f'x="{x:.1f}" y="{y:.1f}" width="{w:.1f}" height="{h:.1f}" rx="{rx:g}"'
         self._shapes.append(f"<rect {place}{_paint(fill, stroke, width, opacity)}/>")
 
-    def line(self, points: Sequence[Sequence[float]], stroke: str, width: float = 1.5, *, opacity: float = 1.0) -> None:
+    def line(
+        self, points: Sequence[Sequence[float]], stroke: str, width: float = 1.5, *, opacity: float = 1.0
+    ) -> None:
         place = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
         self._shapes.append(f'<polyline points="{place}"{_paint("none", stroke, width, opacity)}/>')
 
-    def circle(self, x: float, y: float, r: float, fill: str, *, stroke: str = "none", width: float = 1.0) -> None:
+    def circle(
+        self, x: float, y: float, r: float, fill: str, *, stroke: str = "none", width: float = 1.0
+    ) -> None:
         place = f'cx="{x:.1f}" cy="{y:.1f}" r="{r:g}"'
         self._shapes.append(f"<circle {place}{_paint(fill, stroke, width)}/>")
 

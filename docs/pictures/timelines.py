@@ -81,7 +81,9 @@ def draw() -> Drawing:
         picture.text(24, top + 81, "plant", fill="muted")
         for tick in asked:
             if begin <= tick < begin + TICKS:
-                draw_decision(picture, LEFT + (tick - begin) * CELL, top + 28, asked.index(tick) - asked.index(begin))
+                draw_decision(
+                    picture, LEFT + (tick - begin) * CELL, top + 28, asked.index(tick) - asked.index(begin)
+                )
         for t in range(TICKS):
             draw_tick(picture, LEFT + t * CELL, top + 59, played[t + begin + WARM_UP], asked.index(begin))
     for t in range(TICKS):

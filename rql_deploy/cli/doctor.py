@@ -52,7 +52,9 @@ def command(
     nothing. The exit status is 1 if there is a problem.
     """
     found: list[Finding] = []
-    for finding in check_machine(required=required, control_rate=control_rate, ports=ports or (5555,), keys=keys):
+    for finding in check_machine(
+        required=required, control_rate=control_rate, ports=ports or (5555,), keys=keys
+    ):
         found.append(finding)
         if not as_json:
             show(finding)

@@ -110,7 +110,9 @@ def check_versions(required: frozenset[str]) -> list[Finding]:
     for extra, texts in requirements().items():
         missing, wrong, right = [], [], []
         for parsed in map(Requirement, texts):
-            if parsed.name == "rql-deploy" or (parsed.marker and not parsed.marker.evaluate({"extra": extra})):
+            if parsed.name == "rql-deploy" or (
+                parsed.marker and not parsed.marker.evaluate({"extra": extra})
+            ):
                 continue
             try:
                 version = importlib.metadata.version(parsed.name)

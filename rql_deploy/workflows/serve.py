@@ -127,7 +127,9 @@ def _serve_together(
         return ServeResult(supervisor.requests, supervisor.errors, supervisor.restarts)
 
 
-def _open_metrics(queries: Sequence[StatusQuery], address: tuple[str, int], stack: contextlib.ExitStack) -> str:
+def _open_metrics(
+    queries: Sequence[StatusQuery], address: tuple[str, int], stack: contextlib.ExitStack
+) -> str:
     from rql_deploy.runtime.server.http import MetricsServer
 
     server = MetricsServer(queries, *address)

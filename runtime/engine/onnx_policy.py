@@ -49,7 +49,9 @@ class OnnxPolicy:
         start = time.monotonic()
         asked = ResolvedOptions.of(options)
         if asked.prefix is not None and len(asked.prefix):
-            return self._continue(self._job(observation, start, replace(asked, prune=())), asked.prefix, start)
+            return self._continue(
+                self._job(observation, start, replace(asked, prune=())), asked.prefix, start
+            )
         done = None
         for event in self._run(self._job(observation, start, asked)):
             done = event
@@ -94,7 +96,9 @@ class OnnxPolicy:
     def _job(self, observation: Mapping[str, Any], start: float, asked: ResolvedOptions) -> Job:
         if not 1 <= asked.candidates <= MAX_CANDIDATES:
             raise ContractError(f"candidates is {asked.candidates}: pass 1 to {MAX_CANDIDATES}")
-        fields = self._model.rows({name: np.asarray(observation[name]) for name in self._fields if name in observation})
+        fields = self._model.rows(
+            {name: np.asarray(observation[name]) for name in self._fields if name in observation}
+        )
         seed = secrets.randbits(63) if asked.seed is None else asked.seed
         prune = tuple((int(k), int(keep)) for k, keep in asked.prune)
         return Job(None, fields, seed, start, candidates=asked.candidates, value=asked.value, prune=prune)

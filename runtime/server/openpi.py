@@ -100,7 +100,13 @@ class OpenpiEndpoint:
         reply, out = channel.call(Act(budget=DEFAULT_TIMEOUT), arrays, DEFAULT_TIMEOUT)
         inference = (reply.timing or {})["inference"]
         timing = {"infer_ms": inference * 1e3, "total_ms": (time.monotonic() - start) * 1e3}
-        return pack({"actions": session.chunk(out), "server_timing": timing, "policy_timing": {"infer_ms": inference * 1e3}})
+        return pack(
+            {
+                "actions": session.chunk(out),
+                "server_timing": timing,
+                "policy_timing": {"infer_ms": inference * 1e3},
+            }
+        )
 
 
 def _hello(channel: Channel) -> Session:
@@ -148,7 +154,9 @@ def read_observation(message: str | bytes) -> dict[str, NDArray[Any]]:
             raise ValueError("not a map")
         return _flatten(plain)
     except Exception as error:  # malformed input: classes without a common base
-        raise ServerError("bad_message", f"the observation is not openpi's msgpack map of arrays ({error})") from error
+        raise ServerError(
+            "bad_message", f"the observation is not openpi's msgpack map of arrays ({error})"
+        ) from error
 
 
 def _restore(value: Any) -> Any:

@@ -77,7 +77,9 @@ class ModelRegistry:
         if contract is None or contract == current:
             return slot, None
         if contract not in slot.accepted:
-            raise ProtocolError("contract_changed", "this server's contract is not the one agreed on: say hello again")
+            raise ProtocolError(
+                "contract_changed", "this server's contract is not the one agreed on: say hello again"
+            )
         return slot, current
 
     def next_busy(self) -> Engine | None:

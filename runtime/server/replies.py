@@ -51,7 +51,13 @@ def hello(registry: ModelRegistry, name: str | None, *, records: bool) -> tuple[
 
 
 def statistics(
-    registry: ModelRegistry, metrics: Metrics, *, ready: bool, in_flight: int, clients: int, worker: int | None
+    registry: ModelRegistry,
+    metrics: Metrics,
+    *,
+    ready: bool,
+    in_flight: int,
+    clients: int,
+    worker: int | None,
 ) -> StatsReply:
     """The server's counts, and what each bundle's work costs here."""
     bundles = {

@@ -237,11 +237,17 @@ class PolicyServer:
             case headers.Refine():
                 slot, contract_update = self._slot(request)
                 next_x, preview = slot.model.refine(*requests.read_refinement(request, arrays, slot.model))
-                reply, parts = headers.RefineReply(contract_id=contract_update), {"next_x": next_x, "preview": preview}
+                reply, parts = (
+                    headers.RefineReply(contract_id=contract_update),
+                    {"next_x": next_x, "preview": preview},
+                )
             case headers.Value():
                 slot, contract_update = self._slot(request)
                 value, spread = slot.model.value(*requests.read_valuation(request, arrays, slot.model))
-                reply, parts = headers.ValueReply(contract_id=contract_update), {"value": value, "spread": spread}
+                reply, parts = (
+                    headers.ValueReply(contract_id=contract_update),
+                    {"value": value, "spread": spread},
+                )
             case headers.Hello():
                 reply, parts = hello(self._registry, request.bundle, records=self._recorder is not None)
             case headers.Reset():
@@ -325,6 +331,8 @@ class PolicyServer:
         self._reply(client, echo, headers.Refusal(code=code, error=reason), {})
 
     def _reply(self, client: bytes, echo: Echo, reply: headers.Reply, arrays: Arrays) -> None:
-        with contextlib.suppress(zmq.ZMQError):  # the client is gone or does not read: its reply is its own loss
+        with contextlib.suppress(
+            zmq.ZMQError
+        ):  # the client is gone or does not read: its reply is its own loss
             frames = protocol.encode(reply, arrays, id=echo.id, epoch=echo.epoch)
             protocol.send(self._socket, [client, *frames], protocol.NOBLOCK)

@@ -19,7 +19,16 @@ from rql_deploy.cli import main
 ROOT = Path(__file__).resolve().parents[2]
 LIFT_BUNDLE = Path(rql_deploy.__file__).parent / "assets" / "lift_bundle"
 """The bundle that comes with the package: no training before tests that take any policy."""
-TINY = ("--set", "rql.policy_hidden=[16, 16]", "--set", "rql.value_hidden=[16, 16]", "--set", "rql.h=3", "--set", "batch_size=8")
+TINY = (
+    "--set",
+    "rql.policy_hidden=[16, 16]",
+    "--set",
+    "rql.value_hidden=[16, 16]",
+    "--set",
+    "rql.h=3",
+    "--set",
+    "batch_size=8",
+)
 
 
 def cli(*arguments: object) -> Result:

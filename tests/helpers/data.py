@@ -27,7 +27,9 @@ PLANT = PlantDescription(
 )
 
 
-def make_store(episodes: tuple[int, ...] = (9, 7, 12), seed: int = 0, plant: PlantDescription = PLANT) -> TransitionStore:
+def make_store(
+    episodes: tuple[int, ...] = (9, 7, 12), seed: int = 0, plant: PlantDescription = PLANT
+) -> TransitionStore:
     """A random store whose even episodes end in success."""
     rng = np.random.default_rng(seed)
     rows = sum(episodes)
@@ -46,7 +48,9 @@ def make_store(episodes: tuple[int, ...] = (9, 7, 12), seed: int = 0, plant: Pla
     )
 
 
-def write_minari(folder: Path, *, episodes: tuple[int, ...] = (9, 7, 12), seed: int = 0, dim: int = 4) -> Path:
+def write_minari(
+    folder: Path, *, episodes: tuple[int, ...] = (9, 7, 12), seed: int = 0, dim: int = 4
+) -> Path:
     """A Minari data set with flat observations, written by the minari library itself."""
     import warnings
 

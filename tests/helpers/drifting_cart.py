@@ -14,7 +14,9 @@ import numpy as np
 class Cart(gymnasium.Env[Any, Any]):
     """Four numbers that follow the actions. Succeeds after `goal` steps, raises after `fails`; Ctrl-C at the next reset if `stopped`."""
 
-    def __init__(self, goal: int = 25, fails: int | None = None, stopped: bool = False, render_mode: str | None = None):
+    def __init__(
+        self, goal: int = 25, fails: int | None = None, stopped: bool = False, render_mode: str | None = None
+    ):
         self.observation_space = gymnasium.spaces.Box(-np.inf, np.inf, (4,))
         self.action_space = gymnasium.spaces.Box(-1.0, 1.0, (2,))
         self.goal, self.fails, self.stopped, self.steps = goal, fails, stopped, 0

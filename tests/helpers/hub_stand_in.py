@@ -48,17 +48,32 @@ class _Handler(BaseHTTPRequestHandler):
             return self._json({"url": f"{self.server.url}/{name}", "name": name})
         if self.path == "/api/validate-yaml":
             _, front, _ = json.loads(body)["content"].split("---\n", 2)
-            return self._json({"errors": [] if isinstance(yaml.safe_load(front), dict) else [{"message": "no table"}], "warnings": []})
+            return self._json(
+                {
+                    "errors": [] if isinstance(yaml.safe_load(front), dict) else [{"message": "no table"}],
+                    "warnings": [],
+                }
+            )
         match = re.fullmatch(r"/api/models/([\w.-]+/[\w.-]+)/(preupload|commit)/main", self.path)
         if match is None or match[1] not in self.server.repositories:
             return self._json({"error": "Repository not found"}, 404)
         if match[2] == "preupload":
             files = json.loads(body)["files"]
-            return self._json({"files": [{"path": f["path"], "uploadMode": "regular", "shouldIgnore": False} for f in files]})
+            return self._json(
+                {
+                    "files": [
+                        {"path": f["path"], "uploadMode": "regular", "shouldIgnore": False} for f in files
+                    ]
+                }
+            )
         for line in map(json.loads, body.splitlines()):
             if line["key"] == "file":
-                self.server.repositories[match[1]][line["value"]["path"]] = base64.b64decode(line["value"]["content"])
-        return self._json({"success": True, "commitOid": SHA, "commitUrl": f"{self.server.url}/{match[1]}/commit/{SHA}"})
+                self.server.repositories[match[1]][line["value"]["path"]] = base64.b64decode(
+                    line["value"]["content"]
+                )
+        return self._json(
+            {"success": True, "commitOid": SHA, "commitUrl": f"{self.server.url}/{match[1]}/commit/{SHA}"}
+        )
 
     def do_GET(self) -> None:
         if match := re.match(r"/api/models/([\w.-]+/[\w.-]+)/(revision|tree)/", self.path):
@@ -67,16 +82,29 @@ class _Handler(BaseHTTPRequestHandler):
                 return self._json({"error": "Repository not found"}, 404, {"X-Error-Code": "RepoNotFound"})
             if match[2] == "tree":
                 return self._json(
-                    [{"type": "file", "path": n, "size": len(d), "oid": hashlib.sha1(d).hexdigest()} for n, d in files.items()]
+                    [
+                        {"type": "file", "path": n, "size": len(d), "oid": hashlib.sha1(d).hexdigest()}
+                        for n, d in files.items()
+                    ]
                 )
             siblings = [{"rfilename": name} for name in files]
             return self._json(
-                {"_id": "0", "id": match[1], "modelId": match[1], "sha": SHA, "private": True, "tags": [], "siblings": siblings}
+                {
+                    "_id": "0",
+                    "id": match[1],
+                    "modelId": match[1],
+                    "sha": SHA,
+                    "private": True,
+                    "tags": [],
+                    "siblings": siblings,
+                }
             )
         if match := re.match(r"/([\w.-]+/[\w.-]+)/resolve/[^/]+/([^?]+)", self.path):
             data = self.server.repositories.get(match[1], {}).get(unquote(match[2]))
             if data is not None:
-                return self._send(data, 200, {"ETag": f'"{hashlib.sha1(data).hexdigest()}"', "X-Repo-Commit": SHA})
+                return self._send(
+                    data, 200, {"ETag": f'"{hashlib.sha1(data).hexdigest()}"', "X-Repo-Commit": SHA}
+                )
         return self._json({"error": "not here"}, 404)
 
     do_HEAD = do_GET

@@ -18,7 +18,9 @@ from rql_deploy.runtime.control.telemetry import Tick
 class Rail:
     """A cart on a rail and a gripper; remembers what it was told. Fails or takes its time where told to."""
 
-    def __init__(self, horizon: int = 30, *, fails: int | None = None, work: Mapping[int, float] | None = None):
+    def __init__(
+        self, horizon: int = 30, *, fails: int | None = None, work: Mapping[int, float] | None = None
+    ):
         self.horizon, self.fails, self.work = horizon, fails, work or {}
         self.clock: SimulatedClock | None = None
         self.applied: list[np.ndarray] = []
@@ -80,5 +82,7 @@ def drive(
     def on_tick(tick: Tick, _: Mapping[str, Any]) -> None:
         ticks.append(tick)
 
-    loop = RealTimeLoop(plant, policy, mode=mode, clock=clock, make_runner=make_runner, on_tick=on_tick, **options)
+    loop = RealTimeLoop(
+        plant, policy, mode=mode, clock=clock, make_runner=make_runner, on_tick=on_tick, **options
+    )
     return loop, ticks

@@ -23,7 +23,16 @@ from rql_deploy.contract import Contract
 @contextlib.contextmanager
 def serving(bundle: Path, *options: str) -> Iterator[tuple[str, subprocess.Popen[str]]]:
     """A real server process; yields its endpoint and the process."""
-    command = [sys.executable, "-m", "rql_deploy", "serve", str(bundle), "--bind", "tcp://127.0.0.1:*", *options]
+    command = [
+        sys.executable,
+        "-m",
+        "rql_deploy",
+        "serve",
+        str(bundle),
+        "--bind",
+        "tcp://127.0.0.1:*",
+        *options,
+    ]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     try:
         assert process.stdout is not None
@@ -67,8 +76,14 @@ def variant(bundle: Path, folder: Path, contract: Contract, *, scale: float) -> 
         graph = onnx.load(path)
         for tensor in graph.graph.initializer:
             if len(tensor.dims) == 2 and max(tensor.dims) > 1:
-                tensor.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(tensor) * np.float32(scale), tensor.name))
-        onnx.helper.set_model_props(graph, {CONTRACT_ID_KEY: contract.contract_id, CONTRACT_KEY: contract.to_json()})
+                tensor.CopyFrom(
+                    onnx.numpy_helper.from_array(
+                        onnx.numpy_helper.to_array(tensor) * np.float32(scale), tensor.name
+                    )
+                )
+        onnx.helper.set_model_props(
+            graph, {CONTRACT_ID_KEY: contract.contract_id, CONTRACT_KEY: contract.to_json()}
+        )
         onnx.save(graph, path)
     (folder / CONTRACT).write_text(contract.to_json())
     write_manifest(folder, contract)

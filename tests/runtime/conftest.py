@@ -19,7 +19,9 @@ def contract(bundle: Path) -> Contract:
             ActionDimension("gripper", -1, 1, mode="absolute", hold="repeat"),
         ),
     )
-    calibration = msgspec.structs.replace(base.calibration, action_rate=tuple((2.0, 2.0) for _ in base.calibration.levels))
+    calibration = msgspec.structs.replace(
+        base.calibration, action_rate=tuple((2.0, 2.0) for _ in base.calibration.levels)
+    )
     return msgspec.structs.replace(base, plant=plant, calibration=calibration)
 
 
@@ -27,5 +29,7 @@ def contract(bundle: Path) -> Contract:
 def successor(tmp_path_factory: pytest.TempPathFactory, bundle: Path) -> Path:
     """A bundle for the same plant with other weights."""
     contract = Bundle.open(bundle).contract
-    later = msgspec.structs.replace(contract, provenance=msgspec.structs.replace(contract.provenance, updates=99))
+    later = msgspec.structs.replace(
+        contract, provenance=msgspec.structs.replace(contract.provenance, updates=99)
+    )
     return variant(bundle, tmp_path_factory.mktemp("successor") / "bundle", later, scale=2.0)

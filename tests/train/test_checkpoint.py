@@ -14,9 +14,9 @@ import torch
 from rql_deploy.errors import UserError
 from rql_deploy.train.checkpoint import load_checkpoint
 from rql_deploy.train.config import TrainConfig
+from rql_deploy.train.hyperparameters import RQLConfig
 from rql_deploy.train.logging.loggers import read_metrics
 from rql_deploy.train.logging.periodic_evaluation import Evaluation, read_evaluations
-from rql_deploy.train.rql import RQLConfig
 from rql_deploy.train.run_folder import read_pointer
 from rql_deploy.train.trainer import Trainer
 from tests.helpers.commands import TINY, assert_refused, cli
@@ -258,7 +258,9 @@ def test_what_a_dead_simulator_left_unevaluated_is_kept_and_made_up_for(
     assert "a simulator process died" in capsys.readouterr().err
     assert steps_on_disk(run) == [3, 6, 9, 12]
     again = ScriptedEvaluator({3: 0.1, 6: 0.8, 9: 0.2, 12: 0.3, 15: 0.0})
-    Trainer(msgspec.structs.replace(config, updates=15), make_store(), run, resume=True, evaluator=again).train()
+    Trainer(
+        msgspec.structs.replace(config, updates=15), make_store(), run, resume=True, evaluator=again
+    ).train()
     assert sorted(again.submitted) == [3, 6, 9, 12, 15]
     assert steps_on_disk(run) == [6, 15]
 
@@ -299,6 +301,6 @@ def test_a_compiled_run_is_not_resumed_without_a_compiler(
     data = json.loads(header.read_text())
     data["engine"]["engine"] = "compiled"
     header.write_text(json.dumps(data))
-    monkeypatch.setattr("rql_deploy.train.engines.engine.shutil.which", lambda name: None)
+    monkeypatch.setattr("rql_deploy.train.engines.choice.shutil.which", lambda name: None)
     with pytest.raises(UserError, match=r"install g\+\+"):
         Trainer(CONFIG, make_store(), tmp_path / "run", resume=True)

@@ -15,7 +15,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from rql_deploy.errors import UserError
 from rql_deploy.train.checkpoint import load_checkpoint
 from rql_deploy.train.config import TrainConfig, load_config, preset_names
-from rql_deploy.train.rql import RQLConfig
+from rql_deploy.train.hyperparameters import RQLConfig
 from rql_deploy.train.trainer import Trainer
 from tests.helpers.commands import TINY, assert_refused, cli
 from tests.helpers.data import make_store, write_minari
@@ -42,7 +42,9 @@ def test_a_resumed_run_ends_with_the_same_bytes_as_one_never_stopped(tmp_path: P
 
 
 def test_training_lowers_the_cloning_loss(tmp_path: Path) -> None:
-    Trainer(msgspec.structs.replace(CONFIG, updates=400, log_every=20), make_store(), tmp_path / "run").train()
+    Trainer(
+        msgspec.structs.replace(CONFIG, updates=400, log_every=20), make_store(), tmp_path / "run"
+    ).train()
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == list(range(20, 401, 20))
     first, last = (sum(line["bc"] for line in part) / 5 for part in (lines[:5], lines[-5:]))

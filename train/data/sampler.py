@@ -49,7 +49,9 @@ class Rows:
         small[store.ends - 1, -2] = 1.0
         choices = store.ends - store.starts - (0 if complete_rows else 1)
         cumulative = choices.cumsum()
-        episodes = np.stack((store.starts, store.ends - 1, choices, cumulative - choices), axis=1)[choices > 0]
+        episodes = np.stack((store.starts, store.ends - 1, choices, cumulative - choices), axis=1)[
+            choices > 0
+        ]
         return cls(
             observations=torch.from_numpy(store.observations),
             small=torch.from_numpy(small),
@@ -162,7 +164,9 @@ class WindowSampler:
         shape = (*runs, batch_size)
         if self.sampling == "transitions":
             position = torch.randint(rows.total, shape, generator=generator, device=device)
-            first, last, _, before = _gather(rows.episodes, torch.searchsorted(rows.cumulative, position, right=True)).unbind(-1)
+            first, last, _, before = _gather(
+                rows.episodes, torch.searchsorted(rows.cumulative, position, right=True)
+            ).unbind(-1)
             return first + position - before, last
         count = len(rows.episodes)
         if batch_size >= count:
@@ -197,5 +201,7 @@ def _gather(table: Tensor, rows: Tensor) -> Tensor:
     """`table[rows]` for rows of any shape."""
     if table.device.type == "cpu":
         # NumPy copies short rows in about half of torch's time.
-        return torch.from_numpy(table.numpy().take(rows.flatten().numpy(), axis=0)).view(*rows.shape, table.shape[1])
+        return torch.from_numpy(table.numpy().take(rows.flatten().numpy(), axis=0)).view(
+            *rows.shape, table.shape[1]
+        )
     return table.index_select(0, rows.flatten()).view(*rows.shape, table.shape[1])

@@ -12,14 +12,24 @@ import torch
 from torch import Tensor
 
 from ..data.sampler import WindowSampler
-from ..rql import RQL, Batch, Noise, RQLConfig, draw_noise
+from ..hyperparameters import RQLConfig
+from ..rql import RQL, Batch, Noise, draw_noise
 
 
 def stacked_agents(
-    config: RQLConfig, observation_dim: int, action_dim: int, seeds: Sequence[int], device: torch.device | str = "cpu"
+    config: RQLConfig,
+    observation_dim: int,
+    action_dim: int,
+    seeds: Sequence[int],
+    device: torch.device | str = "cpu",
 ) -> RQL:
     """One agent per seed, side by side; each starts from the parameters that a run of its own with that seed starts from."""
-    return RQL.stack([RQL(config, observation_dim, action_dim, torch.Generator().manual_seed(seed), device) for seed in seeds])
+    return RQL.stack(
+        [
+            RQL(config, observation_dim, action_dim, torch.Generator().manual_seed(seed), device)
+            for seed in seeds
+        ]
+    )
 
 
 class SharedRows:
@@ -29,7 +39,9 @@ class SharedRows:
         """`rewards` and `masks` `[S, N]` stand in for those of the sampler's N rows; raises ValueError for other shapes."""
         rows = len(sampler.rows.small)
         if rewards.shape != masks.shape or rewards.dim() != 2 or rewards.shape[1] != rows:
-            raise ValueError(f"rewards {list(rewards.shape)} and masks {list(masks.shape)} must both be [S, {rows}]")
+            raise ValueError(
+                f"rewards {list(rewards.shape)} and masks {list(masks.shape)} must both be [S, {rows}]"
+            )
         self.sampler, self.runs = sampler, len(rewards)
         self.labels = torch.stack((rewards, masks), dim=-1).float().flatten(0, 1).to(sampler.device)
         first = torch.arange(self.runs, device=sampler.device) * rows

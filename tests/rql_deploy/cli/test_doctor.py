@@ -17,7 +17,16 @@ from tests.helpers.commands import cli
 def test_it_renders_computes_and_compares_versions_and_ends_with_what_it_found() -> None:
     # A rate so low that a busy machine's timers are good enough.
     result = cli(
-        "doctor", "--json", "--control-rate", 1, "--port", free_port(), "--require", "sim", "--require", "serve"
+        "doctor",
+        "--json",
+        "--control-rate",
+        1,
+        "--port",
+        free_port(),
+        "--require",
+        "sim",
+        "--require",
+        "serve",
     )
     found = json.loads(result.stdout)
     by_subject = {finding["subject"]: finding for finding in found["findings"]}

@@ -90,7 +90,9 @@ def test_every_servers_contract_is_checked_and_one_server_is_enough(
     open_client: Callable[..., Any], bundle: Path, tmp_path: Path, endpoint: str
 ) -> None:
     contract = Bundle.open(bundle).contract
-    slower = msgspec.structs.replace(contract, plant=msgspec.structs.replace(contract.plant, control_rate=10.0))
+    slower = msgspec.structs.replace(
+        contract, plant=msgspec.structs.replace(contract.plant, control_rate=10.0)
+    )
     other = variant(bundle, tmp_path / "other", slower, scale=1.0)
     absent = f"ipc://{tmp_path}/absent"
     with pytest.raises(UserError, match="no policy server answers at any of"):

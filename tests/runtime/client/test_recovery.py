@@ -98,7 +98,9 @@ def test_a_server_that_stood_still_for_seconds_goes_on_with_the_same_client(bund
 def test_a_restarted_server_with_another_plants_policy_is_refused(bundle: Path, tmp_path: Path) -> None:
 
     contract = Bundle.open(bundle).contract
-    slower = msgspec.structs.replace(contract, plant=msgspec.structs.replace(contract.plant, control_rate=10.0))
+    slower = msgspec.structs.replace(
+        contract, plant=msgspec.structs.replace(contract.plant, control_rate=10.0)
+    )
     other = variant(bundle, tmp_path / "other", slower, scale=1.0)
     socket = f"ipc://{tmp_path}/policy"
     with serving_at(bundle, socket) as first, RemotePolicy.connect(socket) as policy:

@@ -126,7 +126,9 @@ def test_an_incompatible_or_damaged_bundle_is_not_swapped_in(bundle: Path, tmp_p
     place = tmp_path / "bundle"
     shutil.copytree(bundle, place)
     contract = Bundle.open(bundle).contract
-    slower = msgspec.structs.replace(contract, plant=msgspec.structs.replace(contract.plant, control_rate=10.0))
+    slower = msgspec.structs.replace(
+        contract, plant=msgspec.structs.replace(contract.plant, control_rate=10.0)
+    )
     other = variant(bundle, tmp_path / "other", slower, scale=1.0)
     with serving(place) as (address, process), RemotePolicy.connect(address) as policy:
         before = policy.act(observation(policy.contract), seed=1).actions

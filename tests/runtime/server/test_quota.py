@@ -54,9 +54,12 @@ def answers(requests: dict[str, int]) -> dict[str, Counter[str]]:
         found: dict[str, Counter[str]] = {}
         for name, channel in channels.items():
             replies = [
-                read_header(protocol.receive(channel.socket, protocol.NOBLOCK)[0]) for _ in range(requests[name])
+                read_header(protocol.receive(channel.socket, protocol.NOBLOCK)[0])
+                for _ in range(requests[name])
             ]
-            found[name] = Counter("computed" if reply["ok"] else f"{reply['code']}: {reply['error']}" for reply in replies)
+            found[name] = Counter(
+                "computed" if reply["ok"] else f"{reply['code']}: {reply['error']}" for reply in replies
+            )
             channel.close()
     return found
 
@@ -74,7 +77,9 @@ def test_beyond_the_bound_of_all_clients_requests_wait_outside(monkeypatch: pyte
     total = found["a"] + found["b"]
     # Those that were not taken in before the stop were never queued.
     assert total["computed"] == 8
-    assert [(text.partition(":")[0], count) for text, count in total.items() if text != "computed"] == [("draining", 12)]
+    assert [(text.partition(":")[0], count) for text, count in total.items() if text != "computed"] == [
+        ("draining", 12)
+    ]
 
 
 def test_a_slot_is_free_again_when_its_request_was_answered() -> None:
@@ -118,7 +123,10 @@ def test_a_slow_rate_still_lets_one_request_through() -> None:
     for rate in (0.0, -1.0):
         with pytest.raises(UserError, match=r"--max-rate is .*: pass requests per second") as caught:
             Quota(max_rate=rate)
-        assert (caught.value.kind, caught.value.hint) == ("user error", "pass requests per second, more than 0")
+        assert (caught.value.kind, caught.value.hint) == (
+            "user error",
+            "pass requests per second, more than 0",
+        )
 
 
 def test_the_longest_silent_without_requests_are_forgotten_first(monkeypatch: pytest.MonkeyPatch) -> None:

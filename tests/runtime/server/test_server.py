@@ -137,7 +137,9 @@ def test_a_late_reply_is_counted_and_dropped() -> None:
         first, second = router.recv_multipart(), router.recv_multipart()
         for client, body in (first, second):
             asked = read_header(body)
-            reply = raw_message({"v": 1, "id": asked["id"], "epoch": asked["epoch"], "ok": True, **counts(asked["id"])})
+            reply = raw_message(
+                {"v": 1, "id": asked["id"], "epoch": asked["epoch"], "ok": True, **counts(asked["id"])}
+            )
             router.send_multipart([client, *reply])
 
     thread = threading.Thread(target=answer)
@@ -243,9 +245,24 @@ def test_the_server_stops_cleanly_on_sigterm_and_has_no_torch(bundle: Path) -> N
 
 def test_the_client_imports_little() -> None:
     code = "import sys; import rql_deploy.runtime.client; print(*sorted({m.partition('.')[0] for m in sys.modules}))"
-    loaded = set(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split())
+    loaded = set(
+        subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=True
+        ).stdout.split()
+    )
     assert {"numpy", "zmq", "msgspec", "rql_deploy"} <= loaded
-    assert not loaded & {"torch", "onnxruntime", "onnx", "gymnasium", "mujoco", "robosuite", "minari", "h5py", "click", "scipy"}
+    assert not loaded & {
+        "torch",
+        "onnxruntime",
+        "onnx",
+        "gymnasium",
+        "mujoco",
+        "robosuite",
+        "minari",
+        "h5py",
+        "click",
+        "scipy",
+    }
 
 
 def test_a_reply_that_is_no_action_chunk_is_an_error(bundle: Path) -> None:
@@ -258,7 +275,12 @@ def test_a_reply_that_is_no_action_chunk_is_an_error(bundle: Path) -> None:
     good = np.zeros((contract.h, contract.plant.action_dim), np.float32)
     reply = headers.ActReply(value=None, spread=None, steps_used=10, seed=0)
     assert session.decision(reply, {"actions": good}, 0.0).steps_used == 10
-    for wrong in ({}, {"actions": good + np.nan}, {"actions": good[:1]}, {"actions": good.astype(np.float64)}):
+    for wrong in (
+        {},
+        {"actions": good + np.nan},
+        {"actions": good[:1]},
+        {"actions": good.astype(np.float64)},
+    ):
         with pytest.raises(ServerError, match="no finite action chunk"):
             session.decision(reply, wrong, 0.0)
     head = headers.Head(ok=True)

@@ -84,7 +84,9 @@ def test_a_bundle_is_swapped_in_all_workers_and_a_restarted_one_serves_the_same(
     place = tmp_path / "bundle"
     shutil.copytree(bundle, place)
     contract = Bundle.open(bundle).contract
-    slower = msgspec.structs.replace(contract, plant=msgspec.structs.replace(contract.plant, control_rate=10.0))
+    slower = msgspec.structs.replace(
+        contract, plant=msgspec.structs.replace(contract.plant, control_rate=10.0)
+    )
     other = variant(bundle, tmp_path / "other", slower, scale=1.0)
     new_id = Bundle.open(successor).contract.contract_id
     with serving(place, "--workers", "2", "--bind", f"ipc://{tmp_path}/policy") as (address, process):

@@ -8,7 +8,8 @@ import torch
 
 from rql_deploy.train.data.sampler import WindowSampler
 from rql_deploy.train.engines.several import SharedRows, stacked_agents
-from rql_deploy.train.rql import RQL, Batch, Noise, RQLConfig
+from rql_deploy.train.hyperparameters import RQLConfig
+from rql_deploy.train.rql import RQL, Batch, Noise
 from tests.helpers.data import make_store
 
 CONFIG = RQLConfig(h=3, F=4, K=3, policy_hidden=(32, 32), value_hidden=(32, 32), kappa=0.7, rho=0.5)
@@ -17,7 +18,9 @@ SEEDS = (0, 1, 2)
 
 def shared_rows(device: str = "cpu") -> SharedRows:
     store = make_store((20, 30, 25, 12))
-    sampler = WindowSampler(store, CONFIG.h, generator=torch.Generator(device).manual_seed(5), inner_observations=False)
+    sampler = WindowSampler(
+        store, CONFIG.h, generator=torch.Generator(device).manual_seed(5), inner_observations=False
+    )
     rewards = torch.from_numpy(store.rewards).repeat(3, 1) - torch.arange(3)[:, None]
     masks = torch.from_numpy(store.masks).repeat(3, 1)
     masks[2, 10:20] = 0
@@ -35,7 +38,9 @@ def test_every_run_moves_as_it_would_alone(reversal: bool) -> None:
         losses = together.update(batch, noise)
         norms = together.gradient_norms()
         for i, agent in enumerate(alone):
-            expected = agent.update(Batch(*(part[:, i] for part in batch)), Noise(*(part[i] for part in noise)))
+            expected = agent.update(
+                Batch(*(part[:, i] for part in batch)), Noise(*(part[i] for part in noise))
+            )
             for name, value in expected._asdict().items():
                 torch.testing.assert_close(getattr(losses, name)[i], value, rtol=1e-4, atol=1e-5)
             for name, value in agent.gradient_norms().items():

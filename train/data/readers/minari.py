@@ -206,7 +206,9 @@ def _flatten(
 def _plant(dataset_id: str, metadata: Mapping[str, Any], first: Any) -> PlantDescription:
     """The description that our collector stored, else one made from spaces and arrays."""
     if PLANT_KEY in metadata:
-        return convert(json.loads(metadata[PLANT_KEY]), PlantDescription, f"the plant description of {dataset_id}")
+        return convert(
+            json.loads(metadata[PLANT_KEY]), PlantDescription, f"the plant description of {dataset_id}"
+        )
     node = first["observations"]
     if isinstance(node, Mapping | h5py.Group):
         fields = tuple(

@@ -121,7 +121,9 @@ class OGBenchFile:
             if PLANT_KEY in file.keys:
                 where = f"the plant description in {self.path}"
                 try:
-                    return convert(json.loads(file.read(PLANT_KEY, np.uint8).tobytes()), PlantDescription, where)
+                    return convert(
+                        json.loads(file.read(PLANT_KEY, np.uint8).tobytes()), PlantDescription, where
+                    )
                 except ValueError as error:
                     raise UserError(f"{where} is damaged ({error}): write the file again") from error
             observation_dim, action_dim = (file.member(key).shape[1] for key in ("observations", "actions"))

@@ -161,7 +161,9 @@ def _demonstrations(name: str, key: str, file: h5py.File) -> list[str]:
 
 def _plant(name: str, data: h5py.Group, demos: list[str]) -> PlantDescription:
     if PLANT_KEY in data.attrs:
-        return convert(json.loads(data.attrs[PLANT_KEY]), PlantDescription, f"the plant description of {name}")
+        return convert(
+            json.loads(data.attrs[PLANT_KEY]), PlantDescription, f"the plant description of {name}"
+        )
     text = data.attrs.get("env_args")
     settings = _environment(name, text)
     robosuite = settings.get("type") == ROBOSUITE
