@@ -237,7 +237,7 @@ def test_links_that_lead_in_a_circle_are_named(tmp_path: Path) -> None:
 def test_an_action_or_a_field_of_no_number_is_refused(tmp_path: Path) -> None:
     store = make_store()
     nothing = dataclasses.replace(
-        store, actions=store.actions[:, :0], plant=dataclasses.replace(store.plant, actions=())
+        store, actions=store.actions[:, :0], plant=msgspec.structs.replace(store.plant, actions=())
     )
     with pytest.raises(UserError, match="no action dimensions"):
         nothing.validate_rows()
