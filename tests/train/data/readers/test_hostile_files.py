@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import h5py
+import msgspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
