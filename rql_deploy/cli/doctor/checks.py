@@ -9,12 +9,12 @@ import socket
 import subprocess
 import sys
 import time
-import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+import msgspec
 import numpy as np
 
 import rql_deploy
@@ -59,7 +59,7 @@ def requirements() -> dict[str, list[str]]:
     """Requirement strings by extra, '' for the base: from the checkout if this is one, else from the installed package."""
     project = Path(rql_deploy.__file__).resolve().parent.parent / "pyproject.toml"
     if project.is_file():
-        table = tomllib.loads(project.read_text())["project"]
+        table = msgspec.toml.decode(project.read_bytes())["project"]
         return {"": table["dependencies"], **table["optional-dependencies"]}
     from packaging.requirements import Requirement
 
@@ -84,7 +84,7 @@ def check_versions(need: frozenset[str]) -> list[Finding]:
     for extra, texts in requirements().items():
         missing, wrong, right = [], [], []
         for parsed in map(Requirement, texts):
-            if parsed.name == "rql-deploy":
+            if parsed.name == "rql-deploy" or not (parsed.marker is None or parsed.marker.evaluate()):
                 continue
             try:
                 version = importlib.metadata.version(parsed.name)
