@@ -7,7 +7,6 @@ import time
 from collections import deque
 from typing import TextIO
 
-
 WINDOW_SECONDS = 30.0
 """The rate shown is that of the last so many seconds, so that a slow start does not spoil it."""
 

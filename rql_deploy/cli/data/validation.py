@@ -39,7 +39,7 @@ def compare(store: TransitionStore, data: str, given: str | None, relabel: str |
 
 def _beside(data: str) -> str | None:
     """`X-val.npz` beside `X.npz` (OGBench), the filter key `valid` beside `train` (robomimic)."""
-    from rql_deploy.train.data.readers.robomimic import split_filter_key, filter_keys
+    from rql_deploy.train.data.readers.robomimic import filter_keys, split_filter_key
 
     path, key = split_filter_key(data)
     file = Path(path)
