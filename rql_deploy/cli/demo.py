@@ -46,7 +46,11 @@ SETTINGS = {"robot": "Panda", "controller": "OSC_POSE", "control_rate": 20, "hor
 
 
 @click.command("demo")
-@click.option("--quick", is_flag=True, help="No training: serve the small bundle that comes with the package and run 3 episodes.")
+@click.option(
+    "--quick",
+    is_flag=True,
+    help="No training: serve the small bundle that comes with the package and run 3 episodes.",
+)
 @click.option(
     "--output",
     default=Path("demo"),
@@ -54,7 +58,13 @@ SETTINGS = {"robot": "Panda", "controller": "OSC_POSE", "control_rate": 20, "hor
     type=click.Path(path_type=Path),
     help="Folder for everything the demo makes; an earlier demo there is replaced.",
 )
-@click.option("--seed", default=0, show_default=True, type=click.IntRange(0), help="Base seed of collection, training and evaluation.")
+@click.option(
+    "--seed",
+    default=0,
+    show_default=True,
+    type=click.IntRange(0),
+    help="Base seed of collection, training and evaluation.",
+)
 def command(quick: bool, output: Path, seed: int) -> None:
     """Collect, train, export, serve and run on robosuite Lift, and print how well it did (about ten minutes on two cores).
 
@@ -100,12 +110,34 @@ def collect_and_train(output: Path, seed: int, updates: int = UPDATES) -> None:
         stdout=output / "collect.json",
     )
     collected = json.loads((output / "collect.json").read_text())
-    click.echo(f"{collected['episodes']} episodes, {collected['rows']:,} rows, {collected['success']:.0%} successful")
+    click.echo(
+        f"{collected['episodes']} episodes, {collected['rows']:,} rows, {collected['success']:.0%} successful"
+    )
 
-    heading(f"2/4 train RQL and behaviour cloning, {updates:,} updates each, side by side (cloning's progress is in {output / 'bc.log'})")
-    train = ("train", "--dataset", str(output / "dataset"), "--preset", "robosuite-lift", "--updates", str(updates), "--seed", str(seed))
+    heading(
+        f"2/4 train RQL and behaviour cloning, {updates:,} updates each, side by side (cloning's progress is in {output / 'bc.log'})"
+    )
+    train = (
+        "train",
+        "--dataset",
+        str(output / "dataset"),
+        "--preset",
+        "robosuite-lift",
+        "--updates",
+        str(updates),
+        "--seed",
+        str(seed),
+    )
     one_thread = ("--set", "threads=1", "--json")
-    cloning = background(*train, "--output", str(output / "bc"), *one_thread, "--set", "rql.policy_value_weight=0", log=output / "bc.log")
+    cloning = background(
+        *train,
+        "--output",
+        str(output / "bc"),
+        *one_thread,
+        "--set",
+        "rql.policy_value_weight=0",
+        log=output / "bc.log",
+    )
     try:
         rql_deploy_command(*train, "--output", str(output / "rql"), *one_thread, stdout=output / "rql.json")
         finish(cloning, output / "bc.log")
@@ -113,30 +145,53 @@ def collect_and_train(output: Path, seed: int, updates: int = UPDATES) -> None:
         stop(cloning)
 
     heading("3/4 export both to ONNX bundles, with certificates")
-    cloning = background("export", str(output / "bc"), "--output", str(output / "bundle_bc"), "--json", log=output / "export_bc.log")
+    cloning = background(
+        "export",
+        str(output / "bc"),
+        "--output",
+        str(output / "bundle_bc"),
+        "--json",
+        log=output / "export_bc.log",
+    )
     try:
-        rql_deploy_command("export", str(output / "rql"), "--output", str(output / "bundle"), "--json", stdout=output / "export.json")
+        rql_deploy_command(
+            "export",
+            str(output / "rql"),
+            "--output",
+            str(output / "bundle"),
+            "--json",
+            stdout=output / "export.json",
+        )
         finish(cloning, output / "export_bc.log")
     finally:
         stop(cloning)
     exported = json.loads((output / "export.json").read_text())
-    click.echo(f"{exported['bundle']}: contract {exported['contract_id'][:12]}, largest difference from torch {exported['max_error']:.1e}")
+    click.echo(
+        f"{exported['bundle']}: contract {exported['contract_id'][:12]}, largest difference from torch {exported['max_error']:.1e}"
+    )
 
 
-def evaluate(output: Path, seed: int, episodes: int = EVALUATION_EPISODES, workers: int = DEFAULT_WORKERS) -> dict[str, Score]:
+def evaluate(
+    output: Path, seed: int, episodes: int = EVALUATION_EPISODES, workers: int = DEFAULT_WORKERS
+) -> dict[str, Score]:
     """Every row of the table on the same seeds; the policies are asked over the socket. A row already in `output` is not played again."""
     from rql_deploy.seeding import episode_seed
     from rql_deploy.sim.evaluation.episodes import Evaluation
     from rql_deploy.sim.plants.tasks import Task
 
-    heading(f"4/4 serve both bundles, and evaluate over the socket: {episodes} episodes with fresh seeds, the same for every row")
+    heading(
+        f"4/4 serve both bundles, and evaluate over the socket: {episodes} episodes with fresh seeds, the same for every row"
+    )
     seeds = [episode_seed(seed, index, "evaluate") for index in range(episodes)]
     with (
         served(output / "bundle_bc") as cloning,
         served(output / "bundle") as rql,
         Evaluation(Task(TASK, SETTINGS), workers) as evaluation,
     ):
-        return {key: play_row(evaluation, key, seeds, cloning if key.startswith("bc") else rql, output) for key in ROWS}
+        return {
+            key: play_row(evaluation, key, seeds, cloning if key.startswith("bc") else rql, output)
+            for key in ROWS
+        }
 
 
 def play_row(evaluation: Evaluation, key: str, seeds: list[int], endpoint: str, output: Path) -> Score:
@@ -154,7 +209,12 @@ def play_row(evaluation: Evaluation, key: str, seeds: list[int], endpoint: str, 
         stream = evaluation.play_demonstrator(seeds, NOISE)
     else:
         stream = evaluation.play(
-            lockstep_policy(key, functools.partial(remote_policy, endpoint), DEFAULT_CANDIDATES if key.endswith("guided") else 1), seeds
+            lockstep_policy(
+                key,
+                functools.partial(remote_policy, endpoint),
+                DEFAULT_CANDIDATES if key.endswith("guided") else 1,
+            ),
+            seeds,
         )
     progress = ProgressLine(f"{ROWS[key]:32}", len(seeds), "episodes")
     results = []
@@ -172,17 +232,25 @@ def report(output: Path, scores: dict[str, Score], seed: int, seconds: float) ->
     """The table, the paired differences, `summary.json`, and what to type next."""
     from rql_deploy.progress import format_duration
 
-    heading(f"{TASK}, {len(scores['rql'].results)} fresh-seed episodes per row, a failure counts as {DEFAULT_HORIZON} steps")
+    heading(
+        f"{TASK}, {len(scores['rql'].results)} fresh-seed episodes per row, a failure counts as {DEFAULT_HORIZON} steps"
+    )
     click.echo("\n".join(table(scores)))
-    click.echo(f"\nRQL + best of {DEFAULT_CANDIDATES} by V, episode by episode against (mean difference, 95 % interval):")
-    differences = {key: paired(scores["rql_guided"], scores[key]) for key in ("demonstrator", "bc", "bc_guided", "rql")}
+    click.echo(
+        f"\nRQL + best of {DEFAULT_CANDIDATES} by V, episode by episode against (mean difference, 95 % interval):"
+    )
+    differences = {
+        key: paired(scores["rql_guided"], scores[key]) for key in ("demonstrator", "bc", "bc_guided", "rql")
+    }
     for key, difference in differences.items():
         success = "{:+.0%} [{:+.0%}, {:+.0%}]".format(*difference["success"])
         steps = "{:+.0f} [{:+.0f}, {:+.0f}]".format(*difference["steps"])
         click.echo(f"  {ROWS[key]:32} success {success}, steps {steps}")
     summary = {key: score.summary() for key, score in scores.items()}
     (output / "summary.json").write_text(json.dumps(summary, indent=1))
-    (output / "details.json").write_text(json.dumps({"seed": seed, "seconds": seconds, "paired_differences": differences}, indent=1))
+    (output / "details.json").write_text(
+        json.dumps({"seed": seed, "seconds": seconds, "paired_differences": differences}, indent=1)
+    )
     click.echo(
         f"\n{len(scores['rql'].results)} episodes show, they do not prove; benchmarks/RESULTS.md has the claim. "
         f"Took {format_duration(seconds)}; everything is in {output}/"
@@ -197,7 +265,9 @@ def report(output: Path, scores: dict[str, Score], seed: int, seconds: float) ->
 
 def table(scores: dict[str, Score]) -> list[str]:
     """Lines of the demo's table."""
-    lines = [f"{'':32} {'success':>8} {'95 % interval':>14} {'steps':>6} {'round trip p50/p99':>20} {'inference p50/p99':>20}"]
+    lines = [
+        f"{'':32} {'success':>8} {'95 % interval':>14} {'steps':>6} {'round trip p50/p99':>20} {'inference p50/p99':>20}"
+    ]
     for key, score in scores.items():
         summary, (low, high) = score.summary(), score.interval
         times = [
@@ -242,7 +312,9 @@ def rql_deploy_command(*arguments: str, stdout: Path | None = None) -> None:
             stop(process)
             raise
     if status:
-        raise UserError(f"the demo stopped because `rql-deploy {' '.join(arguments[:2])} ...` failed (status {status}, see above)")
+        raise UserError(
+            f"the demo stopped because `rql-deploy {' '.join(arguments[:2])} ...` failed (status {status}, see above)"
+        )
 
 
 def background(*arguments: str, log: Path) -> subprocess.Popen[bytes]:
@@ -267,7 +339,9 @@ def stop(process: subprocess.Popen[Any]) -> None:
 @contextlib.contextmanager
 def served(bundle: Path) -> Iterator[str]:
     """A policy server in its own process on a free port; yields its endpoint once it is ready."""
-    process = subprocess.Popen(program("serve", str(bundle), "--bind", "tcp://127.0.0.1:*"), stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        program("serve", str(bundle), "--bind", "tcp://127.0.0.1:*"), stdout=subprocess.PIPE, text=True
+    )
     try:
         assert process.stdout is not None
         ready = process.stdout.readline()

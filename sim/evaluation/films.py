@@ -89,7 +89,13 @@ class Film:
             value = preview.value if preview.value is not None else self._range[0]
             opacity = 1.0 if preview is decision else 0.15 + 0.45 * k / max(1, len(shown))
             rgba = np.append(colour(value, *self._range), opacity)
-            self._lines.append((self._paths.path(preview.actions, start, base), rgba, RADIUS * (1.8 if preview is decision else 1.0)))
+            self._lines.append(
+                (
+                    self._paths.path(preview.actions, start, base),
+                    rgba,
+                    RADIUS * (1.8 if preview is decision else 1.0),
+                )
+            )
         if self._tick == 0:
             self._frame()
 
@@ -125,7 +131,9 @@ class Film:
         text = f"episode {self._episode}   tick {self._tick}"
         decision = self._decision
         if decision is not None and decision.value is not None:
-            text += f"   V {decision.value:.1f}" + (f" (spread {decision.spread:.1f})" if decision.spread is not None else "")
+            text += f"   V {decision.value:.1f}" + (
+                f" (spread {decision.spread:.1f})" if decision.spread is not None else ""
+            )
         return text + ("   success" if self._plant.success else "")
 
 
@@ -161,7 +169,9 @@ class _Stage:
         """Rotation `[3, 3]` of the robot's base."""
         return np.eye(3) if self._base is None else np.array(self.data.xmat[self._base]).reshape(3, 3)
 
-    def picture(self, lines: list[tuple[NDArray[np.float64], NDArray[np.float64], float]]) -> NDArray[np.uint8]:
+    def picture(
+        self, lines: list[tuple[NDArray[np.float64], NDArray[np.float64], float]]
+    ) -> NDArray[np.uint8]:
         """`[H, W, 3]`"""
         import mujoco
 
@@ -172,7 +182,14 @@ class _Stage:
                 if scene.ngeom >= scene.maxgeom or np.linalg.norm(b - a) < 1e-6:
                     continue
                 geom = scene.geoms[scene.ngeom]
-                mujoco.mjv_initGeom(geom, mujoco.mjtGeom.mjGEOM_CAPSULE, np.zeros(3), np.zeros(3), np.zeros(9), rgba.astype(np.float32))
+                mujoco.mjv_initGeom(
+                    geom,
+                    mujoco.mjtGeom.mjGEOM_CAPSULE,
+                    np.zeros(3),
+                    np.zeros(3),
+                    np.zeros(9),
+                    rgba.astype(np.float32),
+                )
                 mujoco.mjv_connector(geom, mujoco.mjtGeom.mjGEOM_CAPSULE, radius, a, b)
                 geom.emission = 0.6
                 scene.ngeom += 1

@@ -62,7 +62,13 @@ class LearningCurves:
     losses: Mapping[str, Sequence[tuple[float, float]]] | None = None
 
 
-def write_report(path: Path, subject: Subject, score: Score, curves: LearningCurves | None = None, video: Path | None = None) -> None:
+def write_report(
+    path: Path,
+    subject: Subject,
+    score: Score,
+    curves: LearningCurves | None = None,
+    video: Path | None = None,
+) -> None:
     """Write the page, complete or not at all."""
     page = render(subject, score, curves, video)
     partial = path.with_name(path.name + ".writing")
@@ -70,13 +76,20 @@ def write_report(path: Path, subject: Subject, score: Score, curves: LearningCur
     partial.replace(path)
 
 
-def render(subject: Subject, score: Score, curves: LearningCurves | None = None, video: Path | None = None) -> str:
+def render(
+    subject: Subject, score: Score, curves: LearningCurves | None = None, video: Path | None = None
+) -> str:
     """The page as text."""
     episodes = [r for r in score.results if isinstance(r, AnnotatedEpisode)]
     parts = [_heading(subject, score, episodes), _success(score)]
     if video is not None:
         parts.append(_video(video))
-    parts += [_latency(score, subject.control_rate), _refinement(episodes), _calibration(calibrate(episodes)), _learning(curves)]
+    parts += [
+        _latency(score, subject.control_rate),
+        _refinement(episodes),
+        _calibration(calibrate(episodes)),
+        _learning(curves),
+    ]
     title = escape(f"{subject.task}: {score.success:.0%}")
     return (
         f'<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width,initial-scale=1">'
@@ -88,8 +101,16 @@ def render(subject: Subject, score: Score, curves: LearningCurves | None = None,
 def _heading(subject: Subject, score: Score, episodes: Sequence[AnnotatedEpisode]) -> str:
     summary, (low, high) = score.summary(), score.interval
     tiles = [
-        ("success", f"{score.success:.0%}", f"{score.successes} of {len(score.results)}, 95 % interval {low:.0%} to {high:.0%}"),
-        ("episode length", f"{summary['steps']:.0f} steps", f"a failure counts as the horizon, {score.horizon}"),
+        (
+            "success",
+            f"{score.success:.0%}",
+            f"{score.successes} of {len(score.results)}, 95 % interval {low:.0%} to {high:.0%}",
+        ),
+        (
+            "episode length",
+            f"{summary['steps']:.0f} steps",
+            f"a failure counts as the horizon, {score.horizon}",
+        ),
     ]
     if episodes:
         tiles.append(("return", f"{summary['reward']:.1f}", "sum of rewards, mean over episodes"))
@@ -98,9 +119,18 @@ def _heading(subject: Subject, score: Score, episodes: Sequence[AnnotatedEpisode
         tiles.append(("decision", f"{trip['p50']:.2f} ms", f"p50; p99 {trip['p99']:.2f} ms"))
     if score.results and any(r.holds for r in score.results):
         tiles.append(("holds", str(summary["holds"]), "ticks without a fresh action"))
-    cells = "".join(f'<div class="tile">{escape(n)}<b>{escape(v)}</b><span class="soft">{escape(t)}</span></div>' for n, v, t in tiles)
-    text = "; ".join(filter(None, (subject.source, subject.choice, f"{subject.control_rate:g} Hz, lock-step", subject.scored)))
-    return f'<h1>{escape(subject.task)}</h1><p class="soft">{escape(text)}</p><div class="tiles">{cells}</div>'
+    cells = "".join(
+        f'<div class="tile">{escape(n)}<b>{escape(v)}</b><span class="soft">{escape(t)}</span></div>'
+        for n, v, t in tiles
+    )
+    text = "; ".join(
+        filter(
+            None, (subject.source, subject.choice, f"{subject.control_rate:g} Hz, lock-step", subject.scored)
+        )
+    )
+    return (
+        f'<h1>{escape(subject.task)}</h1><p class="soft">{escape(text)}</p><div class="tiles">{cells}</div>'
+    )
 
 
 def _success(score: Score) -> str:
@@ -108,7 +138,14 @@ def _success(score: Score) -> str:
         f'<i class="{"" if r.success else "no"}" title="seed {r.seed}: {"" if r.success else "no "}success after {r.steps} steps"></i>'
         for r in score.results
     )
-    lengths = histogram(score.lengths, x_label="steps", y_label="episodes", bins=LENGTH_BINS, series=2, span=(0.0, float(score.horizon)))
+    lengths = histogram(
+        score.lengths,
+        x_label="steps",
+        y_label="episodes",
+        bins=LENGTH_BINS,
+        series=2,
+        span=(0.0, float(score.horizon)),
+    )
     low, high = score.interval
     bar = Chart((0.0, 1.0), (0.0, 1.0), x_label="success", label=f"success {score.success:.0%}", scale=False)
     bar.band((low, high), (0.3, 0.3), (0.7, 0.7), 2)
@@ -162,12 +199,20 @@ def _refinement(episodes: Sequence[AnnotatedEpisode]) -> str:
     values = np.array(rows)
     low, middle, high = np.quantile(values, (0.1, 0.5, 0.9), axis=0)
     steps = list(range(1, values.shape[1] + 1))
-    chart = Chart((1.0, steps[-1]), (float(low.min()), float(high.max())), x_label="refinement step", y_label="V of the preview")
+    chart = Chart(
+        (1.0, steps[-1]),
+        (float(low.min()), float(high.max())),
+        x_label="refinement step",
+        y_label="V of the preview",
+    )
     chart.band(steps, low.tolist(), high.tolist())
     chart.line(steps, middle.tolist())
     gain = values - values[:, -1:]
     change = Chart(
-        (1.0, steps[-1]), (float(min(gain.min(), 0.0)), float(max(gain.max(), 0.0))), x_label="refinement step", y_label="V - final V"
+        (1.0, steps[-1]),
+        (float(min(gain.min(), 0.0)), float(max(gain.max(), 0.0))),
+        x_label="refinement step",
+        y_label="V - final V",
     )
     low, middle, high = np.quantile(gain, (0.1, 0.5, 0.9), axis=0)
     change.band(steps, low.tolist(), high.tolist(), 1)
@@ -190,9 +235,7 @@ def _calibration(found: ValueCalibration | None) -> str:
     for b in found.bins:
         chart.whisker(b.value, b.low, b.high)
     chart.points(values, achieved, 0, [f"{b.decisions} decisions" for b in found.bins])
-    caption = (
-        "Decisions in equal shares by their V; mean return of each with its 95 % interval over episodes. On the dashed line V is right."
-    )
+    caption = "Decisions in equal shares by their V; mean return of each with its 95 % interval over episodes. On the dashed line V is right."
     cut = (
         f"{found.cut} of {found.episodes} episodes ended without success: their return is known until then only. Had their rewards gone on "
         f"for ever, V minus return would be {found.start.bias_endless:+.1f} at the start instead of {found.start.bias:+.1f}."
@@ -213,11 +256,11 @@ def _calibration(found: ValueCalibration | None) -> str:
 
 def _words(where: str, agreement: Any) -> str:
     low, high = agreement.bias_interval
-    rank = "" if agreement.rank_correlation is None else f"; rank correlation {agreement.rank_correlation:.2f}"
-    linear = "" if agreement.correlation is None else f", correlation {agreement.correlation:.2f}"
-    return (
-        f"<p><b>{where}</b>: V minus return {agreement.bias:+.1f} [{low:+.1f}, {high:+.1f}], rmse {agreement.rmse:.1f}{rank}{linear}.</p>"
+    rank = (
+        "" if agreement.rank_correlation is None else f"; rank correlation {agreement.rank_correlation:.2f}"
     )
+    linear = "" if agreement.correlation is None else f", correlation {agreement.correlation:.2f}"
+    return f"<p><b>{where}</b>: V minus return {agreement.bias:+.1f} [{low:+.1f}, {high:+.1f}], rmse {agreement.rmse:.1f}{rank}{linear}.</p>"
 
 
 def _learning(curves: LearningCurves | None) -> str:
@@ -233,7 +276,12 @@ def _learning(curves: LearningCurves | None) -> str:
         figures.append(_figure(chart, "Success while training, with 95 % intervals."))
     for name, points in (curves.losses or {}).items():
         xs, ys = [p[0] for p in points], [p[1] for p in points]
-        chart = Chart((0.0, max(xs)), (float(np.quantile(ys, 0.01)), float(np.quantile(ys, 0.99))), x_label="update", y_label=name)
+        chart = Chart(
+            (0.0, max(xs)),
+            (float(np.quantile(ys, 0.01)), float(np.quantile(ys, 0.99))),
+            x_label="update",
+            y_label=name,
+        )
         chart.line(xs, ys)
         figures.append(_figure(chart, name))
     return f'<h2>Learning curves</h2><div class="charts">{"".join(figures)}</div>' if figures else ""

@@ -16,7 +16,14 @@ from rql_deploy.sim.evaluation.charts import Chart, histogram, number, ticks
 from rql_deploy.sim.evaluation.episodes import Score
 from rql_deploy.sim.evaluation.report import LearningCurves, Subject, render, write_report
 
-HEADINGS = ["Success", "Video", "Latency and deadline use", "V over refinement steps", "Calibration of V", "Learning curves"]
+HEADINGS = [
+    "Success",
+    "Video",
+    "Latency and deadline use",
+    "V over refinement steps",
+    "Calibration of V",
+    "Learning curves",
+]
 
 
 def episode(seed: int) -> AnnotatedEpisode:
@@ -38,7 +45,9 @@ def episode(seed: int) -> AnnotatedEpisode:
 
 SUBJECT = Subject('robosuite:<Lift> & "more"', "runs/bundle", 20.0, "the best of 4 chunks by V", "today")
 SCORE = Score("onnx", tuple(episode(seed) for seed in range(12)), 60)
-CURVES = LearningCurves([(1000, 0.4, 0.2, 0.6), (2000, 0.8, 0.6, 0.9)], {"loss of V": [(i, 1.0 / (i + 1)) for i in range(50)]})
+CURVES = LearningCurves(
+    [(1000, 0.4, 0.2, 0.6), (2000, 0.8, 0.6, 0.9)], {"loss of V": [(i, 1.0 / (i + 1)) for i in range(50)]}
+)
 
 
 class Page(HTMLParser):
@@ -54,7 +63,9 @@ class Page(HTMLParser):
         self.feed(text)
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.addresses += [value or "" for name, value in attrs if name in ("src", "href", "srcset", "poster", "action")]
+        self.addresses += [
+            value or "" for name, value in attrs if name in ("src", "href", "srcset", "poster", "action")
+        ]
         if tag != "meta":
             self.open.append(tag)
 
@@ -77,7 +88,11 @@ def film(tmp_path: Path) -> Path:
         stream = container.add_stream("libx264", rate=20)
         stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
         for shade in range(5):
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(np.full((48, 64, 3), 40 * shade, np.uint8), format="rgb24")))
+            container.mux(
+                stream.encode(
+                    av.VideoFrame.from_ndarray(np.full((48, 64, 3), 40 * shade, np.uint8), format="rgb24")
+                )
+            )
         container.mux(stream.encode())
     return path
 
@@ -104,7 +119,15 @@ def test_what_was_not_measured_is_left_out() -> None:
 
 def test_one_decision_and_equal_values_still_make_a_page() -> None:
     one = AnnotatedEpisode(
-        0, True, 1, round_trip=(0.01,), inference=(0.01,), decided_at=(0,), values=(0.0,), returns=(0.0,), returns_endless=(0.0,)
+        0,
+        True,
+        1,
+        round_trip=(0.01,),
+        inference=(0.01,),
+        decided_at=(0,),
+        values=(0.0,),
+        returns=(0.0,),
+        returns_endless=(0.0,),
     )
     assert Page(render(SUBJECT, Score("onnx", (one,), 60))).open == []
 
@@ -118,15 +141,21 @@ def test_ticks_are_round_and_inside() -> None:
 def test_marks_lie_where_their_values_are() -> None:
     chart = Chart((0.0, 10.0), (0.0, 1.0))
     chart.points([0.0, 10.0], [0.0, 1.0])
-    (x0, y0), (x1, y1) = ((float(a), float(b)) for a, b in re.findall(r'cx="([\d.]+)" cy="([\d.]+)"', str(chart)))
+    (x0, y0), (x1, y1) = (
+        (float(a), float(b)) for a, b in re.findall(r'cx="([\d.]+)" cy="([\d.]+)"', str(chart))
+    )
     assert x0 < x1
     assert y0 > y1
-    bars = re.findall(r'<rect [^>]*height="([\d.]+)"', str(histogram([1.0] * 3 + [2.0], x_label="x", y_label="y", bins=2)))
+    bars = re.findall(
+        r'<rect [^>]*height="([\d.]+)"', str(histogram([1.0] * 3 + [2.0], x_label="x", y_label="y", bins=2))
+    )
     assert float(bars[0]) == pytest.approx(3 * float(bars[1]), rel=0.02)
 
 
 @pytest.mark.slow
-def test_chromium_shows_it_without_a_network_in_light_and_dark_and_on_a_phone(tmp_path: Path, film: Path) -> None:
+def test_chromium_shows_it_without_a_network_in_light_and_dark_and_on_a_phone(
+    tmp_path: Path, film: Path
+) -> None:
     browser = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     if browser is None:
         pytest.skip("no Chromium here (apt-get install chromium)")
@@ -134,11 +163,28 @@ def test_chromium_shows_it_without_a_network_in_light_and_dark_and_on_a_phone(tm
 
     page = tmp_path / "report.html"
     write_report(page, SUBJECT, SCORE, CURVES, film)
-    offline = (browser, "--headless=new", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--host-resolver-rules=MAP * ~NOTFOUND")
+    offline = (
+        browser,
+        "--headless=new",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--hide-scrollbars",
+        "--host-resolver-rules=MAP * ~NOTFOUND",
+    )
     corners = {}
-    for name, options in {"light": (), "dark": ("--force-dark-mode", "--blink-settings=preferredColorScheme=0")}.items():
+    for name, options in {
+        "light": (),
+        "dark": ("--force-dark-mode", "--blink-settings=preferredColorScheme=0"),
+    }.items():
         picture = tmp_path / f"{name}.png"
-        command = (*offline, *options, "--enable-logging=stderr", "--window-size=500,3000", f"--screenshot={picture}", page.as_uri())
+        command = (
+            *offline,
+            *options,
+            "--enable-logging=stderr",
+            "--window-size=500,3000",
+            f"--screenshot={picture}",
+            page.as_uri(),
+        )
         done = subprocess.run(command, capture_output=True, text=True, timeout=180, check=True)
         assert "CONSOLE" not in done.stderr, done.stderr
         image = Image.open(picture).convert("RGB")
