@@ -1,4 +1,4 @@
-"""Small charts as inline SVG: drawn in the page's own colours, so that they are right in light and in dark, and on paper."""
+"""Small charts as inline SVG, in the page's own colours: right in light, in dark and on paper."""
 
 from __future__ import annotations
 
@@ -16,7 +16,10 @@ Span = tuple[float, float]
 
 
 class Chart:
-    """Axes onto which series are drawn; `str` of it is the SVG. Classes c0, c1, ... are the page's series colours."""
+    """Axes onto which series are drawn; `str` of it is the SVG.
+
+    Series 0, 1, ... have the page's classes c0, c1, ..., which set their colours.
+    """
 
     def __init__(
         self, x: Span, y: Span, *, x_label: str = "", y_label: str = "", label: str = "", scale: bool = True
@@ -47,12 +50,14 @@ class Chart:
         for i, (x, y) in enumerate(zip(xs, ys, strict=True)):
             title = f"<title>{escape(titles[i])}</title>" if titles else ""
             self._marks.append(
-                f'<circle class="c{series} fill" cx="{self._px(x):.1f}" cy="{self._py(y):.1f}" r="4">{title}</circle>'
+                f'<circle class="c{series} fill" cx="{self._px(x):.1f}" cy="{self._py(y):.1f}" r="4">'
+                f"{title}</circle>"
             )
 
     def whisker(self, x: float, low: float, high: float, series: int = 0) -> None:
         """An upright interval at x."""
-        place = f'x1="{self._px(x):.1f}" x2="{self._px(x):.1f}" y1="{self._py(low):.1f}" y2="{self._py(high):.1f}"'
+        place = f'x1="{self._px(x):.1f}" x2="{self._px(x):.1f}" '
+        place += f'y1="{self._py(low):.1f}" y2="{self._py(high):.1f}"'
         self._marks.append(f'<line class="c{series} stroke" {place}/>')
 
     def bars(self, edges: Sequence[float], heights: Sequence[float], series: int = 0) -> None:
@@ -75,7 +80,8 @@ class Chart:
     def __str__(self) -> str:
         low, right = HEIGHT - BOTTOM, WIDTH - RIGHT
         parts = [
-            f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(self._label or self._y_label)}">'
+            f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" '
+            f'aria-label="{escape(self._label or self._y_label)}">'
         ]
         for value in ticks(self.y) if self._scale else ():
             y = self._py(value)
@@ -88,7 +94,8 @@ class Chart:
         parts.append(f'<line class="axis" x1="{LEFT}" x2="{right}" y1="{low}" y2="{low}"/>')
         parts += self._marks
         parts.append(
-            f'<text x="{(LEFT + right) / 2:.0f}" y="{HEIGHT - 6}" text-anchor="middle">{escape(self._x_label)}</text>'
+            f'<text x="{(LEFT + right) / 2:.0f}" y="{HEIGHT - 6}" text-anchor="middle">'
+            f"{escape(self._x_label)}</text>"
         )
         middle = (TOP + low) / 2
         turned = f'transform="rotate(-90 12 {middle:.0f})" text-anchor="middle"'
@@ -119,7 +126,10 @@ def histogram(
     series: int = 0,
     span: Span | None = None,
 ) -> Chart:
-    """Counts over `span` (the smallest to the 99.5 % quantile by default; what lies beyond counts in the last bar)."""
+    """Counts over `span`, by default from the smallest to the 99.5 % quantile.
+
+    What lies beyond counts in the last bar.
+    """
     low, high = span or (float(min(values)), float(np.quantile(values, 0.995)))
     edges = np.linspace(*_wide((low, high)), bins + 1)
     counts = np.histogram(np.clip(values, edges[0], edges[-1]), edges)[0]

@@ -1,4 +1,4 @@
-"""Films: paths of previews, where and in which colour; frames that an encoder took and a decoder gives back."""
+"""Films: paths of previews, where and in which colour; frames that a decoder gives back."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ from rql_deploy.sim.processes import render_headless
 from tests.helpers.data import PLANT
 
 MODEL = """<mujoco><visual><headlight ambient="1 1 1" diffuse="0 0 0" specular="0 0 0"/></visual><worldbody>
-  <camera name="front" pos="0 -1 0" xyaxes="1 0 0 0 0 1"/><camera name="side" pos="1 0 0" xyaxes="0 1 0 0 0 1"/>
+  <camera name="front" pos="0 -1 0" xyaxes="1 0 0 0 0 1"/>
+  <camera name="side" pos="1 0 0" xyaxes="0 1 0 0 0 1"/>
   <body name="arm_base"/><site name="grip_site" pos="-.2 0 0"/></worldbody></mujoco>"""
 
 
