@@ -172,7 +172,7 @@ def _films(rows: Sequence[Row], seed: int | None) -> str:
         end = "" if result is None else _outcome(result)
         figures.append(
             f"<figure>{video(row.film, ' autoplay loop')}"
-            f'<figcaption><b class="k{row.series}">{escape(row.name)}</b> {end}</figcaption></figure>'
+            f'<figcaption><b class="k{row.series}">{escape(row.name)}</b>: {end}</figcaption></figure>'
         )
     return (
         f'<h2>The same start, side by side</h2><div class="films">{"".join(figures)}</div>'
@@ -188,8 +188,8 @@ def _differences(rows: Sequence[Row], differences: Mapping[str, Mapping[str, Dif
         return ""
     charts = []
     for key, label, text in (
-        ("success", "difference in success", "{:+.0%}".format),
-        ("steps", "difference in steps", "{:+.0f}".format),
+        ("success", "difference in success", _percent),
+        ("steps", "difference in steps", _signed),
     ):
         estimates = [_estimate(row, *differences[row.name][key]) for row in others]
         charts.append(IntervalChart(estimates, x_label=label, zero=True, text=text))
@@ -200,6 +200,14 @@ def _differences(rows: Sequence[Row], differences: Mapping[str, Mapping[str, Dif
         '<p class="soft">Mean over pairs of episodes with the same seed, bootstrap 95 % interval. An '
         "interval that crosses the line does not tell the two apart.</p>"
     )
+
+
+def _percent(value: float) -> str:
+    return f"{value:+.0%}" if round(value, 2) else "0%"
+
+
+def _signed(value: float) -> str:
+    return f"{value:+.0f}" if round(value) else "0"
 
 
 def _learning(losses: Mapping[str, Mapping[str, Points]]) -> str:
@@ -215,7 +223,7 @@ def _learning(losses: Mapping[str, Mapping[str, Points]]) -> str:
         figures.append(f"<figure>{chart}<figcaption>{escape(label)}: {keys}</figcaption></figure>")
     if not figures:
         return ""
-    return f'<h2>Learning curves</h2><div class="charts">{"".join(figures)}</div>'
+    return f'<h2>Learning curves</h2><div class="charts small">{"".join(figures)}</div>'
 
 
 def _latency(rows: Sequence[Row], control_rate: float) -> str:

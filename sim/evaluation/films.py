@@ -170,6 +170,8 @@ class Film:
         self._container.mux(self._stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
 
     def _text(self) -> str:
+        if not self._format.scale:
+            return self._short_text()
         text = f"episode {self._episode}   tick {self._tick}"
         decision = self._decision
         if decision is not None and decision.value is not None:
@@ -177,6 +179,16 @@ class Film:
                 f" (spread {decision.spread:.1f})" if decision.spread is not None else ""
             )
         return text + ("   success" if self._plant.success else "")
+
+    def _short_text(self) -> str:
+        """What can be read in a small picture."""
+        value = None if self._decision is None else self._decision.value
+        words = (
+            f"tick {self._tick}",
+            "" if value is None else f"V {value:.1f}",
+            "success" if self._plant.success else "",
+        )
+        return "   ".join(filter(None, words))
 
 
 class _Stage:
@@ -253,7 +265,7 @@ def _caption(picture: NDArray[np.uint8], text: str, span: tuple[float, float] | 
 
     image = Image.fromarray(picture)
     draw = ImageDraw.Draw(image, "RGBA")
-    size = 16 if image.width >= WIDTH else 12
+    size = 16 if image.width >= WIDTH else 20
     draw.rectangle((0, 0, image.width, size + 10), fill=(0, 0, 0, 150))
     draw.text((8, 4), text, fill=(255, 255, 255, 255), font=ImageFont.load_default(size=size))
     if span is None:

@@ -8,7 +8,7 @@ from html import escape
 
 from .charts import Span, number, ticks
 
-WIDTH, ROW, TOP, BOTTOM, SIDE = 460, 44, 6, 42, 14
+WIDTH, ROW, TOP, BOTTOM, SIDE = 460, 44, 6, 42, 22
 
 
 @dataclass(frozen=True)

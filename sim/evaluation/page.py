@@ -15,17 +15,21 @@ STYLE = """
 *{box-sizing:border-box}
 body{margin:0;background:var(--paper);color:var(--ink);font:16px/1.5 system-ui,sans-serif}
 main{max-width:1040px;margin:0 auto;padding:16px}
-h1{font-size:1.5rem;line-height:1.25;margin:.4em 0}h2{font-size:1.1rem;margin:1.6em 0 .4em}
+h1{font-size:1.5rem;line-height:1.25;margin:.4em 0}h1+p{margin-bottom:.8em}
+h2{font-size:1.1rem;margin:1.6em 0 .4em}
 p{margin:.3em 0;max-width:75ch}.soft{color:var(--soft)}
 .tiles,.charts,.films{display:grid;gap:12px}
-.tiles{grid-template-columns:repeat(auto-fit,minmax(140px,1fr))}
+.tiles{grid-template-columns:repeat(auto-fit,minmax(160px,1fr))}
 .charts{grid-template-columns:repeat(auto-fit,minmax(min(100%,400px),1fr))}
-.films{grid-template-columns:repeat(auto-fit,minmax(min(100%,300px),1fr))}
+.charts.small{grid-template-columns:repeat(auto-fit,minmax(min(100%,300px),1fr))}
+.films{grid-template-columns:repeat(auto-fit,minmax(min(100%,180px),1fr))}
 .tile{border:1px solid var(--line);border-radius:8px;padding:10px 12px}.tile b{display:block;font-size:1.4rem}
 figure{margin:0;border:1px solid var(--line);border-radius:8px;padding:8px}
 figcaption{font-size:.85rem;color:var(--soft)}figcaption b{color:var(--ink)}
 svg{width:100%;height:auto;display:block}
-svg text{fill:var(--soft);font-size:13px}svg text.name{fill:var(--ink)}
+svg text{fill:var(--soft);font-size:13px;paint-order:stroke;stroke:var(--paper);stroke-width:4px}
+.small svg text{font-size:17px}
+svg text.name{fill:var(--ink)}
 .grid{stroke:var(--line)}.axis{stroke:var(--soft)}.rule{stroke:var(--soft);stroke-dasharray:4 4}
 .stroke{fill:none;stroke-width:2}.band{opacity:.2}.soft-fill{opacity:.7}.thick{stroke-width:5;stroke-linecap:round}
 .c0.stroke,.c0.hollow{stroke:var(--c0)}.c1.stroke,.c1.hollow{stroke:var(--c1)}
@@ -40,7 +44,7 @@ svg text{fill:var(--soft);font-size:13px}svg text.name{fill:var(--ink)}
 .strip i,.marks i{display:inline-block;width:12px;height:12px;border-radius:3px;background:var(--c2)}
 .strip i.no,.marks i.no{background:var(--bad)}
 video{width:100%;max-width:640px;border-radius:8px;background:#000;display:block}
-.scroll{overflow-x:auto}table{border-collapse:collapse;font-size:.9rem}
+.scroll{overflow-x:auto;margin:.6em 0}table{border-collapse:collapse;font-size:.9rem}
 td,th{padding:3px 10px;text-align:right;white-space:nowrap;border-bottom:1px solid var(--line)}
 .words td,.words th,.names td:first-child{text-align:left;padding-left:0;vertical-align:top}
 .words td{white-space:normal}
