@@ -16,8 +16,10 @@ from pathlib import Path
 
 import numpy as np
 
-from rql_deploy.cli import demo
+from rql_deploy.cli.demo import table
+from rql_deploy.progress import TerminalProgress
 from rql_deploy.statistics import paired_difference, wilson_interval
+from rql_deploy.workflows import demo
 
 
 def main() -> None:
@@ -29,7 +31,7 @@ def main() -> None:
     parser.add_argument("--episodes", type=int, default=200)
     arguments = parser.parse_args()
 
-    scores = {}
+    scores, progress = {}, TerminalProgress()
     for seed in arguments.seeds:
         print(f"\nseed {seed}", flush=True)
         folder = arguments.output / f"seed_{seed}"
@@ -37,10 +39,12 @@ def main() -> None:
             shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir(parents=True)
             start = time.monotonic()
-            demo.collect_and_train(folder, seed)
+            demo.collect_and_train(folder, seed, on_stage=print, progress=progress)
             (folder / "trained").write_text(f"{time.monotonic() - start:.0f} s\n")
-        scores[seed] = demo.evaluate(folder, seed, arguments.episodes)
-        print("\n".join(demo.table(scores[seed])), flush=True)
+        scores[seed] = demo.evaluate(
+            folder, seed, arguments.episodes, films=False, on_stage=print, progress=progress
+        )
+        print("\n".join(table(scores[seed])), flush=True)
 
     print(
         f"\nall seeds, {arguments.episodes} episodes each, a failure counts as {demo.DEFAULT_HORIZON} steps"

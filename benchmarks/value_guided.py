@@ -23,7 +23,7 @@ from pathlib import Path
 import numpy as np
 
 from rql_deploy.bundle.bundle import Bundle
-from rql_deploy.cli import demo, main
+from rql_deploy.cli import main
 from rql_deploy.progress import ProgressLine, TerminalProgress
 from rql_deploy.runtime.engine.onnx_policy import OnnxPolicy
 from rql_deploy.seeding import episode_seed
@@ -33,6 +33,7 @@ from rql_deploy.sim.evaluation.episodes import EvaluatedPolicy, Evaluation, appe
 from rql_deploy.sim.plants.tasks import Task
 from rql_deploy.statistics import paired_difference, wilson_interval
 from rql_deploy.train.checkpoint import load_checkpoint
+from rql_deploy.workflows import demo
 from rql_deploy.workflows.policies import check_episode, onnx_policy, run_annotated_episode
 
 BLOCK = 10
