@@ -19,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
-BASE = {"rql-deploy", "numpy", "pyzmq", "msgpack", "msgspec", "click", "tomli", "pip", "setuptools", "wheel"}
+BASE = {"rql-deploy", "numpy", "pyzmq", "msgspec", "click", "tomli", "pip", "setuptools", "wheel"}
 
 
 def check_base() -> None:

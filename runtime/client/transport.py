@@ -26,7 +26,9 @@ class Transport(Protocol):
     """Numbered requests to one server, and their replies."""
 
     @property
-    def endpoint(self) -> str: ...
+    def endpoint(self) -> str:
+        """The address that requests go to."""
+        ...
 
     @property
     def stale_replies(self) -> int:
@@ -62,7 +64,9 @@ class Transport(Protocol):
         """Drop what else comes for that request."""
         ...
 
-    async def sleep(self, seconds: float) -> None: ...
+    async def sleep(self, seconds: float) -> None:
+        """Wait without holding others up."""
+        ...
 
     async def close(self) -> None: ...
 

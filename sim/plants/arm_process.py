@@ -164,6 +164,7 @@ def run(rate: float) -> None:
 
 
 def main() -> None:
+    """Run the arm until the parent process is gone."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
