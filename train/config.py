@@ -1,4 +1,4 @@
-"""What a training run is configured with: the algorithm's settings and the run's, presets, `--set key=value`."""
+"""The settings of a training run: the algorithm's, the run's own, presets, and `--set key=value`."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class RQLConfig(Record, frozen=True):
     alpha: Finite = 1.0
     """Weight of the behaviour-cloning term."""
     policy_value_weight: Finite = 1.0
-    """Weight of the policy's value term; 1 is RQL, 0 is plain behaviour cloning (V is still learned, of the cloned policy)."""
+    """Weight of the policy's value term. 1 is RQL; 0 is behaviour cloning, with V learned of the clone."""
     tau: Finite = 0.005
     """Rate of the target value's average."""
     ema: Finite = 0.999
@@ -43,9 +43,12 @@ class RQLConfig(Record, frozen=True):
     learning_rate: Finite = 3e-4
     """Adam's step size, for both networks."""
     reversal: bool = True
-    """False is the paper's ablation without reversal: a partial action's value is learned from the next partial action's, step by step."""
+    """Use the reversed flow. False is the paper's ablation: each partial action's V is learned from the next
+    one's, step by step."""
     complete_rows: bool = False
-    """Let every row start a window, and count windows past the end of an episode that ended with mask 0 (not in the reference)."""
+    """Let every row start a window, and count windows that reach past the end of an episode whose last mask
+    is
+    0. The reference code does neither."""
 
 
 class TrainConfig(Record, frozen=True):
@@ -86,12 +89,13 @@ class TrainConfig(Record, frozen=True):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where networks and data live; `auto` takes a GPU when torch finds one."""
     evaluate_every: int = 0
-    """Updates between two evaluations in the simulator during training (with `--evaluate TASK`); 0 for none."""
+    """Updates between two evaluations in the simulator during training (`--evaluate TASK`); 0 for none."""
     keep_every: int = 0
-    """Also write a checkpoint at multiples of this, and keep it; others are removed unless last, best or being
-    evaluated."""
+    """Also write a checkpoint at multiples of this, and keep it. Of the others only the last, the best and
+    those being evaluated are kept."""
     trackers: tuple[Literal["wandb", "mlflow"], ...] = ()
-    """Also log to these, offline unless their own settings differ. TensorBoard and JSON lines are always on."""
+    """Also log to these, offline unless their own settings say otherwise. TensorBoard and JSON lines are
+    always written."""
 
     def __post_init__(self) -> None:
         for name, low in (
@@ -128,8 +132,8 @@ class TrainConfig(Record, frozen=True):
                 )
         if any(width % 4 for width in c.value_hidden):
             raise UserError(
-                f"rql.value_hidden is {list(c.value_hidden)}, its widths must be multiples of 4: in an exported "
-                "graph of another width, a row's last bit would depend on the batch it is in"
+                f"rql.value_hidden is {list(c.value_hidden)}, its widths must be multiples of 4: in an "
+                "exported graph of another width, a row's last bit would depend on the batch it is in"
             )
         if c.learning_rate <= 0:
             raise UserError(f"rql.learning_rate is {c.learning_rate:g}, it must be positive")
