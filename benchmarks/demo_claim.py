@@ -1,9 +1,10 @@
-"""The demo's claim: 200 episodes for each of 3 seeds of collection and training, not the demo's 30.
+"""The demo's claim, measured: 200 episodes for each of 3 seeds of collection and training, not the demo's 30.
 
     python benchmarks/demo_claim.py [--output runs/demo_claim] [--seeds 0 1 2] [--episodes 200]
 
-Every seed runs the demo's own pipeline: collect, train RQL and cloning side by side, export, serve, evaluate over the socket. The
-output folder keeps what is finished, so an interrupted benchmark continues where it was. Ends with one JSON line.
+Every seed runs the demo's own pipeline: collect, train RQL and cloning side by side, export, serve, evaluate
+over the socket. The output folder keeps what is finished, so an interrupted benchmark continues. Ends with
+one JSON line.
 """
 
 from __future__ import annotations
@@ -58,7 +59,8 @@ def main() -> None:
         per_seed = [score[key].success for score in scores.values()]
         success, steps = float(np.mean([r.success for r in results])), float(np.mean(lengths))
         print(
-            f"{label:32} {success:>8.1%} {f'{low:.1%} to {high:.1%}':>16} {' '.join(f'{s:.0%}' for s in per_seed):>18} {steps:>7.1f}"
+            f"{label:32} {success:>8.1%} {f'{low:.1%} to {high:.1%}':>16} "
+            f"{' '.join(f'{s:.0%}' for s in per_seed):>18} {steps:>7.1f}"
         )
         report[key] = {
             "success": success,

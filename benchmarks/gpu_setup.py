@@ -1,4 +1,4 @@
-"""What both stages of benchmarks/gpu.py are made of: settings, runs side by side on one data set, the packed file."""
+"""What both stages of benchmarks/gpu.py use: settings, runs side by side on one data set, the packed file."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def make_group(
 
 
 def random_store(rows: int, seed: int = 0) -> TransitionStore:
-    """Rows of puzzle-3x3's shape; what they hold does not matter to a stopwatch."""
+    """Random rows of puzzle-3x3's shape: the values do not change the speed."""
     rng = np.random.default_rng(seed)
     length = min(1000, rows // 4)
     plant = PlantDescription(

@@ -1,4 +1,4 @@
-"""What a training run is configured with: the algorithm's settings and the run's, presets, `--set key=value`."""
+"""What a training run is configured with: its settings, presets, `--set key=value`."""
 
 from __future__ import annotations
 
@@ -55,8 +55,8 @@ class TrainConfig(Record, frozen=True):
     evaluate_every: int = 0
     """Updates between two evaluations in the simulator during training (`--evaluate TASK`); 0 for none."""
     keep_every: int = 0
-    """Also write a checkpoint at multiples of this, and keep it; others are removed unless last, best or being
-    evaluated."""
+    """Also write a checkpoint at multiples of this, and keep it. Of the others only the last, the best and
+    those being evaluated are kept."""
     trackers: tuple[Literal["wandb", "mlflow"], ...] = ()
     """Also log to these, offline unless their settings differ. TensorBoard and JSON lines are always on."""
 

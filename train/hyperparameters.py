@@ -27,7 +27,7 @@ class RQLConfig(Record, frozen=True):
     alpha: Finite = 1.0
     """Weight of the behaviour-cloning term."""
     policy_value_weight: Finite = 1.0
-    """Weight of the policy's value term; 1 is RQL, 0 is plain behaviour cloning (V is still learned, of the cloned policy)."""
+    """Weight of the policy's value term. 1 is RQL; 0 is behaviour cloning, with V learned of the clone."""
     tau: Finite = 0.005
     """Rate of the target value's average."""
     ema: Finite = 0.999
@@ -35,6 +35,8 @@ class RQLConfig(Record, frozen=True):
     learning_rate: Finite = 3e-4
     """Adam's step size, for both networks."""
     reversal: bool = True
-    """False is the paper's ablation without reversal: a partial action's value is learned from the next partial action's, step by step."""
+    """Use the reversed flow. False is the paper's ablation: each partial action's V is learned from the next
+    one's, step by step."""
     complete_rows: bool = False
-    """Let every row start a window, and count windows past the end of an episode that ended with mask 0 (not in the reference)."""
+    """Let every row start a window, and count windows that reach past the end of an episode whose last mask is 0.
+    The reference code does neither."""

@@ -16,24 +16,33 @@ from rql_deploy.train.config import TrainConfig
 from rql_deploy.train.hyperparameters import RQLConfig
 
 EAGER_FLOPS = 4e10
-"""What eager updates are assumed to reach on a CPU when `auto` decides; measured: 4e10 to 9e10 on two cores (benchmarks/train_speed.py)."""
+"""FLOP per second that `auto` assumes for eager updates on a CPU.
+
+Measured: 4e10 to 9e10 on two cores (benchmarks/train_speed.py).
+"""
 WORTH_COMPILING_SECONDS = 600.0
-"""`auto` compiles from this estimated eager duration on: compiling costs up to a minute and takes a seventh to a third off an update."""
+"""`auto` compiles a run on a CPU that would take this long eagerly.
+
+Compiling costs up to a minute and makes an update a seventh to a third shorter.
+"""
 WORTH_COMPILING_UPDATES = 10_000
-"""The same on a GPU, where eager updates are bound by launches whatever the networks' size (an estimate: a hundred a second)."""
+"""`auto` compiles a run of this many updates on a GPU.
+
+There, launches bound eager updates whatever the networks' size (estimate: a hundred updates a second).
+"""
 SLICE_ROWS = 32
-"""Rows of a batch below which another thread costs more than it brings."""
+"""The smallest batch slice; with fewer rows, another thread costs more than it saves."""
 
 
 @dataclass(frozen=True)
 class EngineChoice:
-    """What `auto` was resolved to; a resumed run keeps it."""
+    """What `auto` resolved to; a resumed run keeps it."""
 
     engine: Literal["eager", "compiled"]
     precision: Literal["fp32", "tf32", "bf16"]
     device: Literal["cpu", "cuda"]
     threads: int = 1
-    """CPU threads, each with a slice of the batch of its own; sums of gradients depend on it in their last bits."""
+    """CPU threads, each with its own slice of the batch. The last bits of gradients depend on this number."""
 
     def __str__(self) -> str:
         return f"{self.engine} {self.precision}, " + (
@@ -42,45 +51,53 @@ class EngineChoice:
 
 
 def choose_device(config: TrainConfig) -> Literal["cpu", "cuda"]:
-    """Resolve `device`; raises UserError when a GPU is asked for and torch finds none."""
+    """Resolve `device`. Raises UserError when it is cuda and torch finds no GPU."""
     found = torch.cuda.is_available()
     if config.device == "cuda" and not found:
         raise UserError(
-            "train.device is cuda, but torch finds no CUDA device: pass --set device=cpu, or install a CUDA build of torch"
+            "train.device is cuda, but torch finds no CUDA device: pass --set device=cpu, "
+            "or install a CUDA build of torch"
         )
     return "cuda" if found and config.device != "cpu" else "cpu"
 
 
 def compiler_available(device: str) -> bool:
-    """Whether torch.compile finds the compiler it needs: a C++ one on a CPU, a C one (for Triton's launcher) on a GPU."""
+    """Whether torch.compile finds its compiler: C++ for a CPU, C (for Triton's launcher) for a GPU."""
     names = ("gcc", "clang") if device == "cuda" else ("g++", "clang++")
     return any(shutil.which(name) for name in names)
 
 
 def require_engine(choice: EngineChoice, run: Path) -> None:
-    """Raise UserError unless the engine that `run` was trained with can run here, so that resuming repeats its numbers."""
+    """Raise UserError unless the engine that `run` was trained with can run here.
+
+    Another engine would not continue the run with the same numbers.
+    """
     if choice.device == "cuda" and not torch.cuda.is_available():
         raise UserError(
-            f"run {run} was trained on a GPU, and torch finds none: resume it there, or start anew with --init-from {run}"
+            f"run {run} was trained on a GPU, and torch finds none: resume it there, "
+            f"or start anew with --init-from {run}"
         )
     if choice.engine == "compiled" and not compiler_available(choice.device):
         raise UserError(
-            f"run {run} was trained compiled, which needs a compiler: install g++, or start anew with --init-from {run}"
+            f"run {run} was trained compiled, which needs a compiler: install g++, "
+            f"or start anew with --init-from {run}"
         )
 
 
 def choose_engine(
     config: TrainConfig, observation_dim: int, action_dim: int, *, workers: int = 1
 ) -> EngineChoice:
-    """Resolve `engine`, `precision` and `device` for this machine and this run's length; refuses what cannot run here.
+    """Resolve `engine`, `precision` and `device` for this machine and this run's length.
 
-    `workers` share each batch (train/engines/data_parallel.py).
+    `workers` processes share each batch (train/engines/data_parallel.py). Raises UserError when the settings
+    ask for something that cannot run here.
     """
     device = choose_device(config)
     compiler = compiler_available(device)
     if config.engine == "compiled" and not compiler:
         raise UserError(
-            "train.engine is compiled, but torch.compile needs a compiler here: install g++, or pass --engine eager"
+            "train.engine is compiled, but torch.compile needs a compiler here: install g++, "
+            "or pass --engine eager"
         )
     engine: Literal["eager", "compiled"]
     if config.engine == "auto":
@@ -93,7 +110,7 @@ def choose_engine(
         engine = config.engine
     precision = config.precision
     if precision == "auto":
-        # JAX multiplies float32 matrices in TF32 on GPUs that have it unless told otherwise, so the published results did too.
+        # JAX's default for float32 products on GPUs that have TF32 is TF32, so the published results used it.
         precision = "tf32" if device == "cuda" and torch.cuda.get_device_capability() >= (8, 0) else "fp32"
     if precision == "tf32" and device == "cpu":
         raise UserError("train.precision is tf32, which only NVIDIA GPUs have: pass --precision fp32 or bf16")
@@ -101,7 +118,7 @@ def choose_engine(
 
 
 def worth_compiling(config: TrainConfig, device: str, observation_dim: int, action_dim: int) -> bool:
-    """Whether the run is long enough to earn back the time that torch.compile takes."""
+    """Whether the run is long enough for torch.compile to save more time than it takes."""
     if device == "cuda":
         return config.updates >= WORTH_COMPILING_UPDATES
     flop = config.updates * flop_per_update(config.rql, config.batch_size, observation_dim, action_dim)
@@ -111,7 +128,7 @@ def worth_compiling(config: TrainConfig, device: str, observation_dim: int, acti
 def engine_warnings(
     config: TrainConfig, choice: EngineChoice, observation_dim: int, action_dim: int
 ) -> list[str]:
-    """What the choice deserves a look for, one sentence each."""
+    """Warnings about the engine that `auto` chose, one sentence each."""
     if (
         config.engine != "auto"
         or choice.engine == "compiled"
@@ -122,7 +139,10 @@ def engine_warnings(
 
 
 def choose_threads(config: TrainConfig, workers: int) -> int:
-    """At most `threads`, or this worker's part of the cores, so that equal slices of at least `SLICE_ROWS` rows are left."""
+    """The most CPU threads with equal slices of at least `SLICE_ROWS` rows.
+
+    At most `config.threads`; where that is 0, at most this worker's share of the cores.
+    """
     here = int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if workers > 1 else 1
     wanted = config.threads or max(1, len(os.sched_getaffinity(0)) // here)
     rows = config.batch_size // workers
@@ -130,10 +150,10 @@ def choose_threads(config: TrainConfig, workers: int) -> int:
 
 
 def flop_per_update(c: RQLConfig, batch_size: int, observation_dim: int, action_dim: int) -> float:
-    """Matrix-product operations of one update, counted in forward passes.
+    """FLOP of one update's matrix products, counted in forward passes.
 
-    Policy: F (reversal) + 3 (cloning, forward and backward). Each value member: 1 (target) + 3 (value loss) + 2 (policy term, input
-    gradient only).
+    Policy: F (reversal) + 3 (cloning, forward and backward). Each value member: 1 (target) + 3 (value loss) +
+    2 (policy term, input gradient only).
     """
     chunk = c.h * action_dim
     inputs = observation_dim + chunk + 1

@@ -1,6 +1,7 @@
-"""How updates are run: eagerly, compiled, or as CUDA graphs of several updates. The mathematics is `RQL.update`'s in all of them.
+"""How updates run: eagerly, compiled, or as CUDA graphs of several updates. All compute `RQL.update`.
 
-The eager float32 engine is the twin that every other engine and precision is tested against (tests/train/engines/test_engine.py).
+Tests compare every other engine and precision with the eager float32 engine
+(tests/train/engines/test_engine.py).
 """
 
 from __future__ import annotations
@@ -28,16 +29,16 @@ Figures = dict[str, Tensor]
 
 
 class Engine(Protocol):
-    """Runs updates of one agent on the batches that it draws itself."""
+    """Draws batches and updates one agent with them."""
 
     block: int
-    """Updates that one call should be given at least, for speed."""
+    """Fewest updates per call of `run` for full speed."""
 
     def run(self, updates: int) -> None:
         """Do that many updates."""
 
     def rebuild(self) -> None:
-        """The sampler's tensors were replaced: forget what was recorded of them."""
+        """Discard recorded graphs, because the sampler's tensors were replaced."""
 
     def figures(self) -> Figures:
         """Losses and gradient norms of the last update, scalars on the agent's device."""
@@ -46,7 +47,7 @@ class Engine(Protocol):
 def make_engine(
     choice: EngineChoice, agent: RQL, draw: Draw, *, reduce: Reduce | None = None, generator: torch.Generator
 ) -> Engine:
-    """The engine of that choice. `draw` makes one update's batch and noise on the agent's device, from `generator`."""
+    """The chosen engine; `draw` makes an update's batch and noise on the agent's device, from `generator`."""
     set_precision(agent, choice.precision)
     if choice.device == "cpu":
         torch.set_num_threads(1)
@@ -65,17 +66,18 @@ def make_engine(
 def compiled(
     function: Callable[[Batch, Noise], Any], device: str, mode: str | None = None
 ) -> Callable[[Batch, Noise], Any]:
-    """`function` by torch.compile. On a CPU its kernels are called from C++: threads with slices would queue for Python's lock."""
+    """`function` compiled by torch."""
+    # On a CPU, C++ calls the kernels: called from Python, threads with slices would queue for the GIL.
     return torch.compile(
         function, dynamic=False, mode=mode, options={"cpp_wrapper": True} if device == "cpu" else None
     )
 
 
 def overlapped(agent: RQL, mode: str | None = None, streams: int = 2) -> Gradients:
-    """`agent.gradients` on a GPU, compiled, in two parts that need nothing of each other and run side by side.
+    """`agent.gradients` on a GPU, compiled, in two independent parts that run at the same time.
 
-    V's part (the reversal, a chain of F small steps, then the regression) is bound by launches; v's part (cloning and the value
-    term) fills the device meanwhile, on a second stream.
+    V's part (the reversal, a chain of F small steps, then the regression) is bound by launches. v's part
+    (cloning and the value term) fills the device meanwhile, on a second stream.
     """
     value_loss, policy_loss = (
         compiled(agent.value_loss, "cuda", mode),
@@ -107,7 +109,7 @@ def overlapped(agent: RQL, mode: str | None = None, streams: int = 2) -> Gradien
 
 
 def set_precision(agent: RQL, precision: str) -> None:
-    """Matrix products of the hidden layers in bfloat16, or all of a GPU's in TF32, or everything in float32."""
+    """Set bf16 (hidden layers' matrix products), tf32 (all matrix products on a GPU) or fp32 (everything)."""
     for network in (agent.v, agent.V, agent.v_ema, agent.V_target):
         network.product_dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
@@ -140,16 +142,16 @@ class StepEngine:
 
 
 class Capture(Protocol):
-    """Turns a function of tensors in place into one launch."""
+    """Records a function that works on tensors in place, so that it replays as one launch."""
 
     def begin(self) -> None:
-        """What is captured from here on shares memory; what was captured before is gone."""
+        """Start a new set of captures that share memory; earlier ones are no longer valid."""
 
     def warm_up(self, work: Callable[[], None]) -> None:
         """Run `work` once, outside a capture."""
 
     def capture(self, work: Callable[[], None]) -> Callable[[], None]:
-        """Record `work` without running it; the result runs what was recorded."""
+        """Record `work` without running it, and return a function that replays it."""
 
 
 class CudaCapture:
@@ -161,7 +163,7 @@ class CudaCapture:
         self.pool = torch.cuda.graph_pool_handle()
 
     def begin(self) -> None:
-        """A new pool: the one of graphs that are gone still holds the last gradients and cannot be used again."""
+        """Take a new pool: the old graphs' pool still holds the last gradients and cannot be used again."""
         self.pool = torch.cuda.graph_pool_handle()
 
     def warm_up(self, work: Callable[[], None]) -> None:
@@ -181,7 +183,7 @@ class CudaCapture:
 
 
 class GraphEngine:
-    """Whole updates, drawing included, recorded once and replayed: several per launch, nothing returns to Python between them."""
+    """Records whole updates, draws included, and replays several per launch without going back to Python."""
 
     block = UPDATES_PER_REPLAY
 
@@ -228,7 +230,7 @@ class GraphEngine:
         self.agent.apply(gradients)
         if not watched:
             return
-        # The gradients of each graph lie elsewhere, so their norms are taken inside it.
+        # Each graph has its gradients at other addresses, so their norms are computed inside it.
         figures = parts._asdict() | self.agent.gradient_norms()
         stacked = torch.stack(list(figures.values()))
         if self.values is None:
