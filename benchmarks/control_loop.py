@@ -2,12 +2,17 @@
 
     python benchmarks/control_loop.py [--seconds 10] [--rates 20 50 100 500] [--drift-seconds 60] [--arm]
 
-The policy is a process of its own behind a real socket: the real client, and a server whose computation is replaced by sleeping for the
-given time, so that the figures are the loop's. Chunks of 8 actions, prefetched. Period p99 is how far 99 % of the periods stay from their
-nominal length; drift is how much later the last ticks lie than the first, against absolute deadlines; the stale ratio counts ticks
-without a fresh action. Each run is made at normal priority and, where the user may, under SCHED_FIFO (the loop's thread alone: on a busy
-machine the policy is late all the same). `--arm` drives the simulated arm's process at 50 Hz as well. Prints a table and ends with one
-JSON line.
+The policy runs in its own process behind a real socket: the real client, and a server that sleeps for the
+given time instead of computing, so that the figures are the loop's. Chunks of 8 actions, prefetched. Prints a
+table and ends with one JSON line. The columns:
+
+- off p99: 99 % of the periods are at most this far from their nominal length;
+- drift: how much later the last ticks are than the first, measured against absolute deadlines;
+- stale: the share of ticks without a fresh action.
+
+Each run is made at normal priority and, if the user may, under SCHED_FIFO. Only the loop's thread gets that
+priority, so on a busy machine the policy is late all the same. `--arm` also drives the simulated arm's
+process at 50 Hz.
 """
 
 from __future__ import annotations
@@ -51,7 +56,7 @@ def contract_for(plant: PlantDescription) -> Contract:
 
 
 def timed_server(pipe: Connection, plant: PlantDescription, seconds: float) -> None:
-    """Speaks the protocol and answers `act` after so many seconds, with zeros (or the plant's rest)."""
+    """Speak the protocol, and answer `act` after `seconds` with zeros (or the plant's rest position)."""
     contract = contract_for(plant)
     text = np.frombuffer(contract.to_json().encode(), np.uint8)
     rest = np.clip(np.zeros(plant.action_dim), plant.action_low, plant.action_high).astype(np.float32)
@@ -93,7 +98,7 @@ def timed_server(pipe: Connection, plant: PlantDescription, seconds: float) -> N
 
 
 class StillPlant:
-    """Measures and obeys at no cost: what is left is the loop."""
+    """A plant that costs no time, so that only the loop is measured."""
 
     def __init__(self) -> None:
         self._state = np.zeros(STATE, np.float32)
@@ -150,9 +155,12 @@ def line(label: str, r: Mapping[str, Any]) -> str:
     off = r["period_deviation_ms"]
     verdict = "" if goal is None else f"goal {goal:g}: {'met' if off['p99'] <= goal else 'not met'}"
     how = "normal" if r["priority"] is None else "fifo"
-    timing = f"{off['p50']:>8.3f} {off['p99']:>8.3f} {off['max']:>8.2f} {r['overruns']:>8} {r['skipped_cycles']:>8}"
+    timing = f"{off['p50']:>8.3f} {off['p99']:>8.3f} {off['max']:>8.2f}"
+    counts = f"{r['overruns']:>8} {r['skipped_cycles']:>8}"
     rest = f"{r['stale_ratio']:>7.2%} {r['observation_age_ms']['p50']:>8.2f} {r['drift_ms']:>9.4f}"
-    return f"{label:12} {how:8} {r['policy_periods']:>8.1f} {r['ticks']:>7} {timing} {rest}  {verdict}"
+    return (
+        f"{label:12} {how:8} {r['policy_periods']:>8.1f} {r['ticks']:>7} {timing} {counts} {rest}  {verdict}"
+    )
 
 
 def main() -> None:
@@ -167,11 +175,12 @@ def main() -> None:
     parser.add_argument("--arm", action="store_true", help="the simulated arm's process too, at 50 Hz")
     arguments = parser.parse_args()
     print(
-        f"{'rate':12} {'priority':8} {'policy':>8} {'ticks':>7} {'off p50':>8} {'off p99':>8} {'off max':>8} {'overruns':>8} "
-        f"{'skipped':>8} {'stale':>7} {'age p50':>8} {'drift':>9}"
+        f"{'rate':12} {'priority':8} {'policy':>8} {'ticks':>7} {'off p50':>8} {'off p99':>8} {'off max':>8} "
+        f"{'overruns':>8} {'skipped':>8} {'stale':>7} {'age p50':>8} {'drift':>9}"
     )
     print(
-        f"{'':12} {'':8} {'periods':>8} {'':>7} {'ms':>8} {'ms':>8} {'ms':>8} {'':>8} {'':>8} {'':>7} {'ms':>8} {'ms':>9}"
+        f"{'':12} {'':8} {'periods':>8} {'':>7} {'ms':>8} {'ms':>8} {'ms':>8} "
+        f"{'':>8} {'':>8} {'':>7} {'ms':>8} {'ms':>9}"
     )
     report = []
     for rate in arguments.rates:

@@ -1,10 +1,12 @@
 """How fast data is read, drawn and made.
 
-Reading: 1 M transitions of 55 numbers (50 observed, 5 of action) in 1000 episodes from each format, in alternating rounds, each in a
-process of its own, with its peak memory above that of the imports against the raw size of the arrays. Drawing: windows of batch 256.
-Making: OGBench episodes in one process, steps per second.
+    python benchmarks/data_speed.py [--rows 1000000] [--rounds 3] [--steps 1001]
+                                    [--tasks cube-single,scene,puzzle-3x3]
 
-    python benchmarks/data_speed.py [--rows 1000000] [--rounds 3] [--steps 1001] [--tasks cube-single,scene,puzzle-3x3]
+Reading: 1 M transitions of 55 numbers (50 of the observation, 5 of the action) in 1000 episodes, from each
+format, in alternating rounds, each in its own process; its peak memory above that of the imports is compared
+with the raw size of the arrays. Drawing: windows of batch 256. Making: OGBench episodes in one process, steps
+per second.
 """
 
 from __future__ import annotations
@@ -64,7 +66,7 @@ def make(folder: Path, rows: int) -> dict[str, Path]:
 
 
 def peak() -> int:
-    """Peak resident memory of this process, in bytes (Linux). Not getrusage's, which starts at the parent's."""
+    """Peak resident memory of this process in bytes (Linux). getrusage's would include the parent's."""
     line = next(
         line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM")
     )
@@ -72,7 +74,7 @@ def peak() -> int:
 
 
 def read_one(path: str) -> dict[str, float]:
-    """In a process of its own: seconds and peak memory of reading, with every row looked at."""
+    """Seconds and peak memory of reading every row; run in a process of its own."""
     import h5py  # noqa: F401
     import pyarrow.dataset
     import pyarrow.parquet  # noqa: F401
@@ -174,7 +176,8 @@ def main() -> None:
     for form, result in reading.items():
         ratio = result["seconds"] / reading["store"]["seconds"]
         print(
-            f"{form:14} {result['seconds']:8.2f} {result['slowest']:8.2f} {ratio:8.1f} {result['memory_ratio']:18.2f}"
+            f"{form:14} {result['seconds']:8.2f} {result['slowest']:8.2f} {ratio:8.1f} "
+            f"{result['memory_ratio']:18.2f}"
         )
     print(f"\na batch of {BATCH} windows: p50 {drawing['p50_ms']:.3f} ms, p99 {drawing['p99_ms']:.3f} ms")
     print(f"\n{'OGBench play':14} {'steps/s':>8} {'h for 1 M steps, one core':>26} {'targets reached':>16}")

@@ -1,18 +1,20 @@
 """Success versus delay, for open-loop chunks, prefetch and anytime playback.
 
-    python benchmarks/delay_sweep.py [--bundle NAME=PATH ...] [--task robosuite:Lift] [--episodes 200] [--delays 0 0.5 1 2 4]
+    python benchmarks/delay_sweep.py [--bundle NAME=PATH ...] [--task robosuite:Lift] [--episodes 200]
+                                     [--delays 0 0.5 1 2 4]
 
-Ways other than the three modes: `prefix`, `compensated` and `anytime+compensated` (see `Condition`). Delay compensation changes nothing
-where the contract names no controller (OGBench); leave these two out there.
+Besides the three modes it plays `prefix`, `compensated` and `anytime+compensated` (see `Condition`). Delay
+compensation changes nothing where the contract names no controller (OGBench); leave the last two out there.
 
-The real-time loop on a simulated clock: the simulator does not wait for the policy, whose decisions arrive so many control periods after
-their observation (previews evenly spread before, as they would be if refinement took all of that time). A tick without a fresh action is
-a hold; faults are counted, not latched. The loop acts at ticks, so half a period of delay costs a whole one. An episode begins with its
-first action: the robot stands still until then.
+The real-time loop runs on a simulated clock: the simulator does not wait for the policy. A decision arrives
+`delay` control periods after its observation, and its previews are spread evenly over that time. A tick
+without a fresh action is a hold; faults are counted, not latched. The loop acts at ticks, so half a period of
+delay costs a whole one. An episode begins with its first action: the robot stands still until then.
 
-Every condition plays the same episode seeds. Episodes are kept in --output as they finish, so an interrupted sweep goes on where it
-was, and one with more --episodes or --bundle adds to it. Conditions that are the same by construction are played once. Prints a table with
-Wilson 95 % intervals, paired differences from no delay, and ends with one JSON line.
+Every condition plays the same episode seeds, and conditions that are the same by construction are played
+once. Episodes are written to --output as they finish: an interrupted sweep continues there, and more
+--episodes or --bundle add to it. Prints a table with Wilson 95 % intervals and paired differences from no
+delay, and ends with one JSON line.
 """
 
 from __future__ import annotations
@@ -51,21 +53,24 @@ class Condition:
     """One way of playing chunks under one delay."""
 
     way: str
-    """A mode of playback; `prefix`: prefetch, with each chunk continuing the actions that play meanwhile; `compensated`: prefetch or
-    anytime with delay compensation."""
+    """A playback mode, or `prefix`: prefetch, where each chunk continues the actions that play meanwhile; or
+    `compensated`, `anytime+compensated`: prefetch or anytime with delay compensation."""
     delay: float
     """Control periods."""
 
     @property
     def mode(self) -> Mode:
-        """How the loop plays."""
+        """The loop's playback mode."""
         if self.way in ("prefix", "compensated"):
             return "prefetch"
         return self.way.removesuffix("+compensated")  # type: ignore[return-value]
 
     @property
     def played(self) -> tuple[str, float]:
-        """What sets its episodes apart: without delay all modes are one, and with at most one period previews are never needed."""
+        """Way and delay that determine its episodes; conditions with the same pair play the same episodes.
+
+        Without delay all ways are one, and with at most one period of delay previews are never needed.
+        """
         ticks = math.ceil(self.delay)
         if ticks == 0:
             return "none", 0.0
@@ -138,7 +143,7 @@ class Results:
     def add(self, key: tuple[Any, ...], entry: dict[str, Any]) -> None:
         self.found[key] = entry
         with self.path.open("a+b") as file:
-            # Not onto what a kill has left of the last line.
+            # A killed run may have left part of a line: start a new one.
             torn = file.tell() and (file.seek(-1, os.SEEK_END), file.read(1))[1] != b"\n"
             file.write((b"\n" if torn else b"") + json.dumps({"key": key, **entry}).encode() + b"\n")
 
@@ -193,7 +198,7 @@ def main() -> None:
             *given,
         )
 
-    # Seed by seed, so that whenever it ends the conditions are paired.
+    # Seed by seed, so that the conditions are paired whenever the sweep ends.
     complete: list[int] = []
     for index, seed in enumerate(seeds):
         for policy in bundles.values():
@@ -265,20 +270,21 @@ def row(
 
 
 def table(task: str, report: list[dict[str, Any]], episodes: int) -> str:
-    """For people."""
+    """The printed table."""
     lines = [
-        f"{task}, {episodes} paired episodes a point; delay in control periods, points lost against no delay (paired bootstrap 95 %)"
+        f"{task}, {episodes} paired episodes a point; delay in control periods, "
+        "points lost against no delay (paired bootstrap 95 %)"
     ]
     lines.append(
-        f"{'bundle':10} {'mode':10} {'delay':>5} {'success':>8} {'95 % interval':>15} {'points lost':>22} {'steps':>6} "
-        f"{'held':>6} {'faults':>6}"
+        f"{'bundle':10} {'mode':10} {'delay':>5} {'success':>8} {'95 % interval':>15} {'points lost':>22} "
+        f"{'steps':>6} {'held':>6} {'faults':>6}"
     )
     for r in report:
         interval = f"{r['ci'][0]:.0%} to {r['ci'][1]:.0%}"
         lost = "" if r["points_lost"] is None else "{:.1f} ({:.1f} to {:.1f})".format(*r["points_lost"])
         lines.append(
-            f"{r['bundle']:10} {r['mode']:10} {r['delay']:>5g} {r['success']:>8.1%} {interval:>15} {lost:>22} {r['steps']:>6.1f} "
-            f"{r['held']:>6.1%} {r['faults']:>6}"
+            f"{r['bundle']:10} {r['mode']:10} {r['delay']:>5g} {r['success']:>8.1%} {interval:>15} "
+            f"{lost:>22} {r['steps']:>6.1f} {r['held']:>6.1%} {r['faults']:>6}"
         )
     return "\n".join(lines)
 

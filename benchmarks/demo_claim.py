@@ -1,9 +1,10 @@
-"""The demo's claim: 200 episodes for each of 3 seeds of collection and training, not the demo's 30.
+"""The demo's claim, measured: 200 episodes for each of 3 seeds of collection and training, not the demo's 30.
 
     python benchmarks/demo_claim.py [--output runs/demo_claim] [--seeds 0 1 2] [--episodes 200]
 
-Every seed runs the demo's own pipeline: collect, train RQL and cloning side by side, export, serve, evaluate over the socket. The
-output folder keeps what is finished, so an interrupted benchmark continues where it was. Ends with one JSON line.
+Every seed runs the demo's own pipeline: collect, train RQL and cloning side by side, export, serve, evaluate
+over the socket. The output folder keeps what is finished, so an interrupted benchmark continues. Ends with
+one JSON line.
 """
 
 from __future__ import annotations
@@ -16,8 +17,10 @@ from pathlib import Path
 
 import numpy as np
 
-from rql_deploy.cli import demo
+from rql_deploy.cli.demo import table
+from rql_deploy.progress import TerminalProgress
 from rql_deploy.statistics import paired_difference, wilson_interval
+from rql_deploy.workflows import demo
 
 
 def main() -> None:
@@ -29,7 +32,7 @@ def main() -> None:
     parser.add_argument("--episodes", type=int, default=200)
     arguments = parser.parse_args()
 
-    scores = {}
+    scores, progress = {}, TerminalProgress()
     for seed in arguments.seeds:
         print(f"\nseed {seed}", flush=True)
         folder = arguments.output / f"seed_{seed}"
@@ -37,10 +40,12 @@ def main() -> None:
             shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir(parents=True)
             start = time.monotonic()
-            demo.collect_and_train(folder, seed)
+            demo.collect_and_train(folder, seed, on_stage=print, progress=progress)
             (folder / "trained").write_text(f"{time.monotonic() - start:.0f} s\n")
-        scores[seed] = demo.evaluate(folder, seed, arguments.episodes)
-        print("\n".join(demo.table(scores[seed])), flush=True)
+        scores[seed] = demo.evaluate(
+            folder, seed, arguments.episodes, films=False, on_stage=print, progress=progress
+        )
+        print("\n".join(table(scores[seed])), flush=True)
 
     print(
         f"\nall seeds, {arguments.episodes} episodes each, a failure counts as {demo.DEFAULT_HORIZON} steps"
@@ -54,7 +59,8 @@ def main() -> None:
         per_seed = [score[key].success for score in scores.values()]
         success, steps = float(np.mean([r.success for r in results])), float(np.mean(lengths))
         print(
-            f"{label:32} {success:>8.1%} {f'{low:.1%} to {high:.1%}':>16} {' '.join(f'{s:.0%}' for s in per_seed):>18} {steps:>7.1f}"
+            f"{label:32} {success:>8.1%} {f'{low:.1%} to {high:.1%}':>16} "
+            f"{' '.join(f'{s:.0%}' for s in per_seed):>18} {steps:>7.1f}"
         )
         report[key] = {
             "success": success,

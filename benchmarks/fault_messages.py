@@ -1,4 +1,4 @@
-"""Faults in what is sent: late, doubled and reordered replies, inputs that are wrong, noise, and frames that are too large."""
+"""Faults in messages: late, doubled and reordered replies, wrong inputs, noise, and frames too large."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ from rql_deploy.runtime.wire import headers, protocol
 
 DELAY_CLIENTS = 4
 DEADLINE = 0.004
-"""Seconds; replies are held for up to twice as long."""
+"""Seconds; the proxy holds replies for up to twice this long."""
 TOGETHER = 8
-"""Messages that hypothesis makes in one go: its own work per go is several times that of a message."""
+"""Messages per hypothesis example, as an example itself costs several times as much as a message."""
 
 
 def delaying_proxy(pipe: Connection, server: str, longest: float, number: int) -> None:
-    """Passes requests on at once and replies after a random delay, so out of order too, every eighth one twice; each says how long."""
+    """Pass requests on at once; hold every reply for a random time that it then names, and double some."""
     source, held, order = random.Random(number), [], 0
     context = zmq.Context()
     front, back = context.socket(zmq.ROUTER), context.socket(zmq.DEALER)
@@ -60,7 +60,7 @@ def delaying_proxy(pipe: Connection, server: str, longest: float, number: int) -
 
 
 def delayed_client(pipe: Connection, address: str, count: int, first: int) -> None:
-    """Calls, and what was wrong with what they returned."""
+    """Call with a deadline; send how many calls missed it and how many replies were late or wrong."""
     found = {"missed": 0, "late_applied": 0, "wrong_applied": 0, "overrun": 0.0}
     with RemotePolicy.connect(address) as policy:
         for number in range(first, first + count):
@@ -101,7 +101,8 @@ def delays(count: int) -> Outcome:
     total = {key: sum(part[key] for part in parts) for key in parts[0] if key != "overrun"}
     wrong = total["late_applied"] + total["wrong_applied"]
     return Outcome(
-        f"{total['missed']:,} of {count:,} calls missed, {total['late_dropped']:,} late or doubled replies dropped, {wrong} applied",
+        f"{total['missed']:,} of {count:,} calls missed, "
+        f"{total['late_dropped']:,} late or doubled replies dropped, {wrong} applied",
         "nothing: it does not know",
         wrong == 0 and alive,
         {"calls": count, **total, "overrun_ms_max": max(part["overrun"] for part in parts) * 1e3},
@@ -109,7 +110,7 @@ def delays(count: int) -> Outcome:
 
 
 def inputs(rounds: int) -> Outcome:
-    """Observations that are not what the contract says, from one client, while another one drives."""
+    """Observations that break the contract, from one client, while another client drives."""
     nan, huge = np.full(OBSERVATION, np.nan, np.float32), np.full(OBSERVATION, 1e300)
     mixed = np.zeros(OBSERVATION, np.float32)
     mixed[3], mixed[4] = np.inf, -np.inf
@@ -159,7 +160,8 @@ def inputs(rounds: int) -> Outcome:
             lost += good.act(sample(), seed=1, deadline=5.0).actions.tobytes() != expected
         said, alive = server.said, server.alive
     return Outcome(
-        f"{refused:,} of {rounds * (len(wrong) + len(raw)):,} refused by name, {others} not; another client lost {lost} of {rounds:,}",
+        f"{refused:,} of {rounds * (len(wrong) + len(raw)):,} refused by name, {others} not; "
+        f"another client lost {lost} of {rounds:,}",
         f"running, {len(said)} lines in its log",
         refused == rounds * (len(wrong) + len(raw)) and not others and not lost and alive and not said,
         {"refused": refused, "others": others, "lost": lost, "log_lines": len(said)},
@@ -167,7 +169,7 @@ def inputs(rounds: int) -> Outcome:
 
 
 def huge(size: int) -> Outcome:
-    """One frame of that many bytes, while another client drives."""
+    """One frame of `size` bytes, while another client drives."""
     lost = calls = 0
     with serving() as server, RemotePolicy.connect(server.endpoint) as good, zmq.Context() as context:
         good.act(sample())
@@ -253,7 +255,7 @@ _message = st.one_of(
 
 
 def codec_part(pipe: Connection, count: int, seed: int) -> None:
-    """Generated messages through the decoder."""
+    """Decode generated messages; run in a process of its own."""
     found = {"cases": 0, "refused": 0, "taken": 0, "other_errors": 0}
 
     def check(together: list[list[bytes]]) -> None:
@@ -269,7 +271,7 @@ def codec_part(pipe: Connection, count: int, seed: int) -> None:
         except Exception:
             found["other_errors"] += 1
         else:
-            # What is taken is what it says: every array has the bytes that its frame has.
+            # An accepted message is consistent: every array has as many bytes as its frame.
             found["taken"] += 1
             found["other_errors"] += sum(array.nbytes for array in arrays.values()) != sum(
                 map(len, frames[1:])
@@ -308,7 +310,7 @@ def codec(count: int) -> Outcome:
 
 
 def messages(count: int) -> Outcome:
-    """Malformed messages at a live server; between every twenty, the well-behaved client asks and compares bytes."""
+    """Malformed messages at a live server; after every twenty, another client compares a reply's bytes."""
     source, lost, asked, answered = random.Random(2), 0, 0, 0
     with serving() as server, RemotePolicy.connect(server.endpoint) as policy, zmq.Context() as context:
         good = good_message()

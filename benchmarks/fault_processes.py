@@ -50,7 +50,8 @@ def stopped(calls: int) -> Outcome:
         expired = policy.stats()["errors"].get("expired", 0)
     p99 = float(np.percentile(overruns, 99)) if overruns else float("nan")
     return Outcome(
-        f"{len(overruns)} of {calls} calls raise, {p99:.2f} ms past their deadline (p99); the next one is right",
+        f"{len(overruns)} of {calls} calls raise, {p99:.2f} ms past their deadline (p99); "
+        "the next one is right",
         f"goes on; {expired} requests dropped uncomputed",
         len(overruns) == calls and right,
         {
@@ -77,7 +78,8 @@ def restarted(times: int) -> Outcome:
             server = stack.enter_context(serving(server.endpoint))
             found.append(next_action(policy))
     return Outcome(
-        f"the same object goes on {np.median(found):.2f} s after the server is ready (longest of {times}: {max(found):.2f} s)",
+        f"the same object goes on {np.median(found):.2f} s after the server is ready "
+        f"(longest of {times}: {max(found):.2f} s)",
         "nothing: a new process",
         max(found) < 1.0,
         {"restarts": times, "seconds_median": float(np.median(found)), "seconds_max": max(found)},
@@ -94,7 +96,7 @@ def next_action(policy: RemotePolicy) -> float:
 
 
 def network_gone(seconds: float) -> Outcome:
-    """A network that swallows everything without closing anything: the proxy between client and server is stopped."""
+    """A network that drops everything and closes nothing: the proxy between client and server is stopped."""
     overruns = []
     with serving() as server:
         ours, theirs = spawn.Pipe()
@@ -115,7 +117,8 @@ def network_gone(seconds: float) -> Outcome:
         proxy.kill()
         alive = server.alive
     return Outcome(
-        f"{len(overruns)} calls raise, {np.percentile(overruns, 99):.2f} ms late (p99); good again {back:.2f} s after the network is back",
+        f"{len(overruns)} calls raise, {np.percentile(overruns, 99):.2f} ms late (p99); "
+        f"good again {back:.2f} s after the network is back",
         "running; drops the silent connection by heartbeat",
         alive and back < 2.5,
         {"calls": len(overruns), "overrun_ms_p99": float(np.percentile(overruns, 99)), "back_seconds": back},
@@ -123,7 +126,7 @@ def network_gone(seconds: float) -> Outcome:
 
 
 def differs(decision: Decision, expected: Decision) -> bool:
-    """Whether it is another action, where as many refinement steps were taken: a short budget takes fewer."""
+    """Whether the actions differ after the same number of steps (a short budget allows fewer steps)."""
     return (
         decision.steps_used == expected.steps_used
         and decision.actions.tobytes() != expected.actions.tobytes()
@@ -131,7 +134,7 @@ def differs(decision: Decision, expected: Decision) -> bool:
 
 
 def worker_client(pipe: Connection, address: str, seconds: float) -> None:
-    """Calls at 50 Hz: how many missed, and the longest time without an action."""
+    """Call at 50 Hz; send how many calls missed and the longest time without an action."""
     missed, wrong, calls, gap = 0, 0, 0, 0.0
     with RemotePolicy.connect(address) as policy:
         expected = policy.act(sample(), seed=1)
@@ -168,7 +171,8 @@ def worker_killed(clients: int, seconds: float) -> Outcome:
     calls, missed, wrong = (sum(p[i] for p in parts) for i in range(3))
     gap = max(p[3] for p in parts)
     return Outcome(
-        f"{clients} clients at 50 Hz: {missed} of {calls:,} calls missed, {wrong} wrong, longest time without an action {gap:.2f} s",
+        f"{clients} clients at 50 Hz: {missed} of {calls:,} calls missed, {wrong} wrong, "
+        f"longest time without an action {gap:.2f} s",
         "the other worker's clients; a new worker in its place" if replaced else "NOT replaced",
         replaced and not wrong and gap < 1.0,
         {"clients": clients, "calls": calls, "missed": missed, "longest_gap_s": gap},
@@ -183,7 +187,7 @@ def workers_of(server: Server) -> list[int]:
 
 
 def crowd(pipe: Connection, address: str, count: int) -> None:
-    """Many connections at once, each with a request under way, until killed."""
+    """Open many connections, each with a pending request, and wait to be killed."""
     channels = [Channel(address) for _ in range(count)]
     for channel in channels:
         with contextlib.suppress(DeadlineMissed):
@@ -193,7 +197,7 @@ def crowd(pipe: Connection, address: str, count: int) -> None:
 
 
 def vanishing(count: int) -> Outcome:
-    """Clients that leave: one by one without waiting for a reply, in half a handshake, and half of them at once by SIGKILL."""
+    """Clients that leave: without waiting for a reply, in mid-handshake, and half of them killed at once."""
     with serving() as server, RemotePolicy.connect(server.endpoint) as policy:
         policy.act(sample())
         before, lost, calls = server.memory(), 0, 0
@@ -246,7 +250,7 @@ def vanishing(count: int) -> Outcome:
 
 
 def clock_client(pipe: Connection, address: str, calls: int) -> None:
-    """Calls while the wall clock jumps in this process, too."""
+    """Call while the wall clock jumps in this process too."""
     missed = wrong = jumps = 0
     before = time.time()
     with RemotePolicy.connect(address) as policy:
@@ -263,7 +267,7 @@ def clock_client(pipe: Connection, address: str, calls: int) -> None:
 
 
 def clock_jumps(calls: int) -> Outcome:
-    """The wall clocks of server and client jump by two hours twenty times a second (a preloaded C library)."""
+    """The wall clocks of server and client jump by two hours, twenty times a second (a preloaded library)."""
     compiler = shutil.which("cc") or shutil.which("gcc")
     if compiler is None:
         return Outcome("not run: no C compiler", "not run", False)
@@ -292,7 +296,8 @@ def clock_jumps(calls: int) -> Outcome:
     times = np.array([record["time"] for record in records])
     backwards = int((np.diff(times) < 0).sum())
     return Outcome(
-        f"{found['missed']} of {calls} calls missed while its clock jumped {found['jumps']} times, {found['wrong']} wrong",
+        f"{found['missed']} of {calls} calls missed while its clock jumped {found['jumps']} times, "
+        f"{found['wrong']} wrong",
         f"{len(records)} records, {backwards} of them stamped earlier than the one before",
         found["jumps"] > 0
         and backwards > 0
@@ -304,11 +309,14 @@ def clock_jumps(calls: int) -> Outcome:
 
 
 def full_disk(decisions: int) -> Outcome:
-    """The recorder's disk is full, and has room again later: a small file system of its own, or else a limit on file sizes."""
+    """The recorder's disk is full and has room again later: a small file system, or a limit on file sizes."""
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder) / "disk"
         place.mkdir()
-        mount = f'mount -t tmpfs -o size={DISK_KIB}k tmpfs {place} && head -c {BALLAST_KIB}k /dev/zero > {place}/ballast && exec "$@"'
+        mount = (
+            f"mount -t tmpfs -o size={DISK_KIB}k tmpfs {place} && "
+            f'head -c {BALLAST_KIB}k /dev/zero > {place}/ballast && exec "$@"'
+        )
         wrapper: tuple[str, ...] = (
             "unshare",
             "--user",
@@ -354,7 +362,8 @@ def full_disk(decisions: int) -> Outcome:
     whole = len(records) + dropped == 2 * decisions
     return Outcome(
         f"lost {lost} of {2 * decisions} decisions",
-        f"{len(records)} records, all {'readable and the same when replayed' if same == len(records) else 'NOT the same'}; "
+        f"{len(records)} records, all "
+        f"{'readable and the same when replayed' if same == len(records) else 'NOT the same'}; "
         f"{dropped} counted as dropped, {warned} warnings; recording went on when there was room",
         not lost
         and whole

@@ -1,12 +1,13 @@
-"""What clients see, and servers keep, when things go wrong.
+"""What clients see, and what servers keep, when things go wrong.
 
-    python benchmarks/faults.py [--only NAME,...] [--delays 100000] [--codec 200000] [--messages 20000] [--vanishing 1000]
+    python benchmarks/faults.py [--only NAME,...] [--delays 100000] [--codec 200000] [--messages 20000]
+                                [--vanishing 1000]
 
   stopped        the server is stopped (SIGSTOP) mid-request, and goes on later
   restarted      the server is killed and started again
   network gone   nothing arrives any more, and nothing is closed
   worker killed  one of two workers behind an endpoint is killed under load
-  delays         replies held back behind a proxy, so late, out of order, and some of them twice: none may be applied late
+  delays         a proxy makes replies late, out of order, and some of them double; none may be applied late
   inputs         NaN, infinity, wrong shape, wrong dtype, missing fields
   huge frame     one frame of a gigabyte
   codec          generated (hypothesis) and altered messages through the decoder
@@ -14,7 +15,8 @@
   vanishing      clients that connect, ask and disappear, some in half a handshake, half of them at once
   clock jumps    the wall clock jumps by two hours, twenty times a second
   full disk      the recorder's disk is full, and has room again later
-Prints a table and ends with one JSON line; exit status 1 when something was not as promised.
+
+Prints a table and ends with one JSON line; exit status 1 when an outcome is not as promised.
 """
 
 from __future__ import annotations

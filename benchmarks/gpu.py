@@ -1,18 +1,25 @@
 """Train at the paper's size on a GPU machine that has a bare checkout of this repository and little time.
 
-    python benchmarks/gpu_data.py pack DATA.npz --tasks TASK ... --output build/gpu/data.npz      (where OGBench is installed)
-    python benchmarks/gpu.py check --out OUT                                                      (on the GPU: 150 s at most)
-    python benchmarks/gpu.py train build/gpu/data.npz --seconds 560 --out OUT                     (on the GPU)
-    python benchmarks/gpu_data.py unpack OUT build/gpu/data.npz --runs runs/gpu                   (where they are evaluated)
+Where OGBench is installed, before and after:
+
+    python benchmarks/gpu_data.py pack DATA.npz --tasks TASK ... --output build/gpu/data.npz
+    python benchmarks/gpu_data.py unpack OUT build/gpu/data.npz --runs runs/gpu
+
+On the GPU machine (`check` takes 150 s at most):
+
+    python benchmarks/gpu.py check --out OUT
+    python benchmarks/gpu.py train build/gpu/data.npz --seconds 560 --out OUT
 
 The GPU machine needs torch, numpy, h5py and safetensors; nothing is installed or downloaded there.
 
-`check` holds updates on the device against the recorded fixture (float32) and the engine of CUDA graphs against the eager one, then times
-the engine's variants one after the other (they compile at the same time) and writes the table and the winner, `check.json`.
+`check` compares updates on the device with the recorded fixture (float32), and the CUDA graph engine with the
+eager one. Then it times the engine's variants one after the other (they compile at the same time) and writes
+the table and the fastest variant to `check.json`.
 
-`train` trains several runs side by side until its deadline: all of `--tasks` with reversal, and `--ablation` tasks without, in turns, so
-that both end at the same number of updates. It writes `log.jsonl`, the averaged policies in float16 every `--snapshot` updates, and at the
-end policies and two value members of every run (no file over 16 MiB). With `--small`, both use small networks on whatever device there is.
+`train` trains several runs side by side until its deadline: all of `--tasks` with reversal and `--ablation`
+of them without, in turns, so that both end at the same number of updates. It writes `log.jsonl`, the averaged
+policies in float16 every `--snapshot` updates, and at the end the policies and two value members of every run
+(no file over 16 MiB). With `--small`, both stages use small networks on whatever device there is.
 """
 
 from __future__ import annotations
@@ -64,7 +71,7 @@ def members(group: Group) -> dict[str, Tensor]:
 
 
 def write(folder: Path, name: str, step: int, group: Group, tensors: dict[str, Tensor]) -> None:
-    """One or more files of at most `FILE_BYTES`, each with some of the runs."""
+    """Write one or more files of at most `FILE_BYTES`, each with some of the runs."""
     size = sum(t.numel() * t.element_size() for t in tensors.values()) / len(group.seeds)
     each = max(1, int((FILE_BYTES - 200_000) // size))
     for first in range(0, len(group.seeds), each):
@@ -160,7 +167,7 @@ def train(arguments: argparse.Namespace) -> int:
     for name, runs in groups.items():
         write(out, f"last-{name}", step, runs, policies(runs) | members(runs))
     finite = all(bool(torch.isfinite(t).all()) for runs in groups.values() for t in runs.agent.parameters())
-    # What comes back is limited: intermediate policies evenly spaced, the last being in the final files anyway.
+    # The files that come back are limited: evenly spaced snapshots; the last is in the final files anyway.
     kept = [s for s in kept if s != step] or kept
     chosen = (
         {kept[i] for i in np.linspace(0, len(kept) - 1, min(KEPT_SNAPSHOTS, len(kept))).round().astype(int)}

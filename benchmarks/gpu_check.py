@@ -18,7 +18,7 @@ from benchmarks.gpu_setup import BATCH, PAPER, ROOT, SMALL, Variant, random_grou
 from benchmarks.parity import load_fixture, passes
 from benchmarks.parity import run as parity
 from rql_deploy.train.engines.engine import Engine, GraphEngine
-from rql_deploy.train.rql import RQLConfig
+from rql_deploy.train.hyperparameters import RQLConfig
 
 READY_SECONDS = 110.0
 """How long a variant may take to compile; one that takes longer is left out."""
@@ -33,7 +33,7 @@ VARIANTS = (
 
 
 def updates_per_second(engine: Engine, device: str, seconds: float) -> float:
-    """Blocks of updates for about that long, after some that are not counted."""
+    """Run blocks of updates for about that long, after a few that are not counted."""
     count = 10 * engine.block
     engine.run(count)
     wait_for(device)
@@ -95,7 +95,7 @@ def time_variant(
 
 
 def check_mathematics(device: str, rows: int) -> dict[str, Any]:
-    """The fixture, the graph engine against the eager one, and whether a saved generator repeats its draws."""
+    """Check the fixture, the graph engine against the eager one, and a saved generator's draws."""
     torch.set_float32_matmul_precision("highest")
     errors = parity(load_fixture(str(ROOT / "tests" / "data" / "rql_reference_h3.npz")), device)
     result: dict[str, Any] = {"parity": passes(errors), "parity_error": max(errors.values())}
@@ -116,7 +116,8 @@ def check_mathematics(device: str, rows: int) -> dict[str, Any]:
     fast.generator.set_state(state)
     again = [fast.data.draw(8).actions, fast.data.noise(8, SMALL, 5).bc_noise]
     result["generator_repeats"] = all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
-    # Adam divides by the root of the second moment: a rounding difference in a gradient near 0 shows at the learning rate's scale.
+    # Adam divides by the root of the second moment, so a rounding difference in a gradient near 0 becomes as
+    # large as the learning rate.
     result["passed"] = (
         result["parity"]
         and result["graph_against_eager"] < 1e-3 < result["moved"]
@@ -157,7 +158,7 @@ class Child:
 
 
 def check(out: Path, small: bool, official: Path | None) -> int:
-    """Stage 1: everything at once as far as it is compiling, one after the other where time is measured."""
+    """Stage 1: all variants compile at the same time, and are timed one after the other."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     until = time.monotonic() + READY_SECONDS
     print(

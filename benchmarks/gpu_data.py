@@ -1,8 +1,9 @@
-"""What goes to a GPU machine and what comes back from it (benchmarks/gpu.py).
+"""The files that go to a GPU machine and come back from it (benchmarks/gpu.py).
 
-`pack` labels an OGBench file with the rewards and masks of several tasks (sparse: -1 until the task is done) and stores observations and
-actions in float16, so that 1 M rows of puzzle-3x3 travel in some 50 MiB; it prints the largest rounding error. `unpack` turns what came
-back into checkpoints that `rql-deploy evaluate` and `export` take: float16 parameters, two value members where they were sent.
+`pack` labels an OGBench file with the rewards and masks of several tasks (sparse: -1 until the task is done)
+and stores observations and actions in float16, so that 1 M rows of puzzle-3x3 take about 50 MiB; it prints
+the largest rounding error. `unpack` makes checkpoints of the files that come back, for `rql-deploy evaluate`
+and `export`: float16 parameters, and two value members where the file has them.
 """
 
 from __future__ import annotations
@@ -26,8 +27,9 @@ from rql_deploy.structs import convert, to_plain
 from rql_deploy.train.checkpoint import save_checkpoint
 from rql_deploy.train.config import TrainConfig, config_to_plain
 from rql_deploy.train.data.sampler import WindowSampler
+from rql_deploy.train.hyperparameters import RQLConfig
 from rql_deploy.train.logging.summary import dataset_statistics, package_versions, reference_rows
-from rql_deploy.train.rql import RQL, RQLConfig
+from rql_deploy.train.rql import RQL
 
 
 def pack(data: Path, tasks: list[str], output: Path) -> None:
@@ -70,7 +72,7 @@ def parts(file: Path) -> Iterator[tuple[int, str, int, RQLConfig, dict[str, Tens
 
 
 def unpack(folder: Path, data: Path, runs: Path) -> list[Path]:
-    """Checkpoints RUNS/TASK-seedN[-no-reversal]/checkpoints/step_*; those that came without V are under RUNS/policies/."""
+    """Write checkpoints to RUNS/TASK-seedN[-no-reversal]/checkpoints/step_*; without V, to RUNS/policies/."""
     store, _ = load_packed(data)
     statistics = dataset_statistics(store)
     written = []

@@ -1,4 +1,4 @@
-"""What both stages of benchmarks/gpu.py are made of: settings, runs side by side on one data set, the packed file."""
+"""What both stages of benchmarks/gpu.py use: settings, runs side by side on one data set, the packed file."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from rql_deploy.train.engines.engine import (
     set_precision,
 )
 from rql_deploy.train.engines.several import SharedRows, stacked_agents
-from rql_deploy.train.rql import RQLConfig
+from rql_deploy.train.hyperparameters import RQLConfig
 
 PAPER = RQLConfig(h=5, kappa=0.7, rho=0.5, alpha=1.0)
 """puzzle-3x3-play of the paper: 4 x 512, K = 10, F = 10, Adam 3e-4 (docs/algorithm.md)."""
@@ -98,7 +98,7 @@ def make_group(
 
 
 def random_store(rows: int, seed: int = 0) -> TransitionStore:
-    """Rows of puzzle-3x3's shape; what they hold does not matter to a stopwatch."""
+    """Random rows of puzzle-3x3's shape: the values do not change the speed."""
     rng = np.random.default_rng(seed)
     length = min(1000, rows // 4)
     plant = PlantDescription(

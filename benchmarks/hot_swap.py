@@ -2,11 +2,12 @@
 
     python benchmarks/hot_swap.py [--swaps 5] [--clients 4]
 
-The real server in a process of its own, 4x512 networks, F = 10, clients back to back (streamed, so that every decision is stepped). The
-time from the end of a refinement step to the beginning of the next is taken inside the server, while rows are under way. In turn: without
-an exchange, and from SIGHUP (a new bundle is opened, checked and warmed beside the engine's thread) to half a second after it took over.
-Goal: no request lost, and no step delayed by more than one step.
-Prints a table (delayed: steps that began more than a step later than usual) and ends with one JSON line.
+The real server in its own process, 4x512 networks, F = 10, clients back to back (streamed, so that every
+decision is computed step by step). The server itself measures the time from the end of a refinement step to
+the beginning of the next, while rows are active. It alternates between no exchange, and an exchange: from
+SIGHUP (a new bundle is opened, checked and warmed beside the engine's thread) to half a second after the new
+bundle took over. Goal: no request lost, and no step delayed by more than one step. Prints a table (delayed:
+steps that began more than a step later than usual) and ends with one JSON line.
 """
 
 from __future__ import annotations
@@ -33,13 +34,13 @@ from networks import network_bundle
 from rql_deploy.runtime.client.channel import Channel
 
 QUIET = 3.0
-"""Least seconds without an exchange, after each."""
+"""Least time without an exchange after each exchange, in seconds."""
 LONGEST = 120.0
-"""Seconds that an exchange may take: the thread that loads has the lowest priority, and the clients take what they get."""
+"""Seconds that an exchange may take: the loading thread has the lowest priority on a loaded machine."""
 
 
 def serve(pipe: Connection, bundle: str) -> None:
-    """The real server, whose engines note when their steps begin and end; `pipe` takes a number of seconds or None to end."""
+    """The real server, noting when steps begin and end; `pipe` takes a number of seconds, or None to end."""
     from rql_deploy.runtime.engine.engine import Engine
     from rql_deploy.runtime.server.app import ServerConfig, serving
 
@@ -62,7 +63,7 @@ def serve(pipe: Connection, bundle: str) -> None:
 
 
 def drive(pipe: Connection, address: str, number: int) -> None:
-    """Streamed decisions back to back until told to stop; sends how many, how many failed, and the contracts seen."""
+    """Stream decisions back to back until told to stop; send their number, the failures and the contracts."""
     from rql_deploy.errors import DeadlineMissed, UserError
     from rql_deploy.runtime.client import RemotePolicy
 
@@ -166,7 +167,7 @@ def make_successors(bundle: str, folder: str, count: int) -> None:
 
 
 def gaps(marks: Any, spans: list[tuple[float, float]]) -> dict[str, float]:
-    """Milliseconds from a step's end to the next one's begin while rows were under way, and of the steps, within these spans."""
+    """Milliseconds of the gaps between steps with rows active, and of the steps, within these time spans."""
     found, steps = [], []
     for start, end in spans:
         within = marks[(marks[:, 0] >= start) & (marks[:, 1] <= end)]
@@ -199,7 +200,8 @@ def main() -> None:
     network_bundle()
     row = measure(arguments.swaps, arguments.clients)
     print(
-        f"{'ms':12} {'steps':>8} {'delayed':>8} {'step p50':>9} {'step max':>9} {'gap p50':>9} {'p99':>9} {'p99.9':>9} {'max':>9}"
+        f"{'ms':12} {'steps':>8} {'delayed':>8} {'step p50':>9} {'step max':>9} "
+        f"{'gap p50':>9} {'p99':>9} {'p99.9':>9} {'max':>9}"
     )
     for name in ("quiet", "exchanging"):
         figures = list(row[name].values())
@@ -210,8 +212,9 @@ def main() -> None:
     late = max(0.0, row["exchanging"]["gap_max"] - row["quiet"]["gap_max"])
     row["longest_extra_delay_in_steps"] = late / row["quiet"]["step_p50"]
     print(
-        f"{row['exchanges']} exchanges of {arguments.swaps}, {row['lost']} of {row['decisions'] + row['lost']} decisions lost, "
-        f"{row['refused']} refused; the longest gap is {row['longest_extra_delay_in_steps']:.2f} steps longer than without an exchange"
+        f"{row['exchanges']} exchanges of {arguments.swaps}, "
+        f"{row['lost']} of {row['decisions'] + row['lost']} decisions lost, {row['refused']} refused; "
+        f"the longest gap is {row['longest_extra_delay_in_steps']:.2f} steps longer than without an exchange"
     )
     print(json.dumps(row))
 

@@ -1,11 +1,13 @@
-"""What one action chunk costs: torch eager, torch compiled, onnxruntime by precision and threads, unrolled and step by step.
+"""The cost of one action chunk: torch and onnxruntime, by precision and threads, unrolled and step by step.
 
-    python benchmarks/inference.py [--rounds 20] [--pause 10] [--hidden 512,512,512,512] [--members 2] [--no-compile]
+    python benchmarks/inference.py [--rounds 20] [--pause 10] [--hidden 512,512,512,512] [--members 2]
+                                   [--no-compile]
 
-Makes a bundle of a random network (O = 28, A = 5, h = 5, F = 10), then times every way of running it for 1 to 256 rows, a few calls per
-round and way, all ways within every round, with a pause before each call as a control loop has it (caches and clocks cool down).
-`weights` is the time that reading the weights F times takes at the bandwidth measured in the same rounds: no way of running one row that
-reads them once per step can be faster. Ends with one JSON line.
+Makes a bundle of a random network (O = 28, A = 5, h = 5, F = 10), then times every way of running it (torch
+eager and compiled, onnxruntime) for 1 to 256 rows: in each round a few calls of every way, with a pause
+before each call as in a control loop (caches and clocks cool down). `weights` is the time that reading the
+weights F times takes at the bandwidth measured in the same rounds: no way of running one row that reads them
+once per step can be faster. Ends with one JSON line.
 """
 
 from __future__ import annotations
@@ -40,7 +42,8 @@ from rql_deploy.flow import flow_schedule
 from rql_deploy.seeding import flow_noise
 from rql_deploy.structs import to_plain
 from rql_deploy.train.export_modules import all_members, make_modules
-from rql_deploy.train.rql import RQL, RQLConfig
+from rql_deploy.train.hyperparameters import RQLConfig
+from rql_deploy.train.rql import RQL
 
 OBSERVATION, A, H, F, K = 28, 5, 5, 10, 10
 BATCHES = (1, 8, 64, 256)
@@ -138,7 +141,7 @@ def inputs(rows: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def bandwidth(bytes_read: int) -> float:
-    """Bytes per second of a dot product over that many bytes, read again and again: from the cache they fit into."""
+    """Bytes per second of repeated dot products over that many bytes, so from the cache that holds them."""
     a = np.ones(max(1, bytes_read // 4), np.float32)
     np.dot(a, a)
     repeats = max(1, (32 << 20) // a.nbytes)
@@ -215,10 +218,12 @@ def report(
     names = list(dict.fromkeys(way for way, _ in taken))
     here = machine()
     print(
-        f"{here['processor']} ({here['features']}), {arguments.hidden}, F = {F}, M = {arguments.members} of {K}"
+        f"{here['processor']} ({here['features']}), {arguments.hidden}, F = {F}, "
+        f"M = {arguments.members} of {K}"
     )
     print(
-        f"ms, p50 (p99), {arguments.rounds} interleaved rounds of {CALLS} calls, {arguments.pause:g} ms pause before each"
+        f"ms, p50 (p99), {arguments.rounds} interleaved rounds of {CALLS} calls, "
+        f"{arguments.pause:g} ms pause before each"
     )
     print(f"{'':22}" + "".join(f"{f'{rows} rows':>18}" for rows in BATCHES) + f"{'fp32 / this, 1 row':>20}")
     base = statistics.median(taken["fp32 unrolled, 1t", 1])
@@ -236,13 +241,15 @@ def report(
     for variant, values in limits.items():
         limit = statistics.median(values)
         print(
-            f"weights, {variant}: {sizes[variant] / 1e6:.2f} MB read {F} times: at least {limit:.3f} ms per row on its own"
+            f"weights, {variant}: {sizes[variant] / 1e6:.2f} MB read {F} times: "
+            f"at least {limit:.3f} ms per row on its own"
         )
         figures[f"weights {variant}"] = {"megabytes": sizes[variant] / 1e6, "ms": limit}
     print(f"memory: {statistics.median(memory) / 1e9:.1f} GB/s on one thread")
     errors = check["action_error"]
     print(
-        f"int8 against float32 on this random network: action error p99 {errors['p99']:.1e}, max {errors['max']:.1e}"
+        "int8 against float32 on this random network: "
+        f"action error p99 {errors['p99']:.1e}, max {errors['max']:.1e}"
     )
     figures |= {"memory_gb_per_s": statistics.median(memory) / 1e9, "int8_action_error": errors}
     print(

@@ -2,13 +2,15 @@
 
     python benchmarks/memory.py [--full] [--threads 1] [--rounds 3]
 
-Makes its own data in a temporary folder: rows of 50 observed and 5 acted numbers, 100,000 by default, a million with --full, as a
-store folder, an OGBench file, and three shards of each kind. Prints
+Makes its own data in a temporary folder: rows of 50 observation and 5 action numbers, 100,000 by default, a
+million with --full, as a store folder, an OGBench file, and three shards of each kind. Prints
 
-1. the resident memory of a process that trains on it above that of one that trains on a thousand rows (peak; and the part of it that
-   is not the data's own file pages, which the system takes back when it needs them);
-2. updates per second (3x256 networks, K = 2) with shards that stream, beside the same shard resident, in blocks that alternate within
-   one process; a streaming block contains every read that it causes. A shard lasts 1,000 updates per million rows, as by default;
+1. the resident memory of a process that trains on it, above that of one that trains on a thousand rows: the
+   peak, and the part that is not the data's own file pages (the system takes those back when it needs
+   memory);
+2. updates per second (3x256 networks, K = 2) with streamed shards and with the same shard resident, in blocks
+   that alternate within one process; a streaming block includes every read that it causes. A shard lasts
+   1,000 updates per million rows, as by default;
 3. the time of one draw of 256 windows, of one pass of checks, and of opening.
 
 Ends with one JSON line.
@@ -58,7 +60,7 @@ def plant() -> PlantDescription:
 
 
 def make_data(folder: Path, rows: int) -> None:
-    """`store`, `npz.npz`, and `SHARDS` shards under `stores` and `npzs`; `tiny` is what the framework's own memory is measured on."""
+    """Write `store`, `npz.npz`, `SHARDS` shards under `stores` and `npzs`, and `tiny` for the baseline."""
     for name, count, seed in [("store", rows, 0), ("tiny", EPISODE, 0)] + [
         (f"stores/{i}", rows, i) for i in range(SHARDS)
     ]:
@@ -177,11 +179,11 @@ def measure_streaming(folder: Path, shard_updates: int, rounds: int) -> dict[str
         run.step = shard_updates
         finish_reading(run)
     for round_ in range(rounds):
-        # Another goes first every time, so that a drifting machine favours none.
+        # Each round starts with another case, so that a machine that gets slower favours none.
         for name, run in sorted(
             runs.items(), key=lambda item: (list(runs).index(item[0]) + round_) % len(runs)
         ):
-            # Every block begins with a switch to a shard that is read, and pays for the reading of the next.
+            # Every block begins by switching to a shard already read, and includes the reading of the next.
             start = time.perf_counter()
             run.update(shard_updates)
             finish_reading(run)
@@ -243,7 +245,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         print(
-            f"making {SHARDS} shards of {rows:,} rows of {OBSERVATION + ACTION} numbers ({rows * (OBSERVATION + ACTION) * 4 / MIB:.0f} MiB)"
+            f"making {SHARDS} shards of {rows:,} rows of {OBSERVATION + ACTION} numbers "
+            f"({rows * (OBSERVATION + ACTION) * 4 / MIB:.0f} MiB)"
         )
         make_data(folder, rows)
         memory = measure_memory(folder, shard_updates, arguments.threads)
@@ -252,7 +255,8 @@ def main() -> None:
             print(f"{label:30} {memory[name]['peak_mib']:>9.0f} {memory[name]['anonymous_mib']:>23.0f}")
         times = measure_times(folder)
         print(
-            f"\nopen: store {times['open_store_s']:.2f} s, OGBench file {times['open_npz_s']:.2f} s; checks {times['check_s']:.2f} s"
+            f"\nopen: store {times['open_store_s']:.2f} s, OGBench file {times['open_npz_s']:.2f} s; "
+            f"checks {times['check_s']:.2f} s"
         )
         print(
             f"draw of {BATCH} windows: {times['draw_ms']:.3f} ms; with only the first and last observation "
@@ -260,7 +264,8 @@ def main() -> None:
         )
         rates = measure_streaming(folder, shard_updates, arguments.rounds)
     print(
-        f"\n{arguments.threads} thread(s), median of {arguments.rounds} alternating blocks of {shard_updates} updates, one shard each"
+        f"\n{arguments.threads} thread(s), median of {arguments.rounds} alternating blocks of "
+        f"{shard_updates} updates, one shard each"
     )
     print(f"{'':30} {'updates/s':>10} {'of resident':>12}")
     ratios = {}
@@ -269,7 +274,8 @@ def main() -> None:
             value / base for value, base in zip(values, rates["resident"], strict=True)
         )
         print(
-            f"{CASES.get(name, 'one resident shard'):30} {statistics.median(values):>10.2f} {ratios[name]:>12.1%}"
+            f"{CASES.get(name, 'one resident shard'):30} {statistics.median(values):>10.2f} "
+            f"{ratios[name]:>12.1%}"
         )
     print(
         json.dumps(

@@ -1,6 +1,6 @@
-"""Policies for the benchmarks: untrained networks of a given size, exported by the real exporter, kept between runs.
+"""Policies for the benchmarks: untrained networks of a given size, exported as usual and kept between runs.
 
-Speed does not depend on what a network has learnt.
+Speed does not depend on training.
 """
 
 from __future__ import annotations
@@ -49,17 +49,18 @@ def make_contract(plant: PlantDescription, *, flow_steps: int = 10, members: int
 def network_bundle(
     hidden: tuple[int, ...] = (512, 512, 512, 512), *, flow_steps: int = 10, members: int = 2
 ) -> Path:
-    """The folder of a bundle with networks of that size, float32 and int8; made on the first call (a minute), found again later."""
+    """The folder of a float32 and int8 bundle with networks of that size; the first call takes a minute."""
     name = f"{'x'.join(map(str, hidden))}-F{flow_steps}-M{members}-int8"
     folder = Path(tempfile.gettempdir()) / "rql-deploy-benchmarks" / name
     if folder.is_dir():
         return folder
-    # Here, so that the servers and clients under measurement do not carry torch.
+    # Imported here, so that the measured servers and clients do not load torch.
     import torch
 
     from rql_deploy.export.exporter import ExportModules, export_bundle
     from rql_deploy.train.export_modules import make_modules
-    from rql_deploy.train.rql import RQL, RQLConfig
+    from rql_deploy.train.hyperparameters import RQLConfig
+    from rql_deploy.train.rql import RQL
 
     contract = make_contract(make_plant(), flow_steps=flow_steps, members=members)
     config = RQLConfig(h=CHUNK, K=max(2, members), F=flow_steps, policy_hidden=hidden, value_hidden=hidden)

@@ -1,7 +1,8 @@
-"""Times the update of the authors' JAX code (github.com/aoberai/rql); started by train_speed.py with that code's interpreter.
+"""Time the update of the authors' JAX code (github.com/aoberai/rql); train_speed.py starts this script.
 
-Arguments: the source folder, and settings as JSON. Prints 0 when compiled; then, for every line with a number of seconds on standard
-input, the updates per second over about that long, each waited for.
+Arguments: the source folder, and settings as JSON. Prints 0 when compiled. Then, for every number of seconds
+read from standard input (one a line), prints the updates per second over about that long; each update is
+waited for.
 """
 
 import json
@@ -11,7 +12,8 @@ import time
 
 source, settings = sys.argv[1], json.loads(sys.argv[2])
 os.environ["XLA_FLAGS"] = (
-    f"--xla_cpu_multi_thread_eigen={'true' if settings['threads'] > 1 else 'false'} intra_op_parallelism_threads={settings['threads']}"
+    f"--xla_cpu_multi_thread_eigen={'true' if settings['threads'] > 1 else 'false'} "
+    f"intra_op_parallelism_threads={settings['threads']}"
 )
 sys.path.insert(0, source)
 

@@ -2,10 +2,11 @@
 
     python benchmarks/parity.py FIXTURE.npz
 
-The fixture (docs/algorithm.md, Parity) holds parameters, one batch, the random draws of three updates and what the reference
-made of them. Prints one JSON line with the maximum absolute error of every loss, the gradient, the four parameter sets after
-updates 1 and 3, and both sampled actions. Exit status 1 if a loss, gradient or parameter is off by more than 1e-5 or an action by
-more than 1e-4 (float32), 2 if the file is not such a fixture.
+The fixture (docs/algorithm.md, Parity) holds parameters, one batch, the random draws of three updates and the
+reference code's results. Prints one JSON line with the maximum absolute error of every loss, the gradient,
+the four parameter sets after updates 1 and 3, and both sampled actions. Exit status 1 if a loss, gradient or
+parameter is off by more than 1e-5 or an action by more than 1e-4 (float32), 2 if the file is not such a
+fixture.
 """
 
 from __future__ import annotations
@@ -19,8 +20,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from rql_deploy.train.hyperparameters import RQLConfig
 from rql_deploy.train.networks import ValueEnsemble, VectorField
-from rql_deploy.train.rql import RQL, Batch, Noise, RQLConfig, integrate
+from rql_deploy.train.rql import RQL, Batch, Noise, integrate
 
 TOLERANCE, ACTION_TOLERANCE = 1e-5, 1e-4
 UPDATES = 3
@@ -56,7 +58,10 @@ def config_of(fixture: Fixture) -> RQLConfig:
 
 
 def named_parameters(network: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """(name in the reference's tree, our parameter) pairs; shapes agree up to a broadcast dimension of the value's biases."""
+    """Pairs (name in the reference's tree, our parameter).
+
+    Shapes agree except for a broadcast dimension of V's biases.
+    """
     if isinstance(network, ValueEnsemble):
         for i, (kernel, bias) in enumerate(zip(network.kernels, network.biases, strict=True)):
             yield f"value_net/Dense_{i}/kernel", kernel

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from io import StringIO
 from pathlib import Path
@@ -12,6 +13,7 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
 IMAGES = Path(__file__).parents[1] / "docs/images"
+RESULTS = Path(__file__).parent / "results"
 INK, MUTED, RULE, PAPER = "#1f2328", "#59636e", "#d1d9e0", "#ffffff"
 BLUE, SKY, ORANGE, GREEN, GREY = "#0072b2", "#56b4e9", "#e69f00", "#009e73", "#8c959f"
 """Okabe and Ito's colours, told apart with any colour vision; visible on white and on black."""
@@ -45,6 +47,12 @@ STYLE = {
     "errorbar.capsize": 0,
 }
 Panels = Sequence[Axes]
+
+
+def read(name: str) -> dict[str, Any]:
+    """One recorded measurement."""
+    found: dict[str, Any] = json.loads((RESULTS / f"{name}.json").read_text())
+    return found
 
 
 def canvas(width: float, height: float, columns: int, **grid: Any) -> tuple[Figure, Panels]:

@@ -1,15 +1,18 @@
-"""Why a policy does not solve OGBench's puzzle-3x3: does V know the way, and does the policy press buttons fast enough?
+"""Why a policy does not solve OGBench's puzzle-3x3: is V wrong, or does the policy press buttons too slowly?
 
-A press toggles a button and its neighbours, so the fewest presses from any state to the goal are known exactly.
-
-- V of recorded chunks, by the presses that are still needed: a V that has learned falls with each of them by about what a press costs in
-  the data (some 32 rows); one that has not is flat beyond the last press or two.
-- Bundles, played: presses in an episode (500 steps), and how many were still needed at its best moment.
-
-    python benchmarks/puzzle.py --data puzzle-3x3-play-v0-val.npz [--runs RUN_OR_CHECKPOINT...] [--bundles BUNDLE...]
+    python benchmarks/puzzle.py --data puzzle-3x3-play-v0-val.npz
+                                [--runs RUN_OR_CHECKPOINT...] [--bundles BUNDLE...]
                                 [--task 4] [--rows 6000] [--episodes 10] [--candidates 1]
 
-Use validation data, which the trainings have not seen. Ends with one JSON line.
+A press toggles a button and its neighbours, so the fewest presses from any state to the goal are known
+exactly. It measures
+
+- V of recorded chunks by the number of presses still needed: a trained V falls with each press by about what
+  a press costs in the data (about 32 rows); an untrained one is flat except for the last press or two;
+- bundles in the simulator: presses in an episode (500 steps), and how many were still needed at its best
+  moment.
+
+Use validation data, which training has not seen. Ends with one JSON line.
 """
 
 from __future__ import annotations
@@ -36,7 +39,7 @@ FIRST_SEED = 1_000_000
 
 
 def fewest_presses() -> dict[tuple[int, ...], int]:
-    """By the buttons that are wrong: the fewest presses that put them right."""
+    """The fewest presses to the goal, indexed by the buttons that are wrong."""
     effects = np.zeros((SIDE * SIDE, SIDE * SIDE), int)
     for row, column in itertools.product(range(SIDE), repeat=2):
         for down, right in ((0, 0), (1, 0), (-1, 0), (0, 1), (0, -1)):
@@ -71,7 +74,7 @@ def make_env(task: int) -> Any:
 def value_by_presses(
     checkpoint: Path, arrays: dict[str, NDArray[Any]], left: NDArray[np.int64], rows: int
 ) -> dict[str, Any]:
-    """Mean V by presses left, and how V's order agrees with theirs."""
+    """Mean V by presses left, and the rank correlation of V with presses left."""
     loaded = load_checkpoint(checkpoint)
     agent, h = loaded.restore_networks(), loaded.config.rql.h
     drawn = np.random.default_rng(0).permutation(len(left) - h)[:rows]
@@ -159,7 +162,8 @@ def main() -> None:
         for result in valued:
             cells = (f"{by[k]:8.1f}" if k in (by := result["by_presses"]) else f"{'-':>8}" for k in shown)
             print(
-                f"{result['step']:>14,}{''.join(cells)}{result['rank_correlation']:8.2f}   {result['checkpoint']}"
+                f"{result['step']:>14,}{''.join(cells)}{result['rank_correlation']:8.2f}   "
+                f"{result['checkpoint']}"
             )
 
     played = [
@@ -167,11 +171,13 @@ def main() -> None:
     ]
     if played:
         print(
-            f"\n{'presses':>10} {'left at best':>13}   mean of {arguments.episodes} episodes, best of {arguments.candidates}"
+            f"\n{'presses':>10} {'left at best':>13}   "
+            f"mean of {arguments.episodes} episodes, best of {arguments.candidates}"
         )
         for result in played:
             print(
-                f"{statistics.mean(result['presses']):10.1f} {statistics.mean(result['left_at_best']):13.1f}   {result['bundle']}"
+                f"{statistics.mean(result['presses']):10.1f} "
+                f"{statistics.mean(result['left_at_best']):13.1f}   {result['bundle']}"
             )
     print(json.dumps({"rows_per_press": rows_per_press, "value": valued, "played": played}))
 

@@ -1,17 +1,19 @@
-"""Latency and throughput of the policy server beside bare pyzmq and openpi with the same graph, in the same run.
+"""Latency and throughput of the policy server, bare pyzmq and openpi, with the same graph in the same run.
 
     python benchmarks/serving.py [--parts a,b,c,d] [--seconds 5] [--rounds 3] [--openpi FILE] [--soak 600]
 
-Server and client are processes of their own, the server pinned to the first core and the clients to the second; peers alternate within
-a round, so that a drifting machine hits all alike.
+Server and client are separate processes, the server pinned to the first core and the clients to the second.
+The servers take turns within a round, so that a machine that gets slower affects all alike.
+
   a  an instant policy: 64 scalars, and the same with two 224x224x3 images
   b  one client, F = 10, 4x512, float32 and int8: plain, with V, with candidates, pruned and not
-  c  8 clients back to back, beside one unrolled call at a time, first come first served; then many clients at 20 and 50 Hz
+  c  8 clients back to back, against one unrolled call at a time in order of arrival; more at 20 and 50 Hz
   d  deadlines from 0.1 to 2 ms: share of replies in time, refinement steps used, V lost
   e  (with --soak SECONDS) full load: memory at start and end, health checks missed
-Prints tables, and ends with one JSON line. `bare` is ROUTER/DEALER with the request in one frame and no checks at all. `openpi` is that
-project's server and client as published: FILE is its src/openpi/serving/websocket_policy_server.py (Apache-2.0), the client the
-openpi-client package.
+
+Prints tables, and ends with one JSON line. `bare` is ROUTER/DEALER with the request in one frame and no
+checks at all. `openpi` is that project's server and client as published: FILE is its
+src/openpi/serving/websocket_policy_server.py (Apache-2.0), the client is the openpi-client package.
 """
 
 from __future__ import annotations
@@ -64,16 +66,17 @@ def summarise(latencies: list[float]) -> Timings:
 
 
 def show(title: str, rows: dict[str, Timings], base: str = "bare") -> None:
-    """Print a table; ratios of p50 and p99 to `base`."""
+    """Print a table, with the ratios of p50 and p99 to `base`."""
     print(f"\n{title} (us)")
     print(
-        f"{'':34} {'p50':>8} {'p99':>8} {'p99.9':>8} {'max':>9} {'CPU/req':>8} {'p50/' + base:>10} {'p99/' + base:>10}"
+        f"{'':34} {'p50':>8} {'p99':>8} {'p99.9':>8} {'max':>9} {'CPU/req':>8} "
+        f"{'p50/' + base:>10} {'p99/' + base:>10}"
     )
     for name, row in rows.items():
         ratios = [row[q] / rows[base][q] if base in rows else float("nan") for q in ("p50", "p99")]
         print(
-            f"{name:34} {row['p50']:>8.0f} {row['p99']:>8.0f} {row['p99.9']:>8.0f} {row['max']:>9.0f} {row.get('cpu', 0.0):>8.0f} "
-            f"{ratios[0]:>10.2f} {ratios[1]:>10.2f}"
+            f"{name:34} {row['p50']:>8.0f} {row['p99']:>8.0f} {row['p99.9']:>8.0f} {row['max']:>9.0f} "
+            f"{row.get('cpu', 0.0):>8.0f} {ratios[0]:>10.2f} {ratios[1]:>10.2f}"
         )
 
 
@@ -206,7 +209,8 @@ def part_c(seconds: float, rounds: int, sizes: tuple[int, ...], openpi: str | No
                 if not base.startswith("ours")
             )
             print(
-                f"{name:24} {row['per_second']:>8.0f} replies/s  p50 {row['p50'] / 1e3:.2f} ms  p99 {row['p99'] / 1e3:.2f} ms  {ratios}"
+                f"{name:24} {row['per_second']:>8.0f} replies/s  p50 {row['p50'] / 1e3:.2f} ms  "
+                f"p99 {row['p99'] / 1e3:.2f} ms  {ratios}"
             )
         report["8 clients"] = rows
         print("\nclients on a clock: replies later than half a period, p99 in ms")
@@ -216,14 +220,14 @@ def part_c(seconds: float, rounds: int, sizes: tuple[int, ...], openpi: str | No
                 base = crowd(servers["one at a time (bare)"][1], "bare", clients, seconds, rate)
                 report[f"{clients} clients at {rate:g} Hz"] = {"ours": row, "one at a time (bare)": base}
                 print(
-                    f"{clients:>3} at {rate:g} Hz: ours {row['late']:.2%} late, p99 {row['p99'] / 1e3:6.2f}; one at a time "
-                    f"{base['late']:.2%}, {base['p99'] / 1e3:6.2f}"
+                    f"{clients:>3} at {rate:g} Hz: ours {row['late']:.2%} late, p99 {row['p99'] / 1e3:6.2f}; "
+                    f"one at a time {base['late']:.2%}, {base['p99'] / 1e3:6.2f}"
                 )
     return report
 
 
 def deadline_sweep(endpoint: str, seconds: float) -> list[dict[str, float]]:
-    """Budgets counted at the server, in rotation: share in time there, steps, V against the full decision."""
+    """Budgets measured at the server, in rotation: share in time, steps, V against the full decision."""
     from rql_deploy.errors import DeadlineMissed
     from rql_deploy.runtime.client.channel import Channel
     from rql_deploy.runtime.wire import headers
@@ -275,7 +279,8 @@ def part_d(seconds: float) -> dict[str, Any]:
     print(f"{'budget ms':>10} {'answered':>9} {'in time':>8} {'steps':>6} {'V lost':>9}")
     for row in rows:
         print(
-            f"{row['budget'] * 1e3:>10.1f} {row['answered']:>9.1%} {row['in_time']:>8.1%} {row['steps']:>6.1f} {row['value_lost']:>9.2g}"
+            f"{row['budget'] * 1e3:>10.1f} {row['answered']:>9.1%} {row['in_time']:>8.1%} "
+            f"{row['steps']:>6.1f} {row['value_lost']:>9.2g}"
         )
     return {"deadlines": rows}
 

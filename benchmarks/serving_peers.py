@@ -1,4 +1,4 @@
-"""Servers and clients that benchmarks/serving.py sets side by side: ours, bare pyzmq, and openpi's; each in a process of its own."""
+"""Servers and clients that benchmarks/serving.py compares: ours, bare pyzmq and openpi's, each a process."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def serve_ours(pipe: Connection, bundle: str | None, images: int, variant: str =
 
 
 class InstantModel:
-    """What the engine needs of a model, without a network: zeros, at once. Observations are checked as usual."""
+    """A model without a network for the engine: zeros at once. Observations are checked as usual."""
 
     def __init__(self, images: int) -> None:
         from rql_deploy.runtime.engine.latency import CostModel
@@ -64,7 +64,7 @@ class InstantModel:
         self._actions = np.zeros((1, CHUNK, ACTION), np.float32)
 
     def rows(self, arrays: Any) -> Any:
-        """Shapes and finite scalars are checked; images stay bytes, as a graph with a uint8 input would take them."""
+        """Check shapes and finite scalars; images stay bytes, as for a graph with a uint8 input."""
         from rql_deploy.errors import ContractError
 
         for spec in self.contract.plant.fields:
@@ -86,7 +86,7 @@ class InstantModel:
 
 
 class Unrolled:
-    """What the peers compute: the bundle's unrolled graph with fixed noise and no checks, or zeros at once."""
+    """The other servers' policy: the bundle's unrolled graph with fixed noise and no checks, or zeros."""
 
     def __init__(self, bundle: str | None, variant: str = "fp32"):
         from rql_deploy.bundle.bundle import Bundle
@@ -230,7 +230,10 @@ def _client_main(pipe: Connection, client: Callable[..., list[float]], arguments
 def crowd_member(
     pipe: Connection, endpoint: str, kind: str, seconds: float, rate: float | None, barrier: Any, number: int
 ) -> None:
-    """A client of part c: back to back, or on a clock of `rate` Hz; sends (latencies, replies later than half a period)."""
+    """A client of part c, back to back or at `rate` Hz; sends its latencies, and how many replies were late.
+
+    A reply is late after half a period.
+    """
     pin(CLIENT_CORE)
     from rql_deploy.runtime.client import RemotePolicy
 

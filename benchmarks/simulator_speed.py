@@ -1,9 +1,9 @@
-"""How much time a robosuite control step takes, as robosuite wrote it and as `rql_deploy.sim.plants.robosuite_fast` runs it.
+"""How long a robosuite control step takes, in robosuite itself and in `rql_deploy.sim.plants.robosuite_fast`.
 
     OMP_NUM_THREADS=1 python benchmarks/simulator_speed.py [--tasks Lift Stack ...] [--steps 100] [--rounds 5]
 
-The two take turns, episode by episode, over the same seeds and actions, and must end in the same state to the last bit. Prints a table
-and ends with one JSON line. Exit status 1 when a state differs.
+The two take turns, episode by episode, over the same seeds and actions, and must end in the same state to the
+last bit. Prints a table and ends with one JSON line. Exit status 1 when a state differs.
 """
 
 from __future__ import annotations
@@ -68,7 +68,8 @@ def main() -> None:
             "reset_ms": 1e3 * float(np.median(resets)),
         }
         print(
-            f"{task:20} {slow:>9.2f} ms {fast_ms:>9.2f} ms {slow / fast_ms:>5.2f}x {found[task]['reset_ms']:>5.0f} ms"
+            f"{task:20} {slow:>9.2f} ms {fast_ms:>9.2f} ms {slow / fast_ms:>5.2f}x "
+            f"{found[task]['reset_ms']:>5.0f} ms"
         )
     print(json.dumps(found))
 

@@ -1,9 +1,10 @@
-"""What a busy neighbour costs training: torch's own threads, which meet at every product, against slices, which meet once an update.
+"""What a busy neighbour costs training: torch's own threads against batch slices.
 
     python benchmarks/train_contention.py [--size small|paper] [--rounds 3] [--seconds 2] [--threads 2]
 
-The neighbour is one process that never sleeps, like a simulator that evaluates while training goes on. Eager float32, whole updates,
-blocks that alternate within one process. Ends with one JSON line.
+torch's threads synchronise at every matrix product, slices once per update. The neighbour is one process that
+never sleeps, like a simulator that evaluates while training goes on. Eager float32, whole updates, blocks
+that alternate within one process. Ends with one JSON line.
 """
 
 from __future__ import annotations
@@ -17,8 +18,8 @@ import sys
 import torch
 from train_speed import BATCH, SIZES, Contender, make_store
 
-from rql_deploy.train.engines.engine import EngineChoice
-from rql_deploy.train.rql import RQLConfig
+from rql_deploy.train.engines.choice import EngineChoice
+from rql_deploy.train.hyperparameters import RQLConfig
 
 NEIGHBOUR = [sys.executable, "-c", "while True: pass"]
 
@@ -58,7 +59,8 @@ def main() -> None:
                 neighbour.kill()
                 neighbour.wait()
     print(
-        f"{arguments.size} size, batch {BATCH}, {arguments.threads} threads, eager fp32; median of {arguments.rounds} alternating rounds"
+        f"{arguments.size} size, batch {BATCH}, {arguments.threads} threads, eager fp32; "
+        f"median of {arguments.rounds} alternating rounds"
     )
     medians = {name: statistics.median(values) for name, values in rates.items()}
     for name, value in medians.items():

@@ -1,14 +1,14 @@
-"""Updates per second, per engine and precision, on this CPU or GPU, beside the machine's limit and the authors' JAX code.
+"""Updates per second by engine and precision, on this CPU or GPU, with the machine's limit and the JAX code.
 
-    python benchmarks/train_speed.py [--device cpu|cuda] [--size small|paper] [--rounds 5] [--seconds 3] [--threads 2]
-                                     [--engines eager compiled]
-                                     [--official PYTHON SOURCE]
+    python benchmarks/train_speed.py [--device cpu|cuda] [--size small|paper] [--rounds 5] [--seconds 3]
+                                     [--threads 2] [--engines eager compiled] [--official PYTHON SOURCE]
 
-Whole updates are timed: drawing windows and noise, losses, gradients, Adam and both averages, on random data of the paper's shapes
-(O=28, A=5, h=5, F=10, batch 256). Blocks of every engine, of the matrix-product limit and, with --official, of the authors' code
-(PYTHON: an interpreter with jax, flax, distrax and ml_collections; SOURCE: a clone of github.com/aoberai/rql) take turns, so that a
-drifting machine hits all alike; ratios are taken within a round. The authors' update is timed without their Python sampler, ours with
-all of it. Needs torch, numpy and h5py only. Ends with one JSON line.
+Times whole updates: drawing windows and noise, losses, gradients, Adam and both averages, on random data of
+the paper's shapes (O=28, A=5, h=5, F=10, batch 256). Blocks of every engine, of the matrix-product limit and,
+with --official, of the authors' code (PYTHON: an interpreter with jax, flax, distrax and ml_collections;
+SOURCE: a clone of github.com/aoberai/rql) take turns, so that a machine that gets slower affects all alike;
+ratios are taken within a round. The authors' update is timed without their Python sampler, ours with all of
+it. Needs torch, numpy and h5py only. Ends with one JSON line.
 """
 
 from __future__ import annotations
@@ -31,8 +31,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from rql_deploy.contract import ActionDimension, ObservationField, PlantDescription
 from rql_deploy.train.data.sampler import WindowSampler
 from rql_deploy.train.data.store import TransitionStore
-from rql_deploy.train.engines.engine import Engine, EngineChoice, flop_per_update, make_engine
-from rql_deploy.train.rql import RQL, Batch, Noise, RQLConfig, draw_noise, reverse
+from rql_deploy.train.engines.choice import EngineChoice, flop_per_update
+from rql_deploy.train.engines.engine import Engine, make_engine
+from rql_deploy.train.hyperparameters import RQLConfig
+from rql_deploy.train.rql import RQL, Batch, Noise, draw_noise, reverse
 
 OBSERVATION, ACTION, BATCH, EPISODE = 28, 5, 256, 1000
 SIZES = {"small": (2, (256, 256, 256)), "paper": (10, (512, 512, 512, 512))}
@@ -239,7 +241,8 @@ def measure(size: str, arguments: argparse.Namespace) -> dict[str, object]:
     shape = f"K={members}, {len(hidden)}x{hidden[0]}, {flop / 1e9:.1f} GFLOP an update"
     print(f"\n{size}: {shape}; {unit}; median of {arguments.rounds} alternating rounds")
     print(
-        f"{'':26} {'updates/s':>10} {'of the limit':>13} {'x eager fp32':>13} {'x official':>11} {'start-up':>9}"
+        f"{'':26} {'updates/s':>10} {'of the limit':>13} {'x eager fp32':>13} {'x official':>11} "
+        f"{'start-up':>9}"
     )
     report: dict[str, object] = {"flop_per_update": flop}
     base = rates[str(contenders[0].choice)]
@@ -255,8 +258,8 @@ def measure(size: str, arguments: argparse.Namespace) -> dict[str, object]:
         report[name] = row
         over = f"{row['over_official']:.2f}" if authors else "-"
         print(
-            f"{name:26} {row['updates_per_second']:>10.2f} {row['share_of_limit']:>13.0%} {row['over_eager_fp32']:>13.2f} {over:>11} "
-            f"{contender.start_up:>7.0f} s"
+            f"{name:26} {row['updates_per_second']:>10.2f} {row['share_of_limit']:>13.0%} "
+            f"{row['over_eager_fp32']:>13.2f} {over:>11} {contender.start_up:>7.0f} s"
         )
     if authors:
         report["official"] = {"updates_per_second": statistics.median(authors)}

@@ -1,11 +1,13 @@
-"""What choosing by V is worth: success and steps against candidates, pruning schedule and value members, for RQL and for cloning.
+"""What choosing by V gains: success and steps by candidates, pruning and value members, for RQL and cloning.
 
-    python benchmarks/value_guided.py [--study TASK RQL_RUN CLONING_RUN]... [--episodes 200] [--output runs/value_guided]
+    python benchmarks/value_guided.py [--study TASK RQL_RUN CLONING_RUN]... [--episodes 200]
+                                      [--output runs/value_guided]
 
-Every condition plays the same seeds, in blocks of ten seeds per condition, so that an interrupted benchmark has even rows; what is
-finished is kept in the output folder and not played again. Without --study, RQL and cloning are trained on robosuite Lift as
-`rql-deploy demo` does. --seconds ends it after that time, --table only prints what is there. Latencies are measured last, in this
-process, interleaved. Ends with one JSON line.
+Every condition plays the same seeds, in blocks of ten seeds per condition, so that an interrupted benchmark
+has complete rows; finished episodes are kept in the output folder and not played again. Without --study, RQL
+and cloning are trained on robosuite Lift as `rql-deploy demo` does. --seconds stops it after that time,
+--table only prints the results so far. Latencies are measured last, in this process, interleaved. Ends with
+one JSON line.
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ from pathlib import Path
 import numpy as np
 
 from rql_deploy.bundle.bundle import Bundle
-from rql_deploy.cli import demo, main
+from rql_deploy.cli import main
 from rql_deploy.progress import ProgressLine, TerminalProgress
 from rql_deploy.runtime.engine.onnx_policy import OnnxPolicy
 from rql_deploy.seeding import episode_seed
@@ -33,6 +35,7 @@ from rql_deploy.sim.evaluation.episodes import EvaluatedPolicy, Evaluation, appe
 from rql_deploy.sim.plants.tasks import Task
 from rql_deploy.statistics import paired_difference, wilson_interval
 from rql_deploy.train.checkpoint import load_checkpoint
+from rql_deploy.workflows import demo
 from rql_deploy.workflows.policies import check_episode, onnx_policy, run_annotated_episode
 
 BLOCK = 10
@@ -73,7 +76,7 @@ def conditions(members: int) -> list[Condition]:
 
 
 def parameter_hash(checkpoint: Path) -> str:
-    """What tells one training from another: the first 12 characters of its parameter file's sha256."""
+    """Identifies a training: the first 12 characters of its parameter file's sha256."""
     with (checkpoint / "parameters.safetensors").open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()[:12]
 
@@ -117,7 +120,7 @@ class Study:
         return self.folder / f"{kind}_m{members}_{self.trained[kind]}"
 
     def file(self, kind: str, condition: Condition) -> Path:
-        """Episodes of one condition; the contract is in the name, so that those of another training are never mixed in."""
+        """One condition's episode file; the contract in its name keeps other trainings' episodes apart."""
         contract = Bundle.open(self.bundle(kind, condition.members)).contract.contract_id
         limit = "" if self.limit is None else f"_{self.limit}steps"
         return self.folder / f"{kind}_{condition.name}_{contract[:12]}{limit}.jsonl"
@@ -131,7 +134,7 @@ class Study:
         return {key: {seed: found[seed] for seed in seeds if seed in found} for key, found in rows.items()}
 
     def play(self, seeds: list[int], workers: int, niceness: int, until: float) -> None:
-        """Whatever is missing, block by block; returns early at `until`."""
+        """Play the missing episodes, block by block; return early at `until`."""
         rows = self.read(seeds)
         total, done = len(rows) * len(seeds), sum(map(len, rows.values()))
         if done == total:
@@ -189,15 +192,16 @@ class Study:
         rows = self.read(seeds)
         common = [seed for seed in seeds if all(seed in found for found in rows.values())]
         print(
-            f"\n{self.task}: {len(common)} paired episodes of {len(seeds)}, a failure counts as {self.horizon} steps"
+            f"\n{self.task}: {len(common)} paired episodes of {len(seeds)}, "
+            f"a failure counts as {self.horizon} steps"
         )
         found: dict[str, object] = {"episodes": len(common), "horizon": self.horizon}
         if not common:
             return found
         latencies = self.latencies(latency_rounds)
         print(
-            f"{'':46} {'success':>8} {'95 % interval':>16} {'steps':>6} {'against 1 candidate: success':>29} {'steps':>19}"
-            f" {'rank corr. V':>12} {'p50/p99 ms':>12}"
+            f"{'':46} {'success':>8} {'95 % interval':>16} {'steps':>6} {'against 1 candidate: success':>29} "
+            f"{'steps':>19} {'rank corr. V':>12} {'p50/p99 ms':>12}"
         )
         for (kind, condition), played in rows.items():
             episodes = [played[seed] for seed in common]
@@ -220,8 +224,9 @@ class Study:
                 )
             )
             print(
-                f"{f'{POLICIES[kind]}, {condition.label}':46} {np.mean(successes):>8.1%} {f'{low:.1%} to {high:.1%}':>16}"
-                f" {np.mean(steps):>6.1f} {columns[0]:>29} {columns[1]:>19} {ranked:>12} {f'{p50:.2f}/{p99:.2f}':>12}"
+                f"{f'{POLICIES[kind]}, {condition.label}':46} {np.mean(successes):>8.1%} "
+                f"{f'{low:.1%} to {high:.1%}':>16} {np.mean(steps):>6.1f} {columns[0]:>29} {columns[1]:>19} "
+                f"{ranked:>12} {f'{p50:.2f}/{p99:.2f}':>12}"
             )
             found[f"{kind}_{condition.name}"] = {
                 "success": float(np.mean(successes)),

@@ -1,7 +1,7 @@
 """Write docs/*.schema.json, the JSON Schemas of our files: `python docs/schemas.py`.
 
-msgspec makes the schemas from the Structs that read the files; the docstrings of classes and fields become the
-descriptions. A test compares the files with what this script would write.
+msgspec makes the schemas from the Structs that read the files; the docstrings become the descriptions. A
+test compares the files with what this script would write.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ class UserError(Exception):
     """
 
     kind = "user error"
-    """The same for every error of this sort, whatever its text says: programs decide by it, never by the text."""
+    """The sort of error. Programs decide by this, never by the message."""
     hint = ""
     """What to do about it, if it is kept apart from what is wrong."""
 

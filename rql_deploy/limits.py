@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
@@ -13,11 +12,6 @@ import msgspec
 from rql_deploy.contract import Contract
 from rql_deploy.errors import ContractError, suggestion
 from rql_deploy.structs import Finite, Record, convert
-
-if sys.version_info >= (3, 11):
-    pass
-else:
-    pass
 
 MAX_LIMITS_BYTES = 1 << 20
 

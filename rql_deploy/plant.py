@@ -53,7 +53,7 @@ class EpisodicPlant(Plant, Protocol):
 
 
 PLANT_FAILED = "plant failed"
-"""Kind of an episode's error: the plant raised an exception, which may be due to what the policy did to it."""
+"""Kind of an episode's error: the plant raised an exception; the policy's actions may have caused it."""
 FAULT = "fault"
 """Kind of an episode's error: there was no fresh action for too long."""
 

@@ -1,4 +1,4 @@
-"""How long work is followed: the `Progress` that workflows report to, and the line that the command line writes.
+"""Progress of a long task: the `Progress` that workflows report to, and the line that commands print.
 
 The line is rewritten in place on a terminal; in a log it appears every ten seconds.
 """
@@ -98,7 +98,7 @@ def format_duration(seconds: float) -> str:
 class Progress(Protocol):
     """Who follows a workflow: a terminal's line, a notebook's bar, a log. Every method returns at once.
 
-    A workflow goes through stages one after the other; `update` and `finish` are about the stage that `start` named last.
+    A workflow runs its stages one after the other; `update` and `finish` are about the stage last started.
     """
 
     def start(self, label: str, total: int, unit: str, done: int = 0) -> None:
@@ -135,7 +135,7 @@ class NoProgress:
 
 
 class TerminalProgress:
-    """Writes each stage as a `ProgressLine`, and notes as lines of their own, to standard error or another stream."""
+    """Writes each stage as a `ProgressLine` and each note as a line, to standard error or `stream`."""
 
     def __init__(self, stream: TextIO | None = None):
         self._stream = stream

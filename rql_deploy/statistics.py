@@ -24,7 +24,10 @@ def wilson_interval(successes: int, trials: int) -> tuple[float, float]:
 def paired_difference(
     a: Sequence[float], b: Sequence[float], resamples: int = 10_000
 ) -> tuple[float, float, float]:
-    """Mean of a - b over pairs (same seed, same episode) and its 95 % percentile bootstrap interval (fixed resampling seed)."""
+    """Mean of a - b over pairs (same seed, same episode), and its 95 % percentile bootstrap interval.
+
+    The resampling seed is fixed, so the same values give the same interval.
+    """
     difference = np.asarray(a, np.float64) - np.asarray(b, np.float64)
     rng = np.random.default_rng(0)
     means = difference[rng.integers(0, len(difference), (resamples, len(difference)))].mean(axis=1)
@@ -38,7 +41,7 @@ def percentile_ms(seconds: Sequence[float], q: float) -> float | None:
 
 
 def mean_interval(values: Sequence[float]) -> tuple[float, float] | None:
-    """95 % interval of the mean of independent values, by Student's t; None of fewer than two. Needs scipy."""
+    """95 % interval of the mean of independent values (Student's t); None for fewer than two. Needs scipy."""
     n = len(values)
     if n < 2:
         return None

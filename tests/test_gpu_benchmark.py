@@ -1,4 +1,4 @@
-"""The two stages of benchmarks/gpu.py, rehearsed on the CPU with small networks: seconds instead of minutes."""
+"""The two stages of benchmarks/gpu.py, run on the CPU with small networks: seconds instead of minutes."""
 
 import json
 import os
@@ -33,7 +33,7 @@ ABSENT = (
 
 
 def gpu(*words: object) -> subprocess.CompletedProcess[str]:
-    """Run benchmarks/gpu.py as on a bare machine: nothing of ours installed, and without what `ABSENT` names."""
+    """Run benchmarks/gpu.py as on a bare machine: our package not installed, nor what `ABSENT` names."""
     path = str(ROOT / "benchmarks" / "gpu.py")
     arguments = [path, *map(str, words)]
     block = f"import sys\nfor name in {ABSENT}: sys.modules[name] = None\nsys.argv = {arguments}\n"

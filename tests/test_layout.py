@@ -1,4 +1,4 @@
-"""The layout: files of one concept each, no circle of files, every package installed, tests that do not lean on each other."""
+"""The layout: one concept per file, no import cycles, every package installed, no test imports another."""
 
 import ast
 import tomllib
@@ -18,7 +18,7 @@ INTERFACES = {
     "rql_deploy/workflows/replay.py": "a verb's workflow, found by its file's name",
     "sim/plants/task_env.py": "what a simulated task must offer",
 }
-"""Files below the shortest length, and why each is one of its own. An `__init__.py` may be as short as it likes."""
+"""Files below the shortest length, and why each stands alone. An `__init__.py` may have any length."""
 
 
 def sources() -> list[Path]:
@@ -50,7 +50,10 @@ def imported(path: Path, modules: set[str]) -> Iterator[str]:
 
 
 def circles(graph: dict[str, set[str]]) -> list[list[str]]:
-    """Groups of files that reach each other: what is left after files without imports, or without importers, are taken away."""
+    """Groups of files that import each other in a circle.
+
+    They are what is left when files without imports, or without importers, are removed again and again.
+    """
     graph = {name: set(others) - {name} for name, others in graph.items()}
     while True:
         used = set().union(*graph.values()) if graph else set()
@@ -73,7 +76,8 @@ def test_files_are_of_one_concept_s_length() -> None:
         if lines > LONGEST or (short and name not in INTERFACES):
             found[name] = lines
     assert found == {}, (
-        f"files of more than {LONGEST} or fewer than {SHORTEST} lines: split them, or merge them into their concept's"
+        f"files of more than {LONGEST} or fewer than {SHORTEST} lines: split them, or merge them into their "
+        "concept's"
     )
     assert [name for name in INTERFACES if not (ROOT / name).is_file()] == []
 

@@ -14,7 +14,10 @@ import pytest
 
 from tests.helpers.commands import ROOT
 
-ROOM_IMPORT = "import rql_deploy.train, rql_deploy.export, rql_deploy.runtime, rql_deploy.sim, rql_deploy.cli; print(rql_deploy.__file__)"
+ROOM_IMPORT = (
+    "import rql_deploy.train, rql_deploy.export, rql_deploy.runtime, rql_deploy.sim, rql_deploy.cli; "
+    "print(rql_deploy.__file__)"
+)
 
 
 def python(
@@ -156,7 +159,7 @@ def test_the_rooms_are_found_from_the_clones_root(case: str, source: Path, insta
 
 
 def test_importing_the_client_takes_little_more_than_numpy_and_pyzmq(tmp_path: Path) -> None:
-    """At most 50 ms of processor time more, with compiled modules; the least of many runs, as machines are busy."""
+    """At most 50 ms more processor time, modules compiled; the best of many runs, as machines are busy."""
 
     def seconds(code: str) -> float:
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -185,7 +188,8 @@ def test_importing_the_client_takes_little_more_than_numpy_and_pyzmq(tmp_path: P
         ),
         ("rql_deploy.runtime.client", "torch onnxruntime onnx click mujoco robosuite minari h5py gymnasium"),
         (
-            "rql_deploy.runtime.server.server, rql_deploy.runtime.engine.onnx_policy, rql_deploy.runtime.control.lockstep",
+            "rql_deploy.runtime.server.server, rql_deploy.runtime.engine.onnx_policy, "
+            "rql_deploy.runtime.control.lockstep",
             "torch mujoco minari h5py",
         ),
         (
@@ -206,7 +210,8 @@ def test_training_runs_where_simulators_and_sockets_are_absent(tmp_path: Path, d
     absent = ("mujoco", "robosuite", "minari", "gymnasium", "zmq", "onnxruntime", "onnx", "ogbench")
     code = (
         f"import sys\nsys.modules.update(dict.fromkeys({absent!r}))\nfrom rql_deploy.cli import main\n"
-        f"main(['train', '--dataset', {str(dataset)!r}, '--output', 'run', '--updates', '2', '--set', 'rql.h=3', '--set', 'batch_size=8'])"
+        f"main(['train', '--dataset', {str(dataset)!r}, '--output', 'run', '--updates', '2', "
+        "'--set', 'rql.h=3', '--set', 'batch_size=8'])"
     )
     result = python(sys.executable, "-c", code, cwd=tmp_path)
     assert result.returncode == 0, result.stderr

@@ -1,4 +1,4 @@
-"""The pipeline as a user types it, every step a process of its own: real robosuite, real files, a real socket."""
+"""The pipeline as a user types it, each step its own process: real robosuite, real files, a real socket."""
 
 import functools
 import json

@@ -1,4 +1,4 @@
-"""docs/python-api.md: its snippets run, and what is below the command line leaves printing and exiting to it."""
+"""docs/python-api.md: its snippets run, and only the command line prints and exits."""
 
 import ast
 import re
@@ -14,7 +14,8 @@ PAGE = ROOT / "docs" / "python-api.md"
 SNIPPET = re.compile(r"(<!-- simulator -->\n)?```python\n(.*?)```", re.DOTALL)
 PROGRAMS = {
     "rql_deploy/schema.py": "prints a schema, run by itself",
-    "runtime/server/worker.py": "a worker process tells its supervisor by its exit status that it cannot start",
+    "runtime/server/worker.py": "a worker process tells its supervisor by its exit status that it "
+    "cannot start",
     "sim/plants/arm_process.py": "a process of its own, which tells its parent its addresses",
 }
 """Files below the command line that are programs, and so print or exit."""

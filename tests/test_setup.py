@@ -81,7 +81,10 @@ def test_uv_is_told_what_pip_is_set_to() -> None:
         "install.index-url='https://other.example/simple'\n"
         ":env:.find-links='/wheels /more-wheels'\n"
     )
-    code = f"import json; from pip_settings import *; print(json.dumps(uv_environment(pip_settings({listing!r}))))"
+    code = (
+        "import json; from pip_settings import *; "
+        f"print(json.dumps(uv_environment(pip_settings({listing!r}))))"
+    )
     clean = {name: value for name, value in os.environ.items() if not name.startswith("UV_")}
     shown = subprocess.run(
         [sys.executable, "-c", code],

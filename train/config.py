@@ -1,8 +1,7 @@
-"""What a training run is configured with: presets in TOML, overrides by `--set key=value`."""
+"""What a training run is configured with: its settings, presets, `--set key=value`."""
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from importlib import resources
 from typing import Any, Literal
@@ -13,12 +12,7 @@ from rql_deploy.errors import UserError, suggestion
 from rql_deploy.structs import Finite, Record, convert, to_plain
 from rql_deploy.train.data.rewards import Reward
 
-from .rql import RQLConfig
-
-if sys.version_info >= (3, 11):
-    pass
-else:
-    pass
+from .hyperparameters import RQLConfig
 
 
 class TrainConfig(Record, frozen=True):
@@ -59,12 +53,12 @@ class TrainConfig(Record, frozen=True):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where networks and data live; `auto` takes a GPU when torch finds one."""
     evaluate_every: int = 0
-    """Updates between two evaluations in the simulator during training (with `--evaluate TASK`); 0 for none."""
+    """Updates between two evaluations in the simulator during training (`--evaluate TASK`); 0 for none."""
     keep_every: int = 0
-    """Also write a checkpoint at multiples of this, and keep it; others are removed unless last, best or being
-    evaluated."""
+    """Also write a checkpoint at multiples of this, and keep it. Of the others only the last, the best and
+    those being evaluated are kept."""
     trackers: tuple[Literal["wandb", "mlflow"], ...] = ()
-    """Also log to these, offline unless their own settings differ. TensorBoard and JSON lines are always on."""
+    """Also log to these, offline unless their settings differ. TensorBoard and JSON lines are always on."""
 
     def __post_init__(self) -> None:
         for name, low in (
@@ -101,8 +95,8 @@ class TrainConfig(Record, frozen=True):
                 )
         if any(width % 4 for width in c.value_hidden):
             raise UserError(
-                f"rql.value_hidden is {list(c.value_hidden)}, its widths must be multiples of 4: in an exported "
-                "graph of another width, a row's last bit would depend on the batch it is in"
+                f"rql.value_hidden is {list(c.value_hidden)}, its widths must be multiples of 4: "
+                "in an exported graph of another width, a row's last bit would depend on the batch it is in"
             )
         if c.learning_rate <= 0:
             raise UserError(f"rql.learning_rate is {c.learning_rate:g}, it must be positive")

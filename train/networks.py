@@ -1,8 +1,9 @@
 """The two trained networks: the vector field `v` of the flow policy and the value ensemble `V`.
 
-Sizes, activations and initialisation follow the released RQL code (docs/algorithm.md lists them). Kernels are stored `[in, out]`
-(value: `[K, in, out]`), so that the K members of the ensemble are one batched matrix product. Several runs can share one process:
-`stack` puts a run dimension in front of every parameter, and then of every input and output (`...` in the shapes below).
+Sizes, activations and initialisation follow the released RQL code (docs/algorithm.md lists them). Kernels are
+stored `[in, out]` (V's: `[K, in, out]`), so that the K members of the ensemble are one batched matrix
+product. Several runs can be trained in one process: `stack` adds a leading run dimension to every parameter,
+and then every input and output has it too (`...` in the shapes below).
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ Network = TypeVar("Network", bound=nn.Module)
 def glorot_uniform_(kernel: Tensor, generator: torch.Generator | None = None) -> Tensor:
     """Fill `kernel` `[..., in, out]` from variance-scaling(1, fan-avg, uniform).
 
-    `torch.nn.init.xavier_uniform_` takes the fans from the first two dimensions, which is wrong for a stack `[K, in, out]`.
+    `torch.nn.init.xavier_uniform_` takes the fans from the first two dimensions: wrong for `[K, in, out]`.
     """
     fan_in, fan_out = kernel.shape[-2:]
     limit = math.sqrt(6.0 / (fan_in + fan_out))
@@ -37,9 +38,10 @@ GELU_CUBIC = GELU_LINEAR * 0.044715
 
 
 class _Gelu(torch.autograd.Function):
-    """x * sigmoid(q), q = GELU_LINEAR x + GELU_CUBIC x^3: the tanh approximation, since 1 + tanh(q / 2) = 2 sigmoid(q).
+    """The tanh approximation of GELU, written as x * sigmoid(q), q = GELU_LINEAR x + GELU_CUBIC x^3.
 
-    On a CPU, torch's tanh costs several times its sigmoid (benchmarks/train_speed.py measures what that is worth).
+    It is the same function, since 1 + tanh(q / 2) = 2 sigmoid(q); on a CPU torch's tanh costs several times
+    its sigmoid (benchmarks/train_speed.py).
     """
 
     @staticmethod
@@ -60,7 +62,7 @@ class _Gelu(torch.autograd.Function):
 
 
 def gelu(x: Tensor) -> Tensor:
-    """The tanh approximation of GELU, which is what the reference networks use; overwrites x when autograd is off."""
+    """The tanh approximation of GELU, as in the reference networks. Overwrites x when autograd is off."""
     if torch.is_grad_enabled():
         result: Tensor = _Gelu.apply(x)  # type: ignore[no-untyped-call]
         return result
@@ -69,23 +71,23 @@ def gelu(x: Tensor) -> Tensor:
 
 
 def product(bias: Tensor, z: Tensor, kernel: Tensor, dtype: torch.dtype) -> Tensor:
-    """bias + z @ kernel, `[..., B, out]`, in float32 or with the product alone in `dtype`."""
+    """bias + z @ kernel, `[..., B, out]`; the product is computed in `dtype`, the rest in float32."""
     if dtype is not torch.float32:
         return bias + (z.to(dtype) @ kernel.to(dtype)).float()
     if z.dim() == 2:
         return torch.addmm(bias, z, kernel)
     if z.dim() == 3 and not z.is_cuda:
         return torch.baddbmm(bias, z, kernel)
-    # On a GPU baddbmm first writes the bias out for every row; added apart, it is part of the compiled activation.
+    # On a GPU baddbmm first copies the bias to every row; a separate addition is fused into the activation.
     return bias + z @ kernel
 
 
 def stack(networks: Sequence[Network]) -> Network:
-    """One network with a leading run dimension in every parameter; `unstack` takes a run out again."""
+    """One network with a leading run dimension in every parameter; `unstack` is the inverse."""
     stacked = copy.deepcopy(networks[0])
     for name, parameter in stacked.named_parameters():
         values = torch.stack([network.get_parameter(name).detach() for network in networks])
-        # The biases of a vector field have one dimension, which would be taken for the batch's.
+        # A vector field's bias has one dimension; without a second, the run dimension would meet the batch's.
         parameter.data = values[:, None] if values.dim() == 2 else values
     return stacked
 
@@ -100,10 +102,10 @@ def unstack(network: Network, run: int) -> Network:
 
 
 class VectorField(nn.Module):
-    """`v(s, x, f)`: the direction in which a partial action moves at flow time f. An MLP with GELU, without LayerNorm."""
+    """`v(s, x, f)`: the velocity of a partial action x at flow time f; an MLP with GELU, no LayerNorm."""
 
     product_dtype = torch.float32
-    """Precision of the hidden layers' matrix products; parameters, activations and the output layer are float32 always."""
+    """Precision of the hidden layers' matrix products. Everything else is float32."""
 
     def __init__(
         self,
@@ -129,10 +131,11 @@ class VectorField(nn.Module):
 
 
 class ValueEnsemble(nn.Module):
-    """`V(s, x, f)`: K independent value networks over complete (f = 1) and partial (f < 1) actions, GELU then LayerNorm."""
+    """`V(s, x, f)`: K value MLPs for complete (f = 1) and partial (f < 1) actions; GELU, then LayerNorm."""
 
     product_dtype = torch.float32
-    """Precision of the hidden layers' matrix products; the output layer is float32: V reaches 100, where bfloat16 has steps of 0.5."""
+    """Precision of the hidden layers' matrix products. The output layer is float32: V reaches 100, where
+    bfloat16 has steps of 0.5."""
 
     def __init__(
         self,
@@ -145,7 +148,8 @@ class ValueEnsemble(nn.Module):
         super().__init__()
         if members < 2:
             raise ValueError(
-                f"the value ensemble needs at least 2 members, got {members}: with one, its standard deviation is undefined"
+                f"the value ensemble needs at least 2 members, got {members}: "
+                "with one, its standard deviation is undefined"
             )
         self.observation_dim, self.chunk_dim, self.hidden, self.members = (
             observation_dim,
@@ -165,7 +169,7 @@ class ValueEnsemble(nn.Module):
     def forward(self, s: Tensor, x: Tensor, f: Tensor, *, frozen: bool = False) -> Tensor:
         """s `[..., B, O]`, x `[..., B, hA]`, f `[..., B, 1]` -> values `[..., K, B]`.
 
-        With `frozen`, gradients flow to the inputs only: this is how the policy term holds V constant without paying for weight gradients.
+        With `frozen`, only the inputs receive gradients: the policy term needs none for V's weights.
         """
 
         def use(parameter: Tensor) -> Tensor:

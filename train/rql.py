@@ -1,16 +1,18 @@
-"""Reversal Q-Learning, one update from top to bottom (Oberai, Park, Levine, arXiv 2606.17551; docs/algorithm.md).
+"""Reversal Q-Learning, one update from top to bottom (Oberai, Park, Levine, arXiv 2606.17551).
 
-A flow policy makes an action chunk from noise in F refinement steps of a vector field `v`. The value ensemble `V` judges complete
-and partial actions. An update
+A flow policy makes an action chunk from noise in F refinement steps along a vector field `v`. The value
+ensemble `V` scores complete and partial actions. One update
 
-1. follows the flow backwards from dataset chunks to virtual partial actions (`reverse`), no gradient;
-2. regresses V there to one environment-level target (`value_target`), no gradient through the target;
+1. follows the flow backwards from dataset chunks to virtual partial actions (`reverse`), without gradient;
+2. regresses V at these partial actions to one environment-level target (`value_target`), without gradient
+   through the target;
 3. improves v by behaviour cloning (flow matching) plus the value gradient through *one* refinement step;
-4. takes one Adam step over both networks and moves both averages towards the parameters from before that step.
+4. takes one Adam step on both networks and moves both averages towards the parameters from before that step.
 
-Shapes: B batch, O observation, A action, h chunk length, hA = h * A (time-major), K ensemble members, F flow steps. `...` is empty, or
-one dimension of S runs that are trained side by side (train/engines/several.py): each with networks, batches and noise of its own.
-Every random number comes in through `Noise`, so an update is a function of (parameters, batch, noise) and nothing else.
+Shapes: B batch, O observation, A action, h chunk length, hA = h * A (time-major), K ensemble members, F flow
+steps. `...` is empty, or one dimension of S runs that are trained side by side (train/engines/several.py),
+each with its own networks, batches and noise. All random numbers are passed in as `Noise`, so an update is a
+function of (parameters, batch, noise) and nothing else. docs/algorithm.md has the formulas.
 """
 
 from __future__ import annotations
@@ -22,51 +24,15 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from rql_deploy.structs import Finite, Record
-
+from .hyperparameters import RQLConfig
 from .networks import ValueEnsemble, VectorField, stack, unstack
-
-
-class RQLConfig(Record, frozen=True):
-    """Hyperparameters of the algorithm, with the paper's names; defaults are the reference code's."""
-
-    h: int = 3
-    """Action chunk length: the policy outputs h actions at once."""
-    F: int = 10
-    """Flow steps from noise to action."""
-    K: int = 10
-    """Members of the value ensemble (at least 2)."""
-    policy_hidden: tuple[int, ...] = (512, 512, 512, 512)
-    """Widths of the vector field's hidden layers."""
-    value_hidden: tuple[int, ...] = (512, 512, 512, 512)
-    """Widths of each value network's hidden layers."""
-    gamma: Finite = 0.99
-    """Discount per environment step."""
-    kappa: Finite = 0.5
-    """Expectile of the value regression; 0.5 is the mean."""
-    rho: Finite = 0.0
-    """Pessimism: the target is the ensemble's mean minus rho standard deviations."""
-    alpha: Finite = 1.0
-    """Weight of the behaviour-cloning term."""
-    policy_value_weight: Finite = 1.0
-    """Weight of the policy's value term; 1 is RQL, 0 is plain behaviour cloning (V is still learned, of the cloned policy)."""
-    tau: Finite = 0.005
-    """Rate of the target value's average."""
-    ema: Finite = 0.999
-    """Decay of the policy's average, the policy that acts."""
-    learning_rate: Finite = 3e-4
-    """Adam's step size, for both networks."""
-    reversal: bool = True
-    """False is the paper's ablation without reversal: a partial action's value is learned from the next partial action's, step by step."""
-    complete_rows: bool = False
-    """Let every row start a window, and count windows past the end of an episode that ended with mask 0 (not in the reference)."""
 
 
 class Batch(NamedTuple):
     """Windows of h+1 consecutive rows; rows past an episode's end repeat its last row. All float32."""
 
     observations: Tensor
-    """`[h+1, ..., B, O]`, scaled; only the first and the last are read, and `[2, ..., B, O]` will do."""
+    """`[h+1, ..., B, O]`, scaled. Only the first and the last row are read, so `[2, ..., B, O]` is enough."""
     actions: Tensor
     """`[h+1, ..., B, A]` in [-1, 1]."""
     rewards: Tensor
@@ -74,7 +40,7 @@ class Batch(NamedTuple):
     terminals: Tensor
     """`[h+1, ..., B]`: 1 where the episode ends, for any reason."""
     masks: Tensor
-    """`[h+1, ..., B]`: 0 where the task ended, so nothing is bootstrapped beyond."""
+    """`[h+1, ..., B]`: 0 where the task ended, so that the target adds no value after it."""
 
 
 class Noise(NamedTuple):
@@ -83,7 +49,7 @@ class Noise(NamedTuple):
     next_noise: Tensor
     """`[..., B, hA]`, N(0, I): start of the flow at the next state."""
     reversal_depth: Tensor
-    """`[..., B]`, in [0, 1]: how far each chunk is taken back."""
+    """`[..., B]`, in [0, 1]: how far each chunk is followed backwards."""
     bc_noise: Tensor
     """`[..., B, hA]`, N(0, I): start of the flow-matching path."""
     bc_time: Tensor
@@ -91,18 +57,19 @@ class Noise(NamedTuple):
 
 
 class Losses(NamedTuple):
-    """Figures of one update, `[...]` each; `total` is what is differentiated."""
+    """Losses and statistics of one update, `[...]` each; the gradient is that of `total`."""
 
     total: Tensor
     policy_value: Tensor
     bc: Tensor
     value: Tensor
     v_mean: Tensor
-    """Mean of V over members and the partial actions of the value loss; `v_min` and `v_max` are the extremes."""
+    """Mean of V over members and the partial actions of the value loss; `v_min`, `v_max` are its extremes."""
     v_min: Tensor
     v_max: Tensor
     ahead_mean: Tensor
-    """Mean over samples of the members' mean V one refinement step ahead, in the policy's value term (0 without that term)."""
+    """Batch mean of the members' mean V one refinement step ahead, as in the policy's value term; 0 without
+    that term. `ahead_min` and `ahead_max` are its extremes."""
     ahead_min: Tensor
     ahead_max: Tensor
     target_mean: Tensor
@@ -116,7 +83,10 @@ def draw_noise(
     device: torch.device | str = "cpu",
     runs: tuple[int, ...] = (),
 ) -> Noise:
-    """Draw one update's noise on `device`. Depth: first half of the batch U[0, 1], second half uniform on {0, 1/F, ..., 1}."""
+    """Draw one update's noise on `device`.
+
+    Reversal depth: U[0, 1] for the first half of the batch, uniform on {0, 1/F, ..., 1} for the second.
+    """
     half = batch_size // 2
     grid = (
         torch.randint(0, flow_steps + 1, (*runs, batch_size - half), generator=generator, device=device)
@@ -131,18 +101,20 @@ def draw_noise(
 
 
 def integrate(v: VectorField, s: Tensor, x: Tensor, flow_steps: int) -> Tensor:
-    """Act: F forward Euler steps from noise x `[B, hA]`, clipped to [-1, 1]. The time is k/F, not an accumulated sum."""
+    """Act: F forward Euler steps from noise x `[B, hA]`, clipped to [-1, 1]."""
     for k in range(flow_steps):
+        # k/F, as an accumulated sum would round differently.
         f = torch.full_like(x[:, :1], k / flow_steps)
         x = x + v(s, x, f) * (1.0 / flow_steps)
     return x.clamp(-1.0, 1.0)
 
 
 def reverse(v: VectorField, s: Tensor, a: Tensor, depth: Tensor, flow_steps: int) -> tuple[Tensor, Tensor]:
-    """Follow the flow backwards from complete chunks a `[..., B, hA]` by depth `[..., B, 1]`: F Euler steps of size depth/F.
+    """Follow the flow backwards from complete chunks a `[..., B, hA]` by depth `[..., B, 1]`.
 
-    Returns the virtual partial action `[..., B, hA]` and its flow time `[..., B, 1]`. Each step uses v at the upper end of its interval,
-    so this is not the exact inverse of `integrate`; the reference does the same.
+    Takes F Euler steps of size depth/F. Returns the virtual partial action `[..., B, hA]` and its flow time
+    `[..., B, 1]`. Each step uses v at the upper end of its interval, so this is not the exact inverse of
+    `integrate`; the reference code does the same.
     """
     x, f, step = a, torch.ones_like(depth), depth / flow_steps
     for _ in range(flow_steps):
@@ -157,7 +129,7 @@ def _start(batch: Batch, h: int) -> tuple[Tensor, Tensor]:
 
 
 def window_masks(batch: Batch, complete_rows: bool) -> tuple[Tensor, Tensor]:
-    """`past` `[h+1, ..., B]` (1 on rows after the episode's end) and `valid` `[..., B]` (windows that count in the value terms)."""
+    """`past` `[h+1, ..., B]`: 1 after the episode's end; `valid` `[..., B]`: 1 where value terms count."""
     past = torch.cat((torch.zeros_like(batch.terminals[:1]), batch.terminals[:-1]))
     valid = past.sum(0) <= 1
     if complete_rows:
@@ -180,7 +152,7 @@ def _make_optimizer(parameters: list[Tensor], config: RQLConfig) -> torch.optim.
 
 
 class RQL:
-    """The four networks and their optimiser: `v`, `V`, the target average `V'` and the acting average `v_ema`."""
+    """The four networks and their optimiser: `v`, `V`, V's target average and v's acting average `v_ema`."""
 
     def __init__(
         self,
@@ -190,7 +162,7 @@ class RQL:
         generator: torch.Generator | None = None,
         device: torch.device | str = "cpu",
     ):
-        """Initial parameters come from `generator`, a CPU one, so that they are the same on every device."""
+        """Draw initial parameters from `generator`, a CPU one, so that they are the same on every device."""
         chunk_dim = config.h * action_dim
         self.config = config
         self.runs: int | None = None
@@ -204,9 +176,9 @@ class RQL:
 
     @classmethod
     def stack(cls, agents: Sequence[RQL]) -> RQL:
-        """Agents of one configuration side by side, before their first update: S runs that share every launch.
+        """S agents of one configuration as one, before their first update, so that they share every launch.
 
-        Adam works on each number alone, so run i moves exactly as agent i would, up to the order of sums.
+        Adam is elementwise, so run i is updated as agent i would be, up to the order of float32 sums.
         """
         together = copy.copy(agents[0])
         together.runs = len(agents)
@@ -225,7 +197,7 @@ class RQL:
         return single
 
     def parameters(self) -> list[Tensor]:
-        """What the optimiser moves: v's parameters, then V's."""
+        """The trained parameters: v's, then V's."""
         return [*self.v.parameters(), *self.V.parameters()]
 
     def gradient_norms(self) -> dict[str, Tensor]:
@@ -243,7 +215,7 @@ class RQL:
 
     @torch.no_grad()
     def value_target(self, batch: Batch, noise: Noise) -> Tensor:
-        """y `[..., B]` = discounted chunk reward + gamma^h * mask * (mean - rho * std) of V' at fresh noise, f = 0."""
+        """y `[..., B]` = discounted chunk reward + gamma^h * mask * (mean - rho * std) of V' at f = 0."""
         c = self.config
         past, _ = window_masks(batch, c.complete_rows)
         discounts = c.gamma ** torch.arange(c.h, dtype=past.dtype, device=past.device)
@@ -258,11 +230,12 @@ class RQL:
     def stepwise_target(
         self, s: Tensor, a: Tensor, target: Tensor, noise: Noise
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """The ablation without reversal (docs/algorithm.md): partial actions `[..., B, hA]`, their flow times `[..., B, 1]`
-        and targets `[..., B]`.
+        """The ablation without reversal: partial actions, their flow times and their targets.
 
-        The reversal depths are spread over the F+1 grid times instead, so that complete actions keep their share; a partial action on
-        the straight path from noise to `a` learns V' one refinement step further on (no reward, discount 1), a complete one `target`.
+        The partial actions `[..., B, hA]` lie on the straight path from noise to `a`; the reversal depths
+        choose their flow times `[..., B, 1]` among the F+1 grid times. The target `[..., B]` of a complete
+        action is `target`; that of a partial action is V' one refinement step later, without reward or
+        discount (docs/algorithm.md).
         """
         flow_steps = self.config.F
         k = torch.clamp((noise.reversal_depth * (flow_steps + 1)).floor(), max=flow_steps)[..., None]
@@ -280,7 +253,7 @@ class RQL:
         return Losses(total=policy + value, value=value, **figures, **more)
 
     def value_loss(self, batch: Batch, noise: Noise) -> tuple[Tensor, dict[str, Tensor]]:
-        """The expectile regression of V, `[...]`, and figures; its gradient reaches V alone."""
+        """Expectile regression loss of V, `[...]`, and statistics. Only V gets a gradient."""
         c = self.config
         s, a = _start(batch, c.h)
         _, valid = window_masks(batch, c.complete_rows)
@@ -304,7 +277,7 @@ class RQL:
         }
 
     def policy_loss(self, batch: Batch, noise: Noise) -> tuple[Tensor, dict[str, Tensor]]:
-        """alpha times the cloning loss plus the value term, `[...]`, and figures; its gradient reaches v alone."""
+        """alpha times cloning loss plus the value term, `[...]`, and statistics. Only v gets a gradient."""
         c = self.config
         s, a = _start(batch, c.h)
         past, valid = window_masks(batch, c.complete_rows)
@@ -316,7 +289,7 @@ class RQL:
         residual = (u - (a - noise.bc_noise)).square().unflatten(-1, (c.h, -1))
         bc = (residual * (1 - past[: c.h]).movedim(0, -1)[..., None]).mean((-3, -2, -1))
 
-        # Value term: V one refinement step ahead of the interpolant; the gradient reaches v through u only.
+        # Value term: V one refinement step after the interpolant; the gradient reaches v only through u.
         step = torch.clamp(1 - t, max=1.0 / c.F)
         if c.policy_value_weight:
             ahead = self.V(s, x_t + u * step, torch.clamp(t + 1.0 / c.F, max=1.0), frozen=True).mean(-2)
@@ -343,7 +316,8 @@ class RQL:
     ) -> tuple[Losses, list[Tensor]]:
         """Detached losses, and the gradient of `share` times the total with respect to `parameters()`.
 
-        `losses` stands in for `self.losses` (the same function, compiled). Changes nothing, so several threads may do this at once.
+        `losses` replaces `self.losses` (the same function, compiled). The agent is not changed, so several
+        threads may call this at once.
         """
         parts = (losses or self.losses)(batch, noise)
         total = parts.total.sum()
@@ -353,9 +327,9 @@ class RQL:
     def apply(self, gradients: list[Tensor]) -> None:
         """One Adam step on both networks along `gradients`, and both averages."""
         for parameter, gradient in zip(self.parameters(), gradients, strict=True):
-            # The fused Adam wants both to lie in memory alike; a compiled gradient may be transposed.
+            # The fused Adam needs both in the same memory layout; a compiled gradient may be transposed.
             parameter.grad = gradient if gradient.stride() == parameter.stride() else gradient.contiguous()
-        # The averages move towards the parameters from before the step, so they go first.
+        # The averages move towards the parameters from before the step, so they are updated first.
         _move_average(self.V_target.parameters(), self.V.parameters(), self.config.tau)
         _move_average(self.v_ema.parameters(), self.v.parameters(), 1.0 - self.config.ema)
         self.optimizer.step()

@@ -16,15 +16,9 @@ from rql_deploy.structs import to_plain
 from rql_deploy.train.data.sampler import WindowSampler
 from rql_deploy.train.data.shards import ShardedStore
 from rql_deploy.train.data.store import TransitionStore
+from rql_deploy.train.engines.choice import EngineChoice, choose_engine, engine_warnings, require_engine
 from rql_deploy.train.engines.data_parallel import DataParallel
-from rql_deploy.train.engines.engine import (
-    Engine,
-    EngineChoice,
-    choose_engine,
-    engine_warnings,
-    make_engine,
-    require_engine,
-)
+from rql_deploy.train.engines.engine import Engine, make_engine
 from rql_deploy.train.logging.diagnostics import Diagnostics
 from rql_deploy.train.logging.loggers import RunLog
 from rql_deploy.train.logging.periodic_evaluation import Evaluator

@@ -10,6 +10,7 @@ the gripper goes when the simulator carries that preview out.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -89,14 +90,16 @@ def refine(engine: Engine, observation: Mapping[str, NDArray[np.float64]], seed:
     )
     start = time.monotonic()
     for first in range(CANDIDATES):
-        engine.submit(Job(first, fields, seed, start, start + BUDGET, value=True, stream=True, first=first))
+        engine.submit(
+            Job(first, fields, seed, start, start + BUDGET, value=True, stream=True, candidate_offset=first)
+        )
     steps = []
     while engine.busy:
         chunks = np.zeros((CANDIDATES, contract.h, contract.plant.action_dim), np.float32)
         values = np.full(CANDIDATES, np.nan)
         for event in engine.step():
             if isinstance(event, Preview | Done):
-                chunks[event.job.ticket], values[event.job.ticket] = event.actions, event.value
+                chunks[event.job.reply_context], values[event.job.reply_context] = event.actions, event.value
         steps.append(Step(time.monotonic() - start, chunks, values))
     return steps
 
@@ -181,9 +184,10 @@ def main() -> None:
     plant, rollouts = EnvPlant(task.make_env()), Rollouts(EnvPlant(task.make_env()))
     plant.reset(EPISODE)
     stage = Stage(*plant.env.simulation())
-    scenes, ticks = play(Engine(model), plant, stage, task.horizon)
-    os.nice(10)  # the times are taken, and drawing takes its time
-    shown = list(frames(scenes, ticks, bundle.contract.plant.control_rate, stage, rollouts))
+    with contextlib.closing(stage):
+        scenes, ticks = play(Engine(model), plant, stage, task.horizon)
+        os.nice(10)  # the times are taken, and drawing takes its time
+        shown = list(frames(scenes, ticks, bundle.contract.plant.control_rate, stage, rollouts))
     save(shown, options.output)
     if options.frames:
         options.frames.mkdir(parents=True, exist_ok=True)

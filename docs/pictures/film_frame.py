@@ -58,6 +58,10 @@ class Stage:
         self._camera.distance, self._camera.lookat[:] = CAMERA["distance"], CAMERA["lookat"]
         self._focal = self._size[1] / 2 / np.tan(np.radians(screen.fovy) / 2)
 
+    def close(self) -> None:
+        """Free the renderer."""
+        self._renderer.close()
+
     def picture(self) -> Image.Image:
         """The scene as it is now."""
         self._renderer.update_scene(self.data, camera=self._camera, scene_option=self._option)

@@ -38,7 +38,7 @@ class Played:
 
 def play(mode: Mode) -> tuple[list[Played], list[int]]:
     """Every tick from `-WARM_UP` on, and the ticks at which a decision was asked for."""
-    playback = Playback(H, mode, enough=STEPS // 2)
+    playback = Playback(H, mode, min_preview_steps=STEPS // 2)
     asked: list[int] = []
     played: list[Played] = []
     for tick in range(-WARM_UP, 20 * H):
@@ -50,9 +50,9 @@ def play(mode: Mode) -> tuple[list[Played], list[int]]:
                 # The policy's own clock tells when that many steps were done.
                 delay = steps * DELAY / STEPS
                 playback.receive(len(asked) - 1, np.zeros((H, 1), np.float32), steps, last=last, delay=delay)
-        if playback.wants():
+        if playback.should_request():
             asked.append(tick)
-            playback.ask(float(tick))
+            playback.request(float(tick))
         due = playback.due()
         if due is None:
             playback.held(np.zeros(1, np.float32))

@@ -53,7 +53,7 @@ def ranking_inputs(contract: Contract, observations: Array) -> tuple[Array, Arra
 def rank(
     variant: str, sessions: Sessions, contract: Contract, observations: Array, reference: NDArray[Any]
 ) -> Ranking:
-    """Compare the variant's V with `reference`: V `[N * C]` of all K members on chunks of `ranking_inputs`."""
+    """Compare the variant's V with `reference`: V `[N * C]` of all K members, see `ranking_inputs`."""
     rows, x = ranking_inputs(contract, observations)
     truth = reference.reshape(-1, CANDIDATES)
     features = sessions["encode"].run(None, contract.split(rows))[0]

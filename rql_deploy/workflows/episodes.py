@@ -91,7 +91,7 @@ def film(
     from rql_deploy.sim.processes import result_of
 
     progress.note(f"filming {len(seeds)} episodes")
-    filmed = result_of(evaluation.film(policy, seeds, path, camera))
+    filmed = result_of(evaluation.film(policy, seeds, path, camera=camera))
     scored = {r.seed: getattr(r, "digest", "") for r in score.results}
     if any(scored.get(r.seed, r.digest) != r.digest for r in filmed if hasattr(r, "digest")):
         progress.note(

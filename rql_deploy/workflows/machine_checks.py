@@ -14,16 +14,12 @@ from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Literal
 
+import msgspec
 import numpy as np
 
 import rql_deploy
 
 from .host_checks import Finding, check_keys, check_ports, check_processors, check_timers
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
 
 RENDER_TIMEOUT = 90.0
 """Seconds; a graphics stack that is left to guess can hang for ever."""
@@ -76,7 +72,7 @@ def requirements() -> dict[str, list[str]]:
     """
     project = Path(rql_deploy.__file__).resolve().parent.parent / "pyproject.toml"
     if project.is_file():
-        table = tomllib.loads(project.read_text())["project"]
+        table = msgspec.toml.decode(project.read_bytes())["project"]
         return {"": table["dependencies"], **table["optional-dependencies"]}
     from packaging.requirements import Requirement
 

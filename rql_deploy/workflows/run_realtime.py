@@ -170,10 +170,10 @@ def delay_hint(mode: Mode, figures: Sequence[Mapping[str, Any]]) -> str | None:
     """What to try when decisions took longer than a tick (docs/control.md, Success versus delay); None
     when nothing.
     """
-    lead = figures[-1]["lead"] if figures else 0
-    if mode != "prefetch" or lead < 2:
+    ticks = figures[-1]["prefetch_ticks"] if figures else 0
+    if mode != "prefetch" or ticks < 2:
         return None
     return (
-        f"decisions took {lead} ticks or more: try --playback anytime, which loses much less to long delays "
+        f"decisions took {ticks} ticks or more: try --playback anytime, which loses much less to long delays "
         "(docs/control.md)"
     )

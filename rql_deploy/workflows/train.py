@@ -73,8 +73,8 @@ def train(
     from rql_deploy.train.checkpoint import load_checkpoint
     from rql_deploy.train.config import load_config
     from rql_deploy.train.data.readers import open_stores
+    from rql_deploy.train.engines.choice import choose_device
     from rql_deploy.train.engines.data_parallel import DataParallel
-    from rql_deploy.train.engines.engine import choose_device
     from rql_deploy.train.trainer import Trainer
 
     output, progress = Path(output), progress or NoProgress()

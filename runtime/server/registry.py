@@ -71,7 +71,7 @@ class ModelRegistry:
         return slot
 
     def find_for_contract(self, name: str | None, contract: str | None) -> tuple[ModelSlot, str | None]:
-        """The slot of a request made under a `contract` (an id, or None), and its new contract's id if it has changed."""
+        """The slot for a request that names contract id `contract` (or None), and the new id if changed."""
         slot = self.find(name)
         current = slot.model.contract.contract_id
         if contract is None or contract == current:

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from rql_deploy.seeding import episode_seed
 from rql_deploy.sim.plants.task_env import TaskEnv
-from rql_deploy.sim.plants.tasks import Task, describe, find_demonstrator
+from rql_deploy.sim.plants.tasks import Demonstrator, Task, describe, find_demonstrator
 from rql_deploy.sim.processes import SimulatorPool, result_of
 
 from .minari_files import target_folder, writable_target, write_dataset
@@ -52,14 +52,19 @@ class Episode:
 _env: TaskEnv | None = None
 
 
+def draw_demonstrator(task: Task, seed: int, noise_range: tuple[float, float]) -> tuple[float, Demonstrator]:
+    """The demonstrator of an episode, and the level of noise that the episode's seed drew for it."""
+    rng = np.random.default_rng((seed, 1))
+    noise = float(rng.uniform(*noise_range))
+    return noise, find_demonstrator(task)(noise, rng)
+
+
 def demonstrate(task: Task, index: int, seed: int, noise_range: tuple[float, float]) -> Episode:
     """Record one episode of the task's demonstrator; the episode's seed draws its noise level."""
     global _env
     if _env is None:
         _env = task.make_env()
-    rng = np.random.default_rng((seed, 1))
-    noise = float(rng.uniform(*noise_range))
-    demonstrator = find_demonstrator(task)(noise, rng)
+    noise, demonstrator = draw_demonstrator(task, seed, noise_range)
     observation, info = _env.reset(seed=seed)
     observations, actions, success = [observation], [], [bool(info["success"])]
     while True:

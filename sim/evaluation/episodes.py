@@ -16,10 +16,10 @@ from typing import Any
 
 import numpy as np
 
-from rql_deploy.contract import PlantDescription
+from rql_deploy.contract import Contract, PlantDescription
 from rql_deploy.plant import EpisodeResult
 from rql_deploy.policy import Policy
-from rql_deploy.sim.collection.collect import demonstrate
+from rql_deploy.sim.collection.collect import demonstrate, draw_demonstrator
 from rql_deploy.sim.plants.tasks import EnvPlant, Task, describe
 from rql_deploy.sim.processes import SimulatorPool, result_of
 from rql_deploy.statistics import percentile_ms, wilson_interval
@@ -131,14 +131,32 @@ def _play(task: Task, entry: EvaluatedPolicy, seed: int) -> EpisodeResult:
 
 
 def _film(
-    task: Task, entry: EvaluatedPolicy, seeds: Sequence[int], path: Path, camera: str | None
+    task: Task, entry: EvaluatedPolicy, seeds: Sequence[int], path: Path, options: Mapping[str, Any]
 ) -> list[EpisodeResult]:
     from .films import Film
 
     plant, description = _plant(task)
     policy = _policy(entry.key, entry.make_policy, description)
-    with Film(path, plant, policy.contract, camera=camera) as film:
+    with Film(path, plant, policy.contract, **options) as film:
         return [entry.run_episode(plant, policy, seed, film=film) for seed in seeds]
+
+
+def _film_demonstrator(
+    task: Task, contract: Contract, seed: int, noise_range: tuple[float, float], path: Path, options: Any
+) -> EpisodeResult:
+    from .films import Film
+
+    plant, _ = _plant(task)
+    demonstrator = draw_demonstrator(task, seed, noise_range)[1]
+    plant.reset(seed)
+    steps = 0
+    with Film(path, plant, contract, **options) as film:
+        film.begin()
+        while not plant.finished:
+            plant.apply(demonstrator.act(plant.observe()))
+            steps += 1
+            film.tick()
+    return EpisodeResult(seed, plant.success, steps)
 
 
 def _play_demonstrator(task: Task, seed: int, noise_range: tuple[float, float]) -> EpisodeResult:
@@ -179,10 +197,21 @@ class Evaluation:
         return [self._pool.submit(_play, self.task, entry, seed) for seed in seeds]
 
     def film(
-        self, entry: EvaluatedPolicy, seeds: Sequence[int], path: Path, camera: str | None = None
+        self, entry: EvaluatedPolicy, seeds: Sequence[int], path: Path, **options: Any
     ) -> Future[list[EpisodeResult]]:
-        """Start playing the seeds in order before a camera, into an mp4 file."""
-        return self._pool.submit(_film, self.task, entry, seeds, path, camera)
+        """Start playing the seeds in order before a camera, into an mp4 file; `options` as of `Film`."""
+        return self._pool.submit(_film, self.task, entry, seeds, path, options)
+
+    def film_demonstrator(
+        self,
+        contract: Contract,
+        seed: int,
+        noise_range: tuple[float, float],
+        path: Path,
+        **options: Any,
+    ) -> Future[EpisodeResult]:
+        """The same with the scripted demonstrator; `contract` is any whose plant is this one."""
+        return self._pool.submit(_film_demonstrator, self.task, contract, seed, noise_range, path, options)
 
     def play(self, entry: EvaluatedPolicy, seeds: Sequence[int]) -> Iterator[EpisodeResult]:
         """Results as they finish, in any order."""

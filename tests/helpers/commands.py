@@ -65,13 +65,13 @@ def printed(result: Result) -> dict[str, Any]:
 
 
 def require_compiler() -> None:
-    """A C++ compiler, for torch.compile: without one a user's test is skipped and says why, and CI's fails."""
+    """Require a C++ compiler for torch.compile; without one the test is skipped, or fails in CI."""
     if not any(shutil.which(name) for name in ("g++", "clang++")):
         _missing("torch.compile needs a C++ compiler (apt-get install g++)")
 
 
 def require_node(folder: Path, package: str) -> None:
-    """Node.js and the packages of `folder`: without them a user's test is skipped and says why, and CI's fails."""
+    """Require Node.js and the packages of `folder`; without them the test is skipped, or fails in CI."""
     if shutil.which("node") is None:
         _missing("Node.js is not installed (apt-get install nodejs npm, then make setup)")
     elif not (folder / "node_modules" / package).is_dir():

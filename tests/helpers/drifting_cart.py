@@ -12,7 +12,10 @@ import numpy as np
 
 
 class Cart(gymnasium.Env[Any, Any]):
-    """Four numbers that follow the actions. Succeeds after `goal` steps, raises after `fails`; Ctrl-C at the next reset if `stopped`."""
+    """Four numbers that follow the actions.
+
+    Succeeds after `goal` steps, raises after `fails` steps; with `stopped`, Ctrl-C at the next reset.
+    """
 
     def __init__(
         self, goal: int = 25, fails: int | None = None, stopped: bool = False, render_mode: str | None = None

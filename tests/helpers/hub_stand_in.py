@@ -1,4 +1,4 @@
-"""A Hugging Face hub that fits in a test: real HTTP on loopback, one namespace of model repositories, everything in memory."""
+"""A Hugging Face hub for tests: real HTTP on loopback, one namespace of model repositories, all in memory."""
 
 from __future__ import annotations
 

@@ -70,7 +70,7 @@ def get(url: str) -> tuple[int, str]:
 
 
 def variant(bundle: Path, folder: Path, contract: Contract, *, scale: float) -> Path:
-    """A whole bundle with another contract and its weights scaled (by 2: folded constants then scale to the bit)."""
+    """A whole bundle with another contract and scaled weights (by 2, folded constants scale to the bit)."""
     shutil.copytree(bundle, folder)
     for path in folder.glob("*.onnx"):
         graph = onnx.load(path)

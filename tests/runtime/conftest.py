@@ -10,7 +10,7 @@ from tests.helpers.servers import variant
 
 @pytest.fixture(scope="module")
 def contract(bundle: Path) -> Contract:
-    """Of the test bundle, with one dimension of delta motion under a named controller and an absolute gripper."""
+    """The test bundle's, with one dimension of delta motion, a named controller and an absolute gripper."""
     base = Bundle.open(bundle).contract
     plant = msgspec.structs.replace(
         base.plant,

@@ -12,11 +12,12 @@ import pytest
 import torch
 
 from rql_deploy.errors import UserError
+from rql_deploy.progress import TerminalProgress
 from rql_deploy.train.checkpoint import load_checkpoint
 from rql_deploy.train.config import TrainConfig
+from rql_deploy.train.hyperparameters import RQLConfig
 from rql_deploy.train.logging.loggers import read_metrics
 from rql_deploy.train.logging.periodic_evaluation import Evaluation, read_evaluations
-from rql_deploy.train.rql import RQLConfig
 from rql_deploy.train.run_folder import read_pointer
 from rql_deploy.train.trainer import Trainer
 from tests.helpers.commands import TINY, assert_refused, cli
@@ -253,8 +254,10 @@ def test_what_a_dead_simulator_left_unevaluated_is_kept_and_made_up_for(
 ) -> None:
     config = msgspec.structs.replace(CONFIG, evaluate_every=3, log_every=1)
     run = tmp_path / "run"
-    result = Trainer(config, make_store(), run, evaluator=FailingEvaluator({})).train()
-    assert result.finished
+    trainer = Trainer(
+        config, make_store(), run, evaluator=FailingEvaluator({}), progress=TerminalProgress()
+    )
+    assert trainer.train().finished
     assert "a simulator process died" in capsys.readouterr().err
     assert steps_on_disk(run) == [3, 6, 9, 12]
     again = ScriptedEvaluator({3: 0.1, 6: 0.8, 9: 0.2, 12: 0.3, 15: 0.0})
@@ -301,6 +304,6 @@ def test_a_compiled_run_is_not_resumed_without_a_compiler(
     data = json.loads(header.read_text())
     data["engine"]["engine"] = "compiled"
     header.write_text(json.dumps(data))
-    monkeypatch.setattr("rql_deploy.train.engines.engine.shutil.which", lambda name: None)
+    monkeypatch.setattr("rql_deploy.train.engines.choice.shutil.which", lambda name: None)
     with pytest.raises(UserError, match=r"install g\+\+"):
         Trainer(CONFIG, make_store(), tmp_path / "run", resume=True)

@@ -15,7 +15,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from rql_deploy.errors import UserError
 from rql_deploy.train.checkpoint import load_checkpoint
 from rql_deploy.train.config import TrainConfig, load_config, preset_names
-from rql_deploy.train.rql import RQLConfig
+from rql_deploy.train.hyperparameters import RQLConfig
 from rql_deploy.train.trainer import Trainer
 from tests.helpers.commands import TINY, assert_refused, cli
 from tests.helpers.data import make_store, write_minari

@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -36,7 +37,7 @@ def with_control_rate(store: TransitionStore, rate: float) -> TransitionStore:
     """The same data with this control rate in Hz, for data that does not state it or states it wrongly."""
     environment = {key: value for key, value in store.plant.environment.items() if key != ASSUMED_RATE}
     return dataclasses.replace(
-        store, plant=dataclasses.replace(store.plant, control_rate=rate, environment=environment)
+        store, plant=msgspec.structs.replace(store.plant, control_rate=rate, environment=environment)
     )
 
 

@@ -1,8 +1,8 @@
 """Draw training windows from a transition store, in one vectorised step (docs/algorithm.md, Batch).
 
-Observations stay as they are stored, memory-mapped or on a device, and are scaled after the draw: a batch is a few thousand rows, a
-scaled copy would be the whole data set a second time. Actions are few numbers and are copied to lie beside the rewards anyway, so they
-are scaled then, once.
+Observations stay as they are stored, memory-mapped or on a device, and are scaled after the draw: a batch is
+a few thousand rows, while a scaled copy would be the whole data set a second time. Actions are few numbers
+and are copied next to the rewards in any case, so they are scaled once, when they are copied.
 """
 
 from __future__ import annotations
@@ -24,18 +24,22 @@ Sampling = Literal["episodes", "transitions"]
 
 @dataclass(frozen=True)
 class Rows:
-    """One store's rows as tensors, and which of them start a window. Draws are bound by gathers, so what is read together lies together."""
+    """One store's rows as tensors, and which of them start a window.
+
+    A draw is bound by its gathers, so columns that are read together share one tensor.
+    """
 
     observations: Tensor
     """`[N, O]`, unscaled."""
     small: Tensor
     """`[N, A+3]`: action in [-1, 1], reward, terminal, mask."""
     episodes: Tensor
-    """`[E, 4]` of the episodes that can be drawn: first row, last row, rows that start a window, those of the episodes before."""
+    """`[E, 4]`, one row per episode that can be drawn: its first row, its last row, how many of its rows
+    start a window, and how many do in all episodes before it."""
     cumulative: Tensor
-    """`[E]`: rows that start a window up to and with each episode."""
+    """`[E]`: how many rows start a window in all episodes up to and including this one."""
     total: int
-    """Rows that start a window, as a number, so that a draw needs not ask a device for it."""
+    """How many rows start a window; a Python number, so that a draw does not wait for the device."""
 
     @classmethod
     def of(cls, store: TransitionStore, *, complete_rows: bool, clip_actions: bool = False) -> Rows:
@@ -62,7 +66,7 @@ class Rows:
 
     @property
     def tensors(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """All of it, in the order of the fields."""
+        """The four tensors, in the order of the fields."""
         return self.observations, self.small, self.episodes, self.cumulative
 
     def to(self, device: torch.device) -> Rows:
@@ -71,7 +75,7 @@ class Rows:
         return Rows(observations, small, episodes, cumulative, self.total)
 
     def take_over(self, other: Rows) -> bool:
-        """Copy `other` into these tensors where it has the same shapes; returns whether it had."""
+        """Copy `other` into these tensors if all shapes are the same; returns whether they were."""
         pairs = list(zip(self.tensors, other.tensors, strict=True))
         same = self.total == other.total and all(mine.shape == theirs.shape for mine, theirs in pairs)
         if same:
@@ -81,7 +85,7 @@ class Rows:
 
 
 class ScaledObservations:
-    """Observations that are scaled as they are taken: `self[rows]` is (s - mean) / std."""
+    """Observations that are scaled when they are read: `self[rows]` is (s - mean) / std."""
 
     def __init__(self, rows: Tensor, scale: tuple[Tensor, Tensor] | None):
         if scale is not None and not scale[0].any() and bool((scale[1] == 1).all()):
@@ -100,12 +104,14 @@ class ScaledObservations:
 class WindowSampler:
     """Windows of h+1 rows; rows past an episode's end repeat its last row.
 
-    `episodes` (the reference): an episode uniformly (without replacement while the batch is smaller than their number), then a
-    start uniformly in [first, last). `transitions`: a start uniformly among all of them, so that long episodes count for more.
-    With `complete_rows` the last row can start a window too. Episodes of one row are never drawn by the reference's rule.
+    `episodes` (the reference) draws an episode uniformly (without replacement if the batch is smaller than
+    the number of episodes), then a start uniformly in [first, last). `transitions` draws uniformly among all
+    starts, so that long episodes count for more. With `complete_rows` an episode's last row can start a
+    window too; without it, an episode of one row is never drawn.
 
-    Rows live on `device`, and so must the generator. There a draw launches kernels of fixed shapes and never waits for the device, so
-    that it can be captured in a CUDA graph. Of a sharded store, one shard at a time is in use: `advance` moves on.
+    Rows and generator live on `device`. On a GPU a draw launches kernels of fixed shapes and never waits for
+    the device, so that it can be captured in a CUDA graph. A sharded store is used one shard at a time:
+    `advance` changes to the next one.
     """
 
     observations: ScaledObservations
@@ -124,7 +130,10 @@ class WindowSampler:
         device: torch.device | str = "cpu",
         inner_observations: bool = True,
     ):
-        """With `inner_observations` off, batches hold the first and the last row's observations only, `[2, B, O]`: all that RQL reads."""
+        """With `inner_observations` off, batches hold only the first and last observations, `[2, B, O]`.
+
+        RQL reads no others.
+        """
         self.sampling, self.generator, self.device = sampling, generator, torch.device(device)
         self._complete_rows, self._clip_actions, self._scale = complete_rows, clip_actions, observation_scale
         self._shards = store.stream(self._prepare) if isinstance(store, ShardedStore) else None
@@ -145,10 +154,11 @@ class WindowSampler:
         return self.rows.small[:, :-3]
 
     def advance(self, step: int) -> bool:
-        """Make the rows that update number `step` (from 0) draws from current; without shards they always are.
+        """Change to the shard that update number `step` (from 0) draws from; does nothing without shards.
 
-        Returns True when tensors were replaced, so that a captured graph has to be captured again. On a device, a shard of the same
-        shape is copied into the tensors of the one before and they stay valid. Raises UserError when the next shard is unusable.
+        Returns True when tensors were replaced, so that CUDA graphs must be captured again. On a GPU a shard
+        of the same shape is copied into the previous shard's tensors, which stay valid. Raises UserError when
+        the next shard is unusable.
         """
         if self._shards is None or not self._shards.due(step):
             return False
@@ -159,7 +169,7 @@ class WindowSampler:
         return True
 
     def draw_starts(self, batch_size: int, runs: tuple[int, ...] = ()) -> tuple[Tensor, Tensor]:
-        """Start row and last row of the episode `[*runs, B]` of each window; each run draws its own."""
+        """Each window's start row and its episode's last row, `[*runs, B]`; each run has its own draws."""
         rows, generator, device = self.rows, self.generator, self.device
         shape = (*runs, batch_size)
         if self.sampling == "transitions":
@@ -174,22 +184,22 @@ class WindowSampler:
         elif device.type == "cpu" and not runs:
             episode = torch.randperm(count, generator=generator)[:batch_size]
         else:
-            # torch.randperm synchronises with the device; the order of uniform numbers is a permutation as good.
+            # torch.randperm waits for the device; sorting uniform numbers gives a random permutation too.
             episode = torch.rand(*runs, count, generator=generator, device=device).argsort()[..., :batch_size]
-        # float64, so that the product rounds to `choices` for no draw below 1.
+        # In float64 no draw below 1 makes the product round up to `choices`.
         uniform = torch.rand(shape, generator=generator, dtype=torch.float64, device=device)
         first, last, choices, _ = _gather(rows.episodes, episode).unbind(-1)
         return first + (uniform * choices).long(), last
 
     def draw(self, batch_size: int, part: tuple[int, int] | None = None) -> Batch:
-        """One batch of windows; with `part = (lo, hi)` only windows lo to hi of the batch that all workers draw alike."""
+        """One batch of windows; with `part = (lo, hi)` only windows lo to hi of it (one worker's share)."""
         start, last = self.draw_starts(batch_size)
         if part is not None:
             start, last = start[part[0] : part[1]], last[part[0] : part[1]]
         return self.windows(start, last)[0]
 
     def windows(self, start: Tensor, last: Tensor) -> tuple[Batch, Tensor]:
-        """The windows that start at these rows `[..., B]` of episodes that end there, and their row numbers `[h+1, ..., B]`."""
+        """The windows with these start and last rows `[..., B]`, and their row numbers `[h+1, ..., B]`."""
         rows = torch.minimum(start + self.offsets.view(-1, *(1,) * start.dim()), last)
         small = _gather(self.rows.small, rows)
         rewards, terminals, masks = small[..., -3:].unbind(-1)

@@ -1,1 +1,1 @@
-"""How updates run: eager, compiled, in CUDA graphs, in slices of the batch, on several processes."""
+"""How updates run: eager, compiled, as CUDA graphs, in batch slices on threads, in several processes."""

@@ -1,7 +1,7 @@
-"""One update on several CPU threads: each computes a slice of the batch, and they wait for each other once.
+"""One update on several CPU threads, each with a slice of the batch; they synchronise once per update.
 
-torch's own threads wait for each other at every matrix product, hundreds of times per update, and spin while
-they wait: as soon as another process (a simulator, say) takes a core, most of the time is spent waiting.
+torch's own threads synchronise at every matrix product, hundreds of times per update, and spin while they
+wait. When another process (a simulator, say) takes a core, they spend most of the time waiting.
 benchmarks/train_contention.py measures both.
 """
 
@@ -20,7 +20,7 @@ from rql_deploy.train.rql import RQL, Batch, Losses, Noise
 class SlicedGradients:
     """Computes `RQL.gradients` of a batch in `threads` equal slices.
 
-    Equals the gradients of the whole batch up to the order of float32 sums.
+    The result is that of the whole batch, up to the order of float32 sums.
     """
 
     def __init__(self, agent: RQL, losses: Callable[[Batch, Noise], Losses], threads: int):

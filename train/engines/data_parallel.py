@@ -1,5 +1,4 @@
-"""Data-parallel training under torchrun: all workers draw the same batch and noise, each computes a slice of
-it.
+"""Data-parallel training under torchrun: workers draw the same batch and noise; each computes its own slice.
 
 Gradients are averaged over the workers (torch.distributed, gloo or nccl), so all workers keep the same
 parameters: those of one process with the same batch, up to the order of float32 sums

@@ -1,37 +1,24 @@
-"""How updates are run: eagerly, compiled, or as CUDA graphs of several updates. The mathematics is `RQL.update`'s in all of them.
+"""How updates run: eagerly, compiled, or as CUDA graphs of several updates. All compute `RQL.update`.
 
-The eager float32 engine is the twin that every other engine and precision is tested against (tests/train/engines/test_engine.py).
+Tests compare every other engine and precision with the eager float32 engine
+(tests/train/engines/test_engine.py).
 """
 
 from __future__ import annotations
 
 import functools
-import itertools
-import os
-import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from rql_deploy.errors import UserError
-from rql_deploy.train.config import TrainConfig
-from rql_deploy.train.rql import RQL, Batch, Losses, Noise, RQLConfig
+from rql_deploy.train.rql import RQL, Batch, Losses, Noise
 
 from .batch_slices import SlicedGradients
+from .choice import EngineChoice
 
-EAGER_FLOPS = 4e10
-"""What eager updates are assumed to reach on a CPU when `auto` decides; measured: 4e10 to 9e10 on two cores (benchmarks/train_speed.py)."""
-WORTH_COMPILING_SECONDS = 600.0
-"""`auto` compiles from this estimated eager duration on: compiling costs up to a minute and takes a seventh to a third off an update."""
-WORTH_COMPILING_UPDATES = 10_000
-"""The same on a GPU, where eager updates are bound by launches whatever the networks' size (an estimate: a hundred a second)."""
 UPDATES_PER_REPLAY = 10
-SLICE_ROWS = 32
-"""Rows of a batch below which another thread costs more than it brings."""
 WARM_UPS = 3
 """Updates run one by one on a side stream before capture, as CUDA graphs need; they count as updates."""
 
@@ -41,130 +28,26 @@ Gradients = Callable[[Batch, Noise], tuple[Losses, list[Tensor]]]
 Figures = dict[str, Tensor]
 
 
-@dataclass(frozen=True)
-class EngineChoice:
-    """What `auto` was resolved to; a resumed run keeps it."""
-
-    engine: Literal["eager", "compiled"]
-    precision: Literal["fp32", "tf32", "bf16"]
-    device: Literal["cpu", "cuda"]
-    threads: int = 1
-    """CPU threads, each with a slice of the batch of its own; sums of gradients depend on it in their last bits."""
-
-    def __str__(self) -> str:
-        return f"{self.engine} {self.precision}, " + (
-            f"{self.threads} CPU threads" if self.device == "cpu" else "CUDA"
-        )
-
-
 class Engine(Protocol):
-    """Runs updates of one agent on the batches that it draws itself."""
+    """Draws batches and updates one agent with them."""
 
     block: int
-    """Updates that one call should be given at least, for speed."""
+    """Fewest updates per call of `run` for full speed."""
 
     def run(self, updates: int) -> None:
         """Do that many updates."""
 
     def rebuild(self) -> None:
-        """The sampler's tensors were replaced: forget what was recorded of them."""
+        """Discard recorded graphs, because the sampler's tensors were replaced."""
 
     def figures(self) -> Figures:
         """Losses and gradient norms of the last update, scalars on the agent's device."""
 
 
-def choose_device(config: TrainConfig) -> Literal["cpu", "cuda"]:
-    """Resolve `device`; raises UserError when a GPU is asked for and torch finds none."""
-    found = torch.cuda.is_available()
-    if config.device == "cuda" and not found:
-        raise UserError(
-            "train.device is cuda, but torch finds no CUDA device: pass --set device=cpu, or install a CUDA build of torch"
-        )
-    return "cuda" if found and config.device != "cpu" else "cpu"
-
-
-def compiler_available(device: str) -> bool:
-    """Whether torch.compile finds the compiler it needs: a C++ one on a CPU, a C one (for Triton's launcher) on a GPU."""
-    names = ("gcc", "clang") if device == "cuda" else ("g++", "clang++")
-    return any(shutil.which(name) for name in names)
-
-
-def require_engine(choice: EngineChoice, run: Path) -> None:
-    """Raise UserError unless the engine that `run` was trained with can run here, so that resuming repeats its numbers."""
-    if choice.device == "cuda" and not torch.cuda.is_available():
-        raise UserError(
-            f"run {run} was trained on a GPU, and torch finds none: resume it there, or start anew with --init-from {run}"
-        )
-    if choice.engine == "compiled" and not compiler_available(choice.device):
-        raise UserError(
-            f"run {run} was trained compiled, which needs a compiler: install g++, or start anew with --init-from {run}"
-        )
-
-
-def choose_engine(
-    config: TrainConfig, observation_dim: int, action_dim: int, *, workers: int = 1
-) -> EngineChoice:
-    """Resolve `engine`, `precision` and `device` for this machine and this run's length; refuses what cannot run here.
-
-    `workers` share each batch (train/engines/data_parallel.py).
-    """
-    device = choose_device(config)
-    compiler = compiler_available(device)
-    if config.engine == "compiled" and not compiler:
-        raise UserError(
-            "train.engine is compiled, but torch.compile needs a compiler here: install g++, or pass --engine eager"
-        )
-    engine: Literal["eager", "compiled"]
-    if config.engine == "auto":
-        engine = (
-            "compiled"
-            if compiler and worth_compiling(config, device, observation_dim, action_dim)
-            else "eager"
-        )
-    else:
-        engine = config.engine
-    precision = config.precision
-    if precision == "auto":
-        # JAX multiplies float32 matrices in TF32 on GPUs that have it unless told otherwise, so the published results did too.
-        precision = "tf32" if device == "cuda" and torch.cuda.get_device_capability() >= (8, 0) else "fp32"
-    if precision == "tf32" and device == "cpu":
-        raise UserError("train.precision is tf32, which only NVIDIA GPUs have: pass --precision fp32 or bf16")
-    return EngineChoice(engine, precision, device, choose_threads(config, workers) if device == "cpu" else 1)
-
-
-def worth_compiling(config: TrainConfig, device: str, observation_dim: int, action_dim: int) -> bool:
-    """Whether the run is long enough to earn back the time that torch.compile takes."""
-    if device == "cuda":
-        return config.updates >= WORTH_COMPILING_UPDATES
-    flop = config.updates * flop_per_update(config.rql, config.batch_size, observation_dim, action_dim)
-    return flop / EAGER_FLOPS >= WORTH_COMPILING_SECONDS
-
-
-def engine_warnings(
-    config: TrainConfig, choice: EngineChoice, observation_dim: int, action_dim: int
-) -> list[str]:
-    """What the choice deserves a look for, one sentence each."""
-    if (
-        config.engine != "auto"
-        or choice.engine == "compiled"
-        or not worth_compiling(config, choice.device, observation_dim, action_dim)
-    ):
-        return []
-    return ["updates run eagerly: compiled ones, faster in a run this long, need a compiler (install g++)"]
-
-
-def choose_threads(config: TrainConfig, workers: int) -> int:
-    """At most `threads`, or this worker's part of the cores, so that equal slices of at least `SLICE_ROWS` rows are left."""
-    here = int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if workers > 1 else 1
-    wanted = config.threads or max(1, len(os.sched_getaffinity(0)) // here)
-    rows = config.batch_size // workers
-    return max(n for n in range(1, wanted + 1) if n == 1 or (rows % n == 0 and rows // n >= SLICE_ROWS))
-
-
 def make_engine(
     choice: EngineChoice, agent: RQL, draw: Draw, *, reduce: Reduce | None = None, generator: torch.Generator
 ) -> Engine:
-    """The engine of that choice. `draw` makes one update's batch and noise on the agent's device, from `generator`."""
+    """The chosen engine; `draw` makes an update's batch and noise on the agent's device, from `generator`."""
     set_precision(agent, choice.precision)
     if choice.device == "cpu":
         torch.set_num_threads(1)
@@ -183,17 +66,18 @@ def make_engine(
 def compiled(
     function: Callable[[Batch, Noise], Any], device: str, mode: str | None = None
 ) -> Callable[[Batch, Noise], Any]:
-    """`function` by torch.compile. On a CPU its kernels are called from C++: threads with slices would queue for Python's lock."""
+    """`function` compiled by torch."""
+    # On a CPU, C++ calls the kernels: called from Python, threads with slices would queue for the GIL.
     return torch.compile(
         function, dynamic=False, mode=mode, options={"cpp_wrapper": True} if device == "cpu" else None
     )
 
 
 def overlapped(agent: RQL, mode: str | None = None, streams: int = 2) -> Gradients:
-    """`agent.gradients` on a GPU, compiled, in two parts that need nothing of each other and run side by side.
+    """`agent.gradients` on a GPU, compiled, in two independent parts that run at the same time.
 
-    V's part (the reversal, a chain of F small steps, then the regression) is bound by launches; v's part (cloning and the value
-    term) fills the device meanwhile, on a second stream.
+    V's part (the reversal, a chain of F small steps, then the regression) is bound by launches. v's part
+    (cloning and the value term) fills the device meanwhile, on a second stream.
     """
     value_loss, policy_loss = (
         compiled(agent.value_loss, "cuda", mode),
@@ -225,29 +109,10 @@ def overlapped(agent: RQL, mode: str | None = None, streams: int = 2) -> Gradien
 
 
 def set_precision(agent: RQL, precision: str) -> None:
-    """Matrix products of the hidden layers in bfloat16, or all of a GPU's in TF32, or everything in float32."""
+    """Set bf16 (hidden layers' matrix products), tf32 (all matrix products on a GPU) or fp32 (everything)."""
     for network in (agent.v, agent.V, agent.v_ema, agent.V_target):
         network.product_dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
-
-
-def flop_per_update(c: RQLConfig, batch_size: int, observation_dim: int, action_dim: int) -> float:
-    """Matrix-product operations of one update, counted in forward passes.
-
-    Policy: F (reversal) + 3 (cloning, forward and backward). Each value member: 1 (target) + 3 (value loss) + 2 (policy term, input
-    gradient only).
-    """
-    chunk = c.h * action_dim
-    inputs = observation_dim + chunk + 1
-
-    def size(hidden: tuple[int, ...], out: int) -> int:
-        return sum(a * b for a, b in itertools.pairwise([inputs, *hidden, out]))
-
-    return (
-        2.0
-        * batch_size
-        * ((c.F + 3) * size(c.policy_hidden, chunk) + (1 + 3 + 2) * c.K * size(c.value_hidden, 1))
-    )
 
 
 class StepEngine:
@@ -277,16 +142,16 @@ class StepEngine:
 
 
 class Capture(Protocol):
-    """Turns a function of tensors in place into one launch."""
+    """Records a function that works on tensors in place, so that it replays as one launch."""
 
     def begin(self) -> None:
-        """What is captured from here on shares memory; what was captured before is gone."""
+        """Start a new set of captures that share memory; earlier ones are no longer valid."""
 
     def warm_up(self, work: Callable[[], None]) -> None:
         """Run `work` once, outside a capture."""
 
     def capture(self, work: Callable[[], None]) -> Callable[[], None]:
-        """Record `work` without running it; the result runs what was recorded."""
+        """Record `work` without running it, and return a function that replays it."""
 
 
 class CudaCapture:
@@ -298,7 +163,7 @@ class CudaCapture:
         self.pool = torch.cuda.graph_pool_handle()
 
     def begin(self) -> None:
-        """A new pool: the one of graphs that are gone still holds the last gradients and cannot be used again."""
+        """Take a new pool: the old graphs' pool still holds the last gradients and cannot be used again."""
         self.pool = torch.cuda.graph_pool_handle()
 
     def warm_up(self, work: Callable[[], None]) -> None:
@@ -318,7 +183,7 @@ class CudaCapture:
 
 
 class GraphEngine:
-    """Whole updates, drawing included, recorded once and replayed: several per launch, nothing returns to Python between them."""
+    """Records whole updates, draws included, and replays several per launch without going back to Python."""
 
     block = UPDATES_PER_REPLAY
 
@@ -365,7 +230,7 @@ class GraphEngine:
         self.agent.apply(gradients)
         if not watched:
             return
-        # The gradients of each graph lie elsewhere, so their norms are taken inside it.
+        # Each graph has its gradients at other addresses, so their norms are computed inside it.
         figures = parts._asdict() | self.agent.gradient_norms()
         stacked = torch.stack(list(figures.values()))
         if self.values is None:

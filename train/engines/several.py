@@ -1,7 +1,7 @@
-"""Several runs in one process, side by side in every launch: other seeds, or other tasks' rewards on the same rows.
+"""Several runs in one process that share every launch: other seeds, or other tasks' rewards on the same rows.
 
-A small batch does not fill a large device, and most of an update's launches take as long for six runs as for one. Every parameter and
-every batch gets a leading run dimension (`RQL.stack`); a run's numbers never meet another's.
+A small batch does not fill a large device: most launches of an update take as long for six runs as for one.
+Every parameter and every batch gets a leading run dimension (`RQL.stack`); the runs' numbers never mix.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from ..data.sampler import WindowSampler
-from ..rql import RQL, Batch, Noise, RQLConfig, draw_noise
+from ..hyperparameters import RQLConfig
+from ..rql import RQL, Batch, Noise, draw_noise
 
 
 def stacked_agents(
@@ -22,7 +23,7 @@ def stacked_agents(
     seeds: Sequence[int],
     device: torch.device | str = "cpu",
 ) -> RQL:
-    """One agent per seed, side by side; each starts from the parameters that a run of its own with that seed starts from."""
+    """One agent per seed, stacked; each starts with the parameters of a single run with that seed."""
     return RQL.stack(
         [
             RQL(config, observation_dim, action_dim, torch.Generator().manual_seed(seed), device)
@@ -32,10 +33,10 @@ def stacked_agents(
 
 
 class SharedRows:
-    """Draws a batch for each of S runs from one data set on one device; each run sees its own rewards and masks."""
+    """Draws batches for S runs from one data set on one device; each run has its own rewards and masks."""
 
     def __init__(self, sampler: WindowSampler, rewards: Tensor, masks: Tensor):
-        """`rewards` and `masks` `[S, N]` stand in for those of the sampler's N rows; raises ValueError for other shapes."""
+        """`rewards` and `masks` `[S, N]` replace those of the sampler's N rows; else raises ValueError."""
         rows = len(sampler.rows.small)
         if rewards.shape != masks.shape or rewards.dim() != 2 or rewards.shape[1] != rows:
             raise ValueError(

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from rql_deploy.train.checkpoint import Checkpoint, load_checkpoint
-from rql_deploy.train.engines.engine import EngineChoice
+from rql_deploy.train.engines.choice import EngineChoice
 from rql_deploy.train.run_folder import read_pointer, step_of
 
 from .loggers import read_metrics

@@ -114,7 +114,7 @@ class RayExecutor:
     """
 
     def __init__(self, address: str, output: Path, threads: int):
-        """Raises UserError when there is no such cluster or a node lacks this package or the output folder."""
+        """Raises UserError when there is no cluster, or a node lacks this package or the output folder."""
         self._pool = RayPool(address, cpus=threads)
         # A file of a unique name: a node may have another folder at the same path.
         token = output / f".shared-{uuid.uuid4().hex}"

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import json
 import re
-import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -25,11 +24,6 @@ import msgspec
 from rql_deploy.errors import UserError
 from rql_deploy.policy import MAX_CANDIDATES
 from rql_deploy.structs import Record, convert
-
-if sys.version_info >= (3, 11):
-    pass
-else:
-    pass
 
 NAME = re.compile(r"[a-z0-9][a-z0-9._+-]*", re.IGNORECASE)
 

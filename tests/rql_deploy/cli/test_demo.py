@@ -2,11 +2,13 @@
 
 import json
 import re
+import time
 from pathlib import Path
 
 import pytest
 
-from rql_deploy.cli import demo
+from rql_deploy.cli.demo import show
+from rql_deploy.workflows import demo
 from tests.helpers.commands import assert_refused, cli, run_cli
 
 
@@ -16,7 +18,7 @@ def test_the_quick_demo_serves_the_shipped_bundle_and_lifts(tmp_path: Path) -> N
     assert len(re.findall(r"^episode \d: ", result.stdout, re.MULTILINE)) == 3
     match = re.search(r"(\d) of 3 succeeded", result.stdout)
     assert match
-    # Chance does not lift a cube: one of three already shows that the shipped policy arrives in the simulator.
+    # Chance does not lift a cube: one of three already shows that the shipped policy arrives there.
     assert int(match[1]) >= 1
     assert list(tmp_path.iterdir()) == []
 
@@ -29,7 +31,7 @@ def test_the_demo_trains_both_policies_and_scores_every_row_on_the_same_seeds(
     demo.prepare(output)
     demo.collect_and_train(output, seed=5, updates=20)
     scores = demo.evaluate(output, seed=5, episodes=2)
-    demo.report(output, scores, seed=5, seconds=61)
+    show(demo.report(output, scores, seed=5, start=time.monotonic() - 61))
     summary = json.loads((output / "summary.json").read_text())
     assert list(summary) == ["demonstrator", "bc", "bc_guided", "rql", "rql_guided"]
     for row in summary.values():
@@ -41,7 +43,23 @@ def test_the_demo_trains_both_policies_and_scores_every_row_on_the_same_seeds(
     assert summary["rql_guided"]["round_trip_ms"]["p50"] > summary["rql_guided"]["inference_ms"]["p50"] > 0
     configs = {name: json.loads((output / name / "config.json").read_text())["rql"] for name in ("bc", "rql")}
     assert configs["bc"] == {**configs["rql"], "policy_value_weight": 0.0}
-    assert "rql-deploy serve" in capfd.readouterr().out
+    printed = capfd.readouterr().out
+    assert "rql-deploy serve" in printed
+    assert str(output / "report.html") in printed.splitlines()[-1]
+    films = sorted(file.stem for file in (output / "films").iterdir())
+    assert films == sorted(demo.ROWS)
+    assert len({frames(output / "films" / f"{name}.mp4") for name in films}) == 1
+    page = (output / "report.html").read_text()
+    assert page.count("data:video/mp4;base64,") == 5
+    for text in (*demo.ROWS.values(), "Learning curves", "Latency of a decision", "rql-deploy serve"):
+        assert text in page
+
+
+def frames(film: Path) -> int:
+    import av
+
+    with av.open(str(film)) as container:
+        return sum(1 for _ in container.decode(video=0))
 
 
 def test_a_folder_with_other_files_is_not_replaced_and_an_earlier_demo_is(tmp_path: Path) -> None:

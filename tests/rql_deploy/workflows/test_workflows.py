@@ -1,4 +1,4 @@
-"""Workflows called from Python: they report to a `Progress`, print nothing, and leave signals to their caller."""
+"""Workflows called from Python report to a `Progress`, print nothing, and leave signals to their caller."""
 
 from __future__ import annotations
 

@@ -44,22 +44,25 @@ def answers(requests: dict[str, int]) -> dict[str, Counter[str]]:
     """
     model = WatchedModel(Bundle.open(LIFT_BUNDLE))
     fields = {spec.name: np.zeros(spec.shape, np.float32) for spec in model.contract.plant.fields}
-    with PolicyServer([model], "tcp://127.0.0.1:*") as server, contextlib.ExitStack() as stack:
+    with PolicyServer([model], "tcp://127.0.0.1:*") as server:
         model.on_compute = server.stop
-        sockets = {name: stack.enter_context(server.context.socket(zmq.DEALER)) for name in requests}
-        for name, count in requests.items():
-            sockets[name].linger = 0
-            sockets[name].connect(INTERNAL)
-            for number in range(count):
-                header = {"v": protocol.VERSION, "id": number, "epoch": 1, "op": "act"}
-                sockets[name].send_multipart(raw_message(header, fields))
-        server.run()
-        found: dict[str, Counter[str]] = {}
-        for name, count in requests.items():
-            replies = [read_header(sockets[name].recv_multipart(zmq.NOBLOCK)[0]) for _ in range(count)]
-            found[name] = Counter(
-                "computed" if reply["ok"] else f"{reply['code']}: {reply['error']}" for reply in replies
-            )
+        with contextlib.ExitStack() as stack:
+            sockets = {}
+            for name in requests:
+                sockets[name] = stack.enter_context(server.context.socket(zmq.DEALER))
+                sockets[name].linger = 0
+                sockets[name].connect(INTERNAL)
+            for name, count in requests.items():
+                for number in range(count):
+                    header = {"v": protocol.VERSION, "id": number, "epoch": 1, "op": "act"}
+                    sockets[name].send_multipart(raw_message(header, fields))
+            server.run()
+            found: dict[str, Counter[str]] = {}
+            for name, socket in sockets.items():
+                replies = [read_header(socket.recv_multipart(zmq.NOBLOCK)[0]) for _ in range(requests[name])]
+                found[name] = Counter(
+                    "computed" if reply["ok"] else f"{reply['code']}: {reply['error']}" for reply in replies
+                )
     return found
 
 

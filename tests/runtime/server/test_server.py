@@ -244,7 +244,10 @@ def test_the_server_stops_cleanly_on_sigterm_and_has_no_torch(bundle: Path) -> N
 
 
 def test_the_client_imports_little() -> None:
-    code = "import sys; import rql_deploy.runtime.client; print(*sorted({m.partition('.')[0] for m in sys.modules}))"
+    code = (
+        "import sys; import rql_deploy.runtime.client; "
+        "print(*sorted({m.partition('.')[0] for m in sys.modules}))"
+    )
     loaded = set(
         subprocess.run(
             [sys.executable, "-c", code], capture_output=True, text=True, check=True

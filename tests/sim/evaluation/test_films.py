@@ -1,4 +1,4 @@
-"""Films: paths of previews, where and in which colour; frames that an encoder took and a decoder gives back."""
+"""Films: paths of previews, where and in which colour; frames that a decoder gives back."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ from rql_deploy.sim.processes import render_headless
 from tests.helpers.data import PLANT
 
 MODEL = """<mujoco><visual><headlight ambient="1 1 1" diffuse="0 0 0" specular="0 0 0"/></visual><worldbody>
-  <camera name="front" pos="0 -1 0" xyaxes="1 0 0 0 0 1"/><camera name="side" pos="1 0 0" xyaxes="0 1 0 0 0 1"/>
+  <camera name="front" pos="0 -1 0" xyaxes="1 0 0 0 0 1"/>
+  <camera name="side" pos="1 0 0" xyaxes="0 1 0 0 0 1"/>
   <body name="arm_base"/><site name="grip_site" pos="-.2 0 0"/></worldbody></mujoco>"""
 
 
@@ -33,8 +34,12 @@ def test_deltas_add_up_from_where_the_end_effector_is_in_metres_and_in_their_fra
     chunk = np.array([[1, 0, 0, 0], [1, 0, 2, 0]], np.float32)
     start = np.array([0.1, 0.2, 0.3])
     turned = np.array([[0.0, -1.0, 0.0], [1.0, 0.0, 0.0], [0.0, 0.0, 1.0]])  # x of the base is y of the world
-    assert arm().path(chunk, start, turned) == pytest.approx(np.array([[0.1, 0.2, 0.3], [0.15, 0.2, 0.3], [0.2, 0.2, 0.4]]))
-    assert arm(frame="base").path(chunk, start, turned) == pytest.approx(np.array([[0.1, 0.2, 0.3], [0.1, 0.25, 0.3], [0.1, 0.3, 0.4]]))
+    assert arm().path(chunk, start, turned) == pytest.approx(
+        np.array([[0.1, 0.2, 0.3], [0.15, 0.2, 0.3], [0.2, 0.2, 0.4]])
+    )
+    assert arm(frame="base").path(chunk, start, turned) == pytest.approx(
+        np.array([[0.1, 0.2, 0.3], [0.1, 0.25, 0.3], [0.1, 0.3, 0.4]])
+    )
     absolute = arm("absolute", "m", prefix="").path(chunk, start, turned)
     assert absolute == pytest.approx(np.array([[0.1, 0.2, 0.3], [1, 0, 0], [1, 0, 2]]))
     assert not PathModel(PLANT).drawable  # dx alone is no path
@@ -73,11 +78,15 @@ def frames(path: Path) -> list[np.ndarray]:
 def make_film(bundle: Path) -> Callable[..., Film]:
     contract = Bundle.open(bundle).contract
     dimensions = tuple(ActionDimension(f"d{axis}", -1, 1, "0.1 m", "OSC", "world", "delta") for axis in "xyz")
-    contract = msgspec.structs.replace(contract, plant=msgspec.structs.replace(contract.plant, actions=dimensions))
+    contract = msgspec.structs.replace(
+        contract, plant=msgspec.structs.replace(contract.plant, actions=dimensions)
+    )
     return lambda path, plant, camera=None: Film(path, plant, contract, camera=camera)
 
 
-def test_a_chunk_is_drawn_where_it_leads_in_the_colour_of_its_v(tmp_path: Path, make_film: Callable[..., Film]) -> None:
+def test_a_chunk_is_drawn_where_it_leads_in_the_colour_of_its_v(
+    tmp_path: Path, make_film: Callable[..., Film]
+) -> None:
     path = tmp_path / "film.mp4"
     film = make_film(path, StillPlant())
     plant = film._plant
@@ -103,14 +112,21 @@ def test_a_chunk_is_drawn_where_it_leads_in_the_colour_of_its_v(tmp_path: Path, 
     assert not (tmp_path / "film.mp4.partial").exists()
 
 
-def test_an_unknown_camera_is_named_and_leaves_no_file(tmp_path: Path, make_film: Callable[..., Film]) -> None:
+def test_an_unknown_camera_is_named_and_leaves_no_file(
+    tmp_path: Path, make_film: Callable[..., Film]
+) -> None:
     chunk = np.zeros((2, 3), np.float32)
-    with pytest.raises(UserError, match=r"no camera 'fron'.*front"), make_film(tmp_path / "film.mp4", StillPlant(), "fron") as film:
+    with (
+        pytest.raises(UserError, match=r"no camera 'fron'.*front"),
+        make_film(tmp_path / "film.mp4", StillPlant(), "fron") as film,
+    ):
         film.decided(Decision(chunk, None, None, 10, 0.0, 0), [])
     assert list(tmp_path.iterdir()) == []
 
 
-def test_an_encoder_that_fails_at_the_end_leaves_no_file(tmp_path: Path, make_film: Callable[..., Film]) -> None:
+def test_an_encoder_that_fails_at_the_end_leaves_no_file(
+    tmp_path: Path, make_film: Callable[..., Film]
+) -> None:
     def fail() -> None:
         raise OSError(28, "No space left on device")
 

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import re
-import shutil
-import subprocess
-from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
@@ -15,8 +12,16 @@ from rql_deploy.sim.evaluation.annotations import AnnotatedEpisode
 from rql_deploy.sim.evaluation.charts import Chart, histogram, number, ticks
 from rql_deploy.sim.evaluation.episodes import Score
 from rql_deploy.sim.evaluation.report import LearningCurves, Subject, render, write_report
+from tests.helpers.pages import Page, assert_shown_offline, write_film
 
-HEADINGS = ["Success", "Video", "Latency and deadline use", "V over refinement steps", "Calibration of V", "Learning curves"]
+HEADINGS = [
+    "Success",
+    "Video",
+    "Latency and deadline use",
+    "V over refinement steps",
+    "Calibration of V",
+    "Learning curves",
+]
 
 
 def episode(seed: int) -> AnnotatedEpisode:
@@ -38,48 +43,14 @@ def episode(seed: int) -> AnnotatedEpisode:
 
 SUBJECT = Subject('robosuite:<Lift> & "more"', "runs/bundle", 20.0, "the best of 4 chunks by V", "today")
 SCORE = Score("onnx", tuple(episode(seed) for seed in range(12)), 60)
-CURVES = LearningCurves([(1000, 0.4, 0.2, 0.6), (2000, 0.8, 0.6, 0.9)], {"loss of V": [(i, 1.0 / (i + 1)) for i in range(50)]})
-
-
-class Page(HTMLParser):
-    """Tags in order, every address, and whether all that was opened was closed."""
-
-    VOID = ("meta", "i", "circle", "line", "rect", "polyline", "polygon")
-
-    def __init__(self, text: str):
-        super().__init__()
-        self.open: list[str] = []
-        self.addresses: list[str] = []
-        self.headings: list[str] = []
-        self.feed(text)
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.addresses += [value or "" for name, value in attrs if name in ("src", "href", "srcset", "poster", "action")]
-        if tag != "meta":
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None: ...
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        if self.open and self.open[-1] == "h2":
-            self.headings.append(data)
+CURVES = LearningCurves(
+    [(1000, 0.4, 0.2, 0.6), (2000, 0.8, 0.6, 0.9)], {"loss of V": [(i, 1.0 / (i + 1)) for i in range(50)]}
+)
 
 
 @pytest.fixture
 def film(tmp_path: Path) -> Path:
-    import av
-
-    path = tmp_path / "film.mp4"
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream("libx264", rate=20)
-        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
-        for shade in range(5):
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(np.full((48, 64, 3), 40 * shade, np.uint8), format="rgb24")))
-        container.mux(stream.encode())
-    return path
+    return write_film(tmp_path / "film.mp4")
 
 
 def test_the_page_holds_every_section_and_asks_for_nothing_outside(film: Path) -> None:
@@ -104,7 +75,15 @@ def test_what_was_not_measured_is_left_out() -> None:
 
 def test_one_decision_and_equal_values_still_make_a_page() -> None:
     one = AnnotatedEpisode(
-        0, True, 1, round_trip=(0.01,), inference=(0.01,), decided_at=(0,), values=(0.0,), returns=(0.0,), returns_endless=(0.0,)
+        0,
+        True,
+        1,
+        round_trip=(0.01,),
+        inference=(0.01,),
+        decided_at=(0,),
+        values=(0.0,),
+        returns=(0.0,),
+        returns_endless=(0.0,),
     )
     assert Page(render(SUBJECT, Score("onnx", (one,), 60))).open == []
 
@@ -118,32 +97,21 @@ def test_ticks_are_round_and_inside() -> None:
 def test_marks_lie_where_their_values_are() -> None:
     chart = Chart((0.0, 10.0), (0.0, 1.0))
     chart.points([0.0, 10.0], [0.0, 1.0])
-    (x0, y0), (x1, y1) = ((float(a), float(b)) for a, b in re.findall(r'cx="([\d.]+)" cy="([\d.]+)"', str(chart)))
+    (x0, y0), (x1, y1) = (
+        (float(a), float(b)) for a, b in re.findall(r'cx="([\d.]+)" cy="([\d.]+)"', str(chart))
+    )
     assert x0 < x1
     assert y0 > y1
-    bars = re.findall(r'<rect [^>]*height="([\d.]+)"', str(histogram([1.0] * 3 + [2.0], x_label="x", y_label="y", bins=2)))
+    bars = re.findall(
+        r'<rect [^>]*height="([\d.]+)"', str(histogram([1.0] * 3 + [2.0], x_label="x", y_label="y", bins=2))
+    )
     assert float(bars[0]) == pytest.approx(3 * float(bars[1]), rel=0.02)
 
 
 @pytest.mark.slow
-def test_chromium_shows_it_without_a_network_in_light_and_dark_and_on_a_phone(tmp_path: Path, film: Path) -> None:
-    browser = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if browser is None:
-        pytest.skip("no Chromium here (apt-get install chromium)")
-    from PIL import Image
-
+def test_chromium_shows_it_without_a_network_in_light_and_dark_and_on_a_phone(
+    tmp_path: Path, film: Path
+) -> None:
     page = tmp_path / "report.html"
     write_report(page, SUBJECT, SCORE, CURVES, film)
-    offline = (browser, "--headless=new", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--host-resolver-rules=MAP * ~NOTFOUND")
-    corners = {}
-    for name, options in {"light": (), "dark": ("--force-dark-mode", "--blink-settings=preferredColorScheme=0")}.items():
-        picture = tmp_path / f"{name}.png"
-        command = (*offline, *options, "--enable-logging=stderr", "--window-size=500,3000", f"--screenshot={picture}", page.as_uri())
-        done = subprocess.run(command, capture_output=True, text=True, timeout=180, check=True)
-        assert "CONSOLE" not in done.stderr, done.stderr
-        image = Image.open(picture).convert("RGB")
-        # Something wider than the page would be cut at its right edge: the margin there is empty from top to bottom.
-        edge = np.asarray(image)[:, -4:]
-        assert (edge == edge[0, 0]).all()
-        corners[name] = image.getpixel((1, 1))
-    assert corners == {"light": (255, 255, 255), "dark": (21, 24, 28)}
+    assert_shown_offline(page)

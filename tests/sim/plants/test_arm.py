@@ -22,7 +22,8 @@ from rql_deploy.runtime.control.telemetry import Tick
 from rql_deploy.sim.plants.arm import STALE_SECONDS, ArmPlant, describe_arm
 from rql_deploy.sim.plants.arm_process import JOINTS, REST, Arm, handle_message
 from rql_deploy.train.export_modules import make_modules
-from rql_deploy.train.rql import RQL, RQLConfig
+from rql_deploy.train.hyperparameters import RQLConfig
+from rql_deploy.train.rql import RQL
 from tests.helpers.commands import assert_refused, cli
 from tests.helpers.servers import serving
 

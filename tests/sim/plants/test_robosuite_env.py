@@ -132,5 +132,5 @@ def test_unknown_tasks_and_controllers_are_named() -> None:
         RobosuiteEnv("Lift", robot="Pand")
     with pytest.raises(UserError, match="needs two arms"):
         RobosuiteEnv("TwoArmLift")
-    with pytest.raises(UserError, match="no gripper to command"):
+    with pytest.raises(UserError, match="has a sponge instead of a gripper"):
         RobosuiteEnv("Wipe")

@@ -340,7 +340,7 @@ def test_a_wrong_renderer_is_named_and_no_display_is_not_needed() -> None:
     plain = {key: value for key, value in os.environ.items() if key not in ("DISPLAY", "WAYLAND_DISPLAY")}
     for choice, words in {
         "nonsense": "unset MUJOCO_GL or set it to egl",
-        "glfw": "needs a display and there is none",
+        "glfw": "needs a display, and this machine has none",
     }.items():
         environment = {**plain, "MUJOCO_GL": choice}
         result = subprocess.run(

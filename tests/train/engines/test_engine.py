@@ -12,16 +12,12 @@ import torch
 from rql_deploy.errors import UserError
 from rql_deploy.train.config import TrainConfig
 from rql_deploy.train.data.sampler import WindowSampler
-from rql_deploy.train.engines import engine as engines
+from rql_deploy.train.engines import choice as engines
 from rql_deploy.train.engines.batch_slices import SlicedGradients
-from rql_deploy.train.engines.engine import (
-    EngineChoice,
-    GraphEngine,
-    choose_engine,
-    flop_per_update,
-    make_engine,
-)
-from rql_deploy.train.rql import RQL, Batch, Noise, RQLConfig, draw_noise
+from rql_deploy.train.engines.choice import EngineChoice, choose_engine, flop_per_update
+from rql_deploy.train.engines.engine import GraphEngine, make_engine
+from rql_deploy.train.hyperparameters import RQLConfig
+from rql_deploy.train.rql import RQL, Batch, Noise, draw_noise
 from rql_deploy.train.trainer import Trainer
 from tests.helpers.commands import require_compiler
 from tests.helpers.data import make_store

@@ -10,10 +10,11 @@ import torch
 
 from rql_deploy.errors import UserError
 from rql_deploy.train.config import TrainConfig
+from rql_deploy.train.hyperparameters import RQLConfig
 from rql_deploy.train.logging.diagnostics import Diagnostics
 from rql_deploy.train.logging.periodic_evaluation import Evaluation, append_evaluation
 from rql_deploy.train.logging.run_page import write_run_page
-from rql_deploy.train.rql import RQL, RQLConfig
+from rql_deploy.train.rql import RQL
 from rql_deploy.train.trainer import Trainer
 from tests.helpers.data import make_store
 

@@ -1,0 +1,272 @@
+"""The whole pipeline on robosuite Lift: the commands a user would type, and one evaluation of all rows."""
+
+from __future__ import annotations
+
+import functools
+import json
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rql_deploy.errors import UserError
+from rql_deploy.policy import DEFAULT_CANDIDATES
+from rql_deploy.progress import NoProgress, Progress, Stage
+
+from .demo_commands import beside, run_command, served
+from .policies import check_episode, lockstep_policy, remote_policy
+from .processes import DEFAULT_WORKERS
+
+if TYPE_CHECKING:
+    from rql_deploy.sim.evaluation.episodes import EvaluatedPolicy, Evaluation, Score
+
+TASK = "robosuite:Lift"
+NOISE = (0.0, 2.2)
+COLLECT_EPISODES = 120
+UPDATES = 5000
+EVALUATION_EPISODES = 30
+MARKER = ".rql-deploy-demo"
+ROWS = {
+    "demonstrator": "demonstrator (scripted, noisy)",
+    "bc": "cloning",
+    "bc_guided": f"cloning + best of {DEFAULT_CANDIDATES} by V",
+    "rql": "RQL",
+    "rql_guided": f"RQL + best of {DEFAULT_CANDIDATES} by V",
+}
+BEST = "rql_guided"
+DEFAULT_HORIZON = 120
+SETTINGS = {"robot": "Panda", "controller": "OSC_POSE", "control_rate": 20, "horizon": DEFAULT_HORIZON}
+
+OnStage = Callable[[str], None]
+"""Called with a sentence when a stage begins."""
+Difference = tuple[float, float, float]
+"""Mean, and the lower and upper end of its 95 % interval."""
+
+
+@dataclass(frozen=True)
+class DemoResult:
+    """What the demo measured. Everything it made is in `output`."""
+
+    output: Path
+    seed: int
+    scores: dict[str, Score]
+    """By key of `ROWS`."""
+    differences: dict[str, dict[str, Difference]]
+    """By key of the other row: success and steps of `BEST` minus the other's, pair by pair."""
+    seconds: float
+
+    @property
+    def page(self) -> Path:
+        """The page that shows the result."""
+        return self.output / "report.html"
+
+
+def run_demo(
+    output: Path, seed: int = 0, *, on_stage: OnStage | None = None, progress: Progress | None = None
+) -> DemoResult:
+    """Collect, train, export, serve and evaluate on robosuite Lift; writes `summary.json` and a page.
+
+    Args:
+        output: the folder for everything; an earlier demo there is replaced.
+        seed: base seed of collection, training and evaluation.
+        on_stage: called with a sentence when a stage begins.
+
+    Raises UserError where the folder holds other files, or when a stage fails.
+    """
+    start = time.monotonic()
+    progress, on_stage = progress or NoProgress(), on_stage or (lambda _: None)
+    prepare(output)
+    collect_and_train(output, seed, on_stage=on_stage, progress=progress)
+    scores = evaluate(output, seed, on_stage=on_stage, progress=progress)
+    return report(output, scores, seed, start)
+
+
+def prepare(output: Path) -> None:
+    """An empty demo folder; only what an earlier demo made is removed."""
+    if output.exists():
+        if any(output.iterdir()) and not (output / MARKER).exists():
+            raise UserError(f"{output} holds files that no demo made: pass another --output")
+        shutil.rmtree(output)
+    output.mkdir(parents=True)
+    (output / MARKER).write_text("Made by `rql-deploy demo`, which may replace this folder.\n")
+
+
+def collect_and_train(
+    output: Path,
+    seed: int,
+    updates: int = UPDATES,
+    *,
+    on_stage: OnStage = lambda _: None,
+    progress: Progress | None = None,
+) -> None:
+    """Data set, two training runs side by side on one core each, two bundles."""
+    progress = progress or NoProgress()
+    on_stage(f"1/4 collect {COLLECT_EPISODES} demonstrations of mixed quality")
+    run_command(
+        *("collect", TASK, "--episodes", str(COLLECT_EPISODES), "--output", str(output / "dataset")),
+        *("--noise", f"{NOISE[0]:g}:{NOISE[1]:g}", "--seed", str(seed), "--json"),
+        stdout=output / "collect.json",
+    )
+    found = json.loads((output / "collect.json").read_text())
+    progress.note(f"{found['episodes']} episodes, {found['rows']:,} rows, {found['success']:.0%} successful")
+
+    on_stage(
+        f"2/4 train RQL and behaviour cloning, {updates:,} updates each, side by side "
+        f"(cloning's progress is in {output / 'bc.log'})"
+    )
+    train = ("train", "--dataset", str(output / "dataset"), "--preset", "robosuite-lift")
+    settings = ("--updates", str(updates), "--seed", str(seed), "--set", "threads=1", "--json")
+    cloning = (*train, "--output", str(output / "bc"), *settings, "--set", "rql.policy_value_weight=0")
+    with beside(*cloning, log=output / "bc.log"):
+        run_command(*train, "--output", str(output / "rql"), *settings, stdout=output / "rql.json")
+
+    on_stage("3/4 export both to ONNX bundles, with certificates")
+    cloning = ("export", str(output / "bc"), "--output", str(output / "bundle_bc"), "--json")
+    with beside(*cloning, log=output / "export_bc.log"):
+        bundle = str(output / "bundle")
+        run_command(
+            "export", str(output / "rql"), "--output", bundle, "--json", stdout=output / "export.json"
+        )
+    found = json.loads((output / "export.json").read_text())
+    progress.note(
+        f"{found['bundle']}: contract {found['contract_id'][:12]}, "
+        f"largest difference from torch {found['max_error']:.1e}"
+    )
+
+
+def evaluate(
+    output: Path,
+    seed: int,
+    episodes: int = EVALUATION_EPISODES,
+    workers: int = DEFAULT_WORKERS,
+    *,
+    films: bool = True,
+    on_stage: OnStage = lambda _: None,
+    progress: Progress | None = None,
+) -> dict[str, Score]:
+    """Every row of the table on the same seeds; the policies are asked over the socket.
+
+    A row already in `output` is not played again. `films` adds one film per row, in `output`/films.
+    """
+    from rql_deploy.seeding import episode_seed
+    from rql_deploy.sim.evaluation.episodes import Evaluation
+    from rql_deploy.sim.plants.tasks import Task
+
+    progress = progress or NoProgress()
+    on_stage(
+        f"4/4 serve both bundles, and evaluate over the socket: {episodes} episodes with fresh seeds, "
+        "the same for every row"
+    )
+    seeds = [episode_seed(seed, index, "evaluate") for index in range(episodes)]
+    with (
+        served(output / "bundle_bc") as cloning,
+        served(output / "bundle") as rql,
+        Evaluation(Task(TASK, SETTINGS), workers) as evaluation,
+    ):
+        endpoints = {key: cloning if key.startswith("bc") else rql for key in ROWS}
+        scores = {key: play_row(evaluation, key, seeds, endpoints[key], output, progress) for key in ROWS}
+        if films:
+            film_rows(evaluation, scores, seeds[0], endpoints, output, progress)
+    return scores
+
+
+def policy_of(key: str, endpoint: str) -> EvaluatedPolicy:
+    """The policy of one row, at its server."""
+    candidates = DEFAULT_CANDIDATES if key.endswith("guided") else 1
+    return lockstep_policy(key, functools.partial(remote_policy, endpoint), candidates)
+
+
+def play_row(
+    evaluation: Evaluation, key: str, seeds: list[int], endpoint: str, output: Path, progress: Progress
+) -> Score:
+    """One row of the table; its episodes are kept in `episodes_KEY.jsonl`."""
+    from rql_deploy.plant import EpisodeResult
+    from rql_deploy.sim.evaluation.episodes import write_episodes
+
+    file = output / f"episodes_{key}.jsonl"
+    if file.exists():
+        results = [EpisodeResult(**json.loads(line)) for line in file.read_text().splitlines()]
+        if {result.seed for result in results} == set(seeds):
+            return evaluation.score(key, results, seeds)
+    if key == "demonstrator":
+        stream = evaluation.play_demonstrator(seeds, NOISE)
+    else:
+        stream = evaluation.play(policy_of(key, endpoint), seeds)
+    stage = Stage(progress, f"{ROWS[key]:32}", len(seeds), "episodes")
+    results = []
+    for result in stream:
+        check_episode(result, progress)
+        results.append(result)
+        stage.update(len(results))
+    stage.finish(len(results))
+    score = evaluation.score(key, results, seeds)
+    write_episodes(file, score.results)
+    return score
+
+
+def film_rows(
+    evaluation: Evaluation,
+    scores: dict[str, Score],
+    seed: int,
+    endpoints: dict[str, str],
+    output: Path,
+    progress: Progress,
+) -> None:
+    """One film per row, of the same seed and equally long, in `output`/films.
+
+    A machine that cannot render gets none, and a note that says why: the scores stand.
+    """
+    from rql_deploy.bundle.bundle import Bundle
+    from rql_deploy.sim.evaluation.episodes import EvaluatedPolicy
+    from rql_deploy.sim.evaluation.films import THUMBNAIL
+    from rql_deploy.sim.processes import result_of
+
+    from .policies import run_annotated_episode
+
+    folder = output / "films"
+    folder.mkdir(exist_ok=True)
+    longest = max(r.steps for score in scores.values() for r in score.results if r.seed == seed)
+    options = {"format": THUMBNAIL, "hold_until": longest}
+    stage = Stage(progress, "film the first seed", len(scores), "films")
+    contract = Bundle.open(output / "bundle").contract
+    films = [evaluation.film_demonstrator(contract, seed, NOISE, folder / "demonstrator.mp4", **options)]
+    for key in list(ROWS)[1:]:
+        policy = policy_of(key, endpoints[key])
+        candidates = policy.run_episode.keywords["candidates"]
+        filmed = EvaluatedPolicy(
+            policy.key, policy.make_policy, functools.partial(run_annotated_episode, candidates=candidates)
+        )
+        films.append(evaluation.film(filmed, [seed], folder / f"{key}.mp4", **options))
+    try:
+        for done, film in enumerate(films, 1):
+            result_of(film)
+            stage.update(done)
+        stage.finish(len(films))
+    except UserError as error:
+        progress.note(f"the page will have no films: {error}")
+
+
+def report(output: Path, scores: dict[str, Score], seed: int, start: float) -> DemoResult:
+    """Write `summary.json`, `details.json` and the page; `start` is `time.monotonic()` of the beginning."""
+    from .demo_page import write_demo_page
+
+    differences = {key: paired(scores[BEST], scores[key]) for key in ROWS if key != BEST}
+    result = DemoResult(output, seed, scores, differences, time.monotonic() - start)
+    summary = {key: score.summary() for key, score in scores.items()}
+    (output / "summary.json").write_text(json.dumps(summary, indent=1))
+    details = {"seed": seed, "seconds": result.seconds, "paired_differences": differences}
+    (output / "details.json").write_text(json.dumps(details, indent=1))
+    write_demo_page(result, ROWS)
+    return result
+
+
+def paired(a: Score, b: Score) -> dict[str, Difference]:
+    """Success and steps of a minus b, pair by pair."""
+    from rql_deploy.statistics import paired_difference
+
+    return {
+        "success": paired_difference([r.success for r in a.results], [r.success for r in b.results]),
+        "steps": paired_difference(a.lengths, b.lengths),
+    }
