@@ -35,7 +35,7 @@ class DeadlineMissed(Exception):
 
 
 def nearest(word: str, known: Iterable[str], *, cutoff: float) -> list[str]:
-    """Up to three known names like `word`, the most similar first; `cutoff` is the least similarity, up to 1."""
+    """Up to three known names like `word`, most similar first; `cutoff` is the least similarity (0 to 1)."""
     # Only errors need it, and a robot's client should start quickly.
     import difflib
 
