@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -26,7 +26,7 @@ MODEL = """<mujoco><visual><headlight ambient="1 1 1" diffuse="0 0 0" specular="
 
 def arm(mode: str = "delta", unit: str = "0.05 m", frame: str = "world", prefix: str = "d") -> PathModel:
     dimensions = tuple(ActionDimension(f"{prefix}{axis}", -1, 1, unit, "OSC", frame, mode) for axis in "xyz")  # type: ignore[arg-type]
-    return PathModel(replace(PLANT, actions=(*dimensions, PLANT.actions[1])))
+    return PathModel(msgspec.structs.replace(PLANT, actions=(*dimensions, PLANT.actions[1])))
 
 
 def test_deltas_add_up_from_where_the_end_effector_is_in_metres_and_in_their_frame() -> None:
@@ -73,7 +73,7 @@ def frames(path: Path) -> list[np.ndarray]:
 def make_film(bundle: Path) -> Callable[..., Film]:
     contract = Bundle.open(bundle).contract
     dimensions = tuple(ActionDimension(f"d{axis}", -1, 1, "0.1 m", "OSC", "world", "delta") for axis in "xyz")
-    contract = replace(contract, plant=replace(contract.plant, actions=dimensions))
+    contract = msgspec.structs.replace(contract, plant=msgspec.structs.replace(contract.plant, actions=dimensions))
     return lambda path, plant, camera=None: Film(path, plant, contract, camera=camera)
 
 

@@ -16,6 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -202,5 +203,7 @@ def _plant(folder: Path, info: Mapping[str, Any]) -> tuple[PlantDescription, boo
 
 def _with_bounds(store: TransitionStore) -> TransitionStore:
     low, high = bounds_of(store.actions)
-    actions = tuple(replace(action, low=float(low[i]), high=float(high[i])) for i, action in enumerate(store.plant.actions))
-    return replace(store, plant=replace(store.plant, actions=actions))
+    actions = tuple(
+        msgspec.structs.replace(action, low=float(low[i]), high=float(high[i])) for i, action in enumerate(store.plant.actions)
+    )
+    return replace(store, plant=msgspec.structs.replace(store.plant, actions=actions))
