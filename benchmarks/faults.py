@@ -32,6 +32,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent))
 import fault_messages
 import fault_processes
+import fault_workers
 from fault_setup import HIDDEN, Outcome
 from networks import network_bundle
 
@@ -51,7 +52,7 @@ def main() -> None:
         "stopped": lambda: fault_processes.stopped(120),
         "restarted": lambda: fault_processes.restarted(5),
         "network gone": lambda: fault_processes.network_gone(4.0),
-        "worker killed": lambda: fault_processes.worker_killed(6, 6.0),
+        "worker killed": lambda: fault_workers.worker_killed(6, 6.0),
         "delays": lambda: fault_messages.delays(arguments.delays),
         "inputs": lambda: fault_messages.inputs(200),
         "huge frame": lambda: fault_messages.huge(1 << 30),

@@ -7,7 +7,6 @@ immutable: its id is the sha256 of its canonical form.
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import json
 import math
@@ -19,7 +18,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from rql_deploy.errors import ContractError
+from rql_deploy.errors import ContractError, nearest
 from rql_deploy.structs import Finite, Record, convert, to_plain, without_infinities
 
 SCHEMA_VERSION = 2
@@ -301,7 +300,7 @@ class Contract(Record, frozen=True, dict=True):
         parts = []
         for spec in self.plant.fields:
             if spec.name not in observation:
-                near = difflib.get_close_matches(spec.name, list(observation), n=1)
+                near = nearest(spec.name, observation, cutoff=0.6)
                 hint = f" (there is '{near[0]}')" if near else ""
                 raise ContractError(
                     f"the {where} lacks field '{spec.name}' of shape {list(spec.shape)}{hint}"

@@ -58,13 +58,18 @@ class DeadlineMissed(Exception):
     kind = "deadline missed"
 
 
-def suggestion(word: str, known: Iterable[str]) -> str:
-    """`: did you mean ...?` for a misspelt word, or the list of what there is. Empty if there is nothing."""
+def nearest(word: str, known: Iterable[str], *, cutoff: float) -> list[str]:
+    """Up to three known names like `word`, most similar first; `cutoff` is the least similarity (0 to 1)."""
+    # Only errors need it, and a robot's client should start quickly.
     import difflib
 
+    return difflib.get_close_matches(word, list(known), n=3, cutoff=cutoff)
+
+
+def suggestion(word: str, known: Iterable[str]) -> str:
+    """`: did you mean ...?` for a misspelt word, or the list of what there is. Empty if there is nothing."""
     names = sorted(known)
-    near = difflib.get_close_matches(word, names, n=3, cutoff=0.5)
-    if near:
+    if near := nearest(word, names, cutoff=0.5):
         return f": did you mean {' or '.join(near)}?"
     more = f" and {len(names) - MAX_NAMES} more" if len(names) > MAX_NAMES else ""
     return f": there is {', '.join(names[:MAX_NAMES])}{more}" if names else ""

@@ -1,4 +1,4 @@
-"""The fixed schedule of refinement steps, as every exported graph and every engine walks it."""
+"""The fixed schedule of refinement steps that every exported graph and every engine follows."""
 
 from __future__ import annotations
 

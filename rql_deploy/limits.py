@@ -45,7 +45,7 @@ class ObservationLimit(Record, frozen=True):
 
 
 class Limits(Record, frozen=True):
-    """The whole file. Every entry may be left out."""
+    """limits.toml. Every entry may be left out."""
 
     actions: Mapping[str, ActionLimit] = msgspec.field(default_factory=dict)
     """By name of the dimension."""

@@ -1,4 +1,4 @@
-"""The plant interface: what a robot author writes, and what an episode on one comes to."""
+"""The plant interface, which a robot author implements, and the result of an episode on a plant."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ FAULT = "fault"
 
 @dataclass(frozen=True)
 class EpisodeResult:
-    """What one episode under a policy came to."""
+    """The result of one episode under a policy."""
 
     seed: int
     success: bool

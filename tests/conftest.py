@@ -14,7 +14,7 @@ if sys.platform == "linux":
 
 import pytest
 
-from tests.helpers.commands import ROOT, TINY, cli
+from tests.helpers.commands import COLLECT, ROOT, TINY, cli, run_cli
 from tests.helpers.data import write_minari
 from tests.helpers.servers import serving
 
@@ -52,4 +52,15 @@ def exported(tmp_path_factory: pytest.TempPathFactory, run: Path) -> Path:
     output = tmp_path_factory.mktemp("bundle") / "tiny"
     result = cli("export", run, "--output", output)
     assert result.exit_code == 0, result.output
+    return output
+
+
+@pytest.fixture(scope="session")
+def recorded(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    output = tmp_path_factory.mktemp("recorded") / "lift"
+    result = run_cli(
+        *COLLECT, "--episodes", 4, "--noise", "0:1.5", "--seed", 3, "--workers", 2, "--output", output
+    )
+    assert result.returncode == 0, result.stderr
+    assert "rql-deploy train --dataset" in result.stdout
     return output

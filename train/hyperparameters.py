@@ -38,5 +38,5 @@ class RQLConfig(Record, frozen=True):
     """Use the reversed flow. False is the paper's ablation: each partial action's V is learned from the next
     one's, step by step."""
     complete_rows: bool = False
-    """Let every row start a window, and count windows that reach past the end of an episode whose last mask is 0.
-    The reference code does neither."""
+    """Let every row start a window, and count windows that reach past the end of an episode whose last mask
+    is 0. The reference code does neither."""

@@ -81,7 +81,7 @@ class Certificate(Record, frozen=True, kw_only=True):
     variants: tuple[VariantCheck, ...] = ()
     """The other precisions, against float32."""
     rankings: tuple[Ranking, ...] = ()
-    """How well each variant's V ranks chunks against all K members; for judgement, nothing to pass."""
+    """How well each variant's V ranks chunks against all K members; shown, not checked."""
     flow_change: FlowChange | None = None
     """Present if F differs from the training's."""
     machine: Mapping[str, str] = msgspec.field(default_factory=dict)

@@ -81,7 +81,7 @@ def check_variant(
     ]
     half_range = (contract.plant.action_high - contract.plant.action_low) / 2
     action_error = np.abs(ours["policy"] - reference["policy"]) / half_range
-    # V is compared on the same chunks, so that a change of V is not a change of the chunk it judges.
+    # V is compared on the same chunks, so that the difference is V's and not the chunk's.
     last = f"value/{contract.F}"
     x = (reference["policy"] - (contract.plant.action_high + contract.plant.action_low) / 2) / half_range
     inputs = {

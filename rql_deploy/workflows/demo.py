@@ -7,15 +7,16 @@ import json
 import shutil
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from concurrent.futures import Future
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rql_deploy.errors import UserError
 from rql_deploy.policy import DEFAULT_CANDIDATES
 from rql_deploy.progress import NoProgress, Progress, Stage
 
 from .demo_commands import beside, run_command, served
+from .demo_page import DemoResult, Difference, write_demo_page
 from .policies import check_episode, lockstep_policy, remote_policy
 from .processes import DEFAULT_WORKERS
 
@@ -41,26 +42,6 @@ SETTINGS = {"robot": "Panda", "controller": "OSC_POSE", "control_rate": 20, "hor
 
 OnStage = Callable[[str], None]
 """Called with a sentence when a stage begins."""
-Difference = tuple[float, float, float]
-"""Mean, and the lower and upper end of its 95 % interval."""
-
-
-@dataclass(frozen=True)
-class DemoResult:
-    """What the demo measured. Everything it made is in `output`."""
-
-    output: Path
-    seed: int
-    scores: dict[str, Score]
-    """By key of `ROWS`."""
-    differences: dict[str, dict[str, Difference]]
-    """By key of the other row: success and steps of `BEST` minus the other's, pair by pair."""
-    seconds: float
-
-    @property
-    def page(self) -> Path:
-        """The page that shows the result."""
-        return self.output / "report.html"
 
 
 def run_demo(
@@ -123,8 +104,8 @@ def collect_and_train(
         run_command(*train, "--output", str(output / "rql"), *settings, stdout=output / "rql.json")
 
     on_stage("3/4 export both to ONNX bundles, with certificates")
-    cloning = ("export", str(output / "bc"), "--output", str(output / "bundle_bc"), "--json")
-    with beside(*cloning, log=output / "export_bc.log"):
+    export = ("export", str(output / "bc"), "--output", str(output / "bundle_bc"), "--json")
+    with beside(*export, log=output / "export_bc.log"):
         bundle = str(output / "bundle")
         run_command(
             "export", str(output / "rql"), "--output", bundle, "--json", stdout=output / "export.json"
@@ -172,10 +153,14 @@ def evaluate(
     return scores
 
 
+def candidates_of(key: str) -> int:
+    """Chunks per decision in one row."""
+    return DEFAULT_CANDIDATES if key.endswith("guided") else 1
+
+
 def policy_of(key: str, endpoint: str) -> EvaluatedPolicy:
     """The policy of one row, at its server."""
-    candidates = DEFAULT_CANDIDATES if key.endswith("guided") else 1
-    return lockstep_policy(key, functools.partial(remote_policy, endpoint), candidates)
+    return lockstep_policy(key, functools.partial(remote_policy, endpoint), candidates_of(key))
 
 
 def play_row(
@@ -231,13 +216,13 @@ def film_rows(
     options = {"format": THUMBNAIL, "hold_until": longest}
     stage = Stage(progress, "film the first seed", len(scores), "films")
     contract = Bundle.open(output / "bundle").contract
-    films = [evaluation.film_demonstrator(contract, seed, NOISE, folder / "demonstrator.mp4", **options)]
+    films: list[Future[Any]] = [
+        evaluation.film_demonstrator(contract, seed, NOISE, folder / "demonstrator.mp4", **options)
+    ]
     for key in list(ROWS)[1:]:
         policy = policy_of(key, endpoints[key])
-        candidates = policy.run_episode.keywords["candidates"]
-        filmed = EvaluatedPolicy(
-            policy.key, policy.make_policy, functools.partial(run_annotated_episode, candidates=candidates)
-        )
+        playing = functools.partial(run_annotated_episode, candidates=candidates_of(key))
+        filmed = EvaluatedPolicy(policy.key, policy.make_policy, playing)
         films.append(evaluation.film(filmed, [seed], folder / f"{key}.mp4", **options))
     try:
         for done, film in enumerate(films, 1):
@@ -250,8 +235,6 @@ def film_rows(
 
 def report(output: Path, scores: dict[str, Score], seed: int, start: float) -> DemoResult:
     """Write `summary.json`, `details.json` and the page; `start` is `time.monotonic()` of the beginning."""
-    from .demo_page import write_demo_page
-
     differences = {key: paired(scores[BEST], scores[key]) for key in ROWS if key != BEST}
     result = DemoResult(output, seed, scores, differences, time.monotonic() - start)
     summary = {key: score.summary() for key, score in scores.items()}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,13 +15,33 @@ from .evaluation_report import learning_curves
 from .inspect_bundle import inspect_bundle
 
 if TYPE_CHECKING:
-    from rql_deploy.workflows.demo import DemoResult
+    from rql_deploy.sim.evaluation.episodes import Score
 
 SERIES = {"demonstrator": 3, "bc": 1, "bc_guided": 1, "rql": 0, "rql_guided": 0}
 """Colour of a row: grey for the demonstrator, one for cloning and one for RQL."""
 RUNS = {"RQL": "rql", "cloning": "bc"}
 """Training runs by their name in a legend, in the order of the page's series colours."""
 ENDPOINT = "tcp://127.0.0.1:5555"
+Difference = tuple[float, float, float]
+"""Mean, and the lower and upper end of its 95 % interval."""
+
+
+@dataclass(frozen=True)
+class DemoResult:
+    """What the demo measured. Everything it made is in `output`."""
+
+    output: Path
+    seed: int
+    scores: dict[str, Score]
+    """By key of `ROWS`."""
+    differences: dict[str, dict[str, Difference]]
+    """By key of the other row: success and steps of `BEST` minus the other's, pair by pair."""
+    seconds: float
+
+    @property
+    def page(self) -> Path:
+        """The page that shows the result."""
+        return self.output / "report.html"
 
 
 def next_commands(output: Path, task: str) -> list[tuple[str, str]]:

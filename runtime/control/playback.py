@@ -76,8 +76,8 @@ class Playback:
 
     - open loop: request when the chunk has run out, hold until the result is there, play all its actions (as
       the paper does).
-    - prefetch: request `prefetch_ticks` before the chunk runs out; the new chunk takes over at the action that
-      is due.
+    - prefetch: request `prefetch_ticks` before the chunk runs out; the new chunk takes over at the action
+      that is due.
     - anytime: as prefetch. If decisions take more than a tick, previews are requested too, and an action that
       is due before the last refinement step is taken from the newest preview.
     """

@@ -19,6 +19,7 @@ from rql_deploy.cli import main
 ROOT = Path(__file__).resolve().parents[2]
 LIFT_BUNDLE = Path(rql_deploy.__file__).parent / "assets" / "lift_bundle"
 """The bundle that comes with the package: no training before tests that take any policy."""
+COLLECT = ("collect", "robosuite:Lift", "--horizon", 50)
 TINY = (
     "--set",
     "rql.policy_hidden=[16, 16]",

@@ -254,9 +254,7 @@ def test_what_a_dead_simulator_left_unevaluated_is_kept_and_made_up_for(
 ) -> None:
     config = msgspec.structs.replace(CONFIG, evaluate_every=3, log_every=1)
     run = tmp_path / "run"
-    trainer = Trainer(
-        config, make_store(), run, evaluator=FailingEvaluator({}), progress=TerminalProgress()
-    )
+    trainer = Trainer(config, make_store(), run, evaluator=FailingEvaluator({}), progress=TerminalProgress())
     assert trainer.train().finished
     assert "a simulator process died" in capsys.readouterr().err
     assert steps_on_disk(run) == [3, 6, 9, 12]

@@ -42,7 +42,7 @@ def make_plan(sweep: SweepFile, base: Path, resolve: Resolve) -> Plan:
     """The sweep's jobs.
 
     Existing data sets are looked for in the folder `base` and read once for their content's hash. A data set
-    that is no path here is taken for a Minari id: its address is its name; training fails if there is none.
+    that is no path here is a Minari id: its address is its name; training fails if it does not exist.
     Raises UserError for a setting or preset that does not exist, before anything is run.
     """
     jobs: dict[str, Job] = {}
@@ -91,7 +91,7 @@ def _data(
     path = base / task.dataset
     if path.exists():
         return (), str(path.resolve()), {"dataset": content_address(path)}
-    # A Minari id; training says so if there is none.
+    # A Minari id; training fails if it does not exist.
     return (), task.dataset, {}
 
 

@@ -27,7 +27,7 @@ INTERVALS = (
 
 @dataclass(frozen=True)
 class Row:
-    """A task and a setting, with what its finished seeds came to."""
+    """A task and a setting, with the results of its finished seeds."""
 
     task: str
     setting: str

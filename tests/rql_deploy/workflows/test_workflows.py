@@ -114,7 +114,7 @@ def test_written_data_says_what_was_lost(tmp_path: Path) -> None:
     same, flat = convert(str(known), str(tmp_path / "same")), convert(str(known), str(tmp_path / "flat.npz"))
     assert (same.format, same.episodes, same.lost) == ("store", 3, ())
     assert (flat.format, flat.rows) == ("ogbench", same.rows)
-    assert "which episodes succeeded is not kept, beyond rewards and masks" in flat.lost
+    assert "which episodes succeeded is not kept, except in rewards and masks" in flat.lost
     merged = merge([str(known), str(silent)], str(tmp_path / "merged"))
     assert (merged.format, merged.episodes, merged.rows) == ("store", 6, 2 * same.rows)
     assert merged.lost == ("which episodes succeeded is not kept, since tiny/data-v0 does not say",)

@@ -54,7 +54,10 @@ def test_every_option_and_call_works_everywhere(
             expected = local.act(sample, seed=5, **options)  # type: ignore[arg-type]
             decision = policy.act(sample, seed=5, deadline=5.0, **options)
             assert decision.actions.tobytes() == expected.actions.tobytes()
-            assert (decision.value, decision.candidates_scored) == (expected.value, expected.candidates_scored)
+            assert (decision.value, decision.candidates_scored) == (
+                expected.value,
+                expected.candidates_scored,
+            )
             previews = list(policy.stream(sample, seed=5, deadline=5.0, **options))
             assert [preview.steps_used for preview in previews] == list(range(1, local.contract.F + 1))
             assert {preview.seed for preview in previews} == {5}
