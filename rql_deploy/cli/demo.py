@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 import click
 
 from rql_deploy.progress import TerminalProgress, format_duration
-from rql_deploy.workflows.demo import BEST, DEFAULT_HORIZON, ROWS, TASK, DemoResult, run_demo
+from rql_deploy.workflows.demo import DEFAULT_HORIZON, run_demo
 from rql_deploy.workflows.demo_commands import run_command, served
+from rql_deploy.workflows.demo_result import BEST, ROWS, TASK, DemoResult
 
 from .options import show_next
 

@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from rql_deploy.policy import DEFAULT_CANDIDATES
 from rql_deploy.progress import format_duration
 
+from .demo_result import ROWS, DemoResult
 from .evaluation_report import learning_curves
 from .inspect_bundle import inspect_bundle
-
-if TYPE_CHECKING:
-    from rql_deploy.workflows.demo import DemoResult
 
 SERIES = {"demonstrator": 3, "bc": 1, "bc_guided": 1, "rql": 0, "rql_guided": 0}
 """Colour of a row: grey for the demonstrator, one for cloning and one for RQL."""
@@ -33,14 +29,14 @@ def next_commands(output: Path, task: str) -> list[tuple[str, str]]:
     ]
 
 
-def write_demo_page(result: DemoResult, names: Mapping[str, str]) -> None:
-    """Write `result.page`; `names` are the rows' by key."""
+def write_demo_page(result: DemoResult) -> None:
+    """Write `result.page`."""
     from rql_deploy.sim.evaluation.comparison_page import Comparison, Row, write_comparison
 
     output, scores = result.output, result.scores
     report = inspect_bundle(output / "bundle")
     contract = report.bundle.contract
-    films = {key: output / "films" / f"{key}.mp4" for key in names}
+    films = {key: output / "films" / f"{key}.mp4" for key in ROWS}
     rows = [
         Row(
             name,
@@ -49,7 +45,7 @@ def write_demo_page(result: DemoResult, names: Mapping[str, str]) -> None:
             key.endswith("guided"),
             films[key] if films[key].is_file() else None,
         )
-        for key, name in names.items()
+        for key, name in ROWS.items()
     ]
     size = sum(f.stat().st_size for f in report.bundle.path.iterdir())
     facts = {
@@ -62,7 +58,7 @@ def write_demo_page(result: DemoResult, names: Mapping[str, str]) -> None:
         title=f"{contract.plant.task}: {len(rows)} ways to act, the same {episodes} episodes",
         introduction=_introduction(output, episodes, contract.provenance.updates, result),
         rows=rows,
-        differences={names[key]: difference for key, difference in result.differences.items()},
+        differences={ROWS[key]: difference for key, difference in result.differences.items()},
         filmed_seed=rows[-1].score.results[0].seed,
         losses=_losses(output),
         contract=contract,
