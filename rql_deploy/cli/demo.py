@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING
 import click
 
 from rql_deploy.progress import TerminalProgress, format_duration
-from rql_deploy.workflows.demo import BEST, DEFAULT_HORIZON, ROWS, TASK, run_demo
+from rql_deploy.workflows.demo import DEFAULT_HORIZON, run_demo
 from rql_deploy.workflows.demo_commands import run_command, served
+from rql_deploy.workflows.demo_result import BEST, ROWS, TASK, DemoResult
 
 from .options import show_next
 
 if TYPE_CHECKING:
     from rql_deploy.sim.evaluation.episodes import Score
-    from rql_deploy.workflows.demo_page import DemoResult
 
 
 @click.command("demo")

@@ -16,27 +16,19 @@ from rql_deploy.policy import DEFAULT_CANDIDATES
 from rql_deploy.progress import NoProgress, Progress, Stage
 
 from .demo_commands import beside, run_command, served
-from .demo_page import DemoResult, Difference, write_demo_page
+from .demo_page import write_demo_page
+from .demo_result import BEST, ROWS, TASK, DemoResult, paired
 from .policies import check_episode, lockstep_policy, remote_policy
 from .processes import DEFAULT_WORKERS
 
 if TYPE_CHECKING:
     from rql_deploy.sim.evaluation.episodes import EvaluatedPolicy, Evaluation, Score
 
-TASK = "robosuite:Lift"
 NOISE = (0.0, 2.2)
 COLLECT_EPISODES = 120
 UPDATES = 5000
 EVALUATION_EPISODES = 30
 MARKER = ".rql-deploy-demo"
-ROWS = {
-    "demonstrator": "demonstrator (scripted, noisy)",
-    "bc": "cloning",
-    "bc_guided": f"cloning + best of {DEFAULT_CANDIDATES} by V",
-    "rql": "RQL",
-    "rql_guided": f"RQL + best of {DEFAULT_CANDIDATES} by V",
-}
-BEST = "rql_guided"
 DEFAULT_HORIZON = 120
 SETTINGS = {"robot": "Panda", "controller": "OSC_POSE", "control_rate": 20, "horizon": DEFAULT_HORIZON}
 
@@ -241,15 +233,5 @@ def report(output: Path, scores: dict[str, Score], seed: int, start: float) -> D
     (output / "summary.json").write_text(json.dumps(summary, indent=1))
     details = {"seed": seed, "seconds": result.seconds, "paired_differences": differences}
     (output / "details.json").write_text(json.dumps(details, indent=1))
-    write_demo_page(result, ROWS)
+    write_demo_page(result)
     return result
-
-
-def paired(a: Score, b: Score) -> dict[str, Difference]:
-    """Success and steps of a minus b, pair by pair."""
-    from rql_deploy.statistics import paired_difference
-
-    return {
-        "success": paired_difference([r.success for r in a.results], [r.success for r in b.results]),
-        "steps": paired_difference(a.lengths, b.lengths),
-    }

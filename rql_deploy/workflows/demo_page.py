@@ -3,45 +3,20 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from rql_deploy.policy import DEFAULT_CANDIDATES
 from rql_deploy.progress import format_duration
 
+from .demo_result import ROWS, DemoResult
 from .evaluation_report import learning_curves
 from .inspect_bundle import inspect_bundle
-
-if TYPE_CHECKING:
-    from rql_deploy.sim.evaluation.episodes import Score
 
 SERIES = {"demonstrator": 3, "bc": 1, "bc_guided": 1, "rql": 0, "rql_guided": 0}
 """Colour of a row: grey for the demonstrator, one for cloning and one for RQL."""
 RUNS = {"RQL": "rql", "cloning": "bc"}
 """Training runs by their name in a legend, in the order of the page's series colours."""
 ENDPOINT = "tcp://127.0.0.1:5555"
-Difference = tuple[float, float, float]
-"""Mean, and the lower and upper end of its 95 % interval."""
-
-
-@dataclass(frozen=True)
-class DemoResult:
-    """What the demo measured. Everything it made is in `output`."""
-
-    output: Path
-    seed: int
-    scores: dict[str, Score]
-    """By key of `ROWS`."""
-    differences: dict[str, dict[str, Difference]]
-    """By key of the other row: success and steps of `BEST` minus the other's, pair by pair."""
-    seconds: float
-
-    @property
-    def page(self) -> Path:
-        """The page that shows the result."""
-        return self.output / "report.html"
 
 
 def next_commands(output: Path, task: str) -> list[tuple[str, str]]:
@@ -54,14 +29,14 @@ def next_commands(output: Path, task: str) -> list[tuple[str, str]]:
     ]
 
 
-def write_demo_page(result: DemoResult, names: Mapping[str, str]) -> None:
-    """Write `result.page`; `names` are the rows' by key."""
+def write_demo_page(result: DemoResult) -> None:
+    """Write `result.page`."""
     from rql_deploy.sim.evaluation.comparison_page import Comparison, Row, write_comparison
 
     output, scores = result.output, result.scores
     report = inspect_bundle(output / "bundle")
     contract = report.bundle.contract
-    films = {key: output / "films" / f"{key}.mp4" for key in names}
+    films = {key: output / "films" / f"{key}.mp4" for key in ROWS}
     rows = [
         Row(
             name,
@@ -70,7 +45,7 @@ def write_demo_page(result: DemoResult, names: Mapping[str, str]) -> None:
             key.endswith("guided"),
             films[key] if films[key].is_file() else None,
         )
-        for key, name in names.items()
+        for key, name in ROWS.items()
     ]
     size = sum(f.stat().st_size for f in report.bundle.path.iterdir())
     facts = {
@@ -83,7 +58,7 @@ def write_demo_page(result: DemoResult, names: Mapping[str, str]) -> None:
         title=f"{contract.plant.task}: {len(rows)} ways to act, the same {episodes} episodes",
         introduction=_introduction(output, episodes, contract.provenance.updates, result),
         rows=rows,
-        differences={names[key]: difference for key, difference in result.differences.items()},
+        differences={ROWS[key]: difference for key, difference in result.differences.items()},
         filmed_seed=rows[-1].score.results[0].seed,
         losses=_losses(output),
         contract=contract,

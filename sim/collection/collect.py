@@ -64,6 +64,7 @@ def demonstrate(task: Task, index: int, seed: int, noise_range: tuple[float, flo
     global _env
     if _env is None:
         _env = task.make_env()
+        _env.drawn = False
     noise, demonstrator = draw_demonstrator(task, seed, noise_range)
     observation, info = _env.reset(seed=seed)
     observations, actions, success = [observation], [], [bool(info["success"])]

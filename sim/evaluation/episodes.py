@@ -6,6 +6,7 @@ checkpoints, ONNX in process and policies behind a socket.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -105,6 +106,7 @@ def _plant(task: Task) -> tuple[EnvPlant, PlantDescription]:
     # Workers keep their simulator and policies: building one takes longer than an episode.
     if task.name not in _plants:
         env = task.make_env()
+        env.drawn = False
         _plants[task.name] = EnvPlant(env), describe(task.name, env)
     return _plants[task.name]
 
@@ -130,6 +132,16 @@ def _play(task: Task, entry: EvaluatedPolicy, seed: int) -> EpisodeResult:
     return entry.run_episode(plant, policy, seed, others=others)
 
 
+@contextlib.contextmanager
+def _drawn(plant: EnvPlant) -> Iterator[None]:
+    """Models that are built in this block can be looked at."""
+    plant.env.drawn = True
+    try:
+        yield
+    finally:
+        plant.env.drawn = False
+
+
 def _film(
     task: Task, entry: EvaluatedPolicy, seeds: Sequence[int], path: Path, options: Mapping[str, Any]
 ) -> list[EpisodeResult]:
@@ -137,7 +149,7 @@ def _film(
 
     plant, description = _plant(task)
     policy = _policy(entry.key, entry.make_policy, description)
-    with Film(path, plant, policy.contract, **options) as film:
+    with _drawn(plant), Film(path, plant, policy.contract, **options) as film:
         return [entry.run_episode(plant, policy, seed, film=film) for seed in seeds]
 
 
@@ -148,9 +160,9 @@ def _film_demonstrator(
 
     plant, _ = _plant(task)
     demonstrator = draw_demonstrator(task, seed, noise_range)[1]
-    plant.reset(seed)
     steps = 0
-    with Film(path, plant, contract, **options) as film:
+    with _drawn(plant), Film(path, plant, contract, **options) as film:
+        plant.reset(seed)
         film.begin()
         while not plant.finished:
             plant.apply(demonstrator.act(plant.observe()))

@@ -157,9 +157,22 @@ class RobosuiteEnv(TaskEnv):
                 for name, shape in self.shapes.items()
             }
         )
+        self._without_visuals_same: bool | None = None
+        self._env.set_xml_processor(self._model_xml)
         self._resets, self._steps, self._steps_since_success = 0, 0, 0
         self.success = False
         self._control_step = self._env.step
+
+    def _model_xml(self, xml: str) -> str:
+        """What the next model is compiled from: with `drawn` off, without visuals where physics stays."""
+        if self.drawn or self.render_mode is not None:
+            return xml
+        visuals = importlib.import_module("rql_deploy.sim.plants.robosuite_visuals")
+        bare: str = visuals.without_visuals(xml)
+        if self._without_visuals_same is None:
+            compiled = importlib.import_module("mujoco").MjModel.from_xml_string
+            self._without_visuals_same = visuals.same_physics(compiled(xml), compiled(bare))
+        return bare if self._without_visuals_same else xml
 
     def _is_object_field(self, name: str) -> bool:
         observables = self._env._observables

@@ -20,6 +20,10 @@ class TaskEnv(gymnasium.Env[Any, NDArray[np.float32]], ABC):
 
     horizon: int
     """Steps after which an episode has failed."""
+    drawn: bool = True
+    """Whether the next reset's model can be looked at. Off, an environment may leave visuals out, which takes
+    less time; observations, rewards and ends stay the same to the last bit.
+    """
 
     @abstractmethod
     def description(self, task: str) -> PlantDescription:

@@ -1,0 +1,53 @@
+"""What the demo compares, and what it measured."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rql_deploy.policy import DEFAULT_CANDIDATES
+
+if TYPE_CHECKING:
+    from rql_deploy.sim.evaluation.episodes import Score
+
+TASK = "robosuite:Lift"
+ROWS = {
+    "demonstrator": "demonstrator (scripted, noisy)",
+    "bc": "cloning",
+    "bc_guided": f"cloning + best of {DEFAULT_CANDIDATES} by V",
+    "rql": "RQL",
+    "rql_guided": f"RQL + best of {DEFAULT_CANDIDATES} by V",
+}
+BEST = "rql_guided"
+
+Difference = tuple[float, float, float]
+"""Mean, and the lower and upper end of its 95 % interval."""
+
+
+@dataclass(frozen=True)
+class DemoResult:
+    """What the demo measured. Everything it made is in `output`."""
+
+    output: Path
+    seed: int
+    scores: dict[str, Score]
+    """By key of `ROWS`."""
+    differences: dict[str, dict[str, Difference]]
+    """By key of the other row: success and steps of `BEST` minus the other's, pair by pair."""
+    seconds: float
+
+    @property
+    def page(self) -> Path:
+        """The page that shows the result."""
+        return self.output / "report.html"
+
+
+def paired(a: Score, b: Score) -> dict[str, Difference]:
+    """Success and steps of a minus b, pair by pair."""
+    from rql_deploy.statistics import paired_difference
+
+    return {
+        "success": paired_difference([r.success for r in a.results], [r.success for r in b.results]),
+        "steps": paired_difference(a.lengths, b.lengths),
+    }
