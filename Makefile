@@ -11,7 +11,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || test -n "$(U
 TORCH_INDEX ?=
 TEST_WORKERS ?= 2
 COVERAGE ?=
-COVERAGE_FLOOR ?= 0
+COVERAGE_FLOOR ?= 87
 COVERED = $(if $(COVERAGE),--cov --cov-report=term:skip-covered --cov-fail-under=$(COVERAGE_FLOOR))
 VENV := .venv
 BIN := $(VENV)/bin
