@@ -13,7 +13,6 @@ from tests.helpers.commands import ROOT
 PAGE = ROOT / "docs" / "python-api.md"
 SNIPPET = re.compile(r"(<!-- simulator -->\n)?```python\n(.*?)```", re.DOTALL)
 PROGRAMS = {
-    "rql_deploy/schema.py": "prints a schema, run by itself",
     "runtime/server/worker.py": "a worker process tells its supervisor by its exit status that it "
     "cannot start",
     "sim/plants/arm_process.py": "a process of its own, which tells its parent its addresses",
