@@ -20,6 +20,7 @@ from rql_deploy.train.engines.choice import EngineChoice, choose_engine, engine_
 from rql_deploy.train.engines.data_parallel import DataParallel
 from rql_deploy.train.engines.engine import Engine, make_engine
 from rql_deploy.train.logging.diagnostics import Diagnostics
+from rql_deploy.train.logging.evaluations import RunEvaluations
 from rql_deploy.train.logging.loggers import RunLog
 from rql_deploy.train.logging.periodic_evaluation import Evaluator
 from rql_deploy.train.logging.run_page import write_run_page
@@ -35,7 +36,6 @@ from .checkpoint import (
     save_checkpoint,
 )
 from .config import TrainConfig, config_to_plain
-from .evaluations import RunEvaluations
 from .rql import RQL, Batch, Noise, draw_noise
 from .run_folder import prune_checkpoints, read_pointer, step_of
 from .schedule import is_due, require_disk_space, saves_at, stop_requests, updates_until_due

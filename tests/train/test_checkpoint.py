@@ -231,7 +231,7 @@ def test_a_crash_while_an_evaluation_is_noted_keeps_the_best_checkpoint(
     def crash(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("rql_deploy.train.evaluations.append_evaluation", crash)
+    monkeypatch.setattr("rql_deploy.train.logging.evaluations.append_evaluation", crash)
     with pytest.raises(KeyboardInterrupt):
         Trainer(config, make_store(), run, evaluator=ScriptedEvaluator({3: 0.9, 6: 0.1})).train()
     monkeypatch.undo()

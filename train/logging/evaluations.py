@@ -7,10 +7,10 @@ from pathlib import Path
 
 from rql_deploy.errors import UserError
 from rql_deploy.progress import Progress
-from rql_deploy.train.logging.loggers import RunLog
-from rql_deploy.train.logging.periodic_evaluation import Evaluator, append_evaluation, read_evaluations
+from rql_deploy.train.run_folder import checkpoint_folder, move_pointer, step_of
 
-from .run_folder import checkpoint_folder, move_pointer, step_of
+from .loggers import RunLog
+from .periodic_evaluation import Evaluator, append_evaluation, read_evaluations
 
 EVALUATION_POLL_SECONDS = 0.2
 
