@@ -38,7 +38,8 @@ def step_network(
     """
     for parameter, gradient in zip(network.parameters(), gradients, strict=True):
         # The fused Adam needs both in the same memory layout; a compiled gradient may be transposed.
-        parameter.grad = gradient if gradient.stride() == parameter.stride() else gradient.contiguous()
+        same = gradient.stride() == parameter.stride()
+        parameter.grad = gradient if same else torch.empty_like(parameter).copy_(gradient)
     torch._foreach_lerp_(list(average.parameters()), list(network.parameters()), rate)
     # Adam skips parameters without a gradient.
     kept = [(parameter, parameter.grad) for parameter in others.parameters()]
