@@ -248,9 +248,8 @@ def plot_papers_setting(name: str) -> Path:
         place = groups.index((row["task"], row["seed"])) + 0.17 * (list(names).index(kind) - 1.5)
         rate = 100 * row["successes"] / row["episodes"]
         whisker(left, place, rate, row["interval"], colours[kind], upright=True, size=6)
-        right.bar(
-            place, 100 * row["steps"] / limit, 0.15, color=colours[kind], label=names[kind] if place < 0.5 else None
-        )
+        label = names[kind] if place < 0.5 else None
+        right.bar(place, 100 * row["steps"] / limit, 0.15, color=colours[kind], label=label)
     labels = [f"task {task}" + (f", seed {seed}" if task == 1 else "") for task, seed in groups]
     left.set(title="success, %", ylim=(0, 105), xticks=range(6))
     right.set(title=f"steps, % of the limit of {limit}", xticks=range(6))
