@@ -1,0 +1,147 @@
+"""What data sets do not say of their plant: which descriptions fit together, and what a robot asks to know.
+
+A reader that has to guess lists the item in `assumed`. Data sets of one robot join although their guessed
+bounds differ. A policy whose motion was guessed moves simulators, and a robot only where its user accepts it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import msgspec
+
+from rql_deploy.contract import ActionDimension, Contract, ContractError, PlantDescription
+
+OPTIONS: Mapping[str, str] = {
+    "bounds": "--action-bounds",
+    "mode": "--action-mode",
+    "hold": "--action-mode",
+    "control_rate": "--rate",
+}
+"""What moves a robot wrongly when it was guessed wrongly, and the option of `data convert` and `train` that
+says it."""
+WORDS: Mapping[str, str] = {"mode": "delta or absolute", "control_rate": "control rate"}
+"""Of the items whose name does not speak for itself."""
+
+
+def first_conflict(plants: Sequence[PlantDescription]) -> tuple[int, int, list[str]] | None:
+    """The first two of `plants` that cannot be joined, and what differs; None where all can."""
+    different: list[int] = []
+    for later, plant in enumerate(plants):
+        for earlier in different:
+            if differences := plants[earlier].differences(plant):
+                return earlier, later, differences
+        if all(plants[earlier] != plant for earlier in different):
+            different.append(later)
+    return None
+
+
+def joined(plants: Sequence[PlantDescription]) -> PlantDescription:
+    """One description for data sets whose `differences` are none.
+
+    Bounds are those that any of them says, else the assumed ones, widened to hold all. A unit is the one that
+    any of them says. Anything else that one of them assumed stays assumed.
+    """
+    first = plants[0]
+    if all(plant == first for plant in plants[1:]):
+        return first
+    columns = zip(*(plant.actions for plant in plants), strict=True)
+    return msgspec.structs.replace(
+        first,
+        actions=tuple(_joined_dimension(column) for column in columns),
+        assumed=("control_rate",) if any(plant.rate_assumed for plant in plants) else (),
+    )
+
+
+def _joined_dimension(column: Sequence[ActionDimension]) -> ActionDimension:
+    bounds = [d for d in column if "bounds" not in d.assumed]
+    unit = next((d for d in column if "unit" not in d.assumed), column[0])
+    settled = {item for item, said in (("bounds", bounds), ("unit", "unit" not in unit.assumed)) if said}
+    assumed = dict.fromkeys(item for d in column for item in d.assumed if item not in settled)
+    return msgspec.structs.replace(
+        column[0],
+        low=bounds[0].low if bounds else min(d.low for d in column),
+        high=bounds[0].high if bounds else max(d.high for d in column),
+        unit=unit.unit,
+        controller=unit.controller,
+        frame=unit.frame,
+        assumed=tuple(assumed),
+    )
+
+
+def replacement_conflicts(old: PlantDescription, new: PlantDescription) -> list[str]:
+    """Why a policy for `new` cannot take over the robots of one for `old`, a sentence each.
+
+    Bounds that were guessed for both may differ; what the old one's data said, the new one's must not assume.
+    """
+    before = assumed_items(old)
+    guessed = [
+        f"it assumes {describe_assumed(new, (item,))[0]}"
+        for item, names in assumed_items(new).items()
+        if item in OPTIONS and (item not in before or not set(names) <= set(before[item]))
+    ]
+    return [*old.differences(new), *guessed]
+
+
+def assumed_items(plant: PlantDescription) -> dict[str, list[str]]:
+    """Names of the action dimensions by the item that was assumed of them; `control_rate` has none."""
+    found: dict[str, list[str]] = {"control_rate": []} if plant.rate_assumed else {}
+    for action in plant.actions:
+        for item in action.assumed:
+            found.setdefault(item, []).append(action.name)
+    return found
+
+
+def describe_assumed(plant: PlantDescription, items: Iterable[str] | None = None) -> list[str]:
+    """The assumed items in words: `control rate (20 Hz)`, `bounds of x and y`, `unit of all actions`."""
+    found = []
+    for item, names in assumed_items(plant).items():
+        if items is not None and item not in items:
+            continue
+        word = WORDS.get(item, item)
+        if item == "control_rate":
+            found.append(f"{word} ({plant.control_rate:g} Hz)")
+            continue
+        values = (
+            sorted({str(getattr(a, item)) for a in plant.actions if a.name in names}, reverse=True)
+            if (item in ("mode", "hold"))
+            else []
+        )
+        taken = f" ({' and '.join(values)})" if values else ""
+        found.append(f"{word} of {_names(names, len(plant.actions))}{taken}")
+    return found
+
+
+def motion_remark(contract: Contract) -> str | None:
+    """One sentence on what was assumed of the motion, with the options that say it; None where nothing."""
+    plant = contract.plant
+    missing = describe_assumed(plant, OPTIONS)
+    if not missing:
+        return None
+    options = dict.fromkeys(OPTIONS[item] for item in assumed_items(plant) if item in OPTIONS)
+    return (
+        f"the data of {plant.task} did not say {', '.join(missing)}: say it with {' and '.join(options)} of "
+        "`rql-deploy train` or `data convert`, and export again"
+    )
+
+
+def require_stated_motion(contract: Contract, plant: Any, *, accept_assumed: bool = False) -> None:
+    """Raise ContractError where the policy's motion was assumed and `plant` is not a simulator.
+
+    A simulator has an attribute `simulated` that is true.
+    """
+    if accept_assumed or getattr(plant, "simulated", False):
+        return
+    if remark := motion_remark(contract):
+        raise ContractError(
+            f"this policy may move a robot wrongly, because {remark}, or accept what was assumed with "
+            "--accept-assumed (accept_assumed=True)",
+            kind="motion assumed",
+        )
+
+
+def _names(names: Sequence[str], count: int) -> str:
+    if len(names) == count > 1:
+        return "all actions"
+    return f"{', '.join(names[:3])}{f' and {len(names) - 3} more' if len(names) > 3 else ''}"
