@@ -21,8 +21,6 @@ OPTIONS: Mapping[str, str] = {
 }
 """What moves a robot wrongly when it was guessed wrongly, and the option of `data convert` and `train` that
 says it."""
-WORDS: Mapping[str, str] = {"mode": "delta or absolute", "control_rate": "control rate"}
-"""Of the items whose name does not speak for itself."""
 
 
 def first_conflict(plants: Sequence[PlantDescription]) -> tuple[int, int, list[str]] | None:
@@ -75,11 +73,11 @@ def replacement_conflicts(old: PlantDescription, new: PlantDescription) -> list[
 
     Bounds that were guessed for both may differ; what the old one's data said, the new one's must not assume.
     """
-    before = assumed_items(old)
+    before = _guessed_motion(old)
     guessed = [
         f"it assumes {describe_assumed(new, (item,))[0]}"
-        for item, names in assumed_items(new).items()
-        if item in OPTIONS and (item not in before or not set(names) <= set(before[item]))
+        for item, names in _guessed_motion(new).items()
+        if item not in before or not set(names) <= set(before[item])
     ]
     return [*old.differences(new), *guessed]
 
@@ -94,14 +92,13 @@ def assumed_items(plant: PlantDescription) -> dict[str, list[str]]:
 
 
 def describe_assumed(plant: PlantDescription, items: Iterable[str] | None = None) -> list[str]:
-    """The assumed items in words: `control rate (20 Hz)`, `bounds of x and y`, `unit of all actions`."""
+    """The assumed items in words: `control rate (20 Hz)`, `mode of x (delta)`, `unit of all actions`."""
     found = []
     for item, names in assumed_items(plant).items():
         if items is not None and item not in items:
             continue
-        word = WORDS.get(item, item)
         if item == "control_rate":
-            found.append(f"{word} ({plant.control_rate:g} Hz)")
+            found.append(f"control rate ({plant.control_rate:g} Hz)")
             continue
         values = (
             sorted({str(getattr(a, item)) for a in plant.actions if a.name in names}, reverse=True)
@@ -109,17 +106,29 @@ def describe_assumed(plant: PlantDescription, items: Iterable[str] | None = None
             else []
         )
         taken = f" ({' and '.join(values)})" if values else ""
-        found.append(f"{word} of {_names(names, len(plant.actions))}{taken}")
+        found.append(f"{item} of {_names(names, len(plant.actions))}{taken}")
+    return found
+
+
+def _guessed_motion(plant: PlantDescription) -> dict[str, list[str]]:
+    """The assumed items that move a robot wrongly when they were guessed wrongly.
+
+    A rate that only `environment` marks is not among them: contracts with it were made, and drove robots,
+    before there was `assumed`.
+    """
+    found = {item: names for item, names in assumed_items(plant).items() if item in OPTIONS}
+    if "control_rate" not in plant.assumed:
+        found.pop("control_rate", None)
     return found
 
 
 def motion_remark(contract: Contract) -> str | None:
     """One sentence on what was assumed of the motion, with the options that say it; None where nothing."""
     plant = contract.plant
-    missing = describe_assumed(plant, OPTIONS)
-    if not missing:
+    guessed = _guessed_motion(plant)
+    if not guessed:
         return None
-    options = dict.fromkeys(OPTIONS[item] for item in assumed_items(plant) if item in OPTIONS)
+    missing, options = describe_assumed(plant, guessed), dict.fromkeys(OPTIONS[item] for item in guessed)
     return (
         f"the data of {plant.task} did not say {', '.join(missing)}: say it with {' and '.join(options)} of "
         "`rql-deploy train` or `data convert`, and export again"

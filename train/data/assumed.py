@@ -75,8 +75,8 @@ def assumption_warnings(
         )
     if mode := describe_assumed(plant, ("mode",)):
         yield (
-            f"{dataset_id} does not say whether actions are changes or targets; assumed: {mode[0]}; say it "
-            "with --action-mode delta, absolute or NAME=delta"
+            f"{dataset_id} does not say whether actions are changes (delta) or targets (absolute): {mode[0]} "
+            "is assumed; say it with --action-mode"
         )
     if not (bounds := describe_assumed(plant, ("bounds",))):
         return

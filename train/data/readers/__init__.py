@@ -6,11 +6,13 @@ import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
+import msgspec
+
 from rql_deploy.errors import UserError
 from rql_deploy.train.data.edits import concatenate
 from rql_deploy.train.data.folder import StoreShard, is_store, read_store
 from rql_deploy.train.data.rewards import Reward, RewardFunction, with_reward
-from rql_deploy.train.data.shards import ShardedStore
+from rql_deploy.train.data.shards import ShardedStore, with_plant
 from rql_deploy.train.data.statements import NOTHING_STATED, Statements
 from rql_deploy.train.data.store import TransitionStore
 
@@ -82,6 +84,9 @@ def open_store(
         )
     else:
         store = read_minari(name)
+    if store.plant.rate_assumed:
+        # Data sets from before there was `assumed` mark it in the environment.
+        store = with_plant(store, msgspec.structs.replace(store.plant, assumed=("control_rate",)))
     if isinstance(store, ShardedStore):
         return dataclasses.replace(store, reward=reward)
     store.validate_shapes()
