@@ -122,9 +122,8 @@ def _guessed_motion(plant: PlantDescription) -> dict[str, list[str]]:
     return found
 
 
-def motion_remark(contract: Contract) -> str | None:
+def motion_remark(plant: PlantDescription) -> str | None:
     """One sentence on what was assumed of the motion, with the options that say it; None where nothing."""
-    plant = contract.plant
     guessed = _guessed_motion(plant)
     if not guessed:
         return None
@@ -142,7 +141,7 @@ def require_stated_motion(contract: Contract, plant: Any, *, accept_assumed: boo
     """
     if accept_assumed or getattr(plant, "simulated", False):
         return
-    if remark := motion_remark(contract):
+    if remark := motion_remark(contract.plant):
         raise ContractError(
             f"this policy may move a robot wrongly, because {remark}, or accept what was assumed with "
             "--accept-assumed (accept_assumed=True)",

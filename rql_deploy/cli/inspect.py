@@ -89,7 +89,7 @@ def _show(bundle: Bundle, stored: Mapping[str, Any], worst: float) -> None:
         ],
     )
     click.echo(f"assumed     {', '.join(describe_assumed(plant)) or 'nothing that its data does not say'}")
-    if remark := motion_remark(contract):
+    if remark := motion_remark(plant):
         click.echo(f"            a robot refuses it, since {remark}")
     click.echo("\nGraphs")
     echo_table(

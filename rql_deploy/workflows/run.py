@@ -100,7 +100,7 @@ def run(
         RemotePolicy.connect(endpoint, plant=description, keys=keys) as policy,
         EpisodeReporter.connect(endpoint, keys=keys) as reporter,
     ):
-        if on_remark is not None and (remark := motion_remark(policy.contract)):
+        if on_remark is not None and (remark := motion_remark(policy.contract.plant)):
             on_remark(remark)
         reported = ReportedPlant(plant, reporter)
         if real_time is not None:

@@ -123,7 +123,7 @@ def serving(
                 on_swap(name, contract)
 
         server.on_swap = log_swap
-        remarks = {model.name: motion_remark(model.contract) for model in models}
+        remarks = {model.name: motion_remark(model.contract.plant) for model in models}
         running = RunningServer(
             server, models, [f"{name}: {remark}" for name, remark in remarks.items() if remark]
         )

@@ -133,11 +133,11 @@ def test_no_loop_moves_a_robot_by_what_was_assumed(contract: Contract, item: str
 def test_an_assumed_rate_is_motion(contract: Contract) -> None:
     assumed = msgspec.structs.replace(contract.plant, assumed=("control_rate",))
     guessed = msgspec.structs.replace(contract, plant=assumed)
-    assert "control rate (20 Hz): say it with --rate" in (motion_remark(guessed) or "")
+    assert "control rate (20 Hz): say it with --rate" in (motion_remark(guessed.plant) or "")
     with pytest.raises(ContractError, match="--rate"):
         require_stated_motion(guessed, None)
     assert contract.plant.rate_assumed
-    assert motion_remark(contract) is None
+    assert motion_remark(contract.plant) is None
 
 
 def test_a_swap_moves_guessed_bounds_and_brings_no_new_guess(contract: Contract) -> None:

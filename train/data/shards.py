@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 from weakref import WeakValueDictionary
 
 import numpy as np
@@ -171,16 +171,19 @@ class ShardedStore:
         return ShardStream(self, prepare)
 
 
-Store = TypeVar("Store", TransitionStore, ShardedStore)
+Store = TypeVar("Store", bound="TransitionStore | ShardedStore")
 
 
 def with_plant(store: Store, plant: PlantDescription) -> Store:
     """The same rows, described by `plant`."""
     if store.plant == plant:
         return store
-    if isinstance(store, ShardedStore):
-        return replace(store, stated=plant, _loaded=WeakValueDictionary())
-    return replace(store, plant=plant)
+    changes: dict[str, Any] = (
+        {"stated": plant, "_loaded": WeakValueDictionary()}
+        if isinstance(store, ShardedStore)
+        else {"plant": plant}
+    )
+    return replace(store, **changes)
 
 
 class ShardStream(Generic[T]):

@@ -22,7 +22,7 @@ from .assumed import with_guessed_bounds
 from .shards import ShardedStore, with_plant
 from .store import TransitionStore
 
-Store = TypeVar("Store", TransitionStore, ShardedStore)
+Store = TypeVar("Store", bound="TransitionStore | ShardedStore")
 MODES = ("absolute", "delta")
 DATASET = "dataset"
 RANGE = re.compile(r"\[\s*([^,\]]+),([^,\]]+)\]")

@@ -135,7 +135,7 @@ def test_what_is_assumed_is_shown_and_warned_of_until_it_is_said(tmp_path: Path)
     )
     for words in (
         "does not state its control rate: 20 Hz is assumed",
-        "does not say whether actions are changes or targets",
+        "does not say whether actions are changes (delta) or targets (absolute): mode of all actions",
         "does not state the bounds of all actions",
         "fills 2.5% of its assumed bounds [-40, 40], and 1 more as little",
     ):

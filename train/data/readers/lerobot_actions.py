@@ -42,11 +42,12 @@ def dimension_names(feature: Mapping[str, Any], prefix: str) -> list[str]:
 
     They are a list, a table with a list under a key such as "motors", or a table from names to places.
     """
-    names, width = feature.get("names"), int(np.prod(feature["shape"]))
+    names: Any = feature.get("names")
+    width = int(np.prod(feature["shape"]))
     if isinstance(names, dict) and names:
         places = list(names.values())
         if all(isinstance(place, int) for place in places) and sorted(places) == list(range(width)):
-            names = sorted(names, key=lambda name: int(names[name]))
+            names = sorted(names, key=names.__getitem__)
         else:
             names = [name for part in places for name in (part if isinstance(part, list) else [part])]
     if not isinstance(names, list) or len(names) != width or len(set(map(str, names))) != width:
