@@ -19,8 +19,8 @@ OPTIONS: Mapping[str, str] = {
     "hold": "--action-mode",
     "control_rate": "--rate",
 }
-"""What moves a robot wrongly when it was guessed wrongly, and the option of `data convert` and `train` that
-says it."""
+"""What moves a robot wrongly when it was guessed wrongly, and the option of `data convert`, `train` and
+`export` that says it."""
 
 
 def first_conflict(plants: Sequence[PlantDescription]) -> tuple[int, int, list[str]] | None:
@@ -130,7 +130,7 @@ def motion_remark(plant: PlantDescription) -> str | None:
     missing, options = describe_assumed(plant, guessed), dict.fromkeys(OPTIONS[item] for item in guessed)
     return (
         f"the data of {plant.task} did not say {', '.join(missing)}: say it with {' and '.join(options)} of "
-        "`rql-deploy train` or `data convert`, and export again"
+        "`rql-deploy export`, or of `train` and `data convert` before"
     )
 
 

@@ -47,7 +47,35 @@ class Statements:
         """
         if self == NOTHING_STATED:
             return store
-        plant = store.plant
+        plant = self._spoken(store.plant)
+        if self.bounds == DATASET:
+            guessing = [_assuming(action, "bounds") for action in plant.actions]
+            plant = with_guessed_bounds(_with_actions(plant, guessing), *store.action_range())
+        elif self.bounds:
+            plant = _with_actions(plant, _bounds(plant, _read_bounds(self.bounds, plant)))
+        return with_plant(store, plant)
+
+    def of_trained(self, plant: PlantDescription) -> PlantDescription:
+        """The plant of a trained policy, whose bounds can be confirmed but not moved any more.
+
+        Raises UserError for other bounds.
+        """
+        plant = self._spoken(plant)
+        if not self.bounds:
+            return plant
+        bounds = {a.name: (a.low, a.high) for a in plant.actions}
+        said = bounds if self.bounds == DATASET else _read_bounds(self.bounds, plant)
+        for name, (low, high) in said.items():
+            if (low, high) != bounds[name]:
+                raise UserError(
+                    f"the policy was trained with bounds [{bounds[name][0]:g}, {bounds[name][1]:g}] of "
+                    f"action '{name}', not [{low:g}, {high:g}]: train with these --action-bounds, or take those it "
+                    "has with --action-bounds dataset"
+                )
+        return _with_actions(plant, _bounds(plant, said))
+
+    def _spoken(self, plant: PlantDescription) -> PlantDescription:
+        """The plant with the stated rate and modes."""
         if self.rate is not None:
             if not 0 < self.rate < np.inf:
                 raise UserError(f"--rate takes a number of Hz above 0, not {self.rate:g}")
@@ -55,14 +83,7 @@ class Statements:
             plant = msgspec.structs.replace(
                 plant, control_rate=self.rate, environment=environment, assumed=()
             )
-        if self.mode:
-            plant = _with_actions(plant, _modes(self.mode, plant))
-        if self.bounds == DATASET:
-            guessing = [_assuming(action, "bounds") for action in plant.actions]
-            plant = with_guessed_bounds(_with_actions(plant, guessing), *store.action_range())
-        elif self.bounds:
-            plant = _with_actions(plant, _bounds(plant, _read_bounds(self.bounds, plant)))
-        return with_plant(store, plant)
+        return _with_actions(plant, _modes(self.mode, plant)) if self.mode else plant
 
     def of_all(self, store: Store) -> Store:
         """The joined data set: the range of all its parts, where the user takes the data's, is now said."""

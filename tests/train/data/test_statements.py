@@ -170,3 +170,13 @@ def test_statements_are_made_before_sets_are_joined(tmp_path: Path) -> None:
     store = open_stores(names, stated=Statements(30.0, "delta", "dataset"))
     assert store.plant.control_rate == 30
     assert [a.assumed for a in store.plant.actions] == [("unit",)] * 2
+
+
+def test_of_a_trained_policy_bounds_are_confirmed_and_not_moved() -> None:
+    plant = guessing().plant
+    said = Statements(20.0, "absolute", "dataset").of_trained(plant)
+    assert ([a.assumed for a in said.actions], said.assumed) == ([("unit",)] * 2, ())
+    assert bounds(said) == bounds(plant)
+    assert {(a.mode, a.hold) for a in said.actions} == {("absolute", "repeat")}
+    with pytest.raises(UserError, match=r"was trained with bounds .* not \[-9, 9\]: train with these"):
+        Statements(bounds="[-9,9]").of_trained(plant)
