@@ -69,8 +69,8 @@ class Statements:
             if (low, high) != bounds[name]:
                 raise UserError(
                     f"the policy was trained with bounds [{bounds[name][0]:g}, {bounds[name][1]:g}] of "
-                    f"action '{name}', not [{low:g}, {high:g}]: train with these --action-bounds, or take those it "
-                    "has with --action-bounds dataset"
+                    f"action '{name}', not [{low:g}, {high:g}]: train with these --action-bounds, or take "
+                    "those it has with --action-bounds dataset"
                 )
         return _with_actions(plant, _bounds(plant, said))
 
