@@ -236,7 +236,8 @@ def _unit(name: str, contract: Contract) -> NDArray[np.float32]:
     if name != "policy" and not name.endswith("/preview"):
         return np.ones(1, np.float32)
     bounds = np.abs([contract.plant.action_low, contract.plant.action_high])
-    return np.maximum(1.0, bounds.max(axis=0)).astype(np.float32)
+    unit: NDArray[np.float32] = np.maximum(1.0, bounds.max(axis=0)).astype(np.float32)
+    return unit
 
 
 def _compare(
