@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from rql_deploy.cli.options import FiniteRange, echo_json, preset_option, show_next
+from rql_deploy.cli.options import FiniteRange, echo_json, preset_option, show_next, statement_options
 from rql_deploy.progress import TerminalProgress
 from rql_deploy.workflows.data_writing import FORMATS
 
@@ -94,20 +94,30 @@ def inspect(
 @output_option
 @format_option
 @relabel_option
-@click.option(
-    "--control-rate",
-    type=FiniteRange(0, min_open=True),
-    help="Control rate in Hz, where DATA does not say it or says it wrong.",
-)
+@statement_options
 @json_option
 def convert(
-    data: str, output: str, form: str | None, relabel: str | None, control_rate: float | None, as_json: bool
+    data: str,
+    output: str,
+    form: str | None,
+    relabel: str | None,
+    rate: float | None,
+    action_mode: str,
+    action_bounds: str,
+    as_json: bool,
 ) -> None:
     """Write DATA in another format, and say what that format cannot hold."""
     from rql_deploy.workflows import data as workflow
 
     written = workflow.convert(
-        data, output, form=form, relabel=relabel, control_rate=control_rate, progress=TerminalProgress()
+        data,
+        output,
+        form=form,
+        relabel=relabel,
+        rate=rate,
+        action_mode=action_mode,
+        action_bounds=action_bounds,
+        progress=TerminalProgress(),
     )
     _show(written, as_json)
 

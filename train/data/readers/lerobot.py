@@ -16,17 +16,18 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from rql_deploy.contract import PLANT_KEY, ActionDimension, ObservationField, PlantDescription
+from rql_deploy.contract import PLANT_KEY, ObservationField, PlantDescription
 from rql_deploy.errors import UserError
 from rql_deploy.structs import convert
+from rql_deploy.train.data.assumed import with_guessed_bounds
 from rql_deploy.train.data.store import TransitionStore
 
+from .lerobot_actions import action_dimensions
 from .minari_columns import numeric_column, require_pyarrow
-from .store_builder import StoreBuilder, estimate_bounds
+from .store_builder import StoreBuilder
 
 INFO_FILE = Path("meta") / "info.json"
 VERSIONS = ("v2.0", "v2.1", "v3.0")
@@ -107,7 +108,7 @@ def _read(folder: Path, info: Mapping[str, Any], arrow: Any) -> TransitionStore:
         )
     if not rows:
         raise UserError(f"{folder} is empty: record some episodes first")
-    plant, known_bounds = _plant(folder, info)
+    plant = _plant(folder, info)
     wanted = [feature_name(field.name) for field in plant.fields]
     if missing := [name for name in wanted if name not in features]:
         raise UserError(f"{folder} lacks the feature '{missing[0]}': it has {', '.join(sorted(features))}")
@@ -154,7 +155,9 @@ def _read(folder: Path, info: Mapping[str, Any], arrow: Any) -> TransitionStore:
     store = result.store()
     if not {"next.success", "rql.mask"} & set(optional):
         store = _with_task_ends(store)
-    return store if known_bounds else _with_bounds(store)
+    if PLANT_KEY in info:
+        return store
+    return replace(store, plant=with_guessed_bounds(store.plant, *store.action_range()))
 
 
 def _rows(folder: Path, episode: Mapping[str, NDArray[Any]], name: str, width: int) -> NDArray[Any]:
@@ -216,10 +219,10 @@ def _blocks(files: list[Path], columns: list[str], arrow: Any) -> Iterator[dict[
             raise UserError(f"{file} is damaged ({error}): copy or download it again") from error
 
 
-def _plant(folder: Path, info: Mapping[str, Any]) -> tuple[PlantDescription, bool]:
-    """The plant, and whether its action bounds are known."""
+def _plant(folder: Path, info: Mapping[str, Any]) -> PlantDescription:
+    """The description that our writer stored, else one made from the features."""
     if PLANT_KEY in info:
-        return convert(info[PLANT_KEY], PlantDescription, f"the plant description of {folder}"), True
+        return convert(info[PLANT_KEY], PlantDescription, f"the plant description of {folder}")
     fields = tuple(
         ObservationField(name, tuple(feature["shape"]))
         for name, feature in info["features"].items()
@@ -229,36 +232,15 @@ def _plant(folder: Path, info: Mapping[str, Any]) -> tuple[PlantDescription, boo
         raise UserError(
             f"{folder} observes only images or videos, which are not supported: record observation.state too"
         )
-    action = info["features"]["action"]
-    names = action.get("names")
-    # Names are a list, or a table with a list under a key such as "motors".
-    names = next(iter(names.values())) if isinstance(names, dict) and names else names
-    width = int(np.prod(action["shape"]))
-    if not isinstance(names, list) or len(set(map(str, names))) != width:
-        names = [f"action_{i}" for i in range(width)]
-    return (
-        PlantDescription(
-            task=str(info.get("robot_type") or folder.resolve().name),
-            fields=fields,
-            actions=tuple(
-                ActionDimension(str(name), -1.0, 1.0, mode="absolute", hold="repeat") for name in names
-            ),
-            control_rate=float(info["fps"]),
-            environment={
-                "lerobot": {
-                    "codebase_version": info["codebase_version"],
-                    "robot_type": info.get("robot_type"),
-                }
-            },
-        ),
-        False,
+    return PlantDescription(
+        task=str(info.get("robot_type") or folder.resolve().name),
+        fields=fields,
+        actions=action_dimensions(info["features"]["action"]),
+        control_rate=float(info["fps"]),
+        environment={
+            "lerobot": {
+                "codebase_version": info["codebase_version"],
+                "robot_type": info.get("robot_type"),
+            }
+        },
     )
-
-
-def _with_bounds(store: TransitionStore) -> TransitionStore:
-    low, high = estimate_bounds(store.actions)
-    actions = tuple(
-        msgspec.structs.replace(action, low=float(low[i]), high=float(high[i]))
-        for i, action in enumerate(store.plant.actions)
-    )
-    return replace(store, plant=msgspec.structs.replace(store.plant, actions=actions))
