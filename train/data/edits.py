@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from rql_deploy.contract import PlantDescription
 from rql_deploy.errors import UserError
 
-from .store import ASSUMED_RATE, TransitionStore
+from .store import ASSUMED_RATE, ENDS, TransitionStore
 
 
 def select(store: TransitionStore, episodes: NDArray[np.int64], suffix: str) -> TransitionStore:
@@ -84,7 +84,11 @@ def relabel_success(store: TransitionStore, *, all_successful: bool = False) -> 
         )
     rewards = flags.astype(np.float32) - 1.0
     return dataclasses.replace(
-        store, rewards=rewards, masks=(1.0 - flags).astype(np.float32), successes=succeeded
+        store,
+        rewards=rewards,
+        masks=(1.0 - flags).astype(np.float32),
+        successes=succeeded,
+        remarks=tuple(remark for remark in store.remarks if not remark.startswith(ENDS)),
     )
 
 
@@ -124,6 +128,7 @@ def concatenate(stores: Sequence[TransitionStore]) -> TransitionStore:
         ends=np.concatenate([store.ends + offset for store, offset in zip(stores, offsets, strict=True)]),
         successes=np.concatenate(successes) if len(successes) == len(stores) else None,
         finals=np.concatenate(finals) if len(finals) == len(stores) else None,
+        remarks=tuple(dict.fromkeys(remark for store in stores for remark in store.remarks)),
     )
 
 

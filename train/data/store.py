@@ -26,6 +26,8 @@ ACTION_MARGIN = 1e-5
 """Scaled actions are kept this far inside [-1, 1], as in the released code (docs/algorithm.md)."""
 ASSUMED_RATE = "control rate assumed"
 """Key in a plant's `environment` that marks a control rate the data does not state."""
+ENDS = "task ends: "
+"""Starts the remarks about masks, which a data set with other masks no longer needs."""
 BLOCK_ROWS = 65_536
 """Rows processed at a time."""
 
@@ -57,6 +59,8 @@ class TransitionStore:
 
     Training does not use it; other formats need it.
     """
+    remarks: tuple[str, ...] = ()
+    """What its reader noticed and a user should know, one sentence each."""
 
     def __len__(self) -> int:
         return len(self.rewards)
@@ -141,6 +145,7 @@ class TransitionStore:
                 "assumed and written into the policy's contract; set it with `rql-deploy data convert "
                 "--control-rate HZ`"
             )
+        yield from self.remarks
 
     def warnings(self, h: int) -> list[str]:
         """What to look at before training, one sentence each."""

@@ -1,7 +1,8 @@
 """Read OGBench `.npz` data (https://github.com/seohongpark/ogbench): one file, or a folder of shards.
 
 A file holds `observations` `[N, O]`, `actions` `[N, A]` and `terminals` `[N]`. The last row of an episode
-only holds the observation after the last action, so it is dropped, as in OGBench's own loader. Published
+only holds the observation after the last action, so it is dropped, as in OGBench's own loader; not so in
+files that say otherwise, by `next_observations`, `timeouts` or `valids` (`npz_keys`). Published
 files have no `rewards` and `masks`: OGBench computes them from `qpos` and `button_states` for one of its
 tasks, which here is a `RewardFunction` that the caller passes.
 """
@@ -10,8 +11,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 import numpy as np
@@ -25,11 +27,15 @@ from rql_deploy.train.data.rewards import RewardFunction
 from rql_deploy.train.data.shards import ShardedStore
 from rql_deploy.train.data.store import TransitionStore
 
-from .npz import NpzFile
+from .npz import Member, NpzFile
+from .npz_keys import NpzKeys
+from .options import KeyMap, ReadOptions
+from .precision import PrecisionCheck
+from .row_order import RowOrder, jumps, require_order
+from .task_ends import EpisodeFlags, TaskEnds, decide_task_ends
 
 STATE_KEYS = ("qpos", "button_states")
 """Simulator states that rewards are computed from."""
-KNOWN_KEYS = {"observations", "actions", "terminals", "rewards", "masks", PLANT_KEY, *STATE_KEYS}
 
 
 @dataclass(frozen=True)
@@ -42,56 +48,27 @@ class OGBenchFile:
     relabel: RewardFunction | None = None
     replace: bool = False
     """Whether the rewards of `relabel` replace those in the file."""
+    mapping: KeyMap = KeyMap()
 
     def __post_init__(self) -> None:
+        keys = self.keys
         with NpzFile(self.path) as file:
-            if missing := sorted({"observations", "actions", "terminals"} - file.keys):
-                raise UserError(
-                    f"{self.path} lacks {', '.join(repr(key) for key in missing)}, so it is no OGBench data "
-                    f"set: it holds {', '.join(sorted(file.keys)) or 'nothing'}"
-                )
             # Unknown arrays are ignored.
-            members = {key: file.member(key) for key in sorted(file.keys & KNOWN_KEYS)}
-            states = (
-                () if "rewards" in members and not self.replace else tuple((key, 2) for key in STATE_KEYS)
-            )
-            rows = members["observations"].shape[0] if members["observations"].shape else 0
-            for key, rank in (
-                ("observations", 2),
-                ("actions", 2),
-                ("terminals", 1),
-                ("rewards", 1),
-                ("masks", 1),
-                *states,
-            ):
-                if key not in members:
+            members = {key: file.member(key) for key in sorted(file.keys & self._read_keys)}
+            states = () if "reward" in keys and not self.replace else tuple((key, 2) for key in STATE_KEYS)
+            shape = members[keys["observation"]].shape
+            rows = shape[0] if shape else 0
+            for key, rank in (*((key, _rank(role)) for role, key in keys.roles.items()), *states):
+                if key not in members or key == keys.roles.get("success"):
                     continue
-                shape, dtype = members[key].shape, members[key].dtype
-                if len(shape) != rank:
-                    what = " (images are not supported)" if key == "observations" and len(shape) == 4 else ""
-                    raise UserError(
-                        f"{self.path}: '{key}' has shape {list(shape)}{what}, it should have {rank} "
-                        "dimension(s), rows first"
-                    )
-                if shape[0] != rows:
-                    raise UserError(
-                        f"{self.path}: '{key}' has {shape[0]} rows, 'observations' has {rows}: make the file "
-                        "again"
-                    )
-                if not (
-                    np.issubdtype(dtype, np.floating)
-                    or (key not in ("observations", "actions") and dtype.kind in "biu")
-                ):
-                    raise UserError(
-                        f"{self.path}: '{key}' holds {dtype}, it should hold floating-point numbers"
-                    )
+                self._check_member(key, members[key], rank, rows)
             if not rows:
                 raise UserError(f"{self.path} is empty: make it again with some episodes")
-            given = {"rewards", "masks"} & file.keys
-            if len(given) == 1:
+            given = {"reward", "mask"} & set(keys.roles)
+            if given == {"mask"} or (given == {"reward"} and keys.closing_rows):
                 raise UserError(
-                    f"{self.path} has {given.pop()} but of rewards and masks both are needed: add the other, "
-                    "or remove it"
+                    f"{self.path} has {keys[given.pop()]} but of rewards and masks both are needed: add the "
+                    "other, or remove it"
                 )
             if not given and self.relabel is None:
                 raise UserError(
@@ -110,6 +87,37 @@ class OGBenchFile:
                     "qpos"
                 )
 
+    def _check_member(self, key: str, member: Member, rank: int, rows: int) -> None:
+        """Raise UserError unless an array has the rank, the rows and the kind of numbers it should have."""
+        shape, dtype = member.shape, member.dtype
+        column = rank == 1 and len(shape) == 2 and shape[1] == 1
+        if len(shape) != rank and not column:
+            what = (
+                " (images are not supported)" if key == self.keys["observation"] and len(shape) == 4 else ""
+            )
+            raise UserError(
+                f"{self.path}: '{key}' has shape {list(shape)}{what}, it should have {rank} "
+                "dimension(s), rows first"
+            )
+        if shape[0] != rows:
+            raise UserError(
+                f"{self.path}: '{key}' has {shape[0]} rows, '{self.keys['observation']}' has {rows}: make "
+                "the file again"
+            )
+        table = key in (self.keys["observation"], self.keys["action"])
+        if not (np.issubdtype(dtype, np.floating) or (not table and dtype.kind in "biu")):
+            raise UserError(f"{self.path}: '{key}' holds {dtype}, it should hold floating-point numbers")
+
+    @cached_property
+    def keys(self) -> NpzKeys:
+        """Which arrays are read as what."""
+        with NpzFile(self.path) as file:
+            return NpzKeys.of(file, self.mapping)
+
+    @property
+    def _read_keys(self) -> set[str]:
+        return {*self.keys.roles.values(), PLANT_KEY, *STATE_KEYS}
+
     @property
     def name(self) -> str:
         return self.path.name
@@ -126,64 +134,167 @@ class OGBenchFile:
                     )
                 except ValueError as error:
                     raise UserError(f"{where} is damaged ({error}): write the file again") from error
-            observation_dim, action_dim = (file.member(key).shape[1] for key in ("observations", "actions"))
+            observation_dim, action_dim = (
+                file.member(self.keys[role]).shape[1] for role in ("observation", "action")
+            )
         name = self.relabel.name if self._relabelled and self.relabel else self.dataset
         return plant_of(name, observation_dim, action_dim)
 
     @property
     def rows(self) -> int:
-        return int(self._ends[-1])
+        return int(self._order.ends[-1])
 
     @property
     def episodes(self) -> int:
-        return len(self._ends)
+        return len(self._order.ends)
 
     @cached_property
     def fingerprint(self) -> str:
         """sha256 over the archive's checksums of its arrays and the task whose rewards are computed."""
         with NpzFile(self.path) as file:
-            known = [f"{key} {file.member(key).checksum}" for key in sorted(file.keys & KNOWN_KEYS)]
+            known = [f"{key} {file.member(key).checksum}" for key in sorted(file.keys & self._read_keys)]
         labels = f"relabel {self.relabel.name}" if self._relabelled and self.relabel else ""
         return hashlib.sha256("\n".join([*known, labels]).encode()).hexdigest()
 
     def load(self) -> TransitionStore:
-        """Read the rows; raises UserError if they are damaged."""
-        keep = ~self._terminals()
+        """Read the rows; raises UserError if they are damaged, or hold what the format would drop."""
+        order, precision = self._order, PrecisionCheck()
+        keep = order.keep
         with NpzFile(self.path) as file:
-            if self._relabelled and self.relabel:
-                states = {
-                    key: file.read(key, file.member(key).dtype.type, keep)
-                    for key in STATE_KEYS
-                    if key in file.keys
-                }
-                rewards, masks = self.relabel(states)
-                del states
-            else:
-                rewards, masks = file.read("rewards", np.float32, keep), file.read("masks", np.float32, keep)
             last_rows: list[NDArray[np.float32]] = []
-            observations = file.read("observations", np.float32, keep, last_rows)
+            observations = file.read(
+                self.keys["observation"],
+                np.float32,
+                keep,
+                last_rows if self.keys.closing_rows else None,
+                partial(precision.add, "observation"),
+            )
+            actions = file.read(self.keys["action"], np.float32, keep, None, partial(precision.add, "action"))
+            ends = None if self._relabelled else self._task_ends(file)
+            if ends is not None:
+                rewards = self._column(file, "reward", np.float32)[keep]
+                masks = np.concatenate(ends.masks)
+            elif self.relabel:
+                rewards, masks = self.relabel(
+                    {
+                        key: file.read(key, file.member(key).dtype.type, keep)
+                        for key in STATE_KEYS
+                        if key in file.keys
+                    }
+                )
+            finals = None
+            if "next_observation" in self.keys:
+                finals = file.read(self.keys["next_observation"], np.float32, order.last_rows)
+            elif self.keys.closing_rows and not keep[-1]:
+                # A file that was cut off inside an episode lacks that episode's last row.
+                finals = np.concatenate(last_rows)
             return TransitionStore(
                 dataset_id=self.path.stem,
                 plant=self.plant,
                 observations=observations,
-                actions=file.read("actions", np.float32, keep),
+                actions=actions,
                 rewards=rewards,
                 masks=masks,
-                ends=self._ends,
-                # A file that was cut off inside an episode lacks that episode's last row.
-                finals=None if keep[-1] else np.concatenate(last_rows),
+                ends=order.ends,
+                successes=None
+                if ends is None or ends.successes is None
+                else np.array(ends.successes, np.bool_),
+                finals=finals,
+                remarks=(*(ends.remarks if ends is not None else ()), *precision.remarks()),
             )
+
+    def _task_ends(self, file: NpzFile) -> TaskEnds:
+        keep, ends = self._order.keep, self._order.ends
+        columns = {
+            name: self._column(file, role, np.float32) for role, name in _COLUMNS.items() if role in self.keys
+        }
+        if self.keys.closing_rows and PLANT_KEY not in file.keys:
+            self._require_nothing_lost(columns, keep)
+        kept = {name: column[keep] for name, column in columns.items()}
+        if not self.keys.explicit and "terminated" in kept:
+            kept["dones"] = np.maximum(kept.pop("terminated"), kept.get("dones", 0))
+        said: list[bool | None] = [None] * len(ends)
+        if "success" in self.keys:
+            success = file.read(self.keys["success"], np.float32).reshape(-1)
+            if len(success) == len(keep):
+                kept["success"] = success[keep]
+            elif len(success) == len(ends):
+                said = [bool(value) for value in success]
+            else:
+                raise UserError(
+                    f"{self.path}: '{self.keys['success']}' has {len(success)} entries for {len(keep)} rows "
+                    f"and {len(ends)} episodes: make the file again"
+                )
+        starts = [0, *ends[:-1]]
+        return decide_task_ends(
+            [
+                EpisodeFlags(
+                    f"{self.path}: episode {i}",
+                    succeeded=said[i],
+                    **{
+                        name: column[start:end] if name in ("rewards", "masks") else column[start:end] != 0
+                        for name, column in kept.items()
+                    },
+                )
+                for i, (start, end) in enumerate(zip(starts, ends, strict=True))
+            ],
+            np.diff(ends, prepend=0).tolist(),
+        )
+
+    def _require_nothing_lost(
+        self, columns: Mapping[str, NDArray[np.float32]], keep: NDArray[np.bool_]
+    ) -> None:
+        """Raise UserError if rewards or masks tell rows apart only in the rows that are dropped."""
+        for name in ("masks", "rewards"):
+            column = columns.get(name)
+            if column is not None and (column[keep] == column[keep][0]).all() and (column != column[0]).any():
+                raise UserError(
+                    f"{self.path}: '{name}' are {column[keep][0]:g} except in the last rows of episodes, "
+                    "which in OGBench's layout are no transitions and would be dropped: if they are, add "
+                    "'timeouts' (0 everywhere will do) or 'next_observations'"
+                )
+
+    def _column(self, file: NpzFile, role: str, dtype: type[np.float32]) -> NDArray[np.float32]:
+        return file.read(self.keys[role], dtype).reshape(-1)
 
     @cached_property
     def _relabelled(self) -> bool:
         if self.replace:
             return True
-        with NpzFile(self.path) as file:
-            return "rewards" not in file.keys
+        return "reward" not in self.keys
 
-    def _terminals(self) -> NDArray[np.bool_]:
+    @cached_property
+    def _order(self) -> RowOrder:
+        """Which rows are transitions, and where episodes end."""
         with NpzFile(self.path) as file:
-            terminals: NDArray[np.bool_] = file.read("terminals", np.float32) != 0
+            marks = [
+                self._column(file, role, np.float32) != 0
+                for role in ("terminated", "truncated", "done")
+                if role in self.keys
+            ]
+            rows = file.member(self.keys["observation"]).shape[0]
+            ends = np.logical_or.reduce(marks) if marks else np.zeros(rows, np.bool_)
+            if self.keys.closing_rows:
+                self._require_transitions(ends)
+                return RowOrder.of(~ends, np.zeros(rows, np.bool_))
+            keep = self._column(file, "valid", np.float32) != 0 if "valid" in self.keys else ends | True
+            if not keep.any():
+                raise UserError(f"{self.path} marks all rows as invalid: make it again")
+            if "next_observation" in self.keys:
+                seen = file.read(self.keys["observation"], np.float32)
+                given = file.read(self.keys["next_observation"], np.float32)
+                if seen.shape != given.shape:
+                    raise UserError(
+                        f"{self.path}: '{self.keys['next_observation']}' has shape {list(given.shape)}, "
+                        f"observations have {list(seen.shape)}: make the file again"
+                    )
+                found = np.concatenate((jumps(seen[1:], given[:-1]), [True]))
+                inside = keep[:-1] & keep[1:] & ~ends[:-1]
+                require_order(str(self.path), seen, given, found[:-1][inside])
+                ends = ends | found
+            return RowOrder.of(keep, ends)
+
+    def _require_transitions(self, terminals: NDArray[np.bool_]) -> None:
         # An episode's last row is dropped, so an episode of one row has no transition.
         alone = terminals & np.concatenate(([True], terminals[:-1]))
         if alone.any():
@@ -192,15 +303,19 @@ class OGBenchFile:
                 f"{self.path}: episode {int(terminals[:row].sum())} has one row only (row {row}) and so no "
                 "transition: remove that episode"
             )
-        return terminals
 
-    @cached_property
-    def _ends(self) -> NDArray[np.int64]:
-        # The end of the file ends the last episode, as in OGBench's loader.
-        terminals = self._terminals()
-        last = np.concatenate((terminals[1:], [True])) & ~terminals
-        ends: NDArray[np.int64] = np.cumsum(~terminals)[last].astype(np.int64)
-        return ends
+
+_COLUMNS = {
+    "reward": "rewards",
+    "mask": "masks",
+    "terminated": "terminated",
+    "truncated": "truncated",
+    "done": "dones",
+}
+
+
+def _rank(role: str) -> int:
+    return 2 if role in ("observation", "next_observation", "action") else 1
 
 
 def shard_files(folder: Path) -> list[Path]:
@@ -209,7 +324,12 @@ def shard_files(folder: Path) -> list[Path]:
 
 
 def read_ogbench(
-    path: Path, *, relabel: RewardFunction | None = None, replace: bool = False, shard_updates: int = 1000
+    path: Path,
+    *,
+    relabel: RewardFunction | None = None,
+    replace: bool = False,
+    shard_updates: int = 1000,
+    options: ReadOptions | None = None,
 ) -> TransitionStore | ShardedStore:
     """An OGBench file, or a folder of them as one sharded data set.
 
@@ -217,5 +337,5 @@ def read_ogbench(
     """
     files = shard_files(path) if path.is_dir() else [path]
     dataset = path.resolve().name.removesuffix(".npz")
-    opened = [OGBenchFile(file, dataset, relabel, replace) for file in files]
+    opened = [OGBenchFile(file, dataset, relabel, replace, (options or ReadOptions()).keys) for file in files]
     return opened[0].load() if len(opened) == 1 else ShardedStore(dataset, opened, shard_updates)

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from rql_deploy.contract import PLANT_KEY
 from rql_deploy.errors import UserError
 from rql_deploy.structs import to_plain
-from rql_deploy.train.data.readers.lerobot import feature_name
+from rql_deploy.train.data.readers.lerobot_layout import feature_name
 from rql_deploy.train.data.readers.minari_columns import require_pyarrow
 from rql_deploy.train.data.store import TransitionStore
 
