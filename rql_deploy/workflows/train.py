@@ -54,6 +54,8 @@ def train(
     resume: bool = False,
     initial: Path | None = None,
     evaluation: PeriodicEvaluation | None = None,
+    mapping: Sequence[str] = (),
+    tasks: Sequence[int] = (),
     progress: Progress | None = None,
 ) -> TrainResult:
     """Train an RQL flow policy offline on one data set or several.
@@ -65,6 +67,8 @@ def train(
         overrides: `key=value` words on top of them, such as `rql.alpha=3` or `updates=5000`.
         resume: continue the run in `output` from its latest checkpoint.
         initial: checkpoint or run whose networks a new run starts from.
+        mapping: `WHAT=KEY` words that name keys of the data sets' files, such as `action=actions`.
+        tasks: only episodes of these language tasks of LeRobotDatasets.
 
     SIGINT and SIGTERM let the update under way end and save a checkpoint; the result then is not `finished`.
     Under torchrun every worker calls this, and results are equal. Raises UserError for settings, data or
@@ -76,6 +80,8 @@ def train(
     from rql_deploy.train.engines.choice import choose_device
     from rql_deploy.train.engines.data_parallel import DataParallel
     from rql_deploy.train.trainer import Trainer
+
+    from .data_sources import parse_read_options
 
     output, progress = Path(output), progress or NoProgress()
     config = load_config(preset, tuple(overrides))
@@ -97,6 +103,7 @@ def train(
         reward=config.reward,
         relabel=_LazyRewards(config.relabel) if config.relabel else None,
         shard_updates=config.shard_updates,
+        options=parse_read_options(mapping, tasks),
     )
     parallel = DataParallel.from_environment(choose_device(config))
     leader = parallel is None or parallel.rank == 0

@@ -49,10 +49,9 @@ class Episodes:
                     "meta/info.json: write frame_index and fps as they are"
                 )
             if len(wrong):
-                row = int(wrong[0])
+                row, frames = int(wrong[0]), episode["frame_index"].reshape(-1)
                 raise UserError(
-                    f"{where} goes from frame {episode['frame_index'].reshape(-1)[row]} to "
-                    f"{episode['frame_index'].reshape(-1)[row + 1]} (row {row}): rows were left out or put in "
+                    f"{where} goes from frame {frames[row]} to {frames[row + 1]} (row {row}): rows were left out or put in "
                     "another order, so write the episode again or split it there"
                 )
         if "timestamp" in episode:
@@ -142,6 +141,6 @@ def task_remarks(folder: Path, found: set[int], tasks: Collection[int]) -> list[
     listed = "; ".join(f"{number} {names.get(number, '')}".strip() for number in sorted(found)[:6])
     more = f" and {len(found) - 6} more" if len(found) > 6 else ""
     return [
-        f"{len(found)} language tasks ({listed}{more}), and a policy is not told which one to do: select with "
-        "--task-index"
+        f"{len(found)} language tasks ({listed}{more}), and a policy is not told which one to do: select "
+        "with --task-index"
     ]

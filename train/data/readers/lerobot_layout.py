@@ -106,8 +106,8 @@ class Layout:
         count = int(real.sum())
         if not count or not real[:count].all():
             raise UserError(
-                f"{where} has rows that are marked as invalid before valid ones (row {int(np.argmin(real))}), "
-                "so rows that do not follow each other would be joined: split it there"
+                f"{where} has rows marked as invalid before valid ones (row {int(np.argmin(real))}), so "
+                " rows that do not follow each other would be joined: split it there"
             )
         return count
 
@@ -146,8 +146,8 @@ def _action(where: str, features: Mapping[str, Any], keys: KeyMap) -> tuple[tupl
     if parts and not _overlap(parts):
         sizes = ", ".join(f"{name} ({int(np.prod(features[name]['shape']))})" for name in parts)
         return parts, [
-            f"actions are put together from {sizes}, in this order: if the robot takes others, name them with "
-            f"--map action={choice}"
+            f"actions are put together from {sizes}, in this order: if the robot takes others, name them "
+            f"with --map action={choice}"
         ]
     if parts:
         raise UserError(

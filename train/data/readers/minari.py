@@ -194,7 +194,7 @@ def _boxes(space: Mapping[str, Any]) -> list[Mapping[str, Any]]:
 
 
 def _info_keys(episode: Any) -> list[str]:
-    infos = episode["infos"] if "infos" in episode else {}
+    infos = episode.get("infos", {})
     return [*infos, *(f"infos/{name}" for name in infos)]
 
 

@@ -77,8 +77,8 @@ class NpzKeys:
         odd = [key for key in OTHER_MEANING if key in held and key not in found.values()]
         if odd and not keys:
             raise UserError(
-                f"{where} has '{odd[0]}', as RLDS and Dreamer write it, where an action may belong to another "
-                "row: write it in one of the formats of `rql-deploy data --help`, or say with --map what its "
+                f"{where} has '{odd[0]}', as RLDS and Dreamer write it, where an action may belong to "
+                "another row: write it in one of the formats of `rql-deploy data --help`, or say with --map what its "
                 "keys are"
             )
         terminated = found.get("terminated")

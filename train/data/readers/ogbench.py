@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
 
@@ -48,7 +48,7 @@ class OGBenchFile:
     relabel: RewardFunction | None = None
     replace: bool = False
     """Whether the rewards of `relabel` replace those in the file."""
-    mapping: KeyMap = KeyMap()
+    mapping: KeyMap = field(default_factory=KeyMap)
 
     def __post_init__(self) -> None:
         keys = self.keys

@@ -134,6 +134,6 @@ def role_of(name: str) -> str | None:
 class ReadOptions:
     """How a data set is read, where its format leaves a choice."""
 
-    keys: KeyMap = KeyMap()
+    keys: KeyMap = field(default_factory=KeyMap)
     tasks: tuple[int, ...] = ()
     """Only episodes of these language tasks, by their number in the data set."""

@@ -140,13 +140,13 @@ def real_rows(where: str, demo: h5py.Group, rows: int, keys: DemoKeys) -> int:
             if values.size and (values != values.flat[0]).any():
                 raise UserError(
                     f"{where} has an array '{path}' that may say which rows are padding: pass --map "
-                    f"valid={path}, --map pad={path}, or --map mask={path} if it is 0 where the task has ended"
+                    f"valid={path}, --map pad={path}, or --map mask={path} if 0 says that the task has ended"
                 )
     count = int(real.sum())
     if not count or not real[:count].all():
         raise UserError(
-            f"{where} has rows that are marked as invalid before valid ones (row {int(np.argmin(real))}), so "
-            "rows that do not follow each other would be joined: split it there"
+            f"{where} has rows marked as invalid before valid ones (row {int(np.argmin(real))}), so rows "
+            " that do not follow each other would be joined: split it there"
         )
     return count
 

@@ -68,6 +68,6 @@ def require_order(
                 f"{ahead} steps or rows are copies: write one row per step, each followed by the next"
             )
     raise UserError(
-        f"{where}: next observations are not those of the next rows, so the rows are shuffled, and RQL learns "
-        "from windows of rows in order: write them in the order in which they were recorded"
+        f"{where}: next observations are not those of the next rows, so the rows are shuffled, and RQL "
+        "learns from windows of rows in order: write them in the order in which they were recorded"
     )

@@ -97,8 +97,8 @@ def _known_success(episodes: Sequence[EpisodeFlags], remarks: list[str]) -> Sequ
     if not 0 < count < len(episodes):
         return episodes
     remarks.append(
-        f"{ENDS}only {count} of {len(episodes)} episodes say in which rows they succeeded, so it is left open "
-        "for all"
+        f"{ENDS}only {count} of {len(episodes)} episodes say in which rows they succeeded, so it is left "
+        "open for all"
     )
     return [replace(episode, success=None) for episode in episodes]
 
@@ -126,8 +126,8 @@ def _said(episodes: Sequence[EpisodeFlags], remarks: list[str]) -> list[bool] | 
     known = [e.succeeded for e in episodes if e.succeeded is not None]
     if known and len(known) < len(episodes):
         remarks.append(
-            f"{ENDS}only {len(known)} of {len(episodes)} episodes say whether they succeeded, so it is left open "
-            "for all"
+            f"{ENDS}only {len(known)} of {len(episodes)} episodes say whether they succeeded, so it is left "
+            "open for all"
         )
     return known if len(known) == len(episodes) else None
 
