@@ -61,7 +61,8 @@ def relabel_success(store: TransitionStore, *, all_successful: bool = False) -> 
     """Rewards success - 1 and masks 1 - success (docs/algorithm.md).
 
     A row counts as success if its mask is 0 or, where all rewards are 0 or 1, its reward is 1; so do the rows
-    after it. If an episode is known to have succeeded but no row says where, its last row counts as success;
+    after it, unless some episode ends without the success that it had reached: then the task goes on after
+    success. If an episode is known to have succeeded but no row says where, its last row counts as success;
     with `all_successful`, every episode is known to have succeeded. Raises UserError if no episode succeeded.
     """
     success: NDArray[np.bool_] = np.asarray(store.masks == 0)
@@ -69,14 +70,18 @@ def relabel_success(store: TransitionStore, *, all_successful: bool = False) -> 
         success = success | (store.rewards == 1)
     flags = np.zeros(len(store), np.bool_)
     succeeded = np.zeros(store.episodes, np.bool_)
+    # Success that is gone at the end was of a task that goes on: the rows after it are no success.
+    kept = np.logical_or.reduceat(success, store.starts) == success[store.ends - 1]
+    latched = all_successful or bool(kept.all())
     for i, (start, end) in enumerate(zip(store.starts, store.ends, strict=True)):
-        rows = np.logical_or.accumulate(success[start:end])
+        rows = success[start:end]
+        rows = np.logical_or.accumulate(rows) if latched else rows.copy()
         known = all_successful or (store.successes is not None and bool(store.successes[i]))
-        if known and not rows[-1]:
+        if known and not rows.any():
             rows[-1] = True
         if store.successes is not None and not store.successes[i] and not all_successful:
             rows[:] = False
-        flags[start:end], succeeded[i] = rows, rows[-1]
+        flags[start:end], succeeded[i] = rows, rows.any()
     if not succeeded.any():
         raise UserError(
             f"nothing in data set {store.dataset_id} says that an episode succeeded: pass --all-successful "

@@ -26,6 +26,8 @@ ACTION_MARGIN = 1e-5
 """Scaled actions are kept this far inside [-1, 1], as in the released code (docs/algorithm.md)."""
 ASSUMED_RATE = "control rate assumed"
 """Key in a plant's `environment` that marks a control rate the data does not state."""
+DIMENSION_NAMES = "dimension names"
+"""Key in a plant's `environment` for the names of the numbers of its observation fields, by field."""
 ENDS = "task ends: "
 """Starts the remarks about masks, which a data set with other masks no longer needs."""
 BLOCK_ROWS = 65_536

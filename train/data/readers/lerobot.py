@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from rql_deploy.contract import PLANT_KEY, ActionDimension, ObservationField, PlantDescription
 from rql_deploy.errors import UserError
 from rql_deploy.structs import convert
-from rql_deploy.train.data.store import TransitionStore
+from rql_deploy.train.data.store import DIMENSION_NAMES, TransitionStore
 
 from .lerobot_episodes import Episodes, dataset_id, selected, task_remarks
 from .lerobot_layout import Layout
@@ -219,8 +219,8 @@ def _plant(folder: Path, info: Mapping[str, Any], layout: Layout) -> tuple[Plant
                 "lerobot": {
                     "codebase_version": info["codebase_version"],
                     "robot_type": info.get("robot_type"),
-                    **({"names": names} if names else {}),
-                }
+                },
+                **({DIMENSION_NAMES: names} if names else {}),
             },
         ),
         False,

@@ -51,8 +51,8 @@ class Episodes:
             if len(wrong):
                 row, frames = int(wrong[0]), episode["frame_index"].reshape(-1)
                 raise UserError(
-                    f"{where} goes from frame {frames[row]} to {frames[row + 1]} (row {row}): rows were left out or put in "
-                    "another order, so write the episode again or split it there"
+                    f"{where} goes from frame {frames[row]} to {frames[row + 1]} (row {row}): rows were left "
+                    "out or put in another order, so write the episode again or split it there"
                 )
         if "timestamp" in episode:
             back = np.diff(episode["timestamp"].reshape(-1).astype(np.float64)) < -CLOCK_SLACK

@@ -157,7 +157,7 @@ def _read(
 
 
 def _ends(where: str, episode: Any, key: str, rows: int) -> NDArray[np.bool_]:
-    flags = np.asarray(episode[key]) != 0
+    flags: NDArray[np.bool_] = np.asarray(episode[key]) != 0
     if flags.shape != (rows,):
         raise UserError(f"{where} has {len(flags)} {key} for {rows} actions: collect that episode again")
     return flags

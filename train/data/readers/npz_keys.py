@@ -78,8 +78,8 @@ class NpzKeys:
         if odd and not keys:
             raise UserError(
                 f"{where} has '{odd[0]}', as RLDS and Dreamer write it, where an action may belong to "
-                "another row: write it in one of the formats of `rql-deploy data --help`, or say with --map what its "
-                "keys are"
+                "another row: write it in one of the formats of `rql-deploy data --help`, or say with "
+                "--map what its keys are"
             )
         terminated = found.get("terminated")
         explicit = terminated is not None and (

@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -226,15 +227,15 @@ class OGBenchFile:
                     f"and {len(ends)} episodes: make the file again"
                 )
         starts = [0, *ends[:-1]]
+        rows: dict[str, Any] = {
+            name: column if name in ("rewards", "masks") else column != 0 for name, column in kept.items()
+        }
         return decide_task_ends(
             [
                 EpisodeFlags(
                     f"{self.path}: episode {i}",
                     succeeded=said[i],
-                    **{
-                        name: column[start:end] if name in ("rewards", "masks") else column[start:end] != 0
-                        for name, column in kept.items()
-                    },
+                    **{name: column[start:end] for name, column in rows.items()},
                 )
                 for i, (start, end) in enumerate(zip(starts, ends, strict=True))
             ],

@@ -22,7 +22,7 @@ ROLES: Mapping[str, tuple[str, ...]] = {
 }
 """What a key can be, and the names of it that `--map` takes."""
 FIELD_PREFIXES = ("observation.", "observations.", "observations/", "obs.", "obs/")
-VALID_KEYS = ("valid", "valids", "valid_mask", "is_valid")
+VALID_KEYS = ("valid", "valids", "valid_mask", "is_valid", "action.valid", "action_valid")
 PAD_KEYS = ("is_pad", "pad", "padding", "is_padding", "action_is_pad")
 UNCLEAR_KEYS = ("mask", "pad_mask", "padding_mask", "attention_mask")
 """Keys that may say which rows are padding, one way or the other."""

@@ -51,7 +51,7 @@ class PrecisionCheck:
         return [
             f"'{name}' is too large for float32 (number {worst[0]} reaches {worst[1]:.10g}, where float32 "
             f"tells apart steps of {worst[2]:.3g}, and changes by about {worst[3]:.3g} in {STRETCH} rows): "
-            "record it relative to its start, or leave it out with --map observation.NAME="
+            "record it relative to its start, or leave it out (--map observation.NAME= does)"
             for name, numbers in found.items()
             for worst in [max(numbers, key=lambda number: number[2] / number[3])]
         ]

@@ -275,7 +275,8 @@ def _next_observation(
     Raises UserError if a next observation is not the observation of the next row: windows would join rows
     that do not follow each other.
     """
-    following, start = np.empty_like(seen), 0
+    following: NDArray[np.float32] = np.empty_like(seen)
+    start = 0
     for spec in plant.fields:
         parts = []
         for path in _paths(spec.name, keys):
@@ -294,4 +295,5 @@ def _next_observation(
             "out there or episodes joined: split the demonstration there, or remove next_obs if its rows do "
             "follow each other"
         )
-    return following[-1].copy()
+    final: NDArray[np.float32] = following[-1].copy()
+    return final

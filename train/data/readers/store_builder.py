@@ -101,7 +101,8 @@ class StoreBuilder:
         decided = decide_task_ends(self._flags, lengths)
         for start, end, masks in zip(starts, self._ends, decided.masks, strict=True):
             self.masks[start:end] = masks
-        self._successes = list(decided.successes or [None] * len(lengths))
+        if decided.successes is not None:
+            self._successes = [*decided.successes]
         self.remarks += decided.remarks
 
 
