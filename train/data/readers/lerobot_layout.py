@@ -86,6 +86,7 @@ class Layout:
         }
         success = next((key for key in EPISODE_SUCCESS if key in features), None)
         if PLANT_KEY in info:
+            keys.require_described(where)
             fields = {field["name"]: (feature_name(field["name"]),) for field in info[PLANT_KEY]["fields"]}
             for name in [key for found in fields.values() for key in found] + ["action"]:
                 if name not in features:

@@ -112,6 +112,8 @@ def _read(
     if not episodes:
         raise UserError(f"data set {dataset_id} has no episodes: collect some first")
     _refuse_spaces(dataset_id, metadata)
+    if PLANT_KEY in metadata:
+        keys.require_described(f"data set {dataset_id}")
     first = file[episodes[0]]
     fields = keys.with_fields(
         {name: (path,) for name, path, _ in _leaves(first["observations"])},

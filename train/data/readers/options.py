@@ -71,6 +71,14 @@ class KeyMap:
     def __bool__(self) -> bool:
         return bool(self.roles or self.fields)
 
+    def require_described(self, where: str) -> None:
+        """Raise UserError if actions or observations are mapped in a file that describes its own plant."""
+        if self.fields or {"action", "observation"} & set(self.roles):
+            raise UserError(
+                f"{where} was written by rql-deploy and describes its actions and observations itself: leave "
+                "out --map"
+            )
+
     def key(self, role: str, held: Collection[str], *usual: str, where: str) -> str | None:
         """The one key that is read as `role`: the mapped one, else the first of `usual` that is held.
 

@@ -66,6 +66,8 @@ class DemoKeys:
                 + (f"; name them with --map action={near}" if near else "")
             )
         ours = PLANT_KEY in data.attrs
+        if ours:
+            keys.require_described(where)
         fields = keys.with_fields(_fields(demo), held, "", where)
         roles = {}
         usual = {**USUAL, **({"mask": ("masks",)} if ours else {})}

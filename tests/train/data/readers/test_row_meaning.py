@@ -201,7 +201,10 @@ def test_demonstrations_that_would_be_misread_are_refused(
 
 
 def test_observations_in_groups_are_fields_and_notes_are_not(tmp_path: Path) -> None:
-    keys = {"obs/policy/q": lambda i, n: np.ones((n, 2)), "obs/datagen_info/pose": lambda i, n: np.ones((n, 4))}
+    keys = {
+        "obs/policy/q": lambda i, n: np.ones((n, 2)),
+        "obs/datagen_info/pose": lambda i, n: np.ones((n, 4)),
+    }
     assert [spec.name for spec in read(demos(tmp_path, **keys)).plant.fields] == ["policy.q", "x"]
 
 
