@@ -64,6 +64,10 @@ class NpzKeys:
             for role in (*USUAL, "pad")
             if (key := keys.key(role, held, *USUAL.get(role, ()), where=where)) is not None
         }
+        ending = next((key for key in USUAL["terminated"][1:] if key in held), None)
+        if found.get("terminated") == "terminals" and "terminated" not in keys.roles and ending:
+            # Beside a key that says where tasks end, `terminals` are the ends of episodes.
+            found |= {"terminated": ending, "done": found.get("done", "terminals")}
         if "pad" in found:
             raise UserError(f"{where} is an .npz file, which takes --map valid=KEY for rows that are real")
         ends = {"terminated", "truncated", "done", "next_observation"} & set(found)

@@ -11,11 +11,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,10 +28,10 @@ from rql_deploy.train.data.store import TransitionStore
 
 from .npz import Member, NpzFile
 from .npz_keys import NpzKeys
+from .npz_rows import read_column, row_order, task_ends
 from .options import KeyMap, ReadOptions
 from .precision import PrecisionCheck
-from .row_order import RowOrder, jumps, require_order
-from .task_ends import EpisodeFlags, TaskEnds, decide_task_ends
+from .row_order import RowOrder
 
 STATE_KEYS = ("qpos", "button_states")
 """Simulator states that rewards are computed from."""
@@ -171,9 +169,9 @@ class OGBenchFile:
                 partial(precision.add, "observation"),
             )
             actions = file.read(self.keys["action"], np.float32, keep, None, partial(precision.add, "action"))
-            ends = None if self._relabelled else self._task_ends(file)
+            ends = None if self._relabelled else task_ends(file, self.keys, order)
             if ends is not None:
-                rewards = self._column(file, "reward", np.float32)[keep]
+                rewards = read_column(file, self.keys["reward"])[keep]
                 masks = np.concatenate(ends.masks)
             elif self.relabel:
                 rewards, masks = self.relabel(
@@ -204,60 +202,6 @@ class OGBenchFile:
                 remarks=(*(ends.remarks if ends is not None else ()), *precision.remarks()),
             )
 
-    def _task_ends(self, file: NpzFile) -> TaskEnds:
-        keep, ends = self._order.keep, self._order.ends
-        columns = {
-            name: self._column(file, role, np.float32) for role, name in _COLUMNS.items() if role in self.keys
-        }
-        if self.keys.closing_rows and PLANT_KEY not in file.keys:
-            self._require_nothing_lost(columns, keep)
-        kept = {name: column[keep] for name, column in columns.items()}
-        if not self.keys.explicit and "terminated" in kept:
-            kept["dones"] = np.maximum(kept.pop("terminated"), kept.get("dones", 0))
-        said: list[bool | None] = [None] * len(ends)
-        if "success" in self.keys:
-            success = file.read(self.keys["success"], np.float32).reshape(-1)
-            if len(success) == len(keep):
-                kept["success"] = success[keep]
-            elif len(success) == len(ends):
-                said = [bool(value) for value in success]
-            else:
-                raise UserError(
-                    f"{self.path}: '{self.keys['success']}' has {len(success)} entries for {len(keep)} rows "
-                    f"and {len(ends)} episodes: make the file again"
-                )
-        starts = [0, *ends[:-1]]
-        rows: dict[str, Any] = {
-            name: column if name in ("rewards", "masks") else column != 0 for name, column in kept.items()
-        }
-        return decide_task_ends(
-            [
-                EpisodeFlags(
-                    f"{self.path}: episode {i}",
-                    succeeded=said[i],
-                    **{name: column[start:end] for name, column in rows.items()},
-                )
-                for i, (start, end) in enumerate(zip(starts, ends, strict=True))
-            ],
-            np.diff(ends, prepend=0).tolist(),
-        )
-
-    def _require_nothing_lost(
-        self, columns: Mapping[str, NDArray[np.float32]], keep: NDArray[np.bool_]
-    ) -> None:
-        """Raise UserError if rewards or masks tell rows apart only in the rows that are dropped."""
-        for name in ("masks", "rewards"):
-            column = columns.get(name)
-            if column is not None and (column[keep] == column[keep][0]).all() and (column != column[0]).any():
-                raise UserError(
-                    f"{self.path}: '{name}' are {column[keep][0]:g} except in the last rows of episodes, "
-                    "which in OGBench's layout are no transitions and would be dropped: if they are, add "
-                    "'timeouts' (0 everywhere will do) or 'next_observations'"
-                )
-
-    def _column(self, file: NpzFile, role: str, dtype: type[np.float32]) -> NDArray[np.float32]:
-        return file.read(self.keys[role], dtype).reshape(-1)
-
     @cached_property
     def _relabelled(self) -> bool:
         if self.replace:
@@ -266,53 +210,8 @@ class OGBenchFile:
 
     @cached_property
     def _order(self) -> RowOrder:
-        """Which rows are transitions, and where episodes end."""
         with NpzFile(self.path) as file:
-            marks = [
-                self._column(file, role, np.float32) != 0
-                for role in ("terminated", "truncated", "done")
-                if role in self.keys
-            ]
-            rows = file.member(self.keys["observation"]).shape[0]
-            ends = np.logical_or.reduce(marks) if marks else np.zeros(rows, np.bool_)
-            if self.keys.closing_rows:
-                self._require_transitions(ends)
-                return RowOrder.of(~ends, np.zeros(rows, np.bool_))
-            keep = self._column(file, "valid", np.float32) != 0 if "valid" in self.keys else ends | True
-            if not keep.any():
-                raise UserError(f"{self.path} marks all rows as invalid: make it again")
-            if "next_observation" in self.keys:
-                seen = file.read(self.keys["observation"], np.float32)
-                given = file.read(self.keys["next_observation"], np.float32)
-                if seen.shape != given.shape:
-                    raise UserError(
-                        f"{self.path}: '{self.keys['next_observation']}' has shape {list(given.shape)}, "
-                        f"observations have {list(seen.shape)}: make the file again"
-                    )
-                found = np.concatenate((jumps(seen[1:], given[:-1]), [True]))
-                inside = keep[:-1] & keep[1:] & ~ends[:-1]
-                require_order(str(self.path), seen, given, found[:-1][inside])
-                ends = ends | found
-            return RowOrder.of(keep, ends)
-
-    def _require_transitions(self, terminals: NDArray[np.bool_]) -> None:
-        # An episode's last row is dropped, so an episode of one row has no transition.
-        alone = terminals & np.concatenate(([True], terminals[:-1]))
-        if alone.any():
-            row = int(np.argmax(alone))
-            raise UserError(
-                f"{self.path}: episode {int(terminals[:row].sum())} has one row only (row {row}) and so no "
-                "transition: remove that episode"
-            )
-
-
-_COLUMNS = {
-    "reward": "rewards",
-    "mask": "masks",
-    "terminated": "terminated",
-    "truncated": "truncated",
-    "done": "dones",
-}
+            return row_order(file, self.keys)
 
 
 def _rank(role: str) -> int:
