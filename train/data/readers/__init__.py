@@ -97,8 +97,7 @@ def _check_options(name: str, path: Path, options: ReadOptions) -> None:
     """Raise UserError for options that data of this format has no use for."""
     if options.tasks and not (path.is_dir() and is_lerobot(path)):
         raise UserError(f"--task-index selects language tasks of a LeRobotDataset, which {name} is not")
-    stores = is_store(path) or (path.is_dir() and any(is_store(folder) for folder in path.iterdir()))
-    if options.keys and stores:
+    if options.keys and (is_store(path) or (path.is_dir() and any(map(is_store, path.iterdir())))):
         raise UserError(f"--map names keys of other programs' files, and {name} is a store: leave it out")
 
 

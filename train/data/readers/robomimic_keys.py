@@ -199,7 +199,7 @@ def _truth(where: str, name: str, value: Any) -> bool:
         if value.strip().lower() not in ("true", "false", "1", "0"):
             raise UserError(f"{where} has the attribute {name} = '{value}': write True or False")
         return value.strip().lower() in ("true", "1")
-    return bool(np.asarray(value).all())
+    return bool(np.asarray(value).any())
 
 
 def _numbers(where: str, demo: h5py.Group, path: str, rows: int) -> NDArray[np.float32]:
