@@ -294,10 +294,10 @@ def _plant(
 
 
 def _leaves(node: Any, prefix: str = "") -> Iterator[tuple[str, str, Any]]:
-    """Name, path and array of each observation; those in groups are named `GROUP.NAME`."""
+    """Name, path and array of each observation; those in groups are named `GROUP/NAME`."""
     if not isinstance(node, Mapping | h5py.Group):
         path = prefix or "observation"
-        yield path.replace("/", "."), path, node
+        yield path, path, node
         return
     for name, inner in node.items():
         yield from _leaves(inner, f"{prefix}/{name}" if prefix else name)

@@ -259,7 +259,8 @@ def _read_fields(
 
 
 def _paths(field: str, keys: DemoKeys) -> tuple[str, ...]:
-    return keys.fields.get(field) or (f"obs/{field}",)
+    # robomimic's loader takes no slash within a name, so writers put a dot in its place.
+    return keys.fields.get(field) or keys.fields.get(field.replace("/", ".")) or (f"obs/{field}",)
 
 
 def _next_observation(

@@ -102,14 +102,10 @@ def is_numeric(observation: object) -> bool:
 
 
 def _fields(demo: h5py.Group) -> dict[str, tuple[str, ...]]:
-    """Paths of the numeric observations; those in groups are named `GROUP.NAME`."""
+    """Paths of the numeric observations; those in groups are named `GROUP/NAME`."""
     if isinstance(demo.get("obs"), h5py.Dataset):
         return {"observation": ("obs",)}
-    return {
-        path.removeprefix("obs/").replace("/", "."): (path,)
-        for path, item in _leaves(demo, "obs")
-        if is_numeric(item)
-    }
+    return {path.removeprefix("obs/"): (path,) for path, item in _leaves(demo, "obs") if is_numeric(item)}
 
 
 def _leaves(demo: h5py.Group, path: str) -> Iterator[tuple[str, Any]]:

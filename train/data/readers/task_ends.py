@@ -52,7 +52,8 @@ def decide_task_ends(episodes: Sequence[EpisodeFlags], lengths: Sequence[int]) -
     """Masks of all episodes, and which of them succeeded.
 
     The first that the file has decides: masks; terminations, or `done` without truncations; rows of success,
-    or rewards of 1 where all are 0 or 1; `done`, if it is more than the mark of a recording's last row.
+    or rewards of 1 where all are 0 or 1; `done`, if it is more than the mark of a recording's last row; the
+    last rows of episodes that are said to have succeeded.
     Success that is never lost again ends the task too; success that is lost in some episode belongs to a task
     that goes on.
 
@@ -81,7 +82,10 @@ def decide_task_ends(episodes: Sequence[EpisodeFlags], lengths: Sequence[int]) -
     elif (dones := _column(episodes, "dones")) is not None:
         ended = _from_dones(dones, said, remarks)
     else:
+        # Recorders end an episode at success: where nothing says more, its last row is the task's end.
         ended = [np.zeros(count, np.bool_) for count in lengths]
+        for i, rows in enumerate(ended):
+            rows[-1] = said is not None and said[i]
     return TaskEnds([1.0 - rows.astype(np.float32) for rows in ended], successes, remarks)
 
 

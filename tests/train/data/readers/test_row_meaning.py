@@ -152,7 +152,7 @@ SUCCESS_ROWS = [7, 8, 9, 27, 28, 29]
         ({"rewards": at_success, "dones": at_end}, SUCCESS_ROWS, [True, False, True]),
         ({"success": at_success}, SUCCESS_ROWS, [True, False, True]),
         ({"infos/is_success": at_success}, SUCCESS_ROWS, [True, False, True]),
-        ({"at_success": lambda i, n: np.bool_(i != 1)}, [], [True, False, True]),
+        ({"at_success": lambda i, n: np.bool_(i != 1)}, [9, 29], [True, False, True]),
         ({"at_success": lambda i, n: i != 1, "dones": at_end}, [9, 29], [True, False, True]),
         ({"dones": at_end, "truncations": lambda i, n: at_end(i, n) & (i == 1)}, [9, 29], None),
         ({"absorbing": lambda i, n: at_end(i, n) & (i == 1)}, [21], None),
@@ -208,7 +208,7 @@ def test_observations_in_groups_are_fields_and_notes_are_not(tmp_path: Path) -> 
         "obs/policy/q": lambda i, n: np.ones((n, 2)),
         "obs/datagen_info/pose": lambda i, n: np.ones((n, 4)),
     }
-    assert [spec.name for spec in read(demos(tmp_path, **keys)).plant.fields] == ["policy.q", "x"]
+    assert [spec.name for spec in read(demos(tmp_path, **keys)).plant.fields] == ["policy/q", "x"]
 
 
 def rewrite_minari(folder: Path, success: Any, **flags: Any) -> Path:
@@ -286,8 +286,8 @@ def test_spaces_within_spaces_are_fields_of_minari(
     )
     store = opened(tmp_path / "tiny" / "nested-v0")
     fields = [spec.name for spec in store.plant.fields]
-    assert sorted(fields) == ["arm", "goal.kettle", "goal.slide"]
-    columns = 2 * fields.index("goal.slide")
+    assert sorted(fields) == ["arm", "goal/kettle", "goal/slide"]
+    columns = 2 * fields.index("goal/slide")
     assert np.allclose(store.observations[:, columns : columns + 2], seen[:6] + 2)
-    chosen = read(tmp_path / "tiny" / "nested-v0", "observation.goal.slide=", "observation.pose=arm")
-    assert sorted(spec.name for spec in chosen.plant.fields) == ["goal.kettle", "pose"]
+    chosen = read(tmp_path / "tiny" / "nested-v0", "observation.goal/slide=", "observation.pose=arm")
+    assert sorted(spec.name for spec in chosen.plant.fields) == ["goal/kettle", "pose"]
