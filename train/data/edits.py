@@ -13,7 +13,7 @@ from rql_deploy.assumptions import joined
 from rql_deploy.contract import PlantDescription
 from rql_deploy.errors import UserError
 
-from .store import TransitionStore
+from .store import ENDS, TransitionStore
 
 
 def select(store: TransitionStore, episodes: NDArray[np.int64], suffix: str) -> TransitionStore:
@@ -53,7 +53,8 @@ def relabel_success(store: TransitionStore, *, all_successful: bool = False) -> 
     """Rewards success - 1 and masks 1 - success (docs/algorithm.md).
 
     A row counts as success if its mask is 0 or, where all rewards are 0 or 1, its reward is 1; so do the rows
-    after it. If an episode is known to have succeeded but no row says where, its last row counts as success;
+    after it, unless some episode ends without the success that it had reached: then the task goes on after
+    success. If an episode is known to have succeeded but no row says where, its last row counts as success;
     with `all_successful`, every episode is known to have succeeded. Raises UserError if no episode succeeded.
     """
     success: NDArray[np.bool_] = np.asarray(store.masks == 0)
@@ -61,14 +62,18 @@ def relabel_success(store: TransitionStore, *, all_successful: bool = False) -> 
         success = success | (store.rewards == 1)
     flags = np.zeros(len(store), np.bool_)
     succeeded = np.zeros(store.episodes, np.bool_)
+    # Success that is gone at the end was of a task that goes on: the rows after it are no success.
+    kept = np.logical_or.reduceat(success, store.starts) == success[store.ends - 1]
+    latched = all_successful or bool(kept.all())
     for i, (start, end) in enumerate(zip(store.starts, store.ends, strict=True)):
-        rows = np.logical_or.accumulate(success[start:end])
+        rows = success[start:end]
+        rows = np.logical_or.accumulate(rows) if latched else rows.copy()
         known = all_successful or (store.successes is not None and bool(store.successes[i]))
-        if known and not rows[-1]:
+        if known and not rows.any():
             rows[-1] = True
         if store.successes is not None and not store.successes[i] and not all_successful:
             rows[:] = False
-        flags[start:end], succeeded[i] = rows, rows[-1]
+        flags[start:end], succeeded[i] = rows, rows.any()
     if not succeeded.any():
         raise UserError(
             f"nothing in data set {store.dataset_id} says that an episode succeeded: pass --all-successful "
@@ -76,7 +81,11 @@ def relabel_success(store: TransitionStore, *, all_successful: bool = False) -> 
         )
     rewards = flags.astype(np.float32) - 1.0
     return dataclasses.replace(
-        store, rewards=rewards, masks=(1.0 - flags).astype(np.float32), successes=succeeded
+        store,
+        rewards=rewards,
+        masks=(1.0 - flags).astype(np.float32),
+        successes=succeeded,
+        remarks=tuple(remark for remark in store.remarks if not remark.startswith(ENDS)),
     )
 
 
@@ -114,6 +123,7 @@ def concatenate(stores: Sequence[TransitionStore]) -> TransitionStore:
         ends=np.concatenate([store.ends + offset for store, offset in zip(stores, offsets, strict=True)]),
         successes=np.concatenate(successes) if len(successes) == len(stores) else None,
         finals=np.concatenate(finals) if len(finals) == len(stores) else None,
+        remarks=tuple(dict.fromkeys(remark for store in stores for remark in store.remarks)),
     )
 
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from rql_deploy.assumptions import describe_assumed
 
 from .report_warnings import data_warnings
-from .store import TransitionStore
+from .store import DIMENSION_NAMES, TransitionStore
 
 SATURATED = 0.999
 """An action counts as saturated from this share of its bound on."""
@@ -101,6 +101,7 @@ def _fields(store: TransitionStore) -> list[dict[str, Any]]:
                 "name": spec.name,
                 "shape": list(spec.shape),
                 "unit": spec.unit,
+                "names": (store.plant.environment.get(DIMENSION_NAMES) or {}).get(spec.name),
                 "min": _number(lowest.min()),
                 "max": _number(highest.max()),
                 "mean": _number(columns.mean(dtype=np.float64, where=finite)) if finite.any() else None,

@@ -25,6 +25,10 @@ from .normalization import RunningMeanStd, no_normalization
 
 ACTION_MARGIN = 1e-5
 """Scaled actions are kept this far inside [-1, 1], as in the released code (docs/algorithm.md)."""
+DIMENSION_NAMES = "dimension names"
+"""Key in a plant's `environment` for the names of the numbers of its observation fields, by field."""
+ENDS = "task ends: "
+"""Starts the remarks about masks, which a data set with other masks no longer needs."""
 BLOCK_ROWS = 65_536
 """Rows processed at a time."""
 
@@ -56,6 +60,8 @@ class TransitionStore:
 
     Training does not use it; other formats need it.
     """
+    remarks: tuple[str, ...] = ()
+    """What its reader noticed and a user should know, one sentence each."""
 
     def __len__(self) -> int:
         return len(self.rewards)
@@ -135,6 +141,7 @@ class TransitionStore:
     def assumptions(self) -> Iterator[str]:
         """What the reader had to assume about the plant, one sentence each."""
         yield from assumption_warnings(self.dataset_id, self.plant, *self.action_range())
+        yield from self.remarks
 
     def warnings(self, h: int) -> list[str]:
         """What to look at before training, one sentence each."""

@@ -19,6 +19,7 @@ from rql_deploy.train.data.store import TransitionStore
 from .lerobot import is_lerobot, read_lerobot
 from .minari import MAIN_FILE, holds_minari, read_minari
 from .ogbench import read_ogbench, shard_files
+from .options import ReadOptions
 from .robomimic import SUFFIXES, is_robomimic, read_robomimic, split_filter_key
 
 
@@ -29,6 +30,7 @@ def open_store(
     relabel: RewardFunction | None = None,
     replace: bool = False,
     shard_updates: int = 1000,
+    options: ReadOptions | None = None,
 ) -> TransitionStore | ShardedStore:
     """Open the data set with path or id `name`; the format is recognised from its files.
 
@@ -43,15 +45,17 @@ def open_store(
     | a folder or file Minari wrote, or a Minari id | Minari (HDF5, Arrow, Parquet) |
 
     Rewards that an OGBench file lacks are computed by `relabel`; with `replace`, also those that it has.
+    `options` says what keys mean that the format leaves open, and selects tasks.
 
     Raises UserError if there is no such data set, it is damaged, or it lacks rewards and `relabel` is None.
     """
-    path = Path(name)
+    path, options = Path(name), options or ReadOptions()
     try:
         path.resolve()
     except (OSError, RuntimeError) as error:  # a cycle of symbolic links
         raise UserError(f"{name} cannot be resolved ({error}): pass another path") from error
     store: TransitionStore | ShardedStore
+    _check_options(name, path, options)
     if is_store(path):
         store = read_store(path, verify=True)
     elif path.is_dir() and (folders := sorted(folder for folder in path.iterdir() if is_store(folder))):
@@ -59,13 +63,15 @@ def open_store(
             path.resolve().name, [StoreShard.of(folder) for folder in folders], shard_updates
         )
     elif path.is_dir() and is_lerobot(path):
-        store = read_lerobot(path)
+        store = read_lerobot(path, options)
     elif path.is_dir() and any(holds_minari(folder) for folder in (path, path / "data")):
-        store = read_minari(name)
+        store = read_minari(name, options)
     elif path.suffix == ".npz" or (path.is_dir() and shard_files(path)):
-        store = read_ogbench(path, relabel=relabel, replace=replace, shard_updates=shard_updates)
+        store = read_ogbench(
+            path, relabel=relabel, replace=replace, shard_updates=shard_updates, options=options
+        )
     elif is_robomimic(path):
-        store = read_robomimic(path)
+        store = read_robomimic(path, options)
     elif path.is_dir() and next(path.glob("*.rqlrec"), None) is not None:
         raise UserError(
             f"{path} is a server's recording: make a data set of it with `rql-deploy data convert {path} "
@@ -83,7 +89,7 @@ def open_store(
             else f"{path} is no robomimic file, since it has no group 'data': pass one, or a Minari folder"
         )
     else:
-        store = read_minari(name)
+        store = read_minari(name, options)
     if store.plant.rate_assumed:
         # Data sets from before there was `assumed` mark it in the environment.
         store = with_plant(store, msgspec.structs.replace(store.plant, assumed=("control_rate",)))
@@ -93,6 +99,14 @@ def open_store(
     return with_reward(store, reward)
 
 
+def _check_options(name: str, path: Path, options: ReadOptions) -> None:
+    """Raise UserError for options that data of this format has no use for."""
+    if options.tasks and not (path.is_dir() and is_lerobot(path)):
+        raise UserError(f"--task-index selects language tasks of a LeRobotDataset, which {name} is not")
+    if options.keys and (is_store(path) or (path.is_dir() and any(map(is_store, path.iterdir())))):
+        raise UserError(f"--map names keys of other programs' files, and {name} is a store: leave it out")
+
+
 def open_stores(
     names: Sequence[str],
     *,
@@ -100,13 +114,16 @@ def open_stores(
     relabel: RewardFunction | None = None,
     shard_updates: int = 1000,
     stated: Statements = NOTHING_STATED,
+    options: ReadOptions | None = None,
 ) -> TransitionStore | ShardedStore:
     """Several data sets of one plant as one; see `open_store`. `stated` is the user's word on the plant.
 
     Raises UserError naming what differs between their plants.
     """
     stores = [
-        stated.of_one(open_store(name, reward=reward, relabel=relabel, shard_updates=shard_updates))
+        stated.of_one(
+            open_store(name, reward=reward, relabel=relabel, shard_updates=shard_updates, options=options)
+        )
         for name in names
     ]
     if len(stores) == 1:

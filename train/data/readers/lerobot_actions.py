@@ -14,10 +14,8 @@ has neither bounds nor units.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable
 from typing import Any
-
-import numpy as np
 
 from rql_deploy.contract import ActionDimension
 
@@ -25,9 +23,9 @@ MOTION = re.compile(r"(^|[._])(delta|rel|relative|vel|velocity)([._]|$)")
 TARGETS = re.compile(r"(\.pos|_pos|\.position)$|^ee\.|^(left_|right_)?ee\.")
 
 
-def action_dimensions(feature: Mapping[str, Any]) -> tuple[ActionDimension, ...]:
-    """The dimensions of the feature `action`, with bounds of [-1, 1] that are still to be guessed."""
-    return tuple(map(_dimension, dimension_names(feature, "action")))
+def action_dimensions(names: Iterable[str]) -> tuple[ActionDimension, ...]:
+    """The dimensions of these names, with bounds of [-1, 1] that are still to be guessed."""
+    return tuple(map(_dimension, names))
 
 
 def _dimension(name: str) -> ActionDimension:
@@ -35,21 +33,3 @@ def _dimension(name: str) -> ActionDimension:
         return ActionDimension(name, -1.0, 1.0, mode="delta", hold="zero", assumed=("bounds", "unit"))
     assumed: Any = ("bounds", "unit") if TARGETS.search(name.lower()) else ("bounds", "mode", "hold", "unit")
     return ActionDimension(name, -1.0, 1.0, mode="absolute", hold="repeat", assumed=assumed)
-
-
-def dimension_names(feature: Mapping[str, Any], prefix: str) -> list[str]:
-    """Names of a feature's numbers; `prefix_0`, `prefix_1`, ... where it gives none that fit.
-
-    They are a list, a table with a list under a key such as "motors", or a table from names to places.
-    """
-    names: Any = feature.get("names")
-    width = int(np.prod(feature["shape"]))
-    if isinstance(names, dict) and names:
-        places = list(names.values())
-        if all(isinstance(place, int) for place in places) and sorted(places) == list(range(width)):
-            names = sorted(names, key=names.__getitem__)
-        else:
-            names = [name for part in places for name in (part if isinstance(part, list) else [part])]
-    if not isinstance(names, list) or len(names) != width or len(set(map(str, names))) != width:
-        return [f"{prefix}_{i}" for i in range(width)]
-    return [str(name) for name in names]

@@ -7,7 +7,7 @@ import pytest
 from rql_deploy.contract import ActionDimension
 from rql_deploy.ogbench_names import plant_of
 from rql_deploy.train.data.readers.env_args import control_rate, described_actions
-from rql_deploy.train.data.readers.lerobot_actions import action_dimensions, dimension_names
+from rql_deploy.train.data.readers.lerobot_actions import action_dimensions
 
 DELTA, ABSOLUTE = ("delta", "zero"), ("absolute", "repeat")
 OSC = {"type": "OSC_POSE", "output_max": [0.05] * 3 + [0.5] * 3, "input_max": 1, "input_min": -1}
@@ -34,25 +34,9 @@ def moves(actions: tuple[ActionDimension, ...]) -> list[tuple[str, str]]:
     ],
 )
 def test_names_of_lerobot_s_robots_say_what_moves(name: str, moves_as: tuple[str, str], said: bool) -> None:
-    (action,) = action_dimensions({"shape": [1], "names": [name]})
+    (action,) = action_dimensions([name])
     assert (action.name, action.mode, action.hold) == (name, *moves_as)
     assert action.assumed == (("bounds", "unit") if said else ("bounds", "mode", "hold", "unit"))
-
-
-@pytest.mark.parametrize(
-    ("names", "expected"),
-    [
-        (["a", "b"], ["a", "b"]),
-        ({"motors": ["a", "b"]}, ["a", "b"]),
-        ({"left": ["a"], "right": ["b"]}, ["a", "b"]),
-        ({"b": 1, "a": 0}, ["a", "b"]),
-        (["a", "a"], ["action_0", "action_1"]),
-        (["a"], ["action_0", "action_1"]),
-        (None, ["action_0", "action_1"]),
-    ],
-)
-def test_names_in_every_form_that_lerobot_writes(names: Any, expected: list[str]) -> None:
-    assert dimension_names({"shape": [2], "names": names}, "action") == expected
 
 
 def robosuite(configs: Any, **kwargs: Any) -> dict[str, Any]:
