@@ -53,7 +53,11 @@ def is_lerobot(folder: Path) -> bool:
 
 
 def feature_name(field: str) -> str:
-    """LeRobot's name of an observation field; its policies look for the prefix `observation.`."""
+    """LeRobot's name of an observation field; its policies look for the prefix `observation.`.
+
+    LeRobot allows no slash in it.
+    """
+    field = field.replace("/", ".")
     if field == "observation":
         return STATE
     return field if field.startswith("observation.") else f"observation.{field}"

@@ -2,14 +2,14 @@
 
 Reads the files directly with h5py or pyarrow, because training nodes have neither Minari nor gymnasium:
 `main_data.hdf5` with one group per episode, or one folder of Arrow or Parquet files per episode, and
-`metadata.json` beside it.
+`metadata.json` beside it (before Minari 0.5, attributes of the HDF5 file). Images are not read.
 """
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from rql_deploy.structs import convert
 from rql_deploy.train.data.store import ASSUMED_RATE, TransitionStore
 
 from .minari_columns import ColumnEpisodes
+from .minari_spaces import at, leaves, read_spaces
 from .store_builder import DEFAULT_RATE, StoreBuilder
 
 MAIN_FILE = "main_data.hdf5"
@@ -70,11 +71,7 @@ def read_minari(name: str) -> TransitionStore:
     """Load the data set with path or id `name`; raises UserError if it is missing, damaged or unsupported."""
     folder = find_data_folder(name)
     try:
-        if not (folder / METADATA_FILE).is_file():
-            raise UserError(
-                f"{folder} lacks {METADATA_FILE}, which Minari writes beside {MAIN_FILE}: copy it, too"
-            )
-        metadata = json.loads((folder / METADATA_FILE).read_text())
+        metadata = read_metadata(folder)
         dataset_id = str(metadata.get("dataset_id", name))
         if metadata.get("data_format") in COLUMN_FORMATS and not (folder / MAIN_FILE).is_file():
             return _read(dataset_id, metadata, ColumnEpisodes(folder, metadata))
@@ -95,12 +92,33 @@ def read_minari(name: str) -> TransitionStore:
         ) from error
 
 
+def read_metadata(folder: Path) -> dict[str, Any]:
+    """Metadata of the data set in `folder`; Minari before 0.5 wrote them into the HDF5 file itself."""
+    if (folder / METADATA_FILE).is_file():
+        found: dict[str, Any] = json.loads((folder / METADATA_FILE).read_text())
+        return found
+    with h5py.File(folder / MAIN_FILE, "r") as file:
+        attributes = {
+            key: value.decode() if isinstance(value, bytes) else value for key, value in file.attrs.items()
+        }
+    if "total_episodes" not in attributes:
+        raise UserError(
+            f"{folder} lacks {METADATA_FILE}, which Minari writes beside {MAIN_FILE}: copy it, too"
+        )
+    if "action_space" not in attributes:
+        raise UserError(
+            f"{folder} was written by Minari {attributes.get('minari_version', 'before 0.4.2')}, which did not "
+            "describe its spaces: load it with minari 0.4.3, which knows its environment, and write it again "
+            "with both spaces"
+        )
+    return attributes
+
+
 def _read(dataset_id: str, metadata: Mapping[str, Any], file: h5py.File | ColumnEpisodes) -> TransitionStore:
     episodes = sorted(file, key=lambda group: int(group.removeprefix("episode_")))
     if not episodes:
         raise UserError(f"data set {dataset_id} has no episodes: collect some first")
-    _refuse_spaces(dataset_id, metadata)
-    plant = _plant(dataset_id, metadata, file[episodes[0]])
+    plant = _plant(dataset_id, metadata, file[episodes[0]], read_spaces(dataset_id, metadata))
     rows_of = file.rows_of if isinstance(file, ColumnEpisodes) else lambda name: len(file[name]["actions"])
     result = StoreBuilder(dataset_id, plant, sum(rows_of(name) for name in episodes))
     for name in episodes:
@@ -138,29 +156,6 @@ def _read(dataset_id: str, metadata: Mapping[str, Any], file: h5py.File | Column
     return result.store()
 
 
-def _refuse_spaces(dataset_id: str, metadata: Mapping[str, Any]) -> None:
-    """Raise UserError for spaces other than boxes of numbers; the metadata may lack the spaces."""
-    for key, what in (("observation_space", "observations"), ("action_space", "actions")):
-        space: Any = json.loads(metadata[key]) if metadata.get(key) else {"type": "Box"}
-        boxes = (
-            list(space["subspaces"].values())
-            if space["type"] == "Dict" and what == "observations"
-            else [space]
-        )
-        for box in boxes:
-            if box["type"] != "Box":
-                raise UserError(
-                    f"data set {dataset_id} has {what} in a space of type {box['type']}: only "
-                    f"Box{' and one level of named Boxes are' if what == 'observations' else ' is'} "
-                    "supported"
-                )
-            if what == "observations" and len(box.get("shape") or ()) == 3 and box.get("dtype") == "uint8":
-                raise UserError(
-                    f"data set {dataset_id} observes images, which are not supported: record numbers too, or "
-                    "leave them out"
-                )
-
-
 def _success_after_step(episode: Any, rows: int) -> NDArray[np.bool_] | None:
     if "infos" not in episode or "success" not in episode["infos"]:
         return None
@@ -187,7 +182,7 @@ def _flatten(
     rows, start = len(out), 0
     final: NDArray[np.float32] | None = np.empty(plant.observation_dim, np.float32)
     for spec in plant.fields:
-        value = np.asarray(node[spec.name] if isinstance(node, Mapping | h5py.Group) else node, np.float32)
+        value = np.asarray(at(node, spec.name), np.float32)
         if len(value) not in (rows, rows + 1) or value.shape[1:] != spec.shape:
             raise UserError(
                 f"data set {dataset_id}: {name} has '{spec.name}' of shape {list(value.shape)}, for {rows} "
@@ -203,17 +198,15 @@ def _flatten(
     return final
 
 
-def _plant(dataset_id: str, metadata: Mapping[str, Any], first: Any) -> PlantDescription:
-    """The description that our collector stored, else one made from spaces and arrays."""
+def _plant(dataset_id: str, metadata: Mapping[str, Any], first: Any, images: set[str]) -> PlantDescription:
+    """The description that our collector stored, else one made from spaces and arrays without `images`."""
     if PLANT_KEY in metadata:
         return convert(
             json.loads(metadata[PLANT_KEY]), PlantDescription, f"the plant description of {dataset_id}"
         )
     node = first["observations"]
     if isinstance(node, Mapping | h5py.Group):
-        fields = tuple(
-            ObservationField(name, tuple(data.shape[1:])) for name, data in _leaves(dataset_id, node)
-        )
+        fields = tuple(ObservationField(name, tuple(data.shape[1:])) for name, data in leaves(node, images))
     else:
         fields = (ObservationField("observation", tuple(node.shape[1:])),)
     action_dim = int(np.prod(first["actions"].shape[1:], dtype=int))
@@ -231,16 +224,6 @@ def _plant(dataset_id: str, metadata: Mapping[str, Any], first: Any) -> PlantDes
         control_rate=float(metadata.get("control_rate", DEFAULT_RATE)),
         environment=spec,
     )
-
-
-def _leaves(dataset_id: str, node: Any) -> Iterator[tuple[str, Any]]:
-    for name, data in node.items():
-        if isinstance(data, Mapping | h5py.Group):
-            raise UserError(
-                f"data set {dataset_id} nests observation '{name}': only one level of named fields is "
-                "supported"
-            )
-        yield name, data
 
 
 def _action_bounds(

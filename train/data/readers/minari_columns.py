@@ -16,6 +16,8 @@ from numpy.typing import NDArray
 
 from rql_deploy.errors import UserError
 
+from .minari_spaces import is_image
+
 PADDED = ("actions", "rewards", "terminations", "truncations")
 
 
@@ -122,11 +124,14 @@ def _flags(column: Any, rows: int) -> Any:
 
 def _shaped(column: Any, space: Mapping[str, Any]) -> Any:
     if space["type"] == "Dict":
-        return {name: _shaped(column.field(name), inner) for name, inner in space["subspaces"].items()}
+        return {
+            name: _shaped(column.field(name), inner)
+            for name, inner in space["subspaces"].items()
+            if not is_image(inner)
+        }
     if space["type"] != "Box":
         raise UserError(
-            f"a space of type {space['type']} cannot be learned: only Box and one level of named Boxes are "
-            "supported"
+            f"a space of type {space['type']} cannot be learned: only Box and named Boxes are supported"
         )
     shape = space.get("shape") or np.asarray(space["low"]).shape
     return numeric_column(column, len(column)).reshape(len(column), *shape)

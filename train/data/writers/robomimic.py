@@ -9,6 +9,7 @@ import h5py
 import numpy as np
 
 from rql_deploy.contract import PLANT_KEY
+from rql_deploy.errors import UserError
 from rql_deploy.folders import reserve
 from rql_deploy.structs import to_plain
 from rql_deploy.train.data.store import TransitionStore
@@ -23,6 +24,13 @@ def write_robomimic(store: TransitionStore, target: Path) -> list[str]:
     for spec in store.plant.fields:
         fields.append((spec.name, spec.shape, slice(start, start + spec.size)))
         start += spec.size
+    names = [name for name, _, _ in fields]
+    for name in names:
+        if inside := [other for other in names if other.startswith(f"{name}/")]:
+            raise UserError(
+                f"the field '{name}' of {store.dataset_id} would be both an array and the group that holds "
+                f"'{inside[0]}': rename one of them in the data"
+            )
     # Per episode: observations twice, actions, rewards, masks, dones. HDF5 adds about 1 kB to each array.
     arrays = (2 * len(fields) + 4) * store.episodes
     reserve(
