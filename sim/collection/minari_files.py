@@ -165,7 +165,8 @@ def nested(values: Mapping[str, Any]) -> dict[str, Any]:
             place = place.setdefault(part, {}) if isinstance(place, dict) else place
         if not isinstance(place, dict) or last in place:
             raise UserError(
-                f"the field '{name}' and another would be in each other's place in a Minari data set: rename one"
+                f"the field '{name}' and another would be in each other's place in a Minari data set: rename "
+                "one"
             )
         place[last] = value
     return found

@@ -107,9 +107,9 @@ def read_metadata(folder: Path) -> dict[str, Any]:
         )
     if "action_space" not in attributes:
         raise UserError(
-            f"{folder} was written by Minari {attributes.get('minari_version', 'before 0.4.2')}, which did not "
-            "describe its spaces: load it with minari 0.4.3, which knows its environment, and write it again "
-            "with both spaces"
+            f"{folder} was written by Minari {attributes.get('minari_version', 'before 0.4.2')}, which did "
+            "not describe its spaces: load it with minari 0.4.3, which knows its environment, and write it "
+            "again with both spaces"
         )
     return attributes
 

@@ -1,4 +1,4 @@
-"""Spaces of a Minari data set, as its metadata describe them: which observations are read, which are images."""
+"""Spaces of a Minari data set, as its metadata describe them: what is read, and what are images."""
 
 from __future__ import annotations
 

@@ -55,6 +55,11 @@ def is_numeric(observation: object) -> bool:
     )
 
 
+def observation_name(field: str) -> str:
+    """Name of a field's array; robomimic's loader takes only the first part of one with a slash."""
+    return field.replace("/", ".")
+
+
 def filter_keys(file: Path) -> list[str]:
     """Names of the filter keys in a file that `is_robomimic`."""
     with h5py.File(file, "r") as opened:
@@ -82,7 +87,7 @@ def read_robomimic(path: Path | str) -> TransitionStore:
 
 def _read(name: str, key: str, file: h5py.File) -> TransitionStore:
     data = file["data"]
-    demos = _demonstrations(name, key, file)
+    demos = demonstrations(name, key, file)
     first = data[demos[0]]
     if "obs" not in first:
         held = ", ".join(sorted(first)) or "nothing"
@@ -128,7 +133,9 @@ def _read(name: str, key: str, file: h5py.File) -> TransitionStore:
             masks = _column(where, episode, "masks", rows)
             success = bool(episode.attrs["success"]) if "success" in episode.attrs else None
         final = None
-        has_next = "next_obs" in episode and all(spec.name in episode["next_obs"] for spec in plant.fields)
+        has_next = "next_obs" in episode and all(
+            observation_name(spec.name) in episode["next_obs"] for spec in plant.fields
+        )
         if has_next and data.attrs.get("final_observations", True):
             whole = np.empty((rows, plant.observation_dim), np.float32)
             _read_fields(where, plant, episode, "next_obs", whole)
@@ -137,7 +144,7 @@ def _read(name: str, key: str, file: h5py.File) -> TransitionStore:
     return result.store()
 
 
-def _demonstrations(name: str, key: str, file: h5py.File) -> list[str]:
+def demonstrations(name: str, key: str, file: h5py.File) -> list[str]:
     demos = [name for name, group in file["data"].items() if isinstance(group, h5py.Group)]
     if key:
         keys = list(file["mask"]) if "mask" in file else []
@@ -165,7 +172,7 @@ def _plant(name: str, data: h5py.Group, demos: list[str]) -> PlantDescription:
             json.loads(data.attrs[PLANT_KEY]), PlantDescription, f"the plant description of {name}"
         )
     text = data.attrs.get("env_args")
-    settings = _environment(name, text)
+    settings = environment_settings(name, text)
     robosuite = settings.get("type") == ROBOSUITE
     fields = tuple(
         ObservationField(field, tuple(value.shape[1:]))
@@ -202,7 +209,7 @@ def _plant(name: str, data: h5py.Group, demos: list[str]) -> PlantDescription:
     )
 
 
-def _environment(name: str, text: str | None) -> dict[str, Any]:
+def environment_settings(name: str, text: str | None) -> dict[str, Any]:
     try:
         settings = json.loads(text) if text else {}
     except ValueError as error:
@@ -221,15 +228,16 @@ def _read_fields(
 ) -> None:
     start = 0
     for spec in plant.fields:
-        if spec.name not in episode[group]:
+        name = observation_name(spec.name)
+        if name not in episode[group]:
             raise UserError(
-                f"{where} lacks {group}/{spec.name}, which other demonstrations have: extract the "
+                f"{where} lacks {group}/{name}, which other demonstrations have: extract the "
                 "observations again"
             )
-        value = episode[group][spec.name]
+        value = episode[group][name]
         if value.shape != (len(out), *spec.shape):
             raise UserError(
-                f"{where} has {group}/{spec.name} of shape {list(value.shape)}, for {len(out)} actions it "
+                f"{where} has {group}/{name} of shape {list(value.shape)}, for {len(out)} actions it "
                 f"should be {[len(out), *spec.shape]}"
             )
         out[:, start : start + spec.size] = value[:].reshape(len(out), -1)

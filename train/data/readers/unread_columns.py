@@ -11,12 +11,16 @@ from rql_deploy.contract import PLANT_KEY
 from rql_deploy.errors import UserError
 from rql_deploy.train.data.folder import is_store
 
+from .diffusion_policy import ENDS, Buffer, is_zarr
+from .hdf5 import hdf5_kind, is_hdf5, unread_entries
 from .lerobot import INFO_FILE, NUMBERS, is_lerobot
-from .minari import MAIN_FILE, find_data_folder
+from .minari import MAIN_FILE, find_data_folder, read_metadata
 from .minari_columns import require_pyarrow
+from .minari_spaces import read_spaces
 from .npz import NpzFile
 from .ogbench import shard_files
-from .robomimic import is_numeric, is_robomimic, split_filter_key
+from .robomimic import is_numeric, split_filter_key
+from .ros2_mcap import is_mcap
 
 NPZ_KEYS = {"observations", "actions", "terminals", "rewards", "masks", PLANT_KEY}
 DEMO_KEYS = {"obs", "next_obs", "actions", "rewards", "dones", "masks"}
@@ -44,8 +48,13 @@ def unread_columns(name: str) -> list[str]:
     if files:
         with NpzFile(files[0]) as file:
             return sorted(file.keys - NPZ_KEYS)
-    if is_robomimic(path):
-        return _robomimic(name)
+    if is_zarr(path):
+        buffer = Buffer(path)
+        return sorted(set(buffer.headers) - {f"data/{key}" for key in buffer.columns()} - {ENDS})
+    if is_mcap(path):
+        return []
+    if is_hdf5(path) and path.name != MAIN_FILE:
+        return _robomimic(name) if hdf5_kind(path) == "robomimic" else unread_entries(path)
     try:
         folder = find_data_folder(name)
     except UserError:
@@ -79,16 +88,18 @@ def _robomimic(name: str) -> list[str]:
 
 
 def _minari(folder: Path) -> list[str]:
+    metadata = read_metadata(folder)
+    pixels = [f"observations/{path}" for path in read_spaces(folder.name, metadata)]
     if (folder / MAIN_FILE).is_file():
         with h5py.File(folder / MAIN_FILE, "r") as file:
             infos = next(iter(file.values())).get("infos") if len(file) else None
-            return sorted(f"infos/{key}" for key in infos or () if key != "success")
+            return sorted([*pixels, *(f"infos/{key}" for key in infos or () if key != "success")])
     arrow = require_pyarrow(f"{folder} is in one of Minari's Arrow layouts")
-    layout = json.loads((folder / "metadata.json").read_text())["data_format"]
+    layout = metadata["data_format"]
     episodes = [str(entry) for entry in sorted(folder.iterdir()) if entry.is_dir() and entry.name.isdigit()]
     if not episodes:
         return []
     ignored = ["_", ".", "metadata.json"]
     schema = arrow.dataset.dataset(episodes[0], format=layout, ignore_prefixes=ignored).schema
     infos = schema.field("infos").type if "infos" in schema.names else ()
-    return sorted(f"infos/{field.name}" for field in infos if field.name != "success")
+    return sorted([*pixels, *(f"infos/{field.name}" for field in infos if field.name != "success")])

@@ -12,6 +12,7 @@ from rql_deploy.contract import PLANT_KEY
 from rql_deploy.errors import UserError
 from rql_deploy.folders import reserve
 from rql_deploy.structs import to_plain
+from rql_deploy.train.data.readers.robomimic import observation_name
 from rql_deploy.train.data.store import TransitionStore
 
 
@@ -20,17 +21,17 @@ def write_robomimic(store: TransitionStore, target: Path) -> list[str]:
 
     Also writes masks and the plant description, which robomimic ignores.
     """
-    fields, start = [], 0
+    fields: list[tuple[str, tuple[int, ...], slice]] = []
+    start = 0
     for spec in store.plant.fields:
-        fields.append((spec.name, spec.shape, slice(start, start + spec.size)))
-        start += spec.size
-    names = [name for name, _, _ in fields]
-    for name in names:
-        if inside := [other for other in names if other.startswith(f"{name}/")]:
+        name = observation_name(spec.name)
+        if name in (taken for taken, _, _ in fields):
             raise UserError(
-                f"the field '{name}' of {store.dataset_id} would be both an array and the group that holds "
-                f"'{inside[0]}': rename one of them in the data"
+                f"two fields of {store.dataset_id} would both be robomimic's observation '{name}': rename "
+                f"'{spec.name}' in the data"
             )
+        fields.append((name, spec.shape, slice(start, start + spec.size)))
+        start += spec.size
     # Per episode: observations twice, actions, rewards, masks, dones. HDF5 adds about 1 kB to each array.
     arrays = (2 * len(fields) + 4) * store.episodes
     reserve(
