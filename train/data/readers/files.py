@@ -66,7 +66,7 @@ def _check_hdf5(file: Path) -> None:
         raise
     except OSError as error:
         text = str(error)
-        if "h5clear" in text or "lock" in text:
+        if "h5clear" in text or "unable to lock" in text:
             raise UserError(
                 f"{file} is still open in a program that writes it, or that program was killed ({error}): "
                 f"end it, then run `h5clear -s {file}`"
