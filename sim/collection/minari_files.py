@@ -195,7 +195,7 @@ def observation_space(plant: PlantDescription, observations: Any) -> gymnasium.S
 
 
 def _space(node: Any) -> gymnasium.Space[Any]:
-    if not isinstance(node, dict):
+    if isinstance(node, gymnasium.Space):
         return node
     return gymnasium.spaces.Dict({name: _space(inner) for name, inner in node.items()})
 

@@ -17,6 +17,8 @@ POINTER_BYTES = 1024
 MOST_FILES = 200_000
 MAGIC = {".parquet": b"PAR1", ".arrow": b"ARROW1"}
 """What a finished file ends with."""
+NOT_LOOKED_AT = (".mp4", ".avi", ".mkv", ".png", ".jpg", ".jpeg", ".webp", ".gif")
+"""Pictures are not read, so they may be missing."""
 HDF5 = (".hdf5", ".h5")
 
 
@@ -48,7 +50,8 @@ def _files(path: Path) -> Iterator[Path]:
         return
     for folder, inner, names in os.walk(path):
         inner[:] = sorted(name for name in inner if name != ".git")
-        yield from (file for name in sorted(names) if (file := Path(folder, name)).is_file())
+        files = (Path(folder, name) for name in sorted(names))
+        yield from (file for file in files if file.suffix not in NOT_LOOKED_AT and file.is_file())
 
 
 def _ends_with(file: Path, size: int, magic: bytes) -> bool:

@@ -67,6 +67,13 @@ def test_a_pointer_of_git_lfs_is_named_in_every_format(make: object, tmp_path: P
         open_store(str(data))
 
 
+def test_a_video_that_is_a_pointer_is_not_missed(tmp_path: Path) -> None:
+    folder, _ = lerobot(tmp_path / "set")
+    (folder / "videos").mkdir()
+    (folder / "videos" / "file-000.mp4").write_text(POINTER)
+    open_store(str(folder))
+
+
 @pytest.mark.parametrize("share", [0.0, 0.5, 0.99])
 def test_a_file_that_was_not_finished_is_named_with_the_cure(share: float, tmp_path: Path) -> None:
     for make, words in (
