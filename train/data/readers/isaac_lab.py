@@ -27,6 +27,8 @@ from .store_builder import StoreBuilder
 
 WHOLE = "observation"
 """Name of observations that are one array."""
+NOTES = "obs/datagen_info/"
+"""Group that Isaac Lab Mimic keeps for itself; no robot observes it."""
 
 
 def is_isaac_lab(file: h5py.File) -> bool:
@@ -52,7 +54,7 @@ def is_isaac_lab(file: h5py.File) -> bool:
 def read_isaac_lab(path: Path | str) -> TransitionStore:
     """Load `FILE.hdf5`, or `FILE.hdf5#KEY` for the demonstrations of a filter key.
 
-    Fields are all numeric observations, a nested one under the name `group/name`. The recorder ends an
+    Fields are all numeric observations, a nested one under the name `group.name`. The recorder ends an
     episode at success, so the task ends in the last row of a demonstration whose attribute `success` is set.
     Without rewards, which it does not record by itself, all are 0. Raises UserError naming demonstration and
     array if one does not fit.
@@ -61,7 +63,11 @@ def read_isaac_lab(path: Path | str) -> TransitionStore:
     with opened(Path(name)) as file:
         data = file["data"]
         demos = demonstrations(name, key, file)
-        fields = [ObservationField(field, shape) for field, shape in _fields(data[demos[0]])]
+        paths = dict(_fields(data[demos[0]]))
+        fields = [
+            ObservationField(path.removeprefix("obs/").replace("/", ".") if path != "obs" else WHOLE, shape)
+            for path, shape in paths.items()
+        ]
         if not fields:
             raise UserError(
                 f"{name}: {demos[0]} observes no numbers: record observations with Isaac Lab's "
@@ -90,11 +96,8 @@ def read_isaac_lab(path: Path | str) -> TransitionStore:
         for demo, rows, taken in zip(demos, lengths, actions, strict=True):
             out, start, where = result.next_observations(rows), 0, f"{name}: {demo}"
             episode = data[demo]
-            for field in fields:
-                holder, entry = (
-                    (episode, "obs") if field.name == WHOLE else (episode.get("obs", {}), field.name)
-                )
-                out[:, start : start + field.size] = rows_of(where, holder, entry, rows, field.size)
+            for path, field in zip(paths, fields, strict=True):
+                out[:, start : start + field.size] = rows_of(where, episode, path, rows, field.size)
                 start += field.size
             success = bool(episode.attrs["success"]) if "success" in episode.attrs else None
             masks = np.ones(rows, np.float32)
@@ -105,21 +108,15 @@ def read_isaac_lab(path: Path | str) -> TransitionStore:
 
 
 def _fields(demo: h5py.Group) -> Iterator[tuple[str, tuple[int, ...]]]:
-    observed = demo.get("obs")
-    if isinstance(observed, h5py.Dataset):
-        if is_numbers(observed):
-            yield WHOLE, observed.shape[1:]
-        return
-    found: dict[str, Any] = {}
-    if observed is not None:
-        observed.visititems(lambda path, node: found.update({path: node}) if is_numbers(node) else None)
+    """Path and shape of each observation of numbers."""
+    found: dict[str, Any] = {"obs": demo["obs"]} if isinstance(demo.get("obs"), h5py.Dataset) else {}
+    if isinstance(demo.get("obs"), h5py.Group):
+        demo["obs"].visititems(lambda path, node: found.update({f"obs/{path}": node}))
     for path, node in found.items():
-        yield path, node.shape[1:]
+        if is_numbers(node) and not path.startswith(NOTES):
+            yield path, node.shape[1:]
 
 
 def read_paths(demo: h5py.Group) -> set[str]:
     """Paths within a demonstration of what is read."""
-    observed = (
-        {"obs"} if isinstance(demo.get("obs"), h5py.Dataset) else {f"obs/{name}" for name, _ in _fields(demo)}
-    )
-    return observed | {"actions", "rewards"}
+    return {path for path, _ in _fields(demo)} | {"actions", "rewards"}

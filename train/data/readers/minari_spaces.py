@@ -43,23 +43,23 @@ def is_image(space: Mapping[str, Any]) -> bool:
 
 
 def leaves(node: Any, images: set[str], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Path (`outer/inner`) and array of each observation of an episode, but for `images`."""
+    """Name and array of each observation of an episode, but for `images`; a nested one is `outer.inner`."""
     for name, inner in node.items():
         path = prefix + name
         if isinstance(inner, Mapping | h5py.Group):
             yield from leaves(inner, images, f"{path}/")
         elif path not in images:
-            yield path, inner
+            yield path.replace("/", "."), inner
 
 
-def at(node: Any, path: str) -> Any:
-    """The observation at a path, or `node` itself if observations have no names."""
-    if not isinstance(node, Mapping | h5py.Group):
-        return node
-    if path in node:
-        return node[path]
-    outer, _, inner = path.partition("/")
-    return at(node[outer], inner) if inner else node[outer]
+def at(node: Any, name: str) -> Any:
+    """The observation of that name, which may be nested, or `node` itself if observations have no names."""
+    if not isinstance(node, Mapping | h5py.Group) or name in node:
+        return node[name] if isinstance(node, Mapping | h5py.Group) else node
+    for i, character in enumerate(name):
+        if character in "./" and isinstance(node.get(name[:i]), Mapping | h5py.Group):
+            return at(node[name[:i]], name[i + 1 :])
+    return node[name]
 
 
 def _leaves(space: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Mapping[str, Any]]]:

@@ -144,7 +144,7 @@ def isaac(file: Path, observed: dict[str, Any] | None = None) -> Path:
             names = observed or {
                 "eef_pos": (3,),
                 "datagen_info/object_pose/cube_1": (4, 4),
-                "datagen_info/subtask_term_signals/grasp_1": (1,),
+                "subtask_terms/grasp_1": (1,),
                 "table_cam": (16, 16, 3),
             }
             for name, shape in names.items():
@@ -159,13 +159,11 @@ def test_nested_observations_and_success_of_isaac_lab_are_kept(tmp_path: Path) -
     file = isaac(tmp_path / "dataset.hdf5")
     store = opened(file)
     assert [(field.name, field.shape) for field in store.plant.fields] == [
-        ("datagen_info/object_pose/cube_1", (4, 4)),
-        ("datagen_info/subtask_term_signals/grasp_1", (1,)),
         ("eef_pos", (3,)),
+        ("subtask_terms.grasp_1", (1,)),
     ]
     with h5py.File(file) as h5:
-        poses = h5["data/demo_1/obs/datagen_info/object_pose/cube_1"][:]
-        assert np.array_equal(store.observations[5:, :16], poses.reshape(4, 16))
+        assert np.array_equal(store.observations[5:, 3:], h5["data/demo_1/obs/subtask_terms/grasp_1"][:])
     assert store.successes is not None and store.successes.tolist() == [True, False]
     assert np.flatnonzero(store.masks == 0).tolist() == [4]
     assert store.plant.task == "Isaac-Stack-Cube-Franka-IK-Rel-v0"
@@ -173,6 +171,7 @@ def test_nested_observations_and_success_of_isaac_lab_are_kept(tmp_path: Path) -
     assert max(action.high for action in store.plant.actions) < 0.2
     assert unread_columns(str(file)) == [
         "initial_state/articulation/robot/joint_position",
+        "obs/datagen_info/object_pose/cube_1",
         "obs/table_cam",
         "states/articulation/robot/joint_position",
     ]
@@ -195,5 +194,5 @@ def test_a_demonstration_of_another_shape_is_named(tmp_path: Path) -> None:
     with h5py.File(file, "a") as h5:
         del h5["data/demo_1/obs/eef_pos"]
         h5["data/demo_1/obs/eef_pos"] = np.zeros((4, 2))
-    with pytest.raises(UserError, match=r"demo_1 has 'eef_pos' of shape \[4, 2\], it should be \[4, 3\]"):
+    with pytest.raises(UserError, match=r"demo_1 has 'obs/eef_pos' of shape \[4, 2\], it should be \[4, 3\]"):
         open_store(str(file))
