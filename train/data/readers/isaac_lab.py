@@ -54,7 +54,7 @@ def is_isaac_lab(file: h5py.File) -> bool:
 def read_isaac_lab(path: Path | str) -> TransitionStore:
     """Load `FILE.hdf5`, or `FILE.hdf5#KEY` for the demonstrations of a filter key.
 
-    Fields are all numeric observations, a nested one under the name `group.name`. The recorder ends an
+    Fields are all numeric observations, a nested one under the name `group/name`. The recorder ends an
     episode at success, so the task ends in the last row of a demonstration whose attribute `success` is set.
     Without rewards, which it does not record by itself, all are 0. Raises UserError naming demonstration and
     array if one does not fit.
@@ -65,7 +65,7 @@ def read_isaac_lab(path: Path | str) -> TransitionStore:
         demos = demonstrations(name, key, file)
         paths = dict(_fields(data[demos[0]]))
         fields = [
-            ObservationField(path.removeprefix("obs/").replace("/", ".") if path != "obs" else WHOLE, shape)
+            ObservationField(path.removeprefix("obs/") if path != "obs" else WHOLE, shape)
             for path, shape in paths.items()
         ]
         if not fields:

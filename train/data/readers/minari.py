@@ -204,11 +204,10 @@ def _plant(dataset_id: str, metadata: Mapping[str, Any], first: Any, images: set
         return convert(
             json.loads(metadata[PLANT_KEY]), PlantDescription, f"the plant description of {dataset_id}"
         )
-    node = first["observations"]
-    if isinstance(node, Mapping | h5py.Group):
-        fields = tuple(ObservationField(name, tuple(data.shape[1:])) for name, data in leaves(node, images))
-    else:
-        fields = (ObservationField("observation", tuple(node.shape[1:])),)
+    fields = tuple(
+        ObservationField(name, tuple(data.shape[1:]))
+        for name, _, data in leaves(first["observations"], images)
+    )
     action_dim = int(np.prod(first["actions"].shape[1:], dtype=int))
     low, high = _action_bounds(dataset_id, metadata, action_dim)
     actions = tuple(

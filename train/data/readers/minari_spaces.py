@@ -42,24 +42,23 @@ def is_image(space: Mapping[str, Any]) -> bool:
     return space.get("dtype") == "uint8" and (len(shape) == 3 or (len(shape) == 2 and min(shape) >= 32))
 
 
-def leaves(node: Any, images: set[str], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Name and array of each observation of an episode, but for `images`; a nested one is `outer.inner`."""
+def leaves(node: Any, images: set[str], prefix: str = "") -> Iterator[tuple[str, str, Any]]:
+    """Name, path and array of each observation of an episode but `images`; nested ones are `outer/inner`."""
+    if not isinstance(node, Mapping | h5py.Group):
+        path = prefix or "observation"
+        if path not in images:
+            yield path, path, node
+        return
     for name, inner in node.items():
-        path = prefix + name
-        if isinstance(inner, Mapping | h5py.Group):
-            yield from leaves(inner, images, f"{path}/")
-        elif path not in images:
-            yield path.replace("/", "."), inner
+        yield from leaves(inner, images, f"{prefix}/{name}" if prefix else name)
 
 
-def at(node: Any, name: str) -> Any:
-    """The observation of that name, which may be nested, or `node` itself if observations have no names."""
-    if not isinstance(node, Mapping | h5py.Group) or name in node:
-        return node[name] if isinstance(node, Mapping | h5py.Group) else node
-    for i, character in enumerate(name):
-        if character in "./" and isinstance(node.get(name[:i]), Mapping | h5py.Group):
-            return at(node[name[:i]], name[i + 1 :])
-    return node[name]
+def at(node: Any, path: str) -> Any:
+    """The observation at a path, or `node` itself if observations have no names."""
+    if not isinstance(node, Mapping | h5py.Group):
+        return node
+    outer, _, inner = path.partition("/")
+    return node[path] if path in node or not inner else at(node[outer], inner)
 
 
 def _leaves(space: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Mapping[str, Any]]]:

@@ -160,7 +160,7 @@ def test_nested_observations_and_success_of_isaac_lab_are_kept(tmp_path: Path) -
     store = opened(file)
     assert [(field.name, field.shape) for field in store.plant.fields] == [
         ("eef_pos", (3,)),
-        ("subtask_terms.grasp_1", (1,)),
+        ("subtask_terms/grasp_1", (1,)),
     ]
     with h5py.File(file) as h5:
         assert np.array_equal(store.observations[5:, 3:], h5["data/demo_1/obs/subtask_terms/grasp_1"][:])

@@ -131,7 +131,7 @@ def test_pixels_are_left_out_by_name_and_nested_observations_read(
             data_format=layout,
         )
     store = read_minari("seen/both-v0")
-    assert [(field.name, field.shape) for field in store.plant.fields] == [("arm", (3,)), ("task.goal", (2,))]
+    assert [(field.name, field.shape) for field in store.plant.fields] == [("arm", (3,)), ("task/goal", (2,))]
     assert np.array_equal(store.observations, np.concatenate([arm, goal], axis=1)[:4])
     assert store.finals is not None and np.array_equal(store.finals[0, 3:], goal[4])
     assert unread_columns("seen/both-v0") == ["observations/cameras/front"]
