@@ -194,5 +194,5 @@ def test_a_demonstration_of_another_shape_is_named(tmp_path: Path) -> None:
     with h5py.File(file, "a") as h5:
         del h5["data/demo_1/obs/eef_pos"]
         h5["data/demo_1/obs/eef_pos"] = np.zeros((4, 2))
-    with pytest.raises(UserError, match=r"demo_1 has 'obs/eef_pos' of shape \[4, 2\], it should be \[4, 3\]"):
+    with pytest.raises(UserError, match=r"demo_1 has '?obs/eef_pos'? of shape \[4, 2\].*\[4, 3\]"):
         open_store(str(file))
