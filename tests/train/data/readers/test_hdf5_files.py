@@ -170,10 +170,10 @@ def test_nested_observations_and_success_of_isaac_lab_are_kept(tmp_path: Path) -
     # Actions that fill a tenth of [-1, 1] are not scaled to it.
     assert max(action.high for action in store.plant.actions) < 0.2
     assert unread_columns(str(file)) == [
-        "initial_state/articulation/robot/joint_position",
+        "initial_state",
         "obs/datagen_info/object_pose/cube_1",
         "obs/table_cam",
-        "states/articulation/robot/joint_position",
+        "states",
     ]
 
 
