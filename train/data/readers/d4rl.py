@@ -75,7 +75,7 @@ def read_d4rl(path: Path) -> TransitionStore:
             ended[:-1] |= found
         elif not ended.any():
             raise UserError(
-                f"{path} does not say where episodes end: 'terminals' is 0 everywhere, and "
+                f"{path}, in D4RL's layout, does not say where episodes end: 'terminals' is 0 everywhere, and "
                 f"{'nor is any set in' if any(key in file for key in ENDS) else 'there are no'} 'timeouts': "
                 "add an array 'timeouts' that is 1 in each episode's last row"
             )
