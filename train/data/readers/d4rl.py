@@ -74,10 +74,10 @@ def read_d4rl(path: Path) -> TransitionStore:
             require_order(str(path), observations, following, found[~ended[:-1]])
             ended[:-1] |= found
         elif not ended.any():
+            lacking = "nor is any set in" if any(key in file for key in ENDS) else "there are no"
             raise UserError(
-                f"{path}, in D4RL's layout, does not say where episodes end: 'terminals' is 0 everywhere, and "
-                f"{'nor is any set in' if any(key in file for key in ENDS) else 'there are no'} 'timeouts': "
-                "add an array 'timeouts' that is 1 in each episode's last row"
+                f"{path}, in D4RL's layout, does not say where episodes end: 'terminals' is 0 everywhere, "
+                f"and {lacking} 'timeouts': add an array 'timeouts' that is 1 in each episode's last row"
             )
         ended[-1] = True
         ends: NDArray[np.int64] = np.flatnonzero(ended).astype(np.int64) + 1
