@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import asdict
 from typing import Any
 
@@ -98,7 +99,9 @@ def command(
             f"{result.steps:.0f} steps on average, in {result.dataset}{kept}"
         )
         run = task.partition(":")[2].lower()
-        show_next(f"rql-deploy train --dataset {output}{preset_option(task)} --output runs/{run}")
+        show_next(
+            f"rql-deploy train --dataset {shlex.quote(output)}{preset_option(task)} --output runs/{run}"
+        )
     if result.interrupted:
         # The next command of a script must not start with fewer episodes than it asked for.
         click.get_current_context().exit(130)
@@ -147,8 +150,9 @@ def _collect_ogbench(
     )
     name = single_task(task.partition(":")[2])
     relabel = ("", "") if not output.endswith(".npz") else (f" --relabel {name}", f" --set relabel={name}")
+    dataset = shlex.quote(str(result.dataset))
     show_next(
-        f"rql-deploy data inspect {result.dataset}{relabel[0]}",
-        f"rql-deploy train --dataset {result.dataset}{preset_option(f'ogbench:{name}')}{relabel[1]} "
+        f"rql-deploy data inspect {dataset}{relabel[0]}",
+        f"rql-deploy train --dataset {dataset}{preset_option(f'ogbench:{name}')}{relabel[1]} "
         f"--output runs/{name.partition('-singletask')[0]}",
     )

@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import os
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from .options import echo_json, environment_options, rebuild_command, show_next
+from .options import (
+    echo_json,
+    environment_options,
+    read_options,
+    rebuild_command,
+    show_next,
+    statement_options,
+)
 
 if TYPE_CHECKING:
     from rql_deploy.train.trainer import TrainResult
@@ -60,6 +68,7 @@ if TYPE_CHECKING:
     type=click.Path(path_type=Path),
     help="Start a new run from the networks of this checkpoint or run.",
 )
+@statement_options
 @click.option(
     "--evaluate",
     "task",
@@ -85,6 +94,7 @@ if TYPE_CHECKING:
     type=click.IntRange(1),
     help="Simulator processes that run beside training.",
 )
+@read_options
 @environment_options
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def command(
@@ -94,6 +104,9 @@ def command(
     overrides: tuple[str, ...],
     resume: bool,
     initial: Path | None,
+    rate: float | None,
+    action_mode: str,
+    action_bounds: str,
     task: str | None,
     evaluate_episodes: int,
     evaluate_workers: int,
@@ -103,6 +116,8 @@ def command(
     engine: str | None,
     precision: str | None,
     evaluate_every: int | None,
+    mapping: tuple[str, ...],
+    tasks: tuple[int, ...],
     **settings: Any,
 ) -> None:
     """Train an RQL flow policy offline on one data set or several.
@@ -135,7 +150,12 @@ def command(
         overrides=(*overrides, *extra),
         resume=resume,
         initial=initial,
+        rate=rate,
+        action_mode=action_mode,
+        action_bounds=action_bounds,
         evaluation=evaluation,
+        mapping=mapping,
+        tasks=tasks,
         progress=TerminalProgress(),
     )
     if not is_leader():
@@ -152,8 +172,8 @@ def command(
         if result.best is not None:
             click.echo(f"best while training: {result.best}")
         show_next(
-            f"rql-deploy export {result.best or output} --output bundle",
-            f"tensorboard --logdir {output}/tensorboard",
+            f"rql-deploy export {shlex.quote(str(result.best or output))} --output bundle",
+            f"tensorboard --logdir {shlex.quote(str(output / 'tensorboard'))}",
         )
 
 

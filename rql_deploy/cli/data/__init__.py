@@ -8,7 +8,15 @@ from typing import TYPE_CHECKING
 
 import click
 
-from rql_deploy.cli.options import FiniteRange, echo_json, preset_option, show_next
+from rql_deploy.cli.options import (
+    FiniteRange,
+    echo_json,
+    preset_option,
+    read_options,
+    read_words,
+    show_next,
+    statement_options,
+)
 from rql_deploy.progress import TerminalProgress
 from rql_deploy.workflows.data_writing import FORMATS
 
@@ -65,6 +73,7 @@ def command() -> None:
 @click.option(
     "--plots", type=click.Path(path_type=Path, file_okay=False), help="Folder to write plots (PNG) into."
 )
+@read_options
 @json_option
 def inspect(
     data: str,
@@ -73,12 +82,23 @@ def inspect(
     h: int,
     validation: str | None,
     plots: Path | None,
+    mapping: tuple[str, ...],
+    tasks: tuple[int, ...],
     as_json: bool,
 ) -> None:
     """Summarise DATA on one page: what is in it, and whether it can be learned from."""
     from rql_deploy.workflows.data import inspect_data
 
-    report = inspect_data(data, relabel=relabel, gamma=gamma, h=h, validation=validation, plots=plots)
+    report = inspect_data(
+        data,
+        relabel=relabel,
+        gamma=gamma,
+        h=h,
+        validation=validation,
+        plots=plots,
+        mapping=mapping,
+        tasks=tasks,
+    )
     if as_json:
         echo_json(report.figures)
         return
@@ -86,6 +106,7 @@ def inspect(
 
     click.echo(page(report.figures))
     chosen = preset_option(report.task) + (f" --set relabel={relabel}" if relabel else "")
+    chosen += read_words(mapping, tasks)
     show_next(f"rql-deploy train --dataset {shlex.quote(data)}{chosen} --output runs/first")
 
 
@@ -94,20 +115,35 @@ def inspect(
 @output_option
 @format_option
 @relabel_option
-@click.option(
-    "--control-rate",
-    type=FiniteRange(0, min_open=True),
-    help="Control rate in Hz, where DATA does not say it or says it wrong.",
-)
+@statement_options
+@read_options
 @json_option
 def convert(
-    data: str, output: str, form: str | None, relabel: str | None, control_rate: float | None, as_json: bool
+    data: str,
+    output: str,
+    form: str | None,
+    relabel: str | None,
+    rate: float | None,
+    action_mode: str,
+    action_bounds: str,
+    mapping: tuple[str, ...],
+    tasks: tuple[int, ...],
+    as_json: bool,
 ) -> None:
     """Write DATA in another format, and say what that format cannot hold."""
     from rql_deploy.workflows import data as workflow
 
     written = workflow.convert(
-        data, output, form=form, relabel=relabel, control_rate=control_rate, progress=TerminalProgress()
+        data,
+        output,
+        form=form,
+        relabel=relabel,
+        rate=rate,
+        action_mode=action_mode,
+        action_bounds=action_bounds,
+        mapping=mapping,
+        tasks=tasks,
+        progress=TerminalProgress(),
     )
     _show(written, as_json)
 

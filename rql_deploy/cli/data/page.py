@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 MOST_LINES = 24
@@ -36,9 +36,11 @@ def page(report: Mapping[str, Any]) -> str:
         f"  task ends    (mask 0) in {ends['rows_with_mask_0']:,} rows of {ends['episodes_with_mask_0']:,} "
         "episodes, "
         f"in the last row of {ends['episodes_ending_in_mask_0']:,}",
+        *_tasks(report.get("tasks", ())),
         f"  duplicates   {duplicates['episodes']} episodes; {duplicates['rows_like_the_one_before']:,} "
         "observations like the one before",
         f"  validation   {_validation(report.get('validation'))}",
+        f"  assumed      {', '.join(report['assumed']) or 'nothing'}",
         f"  memory       {report['memory_mib']:.1f} MiB",
         f"  not read     {', '.join(report.get('left_out', ())) or '-'}",
         f"  hash         {report['content_hash'][:16]}",
@@ -71,6 +73,16 @@ def page(report: Mapping[str, Any]) -> str:
         lines.append("  no warnings")
     lines += [f"  {path}" for path in report.get("plots", ())]
     return "\n".join(lines)
+
+
+def _tasks(tasks: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The language tasks, one a line."""
+    lines = [
+        f"  {'task':12} {task['task_index']}: {task['task'] or 'no name'} ({task['episodes']:,} episodes, "
+        f"{task['rows']:,} rows)"
+        for task in tasks[:MOST_LINES]
+    ]
+    return lines + ([f"  (and {len(tasks) - MOST_LINES} more)"] if len(tasks) > MOST_LINES else [])
 
 
 def _greatest(rewards: Mapping[str, Any]) -> str:
