@@ -41,6 +41,9 @@ export class RemotePolicy {
 
   /** An action chunk: { actions: Float32Array, shape: [h, A], stepsUsed, value, spread, seed, timing }. */
   async act(observation, { deadlineMs = 1000, candidates = 1, value = false, seed = null } = {}) {
+    if (seed !== null && !(Number.isSafeInteger(seed) && seed >= 0)) {
+      throw new RangeError(`seed is ${seed}: pass an integer from 0 to 2^53 - 1, or null`);
+    }
     const budget = deadlineMs / 1000;
     const header = { op: "act", contract: this.contractId, budget, candidates, value, seed };
     const arrays = this.contract.plant.fields
