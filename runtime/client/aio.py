@@ -27,7 +27,7 @@ from rql_deploy.contract import PlantDescription
 from rql_deploy.errors import DeadlineMissed
 from rql_deploy.policy import ActOptions, Decision
 from rql_deploy.runtime.wire import protocol
-from rql_deploy.runtime.wire.addresses import endpoint_needs_ipv6
+from rql_deploy.runtime.wire.addresses import endpoint_needs_ipv6, names_a_host
 from rql_deploy.runtime.wire.headers import Head, R, Request
 from rql_deploy.runtime.wire.protocol import Arrays
 
@@ -57,7 +57,12 @@ class AsyncRemotePolicy(BasePolicy):
 
         # Names are resolved in a thread: the event loop must not wait for a name server.
         addresses = [endpoint] if isinstance(endpoint, str) else list(endpoint)
-        ipv6 = {address: await asyncio.to_thread(endpoint_needs_ipv6, address) for address in addresses}
+        ipv6 = {
+            address: await asyncio.to_thread(endpoint_needs_ipv6, address)
+            if names_a_host(address)
+            else endpoint_needs_ipv6(address)
+            for address in addresses
+        }
 
         def open_transport(address: str) -> Transport:
             return AsyncTransport(address, keys=keys, context=context, ipv6=ipv6[address])

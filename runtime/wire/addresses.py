@@ -106,6 +106,17 @@ def endpoint_needs_ipv6(endpoint: str) -> bool:
     return False
 
 
+def names_a_host(endpoint: str) -> bool:
+    """Whether the host of `tcp://HOST:PORT` is a name, which takes a name server's time to resolve."""
+    try:
+        ipaddress.ip_address(parse(endpoint).host)
+    except AddressError:
+        return False
+    except ValueError:
+        return endpoint.startswith("tcp://")
+    return False
+
+
 def has_ipv6() -> bool:
     """Whether this machine speaks IPv6, at least with itself."""
     with contextlib.suppress(OSError), socket.socket(socket.AF_INET6, socket.SOCK_STREAM) as probe:
