@@ -96,14 +96,18 @@ class OpenpiEndpoint:
 
     def close(self) -> None:
         """End all connections, all at once."""
-        self._loop.call_soon_threadsafe(self._stop.set)
+        with contextlib.suppress(RuntimeError):  # its event loop has ended
+            self._loop.call_soon_threadsafe(self._stop.set)
         self._thread.join()
         # They use the server's ZeroMQ context; no call of theirs takes longer than its timeout.
         for worker in list(self._workers):
             worker.shutdown()
 
     def _run(self) -> None:
-        asyncio.run(self._serve())
+        try:
+            asyncio.run(self._serve())
+        finally:
+            self._started.set()
 
     async def _serve(self) -> None:
         self._loop, self._stop = asyncio.get_running_loop(), asyncio.Event()

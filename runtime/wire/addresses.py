@@ -33,7 +33,7 @@ def parse(text: str, *, listening: bool = False) -> Address:
     Raises AddressError.
     """
     transport, separator, rest = text.partition("://")
-    if not separator or not rest:
+    if not transport or not rest:
         raise AddressError("it does not begin with tcp:// or ipc://")
     if transport != "tcp":
         return Address(transport, rest, 0)
