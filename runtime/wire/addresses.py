@@ -32,7 +32,7 @@ def parse(text: str, *, listening: bool = False) -> Address:
 
     Raises AddressError.
     """
-    transport, separator, rest = text.partition("://")
+    transport, _, rest = text.partition("://")
     if not transport or not rest:
         raise AddressError("it does not begin with tcp:// or ipc://")
     if transport != "tcp":
