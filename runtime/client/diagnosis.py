@@ -32,7 +32,7 @@ class Diagnosis:
 
     def __init__(self, endpoint: str, timeout: float, *, keys: bool):
         """`timeout`: seconds that the call waits; `keys`: whether it has a key file."""
-        self.reason = _PATIENCE
+        self.reason = _start(endpoint)
         self._endpoint, self._keys = endpoint, keys
         self._timer = threading.Timer(timeout / 2, self._look)
         self._timer.daemon = True
@@ -85,11 +85,14 @@ def find_reason(endpoint: str, *, keys: bool) -> str:
         return _compare(_mechanism(connection), keys)
 
 
+def _start(endpoint: str) -> str:
+    return f"start one with `rql-deploy serve BUNDLE --bind {endpoint}`"
+
+
 def _explain(error: OSError, endpoint: str) -> str:
-    start = f"start one with `rql-deploy serve BUNDLE --bind {endpoint}`"
     if error.errno in (errno.ECONNREFUSED, errno.ENOENT):
         refused = "connection refused" if error.errno == errno.ECONNREFUSED else "there is no such socket"
-        return f"nothing listens there ({refused}): {start}"
+        return f"nothing listens there ({refused}): {_start(endpoint)}"
     text = os.strerror(error.errno) if error.errno else str(error)
     return f"it cannot be reached ({text}): check the address and the network"
 

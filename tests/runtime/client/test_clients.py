@@ -109,7 +109,7 @@ def test_keys_are_asked_for_by_one_server_and_by_several(
             with open_client(where, keys=secret) as policy:
                 assert np.isfinite(policy.act(observation(policy.contract), deadline=5.0).actions).all()
             with pytest.raises(UserError, match=r"no policy server answers at .*the server asks for keys"):
-                open_client(where, timeout=0.5)
+                open_client(where, timeout=1.0)
 
 
 @both_clients

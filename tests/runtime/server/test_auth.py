@@ -44,13 +44,13 @@ def test_only_allowed_keys_are_answered_and_a_revoked_one_is_cut_off(bundle: Pat
     arm, stranger = new_client(keys, "arm"), new_client(others, "stranger")
     with serving(bundle, "--keys", str(keys)) as (address, _):
         with pytest.raises(UserError, match=r"no policy server answers .*asks for keys"):
-            RemotePolicy.connect(address, timeout=0.7)
+            RemotePolicy.connect(address, timeout=1.5)
         # The right server key with a client key that the server does not know.
         server_line = next(line for line in arm.read_text().splitlines() if "server-key" in line)
         old_line = next(line for line in stranger.read_text().splitlines() if "server-key" in line)
         stranger.write_text(stranger.read_text().replace(old_line, server_line))
         with pytest.raises(UserError, match="does not accept this key: it was revoked, never allowed"):
-            RemotePolicy.connect(address, keys=stranger, timeout=0.7)
+            RemotePolicy.connect(address, keys=stranger, timeout=1.5)
         with RemotePolicy.connect(address, keys=arm) as policy:
             policy.act(observation(policy.contract))
             revoke(keys, "arm")
