@@ -26,7 +26,7 @@ def deadline_sweep(endpoint: str, seconds: float) -> list[dict[str, float]]:
     end = time.perf_counter() + seconds
     while time.perf_counter() < end:
         sample = {"state": rng.normal(size=OBSERVATION).astype(np.float32)}
-        seed = int(rng.integers(2**63))
+        seed = int(rng.integers(2**53))
         whole, _ = channel.call(headers.Act(seed=seed, value=True), sample, 5.0)
         for budget in budgets:
             try:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from rql_deploy.contract import Contract
 from rql_deploy.plant import Observation
+from rql_deploy.seeding import check_seed
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -59,7 +60,7 @@ class ActOptions(TypedDict, total=False):
     value: bool
     """Also return V and spread of the chunk."""
     seed: int | None
-    """64-bit seed of the noise; drawn afresh if None."""
+    """Seed of the noise, from 0 to 2^53 - 1; drawn afresh if None."""
     prune: Sequence[tuple[int, int]]
     """(k, keep): after refinement step k only the `keep` candidates of highest V go on."""
     prefix: NDArray[np.float32] | None
@@ -81,7 +82,7 @@ class ResolvedOptions:
     def of(cls, options: Mapping[str, Any], *, without: Collection[str] = ()) -> ResolvedOptions:
         """The options of a call to a policy that has all but those `without`.
 
-        Raises TypeError for an option that the policy does not have.
+        Raises TypeError for an option that the policy does not have, ContractError for a seed that is none.
         """
         known = [option.name for option in fields(cls) if option.name not in without]
         for name in options:
@@ -89,6 +90,8 @@ class ResolvedOptions:
                 close = difflib.get_close_matches(name, known, n=1)
                 hint = f"did you mean '{close[0]}'?" if close else f"it has {', '.join(known)}"
                 raise TypeError(f"this policy has no option '{name}': {hint}")
+        if options.get("seed") is not None:
+            options = {**options, "seed": check_seed(options["seed"])}
         return cls(**options)
 
 

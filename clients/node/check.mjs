@@ -21,6 +21,19 @@ try {
 } catch (error) {
   failures.late = error instanceof DeadlineMissed ? "deadline" : String(error);
 }
+try {
+  await policy.act(observation, { seed: 2 ** 53 });
+} catch (error) {
+  failures.seed = error instanceof RangeError ? "range" : String(error);
+}
+for (const [name, endpoint] of Object.entries(JSON.parse(process.argv[3] ?? "{}"))) {
+  try {
+    await RemotePolicy.connect(endpoint, { timeoutMs: 300 });
+  } catch (error) {
+    failures[name] = error.message;
+  }
+}
+const drawn = await policy.act(observation);
 const after = await policy.act(observation, { seed: 7 });
 console.log(
   JSON.stringify({
@@ -30,6 +43,7 @@ console.log(
     value: decision.value,
     stepsUsed: decision.stepsUsed,
     repeated: decision.actions.every((a, i) => a === after.actions[i]),
+    drawn: { seed: drawn.seed, actions: [...drawn.actions] },
     failures,
   }),
 );

@@ -5,6 +5,7 @@
 import { createHash, randomInt } from "node:crypto";
 import { decode, encode } from "@msgpack/msgpack";
 import { Dealer } from "zeromq";
+import { findReason, parseAddress } from "./reason.mjs";
 
 const VERSION = 1;
 const TYPES = { float32: Float32Array, float64: Float64Array, uint8: Uint8Array, int32: Int32Array };
@@ -27,13 +28,17 @@ export class RemotePolicy {
   #waiting = new Map();
 
   static async connect(endpoint, { timeoutMs = 5000 } = {}) {
+    const { host } = parseAddress(endpoint);
     const policy = new RemotePolicy();
+    // A name with addresses of both kinds is reached over IPv4.
+    policy.#socket.ipv6 = host.includes(":");
     policy.#socket.connect(endpoint);
     policy.#read();
     try {
       await policy.#sayHello(timeoutMs);
     } catch (error) {
       policy.close();
+      if (error instanceof DeadlineMissed) error.message += ` from ${endpoint}: ${await findReason(endpoint)}`;
       throw error;
     }
     return policy;
@@ -41,6 +46,9 @@ export class RemotePolicy {
 
   /** An action chunk: { actions: Float32Array, shape: [h, A], stepsUsed, value, spread, seed, timing }. */
   async act(observation, { deadlineMs = 1000, candidates = 1, value = false, seed = null } = {}) {
+    if (seed !== null && !(Number.isSafeInteger(seed) && seed >= 0)) {
+      throw new RangeError(`seed is ${seed}: pass an integer from 0 to 2^53 - 1, or null`);
+    }
     const budget = deadlineMs / 1000;
     const header = { op: "act", contract: this.contractId, budget, candidates, value, seed };
     const arrays = this.contract.plant.fields

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     "--bind",
     default="tcp://127.0.0.1:5555",
     show_default=True,
-    help="Endpoint to listen on; port * picks a free one.",
+    help="Endpoint to listen on, IPv6 in brackets; port * picks a free one.",
 )
 @click.option(
     "--variant",
@@ -38,6 +38,13 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--openpi", help="[HOST:]PORT for robots with the openpi-client package (WebSocket); 0 picks a free port."
+)
+@click.option(
+    "--openpi-keepalive",
+    default="20",
+    show_default=True,
+    help="INTERVAL[:TIMEOUT] in seconds: how often openpi clients are pinged, and how long they have to "
+    "answer. 0 never pings.",
 )
 @click.option(
     "--record", type=click.Path(path_type=Path), help="Folder to record every decision in, append-only."
@@ -67,6 +74,7 @@ def command(
     insecure: bool,
     metrics: str | None,
     openpi: str | None,
+    openpi_keepalive: str,
     record: Path | None,
     max_rate: float,
     provider: str,
@@ -85,6 +93,7 @@ def command(
     """
     from rql_deploy.runtime.server.app import ServerConfig
     from rql_deploy.runtime.server.listen import check_bind, check_listener
+    from rql_deploy.runtime.server.openpi import Keepalive
     from rql_deploy.workflows.serve import serve
 
     check_bind(bind, insecure, keys is not None)
@@ -101,6 +110,7 @@ def command(
         keys=keys,
         insecure=insecure,
         openpi=listeners.get("openpi"),
+        openpi_keepalive=Keepalive.parse(openpi_keepalive),
         record=record,
         max_rate=max_rate,
         busy_poll=busy_poll,

@@ -27,6 +27,7 @@ from rql_deploy.contract import PlantDescription
 from rql_deploy.errors import DeadlineMissed
 from rql_deploy.policy import ActOptions, Decision
 from rql_deploy.runtime.wire import protocol
+from rql_deploy.runtime.wire.addresses import endpoint_needs_ipv6, names_a_host
 from rql_deploy.runtime.wire.headers import Head, R, Request
 from rql_deploy.runtime.wire.protocol import Arrays
 
@@ -54,11 +55,20 @@ class AsyncRemotePolicy(BasePolicy):
     ) -> Self:
         """Connect and check the server's contract; arguments and errors as of `RemotePolicy.connect`."""
 
+        # Names are resolved in a thread: the event loop must not wait for a name server.
+        addresses = [endpoint] if isinstance(endpoint, str) else list(endpoint)
+        ipv6 = {
+            address: await asyncio.to_thread(endpoint_needs_ipv6, address)
+            if names_a_host(address)
+            else endpoint_needs_ipv6(address)
+            for address in addresses
+        }
+
         def open_transport(address: str) -> Transport:
-            return AsyncTransport(address, keys=keys, context=context)
+            return AsyncTransport(address, keys=keys, context=context, ipv6=ipv6[address])
 
         core = await open_core(
-            open_transport, endpoint, plant=plant, bundle=bundle, timeout=timeout, keys=keys is not None
+            open_transport, addresses, plant=plant, bundle=bundle, timeout=timeout, keys=keys is not None
         )
         return cls(core)
 
@@ -110,7 +120,12 @@ class AsyncTransport:
     """A `Transport` for the running event loop, with many requests under way at once."""
 
     def __init__(
-        self, endpoint: str, *, keys: str | os.PathLike[str] | None, context: zmq.Context[Any] | None
+        self,
+        endpoint: str,
+        *,
+        keys: str | os.PathLike[str] | None,
+        context: zmq.Context[Any] | None,
+        ipv6: bool,
     ):
         self.endpoint = endpoint
         self.stale_replies = 0
@@ -121,7 +136,7 @@ class AsyncTransport:
         self._context: zmq.Context[Any] = zmq.Context() if context is None else context
         self._socket = zmq.asyncio.Socket(self._context, zmq.DEALER)
         try:
-            configure(self._socket, [endpoint], keys)
+            configure(self._socket, [endpoint], keys, ipv6=ipv6)
         except BaseException:
             self._disconnect()
             raise

@@ -10,6 +10,7 @@ from rql_deploy.contract import Contract, PlantDescription
 from rql_deploy.errors import DeadlineMissed, UserError
 from rql_deploy.policy import Decision, ResolvedOptions
 
+from .diagnosis import Diagnosis
 from .failover import FailoverPolicy
 from .server_policy import ServerPolicy, negotiate
 from .session import Session
@@ -102,7 +103,7 @@ async def open_core(
             raise UserError("there is no address to connect to: try tcp://127.0.0.1:5555")
         if len(transports) > 1:
             several = FailoverPolicy(transports, plant=plant, bundle=bundle)
-            await several.gather(timeout)
+            await several.gather(timeout, keys=keys)
             return several
         (transport,) = transports
         session = await _first_session(transport, plant, bundle, timeout, keys=keys)
@@ -116,13 +117,11 @@ async def open_core(
 async def _first_session(
     transport: Transport, plant: PlantDescription | None, bundle: str | None, timeout: float, *, keys: bool
 ) -> Session:
-    try:
-        return await negotiate(transport, bundle, plant, time.monotonic() + timeout)
-    except DeadlineMissed as error:
-        where = transport.endpoint
-        remote = keys or not where.startswith("tcp://127.")
-        hint = " (a server with keys answers only clients whose key it allows)" if remote else ""
-        raise UserError(
-            f"no policy server answers at {where} (waited {timeout:g} s){hint}: "
-            f"start one with `rql-deploy serve BUNDLE --bind {where}`"
-        ) from error
+    where = transport.endpoint
+    with Diagnosis(where, timeout, keys=keys) as diagnosis:
+        try:
+            return await negotiate(transport, bundle, plant, time.monotonic() + timeout)
+        except DeadlineMissed as error:
+            raise UserError(
+                f"no policy server answers at {where} (waited {timeout:g} s): {diagnosis.reason}"
+            ) from error

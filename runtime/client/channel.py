@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from rql_deploy.errors import ContractError, DeadlineMissed, UserError
 from rql_deploy.runtime.wire import protocol
+from rql_deploy.runtime.wire.addresses import AddressError, endpoint_needs_ipv6, parse
 from rql_deploy.runtime.wire.checks import ServerError
 from rql_deploy.runtime.wire.headers import REQUESTS, Head, R, Request
 from rql_deploy.runtime.wire.protocol import Arrays
@@ -23,8 +24,17 @@ RETRY_PAUSE = 0.01
 """Seconds between attempts while a server is stopping or starting."""
 
 
-def configure(socket: zmq.Socket[Any], endpoints: Sequence[str], keys: str | os.PathLike[str] | None) -> None:
-    """Set a DEALER socket up as a client and connect it. Raises UserError for a wrong address or key file."""
+def configure(
+    socket: zmq.Socket[Any],
+    endpoints: Sequence[str],
+    keys: str | os.PathLike[str] | None,
+    *,
+    ipv6: bool | None = None,
+) -> None:
+    """Set a DEALER socket up as a client and connect it. Raises UserError for a wrong address or key file.
+
+    `ipv6`: whether `endpoint_needs_ipv6` holds, from a caller who must not wait here for names.
+    """
     for option, value in (
         (zmq.LINGER, 0),
         (zmq.MAXMSGSIZE, protocol.MAX_MESSAGE_BYTES),
@@ -51,10 +61,13 @@ def configure(socket: zmq.Socket[Any], endpoints: Sequence[str], keys: str | os.
         socket.setsockopt(zmq.CURVE_SECRETKEY, pair.secret)
     for endpoint in endpoints:
         try:
+            parse(endpoint)
+            socket.setsockopt(zmq.IPV6, endpoint_needs_ipv6(endpoint) if ipv6 is None else ipv6)
             socket.connect(endpoint)
-        except zmq.ZMQError as error:
+        except (AddressError, zmq.ZMQError) as error:
             raise UserError(
-                f"'{endpoint}' is not an address to connect to ({error.strerror}): try tcp://127.0.0.1:5555"
+                f"'{endpoint}' is not an address to connect to ({error}): try tcp://127.0.0.1:5555 or "
+                "tcp://[::1]:5555"
             ) from error
 
 

@@ -6,6 +6,7 @@ no request until it has answered a ping: a server that hangs costs the call that
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import logging
 import time
@@ -19,6 +20,7 @@ from rql_deploy.runtime.wire.checks import ServerError
 from rql_deploy.runtime.wire.headers import Hello, HelloReply, Ping, PingReply
 from rql_deploy.runtime.wire.protocol import Arrays
 
+from .diagnosis import Diagnosis
 from .server_policy import ServerPolicy
 from .session import DEFAULT_TIMEOUT, Session
 from .transport import Transport
@@ -79,23 +81,27 @@ class FailoverPolicy:
         self._contract: Contract | None = None
         self._last = -1
 
-    async def gather(self, timeout: float) -> None:
+    async def gather(self, timeout: float, *, keys: bool = False) -> None:
         """Say hello to all: wait for the first answer, then a little for the others.
 
         Raises UserError when no server answers, ContractError when one that does serves another plant.
         """
         expiry = time.monotonic() + timeout
-        while time.monotonic() < expiry and any(server.policy is None for server in self._servers):
-            first = self._contract is None
-            self._probe(strict=True)
-            if first and self._contract is not None:
-                expiry = min(expiry, time.monotonic() + JOIN_TIME)
-            await self._sleep(PAUSE)
+        with contextlib.ExitStack() as stack:
+            diagnoses = {
+                where: stack.enter_context(Diagnosis(where, timeout, keys=keys)) for where in self.servers
+            }
+            while time.monotonic() < expiry and any(server.policy is None for server in self._servers):
+                first = self._contract is None
+                self._probe(strict=True)
+                if first and self._contract is not None:
+                    expiry = min(expiry, time.monotonic() + JOIN_TIME)
+                await self._sleep(PAUSE)
         if self._contract is None:
-            where = ", ".join(self.servers)
+            reasons = "; ".join(f"{where}: {diagnosis.reason}" for where, diagnosis in diagnoses.items())
             raise UserError(
-                f"no policy server answers at any of {where} (waited {timeout:g} s): "
-                "start one with `rql-deploy serve BUNDLE`"
+                f"no policy server answers at any of {len(diagnoses)} addresses "
+                f"(waited {timeout:g} s): {reasons}"
             )
 
     @property

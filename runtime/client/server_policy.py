@@ -90,7 +90,7 @@ class ServerPolicy:
                     self._abandoned, answered = False, True
                     if not stream or reply.last is not False:
                         break
-                    yield session.decision(reply, out, start, options.seed)
+                    yield session.decision(reply, out, start)
                 decision = session.decision(reply, out, start)
                 self._learn(reply, decision)
                 yield decision

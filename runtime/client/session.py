@@ -122,16 +122,13 @@ class Session:
             )
         return actions
 
-    def decision(
-        self, reply: ActReply, out: Mapping[str, NDArray[Any]], start: float, seed: int | None = None
-    ) -> Decision:
+    def decision(self, reply: ActReply, out: Mapping[str, NDArray[Any]], start: float) -> Decision:
         """What a reply to `act` says.
 
         Args:
-            reply: its header; a preview names no seed.
+            reply: its header.
             out: its arrays.
             start: when the call began, on the monotonic clock.
-            seed: what the request asked for.
         """
         steps = reply.k if reply.steps_used is None else reply.steps_used
         return Decision(
@@ -140,7 +137,7 @@ class Session:
             spread=reply.spread,
             steps_used=steps or 0,
             observation_time=start,
-            seed=(seed or 0) if reply.seed is None else reply.seed,
+            seed=reply.seed,
             timing={**(reply.timing or {}), "round_trip": time.monotonic() - start},
             candidates_scored=1 if reply.compared is None else reply.compared,
             deltas=self._deltas if reply.deltas is None else reply.deltas,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import secrets
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
@@ -15,7 +14,7 @@ from rql_deploy.bundle.bundle import Bundle
 from rql_deploy.contract import Contract
 from rql_deploy.errors import ContractError
 from rql_deploy.policy import MAX_CANDIDATES, ActOptions, Decision, ResolvedOptions
-from rql_deploy.seeding import flow_noise
+from rql_deploy.seeding import draw_seed, flow_noise
 
 from .engine import Engine
 from .model import Model
@@ -99,7 +98,7 @@ class OnnxPolicy:
         fields = self._model.rows(
             {name: np.asarray(observation[name]) for name in self._fields if name in observation}
         )
-        seed = secrets.randbits(63) if asked.seed is None else asked.seed
+        seed = draw_seed() if asked.seed is None else asked.seed
         prune = tuple((int(k), int(keep)) for k, keep in asked.prune)
         return Job(None, fields, seed, start, candidates=asked.candidates, value=asked.value, prune=prune)
 

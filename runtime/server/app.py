@@ -16,10 +16,11 @@ from rql_deploy.contract import Contract
 from rql_deploy.errors import ContractError
 from rql_deploy.runtime.client.channel import Channel
 from rql_deploy.runtime.engine.model import Model
+from rql_deploy.runtime.wire.addresses import bracketed
 
 from .auth import ServerKeys
 from .logs import start_logging
-from .openpi import OpenpiEndpoint
+from .openpi import Keepalive, OpenpiEndpoint
 from .quota import MAX_RATE
 from .recording import Recorder
 from .registry import Reloader, incompatibilities
@@ -44,6 +45,7 @@ class ServerConfig:
     insecure: bool = False
     openpi: tuple[str, int] | None = None
     """Host and port of the openpi endpoint."""
+    openpi_keepalive: Keepalive = Keepalive()  # noqa: RUF009
     record: Path | None = None
     max_rate: float = MAX_RATE
     busy_poll: bool = False
@@ -126,9 +128,14 @@ def serving(
         )
         stack.callback(reloader.close)
         if config.openpi is not None:
-            endpoint = OpenpiEndpoint(running.channel, *config.openpi, shared=listener is not None)
+            endpoint = OpenpiEndpoint(
+                running.channel,
+                *config.openpi,
+                shared=listener is not None,
+                keepalive=config.openpi_keepalive,
+            )
             stack.callback(endpoint.close)
-            running.notes.append(f"openpi clients on ws://{config.openpi[0]}:{endpoint.port}")
+            running.notes.append(f"openpi clients on ws://{bracketed(config.openpi[0])}:{endpoint.port}")
         if handle_signals:
             stack.enter_context(stop_on_signals(server, reloader.request))
         if listener is None:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import socket
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
-from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
+from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
 
 import zmq
 from prometheus_client import make_wsgi_app
@@ -15,6 +16,9 @@ from prometheus_client.registry import CollectorRegistry
 
 from rql_deploy.errors import DeadlineMissed, UserError
 from rql_deploy.runtime.client.channel import Channel
+from rql_deploy.runtime.wire.addresses import bracketed
+
+from .listen import open_listener
 
 HEALTH_TIMEOUT = 1.0
 """Seconds within which a healthy server replies to a ping."""
@@ -56,14 +60,8 @@ class MetricsServer:
         registry = CollectorRegistry(auto_describe=False)
         registry.register(_Collector(queries))
         self._metrics = make_wsgi_app(registry)
-        try:
-            self._server = make_server(host, port, self._answer, _Server, _Quiet)
-        except OSError as error:
-            raise UserError(
-                f"cannot listen on {host}:{port} for metrics ({error.strerror})",
-                hint="pass another --metrics port",
-            ) from error
-        self.address = f"http://{host}:{self._server.server_port}"
+        self._server = _Server(open_listener("--metrics", host, port), self._answer)
+        self.address = f"http://{bracketed(host)}:{self._server.server_port}"
         self._thread = threading.Thread(target=self._server.serve_forever, name="metrics", daemon=True)
         self._thread.start()
 
@@ -95,6 +93,14 @@ class MetricsServer:
 
 class _Server(WSGIServer):
     daemon_threads = True
+
+    def __init__(self, listener: socket.socket, application: Any):
+        super().__init__(listener.getsockname(), _Quiet, bind_and_activate=False)
+        self.socket.close()
+        self.socket = listener
+        self.server_name, self.server_port = listener.getsockname()[:2]
+        self.setup_environ()
+        self.set_app(application)
 
 
 class _Quiet(WSGIRequestHandler):

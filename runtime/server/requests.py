@@ -6,7 +6,6 @@ Types and bounds of single entries are checked when the header is decoded (`runt
 from __future__ import annotations
 
 import math
-import random
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,6 +18,7 @@ from rql_deploy.runtime.engine.request import EpisodePart, Job
 from rql_deploy.runtime.wire import headers
 from rql_deploy.runtime.wire.checks import all_finite
 from rql_deploy.runtime.wire.protocol import Arrays, ProtocolError
+from rql_deploy.seeding import draw_seed
 
 MAX_ROWS = MAX_CANDIDATES
 """Most rows of one `refine` or `value` request."""
@@ -38,7 +38,7 @@ def read_job(request: headers.Act, arrays: Arrays, model: Model, reply_context: 
     return Job(
         reply_context=reply_context,
         fields=model.rows(arrays),
-        seed=random.getrandbits(63) if request.seed is None else request.seed,
+        seed=draw_seed() if request.seed is None else request.seed,
         received=received,
         due=None if request.budget is None else received + request.budget,
         candidates=candidates,

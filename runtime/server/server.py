@@ -19,15 +19,16 @@ import numpy as np
 import zmq
 
 from rql_deploy.contract import Contract
-from rql_deploy.errors import ContractError, UserError
+from rql_deploy.errors import ContractError
 from rql_deploy.runtime.engine.model import Model
 from rql_deploy.runtime.engine.request import Done, Event, Expired, Preview
 from rql_deploy.runtime.wire import headers, protocol
+from rql_deploy.runtime.wire.addresses import needs_ipv6
 from rql_deploy.runtime.wire.protocol import Arrays, ProtocolError
 
 from . import requests
 from .auth import ServerKeys
-from .listen import Connections, check_bind, configure
+from .listen import Connections, cannot_listen, check_bind, configure
 from .metrics import Metrics
 from .quota import MAX_RATE, Quota
 from .recording import Recorder
@@ -63,7 +64,7 @@ class PolicyServer:
         listener: int | None = None,
     ):
         """`listener` is the descriptor of a listening socket at `bind` that several processes share."""
-        check_bind(bind, insecure, keys is not None)
+        address = check_bind(bind, insecure, keys is not None)
         self.metrics = Metrics()
         self.requests = self.errors = 0
         self.ready = False
@@ -95,13 +96,11 @@ class PolicyServer:
             self._connections = Connections(self._socket)
             if listener is not None:
                 self._socket.setsockopt(zmq.USE_FD, listener)
+            self._socket.setsockopt(zmq.IPV6, address.transport == "tcp" and needs_ipv6(address.host))
             self._socket.bind(bind)
         except zmq.ZMQError as error:
             self.close()
-            raise UserError(
-                f"cannot listen on {bind} ({error.strerror})",
-                hint="is another server using it? Pass --bind with another port",
-            ) from error
+            raise cannot_listen(bind, error) from error
         self.endpoint = self._socket.getsockopt_string(zmq.LAST_ENDPOINT)
 
     def __enter__(self) -> PolicyServer:
@@ -298,7 +297,9 @@ class PolicyServer:
     def _emit(self, event: Event) -> None:
         context: ReplyContext = event.job.reply_context
         if isinstance(event, Preview):
-            preview = headers.ActReply(k=event.k, last=False, value=event.value, spread=event.spread)
+            preview = headers.ActReply(
+                k=event.k, last=False, value=event.value, spread=event.spread, seed=event.job.seed
+            )
             self._reply(context.client, context.echo, preview, {"actions": event.actions})
             return
         self._quota.end(context.client)

@@ -29,7 +29,7 @@ from rql_deploy.contract import Contract
 from rql_deploy.errors import UserError
 
 from .app import ServerConfig
-from .listen import listen, reserve
+from .listen import listen, open_listener
 from .server import DRAIN_LIMIT
 from .worker import QUERY_TIMEOUT, run_worker
 
@@ -82,7 +82,7 @@ class Supervisor:
         self._listener, self.endpoint = listen(config.bind)
         try:
             if config.openpi is not None:
-                self._reserved = reserve(*config.openpi)
+                self._reserved = open_listener("--openpi", *config.openpi, reuse_port=True, backlog=None)
                 config = replace(config, openpi=(config.openpi[0], self._reserved.getsockname()[1]))
             self._config = replace(config, bind=self.endpoint)
             self._workers = [self._start(number) for number in range(count)]

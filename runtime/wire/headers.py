@@ -11,6 +11,7 @@ from typing import Annotated, Any, Generic, TypeVar
 from msgspec import Meta, Struct
 
 from rql_deploy.policy import MAX_CANDIDATES
+from rql_deploy.seeding import MAX_SEED
 
 MAX_DELTAS = 64
 """Most refinement steps that a request may spell out."""
@@ -23,7 +24,7 @@ ArraySpec = tuple[str, str, list[int]]
 Candidates = Annotated[int, Meta(ge=1, le=MAX_CANDIDATES)]
 CandidateNumber = Annotated[int, Meta(ge=0, le=MAX_CANDIDATES - 1)]
 Budget = Annotated[float, Meta(ge=0.0, le=MAX_BUDGET)]
-Seed = Annotated[int, Meta(ge=0)]
+Seed = Annotated[int, Meta(ge=0, le=MAX_SEED)]
 FlowTime = Annotated[float, Meta(ge=0.0, le=1.0)]
 FlowTimes = FlowTime | list[FlowTime]
 """One number for all rows, or one for each."""
@@ -94,7 +95,7 @@ class ActReply(Reply, kw_only=True):
     value: float | None
     spread: float | None
     steps_used: int | None = None
-    seed: int | None = None
+    seed: int
     timing: dict[str, float] | None = None
     """Seconds by stage."""
     k: int | None = None

@@ -287,7 +287,7 @@ def test_a_reply_that_is_no_action_chunk_is_an_error(bundle: Path) -> None:
         with pytest.raises(ServerError, match="no finite action chunk"):
             session.decision(reply, wrong, 0.0)
     head = headers.Head(ok=True)
-    right = {"ok": True, "value": None, "spread": None}
+    right = {"ok": True, "value": None, "spread": None, "seed": 1}
     assert read_reply("liar", head, raw_header(**right), headers.ActReply).value is None
     for entry in ({"steps_used": "many"}, {"seed": []}, {"deltas": 3}, {"value": "high"}):
         with pytest.raises(ServerError, match="not protocol 1") as error:
