@@ -178,6 +178,8 @@ def _end(descriptor: int) -> str:
     """End a connection, and return its peer."""
     with contextlib.suppress(OSError), _borrowed(descriptor) as connection:
         peer = connection.getpeername()
+        # What waits to be sent is dropped, and a peer that goes on sending is told at once.
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         connection.shutdown(socket.SHUT_RDWR)
         return f"{peer[0]}:{peer[1]}" if isinstance(peer, tuple) else "local"
     return "gone"
