@@ -1,7 +1,8 @@
 """What a client may ask for: rows per second of its key or address, requests under way of its connection.
 
 A client's *peer* is its key (CURVE), or else its network address: connecting anew changes neither. Clients
-that share an address share its rate, so give robots behind one gateway or tunnel a key each.
+behind one address (a gateway, a tunnel) share its rate. So that one of them cannot take all of it, a part is
+set aside for connections that use little.
 """
 
 from __future__ import annotations
@@ -20,6 +21,10 @@ MAX_WAITING = 1024
 """Requests of all connections together; beyond it only those that have less than their share get in."""
 MAX_RATE = 50_000.0
 """Default limit of rows per second and peer. A candidate is a row; a request without candidates is one."""
+SPARE = 0.25
+"""Part of the rate, on top of it, for those connections of a peer that use at most half of that part."""
+MAX_CONNECTIONS = 1024
+"""Connections of one peer whose use is remembered."""
 MAX_PEERS = 4096
 """Peers that are remembered. Beyond it those that were silent longest are dropped."""
 
@@ -66,14 +71,45 @@ def _peer_of(address: str) -> str:
     return str(found.ipv4_mapped or ipaddress.ip_network((found, 64), strict=False))
 
 
-class _Peer:
-    __slots__ = ("connections", "in_flight", "last", "tokens")
+class _Bucket:
+    """A token bucket: `rate` rows a second, at most `burst` at once."""
 
-    def __init__(self, tokens: float, last: float):
-        self.tokens, self.last = tokens, last
+    __slots__ = ("burst", "last", "rate", "tokens")
+
+    def __init__(self, rate: float, burst: float, now: float):
+        self.rate, self.burst, self.tokens, self.last = rate, max(1.0, burst), max(1.0, burst), now
+
+    def fill(self, now: float) -> float:
+        """What is in it now."""
+        self.tokens = min(self.burst, self.tokens + (now - self.last) * self.rate)
+        self.last = now
+        return self.tokens
+
+    def holds(self, rows: float, now: float) -> bool:
+        """Whether it holds so many rows; more than the burst are as much as the burst."""
+        return self.fill(now) >= min(rows, self.burst)
+
+
+class _Peer:
+    __slots__ = ("connections", "in_flight", "main", "own", "spare")
+
+    def __init__(self, rate: float, now: float):
+        self.main = _Bucket(rate, rate / 2, now)
+        self.spare = _Bucket(rate * SPARE, rate * SPARE, now)
+        self.own: dict[bytes, _Bucket] = {}
+        """What each connection uses, as a rate at which it counts as one that uses little."""
         self.in_flight = 0
         self.connections: dict[bytes, int] = {}
         """Requests under way by connection; none is kept at 0."""
+
+    def own_bucket(self, connection: bytes, now: float) -> _Bucket:
+        own = self.own.get(connection)
+        if own is None:
+            if len(self.own) >= MAX_CONNECTIONS:
+                self.own = {name: b for name, b in self.own.items() if b.fill(now) < b.burst}
+            rate = self.spare.rate / 2
+            own = self.own[connection] = _Bucket(rate, rate, now)
+        return own
 
 
 class Quota:
@@ -82,7 +118,7 @@ class Quota:
     def __init__(self, max_rate: float = MAX_RATE, max_in_flight: int = MAX_IN_FLIGHT):
         if not max_rate > 0:
             raise UserError(f"--max-rate is {max_rate:g}", hint="pass rows per second, more than 0")
-        self._rate, self._burst, self._max_in_flight = max_rate, max(1.0, max_rate / 2), max_in_flight
+        self._rate, self._max_in_flight = max_rate, max_in_flight
         self._peers: dict[str, _Peer] = {}
         self._active = 0
         """Peers with requests under way."""
@@ -97,23 +133,21 @@ class Quota:
     def rejection(self, client: Client, now: float, rows: float = 1) -> str | None:
         """Take `rows` from the peer's rate; returns why the request is rejected, or None.
 
-        A token bucket with a burst of half a second. A request of more rows than the burst takes all of it;
-        one that is rejected takes nothing.
+        A burst of half a second is allowed. A request that is rejected takes nothing.
         """
-        known = self._peers.get(client.peer)
-        if known is None:
-            if len(self._peers) >= MAX_PEERS:
-                self._drop_idle()
-            known = self._peers[client.peer] = _Peer(self._burst, now)
-        tokens = min(self._burst, known.tokens + (now - known.last) * self._rate)
-        known.last = now
-        if tokens < min(rows, self._burst):
-            known.tokens = tokens
+        known = self._peer(client.peer, now)
+        own = known.own_bucket(client.connection, now)
+        little = own.holds(rows, now)
+        if known.main.holds(rows, now):
+            known.main.tokens = max(0.0, known.main.tokens - rows)
+        elif little and known.spare.holds(rows, now):
+            known.spare.tokens = max(0.0, known.spare.tokens - rows)
+        else:
             return (
                 f"more than {self._rate:g} rows (requests x candidates) a second from this key or address: "
                 "slow down, or have the server's --max-rate raised"
             )
-        known.tokens = max(0.0, tokens - rows)
+        own.tokens = max(-own.burst, own.tokens - rows)
         return None
 
     def crowding(self, client: Client) -> str | None:
@@ -138,9 +172,7 @@ class Quota:
 
     def begin(self, client: Client) -> None:
         """A request of `client` was accepted."""
-        known = self._peers.get(client.peer)
-        if known is None:
-            known = self._peers[client.peer] = _Peer(self._burst, 0.0)
+        known = self._peer(client.peer, 0.0)
         self._active += not known.in_flight
         known.in_flight += 1
         known.connections[client.connection] = known.connections.get(client.connection, 0) + 1
@@ -159,11 +191,19 @@ class Quota:
         self.in_flight -= 1
         self._active -= not known.in_flight
 
+    def _peer(self, name: str, now: float) -> _Peer:
+        known = self._peers.get(name)
+        if known is None:
+            if len(self._peers) >= MAX_PEERS:
+                self._drop_idle()
+            known = self._peers[name] = _Peer(self._rate, now)
+        return known
+
     def _drop_idle(self) -> None:
         # Of peers with requests under way there are at most as many as requests, fewer than are remembered.
         idle = sorted(
             (name for name, peer in self._peers.items() if not peer.in_flight),
-            key=lambda name: self._peers[name].last,
+            key=lambda name: self._peers[name].main.last,
         )
         for name in idle[: MAX_PEERS // 4]:
             del self._peers[name]
