@@ -48,6 +48,8 @@ DRAIN_LIMIT = 10.0
 DRAIN_NOTICE = 0.3
 """Seconds in which a stopping server still replies `draining`: several periods of a control loop."""
 
+Computation = headers.Act | headers.Refine | headers.Value
+
 
 class PolicyServer:
     """Serves models on one endpoint. A context manager; `run` returns after `stop` and the last reply."""
@@ -263,21 +265,14 @@ class PolicyServer:
                 reply = headers.PingReply(requests=self.requests, errors=self.errors, ready=ready)
         self._reply(client.connection, echo, reply, parts)
 
-    def _slot(
-        self, request: headers.Act | headers.Refine | headers.Value | headers.Episode
-    ) -> tuple[ModelSlot, str | None]:
+    def _slot(self, request: Computation | headers.Episode) -> tuple[ModelSlot, str | None]:
         """The slot that a request names, and its new contract's id if it has changed."""
         if self._stopping:
             raise ProtocolError("draining", "this server is about to stop")
         return self._registry.find_for_contract(request.bundle, request.contract)
 
     def _queue(
-        self,
-        client: Client,
-        echo: Echo,
-        request: headers.Act | headers.Refine | headers.Value,
-        arrays: Arrays,
-        received: float,
+        self, client: Client, echo: Echo, request: Computation, arrays: Arrays, received: float
     ) -> None:
         slot, contract_update = self._slot(request)
         context = ReplyContext(client.connection, echo, contract_update, slot.model)
@@ -293,9 +288,9 @@ class PolicyServer:
 
     def _admit(self, client: Client, rows: int, received: float) -> None:
         """Count a request as under way, or raise ProtocolError. Its message has taken one row already."""
-        reason = self._quota.crowding(client) or (
-            self._quota.rejection(client, received, rows - 1) if rows > 1 else None
-        )
+        reason = self._quota.crowding(client)
+        if reason is None and rows > 1:
+            reason = self._quota.rejection(client, received, rows - 1)
         if reason is not None:
             raise ProtocolError("busy", reason)
         self._quota.begin(client)
@@ -346,8 +341,6 @@ class PolicyServer:
         self._reply(client, echo, refusal, {})
 
     def _reply(self, client: bytes, echo: Echo, reply: headers.Reply, arrays: Arrays) -> None:
-        with contextlib.suppress(
-            zmq.ZMQError
-        ):  # the client is gone or does not read: its reply is its own loss
+        with contextlib.suppress(zmq.ZMQError):  # Client gone or not reading: drop the reply.
             frames = protocol.encode(reply, arrays, id=echo.id, epoch=echo.epoch)
             protocol.send(self._socket, [client, *frames], protocol.NOBLOCK)
