@@ -7,6 +7,7 @@ same holds one level up, between peers: a peer with many connections has one pee
 
 from __future__ import annotations
 
+import math
 from collections.abc import Hashable, Iterable
 
 QUANTUM = 2e-3
@@ -63,11 +64,16 @@ class FairShare:
     def charge(self, work: Iterable[tuple[Client, float]]) -> None:
         """Count one piece of work that was done for these clients, in seconds for each."""
         clients, peers = self._clients, self._peers
-        first_client = first_peer = float("inf")
+        first_client = first_peer = math.inf
         for client, seconds in work:
-            first_client = min(first_client, clients.charge(client, seconds))
-            first_peer = min(first_peer, peers.charge(client[1], seconds))
+            before = clients.charge(client, seconds)
+            if before < first_client:
+                first_client = before
+            before = peers.charge(client[1], seconds)
+            if before < first_peer:
+                first_peer = before
         # Virtual time follows the one who is furthest behind of those who were served.
-        if first_client < float("inf"):
-            clients.now = max(clients.now, first_client)
-            peers.now = max(peers.now, first_peer)
+        if clients.now < first_client < math.inf:
+            clients.now = first_client
+        if peers.now < first_peer < math.inf:
+            peers.now = first_peer

@@ -79,15 +79,12 @@ class _Bucket:
     def __init__(self, rate: float, burst: float, now: float):
         self.rate, self.burst, self.tokens, self.last = rate, max(1.0, burst), max(1.0, burst), now
 
-    def fill(self, now: float) -> float:
-        """What is in it now."""
-        self.tokens = min(self.burst, self.tokens + (now - self.last) * self.rate)
-        self.last = now
-        return self.tokens
-
     def holds(self, rows: float, now: float) -> bool:
         """Whether it holds so many rows; more than the burst are as much as the burst."""
-        return self.fill(now) >= min(rows, self.burst)
+        burst = self.burst
+        tokens = self.tokens + (now - self.last) * self.rate
+        self.tokens, self.last = tokens if tokens < burst else burst, now
+        return self.tokens >= (rows if rows < burst else burst)
 
 
 class _Peer:
@@ -106,7 +103,7 @@ class _Peer:
         own = self.own.get(connection)
         if own is None:
             if len(self.own) >= MAX_CONNECTIONS:
-                self.own = {name: b for name, b in self.own.items() if b.fill(now) < b.burst}
+                self.own = {name: b for name, b in self.own.items() if not b.holds(b.burst, now)}
             rate = self.spare.rate / 2
             own = self.own[connection] = _Bucket(rate, rate, now)
         return own
@@ -135,19 +132,20 @@ class Quota:
 
         A burst of half a second is allowed. A request that is rejected takes nothing.
         """
-        known = self._peer(client.peer, now)
-        own = known.own_bucket(client.connection, now)
-        little = own.holds(rows, now)
-        if known.main.holds(rows, now):
-            known.main.tokens = max(0.0, known.main.tokens - rows)
-        elif little and known.spare.holds(rows, now):
-            known.spare.tokens = max(0.0, known.spare.tokens - rows)
-        else:
-            return (
-                f"more than {self._rate:g} rows (requests x candidates) a second from this key or address: "
-                "slow down, or have the server's --max-rate raised"
-            )
-        own.tokens = max(-own.burst, own.tokens - rows)
+        known = self._peers.get(client.peer) or self._peer(client.peer, now)
+        own = known.own.get(client.connection) or known.own_bucket(client.connection, now)
+        main = known.main
+        if not main.holds(rows, now):
+            main = known.spare
+            if not (own.holds(rows, now) and main.holds(rows, now)):
+                own.tokens = max(-own.burst, own.tokens)
+                return (
+                    f"more than {self._rate:g} rows (requests x candidates) a second from this key or "
+                    "address: slow down, or have the server's --max-rate raised"
+                )
+        main.tokens = max(0.0, main.tokens - rows)
+        # Its use is settled when the peer's rate is exceeded, and not before.
+        own.tokens -= rows
         return None
 
     def crowding(self, client: Client) -> str | None:
