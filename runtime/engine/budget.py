@@ -35,7 +35,7 @@ class Budget:
 
     def finished(self, job: Job) -> bool:
         """Whether the job has taken all its steps."""
-        return self.steps_left(job) <= 0 or job.f > NEARLY_ONE
+        return self.steps_left(job) <= 0 or bool(job.f > NEARLY_ONE)
 
     def step_cost(self, job: Job, rows: int) -> float:
         """Seconds of this job's next step: in the whole batch of `rows`, or alone if that is faster."""

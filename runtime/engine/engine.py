@@ -93,7 +93,7 @@ class Engine:
             self.rows += rows
             return events
         now = self._clock()
-        events: list[Event] = []
+        events = []
         worked: list[Job] = []
         if self._use_unrolled and not self._jobs and self._waiting and (jobs := self._unrollable(now)):
             worked = jobs
@@ -257,7 +257,8 @@ class Engine:
 
     def _first(self, jobs: list[Job]) -> list[Job]:
         """The jobs for one step, of those that are least ahead of their shares and then least far."""
-        room, found = self._max_rows, []
+        room = self._max_rows
+        found: list[Job] = []
         for job in sorted(jobs, key=lambda job: (self._shares.lead(job.client), job.f)):
             if len(job.active) <= room or not found:
                 found.append(job)

@@ -13,6 +13,7 @@ from .shares import Client
 
 Array = NDArray[np.float32]
 ZERO = np.float32(0.0)
+NOBODY = Client()
 
 
 @dataclass(slots=True, eq=False)
@@ -40,7 +41,7 @@ class Job:
     """Exact schedule to use instead of the F equal steps; sums to 1."""
     candidate_offset: int = 0
     """Number of the first candidate; the noise of candidate i is row i of the seed's noise."""
-    client: Client = (None, None)
+    client: Client = NOBODY
     """Whose share of the engine's time this takes: a connection and its peer."""
 
     # Progress.
@@ -75,7 +76,7 @@ class Task:
     """Rows that a client holds, to be refined or valued (`slices.py`)."""
 
     reply_context: Any
-    client: Client = (None, None)
+    client: Client = NOBODY
 
 
 class Preview(NamedTuple):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Hashable, Iterable
+from typing import NamedTuple
 
 QUANTUM = 2e-3
 """Seconds of work by which clients may be apart and count as equal; among equals the earliest deadline goes
@@ -16,8 +17,14 @@ first. It is also the most that a client can be behind: nobody saves up time."""
 MAX_CLIENTS = 1024
 """Clients that are remembered. Beyond it those that are not ahead are dropped, and start at virtual time."""
 
-Client = tuple[Hashable, Hashable]
-"""Connection and peer (its key or address)."""
+
+class Client(NamedTuple):
+    """Who asks for work."""
+
+    connection: bytes = b""
+    """The identity that ZeroMQ gives a connection."""
+    peer: str = ""
+    """The key or the address behind it; for a thread of the server's process its connection."""
 
 
 class _Level:

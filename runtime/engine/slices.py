@@ -103,7 +103,8 @@ def _step(
 ) -> Generator[Slice, None, Array | None]:
     """One refinement step; returns the next x, or None when time ran out and there is an earlier preview."""
     delta = np.float32(budget.delta(job, now, len(x)))
-    next_x, previews = np.empty_like(x), []
+    next_x = np.empty_like(x)
+    previews: list[Array] = []
     for rows in _slices(model, "step", len(x)):
         start = clock()
         if previews and job.preview is not None and job.due is not None and start > job.due - REPLY_MARGIN:

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import functools
 import ipaddress
-from typing import NamedTuple
 
 import zmq
 
 from rql_deploy.errors import UserError
+from rql_deploy.runtime.engine.shares import Client
 
 MAX_IN_FLIGHT = 64
 """Requests of one connection that are received and not answered."""
@@ -23,27 +23,20 @@ MAX_RATE = 50_000.0
 """Default limit of rows per second and peer. A candidate is a row; a request without candidates is one."""
 SPARE = 0.25
 """Part of the rate, on top of it, for those connections of a peer that use at most half of that part."""
+SETTLE_INTERVAL = 1.0
+"""Seconds between two refills of what counts as little, while the peer keeps its rate."""
 MAX_CONNECTIONS = 1024
 """Connections of one peer whose use is remembered."""
 MAX_PEERS = 4096
 """Peers that are remembered. Beyond it those that were silent longest are dropped."""
 
 
-class Client(NamedTuple):
-    """Who sent a request."""
-
-    connection: bytes
-    """The identity that ZeroMQ gives its connection."""
-    peer: str
-    """Its key or its address; for a thread of this process its connection."""
-
-    @property
-    def key(self) -> bytes:
-        """Its public key, where the server has keys; empty for a thread of this process."""
-        return b"" if self.peer.startswith(_THREAD) else self.peer.encode()
-
-
 _THREAD = "thread "
+
+
+def key_of(client: Client) -> bytes:
+    """A client's public key, where the server has keys; empty for a thread of this process."""
+    return b"" if client.peer.startswith(_THREAD) else client.peer.encode()
 
 
 def sender(identity: zmq.Frame, *, keys: bool) -> Client:
@@ -134,17 +127,18 @@ class Quota:
         """
         known = self._peers.get(client.peer) or self._peer(client.peer, now)
         own = known.own.get(client.connection) or known.own_bucket(client.connection, now)
+        if now - own.last > SETTLE_INTERVAL:
+            own.tokens = max(-own.burst, own.tokens)
+            own.holds(0.0, now)
         main = known.main
         if not main.holds(rows, now):
             main = known.spare
             if not (own.holds(rows, now) and main.holds(rows, now)):
-                own.tokens = max(-own.burst, own.tokens)
                 return (
                     f"more than {self._rate:g} rows (requests x candidates) a second from this key or "
                     "address: slow down, or have the server's --max-rate raised"
                 )
         main.tokens = max(0.0, main.tokens - rows)
-        # Its use is settled when the peer's rate is exceeded, and not before.
         own.tokens -= rows
         return None
 

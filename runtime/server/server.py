@@ -23,6 +23,7 @@ from rql_deploy.contract import Contract
 from rql_deploy.errors import ContractError, UserError
 from rql_deploy.runtime.engine.model import Model
 from rql_deploy.runtime.engine.request import Computed, Done, Event, Expired, Preview, Task
+from rql_deploy.runtime.engine.shares import Client
 from rql_deploy.runtime.wire import headers, protocol
 from rql_deploy.runtime.wire.protocol import Arrays, ProtocolError
 
@@ -31,7 +32,7 @@ from .auth import ServerKeys
 from .connections import MAX_BUFFERED, Connections
 from .listen import check_bind, configure
 from .metrics import Metrics
-from .quota import MAX_RATE, Client, Quota, sender
+from .quota import MAX_RATE, Quota, key_of, sender
 from .recording import Recorder
 from .registry import ModelRegistry, ModelSlot
 from .replies import Echo, ReplyContext, computed, decision, expiry, hello, statistics
@@ -210,7 +211,7 @@ class PolicyServer:
         """Sender and frames of the next message; frames are None when the client's key has been revoked."""
         client = sender(self._socket.recv(flags, copy=False), keys=self._keys is not None)
         frames = protocol.receive(self._socket, protocol.NOBLOCK, large=self._large)
-        allowed = self._keys is None or not client.key or self._keys.allows(client.key)
+        allowed = self._keys is None or not (key := key_of(client)) or self._keys.allows(key)
         return client, frames if allowed else None
 
     def _handle(self, client: Client, frames: list[Any], received: float) -> None:

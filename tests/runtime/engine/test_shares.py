@@ -19,8 +19,7 @@ from rql_deploy.runtime.engine.slices import refine_in_slices, value_in_slices
 
 ROW = 25e-6
 """Seconds that a row takes in a call of any kind."""
-CALL = 64 * ROW
-"""Seconds of the longest call."""
+HONEST = Client(b"honest", "honest")
 
 
 class Clock:
@@ -72,6 +71,10 @@ def job(model: Model, number: int, now: float = 100.0, **options: object) -> Job
     return Job(number, model.rows(fields), seed=number, received=now, **options)  # type: ignore[arg-type]
 
 
+def numbered(number: int) -> Client:
+    return Client(b"%d" % number, str(number))
+
+
 def finish(engine: Engine) -> list[Event]:
     events: list[Event] = []
     while engine.busy:
@@ -84,11 +87,11 @@ def rates(model: Model, clock: Clock, engine: Engine, greedy: Callable[[], None]
     in_time, asked, answered, due = 0, 0, 0, clock.now
     while answered < 20 and clock.now < 110.0:
         if asked < 20 and clock.now >= due:
-            honest = job(model, asked, clock.now, due=clock.now + 0.05, client=("honest", "honest"))
+            honest = job(model, asked, clock.now, due=clock.now + 0.05, client=HONEST)
             engine.submit(honest)
             asked, due = asked + 1, due + period
         for event in engine.step():
-            if event.job.client == ("honest", "honest"):
+            if event.job.client == HONEST:
                 assert isinstance(event, Done | Expired)
                 answered += 1
                 in_time += isinstance(event, Done) and clock.now <= (event.job.due or 0.0)
@@ -116,7 +119,7 @@ def test_greedy_clients_do_not_cost_an_honest_one_its_deadlines(
 
     def ask() -> None:
         i = next(number)
-        client: Client = (f"greedy {i % 17}", f"peer {i % peers}")
+        client = Client(b"greedy %d" % (i % 17), f"peer {i % peers}")
         engine.submit(job(model, 1000 + i, clock.now, client=client, **options))
 
     for _ in range(17 * 4):
@@ -129,18 +132,18 @@ def test_a_peer_with_many_connections_has_the_share_of_one(model: Model, clock: 
     engine = Engine(model, clock=clock)
     done = {"one": 0, "many": 0}
     for i in range(200):
-        engine.submit(job(model, i, client=(f"connection {i % 20}", "many"), candidates=32))
-        engine.submit(job(model, i, client=("connection", "one"), candidates=32))
+        engine.submit(job(model, i, client=Client(b"%d" % (i % 20), "many"), candidates=32))
+        engine.submit(job(model, i, client=Client(b"0", "one"), candidates=32))
     while sum(done.values()) < 60:
         for event in engine.step():
-            done[str(event.job.client[1])] += 1
+            done[event.job.client.peer] += 1
     assert abs(done["one"] - done["many"]) <= 22, "up to one for each connection is begun"
     assert done["one"] >= 20
 
 
 def test_two_equal_clients_take_turns_and_nobody_saves_up_time() -> None:
     fair = FairShare()
-    a, b = ("a", "a"), ("b", "b")
+    a, b = Client(b"a", "a"), Client(b"b", "b")
     fair.enter(a)
     for _ in range(100):
         fair.charge([(a, QUANTUM)])
@@ -166,13 +169,13 @@ def test_clients_that_are_not_ahead_are_forgotten(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(shares, "MAX_CLIENTS", 8)
     fair = FairShare()
     for number in range(100):
-        fair.enter((number, number))
+        fair.enter(numbered(number))
     assert len(fair._clients.clocks) <= 8
     assert len(fair._peers.clocks) <= 8
-    fair.charge([((99, 99), 1.0)])
+    fair.charge([(numbered(99), 1.0)])
     for number in range(100, 110):
-        fair.enter((number, number))
-    assert fair.lead((99, 99)) > fair.lead((109, 109)), "who is ahead is remembered"
+        fair.enter(numbered(number))
+    assert fair.lead(numbered(99)) > fair.lead(numbered(109)), "who is ahead is remembered"
 
 
 def test_slices_have_the_bytes_of_single_rows(model: Model) -> None:
@@ -235,8 +238,8 @@ def test_rows_that_clients_hold_are_computed_in_slices(model: Model) -> None:
     f, delta = np.full((150, 1), 0.25, np.float32), np.full((150, 1), 0.25, np.float32)
     features = np.repeat(model.encode(fields), 150, axis=0)
     engine = Engine(model)
-    engine.submit_slices(("a", "a"), refine_in_slices(model, Task("r"), fields, x, f, delta))
-    engine.submit_slices(("b", "b"), value_in_slices(model, Task("v"), fields, x, f))
+    engine.submit_slices(Client(b"a"), refine_in_slices(model, Task("r"), fields, x, f, delta))
+    engine.submit_slices(Client(b"b"), value_in_slices(model, Task("v"), fields, x, f))
     found = {}
     steps = 0
     while engine.busy:

@@ -18,9 +18,10 @@ from rql_deploy.errors import UserError
 from rql_deploy.runtime.client import RemotePolicy
 from rql_deploy.runtime.client.channel import Channel
 from rql_deploy.runtime.engine.model import Model
+from rql_deploy.runtime.engine.shares import Client
 from rql_deploy.runtime.server import quota
 from rql_deploy.runtime.server import server as servers
-from rql_deploy.runtime.server.quota import Client, Quota
+from rql_deploy.runtime.server.quota import Quota
 from rql_deploy.runtime.server.server import INTERNAL, PolicyServer
 from rql_deploy.runtime.wire import protocol
 from rql_deploy.runtime.wire.headers import Act
