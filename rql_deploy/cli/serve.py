@@ -50,7 +50,7 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--max-buffered",
-    default=1024,
+    default=512,
     show_default=True,
     type=click.IntRange(64),
     metavar="MIB",

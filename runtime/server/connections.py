@@ -27,7 +27,7 @@ SETTLE = 0.3
 """Seconds that ended connections get to free their memory."""
 MARK_INTERVAL = 1.0
 """Seconds between two readings of what each connection has received."""
-MAX_BUFFERED = 1024
+MAX_BUFFERED = 512
 """Default of the most memory that messages may take, in MiB."""
 MAX_FILES = 65536
 SPARE_FILES = 200

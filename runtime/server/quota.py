@@ -18,7 +18,8 @@ from rql_deploy.runtime.engine.shares import Client
 MAX_IN_FLIGHT = 64
 """Requests of one connection that are received and not answered."""
 MAX_WAITING = 1024
-"""Requests of all connections together; beyond it only those that have less than their share get in."""
+"""Requests of all connections together. Beyond it only those with less than their share get in, and beyond
+twice as many only peers that have none under way."""
 MAX_RATE = 50_000.0
 """Default limit of rows per second and peer. A candidate is a row; a request without candidates is one."""
 SPARE = 0.25
@@ -155,7 +156,9 @@ class Quota:
         share = MAX_WAITING // (self._active + (known is None or not known.in_flight))
         of_peer = 0 if known is None else known.in_flight
         connections = 1 if known is None else len(known.connections) + (own == 0)
-        if (of_peer >= share and own >= share // connections) or self.in_flight >= 2 * MAX_WAITING:
+        if (of_peer >= share and own >= share // connections) or (
+            of_peer and self.in_flight >= 2 * MAX_WAITING
+        ):
             return (
                 f"{self.in_flight} requests are under way at this server, {own} of this connection: "
                 "wait for replies"
