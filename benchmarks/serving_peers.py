@@ -40,12 +40,12 @@ def serve_ours(pipe: Connection, bundle: str | None, images: int, variant: str =
     pin(SERVER_CORE)
     from rql_deploy.bundle.bundle import Bundle
     from rql_deploy.runtime.engine.model import Model
-    from rql_deploy.runtime.server.app import stop_on_signals
     from rql_deploy.runtime.server.server import PolicyServer
+    from rql_deploy.runtime.server.signals import stop_on_signals
 
     sys.setswitchinterval(2e-4)
     model: Any = Model(Bundle.open(bundle, variant)) if bundle else InstantModel(images)
-    with PolicyServer([model], "tcp://127.0.0.1:*", max_rate=1e6) as server, stop_on_signals(server):
+    with PolicyServer([model], "tcp://127.0.0.1:*", max_rate=1e6) as server, stop_on_signals(server.stop):
         model.warm_up()
         pipe.send(server.endpoint)
         server.run()

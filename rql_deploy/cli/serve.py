@@ -50,7 +50,18 @@ if TYPE_CHECKING:
     "--record", type=click.Path(path_type=Path), help="Folder to record every decision in, append-only."
 )
 @click.option(
-    "--max-rate", default=10_000.0, show_default=True, help="Requests per second that one client may send."
+    "--max-rate",
+    default=50_000.0,
+    show_default=True,
+    help="Rows (requests x candidates) per second from one key, or without keys from one address.",
+)
+@click.option(
+    "--max-buffered",
+    default=512,
+    show_default=True,
+    type=click.IntRange(64),
+    metavar="MIB",
+    help="Memory that messages may take; beyond it the connections that sent most are ended.",
 )
 @click.option(
     "--provider",
@@ -77,6 +88,7 @@ def command(
     openpi_keepalive: str,
     record: Path | None,
     max_rate: float,
+    max_buffered: int,
     provider: str,
     workers: int,
     busy_poll: bool,
@@ -86,7 +98,7 @@ def command(
     Several bundles are told apart by name (NAME=PATH; by default the task's): `RemotePolicy.connect(...,
     bundle=NAME)`. SIGHUP reads the bundles again: a changed bundle with the same observation fields, actions,
     rate and h takes over between two refinement steps, and no request is lost. After SIGTERM the requests
-    under way are answered first.
+    under way are answered first; a second SIGTERM or Ctrl-C ends the server at once.
 
     With --workers N, N processes share the endpoint. Each connection belongs to one of them; a process that
     dies is started again, and its clients reconnect to the others.
@@ -113,6 +125,7 @@ def command(
         openpi_keepalive=Keepalive.parse(openpi_keepalive),
         record=record,
         max_rate=max_rate,
+        max_buffered=max_buffered,
         busy_poll=busy_poll,
     )
     done = serve(config, workers=workers, metrics=listeners.get("metrics"), on_ready=_announce)

@@ -1,11 +1,19 @@
-"""HTTP endpoint of a server: Prometheus metrics, health and readiness, in a thread of its own."""
+"""HTTP endpoint of a server: Prometheus metrics, health and readiness.
+
+Each connection has a thread, for one request and a few seconds. Where there are too many the oldest is ended,
+so that connections that send nothing, or a byte now and then, keep nobody from an answer.
+"""
 
 from __future__ import annotations
 
+import concurrent.futures
+import contextlib
 import json
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from socketserver import ThreadingMixIn
 from typing import Any
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
 
@@ -22,6 +30,9 @@ from .listen import open_listener
 
 HEALTH_TIMEOUT = 1.0
 """Seconds within which a healthy server replies to a ping."""
+MAX_CONNECTIONS = 32
+REQUEST_LIMIT = 5.0
+"""Seconds from the beginning of a connection to its end."""
 
 
 StatusQuery = Callable[[str], dict[str, Any] | None]
@@ -56,6 +67,9 @@ class MetricsServer:
 
     def __init__(self, queries: Sequence[StatusQuery], host: str, port: int):
         """Several `queries` are workers and get a label each. Raises UserError when the port is taken."""
+        # One thread asks, whoever wants to know: it owns the connections to the server.
+        self._asking = concurrent.futures.ThreadPoolExecutor(1, "status")
+        queries = [self._in_turn(query) for query in queries]
         self._queries = queries
         registry = CollectorRegistry(auto_describe=False)
         registry.register(_Collector(queries))
@@ -70,6 +84,18 @@ class MetricsServer:
         self._server.shutdown()
         self._thread.join()
         self._server.server_close()
+        self._asking.shutdown(cancel_futures=True)
+
+    def _in_turn(self, query: StatusQuery) -> StatusQuery:
+        def ask(operation: str) -> dict[str, Any] | None:
+            answer = self._asking.submit(query, operation)
+            try:
+                return answer.result(REQUEST_LIMIT)
+            except (concurrent.futures.TimeoutError, concurrent.futures.CancelledError):
+                answer.cancel()
+                return None
+
+        return ask
 
     def _answer(self, environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
         path = environ.get("PATH_INFO")
@@ -91,8 +117,9 @@ class MetricsServer:
         return [json.dumps({"ok": good}).encode() + b"\n"]
 
 
-class _Server(WSGIServer):
+class _Server(ThreadingMixIn, WSGIServer):
     daemon_threads = True
+    block_on_close = False
 
     def __init__(self, listener: socket.socket, application: Any):
         super().__init__(listener.getsockname(), _Quiet, bind_and_activate=False)
@@ -101,10 +128,41 @@ class _Server(WSGIServer):
         self.server_name, self.server_port = listener.getsockname()[:2]
         self.setup_environ()
         self.set_app(application)
+        self._lock = threading.Lock()
+        self._began: dict[socket.socket, float] = {}
+        """Open connections, oldest first."""
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        with self._lock:
+            self._began[request] = time.monotonic()
+            if len(self._began) > MAX_CONNECTIONS:
+                self._end(next(iter(self._began)))
+        super().process_request(request, client_address)
+
+    def service_actions(self) -> None:
+        """Called twice a second."""
+        with self._lock:
+            now = time.monotonic()
+            for request in [r for r, began in self._began.items() if now - began > REQUEST_LIMIT]:
+                self._end(request)
+
+    def shutdown_request(self, request: Any) -> None:
+        with self._lock:
+            self._began.pop(request, None)
+        super().shutdown_request(request)
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Nothing: the connection is gone, and with it who could be told."""
+
+    def _end(self, request: socket.socket) -> None:
+        # Its thread wakes up, and closes it.
+        del self._began[request]
+        with contextlib.suppress(OSError):
+            request.shutdown(socket.SHUT_RDWR)
 
 
 class _Quiet(WSGIRequestHandler):
-    timeout = 5  # Seconds; then a silent connection is closed.
+    timeout = REQUEST_LIMIT
 
     def log_message(self, format: str, *args: Any) -> None:
         """Log nothing: probes come every few seconds."""

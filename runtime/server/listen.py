@@ -9,7 +9,6 @@ import socket
 from pathlib import Path
 
 import zmq
-from zmq.utils.monitor import recv_monitor_message
 
 from rql_deploy.errors import UserError
 from rql_deploy.runtime.wire.addresses import (
@@ -22,14 +21,12 @@ from rql_deploy.runtime.wire.addresses import (
     parse,
     split_host_port,
 )
-from rql_deploy.runtime.wire.protocol import ready
 
 IDLE_MS = 200
 """Longest wait for a request; signals and new bundles are handled between two waits."""
 MAX_QUEUED_PER_CLIENT = 1024
 """Messages; a well-behaved client gives up a silent server before it has sent so many."""
 BACKLOG = 1024
-EVENTS = zmq.EVENT_ACCEPTED | zmq.EVENT_DISCONNECTED
 
 
 def check_bind(bind: str, insecure: bool, keys: bool = False) -> Address:
@@ -91,28 +88,6 @@ def configure(router: zmq.Socket[bytes], largest_frame: int) -> None:
         (zmq.HANDSHAKE_IVL, 3000),
     ):
         router.setsockopt(option, value)
-
-
-class Connections:
-    """Counts the connections of a socket; `count` is called regularly by the thread that owns the socket."""
-
-    def __init__(self, socket: zmq.Socket[bytes]):
-        self._socket = socket
-        self._monitor = socket.get_monitor_socket(EVENTS)
-        self._open: set[int] = set()
-
-    def count(self) -> int:
-        """Open connections, including those whose handshake is not complete."""
-        while ready(self._monitor, zmq.POLLIN):
-            event = recv_monitor_message(self._monitor, zmq.NOBLOCK)
-            # Both events carry the connection's file descriptor; the event of a completed handshake does not.
-            (self._open.add if event["event"] == zmq.EVENT_ACCEPTED else self._open.discard)(event["value"])
-        return len(self._open)
-
-    def close(self) -> None:
-        """Stop monitoring."""
-        self._socket.disable_monitor()
-        self._monitor.close(linger=0)
 
 
 def listen(bind: str) -> tuple[socket.socket, str]:

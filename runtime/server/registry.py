@@ -162,11 +162,10 @@ class Reloader:
                 )
             model = Model(bundle, old.name, provider=self._provider)
             model.warm_up()
-        except UserError as error:
-            _log.error(
-                "bundle refused",
-                extra={"data": {"bundle": old.name, "kind": error.kind, "reason": str(error)}},
-            )
+        except Exception as error:  # whatever lies at the path, the thread goes on and the old bundle serves
+            kind = error.kind if isinstance(error, UserError) else type(error).__name__
+            data = {"bundle": old.name, "path": str(path), "kind": kind, "reason": str(error)}
+            _log.error("bundle refused", extra={"data": data})
             return
         self._models[index] = model
         self._schedule_swap(old.name, model)

@@ -6,7 +6,7 @@ Types and bounds of single entries are checked when the header is decoded (`runt
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 
 from rql_deploy.policy import MAX_CANDIDATES
 from rql_deploy.runtime.engine.model import Model
-from rql_deploy.runtime.engine.request import EpisodePart, Job
+from rql_deploy.runtime.engine.request import EpisodePart, Job, Task
+from rql_deploy.runtime.engine.slices import Slices, refine_in_slices, value_in_slices
 from rql_deploy.runtime.wire import headers
 from rql_deploy.runtime.wire.checks import all_finite
 from rql_deploy.runtime.wire.protocol import Arrays, ProtocolError
@@ -50,30 +51,41 @@ def read_job(request: headers.Act, arrays: Arrays, model: Model, reply_context: 
     )
 
 
+def read_task(
+    request: headers.Refine | headers.Value, arrays: Arrays, model: Model, task: Task
+) -> tuple[int, Slices]:
+    """How many rows a `refine` or `value` request has, and their work. Raises as `read_job` does."""
+    if isinstance(request, headers.Refine):
+        fields, x, f, delta = read_refinement(request, arrays, model)
+        return len(x), refine_in_slices(model, task, fields, x, f, delta)
+    fields, x, f = read_valuation(request, arrays, model)
+    return len(x), value_in_slices(model, task, fields, x, f)
+
+
 def read_refinement(
     request: headers.Refine, arrays: Arrays, model: Model
-) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]:
-    """features `[N, D]`, x `[N, hA]`, f `[N, 1]`, delta `[N, 1]`: N rows for one observation."""
+) -> tuple[Mapping[str, NDArray[np.float32]], NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]:
+    """Fields `[1, *shape]`, x `[N, hA]`, f `[N, 1]`, delta `[N, 1]`: N rows for one observation."""
     x = _rows(arrays, "x", (model.chunk_dim,))
     f = _column("f", request.f, len(x))
     delta = _column("delta", request.delta, len(x))
     if (f + delta > 1.0 + 1e-6).any():
         raise ProtocolError("bad_request", "f + delta must not exceed 1")
-    return np.repeat(model.encode(model.rows(arrays)), len(x), axis=0), x, f, delta
+    return model.rows(arrays), x, f, delta
 
 
 def read_valuation(
     request: headers.Value, arrays: Arrays, model: Model
-) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]:
-    """features `[N, D]`, x `[N, hA]`, f `[N, 1]`: complete chunks `actions`, or partial ones `x` at `f`."""
-    features = model.encode(model.rows(arrays))
+) -> tuple[Mapping[str, NDArray[np.float32]], NDArray[np.float32], NDArray[np.float32]]:
+    """Fields `[1, *shape]`, x `[N, hA]`, f `[N, 1]`: chunks `actions`, or partial actions `x` at `f`."""
+    fields = model.rows(arrays)
     if "actions" in arrays:
         actions = _rows(arrays, "actions", (model.contract.h, model.contract.plant.action_dim))
         x, f = model.scaled(actions), np.ones((len(actions), 1), np.float32)
     else:
         x = _rows(arrays, "x", (model.chunk_dim,))
         f = _column("f", request.f, len(x))
-    return np.repeat(features, len(x), axis=0), x, f
+    return fields, x, f
 
 
 def read_episode(request: headers.Episode, arrays: Arrays, model: Model) -> EpisodePart:

@@ -11,11 +11,14 @@ import numpy as np
 import pytest
 import zmq
 
+from rql_deploy.bundle.bundle import Bundle
 from rql_deploy.errors import DeadlineMissed, UserError
-from rql_deploy.runtime.client import RemotePolicy, ServerError
-from rql_deploy.runtime.wire.keys import new_client, revoke
+from rql_deploy.runtime.client import RemotePolicy
+from rql_deploy.runtime.server import auth
+from rql_deploy.runtime.server.auth import ServerKeys
+from rql_deploy.runtime.wire.keys import client_files, new_client, read_public_key, revoke
 from tests.helpers.commands import assert_refused, cli
-from tests.helpers.servers import observation, serving
+from tests.helpers.servers import note, observation, serving
 from tests.helpers.wire import raw_header, raw_message, read_header
 
 MALFORMED = int(os.environ.get("RQL_DEPLOY_FUZZ", "2000"))
@@ -68,16 +71,89 @@ def test_keys_that_others_can_read_are_refused(bundle: Path, tmp_path: Path) -> 
 
 
 def test_a_client_beyond_its_rate_is_rejected_and_others_are_served(bundle: Path) -> None:
-    with serving(bundle, "--max-rate", "50") as (address, _), RemotePolicy.connect(address) as greedy:
-        codes = []
-        for _ in range(60):
-            try:
-                greedy.act(observation(greedy.contract))
-            except ServerError as error:
-                codes.append(error.code)
-        assert set(codes) == {"busy"}
+    with serving(bundle, "--max-rate", "50") as (address, _):
+        sample = observation(Bundle.open(bundle).contract)
+        fields = {name: value.astype(np.float32) for name, value in sample.items()}
+        with zmq.Context() as context, context.socket(zmq.DEALER) as greedy:
+            greedy.linger = 0
+            greedy.connect(address)
+            for number in range(60):
+                greedy.send_multipart(raw_message({"v": 1, "id": number, "epoch": 1, "op": "act"}, fields))
+            replies = [read_header(greedy.recv_multipart()[0]) for _ in range(60)]
+        assert {reply["code"] for reply in replies if not reply["ok"]} == {"busy"}
+        assert sum(reply["ok"] for reply in replies) < 45
         with RemotePolicy.connect(address) as modest:
-            modest.act(observation(modest.contract))
+            modest.act(sample, deadline=5.0)
+
+
+def test_a_running_server_reads_its_key_folder_as_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    errors: list[str] = []
+    monkeypatch.setattr(auth._log, "error", lambda _, extra: errors.append(extra["data"]["reason"]))
+    for name in ("arm1", "arm2", "arm3"):
+        new_client(tmp_path, name)
+    keys = ServerKeys(tmp_path)
+    files = client_files(tmp_path)
+    old = {name: read_public_key(path) for name, path in files.items()}
+    assert all(keys.allows(key) for key in old.values() if key)
+
+    def said() -> list[str]:
+        keys.refresh()
+        keys.refresh()  # a second reading says nothing new
+        found = errors.copy()
+        errors.clear()
+        return found
+
+    # Strangers among the files: text, a directory, a pipe that nobody writes to.
+    (tmp_path / "clients" / "notes.key").write_text("hello\n")
+    (tmp_path / "clients" / "folder.key").mkdir()
+    os.mkfifo(tmp_path / "clients" / "pipe.key")
+    assert len(said()) == 3
+    assert all(keys.allows(key) for key in old.values() if key)
+    # An edit in place that keeps size and times takes effect.
+    times, other = files["arm2"].stat(), "".join(reversed((old["arm2"] or b"").decode()))
+    files["arm2"].write_text(files["arm2"].read_text().replace((old["arm2"] or b"").decode(), other))
+    os.utime(files["arm2"], ns=(times.st_atime_ns, times.st_mtime_ns))
+    assert said() == []
+    assert not keys.allows(old["arm2"] or b"")
+    assert keys.allows(other.encode())
+    # A file that holds no key any more allows nobody; one that cannot be read changes nothing.
+    files["arm2"].write_text(files["arm2"].read_text().replace("public-key", "#"))
+    assert len(said()) == 1
+    assert not keys.allows(other.encode())
+    files["arm3"].unlink()
+    files["arm3"].symlink_to(files["arm3"])
+    (sentence,) = said()
+    assert "cannot be read" in sentence
+    assert keys.allows(old["arm3"] or b"")
+    # Without the folder all stay, and nobody new comes in; a removed file revokes.
+    (tmp_path / "clients").rename(tmp_path / "elsewhere")
+    assert "stay as they were" in said()[0]
+    assert keys.allows(old["arm1"] or b"")
+    (tmp_path / "elsewhere").rename(tmp_path / "clients")
+    files["arm1"].unlink()
+    said()
+    assert not keys.allows(old["arm1"] or b"")
+    assert keys.allows(old["arm3"] or b"")
+
+
+def test_nothing_in_a_key_folder_ends_a_server(bundle: Path, tmp_path: Path) -> None:
+    arm = new_client(tmp_path, "arm")
+    with (
+        serving(bundle, "--keys", str(tmp_path)) as (address, process),
+        RemotePolicy.connect(address, keys=arm) as policy,
+    ):
+        (tmp_path / "clients" / "notes.key").write_text("hello\n")
+        assert "notes.key is not a key file" in note(process, r'"reason": "(.*?)"')
+        (tmp_path / "clients").rename(tmp_path / "elsewhere")
+        assert "stay as they were" in note(process, r'"reason": "(.*?)"')
+        policy.act(observation(policy.contract), deadline=5.0)
+        assert process.poll() is None
+        revoke_here = tmp_path / "elsewhere" / "arm.key"
+        revoke_here.unlink()
+        (tmp_path / "elsewhere").rename(tmp_path / "clients")
+        assert note(process, r'"event": "client revoked", "client": "(.*?)"') == "arm"
 
 
 def malformed(random_source: random.Random, good: list[bytes]) -> list[bytes]:
