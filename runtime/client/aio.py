@@ -51,6 +51,7 @@ class AsyncRemotePolicy(BasePolicy):
         keys: str | os.PathLike[str] | None = None,
         timeout: float = 5.0,
         context: zmq.Context[Any] | None = None,
+        allow_mixed: bool = False,
     ) -> Self:
         """Connect and check the server's contract; arguments and errors as of `RemotePolicy.connect`."""
 
@@ -58,7 +59,13 @@ class AsyncRemotePolicy(BasePolicy):
             return AsyncTransport(address, keys=keys, context=context)
 
         core = await open_core(
-            open_transport, endpoint, plant=plant, bundle=bundle, timeout=timeout, keys=keys is not None
+            open_transport,
+            endpoint,
+            plant=plant,
+            bundle=bundle,
+            timeout=timeout,
+            keys=keys is not None,
+            allow_mixed=allow_mixed,
         )
         return cls(core)
 

@@ -118,7 +118,7 @@ class BlockingTransport:
         return self._channel.collect(number, reply_type)
 
     def forget(self, number: int) -> None:
-        """Nothing to do: a channel drops all replies but those of the request it waits for."""
+        self._channel.forget(number)
 
     async def sleep(self, seconds: float) -> None:
         time.sleep(seconds)
