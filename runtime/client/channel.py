@@ -13,13 +13,13 @@ from typing import Any
 import zmq
 from numpy.typing import NDArray
 
-from rql_deploy.errors import ContractError, DeadlineMissed, UserError, require_process
+from rql_deploy.errors import ContractError, DeadlineMissed, PolicyClosed, UserError, require_process
 from rql_deploy.runtime.wire import protocol
 from rql_deploy.runtime.wire.checks import ServerError
 from rql_deploy.runtime.wire.headers import REQUESTS, Head, R, Request
 from rql_deploy.runtime.wire.protocol import Arrays
 
-from .shared_socket import SharedSocket
+from .shared_socket import CLOSED, SharedSocket
 
 Received = tuple[Head, Any, Arrays] | protocol.ProtocolError
 """A reply: what is known of its header, its header's frame and its arrays; or what is wrong with it."""
@@ -119,6 +119,12 @@ class Channel:
         """Whether a request could be sent now."""
         require_process(self._pid, self._what)
         return self._shared.connected
+
+    def check(self) -> None:
+        """Raise PolicyClosed when it is closed, UserError in a fork of the process that connected."""
+        require_process(self._pid, self._what)
+        if self._shared.closed:
+            raise PolicyClosed(CLOSED)
 
     def close(self) -> None:
         """Disconnect, from any thread; calls under way raise PolicyClosed.

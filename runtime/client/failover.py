@@ -153,8 +153,8 @@ class FailoverPolicy:
             server, policy = await self._next(expiry)
             try:
                 return await policy.act(observation, _until(expiry, options))
-            except (DeadlineMissed, ContractError, ServerError) as error:
-                if not self._another_may_answer(server, policy, error):
+            except (DeadlineMissed, ServerError) as error:
+                if not self._another_may_answer(server, error):
                     raise
 
     async def stream(
@@ -171,8 +171,8 @@ class FailoverPolicy:
                     async for decision in decisions:
                         yield decision
                 return
-            except (DeadlineMissed, ContractError, ServerError) as error:
-                if not self._another_may_answer(server, policy, error):
+            except (DeadlineMissed, ServerError) as error:
+                if not self._another_may_answer(server, error):
                     raise
 
     async def reset(self) -> None:
@@ -272,7 +272,7 @@ class FailoverPolicy:
                 raise
             self._leave(server)
 
-    def _another_may_answer(self, server: _Server, policy: ServerPolicy, error: Exception) -> bool:
+    def _another_may_answer(self, server: _Server, error: Exception) -> bool:
         """After a failed call: whether another server may do better."""
         if isinstance(error, PolicyClosed):
             return False
@@ -280,9 +280,6 @@ class FailoverPolicy:
             self._leave(server)
             return True
         if isinstance(error, ServerError) and error.code == "contract_changed":
-            return True
-        if isinstance(error, ContractError) and policy.outdated:
-            self._refuse(server, error)
             return True
         if isinstance(error, DeadlineMissed):
             self._leave(server)

@@ -77,6 +77,7 @@ class ServerPolicy:
         timeout = DEFAULT_TIMEOUT if options.deadline is None else options.deadline
         expiry = start + timeout
         attempts = 0
+        self._transport.check()
         while True:
             if self.outdated and self._alone:
                 # Every call negotiates for itself, under its own deadline, and waits for no other call.

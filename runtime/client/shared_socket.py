@@ -75,7 +75,7 @@ class SharedSocket(Generic[Item]):
         self._calls: dict[int, Call[Item]] = {}
         self._polling: list[Call[Item]] = []
         """Calls of the leader; more than one when its signal handlers call, too."""
-        self._closed = False
+        self.closed = False
         self._bell, self._ringer = sockets.socketpair()
         self._bell.setblocking(False)
         self._ringer.setblocking(False)
@@ -85,7 +85,7 @@ class SharedSocket(Generic[Item]):
         """Whether a request could be sent now."""
         with self._lock:
             try:
-                return not self._closed and protocol.ready(self._socket, zmq.POLLOUT)
+                return not self.closed and protocol.ready(self._socket, zmq.POLLOUT)
             except zmq.ZMQError:
                 return False
             finally:
@@ -124,9 +124,9 @@ class SharedSocket(Generic[Item]):
     def close(self) -> bool:
         """Close the socket, from any thread; calls under way raise PolicyClosed. False if it was closed."""
         with self._lock:
-            if self._closed:
+            if self.closed:
                 return False
-            self._closed = True
+            self.closed = True
             self._socket.close()
             for call in list(self._calls.values()):
                 self._wake(call)
@@ -144,7 +144,7 @@ class SharedSocket(Generic[Item]):
         try:
             while True:
                 with self._lock:
-                    if self._closed:
+                    if self.closed:
                         raise PolicyClosed(CLOSED)
                     if (result := attempt()) is not None:
                         return result
@@ -166,7 +166,7 @@ class SharedSocket(Generic[Item]):
             if isinstance(error, zmq.ContextTerminated):
                 # Its owner waits until this socket is closed.
                 self.close()
-            if not self._closed:
+            if not self.closed:
                 raise
             raise PolicyClosed(CLOSED) from error
         finally:
@@ -199,7 +199,7 @@ class SharedSocket(Generic[Item]):
 
     def _hand_out_for_others(self) -> None:
         """After a call into ZeroMQ while a thread polls: its descriptor does not tell the same thing twice."""
-        if self._polling and not self._closed:
+        if self._polling and not self.closed:
             self._hand_out(None)
 
     def _poll(self, seconds: float) -> None:
@@ -233,7 +233,7 @@ class SharedSocket(Generic[Item]):
                 if self._polling[0].thread == threading.get_ident():
                     # This was a signal handler's call, and may have heard the bell for the one it interrupted.
                     self._wake(self._polling[0])
-            elif self._closed:
+            elif self.closed:
                 self._close_bell()
             elif len(self._calls) > 1:
                 for other in list(self._calls.values()):

@@ -40,6 +40,10 @@ class Transport(Protocol):
         """Whether a request could be sent now."""
         ...
 
+    def check(self) -> None:
+        """Raise PolicyClosed when it is closed, UserError where it may not be used (after a fork, say)."""
+        ...
+
     async def send(
         self, request: Request[Any], arrays: Mapping[str, NDArray[Any]], expiry: float, timeout: float
     ) -> int:
@@ -97,6 +101,9 @@ class BlockingTransport:
     @property
     def connected(self) -> bool:
         return self._channel.connected
+
+    def check(self) -> None:
+        self._channel.check()
 
     async def send(
         self, request: Request[Any], arrays: Mapping[str, NDArray[Any]], expiry: float, timeout: float
