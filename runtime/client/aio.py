@@ -226,6 +226,13 @@ class AsyncTransport:
             self._loop.call_soon_threadsafe(lambda: (self._close(), closed.set()))
             await asyncio.to_thread(closed.wait, CLOSE_LIMIT)
 
+    def __del__(self) -> None:
+        # While its loop runs, the reading task keeps it alive.
+        with contextlib.suppress(AttributeError):
+            if os.getpid() == self._pid and not self._closed:
+                self._closed = True
+                self._disconnect()
+
     def _close(self) -> None:
         if self._closed:
             return

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import itertools
 import os
 import secrets
@@ -102,7 +104,8 @@ class Channel:
         self._owns_context = context is None
         self._context = open_context(context)
         self._socket: zmq.Socket[bytes] = zmq.Socket(self._context, zmq.DEALER)
-        self._shared = SharedSocket(self._socket, self._read, busy_poll=busy_poll)
+        read = functools.partial(_read, self._socket, self._epoch)
+        self._shared = SharedSocket(self._socket, read, busy_poll=busy_poll)
         try:
             configure(self._socket, endpoints, keys)
         except BaseException:
@@ -133,6 +136,11 @@ class Channel:
         """
         if os.getpid() == self._pid and self._shared.close() and self._owns_context:
             self._context.term()
+
+    def __del__(self) -> None:
+        # Where connecting failed there may be nothing to close.
+        with contextlib.suppress(AttributeError):
+            self.close()
 
     def call(
         self, request: Request[R], arrays: Mapping[str, NDArray[Any]], timeout: float
@@ -187,20 +195,21 @@ class Channel:
         """Drop what else comes for that request."""
         self._shared.forget(number)
 
-    def _read(self) -> tuple[int | None, Received]:
-        """One message: the number of its request (0 if it is no request of this client), and its parts."""
-        frames = protocol.receive(self._socket, protocol.NOBLOCK)
-        try:
-            head, out = protocol.decode(frames)
-        except protocol.ProtocolError as error:
-            return None, error
-        return (head.id if head.id and head.epoch == self._epoch else 0), (head, frames[0], out)
-
     def _decoded(self, received: Received, reply_type: type[R]) -> tuple[R, Arrays]:
         if isinstance(received, protocol.ProtocolError):
             raise not_this_protocol(self.endpoint, received) from received
         head, frame, out = received
         return read_reply(self.endpoint, head, frame, reply_type), out
+
+
+def _read(socket: zmq.Socket[bytes], epoch: int) -> tuple[int | None, Received]:
+    """One message: the number of its request (0 for those of another client), and its parts."""
+    frames = protocol.receive(socket, protocol.NOBLOCK)
+    try:
+        head, out = protocol.decode(frames)
+    except protocol.ProtocolError as error:
+        return None, error
+    return (head.id if head.id and head.epoch == epoch else 0), (head, frames[0], out)
 
 
 def read_reply(endpoint: str, head: Head, frame: Any, reply_type: type[R]) -> R:
