@@ -43,7 +43,8 @@ class ObservationReader:
             array = read_array(name, observation[name], dtype)
             if array.shape != shape:
                 raise ContractError(
-                    f"observation field '{name}' has shape {list(array.shape)}, the contract says {list(shape)}"
+                    f"observation field '{name}' has shape {list(array.shape)}, "
+                    f"the contract says {list(shape)}"
                 )
             found[name] = array
         return found

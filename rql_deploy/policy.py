@@ -92,8 +92,8 @@ class ResolvedOptions:
     def of(cls, options: Mapping[str, Any], *, without: Collection[str] = ()) -> ResolvedOptions:
         """The options of a call to a policy that has all but those `without`, as Python's own types.
 
-        Raises TypeError for an option that the policy does not have or a value of the wrong type, UserError for
-        one out of range. numpy's numbers are numbers; True and False are not.
+        Raises TypeError for an option that the policy does not have or a value of the wrong type, UserError
+        for one out of range. numpy's numbers are numbers; True and False are not.
         """
         known = [option.name for option in fields(cls) if option.name not in without]
         for name in options:
@@ -116,7 +116,7 @@ class ResolvedOptions:
 
 
 def read_whole(name: str, value: Any, low: int, high: int) -> int:
-    """A whole number from `low` to `high`. Raises TypeError for anything else, UserError when out of range."""
+    """A whole number from `low` to `high`. Raises TypeError if it is none, UserError when out of range."""
     if type(value) is not int:
         try:
             if isinstance(value, bool | np.bool_):

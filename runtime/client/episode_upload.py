@@ -147,11 +147,9 @@ class EpisodeReporter:
             self.finish()
             self._closed = True
         self._send_until = expiry = time.monotonic() + CLOSE_LIMIT
-        try:
+        # If there is no room, the thread ends with the message that it is sending.
+        with contextlib.suppress(queue.Full):
             self._queue.put(None, timeout=CLOSE_LIMIT)
-        except queue.Full:
-            # The thread ends with the message that it is sending.
-            pass
         assert self._thread is not None
         self._thread.join(max(0.0, expiry - time.monotonic()))
         # A call still under way ends here.
@@ -205,7 +203,8 @@ class EpisodeReporter:
                 return
             except Exception as error:
                 # Whatever is wrong with one message, the next ones are sent.
-                _log.warning("episode refused", extra={"data": {"reason": f"{type(error).__name__}: {error}"}})
+                reason = f"{type(error).__name__}: {error}"
+                _log.warning("episode refused", extra={"data": {"reason": reason}})
                 recorded = False
             self.dropped += not recorded
 

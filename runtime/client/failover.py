@@ -21,10 +21,11 @@ from rql_deploy.contract import Contract, PlantDescription
 from rql_deploy.errors import ContractError, DeadlineMissed, PolicyClosed, UserError
 from rql_deploy.policy import Decision, ResolvedOptions
 from rql_deploy.runtime.wire.checks import ServerError
-from rql_deploy.runtime.wire.headers import Hello, HelloReply, Ping, PingReply
+from rql_deploy.runtime.wire.headers import HelloReply, PingReply
 from rql_deploy.runtime.wire.protocol import Arrays
 
 from .server_policy import ServerPolicy
+from .server_state import ServerState
 from .session import DEFAULT_TIMEOUT, Session
 from .shared_socket import CLOSED
 from .transport import Transport
@@ -38,39 +39,6 @@ ASK_EVERY = 1.0
 PAUSE = 0.002
 """Seconds between looks at servers that are away."""
 _log = logging.getLogger("rql_deploy.failover")
-
-
-class _Server:
-    """One of the servers, as the client knows it."""
-
-    def __init__(self, transport: Transport):
-        self.transport = transport
-        self.policy: ServerPolicy | None = None
-        """From its first `hello` on."""
-        self.away = True
-        self.admitted = False
-        """Whether it had the others' contract at some time: the operator may give it, and then them, another."""
-        self.refused: str | None = None
-        """Why it gets no more requests."""
-        self.probe: int | None = None
-        """Number of the `hello` or `ping` under way."""
-        self.asked_contract = True
-        """Whether that is a `hello`."""
-        self.probed = 0.0
-        """When that was sent."""
-
-    @property
-    def usable(self) -> bool:
-        return self.policy is not None and not self.away and self.refused is None and self.transport.connected
-
-    def send_probe(self, bundle: str | None, now: float, *, hello: bool = False) -> None:
-        """Ask it for a sign of life or, at first, for its contract."""
-        if self.probe is not None:
-            self.transport.forget(self.probe)
-        self.asked_contract = hello or self.policy is None
-        self.probe = self.transport.try_send(Hello(bundle=bundle) if self.asked_contract else Ping())
-        if self.probe is not None:
-            self.probed = now
 
 
 class FailoverPolicy:
@@ -91,7 +59,7 @@ class FailoverPolicy:
         self._allow_mixed, self._closed = allow_mixed, False
         # Threads may share the policy; nothing waits under this lock.
         self._lock = threading.RLock()
-        self._servers = [_Server(transport) for transport in transports]
+        self._servers = [ServerState(transport) for transport in transports]
         self._plant, self._bundle = plant, bundle
         self._contract: Contract | None = None
         self._last = -1
@@ -117,7 +85,7 @@ class FailoverPolicy:
 
     @property
     def contract(self) -> Contract:
-        """The contract of the servers that get requests; with different trainings, of the first that answered.
+        """The contract of the servers that get requests; of the first that answered, if all may get some.
 
         The others have the same fields, actions, rate and h.
         """
@@ -139,7 +107,7 @@ class FailoverPolicy:
         """By endpoint: `ready`, `away`, or why the server gets no requests."""
         return {server.transport.endpoint: self._state(server) for server in self._servers}
 
-    def _state(self, server: _Server) -> str:
+    def _state(self, server: ServerState) -> str:
         if server.refused:
             return server.refused
         if server.away:
@@ -210,7 +178,7 @@ class FailoverPolicy:
 
     # Which server.
 
-    async def _next(self, expiry: float) -> tuple[_Server, ServerPolicy]:
+    async def _next(self, expiry: float) -> tuple[ServerState, ServerPolicy]:
         """The next server in turn that is there.
 
         Raises DeadlineMissed at `expiry`, ContractError when all are refused.
@@ -232,7 +200,7 @@ class FailoverPolicy:
                 raise DeadlineMissed(f"none of {', '.join(self.servers)} answers")
             await self._sleep(min(PAUSE, max(0.0, expiry - time.monotonic())))
 
-    def _choose(self) -> _Server | None:
+    def _choose(self) -> ServerState | None:
         """The next server in turn that is there and has the contract of the others."""
         count = len(self._servers)
         in_turn = [(self._last + step) % count for step in range(1, count + 1)]
@@ -248,15 +216,17 @@ class FailoverPolicy:
             if not policy.outdated:
                 self._contract = policy.contract
         self._last = chosen[0]
-        return self._servers[chosen[0]]
+        server = self._servers[chosen[0]]
+        server.admitted |= self._matches(server)
+        return server
 
-    def _matches(self, server: _Server) -> bool:
+    def _matches(self, server: ServerState) -> bool:
         """Whether a server has the contract that requests are made under, as far as is known."""
         if self._allow_mixed or server.policy is None or self._contract is None:
             return True
         return server.policy.contract.contract_id == self._contract.contract_id
 
-    async def _renew(self, server: _Server, policy: ServerPolicy, expiry: float) -> None:
+    async def _renew(self, server: ServerState, policy: ServerPolicy, expiry: float) -> None:
         """Ask a server for its new contract; raises DeadlineMissed at `expiry`."""
         try:
             await policy.renew(expiry)
@@ -272,7 +242,7 @@ class FailoverPolicy:
                 raise
             self._leave(server)
 
-    def _another_may_answer(self, server: _Server, error: Exception) -> bool:
+    def _another_may_answer(self, server: ServerState, error: Exception) -> bool:
         """After a failed call: whether another server may do better."""
         if isinstance(error, PolicyClosed):
             return False
@@ -285,7 +255,7 @@ class FailoverPolicy:
             self._leave(server)
         return False
 
-    def _leave(self, server: _Server) -> None:
+    def _leave(self, server: ServerState) -> None:
         """Send a server no request until it has answered a ping."""
         with self._lock:
             server.away = True
@@ -313,7 +283,7 @@ class FailoverPolicy:
                         raise
                     self._refuse(server, error)
 
-    def _take_in(self, server: _Server, strict: bool) -> bool:
+    def _take_in(self, server: ServerState, strict: bool) -> bool:
         """Take in a server's answer to the probe; false if there is none yet."""
         if server.probe is None:
             return False
@@ -334,7 +304,7 @@ class FailoverPolicy:
             server.probe = None
         return answered
 
-    def _join(self, server: _Server, hello: tuple[HelloReply, Arrays]) -> None:
+    def _join(self, server: ServerState, hello: tuple[HelloReply, Arrays]) -> None:
         session = Session(server.transport.endpoint, hello, self._plant, self._contract)
         if self._contract is None:
             self._contract = session.contract
@@ -344,16 +314,16 @@ class FailoverPolicy:
         server.away = False
         server.admitted |= self._matches(server)
 
-    def _difference(self, server: _Server) -> str:
+    def _difference(self, server: ServerState) -> str:
         """Why a server of another training gets no requests, and what to do."""
         assert self._contract is not None and server.policy is not None
         return (
-            f"{server.transport.endpoint} serves another training (contract "
-            f"{server.policy.contract.contract_id[:12]}) than the others ({self._contract.contract_id[:12]}): "
+            f"{server.transport.endpoint} serves another training than the others (contract "
+            f"{server.policy.contract.contract_id[:12]}, not {self._contract.contract_id[:12]}): "
             "serve the same bundle everywhere, or connect with allow_mixed=True"
         )
 
-    def _refuse(self, server: _Server, error: ContractError) -> None:
+    def _refuse(self, server: ServerState, error: ContractError) -> None:
         server.refused = str(error)
         _log.warning(
             "server refused", extra={"data": {"endpoint": server.transport.endpoint, "reason": str(error)}}

@@ -2,8 +2,8 @@
 
 ZeroMQ's sockets belong to one thread at a time, and to close one that a thread waits in aborts the process.
 Here every call into ZeroMQ is made under a lock and returns at once. Who waits does so outside the lock: one
-thread, the leader, polls the socket's file descriptor for all and hands out what comes; the others sleep until
-it wakes them. A second descriptor, the bell, wakes the leader.
+thread, the leader, polls the socket's file descriptor for all and hands out what comes; the others sleep
+until it wakes them. A second descriptor, the bell, wakes the leader.
 
 Waiting is always for what is left until the deadline, whatever signals arrive: Python repeats `poll` with the
 remaining time, while ZeroMQ's own blocking calls are repeated with the whole.
@@ -76,6 +76,7 @@ class SharedSocket(Generic[Item]):
         self._polling: list[Call[Item]] = []
         """Calls of the leader; more than one when its signal handlers call, too."""
         self.closed = False
+        """Whether it was closed; no call waits any more."""
         self._bell, self._ringer = sockets.socketpair()
         self._bell.setblocking(False)
         self._ringer.setblocking(False)
@@ -198,7 +199,7 @@ class SharedSocket(Generic[Item]):
             self._wake(call)
 
     def _hand_out_for_others(self) -> None:
-        """After a call into ZeroMQ while a thread polls: its descriptor does not tell the same thing twice."""
+        """After a call into ZeroMQ while a thread polls: the descriptor does not tell it the same again."""
         if self._polling and not self.closed:
             self._hand_out(None)
 
@@ -231,7 +232,7 @@ class SharedSocket(Generic[Item]):
                 self._polling.remove(call)
             if self._polling:
                 if self._polling[0].thread == threading.get_ident():
-                    # This was a signal handler's call, and may have heard the bell for the one it interrupted.
+                    # This was a signal handler's call, and may have heard the interrupted one's bell.
                     self._wake(self._polling[0])
             elif self.closed:
                 self._close_bell()
