@@ -272,12 +272,7 @@ class AsyncTransport:
 
     async def _read(self) -> None:
         while True:
-            try:
-                frames = await self._socket.recv_multipart()
-            except zmq.ZMQError:
-                # The caller terminated the context, and waits until this socket is closed.
-                self._close()
-                return
+            frames = await self._socket.recv_multipart()
             try:
                 head, out = protocol.decode(frames)
             except protocol.ProtocolError:

@@ -148,6 +148,7 @@ class FailoverPolicy:
 
         Raises DeadlineMissed when none answers.
         """
+        self._check_open()
         missed: DeadlineMissed | None = None
         told = 0
         for server in self._servers:
@@ -184,8 +185,7 @@ class FailoverPolicy:
         Raises DeadlineMissed at `expiry`, ContractError when all are refused.
         """
         while True:
-            if self._closed:
-                raise PolicyClosed(CLOSED)
+            self._check_open()
             with self._lock:
                 self._probe()
                 server = self._choose()
@@ -199,6 +199,10 @@ class FailoverPolicy:
             if time.monotonic() >= expiry:
                 raise DeadlineMissed(f"none of {', '.join(self.servers)} answers")
             await self._sleep(min(PAUSE, max(0.0, expiry - time.monotonic())))
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise PolicyClosed(CLOSED)
 
     def _choose(self) -> ServerState | None:
         """The next server in turn that is there and has the contract of the others."""
