@@ -33,7 +33,7 @@ class Decision:
     """One answer of a policy: an action chunk and what is known about it."""
 
     actions: NDArray[np.float32]
-    """`[h, A]`, in the plant's units. It is the caller's: writing to it changes nothing else."""
+    """`[h, A]`, in the plant's units, for the caller to write to."""
     value: float | None
     """V of the returned chunk, (mean over the members), if asked for."""
     spread: float | None

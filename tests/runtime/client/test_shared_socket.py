@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import gc
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -217,9 +219,11 @@ def test_a_policy_is_closed_while_another_thread_acts(endpoint: str, tmp_path: P
             while True:
                 policy.act(sample, deadline=5.0)
         timer.join()
-        for call in (lambda: policy.act(sample), policy.reset, policy.stats, lambda: next(policy.stream({}))):
+        for call in (policy.reset, policy.stats, functools.partial(policy.act, sample)):
             with pytest.raises(PolicyClosed):
                 call()
+        with pytest.raises(PolicyClosed):
+            next(policy.stream(sample))
         policy.close()
 
 
@@ -253,7 +257,7 @@ def test_a_fork_is_told_at_once_to_connect_anew(endpoint: str, tmp_path: Path) -
         ):
             said = in_fork(call)
             assert said.startswith("UserError: "), said
-            pytest.raises(UserError, _raise, said).match(refused)
+            assert re.search(refused, said)
         # Leaving a `with` in the child leaves the parent's connection as it is.
         assert in_fork(lambda: (policy.close(), spread.close(), reporter.close(), runner.close())) != ""
         assert in_fork(lambda: connect(endpoint).act(sample, seed=1).seed) == "1"
@@ -261,10 +265,6 @@ def test_a_fork_is_told_at_once_to_connect_anew(endpoint: str, tmp_path: Path) -
         assert len(list(stream)) == policy.contract.F - 1
         assert policy.act(sample, seed=1, deadline=5.0).seed == 1
         assert spread.act(sample, seed=1, deadline=5.0).seed == 1
-
-
-def _raise(text: str) -> None:
-    raise UserError(text)
 
 
 def test_streams_that_nobody_finishes_leave_nothing_behind(endpoint: str) -> None:
