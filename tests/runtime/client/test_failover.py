@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import shutil
 import signal
@@ -126,7 +127,7 @@ def test_different_trainings_are_refused_unless_they_are_asked_for(
     late = f"ipc://{tmp_path}/late"
     with serving(successor) as (other, process):
         with pytest.raises(
-            ContractError, match="serves another training than the others .* allow_mixed=True"
+            ContractError, match=r"serves another training than the others .* allow_mixed=True"
         ):
             open_client([endpoint, other])
         with open_client([endpoint, other], allow_mixed=True) as policy:
@@ -163,7 +164,7 @@ def test_an_exchange_of_the_bundle_on_one_server_after_the_other_never_mixes(
         made: list[tuple[str, str]] = []
 
         def act() -> set[str]:
-            decision = policy.act(sample, deadline=5.0)
+            decision = policy.act(sample, deadline=20.0)
             made.append((decision.contract_id, decision.server))
             return {server for _, server in made[-4:]}
 
@@ -173,7 +174,11 @@ def test_an_exchange_of_the_bundle_on_one_server_after_the_other_never_mixes(
             shutil.copytree(successor, place)
             process.send_signal(signal.SIGHUP)
             with RemotePolicy.connect(address) as direct:
-                wait_until(lambda direct=direct: direct.act(sample).contract_id == successor_id(successor))
+                wait_until(
+                    lambda direct=direct: (
+                        direct.act(sample, deadline=20.0).contract_id == successor_id(successor)
+                    )
+                )
             for _ in range(8):
                 act()
             if place is places[0]:
@@ -181,11 +186,8 @@ def test_an_exchange_of_the_bundle_on_one_server_after_the_other_never_mixes(
                 assert act() == {servers[1][0]}
         wait_until(lambda: len(act()) == 2 and made[-1][0] == successor_id(successor))
         ids = [contract_id for contract_id, _ in made]
-        # The request that finds an exchange out was already decided by the new bundle.
-        found_out = [
-            i for i, contract_id in enumerate(ids[: ids.index(ids[-1]) + 1]) if contract_id == ids[-1]
-        ]
-        assert len(found_out) == 1
+        # One decision on the first server finds its exchange out; then the second's change is the only one.
+        assert sum(before != after for before, after in itertools.pairwise(ids)) <= 3
 
 
 def successor_id(successor: Path) -> str:
