@@ -63,7 +63,7 @@ def read_array(name: str, value: Any, dtype: np.dtype[Any]) -> NDArray[Any]:
     if type(value) is np.ndarray and value.dtype == dtype:
         return value
     try:
-        if isinstance(value, np.ma.MaskedArray) and np.ma.is_masked(value):
+        if isinstance(value, np.ma.MaskedArray) and np.any(value.mask):
             raise ContractError(f"observation field '{name}' has masked values: fill them")
         array = np.asarray(value)
         if dtype == _FLOAT32 and array.dtype.kind != "c":

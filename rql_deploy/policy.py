@@ -137,7 +137,7 @@ def read_seconds(name: str, value: Any) -> float:
     if type(value) is not float:
         try:
             # float() would also read text, and a truth value as 0 or 1.
-            if isinstance(value, str | bytes | bool | np.bool_) or getattr(value, "ndim", 0):
+            if isinstance(value, str | bytes | bool | np.bool_) or np.ndim(value):
                 raise TypeError
             value = float(value)
         except (TypeError, ValueError, OverflowError):

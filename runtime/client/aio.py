@@ -223,7 +223,8 @@ class AsyncTransport:
         else:
             # The socket belongs to its loop, which runs in another thread.
             closed = threading.Event()
-            self._loop.call_soon_threadsafe(lambda: (self._close(), closed.set()))
+            self._loop.call_soon_threadsafe(self._close)
+            self._loop.call_soon_threadsafe(closed.set)
             await asyncio.to_thread(closed.wait, CLOSE_LIMIT)
 
     def __del__(self) -> None:

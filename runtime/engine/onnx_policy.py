@@ -159,5 +159,5 @@ class OnnxPolicy:
 
     def _new(self, actions: NDArray[np.float32], *known: Any, **more: Any) -> Decision:
         """A decision with a copy of the actions, which are rows of the engine's arrays."""
-        contract_id = self._model.contract.contract_id
-        return Decision(actions.copy(), *known, bundle=self._model.name, contract_id=contract_id, **more)
+        more |= {"bundle": self._model.name, "contract_id": self._model.contract.contract_id}
+        return Decision(actions.copy(), *known, **more)
