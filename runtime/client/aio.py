@@ -14,6 +14,7 @@ import asyncio
 import contextlib
 import os
 import secrets
+import threading
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Mapping, Sequence
@@ -24,7 +25,7 @@ import zmq.asyncio
 from numpy.typing import NDArray
 
 from rql_deploy.contract import PlantDescription
-from rql_deploy.errors import DeadlineMissed
+from rql_deploy.errors import DeadlineMissed, PolicyClosed, UserError, require_process
 from rql_deploy.policy import ActOptions, Decision
 from rql_deploy.runtime.wire import protocol
 from rql_deploy.runtime.wire.addresses import endpoint_needs_ipv6, names_a_host
@@ -32,15 +33,22 @@ from rql_deploy.runtime.wire.headers import Head, R, Request
 from rql_deploy.runtime.wire.protocol import Arrays
 
 from .base import BasePolicy, open_core, resolve
-from .channel import configure, read_reply
+from .channel import configure, open_context, read_reply
+from .shared_socket import CLOSED
 from .transport import Transport
 
 if TYPE_CHECKING:
     from typing_extensions import Self, Unpack
 
+CLOSE_LIMIT = 5.0
+"""Seconds that the event loop of a policy gets to close it, when another one asks for that."""
+
 
 class AsyncRemotePolicy(BasePolicy):
-    """A policy on one server or on several, for one event loop."""
+    """A policy on one server or on several, for the event loop that connects it.
+
+    Another loop is refused, as is a fork of the process. A call may be cancelled at any time.
+    """
 
     @classmethod
     async def connect(
@@ -52,6 +60,7 @@ class AsyncRemotePolicy(BasePolicy):
         keys: str | os.PathLike[str] | None = None,
         timeout: float = 5.0,
         context: zmq.Context[Any] | None = None,
+        allow_mixed: bool = False,
     ) -> Self:
         """Connect and check the server's contract; arguments and errors as of `RemotePolicy.connect`."""
 
@@ -68,7 +77,13 @@ class AsyncRemotePolicy(BasePolicy):
             return AsyncTransport(address, keys=keys, context=context, ipv6=ipv6[address])
 
         core = await open_core(
-            open_transport, addresses, plant=plant, bundle=bundle, timeout=timeout, keys=keys is not None
+            open_transport,
+            addresses,
+            plant=plant,
+            bundle=bundle,
+            timeout=timeout,
+            keys=keys is not None,
+            allow_mixed=allow_mixed,
         )
         return cls(core)
 
@@ -80,8 +95,7 @@ class AsyncRemotePolicy(BasePolicy):
         self, observation: Mapping[str, Any], **options: Unpack[ActOptions]
     ) -> AsyncIterator[Decision]:
         """See `RemotePolicy.stream`."""
-        decisions = self._core.stream(observation, resolve(options))
-        async with contextlib.aclosing(decisions):
+        async with contextlib.aclosing(self._core.stream(observation, resolve(options))) as decisions:
             async for decision in decisions:
                 yield decision
 
@@ -94,7 +108,7 @@ class AsyncRemotePolicy(BasePolicy):
         return await self._core.stats()
 
     async def close(self) -> None:
-        """Disconnect; calls under way raise DeadlineMissed."""
+        """Disconnect; calls under way raise PolicyClosed. Any event loop and any thread may do it."""
         await self._core.close()
 
     async def __aenter__(self) -> Self:
@@ -132,20 +146,25 @@ class AsyncTransport:
         self._epoch, self._last_id = secrets.randbits(31), 0
         self._pending: dict[int, _Pending] = {}
         self._closed = False
+        self._pid, self._what = os.getpid(), f"the connection to {endpoint}"
+        self._loop = asyncio.get_running_loop()
         self._owns_context = context is None
-        self._context: zmq.Context[Any] = zmq.Context() if context is None else context
+        self._context = open_context(context)
         self._socket = zmq.asyncio.Socket(self._context, zmq.DEALER)
         try:
             configure(self._socket, [endpoint], keys, ipv6=ipv6)
         except BaseException:
             self._disconnect()
             raise
-        self._reader = asyncio.get_running_loop().create_task(self._read())
+        self._reader = self._loop.create_task(self._read())
 
     @property
     def connected(self) -> bool:
         """Whether a request could be sent now."""
-        return not self._closed and bool(int(self._socket.getsockopt(zmq.EVENTS)) & zmq.POLLOUT)
+        if self._closed:
+            return False
+        self.check()
+        return bool(int(self._socket.getsockopt(zmq.EVENTS)) & zmq.POLLOUT)
 
     async def send(
         self, request: Request[Any], arrays: Mapping[str, NDArray[Any]], expiry: float, timeout: float
@@ -166,18 +185,18 @@ class AsyncTransport:
     async def receive(
         self, number: int, reply_type: type[R], expiry: float, timeout: float
     ) -> tuple[R, Arrays]:
+        self.check()
         pending = self._pending[number]
         if not pending.replies and not self._closed:
-            loop = asyncio.get_running_loop()
-            pending.waiter = loop.create_future()
-            timer = loop.call_later(max(0.0, expiry - time.monotonic()), pending.wake)
+            pending.waiter = self._loop.create_future()
+            timer = self._loop.call_later(max(0.0, expiry - time.monotonic()), pending.wake)
             try:
                 await pending.waiter
             finally:
                 timer.cancel()
                 pending.waiter = None
         if self._closed:
-            raise DeadlineMissed("the client was closed")
+            raise PolicyClosed(CLOSED)
         if not pending.replies or time.monotonic() > expiry:
             self.stale_replies += len(pending.replies)
             raise DeadlineMissed(f"no reply from {self.endpoint} within {timeout * 1e3:g} ms")
@@ -208,22 +227,55 @@ class AsyncTransport:
         await asyncio.sleep(seconds)
 
     async def close(self) -> None:
-        """Disconnect; calls under way raise DeadlineMissed."""
+        """Disconnect; calls under way raise PolicyClosed. In a fork of the process nothing is done."""
+        if os.getpid() != self._pid:
+            return
+        if asyncio.get_running_loop() is self._loop:
+            self._close()
+            await asyncio.wait((self._reader,))
+        elif not self._loop.is_running():
+            self._close()
+        else:
+            # The socket belongs to its loop, which runs in another thread.
+            closed = threading.Event()
+            self._loop.call_soon_threadsafe(self._close)
+            self._loop.call_soon_threadsafe(closed.set)
+            await asyncio.to_thread(closed.wait, CLOSE_LIMIT)
+
+    def __del__(self) -> None:
+        # While its loop runs, the reading task keeps it alive.
+        with contextlib.suppress(AttributeError):
+            if os.getpid() == self._pid and not self._closed:
+                self._closed = True
+                self._disconnect()
+
+    def _close(self) -> None:
         if self._closed:
             return
         self._closed = True
-        self._reader.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await self._reader
-        for pending in self._pending.values():
-            pending.wake()
+        if not self._loop.is_closed():
+            self._reader.cancel()
+            for pending in self._pending.values():
+                pending.wake()
         self._disconnect()
+
+    def check(self) -> None:
+        """Raise PolicyClosed when it is closed, UserError in another process or event loop than its own."""
+        require_process(self._pid, self._what)
+        # None: a property that is read between two runs of the loop.
+        if asyncio._get_running_loop() not in (None, self._loop):
+            raise UserError(
+                f"{self._what} was made in another event loop",
+                hint="connect in the loop that uses it, once for each asyncio.run",
+                kind="other event loop",
+            )
+        if self._closed:
+            raise PolicyClosed(CLOSED)
 
     def _begin(
         self, request: Request[Any], arrays: Mapping[str, NDArray[Any]]
     ) -> tuple[int, asyncio.Future[Any]]:
-        if self._closed:
-            raise DeadlineMissed("the client was closed")
+        self.check()
         self._last_id += 1
         frames = protocol.encode(request, arrays, id=self._last_id, epoch=self._epoch)
         self._pending[self._last_id] = _Pending()

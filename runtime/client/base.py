@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 from rql_deploy.contract import Contract, PlantDescription
 from rql_deploy.errors import DeadlineMissed, UserError
-from rql_deploy.policy import Decision, ResolvedOptions
+from rql_deploy.policy import Decision, ResolvedOptions, read_seconds
 
 from .diagnosis import Diagnosis
 from .failover import FailoverPolicy
@@ -92,8 +92,10 @@ async def open_core(
     bundle: str | None,
     timeout: float,
     keys: bool,
+    allow_mixed: bool,
 ) -> PolicyCore:
     """Connect to one server or to several, and check their contracts; errors as of `RemotePolicy.connect`."""
+    timeout = read_seconds("timeout", timeout)
     transports: list[Transport] = []
     try:
         # One by one: those that were opened before a wrong address are closed again.
@@ -102,7 +104,7 @@ async def open_core(
         if not transports:
             raise UserError("there is no address to connect to: try tcp://127.0.0.1:5555")
         if len(transports) > 1:
-            several = FailoverPolicy(transports, plant=plant, bundle=bundle)
+            several = FailoverPolicy(transports, plant=plant, bundle=bundle, allow_mixed=allow_mixed)
             await several.gather(timeout, keys=keys)
             return several
         (transport,) = transports

@@ -1,27 +1,44 @@
-"""Requests and replies on one DEALER socket, each under its deadline. A server's own threads use it, too."""
+"""Requests and replies on one connection, each under its deadline. A server's own threads use it, too."""
 
 from __future__ import annotations
 
 import contextlib
-import math
+import functools
+import itertools
 import os
 import secrets
 import time
+import weakref
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import zmq
 from numpy.typing import NDArray
 
-from rql_deploy.errors import ContractError, DeadlineMissed, UserError
+from rql_deploy.errors import ContractError, DeadlineMissed, PolicyClosed, UserError, require_process
 from rql_deploy.runtime.wire import protocol
 from rql_deploy.runtime.wire.addresses import AddressError, endpoint_needs_ipv6, parse
 from rql_deploy.runtime.wire.checks import ServerError
 from rql_deploy.runtime.wire.headers import REQUESTS, Head, R, Request
 from rql_deploy.runtime.wire.protocol import Arrays
 
+from .shared_socket import CLOSED, SharedSocket
+
+Received = tuple[Head, Any, Arrays] | protocol.ProtocolError
+"""A reply: what is known of its header, its header's frame and its arrays; or what is wrong with it."""
+
 RETRY_PAUSE = 0.01
 """Seconds between attempts while a server is stopping or starting."""
+_context_pids: weakref.WeakKeyDictionary[zmq.Context[Any], int] = weakref.WeakKeyDictionary()
+"""In which process a caller's context was first used: its threads do not live on in forks of it."""
+
+
+def open_context(context: zmq.Context[Any] | None) -> zmq.Context[Any]:
+    """The caller's context, or a new one. Raises UserError for one from before a fork."""
+    if context is None:
+        return zmq.Context()
+    require_process(_context_pids.setdefault(context, os.getpid()), "this ZeroMQ context")
+    return context
 
 
 def configure(
@@ -74,7 +91,7 @@ def configure(
 class Channel:
     """Requests and replies on one DEALER socket; a request gets its own reply in time, or none.
 
-    Use it from one thread.
+    Any thread may use it, and close it.
     """
 
     def __init__(
@@ -95,13 +112,13 @@ class Channel:
         """
         endpoints = [endpoint] if isinstance(endpoint, str) else list(endpoint)
         self.endpoint = ", ".join(endpoints)
-        self.stale_replies = 0
-        """Replies that came after their deadline, and were dropped."""
-        self._busy_poll, self._timeout = busy_poll, -1
-        self._epoch, self._last_id = secrets.randbits(31), 0
+        self._pid, self._what = os.getpid(), f"the connection to {self.endpoint}"
+        self._epoch, self._numbers, self._late = secrets.randbits(31), itertools.count(1), 0
         self._owns_context = context is None
-        self._context: zmq.Context[Any] = zmq.Context() if context is None else context
+        self._context = open_context(context)
         self._socket: zmq.Socket[bytes] = zmq.Socket(self._context, zmq.DEALER)
+        read = functools.partial(_read, self._socket, self._epoch)
+        self._shared = SharedSocket(self._socket, read, busy_poll=busy_poll)
         try:
             configure(self._socket, endpoints, keys)
         except BaseException:
@@ -109,15 +126,34 @@ class Channel:
             raise
 
     @property
+    def stale_replies(self) -> int:
+        """Replies that came after their deadline, and were dropped."""
+        return self._late + self._shared.unexpected
+
+    @property
     def connected(self) -> bool:
         """Whether a request could be sent now."""
-        return protocol.ready(self._socket, zmq.POLLOUT)
+        require_process(self._pid, self._what)
+        return self._shared.connected
+
+    def check(self) -> None:
+        """Raise PolicyClosed when it is closed, UserError in a fork of the process that connected."""
+        require_process(self._pid, self._what)
+        if self._shared.closed:
+            raise PolicyClosed(CLOSED)
 
     def close(self) -> None:
-        """Disconnect."""
-        self._socket.close()
-        if self._owns_context:
+        """Disconnect, from any thread; calls under way raise PolicyClosed.
+
+        In a fork of the process that connected nothing is done: the connection is the parent's.
+        """
+        if os.getpid() == self._pid and self._shared.close() and self._owns_context:
             self._context.term()
+
+    def __del__(self) -> None:
+        # Where connecting failed there may be nothing to close.
+        with contextlib.suppress(AttributeError):
+            self.close()
 
     def call(
         self, request: Request[R], arrays: Mapping[str, NDArray[Any]], timeout: float
@@ -125,7 +161,10 @@ class Channel:
         """Send a request and wait for its reply; raises DeadlineMissed, ContractError or ServerError."""
         expiry = time.monotonic() + timeout
         number = self.send(request, arrays, expiry, timeout)
-        return self.receive(number, request.reply_type(), expiry, timeout)
+        try:
+            return self.receive(number, request.reply_type(), expiry, timeout)
+        finally:
+            self.forget(number)
 
     def ask(self, operation: str, timeout: float) -> dict[str, Any]:
         """The reply to `stats` or `ping` as plain values; raises as `call` does."""
@@ -134,70 +173,56 @@ class Channel:
     def send(
         self, request: Request[Any], arrays: Mapping[str, NDArray[Any]], expiry: float, timeout: float
     ) -> int:
-        """Send a request as soon as there is a connection, and return its number.
+        """Send a request as soon as there is a connection, and return its number, to be forgotten later.
 
         Raises DeadlineMissed at `expiry`; `timeout` is what its message says.
         """
-        self._last_id += 1
-        frames = protocol.encode(request, arrays, id=self._last_id, epoch=self._epoch)
-        while True:
-            try:
-                protocol.send(self._socket, frames, protocol.NOBLOCK)
-                return self._last_id
-            except zmq.Again:
-                if (remaining := expiry - time.monotonic()) <= 0:
-                    raise DeadlineMissed(
-                        f"no connection to {self.endpoint} within {timeout * 1e3:g} ms"
-                    ) from None
-                self._socket.poll(max(1, int(remaining * 1000)), zmq.POLLOUT)
+        require_process(self._pid, self._what)
+        number = next(self._numbers)
+        frames = protocol.encode(request, arrays, id=number, epoch=self._epoch)
+        if not self._shared.send(
+            number, lambda: protocol.send(self._socket, frames, protocol.NOBLOCK), expiry
+        ):
+            raise DeadlineMissed(f"no connection to {self.endpoint} within {timeout * 1e3:g} ms")
+        return number
 
     def receive(self, number: int, reply_type: type[R], expiry: float, timeout: float) -> tuple[R, Arrays]:
-        """The next reply to that request; raises DeadlineMissed at `expiry`. Other replies are dropped."""
-        while True:
-            frames = self._next_message(expiry)
-            # A reply read after the deadline is late, even if it was here before.
-            if frames is None or time.monotonic() > expiry:
-                self.stale_replies += frames is not None
-                raise DeadlineMissed(f"no reply from {self.endpoint} within {timeout * 1e3:g} ms")
-            try:
-                head, out = protocol.decode(frames)
-            except protocol.ProtocolError as error:
-                raise not_this_protocol(self.endpoint, error) from error
-            if head.id == number and head.epoch == self._epoch:
-                return read_reply(self.endpoint, head, frames[0], reply_type), out
-            self.stale_replies += 1
+        """The next reply to that request; raises DeadlineMissed at `expiry`."""
+        require_process(self._pid, self._what)
+        received = self._shared.receive(number, expiry)
+        # A reply read after the deadline is late, even if it was here before.
+        if received is None or time.monotonic() > expiry:
+            self._late += received is not None
+            raise DeadlineMissed(f"no reply from {self.endpoint} within {timeout * 1e3:g} ms")
+        return self._decoded(received, reply_type)
 
     def collect(self, number: int, reply_type: type[R]) -> tuple[R, Arrays] | None:
         """The reply to that request if it has come; raises what `receive` does but DeadlineMissed."""
-        while protocol.ready(self._socket, zmq.POLLIN):
-            frames = protocol.receive(self._socket, protocol.NOBLOCK)
-            try:
-                head, out = protocol.decode(frames)
-            except protocol.ProtocolError:
-                continue
-            if head.id == number and head.epoch == self._epoch:
-                return read_reply(self.endpoint, head, frames[0], reply_type), out
-            self.stale_replies += 1
-        return None
-
-    def _next_message(self, expiry: float) -> list[Any] | None:
-        """The next message, or None at `expiry`.
-
-        One blocking read: polling first takes twice the system calls.
-        """
-        if self._busy_poll:
-            while time.monotonic() < expiry:
-                with contextlib.suppress(zmq.Again):
-                    return protocol.receive(self._socket, protocol.NOBLOCK)
+        require_process(self._pid, self._what)
+        received = self._shared.receive(number, 0.0)
+        if received is None or isinstance(received, protocol.ProtocolError):
             return None
-        remaining = max(0, math.ceil((expiry - time.monotonic()) * 1000))
-        if remaining != self._timeout:
-            self._socket.setsockopt(zmq.RCVTIMEO, remaining)
-            self._timeout = remaining
-        try:
-            return protocol.receive(self._socket)
-        except zmq.Again:
-            return None
+        return self._decoded(received, reply_type)
+
+    def forget(self, number: int) -> None:
+        """Drop what else comes for that request."""
+        self._shared.forget(number)
+
+    def _decoded(self, received: Received, reply_type: type[R]) -> tuple[R, Arrays]:
+        if isinstance(received, protocol.ProtocolError):
+            raise not_this_protocol(self.endpoint, received) from received
+        head, frame, out = received
+        return read_reply(self.endpoint, head, frame, reply_type), out
+
+
+def _read(socket: zmq.Socket[bytes], epoch: int) -> tuple[int | None, Received]:
+    """One message: the number of its request (0 for those of another client), and its parts."""
+    frames = protocol.receive(socket, protocol.NOBLOCK)
+    try:
+        head, out = protocol.decode(frames)
+    except protocol.ProtocolError as error:
+        return None, error
+    return (head.id if head.id and head.epoch == epoch else 0), (head, frames[0], out)
 
 
 def read_reply(endpoint: str, head: Head, frame: Any, reply_type: type[R]) -> R:

@@ -12,9 +12,10 @@ from numpy.typing import NDArray
 from rql_deploy.contract import Contract, PlantDescription
 from rql_deploy.errors import ContractError
 from rql_deploy.flow import flow_schedule
+from rql_deploy.observation import ObservationReader
 from rql_deploy.policy import Decision, ResolvedOptions
 from rql_deploy.runtime.wire.checks import ServerError, all_finite
-from rql_deploy.runtime.wire.headers import Act, ActReply, HelloReply
+from rql_deploy.runtime.wire.headers import MAX_BUDGET, Act, ActReply, HelloReply
 
 DEFAULT_TIMEOUT = 1.0
 """Seconds a call without a deadline waits."""
@@ -80,17 +81,14 @@ class Session:
                     f"the server at {endpoint} now sends chunks of {self.contract.h} actions "
                     f"instead of {previous.h}: connect anew"
                 )
-        self._fields = [(field.name, np.dtype(field.dtype)) for field in self.contract.plant.fields]
-        self.names = frozenset(name for name, _ in self._fields)
+        self.bundle = reply.bundle
+        """Its name on the server."""
+        self.arrays = ObservationReader(self.contract.plant.fields)
+        """The contract's fields of an observation, which are all that is sent."""
+        self.names = frozenset(self.arrays.names)
         """Observation fields that the policy reads."""
         self._shape = (self.contract.h, self.contract.plant.action_dim)
         self._deltas = tuple(delta for _, delta in flow_schedule(self.contract.F))
-
-    def arrays(self, observation: Mapping[str, Any]) -> dict[str, NDArray[Any]]:
-        """The observation fields of the contract; others are not sent."""
-        return {
-            name: np.asarray(observation[name], dtype) for name, dtype in self._fields if name in observation
-        }
 
     def act_request(
         self, bundle: str | None, budget: float, options: ResolvedOptions, *, stream: bool
@@ -99,7 +97,7 @@ class Session:
         return Act(
             bundle=bundle,
             contract=self.contract_id,
-            budget=budget,
+            budget=min(budget, MAX_BUDGET),
             candidates=None if options.candidates == 1 else options.candidates,
             value=True if options.value else None,
             seed=options.seed,
@@ -120,7 +118,8 @@ class Session:
                 "bad_reply",
                 f"the server at {self.endpoint} sent no finite action chunk of shape {list(self._shape)}",
             )
-        return actions
+        # A copy: the message's own bytes cannot be written to.
+        return actions.copy()
 
     def decision(self, reply: ActReply, out: Mapping[str, NDArray[Any]], start: float) -> Decision:
         """What a reply to `act` says.
@@ -141,4 +140,7 @@ class Session:
             timing={**(reply.timing or {}), "round_trip": time.monotonic() - start},
             candidates_scored=1 if reply.compared is None else reply.compared,
             deltas=self._deltas if reply.deltas is None else reply.deltas,
+            server=self.endpoint,
+            bundle=self.bundle,
+            contract_id=reply.contract_id or self.contract_id,
         )

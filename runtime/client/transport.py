@@ -40,6 +40,10 @@ class Transport(Protocol):
         """Whether a request could be sent now."""
         ...
 
+    def check(self) -> None:
+        """Raise PolicyClosed when it is closed, UserError where it may not be used (after a fork, say)."""
+        ...
+
     async def send(
         self, request: Request[Any], arrays: Mapping[str, NDArray[Any]], expiry: float, timeout: float
     ) -> int:
@@ -98,6 +102,9 @@ class BlockingTransport:
     def connected(self) -> bool:
         return self._channel.connected
 
+    def check(self) -> None:
+        self._channel.check()
+
     async def send(
         self, request: Request[Any], arrays: Mapping[str, NDArray[Any]], expiry: float, timeout: float
     ) -> int:
@@ -118,7 +125,7 @@ class BlockingTransport:
         return self._channel.collect(number, reply_type)
 
     def forget(self, number: int) -> None:
-        """Nothing to do: a channel drops all replies but those of the request it waits for."""
+        self._channel.forget(number)
 
     async def sleep(self, seconds: float) -> None:
         time.sleep(seconds)

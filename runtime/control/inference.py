@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import queue
 import threading
 from collections.abc import Iterator
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from rql_deploy.errors import DeadlineMissed, UserError
+from rql_deploy.errors import DeadlineMissed, UserError, require_process
 from rql_deploy.plant import Observation
 from rql_deploy.policy import ActOptions, Decision, Policy
 
@@ -130,12 +131,14 @@ class ThreadRunner:
         """`deadline`: seconds a decision may take."""
         self._results: queue.SimpleQueue[InferenceResult] = queue.SimpleQueue()
         self._requests: queue.SimpleQueue[InferenceRequest | Literal["reset"] | None] = queue.SimpleQueue()
-        self._policy, self._clock = policy, clock
+        self._policy, self._clock, self._pid = policy, clock, os.getpid()
         self._options = {"deadline": deadline, "candidates": candidates, "value": value}
         self._thread = threading.Thread(target=self._run, name="inference", daemon=True)
         self._thread.start()
 
     def submit(self, request: InferenceRequest) -> None:
+        # In a fork there is no thread to answer.
+        require_process(self._pid, "the loop's inference thread")
         self._requests.put(request)
 
     def poll(self) -> list[InferenceResult]:
@@ -148,7 +151,9 @@ class ThreadRunner:
         self._requests.put(RESET)
 
     def close(self) -> None:
-        """End the thread once the request that is running is done."""
+        """End the thread once the request that is running is done; in a fork there is none."""
+        if os.getpid() != self._pid:
+            return
         self._requests.put(None)
         self._thread.join(timeout=10)
 
