@@ -21,14 +21,13 @@ from typing import TYPE_CHECKING, Any
 
 import zmq
 import zmq.asyncio
-from numpy.typing import NDArray
 
 from rql_deploy.contract import PlantDescription
 from rql_deploy.errors import DeadlineMissed
 from rql_deploy.policy import ActOptions, Decision
 from rql_deploy.runtime.wire import protocol
-from rql_deploy.runtime.wire.headers import Head, R, Request
-from rql_deploy.runtime.wire.protocol import Arrays
+from rql_deploy.runtime.wire.headers import R, Request
+from rql_deploy.runtime.wire.protocol import Arrays, Head, Payload
 
 from .base import BasePolicy, open_core, resolve
 from .channel import configure, read_reply
@@ -98,7 +97,7 @@ class _Pending:
     """Replies to one request that nobody has taken yet."""
 
     def __init__(self) -> None:
-        self.replies: deque[tuple[Head, Any, Arrays]] = deque()
+        self.replies: deque[Head] = deque()
         self.waiter: asyncio.Future[None] | None = None
 
     def wake(self) -> None:
@@ -132,9 +131,7 @@ class AsyncTransport:
         """Whether a request could be sent now."""
         return not self._closed and bool(int(self._socket.getsockopt(zmq.EVENTS)) & zmq.POLLOUT)
 
-    async def send(
-        self, request: Request[Any], arrays: Mapping[str, NDArray[Any]], expiry: float, timeout: float
-    ) -> int:
+    async def send(self, request: Request[Any], arrays: Payload, expiry: float, timeout: float) -> int:
         number, sent = self._begin(request, arrays)
         try:
             if not sent.done():
@@ -166,8 +163,7 @@ class AsyncTransport:
         if not pending.replies or time.monotonic() > expiry:
             self.stale_replies += len(pending.replies)
             raise DeadlineMissed(f"no reply from {self.endpoint} within {timeout * 1e3:g} ms")
-        head, frame, out = pending.replies.popleft()
-        return read_reply(self.endpoint, head, frame, reply_type), out
+        return read_reply(self.endpoint, pending.replies.popleft(), reply_type)
 
     def try_send(self, request: Request[Any]) -> int | None:
         if not self.connected:
@@ -183,8 +179,7 @@ class AsyncTransport:
         pending = self._pending.get(number)
         if pending is None or not pending.replies:
             return None
-        head, frame, out = pending.replies.popleft()
-        return read_reply(self.endpoint, head, frame, reply_type), out
+        return read_reply(self.endpoint, pending.replies.popleft(), reply_type)
 
     def forget(self, number: int) -> None:
         self._pending.pop(number, None)
@@ -204,15 +199,13 @@ class AsyncTransport:
             pending.wake()
         self._disconnect()
 
-    def _begin(
-        self, request: Request[Any], arrays: Mapping[str, NDArray[Any]]
-    ) -> tuple[int, asyncio.Future[Any]]:
+    def _begin(self, request: Request[Any], arrays: Payload) -> tuple[int, asyncio.Future[Any]]:
         if self._closed:
             raise DeadlineMissed("the client was closed")
         self._last_id += 1
-        frames = protocol.encode(request, arrays, id=self._last_id, epoch=self._epoch)
+        frame = protocol.encode(request, arrays, id=self._last_id, epoch=self._epoch)
         self._pending[self._last_id] = _Pending()
-        return self._last_id, asyncio.ensure_future(self._socket.send_multipart(frames))
+        return self._last_id, asyncio.ensure_future(self._socket.send(frame))
 
     def _disconnect(self) -> None:
         self._socket.close(linger=0)
@@ -221,14 +214,14 @@ class AsyncTransport:
 
     async def _read(self) -> None:
         while True:
-            frames = await self._socket.recv_multipart()
+            frame, *others = await self._socket.recv_multipart()
             try:
-                head, out = protocol.decode(frames)
+                head = protocol.decode(b"" if others else frame)
             except protocol.ProtocolError:
                 continue
             pending = self._pending.get(head.id) if head.id and head.epoch == self._epoch else None
             if pending is None:
                 self.stale_replies += 1
             else:
-                pending.replies.append((head, frames[0], out))
+                pending.replies.append(head)
                 pending.wake()

@@ -7,17 +7,16 @@ import math
 import os
 import secrets
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import zmq
-from numpy.typing import NDArray
 
 from rql_deploy.errors import ContractError, DeadlineMissed, UserError
 from rql_deploy.runtime.wire import protocol
 from rql_deploy.runtime.wire.checks import ServerError
-from rql_deploy.runtime.wire.headers import REQUESTS, Head, R, Request
-from rql_deploy.runtime.wire.protocol import Arrays
+from rql_deploy.runtime.wire.headers import REQUESTS, R, Refusal, Request
+from rql_deploy.runtime.wire.protocol import Arrays, Head, Payload
 
 RETRY_PAUSE = 0.01
 """Seconds between attempts while a server is stopping or starting."""
@@ -106,9 +105,7 @@ class Channel:
         if self._owns_context:
             self._context.term()
 
-    def call(
-        self, request: Request[R], arrays: Mapping[str, NDArray[Any]], timeout: float
-    ) -> tuple[R, Arrays]:
+    def call(self, request: Request[R], arrays: Payload, timeout: float) -> tuple[R, Arrays]:
         """Send a request and wait for its reply; raises DeadlineMissed, ContractError or ServerError."""
         expiry = time.monotonic() + timeout
         number = self.send(request, arrays, expiry, timeout)
@@ -118,18 +115,16 @@ class Channel:
         """The reply to `stats` or `ping` as plain values; raises as `call` does."""
         return protocol.to_plain(self.call(REQUESTS[operation](), {}, timeout)[0])
 
-    def send(
-        self, request: Request[Any], arrays: Mapping[str, NDArray[Any]], expiry: float, timeout: float
-    ) -> int:
+    def send(self, request: Request[Any], arrays: Payload, expiry: float, timeout: float) -> int:
         """Send a request as soon as there is a connection, and return its number.
 
         Raises DeadlineMissed at `expiry`; `timeout` is what its message says.
         """
         self._last_id += 1
-        frames = protocol.encode(request, arrays, id=self._last_id, epoch=self._epoch)
+        frame = protocol.encode(request, arrays, id=self._last_id, epoch=self._epoch)
         while True:
             try:
-                protocol.send(self._socket, frames, protocol.NOBLOCK)
+                protocol.send(self._socket, frame, protocol.NOBLOCK)
                 return self._last_id
             except zmq.Again:
                 if (remaining := expiry - time.monotonic()) <= 0:
@@ -141,34 +136,33 @@ class Channel:
     def receive(self, number: int, reply_type: type[R], expiry: float, timeout: float) -> tuple[R, Arrays]:
         """The next reply to that request; raises DeadlineMissed at `expiry`. Other replies are dropped."""
         while True:
-            frames = self._next_message(expiry)
+            frame = self._next_message(expiry)
             # A reply read after the deadline is late, even if it was here before.
-            if frames is None or time.monotonic() > expiry:
-                self.stale_replies += frames is not None
+            if frame is None or time.monotonic() > expiry:
+                self.stale_replies += frame is not None
                 raise DeadlineMissed(f"no reply from {self.endpoint} within {timeout * 1e3:g} ms")
             try:
-                head, out = protocol.decode(frames)
+                head = protocol.decode(frame)
             except protocol.ProtocolError as error:
                 raise not_this_protocol(self.endpoint, error) from error
             if head.id == number and head.epoch == self._epoch:
-                return read_reply(self.endpoint, head, frames[0], reply_type), out
+                return read_reply(self.endpoint, head, reply_type)
             self.stale_replies += 1
 
     def collect(self, number: int, reply_type: type[R]) -> tuple[R, Arrays] | None:
         """The reply to that request if it has come; raises what `receive` does but DeadlineMissed."""
         while protocol.ready(self._socket, zmq.POLLIN):
-            frames = protocol.receive(self._socket, protocol.NOBLOCK)
             try:
-                head, out = protocol.decode(frames)
+                head = protocol.decode(protocol.receive(self._socket, protocol.NOBLOCK))
             except protocol.ProtocolError:
                 continue
             if head.id == number and head.epoch == self._epoch:
-                return read_reply(self.endpoint, head, frames[0], reply_type), out
+                return read_reply(self.endpoint, head, reply_type)
             self.stale_replies += 1
         return None
 
-    def _next_message(self, expiry: float) -> list[Any] | None:
-        """The next message, or None at `expiry`.
+    def _next_message(self, expiry: float) -> bytes | None:
+        """The frame of the next message, or None at `expiry`.
 
         One blocking read: polling first takes twice the system calls.
         """
@@ -187,27 +181,30 @@ class Channel:
             return None
 
 
-def read_reply(endpoint: str, head: Head, frame: Any, reply_type: type[R]) -> R:
-    """The header of a reply; raises what a refusal stands for, and ServerError for a wrong reply."""
-    if not head.ok:
-        raise refusal(endpoint, head)
+def read_reply(endpoint: str, head: Head, reply_type: type[R]) -> tuple[R, Arrays]:
+    """Header and arrays of a reply; raises what a refusal stands for, and ServerError for a wrong reply."""
     try:
-        return protocol.decode_reply(reply_type, frame)
+        reply, out = protocol.decode_reply(head, reply_type)
     except protocol.ProtocolError as error:
         raise not_this_protocol(endpoint, error) from error
+    if isinstance(reply, Refusal):
+        raise refusal(endpoint, reply)
+    return reply, out
 
 
-def refusal(endpoint: str, head: Head) -> Exception:
-    """The exception that a reply which is not ok stands for."""
-    if head.code == "expired":
-        return DeadlineMissed(head.error)
-    if head.code == "bad_observation":
-        return ContractError(head.error)
-    return ServerError(head.code, f"{endpoint}: {head.error}")
+def refusal(endpoint: str, reply: Refusal) -> Exception:
+    """The exception that a refusal stands for."""
+    if reply.code == "expired":
+        return DeadlineMissed(reply.error)
+    if reply.code == "bad_observation":
+        return ContractError(reply.error)
+    return ServerError(reply.code, f"{endpoint}: {reply.error}")
 
 
 def not_this_protocol(endpoint: str, error: protocol.ProtocolError) -> ServerError:
     """The exception for a message that does not follow the protocol."""
+    if error.code == "version":
+        return ServerError(error.code, f"{endpoint} sent a message that this client cannot read: {error}")
     return ServerError(
         error.code, f"{endpoint} sent a message that is not protocol {protocol.VERSION}: {error}"
     )

@@ -96,8 +96,8 @@ class OpenpiEndpoint:
 
     def _answer(self, channel: Channel, session: Session, message: str | bytes) -> bytes:
         start = time.monotonic()
-        arrays = {name: value for name, value in read_observation(message).items() if name in session.names}
-        reply, out = channel.call(Act(budget=DEFAULT_TIMEOUT), arrays, DEFAULT_TIMEOUT)
+        request = Act(contract=session.contract_id, budget=DEFAULT_TIMEOUT)
+        reply, out = channel.call(request, session.pack(read_observation(message)), DEFAULT_TIMEOUT)
         inference = (reply.timing or {})["inference"]
         timing = {"infer_ms": inference * 1e3, "total_ms": (time.monotonic() - start) * 1e3}
         return pack(
