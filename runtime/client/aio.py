@@ -205,7 +205,9 @@ class AsyncTransport:
         self._last_id += 1
         frame = protocol.encode(request, arrays, id=self._last_id, epoch=self._epoch)
         self._pending[self._last_id] = _Pending()
-        return self._last_id, asyncio.ensure_future(self._socket.send(frame))
+        return self._last_id, asyncio.ensure_future(
+            self._socket.send(frame, copy=len(frame) < protocol.ZERO_COPY_BYTES)
+        )
 
     def _disconnect(self) -> None:
         self._socket.close(linger=0)

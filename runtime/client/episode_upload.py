@@ -45,7 +45,8 @@ CLOSE_LIMIT = 5.0
 """Seconds that unsent messages get at the end."""
 _log = logging.getLogger("rql_deploy.reporting")
 
-Message = tuple[Episode, dict[str, NDArray[Any]]]
+Part = tuple[Episode, dict[str, NDArray[Any]], int, dict[str, NDArray[Any]]]
+"""A request, observation fields, their rows, and arrays by name."""
 
 
 class EpisodeReporter:
@@ -57,7 +58,7 @@ class EpisodeReporter:
         self._channel, self._session, self._bundle = channel, session, bundle
         self._rows: list[tuple[dict[str, NDArray[Any]], NDArray[np.float32], float | None, bool | None]] = []
         self._episode, self._tick, self._bytes = 0, 0, 0
-        self._queue: queue.Queue[Message | None] = queue.Queue(MAX_PENDING)
+        self._queue: queue.Queue[Part | None] = queue.Queue(MAX_PENDING)
         self._send_until = float("inf")
         self._thread: threading.Thread | None = None
         if self.recording:
@@ -164,40 +165,56 @@ class EpisodeReporter:
         rows, self._rows, self._bytes = self._rows, [], 0
         plant = self._session.contract.plant
         seen = [row[0] for row in rows] + ([last] if last is not None else [])
-        arrays: dict[str, NDArray[Any]] = {
+        observations: dict[str, NDArray[Any]] = {
             spec.name: np.stack([fields[spec.name] for fields in seen])
             if seen
             else np.zeros((0, *spec.shape), spec.dtype)
             for spec in plant.fields
         }
-        arrays["actions"] = (
-            np.stack([row[1] for row in rows]) if rows else np.zeros((0, plant.action_dim), np.float32)
-        )
+        arrays: dict[str, NDArray[Any]] = {
+            "actions": np.stack([row[1] for row in rows])
+            if rows
+            else np.zeros((0, plant.action_dim), np.float32)
+        }
         if rows and all(row[2] is not None for row in rows):
             arrays["rewards"] = np.array([row[2] for row in rows], np.float32)
         if rows and all(row[3] is not None for row in rows):
             arrays["success"] = np.array([row[3] for row in rows], np.uint8)
-        request = Episode(bundle=self._bundle, episode=self._episode, tick=self._tick, end=end)
+        request = Episode(
+            bundle=self._bundle,
+            contract=self._session.contract_id,
+            episode=self._episode,
+            tick=self._tick,
+            end=end,
+        )
         self._tick += len(rows)
         try:
-            self._queue.put_nowait((request, arrays))
+            self._queue.put_nowait((request, observations, len(seen), arrays))
         except queue.Full:
             self.dropped += 1
 
     def _send_all(self) -> None:
         assert self._channel is not None
-        while (message := self._queue.get()) is not None:
-            if not self._send(*message):
+        while (part := self._queue.get()) is not None:
+            if not self._send(*part):
                 self.dropped += 1
         self._channel.close()
 
-    def _send(self, request: Episode, arrays: dict[str, NDArray[Any]]) -> bool:
+    def _send(
+        self,
+        request: Episode,
+        observations: dict[str, NDArray[Any]],
+        rows: int,
+        arrays: dict[str, NDArray[Any]],
+    ) -> bool:
         """Send one message until it is recorded, it is refused, or closing has taken too long."""
         assert self._channel is not None and self._session is not None
         while (left := self._send_until - time.monotonic()) > 0:
             try:
+                # Packed anew for every try, as another contract may have another order of fields.
                 request.contract = self._session.contract_id
-                return self._channel.call(request, arrays, min(left, CALL_TIMEOUT))[0].recorded
+                packed = self._session.pack(observations, rows)._replace(named=arrays)
+                return self._channel.call(request, packed, min(left, CALL_TIMEOUT))[0].recorded
             except DeadlineMissed:
                 continue
             except ServerError as error:

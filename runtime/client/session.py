@@ -82,8 +82,6 @@ class Session:
                     f"instead of {previous.h}: connect anew"
                 )
         self._layout = Layout(self.contract.plant.fields)
-        self.names = frozenset(name for name, _, _ in self._layout.fields)
-        """Observation fields that the policy reads."""
         self._shape = (self.contract.h, self.contract.plant.action_dim)
         self._size = math.prod(self._shape)
         self._deltas = tuple(delta for _, delta in flow_schedule(self.contract.F))
@@ -111,7 +109,7 @@ class Session:
         )
 
     def chunk(self, out: Mapping[str, NDArray[Any]]) -> NDArray[np.float32]:
-        """The action chunk `[h, A]` of a reply. Raises ServerError if it has another size or is not finite."""
+        """The action chunk `[h, A]` of a reply. ServerError if it has another size or is not finite."""
         actions = out["actions"]
         if actions.size != self._size or not all_finite(actions):
             raise ServerError(

@@ -23,7 +23,9 @@ from rql_deploy.errors import ContractError, UserError
 from rql_deploy.runtime.engine.model import Model
 from rql_deploy.runtime.engine.request import Done, Event, Expired, Preview
 from rql_deploy.runtime.wire import headers, protocol
-from rql_deploy.runtime.wire.protocol import Arrays, ProtocolError
+from rql_deploy.runtime.wire.arrays import Arrays, Packed
+from rql_deploy.runtime.wire.checks import ProtocolError
+from rql_deploy.runtime.wire.protocol import Head, Payload
 
 from . import requests
 from .auth import ServerKeys
@@ -80,14 +82,10 @@ class PolicyServer:
         self._next_housekeeping = 0.0
         self.context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._socket = self.context.socket(zmq.ROUTER)
-        fields = [
-            field for slot in self._registry.by_name.values() for field in slot.model.contract.plant.fields
-        ]
-        # Twice the largest field even as float64. ZeroMQ ends the connection of a client that sends a larger
-        # frame, before it allocates memory for it.
-        largest = max(1 << 20, 16 * max((field.size for field in fields), default=0))
-        self._large = largest > 1 << 20
-        configure(self._socket, min(largest, protocol.MAX_MESSAGE_BYTES))
+        served = [slot.model for slot in self._registry.by_name.values()]
+        self._large = max(map(requests.observation_bytes, served)) >= protocol.ZERO_COPY_BYTES
+        # ZeroMQ ends the connection of a client that sends more, before it allocates memory for it.
+        configure(self._socket, requests.largest_message(served))
         if keys is not None:
             keys.protect(self.context, self._socket)
         try:
@@ -188,37 +186,40 @@ class PolicyServer:
             if self._in_flight >= MAX_WAITING:
                 return
             try:
-                client, frames = self._next_message(flags)
+                client, frame, whole = self._next_message(flags)
             except zmq.Again:
                 return
             flags = protocol.NOBLOCK
-            if frames is not None:
-                self._handle(client, frames, time.monotonic())
+            if frame is not None:
+                self._handle(client, frame, whole, time.monotonic())
 
-    def _next_message(self, flags: int) -> tuple[bytes, list[Any] | None]:
-        """Client and frames of the next message; frames are None when the client's key has been revoked."""
+    def _next_message(self, flags: int) -> tuple[bytes, Any, bool]:
+        """Client, frame, and whether it was one frame; frame is None when the client's key was revoked."""
         if self._keys is None:
-            frames = protocol.receive(self._socket, flags, large=self._large)
-            return frames[0], frames[1:]
+            return protocol.receive_from(self._socket, flags, large=self._large)
         client: bytes = self._socket.recv(flags)
-        parts = self._socket.recv_multipart(protocol.NOBLOCK, copy=False)
-        return client, [part.buffer for part in parts] if self._keys.allows(parts[0]) else None
+        frame = self._socket.recv(protocol.NOBLOCK, copy=False)
+        whole = not protocol.drop_rest(self._socket)
+        return client, protocol.contents(frame) if self._keys.allows(frame) else None, whole
 
-    def _handle(self, client: bytes, frames: list[Any], received: float) -> None:
+    def _handle(self, client: bytes, frame: Any, whole: bool, received: float) -> None:
         self.requests += 1
         echo = Echo()
         operation = "malformed"
         try:
             reason = self._quota.rejection(client, received)
-            head, arrays = protocol.decode(frames)
+            head = protocol.decode(frame)
             echo = Echo(head.id, head.epoch)
             if reason is not None:
                 raise ProtocolError("busy", reason)
-            if head.v != protocol.VERSION:
-                raise ProtocolError("version", f"this server speaks protocol {protocol.VERSION}")
-            if head.op in protocol.OPERATIONS:
-                operation = head.op
-            self._dispatch(client, echo, protocol.decode_request(head, frames[0]), arrays, received)
+            if not whole:
+                raise ProtocolError("bad_message", "a message is one frame, and this one had several")
+            request = protocol.decode_request(head)
+            operation = request.operation()
+            self._dispatch(client, echo, request, head, received)
+        except protocol.OlderProtocol as error:
+            self._count_error(error.code)
+            self._send(client, protocol.refusal_in_version_1(frame, str(error)))
         except ProtocolError as error:
             self._reply_error(client, echo, error.code, str(error))
         except ContractError as error:
@@ -226,34 +227,30 @@ class PolicyServer:
         self.metrics.count_request(operation)
 
     def _dispatch(
-        self, client: bytes, echo: Echo, request: headers.Request[Any], arrays: Arrays, received: float
+        self, client: bytes, echo: Echo, request: headers.Request[Any], head: Head, received: float
     ) -> None:
         reply: headers.Reply
-        parts: Arrays = {}
+        arrays: Payload = {}
+        if not isinstance(request, headers.ObservationRequest):
+            protocol.request_arrays(head, request)
         match request:
             case headers.Act():
-                self._queue(client, echo, request, arrays, received)
+                self._queue(client, echo, request, head, received)
                 return
             case headers.Refine():
-                slot, contract_update = self._slot(request)
-                next_x, preview = slot.model.refine(*requests.read_refinement(request, arrays, slot.model))
-                reply, parts = (
-                    headers.RefineReply(contract_id=contract_update),
-                    {"next_x": next_x, "preview": preview},
-                )
+                slot, contract_update, fields, named = self._open(request, head)
+                reply = headers.RefineReply(contract_id=contract_update)
+                arrays = requests.refine(request, fields, named, slot.model)
             case headers.Value():
-                slot, contract_update = self._slot(request)
-                value, spread = slot.model.value(*requests.read_valuation(request, arrays, slot.model))
-                reply, parts = (
-                    headers.ValueReply(contract_id=contract_update),
-                    {"value": value, "spread": spread},
-                )
+                slot, contract_update, fields, named = self._open(request, head)
+                reply = headers.ValueReply(contract_id=contract_update)
+                arrays = requests.value(request, fields, named, slot.model)
             case headers.Hello():
-                reply, parts = hello(self._registry, request.bundle, records=self._recorder is not None)
+                reply, arrays = hello(self._registry, request.bundle, records=self._recorder is not None)
             case headers.Reset():
                 reply = headers.ResetReply()
             case headers.Episode():
-                reply = self._record_episode(request, arrays)
+                reply = self._record_episode(request, head)
             case headers.Stats():
                 reply = statistics(
                     self._registry,
@@ -266,30 +263,29 @@ class PolicyServer:
             case _:
                 ready = self.ready and not self._stopping
                 reply = headers.PingReply(requests=self.requests, errors=self.errors, ready=ready)
-        self._reply(client, echo, reply, parts)
+        self._reply(client, echo, reply, arrays)
 
-    def _slot(
-        self, request: headers.Act | headers.Refine | headers.Value | headers.Episode
-    ) -> tuple[ModelSlot, str | None]:
-        """The slot that a request names, and its new contract's id if it has changed."""
+    def _open(
+        self, request: headers.ObservationRequest[Any], head: Head
+    ) -> tuple[ModelSlot, str | None, Arrays, Arrays]:
+        """The slot that a request names, its new contract's id if that changed, fields and named arrays."""
         if self._stopping:
             raise ProtocolError("draining", "this server is about to stop")
-        return self._registry.find_for_contract(request.bundle, request.contract)
+        slot, layout, contract_update = self._registry.find_for_contract(request.bundle, request.contract)
+        return slot, contract_update, *protocol.request_arrays(head, request, layout)
 
-    def _queue(
-        self, client: bytes, echo: Echo, request: headers.Act, arrays: Arrays, received: float
-    ) -> None:
-        slot, contract_update = self._slot(request)
+    def _queue(self, client: bytes, echo: Echo, request: headers.Act, head: Head, received: float) -> None:
+        slot, contract_update, fields, _ = self._open(request, head)
         context = ReplyContext(client, echo, contract_update, slot.model)
-        slot.engine.submit(requests.read_job(request, arrays, slot.model, context, received))
+        slot.engine.submit(requests.read_job(request, fields, slot.model, context, received))
         self._quota.begin(client)
         self._in_flight += 1
 
-    def _record_episode(self, request: headers.Episode, arrays: Arrays) -> headers.EpisodeReply:
+    def _record_episode(self, request: headers.Episode, head: Head) -> headers.EpisodeReply:
         if self._recorder is None:
             raise ProtocolError("bad_request", "this server does not record: start it with --record DIR")
-        slot, contract_update = self._slot(request)
-        part = requests.read_episode(request, arrays, slot.model)
+        slot, contract_update, fields, named = self._open(request, head)
+        part = requests.read_episode(request, head.epoch, fields, named, slot.model)
         recorded = self._recorder.record_episode(part, slot.model.contract)
         return headers.EpisodeReply(recorded=recorded, contract_id=contract_update)
 
@@ -299,7 +295,7 @@ class PolicyServer:
         context: ReplyContext = event.job.reply_context
         if isinstance(event, Preview):
             preview = headers.ActReply(k=event.k, last=False, value=event.value, spread=event.spread)
-            self._reply(context.client, context.echo, preview, {"actions": event.actions})
+            self._reply(context.client, context.echo, preview, Packed((event.actions,)))
             return
         self._quota.end(context.client)
         self._in_flight -= 1
@@ -314,7 +310,7 @@ class PolicyServer:
     def _reply_decision(self, done: Done, context: ReplyContext) -> None:
         job = done.job
         server = time.monotonic() - job.received
-        self._reply(context.client, context.echo, decision(done, context, server), {"actions": done.actions})
+        self._reply(context.client, context.echo, decision(done, context, server), Packed((done.actions,)))
         metrics = self.metrics
         metrics.steps_per_reply.add(len(done.deltas))
         metrics.stages["queue"].add(done.queue)
@@ -326,13 +322,16 @@ class PolicyServer:
             self._recorder.record(done, context.model.contract, server)
 
     def _reply_error(self, client: bytes, echo: Echo, code: str, reason: str) -> None:
-        self.errors += 1
-        self.metrics.count_error(code)
+        self._count_error(code)
         self._reply(client, echo, headers.Refusal(code=code, error=reason), {})
 
-    def _reply(self, client: bytes, echo: Echo, reply: headers.Reply, arrays: Arrays) -> None:
-        with contextlib.suppress(
-            zmq.ZMQError
-        ):  # the client is gone or does not read: its reply is its own loss
-            frames = protocol.encode(reply, arrays, id=echo.id, epoch=echo.epoch)
-            protocol.send(self._socket, [client, *frames], protocol.NOBLOCK)
+    def _count_error(self, code: str) -> None:
+        self.errors += 1
+        self.metrics.count_error(code)
+
+    def _reply(self, client: bytes, echo: Echo, reply: headers.Reply, arrays: Payload) -> None:
+        self._send(client, protocol.encode(reply, arrays, id=echo.id, epoch=echo.epoch))
+
+    def _send(self, client: bytes, frame: bytes) -> None:
+        with contextlib.suppress(zmq.ZMQError):  # Client gone or not reading: drop the reply.
+            protocol.send(self._socket, frame, protocol.NOBLOCK, client=client)

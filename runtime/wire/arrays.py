@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -29,7 +30,9 @@ MAX_DIMENSIONS = 8
 MAX_MESSAGE_BYTES = 64 * 1024 * 1024
 MAX_LAYOUTS_KEPT = 64
 """Numbers of rows for which a layout remembers where its fields are."""
-DTYPES = {name: np.dtype(name).newbyteorder("<") for name in ("float32", "float64", "uint8", "int32", "int64")}
+DTYPES = {
+    name: np.dtype(name).newbyteorder("<") for name in ("float32", "float64", "uint8", "int32", "int64")
+}
 # Looked up here, not as dtype.name, which numpy computes in Python.
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 _FLOAT32 = DTYPES["float32"]
@@ -42,7 +45,7 @@ class Packed(NamedTuple):
     """C-contiguous."""
     rows: int = 1
     """Observations in the block."""
-    named: Arrays = {}
+    named: Arrays = MappingProxyType({})
 
 
 class Layout:
@@ -95,7 +98,7 @@ class Layout:
                 f"the block has {max(size, 0)} bytes, {rows} observation{'s' * (rows != 1)} "
                 f"of this contract {rows * self.row_bytes}",
             )
-        fields = {
+        fields: dict[str, NDArray[Any]] = {
             name: np.ndarray(shape, dtype, frame, start + offset)
             for name, shape, dtype, offset in self._places.get(rows) or self._place(rows)
         }
@@ -117,7 +120,7 @@ class Layout:
 
 
 def _convert(name: str, value: Any, dtype: np.dtype[Any]) -> NDArray[Any]:
-    """A field's value as a C-contiguous array of the contract's dtype, where that loses nothing but digits."""
+    """A field's value as a C-contiguous array of the contract's dtype. Raises ContractError."""
     try:
         if dtype == _FLOAT32:
             return np.asarray(value, dtype, order="C")

@@ -161,7 +161,9 @@ def decode_reply(head: Head, reply_type: type[R]) -> tuple[R | Refusal, Arrays]:
     if head.kind == REFUSAL:
         return _decode_header(head, Refusal, "bad_reply"), {}
     if head.kind != reply_type.kind:
-        raise ProtocolError("bad_reply", f"a reply of kind {head.kind} came where one of {reply_type.kind} must")
+        raise ProtocolError(
+            "bad_reply", f"a reply of kind {head.kind} came where one of {reply_type.kind} must"
+        )
     reply: R = _decode_header(head, reply_type, "bad_reply")
     named, place = read_named(head.frame, head.end, reply.arrays or ())
     if not issubclass(reply_type, ActReply):
@@ -184,22 +186,24 @@ def to_plain(reply: Reply) -> dict[str, Any]:
 # Faults.
 
 
+class OlderProtocol(ProtocolError):
+    """A message of protocol 1, whose sender reads no other."""
+
+
 def _check_version(head: Head) -> None:
     if head.version != VERSION:
-        raise _wrong_version(head.version)
+        raise ProtocolError("version", _wrong_version(head.version))
 
 
-def _wrong_version(theirs: int) -> ProtocolError:
+def _wrong_version(theirs: int) -> str:
     older = "its sender" if theirs < VERSION else "this side"
-    return ProtocolError(
-        "version", f"the message is of protocol {theirs}, this side speaks protocol {VERSION}: update {older}"
-    )
+    return f"the message is of protocol {theirs}, this side speaks protocol {VERSION}: update {older}"
 
 
 def _without_prefix(frame: Any) -> ProtocolError:
     # Protocol 1 began with a msgpack map.
     if len(frame) and (frame[0] & 0xF0 == 0x80 or frame[0] in (0xDE, 0xDF)):
-        return _wrong_version(1)
+        return OlderProtocol("version", _wrong_version(1))
     return ProtocolError(
         "bad_message", f"the message does not begin with the {PREFIX.size} bytes of protocol {VERSION}"
     )
@@ -224,9 +228,7 @@ def refusal_in_version_1(frame: Any, reason: str) -> bytes:
 
 def _check_end(head: Head, place: int) -> None:
     if place != len(head.frame):
-        raise ProtocolError(
-            "bad_array", f"the message has {len(head.frame)} bytes, its header says {place}"
-        )
+        raise ProtocolError("bad_array", f"the message has {len(head.frame)} bytes, its header says {place}")
 
 
 def _decode_header(head: Head, definition: type[Message], code: str) -> Any:

@@ -23,9 +23,9 @@ def test_a_request_is_not_kept_for_a_server_that_comes_later(tmp_path: Path) -> 
         router.rcvtimeo = 10_000
         try:
             with pytest.raises(DeadlineMissed, match=r"no connection to .* within 50 ms"):
-                channel.call(Act(seed=1), {}, 0.05)
+                channel.call(Act(contract="", seed=1), {}, 0.05)
             router.bind(endpoint)
-            channel.send(Act(seed=2), {}, time.monotonic() + 10.0, 10.0)
+            channel.send(Act(contract="", seed=2), {}, time.monotonic() + 10.0, 10.0)
             assert read_header(router.recv_multipart()[1])["seed"] == 2
             assert router.poll(200) == 0
         finally:

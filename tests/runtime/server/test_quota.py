@@ -18,7 +18,6 @@ from rql_deploy.runtime.server import quota
 from rql_deploy.runtime.server import server as servers
 from rql_deploy.runtime.server.quota import Quota
 from rql_deploy.runtime.server.server import INTERNAL, PolicyServer
-from rql_deploy.runtime.wire import protocol
 from tests.helpers.commands import LIFT_BUNDLE
 from tests.helpers.wire import raw_message, read_header
 
@@ -43,7 +42,8 @@ def answers(requests: dict[str, int]) -> dict[str, Counter[str]]:
     By client: how many were `computed`, and how many refused with which sentence.
     """
     model = WatchedModel(Bundle.open(LIFT_BUNDLE))
-    fields = {spec.name: np.zeros(spec.shape, np.float32) for spec in model.contract.plant.fields}
+    header = {"contract": model.contract.contract_id}
+    state = np.zeros(model.contract.plant.observation_dim, np.float32)
     with PolicyServer([model], "tcp://127.0.0.1:*") as server:
         model.on_compute = server.stop
         with contextlib.ExitStack() as stack:
@@ -54,14 +54,14 @@ def answers(requests: dict[str, int]) -> dict[str, Counter[str]]:
                 sockets[name].connect(INTERNAL)
             for name, count in requests.items():
                 for number in range(count):
-                    header = {"v": protocol.VERSION, "id": number, "epoch": 1, "op": "act"}
-                    sockets[name].send_multipart(raw_message(header, fields))
+                    sockets[name].send(raw_message("act", header, state, id=number))
             server.run()
             found: dict[str, Counter[str]] = {}
             for name, socket in sockets.items():
-                replies = [read_header(socket.recv_multipart(zmq.NOBLOCK)[0]) for _ in range(requests[name])]
+                replies = [read_header(socket.recv(zmq.NOBLOCK)) for _ in range(requests[name])]
                 found[name] = Counter(
-                    "computed" if reply["ok"] else f"{reply['code']}: {reply['error']}" for reply in replies
+                    "computed" if "seed" in reply else f"{reply['code']}: {reply['error']}"
+                    for reply in replies
                 )
     return found
 
