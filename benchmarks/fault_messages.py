@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 import numpy as np
 import zmq
-from fault_setup import Outcome, sample, serving, spawn
+from fault_setup import Outcome, contract, request, sample, serving, spawn
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from networks import OBSERVATION
@@ -20,6 +20,7 @@ from networks import OBSERVATION
 from rql_deploy.errors import ContractError, DeadlineMissed
 from rql_deploy.runtime.client import RemotePolicy
 from rql_deploy.runtime.wire import headers, protocol
+from rql_deploy.runtime.wire.protocol import Layout
 
 DELAY_CLIENTS = 4
 DEADLINE = 0.004
@@ -47,16 +48,23 @@ def delaying_proxy(pipe: Connection, server: str, longest: float, number: int) -
                 client = frames[0]
                 back.send_multipart(frames[1:])
                 continue
-            header = msgspec.msgpack.decode(frames[0])
             for _ in range(1 + (source.random() < 0.125)):
                 order += 1
                 delay = source.random() * longest
-                told = {**header, "timing": {**header.get("timing", {}), "held": delay}}
-                heapq.heappush(
-                    held, (time.monotonic() + delay, order, [msgspec.msgpack.encode(told), *frames[1:]])
-                )
+                heapq.heappush(held, (time.monotonic() + delay, order, telling(frames[0], delay)))
         while held and held[0][0] <= time.monotonic():
-            front.send_multipart([client, *heapq.heappop(held)[2]])
+            front.send_multipart([client, heapq.heappop(held)[2]])
+
+
+def telling(frame: bytes, delay: float) -> bytes:
+    """A decision that names its delay; other messages as they are."""
+    head = protocol.decode(frame)
+    if head.kind != headers.ActReply.kind:
+        return frame
+    reply, arrays = protocol.decode_reply(head, headers.ActReply)
+    assert isinstance(reply, headers.ActReply)
+    reply.timing = {**(reply.timing or {}), "held": delay}
+    return protocol.encode(reply, protocol.Packed((arrays["actions"],)), id=head.id, epoch=head.epoch)
 
 
 def delayed_client(pipe: Connection, address: str, count: int, first: int) -> None:
@@ -121,7 +129,7 @@ def inputs(rounds: int) -> Outcome:
         "shape": {"state": np.zeros(OBSERVATION + 1, np.float32)},
         "no field": {},
     }
-    raw = [("float16", bytes(2 * OBSERVATION)), ("object", bytes(8 * OBSERVATION)), ("float32", b"short")]
+    raw = [bytes(2 * OBSERVATION), bytes(8 * OBSERVATION), b"short"]
     refused = others = lost = 0
     with (
         serving() as server,
@@ -141,21 +149,11 @@ def inputs(rounds: int) -> Outcome:
                         others += 1
                     except ContractError:
                         refused += 1
-            # What our client would not send: other dtypes, and too few bytes.
-            for dtype, data in raw:
-                header = {
-                    "v": 1,
-                    "id": 1,
-                    "epoch": 1,
-                    "op": "act",
-                    "arrays": [["state", dtype, [OBSERVATION]]],
-                }
-                socket.send_multipart([msgspec.msgpack.encode(header), data])
-                code = (
-                    msgspec.msgpack.decode(socket.recv_multipart()[0]).get("code")
-                    if socket.poll(5000)
-                    else None
-                )
+            # What our client would not send: numbers of other sizes, and too few bytes.
+            for data in raw:
+                block = protocol.Packed((np.frombuffer(data, np.uint8),))
+                socket.send(protocol.encode(request()[0], block, id=1, epoch=1))
+                code = refused_with(socket.recv()) if socket.poll(5000) else None
                 refused, others = refused + (code == "bad_array"), others + (code != "bad_array")
             lost += good.act(sample(), seed=1, deadline=5.0).actions.tobytes() != expected
         said, alive = server.said, server.alive
@@ -168,6 +166,12 @@ def inputs(rounds: int) -> Outcome:
     )
 
 
+def refused_with(frame: bytes) -> str | None:
+    """The code of a refusal."""
+    reply, _ = protocol.decode_reply(protocol.decode(frame), headers.ActReply)
+    return reply.code if isinstance(reply, headers.Refusal) else None
+
+
 def huge(size: int) -> Outcome:
     """One frame of `size` bytes, while another client drives."""
     lost = calls = 0
@@ -177,10 +181,9 @@ def huge(size: int) -> Outcome:
         sender = context.socket(zmq.DEALER)
         sender.linger = 0
         sender.connect(server.endpoint)
-        header = msgspec.msgpack.encode(
-            {"v": 1, "id": 1, "epoch": 1, "op": "act", "arrays": [["state", "uint8", [size]]]}
-        )
-        thread = threading.Thread(target=lambda: sender.send_multipart([header, bytes(size)], copy=False))
+        block = protocol.Packed((np.zeros(size, np.uint8),))
+        frame = protocol.encode(request()[0], block, id=1, epoch=1)
+        thread = threading.Thread(target=lambda: sender.send(frame, copy=False))
         thread.start()
         expiry = time.monotonic() + 3.0
         while time.monotonic() < expiry:
@@ -203,31 +206,35 @@ def huge(size: int) -> Outcome:
     )
 
 
-def altered(source: random.Random, good: list[bytes]) -> list[bytes]:
-    """A message that is random, truncated or altered."""
-    kind = source.randrange(4)
+def altered(source: random.Random, good: bytes) -> list[bytes]:
+    """The frames of a message that is random, truncated or altered, or has several."""
+    kind = source.randrange(5)
     if kind == 0:
         return [source.randbytes(source.randrange(120)) for _ in range(source.randrange(1, 5))]
-    frames = [bytearray(frame) for frame in good]
-    frame = source.choice(frames)
+    frame = bytearray(good)
     if kind == 1:
         del frame[source.randrange(len(frame)) :]
     elif kind == 2:
         frame[source.randrange(len(frame))] = source.randrange(256)
+    elif kind == 3:
+        return [good, source.randbytes(source.randrange(40))]
     else:
-        frame[:] = msgspec.msgpack.encode(
-            {
-                source.choice(["arrays", "op", "id"]): source.choice(
-                    [[], [[1]], {"a": {}}, None, 2**63, "x" * 300]
-                )
-            }
-        )
-    return [bytes(frame) for frame in frames]
+        entry = source.choice(["arrays", "contract", "rows"])
+        value = source.choice([[], [[1]], {"a": {}}, None, 2**63, "x" * 300])
+        return [with_header(source.randrange(10), msgspec.msgpack.encode({entry: value}))]
+    return [bytes(frame)]
 
 
-def good_message() -> list[bytes]:
+def with_header(kind: int, header: bytes, rest: bytes = b"") -> bytes:
+    """A message with that header, whatever it says."""
+    prefix = protocol.PREFIX.pack(protocol.MAGIC, protocol.VERSION, kind, len(header), 1, 1)
+    return prefix + header + rest
+
+
+def good_message() -> bytes:
     """A well-formed request."""
-    return [bytes(f) for f in protocol.encode(headers.Act(seed=3), sample(), id=1, epoch=1)]
+    asked, observation = request(seed=3)
+    return protocol.encode(asked, observation, id=1, epoch=1)
 
 
 _plain = (
@@ -238,19 +245,19 @@ _plain = (
     | st.text(max_size=8)
     | st.binary(max_size=8)
 )
-_list = st.lists(_plain, max_size=3)
 _array = st.tuples(
-    st.text(max_size=4) | _plain,
+    st.sampled_from(["x", "actions"]) | st.text(max_size=4) | _plain,
     st.sampled_from([*protocol.DTYPES, "object", "float16"]) | _plain,
     st.lists(st.integers(-2, 2**40), max_size=9) | _plain,
 )
 _header = st.fixed_dictionaries(
-    {"arrays": st.lists(_array, max_size=2) | _list | _plain}, optional={"op": _plain | _list, "id": _plain}
+    {"arrays": st.lists(_array, max_size=2) | _plain, "contract": st.just("c") | _plain},
+    optional={"rows": _plain, "f": _plain, "seed": _plain, "episode": st.just(1), "tick": st.just(1)},
 )
 _message = st.one_of(
-    st.lists(st.binary(max_size=40), max_size=3),
-    st.tuples(_header.map(msgspec.msgpack.encode), st.binary(max_size=16)).map(list),
-    st.integers(0, 2**40).map(lambda number: altered(random.Random(number), good_message())),
+    st.binary(max_size=60),
+    st.builds(with_header, st.integers(0, 10), _header.map(msgspec.msgpack.encode), st.binary(max_size=40)),
+    st.integers(0, 2**40).map(lambda number: altered(random.Random(number), good_message())[0]),
 )
 
 
@@ -258,24 +265,29 @@ def codec_part(pipe: Connection, count: int, seed: int) -> None:
     """Decode generated messages; run in a process of its own."""
     found = {"cases": 0, "refused": 0, "taken": 0, "other_errors": 0}
 
-    def check(together: list[list[bytes]]) -> None:
-        for frames in together:
-            one(frames)
+    layout = Layout(contract().plant.fields)
 
-    def one(frames: list[bytes]) -> None:
+    def check(together: list[bytes]) -> None:
+        for frame in together:
+            one(frame)
+
+    def one(frame: bytes) -> None:
         found["cases"] += 1
         try:
-            _, arrays = protocol.decode(frames)
-        except protocol.ProtocolError:
+            head = protocol.decode(frame)
+            asked = protocol.decode_request(head)
+            observes = isinstance(asked, headers.ObservationRequest)
+            fields, named = protocol.request_arrays(head, asked, layout if observes else None)
+        except (protocol.ProtocolError, ContractError):
             found["refused"] += 1
         except Exception:
             found["other_errors"] += 1
         else:
-            # An accepted message is consistent: every array has as many bytes as its frame.
+            # An accepted message is consistent: its arrays fill it but for padding.
             found["taken"] += 1
-            found["other_errors"] += sum(array.nbytes for array in arrays.values()) != sum(
-                map(len, frames[1:])
-            )
+            arrays = [*named.values(), *fields.values()]
+            rest = len(frame) - head.end - sum(array.nbytes for array in arrays)
+            found["other_errors"] += not 0 <= rest < 16 * (len(named) + 1)
 
     from hypothesis import seed as seeded
 

@@ -73,6 +73,10 @@ export class RemotePolicy {
         throw new ServerError("bad_observation", text);
       }
       const data = TYPES[dtype].from(observation[name]);
+      // Images in [0, 1] would become black without a word.
+      if (dtype === "uint8" && !data.every((value, i) => value === observation[name][i])) {
+        throw new ServerError("bad_observation", `field '${name}' needs integers from 0 to 255`);
+      }
       return Buffer.from(data.buffer, data.byteOffset, data.byteLength);
     });
   }

@@ -21,7 +21,7 @@ from rql_deploy.runtime.client.session import Session
 from rql_deploy.runtime.engine.onnx_policy import OnnxPolicy
 from rql_deploy.runtime.wire import headers, protocol
 from tests.helpers.commands import assert_refused, cli, run_cli
-from tests.helpers.servers import observation, serving
+from tests.helpers.servers import observation, serving, serving_images
 from tests.helpers.wire import raw_call, raw_message, read_header, read_prefix
 
 
@@ -65,6 +65,19 @@ def test_a_wrong_observation_is_refused_by_name(change: object, words: str, endp
             policy.act(change(observation(policy.contract)))  # type: ignore[operator]
         assert words in str(error.value)
         policy.act(observation(policy.contract))
+
+
+def test_images_reach_the_policy_as_they_are(bundle: Path) -> None:
+    """The same four numbers, as one field of the test bundle and as bytes and numbers of another contract."""
+    with serving_images(bundle) as address:
+        seen = {"camera": np.array([[255], [7]], np.uint8), "position": [0.5, -0.25]}
+        with RemotePolicy.connect(address) as policy:
+            decision = policy.act(seen, seed=3)
+            with pytest.raises(ContractError, match="field 'camera' has float64 values"):
+                policy.act({**seen, "camera": [[1.0], [0.03]]})
+        state = {"observation": np.array([255, 7, 0.5, -0.25], np.float32)}
+        expected = OnnxPolicy(Bundle.open(bundle)).act(state, seed=3).actions
+        assert decision.actions.tobytes() == expected.tobytes()
 
 
 def test_a_plant_that_differs_from_the_contract_is_refused_at_connect(endpoint: str) -> None:
