@@ -10,10 +10,17 @@ import msgspec
 import numpy as np
 import zmq
 
+from rql_deploy.contract import ObservationField
+from rql_deploy.runtime.wire import headers, protocol
+
 KINDS = {
     name: number
     for number, name in enumerate(("hello", "act", "refine", "value", "reset", "episode", "stats", "ping"), 1)
 }
+
+LAYOUT = protocol.Layout([ObservationField("image", (2, 3), dtype="uint8"), ObservationField("state", (3,))])
+OBSERVATION = LAYOUT.pack({"image": np.arange(6).reshape(2, 3), "state": np.arange(3)})
+"""Of a contract with these two fields."""
 
 
 def raw_message(
@@ -65,3 +72,11 @@ def raw_call(endpoint: str, *frames: bytes) -> bytes:
         assert socket.poll(5000), "no reply"
         (reply,) = socket.recv_multipart()
         return reply
+
+
+def read_request(frame: Any) -> tuple[headers.Request[Any], Any, Any]:
+    """Header, fields and named arrays of a request, as a server of `LAYOUT` reads it."""
+    head = protocol.decode(frame)
+    request = protocol.decode_request(head)
+    layout = LAYOUT if isinstance(request, headers.ObservationRequest) else None
+    return request, *protocol.request_arrays(head, request, layout)

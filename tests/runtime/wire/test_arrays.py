@@ -47,7 +47,7 @@ fields = st.lists(
 
 
 @given(fields, st.none() | st.integers(0, 5), st.integers(0, 2**32))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=50, deadline=None)
 def test_observations_of_any_contract_survive(
     contract: list[ObservationField], rows: int | None, seed: int
 ) -> None:
@@ -134,7 +134,7 @@ def test_a_block_of_another_size_is_refused(size: int, rows: int) -> None:
     ),
     st.integers(0, 40),
 )
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=50, deadline=None)
 def test_announced_arrays_survive_and_are_aligned(sent: dict[str, np.ndarray], place: int) -> None:
     frame = bytes(place)
     for array in sent.values():
