@@ -30,7 +30,7 @@ from rql_deploy.runtime.wire.headers import R, Request
 from rql_deploy.runtime.wire.protocol import Arrays, Head, Payload
 
 from .base import BasePolicy, open_core, resolve
-from .channel import configure, read_reply
+from .channel import configure, not_this_protocol, read_reply
 from .transport import Transport
 
 if TYPE_CHECKING:
@@ -97,7 +97,7 @@ class _Pending:
     """Replies to one request that nobody has taken yet."""
 
     def __init__(self) -> None:
-        self.replies: deque[Head] = deque()
+        self.replies: deque[Head | protocol.ProtocolError] = deque()
         self.waiter: asyncio.Future[None] | None = None
 
     def wake(self) -> None:
@@ -163,7 +163,7 @@ class AsyncTransport:
         if not pending.replies or time.monotonic() > expiry:
             self.stale_replies += len(pending.replies)
             raise DeadlineMissed(f"no reply from {self.endpoint} within {timeout * 1e3:g} ms")
-        return read_reply(self.endpoint, pending.replies.popleft(), reply_type)
+        return self._read_first(pending, reply_type)
 
     def try_send(self, request: Request[Any]) -> int | None:
         if not self.connected:
@@ -179,7 +179,7 @@ class AsyncTransport:
         pending = self._pending.get(number)
         if pending is None or not pending.replies:
             return None
-        return read_reply(self.endpoint, pending.replies.popleft(), reply_type)
+        return self._read_first(pending, reply_type)
 
     def forget(self, number: int) -> None:
         self._pending.pop(number, None)
@@ -209,6 +209,12 @@ class AsyncTransport:
             self._socket.send(frame, copy=len(frame) < protocol.ZERO_COPY_BYTES)
         )
 
+    def _read_first(self, pending: _Pending, reply_type: type[R]) -> tuple[R, Arrays]:
+        first = pending.replies.popleft()
+        if isinstance(first, protocol.ProtocolError):
+            raise not_this_protocol(self.endpoint, first)
+        return read_reply(self.endpoint, first, reply_type)
+
     def _disconnect(self) -> None:
         self._socket.close(linger=0)
         if self._owns_context:
@@ -219,7 +225,11 @@ class AsyncTransport:
             frame, *others = await self._socket.recv_multipart()
             try:
                 head = protocol.decode(b"" if others else frame)
-            except protocol.ProtocolError:
+            except protocol.ProtocolError as error:
+                # Whose reply it is cannot be read: a server of another version answers all requests so.
+                for waiting in self._pending.values():
+                    waiting.replies.append(error)
+                    waiting.wake()
                 continue
             pending = self._pending.get(head.id) if head.id and head.epoch == self._epoch else None
             if pending is None:
