@@ -24,8 +24,10 @@ class ObservationReader:
     def __init__(self, fields: Iterable[ObservationField]):
         self._fields = [(field.name, field.shape, np.dtype(field.dtype)) for field in fields]
 
-    def __call__(self, observation: Mapping[str, Any]) -> dict[str, NDArray[Any]]:
-        """The contract's fields `[*shape]`; others are left out. Whether they are finite is not checked.
+    def __call__(self, observation: Mapping[str, Any], rows: int | None = None) -> dict[str, NDArray[Any]]:
+        """The contract's fields `[*shape]`, or `[rows, *shape]` of several observations; others are left out.
+
+        Whether they are finite is not checked.
 
         Raises ContractError when a field is missing, is not numbers or has another shape.
         """
@@ -41,10 +43,10 @@ class ObservationReader:
                 hint = f" (there is '{near[0]}')" if near else ""
                 raise ContractError(f"the observation lacks field '{name}' of shape {list(shape)}{hint}")
             array = read_array(name, observation[name], dtype)
-            if array.shape != shape:
+            if array.shape != (shape if rows is None else (rows, *shape)):
+                given = list(array.shape if rows is None else array.shape[1:])
                 raise ContractError(
-                    f"observation field '{name}' has shape {list(array.shape)}, "
-                    f"the contract says {list(shape)}"
+                    f"observation field '{name}' has shape {given}, the contract says {list(shape)}"
                 )
             found[name] = array
         return found

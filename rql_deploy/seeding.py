@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import secrets
 from typing import Any, Literal
 
@@ -39,9 +40,13 @@ def check_seed(seed: Any) -> int:
 
     Raises ContractError when it is not an integer from 0 to `MAX_SEED`.
     """
-    if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or not 0 <= seed <= MAX_SEED:
+    try:
+        whole = -1 if isinstance(seed, bool | np.bool_) else operator.index(seed)
+    except TypeError:
+        whole = -1
+    if not 0 <= whole <= MAX_SEED:
         raise ContractError(f"seed is {seed!r}: pass an integer from 0 to 2^{SEED_BITS} - 1, or none")
-    return int(seed)
+    return whole
 
 
 class FlowNoise:

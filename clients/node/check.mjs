@@ -6,6 +6,7 @@ const policy = await RemotePolicy.connect(process.argv[2]);
 const observation = Object.fromEntries(
   policy.contract.plant.fields.map((f) => {
     const length = f.shape.reduce((a, b) => a * b, 1);
+    if (f.dtype === "uint8") return [f.name, Uint8Array.from({ length }, (_, i) => 255 - i)];
     return [f.name, Float32Array.from({ length }, (_, i) => i / 8)];
   }),
 );
@@ -15,6 +16,13 @@ try {
   await policy.act({});
 } catch (error) {
   failures.missing = error instanceof ServerError ? error.code : String(error);
+}
+try {
+  const halves = {};
+  for (const [name, values] of Object.entries(observation)) halves[name] = Array.from(values, (v) => v + 0.5);
+  await policy.act(halves);
+} catch (error) {
+  failures.halves = error instanceof ServerError ? error.message : String(error);
 }
 try {
   await policy.act(observation, { deadlineMs: 0.001 });

@@ -22,18 +22,17 @@ from typing import TYPE_CHECKING, Any
 
 import zmq
 import zmq.asyncio
-from numpy.typing import NDArray
 
 from rql_deploy.contract import PlantDescription
 from rql_deploy.errors import DeadlineMissed, PolicyClosed, UserError, require_process
 from rql_deploy.policy import ActOptions, Decision
 from rql_deploy.runtime.wire import protocol
 from rql_deploy.runtime.wire.addresses import endpoint_needs_ipv6, names_a_host
-from rql_deploy.runtime.wire.headers import Head, R, Request
-from rql_deploy.runtime.wire.protocol import Arrays
+from rql_deploy.runtime.wire.headers import R, Request
+from rql_deploy.runtime.wire.protocol import Arrays, Head, Payload
 
 from .base import BasePolicy, open_core, resolve
-from .channel import configure, open_context, read_reply
+from .channel import configure, not_this_protocol, open_context, read_reply
 from .shared_socket import CLOSED
 from .transport import Transport
 
@@ -122,7 +121,7 @@ class _Pending:
     """Replies to one request that nobody has taken yet."""
 
     def __init__(self) -> None:
-        self.replies: deque[tuple[Head, Any, Arrays]] = deque()
+        self.replies: deque[Head | protocol.ProtocolError] = deque()
         self.waiter: asyncio.Future[None] | None = None
 
     def wake(self) -> None:
@@ -166,9 +165,7 @@ class AsyncTransport:
         self.check()
         return bool(int(self._socket.getsockopt(zmq.EVENTS)) & zmq.POLLOUT)
 
-    async def send(
-        self, request: Request[Any], arrays: Mapping[str, NDArray[Any]], expiry: float, timeout: float
-    ) -> int:
+    async def send(self, request: Request[Any], arrays: Payload, expiry: float, timeout: float) -> int:
         number, sent = self._begin(request, arrays)
         try:
             if not sent.done():
@@ -200,8 +197,7 @@ class AsyncTransport:
         if not pending.replies or time.monotonic() > expiry:
             self.stale_replies += len(pending.replies)
             raise DeadlineMissed(f"no reply from {self.endpoint} within {timeout * 1e3:g} ms")
-        head, frame, out = pending.replies.popleft()
-        return read_reply(self.endpoint, head, frame, reply_type), out
+        return self._read_first(pending, reply_type)
 
     def try_send(self, request: Request[Any]) -> int | None:
         if not self.connected:
@@ -217,8 +213,7 @@ class AsyncTransport:
         pending = self._pending.get(number)
         if pending is None or not pending.replies:
             return None
-        head, frame, out = pending.replies.popleft()
-        return read_reply(self.endpoint, head, frame, reply_type), out
+        return self._read_first(pending, reply_type)
 
     def forget(self, number: int) -> None:
         self._pending.pop(number, None)
@@ -272,14 +267,20 @@ class AsyncTransport:
         if self._closed:
             raise PolicyClosed(CLOSED)
 
-    def _begin(
-        self, request: Request[Any], arrays: Mapping[str, NDArray[Any]]
-    ) -> tuple[int, asyncio.Future[Any]]:
+    def _begin(self, request: Request[Any], arrays: Payload) -> tuple[int, asyncio.Future[Any]]:
         self.check()
         self._last_id += 1
-        frames = protocol.encode(request, arrays, id=self._last_id, epoch=self._epoch)
+        frame = protocol.encode(request, arrays, id=self._last_id, epoch=self._epoch)
         self._pending[self._last_id] = _Pending()
-        return self._last_id, asyncio.ensure_future(self._socket.send_multipart(frames))
+        return self._last_id, asyncio.ensure_future(
+            self._socket.send(frame, copy=len(frame) < protocol.ZERO_COPY_BYTES)
+        )
+
+    def _read_first(self, pending: _Pending, reply_type: type[R]) -> tuple[R, Arrays]:
+        first = pending.replies.popleft()
+        if isinstance(first, protocol.ProtocolError):
+            raise not_this_protocol(self.endpoint, first)
+        return read_reply(self.endpoint, first, reply_type)
 
     def _disconnect(self) -> None:
         self._socket.close(linger=0)
@@ -288,14 +289,18 @@ class AsyncTransport:
 
     async def _read(self) -> None:
         while True:
-            frames = await self._socket.recv_multipart()
+            frame, *others = await self._socket.recv_multipart()
             try:
-                head, out = protocol.decode(frames)
-            except protocol.ProtocolError:
+                head = protocol.decode(b"" if others else frame)
+            except protocol.ProtocolError as error:
+                # Whose reply it is cannot be read: a server of another version answers all requests so.
+                for waiting in self._pending.values():
+                    waiting.replies.append(error)
+                    waiting.wake()
                 continue
             pending = self._pending.get(head.id) if head.id and head.epoch == self._epoch else None
             if pending is None:
                 self.stale_replies += 1
             else:
-                pending.replies.append((head, frames[0], out))
+                pending.replies.append(head)
                 pending.wake()

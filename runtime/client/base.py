@@ -80,7 +80,7 @@ class BasePolicy:
 
 
 def resolve(options: Mapping[str, Any]) -> ResolvedOptions:
-    """The options of a remote call: all but `prefix`, which protocol 1 reserves. Raises TypeError."""
+    """The options of a remote call: all but `prefix`, which protocol 2 reserves. Raises TypeError."""
     return ResolvedOptions.of(options, without=("prefix",))
 
 

@@ -9,23 +9,22 @@ import os
 import secrets
 import time
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import zmq
-from numpy.typing import NDArray
 
 from rql_deploy.errors import ContractError, DeadlineMissed, PolicyClosed, UserError, require_process
 from rql_deploy.runtime.wire import protocol
 from rql_deploy.runtime.wire.addresses import AddressError, endpoint_needs_ipv6, parse
 from rql_deploy.runtime.wire.checks import ServerError
-from rql_deploy.runtime.wire.headers import REQUESTS, Head, R, Request
-from rql_deploy.runtime.wire.protocol import Arrays
+from rql_deploy.runtime.wire.headers import REQUESTS, R, Refusal, Request
+from rql_deploy.runtime.wire.protocol import Arrays, Head, Payload
 
 from .shared_socket import CLOSED, SharedSocket
 
-Received = tuple[Head, Any, Arrays] | protocol.ProtocolError
-"""A reply: what is known of its header, its header's frame and its arrays; or what is wrong with it."""
+Received = Head | protocol.ProtocolError
+"""A reply of which the prefix has been read, or what is wrong with it."""
 
 RETRY_PAUSE = 0.01
 """Seconds between attempts while a server is stopping or starting."""
@@ -155,9 +154,7 @@ class Channel:
         with contextlib.suppress(AttributeError):
             self.close()
 
-    def call(
-        self, request: Request[R], arrays: Mapping[str, NDArray[Any]], timeout: float
-    ) -> tuple[R, Arrays]:
+    def call(self, request: Request[R], arrays: Payload, timeout: float) -> tuple[R, Arrays]:
         """Send a request and wait for its reply; raises DeadlineMissed, ContractError or ServerError."""
         expiry = time.monotonic() + timeout
         number = self.send(request, arrays, expiry, timeout)
@@ -170,19 +167,16 @@ class Channel:
         """The reply to `stats` or `ping` as plain values; raises as `call` does."""
         return protocol.to_plain(self.call(REQUESTS[operation](), {}, timeout)[0])
 
-    def send(
-        self, request: Request[Any], arrays: Mapping[str, NDArray[Any]], expiry: float, timeout: float
-    ) -> int:
+    def send(self, request: Request[Any], arrays: Payload, expiry: float, timeout: float) -> int:
         """Send a request as soon as there is a connection, and return its number, to be forgotten later.
 
         Raises DeadlineMissed at `expiry`; `timeout` is what its message says.
         """
         require_process(self._pid, self._what)
         number = next(self._numbers)
-        frames = protocol.encode(request, arrays, id=number, epoch=self._epoch)
-        if not self._shared.send(
-            number, lambda: protocol.send(self._socket, frames, protocol.NOBLOCK), expiry
-        ):
+        frame = protocol.encode(request, arrays, id=number, epoch=self._epoch)
+        send = functools.partial(protocol.send, self._socket, frame, protocol.NOBLOCK)
+        if not self._shared.send(number, send, expiry):
             raise DeadlineMissed(f"no connection to {self.endpoint} within {timeout * 1e3:g} ms")
         return number
 
@@ -211,41 +205,43 @@ class Channel:
     def _decoded(self, received: Received, reply_type: type[R]) -> tuple[R, Arrays]:
         if isinstance(received, protocol.ProtocolError):
             raise not_this_protocol(self.endpoint, received) from received
-        head, frame, out = received
-        return read_reply(self.endpoint, head, frame, reply_type), out
+        return read_reply(self.endpoint, received, reply_type)
 
 
 def _read(socket: zmq.Socket[bytes], epoch: int) -> tuple[int | None, Received]:
-    """One message: the number of its request (0 for those of another client), and its parts."""
-    frames = protocol.receive(socket, protocol.NOBLOCK)
+    """One message, and the number of its request: 0 for another client's, None where it has none."""
+    frame = protocol.receive(socket, protocol.NOBLOCK)
     try:
-        head, out = protocol.decode(frames)
+        head = protocol.decode(frame)
     except protocol.ProtocolError as error:
         return None, error
-    return (head.id if head.id and head.epoch == epoch else 0), (head, frames[0], out)
+    return (head.id if head.epoch == epoch else 0), head
 
 
-def read_reply(endpoint: str, head: Head, frame: Any, reply_type: type[R]) -> R:
-    """The header of a reply; raises what a refusal stands for, and ServerError for a wrong reply."""
-    if not head.ok:
-        raise refusal(endpoint, head)
+def read_reply(endpoint: str, head: Head, reply_type: type[R]) -> tuple[R, Arrays]:
+    """Header and arrays of a reply; raises what a refusal stands for, and ServerError for a wrong reply."""
     try:
-        return protocol.decode_reply(reply_type, frame)
+        reply, out = protocol.decode_reply(head, reply_type)
     except protocol.ProtocolError as error:
         raise not_this_protocol(endpoint, error) from error
+    if isinstance(reply, Refusal):
+        raise refusal(endpoint, reply)
+    return reply, out
 
 
-def refusal(endpoint: str, head: Head) -> Exception:
-    """The exception that a reply which is not ok stands for."""
-    if head.code == "expired":
-        return DeadlineMissed(head.error)
-    if head.code == "bad_observation":
-        return ContractError(head.error)
-    return ServerError(head.code, f"{endpoint}: {head.error}")
+def refusal(endpoint: str, reply: Refusal) -> Exception:
+    """The exception that a refusal stands for."""
+    if reply.code == "expired":
+        return DeadlineMissed(reply.error)
+    if reply.code == "bad_observation":
+        return ContractError(reply.error)
+    return ServerError(reply.code, f"{endpoint}: {reply.error}")
 
 
 def not_this_protocol(endpoint: str, error: protocol.ProtocolError) -> ServerError:
     """The exception for a message that does not follow the protocol."""
+    if error.code == "version":
+        return ServerError(error.code, f"{endpoint} sent a message that this client cannot read: {error}")
     return ServerError(
         error.code, f"{endpoint} sent a message that is not protocol {protocol.VERSION}: {error}"
     )

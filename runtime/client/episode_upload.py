@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 
 from rql_deploy.contract import PlantDescription
 from rql_deploy.errors import DeadlineMissed, PolicyClosed, UserError, require_process
+from rql_deploy.observation import ObservationReader
 from rql_deploy.plant import EpisodicPlant
 from rql_deploy.policy import read_seconds
 from rql_deploy.runtime.wire.checks import ServerError
@@ -46,7 +47,8 @@ CLOSE_LIMIT = 5.0
 """Seconds that unsent messages get at the end."""
 _log = logging.getLogger("rql_deploy.reporting")
 
-Message = tuple[Episode, dict[str, NDArray[Any]]]
+Part = tuple[Episode, dict[str, NDArray[Any]], int, dict[str, NDArray[Any]]]
+"""A request, observation fields, their rows, and arrays by name."""
 
 
 class EpisodeReporter:
@@ -58,9 +60,10 @@ class EpisodeReporter:
         self._channel, self._session, self._bundle = channel, session, bundle
         self._rows: list[tuple[dict[str, NDArray[Any]], NDArray[np.float32], float | None, bool | None]] = []
         self._episode, self._tick, self._bytes = 0, 0, 0
-        self._queue: queue.Queue[Message | None] = queue.Queue(MAX_PENDING)
+        self._queue: queue.Queue[Part | None] = queue.Queue(MAX_PENDING)
         self._send_until = float("inf")
         self._pid, self._closing, self._closed = os.getpid(), threading.RLock(), False
+        self._read = ObservationReader(() if session is None else session.contract.plant.fields)
         self._thread: threading.Thread | None = None
         if self.recording:
             self._thread = threading.Thread(target=self._send_all, name="reporter", daemon=True)
@@ -166,38 +169,45 @@ class EpisodeReporter:
         self.close()
 
     def _copy(self, observation: Mapping[str, Any]) -> dict[str, NDArray[Any]]:
-        assert self._session is not None
-        return {name: value.copy() for name, value in self._session.arrays(observation).items()}
+        return {name: value.copy() for name, value in self._read(observation).items()}
 
     def _enqueue(self, last: dict[str, NDArray[Any]] | None, *, end: bool) -> None:
         assert self._session is not None
         rows, self._rows, self._bytes = self._rows, [], 0
         plant = self._session.contract.plant
         seen = [row[0] for row in rows] + ([last] if last is not None else [])
-        arrays: dict[str, NDArray[Any]] = {
+        observations: dict[str, NDArray[Any]] = {
             spec.name: np.stack([fields[spec.name] for fields in seen])
             if seen
             else np.zeros((0, *spec.shape), spec.dtype)
             for spec in plant.fields
         }
-        arrays["actions"] = (
-            np.stack([row[1] for row in rows]) if rows else np.zeros((0, plant.action_dim), np.float32)
-        )
+        arrays: dict[str, NDArray[Any]] = {
+            "actions": np.stack([row[1] for row in rows])
+            if rows
+            else np.zeros((0, plant.action_dim), np.float32)
+        }
         if rows and all(row[2] is not None for row in rows):
             arrays["rewards"] = np.array([row[2] for row in rows], np.float32)
         if rows and all(row[3] is not None for row in rows):
             arrays["success"] = np.array([row[3] for row in rows], np.uint8)
-        request = Episode(bundle=self._bundle, episode=self._episode, tick=self._tick, end=end)
+        request = Episode(
+            bundle=self._bundle,
+            contract=self._session.contract_id,
+            episode=self._episode,
+            tick=self._tick,
+            end=end,
+        )
         self._tick += len(rows)
         try:
-            self._queue.put_nowait((request, arrays))
+            self._queue.put_nowait((request, observations, len(seen), arrays))
         except queue.Full:
             self.dropped += 1
 
     def _send_all(self) -> None:
-        while (message := self._queue.get()) is not None:
+        while (part := self._queue.get()) is not None:
             try:
-                recorded = self._send(*message)
+                recorded = self._send(*part)
             except PolicyClosed:
                 self.dropped += 1
                 return
@@ -208,13 +218,21 @@ class EpisodeReporter:
                 recorded = False
             self.dropped += not recorded
 
-    def _send(self, request: Episode, arrays: dict[str, NDArray[Any]]) -> bool:
+    def _send(
+        self,
+        request: Episode,
+        observations: dict[str, NDArray[Any]],
+        rows: int,
+        arrays: dict[str, NDArray[Any]],
+    ) -> bool:
         """Send one message until it is recorded, it is refused, or closing has taken too long."""
         assert self._channel is not None and self._session is not None
         while (left := self._send_until - time.monotonic()) > 0:
             try:
+                # Packed anew for every try, as another contract may have another order of fields.
                 request.contract = self._session.contract_id
-                return self._channel.call(request, arrays, min(left, CALL_TIMEOUT))[0].recorded
+                packed = self._session.pack(observations, rows)._replace(named=arrays)
+                return self._channel.call(request, packed, min(left, CALL_TIMEOUT))[0].recorded
             except PolicyClosed:
                 raise
             except DeadlineMissed:

@@ -87,7 +87,7 @@ class ServerPolicy:
             request = session.act_request(self._bundle, budget, options, stream=stream)
             number, answered = 0, False
             try:
-                number = await self._transport.send(request, session.arrays(observation), expiry, timeout)
+                number = await self._transport.send(request, session.pack(observation), expiry, timeout)
                 while True:
                     reply, out = await self._transport.receive(number, headers.ActReply, expiry, timeout)
                     self._abandoned, answered = False, True

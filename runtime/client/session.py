@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -12,8 +13,8 @@ from numpy.typing import NDArray
 from rql_deploy.contract import Contract, PlantDescription
 from rql_deploy.errors import ContractError
 from rql_deploy.flow import flow_schedule
-from rql_deploy.observation import ObservationReader
 from rql_deploy.policy import Decision, ResolvedOptions
+from rql_deploy.runtime.wire.arrays import Layout, Packed
 from rql_deploy.runtime.wire.checks import ServerError, all_finite
 from rql_deploy.runtime.wire.headers import MAX_BUDGET, Act, ActReply, HelloReply
 
@@ -21,7 +22,6 @@ DEFAULT_TIMEOUT = 1.0
 """Seconds a call without a deadline waits."""
 MIN_BUDGET_SHARE = 0.2
 """Share of a deadline that the server gets at least, however slow the network has been."""
-_FLOAT32 = np.dtype(np.float32)
 
 
 class RoundTrip:
@@ -83,12 +83,17 @@ class Session:
                 )
         self.bundle = reply.bundle
         """Its name on the server."""
-        self.arrays = ObservationReader(self.contract.plant.fields)
-        """The contract's fields of an observation, which are all that is sent."""
-        self.names = frozenset(self.arrays.names)
-        """Observation fields that the policy reads."""
+        self._layout = Layout(self.contract.plant.fields)
         self._shape = (self.contract.h, self.contract.plant.action_dim)
+        self._size = math.prod(self._shape)
         self._deltas = tuple(delta for _, delta in flow_schedule(self.contract.F))
+
+    def pack(self, observation: Mapping[str, Any], rows: int | None = None) -> Packed:
+        """The contract's fields of one observation, or of `rows` `[rows, *shape]`; others are not sent.
+
+        Raises ContractError for a field that is missing or does not fit.
+        """
+        return self._layout.pack(observation, rows)
 
     def act_request(
         self, bundle: str | None, budget: float, options: ResolvedOptions, *, stream: bool
@@ -106,20 +111,15 @@ class Session:
         )
 
     def chunk(self, out: Mapping[str, NDArray[Any]]) -> NDArray[np.float32]:
-        """The action chunk `[h, A]` of a reply. Raises ServerError if it is missing or not finite."""
-        actions = out.get("actions")
-        if (
-            actions is None
-            or actions.shape != self._shape
-            or actions.dtype != _FLOAT32
-            or not all_finite(actions)
-        ):
+        """The action chunk `[h, A]` of a reply. ServerError if it has another size or is not finite."""
+        actions = out["actions"]
+        if actions.size != self._size or not all_finite(actions):
             raise ServerError(
                 "bad_reply",
                 f"the server at {self.endpoint} sent no finite action chunk of shape {list(self._shape)}",
             )
         # A copy: the message's own bytes cannot be written to.
-        return actions.copy()
+        return actions.reshape(self._shape).copy()
 
     def decision(self, reply: ActReply, out: Mapping[str, NDArray[Any]], start: float) -> Decision:
         """What a reply to `act` says.

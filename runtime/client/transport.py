@@ -8,14 +8,12 @@ its event loop.
 from __future__ import annotations
 
 import time
-from collections.abc import Coroutine, Mapping
+from collections.abc import Coroutine
 from typing import Any, Protocol, TypeVar
-
-from numpy.typing import NDArray
 
 from rql_deploy.errors import DeadlineMissed
 from rql_deploy.runtime.wire.headers import R, Request
-from rql_deploy.runtime.wire.protocol import Arrays
+from rql_deploy.runtime.wire.protocol import Arrays, Payload
 
 from .channel import Channel
 
@@ -44,9 +42,7 @@ class Transport(Protocol):
         """Raise PolicyClosed when it is closed, UserError where it may not be used (after a fork, say)."""
         ...
 
-    async def send(
-        self, request: Request[Any], arrays: Mapping[str, NDArray[Any]], expiry: float, timeout: float
-    ) -> int:
+    async def send(self, request: Request[Any], arrays: Payload, expiry: float, timeout: float) -> int:
         """Send a request once there is a connection; its number. Raises DeadlineMissed at `expiry`."""
         ...
 
@@ -105,9 +101,7 @@ class BlockingTransport:
     def check(self) -> None:
         self._channel.check()
 
-    async def send(
-        self, request: Request[Any], arrays: Mapping[str, NDArray[Any]], expiry: float, timeout: float
-    ) -> int:
+    async def send(self, request: Request[Any], arrays: Payload, expiry: float, timeout: float) -> int:
         return self._channel.send(request, arrays, expiry, timeout)
 
     async def receive(

@@ -202,8 +202,9 @@ class _Client:
         assert self._channel is not None
         assert self._session is not None
         try:
-            arrays = read_observation(message, self._session.contract)
-            reply, out = self._channel.call(Act(budget=DEFAULT_TIMEOUT), arrays, DEFAULT_TIMEOUT)
+            fields = self._session.pack(read_observation(message, self._session.contract))
+            request = Act(contract=self._session.contract_id, budget=DEFAULT_TIMEOUT)
+            reply, out = self._channel.call(request, fields, DEFAULT_TIMEOUT)
             chunk = self._session.chunk(out)
         except (DeadlineMissed, UserError) as error:
             _log.info("openpi observation refused", extra={"data": {"reason": str(error)}})

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from rql_deploy.contract import Contract, ObservationField
 from rql_deploy.errors import ContractError, nearest
-from rql_deploy.runtime.wire.protocol import DTYPES, MAX_DIMENSIONS
+from rql_deploy.runtime.wire.arrays import DTYPES, MAX_DIMENSIONS
 
 MAX_ENTRIES = 4096
 """Most entries of one map."""

@@ -10,7 +10,7 @@ import numpy as np
 import rql_deploy
 from rql_deploy.runtime.engine.model import Model
 from rql_deploy.runtime.engine.request import Computed, Done, Expired
-from rql_deploy.runtime.wire import protocol
+from rql_deploy.runtime.wire.arrays import Arrays
 from rql_deploy.runtime.wire.headers import (
     ActReply,
     HelloReply,
@@ -20,17 +20,17 @@ from rql_deploy.runtime.wire.headers import (
     StatsReply,
     ValueReply,
 )
-from rql_deploy.runtime.wire.protocol import Arrays
+from rql_deploy.runtime.wire.protocol import OPERATIONS
 
 from .metrics import Metrics
 from .registry import ModelRegistry
 
 
 class Echo(NamedTuple):
-    """What a reply repeats of its request; None where the request had none."""
+    """What a reply repeats of its request; 0 where that cannot be read."""
 
-    id: int | None = None
-    epoch: int | None = None
+    id: int = 0
+    epoch: int = 0
 
 
 class ReplyContext(NamedTuple):
@@ -49,7 +49,7 @@ def hello(registry: ModelRegistry, name: str | None, *, records: bool) -> tuple[
     contract = slot.model.contract
     reply = HelloReply(
         server=f"rql-deploy {rql_deploy.__version__}",
-        capabilities=list(protocol.OPERATIONS),
+        capabilities=list(OPERATIONS),
         bundle=slot.model.name,
         bundles={name: other.model.contract.contract_id for name, other in registry.by_name.items()},
         contract_id=contract.contract_id,

@@ -26,7 +26,9 @@ from rql_deploy.runtime.engine.request import Computed, Done, Event, Expired, Pr
 from rql_deploy.runtime.engine.shares import Client
 from rql_deploy.runtime.wire import headers, protocol
 from rql_deploy.runtime.wire.addresses import needs_ipv6
-from rql_deploy.runtime.wire.protocol import Arrays, ProtocolError
+from rql_deploy.runtime.wire.arrays import Arrays, Packed
+from rql_deploy.runtime.wire.checks import ProtocolError
+from rql_deploy.runtime.wire.protocol import Head, Payload
 
 from . import requests
 from .auth import ServerKeys
@@ -89,14 +91,10 @@ class PolicyServer:
         self._next_housekeeping = 0.0
         self.context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._socket = self.context.socket(zmq.ROUTER)
-        fields = [
-            field for slot in self._registry.by_name.values() for field in slot.model.contract.plant.fields
-        ]
-        # Twice the largest field even as float64. ZeroMQ ends the connection of a client that sends a larger
-        # frame, before it allocates memory for it.
-        largest = max(1 << 20, 16 * max((field.size for field in fields), default=0))
-        self._large = largest > 1 << 20
-        configure(self._socket, min(largest, protocol.MAX_MESSAGE_BYTES))
+        served = [slot.model for slot in self._registry.by_name.values()]
+        self._large = max(map(requests.observation_bytes, served)) >= protocol.ZERO_COPY_BYTES
+        # ZeroMQ ends the connection of a client that sends more, before it allocates memory for it.
+        configure(self._socket, requests.largest_message(served))
         if keys is not None:
             keys.protect(self.context, self._socket)
         try:
@@ -195,39 +193,42 @@ class PolicyServer:
         expiry = math.inf
         for _ in range(MAX_RECEIVED_PER_STEP):
             try:
-                client, frames = self._next_message(flags)
+                client, frame, whole = self._next_message(flags)
             except zmq.Again:
                 return
             flags = protocol.NOBLOCK
             received = time.monotonic()
-            if frames is not None:
-                self._handle(client, frames, received)
+            if frame is not None:
+                self._handle(client, frame, whole, received)
             if received > expiry:
                 return
             expiry = min(expiry, received + MAX_RECEIVING)
 
-    def _next_message(self, flags: int) -> tuple[Client, list[Any] | None]:
-        """Sender and frames of the next message; frames are None when the client's key has been revoked."""
-        client = sender(self._socket.recv(flags, copy=False), keys=self._keys is not None)
-        frames = protocol.receive(self._socket, protocol.NOBLOCK, large=self._large)
+    def _next_message(self, flags: int) -> tuple[Client, Any, bool]:
+        """Sender, frame, and whether it was one frame; frame is None when the sender's key was revoked."""
+        identity, frame, whole = protocol.receive_from(self._socket, flags, large=self._large)
+        client = sender(identity, keys=self._keys is not None)
         allowed = self._keys is None or not (key := key_of(client)) or self._keys.allows(key)
-        return client, frames if allowed else None
+        return client, frame if allowed else None, whole
 
-    def _handle(self, client: Client, frames: list[Any], received: float) -> None:
+    def _handle(self, client: Client, frame: Any, whole: bool, received: float) -> None:
         self.requests += 1
         echo = Echo()
         operation, refusal = "malformed", None
         try:
             reason = self._quota.rejection(client, received)
-            head, arrays = protocol.decode(frames)
+            head = protocol.decode(frame)
             echo = Echo(head.id, head.epoch)
             if reason is not None:
                 raise ProtocolError("busy", reason)
-            if head.v != protocol.VERSION:
-                raise ProtocolError("version", f"this server speaks protocol {protocol.VERSION}")
-            if head.op in protocol.OPERATIONS:
-                operation = head.op
-            self._dispatch(client, echo, protocol.decode_request(head, frames[0]), arrays, received)
+            if not whole:
+                raise ProtocolError("bad_message", "a message is one frame, and this one had several")
+            request = protocol.decode_request(head)
+            operation = request.operation()
+            self._dispatch(client, echo, request, head, received)
+        except protocol.OlderProtocol as error:
+            self._count_error(error.code)
+            self._send(client.connection, protocol.refusal_in_version_1(frame, str(error)))
         except ProtocolError as error:
             refusal = headers.Refusal(code=error.code, error=str(error))
         except ContractError as error:
@@ -237,20 +238,22 @@ class PolicyServer:
         self.metrics.count_request(operation)
 
     def _dispatch(
-        self, client: Client, echo: Echo, request: headers.Request[Any], arrays: Arrays, received: float
+        self, client: Client, echo: Echo, request: headers.Request[Any], head: Head, received: float
     ) -> None:
         reply: headers.Reply
-        parts: Arrays = {}
+        arrays: Payload = {}
+        if not isinstance(request, headers.ObservationRequest):
+            protocol.request_arrays(head, request)
         match request:
             case headers.Act() | headers.Refine() | headers.Value():
-                self._queue(client, echo, request, arrays, received)
+                self._queue(client, echo, request, head, received)
                 return
             case headers.Hello():
-                reply, parts = hello(self._registry, request.bundle, records=self._recorder is not None)
+                reply, arrays = hello(self._registry, request.bundle, records=self._recorder is not None)
             case headers.Reset():
                 reply = headers.ResetReply()
             case headers.Episode():
-                reply = self._record_episode(request, arrays)
+                reply = self._record_episode(request, head)
             case headers.Stats():
                 reply = statistics(
                     self._registry,
@@ -263,26 +266,27 @@ class PolicyServer:
             case _:
                 ready = self.ready and not self._stopping
                 reply = headers.PingReply(requests=self.requests, errors=self.errors, ready=ready)
-        self._reply(client.connection, echo, reply, parts)
+        self._reply(client.connection, echo, reply, arrays)
 
-    def _slot(self, request: Computation | headers.Episode) -> tuple[ModelSlot, str | None]:
-        """The slot that a request names, and its new contract's id if it has changed."""
+    def _open(
+        self, request: headers.ObservationRequest[Any], head: Head
+    ) -> tuple[ModelSlot, str | None, Arrays, Arrays]:
+        """The slot that a request names, its new contract's id if that changed, fields and named arrays."""
         if self._stopping:
             raise ProtocolError("draining", "this server is about to stop")
-        return self._registry.find_for_contract(request.bundle, request.contract)
+        slot, layout, contract_update = self._registry.find_for_contract(request.bundle, request.contract)
+        return slot, contract_update, *protocol.request_arrays(head, request, layout)
 
-    def _queue(
-        self, client: Client, echo: Echo, request: Computation, arrays: Arrays, received: float
-    ) -> None:
-        slot, contract_update = self._slot(request)
+    def _queue(self, client: Client, echo: Echo, request: Computation, head: Head, received: float) -> None:
+        slot, contract_update, fields, named = self._open(request, head)
         context = ReplyContext(client.connection, echo, contract_update, slot.model)
         if isinstance(request, headers.Act):
-            job = requests.read_job(request, arrays, slot.model, context, received)
+            job = requests.read_job(request, fields, slot.model, context, received)
             job.client = client
             self._admit(client, job.candidates, received)
             slot.engine.submit(job)
         else:
-            rows, work = requests.read_task(request, arrays, slot.model, Task(context, client))
+            rows, work = requests.read_task(request, fields, named, slot.model, Task(context, client))
             self._admit(client, rows, received)
             slot.engine.submit_slices(client, work)
 
@@ -295,11 +299,11 @@ class PolicyServer:
             raise ProtocolError("busy", reason)
         self._quota.begin(client)
 
-    def _record_episode(self, request: headers.Episode, arrays: Arrays) -> headers.EpisodeReply:
+    def _record_episode(self, request: headers.Episode, head: Head) -> headers.EpisodeReply:
         if self._recorder is None:
             raise ProtocolError("bad_request", "this server does not record: start it with --record DIR")
-        slot, contract_update = self._slot(request)
-        part = requests.read_episode(request, arrays, slot.model)
+        slot, contract_update, fields, named = self._open(request, head)
+        part = requests.read_episode(request, head.epoch, fields, named, slot.model)
         recorded = self._recorder.record_episode(part, slot.model.contract)
         return headers.EpisodeReply(recorded=recorded, contract_id=contract_update)
 
@@ -311,7 +315,7 @@ class PolicyServer:
             preview = headers.ActReply(
                 k=event.k, last=False, value=event.value, spread=event.spread, seed=event.job.seed
             )
-            self._reply(context.client, context.echo, preview, {"actions": event.actions})
+            self._reply(context.client, context.echo, preview, Packed((event.actions,)))
             return
         self._quota.end(event.job.client)
         if isinstance(event, Computed):
@@ -324,25 +328,23 @@ class PolicyServer:
         self._reply_decision(event, context)
 
     def _reply_decision(self, done: Done, context: ReplyContext) -> None:
-        job = done.job
-        server = time.monotonic() - job.received
-        self._reply(context.client, context.echo, decision(done, context, server), {"actions": done.actions})
-        metrics = self.metrics
-        metrics.steps_per_reply.add(len(done.deltas))
-        metrics.stages["queue"].add(done.queue)
-        metrics.stages["inference"].add(done.inference)
-        metrics.stages["server"].add(server)
-        metrics.steps_reduced += job.steps_reduced
-        metrics.deadline_misses += job.due is not None and job.received + server > job.due
+        server = time.monotonic() - done.job.received
+        self._reply(context.client, context.echo, decision(done, context, server), Packed((done.actions,)))
+        self.metrics.count_decision(done, server)
         if self._recorder is not None:
             self._recorder.record(done, context.model.contract, server)
 
     def _refuse(self, client: bytes, echo: Echo, refusal: headers.Refusal) -> None:
-        self.errors += 1
-        self.metrics.count_error(refusal.code)
+        self._count_error(refusal.code)
         self._reply(client, echo, refusal, {})
 
-    def _reply(self, client: bytes, echo: Echo, reply: headers.Reply, arrays: Arrays) -> None:
+    def _count_error(self, code: str) -> None:
+        self.errors += 1
+        self.metrics.count_error(code)
+
+    def _reply(self, client: bytes, echo: Echo, reply: headers.Reply, arrays: Payload) -> None:
+        self._send(client, protocol.encode(reply, arrays, id=echo.id, epoch=echo.epoch))
+
+    def _send(self, client: bytes, frame: bytes) -> None:
         with contextlib.suppress(zmq.ZMQError):  # Client gone or not reading: drop the reply.
-            frames = protocol.encode(reply, arrays, id=echo.id, epoch=echo.epoch)
-            protocol.send(self._socket, [client, *frames], protocol.NOBLOCK)
+            protocol.send(self._socket, frame, protocol.NOBLOCK, client=client)

@@ -73,7 +73,7 @@ def test_another_thread_closes_a_policy_under_its_calls(endpoint: str, tmp_path:
         transports: list[AsyncTransport] = []
 
         async def wait() -> None:
-            transports.append(AsyncTransport(f"ipc://{tmp_path}/mute", keys=None, context=None))
+            transports.append(AsyncTransport(f"ipc://{tmp_path}/mute", keys=None, context=None, ipv6=False))
             ready.set()
             try:
                 await call(transports[0], Ping(), time.monotonic() + 60.0, 60.0)

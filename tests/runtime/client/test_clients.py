@@ -186,7 +186,7 @@ def test_closing_an_asyncio_client_ends_its_calls(bundle: Path) -> None:
             results = await asyncio.wait_for(asyncio.gather(*calls, return_exceptions=True), 5.0)
             assert all(isinstance(result, DeadlineMissed) for result in results)
             with pytest.raises(DeadlineMissed, match="closed"):
-                await policy.act({})
+                await policy.act(observation(policy.contract))
 
         asyncio.run(drive())
 

@@ -23,7 +23,7 @@ from rql_deploy.runtime.server import quota
 from rql_deploy.runtime.server import server as servers
 from rql_deploy.runtime.server.quota import Quota
 from rql_deploy.runtime.server.server import INTERNAL, PolicyServer
-from rql_deploy.runtime.wire import protocol
+from rql_deploy.runtime.wire.arrays import Layout
 from rql_deploy.runtime.wire.headers import Act
 from tests.helpers.commands import LIFT_BUNDLE
 from tests.helpers.servers import observation, serving
@@ -50,7 +50,8 @@ def answers(requests: dict[str, int]) -> dict[str, Counter[str]]:
     By client: how many were `computed`, and how many refused with which sentence.
     """
     model = WatchedModel(Bundle.open(LIFT_BUNDLE))
-    fields = {spec.name: np.zeros(spec.shape, np.float32) for spec in model.contract.plant.fields}
+    header = {"contract": model.contract.contract_id}
+    state = np.zeros(model.contract.plant.observation_dim, np.float32)
     with PolicyServer([model], "tcp://127.0.0.1:*") as server:
         model.on_compute = server.stop
         with contextlib.ExitStack() as stack:
@@ -61,14 +62,14 @@ def answers(requests: dict[str, int]) -> dict[str, Counter[str]]:
                 sockets[name].connect(INTERNAL)
             for name, count in requests.items():
                 for number in range(count):
-                    header = {"v": protocol.VERSION, "id": number, "epoch": 1, "op": "act"}
-                    sockets[name].send_multipart(raw_message(header, fields))
+                    sockets[name].send(raw_message("act", header, state, id=number))
             server.run()
             found: dict[str, Counter[str]] = {}
             for name, socket in sockets.items():
-                replies = [read_header(socket.recv_multipart(zmq.NOBLOCK)[0]) for _ in range(requests[name])]
+                replies = [read_header(socket.recv(zmq.NOBLOCK)) for _ in range(requests[name])]
                 found[name] = Counter(
-                    "computed" if reply["ok"] else f"{reply['code']}: {reply['error']}" for reply in replies
+                    "computed" if "seed" in reply else f"{reply['code']}: {reply['error']}"
+                    for reply in replies
                 )
     return found
 
@@ -229,10 +230,9 @@ def test_a_process_that_connects_anew_keeps_its_rate(bundle: Path) -> None:
                 socket.linger = 0
                 socket.connect(address)
                 for number in range(3):
-                    header = {"v": protocol.VERSION, "id": number, "epoch": 1, "op": "ping"}
-                    socket.send_multipart(raw_message(header))
+                    socket.send(raw_message("ping", id=number))
                 for _ in range(3):
-                    computed += read_header(socket.recv_multipart()[0])["ok"]
+                    computed += "code" not in read_header(socket.recv())
         assert computed <= 5 + 3 + 12.5 * (time.monotonic() - start) + 1
 
 
@@ -243,12 +243,13 @@ def test_seventeen_greedy_connections_leave_an_honest_client_its_share(bundle: P
         contextlib.ExitStack() as stack,
     ):
         sample = observation(policy.contract)
-        sent = {name: value.astype(np.float32) for name, value in sample.items()}
+        sent = Layout(policy.contract.plant.fields).pack(sample)
+        request = Act(contract=policy.contract.contract_id, candidates=256)
         policy.act(sample)
         for _ in range(17):
             channel = Channel(address)
             stack.callback(channel.close)
             for _ in range(64):
-                channel.send(Act(candidates=256), sent, time.monotonic() + 5, 5)
+                channel.send(request, sent, time.monotonic() + 5, 5)
         for _ in range(20):
             policy.act(sample, deadline=0.5)
