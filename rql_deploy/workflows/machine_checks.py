@@ -25,8 +25,8 @@ RENDER_TIMEOUT = 90.0
 """Seconds; a graphics stack that is left to guess can hang for ever."""
 RENDER = """
 import time
-from rql_deploy.sim.processes import render_headless
-render_headless()
+from rql_deploy.sim.rendering import require_rendering
+require_rendering()
 import os, mujoco
 start = time.monotonic()
 scene = '<mujoco><worldbody><light pos="0 0 3"/><geom size=".3" rgba="1 0 0 1"/></worldbody></mujoco>'

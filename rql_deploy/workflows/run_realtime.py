@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from rql_deploy.errors import UserError
+from rql_deploy.plant import UNSTABLE
 
 if TYPE_CHECKING:
     from rql_deploy.contract import Contract, PlantDescription
@@ -146,7 +147,7 @@ def play_in_real_time(
                         {"episode": index, "end": True, "success": result.episode.success, **figures[-1]}
                     )
                 on_episode(index, result)
-                if result.interrupted or result.episode.error:
+                if result.interrupted or result.episode.error_kind not in ("", UNSTABLE):
                     break
     folder = None
     if recorder is not None and recorder.episodes:

@@ -12,7 +12,16 @@ from numpy.typing import NDArray
 
 from rql_deploy.contract import PlantDescription
 from rql_deploy.errors import DeadlineMissed
-from rql_deploy.plant import FAULT, PLANT_FAILED, EpisodeResult, EpisodicPlant, Observation
+from rql_deploy.plant import (
+    FAULT,
+    PLANT_FAILED,
+    POLICY_FAILED,
+    UNSTABLE,
+    EpisodeResult,
+    EpisodicPlant,
+    Observation,
+    UnstableSimulation,
+)
 from rql_deploy.policy import Decision, Policy
 from rql_deploy.seeding import decision_seed
 
@@ -40,8 +49,8 @@ class ControlLoop:
         try:
             self.plant.reset(seed)
         except Exception as failure:
-            error = plant_failure("could not be reset", failure)
-            return EpisodeResult(seed, False, 0, error=error, error_kind=PLANT_FAILED)
+            error, error_kind = plant_failure("could not be reset", failure)
+            return EpisodeResult(seed, False, 0, error=error, error_kind=error_kind)
         try:
             self.policy.reset()
         except DeadlineMissed as missed:
@@ -60,7 +69,7 @@ class ControlLoop:
                 try:
                     observation = self.plant.observe()
                 except Exception as failure:
-                    error, error_kind = plant_failure(f"failed at tick {steps}", failure), PLANT_FAILED
+                    error, error_kind = plant_failure(f"failed at tick {steps}", failure)
                     break
                 try:
                     decision = self._decide(
@@ -80,7 +89,7 @@ class ControlLoop:
             try:
                 self.plant.apply(last)
             except Exception as failure:
-                error, error_kind = plant_failure(f"failed at tick {steps}", failure), PLANT_FAILED
+                error, error_kind = plant_failure(f"failed at tick {steps}", failure)
                 break
             steps += 1
         success = error is None and self.plant.success
@@ -97,9 +106,10 @@ class ControlLoop:
         return decision
 
 
-def plant_failure(what: str, failure: Exception) -> str:
-    """One sentence on an exception of the plant."""
-    return f"the plant {what} ({type(failure).__name__}: {failure})"
+def plant_failure(what: str, failure: Exception) -> tuple[str, str]:
+    """One sentence on an exception of the plant, and the kind of error it is."""
+    kind = UNSTABLE if isinstance(failure, UnstableSimulation) else PLANT_FAILED
+    return f"the plant {what} ({type(failure).__name__}: {failure})", kind
 
 
 def hold_action(plant: PlantDescription, last: NDArray[np.float32] | None) -> NDArray[np.float32]:

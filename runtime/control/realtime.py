@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from rql_deploy.errors import UserError
 from rql_deploy.limits import Limits
-from rql_deploy.plant import FAULT, PLANT_FAILED, EpisodeResult, Observation, Plant
+from rql_deploy.plant import FAULT, EpisodeResult, Observation, Plant
 from rql_deploy.policy import Policy
 from rql_deploy.seeding import decision_seed
 
@@ -165,8 +165,8 @@ class RealTimeLoop:
             self._start = _rest(self.plant)
             self.filter.reset(self._start)
         except Exception as failure:
-            error = plant_failure("could not be reset", failure)
-            episode = EpisodeResult(seed, False, 0, error=error, error_kind=PLANT_FAILED)
+            error, error_kind = plant_failure("could not be reset", failure)
+            episode = EpisodeResult(seed, False, 0, error=error, error_kind=error_kind)
             return RealTimeResult(episode, self.statistics)
         with low_jitter(self._priority):
             schedule = Schedule(self.period, self.clock.now())
@@ -175,8 +175,7 @@ class RealTimeLoop:
             except KeyboardInterrupt:
                 interrupted = True
             except Exception as failure:
-                error = plant_failure(f"failed at tick {self.statistics.ticks}", failure)
-                error_kind = PLANT_FAILED
+                error, error_kind = plant_failure(f"failed at tick {self.statistics.ticks}", failure)
             try:
                 self._settle(schedule, 1 if error else None)
             except KeyboardInterrupt:
