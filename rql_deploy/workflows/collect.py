@@ -81,7 +81,8 @@ def collect(
                 recorded.append(episode)
                 if episode.error:
                     progress.note(
-                        f"episode {episode.index} (seed {episode.seed}) became {episode.error}: it is left out"
+                        f"episode {episode.index} (seed {episode.seed}) became {episode.error}: "
+                        "it is left out"
                     )
                 stage.update(len(recorded), success=success_rate(recorded))
         except (KeyboardInterrupt, Exception) as error:
@@ -94,8 +95,8 @@ def collect(
     recorded = [e for e in recorded if not e.error]
     if not recorded:
         raise UserError(
-            f"all {len(unstable)} episodes became unstable: pass another --seed, or see what is wrong with the "
-            "simulation"
+            f"all {len(unstable)} episodes became unstable: pass another --seed, or see what "
+            "is wrong with the simulation"
         )
     stage.finish(len(recorded), success=success_rate(recorded))
     provenance = {"noise": noise, "seed": seed, **({"unstable_seeds": unstable} if unstable else {})}

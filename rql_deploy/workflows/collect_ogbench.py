@@ -107,8 +107,8 @@ def _collect(
                 done += 1
                 if counts["unstable"]:
                     progress.note(
-                        f"the simulation of seed {counts['seed']} became unstable {counts['unstable']} times: "
-                        "these attempts are rejected, the episode was made anew"
+                        f"the simulation of seed {counts['seed']} became unstable {counts['unstable']} "
+                        "times: these attempts are rejected, the episode was made anew"
                     )
                 reached, targets = reached + counts["reached"], targets + counts["targets"]
                 rate = stage.rate(done) * data.steps

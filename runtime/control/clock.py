@@ -12,7 +12,7 @@ GRACE = 0.1
 """Share of a period by which a tick may start late; a cycle that is later than this is skipped."""
 
 MIN_SPACING = 0.5
-"""Share of a period that lies between two commands at least: one that was late does not pull the next along."""
+"""Least share of a period between two commands: one that was late does not pull the next along."""
 
 RATE_TOLERANCE = 1e-3
 """Relative difference of a rate from the contract's that is taken for rounding."""

@@ -44,8 +44,8 @@ class ControlLoop:
         """Play one episode from `seed` until success, the horizon or a fault.
 
         The same seed and policy give the same episode. An exception of the plant, and a policy that
-        raises or returns no decision, end the episode as failed, with the reason in `error`. A UserError of the
-        policy (a server that refuses, say) is raised.
+        raises or returns no decision, end the episode as failed, with the reason in `error`. A UserError of
+        the policy (a server that refuses, say) is raised.
         """
         error: str | None = None
         try:

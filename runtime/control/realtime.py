@@ -73,8 +73,8 @@ class RealTimeLoop:
         """
         Args:
             mode: default `anytime`, or `prefetch` for a policy that streams no previews.
-            rate: Hz; the contract's, which is the default: its actions are made for that period. A driver that
-            wants commands at another rate goes into `interpolation.InterpolatedPlant`.
+            rate: Hz; the contract's, which is the default: its actions are made for that period. For a driver
+            of another rate there is `interpolation.InterpolatedPlant`.
             deadline: seconds a decision may take; default the time of two chunks.
             prefetch_ticks: ticks before the end of a chunk at which the next one is requested; default
             measured.

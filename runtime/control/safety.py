@@ -2,11 +2,11 @@
 
 Each action dimension has an interval of allowed next commands, from its bounds, its rate limit (greatest
 change per tick) and its acceleration limit (greatest growth of that change). A tick is the contract's period:
-where the caller says when it commands, commands that come faster get the share of the interval that their time
-allows, so that motion per second never exceeds what the limits say. The interval always contains a hold. An action outside the interval is rejected and the tick held; with
-`on_violation = "clamp"` it is moved to the nearest end instead. In a hold, dimensions with `zero` (delta
-motion) go to zero as fast as the interval allows, and those with `repeat` (absolute targets) stay at the last
-command.
+where the caller says when it commands, commands that come faster get the share of the interval that their
+time allows, so that motion per second never exceeds what the limits say. The interval always contains a hold.
+An action outside the interval is rejected and the tick held; with `on_violation = "clamp"` it is moved to the
+nearest end instead. In a hold, dimensions with `zero` (delta motion) go to zero as fast as the interval
+allows, and those with `repeat` (absolute targets) stay at the last command.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Collect demonstrations in parallel worker processes, and write them as a Minari data set.
 
 Episodes are seeded one by one: episode i of base seed S is the same whatever the number of workers. Failed
-episodes are kept and labelled, those of an unstable simulation are not written; recording goes on for a few rows after success (docs/algorithm.md,
-Conventions).
+episodes are kept and labelled, those of an unstable simulation are not written; recording goes on for a few
+rows after success (docs/algorithm.md, Conventions).
 """
 
 from __future__ import annotations

@@ -377,9 +377,7 @@ def test_commands_at_any_rate_move_no_faster_per_second_than_the_limits_say(
 
 def test_a_thousand_commands_a_second_move_a_delta_policy_at_its_own_speed() -> None:
     safety = SafetyFilter(CONTRACT, Limits(on_violation="clamp"))
-    moved = [
-        safety.command(np.array([0.9, 0.5, 0.5]), now=10.0 + i / 1000).command[0] for i in range(2000)
-    ]
+    moved = [safety.command(np.array([0.9, 0.5, 0.5]), now=10.0 + i / 1000).command[0] for i in range(2000)]
     assert 2 * 20 * 0.9 <= sum(moved) <= 2 * 20 * 1.0 + 2.0
     strict = SafetyFilter(CONTRACT)
     verdicts = [strict.command(np.array([0.4, 0.5, 0.5]), now=10.0 + i / 1000) for i in range(5)]
