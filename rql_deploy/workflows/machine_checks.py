@@ -19,7 +19,7 @@ import numpy as np
 
 import rql_deploy
 
-from .host_checks import Finding, check_keys, check_ports, check_processors, check_timers
+from .host_checks import Finding, check_home, check_keys, check_ports, check_processors, check_timers
 
 RENDER_TIMEOUT = 90.0
 """Seconds; a graphics stack that is left to guess can hang for ever."""
@@ -62,6 +62,7 @@ def check_machine(
     yield from check_inference("serve" in required)
     yield from check_timers(control_rate)
     yield from check_processors()
+    yield from check_home()
     yield from check_ports(ports)
     yield from check_keys(keys)
 

@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 
 from rql_deploy.contract import ObservationField, PlantDescription
 from rql_deploy.errors import UserError, suggestion
+from rql_deploy.sim.caches import ensure_numba_cache
 from rql_deploy.sim.rendering import render_headless
 
 from .robosuite_controllers import action_dimensions, controller_config, json_data
@@ -54,6 +55,7 @@ def trim_heap() -> None:
 def import_robosuite() -> ModuleType:
     """Import robosuite without its console warnings (it prints a flood at import and at every reset)."""
     render_headless()
+    ensure_numba_cache()
     # A filter, because robosuite sets the logger's level itself while it is being imported.
     logging.getLogger("robosuite_logs").addFilter(lambda record: record.levelno >= logging.ERROR)
     # For its own renderer, which is not used here, robosuite refuses a device that CUDA is not given.
