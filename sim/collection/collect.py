@@ -82,7 +82,7 @@ def demonstrate(task: Task, index: int, seed: int, noise_range: tuple[float, flo
     try:
         return _record(_env, demonstrator, actions, index, seed, noise)
     except UnstableSimulation as unstable:
-        error = f"unstable at step {len(actions)} ({unstable})"
+        error = f"unstable at step {max(0, len(actions) - 1)} ({unstable})"
         nothing = np.zeros((0, *_env.action_space.shape), np.float32)  # type: ignore[misc]
         return Episode(index, seed, noise, {}, nothing, np.zeros(1, np.bool_), False, error)
 

@@ -3,7 +3,6 @@
 import json
 import signal
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ import pytest
 from rql_deploy.contract import Contract
 from rql_deploy.errors import ContractError, UserError
 from rql_deploy.limits import ActionLimit, Limits, ObservationLimit
-from rql_deploy.plant import FAULT, PLANT_FAILED, POLICY_FAILED
+from rql_deploy.plant import FAULT, PLANT_FAILED
 from rql_deploy.policy import Decision
 from rql_deploy.runtime.client import RemotePolicy
 from rql_deploy.runtime.control.clock import Schedule
@@ -328,89 +327,3 @@ def test_the_first_request_measures_the_delay_even_at_time_zero(contract: Contra
     plant.clock.time = 0.0  # type: ignore[union-attr]
     loop.run_episode(0)
     assert ticks[contract.h].prefetch_ticks == 0
-
-
-def test_another_rate_than_the_contract_s_is_refused(contract: Contract) -> None:
-    for rate in (1000.0, 10.0, float("nan")):
-        with pytest.raises(ContractError, match="made for ticks at 20 Hz: leave rate out"):
-            RealTimeLoop(Rail(), Scripted(contract), rate=rate)
-    assert drive(Rail(), Scripted(contract), rate=20.0)[0].period == 0.05
-
-
-def test_after_a_stall_two_commands_are_half_a_period_apart_and_the_schedule_is_kept(
-    contract: Contract,
-) -> None:
-    class Stalling(Rail):
-        """Its measurement of tick 6 takes nearly a whole period."""
-
-        def observe(self) -> Mapping[str, Any]:
-            if len(self.applied) == 6:
-                self.clock.time += 0.0498  # type: ignore[union-attr]
-            return super().observe()
-
-        def apply(self, action: np.ndarray) -> None:
-            commanded.append(self.clock.time)  # type: ignore[union-attr]
-            super().apply(action)
-
-    commanded: list[float] = []
-    loop, ticks = drive(Stalling(20), Scripted(contract))
-    loop.run_episode(0)
-    gaps = np.diff(commanded)
-    assert gaps[5] == pytest.approx(0.0998) and gaps[6] == pytest.approx(0.025)
-    assert [t.cycle for t in ticks] == list(range(len(ticks)))
-    assert "commands too close together" not in loop.statistics.hold_kinds
-    assert commanded[8] == pytest.approx(ticks[9].cycle * 0.05 + 100.0)
-
-
-@pytest.mark.parametrize(
-    ("nonsense", "words"),
-    [
-        (None, "returned None instead of a Decision"),
-        ({"actions": 1}, "returned a dict instead of a Decision"),
-        (np.full((3, 2), "x"), "returned actions of type <U1"),
-        (np.zeros((3, 2), object), "returned actions of type object"),
-        ([[0.0], [0.0, 0.0]], "returned actions that are no array"),
-        (np.zeros((3, 1)), "the policy's chunk has shape [3, 1] instead of [3, 2]"),
-        (np.full((3, 2), np.nan), "the policy's chunk has NaN or infinity"),
-        (ZeroDivisionError("by zero"), "failed (ZeroDivisionError: by zero)"),
-    ],
-)
-def test_a_policy_that_returns_nonsense_is_blamed_and_the_plant_is_not(
-    contract: Contract, nonsense: Any, words: str
-) -> None:
-    class Broken(Scripted):
-        def act(self, observation: Mapping[str, Any], *, seed: int, **_: object) -> Any:
-            if isinstance(nonsense, Exception):
-                raise nonsense
-            if isinstance(nonsense, np.ndarray | list):
-                return Decision(nonsense, None, None, 1, 0.0, seed)  # type: ignore[arg-type]
-            return nonsense
-
-    plant = Rail(30)
-    loop, _ = drive(plant, Broken(contract))
-    result = loop.run_episode(0).episode
-    assert result.error_kind == FAULT and words in str(result.error)
-    assert plant.applied == []
-    lock_step = ControlLoop(Rail(30), Broken(contract)).run_episode(0)  # type: ignore[arg-type]
-    assert lock_step.error_kind == POLICY_FAILED and words in str(lock_step.error)
-    assert "plant" not in f"{result.error}{lock_step.error}"
-
-
-@pytest.mark.parametrize("part", ["steps_used", "value", "spread"])
-def test_a_decision_with_words_for_numbers_is_blamed_on_the_policy(contract: Contract, part: str) -> None:
-    class Wordy(Scripted):
-        def _decision(self, steps: int, seed: int) -> Decision:
-            return replace(super()._decision(steps, seed), **{part: "many"})
-
-    loop, _ = drive(Rail(30), Wordy(contract), mode="anytime", delay=2.0)
-    assert f"the policy (Wordy) returned a str as {part}" in str(loop.run_episode(0).episode.error)
-
-
-def test_other_number_types_of_actions_are_played(contract: Contract) -> None:
-    class Doubles(Scripted):
-        def _decision(self, steps: int, seed: int) -> Decision:
-            decision = super()._decision(steps, seed)
-            return replace(decision, actions=decision.actions.astype(np.float64).tolist())
-
-    loop, ticks = drive(Rail(10), Doubles(contract))
-    assert loop.run_episode(0).episode.success and all(t.fresh for t in ticks[1:])
