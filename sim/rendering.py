@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 from rql_deploy.errors import UserError
 
-CURE = "unset MUJOCO_GL, MUJOCO_EGL_DEVICE_ID and PYOPENGL_PLATFORM, or set MUJOCO_GL to egl"
+CURE = "unset MUJOCO_GL or set it to egl, and unset MUJOCO_EGL_DEVICE_ID and PYOPENGL_PLATFORM"
 GL_ERRORS = (AttributeError, AssertionError, RuntimeError, ImportError, OSError, ValueError)
 """What MuJoCo's and robosuite's OpenGL loaders raise."""
 _trouble = ""

@@ -91,8 +91,8 @@ class Arm:
         """From the present reference, for targets that are `cycles` apart."""
         self._cycles = cycles
         joints = tuple(
-            ActionDimension(name, *bounds, "1 rad", "JOINT_IMPEDANCE", "joint", "absolute", "repeat")
-            for name, bounds in zip(JOINTS, self.limits.tolist(), strict=True)
+            ActionDimension(name, low, high, "1 rad", "JOINT_IMPEDANCE", "joint", "absolute", "repeat")
+            for name, (low, high) in zip(JOINTS, self.limits.tolist(), strict=True)
         )
         plant = PlantDescription("arm", (), joints, 1.0 / (cycles * self.period))
         return Setpoints(plant, 1.0 / self.period, self.reference, method=self.method)
