@@ -115,6 +115,21 @@ def check_processors() -> list[Finding]:
     return [Finding("processors", "ok", text + (f", OMP_NUM_THREADS={threads}" if threads else "")), *found]
 
 
+def check_home() -> list[Finding]:
+    """Whether caches have a place: a container's user may have no home that it can write to."""
+    from rql_deploy.sim.caches import CURE, can_write, private_folder, user_cache
+
+    cache = user_cache()
+    if can_write(cache):
+        return [Finding("home", "ok", f"caches go to {cache}")]
+    text = f"{cache} cannot be written to"
+    try:
+        folder = private_folder("rql-deploy-numba")
+    except UserError as error:
+        return [Finding("home", "problem", f"{text}, and {error}", CURE)]
+    return [Finding("home", "note", f"{text}: robosuite's compiled functions are cached in {folder}", CURE)]
+
+
 def check_ports(ports: Sequence[int]) -> list[Finding]:
     """Whether a server could listen on these, on the loopback address of IPv4 and of IPv6."""
     from rql_deploy.runtime.wire.addresses import has_ipv6
