@@ -187,8 +187,12 @@ class SharedSocket(Generic[Item]):
 
     def _hand_out(self, reader: Call[Item] | None) -> None:
         """Give the messages that have come to their calls, up to the first for `reader`."""
-        while protocol.ready(self._socket, zmq.POLLIN):
-            number, item = self._read()
+        while True:
+            # Read without asking first: when a connection has gone, asking drops what it still brought.
+            try:
+                number, item = self._read()
+            except zmq.Again:
+                return
             call = reader if number is None else self._calls.get(number)
             if call is None:
                 self.unexpected += 1
