@@ -97,13 +97,18 @@ class SharedSocket(Generic[Item]):
         call = self._calls[number] = Call(number)
 
         def attempt() -> bool | None:
-            try:
-                send()
-            except zmq.Again:
-                return None
-            finally:
+            while True:
+                sent: bool | None = True
+                try:
+                    send()
+                except zmq.Again:
+                    sent = None
                 self._hand_out_for_others()
-            return True
+                # Handing out may have taken in that there is a connection now: the descriptor will not say it
+                # again.
+                news = zmq.POLLOUT | (zmq.POLLIN if self._polling else 0)
+                if sent or not protocol.ready(self._socket, news):
+                    return sent
 
         sent = False
         try:
