@@ -66,11 +66,11 @@ def timed_server(pipe: Connection, plant: PlantDescription, seconds: float) -> N
     socket = zmq.Context().socket(zmq.ROUTER)
     pipe.send(f"tcp://127.0.0.1:{socket.bind_to_random_port('tcp://127.0.0.1')}")
     while True:
-        client, *frames = socket.recv_multipart(copy=True)
-        head, _ = protocol.decode(frames)
-        request = protocol.decode_request(head, frames[0])
+        client, frame = socket.recv_multipart(copy=True)
+        head = protocol.decode(frame)
+        request = protocol.decode_request(head)
         reply: headers.Reply = headers.ResetReply()
-        arrays: dict[str, Any] = {}
+        arrays: protocol.Payload = {}
         if isinstance(request, headers.Hello):
             reply = headers.HelloReply(
                 server="benchmark",
@@ -93,8 +93,8 @@ def timed_server(pipe: Connection, plant: PlantDescription, seconds: float) -> N
                 compared=1,
                 timing=timing,
             )
-            arrays = {"actions": actions}
-        socket.send_multipart([client, *protocol.encode(reply, arrays, id=head.id, epoch=head.epoch)])
+            arrays = protocol.Packed((actions,))
+        socket.send_multipart([client, protocol.encode(reply, arrays, id=head.id, epoch=head.epoch)])
 
 
 class StillPlant:

@@ -9,12 +9,10 @@ import time
 from multiprocessing.connection import Connection
 from typing import Any
 
-import msgspec
 import numpy as np
 import zmq
-from fault_setup import Outcome, sample, serving, spawn
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
+from fault_codec import altered, good_message
+from fault_setup import Outcome, request, sample, serving, spawn
 from networks import OBSERVATION
 
 from rql_deploy.errors import ContractError, DeadlineMissed
@@ -24,8 +22,6 @@ from rql_deploy.runtime.wire import headers, protocol
 DELAY_CLIENTS = 4
 DEADLINE = 0.004
 """Seconds; the proxy holds replies for up to twice this long."""
-TOGETHER = 8
-"""Messages per hypothesis example, as an example itself costs several times as much as a message."""
 
 
 def delaying_proxy(pipe: Connection, server: str, longest: float, number: int) -> None:
@@ -47,16 +43,23 @@ def delaying_proxy(pipe: Connection, server: str, longest: float, number: int) -
                 client = frames[0]
                 back.send_multipart(frames[1:])
                 continue
-            header = msgspec.msgpack.decode(frames[0])
             for _ in range(1 + (source.random() < 0.125)):
                 order += 1
                 delay = source.random() * longest
-                told = {**header, "timing": {**header.get("timing", {}), "held": delay}}
-                heapq.heappush(
-                    held, (time.monotonic() + delay, order, [msgspec.msgpack.encode(told), *frames[1:]])
-                )
+                heapq.heappush(held, (time.monotonic() + delay, order, telling(frames[0], delay)))
         while held and held[0][0] <= time.monotonic():
-            front.send_multipart([client, *heapq.heappop(held)[2]])
+            front.send_multipart([client, heapq.heappop(held)[2]])
+
+
+def telling(frame: bytes, delay: float) -> bytes:
+    """A decision that names its delay; other messages as they are."""
+    head = protocol.decode(frame)
+    if head.kind != headers.ActReply.kind:
+        return frame
+    reply, arrays = protocol.decode_reply(head, headers.ActReply)
+    assert isinstance(reply, headers.ActReply)
+    reply.timing = {**(reply.timing or {}), "held": delay}
+    return protocol.encode(reply, protocol.Packed((arrays["actions"],)), id=head.id, epoch=head.epoch)
 
 
 def delayed_client(pipe: Connection, address: str, count: int, first: int) -> None:
@@ -121,7 +124,7 @@ def inputs(rounds: int) -> Outcome:
         "shape": {"state": np.zeros(OBSERVATION + 1, np.float32)},
         "no field": {},
     }
-    raw = [("float16", bytes(2 * OBSERVATION)), ("object", bytes(8 * OBSERVATION)), ("float32", b"short")]
+    raw = [bytes(2 * OBSERVATION), bytes(8 * OBSERVATION), b"short"]
     refused = others = lost = 0
     with (
         serving() as server,
@@ -141,21 +144,11 @@ def inputs(rounds: int) -> Outcome:
                         others += 1
                     except ContractError:
                         refused += 1
-            # What our client would not send: other dtypes, and too few bytes.
-            for dtype, data in raw:
-                header = {
-                    "v": 1,
-                    "id": 1,
-                    "epoch": 1,
-                    "op": "act",
-                    "arrays": [["state", dtype, [OBSERVATION]]],
-                }
-                socket.send_multipart([msgspec.msgpack.encode(header), data])
-                code = (
-                    msgspec.msgpack.decode(socket.recv_multipart()[0]).get("code")
-                    if socket.poll(5000)
-                    else None
-                )
+            # What our client would not send: numbers of other sizes, and too few bytes.
+            for data in raw:
+                block = protocol.Packed((np.frombuffer(data, np.uint8),))
+                socket.send(protocol.encode(request()[0], block, id=1, epoch=1))
+                code = refused_with(socket.recv()) if socket.poll(5000) else None
                 refused, others = refused + (code == "bad_array"), others + (code != "bad_array")
             lost += good.act(sample(), seed=1, deadline=5.0).actions.tobytes() != expected
         said, alive = server.said, server.alive
@@ -168,6 +161,12 @@ def inputs(rounds: int) -> Outcome:
     )
 
 
+def refused_with(frame: bytes) -> str | None:
+    """The code of a refusal."""
+    reply, _ = protocol.decode_reply(protocol.decode(frame), headers.ActReply)
+    return reply.code if isinstance(reply, headers.Refusal) else None
+
+
 def huge(size: int) -> Outcome:
     """One frame of `size` bytes, while another client drives."""
     lost = calls = 0
@@ -177,10 +176,9 @@ def huge(size: int) -> Outcome:
         sender = context.socket(zmq.DEALER)
         sender.linger = 0
         sender.connect(server.endpoint)
-        header = msgspec.msgpack.encode(
-            {"v": 1, "id": 1, "epoch": 1, "op": "act", "arrays": [["state", "uint8", [size]]]}
-        )
-        thread = threading.Thread(target=lambda: sender.send_multipart([header, bytes(size)], copy=False))
+        block = protocol.Packed((np.zeros(size, np.uint8),))
+        frame = protocol.encode(request()[0], block, id=1, epoch=1)
+        thread = threading.Thread(target=lambda: sender.send(frame, copy=False))
         thread.start()
         expiry = time.monotonic() + 3.0
         while time.monotonic() < expiry:
@@ -200,112 +198,6 @@ def huge(size: int) -> Outcome:
         f"running, memory grew by at most {grown:.0f} MiB",
         alive and not lost and not answered and grown < 64,
         {"frame_bytes": size, "calls": calls, "lost": lost, "grown_mib": grown},
-    )
-
-
-def altered(source: random.Random, good: list[bytes]) -> list[bytes]:
-    """A message that is random, truncated or altered."""
-    kind = source.randrange(4)
-    if kind == 0:
-        return [source.randbytes(source.randrange(120)) for _ in range(source.randrange(1, 5))]
-    frames = [bytearray(frame) for frame in good]
-    frame = source.choice(frames)
-    if kind == 1:
-        del frame[source.randrange(len(frame)) :]
-    elif kind == 2:
-        frame[source.randrange(len(frame))] = source.randrange(256)
-    else:
-        frame[:] = msgspec.msgpack.encode(
-            {
-                source.choice(["arrays", "op", "id"]): source.choice(
-                    [[], [[1]], {"a": {}}, None, 2**63, "x" * 300]
-                )
-            }
-        )
-    return [bytes(frame) for frame in frames]
-
-
-def good_message() -> list[bytes]:
-    """A well-formed request."""
-    return [bytes(f) for f in protocol.encode(headers.Act(seed=3), sample(), id=1, epoch=1)]
-
-
-_plain = (
-    st.none()
-    | st.booleans()
-    | st.integers(-(2**63), 2**64 - 1)
-    | st.floats()
-    | st.text(max_size=8)
-    | st.binary(max_size=8)
-)
-_list = st.lists(_plain, max_size=3)
-_array = st.tuples(
-    st.text(max_size=4) | _plain,
-    st.sampled_from([*protocol.DTYPES, "object", "float16"]) | _plain,
-    st.lists(st.integers(-2, 2**40), max_size=9) | _plain,
-)
-_header = st.fixed_dictionaries(
-    {"arrays": st.lists(_array, max_size=2) | _list | _plain}, optional={"op": _plain | _list, "id": _plain}
-)
-_message = st.one_of(
-    st.lists(st.binary(max_size=40), max_size=3),
-    st.tuples(_header.map(msgspec.msgpack.encode), st.binary(max_size=16)).map(list),
-    st.integers(0, 2**40).map(lambda number: altered(random.Random(number), good_message())),
-)
-
-
-def codec_part(pipe: Connection, count: int, seed: int) -> None:
-    """Decode generated messages; run in a process of its own."""
-    found = {"cases": 0, "refused": 0, "taken": 0, "other_errors": 0}
-
-    def check(together: list[list[bytes]]) -> None:
-        for frames in together:
-            one(frames)
-
-    def one(frames: list[bytes]) -> None:
-        found["cases"] += 1
-        try:
-            _, arrays = protocol.decode(frames)
-        except protocol.ProtocolError:
-            found["refused"] += 1
-        except Exception:
-            found["other_errors"] += 1
-        else:
-            # An accepted message is consistent: every array has as many bytes as its frame.
-            found["taken"] += 1
-            found["other_errors"] += sum(array.nbytes for array in arrays.values()) != sum(
-                map(len, frames[1:])
-            )
-
-    from hypothesis import seed as seeded
-
-    rules = settings(
-        max_examples=max(1, count // TOGETHER),
-        database=None,
-        deadline=None,
-        suppress_health_check=list(HealthCheck),
-    )
-    # Hypothesis stops early where a strategy repeats itself; other seeds go on until the number is reached.
-    while found["cases"] < count:
-        seeded(seed)(rules(given(st.lists(_message, min_size=TOGETHER, max_size=TOGETHER))(check)))()
-        seed += 1000
-    pipe.send(found)
-
-
-def codec(count: int) -> Outcome:
-    """Generated and altered messages through the decoder, in two processes."""
-    pipes = []
-    for seed in range(2):
-        ours, theirs = spawn.Pipe()
-        spawn.Process(target=codec_part, args=(theirs, count // 2, seed), daemon=True).start()
-        pipes.append(ours)
-    parts = [pipe.recv() for pipe in pipes]
-    total = {key: sum(part[key] for part in parts) for key in parts[0]}
-    return Outcome(
-        f"{total['refused']:,} of {total['cases']:,} refused, {total['taken']:,} valid after all",
-        f"{total['other_errors']} errors of another kind",
-        total["other_errors"] == 0 and total["cases"] >= count,
-        total,
     )
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 from fault_messages import delaying_proxy
-from fault_setup import HIDDEN, Outcome, sample, serving, spawn
+from fault_setup import HIDDEN, Outcome, request, sample, serving, spawn
 from fault_workers import differs
 from networks import network_bundle
 
@@ -26,7 +26,6 @@ from rql_deploy.runtime.client import RemotePolicy
 from rql_deploy.runtime.client.channel import Channel
 from rql_deploy.runtime.engine.model import Model
 from rql_deploy.runtime.server.recording import read_recording, replay, same_bytes
-from rql_deploy.runtime.wire.headers import Act
 
 DISK_KIB = 256
 BALLAST_KIB = 192
@@ -130,7 +129,7 @@ def crowd(pipe: Connection, address: str, count: int) -> None:
     channels = [Channel(address) for _ in range(count)]
     for channel in channels:
         with contextlib.suppress(DeadlineMissed):
-            channel.send(Act(), sample(), time.monotonic() + 5.0, 5.0)
+            channel.send(*request(), time.monotonic() + 5.0, 5.0)
     pipe.send("all")
     time.sleep(60)
 
@@ -147,7 +146,7 @@ def vanishing(count: int) -> Outcome:
                     raw.send(b"\xff\x00\x00")
             channel = Channel(server.endpoint)
             with contextlib.suppress(DeadlineMissed):
-                channel.send(Act(), sample(), time.monotonic() + 1.0, 1.0)
+                channel.send(*request(), time.monotonic() + 1.0, 1.0)
             channel.close()
             if number % 10 == 0:
                 calls += 1

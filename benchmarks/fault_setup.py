@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import multiprocessing as mp
 import os
 import subprocess
@@ -15,6 +16,11 @@ from typing import Any
 
 import numpy as np
 from networks import OBSERVATION, network_bundle
+
+from rql_deploy.bundle.bundle import Bundle
+from rql_deploy.contract import Contract
+from rql_deploy.runtime.wire.arrays import Layout, Packed
+from rql_deploy.runtime.wire.headers import Act
 
 HIDDEN = (64, 64)
 spawn = mp.get_context("spawn")
@@ -101,3 +107,15 @@ def serving(
 def sample(seed: int = 0) -> dict[str, Any]:
     """An observation."""
     return {"state": np.random.default_rng(seed).normal(size=OBSERVATION).astype(np.float32)}
+
+
+@functools.cache
+def contract() -> Contract:
+    """Of the bundle that `serving` serves."""
+    return Bundle.open(network_bundle(HIDDEN)).contract
+
+
+def request(**options: Any) -> tuple[Act, Packed]:
+    """An `act` request of an observation, for a `Channel`."""
+    asked = Act(contract=contract().contract_id, **options)
+    return asked, Layout(contract().plant.fields).pack(sample())

@@ -8,7 +8,7 @@
   network gone   nothing arrives any more, and nothing is closed
   worker killed  one of two workers behind an endpoint is killed under load
   delays         a proxy makes replies late, out of order, and some of them double; none may be applied late
-  inputs         NaN, infinity, wrong shape, wrong dtype, missing fields
+  inputs         NaN, infinity, wrong shape, wrong sizes, missing fields
   huge frame     one frame of a gigabyte
   codec          generated (hypothesis) and altered messages through the decoder
   messages       malformed messages at a live server, with a well-behaved client beside them
@@ -30,6 +30,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
+import fault_codec
 import fault_messages
 import fault_processes
 import fault_workers
@@ -56,7 +57,7 @@ def main() -> None:
         "delays": lambda: fault_messages.delays(arguments.delays),
         "inputs": lambda: fault_messages.inputs(200),
         "huge frame": lambda: fault_messages.huge(1 << 30),
-        "codec": lambda: fault_messages.codec(arguments.codec),
+        "codec": lambda: fault_codec.codec(arguments.codec),
         "messages": lambda: fault_messages.messages(arguments.messages),
         "vanishing": lambda: fault_processes.vanishing(arguments.vanishing),
         "clock jumps": lambda: fault_processes.clock_jumps(400),

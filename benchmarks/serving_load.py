@@ -17,24 +17,29 @@ def deadline_sweep(endpoint: str, seconds: float) -> list[dict[str, float]]:
     """Budgets measured at the server, in rotation: share in time, steps, V against the full decision."""
     from rql_deploy.errors import DeadlineMissed
     from rql_deploy.runtime.client.channel import Channel
-    from rql_deploy.runtime.wire import headers
+    from rql_deploy.runtime.client.session import Session
+    from rql_deploy.runtime.wire.headers import Act, Hello, Value
 
     budgets = (1e-4, 2e-4, 3e-4, 5e-4, 7e-4, 1e-3, 1.5e-3, 2e-3)
     rng = np.random.default_rng(0)
     found: dict[float, list[tuple[bool, int, float]]] = {budget: [] for budget in budgets}
     channel = Channel(endpoint)
+    session = Session(endpoint, channel.call(Hello(), {}, 5.0), None)
+    contract = session.contract_id
     end = time.perf_counter() + seconds
     while time.perf_counter() < end:
-        sample = {"state": rng.normal(size=OBSERVATION).astype(np.float32)}
-        seed = int(rng.integers(2**63))
-        whole, _ = channel.call(headers.Act(seed=seed, value=True), sample, 5.0)
+        sample = session.pack({"state": rng.normal(size=OBSERVATION)})
+        seed = int(rng.integers(2**53))
+        whole, _ = channel.call(Act(contract=contract, seed=seed, value=True), sample, 5.0)
         for budget in budgets:
             try:
-                reply, out = channel.call(headers.Act(seed=seed, budget=budget), sample, 5.0)
+                request = Act(contract=contract, seed=seed, budget=budget)
+                reply, out = channel.call(request, sample, 5.0)
             except DeadlineMissed:
                 found[budget].append((False, 0, 0.0))
                 continue
-            _, values = channel.call(headers.Value(), {**sample, "actions": out["actions"][None]}, 5.0)
+            chunk = sample._replace(named={"actions": session.chunk(out)[None]})
+            _, values = channel.call(Value(contract=contract), chunk, 5.0)
             timing, lost = reply.timing or {}, (whole.value or 0.0) - float(values["value"][0])
             found[budget].append((timing["server"] <= budget, reply.steps_used or 0, lost))
     stats = channel.ask("stats", 5.0)

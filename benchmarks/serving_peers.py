@@ -40,19 +40,19 @@ def serve_ours(pipe: Connection, bundle: str | None, images: int, variant: str =
     pin(SERVER_CORE)
     from rql_deploy.bundle.bundle import Bundle
     from rql_deploy.runtime.engine.model import Model
-    from rql_deploy.runtime.server.app import stop_on_signals
     from rql_deploy.runtime.server.server import PolicyServer
+    from rql_deploy.runtime.server.signals import stop_on_signals
 
     sys.setswitchinterval(2e-4)
     model: Any = Model(Bundle.open(bundle, variant)) if bundle else InstantModel(images)
-    with PolicyServer([model], "tcp://127.0.0.1:*", max_rate=1e6) as server, stop_on_signals(server):
+    with PolicyServer([model], "tcp://127.0.0.1:*", max_rate=1e6) as server, stop_on_signals(server.stop):
         model.warm_up()
         pipe.send(server.endpoint)
         server.run()
 
 
 class InstantModel:
-    """A model without a network for the engine: zeros at once. Observations are checked as usual."""
+    """A model without a network for the engine: zeros at once. The server checks observations as usual."""
 
     def __init__(self, images: int) -> None:
         from rql_deploy.runtime.engine.latency import CostModel
@@ -62,20 +62,6 @@ class InstantModel:
         self.chunk_dim, self.feature_dim = CHUNK * ACTION, 1
         self.schedule = [(0.0, 1.0)]
         self._actions = np.zeros((1, CHUNK, ACTION), np.float32)
-
-    def rows(self, arrays: Any) -> Any:
-        """Check shapes and finite scalars; images stay bytes, as for a graph with a uint8 input."""
-        from rql_deploy.errors import ContractError
-
-        for spec in self.contract.plant.fields:
-            value = arrays.get(spec.name)
-            if (
-                value is None
-                or value.shape != spec.shape
-                or (value.dtype != np.uint8 and not np.isfinite(value).all())
-            ):
-                raise ContractError(spec.name)
-        return arrays
 
     def unrolled(self, fields: Any, noise: Any) -> Any:
         """Zeros."""

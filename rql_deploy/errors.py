@@ -5,6 +5,7 @@ Each error has a `kind` for programs and may have a `hint` for people.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 
 MAX_NAMES = 24
@@ -56,6 +57,22 @@ class DeadlineMissed(Exception):
     """
 
     kind = "deadline missed"
+
+
+class PolicyClosed(DeadlineMissed):
+    """The policy was closed before the call, or by another thread during it: no decision will ever come."""
+
+    kind = "closed"
+
+
+def require_process(pid: int, what: str) -> None:
+    """Raise UserError unless this is process `pid`: threads and connections do not live on in its forks."""
+    if os.getpid() != pid:
+        raise UserError(
+            f"{what} was made in process {pid} and cannot be used in its fork {os.getpid()}",
+            hint="make it after the fork, in the process that uses it",
+            kind="forked",
+        )
 
 
 def nearest(word: str, known: Iterable[str], *, cutoff: float) -> list[str]:

@@ -53,8 +53,16 @@ class EpisodicPlant(Plant, Protocol):
         ...
 
 
+class UnstableSimulation(Exception):
+    """A simulation has become unstable: its episode has failed, and the next one may begin."""
+
+
 PLANT_FAILED = "plant failed"
 """Kind of an episode's error: the plant raised an exception; the policy's actions may have caused it."""
+UNSTABLE = "unstable simulation"
+"""Kind of an episode's error: the plant raised `UnstableSimulation`; a run goes on with the next episode."""
+POLICY_FAILED = "policy failed"
+"""Kind of an episode's error: the policy raised an exception or returned something that is no decision."""
 FAULT = "fault"
 """Kind of an episode's error: there was no fresh action for too long."""
 
@@ -76,4 +84,4 @@ class EpisodeResult:
     error: str | None = None
     """Why the episode ended early, if it did; such an episode counts as failed."""
     error_kind: str = ""
-    """`PLANT_FAILED` or `FAULT` where there is an error."""
+    """`PLANT_FAILED`, `UNSTABLE`, `POLICY_FAILED` or `FAULT` where there is an error."""

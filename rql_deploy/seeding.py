@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+import operator
+import secrets
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+
+from rql_deploy.errors import ContractError
+
+SEED_BITS = 53
+"""Seeds of decisions are integers below 2^53: JSON and JavaScript hold no larger ones exactly."""
+MAX_SEED = 2**SEED_BITS - 1
 
 Stream = Literal["collect", "evaluate", "tune", "train"]
 _STREAMS: dict[Stream, int] = {"collect": 1, "evaluate": 2, "tune": 3, "train": 4}
@@ -17,8 +25,28 @@ def episode_seed(base: int, index: int, stream: Stream) -> int:
 
 
 def decision_seed(episode: int, decision: int) -> int:
-    """A 64-bit seed for the noise of one decision of an episode."""
-    return int(np.random.SeedSequence((episode, decision)).generate_state(1, np.uint64)[0])
+    """A 53-bit seed for the noise of one decision of an episode."""
+    word = np.random.SeedSequence((episode, decision)).generate_state(1, np.uint64)[0]
+    return int(word) >> (64 - SEED_BITS)
+
+
+def draw_seed() -> int:
+    """A seed for the noise of a decision for which nobody asked for one."""
+    return secrets.randbits(SEED_BITS)
+
+
+def check_seed(seed: Any) -> int:
+    """The seed of a decision as an int, numpy integers included.
+
+    Raises ContractError when it is not an integer from 0 to `MAX_SEED`.
+    """
+    try:
+        whole = -1 if isinstance(seed, bool | np.bool_) else operator.index(seed)
+    except TypeError:
+        whole = -1
+    if not 0 <= whole <= MAX_SEED:
+        raise ContractError(f"seed is {seed!r}: pass an integer from 0 to 2^{SEED_BITS} - 1, or none")
+    return whole
 
 
 class FlowNoise:

@@ -1,20 +1,20 @@
-"""Simulator processes: spawned, ended with their parent, replaced when one dies; and how MuJoCo renders."""
+"""Simulator processes: spawned, ended with their parent, replaced when one dies."""
 
 from __future__ import annotations
 
-import importlib
 import multiprocessing
 import multiprocessing.connection
 import os
 import signal
-import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import Executor, Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any, TypeVar
 
-from rql_deploy.errors import TryAgain, UserError
+from rql_deploy.errors import TryAgain
+
+from .rendering import note_rendering_trouble, rendering_trouble
 
 T = TypeVar("T")
 REPLACEMENTS = 3
@@ -42,7 +42,10 @@ class SimulatorPool(Executor):
         # Spawned, because MuJoCo and forks do not mix.
         context = multiprocessing.get_context("spawn")
         return ProcessPoolExecutor(
-            self._workers, mp_context=context, initializer=_start_worker, initargs=(self._niceness,)
+            self._workers,
+            mp_context=context,
+            initializer=_start_worker,
+            initargs=(self._niceness, rendering_trouble()),
         )
 
     def submit(self, fn: Callable[..., T], /, *args: Any, **kwargs: Any) -> Future[T]:
@@ -127,9 +130,11 @@ class _Call(Future[T]):
             self.set_exception(error)
 
 
-def _start_worker(niceness: int) -> None:
-    """Ignore Ctrl-C, which the parent handles, and end when the parent ends."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+def _start_worker(niceness: int, trouble: str) -> None:
+    """Ignore Ctrl-C and a terminal that is gone, which the parent handles, and end when the parent ends."""
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+    note_rendering_trouble(trouble)
     os.nice(niceness)
     parent = multiprocessing.parent_process()
     assert parent is not None
@@ -150,37 +155,3 @@ def result_of(future: Future[T]) -> T:
         raise TryAgain(
             "simulator processes died again and again, most likely out of memory: pass fewer --workers"
         ) from error
-
-
-def render_headless() -> None:
-    """Import MuJoCo, rendering with EGL unless the user chose otherwise; call it before anything else imports
-    MuJoCo.
-
-    Left to choose, MuJoCo may hang without a display. Raises UserError when the user's choice cannot be
-    loaded.
-    """
-    if sys.platform.startswith("linux"):
-        os.environ.setdefault("MUJOCO_GL", "egl")
-    try:
-        importlib.import_module("mujoco")
-    except (AttributeError, RuntimeError, ImportError, OSError) as error:  # what its OpenGL loaders raise
-        raise UserError(
-            f"MuJoCo cannot be loaded with MUJOCO_GL={os.environ.get('MUJOCO_GL', '')} ({error}): "
-            "unset MUJOCO_GL or set it to egl, and see that rql-deploy[sim] is installed"
-        ) from error
-
-
-def require_display() -> None:
-    """Raise UserError where rendering needs a window system that is missing (MuJoCo would end the
-    process).
-    """
-    windows = os.environ.get("MUJOCO_GL") in ("glfw", "glx")
-    if (
-        sys.platform.startswith("linux")
-        and windows
-        and not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))
-    ):
-        raise UserError(
-            "rendering with MUJOCO_GL=glfw needs a display, and this machine has none: unset MUJOCO_GL or "
-            "set it to egl"
-        )

@@ -9,6 +9,7 @@ from typing import Any, Literal
 import msgspec
 
 from rql_deploy.errors import UserError, suggestion
+from rql_deploy.seeding import MAX_SEED
 from rql_deploy.structs import Finite, Record, convert, to_plain
 from rql_deploy.train.data.rewards import Reward
 
@@ -100,8 +101,8 @@ class TrainConfig(Record, frozen=True):
             )
         if c.learning_rate <= 0:
             raise UserError(f"rql.learning_rate is {c.learning_rate:g}, it must be positive")
-        if not 0 <= self.seed < 2**63:
-            raise UserError(f"train.seed is {self.seed}, it must lie in [0, 2^63)")
+        if not 0 <= self.seed <= MAX_SEED:
+            raise UserError(f"train.seed is {self.seed}, it must lie in [0, 2^53)")
         for name in ("gamma", "kappa", "tau", "ema"):
             if not 0.0 <= getattr(c, name) <= 1.0:
                 raise UserError(f"rql.{name} is {getattr(c, name)}, it must lie in [0, 1]")

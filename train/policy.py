@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import secrets
 import time
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
@@ -13,7 +12,7 @@ from torch import Tensor
 
 from rql_deploy.contract import Contract
 from rql_deploy.policy import ActOptions, Decision, ResolvedOptions
-from rql_deploy.seeding import flow_noise
+from rql_deploy.seeding import draw_seed, flow_noise
 
 from .checkpoint import Checkpoint
 from .export_modules import make_contract
@@ -84,7 +83,7 @@ class TorchPolicy:
         self, observation: Mapping[str, Any], candidates: int, seed: int | None
     ) -> tuple[Tensor, Tensor, int]:
         contract = self._contract
-        seed = secrets.randbits(63) if seed is None else seed
+        seed = draw_seed() if seed is None else seed
         flat = torch.from_numpy(contract.flatten(observation))
         s = ((flat - self.mean) / self.std).expand(candidates, -1)
         return s, torch.from_numpy(flow_noise(seed, candidates, contract.h * contract.plant.action_dim)), seed

@@ -7,12 +7,12 @@ from __future__ import annotations
 import contextlib
 import shutil
 import signal
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
 
 from rql_deploy.errors import UserError
+from rql_deploy.stopping import stop_handler
 
 from .config import TrainConfig
 
@@ -71,19 +71,14 @@ def _size(number: int) -> str:
 
 @contextlib.contextmanager
 def stop_requests() -> Iterator[list[str]]:
-    """A list that is no longer empty after SIGINT or SIGTERM, so that the current update can be finished."""
+    """A list that is no longer empty after a stop signal, so that the current update can be finished.
+
+    Only the main thread gets signals; a run in another one is ended by its program.
+    """
     received: list[str] = []
-    if threading.current_thread() is not threading.main_thread():
-        # Only the main thread may handle signals; a run in another one is ended by its program.
-        yield received
-        return
 
     def handle(number: int, _frame: FrameType | None) -> None:
         received.append(signal.Signals(number).name)
 
-    previous = {s: signal.signal(s, handle) for s in (signal.SIGINT, signal.SIGTERM)}
-    try:
+    with stop_handler(handle):
         yield received
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)

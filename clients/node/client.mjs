@@ -5,8 +5,12 @@
 import { createHash, randomInt } from "node:crypto";
 import { decode, encode } from "@msgpack/msgpack";
 import { Dealer } from "zeromq";
+import { findReason, parseAddress } from "./reason.mjs";
 
-const VERSION = 1;
+const VERSION = 2;
+const PREFIX = 24;
+const KINDS = { hello: 1, act: 2 };
+const REFUSAL = 0xff;
 const TYPES = { float32: Float32Array, float64: Float64Array, uint8: Uint8Array, int32: Int32Array };
 
 export class DeadlineMissed extends Error {}
@@ -27,13 +31,17 @@ export class RemotePolicy {
   #waiting = new Map();
 
   static async connect(endpoint, { timeoutMs = 5000 } = {}) {
+    const { host } = parseAddress(endpoint);
     const policy = new RemotePolicy();
+    // A name with addresses of both kinds is reached over IPv4.
+    policy.#socket.ipv6 = host.includes(":");
     policy.#socket.connect(endpoint);
     policy.#read();
     try {
       await policy.#sayHello(timeoutMs);
     } catch (error) {
       policy.close();
+      if (error instanceof DeadlineMissed) error.message += ` from ${endpoint}: ${await findReason(endpoint)}`;
       throw error;
     }
     return policy;
@@ -41,28 +49,48 @@ export class RemotePolicy {
 
   /** An action chunk: { actions: Float32Array, shape: [h, A], stepsUsed, value, spread, seed, timing }. */
   async act(observation, { deadlineMs = 1000, candidates = 1, value = false, seed = null } = {}) {
-    const budget = deadlineMs / 1000;
-    const header = { op: "act", contract: this.contractId, budget, candidates, value, seed };
-    const arrays = this.contract.plant.fields
-      .filter((field) => field.name in observation)
-      .map(({ name, dtype, shape }) => [name, dtype, shape, TYPES[dtype].from(observation[name])]);
-    const { reply, out } = await this.#call(header, arrays, deadlineMs);
-    const { values, shape } = out.actions ?? {};
-    const [h, dimensions] = [this.contract.h, this.contract.plant.actions.length];
-    if (shape?.[0] !== h || shape?.[1] !== dimensions || !values.every(Number.isFinite)) {
-      const expected = `[${h}, ${dimensions}]`;
+    if (seed !== null && !(Number.isSafeInteger(seed) && seed >= 0)) {
+      throw new RangeError(`seed is ${seed}: pass an integer from 0 to 2^53 - 1, or null`);
+    }
+    const header = { contract: this.contractId, budget: deadlineMs / 1000, candidates, value, seed };
+    const { reply, block } = await this.#call("act", header, this.#pack(observation), deadlineMs);
+    const shape = [this.contract.h, this.contract.plant.actions.length];
+    const actions = new Float32Array(block.buffer, 0, block.length >> 2);
+    if (block.length !== 4 * shape[0] * shape[1] || !actions.every(Number.isFinite)) {
+      const expected = `[${shape.join(", ")}]`;
       throw new ServerError("bad_reply", `the server sent no finite action chunk of shape ${expected}`);
     }
     const { value: v, spread, steps_used: stepsUsed, seed: used, timing } = reply;
-    return { actions: values, shape, stepsUsed, value: v, spread, seed: used, timing };
+    return { actions, shape, stepsUsed, value: v, spread, seed: used, timing };
   }
 
   close() {
     this.#socket.close();
   }
 
+  // The block of an observation: its float32 fields, then its uint8 fields, each in the contract's order.
+  #pack(observation) {
+    const isFloat = (field) => field.dtype === "float32";
+    const { fields } = this.contract.plant;
+    return [...fields.filter(isFloat), ...fields.filter((field) => !isFloat(field))].map((field) => {
+      const { name, dtype, shape } = field;
+      const length = shape.reduce((a, b) => a * b, 1);
+      if (observation[name]?.length !== length) {
+        const given = name in observation ? `${observation[name].length}` : `${Object.keys(observation)}`;
+        const text = `field '${name}' needs ${length} numbers; there is ${given || "nothing"}`;
+        throw new ServerError("bad_observation", text);
+      }
+      const data = TYPES[dtype].from(observation[name]);
+      // Images in [0, 1] would become black without a word.
+      if (dtype === "uint8" && !data.every((value, i) => value === observation[name][i])) {
+        throw new ServerError("bad_observation", `field '${name}' needs integers from 0 to 255`);
+      }
+      return Buffer.from(data.buffer, data.byteOffset, data.byteLength);
+    });
+  }
+
   async #sayHello(timeoutMs) {
-    const { reply, out } = await this.#call({ op: "hello" }, [], timeoutMs);
+    const { reply, out } = await this.#call("hello", {}, [], timeoutMs);
     const text = Buffer.from(out.contract.values);
     if (createHash("sha256").update(text).digest("hex") !== reply.contract_id) {
       throw new ServerError("bad_reply", "the server sent a contract that does not match its id");
@@ -71,17 +99,15 @@ export class RemotePolicy {
     this.contractId = reply.contract_id;
   }
 
-  async #call(header, arrays, timeoutMs) {
+  async #call(operation, header, parts, timeoutMs) {
     const id = ++this.#id;
     let timer;
     const answered = new Promise((resolve, reject) => {
-      this.#waiting.set(id, { resolve, reject });
+      this.#waiting.set(id, { kind: KINDS[operation], resolve, reject });
       timer = setTimeout(() => reject(new DeadlineMissed(`no reply within ${timeoutMs} ms`)), timeoutMs);
     });
-    const described = arrays.map(([name, dtype, shape]) => [name, dtype, shape]);
-    const head = Buffer.from(encode({ v: VERSION, id, epoch: this.#epoch, ...header, arrays: described }));
-    const buffers = arrays.map(([, , , data]) => Buffer.from(data.buffer, data.byteOffset, data.byteLength));
-    this.#socket.send([head, ...buffers]).catch((error) => this.#waiting.get(id)?.reject(error));
+    const frame = message(KINDS[operation], id, this.#epoch, header, parts);
+    this.#socket.send(frame).catch((error) => this.#waiting.get(id)?.reject(error));
     try {
       return await answered;
     } finally {
@@ -91,23 +117,69 @@ export class RemotePolicy {
   }
 
   async #read() {
-    for await (const [head, ...buffers] of this.#socket) {
-      const reply = decode(head);
-      const waiting = reply.epoch === this.#epoch ? this.#waiting.get(reply.id) : undefined;
-      if (!waiting) this.staleReplies += 1;
-      else if (reply.ok) waiting.resolve({ reply, out: arraysOf(reply.arrays, buffers) });
-      else if (reply.code === "expired") waiting.reject(new DeadlineMissed(reply.error));
-      else waiting.reject(new ServerError(reply.code, reply.error));
+    for await (const [frame, ...others] of this.#socket) {
+      const prefix = others.length ? undefined : prefixOf(frame);
+      if (!prefix) {
+        const error = new ServerError("version", `the server does not answer in protocol ${VERSION}`);
+        for (const { reject } of this.#waiting.values()) reject(error);
+      }
+      const waiting = prefix?.epoch === this.#epoch ? this.#waiting.get(prefix.id) : undefined;
+      if (!waiting) {
+        this.staleReplies += 1;
+        continue;
+      }
+      try {
+        waiting.resolve(read(frame, prefix, waiting.kind));
+      } catch (error) {
+        waiting.reject(error);
+      }
     }
   }
 }
 
-function arraysOf(described, buffers) {
+/** A message: prefix, header and, from the next multiple of 16 bytes on, the parts of its block. */
+function message(kind, id, epoch, header, parts) {
+  const head = encode(header);
+  const prefix = Buffer.alloc(PREFIX);
+  prefix.write("RQL");
+  prefix[3] = VERSION;
+  prefix[4] = kind;
+  prefix.writeUInt16LE(head.length, 6);
+  prefix.writeBigUInt64LE(BigInt(id), 8);
+  prefix.writeBigUInt64LE(BigInt(epoch), 16);
+  const padding = Buffer.alloc(parts.length ? aligned(PREFIX + head.length) - PREFIX - head.length : 0);
+  return Buffer.concat([prefix, head, padding, ...parts]);
+}
+
+function prefixOf(frame) {
+  if (frame.length < PREFIX || frame.toString("latin1", 0, 3) !== "RQL") return undefined;
+  const [id, epoch] = [Number(frame.readBigUInt64LE(8)), Number(frame.readBigUInt64LE(16))];
+  return { version: frame[3], kind: frame[4], length: frame.readUInt16LE(6), id, epoch };
+}
+
+function read(frame, { version, kind, length }, asked) {
+  if (version !== VERSION) {
+    const text = `the server speaks protocol ${version}, this client protocol ${VERSION}`;
+    throw new ServerError("version", `${text}: update the older one`);
+  }
+  const reply = decode(frame.subarray(PREFIX, PREFIX + length));
+  if (kind === REFUSAL) {
+    if (reply.code === "expired") throw new DeadlineMissed(reply.error);
+    throw new ServerError(reply.code, reply.error);
+  }
+  if (kind !== (asked | 0x80)) throw new ServerError("bad_reply", `a message of kind ${kind} is no reply`);
   const out = {};
-  described.forEach(([name, dtype, shape], i) => {
+  let place = PREFIX + length;
+  for (const [name, dtype, shape] of reply.arrays ?? []) {
+    const start = aligned(place);
+    place = start + shape.reduce((a, b) => a * b, 1) * TYPES[dtype].BYTES_PER_ELEMENT;
     // Copied: a typed array needs its own alignment.
-    const bytes = Uint8Array.from(buffers[i]);
+    const bytes = Uint8Array.from(frame.subarray(start, place));
     out[name] = { shape, values: new TYPES[dtype](bytes.buffer) };
-  });
-  return out;
+  }
+  return { reply, out, block: Uint8Array.from(frame.subarray(aligned(place))) };
+}
+
+function aligned(place) {
+  return Math.ceil(place / 16) * 16;
 }

@@ -8,18 +8,21 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import math
 import re
 import struct
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import zmq
 
 from rql_deploy.runtime.client import RemotePolicy
+from rql_deploy.runtime.wire import protocol
+from rql_deploy.runtime.wire.protocol import Layout
 
 ROOT = Path(__file__).parents[2]
 BUNDLE, PAGE = ROOT / "rql_deploy/assets/lift_bundle", ROOT / "docs/protocol.md"
@@ -27,16 +30,11 @@ BEGIN, END = "<!-- hexdump: written by docs/pictures/hexdump.py -->", "<!-- end 
 EPOCH, BUDGET = 1234567890, 0.0185
 """What a client draws and measures; fixed here, so that the page changes with the format only."""
 COMMENTS = {
-    "v": "protocol version",
-    "id": "request number",
-    "epoch": "drawn when the client starts",
-    "op": "operation",
     "contract": "contract id that `hello` gave",
     "budget": "seconds from receipt",
     "candidates": "chunks to choose among",
     "value": "also return V and spread",
     "seed": "of the noise",
-    "arrays": "name, dtype, shape of each frame",
 }
 OBSERVATION = {
     "cube_pos": (0.022, 0.022, 0.830),
@@ -68,18 +66,20 @@ def serving() -> Iterator[str]:
             server.terminate()
 
 
-def record(endpoint: str) -> list[list[bytes]]:
-    """The messages that a client sends to the server at `endpoint` for one `act`, with their frames."""
+def record(endpoint: str) -> tuple[bytes, Layout]:
+    """The `act` request of a client to the server at `endpoint`, and the layout of its block."""
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
     front, back = context.socket(zmq.ROUTER), context.socket(zmq.DEALER)
     port = front.bind_to_random_port("tcp://127.0.0.1")
     back.connect(endpoint)
-    sent: list[list[bytes]] = []
+    sent: list[bytes] = []
+    layouts: list[Layout] = []
     done = threading.Event()
 
     def act() -> None:
         try:
             with RemotePolicy.connect(f"tcp://127.0.0.1:{port}") as policy:
+                layouts.append(Layout(policy.contract.plant.fields))
                 observation = {name: np.array(value) for name, value in OBSERVATION.items()}
                 policy.act(observation, deadline=5.0, candidates=4, value=True, seed=7)
         finally:
@@ -90,14 +90,14 @@ def record(endpoint: str) -> list[list[bytes]]:
     peer = b""
     while not done.is_set():
         if front.poll(50, zmq.POLLIN):
-            peer, *frames = front.recv_multipart()
-            sent.append(frames)
-            back.send_multipart(frames)
+            peer, frame = front.recv_multipart()
+            sent.append(frame)
+            back.send(frame)
         while back.poll(0, zmq.POLLIN):
-            front.send_multipart([peer, *back.recv_multipart()])
+            front.send_multipart([peer, back.recv()])
     client.join()
     context.destroy(linger=0)
-    return sent
+    return sent[-1], layouts[0]
 
 
 class Walker:
@@ -141,10 +141,10 @@ class Walker:
         return self.data[self.at - size : self.at]
 
 
-def fixed(header: bytes, key: str, code: str, value: float) -> bytes:
-    """The header with another value at `key`: `code` is its letter in `struct`."""
-    place = header.index(bytes([0xA0 + len(key)]) + key.encode()) + 1 + len(key) + 1
-    return header[:place] + struct.pack(f">{code}", value) + header[place + struct.calcsize(code) :]
+def fixed(frame: bytes, key: str, value: float) -> bytes:
+    """The frame with another float at `key` of its header."""
+    place = frame.index(bytes([0xA0 + len(key)]) + key.encode()) + 1 + len(key) + 1
+    return frame[:place] + struct.pack(">d", value) + frame[place + 8 :]
 
 
 def cut(data: bytes, most: int) -> str:
@@ -156,38 +156,46 @@ def line(start: int, key: str, data: bytes, text: str = "", comment: str = "") -
     return f"{start:04x}  {key:<17} {cut(data, 10):<30}  {text:<16}  {comment}".rstrip()
 
 
-def dump(frames: Sequence[bytes]) -> Iterator[str]:
-    """Lines that show and explain the frames of an `act` request."""
-    header = fixed(fixed(frames[0], "epoch", "I", EPOCH), "budget", "d", BUDGET)
-    yield f"frame 0, the header: {len(header)} bytes of msgpack"
-    walk = Walker(header)
+def dump(frame: bytes, layout: Layout) -> Iterator[str]:
+    """Lines that show and explain the frame of an `act` request."""
+    frame = fixed(frame[:16] + struct.pack("<Q", EPOCH) + frame[24:], "budget", BUDGET)
+    head = protocol.decode(frame)
+    yield f"the prefix: {protocol.PREFIX.size} bytes, little endian"
+    yield line(0, "magic", frame[:3], '"RQL"')
+    yield line(3, "version", frame[3:4], str(head.version))
+    yield line(4, "kind", frame[4:5], str(head.kind), "of the operation: act")
+    yield line(5, "", frame[5:6], "", "not used")
+    yield line(6, "header length", frame[6:8], str(head.end - protocol.PREFIX.size))
+    yield line(8, "id", frame[8:16], str(head.id), "request number")
+    yield line(16, "epoch", frame[16:24], str(head.epoch), "drawn when the client starts")
+    yield ""
+    yield f"the header: {head.end - protocol.PREFIX.size} bytes of msgpack"
+    walk = Walker(frame)
+    walk.at = protocol.PREFIX.size
     _, count = walk.container()
-    yield line(0, "", header[: walk.at], "", f"a map of {count} entries")
-    arrays: list[tuple[str, str, list[int]]] = []
+    yield line(
+        protocol.PREFIX.size, "", frame[protocol.PREFIX.size : walk.at], "", f"a map of {count} entries"
+    )
     for _ in range(count):
         start = walk.at
         key = walk.value()
         assert isinstance(key, str)
-        shown = f'{header[start : walk.at - len(key)].hex(" ")} "{key}"'
+        shown = f'{frame[start : walk.at - len(key)].hex(" ")} "{key}"'
         place = walk.at
-        if key != "arrays":
-            value = walk.value()
-            text = f'"{value}"' if isinstance(value, str) else str(value).replace("True", "true")
-            text = text if len(text) <= 16 else text[:7] + ".." + text[-5:]
-            yield line(start, shown, header[place : walk.at], text, COMMENTS[key])
-            continue
-        _, entries = walk.container()
-        yield line(start, shown, header[place : walk.at], f"array of {entries}", COMMENTS[key])
-        for _ in range(entries):
-            start = walk.at
-            name, dtype, shape = walk.value()  # type: ignore[misc]
-            arrays.append((name, dtype, shape))
-            yield f"{start:04x}    {cut(header[start : walk.at], 20):<61}  {name}: {dtype} {shape}"
-    for number, (frame, (name, dtype, _)) in enumerate(zip(frames[1:], arrays, strict=True), 1):
-        values = ", ".join(f"{value:g}" for value in np.frombuffer(frame, dtype))
-        yield ""
-        yield f"frame {number}, {name}: {len(frame)} bytes, little endian"
-        yield f"0000  {cut(frame, 16):<48}  {values}"
+        value = walk.value()
+        text = f'"{value}"' if isinstance(value, str) else str(value).replace("True", "true")
+        text = text if len(text) <= 16 else text[:7] + ".." + text[-5:]
+        yield line(start, shown, frame[place : walk.at], text, COMMENTS[key])
+    begin = len(frame) - layout.row_bytes
+    yield ""
+    yield f"the block: {layout.row_bytes} bytes, little endian, from the next multiple of 16 on"
+    if begin > walk.at:
+        yield line(walk.at, "", frame[walk.at : begin], "", f"{begin - walk.at} bytes of padding")
+    for name, shape, dtype in layout.fields:
+        end = begin + math.prod(shape) * dtype.itemsize
+        values = ", ".join(f"{value:g}" for value in np.frombuffer(frame[begin:end], dtype))
+        yield f"{begin:04x}  {cut(frame[begin:end], 16):<48}  {name}: {values}"
+        begin = end
 
 
 def main() -> None:
@@ -195,8 +203,8 @@ def main() -> None:
     parser.add_argument("--check", action="store_true", help="write nothing; exit with 1 if the page differs")
     options = parser.parse_args()
     with serving() as endpoint:
-        request = record(endpoint)[-1]
-    block = "\n".join([BEGIN, "```", *dump(request), "```", END])
+        frame, layout = record(endpoint)
+    block = "\n".join([BEGIN, "```", *dump(frame, layout), "```", END])
     page = PAGE.read_text()
     before, rest = page.split(BEGIN)
     new = before + block + rest.partition(END)[2]

@@ -17,7 +17,7 @@ from rql_deploy.errors import BundleError
 from rql_deploy.folders import file_hash
 
 from .certificate import Certificate, read_certificate
-from .manifest import CONTRACT, Manifest, read_manifest
+from .manifest import CONTRACT, README, Manifest, read_manifest
 from .sessions import CONTRACT_ID_KEY, open_session
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ class Bundle:
 
     @classmethod
     def open(cls, path: Path | str, variant: str = "fp32") -> Bundle:
-        """Open a bundle directory or .zip and check every file against the manifest.
+        """Open a bundle directory or .zip and check every file but its README against the manifest.
 
         Raises BundleError, in one sentence, when a file is missing, edited or of another format, or when
         there is no such variant.
@@ -59,7 +59,8 @@ class Bundle:
             file = path / name
             if not file.is_file():
                 raise BundleError(f"bundle {path} lacks {name}: {COPY_AGAIN}")
-            if file_hash(file) != digest:
+            # The model card is for people, who may write more into it; nothing reads it.
+            if name != README and file_hash(file) != digest:
                 raise BundleError(
                     f"{name} of bundle {path} is not the file its manifest describes (truncated or edited): "
                     f"{COPY_AGAIN}"

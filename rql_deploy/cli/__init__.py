@@ -8,14 +8,15 @@ from __future__ import annotations
 import importlib
 import os
 import shlex
-import signal
 import sys
+import threading
 from typing import Any
 
 import click
 
 import rql_deploy
 from rql_deploy.errors import TryAgain, UserError
+from rql_deploy.stopping import guard_outputs, install, stop_now
 
 VERBS = {
     "collect": "Record demonstrations of a task into a Minari data set.",
@@ -128,5 +129,8 @@ def main() -> None:
 
     Start with `rql-deploy demo --quick` (a minute) or `rql-deploy demo` (the whole pipeline).
     """
-    # A batch system's SIGTERM stops a command as Ctrl-C does, with what is finished kept.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    # A batch system's SIGTERM, a terminal that is gone and a pipe that nobody reads stop a command as Ctrl-C
+    # does, with what is finished kept.
+    if threading.current_thread() is threading.main_thread():
+        install(stop_now)
+        guard_outputs()

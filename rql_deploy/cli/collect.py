@@ -94,6 +94,7 @@ def command(
         echo_json({**asdict(result), "dataset": str(result.dataset)})
     else:
         kept = f" (interrupted: the first {result.episodes} are kept)" if result.interrupted else ""
+        kept += f"; {len(result.unstable)} became unstable and were left out" if result.unstable else ""
         click.echo(
             f"{result.episodes} episodes, {result.rows:,} rows, {result.success:.0%} successful, "
             f"{result.steps:.0f} steps on average, in {result.dataset}{kept}"

@@ -183,7 +183,9 @@ def command(
             show_next(rebuild_command())
         click.get_current_context().exit(130)
     if result.film_error is not None:
-        raise result.film_error
+        if result.film_error.kind != "rendering":
+            raise result.film_error
+        click.echo(f"there is no film: {result.film_error}", err=True)
     if report is not None and not as_json:
         show_next(f"xdg-open {report}")
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     "--bind",
     default="tcp://127.0.0.1:5555",
     show_default=True,
-    help="Endpoint to listen on; port * picks a free one.",
+    help="Endpoint to listen on, IPv6 in brackets; port * picks a free one.",
 )
 @click.option(
     "--variant",
@@ -40,10 +40,28 @@ if TYPE_CHECKING:
     "--openpi", help="[HOST:]PORT for robots with the openpi-client package (WebSocket); 0 picks a free port."
 )
 @click.option(
+    "--openpi-keepalive",
+    default="20",
+    show_default=True,
+    help="INTERVAL[:TIMEOUT] in seconds: how often openpi clients are pinged, and how long they have to "
+    "answer. 0 never pings.",
+)
+@click.option(
     "--record", type=click.Path(path_type=Path), help="Folder to record every decision in, append-only."
 )
 @click.option(
-    "--max-rate", default=10_000.0, show_default=True, help="Requests per second that one client may send."
+    "--max-rate",
+    default=50_000.0,
+    show_default=True,
+    help="Rows (requests x candidates) per second from one key, or without keys from one address.",
+)
+@click.option(
+    "--max-buffered",
+    default=512,
+    show_default=True,
+    type=click.IntRange(64),
+    metavar="MIB",
+    help="Memory that messages may take; beyond it the connections that sent most are ended.",
 )
 @click.option(
     "--provider",
@@ -72,8 +90,10 @@ def command(
     insecure: bool,
     metrics: str | None,
     openpi: str | None,
+    openpi_keepalive: str,
     record: Path | None,
     max_rate: float,
+    max_buffered: int,
     provider: str,
     workers: int,
     busy_poll: bool,
@@ -84,13 +104,14 @@ def command(
     Several bundles are told apart by name (NAME=PATH; by default the task's): `RemotePolicy.connect(...,
     bundle=NAME)`. SIGHUP reads the bundles again: a changed bundle with the same observation fields, actions,
     rate and h takes over between two refinement steps, and no request is lost. After SIGTERM the requests
-    under way are answered first.
+    under way are answered first; a second SIGTERM or Ctrl-C ends the server at once.
 
     With --workers N, N processes share the endpoint. Each connection belongs to one of them; a process that
     dies is started again, and its clients reconnect to the others.
     """
     from rql_deploy.runtime.server.app import ServerConfig
     from rql_deploy.runtime.server.listen import check_bind, check_listener
+    from rql_deploy.runtime.server.openpi import Keepalive
     from rql_deploy.workflows.serve import serve
 
     check_bind(bind, insecure, keys is not None)
@@ -107,8 +128,10 @@ def command(
         keys=keys,
         insecure=insecure,
         openpi=listeners.get("openpi"),
+        openpi_keepalive=Keepalive.parse(openpi_keepalive),
         record=record,
         max_rate=max_rate,
+        max_buffered=max_buffered,
         busy_poll=busy_poll,
         accept_assumed=accept_assumed,
     )

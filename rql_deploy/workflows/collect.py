@@ -27,11 +27,13 @@ class CollectResult:
     episodes: int
     rows: int
     success: float
-    """Fraction of the episodes that succeeded."""
+    """Fraction of the episodes in it that succeeded."""
     steps: float
     """Mean steps until success; a failure counts as the horizon."""
     interrupted: bool
     """Ctrl-C ended it early: the first episodes were kept."""
+    unstable: tuple[int, ...] = ()
+    """Seeds of the episodes whose simulation became unstable; they are not in the data set."""
 
 
 def collect(
@@ -55,7 +57,8 @@ def collect(
         settings: `robot`, `controller`, `control_rate` and `horizon`, where not the task's own.
         ray_address: a Ray cluster to use instead of `workers` processes of this machine.
 
-    Rewards are success - 1. After Ctrl-C the episodes under way are finished and the first ones without a gap
+    Rewards are success - 1. An episode whose simulation becomes unstable is left out, and its seed is noted.
+    After Ctrl-C the episodes under way are finished and the first ones without a gap
     are written; with none, KeyboardInterrupt is raised. Raises UserError for a task, setting or output that
     will not do.
     """
@@ -76,6 +79,11 @@ def collect(
         try:
             for episode in stream:
                 recorded.append(episode)
+                if episode.error:
+                    progress.note(
+                        f"episode {episode.index} (seed {episode.seed}) became {episode.error}: "
+                        "it is left out"
+                    )
                 stage.update(len(recorded), success=success_rate(recorded))
         except (KeyboardInterrupt, Exception) as error:
             failure = error
@@ -83,8 +91,16 @@ def collect(
     recorded = collection.contiguous(recorded)
     if not recorded:
         raise failure or KeyboardInterrupt
+    unstable = tuple(e.seed for e in recorded if e.error)
+    recorded = [e for e in recorded if not e.error]
+    if not recorded:
+        raise UserError(
+            f"all {len(unstable)} episodes became unstable: pass another --seed, or see what "
+            "is wrong with the simulation"
+        )
     stage.finish(len(recorded), success=success_rate(recorded))
-    folder = _write(str(output), work, recorded, {"noise": noise, "seed": seed}, progress)
+    provenance = {"noise": noise, "seed": seed, **({"unstable_seeds": unstable} if unstable else {})}
+    folder = _write(str(output), work, recorded, provenance, progress)
     if failure is not None and not isinstance(failure, KeyboardInterrupt):
         progress.note(f"the first {len(recorded)} episodes are kept in {folder}")
         raise failure
@@ -93,8 +109,9 @@ def collect(
         episodes=len(recorded),
         rows=sum(len(e.actions) for e in recorded),
         success=success_rate(recorded),
-        steps=sum(e.steps if e.success[-1] else work.horizon for e in recorded) / len(recorded),
+        steps=sum(e.steps if e.succeeded else work.horizon for e in recorded) / len(recorded),
         interrupted=failure is not None,
+        unstable=unstable,
     )
 
 
@@ -119,4 +136,4 @@ def _write(
 
 def success_rate(recorded: list[Episode]) -> float:
     """Fraction of the recorded episodes that succeeded."""
-    return sum(bool(e.success[-1]) for e in recorded) / len(recorded)
+    return sum(e.succeeded for e in recorded) / len(recorded)

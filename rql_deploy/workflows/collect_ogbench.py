@@ -92,7 +92,7 @@ def _collect(
     data: PlayData, minari: str | None, workers: int, ray_address: str | None, progress: Progress
 ) -> PlayResult:
     from rql_deploy.sim.collection import ogbench_collect
-    from rql_deploy.sim.processes import render_headless
+    from rql_deploy.sim.rendering import render_headless
 
     kept = ogbench_collect.prepare(data)
     total = data.episodes + data.validation
@@ -105,6 +105,11 @@ def _collect(
         with contextlib.closing(ogbench_collect.make_episodes(data, workers, pool)) as stream:
             for counts in stream:
                 done += 1
+                if counts["unstable"]:
+                    progress.note(
+                        f"the simulation of seed {counts['seed']} became unstable {counts['unstable']} "
+                        "times: these attempts are rejected, the episode was made anew"
+                    )
                 reached, targets = reached + counts["reached"], targets + counts["targets"]
                 rate = stage.rate(done) * data.steps
                 stage.update(done, steps_per_second=rate, targets_reached=reached / max(1, targets))

@@ -209,4 +209,8 @@ def _film(
         film(evaluation, policy, score, chosen, outputs.video, outputs.camera, progress)
     except UserError as error:
         return None, error
+    except Exception as error:  # of the video encoder, the graphics driver, the disk, ...
+        failure = UserError(f"the film failed ({type(error).__name__}: {error}); the score stands")
+        failure.__cause__ = error
+        return None, failure
     return outputs.video, None

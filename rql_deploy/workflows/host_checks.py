@@ -115,34 +115,72 @@ def check_processors() -> list[Finding]:
     return [Finding("processors", "ok", text + (f", OMP_NUM_THREADS={threads}" if threads else "")), *found]
 
 
+def check_home() -> list[Finding]:
+    """Whether caches have a place: a container's user may have no home that it can write to."""
+    from rql_deploy.sim.caches import CURE, can_write, private_folder, user_cache
+
+    cache = user_cache()
+    if can_write(cache):
+        return [Finding("home", "ok", f"caches go to {cache}")]
+    text = f"{cache} cannot be written to"
+    try:
+        folder = private_folder("rql-deploy-numba")
+    except UserError as error:
+        return [Finding("home", "problem", f"{text}, and {error}", CURE)]
+    return [Finding("home", "note", f"{text}: robosuite's compiled functions are cached in {folder}", CURE)]
+
+
 def check_ports(ports: Sequence[int]) -> list[Finding]:
-    """Whether a server could listen on these, on loopback."""
+    """Whether a server could listen on these, on the loopback address of IPv4 and of IPv6."""
+    from rql_deploy.runtime.wire.addresses import has_ipv6
+
+    hosts = {"127.0.0.1": socket.AF_INET} | ({"::1": socket.AF_INET6} if has_ipv6() else {})
     found = []
     for port in ports:
-        with socket.socket() as probe:
-            # As servers do: what a closed connection has left behind is no obstacle.
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind(("127.0.0.1", port))
-            except OSError as error:
-                found.append(_taken(port, error))
-                continue
-        found.append(Finding("ports", "ok", f"{port} is free"))
+        taken = [
+            _taken(host, port, error)
+            for host, family in hosts.items()
+            if (error := _bind_error(family, host, port)) is not None
+        ]
+        found += taken or [Finding("ports", "ok", f"{port} is free")]
     return found
 
 
-def _taken(port: int, error: OSError) -> Finding:
-    from rql_deploy.runtime.client import RemotePolicy
+def check_ipv6() -> list[Finding]:
+    """Whether a server here could listen on an IPv6 address."""
+    from rql_deploy.runtime.wire.addresses import has_ipv6
 
+    if has_ipv6():
+        return [Finding("ipv6", "ok", "servers can listen on [::1], and on [::] for other machines")]
+    return [Finding("ipv6", "note", "there is no IPv6 here", "reach this machine over IPv4")]
+
+
+def _bind_error(family: int, host: str, port: int) -> OSError | None:
+    with socket.socket(family) as probe:
+        # As servers do: what a closed connection has left behind is no obstacle.
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            probe.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            return error
+    return None
+
+
+def _taken(host: str, port: int, error: OSError) -> Finding:
+    from rql_deploy.runtime.client import RemotePolicy
+    from rql_deploy.runtime.wire.addresses import bracketed
+
+    where = f"{bracketed(host)}:{port}"
     with (
         contextlib.suppress(Exception),
-        RemotePolicy.connect(f"tcp://127.0.0.1:{port}", timeout=1.0) as policy,
+        RemotePolicy.connect(f"tcp://{where}", timeout=1.0) as policy,
     ):
-        return Finding(
-            "ports", "note", f"{port}: a policy server answers there ({policy.contract.plant.task})"
-        )
+        task = policy.contract.plant.task
+        return Finding("ports", "note", f"{where}: a policy server answers there ({task})")
     cure = f"serve with another --bind, or end what listens there (ss -ltnp 'sport = :{port}' names it)"
-    return Finding("ports", "problem", f"{port}: {error.strerror}", cure)
+    return Finding("ports", "problem", f"{where}: {error.strerror}", cure)
 
 
 def check_keys(keys: Path | None) -> list[Finding]:

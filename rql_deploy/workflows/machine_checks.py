@@ -19,14 +19,22 @@ import numpy as np
 
 import rql_deploy
 
-from .host_checks import Finding, check_keys, check_ports, check_processors, check_timers
+from .host_checks import (
+    Finding,
+    check_home,
+    check_ipv6,
+    check_keys,
+    check_ports,
+    check_processors,
+    check_timers,
+)
 
 RENDER_TIMEOUT = 90.0
 """Seconds; a graphics stack that is left to guess can hang for ever."""
 RENDER = """
 import time
-from rql_deploy.sim.processes import render_headless
-render_headless()
+from rql_deploy.sim.rendering import require_rendering
+require_rendering()
 import os, mujoco
 start = time.monotonic()
 scene = '<mujoco><worldbody><light pos="0 0 3"/><geom size=".3" rgba="1 0 0 1"/></worldbody></mujoco>'
@@ -62,7 +70,9 @@ def check_machine(
     yield from check_inference("serve" in required)
     yield from check_timers(control_rate)
     yield from check_processors()
+    yield from check_home()
     yield from check_ports(ports)
+    yield from check_ipv6()
     yield from check_keys(keys)
 
 

@@ -36,6 +36,7 @@ class ServerMonitor:
 
         self.endpoint = endpoint
         self._channel = Channel(endpoint, keys=keys)
+        self._keys = keys
 
     def __enter__(self) -> ServerMonitor:
         return self
@@ -51,13 +52,13 @@ class ServerMonitor:
 
     def read(self) -> dict[str, Any]:
         """The server's counters since its start, as JSON data; raises UserError when it does not answer."""
-        try:
-            return self._channel.ask("stats", TIMEOUT)
-        except DeadlineMissed as error:
-            raise UserError(
-                f"no policy server answers at {self.endpoint}: "
-                f"start one with `rql-deploy serve BUNDLE --bind {self.endpoint}`"
-            ) from error
+        from rql_deploy.runtime.client.diagnosis import Diagnosis
+
+        with Diagnosis(self.endpoint, TIMEOUT, keys=self._keys is not None) as diagnosis:
+            try:
+                return self._channel.ask("stats", TIMEOUT)
+            except DeadlineMissed as error:
+                raise UserError(f"no policy server answers at {self.endpoint}: {diagnosis.reason}") from error
 
 
 def activity(now: Mapping[str, Any], before: Mapping[str, Any] | None) -> Activity:

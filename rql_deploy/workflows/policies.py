@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from rql_deploy.assumptions import motion_remark
 from rql_deploy.errors import UserError
+from rql_deploy.plant import PLANT_FAILED, POLICY_FAILED, UNSTABLE
 from rql_deploy.progress import NoProgress, Progress
 
 if TYPE_CHECKING:
@@ -21,10 +22,6 @@ if TYPE_CHECKING:
 
 LOCKSTEP_DEADLINE = 30.0
 """Seconds a decision may take while the simulator waits for it."""
-PLANT_FAILURE = "the plant "
-"""How `ControlLoop` begins the error of an episode in which the plant raised, perhaps because of the
-policy.
-"""
 
 
 @dataclass(frozen=True)
@@ -142,19 +139,19 @@ def lockstep_policy(key: str, make: Callable[[PlantDescription], Policy], candid
 
 def require_no_fault(result: EpisodeResult) -> None:
     """Raise UserError for an episode that a fault ended: a server that is gone says nothing about its
-    policy.
+    policy. An unstable simulation is a failed episode, not a fault.
     """
-    if result.error:
-        raise UserError(
-            f"the evaluation stopped: {result.error}; check that the server runs, and evaluate again"
-        )
+    if not result.error or result.error_kind == UNSTABLE:
+        return
+    advice = "correct the policy" if result.error_kind == POLICY_FAILED else "check that the server runs"
+    raise UserError(f"the evaluation stopped: {result.error}; {advice}, and evaluate again")
 
 
 def check_episode(result: EpisodeResult, progress: Progress) -> None:
     """Note an episode in which the plant raised (it counts as failed); raise UserError for any other
     fault.
     """
-    if result.error and result.error.startswith(PLANT_FAILURE):
+    if result.error_kind in (PLANT_FAILED, UNSTABLE):
         progress.note(f"seed {result.seed} counts as failed: {result.error}")
     else:
         require_no_fault(result)

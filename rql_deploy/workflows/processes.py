@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import os
-import signal
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
 
 from rql_deploy.progress import Progress
+from rql_deploy.stopping import stop_handler
 
 if TYPE_CHECKING:
     from rql_deploy.distributed.ray_cluster import RayPool
@@ -37,14 +36,11 @@ def ray_pool(address: str | None, *shared: Path) -> RayPool | None:
 
 @contextlib.contextmanager
 def defer_interrupt(what: str, progress: Progress) -> Iterator[None]:
-    """Let the block end before Ctrl-C or SIGTERM counts: the first one is answered with a note, and dropped.
+    """Let the block end before a stop signal counts: the first one is answered with a note, and dropped.
 
     A second one raises KeyboardInterrupt. Outside the main thread, which alone gets signals, this does
     nothing.
     """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
     interrupted = False
 
     def wait(_number: int, _frame: FrameType | None) -> None:
@@ -54,9 +50,5 @@ def defer_interrupt(what: str, progress: Progress) -> Iterator[None]:
         interrupted = True
         progress.note(f"{what} is finished first; press Ctrl-C again to abandon it")
 
-    previous = {number: signal.signal(number, wait) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
+    with stop_handler(wait):
         yield
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)

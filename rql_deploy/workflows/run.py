@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rql_deploy.errors import UserError
+from rql_deploy.plant import UNSTABLE
 from rql_deploy.policy import DEFAULT_CANDIDATES
 
 from .run_realtime import RealTimeOptions, RealTimeRun, View, play_in_real_time
@@ -149,7 +150,8 @@ def _play_in_lockstep(
             result = loop.run_episode(seed)
             results.append(result)
             on_episode(index, result)
-            if result.error:
+            # An unstable simulation costs its own episode.
+            if result.error and result.error_kind != UNSTABLE:
                 break
     return RealTimeRun(results, [], None, 0)
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from rql_deploy.errors import UserError
+from rql_deploy.plant import UNSTABLE
 
 if TYPE_CHECKING:
     from rql_deploy.contract import Contract, PlantDescription
@@ -138,17 +139,18 @@ def play_in_real_time(
             for index, seed in enumerate(seeds):
                 with view(f"{task}, episode {index + 1} of {len(seeds)}", loop):
                     result = loop.run_episode(seed, duration=options.duration)
-                if recorder is not None:
-                    recorder.end(seed, _last_observation(plant, result))
-                results.append(result.episode)
-                summary = result.statistics.summary()
-                figures.append({**summary, "faults": loop.watchdog.faults, "error": result.episode.error})
-                if log is not None:
-                    log.note(
-                        {"episode": index, "end": True, "success": result.episode.success, **figures[-1]}
-                    )
+                    # Before the view ends, which writes to a terminal that may be gone.
+                    if recorder is not None:
+                        recorder.end(seed, _last_observation(plant, result))
+                    results.append(result.episode)
+                    summary = result.statistics.summary()
+                    figures.append({**summary, "faults": loop.watchdog.faults, "error": result.episode.error})
+                    if log is not None:
+                        log.note(
+                            {"episode": index, "end": True, "success": result.episode.success, **figures[-1]}
+                        )
                 on_episode(index, result)
-                if result.interrupted or result.episode.error:
+                if result.interrupted or result.episode.error_kind not in ("", UNSTABLE):
                     break
     folder = None
     if recorder is not None and recorder.episodes:

@@ -14,6 +14,7 @@ import asyncio
 import contextlib
 import os
 import secrets
+import threading
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Mapping, Sequence
@@ -21,25 +22,32 @@ from typing import TYPE_CHECKING, Any
 
 import zmq
 import zmq.asyncio
-from numpy.typing import NDArray
 
 from rql_deploy.contract import PlantDescription
-from rql_deploy.errors import DeadlineMissed
+from rql_deploy.errors import DeadlineMissed, PolicyClosed, UserError, require_process
 from rql_deploy.policy import ActOptions, Decision
 from rql_deploy.runtime.wire import protocol
-from rql_deploy.runtime.wire.headers import Head, R, Request
-from rql_deploy.runtime.wire.protocol import Arrays
+from rql_deploy.runtime.wire.addresses import endpoint_needs_ipv6, names_a_host
+from rql_deploy.runtime.wire.headers import R, Request
+from rql_deploy.runtime.wire.protocol import Arrays, Head, Payload
 
 from .base import BasePolicy, open_core, resolve
-from .channel import configure, read_reply
+from .channel import configure, not_this_protocol, open_context, read_reply
+from .shared_socket import CLOSED
 from .transport import Transport
 
 if TYPE_CHECKING:
     from typing_extensions import Self, Unpack
 
+CLOSE_LIMIT = 5.0
+"""Seconds that the event loop of a policy gets to close it, when another one asks for that."""
+
 
 class AsyncRemotePolicy(BasePolicy):
-    """A policy on one server or on several, for one event loop."""
+    """A policy on one server or on several, for the event loop that connects it.
+
+    Another loop is refused, as is a fork of the process. A call may be cancelled at any time.
+    """
 
     @classmethod
     async def connect(
@@ -51,14 +59,30 @@ class AsyncRemotePolicy(BasePolicy):
         keys: str | os.PathLike[str] | None = None,
         timeout: float = 5.0,
         context: zmq.Context[Any] | None = None,
+        allow_mixed: bool = False,
     ) -> Self:
         """Connect and check the server's contract; arguments and errors as of `RemotePolicy.connect`."""
 
+        # Names are resolved in a thread: the event loop must not wait for a name server.
+        addresses = [endpoint] if isinstance(endpoint, str) else list(endpoint)
+        ipv6 = {
+            address: await asyncio.to_thread(endpoint_needs_ipv6, address)
+            if names_a_host(address)
+            else endpoint_needs_ipv6(address)
+            for address in addresses
+        }
+
         def open_transport(address: str) -> Transport:
-            return AsyncTransport(address, keys=keys, context=context)
+            return AsyncTransport(address, keys=keys, context=context, ipv6=ipv6[address])
 
         core = await open_core(
-            open_transport, endpoint, plant=plant, bundle=bundle, timeout=timeout, keys=keys is not None
+            open_transport,
+            addresses,
+            plant=plant,
+            bundle=bundle,
+            timeout=timeout,
+            keys=keys is not None,
+            allow_mixed=allow_mixed,
         )
         return cls(core)
 
@@ -70,8 +94,7 @@ class AsyncRemotePolicy(BasePolicy):
         self, observation: Mapping[str, Any], **options: Unpack[ActOptions]
     ) -> AsyncIterator[Decision]:
         """See `RemotePolicy.stream`."""
-        decisions = self._core.stream(observation, resolve(options))
-        async with contextlib.aclosing(decisions):
+        async with contextlib.aclosing(self._core.stream(observation, resolve(options))) as decisions:
             async for decision in decisions:
                 yield decision
 
@@ -84,7 +107,7 @@ class AsyncRemotePolicy(BasePolicy):
         return await self._core.stats()
 
     async def close(self) -> None:
-        """Disconnect; calls under way raise DeadlineMissed."""
+        """Disconnect; calls under way raise PolicyClosed. Any event loop and any thread may do it."""
         await self._core.close()
 
     async def __aenter__(self) -> Self:
@@ -98,7 +121,7 @@ class _Pending:
     """Replies to one request that nobody has taken yet."""
 
     def __init__(self) -> None:
-        self.replies: deque[tuple[Head, Any, Arrays]] = deque()
+        self.replies: deque[Head | protocol.ProtocolError] = deque()
         self.waiter: asyncio.Future[None] | None = None
 
     def wake(self) -> None:
@@ -110,31 +133,39 @@ class AsyncTransport:
     """A `Transport` for the running event loop, with many requests under way at once."""
 
     def __init__(
-        self, endpoint: str, *, keys: str | os.PathLike[str] | None, context: zmq.Context[Any] | None
+        self,
+        endpoint: str,
+        *,
+        keys: str | os.PathLike[str] | None,
+        context: zmq.Context[Any] | None,
+        ipv6: bool,
     ):
         self.endpoint = endpoint
         self.stale_replies = 0
         self._epoch, self._last_id = secrets.randbits(31), 0
         self._pending: dict[int, _Pending] = {}
         self._closed = False
+        self._pid, self._what = os.getpid(), f"the connection to {endpoint}"
+        self._loop = asyncio.get_running_loop()
         self._owns_context = context is None
-        self._context: zmq.Context[Any] = zmq.Context() if context is None else context
+        self._context = open_context(context)
         self._socket = zmq.asyncio.Socket(self._context, zmq.DEALER)
         try:
-            configure(self._socket, [endpoint], keys)
+            configure(self._socket, [endpoint], keys, ipv6=ipv6)
         except BaseException:
             self._disconnect()
             raise
-        self._reader = asyncio.get_running_loop().create_task(self._read())
+        self._reader = self._loop.create_task(self._read())
 
     @property
     def connected(self) -> bool:
         """Whether a request could be sent now."""
-        return not self._closed and bool(int(self._socket.getsockopt(zmq.EVENTS)) & zmq.POLLOUT)
+        if self._closed:
+            return False
+        self.check()
+        return bool(int(self._socket.getsockopt(zmq.EVENTS)) & zmq.POLLOUT)
 
-    async def send(
-        self, request: Request[Any], arrays: Mapping[str, NDArray[Any]], expiry: float, timeout: float
-    ) -> int:
+    async def send(self, request: Request[Any], arrays: Payload, expiry: float, timeout: float) -> int:
         number, sent = self._begin(request, arrays)
         try:
             if not sent.done():
@@ -151,23 +182,22 @@ class AsyncTransport:
     async def receive(
         self, number: int, reply_type: type[R], expiry: float, timeout: float
     ) -> tuple[R, Arrays]:
+        self.check()
         pending = self._pending[number]
         if not pending.replies and not self._closed:
-            loop = asyncio.get_running_loop()
-            pending.waiter = loop.create_future()
-            timer = loop.call_later(max(0.0, expiry - time.monotonic()), pending.wake)
+            pending.waiter = self._loop.create_future()
+            timer = self._loop.call_later(max(0.0, expiry - time.monotonic()), pending.wake)
             try:
                 await pending.waiter
             finally:
                 timer.cancel()
                 pending.waiter = None
         if self._closed:
-            raise DeadlineMissed("the client was closed")
+            raise PolicyClosed(CLOSED)
         if not pending.replies or time.monotonic() > expiry:
             self.stale_replies += len(pending.replies)
             raise DeadlineMissed(f"no reply from {self.endpoint} within {timeout * 1e3:g} ms")
-        head, frame, out = pending.replies.popleft()
-        return read_reply(self.endpoint, head, frame, reply_type), out
+        return self._read_first(pending, reply_type)
 
     def try_send(self, request: Request[Any]) -> int | None:
         if not self.connected:
@@ -183,8 +213,7 @@ class AsyncTransport:
         pending = self._pending.get(number)
         if pending is None or not pending.replies:
             return None
-        head, frame, out = pending.replies.popleft()
-        return read_reply(self.endpoint, head, frame, reply_type), out
+        return self._read_first(pending, reply_type)
 
     def forget(self, number: int) -> None:
         self._pending.pop(number, None)
@@ -193,26 +222,65 @@ class AsyncTransport:
         await asyncio.sleep(seconds)
 
     async def close(self) -> None:
-        """Disconnect; calls under way raise DeadlineMissed."""
+        """Disconnect; calls under way raise PolicyClosed. In a fork of the process nothing is done."""
+        if os.getpid() != self._pid:
+            return
+        if asyncio.get_running_loop() is self._loop:
+            self._close()
+            await asyncio.wait((self._reader,))
+        elif not self._loop.is_running():
+            self._close()
+        else:
+            # The socket belongs to its loop, which runs in another thread.
+            closed = threading.Event()
+            self._loop.call_soon_threadsafe(self._close)
+            self._loop.call_soon_threadsafe(closed.set)
+            await asyncio.to_thread(closed.wait, CLOSE_LIMIT)
+
+    def __del__(self) -> None:
+        # While its loop runs, the reading task keeps it alive.
+        with contextlib.suppress(AttributeError):
+            if os.getpid() == self._pid and not self._closed:
+                self._closed = True
+                self._disconnect()
+
+    def _close(self) -> None:
         if self._closed:
             return
         self._closed = True
-        self._reader.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await self._reader
-        for pending in self._pending.values():
-            pending.wake()
+        if not self._loop.is_closed():
+            self._reader.cancel()
+            for pending in self._pending.values():
+                pending.wake()
         self._disconnect()
 
-    def _begin(
-        self, request: Request[Any], arrays: Mapping[str, NDArray[Any]]
-    ) -> tuple[int, asyncio.Future[Any]]:
+    def check(self) -> None:
+        """Raise PolicyClosed when it is closed, UserError in another process or event loop than its own."""
+        require_process(self._pid, self._what)
+        # None: a property that is read between two runs of the loop.
+        if asyncio._get_running_loop() not in (None, self._loop):
+            raise UserError(
+                f"{self._what} was made in another event loop",
+                hint="connect in the loop that uses it, once for each asyncio.run",
+                kind="other event loop",
+            )
         if self._closed:
-            raise DeadlineMissed("the client was closed")
+            raise PolicyClosed(CLOSED)
+
+    def _begin(self, request: Request[Any], arrays: Payload) -> tuple[int, asyncio.Future[Any]]:
+        self.check()
         self._last_id += 1
-        frames = protocol.encode(request, arrays, id=self._last_id, epoch=self._epoch)
+        frame = protocol.encode(request, arrays, id=self._last_id, epoch=self._epoch)
         self._pending[self._last_id] = _Pending()
-        return self._last_id, asyncio.ensure_future(self._socket.send_multipart(frames))
+        return self._last_id, asyncio.ensure_future(
+            self._socket.send(frame, copy=len(frame) < protocol.ZERO_COPY_BYTES)
+        )
+
+    def _read_first(self, pending: _Pending, reply_type: type[R]) -> tuple[R, Arrays]:
+        first = pending.replies.popleft()
+        if isinstance(first, protocol.ProtocolError):
+            raise not_this_protocol(self.endpoint, first)
+        return read_reply(self.endpoint, first, reply_type)
 
     def _disconnect(self) -> None:
         self._socket.close(linger=0)
@@ -221,14 +289,18 @@ class AsyncTransport:
 
     async def _read(self) -> None:
         while True:
-            frames = await self._socket.recv_multipart()
+            frame, *others = await self._socket.recv_multipart()
             try:
-                head, out = protocol.decode(frames)
-            except protocol.ProtocolError:
+                head = protocol.decode(b"" if others else frame)
+            except protocol.ProtocolError as error:
+                # Whose reply it is cannot be read: a server of another version answers all requests so.
+                for waiting in self._pending.values():
+                    waiting.replies.append(error)
+                    waiting.wake()
                 continue
             pending = self._pending.get(head.id) if head.id and head.epoch == self._epoch else None
             if pending is None:
                 self.stale_replies += 1
             else:
-                pending.replies.append((head, frames[0], out))
+                pending.replies.append(head)
                 pending.wake()

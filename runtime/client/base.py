@@ -8,8 +8,9 @@ from typing import Any, Protocol
 
 from rql_deploy.contract import Contract, PlantDescription
 from rql_deploy.errors import DeadlineMissed, UserError
-from rql_deploy.policy import Decision, ResolvedOptions
+from rql_deploy.policy import Decision, ResolvedOptions, read_seconds
 
+from .diagnosis import Diagnosis
 from .failover import FailoverPolicy
 from .server_policy import ServerPolicy, negotiate
 from .session import Session
@@ -79,7 +80,7 @@ class BasePolicy:
 
 
 def resolve(options: Mapping[str, Any]) -> ResolvedOptions:
-    """The options of a remote call: all but `prefix`, which protocol 1 reserves. Raises TypeError."""
+    """The options of a remote call: all but `prefix`, which protocol 2 reserves. Raises TypeError."""
     return ResolvedOptions.of(options, without=("prefix",))
 
 
@@ -91,8 +92,10 @@ async def open_core(
     bundle: str | None,
     timeout: float,
     keys: bool,
+    allow_mixed: bool,
 ) -> PolicyCore:
     """Connect to one server or to several, and check their contracts; errors as of `RemotePolicy.connect`."""
+    timeout = read_seconds("timeout", timeout)
     transports: list[Transport] = []
     try:
         # One by one: those that were opened before a wrong address are closed again.
@@ -101,8 +104,8 @@ async def open_core(
         if not transports:
             raise UserError("there is no address to connect to: try tcp://127.0.0.1:5555")
         if len(transports) > 1:
-            several = FailoverPolicy(transports, plant=plant, bundle=bundle)
-            await several.gather(timeout)
+            several = FailoverPolicy(transports, plant=plant, bundle=bundle, allow_mixed=allow_mixed)
+            await several.gather(timeout, keys=keys)
             return several
         (transport,) = transports
         session = await _first_session(transport, plant, bundle, timeout, keys=keys)
@@ -116,13 +119,11 @@ async def open_core(
 async def _first_session(
     transport: Transport, plant: PlantDescription | None, bundle: str | None, timeout: float, *, keys: bool
 ) -> Session:
-    try:
-        return await negotiate(transport, bundle, plant, time.monotonic() + timeout)
-    except DeadlineMissed as error:
-        where = transport.endpoint
-        remote = keys or not where.startswith("tcp://127.")
-        hint = " (a server with keys answers only clients whose key it allows)" if remote else ""
-        raise UserError(
-            f"no policy server answers at {where} (waited {timeout:g} s){hint}: "
-            f"start one with `rql-deploy serve BUNDLE --bind {where}`"
-        ) from error
+    where = transport.endpoint
+    with Diagnosis(where, timeout, keys=keys) as diagnosis:
+        try:
+            return await negotiate(transport, bundle, plant, time.monotonic() + timeout)
+        except DeadlineMissed as error:
+            raise UserError(
+                f"no policy server answers at {where} (waited {timeout:g} s): {diagnosis.reason}"
+            ) from error

@@ -1,30 +1,56 @@
-"""Requests and replies on one DEALER socket, each under its deadline. A server's own threads use it, too."""
+"""Requests and replies on one connection, each under its deadline. A server's own threads use it, too."""
 
 from __future__ import annotations
 
 import contextlib
-import math
+import functools
+import itertools
 import os
 import secrets
 import time
-from collections.abc import Mapping, Sequence
+import weakref
+from collections.abc import Sequence
 from typing import Any
 
 import zmq
-from numpy.typing import NDArray
 
-from rql_deploy.errors import ContractError, DeadlineMissed, UserError
+from rql_deploy.errors import ContractError, DeadlineMissed, PolicyClosed, UserError, require_process
 from rql_deploy.runtime.wire import protocol
+from rql_deploy.runtime.wire.addresses import AddressError, endpoint_needs_ipv6, parse
 from rql_deploy.runtime.wire.checks import ServerError
-from rql_deploy.runtime.wire.headers import REQUESTS, Head, R, Request
-from rql_deploy.runtime.wire.protocol import Arrays
+from rql_deploy.runtime.wire.headers import REQUESTS, R, Refusal, Request
+from rql_deploy.runtime.wire.protocol import Arrays, Head, Payload
+
+from .shared_socket import CLOSED, SharedSocket
+
+Received = Head | protocol.ProtocolError
+"""A reply of which the prefix has been read, or what is wrong with it."""
 
 RETRY_PAUSE = 0.01
 """Seconds between attempts while a server is stopping or starting."""
+_context_pids: weakref.WeakKeyDictionary[zmq.Context[Any], int] = weakref.WeakKeyDictionary()
+"""In which process a caller's context was first used: its threads do not live on in forks of it."""
 
 
-def configure(socket: zmq.Socket[Any], endpoints: Sequence[str], keys: str | os.PathLike[str] | None) -> None:
-    """Set a DEALER socket up as a client and connect it. Raises UserError for a wrong address or key file."""
+def open_context(context: zmq.Context[Any] | None) -> zmq.Context[Any]:
+    """The caller's context, or a new one. Raises UserError for one from before a fork."""
+    if context is None:
+        return zmq.Context()
+    require_process(_context_pids.setdefault(context, os.getpid()), "this ZeroMQ context")
+    return context
+
+
+def configure(
+    socket: zmq.Socket[Any],
+    endpoints: Sequence[str],
+    keys: str | os.PathLike[str] | None,
+    *,
+    ipv6: bool | None = None,
+) -> None:
+    """Set a DEALER socket up as a client and connect it. Raises UserError for a wrong address or key file.
+
+    `ipv6`: whether `endpoint_needs_ipv6` holds, from a caller who must not wait here for names.
+    """
     for option, value in (
         (zmq.LINGER, 0),
         (zmq.MAXMSGSIZE, protocol.MAX_MESSAGE_BYTES),
@@ -51,17 +77,20 @@ def configure(socket: zmq.Socket[Any], endpoints: Sequence[str], keys: str | os.
         socket.setsockopt(zmq.CURVE_SECRETKEY, pair.secret)
     for endpoint in endpoints:
         try:
+            parse(endpoint)
+            socket.setsockopt(zmq.IPV6, endpoint_needs_ipv6(endpoint) if ipv6 is None else ipv6)
             socket.connect(endpoint)
-        except zmq.ZMQError as error:
+        except (AddressError, zmq.ZMQError) as error:
             raise UserError(
-                f"'{endpoint}' is not an address to connect to ({error.strerror}): try tcp://127.0.0.1:5555"
+                f"'{endpoint}' is not an address to connect to ({error}): try tcp://127.0.0.1:5555 or "
+                "tcp://[::1]:5555"
             ) from error
 
 
 class Channel:
     """Requests and replies on one DEALER socket; a request gets its own reply in time, or none.
 
-    Use it from one thread.
+    Any thread may use it, and close it.
     """
 
     def __init__(
@@ -82,13 +111,13 @@ class Channel:
         """
         endpoints = [endpoint] if isinstance(endpoint, str) else list(endpoint)
         self.endpoint = ", ".join(endpoints)
-        self.stale_replies = 0
-        """Replies that came after their deadline, and were dropped."""
-        self._busy_poll, self._timeout = busy_poll, -1
-        self._epoch, self._last_id = secrets.randbits(31), 0
+        self._pid, self._what = os.getpid(), f"the connection to {self.endpoint}"
+        self._epoch, self._numbers, self._late = secrets.randbits(31), itertools.count(1), 0
         self._owns_context = context is None
-        self._context: zmq.Context[Any] = zmq.Context() if context is None else context
+        self._context = open_context(context)
         self._socket: zmq.Socket[bytes] = zmq.Socket(self._context, zmq.DEALER)
+        read = functools.partial(_read, self._socket, self._epoch)
+        self._shared = SharedSocket(self._socket, read, busy_poll=busy_poll)
         try:
             configure(self._socket, endpoints, keys)
         except BaseException:
@@ -96,118 +125,123 @@ class Channel:
             raise
 
     @property
+    def stale_replies(self) -> int:
+        """Replies that came after their deadline, and were dropped."""
+        return self._late + self._shared.unexpected
+
+    @property
     def connected(self) -> bool:
         """Whether a request could be sent now."""
-        return protocol.ready(self._socket, zmq.POLLOUT)
+        require_process(self._pid, self._what)
+        return self._shared.connected
+
+    def check(self) -> None:
+        """Raise PolicyClosed when it is closed, UserError in a fork of the process that connected."""
+        require_process(self._pid, self._what)
+        if self._shared.closed:
+            raise PolicyClosed(CLOSED)
 
     def close(self) -> None:
-        """Disconnect."""
-        self._socket.close()
-        if self._owns_context:
+        """Disconnect, from any thread; calls under way raise PolicyClosed.
+
+        In a fork of the process that connected nothing is done: the connection is the parent's.
+        """
+        if os.getpid() == self._pid and self._shared.close() and self._owns_context:
             self._context.term()
 
-    def call(
-        self, request: Request[R], arrays: Mapping[str, NDArray[Any]], timeout: float
-    ) -> tuple[R, Arrays]:
+    def __del__(self) -> None:
+        # Where connecting failed there may be nothing to close.
+        with contextlib.suppress(AttributeError):
+            self.close()
+
+    def call(self, request: Request[R], arrays: Payload, timeout: float) -> tuple[R, Arrays]:
         """Send a request and wait for its reply; raises DeadlineMissed, ContractError or ServerError."""
         expiry = time.monotonic() + timeout
         number = self.send(request, arrays, expiry, timeout)
-        return self.receive(number, request.reply_type(), expiry, timeout)
+        try:
+            return self.receive(number, request.reply_type(), expiry, timeout)
+        finally:
+            self.forget(number)
 
     def ask(self, operation: str, timeout: float) -> dict[str, Any]:
         """The reply to `stats` or `ping` as plain values; raises as `call` does."""
         return protocol.to_plain(self.call(REQUESTS[operation](), {}, timeout)[0])
 
-    def send(
-        self, request: Request[Any], arrays: Mapping[str, NDArray[Any]], expiry: float, timeout: float
-    ) -> int:
-        """Send a request as soon as there is a connection, and return its number.
+    def send(self, request: Request[Any], arrays: Payload, expiry: float, timeout: float) -> int:
+        """Send a request as soon as there is a connection, and return its number, to be forgotten later.
 
         Raises DeadlineMissed at `expiry`; `timeout` is what its message says.
         """
-        self._last_id += 1
-        frames = protocol.encode(request, arrays, id=self._last_id, epoch=self._epoch)
-        while True:
-            try:
-                protocol.send(self._socket, frames, protocol.NOBLOCK)
-                return self._last_id
-            except zmq.Again:
-                if (remaining := expiry - time.monotonic()) <= 0:
-                    raise DeadlineMissed(
-                        f"no connection to {self.endpoint} within {timeout * 1e3:g} ms"
-                    ) from None
-                self._socket.poll(max(1, int(remaining * 1000)), zmq.POLLOUT)
+        require_process(self._pid, self._what)
+        number = next(self._numbers)
+        frame = protocol.encode(request, arrays, id=number, epoch=self._epoch)
+        send = functools.partial(protocol.send, self._socket, frame, protocol.NOBLOCK)
+        if not self._shared.send(number, send, expiry):
+            raise DeadlineMissed(f"no connection to {self.endpoint} within {timeout * 1e3:g} ms")
+        return number
 
     def receive(self, number: int, reply_type: type[R], expiry: float, timeout: float) -> tuple[R, Arrays]:
-        """The next reply to that request; raises DeadlineMissed at `expiry`. Other replies are dropped."""
-        while True:
-            frames = self._next_message(expiry)
-            # A reply read after the deadline is late, even if it was here before.
-            if frames is None or time.monotonic() > expiry:
-                self.stale_replies += frames is not None
-                raise DeadlineMissed(f"no reply from {self.endpoint} within {timeout * 1e3:g} ms")
-            try:
-                head, out = protocol.decode(frames)
-            except protocol.ProtocolError as error:
-                raise not_this_protocol(self.endpoint, error) from error
-            if head.id == number and head.epoch == self._epoch:
-                return read_reply(self.endpoint, head, frames[0], reply_type), out
-            self.stale_replies += 1
+        """The next reply to that request; raises DeadlineMissed at `expiry`."""
+        require_process(self._pid, self._what)
+        received = self._shared.receive(number, expiry)
+        # A reply read after the deadline is late, even if it was here before.
+        if received is None or time.monotonic() > expiry:
+            self._late += received is not None
+            raise DeadlineMissed(f"no reply from {self.endpoint} within {timeout * 1e3:g} ms")
+        return self._decoded(received, reply_type)
 
     def collect(self, number: int, reply_type: type[R]) -> tuple[R, Arrays] | None:
         """The reply to that request if it has come; raises what `receive` does but DeadlineMissed."""
-        while protocol.ready(self._socket, zmq.POLLIN):
-            frames = protocol.receive(self._socket, protocol.NOBLOCK)
-            try:
-                head, out = protocol.decode(frames)
-            except protocol.ProtocolError:
-                continue
-            if head.id == number and head.epoch == self._epoch:
-                return read_reply(self.endpoint, head, frames[0], reply_type), out
-            self.stale_replies += 1
-        return None
-
-    def _next_message(self, expiry: float) -> list[Any] | None:
-        """The next message, or None at `expiry`.
-
-        One blocking read: polling first takes twice the system calls.
-        """
-        if self._busy_poll:
-            while time.monotonic() < expiry:
-                with contextlib.suppress(zmq.Again):
-                    return protocol.receive(self._socket, protocol.NOBLOCK)
+        require_process(self._pid, self._what)
+        received = self._shared.receive(number, 0.0)
+        if received is None or isinstance(received, protocol.ProtocolError):
             return None
-        remaining = max(0, math.ceil((expiry - time.monotonic()) * 1000))
-        if remaining != self._timeout:
-            self._socket.setsockopt(zmq.RCVTIMEO, remaining)
-            self._timeout = remaining
-        try:
-            return protocol.receive(self._socket)
-        except zmq.Again:
-            return None
+        return self._decoded(received, reply_type)
+
+    def forget(self, number: int) -> None:
+        """Drop what else comes for that request."""
+        self._shared.forget(number)
+
+    def _decoded(self, received: Received, reply_type: type[R]) -> tuple[R, Arrays]:
+        if isinstance(received, protocol.ProtocolError):
+            raise not_this_protocol(self.endpoint, received) from received
+        return read_reply(self.endpoint, received, reply_type)
 
 
-def read_reply(endpoint: str, head: Head, frame: Any, reply_type: type[R]) -> R:
-    """The header of a reply; raises what a refusal stands for, and ServerError for a wrong reply."""
-    if not head.ok:
-        raise refusal(endpoint, head)
+def _read(socket: zmq.Socket[bytes], epoch: int) -> tuple[int | None, Received]:
+    """One message, and the number of its request: 0 for another client's, None where it has none."""
+    frame = protocol.receive(socket, protocol.NOBLOCK)
     try:
-        return protocol.decode_reply(reply_type, frame)
+        head = protocol.decode(frame)
+    except protocol.ProtocolError as error:
+        return None, error
+    return (head.id if head.epoch == epoch else 0), head
+
+
+def read_reply(endpoint: str, head: Head, reply_type: type[R]) -> tuple[R, Arrays]:
+    """Header and arrays of a reply; raises what a refusal stands for, and ServerError for a wrong reply."""
+    try:
+        reply, out = protocol.decode_reply(head, reply_type)
     except protocol.ProtocolError as error:
         raise not_this_protocol(endpoint, error) from error
+    if isinstance(reply, Refusal):
+        raise refusal(endpoint, reply)
+    return reply, out
 
 
-def refusal(endpoint: str, head: Head) -> Exception:
-    """The exception that a reply which is not ok stands for."""
-    if head.code == "expired":
-        return DeadlineMissed(head.error)
-    if head.code == "bad_observation":
-        return ContractError(head.error)
-    return ServerError(head.code, f"{endpoint}: {head.error}")
+def refusal(endpoint: str, reply: Refusal) -> Exception:
+    """The exception that a refusal stands for."""
+    if reply.code == "expired":
+        return DeadlineMissed(reply.error)
+    if reply.code == "bad_observation":
+        return ContractError(reply.error)
+    return ServerError(reply.code, f"{endpoint}: {reply.error}")
 
 
 def not_this_protocol(endpoint: str, error: protocol.ProtocolError) -> ServerError:
     """The exception for a message that does not follow the protocol."""
+    if error.code == "version":
+        return ServerError(error.code, f"{endpoint} sent a message that this client cannot read: {error}")
     return ServerError(
         error.code, f"{endpoint} sent a message that is not protocol {protocol.VERSION}: {error}"
     )

@@ -26,8 +26,10 @@ import zmq
 from numpy.typing import NDArray
 
 from rql_deploy.contract import PlantDescription
-from rql_deploy.errors import ContractError, DeadlineMissed, UserError
+from rql_deploy.errors import DeadlineMissed, PolicyClosed, UserError, require_process
+from rql_deploy.observation import ObservationReader
 from rql_deploy.plant import EpisodicPlant
+from rql_deploy.policy import read_seconds
 from rql_deploy.runtime.wire.checks import ServerError
 from rql_deploy.runtime.wire.headers import Episode, Hello
 
@@ -45,7 +47,8 @@ CLOSE_LIMIT = 5.0
 """Seconds that unsent messages get at the end."""
 _log = logging.getLogger("rql_deploy.reporting")
 
-Message = tuple[Episode, dict[str, NDArray[Any]]]
+Part = tuple[Episode, dict[str, NDArray[Any]], int, dict[str, NDArray[Any]]]
+"""A request, observation fields, their rows, and arrays by name."""
 
 
 class EpisodeReporter:
@@ -57,8 +60,10 @@ class EpisodeReporter:
         self._channel, self._session, self._bundle = channel, session, bundle
         self._rows: list[tuple[dict[str, NDArray[Any]], NDArray[np.float32], float | None, bool | None]] = []
         self._episode, self._tick, self._bytes = 0, 0, 0
-        self._queue: queue.Queue[Message | None] = queue.Queue(MAX_PENDING)
+        self._queue: queue.Queue[Part | None] = queue.Queue(MAX_PENDING)
         self._send_until = float("inf")
+        self._pid, self._closing, self._closed = os.getpid(), threading.RLock(), False
+        self._read = ObservationReader(() if session is None else session.contract.plant.fields)
         self._thread: threading.Thread | None = None
         if self.recording:
             self._thread = threading.Thread(target=self._send_all, name="reporter", daemon=True)
@@ -79,6 +84,7 @@ class EpisodeReporter:
 
         Raises ContractError when its contract does not fit `plant`.
         """
+        timeout = read_seconds("timeout", timeout)
         for address in [endpoint] if isinstance(endpoint, str) else endpoint:
             channel = Channel(address, keys=keys, context=context)
             try:
@@ -96,7 +102,7 @@ class EpisodeReporter:
     @property
     def recording(self) -> bool:
         """Whether a server records what is reported."""
-        return self._channel is not None
+        return self._channel is not None and not self._closed
 
     def add(
         self,
@@ -114,8 +120,9 @@ class EpisodeReporter:
             reward: of that action, if known.
             success: whether the task has succeeded after it, if known.
         """
-        if self._session is None:
+        if self._session is None or self._closed:
             return
+        require_process(self._pid, "the episode reporter")
         fields = self._copy(observation)
         self._rows.append((fields, np.array(action, np.float32), reward, success))
         self._bytes += sum(value.nbytes for value in fields.values())
@@ -124,27 +131,36 @@ class EpisodeReporter:
 
     def finish(self, observation: Mapping[str, Any] | None = None) -> None:
         """End the episode, if one has begun; `observation` is what its last action led to."""
-        if self._session is None or not (self._rows or self._tick):
+        if self._session is None or self._closed or not (self._rows or self._tick):
             return
+        require_process(self._pid, "the episode reporter")
         self._enqueue(None if observation is None else self._copy(observation), end=True)
         self._episode, self._tick = self._episode + 1, 0
 
     def close(self) -> None:
-        """End the episode, send what is left, for a few seconds at most, and disconnect."""
-        if self._thread is None:
+        """End the episode, send what is left, for a few seconds at most, and disconnect.
+
+        Any thread may do it. In a fork of the process nothing is done.
+        """
+        if self._channel is None or os.getpid() != self._pid:
             return
-        self.finish()
-        self._send_until = time.monotonic() + CLOSE_LIMIT
-        try:
+        with self._closing:
+            if self._closed:
+                return
+            self.finish()
+            self._closed = True
+        self._send_until = expiry = time.monotonic() + CLOSE_LIMIT
+        # If there is no room, the thread ends with the message that it is sending.
+        with contextlib.suppress(queue.Full):
             self._queue.put(None, timeout=CLOSE_LIMIT)
-        except queue.Full:
-            with contextlib.suppress(queue.Empty):
-                while True:
-                    self._queue.get_nowait()
-                    self.dropped += 1
-            self._queue.put(None)
-        self._thread.join(CLOSE_LIMIT + CALL_TIMEOUT)
-        self._thread = None
+        assert self._thread is not None
+        self._thread.join(max(0.0, expiry - time.monotonic()))
+        # A call still under way ends here.
+        self._channel.close()
+        self._thread.join(CALL_TIMEOUT)
+        with contextlib.suppress(queue.Empty):
+            while True:
+                self.dropped += self._queue.get_nowait() is not None
 
     def __enter__(self) -> EpisodeReporter:
         return self
@@ -153,51 +169,72 @@ class EpisodeReporter:
         self.close()
 
     def _copy(self, observation: Mapping[str, Any]) -> dict[str, NDArray[Any]]:
-        assert self._session is not None
-        return {
-            spec.name: np.array(observation[spec.name], spec.dtype)
-            for spec in self._session.contract.plant.fields
-        }
+        return {name: value.copy() for name, value in self._read(observation).items()}
 
     def _enqueue(self, last: dict[str, NDArray[Any]] | None, *, end: bool) -> None:
         assert self._session is not None
         rows, self._rows, self._bytes = self._rows, [], 0
         plant = self._session.contract.plant
         seen = [row[0] for row in rows] + ([last] if last is not None else [])
-        arrays: dict[str, NDArray[Any]] = {
+        observations: dict[str, NDArray[Any]] = {
             spec.name: np.stack([fields[spec.name] for fields in seen])
             if seen
             else np.zeros((0, *spec.shape), spec.dtype)
             for spec in plant.fields
         }
-        arrays["actions"] = (
-            np.stack([row[1] for row in rows]) if rows else np.zeros((0, plant.action_dim), np.float32)
-        )
+        arrays: dict[str, NDArray[Any]] = {
+            "actions": np.stack([row[1] for row in rows])
+            if rows
+            else np.zeros((0, plant.action_dim), np.float32)
+        }
         if rows and all(row[2] is not None for row in rows):
             arrays["rewards"] = np.array([row[2] for row in rows], np.float32)
         if rows and all(row[3] is not None for row in rows):
             arrays["success"] = np.array([row[3] for row in rows], np.uint8)
-        request = Episode(bundle=self._bundle, episode=self._episode, tick=self._tick, end=end)
+        request = Episode(
+            bundle=self._bundle,
+            contract=self._session.contract_id,
+            episode=self._episode,
+            tick=self._tick,
+            end=end,
+        )
         self._tick += len(rows)
         try:
-            self._queue.put_nowait((request, arrays))
+            self._queue.put_nowait((request, observations, len(seen), arrays))
         except queue.Full:
             self.dropped += 1
 
     def _send_all(self) -> None:
-        assert self._channel is not None
-        while (message := self._queue.get()) is not None:
-            if not self._send(*message):
+        while (part := self._queue.get()) is not None:
+            try:
+                recorded = self._send(*part)
+            except PolicyClosed:
                 self.dropped += 1
-        self._channel.close()
+                return
+            except Exception as error:
+                # Whatever is wrong with one message, the next ones are sent.
+                reason = f"{type(error).__name__}: {error}"
+                _log.warning("episode refused", extra={"data": {"reason": reason}})
+                recorded = False
+            self.dropped += not recorded
 
-    def _send(self, request: Episode, arrays: dict[str, NDArray[Any]]) -> bool:
+    def _send(
+        self,
+        request: Episode,
+        observations: dict[str, NDArray[Any]],
+        rows: int,
+        arrays: dict[str, NDArray[Any]],
+    ) -> bool:
         """Send one message until it is recorded, it is refused, or closing has taken too long."""
         assert self._channel is not None and self._session is not None
         while (left := self._send_until - time.monotonic()) > 0:
             try:
+                # Packed anew for every try, as another contract may have another order of fields.
                 request.contract = self._session.contract_id
-                return self._channel.call(request, arrays, min(left, CALL_TIMEOUT))[0].recorded
+                packed = self._session.pack(observations, rows)._replace(named=arrays)
+                return self._channel.call(request, packed, min(left, CALL_TIMEOUT))[0].recorded
+            except PolicyClosed:
+                raise
             except DeadlineMissed:
                 continue
             except ServerError as error:
@@ -219,7 +256,7 @@ class EpisodeReporter:
         try:
             hello = self._channel.call(Hello(bundle=self._bundle), {}, CALL_TIMEOUT)
             self._session = Session(self._channel.endpoint, hello, None, self._session.contract)
-        except (DeadlineMissed, ContractError) as error:
+        except (DeadlineMissed, UserError) as error:
             _log.warning("episode refused", extra={"data": {"reason": str(error)}})
             return False
         return True

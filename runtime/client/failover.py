@@ -2,66 +2,44 @@
 
 Each server has a connection, a round-trip estimate and a session of its own. One that missed a deadline gets
 no request until it has answered a ping: a server that hangs costs the call that was on it and no other.
+
+All requests go to servers of one contract, unless different trainings were allowed. A server that announces
+another one, after an exchange of its bundle, waits until the others do, or until none of them is left.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import logging
+import threading
 import time
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from typing import Any
 
 from rql_deploy.contract import Contract, PlantDescription
-from rql_deploy.errors import ContractError, DeadlineMissed, UserError
+from rql_deploy.errors import ContractError, DeadlineMissed, PolicyClosed, UserError
 from rql_deploy.policy import Decision, ResolvedOptions
 from rql_deploy.runtime.wire.checks import ServerError
-from rql_deploy.runtime.wire.headers import Hello, HelloReply, Ping, PingReply
+from rql_deploy.runtime.wire.headers import HelloReply, PingReply
 from rql_deploy.runtime.wire.protocol import Arrays
 
+from .diagnosis import Diagnosis
 from .server_policy import ServerPolicy
+from .server_state import ServerState
 from .session import DEFAULT_TIMEOUT, Session
+from .shared_socket import CLOSED
 from .transport import Transport
 
 PROBE_EVERY = 0.25
 """Seconds between pings to a server that is away."""
 JOIN_TIME = 0.5
 """Seconds that the other servers get to say hello, once one has; later ones join when they answer."""
+ASK_EVERY = 1.0
+"""Seconds between questions to a server of another training for its contract."""
 PAUSE = 0.002
 """Seconds between looks at servers that are away."""
 _log = logging.getLogger("rql_deploy.failover")
-
-
-class _Server:
-    """One of the servers, as the client knows it."""
-
-    def __init__(self, transport: Transport):
-        self.transport = transport
-        self.policy: ServerPolicy | None = None
-        """From its first `hello` on."""
-        self.away = True
-        self.refused: str | None = None
-        """Why it gets no more requests."""
-        self.probe: int | None = None
-        """Number of the `hello` or `ping` under way."""
-        self.probed = 0.0
-        """When that was sent."""
-
-    @property
-    def usable(self) -> bool:
-        return self.policy is not None and not self.away and self.refused is None and self.transport.connected
-
-    @property
-    def state(self) -> str:
-        return self.refused or ("away" if self.away else "ready")
-
-    def send_probe(self, bundle: str | None, now: float) -> None:
-        """Ask it for a sign of life or, at first, for its contract."""
-        if self.probe is not None:
-            self.transport.forget(self.probe)
-        self.probe = self.transport.try_send(Hello(bundle=bundle) if self.policy is None else Ping())
-        if self.probe is not None:
-            self.probed = now
 
 
 class FailoverPolicy:
@@ -71,36 +49,47 @@ class FailoverPolicy:
     """
 
     def __init__(
-        self, transports: Sequence[Transport], *, plant: PlantDescription | None, bundle: str | None
+        self,
+        transports: Sequence[Transport],
+        *,
+        plant: PlantDescription | None,
+        bundle: str | None,
+        allow_mixed: bool = False,
     ):
-        """`gather` must come next."""
-        self._servers = [_Server(transport) for transport in transports]
+        """`gather` must come next. `allow_mixed`: servers may have different trainings for the same plant."""
+        self._allow_mixed, self._closed = allow_mixed, False
+        self._lock = threading.RLock()  # threads may share the policy; nothing waits under it
+        self._servers = [ServerState(transport) for transport in transports]
         self._plant, self._bundle = plant, bundle
         self._contract: Contract | None = None
         self._last = -1
 
-    async def gather(self, timeout: float) -> None:
+    async def gather(self, timeout: float, *, keys: bool = False) -> None:
         """Say hello to all: wait for the first answer, then a little for the others.
 
         Raises UserError when no server answers, ContractError when one that does serves another plant.
         """
         expiry = time.monotonic() + timeout
-        while time.monotonic() < expiry and any(server.policy is None for server in self._servers):
-            first = self._contract is None
-            self._probe(strict=True)
-            if first and self._contract is not None:
-                expiry = min(expiry, time.monotonic() + JOIN_TIME)
-            await self._sleep(PAUSE)
+        with contextlib.ExitStack() as stack:
+            diagnoses = {
+                where: stack.enter_context(Diagnosis(where, timeout, keys=keys)) for where in self.servers
+            }
+            while time.monotonic() < expiry and any(server.policy is None for server in self._servers):
+                first = self._contract is None
+                self._probe(strict=True)
+                if first and self._contract is not None:
+                    expiry = min(expiry, time.monotonic() + JOIN_TIME)
+                await self._sleep(PAUSE)
         if self._contract is None:
-            where = ", ".join(self.servers)
+            reasons = "; ".join(f"{where}: {diagnosis.reason}" for where, diagnosis in diagnoses.items())
             raise UserError(
-                f"no policy server answers at any of {where} (waited {timeout:g} s): "
-                "start one with `rql-deploy serve BUNDLE`"
+                f"no policy server answers at any of {len(diagnoses)} addresses "
+                f"(waited {timeout:g} s): {reasons}"
             )
 
     @property
     def contract(self) -> Contract:
-        """The contract of the first server that answered.
+        """The contract of the servers that get requests; of the first that answered, if all may get some.
 
         The others have the same fields, actions, rate and h.
         """
@@ -120,7 +109,14 @@ class FailoverPolicy:
     @property
     def servers(self) -> dict[str, str]:
         """By endpoint: `ready`, `away`, or why the server gets no requests."""
-        return {server.transport.endpoint: server.state for server in self._servers}
+        return {server.transport.endpoint: self._state(server) for server in self._servers}
+
+    def _state(self, server: ServerState) -> str:
+        if server.refused:
+            return server.refused
+        if server.away:
+            return "away"
+        return "ready" if self._matches(server) else self._difference(server)
 
     async def act(self, observation: Mapping[str, Any], options: ResolvedOptions) -> Decision:
         """As `ServerPolicy.act`, on the next server that is there."""
@@ -129,8 +125,8 @@ class FailoverPolicy:
             server, policy = await self._next(expiry)
             try:
                 return await policy.act(observation, _until(expiry, options))
-            except (DeadlineMissed, ContractError, ServerError) as error:
-                if not self._another_may_answer(server, policy, error):
+            except (DeadlineMissed, ServerError) as error:
+                if not self._another_may_answer(server, error):
                     raise
 
     async def stream(
@@ -141,11 +137,14 @@ class FailoverPolicy:
         while True:
             server, policy = await self._next(expiry)
             try:
-                async for decision in policy.stream(observation, _until(expiry, options)):
-                    yield decision
+                async with contextlib.aclosing(
+                    policy.stream(observation, _until(expiry, options))
+                ) as decisions:
+                    async for decision in decisions:
+                        yield decision
                 return
-            except (DeadlineMissed, ContractError, ServerError) as error:
-                if not self._another_may_answer(server, policy, error):
+            except (DeadlineMissed, ServerError) as error:
+                if not self._another_may_answer(server, error):
                     raise
 
     async def reset(self) -> None:
@@ -153,6 +152,7 @@ class FailoverPolicy:
 
         Raises DeadlineMissed when none answers.
         """
+        self._check_open()
         missed: DeadlineMissed | None = None
         told = 0
         for server in self._servers:
@@ -160,6 +160,8 @@ class FailoverPolicy:
                 try:
                     await server.policy.reset()
                     told += 1
+                except PolicyClosed:
+                    raise
                 except DeadlineMissed as error:
                     missed = error
                     self._leave(server)
@@ -174,60 +176,112 @@ class FailoverPolicy:
         return await policy.stats()
 
     async def close(self) -> None:
-        """Disconnect from all."""
+        """Disconnect from all; calls under way raise PolicyClosed."""
+        self._closed = True
         for server in self._servers:
             await server.transport.close()
 
     # Which server.
 
-    async def _next(self, expiry: float) -> tuple[_Server, ServerPolicy]:
+    async def _next(self, expiry: float) -> tuple[ServerState, ServerPolicy]:
         """The next server in turn that is there.
 
         Raises DeadlineMissed at `expiry`, ContractError when all are refused.
         """
         while True:
-            if any(server.away for server in self._servers):
+            self._check_open()
+            with self._lock:
                 self._probe()
-            for step in range(1, len(self._servers) + 1):
-                index = (self._last + step) % len(self._servers)
-                server = self._servers[index]
-                if server.policy is not None and server.usable:
-                    self._last = index
+                server = self._choose()
+            if server is not None and server.policy is not None:
+                if not server.policy.outdated:
                     return server, server.policy
+                await self._renew(server, server.policy, expiry)
+                continue
             if all(server.refused for server in self._servers):
                 raise ContractError("; ".join(str(server.refused) for server in self._servers))
             if time.monotonic() >= expiry:
                 raise DeadlineMissed(f"none of {', '.join(self.servers)} answers")
             await self._sleep(min(PAUSE, max(0.0, expiry - time.monotonic())))
 
-    def _another_may_answer(self, server: _Server, policy: ServerPolicy, error: Exception) -> bool:
+    def _check_open(self) -> None:
+        if self._closed:
+            raise PolicyClosed(CLOSED)
+
+    def _choose(self) -> ServerState | None:
+        """The next server in turn that is there and has the contract of the others."""
+        count = len(self._servers)
+        in_turn = [(self._last + step) % count for step in range(1, count + 1)]
+        usable = [index for index in in_turn if self._servers[index].usable]
+        chosen = [index for index in usable if self._matches(self._servers[index])]
+        if not chosen:
+            # The others' bundle was exchanged, and nobody has the old one any more.
+            chosen = [index for index in usable if self._servers[index].admitted]
+            if not chosen:
+                return None
+            policy = self._servers[chosen[0]].policy
+            assert policy is not None
+            if not policy.outdated:
+                self._contract = policy.contract
+        self._last = chosen[0]
+        server = self._servers[chosen[0]]
+        server.admitted |= self._matches(server)
+        return server
+
+    def _matches(self, server: ServerState) -> bool:
+        """Whether a server has the contract that requests are made under, as far as is known."""
+        if self._allow_mixed or server.policy is None or self._contract is None:
+            return True
+        return server.policy.contract.contract_id == self._contract.contract_id
+
+    async def _renew(self, server: ServerState, policy: ServerPolicy, expiry: float) -> None:
+        """Ask a server for its new contract; raises DeadlineMissed at `expiry`."""
+        try:
+            await policy.renew(expiry)
+        except PolicyClosed:
+            raise
+        except ContractError as error:
+            self._refuse(server, error)
+        except DeadlineMissed:
+            self._leave(server)
+            raise
+        except ServerError as error:
+            if error.code != "draining":
+                raise
+            self._leave(server)
+
+    def _another_may_answer(self, server: ServerState, error: Exception) -> bool:
         """After a failed call: whether another server may do better."""
+        if isinstance(error, PolicyClosed):
+            return False
         if isinstance(error, ServerError) and error.code == "draining":
             self._leave(server)
             return True
-        if isinstance(error, ContractError) and policy.outdated:
-            self._refuse(server, error)
+        if isinstance(error, ServerError) and error.code == "contract_changed":
             return True
         if isinstance(error, DeadlineMissed):
             self._leave(server)
         return False
 
-    def _leave(self, server: _Server) -> None:
+    def _leave(self, server: ServerState) -> None:
         """Send a server no request until it has answered a ping."""
-        server.away = True
-        server.send_probe(self._bundle, time.monotonic())
+        with self._lock:
+            server.away = True
+            server.send_probe(self._bundle, time.monotonic())
 
     def _probe(self, *, strict: bool = False) -> None:
         """Ping the servers that are away, and take in what they have answered.
 
-        With `strict`, a contract that differs is an error.
+        Servers of another training are asked for their contract. With `strict`, one that differs is an error.
         """
         now = time.monotonic()
         for server in self._servers:
-            if server.away and server.refused is None:
+            differs = not self._matches(server)
+            if (server.away or differs) and server.refused is None:
                 try:
-                    if not self._take_in(server) and now - server.probed >= PROBE_EVERY:
-                        server.send_probe(self._bundle, now)
+                    every = ASK_EVERY if differs else PROBE_EVERY
+                    if not self._take_in(server, strict) and now - server.probed >= every:
+                        server.send_probe(self._bundle, now, hello=differs)
                 except ServerError as error:
                     server.probe = None
                     if strict and error.code != "draining":
@@ -237,14 +291,16 @@ class FailoverPolicy:
                         raise
                     self._refuse(server, error)
 
-    def _take_in(self, server: _Server) -> bool:
+    def _take_in(self, server: ServerState, strict: bool) -> bool:
         """Take in a server's answer to the probe; false if there is none yet."""
         if server.probe is None:
             return False
-        if server.policy is None:
+        if server.asked_contract:
             hello = server.transport.collect(server.probe, HelloReply)
             if hello is not None:
                 self._join(server, hello)
+                if strict and not self._matches(server):
+                    raise ContractError(self._difference(server))
             answered = hello is not None
         else:
             pong = server.transport.collect(server.probe, PingReply)
@@ -256,16 +312,26 @@ class FailoverPolicy:
             server.probe = None
         return answered
 
-    def _join(self, server: _Server, hello: tuple[HelloReply, Arrays]) -> None:
+    def _join(self, server: ServerState, hello: tuple[HelloReply, Arrays]) -> None:
         session = Session(server.transport.endpoint, hello, self._plant, self._contract)
         if self._contract is None:
             self._contract = session.contract
         server.policy = ServerPolicy(
-            server.transport, session, plant=self._plant, bundle=self._bundle, waits_for_successor=False
+            server.transport, session, plant=self._plant, bundle=self._bundle, alone=False
         )
         server.away = False
+        server.admitted |= self._matches(server)
 
-    def _refuse(self, server: _Server, error: ContractError) -> None:
+    def _difference(self, server: ServerState) -> str:
+        """Why a server of another training gets no requests, and what to do."""
+        assert self._contract is not None and server.policy is not None
+        return (
+            f"{server.transport.endpoint} serves another training than the others (contract "
+            f"{server.policy.contract.contract_id[:12]}, not {self._contract.contract_id[:12]}): "
+            "serve the same bundle everywhere, or connect with allow_mixed=True"
+        )
+
+    def _refuse(self, server: ServerState, error: ContractError) -> None:
         server.refused = str(error)
         _log.warning(
             "server refused", extra={"data": {"endpoint": server.transport.endpoint, "reason": str(error)}}

@@ -27,7 +27,10 @@ if TYPE_CHECKING:
 
 
 class RemotePolicy(BasePolicy):
-    """A policy on one server or on several. One instance per thread; use as a context manager."""
+    """A policy on one server or on several; use as a context manager.
+
+    Threads may share it, each with requests of its own under way. A fork of the process may not use it.
+    """
 
     @classmethod
     def connect(
@@ -40,6 +43,7 @@ class RemotePolicy(BasePolicy):
         timeout: float = 5.0,
         busy_poll: bool = False,
         context: zmq.Context[Any] | None = None,
+        allow_mixed: bool = False,
     ) -> Self:
         """Connect and check the server's contract.
 
@@ -52,10 +56,12 @@ class RemotePolicy(BasePolicy):
             busy_poll: spin instead of sleeping while a call waits.
             context: a ZeroMQ context to share among the policies of a process, in any of its threads: they
                 then share its I/O thread. The caller terminates it, after the policies are closed.
+            allow_mixed: several servers may have different trainings for the same plant; decisions then come
+                from one policy and the other, and say from which.
 
         Raises:
             UserError: no server answers within `timeout`, or an argument is not what it should be.
-            ContractError: the two sides differ.
+            ContractError: the two sides differ, or the servers among themselves.
         """
 
         def open_transport(address: str) -> Transport:
@@ -70,6 +76,7 @@ class RemotePolicy(BasePolicy):
                     bundle=bundle,
                     timeout=timeout,
                     keys=keys is not None,
+                    allow_mixed=allow_mixed,
                 )
             )
         )
@@ -107,7 +114,7 @@ class RemotePolicy(BasePolicy):
         return run(self._core.stats())
 
     def close(self) -> None:
-        """Disconnect."""
+        """Disconnect, from any thread; calls under way raise PolicyClosed. Does nothing the second time."""
         run(self._core.close())
 
     def __enter__(self) -> Self:

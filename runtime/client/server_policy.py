@@ -30,13 +30,16 @@ class ServerPolicy:
         *,
         plant: PlantDescription | None = None,
         bundle: str | None = None,
-        waits_for_successor: bool = True,
+        alone: bool = True,
     ):
-        """`waits_for_successor`: ask on while a server stops, as another may take over behind its address."""
+        """`alone`: there is no other server: ask on while it stops, and follow it to another contract.
+
+        Otherwise the caller does that (`renew`).
+        """
         self.outdated = False
         """Whether the server has another contract than the session's."""
         self._transport, self._session, self._plant, self._bundle = transport, session, plant, bundle
-        self._waits_for_successor = waits_for_successor
+        self._alone = alone
         self._round_trip = RoundTrip()
         self._abandoned = False
 
@@ -61,12 +64,11 @@ class ServerPolicy:
             pass
         return decision
 
-    async def stream(
+    def stream(
         self, observation: Mapping[str, Any], options: ResolvedOptions
     ) -> AsyncGenerator[Decision, None]:
         """Yield a decision after every refinement step."""
-        async for decision in self._decide(observation, options, stream=True):
-            yield decision
+        return self._decide(observation, options, stream=True)
 
     async def _decide(
         self, observation: Mapping[str, Any], options: ResolvedOptions, *, stream: bool
@@ -75,22 +77,23 @@ class ServerPolicy:
         timeout = DEFAULT_TIMEOUT if options.deadline is None else options.deadline
         expiry = start + timeout
         attempts = 0
+        self._transport.check()
         while True:
-            if self.outdated:
+            if self.outdated and self._alone:
                 # Every call negotiates for itself, under its own deadline, and waits for no other call.
-                await self._negotiate(expiry)
+                await self.renew(expiry)
             session = self._session
             budget = self._round_trip.budget(max(1e-4, expiry - time.monotonic()))
             request = session.act_request(self._bundle, budget, options, stream=stream)
             number, answered = 0, False
             try:
-                number = await self._transport.send(request, session.arrays(observation), expiry, timeout)
+                number = await self._transport.send(request, session.pack(observation), expiry, timeout)
                 while True:
                     reply, out = await self._transport.receive(number, headers.ActReply, expiry, timeout)
                     self._abandoned, answered = False, True
                     if not stream or reply.last is not False:
                         break
-                    yield session.decision(reply, out, start, options.seed)
+                    yield session.decision(reply, out, start)
                 decision = session.decision(reply, out, start)
                 self._learn(reply, decision)
                 yield decision
@@ -110,10 +113,10 @@ class ServerPolicy:
     def _may_retry(self, error: ServerError, attempts: int) -> bool:
         if error.code == "contract_changed":
             self.outdated = True
-            return attempts <= MAX_NEGOTIATIONS
+            return self._alone and attempts <= MAX_NEGOTIATIONS
         if error.code == "draining":
             # Another server takes over, here or behind the next connection.
-            return self._waits_for_successor
+            return self._alone
         # A server that had stopped answers the requests that were given up, and then this one.
         return error.code == "busy" and self._abandoned
 
@@ -124,7 +127,8 @@ class ServerPolicy:
         # A compatible bundle took over: its contract is fetched before the next request.
         self.outdated |= reply.contract_id not in (None, self._session.contract_id)
 
-    async def _negotiate(self, expiry: float) -> None:
+    async def renew(self, expiry: float) -> None:
+        """Ask the server for its contract again; errors as of `negotiate`."""
         self._session = await negotiate(
             self._transport, self._bundle, self._plant, expiry, previous=self._session.contract
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -14,14 +15,14 @@ from rql_deploy.contract import Contract, PlantDescription, shortened
 from rql_deploy.errors import ContractError
 from rql_deploy.flow import flow_schedule
 from rql_deploy.policy import Decision, ResolvedOptions
+from rql_deploy.runtime.wire.arrays import Layout, Packed
 from rql_deploy.runtime.wire.checks import ServerError, all_finite
-from rql_deploy.runtime.wire.headers import Act, ActReply, HelloReply
+from rql_deploy.runtime.wire.headers import MAX_BUDGET, Act, ActReply, HelloReply
 
 DEFAULT_TIMEOUT = 1.0
 """Seconds a call without a deadline waits."""
 MIN_BUDGET_SHARE = 0.2
 """Share of a deadline that the server gets at least, however slow the network has been."""
-_FLOAT32 = np.dtype(np.float32)
 
 
 class RoundTrip:
@@ -85,17 +86,19 @@ class Session:
                     f"the server at {endpoint} now sends chunks of {self.contract.h} actions "
                     f"instead of {previous.h}: connect anew"
                 )
-        self._fields = [(field.name, np.dtype(field.dtype)) for field in self.contract.plant.fields]
-        self.names = frozenset(name for name, _ in self._fields)
-        """Observation fields that the policy reads."""
+        self.bundle = reply.bundle
+        """Its name on the server."""
+        self._layout = Layout(self.contract.plant.fields)
         self._shape = (self.contract.h, self.contract.plant.action_dim)
+        self._size = math.prod(self._shape)
         self._deltas = tuple(delta for _, delta in flow_schedule(self.contract.F))
 
-    def arrays(self, observation: Mapping[str, Any]) -> dict[str, NDArray[Any]]:
-        """The observation fields of the contract; others are not sent."""
-        return {
-            name: np.asarray(observation[name], dtype) for name, dtype in self._fields if name in observation
-        }
+    def pack(self, observation: Mapping[str, Any], rows: int | None = None) -> Packed:
+        """The contract's fields of one observation, or of `rows` `[rows, *shape]`; others are not sent.
+
+        Raises ContractError for a field that is missing or does not fit.
+        """
+        return self._layout.pack(observation, rows)
 
     def act_request(
         self, bundle: str | None, budget: float, options: ResolvedOptions, *, stream: bool
@@ -104,7 +107,7 @@ class Session:
         return Act(
             bundle=bundle,
             contract=self.contract_id,
-            budget=budget,
+            budget=min(budget, MAX_BUDGET),
             candidates=None if options.candidates == 1 else options.candidates,
             value=True if options.value else None,
             seed=options.seed,
@@ -113,30 +116,23 @@ class Session:
         )
 
     def chunk(self, out: Mapping[str, NDArray[Any]]) -> NDArray[np.float32]:
-        """The action chunk `[h, A]` of a reply. Raises ServerError if it is missing or not finite."""
-        actions = out.get("actions")
-        if (
-            actions is None
-            or actions.shape != self._shape
-            or actions.dtype != _FLOAT32
-            or not all_finite(actions)
-        ):
+        """The action chunk `[h, A]` of a reply. ServerError if it has another size or is not finite."""
+        actions = out["actions"]
+        if actions.size != self._size or not all_finite(actions):
             raise ServerError(
                 "bad_reply",
                 f"the server at {self.endpoint} sent no finite action chunk of shape {list(self._shape)}",
             )
-        return actions
+        # A copy: the message's own bytes cannot be written to.
+        return actions.reshape(self._shape).copy()
 
-    def decision(
-        self, reply: ActReply, out: Mapping[str, NDArray[Any]], start: float, seed: int | None = None
-    ) -> Decision:
+    def decision(self, reply: ActReply, out: Mapping[str, NDArray[Any]], start: float) -> Decision:
         """What a reply to `act` says.
 
         Args:
-            reply: its header; a preview names no seed.
+            reply: its header.
             out: its arrays.
             start: when the call began, on the monotonic clock.
-            seed: what the request asked for.
         """
         steps = reply.k if reply.steps_used is None else reply.steps_used
         return Decision(
@@ -145,8 +141,11 @@ class Session:
             spread=reply.spread,
             steps_used=steps or 0,
             observation_time=start,
-            seed=(seed or 0) if reply.seed is None else reply.seed,
+            seed=reply.seed,
             timing={**(reply.timing or {}), "round_trip": time.monotonic() - start},
             candidates_scored=1 if reply.compared is None else reply.compared,
             deltas=self._deltas if reply.deltas is None else reply.deltas,
+            server=self.endpoint,
+            bundle=self.bundle,
+            contract_id=reply.contract_id or self.contract_id,
         )

@@ -8,14 +8,12 @@ its event loop.
 from __future__ import annotations
 
 import time
-from collections.abc import Coroutine, Mapping
+from collections.abc import Coroutine
 from typing import Any, Protocol, TypeVar
-
-from numpy.typing import NDArray
 
 from rql_deploy.errors import DeadlineMissed
 from rql_deploy.runtime.wire.headers import R, Request
-from rql_deploy.runtime.wire.protocol import Arrays
+from rql_deploy.runtime.wire.protocol import Arrays, Payload
 
 from .channel import Channel
 
@@ -40,9 +38,11 @@ class Transport(Protocol):
         """Whether a request could be sent now."""
         ...
 
-    async def send(
-        self, request: Request[Any], arrays: Mapping[str, NDArray[Any]], expiry: float, timeout: float
-    ) -> int:
+    def check(self) -> None:
+        """Raise PolicyClosed when it is closed, UserError where it may not be used (after a fork, say)."""
+        ...
+
+    async def send(self, request: Request[Any], arrays: Payload, expiry: float, timeout: float) -> int:
         """Send a request once there is a connection; its number. Raises DeadlineMissed at `expiry`."""
         ...
 
@@ -98,9 +98,10 @@ class BlockingTransport:
     def connected(self) -> bool:
         return self._channel.connected
 
-    async def send(
-        self, request: Request[Any], arrays: Mapping[str, NDArray[Any]], expiry: float, timeout: float
-    ) -> int:
+    def check(self) -> None:
+        self._channel.check()
+
+    async def send(self, request: Request[Any], arrays: Payload, expiry: float, timeout: float) -> int:
         return self._channel.send(request, arrays, expiry, timeout)
 
     async def receive(
@@ -118,7 +119,7 @@ class BlockingTransport:
         return self._channel.collect(number, reply_type)
 
     def forget(self, number: int) -> None:
-        """Nothing to do: a channel drops all replies but those of the request it waits for."""
+        self._channel.forget(number)
 
     async def sleep(self, seconds: float) -> None:
         time.sleep(seconds)

@@ -6,8 +6,16 @@ import time
 from math import ceil
 from typing import Protocol
 
+from rql_deploy.errors import ContractError
+
 GRACE = 0.1
 """Share of a period by which a tick may start late; a cycle that is later than this is skipped."""
+
+MIN_SPACING = 0.5
+"""Least share of a period between two commands: one that was late does not pull the next along."""
+
+RATE_TOLERANCE = 1e-3
+"""Relative difference of a rate from the contract's that is taken for rounding."""
 
 
 class Clock(Protocol):
@@ -76,3 +84,15 @@ class Schedule:
         self.cycle += skipped
         self.skipped += skipped
         return skipped
+
+
+def require_rate(rate: float | None, contract_rate: float) -> float:
+    """The contract's rate; raises ContractError where another one is asked for."""
+    if rate is not None and not abs(rate - contract_rate) <= RATE_TOLERANCE * contract_rate:
+        raise ContractError(
+            f"the loop cannot run at {rate:g} Hz, because the policy's actions are made for ticks at "
+            f"{contract_rate:g} Hz",
+            hint="leave rate out, and wrap a driver of another rate in "
+            "rql_deploy.runtime.control.interpolation.InterpolatedPlant",
+        )
+    return contract_rate

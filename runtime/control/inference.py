@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import queue
 import threading
 from collections.abc import Iterator
@@ -12,11 +13,12 @@ from typing import TYPE_CHECKING, Any, Final, Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from rql_deploy.errors import DeadlineMissed, UserError
-from rql_deploy.plant import Observation
+from rql_deploy.errors import DeadlineMissed, UserError, require_process
+from rql_deploy.plant import POLICY_FAILED, Observation
 from rql_deploy.policy import ActOptions, Decision, Policy
 
 from .clock import Clock
+from .decisions import PolicyError, checked_decision
 from .safety import Reason
 
 if TYPE_CHECKING:
@@ -102,13 +104,16 @@ def run_inference(
         if prefix:
             options["prefix"] = request.committed
         if not request.previews:
-            yield InferenceResult(number, clock.now(), policy.act(request.observation, **options))
+            returned = policy.act(request.observation, **options)
+            yield InferenceResult(number, clock.now(), checked_decision(policy, returned))
             return
-        for decision in policy.stream(request.observation, **options):  # type: ignore[attr-defined]
+        for returned in policy.stream(request.observation, **options):  # type: ignore[attr-defined]
+            decision = checked_decision(policy, returned)
             if latest is not None:
                 yield InferenceResult(number, clock.now(), latest, last=False)
             latest = decision
-        yield InferenceResult(number, clock.now(), latest)
+        # A stream without a decision is nothing to play.
+        yield InferenceResult(number, clock.now(), checked_decision(policy, latest))
     except Exception as error:
         if latest is not None:
             # The stream broke off: its newest preview can still be played.
@@ -116,8 +121,11 @@ def run_inference(
         # Without a decision the loop holds; this reason ends up in its statistics and its fault.
         if isinstance(error, (DeadlineMissed, UserError)):
             reason = Reason(error.kind, str(error))
+        elif isinstance(error, PolicyError):
+            reason = Reason(POLICY_FAILED, str(error))
         else:
-            reason = Reason("policy failed", f"the policy failed ({type(error).__name__}: {error})")
+            name = type(policy).__name__
+            reason = Reason(POLICY_FAILED, f"the policy ({name}) failed ({type(error).__name__}: {error})")
         yield InferenceResult(number, clock.now(), None, error=reason)
 
 
@@ -130,12 +138,14 @@ class ThreadRunner:
         """`deadline`: seconds a decision may take."""
         self._results: queue.SimpleQueue[InferenceResult] = queue.SimpleQueue()
         self._requests: queue.SimpleQueue[InferenceRequest | Literal["reset"] | None] = queue.SimpleQueue()
-        self._policy, self._clock = policy, clock
+        self._policy, self._clock, self._pid = policy, clock, os.getpid()
         self._options = {"deadline": deadline, "candidates": candidates, "value": value}
         self._thread = threading.Thread(target=self._run, name="inference", daemon=True)
         self._thread.start()
 
     def submit(self, request: InferenceRequest) -> None:
+        # In a fork there is no thread to answer.
+        require_process(self._pid, "the loop's inference thread")
         self._requests.put(request)
 
     def poll(self) -> list[InferenceResult]:
@@ -148,7 +158,9 @@ class ThreadRunner:
         self._requests.put(RESET)
 
     def close(self) -> None:
-        """End the thread once the request that is running is done."""
+        """End the thread once the request that is running is done; in a fork there is none."""
+        if os.getpid() != self._pid:
+            return
         self._requests.put(None)
         self._thread.join(timeout=10)
 

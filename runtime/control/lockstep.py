@@ -12,11 +12,21 @@ from numpy.typing import NDArray
 
 from rql_deploy.assumptions import require_stated_motion
 from rql_deploy.contract import PlantDescription
-from rql_deploy.errors import DeadlineMissed
-from rql_deploy.plant import FAULT, PLANT_FAILED, EpisodeResult, EpisodicPlant, Observation
+from rql_deploy.errors import DeadlineMissed, UserError
+from rql_deploy.plant import (
+    FAULT,
+    PLANT_FAILED,
+    POLICY_FAILED,
+    UNSTABLE,
+    EpisodeResult,
+    EpisodicPlant,
+    Observation,
+    UnstableSimulation,
+)
 from rql_deploy.policy import Decision, Policy
 from rql_deploy.seeding import decision_seed
 
+from .decisions import PolicyError, checked_decision, chunk_fault
 from .safety import zero_on_hold
 
 MAX_CONSECUTIVE_HOLDS = 20
@@ -45,20 +55,26 @@ class ControlLoop:
     def run_episode(self, seed: int) -> EpisodeResult:
         """Play one episode from `seed` until success, the horizon or a fault.
 
-        The same seed and policy give the same episode. An exception of the plant ends the episode as failed,
-        with the reason in `error`.
+        The same seed and policy give the same episode. An exception of the plant, and a policy that
+        raises or returns no decision, end the episode as failed, with the reason in `error`. A UserError of
+        the policy (a server that refuses, say) is raised.
         """
         error: str | None = None
         try:
             self.plant.reset(seed)
         except Exception as failure:
-            error = plant_failure("could not be reset", failure)
-            return EpisodeResult(seed, False, 0, error=error, error_kind=PLANT_FAILED)
+            error, error_kind = plant_failure("could not be reset", failure)
+            return EpisodeResult(seed, False, 0, error=error, error_kind=error_kind)
         try:
             self.policy.reset()
         except DeadlineMissed as missed:
             error = f"the policy could not be reset: {missed}"
             return EpisodeResult(seed, False, 0, error=error, error_kind=FAULT)
+        except UserError:
+            raise
+        except Exception as failure:
+            error = self._policy_failure("could not be reset", failure)
+            return EpisodeResult(seed, False, 0, error=error, error_kind=POLICY_FAILED)
         description = self.policy.contract.plant
         chunk: list[NDArray[np.float32]] = []
         # An arm with absolute targets must be told to stay; such a plant has the command for that.
@@ -72,7 +88,7 @@ class ControlLoop:
                 try:
                     observation = self.plant.observe()
                 except Exception as failure:
-                    error, error_kind = plant_failure(f"failed at tick {steps}", failure), PLANT_FAILED
+                    error, error_kind = plant_failure(f"failed at tick {steps}", failure)
                     break
                 try:
                     decision = self._decide(
@@ -87,12 +103,20 @@ class ControlLoop:
                         error_kind = FAULT
                         error = f"fault after {consecutive} ticks without a fresh action: {missed}"
                         break
+                except UserError:
+                    raise
+                except PolicyError as failure:
+                    error, error_kind = str(failure), POLICY_FAILED
+                    break
+                except Exception as failure:
+                    error, error_kind = self._policy_failure("failed", failure), POLICY_FAILED
+                    break
                 decisions += 1
             last = chunk.pop(0) if chunk else hold_action(description, last)
             try:
                 self.plant.apply(last)
             except Exception as failure:
-                error, error_kind = plant_failure(f"failed at tick {steps}", failure), PLANT_FAILED
+                error, error_kind = plant_failure(f"failed at tick {steps}", failure)
                 break
             steps += 1
         success = error is None and self.plant.success
@@ -103,15 +127,23 @@ class ControlLoop:
         self, observation: Observation, seed: int, round_trip: list[float], inference: list[float]
     ) -> Decision:
         start = time.monotonic()
-        decision = self.policy.act(observation, deadline=self.deadline, candidates=self.candidates, seed=seed)
+        returned = self.policy.act(observation, deadline=self.deadline, candidates=self.candidates, seed=seed)
+        decision = checked_decision(self.policy, returned)
+        contract = self.policy.contract
+        if fault := chunk_fault(decision.actions, (contract.h, contract.plant.action_dim)):
+            raise PolicyError(fault[1])
         round_trip.append(time.monotonic() - start)
         inference.append(decision.timing.get("inference", 0.0))
         return decision
 
+    def _policy_failure(self, what: str, failure: Exception) -> str:
+        return f"the policy ({type(self.policy).__name__}) {what} ({type(failure).__name__}: {failure})"
 
-def plant_failure(what: str, failure: Exception) -> str:
-    """One sentence on an exception of the plant."""
-    return f"the plant {what} ({type(failure).__name__}: {failure})"
+
+def plant_failure(what: str, failure: Exception) -> tuple[str, str]:
+    """One sentence on an exception of the plant, and the kind of error it is."""
+    kind = UNSTABLE if isinstance(failure, UnstableSimulation) else PLANT_FAILED
+    return f"the plant {what} ({type(failure).__name__}: {failure})", kind
 
 
 def hold_action(plant: PlantDescription, last: NDArray[np.float32] | None) -> NDArray[np.float32]:

@@ -1,6 +1,6 @@
 """The real-time control loop: every tick has its deadline, and the loop waits for nobody.
 
-    loop = RealTimeLoop(plant, policy, rate=20.0)
+    loop = RealTimeLoop(plant, policy)
     result = loop.run_episode(seed=0)
 
 In each tick the loop observes, takes results of the policy that have arrived, requests the next decision if
@@ -21,11 +21,11 @@ from numpy.typing import NDArray
 from rql_deploy.assumptions import require_stated_motion
 from rql_deploy.errors import UserError
 from rql_deploy.limits import Limits
-from rql_deploy.plant import FAULT, PLANT_FAILED, EpisodeResult, Observation, Plant
+from rql_deploy.plant import FAULT, EpisodeResult, Observation, Plant
 from rql_deploy.policy import Policy
 from rql_deploy.seeding import decision_seed
 
-from .clock import Clock, Schedule, SystemClock
+from .clock import MIN_SPACING, Clock, Schedule, SystemClock, require_rate
 from .inference import InferenceRequest, InferenceResult, InferenceRunner, ThreadRunner
 from .lockstep import plant_failure
 from .playback import DeltaBounds, Mode, Playback, ScheduledAction
@@ -75,7 +75,8 @@ class RealTimeLoop:
         """
         Args:
             mode: default `anytime`, or `prefetch` for a policy that streams no previews.
-            rate: Hz; default the contract's.
+            rate: Hz; the contract's, which is the default: its actions are made for that period. For a driver
+            of another rate there is `interpolation.InterpolatedPlant`.
             deadline: seconds a decision may take; default the time of two chunks.
             prefetch_ticks: ticks before the end of a chunk at which the next one is requested; default
             measured.
@@ -85,8 +86,8 @@ class RealTimeLoop:
             accept_assumed: drive a robot although the policy's data did not say what its actions mean.
             make_runner: replaces the inference thread.
 
-        Raises ContractError when the limits do not fit the contract, or a plant that is no simulator would
-        move by what was assumed (`rql_deploy.assumptions`), and UserError for `anytime` with a
+        Raises ContractError when rate or limits do not fit the contract, or a plant that is no simulator
+        would move by what was assumed (`rql_deploy.assumptions`), and UserError for `anytime` with a
         policy that streams no previews.
         """
         streams = hasattr(policy, "stream")
@@ -98,7 +99,7 @@ class RealTimeLoop:
         self.plant, self.policy, self.contract = plant, policy, policy.contract
         require_stated_motion(self.contract, plant, accept_assumed=accept_assumed)
         self.clock: Clock = clock or SystemClock()
-        self.period = 1.0 / (rate or self.contract.plant.control_rate)
+        self.period = 1.0 / require_rate(rate, self.contract.plant.control_rate)
         self.filter = SafetyFilter(self.contract, limits)
         self.watchdog = Watchdog(self.filter.limits, 1.0 / self.period, latch=latch)
         self.statistics = LoopStatistics(self.period)
@@ -163,6 +164,7 @@ class RealTimeLoop:
         self._playback.clear()
         self._runner.reset()
         self._first_request, self._seed, self._moving = self._playback.requested, seed, False
+        self._commanded_at: float | None = None
         error: str | None = None
         error_kind, interrupted = "", False
         try:
@@ -170,8 +172,8 @@ class RealTimeLoop:
             self._start = _rest(self.plant)
             self.filter.reset(self._start)
         except Exception as failure:
-            error = plant_failure("could not be reset", failure)
-            episode = EpisodeResult(seed, False, 0, error=error, error_kind=PLANT_FAILED)
+            error, error_kind = plant_failure("could not be reset", failure)
+            episode = EpisodeResult(seed, False, 0, error=error, error_kind=error_kind)
             return RealTimeResult(episode, self.statistics)
         with low_jitter(self._priority):
             schedule = Schedule(self.period, self.clock.now())
@@ -180,8 +182,7 @@ class RealTimeLoop:
             except KeyboardInterrupt:
                 interrupted = True
             except Exception as failure:
-                error = plant_failure(f"failed at tick {self.statistics.ticks}", failure)
-                error_kind = PLANT_FAILED
+                error, error_kind = plant_failure(f"failed at tick {self.statistics.ticks}", failure)
             try:
                 self._settle(schedule, 1 if error else None)
             except KeyboardInterrupt:
@@ -218,11 +219,13 @@ class RealTimeLoop:
         previous = None
         with contextlib.suppress(Exception):
             while self._moving and ticks != 0 and not _finished(self.plant):
-                command = self.filter.command(None).command
-                if previous is not None and np.array_equal(command, previous):
-                    return
                 schedule.advance(self.clock.now())
                 self.clock.sleep_until(schedule.deadline)
+                self._keep_distance()
+                self._commanded_at = self.clock.now()
+                command = self.filter.command(None, now=self._commanded_at).command
+                if previous is not None and np.array_equal(command, previous):
+                    return
                 self.plant.apply(command)
                 previous, ticks = command, None if ticks is None else ticks - 1
 
@@ -236,13 +239,15 @@ class RealTimeLoop:
         if self.watchdog.fault is None and playback.should_request():
             self._submit(observation, observed)
             self._poll_results()
-        scheduled = playback.due(self.filter.allowed())
+        self._keep_distance()
+        now = self.clock.now()
+        scheduled = playback.due(self.filter.allowed(now))
         reason = self.filter.reject_observation(observation)
         if self.watchdog.fault is not None:
             reason = LATCHED_FAULT
-        age = None if scheduled is None else self.clock.now() - scheduled.chunk.observed
+        age = None if scheduled is None else now - scheduled.chunk.observed
         action = None if scheduled is None or reason else scheduled.action
-        verdict = self.filter.command(action, age or 0.0, reason or self._hold_reason)
+        verdict = self.filter.command(action, age or 0.0, reason or self._hold_reason, now=now)
         if verdict.fresh:
             playback.played(verdict.command)
             self._moving = True
@@ -252,6 +257,7 @@ class RealTimeLoop:
         if self._moving:
             if not verdict.fresh:
                 playback.held(verdict.command)
+            self._commanded_at = now
             self.plant.apply(verdict.command)
         else:
             # Nothing was commanded, so the filter must not take it for the last command.
@@ -260,6 +266,11 @@ class RealTimeLoop:
         self._record(
             schedule, skipped, begun, verdict, scheduled if verdict.fresh else None, age, observation
         )
+
+    def _keep_distance(self) -> None:
+        """Wait after a stall until the last command is half a period old; the schedule stays as it is."""
+        if self._commanded_at is not None:
+            self.clock.sleep_until(self._commanded_at + MIN_SPACING * self.period)
 
     def _submit(self, observation: Observation, observed: float) -> None:
         committed, previews = self._playback.committed, self._playback.previews

@@ -1,11 +1,12 @@
 """The safety filter: every command to the plant passes it.
 
 Each action dimension has an interval of allowed next commands, from its bounds, its rate limit (greatest
-change per tick) and its acceleration limit (greatest growth of that change). The interval always contains the
-last command, so a hold is always possible. An action outside the interval is rejected and the tick held; with
-`on_violation = "clamp"` it is moved to the nearest end instead. In a hold, dimensions with `zero` (delta
-motion) go to zero as fast as the interval allows, and those with `repeat` (absolute targets) stay at the last
-command.
+change per tick) and its acceleration limit (greatest growth of that change). A tick is the contract's period:
+where the caller says when it commands, commands that come faster get the share of the interval that their
+time allows, so that motion per second never exceeds what the limits say. The interval always contains a hold.
+An action outside the interval is rejected and the tick held; with `on_violation = "clamp"` it is moved to the
+nearest end instead. In a hold, dimensions with `zero` (delta motion) go to zero as fast as the interval
+allows, and those with `repeat` (absolute targets) stay at the last command.
 """
 
 from __future__ import annotations
@@ -21,8 +22,12 @@ from rql_deploy.contract import Contract, PlantDescription
 from rql_deploy.errors import ContractError
 from rql_deploy.limits import Limits
 
+from .decisions import chunk_fault
+
 TOLERANCE = 1e-5
 """Share of a dimension's range by which an action may exceed its bounds: float32 rounding. It is clipped."""
+MAX_CREDIT = 2.0
+"""Ticks that a late command may leave to later ones: an absolute schedule makes up for one late tick."""
 RATE_MARGIN = 2.0
 """Default rate limit, as a multiple of the greatest change in the data; limits.toml may set a tighter one."""
 MIN_RATE = 0.1
@@ -97,6 +102,7 @@ class SafetyFilter:
             [np.inf if g is None or g.acceleration is None else g.acceleration for g in given]
         )
         self._zero_on_hold = zero_on_hold(plant)
+        self._delta = np.array([a.mode == "delta" for a in plant.actions]) & self._zero_on_hold
         for action, zero, low, high in zip(
             plant.actions, self._zero_on_hold, self.low, self.high, strict=True
         ):
@@ -122,6 +128,8 @@ class SafetyFilter:
 
         Raises ContractError when `start` is not a command within the limits.
         """
+        self._credit = MAX_CREDIT
+        self._commanded_at: float | None = None
         self._change = np.zeros(len(self.low))
         self._last = np.where(self._zero_on_hold, 0.0, np.nan)
         if start is not None:
@@ -153,10 +161,8 @@ class SafetyFilter:
     ) -> Reason | None:
         """Why a decision is not played: its shape, NaN or infinity, or the gate. None if it may be."""
         shape = (self.contract.h, len(self.low))
-        if actions.shape != shape:
-            return Reason("wrong shape", f"a chunk of shape {list(actions.shape)} instead of {list(shape)}")
-        if not np.isfinite(actions).all():
-            return Reason("not finite", "a chunk with NaN or infinity")
+        if fault := chunk_fault(actions, shape):
+            return Reason(*fault)
         min_value, max_spread = self.limits.min_value, self.limits.max_spread
         if min_value is not None and not (value is not None and value >= min_value):
             return Reason("V below the gate", f"V {_spell(value)} below {min_value:g}")
@@ -164,12 +170,21 @@ class SafetyFilter:
             return Reason("spread above the gate", f"spread {_spell(spread)} above {max_spread:g}")
         return None
 
-    def command(self, action: NDArray[Any] | None, age: float = 0.0, reason: Reason = NO_ACTION) -> Verdict:
+    def command(
+        self,
+        action: NDArray[Any] | None,
+        age: float = 0.0,
+        reason: Reason = NO_ACTION,
+        *,
+        now: float | None = None,
+    ) -> Verdict:
         """The command of this tick.
 
-        `action` `[A]` was decided from an observation `age` seconds old; None holds, for `reason`.
+        `action` `[A]` was decided from an observation `age` seconds old; None holds, for `reason`. `now`, in
+        seconds on a monotonic clock, also limits motion per second; without it every call is a whole tick.
         """
-        low, high = self.allowed()
+        share = self._spend(now)
+        low, high = self._allowed(share)
         if action is not None:
             wanted = np.asarray(action, np.float64)
             if wanted.shape != self.low.shape or not np.isfinite(wanted).all():
@@ -179,38 +194,76 @@ class SafetyFilter:
             else:
                 outside = (wanted < low - self._slack) | (wanted > high + self._slack)
                 if not outside.any():
-                    return self._send(np.clip(wanted, low, high), low, high, True)
-                reason = self._violation(wanted, outside)
+                    return self._send(np.clip(wanted, low, high), low, high, share, True)
+                reason = self._too_soon(share) if share < 1.0 else self._violation(wanted, outside)
                 if self.limits.on_violation == "clamp":
-                    return self._send(
-                        np.clip(wanted, low, high),
-                        low,
-                        high,
-                        True,
-                        Reason(reason.kind, f"clamped: {reason.text}"),
-                    )
+                    clamped = Reason(reason.kind, f"clamped: {reason.text}")
+                    return self._send(np.clip(wanted, low, high), low, high, share, True, clamped)
         # Before the first command an absolute target is at its low end: an open gripper.
         last = np.where(np.isnan(self._last), self.low, self._last)
-        return self._send(
-            np.where(self._zero_on_hold, np.clip(0.0, low, high), last), low, high, False, reason
-        )
+        hold = np.where(self._zero_on_hold, np.clip(0.0, low, high), last)
+        return self._send(hold, low, high, share, False, reason)
 
-    def allowed(self) -> tuple[Array, Array]:
-        """Least and greatest allowed next command, each `[A]`."""
-        growth = self.acceleration
-        down = np.minimum(self.rate, np.maximum(-self._change, 0.0) + growth)
-        up = np.minimum(self.rate, np.maximum(self._change, 0.0) + growth)
+    def allowed(self, now: float | None = None) -> tuple[Array, Array]:
+        """Least and greatest allowed next command, each `[A]`, at time `now` (see `command`)."""
+        return self._allowed(min(1.0, self._credit_at(now)))
+
+    def _credit_at(self, now: float | None) -> float:
+        """Ticks for which motion is allowed at `now`."""
+        if now is None or self._commanded_at is None:
+            return MAX_CREDIT
+        passed = max(0.0, now - self._commanded_at) * self.contract.plant.control_rate
+        return min(MAX_CREDIT, self._credit + passed)
+
+    def _spend(self, now: float | None) -> float:
+        """Share of a tick, at most 1, that the command at `now` may move."""
+        credit = self._credit_at(now)
+        share = min(1.0, credit)
+        # The tolerance keeps rounding of the clock from holding a tick.
+        share = 1.0 if share > 1.0 - 1e-6 else max(share, 1e-9)
+        self._credit, self._commanded_at = max(0.0, credit - share), now
+        return share
+
+    def _allowed(self, share: float) -> tuple[Array, Array]:
+        """The interval for a command that moves for `share` of a tick.
+
+        A delta is the motion of one tick, so its bounds shrink with the share; of an absolute target, the
+        change does. `_last` and `_change` are kept per whole tick.
+        """
+        growth = self.acceleration * share
+        down = np.minimum(self.rate, np.maximum(-self._change, 0.0) + growth) * share
+        up = np.minimum(self.rate, np.maximum(self._change, 0.0) + growth) * share
         # NaN means no last command; fmax and fmin ignore it, so only the bounds count.
-        return np.fmax(self.low, self._last - down), np.fmin(self.high, self._last + up)
+        low, high = np.fmax(self.low, self._last - down), np.fmin(self.high, self._last + up)
+        scale = np.where(self._delta, share, 1.0)
+        return low * scale, high * scale
 
     def _send(
-        self, command: Array, low: Array, high: Array, fresh: bool, reason: Reason | None = None
+        self,
+        command: Array,
+        low: Array,
+        high: Array,
+        share: float,
+        fresh: bool,
+        reason: Reason | None = None,
     ) -> Verdict:
         sent = _inside(command, low, high)
-        change = sent.astype(np.float64) - self._last
+        per_tick = sent.astype(np.float64)
+        if share < 1.0:
+            per_tick = np.where(self._delta, np.clip(per_tick / share, self.low, self.high), per_tick)
+            change = (per_tick - self._last) / share
+        else:
+            change = per_tick - self._last
         self._change = np.where(np.isnan(change), 0.0, change)
-        self._last = sent.astype(np.float64)
+        self._last = per_tick
         return Verdict(sent, fresh, reason)
+
+    def _too_soon(self, share: float) -> Reason:
+        rate = self.contract.plant.control_rate
+        return Reason(
+            "commands too close together",
+            f"commanded faster than the contract's {rate:g} Hz: this one may move for {share:.2g} of a tick",
+        )
 
     def _violation(self, wanted: Array, outside: NDArray[np.bool_]) -> Reason:
         """The limit that the first dimension outside its interval violates."""

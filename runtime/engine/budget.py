@@ -18,6 +18,8 @@ BEST_EFFORT_DEADLINE = 1.0
 """Seconds from receipt after which a request without a deadline is sorted as if it were due."""
 URGENT_MEMORY = 1.0
 """Seconds after an urgent request in which nothing is unrolled: such a call cannot be interrupted."""
+NEARLY_ONE = 1.0 - 1e-6
+"""Flow time at which a schedule with fewer steps has ended; the sum of its deltas is rounded."""
 
 
 class Budget:
@@ -25,6 +27,15 @@ class Budget:
 
     def __init__(self, model: Model):
         self.model = model
+
+    def shortest(self) -> float:
+        """Seconds that a job needs at least; with less it is not begun."""
+        costs = self.model.costs
+        return costs.p10("encode", 1) + costs.p10("step", 1) + REPLY_MARGIN
+
+    def finished(self, job: Job) -> bool:
+        """Whether the job has taken all its steps."""
+        return self.steps_left(job) <= 0 or bool(job.f > NEARLY_ONE)
 
     def step_cost(self, job: Job, rows: int) -> float:
         """Seconds of this job's next step: in the whole batch of `rows`, or alone if that is faster."""

@@ -8,6 +8,9 @@ steps_left` (docs/architecture.md).
 Requests that need no result between two steps run all F steps in one call of the unrolled graph, with the
 same bytes as a result.
 
+Time is shared fairly between clients (`shares.py`). Jobs of more candidates than one unrolled call takes, and
+tasks, run in slices (`slices.py`), in turn with the batch: nobody waits for more than one call.
+
 One thread owns an engine. The engine has no locks and no sockets, and takes time from an injected clock.
 """
 
@@ -15,21 +18,21 @@ from __future__ import annotations
 
 import math
 import time
-from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from rql_deploy.seeding import FlowNoise
 
-from .budget import BEST_EFFORT_DEADLINE, REPLY_MARGIN, UNROLLED_ROWS, URGENT, URGENT_MEMORY, Budget
+from .budget import REPLY_MARGIN, UNROLLED_ROWS, URGENT_MEMORY, Budget
 from .model import MAX_STEP_ROWS, Model
 from .request import Array, Done, Event, Expired, Job, Preview, decision
-from .unrolled import run_unrolled, stack
-
-NEARLY_ONE = 1.0 - 1e-6
-"""Flow time at which a schedule with fewer steps has ended; the sum of its deltas is rounded."""
+from .shares import Client, FairShare
+from .slice_queue import SliceQueue
+from .slices import Slices, job_in_slices
+from .unrolled import run_unrolled, stack, unrollable
+from .waiting import WaitingJobs
 
 
 class Engine:
@@ -50,7 +53,9 @@ class Engine:
         """Rows of these steps, added up."""
         self._max_rows, self._use_unrolled, self._clock = max_rows, unrolled, clock
         self._noise = FlowNoise()
-        self._waiting: deque[Job] = deque()
+        self._shares = FairShare()
+        self._waiting = WaitingJobs(self._shares)
+        self._sliced = SliceQueue(self._shares, clock)
         self._jobs: list[Job] = []
         self._urgent_until = -math.inf
         self._budget = Budget(model)
@@ -61,76 +66,78 @@ class Engine:
     @property
     def busy(self) -> bool:
         """Whether requests wait or are under way."""
-        return bool(self._waiting or self._jobs)
+        return bool(self._waiting or self._jobs or self._sliced)
 
     @property
     def load(self) -> int:
-        """Number of jobs that wait or are being refined."""
-        return len(self._waiting) + len(self._jobs)
+        """Number of requests that wait or are under way."""
+        return len(self._waiting) + len(self._jobs) + len(self._sliced)
 
     def submit(self, job: Job) -> None:
         """Queue a job; it joins at the next step."""
-        self._waiting.append(job)
+        if job.candidates <= UNROLLED_ROWS:
+            self._waiting.add(job)
+            return
+        work = job_in_slices(self.model, self._budget, job, self._noise, self._clock, self._count_contenders)
+        self._sliced.add(job.client, work)
+
+    def submit_slices(self, client: Client, work: Slices) -> None:
+        """Queue work that is done slice by slice; the client's earlier work goes first."""
+        self._sliced.add(client, work)
 
     def step(self) -> list[Event]:
-        """Run one refinement step of the batch, or one unrolled call; returns the resulting events."""
+        """Run one refinement step of the batch, one unrolled call or one slice; returns what came of it."""
+        if (client := self._sliced.next_client(self._waiting.clients)) is not None:
+            rows, events = self._sliced.run(client)
+            self.steps += rows > 0
+            self.rows += rows
+            return events
         now = self._clock()
+        events = []
+        worked: list[Job] = []
         if self._use_unrolled and not self._jobs and self._waiting and (jobs := self._unrollable(now)):
-            return self._run_unrolled(jobs, now)
-        events: list[Event] = []
-        if self._waiting:
-            self._admit(now, events)
-            now = self._clock()
-        self._fit_deadlines(now, events)
-        if self._jobs:
-            self._refine(now)
-            self._after_step(events)
+            worked = jobs
+            events += self._run_unrolled(jobs, now)
+        else:
+            if self._waiting:
+                self._admit(now, events)
+            started = self._clock()
+            self._fit_deadlines(started, events)
+            if self._jobs:
+                worked = self._refine(started)
+                self._after_step(worked, events)
+        self._settle(worked, events, self._clock() - now)
         return events
+
+    # Fair shares.
+
+    def _settle(self, worked: Sequence[Job], events: Sequence[Event], seconds: float) -> None:
+        """Charge `seconds` to the jobs that were computed, and forget those that have ended."""
+        rows = [len(job.active) or job.candidates for job in worked]
+        if rows:
+            each = seconds / sum(rows)
+            self._shares.charge([(job.client, each * count) for job, count in zip(worked, rows, strict=True)])
+        for event in events:
+            if isinstance(event, Done | Expired):
+                self._waiting.end(event.job)
+
+    def _count_contenders(self) -> int:
+        """Number of clients that want something computed."""
+        return len({*self._sliced.clients, *self._waiting.clients})
 
     # All steps in one call.
 
     def _unrollable(self, now: float) -> list[Job]:
         """Waiting jobs for one unrolled call; none if one of them needs single steps or lacks the time."""
         if len(self._waiting) > 1:
-            self._sort_waiting()
-        costs, jobs, rows, value_rows, due = self.model.costs, [], 0, 0, math.inf
-        for job in self._waiting:
-            if (
-                job.stream
-                or job.prune
-                or job.deltas
-                or job.candidate_offset
-                or job.candidates > UNROLLED_ROWS
-            ):
-                return []
-            if rows + job.candidates <= UNROLLED_ROWS:
-                jobs.append(job)
-                rows += job.candidates
-                value_rows += job.candidates if job.value or job.candidates > 1 else 0
-                due = due if job.due is None else min(due, job.due)
-        if not jobs:
-            return []
-        needed = costs.p90("unrolled", rows) + (costs.p90("value", value_rows) if value_rows else 0.0)
-        left = due - now - REPLY_MARGIN
-        if left < URGENT * costs.p90("unrolled", UNROLLED_ROWS):
+            self._waiting.sort()
+        jobs, urgent = unrollable(self.model.costs, self._waiting, now)
+        if urgent:
             self._urgent_until = now + URGENT_MEMORY
-        if left < needed or (now < self._urgent_until and len(self._waiting) > 1):
-            return []
-        return jobs
-
-    def _sort_waiting(self) -> None:
-        """Earliest deadline first; jobs without one are due after `BEST_EFFORT_DEADLINE`, so none starves."""
-
-        def due(job: Job) -> float:
-            return job.received + BEST_EFFORT_DEADLINE if job.due is None else job.due
-
-        self._waiting = deque(sorted(self._waiting, key=due))
+        return [] if now < self._urgent_until and len(self._waiting) > 1 else jobs
 
     def _run_unrolled(self, jobs: list[Job], now: float) -> list[Event]:
-        if len(jobs) == 1:
-            self._waiting.remove(jobs[0])
-        else:
-            self._waiting = deque(job for job in self._waiting if job not in jobs)
+        self._waiting.remove(jobs)
         decisions = run_unrolled(self.model, jobs, self._noise, now, self._clock)
         self.steps += len(self.model.schedule)
         self.rows += sum(job.candidates for job in jobs)
@@ -139,20 +146,10 @@ class Engine:
     # Jobs join the batch.
 
     def _admit(self, now: float, events: list[Event]) -> None:
-        room = self._max_rows - len(self._x)
-        if sum(job.candidates for job in self._waiting) > room:
-            self._sort_waiting()
-        joining: list[Job] = []
-        shortest = self.model.costs.p10("encode", 1) + self.model.costs.p10("step", 1) + REPLY_MARGIN
-        while self._waiting:
-            job = self._waiting[0]
-            if job.due is not None and job.due - now < shortest:
-                events.append(Expired(self._waiting.popleft()))
-                continue
-            if job.candidates > room and (self._jobs or joining):
-                break
-            room -= job.candidates
-            joining.append(self._waiting.popleft())
+        joining, expired = self._waiting.take(
+            self._jobs, len(self._x), self._max_rows, now, self._budget.shortest()
+        )
+        events += expired
         if joining:
             self._join(joining, now)
 
@@ -211,8 +208,8 @@ class Engine:
 
     # One step.
 
-    def _refine(self, now: float) -> None:
-        """Run one step of all rows, or of urgent jobs only if these cannot wait for a step of all rows."""
+    def _refine(self, now: float) -> list[Job]:
+        """Run one step of all rows, or of the jobs that cannot wait for a step of all; returns these."""
         chosen, rows = self._choose(now)
         f, delta, counts = [], [], []
         for job in chosen:
@@ -236,6 +233,7 @@ class Engine:
         self.steps += 1
         self.rows += len(x)
         self.model.costs.observe("step", len(x), self._clock() - now)
+        return chosen
 
     def _choose(self, now: float) -> tuple[list[Job], NDArray[np.intp] | None]:
         """The jobs of this step and their rows; rows is None when the step takes all of them."""
@@ -243,27 +241,44 @@ class Engine:
         urgent = [
             job for job in self._jobs if job.due is not None and job.due - now - REPLY_MARGIN < together
         ]
-        if not urgent or len(urgent) == len(self._jobs):
+        chosen = urgent or self._jobs
+        if len(self._x) > self._max_rows:
+            chosen = self._first(chosen)
+        if len(chosen) == len(self._jobs):
             return self._jobs, None
+        names = set(map(id, chosen))
         rows: list[int] = []
         start = 0
         for job in self._jobs:
-            if job in urgent:
+            if id(job) in names:
                 rows += range(start, start + len(job.active))
             start += len(job.active)
-        return urgent, np.array(rows)
+        return [job for job in self._jobs if id(job) in names], np.array(rows)
+
+    def _first(self, jobs: list[Job]) -> list[Job]:
+        """The jobs for one step, of those that are least ahead of their shares and then least far."""
+        room = self._max_rows
+        found: list[Job] = []
+        for job in sorted(jobs, key=lambda job: (self._shares.lead(job.client), job.f)):
+            if len(job.active) <= room or not found:
+                found.append(job)
+                room -= len(job.active)
+        return found
 
     # Jobs leave the batch.
 
-    def _after_step(self, events: list[Event]) -> None:
+    def _after_step(self, stepped: list[Job], events: list[Event]) -> None:
         """Prune candidates, emit previews, and take finished jobs out of the batch."""
         start = 0
+        names = set(map(id, stepped)) if len(stepped) < len(self._jobs) else None
         done: list[tuple[Job, slice]] = []
         kept: NDArray[np.bool_] | None = None
         for job in self._jobs:
             rows = slice(start, start + len(job.active))
             start = rows.stop
-            finished = self._budget.steps_left(job) <= 0 or job.f > NEARLY_ONE
+            if names is not None and id(job) not in names:
+                continue
+            finished = self._budget.finished(job)
             if not finished and len(job.active) > 1 and job.prune:
                 keep = dict(job.prune).get(len(job.step_sizes), len(job.active))
                 if keep < len(job.active):
@@ -286,13 +301,7 @@ class Engine:
         """Mask of the job's rows that stay: the `keep` partial actions of highest V, all at the same f."""
         column = np.full((len(job.active), 1), job.f, np.float32)
         values, _ = self.model.value(self._features[rows], self._x[rows], column)
-        best = np.zeros(len(values), bool)
-        best[np.argsort(-values, kind="stable")[:keep]] = True
-        job.active = [number for number, stays in zip(job.active, best, strict=True) if stays]
-        assert job.preview is not None
-        job.preview = job.preview[best]
-        job.pruned.append((len(job.step_sizes), list(job.active)))
-        return best
+        return job.keep_best(values, keep)
 
     def _stream(self, job: Job, rows: slice, kept: NDArray[np.bool_] | None) -> Preview:
         assert job.preview is not None

@@ -111,7 +111,7 @@ class Model:
 
     def warm_up(self, rounds: int = 12) -> None:
         """Run every graph in every size: later calls allocate nothing, and the durations are measured."""
-        zeros = {spec.name: np.zeros((1, *spec.shape), np.float32) for spec in self.contract.plant.fields}
+        zeros = {spec.name: np.zeros((1, *spec.shape), spec.dtype) for spec in self.contract.plant.fields}
         features = self.encode(zeros)
         for size in WARM_SIZES:
             many, x, column = (

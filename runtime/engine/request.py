@@ -9,8 +9,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from .shares import Client
+
 Array = NDArray[np.float32]
 ZERO = np.float32(0.0)
+NOBODY = Client()
 
 
 @dataclass(slots=True, eq=False)
@@ -38,6 +41,8 @@ class Job:
     """Exact schedule to use instead of the F equal steps; sums to 1."""
     candidate_offset: int = 0
     """Number of the first candidate; the noise of candidate i is row i of the seed's noise."""
+    client: Client = NOBODY
+    """Whose share of the engine's time this takes: a connection and its peer."""
 
     # Progress.
     active: list[int] = field(default_factory=list)
@@ -54,6 +59,24 @@ class Job:
     """Whether V is still to be computed: it was asked for or selects the candidate, and fits the budget."""
     steps_reduced: bool = False
     """Whether the job takes fewer, larger steps than scheduled because time is short."""
+
+    def keep_best(self, values: Array, keep: int) -> NDArray[np.bool_]:
+        """Go on with the `keep` candidates of highest V; returns the mask `[len(active)]` of those."""
+        best = np.zeros(len(values), bool)
+        best[np.argsort(-values, kind="stable")[:keep]] = True
+        self.active = [number for number, stays in zip(self.active, best, strict=True) if stays]
+        assert self.preview is not None
+        self.preview = self.preview[best]
+        self.pruned.append((len(self.step_sizes), list(self.active)))
+        return best
+
+
+@dataclass(slots=True, eq=False)
+class Task:
+    """Rows that a client holds, to be refined or valued (`slices.py`)."""
+
+    reply_context: Any
+    client: Client = NOBODY
 
 
 class Preview(NamedTuple):
@@ -91,6 +114,15 @@ class Expired(NamedTuple):
     """The budget was spent before the first computation; the job is dropped."""
 
     job: Job
+    waited: float
+    """Seconds from receipt."""
+
+
+class Computed(NamedTuple):
+    """The result of a task."""
+
+    job: Task
+    arrays: Mapping[str, Array]
 
 
 class EpisodePart(NamedTuple):
@@ -119,7 +151,7 @@ class EpisodePart(NamedTuple):
         return sum(value.nbytes for value in self.fields.values()) + self.actions.nbytes
 
 
-Event = Preview | Done | Expired
+Event = Preview | Done | Expired | Computed
 
 
 def decision(job: Job, scores: tuple[Array, Array] | None, now: float) -> Done:

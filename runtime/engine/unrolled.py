@@ -2,14 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Iterable, Mapping
 
 import numpy as np
 
 from rql_deploy.seeding import FlowNoise
 
+from .budget import REPLY_MARGIN, UNROLLED_ROWS, URGENT
+from .latency import CostModel
 from .model import Model
 from .request import Array, Done, Job
+
+
+def unrollable(costs: CostModel, waiting: Iterable[Job], now: float) -> tuple[list[Job], bool]:
+    """Jobs for one unrolled call, in their order, and whether one is urgent.
+
+    None if one that waits needs single steps, or if the time is too short for the call.
+    """
+    jobs, rows, value_rows, due = [], 0, 0, math.inf
+    for job in waiting:
+        if job.stream or job.prune or job.deltas or job.candidate_offset:
+            return [], False
+        if rows + job.candidates <= UNROLLED_ROWS:
+            jobs.append(job)
+            rows += job.candidates
+            value_rows += job.candidates if job.value or job.candidates > 1 else 0
+            due = due if job.due is None else min(due, job.due)
+    needed = costs.p90("unrolled", rows) + (costs.p90("value", value_rows) if value_rows else 0.0)
+    left = due - now - REPLY_MARGIN
+    urgent = left < URGENT * costs.p90("unrolled", UNROLLED_ROWS)
+    return ([] if left < needed else jobs), urgent
 
 
 def run_unrolled(

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 
 from rql_deploy.assumptions import motion_remark, require_stated_motion
 from rql_deploy.bundle.bundle import Bundle
@@ -17,14 +15,17 @@ from rql_deploy.contract import Contract
 from rql_deploy.errors import ContractError
 from rql_deploy.runtime.client.channel import Channel
 from rql_deploy.runtime.engine.model import Model
+from rql_deploy.runtime.wire.addresses import bracketed
 
 from .auth import ServerKeys
+from .connections import MAX_BUFFERED, raise_file_limit
 from .logs import start_logging
-from .openpi import OpenpiEndpoint
+from .openpi import Keepalive, OpenpiEndpoint
 from .quota import MAX_RATE
 from .recording import Recorder
 from .registry import Reloader, incompatibilities
 from .server import INTERNAL, PolicyServer
+from .signals import stop_on_signals
 
 SWITCH_INTERVAL = 2e-4
 """Seconds after which a Python thread yields to the engine's; the default of 5 ms is many refinement
@@ -45,8 +46,12 @@ class ServerConfig:
     insecure: bool = False
     openpi: tuple[str, int] | None = None
     """Host and port of the openpi endpoint."""
+    openpi_keepalive: Keepalive = Keepalive()  # noqa: RUF009
     record: Path | None = None
     max_rate: float = MAX_RATE
+    """Rows (requests x candidates) per second and key or address."""
+    max_buffered: int = MAX_BUFFERED
+    """MiB of memory that messages may take."""
     busy_poll: bool = False
     accept_assumed: bool = False
     """Serve openpi clients a policy whose data did not say what its actions mean."""
@@ -75,6 +80,8 @@ def serving(
 ) -> Iterator[RunningServer]:
     """Open, bind and warm up a server. SIGINT and SIGTERM end its `run`, SIGHUP loads the bundles again.
 
+    A second SIGINT or SIGTERM ends the process at once, and 20 s after the first it ends in any case.
+
     Args:
         listener: descriptor of a listening socket that worker `worker` shares with others; used once warm.
         known_contracts: by bundle, the contract that connected clients know; the bundle must be compatible
@@ -85,21 +92,38 @@ def serving(
     Raises UserError for an invalid bundle, key folder or address, and ContractError for an incompatible
     bundle.
     """
-    keys = ServerKeys(config.keys) if config.keys is not None else None
-    models = [
-        Model(Bundle.open(path, config.variant), name, provider=config.provider)
-        for name, path in config.bundles
-    ]
-    _require_compatible(models, known_contracts or {})
-    if config.openpi is not None and not config.accept_assumed:
-        # Its clients know no contract: nobody else would tell their robots.
-        for model in models:
-            require_stated_motion(model.contract, None)
-    if listener is not None:
-        _warm_up(models)
-    sys.setswitchinterval(SWITCH_INTERVAL)
     with contextlib.ExitStack() as stack:
+        running: RunningServer | None = None
+        reloader: Reloader | None = None
+
+        def stop() -> None:
+            if running is None:
+                raise KeyboardInterrupt
+            running.server.stop()
+
+        def reload() -> None:
+            if reloader is not None:
+                reloader.request()
+
+        if handle_signals:
+            # Around everything that is closed at the end, so that nothing can hold the end up. A worker's
+            # supervisor insists by itself.
+            stack.enter_context(stop_on_signals(stop, reload, insist=worker is None))
+            raise_file_limit()
         stack.callback(start_logging(worker=worker).stop)
+        keys = ServerKeys(config.keys) if config.keys is not None else None
+        models = [
+            Model(Bundle.open(path, config.variant), name, provider=config.provider)
+            for name, path in config.bundles
+        ]
+        _require_compatible(models, known_contracts or {})
+        if config.openpi is not None and not config.accept_assumed:
+            # Its clients know no contract: nobody else would tell their robots.
+            for model in models:
+                require_stated_motion(model.contract, None)
+        if listener is not None:
+            _warm_up(models)
+        sys.setswitchinterval(SWITCH_INTERVAL)
         recorder = Recorder(config.record) if config.record is not None else None
         if recorder is not None:
             stack.callback(recorder.close)
@@ -110,6 +134,7 @@ def serving(
                 insecure=config.insecure,
                 keys=keys,
                 max_rate=config.max_rate,
+                max_buffered=config.max_buffered,
                 recorder=recorder,
                 busy_poll=config.busy_poll,
                 listener=listener,
@@ -136,11 +161,14 @@ def serving(
         )
         stack.callback(reloader.close)
         if config.openpi is not None:
-            endpoint = OpenpiEndpoint(running.channel, *config.openpi, shared=listener is not None)
+            endpoint = OpenpiEndpoint(
+                running.channel,
+                *config.openpi,
+                shared=listener is not None,
+                keepalive=config.openpi_keepalive,
+            )
             stack.callback(endpoint.close)
-            running.notes.append(f"openpi clients on ws://{config.openpi[0]}:{endpoint.port}")
-        if handle_signals:
-            stack.enter_context(stop_on_signals(server, reloader.request))
+            running.notes.append(f"openpi clients on ws://{bracketed(config.openpi[0])}:{endpoint.port}")
         if listener is None:
             _warm_up(models)
         yield running
@@ -159,25 +187,3 @@ def _require_compatible(models: list[Model], known_contracts: Mapping[str, Contr
 def _warm_up(models: list[Model]) -> None:
     for model in models:
         model.warm_up()
-
-
-@contextlib.contextmanager
-def stop_on_signals(server: PolicyServer, on_hangup: Callable[[], None] | None = None) -> Iterator[None]:
-    """Within the block, SIGINT and SIGTERM stop the server gracefully and SIGHUP calls `on_hangup`."""
-
-    def stop(_number: int, _frame: FrameType | None) -> None:
-        server.stop()
-
-    def hang_up(_number: int, _frame: FrameType | None) -> None:
-        if on_hangup is not None:
-            on_hangup()
-
-    handlers = {signal.SIGINT: stop, signal.SIGTERM: stop} | (
-        {signal.SIGHUP: hang_up} if on_hangup is not None else {}
-    )
-    previous = {number: signal.signal(number, handler) for number, handler in handlers.items()}
-    try:
-        yield
-    finally:
-        for number, old in previous.items():
-            signal.signal(number, old)

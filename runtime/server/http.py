@@ -1,12 +1,21 @@
-"""HTTP endpoint of a server: Prometheus metrics, health and readiness, in a thread of its own."""
+"""HTTP endpoint of a server: Prometheus metrics, health and readiness.
+
+Each connection has a thread, for one request and a few seconds. Where there are too many the oldest is ended,
+so that connections that send nothing, or a byte now and then, keep nobody from an answer.
+"""
 
 from __future__ import annotations
 
+import concurrent.futures
+import contextlib
 import json
+import socket
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from socketserver import ThreadingMixIn
 from typing import Any
-from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
+from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
 
 import zmq
 from prometheus_client import make_wsgi_app
@@ -15,9 +24,15 @@ from prometheus_client.registry import CollectorRegistry
 
 from rql_deploy.errors import DeadlineMissed, UserError
 from rql_deploy.runtime.client.channel import Channel
+from rql_deploy.runtime.wire.addresses import bracketed
+
+from .listen import open_listener
 
 HEALTH_TIMEOUT = 1.0
 """Seconds within which a healthy server replies to a ping."""
+MAX_CONNECTIONS = 32
+REQUEST_LIMIT = 5.0
+"""Seconds from the beginning of a connection to its end."""
 
 
 StatusQuery = Callable[[str], dict[str, Any] | None]
@@ -52,18 +67,15 @@ class MetricsServer:
 
     def __init__(self, queries: Sequence[StatusQuery], host: str, port: int):
         """Several `queries` are workers and get a label each. Raises UserError when the port is taken."""
+        # One thread asks, whoever wants to know: it owns the connections to the server.
+        self._asking = concurrent.futures.ThreadPoolExecutor(1, "status")
+        queries = [self._in_turn(query) for query in queries]
         self._queries = queries
         registry = CollectorRegistry(auto_describe=False)
         registry.register(_Collector(queries))
         self._metrics = make_wsgi_app(registry)
-        try:
-            self._server = make_server(host, port, self._answer, _Server, _Quiet)
-        except OSError as error:
-            raise UserError(
-                f"cannot listen on {host}:{port} for metrics ({error.strerror})",
-                hint="pass another --metrics port",
-            ) from error
-        self.address = f"http://{host}:{self._server.server_port}"
+        self._server = _Server(open_listener("--metrics", host, port), self._answer)
+        self.address = f"http://{bracketed(host)}:{self._server.server_port}"
         self._thread = threading.Thread(target=self._server.serve_forever, name="metrics", daemon=True)
         self._thread.start()
 
@@ -72,6 +84,18 @@ class MetricsServer:
         self._server.shutdown()
         self._thread.join()
         self._server.server_close()
+        self._asking.shutdown(cancel_futures=True)
+
+    def _in_turn(self, query: StatusQuery) -> StatusQuery:
+        def ask(operation: str) -> dict[str, Any] | None:
+            answer = self._asking.submit(query, operation)
+            try:
+                return answer.result(REQUEST_LIMIT)
+            except (concurrent.futures.TimeoutError, concurrent.futures.CancelledError):
+                answer.cancel()
+                return None
+
+        return ask
 
     def _answer(self, environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
         path = environ.get("PATH_INFO")
@@ -93,12 +117,52 @@ class MetricsServer:
         return [json.dumps({"ok": good}).encode() + b"\n"]
 
 
-class _Server(WSGIServer):
+class _Server(ThreadingMixIn, WSGIServer):
     daemon_threads = True
+    block_on_close = False
+
+    def __init__(self, listener: socket.socket, application: Any):
+        super().__init__(listener.getsockname(), _Quiet, bind_and_activate=False)
+        self.socket.close()
+        self.socket = listener
+        self.server_name, self.server_port = listener.getsockname()[:2]
+        self.setup_environ()
+        self.set_app(application)
+        self._lock = threading.Lock()
+        self._began: dict[socket.socket, float] = {}
+        """Open connections, oldest first."""
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        with self._lock:
+            self._began[request] = time.monotonic()
+            if len(self._began) > MAX_CONNECTIONS:
+                self._end(next(iter(self._began)))
+        super().process_request(request, client_address)
+
+    def service_actions(self) -> None:
+        """Called twice a second."""
+        with self._lock:
+            now = time.monotonic()
+            for request in [r for r, began in self._began.items() if now - began > REQUEST_LIMIT]:
+                self._end(request)
+
+    def shutdown_request(self, request: Any) -> None:
+        with self._lock:
+            self._began.pop(request, None)
+        super().shutdown_request(request)
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Nothing: the connection is gone, and with it who could be told."""
+
+    def _end(self, request: socket.socket) -> None:
+        # Its thread wakes up, and closes it.
+        del self._began[request]
+        with contextlib.suppress(OSError):
+            request.shutdown(socket.SHUT_RDWR)
 
 
 class _Quiet(WSGIRequestHandler):
-    timeout = 5  # Seconds; then a silent connection is closed.
+    timeout = REQUEST_LIMIT
 
     def log_message(self, format: str, *args: Any) -> None:
         """Log nothing: probes come every few seconds."""

@@ -3,42 +3,45 @@
 from __future__ import annotations
 
 import contextlib
-import ipaddress
+import errno
+import os
 import socket
 from pathlib import Path
 
 import zmq
-from zmq.utils.monitor import recv_monitor_message
 
 from rql_deploy.errors import UserError
-from rql_deploy.runtime.wire.protocol import ready
+from rql_deploy.runtime.wire.addresses import (
+    MAX_PORT,
+    Address,
+    AddressError,
+    bracketed,
+    has_ipv6,
+    is_loopback,
+    parse,
+    split_host_port,
+)
 
 IDLE_MS = 200
 """Longest wait for a request; signals and new bundles are handled between two waits."""
 MAX_QUEUED_PER_CLIENT = 1024
 """Messages; a well-behaved client gives up a silent server before it has sent so many."""
 BACKLOG = 1024
-EVENTS = zmq.EVENT_ACCEPTED | zmq.EVENT_DISCONNECTED
 
 
-def check_bind(bind: str, insecure: bool, keys: bool = False) -> None:
-    """Raise UserError unless the address is loopback, or there are keys or `insecure`."""
-    transport, separator, address = bind.partition("://")
-    if not separator or transport not in ("tcp", "ipc"):
+def check_bind(bind: str, insecure: bool, keys: bool = False) -> Address:
+    """The parts of --bind; UserError unless it is loopback, or there are keys or `insecure`."""
+    try:
+        address = parse(bind, listening=True)
+        if address.transport not in ("tcp", "ipc"):
+            raise AddressError("it does not begin with tcp:// or ipc://")
+    except AddressError as error:
         raise UserError(
-            f"--bind takes tcp://HOST:PORT or ipc://PATH, not '{bind}'", hint="try tcp://127.0.0.1:5555"
-        )
-    if transport == "ipc":
-        return
-    host, separator, port = address.rpartition(":")
-    host = host.strip("[]")
-    if not separator or not (port == "*" or (port.isdecimal() and 0 < int(port) < 65536)):
-        raise UserError(
-            f"--bind {bind} has no port from 1 to 65535 (or * for a free one)",
-            hint="try tcp://127.0.0.1:5555",
-        )
-    if keys or insecure or is_loopback(host):
-        return
+            f"--bind takes tcp://HOST:PORT or ipc://PATH, not '{bind}' ({error})",
+            hint="try tcp://127.0.0.1:5555 or tcp://[::1]:5555, with port * for a free one",
+        ) from error
+    if address.transport == "ipc" or keys or insecure or is_loopback(address.host):
+        return address
     raise UserError(
         f"{bind} is open to the network and unencrypted",
         hint="make keys with `rql-deploy keys new NAME` and pass --keys, bind to 127.0.0.1 and tunnel, "
@@ -48,25 +51,21 @@ def check_bind(bind: str, insecure: bool, keys: bool = False) -> None:
 
 def check_listener(option: str, address: str, insecure: bool) -> tuple[str, int]:
     """Parse HOST:PORT or PORT of an unencrypted listener (metrics, WebSocket); loopback unless `insecure`."""
-    host, _, port = address.rpartition(":")
-    host = host.strip("[]") or "127.0.0.1"
-    if not port.isdecimal() or not 0 <= int(port) < 65536:
+    try:
+        if address.isdecimal() or address.startswith(":"):
+            address = f"127.0.0.1:{address.removeprefix(':')}"
+        host, port = split_host_port(address, free="0")
+    except AddressError as error:
         raise UserError(
-            f"{option} takes PORT or HOST:PORT with a port from 0 (a free one) to 65535, not '{address}'"
-        )
+            f"{option} takes PORT, HOST:PORT or [IPV6]:PORT with a port from 0 (a free one) to {MAX_PORT}, "
+            f"not '{address}' ({error})"
+        ) from error
     if not insecure and not is_loopback(host):
         raise UserError(
             f"{option} {address} is open to the network and unencrypted",
             hint="use 127.0.0.1 and tunnel, or pass --insecure",
         )
-    return host, int(port)
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach the host."""
-    with contextlib.suppress(ValueError):
-        return ipaddress.ip_address(host).is_loopback
-    return host == "localhost"
+    return host, port
 
 
 def configure(router: zmq.Socket[bytes], largest_frame: int) -> None:
@@ -91,45 +90,75 @@ def configure(router: zmq.Socket[bytes], largest_frame: int) -> None:
         router.setsockopt(option, value)
 
 
-class Connections:
-    """Counts the connections of a socket; `count` is called regularly by the thread that owns the socket."""
-
-    def __init__(self, socket: zmq.Socket[bytes]):
-        self._socket = socket
-        self._monitor = socket.get_monitor_socket(EVENTS)
-        self._open: set[int] = set()
-
-    def count(self) -> int:
-        """Open connections, including those whose handshake is not complete."""
-        while ready(self._monitor, zmq.POLLIN):
-            event = recv_monitor_message(self._monitor, zmq.NOBLOCK)
-            # Both events carry the connection's file descriptor; the event of a completed handshake does not.
-            (self._open.add if event["event"] == zmq.EVENT_ACCEPTED else self._open.discard)(event["value"])
-        return len(self._open)
-
-    def close(self) -> None:
-        """Stop monitoring."""
-        self._socket.disable_monitor()
-        self._monitor.close(linger=0)
-
-
 def listen(bind: str) -> tuple[socket.socket, str]:
-    """A listening socket that workers share, and its address. Raises UserError when the address is taken."""
-    try:
-        if bind.startswith("ipc://"):
-            return _listen_unix(bind.removeprefix("ipc://")), bind
-        host, _, port = bind.removeprefix("tcp://").rpartition(":")
-        family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        address = ("" if host == "*" else host.strip("[]"), 0 if port == "*" else int(port))
-        listener = socket.create_server(address, family=family, backlog=BACKLOG)
-    except OSError as error:
-        raise UserError(
-            f"cannot listen on {bind} ({error.strerror})",
-            hint="is another server using it? Pass --bind with another port",
-        ) from error
+    """A listening socket that workers share, and its address. Raises UserError when it cannot be had."""
+    address = parse(bind, listening=True)
+    if address.transport == "ipc":
+        try:
+            return _listen_unix(address.host), bind
+        except OSError as error:
+            raise cannot_listen(bind, error) from error
+    listener = open_listener("--bind", address.host, address.port)
     # Every worker wakes up for a connection and one accepts it; the others must not block in accept.
     listener.setblocking(False)
-    return listener, f"tcp://{'0.0.0.0' if host == '*' else host}:{listener.getsockname()[1]}"
+    host = "0.0.0.0" if address.host == "*" else bracketed(address.host)
+    return listener, f"tcp://{host}:{listener.getsockname()[1]}"
+
+
+def open_listener(
+    option: str, host: str, port: int, *, reuse_port: bool = False, backlog: int | None = BACKLOG
+) -> socket.socket:
+    """A TCP socket that listens on the host, which may be IPv6; `::` takes IPv4 connections, too.
+
+    Args:
+        option: the command line's, for the message when it cannot be had.
+        host: address or name; `*` is 0.0.0.0.
+        port: 0 for a free one.
+        reuse_port: other processes listen on the same port; the kernel spreads connections over them.
+        backlog: None only binds.
+
+    Raises UserError.
+    """
+    try:
+        found = socket.getaddrinfo("0.0.0.0" if host == "*" else host, port, type=socket.SOCK_STREAM)
+        # As clients do: IPv4 where a name has both.
+        family, kind, protocol, _, address = min(found, key=lambda entry: entry[0] != socket.AF_INET)
+        listener = socket.socket(family, kind, protocol)
+    except OSError as error:
+        raise cannot_listen(f"{bracketed(host)}:{port}", error, option) from error
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if reuse_port:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        if family == socket.AF_INET6:
+            listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, int(address[0] != "::"))
+        listener.bind(address)
+        if backlog is not None:
+            listener.listen(backlog)
+    except OSError as error:
+        listener.close()
+        raise cannot_listen(f"{bracketed(host)}:{port}", error, option) from error
+    return listener
+
+
+def cannot_listen(where: str, error: OSError | zmq.ZMQError, option: str = "--bind") -> UserError:
+    """The error that says why nothing can listen there."""
+    code = error.errno or 0
+    no_address = isinstance(error, socket.gaierror) or code in (errno.EADDRNOTAVAIL, errno.ENODEV)
+    if (no_address or code == errno.EAFNOSUPPORT) and "[" in where and not has_ipv6():
+        reason, hint = "this machine has no IPv6", f"pass an IPv4 address to {option}"
+    elif no_address:
+        reason = "this machine has no such address"
+        hint = f"pass one that it has to {option}; `ip address` lists them"
+    elif code == errno.EADDRINUSE:
+        reason = "the address is in use"
+        hint = f"is another server using it? Pass {option} with another port"
+    elif code == errno.EACCES:
+        reason = "permission denied"
+        hint = f"pass {option} with a port from 1024 on, or a path that you may write to"
+    else:
+        reason, hint = os.strerror(code) if code > 0 else str(error), f"pass {option} with another address"
+    return UserError(f"cannot listen on {where} ({reason})", hint=hint)
 
 
 def _listen_unix(path: str) -> socket.socket:
@@ -139,25 +168,10 @@ def _listen_unix(path: str) -> socket.socket:
         contextlib.suppress(ConnectionRefusedError, FileNotFoundError),
     ):
         probe.connect(path)
-        raise OSError(98, "Address already in use")
+        raise OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE))
     if Path(path).is_socket():
         Path(path).unlink()  # Left behind by a server that was killed.
     listener.bind(path)
     listener.listen(BACKLOG)
     listener.setblocking(False)
     return listener
-
-
-def reserve(host: str, port: int) -> socket.socket:
-    """A bound port that workers share (SO_REUSEPORT); the kernel spreads connections over them."""
-    reserved = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM)
-    reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-    try:
-        reserved.bind((host, port))
-    except OSError as error:
-        reserved.close()
-        raise UserError(
-            f"cannot listen on {host}:{port} for openpi clients ({error.strerror})",
-            hint="pass another --openpi port",
-        ) from error
-    return reserved

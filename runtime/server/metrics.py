@@ -6,6 +6,8 @@ import time
 from bisect import bisect_left
 from typing import Any
 
+from rql_deploy.runtime.engine.request import Done
+
 LATENCY_BOUNDS = (1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2, 0.1, 0.2, 0.5, 1.0)
 """Seconds."""
 COUNT_BOUNDS = (1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 16, 24, 32, 48, 64)
@@ -77,6 +79,16 @@ class Metrics:
     def count_error(self, code: str) -> None:
         """Count one rejected request."""
         self.errors[code] = self.errors.get(code, 0) + 1
+
+    def count_decision(self, done: Done, server: float) -> None:
+        """Count one decision, on which the server spent `server` seconds, waiting included."""
+        job = done.job
+        self.steps_per_reply.add(len(done.deltas))
+        self.stages["queue"].add(done.queue)
+        self.stages["inference"].add(done.inference)
+        self.stages["server"].add(server)
+        self.steps_reduced += job.steps_reduced
+        self.deadline_misses += job.due is not None and job.received + server > job.due
 
     def to_plain(self) -> dict[str, Any]:
         """A copy that fits in a message header."""

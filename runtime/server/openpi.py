@@ -1,117 +1,222 @@
 """openpi's WebSocket protocol, for robots that use the `openpi-client` package.
 
 After connecting, the server sends a map of metadata. Every binary message is then an observation (a map of
-named arrays), and the reply is a map with `actions` `[h, A]`. Arrays are openpi's msgpack maps
-(`__ndarray__`, `data`, `dtype`, `shape`). The protocol has no deadlines, request ids or contracts; prefer
-`rql_deploy.runtime.client`.
+named arrays), and the reply is a map with `actions` `[h, A]`, or a text that says why there are none:
+openpi's client raises it as an error, and may ask again. The protocol has no deadlines, request ids or
+contracts; prefer `rql_deploy.runtime.client`.
 """
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+import functools
+import http
 import logging
 import threading
 import time
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple
 
-import msgspec
-import numpy as np
-from numpy.typing import NDArray
+from websockets.asyncio.server import ServerConnection, serve
 from websockets.exceptions import ConnectionClosed
-from websockets.sync.server import ServerConnection, serve
+from websockets.frames import CloseCode
+from websockets.http11 import Request, Response
 
-from rql_deploy.errors import ContractError, DeadlineMissed, UserError
+from rql_deploy.errors import DeadlineMissed, UserError
 from rql_deploy.runtime.client.channel import Channel
 from rql_deploy.runtime.client.session import DEFAULT_TIMEOUT, Session
-from rql_deploy.runtime.wire.checks import ServerError
 from rql_deploy.runtime.wire.headers import Act, Hello
-from rql_deploy.runtime.wire.protocol import DTYPES, MAX_MESSAGE_BYTES
+from rql_deploy.runtime.wire.protocol import MAX_MESSAGE_BYTES
+
+from .listen import open_listener
+from .openpi_messages import pack, read_observation
 
 MAX_CONNECTIONS = 64
+GREETINGS = 10
+"""Times that a connection asks for the contract before it gives the server up."""
+CLOSE_LIMIT = 1.0
+"""Seconds that all clients together get to answer the close frame when the server stops."""
 _log = logging.getLogger("rql_deploy.openpi")
+# Port scans and clients that vanish are not worth a traceback each.
+_library_log = logging.getLogger("rql_deploy.openpi.websockets")
+_library_log.setLevel(logging.CRITICAL + 1)
+
+
+class Keepalive(NamedTuple):
+    """Pings to clients, so that one that vanished gives its place up."""
+
+    interval: float | None = 20.0
+    """Seconds between two pings; None for no pings."""
+    timeout: float | None = 20.0
+    """Seconds within which a client must answer; None for no limit."""
+
+    @classmethod
+    def parse(cls, text: str) -> Keepalive:
+        """`INTERVAL[:TIMEOUT]` in seconds, the time-out as long as the interval by default; 0 for no pings.
+
+        Raises UserError.
+        """
+        first, _, second = text.partition(":")
+        try:
+            interval, timeout = float(first), float(second or first)
+        except ValueError:
+            interval = timeout = -1.0
+        if not (interval == 0.0 or (0.1 <= interval <= 86400.0 and 0.1 <= timeout <= 86400.0)):
+            raise UserError(
+                f"--openpi-keepalive takes INTERVAL[:TIMEOUT] in seconds, not '{text}'",
+                hint="try 20, 5:60 or, for no pings, 0",
+            )
+        return cls(interval or None, timeout or None)
 
 
 class OpenpiEndpoint:
     """A WebSocket server; each of its connections is a client of this process's policy server."""
 
-    def __init__(self, channel: Callable[[], Channel], host: str, port: int, *, shared: bool = False):
+    def __init__(
+        self,
+        channel: Callable[[], Channel],
+        host: str,
+        port: int,
+        *,
+        shared: bool = False,
+        keepalive: Keepalive = Keepalive(),  # noqa: B008
+    ):
         """With `shared`, other workers listen on the same port. Raises UserError when the port is taken."""
-        self._connect = channel
-        self._slots = threading.Semaphore(MAX_CONNECTIONS)
-        try:
-            # A web page in a browser on this machine must not connect; openpi's client sends no origin.
-            options: dict[str, Any] = {"reuse_port": True} if shared else {}
-            self._server = serve(
-                self._serve_connection,
-                host,
-                port,
-                compression=None,
-                max_size=MAX_MESSAGE_BYTES,
-                origins=[None],
-                **options,
-            )
-        except OSError as error:
-            raise UserError(
-                f"cannot listen on {host}:{port} for openpi clients ({error.strerror})",
-                hint="pass another --openpi port",
-            ) from error
-        self.port = int(self._server.socket.getsockname()[1])
-        self._open: set[ServerConnection] = set()
-        self._thread = threading.Thread(target=self._server.serve_forever, name="openpi", daemon=True)
+        self._connect, self._keepalive = channel, keepalive
+        self._listener = open_listener("--openpi", host, port, reuse_port=shared)
+        self.port = int(self._listener.getsockname()[1])
+        self._clients: dict[ServerConnection, _Client] = {}
+        self._workers: set[ThreadPoolExecutor] = set()
+        self._started = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="openpi", daemon=True)
         self._thread.start()
+        self._started.wait()
 
     def close(self) -> None:
-        """End all connections."""
-        self._server.shutdown()
-        for connection in list(self._open):
-            connection.close(1001, "the server stops")
-        self._thread.join(timeout=5)
-        # Each connection holds a slot: when all slots are free, no thread uses the server's ZeroMQ context.
-        for _ in range(MAX_CONNECTIONS):
-            if not self._slots.acquire(timeout=2):
-                break
+        """End all connections, all at once."""
+        with contextlib.suppress(RuntimeError):  # its event loop has ended
+            self._loop.call_soon_threadsafe(self._stop.set)
+        self._thread.join()
+        # They use the server's ZeroMQ context; no call of theirs takes longer than its timeout.
+        for worker in list(self._workers):
+            worker.shutdown()
 
-    def _serve_connection(self, connection: ServerConnection) -> None:
-        if not self._slots.acquire(blocking=False):
-            connection.close(1013, "too many connections")
-            return
-        self._open.add(connection)
-        channel = self._connect()
+    def _run(self) -> None:
         try:
-            session = _hello(channel)
-            connection.send(pack(_metadata(session)))
-            for message in connection:
-                connection.send(self._answer(channel, session, message))
-        except (ContractError, DeadlineMissed, UserError) as error:
-            # openpi's client raises the content of a text frame as an error.
-            _log.info("openpi client refused", extra={"data": {"reason": str(error)}})
-            connection.send(str(error))
-            connection.close(1011, "refused")
+            asyncio.run(self._serve())
+        finally:
+            self._started.set()
+
+    async def _serve(self) -> None:
+        self._loop, self._stop = asyncio.get_running_loop(), asyncio.Event()
+        server = await serve(
+            self._serve_connection,
+            sock=self._listener,
+            compression=None,
+            max_size=MAX_MESSAGE_BYTES,
+            # A client waits for its reply before it sends again.
+            max_queue=1,
+            # A web page in a browser on this machine must not connect; openpi's client sends no origin.
+            origins=[None],
+            process_request=_answer_probe,
+            ping_interval=self._keepalive.interval,
+            ping_timeout=self._keepalive.timeout,
+            close_timeout=CLOSE_LIMIT,
+            logger=_library_log,
+        )
+        self._started.set()
+        await self._stop.wait()
+        server.close(close_connections=False)
+        closing = []
+        for connection, client in self._clients.items():
+            client.ended = True
+            closing.append(asyncio.ensure_future(connection.close(CloseCode.GOING_AWAY, "the server stops")))
+        if closing:
+            await asyncio.wait(closing, timeout=2 * CLOSE_LIMIT)
+        # What is left, unfinished handshakes among it, is cancelled as the event loop ends.
+
+    async def _serve_connection(self, connection: ServerConnection) -> None:
+        if len(self._clients) >= MAX_CONNECTIONS:
+            await connection.close(CloseCode.TRY_AGAIN_LATER, "too many connections")
+            return
+        # A channel blocks, and belongs to one thread.
+        worker = ThreadPoolExecutor(1, "openpi")
+        client = _Client(self._connect)
+        self._workers.add(worker)
+        self._clients[connection] = client
+        call = functools.partial(self._loop.run_in_executor, worker)
+        try:
+            await connection.send(await call(client.greet))
+            async for message in connection:
+                start = time.monotonic()
+                await connection.send(await call(client.answer, message))
+                client.previous_total = time.monotonic() - start
         except ConnectionClosed:
             pass
+        except Exception as error:  # costs this client its connection, and nobody else anything
+            _log.exception("openpi connection failed")
+            with contextlib.suppress(ConnectionClosed):
+                await connection.send(f"{type(error).__name__}: {error}")
+                await connection.close(CloseCode.INTERNAL_ERROR, "the reason is in the previous frame")
         finally:
-            channel.close()
-            self._open.discard(connection)
-            self._slots.release()
-
-    def _answer(self, channel: Channel, session: Session, message: str | bytes) -> bytes:
-        start = time.monotonic()
-        arrays = {name: value for name, value in read_observation(message).items() if name in session.names}
-        reply, out = channel.call(Act(budget=DEFAULT_TIMEOUT), arrays, DEFAULT_TIMEOUT)
-        inference = (reply.timing or {})["inference"]
-        timing = {"infer_ms": inference * 1e3, "total_ms": (time.monotonic() - start) * 1e3}
-        return pack(
-            {
-                "actions": session.chunk(out),
-                "server_timing": timing,
-                "policy_timing": {"infer_ms": inference * 1e3},
-            }
-        )
+            client.ended = True
+            del self._clients[connection]
+            worker.submit(client.close).add_done_callback(lambda _: self._workers.discard(worker))
+            worker.shutdown(wait=False)
 
 
-def _hello(channel: Channel) -> Session:
-    hello = channel.call(Hello(), {}, DEFAULT_TIMEOUT)
-    return Session("this server", hello, None)
+def _answer_probe(connection: ServerConnection, request: Request) -> Response | None:
+    """`/healthz` as openpi's server answers it; None for what may become a WebSocket."""
+    return connection.respond(http.HTTPStatus.OK, "OK\n") if request.path == "/healthz" else None
+
+
+class _Client:
+    """The policy server's side of one connection; its methods run in one thread."""
+
+    def __init__(self, connect: Callable[[], Channel]):
+        self.ended = False
+        """Whether nobody waits for an answer any more."""
+        self.previous_total: float | None = None
+        """Seconds that the previous message took, until its reply was sent."""
+        self._connect = connect
+        self._channel: Channel | None = None
+        self._session: Session | None = None
+
+    def greet(self) -> bytes:
+        """The metadata; waits for a server that is still warming up."""
+        self._channel = self._connect()
+        for attempt in range(GREETINGS):
+            try:
+                hello = self._channel.call(Hello(), {}, DEFAULT_TIMEOUT)
+                break
+            except DeadlineMissed:
+                if self.ended or attempt + 1 == GREETINGS:
+                    raise
+        self._session = Session("this server", hello, None)
+        return pack(_metadata(self._session))
+
+    def answer(self, message: str | bytes) -> bytes | str:
+        """The reply to an observation: a map, or why it is refused."""
+        assert self._channel is not None
+        assert self._session is not None
+        try:
+            fields = self._session.pack(read_observation(message, self._session.contract))
+            request = Act(contract=self._session.contract_id, budget=DEFAULT_TIMEOUT)
+            reply, out = self._channel.call(request, fields, DEFAULT_TIMEOUT)
+            chunk = self._session.chunk(out)
+        except (DeadlineMissed, UserError) as error:
+            _log.info("openpi observation refused", extra={"data": {"reason": str(error)}})
+            return str(error)
+        inference = {"infer_ms": (reply.timing or {}).get("inference", 0.0) * 1e3}
+        total = {} if self.previous_total is None else {"prev_total_ms": self.previous_total * 1e3}
+        return pack({"actions": chunk, "server_timing": inference | total, "policy_timing": inference})
+
+    def close(self) -> None:
+        """Disconnect from the policy server."""
+        if self._channel is not None:
+            self._channel.close()
 
 
 def _metadata(session: Session) -> dict[str, Any]:
@@ -128,65 +233,3 @@ def _metadata(session: Session) -> dict[str, Any]:
         },
         "actions": [action.name for action in contract.plant.actions],
     }
-
-
-def pack(message: Mapping[str, Any]) -> bytes:
-    """A map with numpy arrays, as openpi's client reads it."""
-    return msgspec.msgpack.encode(message, enc_hook=_pack_array)
-
-
-def _pack_array(value: Any) -> Any:
-    if not isinstance(value, np.ndarray):
-        raise TypeError(f"cannot send {type(value).__name__}")
-    return {b"__ndarray__": True, b"data": value.tobytes(), b"dtype": value.dtype.str, b"shape": value.shape}
-
-
-def read_observation(message: str | bytes) -> dict[str, NDArray[Any]]:
-    """The arrays of an observation by name; an array in a nested map is named `outer/inner`. Text is ignored.
-
-    Raises ServerError when the message is not openpi's.
-    """
-    try:
-        if isinstance(message, str):
-            raise ValueError("a text frame")
-        plain = _restore(msgspec.msgpack.decode(message))
-        if not isinstance(plain, dict):
-            raise ValueError("not a map")
-        return _flatten(plain)
-    except Exception as error:  # malformed input: classes without a common base
-        raise ServerError(
-            "bad_message", f"the observation is not openpi's msgpack map of arrays ({error})"
-        ) from error
-
-
-def _restore(value: Any) -> Any:
-    """The value with openpi's maps for arrays turned into arrays, at any depth."""
-    if isinstance(value, dict):
-        return _unpack_array({key: _restore(entry) for key, entry in value.items()})
-    if isinstance(value, list) and any(isinstance(entry, dict | list) for entry in value):
-        return [_restore(entry) for entry in value]
-    return value
-
-
-def _unpack_array(value: dict[Any, Any]) -> Any:
-    if b"__ndarray__" in value:
-        dtype = np.dtype(value[b"dtype"])
-        if dtype.kind not in "fiub":
-            raise ValueError(f"dtype {dtype} is not a number")
-        array = np.frombuffer(value[b"data"], dtype).reshape(value[b"shape"])
-        return array if dtype.name in DTYPES else array.astype(np.float32)
-    if b"__npgeneric__" in value:
-        return np.asarray(value[b"data"], np.float64)
-    return value
-
-
-def _flatten(plain: Mapping[Any, Any], prefix: str = "") -> dict[str, NDArray[Any]]:
-    found: dict[str, NDArray[Any]] = {}
-    for key, value in plain.items():
-        if isinstance(value, dict):
-            found |= _flatten(value, f"{prefix}{key}/")
-        elif isinstance(value, np.ndarray):
-            found[f"{prefix}{key}"] = value
-        elif isinstance(value, list | int | float) and not isinstance(value, bool):
-            found[f"{prefix}{key}"] = np.asarray(value, np.float64)
-    return found

@@ -11,6 +11,7 @@ give the same bytes.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import logging
 import os
@@ -41,6 +42,8 @@ MAX_QUEUED = 4096
 MAX_QUEUED_BYTES = 128 << 20
 """Bytes waiting to be written. Beyond it decisions are dropped, and senders of episodes are told to retry."""
 MAX_RECORD_BYTES = 256 << 20
+CLOSE_LIMIT = 5.0
+"""Seconds that closing waits for the disk."""
 WARN_EVERY = 10.0
 """Seconds between two warnings about failed writes."""
 _HEAD = struct.Struct("<II")
@@ -70,6 +73,7 @@ class Recorder:
         self._queue: queue.Queue[tuple[Done | EpisodePart, Contract, float, float] | None] = queue.Queue(
             MAX_QUEUED
         )
+        self._abandoned = False
         self._enqueued_bytes = 0
         self._dequeued_bytes = 0
         self._thread = threading.Thread(target=self._run, name="recorder", daemon=True)
@@ -97,23 +101,30 @@ class Recorder:
         self._enqueued_bytes += size
         return True
 
-    def close(self) -> None:
-        """Write what is queued, then close the shard."""
-        self._queue.put(None)
-        self._thread.join(timeout=10)
+    def close(self, timeout: float = CLOSE_LIMIT) -> None:
+        """Write what is queued, then close the shard; what a slow disk has not taken in time is dropped."""
+        expiry = time.monotonic() + timeout
+        # The queue may be full and its thread held up by the disk: neither may hold up the caller.
+        with contextlib.suppress(queue.Full):
+            self._queue.put(None, timeout=timeout)
+        self._thread.join(timeout=max(0.0, expiry - time.monotonic()))
+        self._abandoned = True
+        if self._thread.is_alive():
+            data = {"records": self._queue.qsize(), "folder": str(self._folder)}
+            _log.error("not recorded: the disk does not take it in time", extra={"data": data})
 
     def _run(self) -> None:
-        while (entry := self._queue.get()) is not None:
+        while (entry := self._queue.get()) is not None and not self._abandoned:
             self._dequeued_bytes += _size(entry[0])
             try:
                 self._append(*entry)
                 self.written += 1
-            except OSError as error:
+            except Exception as error:  # a full disk, say: the thread goes on, the record is lost
                 self.dropped += 1
                 if time.monotonic() - self._warned > WARN_EVERY:
                     self._warned = time.monotonic()
                     _log.warning(
-                        "cannot record", extra={"data": {"error": error.strerror, "dropped": self.dropped}}
+                        "cannot record", extra={"data": {"error": str(error), "dropped": self.dropped}}
                     )
         os.close(self._file)
 

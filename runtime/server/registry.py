@@ -19,7 +19,8 @@ from rql_deploy.contract import Contract
 from rql_deploy.errors import ContractError, UserError
 from rql_deploy.runtime.engine.engine import Engine
 from rql_deploy.runtime.engine.model import Model
-from rql_deploy.runtime.wire.protocol import ProtocolError
+from rql_deploy.runtime.wire.arrays import Layout
+from rql_deploy.runtime.wire.checks import ProtocolError
 
 _log = logging.getLogger("rql_deploy.reload")
 LOWEST_PRIORITY = 19
@@ -31,9 +32,9 @@ class ModelSlot:
     def __init__(self, model: Model):
         self.engine = Engine(model)
         self.retiring: list[Engine] = []
-        self.accepted = {model.contract.contract_id}
-        """Contracts that clients may still use: this model's, and those of the compatible models it
-        replaced."""
+        self.accepted = {model.contract.contract_id: Layout(model.contract.plant.fields)}
+        """By id, the contracts that clients may still use, with how each lays out an observation: this
+        model's, and those of the compatible models it replaced."""
 
     @property
     def model(self) -> Model:
@@ -45,7 +46,10 @@ class ModelSlot:
         if self.engine.busy:
             self.retiring.append(self.engine)
         self.engine = Engine(model)
-        self.accepted.add(model.contract.contract_id)
+        layout = Layout(model.contract.plant.fields)
+        # An observation of another contract must have all that this model reads.
+        same = {id: other for id, other in self.accepted.items() if set(other.fields) == set(layout.fields)}
+        self.accepted = same | {model.contract.contract_id: layout}
 
 
 class ModelRegistry:
@@ -71,17 +75,16 @@ class ModelRegistry:
             raise ProtocolError("unknown_bundle", f"this server has {', '.join(self.by_name)}")
         return slot
 
-    def find_for_contract(self, name: str | None, contract: str | None) -> tuple[ModelSlot, str | None]:
-        """The slot for a request that names contract id `contract` (or None), and the new id if changed."""
+    def find_for_contract(self, name: str | None, contract: str) -> tuple[ModelSlot, Layout, str | None]:
+        """The slot for a request under that contract id, its layout, and the new id if it has changed."""
         slot = self.find(name)
-        current = slot.model.contract.contract_id
-        if contract is None or contract == current:
-            return slot, None
-        if contract not in slot.accepted:
+        layout = slot.accepted.get(contract)
+        if layout is None:
             raise ProtocolError(
                 "contract_changed", "this server's contract is not the one agreed on: say hello again"
             )
-        return slot, current
+        current = slot.model.contract.contract_id
+        return slot, layout, None if contract == current else current
 
     def next_busy(self) -> Engine | None:
         """The engine that runs next, in rotation over all with work; None when there is no work."""
@@ -164,11 +167,10 @@ class Reloader:
                 )
             model = Model(bundle, old.name, provider=self._provider)
             model.warm_up()
-        except UserError as error:
-            _log.error(
-                "bundle refused",
-                extra={"data": {"bundle": old.name, "kind": error.kind, "reason": str(error)}},
-            )
+        except Exception as error:  # whatever lies at the path, the thread goes on and the old bundle serves
+            kind = error.kind if isinstance(error, UserError) else type(error).__name__
+            data = {"bundle": old.name, "path": str(path), "kind": kind, "reason": str(error)}
+            _log.error("bundle refused", extra={"data": data})
             return
         self._models[index] = model
         self._schedule_swap(old.name, model)

@@ -9,20 +9,28 @@ import numpy as np
 
 import rql_deploy
 from rql_deploy.runtime.engine.model import Model
-from rql_deploy.runtime.engine.request import Done
-from rql_deploy.runtime.wire import protocol
-from rql_deploy.runtime.wire.headers import ActReply, HelloReply, StatsReply
-from rql_deploy.runtime.wire.protocol import Arrays
+from rql_deploy.runtime.engine.request import Computed, Done, Expired
+from rql_deploy.runtime.wire.arrays import Arrays
+from rql_deploy.runtime.wire.headers import (
+    ActReply,
+    HelloReply,
+    RefineReply,
+    Refusal,
+    Reply,
+    StatsReply,
+    ValueReply,
+)
+from rql_deploy.runtime.wire.protocol import OPERATIONS
 
 from .metrics import Metrics
 from .registry import ModelRegistry
 
 
 class Echo(NamedTuple):
-    """What a reply repeats of its request; None where the request had none."""
+    """What a reply repeats of its request; 0 where that cannot be read."""
 
-    id: int | None = None
-    epoch: int | None = None
+    id: int = 0
+    epoch: int = 0
 
 
 class ReplyContext(NamedTuple):
@@ -41,7 +49,7 @@ def hello(registry: ModelRegistry, name: str | None, *, records: bool) -> tuple[
     contract = slot.model.contract
     reply = HelloReply(
         server=f"rql-deploy {rql_deploy.__version__}",
-        capabilities=list(protocol.OPERATIONS),
+        capabilities=list(OPERATIONS),
         bundle=slot.model.name,
         bundles={name: other.model.contract.contract_id for name, other in registry.by_name.items()},
         contract_id=contract.contract_id,
@@ -70,6 +78,23 @@ def statistics(
     }
     counts = metrics.to_plain() | {"bundles": bundles, "ready": ready, "worker": worker}
     return msgspec.convert(counts | {"in_flight": in_flight, "clients": clients}, StatsReply)
+
+
+def computed(event: Computed, context: ReplyContext) -> Reply:
+    """Header of what a `refine` or `value` request asked for."""
+    definition = RefineReply if "next_x" in event.arrays else ValueReply
+    return definition(contract_id=context.contract)
+
+
+def expiry(event: Expired, in_flight: int) -> Refusal:
+    """Why a request was not computed."""
+    job = event.job
+    budget = (job.due or job.received) - job.received
+    return Refusal(
+        code="expired",
+        error=f"the request's budget of {budget * 1e3:.1f} ms was spent before its turn came: it waited "
+        f"{event.waited * 1e3:.1f} ms, with {in_flight} other requests under way",
+    )
 
 
 def decision(done: Done, context: ReplyContext, server: float) -> ActReply:

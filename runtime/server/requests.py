@@ -1,13 +1,13 @@
 """What requests ask the engine for, with the checks that need the arrays, the model or several entries.
 
-Types and bounds of single entries are checked when the header is decoded (`runtime.wire.headers`).
+Types and bounds of single entries are checked when the header is decoded (`runtime.wire.headers`), the fields
+of observations when the block is read (`runtime.wire.arrays`). `fields` are those, `named` the other arrays.
 """
 
 from __future__ import annotations
 
 import math
-import random
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,19 +15,33 @@ from numpy.typing import NDArray
 
 from rql_deploy.policy import MAX_CANDIDATES
 from rql_deploy.runtime.engine.model import Model
-from rql_deploy.runtime.engine.request import EpisodePart, Job
+from rql_deploy.runtime.engine.request import EpisodePart, Job, Task
+from rql_deploy.runtime.engine.slices import Slices, refine_in_slices, value_in_slices
 from rql_deploy.runtime.wire import headers
-from rql_deploy.runtime.wire.checks import all_finite
-from rql_deploy.runtime.wire.protocol import Arrays, ProtocolError
+from rql_deploy.runtime.wire.arrays import MAX_MESSAGE_BYTES, Arrays, Layout
+from rql_deploy.runtime.wire.checks import ProtocolError, all_finite
+from rql_deploy.runtime.wire.headers import MAX_TICKS
+from rql_deploy.seeding import draw_seed
 
+HEADROOM = 1 << 20
+"""Bytes that a message may have beyond two observations and `MAX_ROWS` chunks."""
 MAX_ROWS = MAX_CANDIDATES
 """Most rows of one `refine` or `value` request."""
-MAX_TICKS = 4096
-"""Most ticks of one `episode` request."""
 
 
-def read_job(request: headers.Act, arrays: Arrays, model: Model, reply_context: Any, received: float) -> Job:
-    """The job that an `act` request asks for. Raises ProtocolError or ContractError."""
+def observation_bytes(model: Model) -> int:
+    """Size of one observation in a message."""
+    return Layout(model.contract.plant.fields).row_bytes
+
+
+def largest_message(models: Iterable[Model]) -> int:
+    """Bytes of a message that all operations fit in, episodes in parts."""
+    needed = [2 * observation_bytes(model) + 4 * MAX_ROWS * model.chunk_dim for model in models]
+    return min(MAX_MESSAGE_BYTES, HEADROOM + max(needed))
+
+
+def read_job(request: headers.Act, fields: Arrays, model: Model, reply_context: Any, received: float) -> Job:
+    """The job that an `act` request asks for. Raises ProtocolError."""
     candidates = request.candidates or 1
     prune: tuple[tuple[int, int], ...] = ()
     deltas: tuple[float, ...] | None = None
@@ -37,8 +51,8 @@ def read_job(request: headers.Act, arrays: Arrays, model: Model, reply_context: 
         deltas = _check_deltas(request.deltas)
     return Job(
         reply_context=reply_context,
-        fields=model.rows(arrays),
-        seed=random.getrandbits(63) if request.seed is None else request.seed,
+        fields=fields,
+        seed=draw_seed() if request.seed is None else request.seed,
         received=received,
         due=None if request.budget is None else received + request.budget,
         candidates=candidates,
@@ -50,49 +64,58 @@ def read_job(request: headers.Act, arrays: Arrays, model: Model, reply_context: 
     )
 
 
+def read_task(
+    request: headers.Refine | headers.Value, fields: Arrays, named: Arrays, model: Model, task: Task
+) -> tuple[int, Slices]:
+    """How many rows a `refine` or `value` request has, and their work. Raises ProtocolError."""
+    if isinstance(request, headers.Refine):
+        x, f, delta = read_refinement(request, named, model)
+        return len(x), refine_in_slices(model, task, fields, x, f, delta)
+    x, f = read_valuation(request, named, model)
+    return len(x), value_in_slices(model, task, fields, x, f)
+
+
 def read_refinement(
-    request: headers.Refine, arrays: Arrays, model: Model
-) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]:
-    """features `[N, D]`, x `[N, hA]`, f `[N, 1]`, delta `[N, 1]`: N rows for one observation."""
-    x = _rows(arrays, "x", (model.chunk_dim,))
+    request: headers.Refine, named: Arrays, model: Model
+) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]:
+    """x `[N, hA]`, f `[N, 1]`, delta `[N, 1]`: N rows for one observation."""
+    x = _rows(named, "x", (model.chunk_dim,))
     f = _column("f", request.f, len(x))
     delta = _column("delta", request.delta, len(x))
     if (f + delta > 1.0 + 1e-6).any():
         raise ProtocolError("bad_request", "f + delta must not exceed 1")
-    return np.repeat(model.encode(model.rows(arrays)), len(x), axis=0), x, f, delta
+    return x, f, delta
 
 
 def read_valuation(
-    request: headers.Value, arrays: Arrays, model: Model
-) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]:
-    """features `[N, D]`, x `[N, hA]`, f `[N, 1]`: complete chunks `actions`, or partial ones `x` at `f`."""
-    features = model.encode(model.rows(arrays))
-    if "actions" in arrays:
-        actions = _rows(arrays, "actions", (model.contract.h, model.contract.plant.action_dim))
+    request: headers.Value, named: Arrays, model: Model
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """x `[N, hA]`, f `[N, 1]`: chunks `actions`, or partial actions `x` at `f`."""
+    if "actions" in named:
+        actions = _rows(named, "actions", (model.contract.h, model.contract.plant.action_dim))
         x, f = model.scaled(actions), np.ones((len(actions), 1), np.float32)
     else:
-        x = _rows(arrays, "x", (model.chunk_dim,))
+        x = _rows(named, "x", (model.chunk_dim,))
         f = _column("f", request.f, len(x))
-    return np.repeat(features, len(x), axis=0), x, f
+    return x, f
 
 
-def read_episode(request: headers.Episode, arrays: Arrays, model: Model) -> EpisodePart:
-    """What a control loop did and saw in some ticks. Raises ProtocolError or ContractError."""
-    plant = model.contract.plant
-    actions = _rows(arrays, "actions", (plant.action_dim,), range(MAX_TICKS + 1))
+def read_episode(
+    request: headers.Episode, epoch: int, fields: Arrays, named: Arrays, model: Model
+) -> EpisodePart:
+    """What a control loop did and saw in some ticks. Raises ProtocolError."""
+    actions = _rows(named, "actions", (model.contract.plant.action_dim,), range(MAX_TICKS + 1))
     rows, end = len(actions), bool(request.end)
     if not rows and not end:
         raise ProtocolError("bad_request", "a part of an episode needs ticks, or must be its end")
+    seen = 1 if request.rows is None else request.rows
     # The observation after the last action comes with the episode's end, if the loop has it.
-    counts = range(rows, rows + 1 + end)
-    fields = {spec.name: _rows(arrays, spec.name, spec.shape, counts, spec.dtype) for spec in plant.fields}
-    if len({len(value) for value in fields.values()}) > 1:
-        raise ProtocolError("bad_request", "all fields of an episode must have the same number of rows")
-    rewards = _rows(arrays, "rewards", (), range(rows, rows + 1)) if "rewards" in arrays else None
-    success = _rows(arrays, "success", (), range(rows, rows + 1)) != 0 if "success" in arrays else None
-    return EpisodePart(
-        request.epoch or 0, request.episode, request.tick, end, fields, actions, rewards, success
-    )
+    if seen not in range(rows, rows + 1 + end):
+        more = f" or {rows + 1}" if end else ""
+        raise ProtocolError("bad_request", f"{rows} ticks come with {rows}{more} observations, not {seen}")
+    rewards = _rows(named, "rewards", (), range(rows, rows + 1)) if "rewards" in named else None
+    success = _rows(named, "success", (), range(rows, rows + 1)) != 0 if "success" in named else None
+    return EpisodePart(epoch, request.episode, request.tick, end, fields, actions, rewards, success)
 
 
 def _column(name: str, value: float | Sequence[float] | None, rows: int) -> NDArray[np.float32]:
@@ -104,18 +127,14 @@ def _column(name: str, value: float | Sequence[float] | None, rows: int) -> NDAr
 
 
 def _rows(
-    arrays: Arrays,
-    name: str,
-    shape: tuple[int, ...],
-    counts: range = range(1, MAX_ROWS + 1),
-    dtype: str = "float32",
-) -> NDArray[Any]:
-    """The array `[N, *shape]` of that name, N among `counts`, as `dtype`."""
-    value = arrays.get(name)
+    named: Arrays, name: str, shape: tuple[int, ...], counts: range = range(1, MAX_ROWS + 1)
+) -> NDArray[np.float32]:
+    """The array `[N, *shape]` of that name, N among `counts`, as float32."""
+    value = named.get(name)
     if value is None or value.ndim != len(shape) + 1 or value.shape[1:] != shape or len(value) not in counts:
         wanted = f"[{', '.join(map(str, ('N', *shape)))}] with N from {counts[0]} to {counts[-1]}"
         raise ProtocolError("bad_request", f"array '{name}' must have shape {wanted}")
-    rows: NDArray[Any] = np.asarray(value, dtype)
+    rows = np.asarray(value, np.float32)
     if not all_finite(rows):
         raise ProtocolError("bad_request", f"array '{name}' holds NaN or infinity")
     return rows

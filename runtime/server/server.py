@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import math
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -19,32 +20,39 @@ import numpy as np
 import zmq
 
 from rql_deploy.contract import Contract
-from rql_deploy.errors import ContractError, UserError
+from rql_deploy.errors import ContractError
 from rql_deploy.runtime.engine.model import Model
-from rql_deploy.runtime.engine.request import Done, Event, Expired, Preview
+from rql_deploy.runtime.engine.request import Computed, Done, Event, Expired, Preview, Task
+from rql_deploy.runtime.engine.shares import Client
 from rql_deploy.runtime.wire import headers, protocol
-from rql_deploy.runtime.wire.protocol import Arrays, ProtocolError
+from rql_deploy.runtime.wire.addresses import needs_ipv6
+from rql_deploy.runtime.wire.arrays import Arrays, Packed
+from rql_deploy.runtime.wire.checks import ProtocolError
+from rql_deploy.runtime.wire.protocol import Head, Payload
 
 from . import requests
 from .auth import ServerKeys
-from .listen import Connections, check_bind, configure
+from .connections import MAX_BUFFERED, Connections
+from .listen import cannot_listen, check_bind, configure
 from .metrics import Metrics
-from .quota import MAX_RATE, Quota
+from .quota import MAX_RATE, Quota, key_of, sender
 from .recording import Recorder
 from .registry import ModelRegistry, ModelSlot
-from .replies import Echo, ReplyContext, decision, hello, statistics
+from .replies import Echo, ReplyContext, computed, decision, expiry, hello, statistics
 
 INTERNAL = "inproc://policy"
 """Endpoint for threads of the server's process, in the server's ZeroMQ context."""
-MAX_WAITING = 1024
-"""Most requests received and not answered, of all clients; more wait in ZeroMQ's bounded queues."""
 MAX_RECEIVED_PER_STEP = 64
+MAX_RECEIVING = 1e-3
+"""Seconds of reading requests between two refinement steps; then the next step of those that wait is due."""
 HOUSEKEEPING = 0.25
-"""Seconds between checks of connections, revoked keys and models that are ready to be swapped in."""
+"""Seconds between checks for models that are ready to be swapped in, and updates of counts."""
 DRAIN_LIMIT = 10.0
 """Seconds for running requests to finish when the server stops."""
 DRAIN_NOTICE = 0.3
 """Seconds in which a stopping server still replies `draining`: several periods of a control loop."""
+
+Computation = headers.Act | headers.Refine | headers.Value
 
 
 class PolicyServer:
@@ -61,9 +69,13 @@ class PolicyServer:
         recorder: Recorder | None = None,
         busy_poll: bool = False,
         listener: int | None = None,
+        max_buffered: int = MAX_BUFFERED,
     ):
-        """`listener` is the descriptor of a listening socket at `bind` that several processes share."""
-        check_bind(bind, insecure, keys is not None)
+        """`listener` is the descriptor of a listening socket at `bind` that several processes share.
+
+        `max_buffered` is how much memory messages may take, in MiB.
+        """
+        address = check_bind(bind, insecure, keys is not None)
         self.metrics = Metrics()
         self.requests = self.errors = 0
         self.ready = False
@@ -75,33 +87,26 @@ class PolicyServer:
         self._keys, self._recorder, self._busy_poll = keys, recorder, busy_poll
         self._quota = Quota(max_rate)
         self._stopping = False
-        self._in_flight = 0
         self._scheduled_swaps: deque[tuple[str, Model]] = deque()
         self._next_housekeeping = 0.0
         self.context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._socket = self.context.socket(zmq.ROUTER)
-        fields = [
-            field for slot in self._registry.by_name.values() for field in slot.model.contract.plant.fields
-        ]
-        # Twice the largest field even as float64. ZeroMQ ends the connection of a client that sends a larger
-        # frame, before it allocates memory for it.
-        largest = max(1 << 20, 16 * max((field.size for field in fields), default=0))
-        self._large = largest > 1 << 20
-        configure(self._socket, min(largest, protocol.MAX_MESSAGE_BYTES))
+        served = [slot.model for slot in self._registry.by_name.values()]
+        self._large = max(map(requests.observation_bytes, served)) >= protocol.ZERO_COPY_BYTES
+        # ZeroMQ ends the connection of a client that sends more, before it allocates memory for it.
+        configure(self._socket, requests.largest_message(served))
         if keys is not None:
             keys.protect(self.context, self._socket)
         try:
             self._socket.bind(INTERNAL)
-            self._connections = Connections(self._socket)
+            self._connections = Connections(self._socket, max_buffered=max_buffered)
             if listener is not None:
                 self._socket.setsockopt(zmq.USE_FD, listener)
+            self._socket.setsockopt(zmq.IPV6, address.transport == "tcp" and needs_ipv6(address.host))
             self._socket.bind(bind)
         except zmq.ZMQError as error:
             self.close()
-            raise UserError(
-                f"cannot listen on {bind} ({error.strerror})",
-                hint="is another server using it? Pass --bind with another port",
-            ) from error
+            raise cannot_listen(bind, error) from error
         self.endpoint = self._socket.getsockopt_string(zmq.LAST_ENDPOINT)
 
     def __enter__(self) -> PolicyServer:
@@ -137,13 +142,16 @@ class PolicyServer:
         # Existing objects stay: keep the garbage collector from walking through them between two requests.
         gc.collect()
         gc.freeze()
+        self._connections.rebase()
         self.ready = True
         while not self._stopping:
             self._poll_once()
         now = time.monotonic()
         notice, expiry = now + DRAIN_NOTICE, now + DRAIN_LIMIT
         # Requests from here on are rejected with `draining`, so clients learn of it before the socket closes.
-        while now < expiry and (now < notice or self._in_flight or protocol.ready(self._socket, zmq.POLLIN)):
+        while now < expiry and (
+            now < notice or self._quota.in_flight or protocol.ready(self._socket, zmq.POLLIN)
+        ):
             self._poll_once()
             now = time.monotonic()
 
@@ -167,8 +175,6 @@ class PolicyServer:
         self.metrics.connected = self._connections.count()
         if self._recorder is not None:
             self.metrics.recorder_dropped = self._recorder.dropped
-        if self._keys is not None:
-            self._keys.refresh()
         while self._scheduled_swaps:
             name, model = self._scheduled_swaps.popleft()
             self._registry.by_name[name].swap(model)
@@ -184,112 +190,120 @@ class PolicyServer:
         Reading until it fails takes fewer system calls than asking the socket whether it can be read.
         """
         flags = 0 if wait else protocol.NOBLOCK
+        expiry = math.inf
         for _ in range(MAX_RECEIVED_PER_STEP):
-            if self._in_flight >= MAX_WAITING:
-                return
             try:
-                client, frames = self._next_message(flags)
+                client, frame, whole = self._next_message(flags)
             except zmq.Again:
                 return
             flags = protocol.NOBLOCK
-            if frames is not None:
-                self._handle(client, frames, time.monotonic())
+            received = time.monotonic()
+            if frame is not None:
+                self._handle(client, frame, whole, received)
+            if received > expiry:
+                return
+            expiry = min(expiry, received + MAX_RECEIVING)
 
-    def _next_message(self, flags: int) -> tuple[bytes, list[Any] | None]:
-        """Client and frames of the next message; frames are None when the client's key has been revoked."""
-        if self._keys is None:
-            frames = protocol.receive(self._socket, flags, large=self._large)
-            return frames[0], frames[1:]
-        client: bytes = self._socket.recv(flags)
-        parts = self._socket.recv_multipart(protocol.NOBLOCK, copy=False)
-        return client, [part.buffer for part in parts] if self._keys.allows(parts[0]) else None
+    def _next_message(self, flags: int) -> tuple[Client, Any, bool]:
+        """Sender, frame, and whether it was one frame; frame is None when the sender's key was revoked."""
+        identity, frame, whole = protocol.receive_from(self._socket, flags, large=self._large)
+        client = sender(identity, keys=self._keys is not None)
+        allowed = self._keys is None or not (key := key_of(client)) or self._keys.allows(key)
+        return client, frame if allowed else None, whole
 
-    def _handle(self, client: bytes, frames: list[Any], received: float) -> None:
+    def _handle(self, client: Client, frame: Any, whole: bool, received: float) -> None:
         self.requests += 1
         echo = Echo()
-        operation = "malformed"
+        operation, refusal = "malformed", None
         try:
             reason = self._quota.rejection(client, received)
-            head, arrays = protocol.decode(frames)
+            head = protocol.decode(frame)
             echo = Echo(head.id, head.epoch)
             if reason is not None:
                 raise ProtocolError("busy", reason)
-            if head.v != protocol.VERSION:
-                raise ProtocolError("version", f"this server speaks protocol {protocol.VERSION}")
-            if head.op in protocol.OPERATIONS:
-                operation = head.op
-            self._dispatch(client, echo, protocol.decode_request(head, frames[0]), arrays, received)
+            if not whole:
+                raise ProtocolError("bad_message", "a message is one frame, and this one had several")
+            request = protocol.decode_request(head)
+            operation = request.operation()
+            self._dispatch(client, echo, request, head, received)
+        except protocol.OlderProtocol as error:
+            self._count_error(error.code)
+            self._send(client.connection, protocol.refusal_in_version_1(frame, str(error)))
         except ProtocolError as error:
-            self._reply_error(client, echo, error.code, str(error))
+            refusal = headers.Refusal(code=error.code, error=str(error))
         except ContractError as error:
-            self._reply_error(client, echo, "bad_observation", str(error))
+            refusal = headers.Refusal(code="bad_observation", error=str(error))
+        if refusal is not None:
+            self._refuse(client.connection, echo, refusal)
         self.metrics.count_request(operation)
 
     def _dispatch(
-        self, client: bytes, echo: Echo, request: headers.Request[Any], arrays: Arrays, received: float
+        self, client: Client, echo: Echo, request: headers.Request[Any], head: Head, received: float
     ) -> None:
         reply: headers.Reply
-        parts: Arrays = {}
+        arrays: Payload = {}
+        if not isinstance(request, headers.ObservationRequest):
+            protocol.request_arrays(head, request)
         match request:
-            case headers.Act():
-                self._queue(client, echo, request, arrays, received)
+            case headers.Act() | headers.Refine() | headers.Value():
+                self._queue(client, echo, request, head, received)
                 return
-            case headers.Refine():
-                slot, contract_update = self._slot(request)
-                next_x, preview = slot.model.refine(*requests.read_refinement(request, arrays, slot.model))
-                reply, parts = (
-                    headers.RefineReply(contract_id=contract_update),
-                    {"next_x": next_x, "preview": preview},
-                )
-            case headers.Value():
-                slot, contract_update = self._slot(request)
-                value, spread = slot.model.value(*requests.read_valuation(request, arrays, slot.model))
-                reply, parts = (
-                    headers.ValueReply(contract_id=contract_update),
-                    {"value": value, "spread": spread},
-                )
             case headers.Hello():
-                reply, parts = hello(self._registry, request.bundle, records=self._recorder is not None)
+                reply, arrays = hello(self._registry, request.bundle, records=self._recorder is not None)
             case headers.Reset():
                 reply = headers.ResetReply()
             case headers.Episode():
-                reply = self._record_episode(request, arrays)
+                reply = self._record_episode(request, head)
             case headers.Stats():
                 reply = statistics(
                     self._registry,
                     self.metrics,
                     ready=self.ready and not self._stopping,
-                    in_flight=self._in_flight,
+                    in_flight=self._quota.in_flight,
                     clients=self._quota.clients,
                     worker=self.worker,
                 )
             case _:
                 ready = self.ready and not self._stopping
                 reply = headers.PingReply(requests=self.requests, errors=self.errors, ready=ready)
-        self._reply(client, echo, reply, parts)
+        self._reply(client.connection, echo, reply, arrays)
 
-    def _slot(
-        self, request: headers.Act | headers.Refine | headers.Value | headers.Episode
-    ) -> tuple[ModelSlot, str | None]:
-        """The slot that a request names, and its new contract's id if it has changed."""
+    def _open(
+        self, request: headers.ObservationRequest[Any], head: Head
+    ) -> tuple[ModelSlot, str | None, Arrays, Arrays]:
+        """The slot that a request names, its new contract's id if that changed, fields and named arrays."""
         if self._stopping:
             raise ProtocolError("draining", "this server is about to stop")
-        return self._registry.find_for_contract(request.bundle, request.contract)
+        slot, layout, contract_update = self._registry.find_for_contract(request.bundle, request.contract)
+        return slot, contract_update, *protocol.request_arrays(head, request, layout)
 
-    def _queue(
-        self, client: bytes, echo: Echo, request: headers.Act, arrays: Arrays, received: float
-    ) -> None:
-        slot, contract_update = self._slot(request)
-        context = ReplyContext(client, echo, contract_update, slot.model)
-        slot.engine.submit(requests.read_job(request, arrays, slot.model, context, received))
+    def _queue(self, client: Client, echo: Echo, request: Computation, head: Head, received: float) -> None:
+        slot, contract_update, fields, named = self._open(request, head)
+        context = ReplyContext(client.connection, echo, contract_update, slot.model)
+        if isinstance(request, headers.Act):
+            job = requests.read_job(request, fields, slot.model, context, received)
+            job.client = client
+            self._admit(client, job.candidates, received)
+            slot.engine.submit(job)
+        else:
+            rows, work = requests.read_task(request, fields, named, slot.model, Task(context, client))
+            self._admit(client, rows, received)
+            slot.engine.submit_slices(client, work)
+
+    def _admit(self, client: Client, rows: int, received: float) -> None:
+        """Count a request as under way, or raise ProtocolError. Its message has taken one row already."""
+        reason = self._quota.crowding(client)
+        if reason is None and rows > 1:
+            reason = self._quota.rejection(client, received, rows - 1)
+        if reason is not None:
+            raise ProtocolError("busy", reason)
         self._quota.begin(client)
-        self._in_flight += 1
 
-    def _record_episode(self, request: headers.Episode, arrays: Arrays) -> headers.EpisodeReply:
+    def _record_episode(self, request: headers.Episode, head: Head) -> headers.EpisodeReply:
         if self._recorder is None:
             raise ProtocolError("bad_request", "this server does not record: start it with --record DIR")
-        slot, contract_update = self._slot(request)
-        part = requests.read_episode(request, arrays, slot.model)
+        slot, contract_update, fields, named = self._open(request, head)
+        part = requests.read_episode(request, head.epoch, fields, named, slot.model)
         recorded = self._recorder.record_episode(part, slot.model.contract)
         return headers.EpisodeReply(recorded=recorded, contract_id=contract_update)
 
@@ -298,41 +312,39 @@ class PolicyServer:
     def _emit(self, event: Event) -> None:
         context: ReplyContext = event.job.reply_context
         if isinstance(event, Preview):
-            preview = headers.ActReply(k=event.k, last=False, value=event.value, spread=event.spread)
-            self._reply(context.client, context.echo, preview, {"actions": event.actions})
+            preview = headers.ActReply(
+                k=event.k, last=False, value=event.value, spread=event.spread, seed=event.job.seed
+            )
+            self._reply(context.client, context.echo, preview, Packed((event.actions,)))
             return
-        self._quota.end(context.client)
-        self._in_flight -= 1
+        self._quota.end(event.job.client)
+        if isinstance(event, Computed):
+            self._reply(context.client, context.echo, computed(event, context), event.arrays)
+            return
         if isinstance(event, Expired):
             self.metrics.deadline_misses += 1
-            self._reply_error(
-                context.client, context.echo, "expired", "the request's budget was spent before its turn came"
-            )
+            self._refuse(context.client, context.echo, expiry(event, self._quota.in_flight))
             return
         self._reply_decision(event, context)
 
     def _reply_decision(self, done: Done, context: ReplyContext) -> None:
-        job = done.job
-        server = time.monotonic() - job.received
-        self._reply(context.client, context.echo, decision(done, context, server), {"actions": done.actions})
-        metrics = self.metrics
-        metrics.steps_per_reply.add(len(done.deltas))
-        metrics.stages["queue"].add(done.queue)
-        metrics.stages["inference"].add(done.inference)
-        metrics.stages["server"].add(server)
-        metrics.steps_reduced += job.steps_reduced
-        metrics.deadline_misses += job.due is not None and job.received + server > job.due
+        server = time.monotonic() - done.job.received
+        self._reply(context.client, context.echo, decision(done, context, server), Packed((done.actions,)))
+        self.metrics.count_decision(done, server)
         if self._recorder is not None:
             self._recorder.record(done, context.model.contract, server)
 
-    def _reply_error(self, client: bytes, echo: Echo, code: str, reason: str) -> None:
+    def _refuse(self, client: bytes, echo: Echo, refusal: headers.Refusal) -> None:
+        self._count_error(refusal.code)
+        self._reply(client, echo, refusal, {})
+
+    def _count_error(self, code: str) -> None:
         self.errors += 1
         self.metrics.count_error(code)
-        self._reply(client, echo, headers.Refusal(code=code, error=reason), {})
 
-    def _reply(self, client: bytes, echo: Echo, reply: headers.Reply, arrays: Arrays) -> None:
-        with contextlib.suppress(
-            zmq.ZMQError
-        ):  # the client is gone or does not read: its reply is its own loss
-            frames = protocol.encode(reply, arrays, id=echo.id, epoch=echo.epoch)
-            protocol.send(self._socket, [client, *frames], protocol.NOBLOCK)
+    def _reply(self, client: bytes, echo: Echo, reply: headers.Reply, arrays: Payload) -> None:
+        self._send(client, protocol.encode(reply, arrays, id=echo.id, epoch=echo.epoch))
+
+    def _send(self, client: bytes, frame: bytes) -> None:
+        with contextlib.suppress(zmq.ZMQError):  # Client gone or not reading: drop the reply.
+            protocol.send(self._socket, frame, protocol.NOBLOCK, client=client)

@@ -22,15 +22,15 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from rql_deploy.contract import Contract
 from rql_deploy.errors import UserError
 
 from .app import ServerConfig
-from .listen import listen, reserve
+from .listen import listen, open_listener
 from .server import DRAIN_LIMIT
+from .signals import stop_on_signals
 from .worker import QUERY_TIMEOUT, run_worker
 
 RESTART_DELAYS = (0.0, 0.5, 1.0, 2.0, 5.0, 10.0)
@@ -82,7 +82,7 @@ class Supervisor:
         self._listener, self.endpoint = listen(config.bind)
         try:
             if config.openpi is not None:
-                self._reserved = reserve(*config.openpi)
+                self._reserved = open_listener("--openpi", *config.openpi, reuse_port=True, backlog=None)
                 config = replace(config, openpi=(config.openpi[0], self._reserved.getsockname()[1]))
             self._config = replace(config, bind=self.endpoint)
             self._workers = [self._start(number) for number in range(count)]
@@ -141,19 +141,18 @@ class Supervisor:
     def signals(self) -> Iterator[None]:
         """Within the block, SIGINT and SIGTERM stop the workers, and SIGHUP reloads their bundles."""
 
-        def stop(_number: int, _frame: FrameType | None) -> None:
+        def stop() -> None:
             self._stopping = True
 
-        def hang_up(_number: int, _frame: FrameType | None) -> None:
+        def hang_up() -> None:
             self._reload = True
 
-        handlers = {signal.SIGINT: stop, signal.SIGTERM: stop, signal.SIGHUP: hang_up}
-        previous = {number: signal.signal(number, handler) for number, handler in handlers.items()}
-        try:
+        def kill() -> None:
+            for worker in self._workers:
+                worker.process.kill()
+
+        with stop_on_signals(stop, hang_up, at_once=kill, limit=DRAIN_LIMIT + 10.0):
             yield
-        finally:
-            for number, old in previous.items():
-                signal.signal(number, old)
 
     def status_queries(self) -> list[Callable[[str], dict[str, Any] | None]]:
         """Per worker, a function that returns its reply to `stats` or `ping`, or None. For one thread."""

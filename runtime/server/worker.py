@@ -8,6 +8,8 @@ import threading
 from collections.abc import Iterator
 from multiprocessing.connection import Connection
 
+import zmq
+
 from rql_deploy.contract import Contract
 from rql_deploy.errors import DeadlineMissed, UserError
 
@@ -75,7 +77,7 @@ def _answer_queries(running: RunningServer, queries: Connection) -> Iterator[Non
                     continue
                 number, operation = queries.recv()
                 reply = None
-                with contextlib.suppress(DeadlineMissed, UserError):
+                with contextlib.suppress(DeadlineMissed, UserError, zmq.ZMQError):
                     reply = channel.ask(operation, QUERY_TIMEOUT)
                 queries.send((number, reply))
         except (EOFError, OSError):

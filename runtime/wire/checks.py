@@ -1,4 +1,4 @@
-"""Checks that both sides make of a message, and the error for what a server refuses."""
+"""Checks that both sides make of a message, and the errors for one that is wrong or refused."""
 
 from __future__ import annotations
 
@@ -29,6 +29,14 @@ def all_finite(array: NDArray[Any]) -> bool:
         with np.errstate(all="ignore"):
             total = flat.sum()
     return math.isfinite(total) or bool(np.isfinite(flat).all())
+
+
+class ProtocolError(Exception):
+    """A message that does not follow the protocol; `code` goes back to its sender."""
+
+    def __init__(self, code: str, text: str):
+        super().__init__(text)
+        self.code = code
 
 
 class ServerError(UserError):

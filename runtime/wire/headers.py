@@ -1,57 +1,52 @@
-"""Headers of wire protocol 1: one typed definition for each request and reply (docs/protocol.md).
+"""Headers of wire protocol 2: one typed definition for each request and reply (docs/protocol.md).
 
-An entry with its default value is not sent. An optional entry may be nil, as some clients send every entry.
-Entries that are not defined here are ignored, so that either side may be the newer one.
+An entry with its default value is not sent; an optional entry may be nil. A server refuses a request's entry
+that is not defined here, by name, as it may be misspelt. A client ignores a reply's, as the server may be
+newer.
 """
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Generic, TypeVar
+from typing import Annotated, Any, ClassVar, Generic, TypeVar
 
 from msgspec import Meta, Struct
 
 from rql_deploy.policy import MAX_CANDIDATES
+from rql_deploy.seeding import MAX_SEED
 
 MAX_DELTAS = 64
 """Most refinement steps that a request may spell out."""
 MAX_BUDGET = 3600.0
 """Seconds."""
 MAX_COUNT = 2**53
+MAX_TICKS = 4096
+"""Most ticks of one `episode` request."""
+REPLY_BIT = 0x80
+"""Of a reply's kind; the other bits are those of its request."""
+REFUSAL = 0xFF
+"""Kind of a refusal, whatever was asked."""
 
 ArraySpec = tuple[str, str, list[int]]
-"""Name, dtype and shape of one array frame."""
+"""Name, dtype and shape of one array."""
 Candidates = Annotated[int, Meta(ge=1, le=MAX_CANDIDATES)]
 CandidateNumber = Annotated[int, Meta(ge=0, le=MAX_CANDIDATES - 1)]
 Budget = Annotated[float, Meta(ge=0.0, le=MAX_BUDGET)]
-Seed = Annotated[int, Meta(ge=0)]
+Seed = Annotated[int, Meta(ge=0, le=MAX_SEED)]
 FlowTime = Annotated[float, Meta(ge=0.0, le=1.0)]
 FlowTimes = FlowTime | list[FlowTime]
 """One number for all rows, or one for each."""
 Deltas = Annotated[list[Annotated[float, Meta(gt=0.0, le=1.0)]], Meta(min_length=1, max_length=MAX_DELTAS)]
 Count = Annotated[int, Meta(ge=0, le=MAX_COUNT)]
+Rows = Annotated[int, Meta(ge=0, le=MAX_TICKS + 1)]
 
 
 class Message(Struct, omit_defaults=True, kw_only=True):
     """Entries of every header; `protocol.encode` fills them in."""
 
-    v: int = 0
-    """Protocol version."""
-    id: int | None = None
-    """Number of the request, and of its replies."""
-    epoch: int | None = None
-    """Drawn at random by a client when it starts, and echoed."""
+    kind: ClassVar[int] = 0
+    """Number of the operation, with `REPLY_BIT` for its reply."""
     arrays: list[ArraySpec] | None = None
-
-
-class Head(Message):
-    """What is read of a header first: whose it is, and which definition it follows."""
-
-    op: Any = None
-    """Operation of a request."""
-    ok: bool | None = None
-    """Of a reply: false when the request was refused."""
-    code: str = ""
-    error: str = ""
+    """What lies before the block, in order."""
 
 
 # Replies.
@@ -60,12 +55,11 @@ class Head(Message):
 class Reply(Message):
     """Entries of every reply."""
 
-    ok: bool | None = None
-
 
 class Refusal(Reply, kw_only=True):
     """Why a request got no other reply."""
 
+    kind: ClassVar[int] = REFUSAL
     code: str
     error: str
 
@@ -86,15 +80,12 @@ class HelloReply(Reply, kw_only=True):
 
 
 class ActReply(Reply, kw_only=True):
-    """A decision or a preview, which only streamed requests get.
-
-    With it comes the array `actions`: float32 `[h, A]`.
-    """
+    """A decision or a preview, which only streamed requests get. Block: the chunk, float32 `[h, A]`."""
 
     value: float | None
     spread: float | None
     steps_used: int | None = None
-    seed: int | None = None
+    seed: int
     timing: dict[str, float] | None = None
     """Seconds by stage."""
     k: int | None = None
@@ -124,7 +115,7 @@ class ValueReply(Reply, kw_only=True):
 
 
 class ResetReply(Reply):
-    """Nothing but `ok`."""
+    """That the server knows."""
 
 
 class EpisodeReply(Reply, kw_only=True):
@@ -188,8 +179,11 @@ class PingReply(Reply, kw_only=True):
 R = TypeVar("R", bound=Reply)
 
 
-class Request(Message, Generic[R], tag_field="op"):
+class Request(Message, Generic[R], forbid_unknown_fields=True):
     """Entries of every request; R is the type of its reply."""
+
+    named: ClassVar[tuple[str, ...]] = ()
+    """Arrays that it may announce."""
 
     @classmethod
     def reply_type(cls) -> type[R]:
@@ -198,23 +192,29 @@ class Request(Message, Generic[R], tag_field="op"):
 
     @classmethod
     def operation(cls) -> str:
-        """Its `op`."""
-        return str(cls.__struct_config__.tag)
+        """Its name."""
+        return cls.__name__.lower()
 
 
-class Hello(Request[HelloReply], tag="hello"):
+class ObservationRequest(Request[R], Generic[R], kw_only=True):
+    """A request whose block holds observations, as the contract lays them out."""
+
+    bundle: str | None = None
+    """Name; the server's first if None."""
+    contract: str
+    """Id of the contract that `hello` gave."""
+
+
+class Hello(Request[HelloReply]):
     """Ask what the server is, and for the contract of a bundle."""
 
     bundle: str | None = None
     """Name; the server's first if None."""
 
 
-class Act(Request[ActReply], tag="act", kw_only=True):
-    """Ask for an action chunk. Arrays: the observation fields, by name."""
+class Act(ObservationRequest[ActReply], kw_only=True):
+    """Ask for an action chunk. Block: one observation."""
 
-    bundle: str | None = None
-    contract: str | None = None
-    """Id of the contract in `hello`."""
     budget: Budget | None = None
     """Seconds from receipt, after which the reply is of no use."""
     candidates: Candidates | None = None
@@ -231,32 +231,31 @@ class Act(Request[ActReply], tag="act", kw_only=True):
     """Reserved for actions already committed; refused in this version."""
 
 
-class Refine(Request[RefineReply], tag="refine", kw_only=True):
+class Refine(ObservationRequest[RefineReply], kw_only=True):
     """One refinement step of `x` `[N, hA]` for one observation, from flow time `f` to `f + delta`."""
 
-    bundle: str | None = None
-    contract: str | None = None
+    named: ClassVar[tuple[str, ...]] = ("x",)
     f: FlowTimes
     delta: FlowTimes
 
 
-class Value(Request[ValueReply], tag="value", kw_only=True):
+class Value(ObservationRequest[ValueReply], kw_only=True):
     """V of complete chunks `actions` `[N, h, A]`, or of partial ones `x` `[N, hA]` at flow time `f`."""
 
-    bundle: str | None = None
-    contract: str | None = None
+    named: ClassVar[tuple[str, ...]] = ("actions", "x")
     f: FlowTimes | None = None
 
 
-class Reset(Request[ResetReply], tag="reset"):
+class Reset(Request[ResetReply]):
     """Tell the server that a new episode begins."""
 
 
-class Episode(Request[EpisodeReply], tag="episode", kw_only=True):
-    """Consecutive ticks of an episode. Arrays: observation fields, `actions`, `rewards`, `success`."""
+class Episode(ObservationRequest[EpisodeReply], kw_only=True):
+    """Consecutive ticks of an episode. Block: their observations."""
 
-    bundle: str | None = None
-    contract: str | None = None
+    named: ClassVar[tuple[str, ...]] = ("actions", "rewards", "success")
+    rows: Rows | None = None
+    """Observations in the block; 1 if None."""
     episode: Count
     """Number; with the epoch it names the episode."""
     tick: Count
@@ -265,11 +264,11 @@ class Episode(Request[EpisodeReply], tag="episode", kw_only=True):
     """Whether the episode ends with these rows."""
 
 
-class Stats(Request[StatsReply], tag="stats"):
+class Stats(Request[StatsReply]):
     """Ask for the server's counts."""
 
 
-class Ping(Request[PingReply], tag="ping"):
+class Ping(Request[PingReply]):
     """Ask for a sign of life."""
 
 
@@ -283,5 +282,7 @@ _REPLIES: dict[type[Request[Any]], type[Reply]] = {
     Stats: StatsReply,
     Ping: PingReply,
 }
+for _number, (_request, _reply) in enumerate(_REPLIES.items(), start=1):
+    _request.kind, _reply.kind = _number, _number | REPLY_BIT
 REQUESTS: dict[str, type[Request[Any]]] = {request.operation(): request for request in _REPLIES}
 """By operation."""

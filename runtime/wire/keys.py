@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import re
+import stat
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,8 +18,10 @@ from rql_deploy.errors import UserError
 SERVER = "server"
 CLIENTS = "clients"
 SERVER_KEY = "server-key"
+MAX_KEY_FILE_BYTES = 64 * 1024
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 _SERVER_KEY_LINE = re.compile(rb"^\s*server-key\s*=\s*(\S{40})\s*$", re.MULTILINE)
+_PUBLIC_KEY_LINE = re.compile(rb"^\s*public-key\s*=\s*[\"']?([!-~]{40})[\"']?\s*$", re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -78,11 +81,36 @@ def list_clients(folder: Path) -> dict[str, bytes]:
     return {path.stem: _load(path)[0] for path in sorted((folder / CLIENTS).glob("*.key"))}
 
 
+def client_files(folder: Path) -> dict[str, Path]:
+    """Files of the allowed clients by name. Raises OSError when the folder cannot be read."""
+    with os.scandir(folder / CLIENTS) as entries:
+        return {
+            entry.name.removesuffix(".key"): Path(entry.path)
+            for entry in sorted(entries, key=lambda entry: entry.name)
+            if entry.name.endswith(".key")
+        }
+
+
+def read_public_key(path: Path) -> bytes | None:
+    """The public key in a file; None when it holds none. Raises OSError when it cannot be read."""
+    # Without O_NONBLOCK a named pipe of that name would hold its reader for ever.
+    file = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        data = os.read(file, MAX_KEY_FILE_BYTES) if stat.S_ISREG(os.fstat(file).st_mode) else b""
+    finally:
+        os.close(file)
+    match = _PUBLIC_KEY_LINE.search(data)
+    return None if match is None else match.group(1)
+
+
 def revoke(folder: Path, name: str) -> None:
     """Stop allowing a client; a running server drops it within a second."""
-    if name not in list_clients(folder):
-        raise UserError(f"{folder} has no client '{name}': `rql-deploy keys list --keys {folder}` shows them")
-    (folder / CLIENTS / f"{name}.key").unlink()
+    try:
+        (folder / CLIENTS / f"{name}.key").unlink()
+    except OSError as error:
+        raise UserError(
+            f"{folder} has no client '{name}': `rql-deploy keys list --keys {folder}` shows them"
+        ) from error
     (folder / f"{name}.key_secret").unlink(missing_ok=True)
 
 

@@ -1,8 +1,8 @@
 """Collect demonstrations in parallel worker processes, and write them as a Minari data set.
 
 Episodes are seeded one by one: episode i of base seed S is the same whatever the number of workers. Failed
-episodes are kept and labelled; recording goes on for a few rows after success (docs/algorithm.md,
-Conventions).
+episodes are kept and labelled, those of an unstable simulation are not written; recording goes on for a few
+rows after success (docs/algorithm.md, Conventions).
 """
 
 from __future__ import annotations
@@ -17,10 +17,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from rql_deploy.plant import UnstableSimulation
 from rql_deploy.seeding import episode_seed
 from rql_deploy.sim.plants.task_env import TaskEnv
 from rql_deploy.sim.plants.tasks import Demonstrator, Task, describe, find_demonstrator
 from rql_deploy.sim.processes import SimulatorPool, result_of
+from rql_deploy.sim.stability import stable_reset, stable_step
 
 from .minari_files import target_folder, writable_target, write_dataset
 
@@ -41,6 +43,13 @@ class Episode:
     success: NDArray[np.bool_]
     """`[T+1]`, true from the step that reached success on."""
     terminated: bool
+    error: str = ""
+    """Why the simulation could not be gone on with; what was recorded until then is not kept."""
+
+    @property
+    def succeeded(self) -> bool:
+        """Whether the episode reached success."""
+        return not self.error and bool(self.success[-1])
 
     @property
     def steps(self) -> int:
@@ -60,18 +69,37 @@ def draw_demonstrator(task: Task, seed: int, noise_range: tuple[float, float]) -
 
 
 def demonstrate(task: Task, index: int, seed: int, noise_range: tuple[float, float]) -> Episode:
-    """Record one episode of the task's demonstrator; the episode's seed draws its noise level."""
+    """Record one episode of the task's demonstrator; the episode's seed draws its noise level.
+
+    Where the simulation becomes unstable, the episode has an `error` and no rows.
+    """
     global _env
     if _env is None:
         _env = task.make_env()
         _env.drawn = False
     noise, demonstrator = draw_demonstrator(task, seed, noise_range)
-    observation, info = _env.reset(seed=seed)
-    observations, actions, success = [observation], [], [bool(info["success"])]
+    actions: list[NDArray[np.float32]] = []
+    try:
+        return _record(_env, demonstrator, actions, index, seed, noise)
+    except UnstableSimulation as unstable:
+        error = f"unstable at step {max(0, len(actions) - 1)} ({unstable})"
+        nothing = np.zeros((0, *_env.action_space.shape), np.float32)  # type: ignore[misc]
+        return Episode(index, seed, noise, {}, nothing, np.zeros(1, np.bool_), False, error)
+
+
+def _record(
+    env: TaskEnv,
+    demonstrator: Demonstrator,
+    actions: list[NDArray[np.float32]],
+    index: int,
+    seed: int,
+    noise: float,
+) -> Episode:
+    observation, info = stable_reset(env, seed)
+    observations, success = [observation], [bool(info["success"])]
     while True:
-        action = demonstrator.act(observation)
-        observation, _, terminated, truncated, info = _env.step(action)
-        actions.append(action)
+        actions.append(demonstrator.act(observation))
+        observation, _, terminated, truncated, info = stable_step(env, actions[-1])
         observations.append(observation)
         success.append(bool(info["success"]))
         if terminated or truncated:

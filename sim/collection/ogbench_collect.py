@@ -141,7 +141,8 @@ def prepare(data: PlayData) -> int:
 
 
 def make_episodes(data: PlayData, workers: int, pool: Executor | None = None) -> Generator[dict[str, int]]:
-    """Make the missing episodes; yields the counts of each as it ends (`targets`, `reached`, `rejected`).
+    """Make the missing episodes; yields the counts of each as it ends (`targets`, `reached`, `rejected`), its
+    `seed`, and how often its simulation was `unstable` and made anew.
 
     Processes of this machine make them, or `pool` (shut down at the end), whose workers write into the same
     folder.
@@ -199,6 +200,7 @@ def _make(task: str, steps: int, seed: int, file: Path) -> dict[str, int]:
         _generator = PlayGenerator(find_recipe(task), steps)
     episode = _generator.generate(seed)
     counts = {name: getattr(episode, name) for name in COUNTS}
+    made = {**counts, "seed": seed, "unstable": len(episode.unstable)}
     partial = file.with_suffix(f".{os.getpid()}.partial")
     try:
         # Through memory: a half-written archive raises a second error when it is garbage collected.
@@ -211,7 +213,7 @@ def _make(task: str, steps: int, seed: int, file: Path) -> dict[str, int]:
         partial.rename(file)
     finally:
         partial.unlink(missing_ok=True)
-    return counts
+    return made
 
 
 def totals(data: PlayData) -> dict[str, int]:

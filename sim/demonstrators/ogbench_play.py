@@ -17,6 +17,13 @@ from numpy.typing import NDArray
 
 from rql_deploy.errors import UserError, suggestion
 from rql_deploy.ogbench_names import download_hint
+from rql_deploy.plant import UnstableSimulation
+from rql_deploy.sim.stability import (
+    numerical_failures,
+    require_finite,
+    require_no_warning,
+    warning_counts,
+)
 
 EPISODE_STEPS = 1001
 """Rows per episode; loaders drop the last, which leaves 1000 transitions."""
@@ -84,7 +91,11 @@ class PlayEpisode:
     reached: int
     """Of those, targets that were reached."""
     rejected: int
-    """Episodes discarded before this one because the cube could have left the field of view."""
+    """Episodes discarded before this one because the cube could have left the field of view, or because the
+    simulation became unstable.
+    """
+    unstable: tuple[str, ...] = ()
+    """Why, for each of those whose simulation became unstable."""
 
 
 @dataclass
@@ -123,11 +134,16 @@ class PlayGenerator:
 
     def generate(self, seed: int) -> PlayEpisode:
         """The episode of a seed, always the same. Raises UserError when every attempt was rejected."""
+        unstable: list[str] = []
         for rejected in range(ATTEMPTS):
             environment_seed, oracle_seed = np.random.SeedSequence((seed, rejected)).generate_state(2)
-            arrays, targets, reached = self._attempt(int(environment_seed) >> 1, int(oracle_seed))
+            try:
+                arrays, targets, reached = self._attempt(int(environment_seed) >> 1, int(oracle_seed))
+            except UnstableSimulation as error:
+                unstable.append(str(error))
+                continue
             if self.recipe.environment != "scene" or cube_stays_visible(arrays["qpos"]):
-                return PlayEpisode(arrays, targets, reached, rejected)
+                return PlayEpisode(arrays, targets, reached, rejected, tuple(unstable))
         raise UserError(
             f"{ATTEMPTS} episodes of {self.recipe.environment} with seed {seed} were rejected: pass another "
             "--seed"
@@ -138,6 +154,7 @@ class PlayGenerator:
         np.random.seed(oracle_seed)
         stacking = np.random.uniform(*self.recipe.stacking)
         observation, info = self.env.reset(seed=environment_seed)
+        data = getattr(self.env.unwrapped, "data", None)
         oracle = self.oracles[info["privileged/target_task"]]
         oracle.reset(observation, info)
         names = [
@@ -152,7 +169,11 @@ class PlayGenerator:
         ended = False
         while not ended:
             action = np.clip(np.asarray(oracle.select_action(observation, info)), -1.0, 1.0)
-            following, _, terminated, truncated, info = self.env.step(action)
+            before = warning_counts(data)
+            with numerical_failures():
+                following, reward, terminated, truncated, info = self.env.step(action)
+            require_no_warning(data, before)
+            require_finite({"the observation": following}, float(reward))
             ended = terminated or truncated
             if oracle.done:
                 targets += 1

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from rql_deploy.contract import Contract, PlantDescription
-from rql_deploy.plant import EpisodeResult
+from rql_deploy.plant import UNSTABLE, EpisodeResult
 from rql_deploy.policy import Policy
 from rql_deploy.sim.collection.collect import demonstrate, draw_demonstrator
 from rql_deploy.sim.plants.tasks import EnvPlant, Task, describe
@@ -173,7 +173,11 @@ def _film_demonstrator(
 
 def _play_demonstrator(task: Task, seed: int, noise_range: tuple[float, float]) -> EpisodeResult:
     episode = demonstrate(task, 0, seed, noise_range)
-    return EpisodeResult(seed, bool(episode.success[-1]), episode.steps)
+    if episode.error:
+        return EpisodeResult(
+            seed, False, 0, error=f"the simulation became {episode.error}", error_kind=UNSTABLE
+        )
+    return EpisodeResult(seed, episode.succeeded, episode.steps)
 
 
 def results_as_completed(futures: Sequence[Future[EpisodeResult]]) -> Iterator[EpisodeResult]:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from rql_deploy.contract import Contract
 from rql_deploy.errors import UserError, suggestion
 from rql_deploy.policy import Decision
-from rql_deploy.sim.processes import render_headless
+from rql_deploy.sim.rendering import rendering_errors, require_rendering
 
 from .preview_paths import PathModel, colour, value_range
 
@@ -80,7 +80,7 @@ class Film:
     def __enter__(self) -> Film:
         import av
 
-        render_headless()
+        require_rendering()
 
         rate = min(self._format.max_rate, self._contract.plant.control_rate)
         self._every = max(1, round(self._contract.plant.control_rate / rate))
@@ -208,7 +208,8 @@ class _Stage:
             max(format.width, screen.offwidth),
             max(format.height, screen.offheight),
         )
-        self._renderer = mujoco.Renderer(model, format.height, format.width)
+        with rendering_errors():
+            self._renderer = mujoco.Renderer(model, format.height, format.width)
         self._shadows = int(format.shadows)
         self._option = mujoco.MjvOption()
         self._option.sitegroup[:] = 0

@@ -31,6 +31,9 @@ import numpy as np
 import zmq
 from numpy.typing import NDArray
 
+from rql_deploy.contract import ActionDimension, PlantDescription
+from rql_deploy.setpoints import Method, Setpoints
+
 JOINTS = tuple(f"joint{i}" for i in range(1, 8))
 REST = np.array([0.0, 0.196, 0.0, -2.618, 0.0, 2.942, 0.785])
 """rad; robosuite's initial pose of the Panda."""
@@ -53,7 +56,9 @@ def model_path() -> Path:
 class Arm:
     """Physics, impedance control and set-point interpolation, one control cycle at a time."""
 
-    def __init__(self, rate: float):
+    def __init__(self, rate: float, method: Method = "linear"):
+        """`rate`: control cycles per second; `method`: how the reference goes from target to target."""
+        self.method: Method = method
         self.model = mujoco.MjModel.from_xml_path(str(model_path()))
         # A free-standing arm touches nothing; its self-contacts would only cost time.
         self.model.opt.disableflags |= mujoco.mjtDisableBit.mjDSBL_CONTACT
@@ -70,21 +75,31 @@ class Arm:
         mujoco.mj_resetData(self.model, self.data)
         self.data.qpos[:7] = position
         self.reference = np.array(position, np.float64)
-        self._target, self._left = self.reference.copy(), 0
+        self._setpoints = self._interpolation(1)
         mujoco.mj_forward(self.model, self.data)
 
     def aim(self, target: NDArray[np.float64], seconds: float) -> None:
-        """Move the reference to `target` [7], rad, evenly over `seconds`; joint limits are the arm's own
-        and always kept.
+        """Move the reference to `target` [7], rad, over `seconds`; joint limits are the arm's own and always
+        kept.
         """
-        self._target = np.clip(target, self.limits[:, 0], self.limits[:, 1])
-        self._left = max(1, round(seconds / self.period))
+        cycles = max(1, round(seconds / self.period))
+        if cycles != self._cycles:
+            self._setpoints = self._interpolation(cycles)
+        self._setpoints.command(np.clip(target, self.limits[:, 0], self.limits[:, 1]))
+
+    def _interpolation(self, cycles: int) -> Setpoints:
+        """From the present reference, for targets that are `cycles` apart."""
+        self._cycles = cycles
+        joints = tuple(
+            ActionDimension(name, low, high, "1 rad", "JOINT_IMPEDANCE", "joint", "absolute", "repeat")
+            for name, (low, high) in zip(JOINTS, self.limits.tolist(), strict=True)
+        )
+        plant = PlantDescription("arm", (), joints, 1.0 / (cycles * self.period))
+        return Setpoints(plant, 1.0 / self.period, self.reference, method=self.method)
 
     def cycle(self) -> None:
         """One control cycle."""
-        if self._left:
-            self.reference += (self._target - self.reference) / self._left
-            self._left -= 1
+        self.reference = self._setpoints.next()
         for _ in range(self.substeps):
             error = self.reference - self.data.qpos[:7]
             torque = STIFFNESS * error - DAMPING * self.data.qvel[:7] + self.data.qfrc_bias[:7]

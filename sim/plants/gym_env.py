@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from rql_deploy.contract import ActionDimension, ObservationField, PlantDescription
 from rql_deploy.errors import UserError
-from rql_deploy.sim.processes import render_headless
+from rql_deploy.sim.rendering import render_headless
 
 from .task_env import Observation, TaskEnv
 

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from rql_deploy.contract import PlantDescription
 from rql_deploy.errors import UserError
 from rql_deploy.ogbench_names import FIELD, plant_of, single_task
-from rql_deploy.sim.processes import render_headless
+from rql_deploy.sim.rendering import render_headless
 
 from .task_env import Observation, TaskEnv
 

@@ -12,6 +12,7 @@ import ctypes
 import importlib
 import json
 import logging
+import os
 from collections.abc import Mapping
 from functools import cache
 from types import ModuleType
@@ -24,7 +25,8 @@ from numpy.typing import NDArray
 
 from rql_deploy.contract import ObservationField, PlantDescription
 from rql_deploy.errors import UserError, suggestion
-from rql_deploy.sim.processes import render_headless
+from rql_deploy.sim.caches import ensure_numba_cache
+from rql_deploy.sim.rendering import render_headless
 
 from .robosuite_controllers import action_dimensions, controller_config, json_data
 from .task_env import Observation, TaskEnv
@@ -53,9 +55,16 @@ def trim_heap() -> None:
 def import_robosuite() -> ModuleType:
     """Import robosuite without its console warnings (it prints a flood at import and at every reset)."""
     render_headless()
+    ensure_numba_cache()
     # A filter, because robosuite sets the logger's level itself while it is being imported.
     logging.getLogger("robosuite_logs").addFilter(lambda record: record.levelno >= logging.ERROR)
-    module = importlib.import_module("robosuite")
+    # For its own renderer, which is not used here, robosuite refuses a device that CUDA is not given.
+    device = os.environ.pop("MUJOCO_EGL_DEVICE_ID", None)
+    try:
+        module = importlib.import_module("robosuite")
+    finally:
+        if device is not None:
+            os.environ["MUJOCO_EGL_DEVICE_ID"] = device
     importlib.import_module("rql_deploy.sim.plants.robosuite_velocity").install()
     importlib.import_module("rql_deploy.sim.plants.robosuite_fast").install()
     return module

@@ -26,7 +26,8 @@ from rql_deploy.sim.demonstrators.pick_and_place import (
     PickPlaceCanDemonstrator,
     StackDemonstrator,
 )
-from rql_deploy.sim.processes import require_display
+from rql_deploy.sim.rendering import require_rendering
+from rql_deploy.sim.stability import stable_reset, stable_step
 
 from . import gym_env, ogbench_env, robosuite_env
 from .task_env import TaskEnv
@@ -132,7 +133,7 @@ class Task:
         """A new environment; raises UserError for an unknown task or controller."""
         task = self.check()
         if self._given.get("render_mode"):
-            require_display()
+            require_rendering()
         return self._family.make(task, **self._given)
 
     @cached_property
@@ -162,7 +163,10 @@ def describe(task: str, env: TaskEnv) -> PlantDescription:
 
 
 class EnvPlant:
-    """An environment as a plant: the simulator takes one control tick per `apply`."""
+    """An environment as a plant: the simulator takes one control tick per `apply`.
+
+    `reset` and `apply` raise UnstableSimulation where the simulation has become unstable.
+    """
 
     simulated = True
 
@@ -196,7 +200,7 @@ class EnvPlant:
         return self.env.rest_action()
 
     def reset(self, seed: int | None = None) -> None:
-        self._observation, info = self.env.reset(seed=seed)
+        self._observation, info = stable_reset(self.env, seed)
         self._success, self._finished, self._terminated, self.reward = (
             bool(info["success"]),
             False,
@@ -208,7 +212,7 @@ class EnvPlant:
         return self._observation
 
     def apply(self, action: NDArray[np.float32]) -> None:
-        self._observation, self.reward, terminated, truncated, info = self.env.step(action)
+        self._observation, self.reward, terminated, truncated, info = stable_step(self.env, action)
         self._success = bool(info["success"])
         self._terminated = terminated
         self._finished = self._success or terminated or truncated

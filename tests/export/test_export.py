@@ -196,7 +196,7 @@ def test_fewer_flow_steps_can_be_exported(run: Path, tmp_path: Path) -> None:
     assert Bundle.open(tmp_path / "bundle").contract.F == 4
 
 
-@pytest.mark.parametrize("name", ["contract.json", "policy.onnx", "certificate_cases.npz", "README.md"])
+@pytest.mark.parametrize("name", ["contract.json", "policy.onnx", "certificate_cases.npz", "encode.onnx"])
 def test_an_edited_file_is_refused(name: str, bundle: Path, tmp_path: Path) -> None:
     copy = tmp_path / "bundle"
     shutil.copytree(bundle, copy)
@@ -205,6 +205,16 @@ def test_an_edited_file_is_refused(name: str, bundle: Path, tmp_path: Path) -> N
     (copy / name).write_bytes(data)
     assert_refused(cli("inspect", copy), name, "truncated or edited")
     assert_refused(cli("serve", copy, "--bind", "tcp://127.0.0.1:*"), name)
+
+
+def test_the_model_card_may_be_edited(bundle: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "bundle"
+    shutil.copytree(bundle, copy)
+    with (copy / "README.md").open("a") as card:
+        card.write("\n## Use on our robot\nOnly with the blue gripper.\n")
+    assert cli("inspect", copy, "--verify").exit_code == 0
+    assert cli("export", "--pull", copy, "--output", tmp_path / "pulled").exit_code == 0
+    assert "blue gripper" in (tmp_path / "pulled" / "README.md").read_text()
 
 
 def test_a_graph_of_another_contract_is_refused(bundle: Path, tmp_path: Path) -> None:

@@ -7,17 +7,23 @@ import re
 import shutil
 import subprocess
 import sys
+import threading
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import msgspec
 import numpy as np
 import onnx
 
+from rql_deploy.bundle.bundle import Bundle
 from rql_deploy.bundle.manifest import CONTRACT, write_manifest
 from rql_deploy.bundle.sessions import CONTRACT_ID_KEY, CONTRACT_KEY
-from rql_deploy.contract import Contract
+from rql_deploy.contract import Contract, ObservationField
+from rql_deploy.runtime.engine.model import Model
+from rql_deploy.runtime.server.server import PolicyServer
 
 
 @contextlib.contextmanager
@@ -88,3 +94,41 @@ def variant(bundle: Path, folder: Path, contract: Contract, *, scale: float) -> 
     (folder / CONTRACT).write_text(contract.to_json())
     write_manifest(folder, contract)
     return folder
+
+
+class CameraModel(Model):
+    """The test bundle, whose one field of four numbers comes as a uint8 `camera` [2, 1] and two numbers."""
+
+    def __init__(self, bundle: Bundle):
+        super().__init__(bundle)
+        fields = (ObservationField("camera", (2, 1), dtype="uint8"), ObservationField("position", (2,)))
+        plant = msgspec.structs.replace(self.contract.plant, fields=fields)
+        self.contract = msgspec.structs.replace(self.contract, plant=plant)
+
+    def encode(self, fields: Any) -> Any:
+        return super().encode(joined(fields))
+
+    def unrolled(self, fields: Any, noise: Any) -> Any:
+        return super().unrolled(joined(fields), noise)
+
+
+def joined(fields: Any) -> dict[str, Any]:
+    """The field of the test bundle from those of a `CameraModel`."""
+    assert fields["camera"].dtype == np.uint8
+    numbers = fields["camera"].reshape(-1, 2).astype(np.float32)
+    return {"observation": np.concatenate([numbers, fields["position"]], axis=1)}
+
+
+@contextlib.contextmanager
+def serving_images(bundle: Path) -> Iterator[str]:
+    """A server of a `CameraModel` in a thread; yields its endpoint."""
+    model = CameraModel(Bundle.open(bundle))
+    model.warm_up(rounds=1)
+    with PolicyServer([model], "tcp://127.0.0.1:*") as server:
+        thread = threading.Thread(target=server.run)
+        thread.start()
+        try:
+            yield server.endpoint
+        finally:
+            server.stop()
+            thread.join()

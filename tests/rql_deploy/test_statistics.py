@@ -1,7 +1,9 @@
 import numpy as np
 import pytest
 
-from rql_deploy.seeding import decision_seed, episode_seed, flow_noise
+from rql_deploy.errors import ContractError
+from rql_deploy.policy import ResolvedOptions
+from rql_deploy.seeding import MAX_SEED, decision_seed, draw_seed, episode_seed, flow_noise
 from rql_deploy.statistics import paired_difference, wilson_interval
 
 
@@ -42,3 +44,21 @@ def test_the_noise_of_a_candidate_does_not_depend_on_how_many_there_are() -> Non
     large = flow_noise(0, 1000, 35)
     assert abs(large.mean()) < 0.02
     assert large.std() == pytest.approx(1, abs=0.02)
+
+
+def test_seeds_of_decisions_are_exact_in_json_and_javascript() -> None:
+    seeds = [decision_seed(e, d) for e in range(30) for d in range(30)] + [draw_seed() for _ in range(900)]
+    assert all(0 <= seed <= MAX_SEED for seed in seeds)
+    assert max(seeds) > 2**52
+    assert [int(float(seed)) for seed in seeds] == seeds
+
+
+@pytest.mark.parametrize("seed", [-1, 2**53, 0.5, "7", True, [1]])
+def test_what_is_no_seed_is_refused_by_every_policy(seed: object) -> None:
+    with pytest.raises(ContractError, match=r"seed is .*2\^53"):
+        ResolvedOptions.of({"seed": seed})
+
+
+def test_numpy_integers_are_seeds() -> None:
+    seed = ResolvedOptions.of({"seed": np.int64(2**53 - 1)}).seed
+    assert (seed, type(seed)) == (MAX_SEED, int)

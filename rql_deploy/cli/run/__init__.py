@@ -206,11 +206,11 @@ def describe_episode(index: int, result: EpisodeResult | RealTimeResult) -> str:
     from rql_deploy.plant import EpisodeResult
 
     if isinstance(result, EpisodeResult):
-        outcome = result.error or ("success" if result.success else "no success")
+        outcome = _outcome(result)
         holds = f", {result.holds} holds" if result.holds else ""
         return f"episode {index + 1}: {outcome} after {result.steps} steps{holds}"
     episode, summary = result.episode, result.statistics.summary()
-    outcome = episode.error or ("success" if episode.success else "no success")
+    outcome = _outcome(episode)
     if result.interrupted:
         outcome = "interrupted"
     parts = [
@@ -224,3 +224,10 @@ def describe_episode(index: int, result: EpisodeResult | RealTimeResult) -> str:
     if (age := summary["observation_age_ms"]["p50"]) is not None:
         parts.append(f"observation age p50 {age:.0f} ms")
     return ", ".join(parts)
+
+
+def _outcome(episode: EpisodeResult) -> str:
+    """Success or not, or why the episode ended; with its seed, so that it can be played again."""
+    if episode.error:
+        return f"{episode.error} (seed {episode.seed})"
+    return "success" if episode.success else "no success"

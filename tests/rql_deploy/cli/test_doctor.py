@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from rql_deploy.runtime.wire.addresses import has_ipv6
 from rql_deploy.runtime.wire.keys import new_client
 from rql_deploy.workflows import machine_checks as checks
 from tests.helpers.commands import cli
@@ -44,6 +45,7 @@ def test_it_renders_computes_and_compares_versions_and_ends_with_what_it_found()
         "scheduling",
         "processors",
         "ports",
+        "ipv6",
         "keys",
     } <= set(by_subject)
     assert "a frame in" in by_subject["rendering"]["text"]
@@ -64,6 +66,10 @@ def test_a_taken_port_is_a_problem_and_a_policy_server_is_named(endpoint: str) -
         (taken,) = checks.check_ports((other.getsockname()[1],))
     assert taken.status == "problem"
     assert "another --bind" in taken.cure
+    if has_ipv6():
+        with socket.create_server(("::1", 0), family=socket.AF_INET6) as other:
+            (taken,) = checks.check_ports((other.getsockname()[1],))
+        assert (taken.status, taken.text[:5]) == ("problem", "[::1]")
     (server,) = checks.check_ports((int(endpoint.rpartition(":")[2]),))
     assert server.status == "note"
     assert "a policy server answers there (tiny" in server.text

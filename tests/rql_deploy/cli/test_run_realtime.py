@@ -139,7 +139,7 @@ def test_the_live_view_shows_the_loop(bundle: Path) -> None:
     from rql_deploy.sim.plants.tasks import EnvPlant, Task
 
     plant = EnvPlant(Task(CART, {}).make_env())
-    with RealTimeLoop(plant, OnnxPolicy(Bundle.open(bundle)), rate=200.0, latch=False) as loop:
+    with RealTimeLoop(plant, OnnxPolicy(Bundle.open(bundle)), latch=False) as loop:
         view = LiveView("cart", loop)
         # Before the first tick there is nothing to show but the rows.
         Console(file=io.StringIO()).print(view.table())

@@ -2,6 +2,8 @@
 
 import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,7 @@ from rql_deploy.sim.collection import collect
 from rql_deploy.sim.plants.tasks import Task
 from rql_deploy.train.data.readers.minari import read_minari
 from rql_deploy.workflows.processes import defer_interrupt
-from tests.helpers.commands import cli
+from tests.helpers.commands import ROOT, cli
 
 EVALUATE = ("evaluate", "robosuite:Lift", "--demonstrator", "--episodes", 1)
 
@@ -41,7 +43,7 @@ def test_what_may_succeed_the_next_time_has_a_status_of_its_own(monkeypatch: pyt
     assert (result.exit_code, result.output) == (75, "Error: processes died: pass fewer --workers\n")
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_what_must_be_finished_first_is_and_a_second_signal_gives_it_up(
     number: signal.Signals, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -77,3 +79,67 @@ def test_what_was_collected_is_brought_to_safety_where_the_disk_does_not_take_it
     (refuge,) = (tmp_path / "refuge").glob("rql-deploy-collect-*/data")
     assert f"No space left on device): make room; the 1 episodes are in {refuge}" in result.output
     assert read_minari(str(refuge)).episodes == 1
+
+
+def real_time_run(endpoint: str, folder: Path, *prefix: str) -> subprocess.Popen[bytes]:
+    """A run of many episodes that are recorded, its standard output a pipe."""
+    (folder / "limits.toml").write_text('on_violation = "clamp"\n')
+    command = [
+        *(
+            *prefix,
+            sys.executable,
+            "-m",
+            "rql_deploy",
+            "run",
+            "gym:tests.helpers.drifting_cart:tests/Cart-v0",
+        ),
+        *("--connect", endpoint, "--real-time", "--no-fault-latch", "--episodes", "500"),
+        *("--limits", str(folder / "limits.toml"), "--record", str(folder / "played")),
+    ]
+    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+
+
+@pytest.mark.parametrize("how", ["SIGHUP", "SIGTERM", "a pipe that nobody reads"])
+def test_a_real_time_run_whose_terminal_is_gone_holds_and_keeps_what_was_played(
+    how: str, endpoint: str, tmp_path: Path
+) -> None:
+    with real_time_run(endpoint, tmp_path) as process:
+        assert process.stdout is not None and process.stderr is not None
+        assert b"episode 1: success" in process.stdout.readline()
+        if how.startswith("SIG"):
+            process.send_signal(signal.Signals[how])
+        else:
+            # The end of the next episode is written to nobody.
+            process.stdout.close()
+        error = process.stderr.read()
+        assert (process.wait(60), error) == (0, b"")
+    assert read_minari(str(tmp_path / "played")).episodes >= 1
+
+
+def test_a_signal_that_was_ignored_stays_ignored(endpoint: str, tmp_path: Path) -> None:
+    with real_time_run(endpoint, tmp_path, "nohup") as process:
+        assert process.stdout is not None
+        assert b"episode 1" in process.stdout.readline()
+        process.send_signal(signal.SIGHUP)
+        assert b"episode 2: success" in process.stdout.readline()
+        process.kill()
+
+
+def test_an_output_without_a_reader_asks_for_one_stop_only() -> None:
+    code = """
+import signal, sys
+from rql_deploy import stopping
+received = []
+stopping.install(lambda number, frame: received.append(number))
+stopping.guard_outputs()
+for number in range(3):
+    print("x" * 100000, flush=True)
+print(received, file=sys.stderr)
+"""
+    with subprocess.Popen(
+        [sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        assert process.stdout is not None and process.stderr is not None
+        process.stdout.close()
+        assert process.stderr.read().decode().strip() == f"[{int(signal.SIGTERM)}]"
+        assert process.wait(30) == 0

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import msgspec
 import pytest
 import zmq
 
 from rql_deploy.errors import DeadlineMissed
+from rql_deploy.runtime.client import ServerError
 from rql_deploy.runtime.client.channel import Channel
 from rql_deploy.runtime.wire.headers import Act
-from tests.helpers.wire import read_header
+from tests.helpers.clients import CLIENTS
+from tests.helpers.wire import raw_message, read_header
 
 
 def test_a_request_is_not_kept_for_a_server_that_comes_later(tmp_path: Path) -> None:
@@ -23,10 +29,40 @@ def test_a_request_is_not_kept_for_a_server_that_comes_later(tmp_path: Path) -> 
         router.rcvtimeo = 10_000
         try:
             with pytest.raises(DeadlineMissed, match=r"no connection to .* within 50 ms"):
-                channel.call(Act(seed=1), {}, 0.05)
+                channel.call(Act(contract="", seed=1), {}, 0.05)
             router.bind(endpoint)
-            channel.send(Act(seed=2), {}, time.monotonic() + 10.0, 10.0)
+            channel.send(Act(contract="", seed=2), {}, time.monotonic() + 10.0, 10.0)
             assert read_header(router.recv_multipart()[1])["seed"] == 2
             assert router.poll(200) == 0
         finally:
             channel.close()
+
+
+@pytest.mark.parametrize("connect", CLIENTS.values(), ids=CLIENTS)
+@pytest.mark.parametrize(
+    ("reply", "words"),
+    [
+        ([msgspec.msgpack.encode({"v": 1, "id": 1, "ok": False})], "protocol 1, this side speaks protocol 2"),
+        ([raw_message("hello", version=3)], "protocol 3, this side speaks protocol 2: update this side"),
+        ([raw_message("hello"), b"more"], "not protocol 2"),
+    ],
+)
+def test_a_server_that_speaks_otherwise_is_told_apart_from_none(
+    reply: list[bytes], words: str, connect: Callable[..., Any], tmp_path: Path
+) -> None:
+    with zmq.Context() as context, context.socket(zmq.ROUTER) as router:
+        router.linger = 0
+        router.rcvtimeo = 10_000
+        router.bind(f"ipc://{tmp_path}/policy")
+
+        def answer() -> None:
+            client, asked = router.recv_multipart()
+            # A message of protocol 2 or later is matched to its request.
+            ids = asked[8:24] if len(reply[0]) > 24 and reply[0].startswith(b"RQL") else b""
+            router.send_multipart([client, reply[0][:8] + ids + reply[0][8 + len(ids) :], *reply[1:]])
+
+        thread = threading.Thread(target=answer)
+        thread.start()
+        with pytest.raises(ServerError, match=words):
+            connect(f"ipc://{tmp_path}/policy", timeout=10.0)
+        thread.join()

@@ -28,7 +28,7 @@ from rql_deploy.train.data.readers import open_store
 from rql_deploy.train.data.store import TransitionStore
 from tests.helpers.commands import TINY, assert_refused, cli
 from tests.helpers.servers import observation, serving
-from tests.helpers.wire import raw_call, raw_message
+from tests.helpers.wire import raw_call, raw_message, read_header
 
 
 class Cart:
@@ -140,10 +140,10 @@ def test_a_loop_of_ones_own_may_leave_out_what_it_does_not_know(bundle: Path, tm
             for tick in range(1200):
                 reporter.add(observation(contract, tick), action, reward=tick / 1200)
         assert reporter.dropped == 0
-        arrays = {"observation": np.zeros((1, 4), np.float32), "actions": np.zeros((1, 2), np.float32)}
-        reply = raw_call(address, raw_message({"v": 1, "id": 1, "op": "episode"}, arrays))
-        assert (reply["code"], reply["id"]) == ("bad_request", 1)
-        assert "missing required field episode" in reply["error"]
+        state, known = np.zeros((1, 4), np.float32), {"actions": np.zeros((1, 2), np.float32)}
+        reply = read_header(raw_call(address, raw_message("episode", {}, state, named=known)))
+        assert reply["code"] == "bad_request"
+        assert "the header lacks entry 'contract'" in reply["error"]
         stop(process)
     assert cli("data", "convert", rewarded, "--output", tmp_path / "long").exit_code == 0
     store = read(tmp_path / "long")
@@ -158,7 +158,7 @@ def test_nothing_is_reported_to_a_server_that_does_not_record(endpoint: str) -> 
         reporter.finish()
     channel = Channel(endpoint)
     with pytest.raises(ServerError, match="--record DIR"):
-        channel.call(Episode(episode=0, tick=0), {}, 5.0)
+        channel.call(Episode(contract="", episode=0, tick=0), {}, 5.0)
     channel.close()
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
+import shutil
 import signal
 import time
 from collections.abc import Callable
@@ -115,6 +117,81 @@ def test_every_servers_contract_is_checked_and_one_server_is_enough(
                 )
             )
             assert np.isfinite(policy.act(observation(contract), deadline=2.0).actions).all()
+
+
+@both_clients
+def test_different_trainings_are_refused_unless_they_are_asked_for(
+    open_client: Callable[..., Any], bundle: Path, successor: Path, endpoint: str, tmp_path: Path
+) -> None:
+    sample = observation(Bundle.open(bundle).contract)
+    late = f"ipc://{tmp_path}/late"
+    with serving(successor) as (other, process):
+        with pytest.raises(
+            ContractError, match=r"serves another training than the others .* allow_mixed=True"
+        ):
+            open_client([endpoint, other])
+        with open_client([endpoint, other], allow_mixed=True) as policy:
+            decisions = [policy.act(sample, seed=1, deadline=5.0) for _ in range(4)]
+            assert {d.server for d in decisions} == {endpoint, other}
+            made = {(d.server, d.contract_id, d.actions.tobytes()) for d in decisions}
+            assert len(made) == 2
+            assert (endpoint, Bundle.open(bundle).contract.contract_id) in {m[:2] for m in made}
+            assert (other, Bundle.open(successor).contract.contract_id) in {m[:2] for m in made}
+            assert {d.bundle for d in policy.stream(sample, deadline=5.0)} == {"tiny/flat-v0"}
+        process.kill()
+    with open_client([endpoint, late]) as policy, serving(successor, "--bind", late):
+        # One that joins later gets nothing, and says why.
+        wait_until(
+            lambda: (
+                policy.act(sample, deadline=5.0).server == endpoint
+                and "another training" in policy.servers[late]
+            )
+        )
+        assert {policy.act(sample, deadline=5.0).server for _ in range(6)} == {endpoint}
+
+
+def test_an_exchange_of_the_bundle_on_one_server_after_the_other_never_mixes(
+    bundle: Path, successor: Path, tmp_path: Path
+) -> None:
+    sample = observation(Bundle.open(bundle).contract)
+    places = [tmp_path / name for name in ("first", "second")]
+    with contextlib.ExitStack() as stack:
+        servers = []
+        for place in places:
+            shutil.copytree(bundle, place)
+            servers.append(stack.enter_context(serving(place)))
+        policy = stack.enter_context(RemotePolicy.connect([address for address, _ in servers]))
+        made: list[tuple[str, str]] = []
+
+        def act() -> set[str]:
+            decision = policy.act(sample, deadline=20.0)
+            made.append((decision.contract_id, decision.server))
+            return {server for _, server in made[-4:]}
+
+        act()
+        for place, (address, process) in zip(places, servers, strict=True):
+            shutil.rmtree(place)
+            shutil.copytree(successor, place)
+            process.send_signal(signal.SIGHUP)
+            with RemotePolicy.connect(address) as direct:
+                wait_until(
+                    lambda direct=direct: (
+                        direct.act(sample, deadline=20.0).contract_id == successor_id(successor)
+                    )
+                )
+            for _ in range(8):
+                act()
+            if place is places[0]:
+                # Only the one that has what both began with.
+                assert act() == {servers[1][0]}
+        wait_until(lambda: len(act()) == 2 and made[-1][0] == successor_id(successor))
+        ids = [contract_id for contract_id, _ in made]
+        # One decision on the first server finds its exchange out; then the second's change is the only one.
+        assert sum(before != after for before, after in itertools.pairwise(ids)) <= 3
+
+
+def successor_id(successor: Path) -> str:
+    return Bundle.open(successor).contract.contract_id
 
 
 def wait_until(condition, seconds: float = 20.0) -> None:  # type: ignore[no-untyped-def]

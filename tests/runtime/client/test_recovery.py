@@ -24,8 +24,9 @@ from rql_deploy.runtime.client.channel import Channel
 from rql_deploy.runtime.engine.request import Done, Job
 from rql_deploy.runtime.server.recording import Recorder, read_recording
 from rql_deploy.runtime.wire import headers
+from rql_deploy.runtime.wire.arrays import Layout
 from tests.helpers.servers import observation, serving, variant
-from tests.helpers.wire import raw_message, read_header
+from tests.helpers.wire import raw_message, read_prefix
 
 
 def test_a_stream_gives_a_better_action_after_every_step_and_ends_with_acts(endpoint: str) -> None:
@@ -47,15 +48,18 @@ def test_client_held_refinement_ends_where_the_server_would(endpoint: str) -> No
 
     with RemotePolicy.connect(endpoint) as policy:
         contract = policy.contract
-        fields = {name: value.astype(np.float32) for name, value in observation(contract, 2).items()}
-        expected = policy.act(fields, seed=2, value=True)
+        id, sample = contract.contract_id, observation(contract, 2)
+        fields = Layout(contract.plant.fields).pack(sample)
+        expected = policy.act(sample, seed=2, value=True)
         channel = Channel(endpoint)
         x, f = flow_noise(2, 1, contract.h * contract.plant.action_dim), 0.0
         for delta in expected.deltas:
-            _, out = channel.call(headers.Refine(f=f, delta=delta), {**fields, "x": x}, 5.0)
+            request = headers.Refine(contract=id, f=f, delta=delta)
+            _, out = channel.call(request, fields._replace(named={"x": x}), 5.0)
             x, f = out["next_x"], float(np.float32(f) + np.float32(delta))
         assert out["preview"][0].tobytes() == expected.actions.tobytes()
-        _, judged = channel.call(headers.Value(), {**fields, "actions": out["preview"]}, 5.0)
+        chunks = fields._replace(named={"actions": out["preview"]})
+        _, judged = channel.call(headers.Value(contract=id), chunks, 5.0)
         assert float(judged["value"][0]) == expected.value
         channel.close()
 
@@ -129,11 +133,10 @@ def test_late_doubled_and_reordered_replies_are_never_returned() -> None:
         while not stop.is_set():
             if not router.poll(20):
                 continue
-            client, head, *_ = router.recv_multipart()
-            header = read_header(head)
-            counts = {"requests": header["id"], "errors": 0, "ready": True}
-            reply = raw_message({"id": header["id"], "epoch": header["epoch"], "ok": True, **counts})
-            held.append([client, *reply])
+            client, asked = router.recv_multipart()
+            _, kind, number, epoch = read_prefix(asked)
+            counts = {"requests": number, "errors": 0, "ready": True}
+            held.append([client, raw_message(kind | headers.REPLY_BIT, counts, id=number, epoch=epoch)])
             if rng.random() < 0.7:
                 for index in rng.permutation(len(held)):
                     for _ in range(int(rng.integers(1, 3))):
@@ -260,15 +263,17 @@ def test_a_shard_that_cannot_be_begun_is_tried_again_and_leaves_nothing(bundle: 
 
 def test_a_duplicated_request_id_is_the_clients_own_affair(endpoint: str, bundle: Path) -> None:
     contract = Bundle.open(bundle).contract
-    fields = {name: value.astype(np.float32) for name, value in observation(contract).items()}
+    state = observation(contract)["observation"].astype(np.float32)
+    chunk_bytes = 4 * contract.h * contract.plant.action_dim
     with zmq.Context() as context, context.socket(zmq.DEALER) as socket:
         socket.linger = 0
         socket.connect(endpoint)
-        frames = raw_message({"v": 1, "id": 5, "epoch": 1, "op": "act", "seed": 1}, fields)
+        frame = raw_message("act", {"contract": contract.contract_id, "seed": 1}, state, id=5)
         for _ in range(3):
-            socket.send_multipart(frames)
-        replies = [socket.recv_multipart() for _ in range(3)]
-    assert len({reply[1] for reply in replies}) == 1
+            socket.send(frame)
+        replies = [socket.recv() for _ in range(3)]
+    assert {read_prefix(reply)[2] for reply in replies} == {5}
+    assert len({reply[-chunk_bytes:] for reply in replies}) == 1
 
 
 def wait_for(condition: Callable[[], bool], seconds: float = 10.0) -> None:

@@ -46,7 +46,7 @@ def test_by_default_previews_are_played_when_decisions_take_more_than_a_tick(
 def test_a_policy_without_previews_is_prefetched(contract: Contract) -> None:
     scripted = Scripted(contract)
     silent = types.SimpleNamespace(contract=contract, act=scripted.act, reset=scripted.reset)
-    with RealTimeLoop(Rail(8), silent, rate=200.0) as loop:
+    with RealTimeLoop(Rail(8), silent) as loop:
         assert loop.run_episode(0).episode.success
     with pytest.raises(UserError, match="streams no previews"):
         RealTimeLoop(Rail(8), silent, mode="anytime")

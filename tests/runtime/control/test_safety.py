@@ -281,10 +281,11 @@ def test_decisions_pass_the_gate_or_are_rejected_with_the_reason() -> None:
     assert text(safety.reject_decision(chunk, np.nan, 3.0)) == "V nan below -7.5"
     assert text(safety.reject_decision(chunk, None, None)) == "V not given below -7.5"
     assert (
-        text(safety.reject_decision(chunk[:2], -7.0, 2.0)) == f"a chunk of shape [2, 3] instead of [{H}, 3]"
+        text(safety.reject_decision(chunk[:2], -7.0, 2.0))
+        == f"the policy's chunk has shape [2, 3] instead of [{H}, 3]"
     )
     chunk[1, 1] = np.inf
-    assert text(safety.reject_decision(chunk, -7.0, 2.0)) == "a chunk with NaN or infinity"
+    assert text(safety.reject_decision(chunk, -7.0, 2.0)) == "the policy's chunk has NaN or infinity"
     with pytest.raises(ContractError, match="from 0 to below"):
         gate_from_calibration(CONTRACT, 0.5)
 

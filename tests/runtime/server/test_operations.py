@@ -23,7 +23,7 @@ from rql_deploy.runtime.client.channel import Channel
 from rql_deploy.runtime.engine.model import Model
 from rql_deploy.runtime.server.recording import read_recording, read_shard, replay, same_bytes
 from rql_deploy.runtime.wire import headers
-from rql_deploy.runtime.wire.protocol import decode
+from rql_deploy.runtime.wire.arrays import Layout
 from tests.helpers.commands import assert_refused, cli
 from tests.helpers.servers import get, note, observation, serving, variant
 
@@ -33,8 +33,8 @@ def test_metrics_health_and_top_show_what_was_served(bundle: Path) -> None:
         url = note(process, r"metrics on (\S+)/metrics")
         for seed in range(5):
             policy.act(observation(policy.contract), seed=seed)
-        with pytest.raises(ContractError):
-            policy.act({})
+        with pytest.raises(ContractError, match="holds NaN"):
+            policy.act({"observation": np.full(4, np.nan)})
         families = {
             family.name: family for family in text_string_to_metric_families(get(url + "/metrics")[1])
         }
@@ -149,9 +149,9 @@ def test_sigterm_finishes_running_requests_and_rejects_the_rest(bundle: Path) ->
         channel = Channel(address)
         channel.ask("ping", 5.0)
         process.send_signal(signal.SIGSTOP)
-        fields = {name: value.astype(np.float32) for name, value in observation(policy.contract).items()}
-        for _ in range(20):
-            channel.send(headers.Act(candidates=256), fields, time.monotonic() + 1, 1.0)
+        fields = Layout(policy.contract.plant.fields).pack(observation(policy.contract))
+        request = headers.Act(contract=policy.contract.contract_id, candidates=256)
+        numbers = [channel.send(request, fields, time.monotonic() + 1, 1.0) for _ in range(20)]
         time.sleep(0.2)
         process.send_signal(signal.SIGCONT)
         time.sleep(0.02)
@@ -159,10 +159,13 @@ def test_sigterm_finishes_running_requests_and_rejects_the_rest(bundle: Path) ->
         assert process.wait(timeout=15) == 0
         # Every request that had arrived was either computed or refused; none vanished.
         codes = []
-        while (frames := channel._next_message(time.monotonic() + 0.5)) is not None:
-            codes.append(decode(frames)[0].code or "computed")
+        for number in numbers:
+            try:
+                channel.receive(number, headers.ActReply, time.monotonic() + 0.5, 0.5)
+                codes.append("computed")
+            except ServerError as error:
+                codes.append(error.code)
         channel.close()
-        assert len(codes) == 20
         assert set(codes) <= {"computed", "draining"}
         assert "computed" in codes
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from collections import Counter
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,13 +15,18 @@ import zmq
 
 from rql_deploy.bundle.bundle import Bundle
 from rql_deploy.errors import UserError
+from rql_deploy.runtime.client import RemotePolicy
+from rql_deploy.runtime.client.channel import Channel
 from rql_deploy.runtime.engine.model import Model
+from rql_deploy.runtime.engine.shares import Client
 from rql_deploy.runtime.server import quota
 from rql_deploy.runtime.server import server as servers
 from rql_deploy.runtime.server.quota import Quota
 from rql_deploy.runtime.server.server import INTERNAL, PolicyServer
-from rql_deploy.runtime.wire import protocol
+from rql_deploy.runtime.wire.arrays import Layout
+from rql_deploy.runtime.wire.headers import Act
 from tests.helpers.commands import LIFT_BUNDLE
+from tests.helpers.servers import observation, serving
 from tests.helpers.wire import raw_message, read_header
 
 
@@ -43,7 +50,8 @@ def answers(requests: dict[str, int]) -> dict[str, Counter[str]]:
     By client: how many were `computed`, and how many refused with which sentence.
     """
     model = WatchedModel(Bundle.open(LIFT_BUNDLE))
-    fields = {spec.name: np.zeros(spec.shape, np.float32) for spec in model.contract.plant.fields}
+    header = {"contract": model.contract.contract_id}
+    state = np.zeros(model.contract.plant.observation_dim, np.float32)
     with PolicyServer([model], "tcp://127.0.0.1:*") as server:
         model.on_compute = server.stop
         with contextlib.ExitStack() as stack:
@@ -54,107 +62,194 @@ def answers(requests: dict[str, int]) -> dict[str, Counter[str]]:
                 sockets[name].connect(INTERNAL)
             for name, count in requests.items():
                 for number in range(count):
-                    header = {"v": protocol.VERSION, "id": number, "epoch": 1, "op": "act"}
-                    sockets[name].send_multipart(raw_message(header, fields))
+                    sockets[name].send(raw_message("act", header, state, id=number))
             server.run()
             found: dict[str, Counter[str]] = {}
             for name, socket in sockets.items():
-                replies = [read_header(socket.recv_multipart(zmq.NOBLOCK)[0]) for _ in range(requests[name])]
+                replies = [read_header(socket.recv(zmq.NOBLOCK)) for _ in range(requests[name])]
                 found[name] = Counter(
-                    "computed" if reply["ok"] else f"{reply['code']}: {reply['error']}" for reply in replies
+                    "computed" if "seed" in reply else f"{reply['code']}: {reply['error']}"
+                    for reply in replies
                 )
     return found
 
 
+def client(connection: str, peer: str = "10.0.0.1") -> Client:
+    return Client(connection.encode(), peer)
+
+
 def test_a_client_has_at_most_its_share_under_way(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(servers, "MAX_RECEIVED_PER_STEP", 1000)
+    monkeypatch.setattr(servers, "MAX_RECEIVING", 60.0)
     found = answers({"greedy": quota.MAX_IN_FLIGHT + 36, "modest": 3})
-    refused = f"busy: {quota.MAX_IN_FLIGHT} requests are under way already: wait for replies"
+    refused = (
+        f"busy: {quota.MAX_IN_FLIGHT} requests of this connection are under way already: wait for replies"
+    )
     assert found == {"greedy": {"computed": quota.MAX_IN_FLIGHT, refused: 36}, "modest": {"computed": 3}}
 
 
-def test_beyond_the_bound_of_all_clients_requests_wait_outside(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(servers, "MAX_WAITING", 8)
-    found = answers({"a": 10, "b": 10})
-    total = found["a"] + found["b"]
-    # Those that were not taken in before the stop were never queued.
-    assert total["computed"] == 8
-    assert [(text.partition(":")[0], count) for text, count in total.items() if text != "computed"] == [
-        ("draining", 12)
-    ]
+def test_beyond_the_bound_of_all_clients_those_with_less_than_their_share_get_in(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(quota, "MAX_WAITING", 8)
+    limited = Quota()
+    for _ in range(8):
+        assert limited.crowding(client("a")) is None
+        limited.begin(client("a"))
+    assert limited.crowding(client("a")) == (
+        "8 requests are under way at this server, 8 of this connection: wait for replies"
+    )
+    # Another connection from the same address has half, one from another address, too.
+    for name, peer in (("b", "10.0.0.1"), ("c", "10.0.0.2")):
+        for number in range(2):
+            assert limited.crowding(client(name, peer)) is None, (name, number)
+            limited.begin(client(name, peer))
+    for number in range(20):  # New connections change nothing beyond twice the bound.
+        if limited.crowding(client(f"new {number}")) is None:
+            limited.begin(client(f"new {number}"))
+    assert limited.in_flight <= 16
+    for _ in range(8):
+        limited.end(client("a"))
+    assert limited.crowding(client("d")) is None
 
 
 def test_a_slot_is_free_again_when_its_request_was_answered() -> None:
     limited = Quota(max_in_flight=3)
-    full = "3 requests are under way already: wait for replies"
+    full = "3 requests of this connection are under way already: wait for replies"
     for _ in range(3):
-        assert limited.rejection(b"a", 0.0) is None
-        limited.begin(b"a")
-    assert limited.rejection(b"a", 0.0) == full
-    assert limited.rejection(b"b", 0.0) is None
-    limited.end(b"a")
-    assert limited.rejection(b"a", 0.0) is None
-    limited.begin(b"a")
-    assert limited.rejection(b"a", 0.0) == full
+        assert limited.crowding(client("a")) is None
+        limited.begin(client("a"))
+    assert limited.crowding(client("a")) == full
+    assert limited.crowding(client("b")) is None
+    limited.end(client("a"))
+    assert limited.crowding(client("a")) is None
+    limited.begin(client("a"))
+    assert limited.crowding(client("a")) == full
     # More answers than requests, and those of strangers, leave nothing behind.
     for _ in range(5):
-        limited.end(b"a")
-    limited.end(b"stranger")
-    limited.begin(b"stranger")
-    assert limited.clients == 2
+        limited.end(client("a"))
+    limited.end(client("stranger"))
+    assert limited.in_flight == 0
     for _ in range(3):
-        assert limited.rejection(b"a", 0.0) is None
-        limited.begin(b"a")
-    assert limited.rejection(b"a", 0.0) == full
+        assert limited.crowding(client("a")) is None
+        limited.begin(client("a"))
+    assert limited.crowding(client("a")) == full
 
 
 def test_the_rate_allows_a_burst_of_half_a_second_and_fills_up_again() -> None:
     limited = Quota(max_rate=8.0)
-    refused = [limited.rejection(b"a", 100.0) for _ in range(6)]
+    refused = [limited.rejection(client("a"), 100.0) for _ in range(6)]
     assert refused[:4] == [None] * 4
-    assert refused[4:] == ["more than 8 requests a second: slow down"] * 2
+    assert refused[4:] == [refused[4]] * 2
+    assert "more than 8 rows (requests x candidates) a second" in str(refused[4])
     # What was refused is not owed: an eighth of a second later one request may come again, and no second one.
-    assert [limited.rejection(b"a", 100.125) is None for _ in range(2)] == [True, False]
+    assert [limited.rejection(client("a"), 100.125) is None for _ in range(2)] == [True, False]
     # However long it was silent, half a second's worth is the most.
-    assert [limited.rejection(b"a", 1000.0) is None for _ in range(5)] == [True] * 4 + [False]
+    assert [limited.rejection(client("a"), 1000.0) is None for _ in range(5)] == [True] * 4 + [False]
+
+
+def test_connecting_anew_changes_little_and_another_peer_has_a_rate_of_its_own() -> None:
+    limited = Quota(max_rate=8.0)
+    taken = [limited.rejection(client(f"connection {i}"), 100.0) is None for i in range(50)]
+    assert sum(taken) == 4 + 8 * quota.SPARE
+    taken = [limited.rejection(client(f"connection {i}"), 101.0) is None for i in range(50, 100)]
+    assert sum(taken) == 4 + 8 * quota.SPARE
+    assert limited.rejection(client("x", "10.0.0.2"), 100.0) is None
+
+
+def test_a_connection_that_uses_little_is_served_beside_one_that_uses_all_of_the_rate() -> None:
+    limited = Quota(max_rate=80.0)
+    served = {"greedy": 0, "modest": 0}
+    for tick in range(4000):
+        now = 100.0 + tick / 1000
+        served["greedy"] += limited.rejection(client("greedy"), now) is None
+        if tick % 200 == 199:
+            served["modest"] += limited.rejection(client("modest"), now) is None
+    assert served["modest"] == 20
+    assert served["greedy"] <= 80 * 4.6
+
+
+def test_rows_count() -> None:
+    limited = Quota(max_rate=64.0)
+    taken = [limited.rejection(client("a"), 100.0, 8) is None for _ in range(6)]
+    assert taken == [True] * 4 + [False] * 2
+    # What is left after larger requests were refused is there for a smaller one.
+    assert limited.rejection(client("a"), 100.05, 8) is not None
+    assert limited.rejection(client("a"), 100.05, 1) is None
+    # More than the burst: when the bucket is full.
+    assert limited.rejection(client("a"), 200.0, 256) is None
+    assert limited.rejection(client("a"), 200.4, 256) is not None
 
 
 def test_a_slow_rate_still_lets_one_request_through() -> None:
     limited = Quota(max_rate=0.5)
-    assert [limited.rejection(b"a", now) is None for now in (0.0, 1.0, 3.0)] == [True, False, True]
-    for rate in (0.0, -1.0):
-        with pytest.raises(UserError, match=r"--max-rate is .*: pass requests per second") as caught:
+    assert [limited.rejection(client("a"), now) is None for now in (0.0, 1.0, 3.0)] == [True, False, True]
+    for rate in (0.0, -1.0, float("nan")):
+        with pytest.raises(UserError, match=r"--max-rate is .*: pass rows per second") as caught:
             Quota(max_rate=rate)
         assert (caught.value.kind, caught.value.hint) == (
             "user error",
-            "pass requests per second, more than 0",
+            "pass rows per second, more than 0",
         )
 
 
 def test_the_longest_silent_without_requests_are_forgotten_first(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(quota, "MAX_CLIENTS", 8)
+    monkeypatch.setattr(quota, "MAX_PEERS", 8)
     limited = Quota(max_rate=2.0, max_in_flight=1)
-    names = [b"%d" % i for i in range(8)]
-    for i, name in enumerate(names):
+    peers = [client("c", str(i)) for i in range(8)]
+    for i, name in enumerate(peers):
         # The higher the number, the longer silent.
         assert limited.rejection(name, 100.0 - i) is None
-    limited.begin(b"7")
-    assert limited.rejection(b"0", 100.0) is not None  # its burst of one is spent
+    limited.begin(peers[7])
+    assert limited.rejection(peers[0], 100.0) is not None  # its burst of one is spent
     assert limited.clients == 8
-    assert limited.rejection(b"new", 100.0) is None
+    assert limited.rejection(client("c", "new"), 100.0) is None
     assert limited.clients == 7
     # A quarter went: 6 and 5, silent longest without a request under way. They start afresh, the others do
     # not.
-    assert limited.rejection(b"7", 101.0) == "1 requests are under way already: wait for replies"
-    assert limited.rejection(b"4", 96.0) is not None
-    assert limited.rejection(b"6", 94.0) is None
+    assert limited.crowding(peers[7]) is not None
+    assert limited.rejection(peers[4], 96.0) is not None
+    assert limited.rejection(peers[6], 94.0) is None
 
 
-def test_somebody_is_forgotten_even_when_all_have_requests_under_way(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(quota, "MAX_CLIENTS", 8)
-    limited = Quota()
-    for i in range(8):
-        limited.rejection(b"%d" % i, float(i))
-        limited.begin(b"%d" % i)
-    assert limited.rejection(b"new", 9.0) is None
-    assert limited.clients == 7
+def test_a_peer_is_what_a_client_cannot_change_at_will() -> None:
+    assert quota._peer_of("192.168.1.7") == "192.168.1.7"
+    assert quota._peer_of("::ffff:192.168.1.7") == "192.168.1.7"
+    assert quota._peer_of("2001:db8:1:2:3:4:5:6") == quota._peer_of("2001:db8:1:2::7")
+    assert quota._peer_of("fe80::1%eth0") != quota._peer_of("fe80::2%eth0")
+    assert quota._peer_of("::1") == "::1"
+    assert quota._peer_of("localhost:1000:1000:71") == quota._peer_of("localhost:1000:1000:72")
+    assert quota._peer_of("localhost:1000:1000:71") != quota._peer_of("localhost:1001:1001:71")
+
+
+def test_a_process_that_connects_anew_keeps_its_rate(bundle: Path) -> None:
+    with serving(bundle, "--max-rate", "10") as (address, _), zmq.Context() as context:
+        start, computed = time.monotonic(), 0
+        for _ in range(40):
+            with context.socket(zmq.DEALER) as socket:
+                socket.linger = 0
+                socket.connect(address)
+                for number in range(3):
+                    socket.send(raw_message("ping", id=number))
+                for _ in range(3):
+                    computed += "code" not in read_header(socket.recv())
+        assert computed <= 5 + 3 + 12.5 * (time.monotonic() - start) + 1
+
+
+def test_seventeen_greedy_connections_leave_an_honest_client_its_share(bundle: Path) -> None:
+    with (
+        serving(bundle) as (address, _),
+        RemotePolicy.connect(address) as policy,
+        contextlib.ExitStack() as stack,
+    ):
+        sample = observation(policy.contract)
+        sent = Layout(policy.contract.plant.fields).pack(sample)
+        request = Act(contract=policy.contract.contract_id, candidates=256)
+        policy.act(sample)
+        for _ in range(17):
+            channel = Channel(address)
+            stack.callback(channel.close)
+            for _ in range(64):
+                channel.send(request, sent, time.monotonic() + 5, 5)
+        for _ in range(20):
+            policy.act(sample, deadline=0.5)

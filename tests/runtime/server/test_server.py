@@ -21,8 +21,8 @@ from rql_deploy.runtime.client.session import Session
 from rql_deploy.runtime.engine.onnx_policy import OnnxPolicy
 from rql_deploy.runtime.wire import headers, protocol
 from tests.helpers.commands import assert_refused, cli, run_cli
-from tests.helpers.servers import observation, serving
-from tests.helpers.wire import raw_call, raw_header, raw_message, read_header
+from tests.helpers.servers import observation, serving, serving_images
+from tests.helpers.wire import raw_call, raw_message, read_header, read_prefix
 
 
 def test_decisions_over_the_socket_have_the_same_bytes_as_in_process(bundle: Path, endpoint: str) -> None:
@@ -67,6 +67,19 @@ def test_a_wrong_observation_is_refused_by_name(change: object, words: str, endp
         policy.act(observation(policy.contract))
 
 
+def test_images_reach_the_policy_as_they_are(bundle: Path) -> None:
+    """The same four numbers, as one field of the test bundle and as bytes and numbers of another contract."""
+    with serving_images(bundle) as address:
+        seen = {"camera": np.array([[255], [7]], np.uint8), "position": [0.5, -0.25]}
+        with RemotePolicy.connect(address) as policy:
+            decision = policy.act(seen, seed=3)
+            with pytest.raises(ContractError, match="field 'camera' has float64 values"):
+                policy.act({**seen, "camera": [[1.0], [0.03]]})
+        state = {"observation": np.array([255, 7, 0.5, -0.25], np.float32)}
+        expected = OnnxPolicy(Bundle.open(bundle)).act(state, seed=3).actions
+        assert decision.actions.tobytes() == expected.tobytes()
+
+
 def test_a_plant_that_differs_from_the_contract_is_refused_at_connect(endpoint: str) -> None:
     with RemotePolicy.connect(endpoint) as policy:
         plant = policy.contract.plant
@@ -85,24 +98,41 @@ def test_a_plant_that_differs_from_the_contract_is_refused_at_connect(endpoint: 
 
 
 def test_malformed_messages_get_an_error_code_and_the_server_goes_on(endpoint: str) -> None:
-    def header(**entries: object) -> bytes:
-        return raw_header(v=1, id=1, epoch=1, **entries)
-
-    cases = {
-        "bad_header": [b"\xc1garbage"],
-        "version": [raw_header(v=99, id=1, op="ping")],
-        "unknown_operation": [header(op="eval")],
-        "bad_array": [header(op="act", arrays=[["observation", "float32", [4]]]), b"123"],
-        "bad_request": [header(op="act", candidates=10**9)],
-        "bad_observation": [header(op="act")],
-        "too_large": [b"x" * (protocol.MAX_HEADER_BYTES + 1)],
-    }
-    for code, frames in cases.items():
-        reply = raw_call(endpoint, frames)
-        assert (reply["ok"], reply["code"]) == (False, code)
-    assert raw_call(endpoint, [header(op=["act"])])["code"] == "unknown_operation"
     with RemotePolicy.connect(endpoint) as policy:
+        header = {"contract": policy.contract.contract_id}
+        state = np.zeros(4, np.float32)
+        good = raw_message("act", header, state)
+        cases: list[tuple[str, str, list[bytes]]] = [
+            ("bad_message", "begin with", [b"garbage" * 9]),
+            ("bad_message", "a message is one frame", [good, b"more"]),
+            ("version", "protocol 99, this side speaks protocol 2", [raw_message("ping", version=99)]),
+            ("unknown_operation", "hello, act, refine", [raw_message(77)]),
+            ("bad_header", "not a msgpack map", [raw_message("act", b"\xc1")]),
+            ("bad_header", "ends within its header", [good[:30]]),
+            ("bad_array", "the block has 12 bytes, 1 observation of this contract 16", [good[:-4]]),
+            ("bad_array", "`act` takes no array 'x'", [raw_message("act", header, named={"x": state})]),
+            ("bad_request", "'candidates'", [raw_message("act", {**header, "candidates": 10**9}, state)]),
+            ("bad_request", "lacks entry 'contract'", [raw_message("act", {}, state)]),
+            ("contract_changed", "say hello again", [raw_message("act", {"contract": "another"}, state)]),
+            ("bad_observation", "'observation' holds NaN", [raw_message("act", header, state * np.nan)]),
+        ]
+        for code, words, frames in cases:
+            reply = raw_call(endpoint, *frames)
+            said = read_header(reply)
+            assert said["code"] == code
+            assert words in said["error"]
+            readable = not frames[0].startswith(b"garbage")
+            assert read_prefix(reply) == (2, headers.REFUSAL, int(readable), int(readable))
         policy.act(observation(policy.contract))
+
+
+def test_a_client_of_protocol_1_is_told_so_in_its_own_words(endpoint: str) -> None:
+    asked = {"v": 1, "id": 4, "epoch": 9, "op": "hello", "arrays": []}
+    reply = msgspec.msgpack.decode(raw_call(endpoint, msgspec.msgpack.encode(asked)))
+    assert (reply["v"], reply["id"], reply["epoch"], reply["ok"]) == (1, 4, 9, False)
+    assert reply["code"] == "version"
+    assert "the message is of protocol 1, this side speaks protocol 2" in reply["error"]
+    assert msgspec.msgpack.decode(raw_call(endpoint, b"\x80garbage"))["code"] == "version"
 
 
 def test_a_stopped_server_makes_the_call_raise_at_its_deadline_and_late_replies_are_never_returned(
@@ -136,11 +166,9 @@ def test_a_late_reply_is_counted_and_dropped() -> None:
     def answer() -> None:
         first, second = router.recv_multipart(), router.recv_multipart()
         for client, body in (first, second):
-            asked = read_header(body)
-            reply = raw_message(
-                {"v": 1, "id": asked["id"], "epoch": asked["epoch"], "ok": True, **counts(asked["id"])}
-            )
-            router.send_multipart([client, *reply])
+            _, kind, number, epoch = read_prefix(body)
+            reply = raw_message(kind | headers.REPLY_BIT, counts(number), id=number, epoch=epoch)
+            router.send_multipart([client, reply])
 
     thread = threading.Thread(target=answer)
     thread.start()
@@ -149,7 +177,7 @@ def test_a_late_reply_is_counted_and_dropped() -> None:
         with pytest.raises(DeadlineMissed):
             channel.call(headers.Ping(), {}, 0.05)
         reply, _ = channel.call(headers.Ping(), {}, 5.0)
-        assert (reply.id, reply.requests) == (2, 2)
+        assert reply.requests == 2
         assert channel.stale_replies == 1
     finally:
         channel.close()
@@ -187,10 +215,10 @@ def test_two_clients_get_their_own_answers(endpoint: str) -> None:
 
 def test_a_request_whose_budget_is_spent_in_the_queue_is_not_computed(bundle: Path) -> None:
     contract = Bundle.open(bundle).contract
-    fields = {name: np.asarray(value, np.float32) for name, value in observation(contract).items()}
+    state = observation(contract)["observation"].astype(np.float32)
 
-    def ask(number: int, **entries: object) -> list[bytes]:
-        return raw_message({"v": 1, "id": number, "epoch": 1, "op": "act", **entries}, fields)
+    def ask(number: int, **entries: object) -> bytes:
+        return raw_message("act", {"contract": contract.contract_id, **entries}, state, id=number)
 
     with (
         serving(bundle) as (address, process),
@@ -199,20 +227,22 @@ def test_a_request_whose_budget_is_spent_in_the_queue_is_not_computed(bundle: Pa
     ):
         socket.linger = 0
         socket.connect(address)
-        socket.send_multipart([raw_header(v=1, id=0, epoch=1, op="ping")])
-        socket.recv_multipart()
+        socket.send(raw_message("ping"))
+        socket.recv()
         # Stopped while they arrive, so that all of them are taken in together: a long one first, then one
         # that cannot wait.
         process.send_signal(signal.SIGSTOP)
         for _ in range(20):
-            socket.send_multipart(ask(1, candidates=256, value=True))
-        socket.send_multipart(ask(2, budget=1e-4))
-        socket.send_multipart(ask(3, budget=60.0))
+            socket.send(ask(1, candidates=256, value=True))
+        socket.send(ask(2, budget=1e-4))
+        socket.send(ask(3, budget=60.0))
         time.sleep(0.2)
         process.send_signal(signal.SIGCONT)
-        replies = [read_header(socket.recv_multipart()[0]) for _ in range(22)]
-    assert [r["ok"] for r in replies if r["id"] in (1, 3)] == [True] * 21
-    assert [r.get("code") for r in replies if r["id"] == 2] == ["expired"]
+        replies = [
+            (read_prefix(reply)[2], read_header(reply)) for reply in (socket.recv() for _ in range(22))
+        ]
+    assert ["seed" in reply for number, reply in replies if number in (1, 3)] == [True] * 21
+    assert [reply.get("code") for number, reply in replies if number == 2] == ["expired"]
 
 
 def test_an_absent_server_is_one_sentence(tmp_path: Path) -> None:
@@ -278,18 +308,25 @@ def test_a_reply_that_is_no_action_chunk_is_an_error(bundle: Path) -> None:
     good = np.zeros((contract.h, contract.plant.action_dim), np.float32)
     reply = headers.ActReply(value=None, spread=None, steps_used=10, seed=0)
     assert session.decision(reply, {"actions": good}, 0.0).steps_used == 10
-    for wrong in (
-        {},
-        {"actions": good + np.nan},
-        {"actions": good[:1]},
-        {"actions": good.astype(np.float64)},
-    ):
+    for wrong in (good + np.nan, good[:1]):
         with pytest.raises(ServerError, match="no finite action chunk"):
-            session.decision(reply, wrong, 0.0)
-    head = headers.Head(ok=True)
-    right = {"ok": True, "value": None, "spread": None}
-    assert read_reply("liar", head, raw_header(**right), headers.ActReply).value is None
-    for entry in ({"steps_used": "many"}, {"seed": []}, {"deltas": 3}, {"value": "high"}):
-        with pytest.raises(ServerError, match="not protocol 1") as error:
-            read_reply("liar", head, raw_header(**{**right, **entry}), headers.ActReply)
-        assert error.value.code == "bad_reply"
+            session.decision(reply, {"actions": wrong}, 0.0)
+    kind, right = headers.ActReply.kind, {"value": None, "spread": None, "seed": 1}
+
+    def read(frame: bytes) -> headers.ActReply:
+        return read_reply("liar", protocol.decode(frame), headers.ActReply)[0]
+
+    assert read(raw_message(kind, right, good)).value is None
+    for frame, code in (
+        (raw_message(kind, {**right, "steps_used": "many"}), "bad_reply"),
+        (raw_message(kind, {**right, "seed": []}), "bad_reply"),
+        (raw_message(kind, {**right, "deltas": 3}), "bad_reply"),
+        (raw_message(kind, {**right, "value": "high"}), "bad_reply"),
+        (raw_message(headers.PingReply.kind, right), "bad_reply"),
+        (raw_message(kind, right, b"123"), "bad_array"),
+    ):
+        with pytest.raises(ServerError, match="not protocol 2") as error:
+            read(frame)
+        assert error.value.code == code
+    with pytest.raises(ServerError, match="protocol 3, this side speaks protocol 2: update this side"):
+        read(raw_message(kind, right, good, version=3))

@@ -130,6 +130,16 @@ def test_workers_end_with_the_supervisor(bundle: Path) -> None:
             time.sleep(0.05)
 
 
+def test_a_worker_that_hangs_does_not_hold_up_a_second_signal(bundle: Path) -> None:
+    with serving(bundle, "--workers", "2") as (_, process):
+        os.kill(children(process.pid)[0], signal.SIGSTOP)
+        process.terminate()
+        time.sleep(0.6)
+        assert process.poll() is None, "it waits for its workers"
+        process.terminate()
+        assert process.wait(timeout=10) == 130
+
+
 def test_what_workers_cannot_serve_is_one_sentence(bundle: Path, tmp_path: Path) -> None:
     assert_refused(cli("serve", tmp_path / "none", "--workers", "2", "--bind", "tcp://127.0.0.1:*"), "none")
     with (

@@ -16,7 +16,7 @@ from rql_deploy.errors import UserError
 from rql_deploy.policy import Decision
 from rql_deploy.sim.evaluation.films import HEIGHT, WIDTH, Film
 from rql_deploy.sim.evaluation.preview_paths import PathModel, colour, value_range
-from rql_deploy.sim.processes import render_headless
+from rql_deploy.sim.rendering import render_headless
 from tests.helpers.data import PLANT
 
 MODEL = """<mujoco><visual><headlight ambient="1 1 1" diffuse="0 0 0" specular="0 0 0"/></visual><worldbody>

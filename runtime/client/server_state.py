@@ -1,0 +1,42 @@
+"""One of several servers, as a client that shares its requests among them knows it."""
+
+from __future__ import annotations
+
+from rql_deploy.runtime.wire.headers import Hello, Ping
+
+from .server_policy import ServerPolicy
+from .transport import Transport
+
+
+class ServerState:
+    """Connection, policy and whereabouts of one server."""
+
+    def __init__(self, transport: Transport):
+        self.transport = transport
+        self.policy: ServerPolicy | None = None
+        """From its first `hello` on."""
+        self.away = True
+        self.admitted = False
+        """Whether it has had the others' contract: the operator may give it, and then them, another one."""
+        self.refused: str | None = None
+        """Why it gets no more requests."""
+        self.probe: int | None = None
+        """Number of the `hello` or `ping` under way."""
+        self.asked_contract = True
+        """Whether that is a `hello`."""
+        self.probed = 0.0
+        """When that was sent."""
+
+    @property
+    def usable(self) -> bool:
+        """Whether it can answer now."""
+        return self.policy is not None and not self.away and self.refused is None and self.transport.connected
+
+    def send_probe(self, bundle: str | None, now: float, *, hello: bool = False) -> None:
+        """Ask it for a sign of life or, at first, for its contract."""
+        if self.probe is not None:
+            self.transport.forget(self.probe)
+        self.asked_contract = hello or self.policy is None
+        self.probe = self.transport.try_send(Hello(bundle=bundle) if self.asked_contract else Ping())
+        if self.probe is not None:
+            self.probed = now

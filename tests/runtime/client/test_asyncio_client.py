@@ -1,0 +1,108 @@
+"""The asyncio client: deadlines, cancellation, and the loop and process that it belongs to."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import os
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import zmq
+
+from rql_deploy.errors import DeadlineMissed, PolicyClosed, UserError
+from rql_deploy.runtime.client.aio import AsyncRemotePolicy, AsyncTransport
+from rql_deploy.runtime.client.transport import call
+from rql_deploy.runtime.wire.headers import Ping
+from tests.helpers.servers import observation
+
+
+def test_a_cancelled_call_leaves_the_policy_usable(endpoint: str) -> None:
+    async def drive() -> None:
+        async with await AsyncRemotePolicy.connect(endpoint) as policy:
+            sample = observation(policy.contract)
+            expected = (await policy.act(sample, seed=1, deadline=5.0)).actions.tobytes()
+            for i in range(30):
+                task = asyncio.create_task(policy.act(sample, candidates=64, deadline=5.0))
+                await asyncio.sleep(0.0002 * i)
+                task.cancel()
+                with contextlib.suppress(asyncio.CancelledError):
+                    await task
+                with contextlib.suppress(asyncio.TimeoutError):
+                    await asyncio.wait_for(policy.act(sample, deadline=5.0), 0.0002 * i)
+            streams = [policy.stream(sample, deadline=20.0) for _ in range(3)]
+            for stream in streams:
+                await anext(stream)
+            await streams[0].aclose()  # type: ignore[attr-defined]
+            del stream, streams
+            gc.collect()
+            assert (await policy.act(sample, seed=1, deadline=5.0)).actions.tobytes() == expected
+            assert not policy._core._transport._pending  # type: ignore[attr-defined]
+
+    asyncio.run(drive())
+
+
+@pytest.mark.parametrize("servers", [1, 2])
+def test_a_second_event_loop_is_refused_by_name(endpoint: str, tmp_path: Path, servers: int) -> None:
+    addresses = [endpoint, f"ipc://{tmp_path}/absent"][:servers]
+    policy = asyncio.run(AsyncRemotePolicy.connect(addresses))
+    sample = observation(policy.contract)
+
+    async def use() -> None:
+        start = time.monotonic()
+        for refused in (policy.act(sample), anext(policy.stream(sample)), policy.reset(), policy.stats()):
+            with pytest.raises(UserError, match="another event loop: connect in the loop that uses it"):
+                await refused
+        assert time.monotonic() - start < 1.0
+        await policy.close()
+
+    before = len(os.listdir("/proc/self/task"))
+    asyncio.run(use())
+    assert len(os.listdir("/proc/self/task")) < before, "its ZeroMQ threads are gone"
+
+
+def test_another_thread_closes_a_policy_under_its_calls(endpoint: str, tmp_path: Path) -> None:
+    with zmq.Context() as context, context.socket(zmq.ROUTER) as router:
+        router.linger = 0
+        router.bind(f"ipc://{tmp_path}/mute")
+        ended: list[Exception] = []
+        ready = threading.Event()
+        transports: list[AsyncTransport] = []
+
+        async def wait() -> None:
+            transports.append(AsyncTransport(f"ipc://{tmp_path}/mute", keys=None, context=None, ipv6=False))
+            ready.set()
+            try:
+                await call(transports[0], Ping(), time.monotonic() + 60.0, 60.0)
+            except DeadlineMissed as error:
+                ended.append(error)
+
+        thread = threading.Thread(target=lambda: asyncio.run(wait()))
+        thread.start()
+        assert ready.wait(10.0)
+        time.sleep(0.05)
+        asyncio.run(transports[0].close())
+        thread.join(10.0)
+        assert not thread.is_alive()
+        assert [type(error) for error in ended] == [PolicyClosed]
+
+
+def test_a_fork_is_told_at_once_to_connect_anew(endpoint: str) -> None:
+    async def drive() -> None:
+        async with await AsyncRemotePolicy.connect(endpoint) as policy:
+            sample = observation(policy.contract)
+            pid = os.fork()
+            if pid == 0:
+                try:
+                    await policy.close()
+                    await policy.act(sample)
+                except UserError as error:
+                    os._exit(7 if "cannot be used in its fork" in str(error) else 1)
+                os._exit(2)
+            assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 7
+            assert (await policy.act(sample, seed=1, deadline=5.0)).seed == 1
+
+    asyncio.run(drive())

@@ -1,0 +1,87 @@
+"""A process that is told to stop ends, whatever holds it up."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+HANGS = """
+import signal, sys, threading, time
+from rql_deploy.runtime.server.signals import stop_on_signals
+stopped = threading.Event()
+with stop_on_signals(stopped.set, limit={limit}):
+    print("ready", flush=True)
+    stopped.wait()
+    print("stopping", flush=True)
+    {hang}
+"""
+
+
+def start(hang: str, limit: float = 60.0) -> subprocess.Popen[str]:
+    process = subprocess.Popen(
+        [sys.executable, "-c", HANGS.format(hang=hang, limit=limit)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    return process
+
+
+def test_a_second_signal_ends_it_at_once() -> None:
+    process = start("threading.Event().wait()")
+    process.terminate()
+    process.terminate()  # the same stop, passed on twice
+    assert process.stdout is not None
+    assert process.stdout.readline() == "stopping\n"
+    time.sleep(0.5)
+    assert process.poll() is None
+    process.send_signal(signal.SIGINT)
+    assert process.wait(10) == 130
+    assert "second signal" in process.communicate()[1]
+
+
+@pytest.mark.parametrize(
+    ("hang", "limit", "status"),
+    [
+        ("threading.Event().wait()", 0.5, 130),
+        # The interpreter's lock is never released: only the kernel can end this.
+        ("import ctypes; ctypes.PyDLL(None).pause(); ctypes.PyDLL(None).pause()", 0.3, -signal.SIGALRM),
+    ],
+)
+def test_it_ends_by_itself_within_the_limit(hang: str, limit: float, status: int) -> None:
+    process = start(hang, limit)
+    process.terminate()
+    assert process.wait(15) == status
+    assert ("stopped by force" in process.communicate()[1]) == (status == 130)
+
+
+def test_what_ends_in_time_is_left_alone() -> None:
+    process = start("time.sleep(0.1)")
+    process.terminate()
+    assert process.wait(10) == 0
+
+
+def test_an_ignored_signal_stays_ignored() -> None:
+    process = subprocess.Popen(
+        [
+            sys.executable,
+            "-c",
+            "import signal; signal.signal(2, signal.SIG_IGN)" + HANGS.format(hang="", limit=60),
+        ],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    process.send_signal(signal.SIGINT)
+    time.sleep(0.3)
+    assert process.poll() is None
+    process.terminate()
+    assert process.wait(10) == 0
+    process.stdout.close()
