@@ -2,7 +2,7 @@
 
 Where OGBench is installed, before and after:
 
-    python benchmarks/gpu_data.py pack DATA.npz --tasks TASK ... --output build/gpu/data.npz
+    python benchmarks/gpu_data.py pack DATA.npz --preset PRESET --tasks TASK ... --output build/gpu/data.npz
     python benchmarks/gpu_data.py unpack OUT build/gpu/data.npz --runs runs/gpu
 
 On the GPU machine (`check` takes 150 s at most):
@@ -94,14 +94,14 @@ def train(arguments: argparse.Namespace) -> int:
     out: Path = arguments.out
     out.mkdir(parents=True, exist_ok=True)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    config = SMALL if arguments.small else PAPER
     found = ROOT / "build" / "gpu" / "check.json"
     winner = json.loads(found.read_text()).get("winner") if found.is_file() and device == "cuda" else None
     block = winner.pop("block") if winner else 10
     variant = Variant(**winner) if winner else Variant(6, "bf16" if device == "cuda" else "fp32")
     if arguments.precision:
         variant = replace(variant, precision=arguments.precision)
-    store, labels = load_packed(arguments.data)
+    data = load_packed(arguments.data)
+    store, labels, config = data.store, data.labels, SMALL if arguments.small else data.config
     tasks = arguments.tasks or list(labels)
 
     def group(chosen: Sequence[str], seeds: Sequence[int], **changes: Any) -> Group:
@@ -190,6 +190,9 @@ def main() -> int:
     checking.add_argument(
         "--official", type=Path, help="checkout of github.com/aoberai/rql, to be timed beside ours"
     )
+    checking.add_argument(
+        "--before", type=Path, help="an earlier checkout of this repository, to be timed beside this one"
+    )
     timing = verbs.add_parser("_time")
     timing.add_argument("variant")
     training = verbs.add_parser("train")
@@ -210,7 +213,7 @@ def main() -> int:
     if not torch.cuda.is_available():
         torch.set_num_threads(1)
     if arguments.verb == "check":
-        return check(arguments.out, arguments.small, arguments.official)
+        return check(arguments.out, arguments.small, arguments.official, arguments.before)
     if arguments.verb == "train":
         return train(arguments)
     device = "cuda" if torch.cuda.is_available() else "cpu"

@@ -25,11 +25,12 @@ READY_SECONDS = 110.0
 VARIANTS = (
     Variant(6, "bf16"),
     Variant(6, "tf32"),
-    Variant(6, "bf16", streams=1),
+    Variant(1, "bf16", streams=1),
     Variant(1, "tf32"),
     Variant(1, "bf16"),
-    Variant(6, "bf16", mode="max-autotune-no-cudagraphs"),
 )
+BEFORE = ({"runs": 1, "precision": "bf16"}, {"runs": 6, "precision": "bf16"})
+"""Variants of an earlier checkout, timed beside."""
 
 
 def updates_per_second(engine: Engine, device: str, seconds: float) -> float:
@@ -157,7 +158,7 @@ class Child:
         return f"{self.name}: {''.join(self.errors[-6:]).strip()[-600:] or 'not ready in time'}"
 
 
-def check(out: Path, small: bool, official: Path | None) -> int:
+def check(out: Path, small: bool, official: Path | None, before: Path | None) -> int:
     """Stage 1: all variants compile at the same time, and are timed one after the other."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     until = time.monotonic() + READY_SECONDS
@@ -172,6 +173,12 @@ def check(out: Path, small: bool, official: Path | None) -> int:
         for v in VARIANTS[: 2 if small else None]
     ]
     children = [Child(v.name, [*here, "_time", json.dumps(asdict(v)), *flags]) for v in variants]
+    if before is not None:
+        earlier = [sys.executable, str(before / "benchmarks" / "gpu.py"), "_time"]
+        children += [
+            Child(f"before, {v['runs']} x {v['precision']}", [*earlier, json.dumps(v), *flags])
+            for v in BEFORE
+        ]
     rival = None
     if official is not None:
         settings = {
@@ -191,7 +198,7 @@ def check(out: Path, small: bool, official: Path | None) -> int:
                 json.dumps(settings),
             ],
         )
-    report: dict[str, Any] = {"device": device, "variants": [], "failures": []}
+    report: dict[str, Any] = {"device": device, "variants": [], "before": [], "failures": []}
     try:
         report["mathematics"] = check_mathematics(device, 4000)
     except Exception as error:
@@ -201,9 +208,9 @@ def check(out: Path, small: bool, official: Path | None) -> int:
         if child.wait_for_line(1, until):
             child.say("go")
             if child.wait_for_line(2, time.monotonic() + 30):
-                report["variants"].append(json.loads(child.lines[1]))
-                rates = report["variants"][-1]["updates_per_second"]
-                runs = report["variants"][-1]["variant"]["runs"]
+                timed = json.loads(child.lines[1])
+                report["before" if child.name.startswith("before") else "variants"].append(timed)
+                rates, runs = timed["updates_per_second"], timed["variant"]["runs"]
                 shown = ", ".join(
                     f"{rate:.0f} ({rate * runs:.0f} in all) with {block} a graph"
                     for block, rate in rates.items()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from rql_deploy.contract import ActionDimension, ObservationField, PlantDescription
 from rql_deploy.structs import convert
+from rql_deploy.train.data.rewards import Reward
 from rql_deploy.train.data.sampler import WindowSampler
 from rql_deploy.train.data.store import TransitionStore
 from rql_deploy.train.engines.engine import (
@@ -22,9 +24,10 @@ from rql_deploy.train.engines.engine import (
     Engine,
     GraphEngine,
     StepEngine,
-    overlapped,
+    compiled,
     set_precision,
 )
+from rql_deploy.train.engines.pipeline import CudaStreams, OneStream, Pipeline
 from rql_deploy.train.engines.several import SharedRows, stacked_agents
 from rql_deploy.train.hyperparameters import RQLConfig
 
@@ -44,7 +47,7 @@ class Variant:
     runs: int
     precision: str
     mode: str = "default"
-    streams: int = 2
+    streams: int = 4
 
     @property
     def name(self) -> str:
@@ -93,7 +96,9 @@ def make_group(
         engine = StepEngine(agent, draw, agent.gradients)
     else:
         mode = None if variant.mode == "default" else variant.mode
-        engine = GraphEngine(agent, draw, overlapped(agent, mode, variant.streams), CudaCapture(generator))
+        streams = CudaStreams() if variant.streams > 1 else OneStream()
+        pipeline = Pipeline(agent, draw, streams, functools.partial(compiled, device="cuda", mode=mode))
+        engine = GraphEngine(agent, pipeline, CudaCapture(generator))
     return Group(config, tuple(tasks), tuple(seeds), data, engine, agent, generator)
 
 
@@ -131,8 +136,19 @@ def wait_for(device: str) -> None:
         torch.cuda.synchronize()
 
 
-def load_packed(path: Path) -> tuple[TransitionStore, dict[str, tuple[Tensor, Tensor]]]:
-    """The store of a packed file, and each task's rewards and masks `[N]`."""
+@dataclass(frozen=True)
+class Packed:
+    """What a packed file holds (benchmarks/gpu_data.py)."""
+
+    store: TransitionStore
+    labels: dict[str, tuple[Tensor, Tensor]]
+    """Each task's rewards and masks `[N]`."""
+    config: RQLConfig
+    reward: Reward
+
+
+def load_packed(path: Path) -> Packed:
+    """Read a packed file into memory."""
     with np.load(path, allow_pickle=False) as file:
         meta = json.loads(str(file["meta"]))
         plant = convert(meta["plant"], PlantDescription, f"the plant in {path}")
@@ -150,4 +166,6 @@ def load_packed(path: Path) -> tuple[TransitionStore, dict[str, tuple[Tensor, Te
         task: (torch.from_numpy(rewards[i]), torch.from_numpy(masks[i]))
         for i, task in enumerate(meta["tasks"])
     }
-    return store, labels
+    return Packed(
+        store, labels, convert(meta["config"], RQLConfig, f"the settings in {path}"), meta["reward"]
+    )

@@ -1,4 +1,4 @@
-"""Compare our RQL update with recorded numbers of the reference code.
+"""Compare our RQL update, or our image encoder, with recorded numbers of the reference code.
 
     python benchmarks/parity.py FIXTURE.npz
 
@@ -6,7 +6,7 @@ The fixture (docs/algorithm.md, Parity) holds parameters, one batch, the random 
 reference code's results. Prints one JSON line with the maximum absolute error of every loss, the gradient,
 the four parameter sets after updates 1 and 3, and both sampled actions. Exit status 1 if a loss, gradient or
 parameter is off by more than 1e-5 or an action by more than 1e-4 (float32), 2 if the file is not such a
-fixture.
+fixture. A file with `images` is an encoder's (benchmarks/parity_encoder.py): output and gradients to 1e-4.
 """
 
 from __future__ import annotations
@@ -15,11 +15,15 @@ import json
 import sys
 import zipfile
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from benchmarks.parity_encoder import ENCODER_TOLERANCE, run_encoder
 from rql_deploy.train.hyperparameters import RQLConfig
 from rql_deploy.train.networks import ValueEnsemble, VectorField
 from rql_deploy.train.rql import RQL, Batch, Noise, integrate
@@ -163,10 +167,8 @@ def run(fixture: Fixture, device: str = "cpu") -> dict[str, float]:
 
 def passes(errors: Mapping[str, float]) -> bool:
     """Whether every error is within its tolerance."""
-    return all(
-        error <= (ACTION_TOLERANCE if name.startswith("action/") else TOLERANCE)
-        for name, error in errors.items()
-    )
+    tolerances = {"action": ACTION_TOLERANCE, "encoder": ENCODER_TOLERANCE}
+    return all(error <= tolerances.get(name.split("/")[0], TOLERANCE) for name, error in errors.items())
 
 
 def main(arguments: list[str]) -> int:
@@ -175,7 +177,8 @@ def main(arguments: list[str]) -> int:
         return 2
     torch.set_num_threads(1)
     try:
-        errors = run(load_fixture(arguments[0]))
+        fixture = load_fixture(arguments[0])
+        errors = run_encoder(fixture) if "images" in fixture else run(fixture)
     except (OSError, EOFError, ValueError, KeyError, RuntimeError, zipfile.BadZipFile) as error:
         print(f"{arguments[0]} is not a parity fixture (docs/algorithm.md, Parity): {error}", file=sys.stderr)
         return 2

@@ -12,7 +12,8 @@ import torch
 from safetensors import safe_open
 
 from benchmarks.gpu_data import unpack
-from benchmarks.gpu_setup import Variant, random_group
+from benchmarks.gpu_setup import PAPER, Variant, random_group
+from rql_deploy.structs import to_plain
 from rql_deploy.train.checkpoint import load_checkpoint
 from tests.helpers.commands import ROOT
 from tests.helpers.data import make_store
@@ -58,9 +59,16 @@ def packed(file: Path) -> Path:
         "actions": [{"name": f"a{i}", "low": -1.0, "high": 1.0, "unit": ""} for i in range(2)],
         "control_rate": 20.0,
     }
+    meta = {
+        "dataset_id": "small",
+        "plant": plant,
+        "tasks": ["a-v0", "b-v0"],
+        "config": to_plain(PAPER),
+        "reward": "sparse",
+    }
     np.savez_compressed(
         file,
-        meta=np.array(json.dumps({"dataset_id": "small", "plant": plant, "tasks": ["a-v0", "b-v0"]})),
+        meta=np.array(json.dumps(meta)),
         observations=store.observations.astype(np.float16),
         actions=store.scaled_actions(clip=True).astype(np.float16),
         rewards=-masks.astype(np.int8),
@@ -121,7 +129,7 @@ def test_the_check_proves_the_mathematics_and_names_the_fastest_variant(tmp_path
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_graphs_of_overlapped_gradients_follow_the_eager_engine() -> None:
+def test_graphs_of_overlapped_updates_follow_the_eager_engine() -> None:
     from benchmarks.gpu_setup import SMALL
 
     fast, eager = (

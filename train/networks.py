@@ -72,14 +72,33 @@ def gelu(x: Tensor) -> Tensor:
 
 def product(bias: Tensor, z: Tensor, kernel: Tensor, dtype: torch.dtype) -> Tensor:
     """bias + z @ kernel, `[..., B, out]`; the product is computed in `dtype`, the rest in float32."""
+    if z.is_cuda:
+        return bias + product_on_gpu(z, kernel, dtype)
     if dtype is not torch.float32:
         return bias + (z.to(dtype) @ kernel.to(dtype)).float()
     if z.dim() == 2:
         return torch.addmm(bias, z, kernel)
-    if z.dim() == 3 and not z.is_cuda:
+    if z.dim() == 3:
         return torch.baddbmm(bias, z, kernel)
-    # On a GPU baddbmm first copies the bias to every row; a separate addition is fused into the activation.
     return bias + z @ kernel
+
+
+def product_on_gpu(z: Tensor, kernel: Tensor, dtype: torch.dtype) -> Tensor:
+    """z @ kernel `[..., B, out]` in float32, computed in `dtype`.
+
+    The bias is added outside: baddbmm would copy it to every row, while an addition is fused into the
+    activation.
+    """
+    size, out = kernel.shape[-2:]
+    if out == 1:
+        # One column leaves the matrix units idle; a sum is fused with the normalisation before it.
+        return (z * kernel.mT).sum(-1, keepdim=True)
+    # Matrix units read aligned rows only; sizes that are no multiple of 8 fall back to slower kernels.
+    more = (-size % 8, -out % 8)
+    if more != (0, 0):
+        z, kernel = functional.pad(z, (0, more[0])), functional.pad(kernel, (0, more[1], 0, more[0]))
+    result = (z.to(dtype) @ kernel.to(dtype)).float()
+    return result[..., :out] if more[1] else result
 
 
 def stack(networks: Sequence[Network]) -> Network:

@@ -18,14 +18,15 @@ function of (parameters, batch, noise) and nothing else. docs/algorithm.md has t
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 from .hyperparameters import RQLConfig
 from .networks import ValueEnsemble, VectorField, stack, unstack
+from .optimization import gradient_norm, make_optimizer, step_network
 
 
 class Batch(NamedTuple):
@@ -140,17 +141,6 @@ def window_masks(batch: Batch, complete_rows: bool) -> tuple[Tensor, Tensor]:
 NETWORKS = ("v", "V", "v_ema", "V_target")
 
 
-def _make_optimizer(parameters: list[Tensor], config: RQLConfig) -> torch.optim.Adam:
-    device = parameters[0].device.type
-    return torch.optim.Adam(
-        parameters,
-        lr=config.learning_rate,
-        eps=1e-8,
-        fused=device != "meta",
-        capturable=device == "cuda",  # the step count stays on the device, so that updates can be captured
-    )
-
-
 class RQL:
     """The four networks and their optimiser: `v`, `V`, V's target average and v's acting average `v_ema`."""
 
@@ -172,7 +162,7 @@ class RQL:
         )
         self.v_ema = copy.deepcopy(self.v).requires_grad_(False)
         self.V_target = copy.deepcopy(self.V).requires_grad_(False)
-        self.optimizer = _make_optimizer(self.parameters(), config)
+        self.optimizer = make_optimizer(self.parameters(), config)
 
     @classmethod
     def stack(cls, agents: Sequence[RQL]) -> RQL:
@@ -184,7 +174,7 @@ class RQL:
         together.runs = len(agents)
         for name in NETWORKS:
             setattr(together, name, stack([getattr(agent, name) for agent in agents]))
-        together.optimizer = _make_optimizer(together.parameters(), together.config)
+        together.optimizer = make_optimizer(together.parameters(), together.config)
         return together
 
     def unstack(self, run: int) -> RQL:
@@ -193,7 +183,7 @@ class RQL:
         single.runs = None
         for name in NETWORKS:
             setattr(single, name, unstack(getattr(self, name), run))
-        single.optimizer = _make_optimizer(single.parameters(), single.config)
+        single.optimizer = make_optimizer(single.parameters(), single.config)
         return single
 
     def parameters(self) -> list[Tensor]:
@@ -202,16 +192,11 @@ class RQL:
 
     def gradient_norms(self) -> dict[str, Tensor]:
         """L2 norm `[...]` of the last update's gradient for v and for V (all members together)."""
-        norms = {}
-        for name, network in (("v", self.v), ("V", self.V)):
-            gradients = [p.grad for p in network.parameters() if p.grad is not None]
-            if self.runs is None:
-                norms[f"gradient_{name}"] = torch.stack(torch._foreach_norm(gradients)).norm()
-            else:
-                norms[f"gradient_{name}"] = torch.stack([g.flatten(1).norm(dim=1) for g in gradients]).norm(
-                    dim=0
-                )
-        return norms
+        stacked = self.runs is not None
+        return {
+            f"gradient_{name}": gradient_norm(network, stacked=stacked)
+            for name, network in (("v", self.v), ("V", self.V))
+        }
 
     @torch.no_grad()
     def value_target(self, batch: Batch, noise: Noise) -> Tensor:
@@ -254,17 +239,27 @@ class RQL:
 
     def value_loss(self, batch: Batch, noise: Noise) -> tuple[Tensor, dict[str, Tensor]]:
         """Expectile regression loss of V, `[...]`, and statistics. Only V gets a gradient."""
-        c = self.config
-        s, a = _start(batch, c.h)
-        _, valid = window_masks(batch, c.complete_rows)
         target = self.value_target(batch, noise)
-        if c.reversal:
-            # Every virtual partial action on the reversed path shares the environment-level target.
-            with torch.no_grad():
-                x_partial, f_partial = reverse(self.v, s, a, noise.reversal_depth[..., None], c.F)
+        if self.config.reversal:
+            x, f = self.partial_actions(batch, noise)
         else:
-            x_partial, f_partial, target = self.stepwise_target(s, a, target, noise)
-        values = self.V(s, x_partial, f_partial)
+            s, a = _start(batch, self.config.h)
+            x, f, target = self.stepwise_target(s, a, target, noise)
+        return self.value_regression(batch, x, f, target)
+
+    @torch.no_grad()
+    def partial_actions(self, batch: Batch, noise: Noise) -> tuple[Tensor, Tensor]:
+        """The batch's virtual partial actions `[..., B, hA]` and their flow times `[..., B, 1]`."""
+        s, a = _start(batch, self.config.h)
+        return reverse(self.v, s, a, noise.reversal_depth[..., None], self.config.F)
+
+    def value_regression(
+        self, batch: Batch, x: Tensor, f: Tensor, target: Tensor
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Loss of V at partial actions x with flow times f; each window has one target, `[..., B]`."""
+        c = self.config
+        _, valid = window_masks(batch, c.complete_rows)
+        values = self.V(batch.observations[0], x, f)
         error = target.unsqueeze(-2) - values
         weight = torch.where(error >= 0, c.kappa, 1.0 - c.kappa)
         loss = (valid.unsqueeze(-2) * weight * error.square()).mean((-2, -1))
@@ -326,21 +321,20 @@ class RQL:
 
     def apply(self, gradients: list[Tensor]) -> None:
         """One Adam step on both networks along `gradients`, and both averages."""
-        for parameter, gradient in zip(self.parameters(), gradients, strict=True):
-            # The fused Adam needs both in the same memory layout; a compiled gradient may be transposed.
-            parameter.grad = gradient if gradient.stride() == parameter.stride() else gradient.contiguous()
-        # The averages move towards the parameters from before the step, so they are updated first.
-        _move_average(self.V_target.parameters(), self.V.parameters(), self.config.tau)
-        _move_average(self.v_ema.parameters(), self.v.parameters(), 1.0 - self.config.ema)
-        self.optimizer.step()
+        count = len(list(self.v.parameters()))
+        self.apply_to("v", gradients[:count])
+        self.apply_to("V", gradients[count:])
+
+    def apply_to(self, name: Literal["v", "V"], gradients: list[Tensor]) -> None:
+        """One Adam step on v or V along `gradients`, and its average; the other network is left alone."""
+        c = self.config
+        if name == "v":
+            step_network(self.optimizer, self.v, gradients, self.v_ema, 1.0 - c.ema, others=self.V)
+        else:
+            step_network(self.optimizer, self.V, gradients, self.V_target, c.tau, others=self.v)
 
     def update(self, batch: Batch, noise: Noise) -> Losses:
         """One update; returns the losses from before it."""
         losses, gradients = self.gradients(batch, noise)
         self.apply(gradients)
         return losses
-
-
-@torch.no_grad()
-def _move_average(average: Iterable[Tensor], online: Iterable[Tensor], rate: float) -> None:
-    torch._foreach_lerp_(list(average), list(online), rate)

@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from rql_deploy.train.networks import ValueEnsemble, VectorField
+from rql_deploy.train.networks import ValueEnsemble, VectorField, product_on_gpu
 
 
 def test_every_member_of_the_ensemble_starts_glorot_uniform_with_its_own_fans() -> None:
@@ -48,3 +48,20 @@ def test_a_frozen_value_passes_gradients_to_its_inputs_only() -> None:
 def test_one_value_network_is_refused() -> None:
     with pytest.raises(ValueError, match="at least 2 members"):
         ValueEnsemble(3, 2, (8,), members=1)
+
+
+@pytest.mark.parametrize(
+    "shapes", [((7, 81), (81, 25)), ((3, 7, 16), (3, 16, 1)), ((2, 3, 7, 9), (2, 3, 9, 8))]
+)
+def test_products_padded_for_a_gpu_are_the_same(shapes: tuple[tuple[int, ...], tuple[int, ...]]) -> None:
+    torch.manual_seed(0)
+    z, kernel = (torch.randn(shape, dtype=torch.float64, requires_grad=True) for shape in shapes)
+    expected, padded = z @ kernel, product_on_gpu(z, kernel, torch.float64)
+    torch.testing.assert_close(padded.double(), expected, rtol=1e-6, atol=1e-6)
+    weight = torch.randn_like(expected)
+    for a, b in zip(
+        torch.autograd.grad((padded * weight).sum(), (z, kernel)),
+        torch.autograd.grad((expected * weight).sum(), (z, kernel)),
+        strict=True,
+    ):
+        torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-6)

@@ -17,12 +17,12 @@ from rql_deploy.train.rql import RQL, Batch, Losses, Noise
 
 from .batch_slices import SlicedGradients
 from .choice import EngineChoice
+from .pipeline import CudaStreams, Draw, Pipeline
 
 UPDATES_PER_REPLAY = 10
 WARM_UPS = 3
 """Updates run one by one on a side stream before capture, as CUDA graphs need; they count as updates."""
 
-Draw = Callable[[], tuple[Batch, Noise]]
 Reduce = Callable[[list[Tensor]], None]
 Gradients = Callable[[Batch, Noise], tuple[Losses, list[Tensor]]]
 Figures = dict[str, Tensor]
@@ -52,7 +52,8 @@ def make_engine(
     if choice.device == "cpu":
         torch.set_num_threads(1)
     if choice.device == "cuda" and choice.engine == "compiled" and reduce is None:
-        return GraphEngine(agent, draw, overlapped(agent), capture=CudaCapture(generator))
+        pipeline = Pipeline(agent, draw, CudaStreams(), functools.partial(compiled, device="cuda"))
+        return GraphEngine(agent, pipeline, CudaCapture(generator))
     losses = compiled(agent.losses, choice.device) if choice.engine == "compiled" else agent.losses
     gradients: Gradients = functools.partial(agent.gradients, losses=losses)
     return StepEngine(
@@ -63,9 +64,7 @@ def make_engine(
     )
 
 
-def compiled(
-    function: Callable[[Batch, Noise], Any], device: str, mode: str | None = None
-) -> Callable[[Batch, Noise], Any]:
+def compiled(function: Callable[..., Any], device: str, mode: str | None = None) -> Callable[..., Any]:
     """`function` compiled by torch."""
     # On a CPU, C++ calls the kernels: called from Python, threads with slices would queue for the GIL.
     return torch.compile(
@@ -73,46 +72,15 @@ def compiled(
     )
 
 
-def overlapped(agent: RQL, mode: str | None = None, streams: int = 2) -> Gradients:
-    """`agent.gradients` on a GPU, compiled, in two independent parts that run at the same time.
-
-    V's part (the reversal, a chain of F small steps, then the regression) is bound by launches. v's part
-    (cloning and the value term) fills the device meanwhile, on a second stream.
-    """
-    value_loss, policy_loss = (
-        compiled(agent.value_loss, "cuda", mode),
-        compiled(agent.policy_loss, "cuda", mode),
-    )
-    of_policy, of_value = list(agent.v.parameters()), list(agent.V.parameters())
-    side = torch.cuda.Stream() if streams == 2 else None  # type: ignore[no-untyped-call]
-
-    def policy_part(batch: Batch, noise: Noise) -> tuple[Tensor, dict[str, Tensor], tuple[Tensor, ...]]:
-        loss, figures = policy_loss(batch, noise)
-        return loss, figures, torch.autograd.grad(loss.sum(), of_policy)
-
-    def gradients(batch: Batch, noise: Noise) -> tuple[Losses, list[Tensor]]:
-        main = torch.cuda.current_stream()
-        if side is None:
-            policy, more, first = policy_part(batch, noise)
-        else:
-            side.wait_stream(main)
-            with torch.cuda.stream(side):
-                policy, more, first = policy_part(batch, noise)
-        value, figures = value_loss(batch, noise)
-        second = torch.autograd.grad(value.sum(), of_value)
-        if side is not None:
-            main.wait_stream(side)
-        parts = Losses(total=policy + value, value=value, **figures, **more)
-        return Losses(*(part.detach() for part in parts)), [*first, *second]
-
-    return gradients
-
-
 def set_precision(agent: RQL, precision: str) -> None:
-    """Set bf16 (hidden layers' matrix products), tf32 (all matrix products on a GPU) or fp32 (everything)."""
+    """Set bf16 (hidden layers' matrix products), tf32 (all matrix products on a GPU) or fp32 (everything).
+
+    On a GPU, bf16 computes the output layers' products in TF32.
+    """
     for network in (agent.v, agent.V, agent.v_ema, agent.V_target):
         network.product_dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-    torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
+    on_gpu = agent.parameters()[0].is_cuda
+    torch.set_float32_matmul_precision("high" if on_gpu and precision != "fp32" else "highest")
 
 
 class StepEngine:
@@ -187,8 +155,8 @@ class GraphEngine:
 
     block = UPDATES_PER_REPLAY
 
-    def __init__(self, agent: RQL, draw: Draw, gradients: Gradients, capture: Capture):
-        self.agent, self.draw, self.gradients, self.capture = agent, draw, gradients, capture
+    def __init__(self, agent: RQL, pipeline: Pipeline, capture: Capture):
+        self.agent, self.pipeline, self.capture = agent, pipeline, capture
         self.warm_ups = 0
         self.names: tuple[str, ...] = ()
         self.values: Tensor | None = None
@@ -222,14 +190,13 @@ class GraphEngine:
         return dict(zip(self.names, self.values.unbind(), strict=True))
 
     def _update_block(self) -> None:
-        for i in range(self.block):
-            self._update(watched=i == self.block - 1)
+        self._updates(self.block)
 
-    def _update(self, watched: bool = True) -> None:
-        parts, gradients = self.gradients(*self.draw())
-        self.agent.apply(gradients)
-        if not watched:
-            return
+    def _update(self) -> None:
+        self._updates(1)
+
+    def _updates(self, count: int) -> None:
+        parts = self.pipeline.run(count)
         # Each graph has its gradients at other addresses, so their norms are computed inside it.
         figures = parts._asdict() | self.agent.gradient_norms()
         stacked = torch.stack(list(figures.values()))

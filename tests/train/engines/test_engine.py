@@ -16,25 +16,15 @@ from rql_deploy.train.engines import choice as engines
 from rql_deploy.train.engines.batch_slices import SlicedGradients
 from rql_deploy.train.engines.choice import EngineChoice, choose_engine, flop_per_update
 from rql_deploy.train.engines.engine import GraphEngine, make_engine
+from rql_deploy.train.engines.pipeline import OneStream, Pipeline
 from rql_deploy.train.hyperparameters import RQLConfig
-from rql_deploy.train.rql import RQL, Batch, Noise, draw_noise
+from rql_deploy.train.rql import RQL, draw_noise
 from rql_deploy.train.trainer import Trainer
 from tests.helpers.commands import require_compiler
 from tests.helpers.data import make_store
+from tests.helpers.updates import CONFIG, agent_and_draw
 
-CONFIG = RQLConfig(h=3, F=4, K=3, policy_hidden=(32, 32), value_hidden=(32, 32), kappa=0.7, rho=0.5)
 EAGER = EngineChoice("eager", "fp32", "cpu")
-
-
-def agent_and_draw(
-    config: RQLConfig = CONFIG,
-) -> tuple[RQL, Callable[[], tuple[Batch, Noise]], torch.Generator]:
-    """The same agent and the same sequence of batches every time."""
-    generator = torch.Generator().manual_seed(0)
-    store = make_store((20, 30, 25, 12))
-    sampler = WindowSampler(store, config.h, generator=generator)
-    agent = RQL(config, store.plant.observation_dim, store.plant.action_dim, generator)
-    return agent, lambda: (sampler.draw(16), draw_noise(16, config.h * 2, config.F, generator)), generator
 
 
 def distance(a: RQL, b: RQL) -> float:
@@ -161,11 +151,13 @@ class Recorder:
         return launch
 
 
-def test_graphs_of_several_updates_do_exactly_the_updates_asked_for() -> None:
-    twin, expected = trained(EAGER, 58)
-    agent, draw, _ = agent_and_draw()
+@pytest.mark.parametrize("reversal", [True, False])
+def test_graphs_of_several_updates_do_exactly_the_updates_asked_for(reversal: bool) -> None:
+    config = msgspec.structs.replace(CONFIG, reversal=reversal)
+    twin, expected = trained(EAGER, 58, config)
+    agent, draw, _ = agent_and_draw(config)
     recorder = Recorder()
-    engine = GraphEngine(agent, draw, agent.gradients, recorder)
+    engine = GraphEngine(agent, Pipeline(agent, draw, OneStream()), recorder)
     engine.run(2)
     engine.run(36)
     engine.run(20)

@@ -1,0 +1,58 @@
+"""Adam on the trained networks and their moving averages: what one update does with its gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from .hyperparameters import RQLConfig
+
+
+def make_optimizer(parameters: list[Tensor], config: RQLConfig) -> torch.optim.Adam:
+    """One Adam for all of `parameters`; on a GPU, its steps can be captured in a CUDA graph."""
+    device = parameters[0].device.type
+    return torch.optim.Adam(
+        parameters,
+        lr=config.learning_rate,
+        eps=1e-8,
+        fused=device != "meta",
+        capturable=device == "cuda",  # the step count stays on the device
+    )
+
+
+@torch.no_grad()
+def step_network(
+    optimizer: torch.optim.Adam,
+    network: nn.Module,
+    gradients: Sequence[Tensor],
+    average: nn.Module,
+    rate: float,
+    *,
+    others: nn.Module,
+) -> None:
+    """One Adam step on `network`; `average` moves by `rate` towards the parameters from before the step.
+
+    `others`, which `optimizer` has too, is left alone.
+    """
+    for parameter, gradient in zip(network.parameters(), gradients, strict=True):
+        # The fused Adam needs both in the same memory layout; a compiled gradient may be transposed.
+        same = gradient.stride() == parameter.stride()
+        parameter.grad = gradient if same else torch.empty_like(parameter).copy_(gradient)
+    torch._foreach_lerp_(list(average.parameters()), list(network.parameters()), rate)
+    # Adam skips parameters without a gradient.
+    kept = [(parameter, parameter.grad) for parameter in others.parameters()]
+    for parameter, _ in kept:
+        parameter.grad = None
+    optimizer.step()
+    for parameter, earlier in kept:
+        parameter.grad = earlier
+
+
+def gradient_norm(network: nn.Module, *, stacked: bool) -> Tensor:
+    """L2 norm of the last update's gradient of all of `network`; `[S]` for S stacked runs."""
+    gradients = [p.grad for p in network.parameters() if p.grad is not None]
+    norms = [g.flatten(1).norm(dim=1) for g in gradients] if stacked else torch._foreach_norm(gradients)
+    norm: Tensor = torch.stack(list(norms)).norm(dim=0)
+    return norm
