@@ -31,7 +31,10 @@ FIELD = "observation"
 
 
 def plant_of(name: str, observation_dim: int, action_dim: int) -> PlantDescription:
-    """The plant of a data set or task: one field `observation`, actions in [-1, 1], the family's rate."""
+    """The plant of a data set or task: one field `observation`, actions in [-1, 1], the family's rate.
+
+    Of a family that OGBench does not have, all of this is assumed.
+    """
     family = name.partition("-")[0]
     arm = family in ("cube", "scene", "puzzle") and action_dim == len(ARM_ACTIONS)
     return PlantDescription(
@@ -39,11 +42,16 @@ def plant_of(name: str, observation_dim: int, action_dim: int) -> PlantDescripti
         fields=(ObservationField(FIELD, (observation_dim,)),),
         actions=tuple(
             ActionDimension(
-                *((ARM_ACTIONS[i][0], -1.0, 1.0, ARM_ACTIONS[i][1]) if arm else (f"action_{i}", -1.0, 1.0))
+                ARM_ACTIONS[i][0] if arm else f"action_{i}",
+                -1.0,
+                1.0,
+                ARM_ACTIONS[i][1] if arm else "",
+                assumed=() if family in CONTROL_RATES else ("bounds", "mode", "hold", "unit"),
             )
             for i in range(action_dim)
         ),
         control_rate=CONTROL_RATES.get(family, DEFAULT_RATE),
+        assumed=() if family in CONTROL_RATES else ("control_rate",),
     )
 
 

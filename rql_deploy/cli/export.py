@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from .options import echo_json, show_next
+from .options import echo_json, show_next, statement_options
 
 
 @click.command("export")
@@ -39,6 +39,7 @@ from .options import echo_json, show_next
     help="Episodes to play with every variant, on the same seeds in the environment of the data, for the "
     "certificate.",
 )
+@statement_options
 @click.option(
     "--push",
     "push_to",
@@ -57,6 +58,9 @@ def command(
     flow_steps: int | None,
     precisions: tuple[str, ...],
     episodes: int,
+    rate: float | None,
+    action_mode: str,
+    action_bounds: str,
     push_to: str | None,
     pull_from: str | None,
     as_json: bool,
@@ -101,6 +105,9 @@ def command(
         flow_steps=flow_steps,
         precisions=precisions,
         episodes=episodes,
+        rate=rate,
+        action_mode=action_mode,
+        action_bounds=action_bounds,
         progress=TerminalProgress(),
     )
     if push_to is not None:

@@ -69,6 +69,35 @@ def environment_options(function: F) -> F:
     return function
 
 
+def statement_options(function: F) -> F:
+    """--rate, --action-mode and --action-bounds: the user's word on what data sets do not say."""
+    for option in reversed(
+        (
+            click.option(
+                "--rate",
+                type=FiniteRange(0, min_open=True),
+                help="Control rate in Hz, where the data does not say it or says it wrongly.",
+            ),
+            click.option(
+                "--action-mode",
+                default="",
+                metavar="MODE",
+                help="What the data's actions are: delta (changes, zero in a hold) or absolute (targets, "
+                "repeated in a hold); delta,gripper=absolute excepts a dimension.",
+            ),
+            click.option(
+                "--action-bounds",
+                default="",
+                metavar="BOUNDS",
+                help="Bounds of the data's actions: a TOML file of [actions.NAME] with low and high, "
+                "'dataset' for the data's own range, or [LOW,HIGH].",
+            ),
+        )
+    ):
+        function = option(function)
+    return function
+
+
 def read_options(function: F) -> F:
     """--map and --task-index: how a data set's files are read."""
     for option in reversed(

@@ -9,7 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .options import echo_json, environment_options, read_options, rebuild_command, show_next
+from .options import (
+    echo_json,
+    environment_options,
+    read_options,
+    rebuild_command,
+    show_next,
+    statement_options,
+)
 
 if TYPE_CHECKING:
     from rql_deploy.train.trainer import TrainResult
@@ -61,6 +68,7 @@ if TYPE_CHECKING:
     type=click.Path(path_type=Path),
     help="Start a new run from the networks of this checkpoint or run.",
 )
+@statement_options
 @click.option(
     "--evaluate",
     "task",
@@ -96,6 +104,9 @@ def command(
     overrides: tuple[str, ...],
     resume: bool,
     initial: Path | None,
+    rate: float | None,
+    action_mode: str,
+    action_bounds: str,
     task: str | None,
     evaluate_episodes: int,
     evaluate_workers: int,
@@ -139,6 +150,9 @@ def command(
         overrides=(*overrides, *extra),
         resume=resume,
         initial=initial,
+        rate=rate,
+        action_mode=action_mode,
+        action_bounds=action_bounds,
         evaluation=evaluation,
         mapping=mapping,
         tasks=tasks,

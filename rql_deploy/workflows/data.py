@@ -97,7 +97,9 @@ def convert(
     *,
     form: str | None = None,
     relabel: str | None = None,
-    control_rate: float | None = None,
+    rate: float | None = None,
+    action_mode: str = "",
+    action_bounds: str = "",
     mapping: Sequence[str] = (),
     tasks: Sequence[int] = (),
     progress: Progress | None = None,
@@ -107,25 +109,25 @@ def convert(
     Args:
         form: one of `data_writing.FORMATS`; else the one that `output` looks like.
         relabel: the OGBench task whose rewards an OGBench file gets.
-        control_rate: in Hz, where the data does not say it or says it wrongly.
+        rate: control rate in Hz, where the data does not say it or says it wrongly.
+        action_mode: `delta` or `absolute`, or `NAME=delta` for single dimensions, separated by commas.
+        action_bounds: a TOML file of `[actions.NAME]` with low and high, `dataset`, or `[LOW,HIGH]`.
         mapping: `WHAT=KEY` words that name keys of the file, such as `action=actions`.
         tasks: only episodes of these language tasks of a LeRobotDataset.
     """
-    from rql_deploy.train.data.edits import with_control_rate
     from rql_deploy.train.data.shards import ShardedStore
+    from rql_deploy.train.data.statements import Statements, outside_bounds
 
     form = form or format_of(output)
     options = parse_read_options(mapping, tasks)
-    opened = open_data(data, relabel, options=options)
+    stated = Statements(rate, action_mode, action_bounds)
+    opened = stated.of_all(stated.of_one(open_data(data, relabel, options=options)))
     if isinstance(opened, ShardedStore):
-        if control_rate is not None:
-            raise UserError("--control-rate is for sets that are not in shards: convert the files one by one")
         return write_shards(opened, output, form, progress or NoProgress()).with_lost(
             *_unread([data], options)
         )
-    if control_rate is not None:
-        opened = with_control_rate(opened, control_rate)
-    return _with_lost_of_sources(write_data(opened, output, form), [data], options)
+    written = write_data(opened, output, form).with_lost(*outside_bounds(opened))
+    return _with_lost_of_sources(written, [data], options)
 
 
 def merge(

@@ -53,6 +53,9 @@ def train(
     overrides: Sequence[str] = (),
     resume: bool = False,
     initial: Path | None = None,
+    rate: float | None = None,
+    action_mode: str = "",
+    action_bounds: str = "",
     evaluation: PeriodicEvaluation | None = None,
     mapping: Sequence[str] = (),
     tasks: Sequence[int] = (),
@@ -67,6 +70,9 @@ def train(
         overrides: `key=value` words on top of them, such as `rql.alpha=3` or `updates=5000`.
         resume: continue the run in `output` from its latest checkpoint.
         initial: checkpoint or run whose networks a new run starts from.
+        rate: control rate in Hz, where the data does not say it or says it wrongly.
+        action_mode: `delta` or `absolute`, or `NAME=delta` for single dimensions, separated by commas.
+        action_bounds: a TOML file of `[actions.NAME]` with low and high, `dataset`, or `[LOW,HIGH]`.
         mapping: `WHAT=KEY` words that name keys of the data sets' files, such as `action=actions`.
         tasks: only episodes of these language tasks of LeRobotDatasets.
 
@@ -77,6 +83,7 @@ def train(
     from rql_deploy.train.checkpoint import load_checkpoint
     from rql_deploy.train.config import load_config
     from rql_deploy.train.data.readers import open_stores
+    from rql_deploy.train.data.statements import Statements
     from rql_deploy.train.engines.choice import choose_device
     from rql_deploy.train.engines.data_parallel import DataParallel
     from rql_deploy.train.trainer import Trainer
@@ -103,6 +110,7 @@ def train(
         reward=config.reward,
         relabel=_LazyRewards(config.relabel) if config.relabel else None,
         shard_updates=config.shard_updates,
+        stated=Statements(rate, action_mode, action_bounds),
         options=parse_read_options(mapping, tasks),
     )
     parallel = DataParallel.from_environment(choose_device(config))

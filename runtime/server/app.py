@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
+from rql_deploy.assumptions import motion_remark, require_stated_motion
 from rql_deploy.bundle.bundle import Bundle
 from rql_deploy.contract import Contract
 from rql_deploy.errors import ContractError
@@ -47,6 +48,8 @@ class ServerConfig:
     record: Path | None = None
     max_rate: float = MAX_RATE
     busy_poll: bool = False
+    accept_assumed: bool = False
+    """Serve openpi clients a policy whose data did not say what its actions mean."""
 
 
 class RunningServer:
@@ -88,6 +91,10 @@ def serving(
         for name, path in config.bundles
     ]
     _require_compatible(models, known_contracts or {})
+    if config.openpi is not None and not config.accept_assumed:
+        # Its clients know no contract: nobody else would tell their robots.
+        for model in models:
+            require_stated_motion(model.contract, None)
     if listener is not None:
         _warm_up(models)
     sys.setswitchinterval(SWITCH_INTERVAL)
@@ -116,7 +123,10 @@ def serving(
                 on_swap(name, contract)
 
         server.on_swap = log_swap
-        running = RunningServer(server, models, [])
+        remarks = {model.name: motion_remark(model.contract.plant) for model in models}
+        running = RunningServer(
+            server, models, [f"{name}: {remark}" for name, remark in remarks.items() if remark]
+        )
         reloader = Reloader(
             [path for _, path in config.bundles],
             models,

@@ -164,6 +164,8 @@ def describe(task: str, env: TaskEnv) -> PlantDescription:
 class EnvPlant:
     """An environment as a plant: the simulator takes one control tick per `apply`."""
 
+    simulated = True
+
     def __init__(self, env: TaskEnv):
         self.env = env
         self.reward = 0.0

@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from rql_deploy.assumptions import describe_assumed
+
 from .report_warnings import data_warnings
 from .store import DIMENSION_NAMES, TransitionStore
 
@@ -29,6 +31,7 @@ def inspect_store(store: TransitionStore, *, gamma: float = 0.99, h: int = 5) ->
         "episodes": store.episodes,
         "rows": len(store),
         "control_rate": store.plant.control_rate,
+        "assumed": describe_assumed(store.plant),
         "hours": len(store) / store.plant.control_rate / 3600.0,
         "lengths": _summary(lengths),
         "fields": _fields(store),
@@ -127,6 +130,10 @@ def _actions(store: TransitionStore) -> list[dict[str, Any]]:
                 "name": spec.name,
                 "low": spec.low,
                 "high": spec.high,
+                "mode": spec.mode,
+                "hold": spec.hold,
+                "unit": spec.unit,
+                "assumed": list(spec.assumed),
                 "min": _number(column.min(where=finite, initial=np.inf)),
                 "max": _number(column.max(where=finite, initial=-np.inf)),
                 "mean": _number(column.mean(dtype=np.float64, where=finite)) if finite.any() else None,

@@ -31,7 +31,7 @@ def data_warnings(report: dict[str, Any], store: TransitionStore, h: int) -> lis
             found.append(
                 f"action '{action['name']}' leaves [{action['low']:g}, {action['high']:g}] in "
                 f"{action['rows_outside']:,} rows, first at {action['first_outside']}: training refuses it; "
-                "correct the bounds, or train with --set clip_actions=true"
+                "say the bounds with --action-bounds, or train with --set clip_actions=true"
             )
         if action["rows_not_finite"]:
             found.append(

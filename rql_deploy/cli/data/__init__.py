@@ -15,6 +15,7 @@ from rql_deploy.cli.options import (
     read_options,
     read_words,
     show_next,
+    statement_options,
 )
 from rql_deploy.progress import TerminalProgress
 from rql_deploy.workflows.data_writing import FORMATS
@@ -114,11 +115,7 @@ def inspect(
 @output_option
 @format_option
 @relabel_option
-@click.option(
-    "--control-rate",
-    type=FiniteRange(0, min_open=True),
-    help="Control rate in Hz, where DATA does not say it or says it wrong.",
-)
+@statement_options
 @read_options
 @json_option
 def convert(
@@ -126,7 +123,9 @@ def convert(
     output: str,
     form: str | None,
     relabel: str | None,
-    control_rate: float | None,
+    rate: float | None,
+    action_mode: str,
+    action_bounds: str,
     mapping: tuple[str, ...],
     tasks: tuple[int, ...],
     as_json: bool,
@@ -139,7 +138,9 @@ def convert(
         output,
         form=form,
         relabel=relabel,
-        control_rate=control_rate,
+        rate=rate,
+        action_mode=action_mode,
+        action_bounds=action_bounds,
         mapping=mapping,
         tasks=tasks,
         progress=TerminalProgress(),

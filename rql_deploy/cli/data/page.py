@@ -40,6 +40,7 @@ def page(report: Mapping[str, Any]) -> str:
         f"  duplicates   {duplicates['episodes']} episodes; {duplicates['rows_like_the_one_before']:,} "
         "observations like the one before",
         f"  validation   {_validation(report.get('validation'))}",
+        f"  assumed      {', '.join(report['assumed']) or 'nothing'}",
         f"  memory       {report['memory_mib']:.1f} MiB",
         f"  not read     {', '.join(report.get('left_out', ())) or '-'}",
         f"  hash         {report['content_hash'][:16]}",

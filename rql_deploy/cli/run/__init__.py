@@ -85,6 +85,11 @@ if TYPE_CHECKING:
     type=click.IntRange(1, 99),
     help="With --real-time: SCHED_FIFO priority of the loop, where the system allows it.",
 )
+@click.option(
+    "--accept-assumed",
+    is_flag=True,
+    help="Move a robot although the policy's data did not say what its actions mean (docs/data.md).",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 @environment_options
 def command(
@@ -105,6 +110,7 @@ def command(
     record: str | None,
     no_fault_latch: bool,
     priority: int | None,
+    accept_assumed: bool,
     as_json: bool,
     **settings: Any,
 ) -> None:
@@ -152,6 +158,8 @@ def command(
         real_time=options,
         on_episode=on_episode,
         view=lambda title, loop: LiveView(title, loop, quiet=as_json),
+        accept_assumed=accept_assumed,
+        on_remark=lambda remark: click.echo(f"note: {remark}", err=True),
     )
     if not as_json and (hint := delay_hint(mode, result.real_time)):
         click.echo(hint)

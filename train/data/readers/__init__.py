@@ -6,11 +6,14 @@ import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
+import msgspec
+
 from rql_deploy.errors import UserError
 from rql_deploy.train.data.edits import concatenate
 from rql_deploy.train.data.folder import StoreShard, is_store, read_store
 from rql_deploy.train.data.rewards import Reward, RewardFunction, with_reward
-from rql_deploy.train.data.shards import ShardedStore
+from rql_deploy.train.data.shards import ShardedStore, with_plant
+from rql_deploy.train.data.statements import NOTHING_STATED, Statements
 from rql_deploy.train.data.store import TransitionStore
 
 from .lerobot import is_lerobot, read_lerobot
@@ -87,6 +90,9 @@ def open_store(
         )
     else:
         store = read_minari(name, options)
+    if store.plant.rate_assumed:
+        # Data sets from before there was `assumed` mark it in the environment.
+        store = with_plant(store, msgspec.structs.replace(store.plant, assumed=("control_rate",)))
     if isinstance(store, ShardedStore):
         return dataclasses.replace(store, reward=reward)
     store.validate_shapes()
@@ -107,18 +113,21 @@ def open_stores(
     reward: Reward = "as-is",
     relabel: RewardFunction | None = None,
     shard_updates: int = 1000,
+    stated: Statements = NOTHING_STATED,
     options: ReadOptions | None = None,
 ) -> TransitionStore | ShardedStore:
-    """Several data sets of one plant as one; see `open_store`.
+    """Several data sets of one plant as one; see `open_store`. `stated` is the user's word on the plant.
 
     Raises UserError naming what differs between their plants.
     """
     stores = [
-        open_store(name, reward=reward, relabel=relabel, shard_updates=shard_updates, options=options)
+        stated.of_one(
+            open_store(name, reward=reward, relabel=relabel, shard_updates=shard_updates, options=options)
+        )
         for name in names
     ]
     if len(stores) == 1:
-        return stores[0]
+        return stated.of_all(stores[0])
     unsharded = [store for store in stores if isinstance(store, TransitionStore)]
     if len(unsharded) < len(stores):
         sharded = next(store.dataset_id for store in stores if isinstance(store, ShardedStore))
@@ -126,4 +135,4 @@ def open_stores(
             f"data set {sharded} is sharded and streams alone: put the other sets' files into its folder, or "
             "pass it alone"
         )
-    return concatenate(unsharded)
+    return stated.of_all(concatenate(unsharded))

@@ -16,21 +16,22 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from rql_deploy.contract import PLANT_KEY, ActionDimension, ObservationField, PlantDescription
+from rql_deploy.contract import PLANT_KEY, ObservationField, PlantDescription
 from rql_deploy.errors import UserError
 from rql_deploy.structs import convert
+from rql_deploy.train.data.assumed import with_guessed_bounds
 from rql_deploy.train.data.store import DIMENSION_NAMES, TransitionStore
 
+from .lerobot_actions import action_dimensions
 from .lerobot_episodes import Episodes, dataset_id, selected, task_remarks
 from .lerobot_layout import Layout
 from .lerobot_names import action_names, joined_names
 from .minari_columns import numeric_column, require_pyarrow
 from .options import ReadOptions
-from .store_builder import StoreBuilder, estimate_bounds
+from .store_builder import StoreBuilder
 
 INFO_FILE = Path("meta") / "info.json"
 VERSIONS = ("v2.0", "v2.1", "v3.0")
@@ -88,7 +89,7 @@ def _read(folder: Path, info: Mapping[str, Any], arrow: Any, options: ReadOption
         )
     if not rows:
         raise UserError(f"{folder} is empty: record some episodes first")
-    plant, known_bounds = _plant(folder, info, layout)
+    plant = _plant(folder, info, layout)
     order = [name for name in ("frame_index", "timestamp", "task_index") if name in features]
     episodes = Episodes(folder, arrow)
     result = StoreBuilder(dataset_id(folder, options.tasks), plant, rows)
@@ -138,7 +139,9 @@ def _read(folder: Path, info: Mapping[str, Any], arrow: Any, options: ReadOption
         )
     result.remarks += task_remarks(folder, tasks, options.tasks)
     store = result.store()
-    return store if known_bounds else _with_bounds(store)
+    if PLANT_KEY in info:
+        return store
+    return replace(store, plant=with_guessed_bounds(store.plant, *store.action_range()))
 
 
 def _side_by_side(
@@ -191,10 +194,10 @@ def _blocks(files: list[Path], columns: list[str], arrow: Any) -> Iterator[dict[
             raise UserError(f"{file} is damaged ({error}): copy or download it again") from error
 
 
-def _plant(folder: Path, info: Mapping[str, Any], layout: Layout) -> tuple[PlantDescription, bool]:
-    """The plant, and whether its action bounds are known."""
+def _plant(folder: Path, info: Mapping[str, Any], layout: Layout) -> PlantDescription:
+    """The description that our writer stored, else one made from the features."""
     if PLANT_KEY in info:
-        return convert(info[PLANT_KEY], PlantDescription, f"the plant description of {folder}"), True
+        return convert(info[PLANT_KEY], PlantDescription, f"the plant description of {folder}")
     features = info["features"]
     fields = tuple(
         ObservationField(
@@ -206,31 +209,16 @@ def _plant(folder: Path, info: Mapping[str, Any], layout: Layout) -> tuple[Plant
         for name, keys in layout.fields.items()
     )
     names = {name: found for name, keys in layout.fields.items() if (found := joined_names(features, keys))}
-    return (
-        PlantDescription(
-            task=str(info.get("robot_type") or folder.resolve().name),
-            fields=fields,
-            actions=tuple(
-                ActionDimension(str(name), -1.0, 1.0, mode="absolute", hold="repeat")
-                for name in action_names(features, layout.action)
-            ),
-            control_rate=float(info["fps"]),
-            environment={
-                "lerobot": {
-                    "codebase_version": info["codebase_version"],
-                    "robot_type": info.get("robot_type"),
-                },
-                **({DIMENSION_NAMES: names} if names else {}),
+    return PlantDescription(
+        task=str(info.get("robot_type") or folder.resolve().name),
+        fields=fields,
+        actions=action_dimensions(action_names(features, layout.action)),
+        control_rate=float(info["fps"]),
+        environment={
+            "lerobot": {
+                "codebase_version": info["codebase_version"],
+                "robot_type": info.get("robot_type"),
             },
-        ),
-        False,
+            **({DIMENSION_NAMES: names} if names else {}),
+        },
     )
-
-
-def _with_bounds(store: TransitionStore) -> TransitionStore:
-    low, high = estimate_bounds(store.actions)
-    actions = tuple(
-        msgspec.structs.replace(action, low=float(low[i]), high=float(high[i]))
-        for i, action in enumerate(store.plant.actions)
-    )
-    return replace(store, plant=msgspec.structs.replace(store.plant, actions=actions))

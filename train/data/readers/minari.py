@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from rql_deploy.contract import PLANT_KEY, ActionDimension, ObservationField, PlantDescription
 from rql_deploy.errors import UserError, suggestion
 from rql_deploy.structs import convert
-from rql_deploy.train.data.store import ASSUMED_RATE, TransitionStore
+from rql_deploy.train.data.store import TransitionStore
 
 from .minari_columns import SUCCESS_KEYS, ColumnEpisodes
 from .options import KeyMap, ReadOptions
@@ -279,17 +279,18 @@ def _plant(
     action_dim = int(np.prod(first["actions"].shape[1:], dtype=int))
     low, high = _action_bounds(dataset_id, metadata, action_dim)
     actions = tuple(
-        ActionDimension(f"action_{i}", lo, hi) for i, (lo, hi) in enumerate(zip(low, high, strict=True))
+        # The space says the bounds, and nothing else.
+        ActionDimension(f"action_{i}", lo, hi, assumed=("mode", "hold", "unit"))
+        for i, (lo, hi) in enumerate(zip(low, high, strict=True))
     )
     spec = json.loads(metadata["env_spec"]) if metadata.get("env_spec") else {}
-    if "control_rate" not in metadata:
-        spec = {**spec, ASSUMED_RATE: True}
     return PlantDescription(
         str(spec.get("id") or dataset_id),
         fields,
         actions,
         control_rate=float(metadata.get("control_rate", DEFAULT_RATE)),
         environment=spec,
+        assumed=() if "control_rate" in metadata else ("control_rate",),
     )
 
 

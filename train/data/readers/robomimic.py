@@ -15,20 +15,20 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from rql_deploy.contract import PLANT_KEY, ActionDimension, ObservationField, PlantDescription
+from rql_deploy.contract import PLANT_KEY, ObservationField, PlantDescription
 from rql_deploy.errors import UserError, suggestion
 from rql_deploy.structs import convert
-from rql_deploy.train.data.store import ASSUMED_RATE, TransitionStore
+from rql_deploy.train.data.assumed import finite_range, with_guessed_bounds
+from rql_deploy.train.data.store import TransitionStore
 
+from .env_args import ROBOSUITE, control_rate, described_actions
 from .options import KeyMap, ReadOptions
 from .precision import PrecisionCheck
 from .robomimic_keys import DemoKeys, demo_flags, real_rows
 from .row_order import first_jump
-from .store_builder import DEFAULT_RATE, StoreBuilder, estimate_bounds
+from .store_builder import DEFAULT_RATE, StoreBuilder
 
 SUFFIXES = (".hdf5", ".h5")
-ROBOSUITE = 1
-"""`env_args.type` of robosuite environments; their actions are in [-1, 1]."""
 
 
 def split_filter_key(name: Path | str) -> tuple[str, str]:
@@ -174,9 +174,7 @@ def _plant(name: str, data: h5py.Group, demos: list[str], keys: DemoKeys) -> Pla
         return convert(
             json.loads(data.attrs[PLANT_KEY]), PlantDescription, f"the plant description of {name}"
         )
-    text = data.attrs.get("env_args")
-    settings = _environment(name, text)
-    robosuite = settings.get("type") == ROBOSUITE
+    settings = _environment(name, data.attrs.get("env_args"))
     first = data[demos[0]]
     fields = tuple(
         ObservationField(
@@ -190,29 +188,25 @@ def _plant(name: str, data: h5py.Group, demos: list[str], keys: DemoKeys) -> Pla
             f"{name}: {demos[0]} observes only images, which are not supported: extract low-dimensional "
             "observations too"
         )
-    width = _side_by_side(first, keys.action).shape[1]
-    low, high = np.full(width, -1.0), np.full(width, 1.0)
-    if not robosuite:
-        spans = [estimate_bounds(_side_by_side(data[demo], keys.action).astype(np.float32)) for demo in demos]
-        least, greatest = (
-            np.min([span[0] for span in spans], axis=0),
-            np.max([span[1] for span in spans], axis=0),
-        )
-        # Most data sets of this format have actions normalised to [-1, 1].
-        if not (least >= -1.1).all() or not (greatest <= 1.1).all():
-            low, high = least, greatest
-    rate = (settings.get("env_kwargs") or {}).get("control_freq")
+    rate = control_rate(settings)
+    # The settings speak of what the simulator took, not of other arrays that were computed from it.
+    said = settings if keys.action == ("actions",) else {}
     task = str(settings.get("env_name") or Path(name).stem)
-    return PlantDescription(
-        task=f"robosuite:{task}" if robosuite else task,
+    plant = PlantDescription(
+        task=f"robosuite:{task}" if settings.get("type") == ROBOSUITE else task,
         fields=fields,
-        actions=tuple(ActionDimension(f"action_{i}", float(low[i]), float(high[i])) for i in range(width)),
-        control_rate=float(rate or DEFAULT_RATE),
-        environment={
-            **({"env_args": settings} if settings else {}),
-            **({} if rate else {ASSUMED_RATE: True}),
-        },
+        actions=described_actions(said, _side_by_side(first, keys.action).shape[1]),
+        control_rate=rate or DEFAULT_RATE,
+        environment={"env_args": settings} if settings else {},
+        assumed=() if rate else ("control_rate",),
     )
+    if not any("bounds" in action.assumed for action in plant.actions):
+        return plant
+    ranges = [finite_range(_side_by_side(data[demo], keys.action).astype(np.float32)) for demo in demos]
+    low, high = np.min([least for least, _ in ranges], axis=0), np.max([most for _, most in ranges], axis=0)
+    # Most data sets of this format have actions normalised to [-1, 1], but absolute targets are as they are.
+    normalised = (low >= -1).all() and (high <= 1).all() and said.get("type") != ROBOSUITE
+    return plant if normalised else with_guessed_bounds(plant, low, high)
 
 
 def _environment(name: str, text: str | None) -> dict[str, Any]:

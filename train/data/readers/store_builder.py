@@ -6,13 +6,14 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from rql_deploy.contract import PlantDescription
+from rql_deploy.train.data.assumed import finite_range, guessed_bounds
 from rql_deploy.train.data.store import TransitionStore
 
 from .precision import PrecisionCheck
 from .task_ends import EpisodeFlags, decide_task_ends
 
 DEFAULT_RATE = 20.0
-"""Control rate in Hz for data that does not state one; `ASSUMED_RATE` then marks the plant."""
+"""Control rate in Hz for data that does not state one; the plant's `assumed` then says so."""
 
 
 class StoreBuilder:
@@ -106,17 +107,6 @@ class StoreBuilder:
         self.remarks += decided.remarks
 
 
-def estimate_bounds(
-    actions: NDArray[np.float32], *, margin: float = 0.05
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Bounds `low` and `high` `[A]` for formats without bounds: smallest and largest action, widened by
-    `margin`.
-
-    A dimension that never changes is widened by 0.001, so that scaling it stays finite.
-    """
-    finite = actions[np.isfinite(actions).all(axis=1)]
-    if not len(finite):
-        return np.full(actions.shape[1], -1.0), np.full(actions.shape[1], 1.0)
-    low, high = finite.min(axis=0).astype(np.float64), finite.max(axis=0).astype(np.float64)
-    room = np.maximum(margin * (high - low), 1e-3)
-    return low - room, high + room
+def estimate_bounds(actions: NDArray[np.float32]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Bounds `low` and `high` `[A]` for formats without bounds; the dimensions' `assumed` should say so."""
+    return guessed_bounds(*finite_range(actions))

@@ -62,6 +62,8 @@ def read(path: Path, *mapping: str, tasks: tuple[int, ...] = ()) -> TransitionSt
         ([["a", "b"]], 2, ["a", "b"]),
         ({"motors": ["a", "b"]}, 2, ["a", "b"]),
         ({"b": 1, "a": 0}, 2, ["a", "b"]),
+        ({"left": ["a"], "right": ["b"]}, 2, ["a", "b"]),
+        (["a"], 2, None),
         ({"motors": {"left": ["x"], "right": ["x"]}}, 2, ["motors.left.x", "motors.right.x"]),
         ({"axes": ["x", "grip", "grip"]}, 3, ["axes.x", "axes.grip_0", "axes.grip_1"]),
         ("x", 1, ["x"]),
