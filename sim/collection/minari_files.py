@@ -21,7 +21,7 @@ from rql_deploy.folders import reserve
 from rql_deploy.structs import to_plain
 
 PROVENANCE_KEY = "rql_deploy_collection"
-DATASET_ID = re.compile(r"^(?:[\w-]{2,}/)*[\w-]{2,}-v\d+$")
+DATASET_ID = re.compile(r"^(?:[\w-]+/)*[\w-]+-v\d+$")
 
 
 def target_folder(output: str) -> Path:

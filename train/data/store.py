@@ -8,7 +8,7 @@ The arrays may be memory-mapped files (folder.py), so checks, statistics and has
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -62,6 +62,9 @@ class TransitionStore:
     """
     remarks: tuple[str, ...] = ()
     """What its reader noticed and a user should know, one sentence each."""
+    provenance: tuple[Mapping[str, Any], ...] = ()
+    """What it was made from, oldest first: `source` (a data set id), its `content_hash`, and `changes`, one
+    sentence each."""
 
     def __len__(self) -> int:
         return len(self.rewards)

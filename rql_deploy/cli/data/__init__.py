@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shlex
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
@@ -18,27 +17,13 @@ from rql_deploy.cli.options import (
     statement_options,
 )
 from rql_deploy.progress import TerminalProgress
-from rql_deploy.workflows.data_writing import FORMATS
 
-if TYPE_CHECKING:
-    from rql_deploy.workflows.data_writing import WrittenData
-
-relabel_option = click.option(
-    "--relabel", metavar="TASK", help="OGBench task whose rewards replace those of an OGBench file."
-)
-format_option = click.option(
-    "--to",
-    "form",
-    type=click.Choice(FORMATS),
-    help="Format.  [default: by OUTPUT: .npz ogbench, .hdf5 robomimic, a Minari id minari, else store]",
-)
-output_option = click.option("--output", required=True, help="File or folder to write, or a Minari id.")
-json_option = click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
-
+from .fix import fix
+from .options import format_option, json_option, output_option, relabel_option, show_written
 
 @click.group("data")
 def command() -> None:
-    """Look at, convert, join, split and relabel data sets.
+    """Look at, convert, join, split, relabel and correct data sets.
 
     DATA is what `train --dataset` takes: a Minari id, folder or file, an OGBench .npz file or folder of
     shards, a robomimic .hdf5 file (FILE.hdf5#KEY for a filter key), a LeRobotDataset folder, or a store
@@ -145,7 +130,7 @@ def convert(
         tasks=tasks,
         progress=TerminalProgress(),
     )
-    _show(written, as_json)
+    show_written(written, as_json)
 
 
 @command.command("merge")
@@ -158,7 +143,7 @@ def merge(data: tuple[str, ...], output: str, form: str | None, relabel: str | N
     """Join several data sets of one plant, in the given order."""
     from rql_deploy.workflows import data as workflow
 
-    _show(workflow.merge(data, output, form=form, relabel=relabel), as_json)
+    show_written(workflow.merge(data, output, form=form, relabel=relabel), as_json)
 
 
 @command.command("split")
@@ -198,7 +183,7 @@ def split(
     written = workflow.split(
         data, output, validation, fraction=fraction, seed=seed, form=form, relabel=relabel
     )
-    _show(written, as_json)
+    show_written(written, as_json)
 
 
 @command.command("relabel")
@@ -232,34 +217,7 @@ def relabel_command(
     written = workflow.relabel(
         data, output, task=task, success=success, all_successful=all_successful, sparse=sparse, form=form
     )
-    _show(written, as_json)
+    show_written(written, as_json)
 
 
-def _show(written: WrittenData, as_json: bool) -> None:
-    """End a command: what was written, what was lost, and what to type next."""
-    beside = written.validation
-    if as_json:
-        split = {"validation": str(beside), "validation_episodes": written.validation_episodes}
-        echo_json(
-            {
-                "dataset": str(written.dataset),
-                "format": written.format,
-                "episodes": written.episodes,
-                "rows": written.rows,
-                "lost": list(written.lost),
-                **(split if beside is not None else {}),
-            }
-        )
-        return
-    if written.shards is not None:
-        click.echo(f"{written.shards} shards in {written.dataset}")
-    else:
-        click.echo(
-            f"{written.episodes:,} episodes, {written.rows:,} rows in {written.dataset} ({written.format})"
-        )
-        if not written.lost:
-            click.echo("  nothing is lost: all that training reads is there")
-    for sentence in written.lost:
-        click.echo(f"  {sentence}")
-    against = ["--validation", str(beside)] if beside is not None else []
-    show_next(shlex.join(["rql-deploy", "data", "inspect", str(written.dataset), *against]))
+command.add_command(fix)
