@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shlex
-from collections.abc import Callable, Mapping, Sequence
-from types import MappingProxyType
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import click
@@ -14,32 +13,10 @@ from click.core import ParameterSource
 
 from rql_deploy.errors import UserError
 from rql_deploy.policy import DEFAULT_CANDIDATES, MAX_CANDIDATES
+from rql_deploy.workflows.presets import preset_of
 from rql_deploy.workflows.processes import DEFAULT_WORKERS
 
 F = TypeVar("F", bound=Callable[..., Any])
-
-PRESETS: Mapping[str, str] = MappingProxyType(
-    {
-        "robosuite:Lift": "robosuite-lift",
-        "robosuite:Stack": "robosuite-stack",
-        "robosuite:Door": "robosuite-door",
-        "robosuite:PickPlaceCan": "robosuite-can",
-        "robosuite:NutAssemblySquare": "robosuite-square",
-        # Not in the paper: its nearest relative.
-        "ogbench:cube-single-play": "ogbench-cube-double-play",
-        "ogbench:cube-double-play": "ogbench-cube-double-play",
-        "ogbench:cube-triple-play": "ogbench-cube-triple-play",
-        "ogbench:cube-quadruple-play": "ogbench-cube-quadruple-play-100m",
-        "ogbench:scene-play": "ogbench-scene-play",
-        "ogbench:puzzle-3x3-play": "ogbench-puzzle-3x3-play",
-        "ogbench:puzzle-4x4-play": "ogbench-puzzle-4x4-play-100m",
-        "ogbench:antmaze-large-navigate": "ogbench-antmaze-large-navigate",
-        "ogbench:antmaze-giant-navigate": "ogbench-antmaze-giant-navigate",
-        "ogbench:humanoidmaze-medium-navigate": "ogbench-humanoidmaze-medium-navigate",
-        "ogbench:humanoidmaze-large-navigate": "ogbench-humanoidmaze-large-navigate",
-    }
-)
-"""The preset to train on a task's data with, for the commands that say what to type next."""
 
 
 def environment_options(function: F) -> F:
@@ -256,5 +233,5 @@ def echo_json(data: Any) -> None:
 
 def preset_option(task: str) -> str:
     """` --preset NAME` for a task, or nothing where there is no preset for it."""
-    name = PRESETS.get(task.removesuffix("-v0").partition("-singletask")[0])
+    name = preset_of(task)
     return f" --preset {name}" if name else ""

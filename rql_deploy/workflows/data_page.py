@@ -1,16 +1,18 @@
-"""The page of `rql-deploy data inspect --report`: one HTML file with what a data set holds, warnings first."""
+"""The page of `rql-deploy data inspect --report`: what a data set holds in one HTML file, warnings first."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from html import escape
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from rql_deploy.errors import UserError
 from rql_deploy.sim.evaluation.charts import Chart, histogram
-from rql_deploy.sim.evaluation.page import figure, page
+from rql_deploy.sim.evaluation.page import figure, page, write_page
 
 from .data_page_tables import action_table, facts, field_table, tiles
 
@@ -24,6 +26,7 @@ MOST_CHARTS = 100
 MOST_MARKS = 600
 """Episodes that get a square of their own."""
 BINS = 24
+NO_NUMBER = "<p class='soft'>No finite number.</p>"
 PARTS = 20
 """Parts of an episode in which rewards and successes are counted."""
 
@@ -32,6 +35,15 @@ def data_page(store: TransitionStore, figures: Mapping[str, Any]) -> str:
     """The page of a data set whose `figures` are those of `inspect_store`, with validation and remarks."""
     title = f"{figures['dataset_id']}: {figures['task']}"
     return page(title, _parts(title, store, figures))
+
+
+def write_data_page(path: Path, store: TransitionStore, figures: Mapping[str, Any]) -> None:
+    """Write the page, complete or not at all; raises UserError where the file cannot be written."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_page(path, data_page(store, figures))
+    except OSError as error:
+        raise UserError(f"cannot write {path} ({error.strerror}): pass another --report") from error
 
 
 def _parts(title: str, store: TransitionStore, figures: Mapping[str, Any]) -> Iterator[str]:
@@ -61,7 +73,8 @@ def _parts(title: str, store: TransitionStore, figures: Mapping[str, Any]) -> It
 
 
 def _warnings(figures: Mapping[str, Any]) -> Iterator[str]:
-    found = figures["warnings"]
+    refused = [f"training refuses this data: {figures['training']}"] if figures.get("training") else []
+    found = [*refused, *figures["warnings"]]
     if not found:
         yield "<p>No warnings.</p>"
         return
@@ -82,7 +95,8 @@ def _episodes(store: TransitionStore) -> Iterator[str]:
     above = finite > finite.min()
     yield figure(
         _share(position, above, "share of rows"),
-        f"Reward density: rows with more than the least reward, {finite.min():g}, by their place in the episode.",
+        f"Reward density: rows with more than the least reward, {finite.min():g}, by their place in the "
+        "episode.",
     )
     ended = np.asarray(store.masks == 0)
     first = ended & (_since_start(ended, store) == 1)
@@ -109,11 +123,15 @@ def _actions(store: TransitionStore, rows: NDArray[np.int64]) -> Iterator[str]:
     for i, action in enumerate(store.plant.actions[:MOST_CHARTS]):
         values = _finite(store.actions[rows, i])
         low, high = float(action.low), float(action.high)
+        caption = f"{action.name}: bounds [{low:g}, {high:g}] are dashed"
+        if not len(values):
+            yield figure(NO_NUMBER, caption)
+            continue
         span = (min(low, values.min(initial=low)), max(high, values.max(initial=high)))
         chart = histogram(values.tolist(), x_label=action.unit, y_label="rows", bins=BINS, span=span)
         for bound in (low, high):
             chart.rule((bound, 0.0), (bound, chart.y[1]))
-        yield figure(chart, f"{action.name}: bounds [{low:g}, {high:g}] are dashed")
+        yield figure(chart, caption)
 
 
 def _fields(store: TransitionStore, rows: NDArray[np.int64]) -> Iterator[str]:
@@ -132,7 +150,7 @@ def _more(count: int, what: str) -> Iterator[str]:
 
 def _histogram(values: NDArray[np.float64], x_label: str, y_label: str) -> Chart | str:
     if not len(values):
-        return "<p class='soft'>No finite number.</p>"
+        return NO_NUMBER
     span = (float(values.min()), float(values.max()))
     return histogram(values.tolist(), x_label=x_label, y_label=y_label, bins=BINS, span=span)
 
@@ -150,13 +168,15 @@ def _share(position: NDArray[np.float64], chosen: NDArray[np.bool_], y_label: st
 
 def _over_episode(edges: NDArray[np.float64], heights: NDArray[np.float64], y_label: str) -> Chart:
     top = float(heights.max()) * 1.08 or 1.0
-    chart = Chart((0.0, 1.0), (0.0, top), x_label="place in the episode (0 first row, 1 last)", y_label=y_label)
+    chart = Chart(
+        (0.0, 1.0), (0.0, top), x_label="place in the episode (0 first row, 1 last)", y_label=y_label
+    )
     chart.bars(edges.tolist(), heights.tolist(), 2)
     return chart
 
 
 def _positions(store: TransitionStore) -> NDArray[np.float64]:
-    """`[N]`: where in its episode a row lies, 0 the first, 1 the last; the one row of an episode is the last."""
+    """`[N]`: where in its episode a row lies, from 0 (first) to 1 (last, or only row)."""
     lengths = store.ends - store.starts
     within = np.arange(len(store)) - np.repeat(store.starts, lengths)
     last = np.repeat(lengths - 1, lengths)

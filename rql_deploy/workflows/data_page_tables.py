@@ -79,7 +79,9 @@ def field_table(figures: Mapping[str, Any]) -> str:
         ]
         for field in figures["fields"]
     ]
-    return _table("name,shape,unit,min,max,mean,std,rows with NaN,constant numbers".split(","), lines)
+    return _table(
+        ["name", "shape", "unit", "min", "max", "mean", "std", "rows with NaN", "constant numbers"], lines
+    )
 
 
 def facts(figures: Mapping[str, Any]) -> str:
@@ -94,7 +96,10 @@ def facts(figures: Mapping[str, Any]) -> str:
         ("content hash", figures["content_hash"]),
     ]
     found += [
-        (f"language task {task['task_index']}", f"{task['task'] or 'no name'} ({task['episodes']:,} episodes)")
+        (
+            f"language task {task['task_index']}",
+            f"{task['task'] or 'no name'} ({task['episodes']:,} episodes)",
+        )
         for task in figures.get("tasks", ())[:24]
     ]
     for made in figures.get("provenance", ()):

@@ -148,7 +148,9 @@ def renamed(plant: PlantDescription, words: Sequence[str], changes: list[str]) -
         if not kind:
             continue
         if new in names[kind]:
-            raise UserError(f"--rename {word}: there is {KIND_WORDS[kind]} '{new}' already; pass another name")
+            raise UserError(
+                f"--rename {word}: there is {KIND_WORDS[kind]} '{new}' already; pass another name"
+            )
         names[kind][names[kind].index(old)] = new
         changes.append(f"{KIND_WORDS[kind]} '{old}' renamed '{new}'")
     moved = dict(zip((f.name for f in plant.fields), names["observation"], strict=True))
@@ -185,9 +187,7 @@ def _find(word: str, new: str, names: dict[str, list[str]]) -> tuple[str, str]:
 
 
 def _with_names(items: Sequence[Any], names: Sequence[str]) -> tuple[Any, ...]:
-    return tuple(
-        msgspec.structs.replace(item, name=name) for item, name in zip(items, names, strict=True)
-    )
+    return tuple(msgspec.structs.replace(item, name=name) for item, name in zip(items, names, strict=True))
 
 
 def _stated_differences(before: PlantDescription, after: PlantDescription) -> Iterator[str]:

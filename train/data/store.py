@@ -247,7 +247,8 @@ class TransitionStore:
         if count:
             raise UserError(
                 f"data set {self.dataset_id} has NaN or infinity in {what}, first at {self.locate(first)} "
-                f"({count} rows in all): remove those episodes and train again"
+                f"({count} rows in all): drop those episodes with `rql-deploy data fix DATA --output NEW "
+                "--drop-not-finite` and train on NEW"
             )
 
     def action_range(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -271,7 +272,8 @@ class TransitionStore:
             raise UserError(
                 f"data set {self.dataset_id}: action '{bound.name}' is {self.actions[first]:g} at "
                 f"{self.locate(first[0])}, outside its bounds [{bound.low:g}, {bound.high:g}] ({count} rows "
-                "in all): say the bounds with --action-bounds, or clip with --set clip_actions=true"
+                "in all): say the bounds with --action-bounds, or clip with --set clip_actions=true (or "
+                "`rql-deploy data fix DATA --output NEW --clip-actions`)"
             )
 
     def scaled_actions(

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -20,6 +22,7 @@ from rql_deploy.progress import TerminalProgress
 
 from .fix import fix
 from .options import format_option, json_option, output_option, relabel_option, show_written
+
 
 @click.group("data")
 def command() -> None:
@@ -58,6 +61,12 @@ def command() -> None:
 @click.option(
     "--plots", type=click.Path(path_type=Path, file_okay=False), help="Folder to write plots (PNG) into."
 )
+@click.option(
+    "--report",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="HTML file to write: warnings, histograms, coverage of bounds, where success lies. It needs nothing "
+    "else, no network either.",
+)
 @read_options
 @json_option
 def inspect(
@@ -67,6 +76,7 @@ def inspect(
     h: int,
     validation: str | None,
     plots: Path | None,
+    report: Path | None,
     mapping: tuple[str, ...],
     tasks: tuple[int, ...],
     as_json: bool,
@@ -74,25 +84,47 @@ def inspect(
     """Summarise DATA on one page: what is in it, and whether it can be learned from."""
     from rql_deploy.workflows.data import inspect_data
 
-    report = inspect_data(
+    found = inspect_data(
         data,
         relabel=relabel,
         gamma=gamma,
         h=h,
         validation=validation,
         plots=plots,
+        page=report,
         mapping=mapping,
         tasks=tasks,
     )
     if as_json:
-        echo_json(report.figures)
+        echo_json(found.figures)
         return
     from .page import page
 
-    click.echo(page(report.figures))
-    chosen = preset_option(report.task) + (f" --set relabel={relabel}" if relabel else "")
-    chosen += read_words(mapping, tasks)
-    show_next(f"rql-deploy train --dataset {shlex.quote(data)}{chosen} --output runs/first")
+    click.echo(page(found.figures))
+    words = read_words(mapping, tasks)
+    if found.refused is not None:
+        if cures := _cures(data, found.figures, words):
+            show_next(*cures)
+        return
+    chosen = preset_option(found.task) + (f" --set relabel={relabel}" if relabel else "")
+    show_next(f"rql-deploy train --dataset {shlex.quote(data)}{chosen}{words} --output runs/first")
+
+
+def _cures(data: str, figures: Mapping[str, Any], words: str) -> list[str]:
+    """Commands that make a data set that training takes, where a command can."""
+    from rql_deploy.workflows.recorded_data import is_recording
+
+    name = shlex.quote(data)
+    if is_recording(data):
+        return [f"rql-deploy data convert {name} --output data/converted"]
+    rows = (*figures["fields"], *figures["actions"], figures["rewards"])
+    fixes = [" --drop-not-finite"] if any(row["rows_not_finite"] for row in rows) else []
+    fixes += [" --clip-actions"] if any(action["rows_outside"] for action in figures["actions"]) else []
+    if fixes:
+        return [f"rql-deploy data fix {name}{''.join(fixes)}{words} --output data/fixed"]
+    if not figures["rewards"]["inform"] and not words:
+        return [f"rql-deploy data relabel {name} --success --output data/relabelled"]
+    return []
 
 
 @command.command("convert")

@@ -72,6 +72,8 @@ def page(report: Mapping[str, Any]) -> str:
     lines += ["", *(f"  warning: {sentence}" for sentence in report["warnings"])]
     if not report["warnings"]:
         lines.append("  no warnings")
+    if refused := report.get("training"):
+        lines.append(f"  training refuses this data: {refused}")
     lines += [f"  {path}" for path in report.get("plots", ())]
     return "\n".join(lines)
 

@@ -85,7 +85,14 @@ def test_bounds_are_set_and_actions_clipped_to_them(broken: Path, tmp_path: Path
     assert report["changes"][-1] == "action 'gripper' clipped to [-2, 4] in 1 rows"
     assert opened(tmp_path / "clipped").actions[12, 1] == 4.0
     (tmp_path / "bounds.toml").write_text("[actions.gripper]\nlow = -2.0\nhigh = 10.0\n")
-    options = ("--action-bounds", tmp_path / "bounds.toml", "--clip-actions", "--drop-not-finite", "--rate", 30)
+    options = (
+        "--action-bounds",
+        tmp_path / "bounds.toml",
+        "--clip-actions",
+        "--drop-not-finite",
+        "--rate",
+        30,
+    )
     report = fixed(broken, tmp_path / "wide", *options)
     wide = opened(tmp_path / "wide")
     assert report["changes"][1:] == [

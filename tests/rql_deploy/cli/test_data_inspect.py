@@ -68,7 +68,10 @@ def test_inspecting_finds_what_is_wrong(tmp_path: Path) -> None:
     ]
     assert all(path.read_bytes()[:4] == b"\x89PNG" for path in (tmp_path / "plots").iterdir())
     page = cli("data", "inspect", folder).output
-    assert "warning: 0.17% of rows have reward" in page and "rql-deploy train --dataset" in page
+    assert "warning: 0.17% of rows have reward" in page
+    assert "training refuses this data: data set tiny/data-v0 has NaN" in page
+    assert "rql-deploy train" not in page.partition("Next:")[2]
+    assert f"data fix {folder} --drop-not-finite --clip-actions --output data/fixed" in page
 
 
 def test_good_data_has_no_warnings(tmp_path: Path) -> None:
