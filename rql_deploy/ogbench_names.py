@@ -25,6 +25,8 @@ CONTROL_RATES: Mapping[str, float] = MappingProxyType(
 )
 """Ticks per second by family: control time step of the manipulation arenas, frame skip x time step of the
 walkers' models."""
+MIRROR = "zhouzypaul/ogbench_datasets"
+"""Data set repository on Hugging Face with the published files; OGBench's authors point to it."""
 ARM_ACTIONS = (("dx", "0.05 m"), ("dy", "0.05 m"), ("dz", "0.05 m"), ("dyaw", "0.3 rad"), ("gripper", ""))
 FIELD = "observation"
 """OGBench observes one unnamed vector."""
@@ -59,3 +61,14 @@ def single_task(name: str) -> str:
     """The task with rewards for a data set's or task's name: the one it names, else the default one."""
     stem = name.removesuffix("-v0")
     return f"{stem if 'singletask' in stem.split('-') else f'{stem}-singletask'}-v0"
+
+
+def download_hint(name: str) -> str:
+    """Where the published file of a data set of OGBench can be had; "" for another name."""
+    stem = name.removesuffix(".npz").removesuffix("-val").partition("-singletask")[0].removesuffix("-v0")
+    if stem.partition("-")[0] not in CONTROL_RATES or "-" not in stem:
+        return ""
+    return (
+        f"; OGBench's published files are at huggingface.co/datasets/{MIRROR}: `hf download {MIRROR} "
+        f"--repo-type dataset --include '*{stem}-v0*' --local-dir .`"
+    )

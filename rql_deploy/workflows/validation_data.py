@@ -63,7 +63,8 @@ def _beside(data: str) -> str | None:
 
 def _filter_keys(data: str) -> list[str]:
     """The filter keys of a robomimic file, named without one."""
-    from rql_deploy.train.data.readers.robomimic import filter_keys, is_robomimic
+    from rql_deploy.train.data.readers.hdf5 import hdf5_kind, is_hdf5
+    from rql_deploy.train.data.readers.robomimic import filter_keys
 
     file = Path(data)
-    return filter_keys(file) if file.exists() and is_robomimic(file) else []
+    return filter_keys(file) if is_hdf5(file) and hdf5_kind(file) == "robomimic" else []

@@ -8,7 +8,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 from click.testing import CliRunner, Result
@@ -68,18 +68,19 @@ def printed(result: Result) -> dict[str, Any]:
 def require_compiler() -> None:
     """Require a C++ compiler for torch.compile; without one the test is skipped, or fails in CI."""
     if not any(shutil.which(name) for name in ("g++", "clang++")):
-        _missing("torch.compile needs a C++ compiler (apt-get install g++)")
+        unavailable("torch.compile needs a C++ compiler (apt-get install g++)")
 
 
 def require_node(folder: Path, package: str) -> None:
     """Require Node.js and the packages of `folder`; without them the test is skipped, or fails in CI."""
     if shutil.which("node") is None:
-        _missing("Node.js is not installed (apt-get install nodejs npm, then make setup)")
+        unavailable("Node.js is not installed (apt-get install nodejs npm, then make setup)")
     elif not (folder / "node_modules" / package).is_dir():
-        _missing(f"{folder.relative_to(ROOT)}/node_modules is missing (npm and make setup put it there)")
+        unavailable(f"{folder.relative_to(ROOT)}/node_modules is missing (npm and make setup put it there)")
 
 
-def _missing(text: str) -> None:
+def unavailable(text: str) -> NoReturn:
+    """Skip the test for want of `text`; in CI, where nothing may be wanting, fail it."""
     if os.environ.get("RQL_REQUIRE_ALL") or os.environ.get("CI"):
         pytest.fail(text)
     pytest.skip(text)

@@ -17,6 +17,8 @@ LEAST_MARGIN = 1e-3
 """Of a dimension that never changes, so that scaling it stays finite."""
 FILLED = 0.2
 """Actions that fill a smaller share of assumed bounds are warned about."""
+UNIT_FILLED = 0.5
+"""Share of [-1, 1] that actions of a format that does not normalise them must fill to be taken for scaled."""
 UNSAID = ("bounds", "mode", "hold", "unit")
 """What of an action's dimensions a format without any description of them leaves open."""
 
@@ -41,6 +43,14 @@ def guessed_bounds(low: ArrayLike, high: ArrayLike) -> tuple[Array, Array]:
     least, greatest = np.where(seen, least, -1.0), np.where(seen, greatest, 1.0)
     room = np.where(seen, np.maximum(MARGIN * (greatest - least), LEAST_MARGIN), 0.0)
     return least - room, greatest + room
+
+
+def fills_unit_range(low: ArrayLike, high: ArrayLike, share: float = UNIT_FILLED) -> bool:
+    """Whether actions that span `low` to `high` `[A]` stay in [-1, 1] and fill this share of it, in each
+    dimension.
+    """
+    least, greatest = np.asarray(low, np.float64), np.asarray(high, np.float64)
+    return bool((least >= -1).all() and (greatest <= 1).all() and (greatest - least >= 2.0 * share).all())
 
 
 def with_guessed_bounds(plant: PlantDescription, low: ArrayLike, high: ArrayLike) -> PlantDescription:

@@ -51,7 +51,11 @@ JOINT_WORDS, POSE_WORDS = {"joint", "joints", "qpos"}, {"end", "ee", "eef", "tcp
 
 
 def feature_name(field: str) -> str:
-    """LeRobot's name of an observation field; its policies look for the prefix `observation.`."""
+    """LeRobot's name of an observation field; its policies look for the prefix `observation.`.
+
+    LeRobot allows no slash in it.
+    """
+    field = field.replace("/", ".")
     if field == "observation":
         return STATE
     return field if field.startswith("observation.") else f"observation.{field}"

@@ -2,14 +2,14 @@
 
 Reads the files directly with h5py or pyarrow, because training nodes have neither Minari nor gymnasium:
 `main_data.hdf5` with one group per episode, or one folder of Arrow or Parquet files per episode, and
-`metadata.json` beside it.
+`metadata.json` beside it (before Minari 0.5, attributes of the HDF5 file). Images are not read.
 """
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from rql_deploy.structs import convert
 from rql_deploy.train.data.store import TransitionStore
 
 from .minari_columns import SUCCESS_KEYS, ColumnEpisodes
+from .minari_spaces import at, leaves, read_spaces
 from .options import KeyMap, ReadOptions
 from .precision import PrecisionCheck
 from .store_builder import DEFAULT_RATE, StoreBuilder
@@ -79,11 +80,7 @@ def read_minari(name: str, options: ReadOptions | None = None) -> TransitionStor
             f"observation.NAME=KEY there, not {others[0]}"
         )
     try:
-        if not (folder / METADATA_FILE).is_file():
-            raise UserError(
-                f"{folder} lacks {METADATA_FILE}, which Minari writes beside {MAIN_FILE}: copy it, too"
-            )
-        metadata = json.loads((folder / METADATA_FILE).read_text())
+        metadata = read_metadata(folder)
         dataset_id = str(metadata.get("dataset_id", name))
         if metadata.get("data_format") in COLUMN_FORMATS and not (folder / MAIN_FILE).is_file():
             infos = (*SUCCESS_KEYS, *(key.removeprefix("infos/") for key in keys.roles.get("success", ())))
@@ -105,23 +102,52 @@ def read_minari(name: str, options: ReadOptions | None = None) -> TransitionStor
         ) from error
 
 
+def read_metadata(folder: Path) -> dict[str, Any]:
+    """Metadata of the data set in `folder`; Minari before 0.5 wrote them into the HDF5 file itself."""
+    if (folder / METADATA_FILE).is_file():
+        found: dict[str, Any] = json.loads((folder / METADATA_FILE).read_text())
+        return found
+    with h5py.File(folder / MAIN_FILE, "r") as file:
+        attributes = {
+            key: value.decode() if isinstance(value, bytes) else value for key, value in file.attrs.items()
+        }
+    if "total_episodes" not in attributes:
+        raise UserError(
+            f"{folder} lacks {METADATA_FILE}, which Minari writes beside {MAIN_FILE}: copy it, too"
+        )
+    if "action_space" not in attributes:
+        raise UserError(
+            f"{folder} was written by Minari {attributes.get('minari_version', 'before 0.4.2')}, which did "
+            "not describe its spaces: load it with minari 0.4.3, which knows its environment, and write it "
+            "again with both spaces"
+        )
+    return attributes
+
+
 def _read(
     dataset_id: str, metadata: Mapping[str, Any], file: h5py.File | ColumnEpisodes, keys: KeyMap
 ) -> TransitionStore:
     episodes = sorted(file, key=lambda group: int(group.removeprefix("episode_")))
     if not episodes:
         raise UserError(f"data set {dataset_id} has no episodes: collect some first")
-    _refuse_spaces(dataset_id, metadata)
+    images = read_spaces(dataset_id, metadata)
     if PLANT_KEY in metadata:
         keys.require_described(f"data set {dataset_id}")
     first = file[episodes[0]]
+    observed = list(leaves(first["observations"], images))
     fields = keys.with_fields(
-        {name: (path,) for name, path, _ in _leaves(first["observations"])},
-        [path for _, path, _ in _leaves(first["observations"])],
+        {name: (path,) for name, path, _ in observed},
+        [path for _, path, _ in observed],
         "",
         f"data set {dataset_id}",
     )
-    plant = _plant(dataset_id, metadata, first, fields)
+    plant = _plant(
+        dataset_id,
+        metadata,
+        first,
+        fields,
+        {path: tuple(data.shape[1:]) for _, path, data in observed},
+    )
     success = keys.key("success", _info_keys(first), *SUCCESS_KEYS, where=f"data set {dataset_id}")
     rows_of = file.rows_of if isinstance(file, ColumnEpisodes) else lambda name: len(file[name]["actions"])
     result = StoreBuilder(dataset_id, plant, sum(rows_of(name) for name in episodes))
@@ -172,29 +198,6 @@ def _succeeded(episode: Any) -> bool | None:
     return None if found is None or np.ndim(found) else bool(found)
 
 
-def _refuse_spaces(dataset_id: str, metadata: Mapping[str, Any]) -> None:
-    """Raise UserError for spaces other than boxes of numbers; the metadata may lack the spaces."""
-    for key, what in (("observation_space", "observations"), ("action_space", "actions")):
-        space: Any = json.loads(metadata[key]) if metadata.get(key) else {"type": "Box"}
-        for box in _boxes(space) if what == "observations" else [space]:
-            if box["type"] != "Box":
-                raise UserError(
-                    f"data set {dataset_id} has {what} in a space of type {box['type']}: only "
-                    f"Box{' and named Boxes are' if what == 'observations' else ' is'} supported"
-                )
-            if what == "observations" and len(box.get("shape") or ()) == 3 and box.get("dtype") == "uint8":
-                raise UserError(
-                    f"data set {dataset_id} observes images, which are not supported: record numbers too, or "
-                    "leave them out"
-                )
-
-
-def _boxes(space: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    if space["type"] != "Dict":
-        return [space]
-    return [box for inner in space["subspaces"].values() for box in _boxes(inner)]
-
-
 def _info_keys(episode: Any) -> list[str]:
     infos = episode.get("infos", {})
     return [*infos, *(f"infos/{name}" for name in infos)]
@@ -233,7 +236,7 @@ def _flatten(
     rows, start = len(out), 0
     final: NDArray[np.float32] | None = np.empty(plant.observation_dim, np.float32)
     for spec in plant.fields:
-        parts = [_at(node, path) for path in fields.get(spec.name, (spec.name,))]
+        parts = [np.asarray(at(node, path)) for path in fields.get(spec.name, (spec.name,))]
         value = parts[0] if len(parts) == 1 else np.concatenate([p.reshape(len(p), -1) for p in parts], 1)
         if len(value) not in (rows, rows + 1) or value.shape[1:] != spec.shape:
             raise UserError(
@@ -251,22 +254,21 @@ def _flatten(
     return final
 
 
-def _at(node: Any, path: str) -> NDArray[Any]:
-    for part in path.split("/") if isinstance(node, Mapping | h5py.Group) else ():
-        node = node[part]
-    return np.asarray(node)
-
-
 def _plant(
-    dataset_id: str, metadata: Mapping[str, Any], first: Any, names: Mapping[str, tuple[str, ...]]
+    dataset_id: str,
+    metadata: Mapping[str, Any],
+    first: Any,
+    names: Mapping[str, tuple[str, ...]],
+    shapes: Mapping[str, tuple[int, ...]],
 ) -> PlantDescription:
-    """The description that our collector stored, else one made from spaces and arrays."""
+    """The description that our collector stored, else one made from spaces and arrays.
+
+    `names` are the paths of each field, `shapes` those of each path's rows.
+    """
     if PLANT_KEY in metadata:
         return convert(
             json.loads(metadata[PLANT_KEY]), PlantDescription, f"the plant description of {dataset_id}"
         )
-    node = first["observations"]
-    shapes = {path: tuple(data.shape[1:]) for _, path, data in _leaves(node)}
     fields = tuple(
         ObservationField(
             name,
@@ -292,16 +294,6 @@ def _plant(
         environment=spec,
         assumed=() if "control_rate" in metadata else ("control_rate",),
     )
-
-
-def _leaves(node: Any, prefix: str = "") -> Iterator[tuple[str, str, Any]]:
-    """Name, path and array of each observation; those in groups are named `GROUP/NAME`."""
-    if not isinstance(node, Mapping | h5py.Group):
-        path = prefix or "observation"
-        yield path, path, node
-        return
-    for name, inner in node.items():
-        yield from _leaves(inner, f"{prefix}/{name}" if prefix else name)
 
 
 def _action_bounds(

@@ -16,6 +16,8 @@ from numpy.typing import NDArray
 
 from rql_deploy.errors import UserError
 
+from .minari_spaces import is_image
+
 PADDED = ("actions", "rewards", "terminations", "truncations")
 SUCCESS_KEYS = ("success", "is_success", "goal_achieved")
 """Infos that say whether the goal is reached; Adroit and mazes write the first, Fetch the second."""
@@ -125,7 +127,11 @@ def _flags(column: Any, rows: int) -> Any:
 
 def _shaped(column: Any, space: Mapping[str, Any]) -> Any:
     if space["type"] == "Dict":
-        return {name: _shaped(column.field(name), inner) for name, inner in space["subspaces"].items()}
+        return {
+            name: _shaped(column.field(name), inner)
+            for name, inner in space["subspaces"].items()
+            if not is_image(inner)
+        }
     if space["type"] != "Box":
         raise UserError(
             f"a space of type {space['type']} cannot be learned: only Box and named Boxes are supported"

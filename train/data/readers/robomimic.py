@@ -18,13 +18,13 @@ from numpy.typing import NDArray
 from rql_deploy.contract import PLANT_KEY, ObservationField, PlantDescription
 from rql_deploy.errors import MAX_NAMES, UserError, nearest, suggestion
 from rql_deploy.structs import convert
-from rql_deploy.train.data.assumed import finite_range, with_guessed_bounds
+from rql_deploy.train.data.assumed import UNIT_FILLED, fills_unit_range, finite_range, with_guessed_bounds
 from rql_deploy.train.data.store import TransitionStore
 
 from .env_args import ROBOSUITE, control_rate, described_actions
 from .options import KeyMap, ReadOptions
 from .precision import PrecisionCheck
-from .robomimic_keys import DemoKeys, demo_flags, real_rows
+from .robomimic_keys import DemoKeys, demo_flags, observation_name, real_rows
 from .row_order import first_jump
 from .store_builder import DEFAULT_RATE, StoreBuilder
 
@@ -40,20 +40,8 @@ def split_filter_key(name: Path | str) -> tuple[str, str]:
     return file, key
 
 
-def is_robomimic(path: Path) -> bool:
-    """Whether `path` (`FILE` or `FILE#KEY`) is an HDF5 file with a group `data`."""
-    file = Path(split_filter_key(path)[0])
-    if file.suffix not in SUFFIXES or not file.is_file():
-        return False
-    try:
-        with h5py.File(file, "r") as opened:
-            return "data" in opened
-    except OSError:
-        return True  # not readable as HDF5: the reader raises the error
-
-
 def filter_keys(file: Path) -> list[str]:
-    """Names of the filter keys in a file that `is_robomimic`; `train` and `valid` first."""
+    """Names of the filter keys in a robomimic file; `train` and `valid` first."""
     with h5py.File(file, "r") as opened:
         return ordered_keys(opened)
 
@@ -89,6 +77,11 @@ def _read(name: str, key: str, file: h5py.File, mapping: KeyMap) -> TransitionSt
     first = data[demos[0]]
     if "obs" not in first and not mapping.fields:
         held = ", ".join(sorted(first)) or "nothing"
+        if "initial_state" in first:
+            raise UserError(
+                f"{name}: {demos[0]} holds {held} but no observations: record them with Isaac Lab's "
+                "PreStepFlatPolicyObservationsRecorder"
+            )
         raise UserError(
             f"{name}: {demos[0]} holds {held} but no observations: this is a raw robosuite recording, so "
             "extract them first with robomimic's conversion/convert_robosuite.py and "
@@ -210,9 +203,12 @@ def _plant(name: str, data: h5py.Group, demos: list[str], keys: DemoKeys) -> Pla
         return plant
     ranges = [finite_range(_side_by_side(data[demo], keys.action).astype(np.float32)) for demo in demos]
     low, high = np.min([least for least, _ in ranges], axis=0), np.max([most for _, most in ranges], axis=0)
-    # Most data sets of this format have actions normalised to [-1, 1], but absolute targets are as they are.
-    normalised = (low >= -1).all() and (high <= 1).all() and said.get("type") != ROBOSUITE
-    return plant if normalised else with_guessed_bounds(plant, low, high)
+    # Most data sets of this format have actions normalised to [-1, 1], but absolute targets are as they are,
+    # and so is whatever a device of Isaac Lab sends.
+    filled = UNIT_FILLED if str(settings.get("env_name", "")).startswith("Isaac-") else 0.0
+    if said.get("type") != ROBOSUITE and fills_unit_range(low, high, filled):
+        return plant
+    return with_guessed_bounds(plant, low, high)
 
 
 def _environment(name: str, text: str | None) -> dict[str, Any]:
@@ -259,8 +255,7 @@ def _read_fields(
 
 
 def _paths(field: str, keys: DemoKeys) -> tuple[str, ...]:
-    # robomimic's loader takes no slash within a name, so writers put a dot in its place.
-    return keys.fields.get(field) or keys.fields.get(field.replace("/", ".")) or (f"obs/{field}",)
+    return keys.fields.get(field) or keys.fields.get(observation_name(field)) or (f"obs/{field}",)
 
 
 def _next_observation(

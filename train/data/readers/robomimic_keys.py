@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from rql_deploy.contract import PLANT_KEY
 from rql_deploy.errors import UserError
 
+from .hdf5_columns import is_numbers
 from .options import PAD_KEYS, UNCLEAR_KEYS, VALID_KEYS, KeyMap
 from .task_ends import EpisodeFlags
 
@@ -79,6 +80,11 @@ class DemoKeys:
         return cls(action, fields, roles)
 
 
+def observation_name(field: str) -> str:
+    """Name of a field's array; robomimic's loader takes only the first part of one with a slash."""
+    return field.replace("/", ".")
+
+
 def array_paths(demo: h5py.Group) -> list[str]:
     """Paths of all arrays within a demonstration."""
     found: list[str] = []
@@ -94,18 +100,11 @@ def _is_array(demo: h5py.Group, path: str) -> bool:
     return path in demo and isinstance(demo[path], h5py.Dataset)
 
 
-def is_numeric(observation: object) -> bool:
-    """Whether an entry of `obs` holds numbers and is not an image; other entries are not read."""
-    return (
-        isinstance(observation, h5py.Dataset) and observation.ndim <= 2 and observation.dtype.kind in "fiub"
-    )
-
-
 def _fields(demo: h5py.Group) -> dict[str, tuple[str, ...]]:
     """Paths of the numeric observations; those in groups are named `GROUP/NAME`."""
     if isinstance(demo.get("obs"), h5py.Dataset):
         return {"observation": ("obs",)}
-    return {path.removeprefix("obs/"): (path,) for path, item in _leaves(demo, "obs") if is_numeric(item)}
+    return {path.removeprefix("obs/"): (path,) for path, item in _leaves(demo, "obs") if is_numbers(item)}
 
 
 def _leaves(demo: h5py.Group, path: str) -> Iterator[tuple[str, Any]]:

@@ -44,7 +44,7 @@ def jumps(following: NDArray[Any], given: NDArray[Any]) -> NDArray[np.bool_]:
     next row.
     """
     same = np.isclose(following, given, rtol=TOLERANCE, atol=TOLERANCE / 10, equal_nan=True)
-    found: NDArray[np.bool_] = ~same.reshape(len(same), -1).all(axis=1)
+    found: NDArray[np.bool_] = ~same.all(axis=tuple(range(1, same.ndim)))
     return found
 
 

@@ -11,16 +11,20 @@ from rql_deploy.contract import PLANT_KEY
 from rql_deploy.errors import UserError
 from rql_deploy.train.data.folder import is_store
 
+from .diffusion_policy import ENDS, Buffer, is_zarr
+from .hdf5 import hdf5_kind, is_hdf5, unread_entries
 from .lerobot import INFO_FILE, is_lerobot
 from .lerobot_layout import Layout
-from .minari import MAIN_FILE, find_data_folder
+from .minari import MAIN_FILE, find_data_folder, read_metadata
 from .minari_columns import SUCCESS_KEYS, require_pyarrow
+from .minari_spaces import read_spaces
 from .npz import NpzFile
 from .npz_keys import NpzKeys
 from .ogbench import shard_files
 from .options import KeyMap, ReadOptions
-from .robomimic import demonstrations, is_robomimic, split_filter_key
+from .robomimic import demonstrations, split_filter_key
 from .robomimic_keys import DemoKeys, array_paths
+from .ros2_mcap import is_mcap
 
 LEROBOT_KEYS = {"next.reward", "next.done", "timestamp", "frame_index", "episode_index", "index"}
 """Read, or without information of their own."""
@@ -37,8 +41,13 @@ def unread_columns(name: str, options: ReadOptions | None = None) -> list[str]:
     if files:
         with NpzFile(files[0]) as file:
             return sorted(file.keys - {*NpzKeys.of(file, keys).roles.values(), PLANT_KEY})
-    if is_robomimic(path):
-        return _robomimic(name, keys)
+    if is_zarr(path):
+        buffer = Buffer(path)
+        return sorted(set(buffer.headers) - {f"data/{key}" for key in buffer.columns()} - {ENDS})
+    if is_mcap(path):
+        return []
+    if is_hdf5(path) and path.name != MAIN_FILE:
+        return _robomimic(name, keys) if hdf5_kind(path) == "robomimic" else unread_entries(path)
     try:
         folder = find_data_folder(name)
     except UserError:
@@ -74,16 +83,18 @@ def _robomimic(name: str, keys: KeyMap) -> list[str]:
 
 
 def _minari(folder: Path) -> list[str]:
+    metadata = read_metadata(folder)
+    pixels = [f"observations/{path}" for path in read_spaces(folder.name, metadata)]
     if (folder / MAIN_FILE).is_file():
         with h5py.File(folder / MAIN_FILE, "r") as file:
             infos = next(iter(file.values())).get("infos") if len(file) else None
-            return sorted(f"infos/{key}" for key in infos or () if key not in SUCCESS_KEYS)
+            return sorted([*pixels, *(f"infos/{key}" for key in infos or () if key not in SUCCESS_KEYS)])
     arrow = require_pyarrow(f"{folder} is in one of Minari's Arrow layouts")
-    layout = json.loads((folder / "metadata.json").read_text())["data_format"]
+    layout = metadata["data_format"]
     episodes = [str(entry) for entry in sorted(folder.iterdir()) if entry.is_dir() and entry.name.isdigit()]
     if not episodes:
         return []
     ignored = ["_", ".", "metadata.json"]
     schema = arrow.dataset.dataset(episodes[0], format=layout, ignore_prefixes=ignored).schema
     infos = schema.field("infos").type if "infos" in schema.names else ()
-    return sorted(f"infos/{field.name}" for field in infos if field.name not in SUCCESS_KEYS)
+    return sorted([*pixels, *(f"infos/{field.name}" for field in infos if field.name not in SUCCESS_KEYS)])

@@ -133,8 +133,9 @@ def _files(store: TransitionStore) -> Iterator[tuple[int, int]]:
 
 
 def _column(arrow: Any, value: NDArray[Any]) -> Any:
-    if value.ndim == 1:
-        return arrow.array(value)
+    """LeRobot reads a feature of shape [1] as a column of numbers, a longer one as lists of one length."""
+    if value.ndim == 1 or value.shape[1] == 1:
+        return arrow.array(np.ascontiguousarray(value).reshape(-1))
     return arrow.FixedSizeListArray.from_arrays(
         arrow.array(np.ascontiguousarray(value).reshape(-1)), value.shape[1]
     )
