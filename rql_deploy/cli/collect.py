@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from dataclasses import asdict
 from typing import Any
 
@@ -14,7 +13,7 @@ from rql_deploy.cli.options import (
     environment_options,
     noise_option,
     parse_noise,
-    preset_option,
+    preset_words,
     ray_option,
     rebuild_command,
     show_next,
@@ -99,9 +98,8 @@ def command(
             f"{result.steps:.0f} steps on average, in {result.dataset}{kept}"
         )
         run = task.partition(":")[2].lower()
-        show_next(
-            f"rql-deploy train --dataset {shlex.quote(output)}{preset_option(task)} --output runs/{run}"
-        )
+        train = ("rql-deploy", "train", "--dataset", output, *preset_words(task), "--output", f"runs/{run}")
+        show_next(train)
     if result.interrupted:
         # The next command of a script must not start with fewer episodes than it asked for.
         click.get_current_context().exit(130)
@@ -149,10 +147,8 @@ def _collect_ogbench(
         f"{result.targets_reached:.0%} reached, {result.rejected_episodes} episodes rejected, in {files}"
     )
     name = single_task(task.partition(":")[2])
-    relabel = ("", "") if not output.endswith(".npz") else (f" --relabel {name}", f" --set relabel={name}")
-    dataset = shlex.quote(str(result.dataset))
-    show_next(
-        f"rql-deploy data inspect {dataset}{relabel[0]}",
-        f"rql-deploy train --dataset {dataset}{preset_option(f'ogbench:{name}')}{relabel[1]} "
-        f"--output runs/{name.partition('-singletask')[0]}",
-    )
+    npz, dataset = output.endswith(".npz"), str(result.dataset)
+    inspect = ["rql-deploy", "data", "inspect", dataset, *(["--relabel", name] if npz else [])]
+    train = ["rql-deploy", "train", "--dataset", dataset, *preset_words(f"ogbench:{name}")]
+    train += ["--set", f"relabel={name}"] if npz else []
+    show_next(inspect, [*train, "--output", f"runs/{name.partition('-singletask')[0]}"])

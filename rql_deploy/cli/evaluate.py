@@ -185,7 +185,7 @@ def command(
     if result.film_error is not None:
         raise result.film_error
     if report is not None and not as_json:
-        show_next(f"xdg-open {report}")
+        show_next(("xdg-open", str(report)))
 
 
 def _show_comparison(comparison: Any, as_json: bool) -> None:

@@ -101,11 +101,11 @@ def read_options(function: F) -> F:
     return function
 
 
-def read_words(mapping: Sequence[str], tasks: Sequence[int]) -> str:
+def read_words(mapping: Sequence[str], tasks: Sequence[int]) -> list[str]:
     """The words of `read_options`, for the command to type next."""
     words = [word for entry in mapping for word in ("--map", entry)]
     words += [word for task in tasks for word in ("--task-index", str(task))]
-    return f" {shlex.join(words)}" if words else ""
+    return words
 
 
 def workers_option(function: F) -> F:
@@ -190,8 +190,8 @@ class FiniteRange(click.FloatRange):
         return number
 
 
-def rebuild_command(*without: str, command: Sequence[str] = ()) -> str:
-    """The command line that is running, to be typed again.
+def rebuild_command(*without: str, command: Sequence[str] = ()) -> list[str]:
+    """The words of the command line that is running, to be typed again.
 
     Args:
         without: parameters to leave out, by their names.
@@ -216,14 +216,15 @@ def rebuild_command(*without: str, command: Sequence[str] = ()) -> str:
                 words.append(parameter.opts[0] if value else parameter.secondary_opts[0])
             else:
                 words += [parameter.opts[0], str(value)]
-    return shlex.join(words)
+    return words
 
 
-def show_next(*commands: str) -> None:
-    """End a long command by saying what to type next."""
+def show_next(*commands: Sequence[str]) -> None:
+    """End a long command by saying what to type next: the words of each command, quoted where a shell asks
+    for it."""
     click.echo("\nNext:")
-    for command in commands:
-        click.echo(f"  {command}")
+    for words in commands:
+        click.echo(f"  {shlex.join(words)}")
 
 
 def echo_json(data: Any) -> None:
@@ -231,7 +232,7 @@ def echo_json(data: Any) -> None:
     click.echo(json.dumps(data, indent=1))
 
 
-def preset_option(task: str) -> str:
-    """` --preset NAME` for a task, or nothing where there is no preset for it."""
+def preset_words(task: str) -> list[str]:
+    """`--preset NAME` for a task, or nothing where there is no preset for it."""
     name = preset_of(task)
-    return f" --preset {name}" if name else ""
+    return ["--preset", name] if name else []

@@ -55,7 +55,7 @@ def _parts(title: str, store: TransitionStore, figures: Mapping[str, Any]) -> It
         yield "<h2>Assumed, since the data does not say it</h2><ul>"
         yield from (f"<li>{escape(item)}</li>" for item in assumed)
         yield "</ul>"
-    yield "<h2>Episodes</h2><div class='charts small'>"
+    yield "<h2>Episodes</h2><div class='charts'>"
     yield from _episodes(store)
     yield "</div>"
     yield from _successes(store)

@@ -19,7 +19,7 @@ WIDTH = 200
 
 def tiles(figures: Mapping[str, Any]) -> str:
     """The few numbers to look at first."""
-    lengths, rewards, ends = figures["lengths"], figures["rewards"], figures["ends"]
+    lengths, rewards = figures["lengths"], figures["rewards"]
     succeeded = "not said" if figures["successes"] is None else f"{figures['successes']:,}"
     found = [
         (f"{figures['episodes']:,}", "episodes"),
@@ -27,7 +27,6 @@ def tiles(figures: Mapping[str, Any]) -> str:
         (f"{lengths['median']:.0f}", f"rows in the median episode, {lengths['min']} to {lengths['max']}"),
         (succeeded, f"of {figures['episodes']:,} episodes succeeded"),
         (f"{rewards['density']:.1%}", "of rows with more than the least reward"),
-        (f"{ends['episodes_with_mask_0']:,}", "episodes in which the task ends (mask 0)"),
     ]
     parts = (f"<div class='tile'><b>{escape(value)}</b>{escape(text)}</div>" for value, text in found)
     return f"<div class='tiles'>{''.join(parts)}</div>"
@@ -49,6 +48,7 @@ def action_table(store: TransitionStore, figures: Mapping[str, Any], rows: NDArr
             [
                 escape(action["name"]),
                 escape(f"{action.get('mode', '')} {action.get('unit', '')}".strip()),
+                escape(", ".join(action.get("assumed", ())) or "-"),
                 f"[{low:g}, {high:g}]",
                 _range_picture(action, float(middle[0]), float(middle[1])),
                 f"{seen[0]} to {seen[1]}",
@@ -56,10 +56,9 @@ def action_table(store: TransitionStore, figures: Mapping[str, Any], rows: NDArr
                 f"{action['saturated']:.1%}",
                 f"{action['repeated']:.1%}",
                 f"{action['rows_outside']:,}",
-                escape(", ".join(action.get("assumed", ())) or "-"),
             ]
         )
-    heads = "name,what,bounds,range within bounds,seen,covered,at bounds,repeated,rows outside,assumed"
+    heads = "name,what,assumed,bounds,range within bounds,seen,covered,at bounds,repeated,rows outside"
     return _table(heads.split(","), lines) + (
         "<p class='soft'>Range: thin from the least to the greatest action, thick from the 5 % to the 95 % "
         "quantile; the frame is the bounds. Covered: the share of the bounds that lies between them.</p>"
@@ -89,6 +88,7 @@ def facts(figures: Mapping[str, Any]) -> str:
     validation = figures.get("validation") or {}
     found = [
         ("validation data", validation.get("name", "none beside it; see rql-deploy data split")),
+        ("episodes in which the task ends (mask 0)", f"{figures['ends']['episodes_with_mask_0']:,}"),
         ("copies of episodes", f"{figures['duplicates']['episodes']:,}"),
         ("observations like the one before", f"{figures['duplicates']['rows_like_the_one_before']:,}"),
         ("memory", f"{figures['memory_mib']:.1f} MiB"),

@@ -21,6 +21,8 @@ LIFT_BUNDLE = Path(rql_deploy.__file__).parent / "assets" / "lift_bundle"
 """The bundle that comes with the package: no training before tests that take any policy."""
 COLLECT = ("collect", "robosuite:Lift", "--horizon", 50)
 TINY = (
+    "--preset",
+    "robosuite-lift",
     "--set",
     "rql.policy_hidden=[16, 16]",
     "--set",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ import click
 from rql_deploy.cli.options import (
     FiniteRange,
     echo_json,
-    preset_option,
+    preset_words,
     read_options,
     read_words,
     show_next,
@@ -106,24 +105,23 @@ def inspect(
         if cures := _cures(data, found.figures, words):
             show_next(*cures)
         return
-    chosen = preset_option(found.task) + (f" --set relabel={relabel}" if relabel else "")
-    show_next(f"rql-deploy train --dataset {shlex.quote(data)}{chosen}{words} --output runs/first")
+    chosen = preset_words(found.task) + (["--set", f"relabel={relabel}"] if relabel else [])
+    show_next(["rql-deploy", "train", "--dataset", data, *chosen, *words, "--output", "runs/first"])
 
 
-def _cures(data: str, figures: Mapping[str, Any], words: str) -> list[str]:
+def _cures(data: str, figures: Mapping[str, Any], words: list[str]) -> list[list[str]]:
     """Commands that make a data set that training takes, where a command can."""
     from rql_deploy.workflows.recorded_data import is_recording
 
-    name = shlex.quote(data)
     if is_recording(data):
-        return [f"rql-deploy data convert {name} --output data/converted"]
+        return [["rql-deploy", "data", "convert", data, "--output", "data/converted"]]
     rows = (*figures["fields"], *figures["actions"], figures["rewards"])
-    fixes = [" --drop-not-finite"] if any(row["rows_not_finite"] for row in rows) else []
-    fixes += [" --clip-actions"] if any(action["rows_outside"] for action in figures["actions"]) else []
+    fixes = ["--drop-not-finite"] if any(row["rows_not_finite"] for row in rows) else []
+    fixes += ["--clip-actions"] if any(action["rows_outside"] for action in figures["actions"]) else []
     if fixes:
-        return [f"rql-deploy data fix {name}{''.join(fixes)}{words} --output data/fixed"]
+        return [["rql-deploy", "data", "fix", data, *fixes, *words, "--output", "data/fixed"]]
     if not figures["rewards"]["inform"] and not words:
-        return [f"rql-deploy data relabel {name} --success --output data/relabelled"]
+        return [["rql-deploy", "data", "relabel", data, "--success", "--output", "data/relabelled"]]
     return []
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -69,4 +68,4 @@ def show_written(written: WrittenData, as_json: bool) -> None:
     for sentence in written.lost:
         click.echo(f"  {sentence}")
     against = ["--validation", str(beside)] if beside is not None else []
-    show_next(shlex.join(["rql-deploy", "data", "inspect", str(written.dataset), *against]))
+    show_next(["rql-deploy", "data", "inspect", str(written.dataset), *against])
