@@ -21,9 +21,8 @@ from rql_deploy.runtime.engine.onnx_policy import OnnxPolicy
 from rql_deploy.seeding import episode_seed
 from rql_deploy.sim.plants.tasks import EnvPlant, Task
 from rql_deploy.train.checkpoint import load_checkpoint
-from rql_deploy.train.data.readers.minari import read_minari
 from rql_deploy.train.logging.periodic_evaluation import read_evaluations
-from tests.helpers.commands import COLLECT, TINY, assert_refused, cli, run_cli
+from tests.helpers.commands import COLLECT, TINY, assert_refused, cli, printed, run_cli
 from tests.helpers.servers import serving
 
 
@@ -57,11 +56,23 @@ def interrupted_after_some(log: Path, *words: object) -> str:
     return log.read_text()
 
 
-def test_an_interrupted_collection_keeps_the_finished_episodes(tmp_path: Path) -> None:
-    said = interrupted_after_some(tmp_path / "log", *COLLECT, "--output", tmp_path / "lift")
-    assert "(interrupted: the first " in said
-    assert 1 <= read_minari(str(tmp_path / "lift")).episodes < 200
-    assert sorted(os.listdir(tmp_path)) == ["lift", "log"]
+def test_an_interrupted_collection_goes_on_and_is_the_same_to_the_byte(tmp_path: Path) -> None:
+    lift, whole = tmp_path / "a set", tmp_path / "whole"
+    said = interrupted_after_some(tmp_path / "log", *COLLECT, "--output", lift)
+    folder = tmp_path / ".a set.episodes"
+    kept = len(list(folder.glob("train-*.npz")))
+    assert f"stopped with {kept} of 200 episodes; they are kept in {folder}" in said
+    assert f"Next:\n  rql-deploy collect robosuite:Lift --episodes 200 --output '{lift}'" in said
+    assert not lift.exists()
+    assert_refused(cli(*COLLECT, "--output", lift, "--episodes", 1, "--seed", 1), "made with another seed")
+    # One is made again, the others are taken as they are.
+    (folder / "train-000000.npz").write_bytes(b"cut off")
+    resumed = printed(cli(*COLLECT, "--output", lift, "--episodes", 2, "--workers", 1, "--json"))
+    assert resumed["resumed_from"] == min(kept, 2) - 1
+    printed(cli(*COLLECT, "--output", whole, "--episodes", 2, "--workers", 1, "--json"))
+    for name in ("main_data.hdf5", "metadata.json"):
+        assert (lift / "data" / name).read_bytes() == (whole / "data" / name).read_bytes(), name
+    assert sorted(os.listdir(tmp_path)) == ["a set", "log", "whole"]
 
 
 def test_an_interrupted_evaluation_says_what_counts_and_is_not_taken_for_a_whole_one(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import Any
+from typing import Any, NoReturn
 
 import click
 from click.core import ParameterSource
@@ -66,43 +66,51 @@ def command(
     """Record demonstrations of TASK by its scripted demonstrator as a Minari data set.
 
     TASK is robosuite:Lift, Stack, Door, PickPlaceCan or NutAssemblySquare. Rewards are success - 1. Recording
-    continues for a few rows after success, so that training sees it. Ctrl-C keeps the first episodes.
+    continues for a few rows after success, so that training sees it. After an interruption the same command
+    continues; with fewer --episodes, the first of them become the data set.
 
     TASK ogbench:cube-single-play (also cube-double, cube-triple, cube-quadruple, scene, puzzle-3x3,
     puzzle-4x4) makes the benchmark's own data by its published recipe: FILE.npz with a tenth as many
     validation episodes, or a Minari data set. The published sets have 1000 episodes (cube-triple 3000,
-    cube-quadruple 5000). After an interruption the same command continues.
+    cube-quadruple 5000).
     """
     if task.startswith("ogbench:"):
         _collect_ogbench(task, episodes, output, seed, workers, ray_address, as_json, settings["horizon"])
         return
-    from rql_deploy.workflows.collect import collect
+    from rql_deploy.workflows.collect import CollectInterrupted, collect
 
-    result = collect(
-        task,
-        output,
-        episodes=episodes,
-        seed=seed,
-        noise=parse_noise(noise),
-        settings=settings,
-        workers=workers,
-        ray_address=ray_address,
-        progress=TerminalProgress(),
-    )
+    try:
+        result = collect(
+            task,
+            output,
+            episodes=episodes,
+            seed=seed,
+            noise=parse_noise(noise),
+            settings=settings,
+            workers=workers,
+            ray_address=ray_address,
+            progress=TerminalProgress(),
+        )
+    except CollectInterrupted as stopped:
+        _stop(stopped)
     if as_json:
         echo_json({**asdict(result), "dataset": str(result.dataset)})
     else:
-        kept = f" (interrupted: the first {result.episodes} are kept)" if result.interrupted else ""
         click.echo(
             f"{result.episodes} episodes, {result.rows:,} rows, {result.success:.0%} successful, "
-            f"{result.steps:.0f} steps on average, in {result.dataset}{kept}"
+            f"{result.steps:.0f} steps on average, in {result.dataset}"
         )
         run = task.partition(":")[2].lower()
         train = ("rql-deploy", "train", "--dataset", output, *preset_words(task), "--output", f"runs/{run}")
         show_next(train)
-    if result.interrupted:
-        # The next command of a script must not start with fewer episodes than it asked for.
-        click.get_current_context().exit(130)
+
+
+def _stop(stopped: KeyboardInterrupt) -> NoReturn:
+    """Say what is kept and how to go on."""
+    click.echo(str(stopped))
+    show_next(rebuild_command())
+    # The next command of a script must not start with fewer episodes than it asked for.
+    click.get_current_context().exit(130)
 
 
 def _collect_ogbench(
@@ -133,10 +141,7 @@ def _collect_ogbench(
             progress=TerminalProgress(),
         )
     except PlayInterrupted as stopped:
-        click.echo(str(stopped))
-        show_next(rebuild_command())
-        # The next command of a script must not start with fewer episodes than it asked for.
-        context.exit(130)
+        _stop(stopped)
     if as_json:
         validation = str(result.validation) if result.validation else None
         echo_json({**asdict(result), "dataset": str(result.dataset), "validation": validation})

@@ -46,7 +46,8 @@ svg text.name{fill:var(--ink)}
 video{width:100%;max-width:640px;border-radius:8px;background:#000;display:block}
 .scroll{overflow-x:auto;margin:.6em 0}table{border-collapse:collapse;font-size:.9rem}
 td,th{padding:3px 10px;text-align:right;white-space:nowrap;border-bottom:1px solid var(--line)}
-.words td,.words th,.names td:first-child,.names th:first-child{text-align:left;padding-left:0;vertical-align:top}
+.words td,.words th,.names td:first-child,.names th:first-child{
+text-align:left;padding-left:0;vertical-align:top}
 .words td{white-space:normal}
 pre{margin:.4em 0;padding:10px 12px;border:1px solid var(--line);border-radius:8px;overflow-x:auto;
 font-size:.85rem}

@@ -14,6 +14,7 @@ from rql_deploy.train.data.shards import ShardedStore
 from rql_deploy.train.data.store import TransitionStore
 from rql_deploy.train.rql import RQL, draw_noise
 from rql_deploy.train.trainer import Trainer
+from rql_deploy.workflows.presets import PRESETS
 
 # The paper's settings; then the dimensions of observation and action that OGBench's environments have.
 #                                       alpha kappa rho h  gamma  reward     O   A
