@@ -7,7 +7,6 @@ from typing import Any
 from .store import TransitionStore
 
 GUIDE = "docs/data.md"
-FIX = "`rql-deploy data fix DATA --output NEW"
 FEW_REWARDS = 0.01
 """Share of rows with reward below which learning is slow."""
 
@@ -20,7 +19,8 @@ def data_warnings(report: dict[str, Any], store: TransitionStore, h: int) -> lis
         if field["rows_not_finite"]:
             found.append(
                 f"'{field['name']}' has NaN or infinity in {field['rows_not_finite']:,} rows: training "
-                f"refuses them; drop those episodes with {FIX} --drop-not-finite`"
+                "refuses them; drop those episodes with `rql-deploy data fix DATA --output NEW "
+                "--drop-not-finite`"
             )
         if field["constant_columns"]:
             found.append(
@@ -32,13 +32,13 @@ def data_warnings(report: dict[str, Any], store: TransitionStore, h: int) -> lis
             found.append(
                 f"action '{action['name']}' leaves [{action['low']:g}, {action['high']:g}] in "
                 f"{action['rows_outside']:,} rows, first at {action['first_outside']}: training refuses it; "
-                f"say the bounds with {FIX} --action-bounds BOUNDS`, clip with --clip-actions there, or "
-                "train with --set clip_actions=true"
+                "say the bounds or clip with `rql-deploy data fix DATA --output NEW --action-bounds BOUNDS "
+                "--clip-actions`, or train with --set clip_actions=true"
             )
         if action["rows_not_finite"]:
             found.append(
                 f"action '{action['name']}' has NaN or infinity in {action['rows_not_finite']:,} rows: "
-                f"drop those episodes with {FIX} --drop-not-finite`"
+                f"drop those episodes with `rql-deploy data fix DATA --output NEW --drop-not-finite`"
             )
         if action["saturated"] > 0.5 and action["std"]:
             found.append(
@@ -51,7 +51,7 @@ def data_warnings(report: dict[str, Any], store: TransitionStore, h: int) -> lis
     if rewards["rows_not_finite"]:
         found.append(
             f"{rewards['rows_not_finite']:,} rewards are NaN or infinite: training refuses them; drop those "
-            f"episodes with {FIX} --drop-not-finite`"
+            f"episodes with `rql-deploy data fix DATA --output NEW --drop-not-finite`"
         )
     if not rewards["inform"]:
         found.append(
@@ -98,13 +98,13 @@ def data_warnings(report: dict[str, Any], store: TransitionStore, h: int) -> lis
     if short := int((lengths <= h).sum()):
         found.append(
             f"{short} episodes have at most h = {h} rows, fewer than a window: see 'Short episodes' in "
-            f"{GUIDE}, or drop them with {FIX} --drop-short {h + 1}`"
+            f"{GUIDE}, or drop them with `rql-deploy data fix DATA --output NEW --drop-short {h + 1}`"
         )
     duplicates = report["duplicates"]
     if duplicates["episodes"]:
         found.append(
             f"{duplicates['episodes']} episodes are copies of others, which a validation split will hold, "
-            f"too: keep one of each with {FIX} --drop-duplicates`"
+            f"too: keep one of each with `rql-deploy data fix DATA --output NEW --drop-duplicates`"
         )
     if duplicates["rows_like_the_one_before"] > 0.05 * len(store):
         found.append(
