@@ -122,6 +122,9 @@ def _cures(data: str, figures: Mapping[str, Any], words: list[str]) -> list[list
         return [["rql-deploy", "data", "fix", data, *fixes, *words, "--output", "data/fixed"]]
     if not figures["rewards"]["inform"] and not words:
         return [["rql-deploy", "data", "relabel", data, "--success", "--output", "data/relabelled"]]
+    if (longest := int(figures["lengths"]["max"])) > 1 and figures["rewards"]["inform"]:
+        train = ["rql-deploy", "train", "--dataset", data, *words, "--set", f"rql.h={longest - 1}"]
+        return [[*train, "--output", "runs/first"]]
     return []
 
 
