@@ -10,6 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from rql_deploy.assumptions import assumed_items, describe_assumed
 from rql_deploy.contract import ActionDimension, PlantDescription
+from rql_deploy.plant_description import ActionItem
 
 MARGIN = 0.05
 """Share of a dimension's range by which guessed bounds are wider than the data, on each side."""
@@ -19,7 +20,7 @@ FILLED = 0.2
 """Actions that fill a smaller share of assumed bounds are warned about."""
 UNIT_FILLED = 0.5
 """Share of [-1, 1] that actions of a format that does not normalise them must fill to be taken for scaled."""
-UNSAID = ("bounds", "mode", "hold", "unit")
+UNSAID: tuple[ActionItem, ...] = ("bounds", "mode", "hold", "unit")
 """What of an action's dimensions a format without any description of them leaves open."""
 
 Array = NDArray[np.float64]

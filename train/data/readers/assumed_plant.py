@@ -30,9 +30,13 @@ def assumed_plant(
     plant = PlantDescription(
         task=task,
         fields=tuple(fields),
-        actions=tuple(dimensions)
-        or tuple(ActionDimension(f"action_{i}", -1.0, 1.0, assumed=UNSAID) for i in range(len(low))),
+        actions=tuple(dimensions or map(_unsaid, range(actions.shape[1]))),
         control_rate=rate or DEFAULT_RATE,
         assumed=() if rate else ("control_rate",),
     )
     return plant if fills_unit_range(low, high) else with_guessed_bounds(plant, low, high)
+
+
+def _unsaid(i: int) -> ActionDimension:
+    """Dimension `i` of actions of which nothing is known; a change, as most formats hold."""
+    return ActionDimension(f"action_{i}", -1.0, 1.0, assumed=UNSAID)

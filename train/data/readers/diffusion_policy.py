@@ -22,7 +22,7 @@ from rql_deploy.errors import UserError
 from rql_deploy.train.data.store import TransitionStore
 
 from .assumed_plant import assumed_plant
-from .hdf5_columns import LARGEST_TABLE
+from .hdf5_columns import is_small_table
 
 ACTION = ("action", "actions")
 REWARD = ("reward", "rewards")
@@ -171,8 +171,8 @@ def _header(entry: Any) -> dict[str, Any] | None:
 
 def _holds_numbers(header: dict[str, Any]) -> bool:
     try:
-        numbers = np.dtype(header.get("dtype", header.get("data_type"))).kind in "fiub"
+        dtype = np.dtype(header.get("dtype", header.get("data_type")))
     except TypeError:  # text, or a type of its own
         return False
     shape = header["shape"]
-    return bool(numbers and shape and (len(shape) <= 2 or int(np.prod(shape[1:])) <= LARGEST_TABLE))
+    return bool(dtype.kind in "fiub" and shape and (len(shape) <= 2 or is_small_table(shape[1:], dtype)))

@@ -17,6 +17,11 @@ LARGEST_TABLE = 64
 """Numbers of a table, such as a pose of 4 x 4, that is still read as an observation and not as an image."""
 
 
+def is_small_table(shape: tuple[int, ...], dtype: Any) -> bool:
+    """Whether a row of this shape is a table of numbers, and not an image: bytes are pixels."""
+    return int(np.prod(shape)) <= LARGEST_TABLE and np.dtype(dtype) != np.uint8
+
+
 @contextmanager
 def opened(path: Path) -> Iterator[h5py.File]:
     """The file, read-only; whatever h5py raises about it is a UserError."""
@@ -36,7 +41,7 @@ def is_numbers(node: object) -> bool:
     return (
         isinstance(node, h5py.Dataset)
         and node.dtype.kind in "fiub"
-        and (node.ndim in (1, 2) or (node.ndim > 2 and int(np.prod(node.shape[1:])) <= LARGEST_TABLE))
+        and (node.ndim in (1, 2) or (node.ndim > 2 and is_small_table(node.shape[1:], node.dtype)))
     )
 
 

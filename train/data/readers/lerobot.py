@@ -25,10 +25,9 @@ from rql_deploy.structs import convert
 from rql_deploy.train.data.assumed import with_guessed_bounds
 from rql_deploy.train.data.store import DIMENSION_NAMES, TransitionStore
 
-from .lerobot_actions import action_dimensions
 from .lerobot_episodes import Episodes, dataset_id, selected, task_remarks
 from .lerobot_layout import Layout
-from .lerobot_names import action_names, joined_names
+from .lerobot_names import action_dimensions, action_names, joined_names
 from .minari_columns import numeric_column, require_pyarrow
 from .options import ReadOptions
 from .store_builder import StoreBuilder

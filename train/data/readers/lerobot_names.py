@@ -1,12 +1,31 @@
-"""Names of the dimensions of LeRobot features, in all forms that programs write."""
+"""Names of the dimensions of LeRobot features, in all forms that programs write, and what they say of motion.
+
+Of actions, names are all that says what moves; robots' names follow conventions:
+
+| name | meaning |
+|---|---|
+| `shoulder_pan.pos`, `left_gripper.pos` | target position of a motor: absolute |
+| `x.vel`, `theta.vel` | speed of a base: must stop in a hold, as a change does |
+| `delta_x`, `delta_yaw` | change per step, as gamepads and keyboards give it: delta |
+| `ee.x`, `ee.gripper_pos` | target pose of the hand: absolute |
+
+Whatever is named otherwise is taken for a target, and the dimension says that this was assumed. The format
+has neither bounds nor units.
+"""
 
 from __future__ import annotations
 
+import re
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
+
+from rql_deploy.contract import ActionDimension
+
+MOTION = re.compile(r"(^|[._])(delta|rel|relative|vel|velocity)([._]|$)")
+TARGETS = re.compile(r"(\.pos|_pos|\.position)$|^ee\.|^(left_|right_)?ee\.")
 
 
 def dimension_names(feature: Mapping[str, Any]) -> list[str] | None:
@@ -78,3 +97,15 @@ def action_names(features: Mapping[str, Any], keys: tuple[str, ...]) -> list[str
     if len(keys) > 1:
         return [name for key in keys for name in _numbered(key, int(np.prod(features[key]["shape"])))]
     return [f"action_{i}" for i in range(int(np.prod(features[keys[0]]["shape"])))]
+
+
+def action_dimensions(names: Iterable[str]) -> tuple[ActionDimension, ...]:
+    """The dimensions of these names, with bounds of [-1, 1] that are still to be guessed."""
+    return tuple(map(_dimension, names))
+
+
+def _dimension(name: str) -> ActionDimension:
+    if MOTION.search(name.lower()):
+        return ActionDimension(name, -1.0, 1.0, mode="delta", hold="zero", assumed=("bounds", "unit"))
+    assumed: Any = ("bounds", "unit") if TARGETS.search(name.lower()) else ("bounds", "mode", "hold", "unit")
+    return ActionDimension(name, -1.0, 1.0, mode="absolute", hold="repeat", assumed=assumed)

@@ -15,6 +15,7 @@ import pytest
 import zarr
 
 from rql_deploy.errors import UserError
+from rql_deploy.train.data.assumed import UNSAID
 from rql_deploy.train.data.readers import open_store
 from rql_deploy.train.data.readers.unread_columns import unread_columns
 from tests.helpers.commands import ROOT
@@ -54,6 +55,7 @@ def test_a_store_of_format_2_is_read_as_folder_and_as_zip(tmp_path: Path) -> Non
     assert store.ends.tolist() == [5, 9, 10] and store.masks.all()
     assert [field.name for field in store.plant.fields] == ["state"] and store.dataset_id == "pusht"
     assert store.plant.control_rate == 10.0  # from its time stamps
+    assert not store.plant.rate_assumed and {a.assumed for a in store.plant.actions} == {UNSAID}
     assert unread_columns(str(folder)) == ["data/img"]
     assert opened(ZIP).content_hash == store.content_hash
     assert unread_columns(str(ZIP)) == ["data/img"]

@@ -15,7 +15,9 @@ import numpy as np
 import pytest
 
 from rql_deploy.errors import UserError
+from rql_deploy.train.data.assumed import UNSAID
 from rql_deploy.train.data.readers import open_store
+from rql_deploy.train.data.readers.options import KeyMap, ReadOptions
 from rql_deploy.train.data.readers.unread_columns import unread_columns
 from tests.helpers.commands import ROOT
 from tests.helpers.data import opened
@@ -85,6 +87,28 @@ def test_a_file_of_d3rlpy_1_ends_episodes_where_it_says(tmp_path: Path) -> None:
     assert unread_columns(str(file)) == ["infos/qpos"]
 
 
+def test_success_and_other_ends_beside_terminals_are_honoured(tmp_path: Path) -> None:
+    file = flat(
+        tmp_path / "a.hdf5",
+        timeouts=None,
+        truncations=np.isin(np.arange(12), (7,)),
+        **{"infos/success": np.isin(np.arange(12), (3, 6, 7))},
+    )
+    store = opened(file)
+    assert store.ends.tolist() == [4, 8, 10, 12]
+    assert np.flatnonzero(store.masks == 0).tolist() == [3, 6, 7, 9]
+    assert store.successes is not None and store.successes.tolist() == [True, True, False, False]
+
+
+def test_what_flat_files_and_replay_buffers_do_not_say_is_assumed(tmp_path: Path) -> None:
+    for file in (flat(tmp_path / "a.hdf5"), D3RLPY / "replay.h5"):
+        plant = opened(file).plant
+        assert plant.assumed == ("control_rate",)
+        assert {action.assumed for action in plant.actions} == {UNSAID}
+        with pytest.raises(UserError, match="takes no --map"):
+            open_store(str(file), options=ReadOptions(KeyMap.parse(["action=actions"])))
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
@@ -96,6 +120,8 @@ def test_a_file_of_d3rlpy_1_ends_episodes_where_it_says(tmp_path: Path) -> None:
         ({"actions": np.zeros(12, np.int64), "discrete_action": True}, "choices out of a list"),
         ({"observations": np.zeros((0, 3))}, r"shape \[0, 3\]"),
         ({"terminals": np.array([b"no"] * 12)}, "it should hold numbers"),
+        ({"valids": np.arange(12) != 5}, "'valids' that says which of its rows are real"),
+        ({"next_observations": np.random.default_rng(1).normal(size=(12, 3))}, "the rows are shuffled"),
     ],
 )
 def test_a_flat_file_that_does_not_fit_is_named_in_one_sentence(
@@ -170,10 +196,10 @@ def test_nested_observations_and_success_of_isaac_lab_are_kept(tmp_path: Path) -
     # Actions that fill a tenth of [-1, 1] are not scaled to it.
     assert max(action.high for action in store.plant.actions) < 0.2
     assert unread_columns(str(file)) == [
-        "initial_state/articulation/robot/joint_position",
+        "initial_state",
         "obs/datagen_info/object_pose/cube_1",
         "obs/table_cam",
-        "states/articulation/robot/joint_position",
+        "states",
     ]
 
 
@@ -187,6 +213,18 @@ def test_demonstrations_of_isaac_lab_have_filter_keys(tmp_path: Path) -> None:
     with h5py.File(file, "a") as h5:
         h5["mask/train"] = np.array([b"demo_1"])
     assert opened(f"{file}#train").ends.tolist() == [4]
+
+
+def test_keys_of_isaac_lab_are_named_and_what_was_computed_is_not_what_the_task_s_name_says(
+    tmp_path: Path,
+) -> None:
+    file = isaac(tmp_path / "dataset.hdf5")
+    assert {action.assumed for action in opened(file).plant.actions} == {("bounds", "unit")}
+    with h5py.File(file, "a") as h5:
+        for demo in h5["data"].values():
+            demo["processed"] = np.asarray(demo["actions"]) * 0.5
+    plant = opened(file, options=ReadOptions(KeyMap.parse(["action=processed"]))).plant
+    assert {action.assumed for action in plant.actions} == {UNSAID}
 
 
 def test_a_demonstration_of_another_shape_is_named(tmp_path: Path) -> None:

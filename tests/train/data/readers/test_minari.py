@@ -10,6 +10,7 @@ from minari import MinariDataset
 
 from rql_deploy.errors import UserError
 from rql_deploy.train.data.readers.minari import read_minari
+from rql_deploy.train.data.readers.options import KeyMap, ReadOptions
 from rql_deploy.train.data.readers.unread_columns import unread_columns
 from tests.helpers.commands import ROOT, TINY, assert_refused, cli
 from tests.helpers.data import write_minari
@@ -135,6 +136,8 @@ def test_pixels_are_left_out_by_name_and_nested_observations_read(
     assert np.array_equal(store.observations, np.concatenate([arm, goal], axis=1)[:4])
     assert store.finals is not None and np.array_equal(store.finals[0, 3:], goal[4])
     assert unread_columns("seen/both-v0") == ["observations/cameras/front"]
+    said = ReadOptions(KeyMap.parse(["observation.task/goal=", "observation.pose=arm"]))
+    assert [field.name for field in read_minari("seen/both-v0", said).plant.fields] == ["pose"]
     with pytest.raises(UserError, match="observes only images"):
         read_minari("seen/pixels-v0")
 

@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 
 from rql_deploy.errors import UserError
+from rql_deploy.train.data.assumed import UNSAID
 from rql_deploy.train.data.readers import open_store
+from rql_deploy.train.data.readers.options import KeyMap, ReadOptions
 from rql_deploy.train.data.readers.unread_columns import unread_columns
 from tests.helpers.data import opened
 from tests.helpers.ros2_logs import Entry, array, header, joints, pose, write_log
@@ -73,6 +75,7 @@ def test_topics_of_different_rates_become_rows_of_one_clock(logs: Path) -> None:
     assert np.allclose(store.observations[:, 3:], [[row, 0, 1, 0, 0, 0, 1] for row in range(8)])
     # The command that was given for a row comes a little after it.
     assert np.allclose(store.actions, np.stack([ticks, -ticks], axis=1))
+    assert not store.plant.rate_assumed and {a.assumed for a in store.plant.actions} == {("unit",)}
     assert [(a.name, a.low, a.high, a.mode, a.hold) for a in store.plant.actions] == [
         ("a", -3.0, 3.0, "absolute", "repeat"),
         ("b", -2.0, 2.0, "absolute", "repeat"),
@@ -107,6 +110,9 @@ def test_poses_and_bare_commands_need_no_field(tmp_path: Path) -> None:
     assert store.observations[2].tolist() == [2, 2, 3, 0, 0, 1, 0, 0, 0, 1, 0]
     assert store.actions[:, 0].tolist() == [0, 1, 2, 3]
     assert [action.name for action in store.plant.actions] == ["push"] and store.successes is None
+    assert store.plant.actions[0].assumed == UNSAID
+    with pytest.raises(UserError, match=r"map\.toml says what is read"):
+        open_store(str(tmp_path / "log.mcap"), options=ReadOptions(KeyMap.parse(["action=push"])))
 
 
 def test_a_single_log_takes_the_map_of_its_own_name(logs: Path) -> None:

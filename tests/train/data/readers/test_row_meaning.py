@@ -203,14 +203,6 @@ def test_demonstrations_that_would_be_misread_are_refused(
     assert "\n" not in str(refused.value)
 
 
-def test_observations_in_groups_are_fields_and_notes_are_not(tmp_path: Path) -> None:
-    keys = {
-        "obs/policy/q": lambda i, n: np.ones((n, 2)),
-        "obs/datagen_info/pose": lambda i, n: np.ones((n, 4)),
-    }
-    assert [spec.name for spec in read(demos(tmp_path, **keys)).plant.fields] == ["policy/q", "x"]
-
-
 def rewrite_minari(folder: Path, success: Any, **flags: Any) -> Path:
     with h5py.File(folder / "data" / "main_data.hdf5", "a") as file:
         for i, episode in enumerate(file.values()):
@@ -251,43 +243,3 @@ def test_a_truncation_within_an_episode_is_refused(tmp_path: Path) -> None:
     )
     with pytest.raises(UserError, match=r"episode_0 is cut off .* in row 3 but goes on to row 8"):
         opened(folder)
-
-
-@pytest.mark.filterwarnings("ignore::UserWarning")
-@pytest.mark.parametrize("layout", ["hdf5", "arrow"])
-def test_spaces_within_spaces_are_fields_of_minari(
-    layout: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    import gymnasium
-    import minari
-    from minari.data_collector import EpisodeBuffer
-
-    box = gymnasium.spaces.Box(-np.inf, np.inf, (2,))
-    seen = RNG.normal(size=(7, 2)).astype(np.float32)
-    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path))
-    minari.create_dataset_from_buffers(
-        "tiny/nested-v0",
-        [
-            EpisodeBuffer(
-                id=0,
-                observations={"arm": seen, "goal": {"kettle": seen + 1, "slide": seen + 2}},
-                actions=ACTIONS[:6],
-                rewards=[0.0] * 6,
-                terminations=[False] * 6,
-                truncations=[False] * 5 + [True],
-                infos={},
-            )
-        ],
-        observation_space=gymnasium.spaces.Dict(
-            {"arm": box, "goal": gymnasium.spaces.Dict({"kettle": box, "slide": box})}
-        ),
-        action_space=gymnasium.spaces.Box(-1, 1, (2,)),
-        data_format=layout,
-    )
-    store = opened(tmp_path / "tiny" / "nested-v0")
-    fields = [spec.name for spec in store.plant.fields]
-    assert sorted(fields) == ["arm", "goal/kettle", "goal/slide"]
-    columns = 2 * fields.index("goal/slide")
-    assert np.allclose(store.observations[:, columns : columns + 2], seen[:6] + 2)
-    chosen = read(tmp_path / "tiny" / "nested-v0", "observation.goal/slide=", "observation.pose=arm")
-    assert sorted(spec.name for spec in chosen.plant.fields) == ["goal/kettle", "pose"]
