@@ -120,12 +120,24 @@ def _cures(data: str, figures: Mapping[str, Any], words: list[str]) -> list[list
     fixes += ["--clip-actions"] if any(action["rows_outside"] for action in figures["actions"]) else []
     if fixes:
         return [["rql-deploy", "data", "fix", data, *fixes, *words, "--output", "data/fixed"]]
-    if not figures["rewards"]["inform"] and not words:
-        return [["rql-deploy", "data", "relabel", data, "--success", "--output", "data/relabelled"]]
-    if (longest := int(figures["lengths"]["max"])) > 1 and figures["rewards"]["inform"]:
-        train = ["rql-deploy", "train", "--dataset", data, *words, "--set", f"rql.h={longest - 1}"]
-        return [[*train, "--output", "runs/first"]]
-    return []
+    if not figures["rewards"]["inform"] and figures["successes"]:
+        relabel = ["--success", "--output", "data/relabelled"]
+        if not words:
+            return [["rql-deploy", "data", "relabel", data, *relabel]]
+        # `relabel` does not take the words that name keys.
+        converted = "data/converted"
+        return [
+            ["rql-deploy", "data", "convert", data, *words, "--output", converted],
+            ["rql-deploy", "data", "relabel", converted, *relabel],
+        ]
+    train, longest = ["rql-deploy", "train", "--dataset", data, *words], int(figures["lengths"]["max"])
+    if not figures["rewards"]["inform"]:
+        train += ["--set", "rql.policy_value_weight=0"]
+    elif longest > 1:
+        train += ["--set", f"rql.h={longest - 1}"]
+    else:
+        return []
+    return [[*train, "--output", "runs/first"]]
 
 
 @command.command("convert")
