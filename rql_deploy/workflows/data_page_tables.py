@@ -121,7 +121,7 @@ def _range_picture(action: Mapping[str, Any], low: float, high: float) -> str:
     left, right = min(action["low"], action["min"]), max(action["high"], action["max"])
 
     def place(value: float) -> float:
-        return 4 + (WIDTH - 8) * (value - left) / (right - left)
+        return float(4 + (WIDTH - 8) * (value - left) / (right - left))
 
     frame = f"x='{place(action['low']):.0f}' width='{place(action['high']) - place(action['low']):.0f}'"
     lines = (

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import TYPE_CHECKING
@@ -58,17 +57,13 @@ def training_refusal(
     `opened` is what inspection opened, in which rewards that a file lacks are 0.
     """
     from rql_deploy.train.config import load_config
-    from rql_deploy.train.data.rewards import with_reward
-    from rql_deploy.train.data.shards import ShardedStore
+    from rql_deploy.train.data.shards import with_settings
 
     if is_recording(data):
         return "it is a server's recording: make a data set of it with `rql-deploy data convert`"
     config = load_config(preset_of(opened.plant.task) or GENERAL_PRESET)
     try:
-        if isinstance(opened, ShardedStore):
-            store: TransitionStore | ShardedStore = dataclasses.replace(opened, reward=config.reward)
-        else:
-            store = with_reward(opened, config.reward)
+        store = with_settings(opened, config.reward, config.shard_updates)
         store.validate(config.rql.h, learn_value=not _computes_rewards(data, config, options))
         store.sample.check_actions()
     except UserError as error:

@@ -111,8 +111,8 @@ def collect(
         for _ in range(2 * workers):
             _submit(pool, waiting, todo, task, noise_range, seed)
         while waiting:
-            done, _ = wait(waiting, return_when=FIRST_COMPLETED)
-            for future in done:
+            ended, _ = wait(waiting, return_when=FIRST_COMPLETED)
+            for future in ended:
                 waiting.discard(future)
                 _submit(pool, waiting, todo, task, noise_range, seed)
                 yield result_of(future)

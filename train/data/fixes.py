@@ -117,7 +117,7 @@ def episode_numbers(words: Sequence[str], store: TransitionStore) -> list[int]:
 
     The numbers are the source's: where a correction dropped some already, those after them have moved.
     """
-    found = []
+    found: list[int] = []
     for word in (part.strip() for text in words for part in text.split(",")):
         if not (matched := RANGE.fullmatch(word)):
             raise UserError(f"--drop takes numbers of episodes such as 3, 3,7 or 10-12, not '{word}'")

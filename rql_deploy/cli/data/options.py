@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -13,16 +13,9 @@ if TYPE_CHECKING:
     from rql_deploy.workflows.data_writing import WrittenData
 
 
-class Format(click.ParamType):
+def _format(_: click.Context, __: click.Parameter, value: str | None) -> str | None:
     """A format by its name or by a word that people use for one."""
-
-    name = "format"
-
-    def get_metavar(self, param: click.Parameter, ctx: click.Context | None = None) -> str:
-        return f"[{'|'.join(FORMATS)}]"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        return format_named(str(value))
+    return None if value is None else format_named(value)
 
 
 relabel_option = click.option(
@@ -31,7 +24,8 @@ relabel_option = click.option(
 format_option = click.option(
     "--to",
     "form",
-    type=Format(),
+    metavar=f"[{'|'.join(FORMATS)}]",
+    callback=_format,
     help="Format.  [default: by OUTPUT: .npz ogbench, .hdf5 robomimic, a Minari id minari, else store]",
 )
 output_option = click.option("--output", required=True, help="File or folder to write, or a Minari id.")
