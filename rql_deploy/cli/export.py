@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from pathlib import Path
 
 import click
@@ -128,13 +127,13 @@ def _show_transfer(contract_id: str, where: str, as_json: bool) -> None:
         return
     click.echo(f"contract {contract_id[:12]}, every file as its manifest says, is in {where}")
     if where.startswith("hf://"):
-        show_next(f"rql-deploy export --pull {shlex.quote(where)} --output DIR")
+        show_next(("rql-deploy", "export", "--pull", where, "--output", "DIR"))
     else:
         _show_next(where)
 
 
 def _show_next(bundle: str) -> None:
-    bundle = shlex.quote(bundle)
     show_next(
-        f"rql-deploy inspect {bundle} --verify", f"rql-deploy serve {bundle} --bind tcp://127.0.0.1:5555"
+        ("rql-deploy", "inspect", bundle, "--verify"),
+        ("rql-deploy", "serve", bundle, "--bind", "tcp://127.0.0.1:5555"),
     )

@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shlex
-from collections.abc import Callable, Mapping, Sequence
-from types import MappingProxyType
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import click
@@ -14,32 +13,10 @@ from click.core import ParameterSource
 
 from rql_deploy.errors import UserError
 from rql_deploy.policy import DEFAULT_CANDIDATES, MAX_CANDIDATES
+from rql_deploy.workflows.presets import preset_of
 from rql_deploy.workflows.processes import DEFAULT_WORKERS
 
 F = TypeVar("F", bound=Callable[..., Any])
-
-PRESETS: Mapping[str, str] = MappingProxyType(
-    {
-        "robosuite:Lift": "robosuite-lift",
-        "robosuite:Stack": "robosuite-stack",
-        "robosuite:Door": "robosuite-door",
-        "robosuite:PickPlaceCan": "robosuite-can",
-        "robosuite:NutAssemblySquare": "robosuite-square",
-        # Not in the paper: its nearest relative.
-        "ogbench:cube-single-play": "ogbench-cube-double-play",
-        "ogbench:cube-double-play": "ogbench-cube-double-play",
-        "ogbench:cube-triple-play": "ogbench-cube-triple-play",
-        "ogbench:cube-quadruple-play": "ogbench-cube-quadruple-play-100m",
-        "ogbench:scene-play": "ogbench-scene-play",
-        "ogbench:puzzle-3x3-play": "ogbench-puzzle-3x3-play",
-        "ogbench:puzzle-4x4-play": "ogbench-puzzle-4x4-play-100m",
-        "ogbench:antmaze-large-navigate": "ogbench-antmaze-large-navigate",
-        "ogbench:antmaze-giant-navigate": "ogbench-antmaze-giant-navigate",
-        "ogbench:humanoidmaze-medium-navigate": "ogbench-humanoidmaze-medium-navigate",
-        "ogbench:humanoidmaze-large-navigate": "ogbench-humanoidmaze-large-navigate",
-    }
-)
-"""The preset to train on a task's data with, for the commands that say what to type next."""
 
 
 def environment_options(function: F) -> F:
@@ -124,11 +101,11 @@ def read_options(function: F) -> F:
     return function
 
 
-def read_words(mapping: Sequence[str], tasks: Sequence[int]) -> str:
+def read_words(mapping: Sequence[str], tasks: Sequence[int]) -> list[str]:
     """The words of `read_options`, for the command to type next."""
     words = [word for entry in mapping for word in ("--map", entry)]
     words += [word for task in tasks for word in ("--task-index", str(task))]
-    return f" {shlex.join(words)}" if words else ""
+    return words
 
 
 def workers_option(function: F) -> F:
@@ -213,8 +190,8 @@ class FiniteRange(click.FloatRange):
         return number
 
 
-def rebuild_command(*without: str, command: Sequence[str] = ()) -> str:
-    """The command line that is running, to be typed again.
+def rebuild_command(*without: str, command: Sequence[str] = ()) -> list[str]:
+    """The words of the command line that is running, to be typed again.
 
     Args:
         without: parameters to leave out, by their names.
@@ -239,14 +216,15 @@ def rebuild_command(*without: str, command: Sequence[str] = ()) -> str:
                 words.append(parameter.opts[0] if value else parameter.secondary_opts[0])
             else:
                 words += [parameter.opts[0], str(value)]
-    return shlex.join(words)
+    return words
 
 
-def show_next(*commands: str) -> None:
-    """End a long command by saying what to type next."""
+def show_next(*commands: Sequence[str]) -> None:
+    """End a long command by saying what to type next: the words of each command, quoted where a shell asks
+    for it."""
     click.echo("\nNext:")
-    for command in commands:
-        click.echo(f"  {command}")
+    for words in commands:
+        click.echo(f"  {shlex.join(words)}")
 
 
 def echo_json(data: Any) -> None:
@@ -254,7 +232,7 @@ def echo_json(data: Any) -> None:
     click.echo(json.dumps(data, indent=1))
 
 
-def preset_option(task: str) -> str:
-    """` --preset NAME` for a task, or nothing where there is no preset for it."""
-    name = PRESETS.get(task.removesuffix("-v0").partition("-singletask")[0])
-    return f" --preset {name}" if name else ""
+def preset_words(task: str) -> list[str]:
+    """`--preset NAME` for a task, or nothing where there is no preset for it."""
+    name = preset_of(task)
+    return ["--preset", name] if name else []

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,9 +31,8 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--preset",
-    default="robosuite-lift",
-    show_default=True,
-    help="Name of the settings to start from; they come with the package.",
+    help="Name of the settings to start from; they come with the package.  [default: those made for the "
+    "data's task, else reference]",
 )
 @click.option(
     "--output",
@@ -99,7 +97,7 @@ if TYPE_CHECKING:
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def command(
     datasets: tuple[str, ...],
-    preset: str,
+    preset: str | None,
     output: Path,
     overrides: tuple[str, ...],
     resume: bool,
@@ -123,8 +121,8 @@ def command(
     """Train an RQL flow policy offline on one data set or several.
 
     Logs go to OUTPUT/tensorboard and OUTPUT/metrics.jsonl. Ctrl-C finishes the update under way, saves a
-    checkpoint and says how to resume. After a crash, --resume continues from the last checkpoint, bit for bit
-    as if nothing had happened.
+    checkpoint, says how to resume, and ends with status 130. After a crash, --resume continues from the
+    last checkpoint, bit for bit as if nothing had happened.
 
     On several GPUs or nodes: torchrun --nproc-per-node N -m rql_deploy train ... (the batch is divided among
     the workers).
@@ -172,16 +170,19 @@ def command(
         if result.best is not None:
             click.echo(f"best while training: {result.best}")
         show_next(
-            f"rql-deploy export {shlex.quote(str(result.best or output))} --output bundle",
-            f"tensorboard --logdir {shlex.quote(str(output / 'tensorboard'))}",
+            ("rql-deploy", "export", str(result.best or output), "--output", "bundle"),
+            ("tensorboard", "--logdir", str(output / "tensorboard")),
         )
+    if not result.finished:
+        # The next command of a script must not start with fewer updates than it asked for.
+        click.get_current_context().exit(130)
 
 
-def _resume_command() -> str:
-    """The command to continue with: what was typed, without what only a new run takes, and with --resume."""
+def _resume_command() -> list[str]:
+    """The words to continue with: what was typed, without what only a new run takes, and --resume."""
     workers = os.environ.get("WORLD_SIZE", "1")
     words = () if workers == "1" else ("torchrun", "--nproc-per-node", workers, "-m", "rql_deploy", "train")
-    return f"{rebuild_command('resume', 'initial', command=words)} --resume"
+    return [*rebuild_command("resume", "initial", command=words), "--resume"]
 
 
 def _echo_result(result: TrainResult) -> None:

@@ -25,6 +25,7 @@ from .data_sources import (
     unread_columns,
 )
 from .data_writing import WrittenData, format_of, write_data, write_shards, write_split
+from .presets import training_refusal
 from .validation_data import compare_with_validation
 
 if TYPE_CHECKING:
@@ -40,6 +41,8 @@ class DataReport:
     rows: int
     warnings: tuple[str, ...]
     """What will hurt learning, one sentence each."""
+    refused: str | None
+    """Why training with the task's preset would refuse the data; None where it would not."""
     figures: Mapping[str, Any]
     """All figures as JSON data: lengths, rewards, ends, duplicates, fields, actions, validation, ..."""
 
@@ -52,6 +55,7 @@ def inspect_data(
     h: int = 5,
     validation: str | None = None,
     plots: Path | None = None,
+    page: Path | None = None,
     mapping: Sequence[str] = (),
     tasks: Sequence[int] = (),
 ) -> DataReport:
@@ -63,6 +67,7 @@ def inspect_data(
         h: actions per chunk; shorter episodes are pointed out.
         validation: validation data to compare with, where not the one that belongs to the format.
         plots: folder for PNG plots.
+        page: HTML file to write the figures, with histograms, into; one that is there is replaced.
         mapping: `WHAT=KEY` words that name keys of the file, such as `action=actions`.
         tasks: only episodes of these language tasks of a LeRobotDataset.
     """
@@ -84,11 +89,18 @@ def inspect_data(
         store, data, validation, relabel, figures["warnings"], options
     )
     figures["left_out"] = unread_columns([data], options)
+    figures["training"] = training_refusal(data, opened, options)
     if plots is not None:
         from rql_deploy.train.data.plots import plot_store
 
         figures["plots"] = [str(path) for path in plot_store(store, plots)]
-    return DataReport(store.plant.task, store.episodes, len(store), tuple(figures["warnings"]), figures)
+    if page is not None:
+        from .data_page import write_data_page
+
+        write_data_page(page, store, figures)
+    return DataReport(
+        store.plant.task, store.episodes, len(store), tuple(figures["warnings"]), figures["training"], figures
+    )
 
 
 def convert(

@@ -22,7 +22,7 @@ from rql_deploy.folders import reserve
 from rql_deploy.structs import to_plain
 
 PROVENANCE_KEY = "rql_deploy_collection"
-DATASET_ID = re.compile(r"^(?:[\w-]{2,}/)*[\w-]{2,}-v\d+$")
+DATASET_ID = re.compile(r"^(?:[\w-]+/)*[\w-]+-v\d+$")
 
 
 def target_folder(output: str) -> Path:
@@ -166,7 +166,7 @@ def nested(values: Mapping[str, Any]) -> dict[str, Any]:
         if not isinstance(place, dict) or last in place:
             raise UserError(
                 f"the field '{name}' and another would be in each other's place in a Minari data set: rename "
-                "one"
+                f"one with `rql-deploy data fix DATA --output NEW --rename 'observation.{name}=OTHER'`"
             )
         place[last] = value
     return found

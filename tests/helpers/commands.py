@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
+import re
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -21,6 +25,8 @@ LIFT_BUNDLE = Path(rql_deploy.__file__).parent / "assets" / "lift_bundle"
 """The bundle that comes with the package: no training before tests that take any policy."""
 COLLECT = ("collect", "robosuite:Lift", "--horizon", 50)
 TINY = (
+    "--preset",
+    "robosuite-lift",
     "--set",
     "rql.policy_hidden=[16, 16]",
     "--set",
@@ -63,6 +69,25 @@ def printed(result: Result) -> dict[str, Any]:
     assert result.exit_code == 0, result.output
     found: dict[str, Any] = json.loads(result.stdout)
     return found
+
+
+def interrupted_after_some(log: Path, *words: object) -> str:
+    """Start a command of 200 episodes, interrupt it when a few are done; returns what it said."""
+    command = [sys.executable, "-m", "rql_deploy", *map(str, words), "--episodes", "200"]
+    with log.open("w") as stream:
+        # A test run started in the background ignores SIGINT, and its children would too.
+        listen = functools.partial(signal.signal, signal.SIGINT, signal.default_int_handler)
+        process = subprocess.Popen(
+            command, stdout=stream, stderr=subprocess.STDOUT, text=True, preexec_fn=listen
+        )
+        for _ in range(600):
+            if re.search(r"[1-9]\d*/200", log.read_text()):
+                break
+            time.sleep(0.1)
+        process.send_signal(signal.SIGINT)
+        # What was asked for is not there, so what follows in a script must not start.
+        assert process.wait(timeout=60) == 130, log.read_text()
+    return log.read_text()
 
 
 def require_compiler() -> None:

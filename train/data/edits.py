@@ -124,6 +124,7 @@ def concatenate(stores: Sequence[TransitionStore]) -> TransitionStore:
         successes=np.concatenate(successes) if len(successes) == len(stores) else None,
         finals=np.concatenate(finals) if len(finals) == len(stores) else None,
         remarks=tuple(dict.fromkeys(remark for store in stores for remark in store.remarks)),
+        provenance=tuple(made for store in stores for made in store.provenance),
     )
 
 

@@ -186,6 +186,19 @@ def with_plant(store: Store, plant: PlantDescription) -> Store:
     return replace(store, **changes)
 
 
+def with_settings(
+    store: TransitionStore | ShardedStore, reward: Reward, shard_updates: int
+) -> TransitionStore | ShardedStore:
+    """The data set with a training run's kind of rewards and, in shards, its updates per shard.
+
+    Raises UserError where the rewards cannot be of that kind.
+    """
+    if isinstance(store, TransitionStore):
+        return with_reward(store, reward)
+    changes: dict[str, Any] = {"_loaded": WeakValueDictionary()}
+    return replace(store, reward=reward, shard_updates=shard_updates, **changes)
+
+
 class ShardStream(Generic[T]):
     """The prepared shard that an update draws from; a thread reads and prepares the next one.
 

@@ -8,7 +8,7 @@ The arrays may be memory-mapped files (folder.py), so checks, statistics and has
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -62,6 +62,9 @@ class TransitionStore:
     """
     remarks: tuple[str, ...] = ()
     """What its reader noticed and a user should know, one sentence each."""
+    provenance: tuple[Mapping[str, Any], ...] = ()
+    """What it was made from, oldest first: `source` (a data set id), its `content_hash`, and `changes`, one
+    sentence each."""
 
     def __len__(self) -> int:
         return len(self.rewards)
@@ -244,7 +247,8 @@ class TransitionStore:
         if count:
             raise UserError(
                 f"data set {self.dataset_id} has NaN or infinity in {what}, first at {self.locate(first)} "
-                f"({count} rows in all): remove those episodes and train again"
+                f"({count} rows in all): drop those episodes with `rql-deploy data fix DATA --output NEW "
+                "--drop-not-finite` and train on NEW"
             )
 
     def action_range(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -268,7 +272,8 @@ class TransitionStore:
             raise UserError(
                 f"data set {self.dataset_id}: action '{bound.name}' is {self.actions[first]:g} at "
                 f"{self.locate(first[0])}, outside its bounds [{bound.low:g}, {bound.high:g}] ({count} rows "
-                "in all): say the bounds with --action-bounds, or clip with --set clip_actions=true"
+                "in all): say the bounds with --action-bounds, or clip with --set clip_actions=true (or "
+                "`rql-deploy data fix DATA --output NEW --clip-actions`)"
             )
 
     def scaled_actions(

@@ -44,6 +44,7 @@ def page(report: Mapping[str, Any]) -> str:
         f"  memory       {report['memory_mib']:.1f} MiB",
         f"  not read     {', '.join(report.get('left_out', ())) or '-'}",
         f"  hash         {report['content_hash'][:16]}",
+        *_origin(report.get("provenance", ())),
         "",
         f"  {'observation':28} {'shape':>8} {'min':>10} {'max':>10} {'mean':>10} {'std':>10} "
         f"{'NaN rows':>9} {'constant':>9}",
@@ -71,6 +72,8 @@ def page(report: Mapping[str, Any]) -> str:
     lines += ["", *(f"  warning: {sentence}" for sentence in report["warnings"])]
     if not report["warnings"]:
         lines.append("  no warnings")
+    if refused := report.get("training"):
+        lines.append(f"  training refuses this data: {refused}")
     lines += [f"  {path}" for path in report.get("plots", ())]
     return "\n".join(lines)
 
@@ -83,6 +86,15 @@ def _tasks(tasks: Sequence[Mapping[str, Any]]) -> list[str]:
         for task in tasks[:MOST_LINES]
     ]
     return lines + ([f"  (and {len(tasks) - MOST_LINES} more)"] if len(tasks) > MOST_LINES else [])
+
+
+def _origin(provenance: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What the data set was made from, and how it was changed, one a line."""
+    lines = []
+    for made in provenance:
+        lines.append(f"  made from    {made['source']} ({made['content_hash'][:16]})")
+        lines += [f"  {'':12} {change}" for change in made["changes"]]
+    return lines
 
 
 def _greatest(rewards: Mapping[str, Any]) -> str:

@@ -193,10 +193,11 @@ def _show(result: RunResult, real_time: bool, as_json: bool) -> None:
         choice = describe_choice(result.candidates)
         click.echo(f"{describe_score(result.score)}; {choice}; {latency}")
     if result.recording is not None and not as_json:
-        click.echo(f"{result.recorded} episodes in {result.recording}")
+        data = str(result.recording)
+        click.echo(f"{result.recorded} episodes in {data}")
         show_next(
-            f"rql-deploy data inspect {result.recording}",
-            f"rql-deploy train --dataset {result.recording} --init-from CHECKPOINT --output NEW_RUN",
+            ("rql-deploy", "data", "inspect", data),
+            ("rql-deploy", "train", "--dataset", data, "--init-from", "CHECKPOINT", "--output", "NEW_RUN"),
         )
     require_no_fault(result.score.results[-1])
 

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from rql_deploy.contract import PLANT_KEY, ActionDimension, ObservationField, PlantDescription
 from rql_deploy.errors import UserError, suggestion
+from rql_deploy.folders import near_paths
 from rql_deploy.structs import convert
 from rql_deploy.train.data.store import TransitionStore
 
@@ -63,6 +64,8 @@ def find_data_folder(name: str) -> Path:
             return folder
     if Path(name).name == MAIN_FILE and Path(name).is_file():
         return Path(name).parent
+    if near := near_paths(name):
+        raise UserError(f"there is no data set {name}{near}")
     raise UserError(
         f"there is no Minari data set '{name}', neither as a path nor among the local "
         f"ids{suggestion(name, local_ids())} (`rql-deploy collect` makes one, `minari download` fetches a "

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from rql_deploy.errors import UserError
+from rql_deploy.folders import near_paths
 from rql_deploy.ogbench_names import download_hint
 
 OWN_ROWS = (
@@ -72,4 +73,5 @@ def refuse_folder(path: Path) -> UserError:
 
 def missing(name: str, format_name: str) -> UserError:
     """The error for a file that does not exist."""
-    return UserError(f"there is no file {name}: pass {format_name}{download_hint(Path(name).name)}")
+    hint = f"{near_paths(name)}{download_hint(Path(name).name)}"
+    return UserError(f"there is no file {name}: pass {format_name}{hint}")

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rql_deploy.contract import PLANT_KEY, ObservationField, PlantDescription
-from rql_deploy.errors import UserError, suggestion
+from rql_deploy.errors import MAX_NAMES, UserError, nearest, suggestion
 from rql_deploy.structs import convert
 from rql_deploy.train.data.assumed import UNIT_FILLED, fills_unit_range, finite_range, with_guessed_bounds
 from rql_deploy.train.data.store import TransitionStore
@@ -41,9 +41,15 @@ def split_filter_key(name: Path | str) -> tuple[str, str]:
 
 
 def filter_keys(file: Path) -> list[str]:
-    """Names of the filter keys in a robomimic file."""
+    """Names of the filter keys in a robomimic file; `train` and `valid` first."""
     with h5py.File(file, "r") as opened:
-        return list(opened["mask"]) if "mask" in opened else []
+        return ordered_keys(opened)
+
+
+def ordered_keys(file: h5py.File) -> list[str]:
+    """Names of the filter keys, `train` and `valid` first."""
+    keys = list(file["mask"]) if "mask" in file else []
+    return sorted(keys, key=lambda key: (key != "train", key != "valid", key))
 
 
 def read_robomimic(path: Path | str, options: ReadOptions | None = None) -> TransitionStore:
@@ -143,11 +149,11 @@ def demonstrations(name: str, key: str, file: h5py.File) -> list[str]:
     """Names of a file's demonstrations, or of those of a filter key, in the order of their numbers."""
     demos = [name for name, group in file["data"].items() if isinstance(group, h5py.Group)]
     if key:
-        keys = list(file["mask"]) if "mask" in file else []
+        keys = ordered_keys(file)
         if key not in keys:
-            raise UserError(
-                f"{name} has no filter key '{key}'{suggestion(key, keys) if keys else ': it has none'}"
-            )
+            known = f": there is {', '.join(keys[:MAX_NAMES])}" if keys else ": it has none"
+            near = suggestion(key, keys) if nearest(key, keys, cutoff=0.5) else known
+            raise UserError(f"{name} has no filter key '{key}'{near}")
         demos = [value.decode() if isinstance(value, bytes) else str(value) for value in file["mask"][key][:]]
         if missing := [demo for demo in demos if demo not in file["data"]]:
             raise UserError(

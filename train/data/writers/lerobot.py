@@ -44,7 +44,7 @@ def write_lerobot(store: TransitionStore, target: Path) -> list[str]:
         if name in columns:
             raise UserError(
                 f"two fields of {store.dataset_id} would both be LeRobot's feature '{name}': rename "
-                f"'{spec.name}' in the data"
+                f"one with `rql-deploy data fix DATA --output NEW --rename observation.{spec.name}=OTHER`"
             )
         columns[name] = store.observations[:, start : start + spec.size]
         # Table cells are flat lists; the plant description keeps the shape of fields with more dimensions.

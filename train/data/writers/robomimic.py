@@ -28,7 +28,7 @@ def write_robomimic(store: TransitionStore, target: Path) -> list[str]:
         if name in (taken for taken, _, _ in fields):
             raise UserError(
                 f"two fields of {store.dataset_id} would both be robomimic's observation '{name}': rename "
-                f"'{spec.name}' in the data"
+                f"one with `rql-deploy data fix DATA --output NEW --rename observation.{spec.name}=OTHER`"
             )
         fields.append((name, spec.shape, slice(start, start + spec.size)))
         start += spec.size

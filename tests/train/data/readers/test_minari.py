@@ -13,7 +13,7 @@ from rql_deploy.train.data.readers.minari import read_minari
 from rql_deploy.train.data.readers.options import KeyMap, ReadOptions
 from rql_deploy.train.data.readers.unread_columns import unread_columns
 from tests.helpers.commands import ROOT, TINY, assert_refused, cli
-from tests.helpers.data import write_minari
+from tests.helpers.data import stored, write_minari
 
 
 def test_a_data_set_written_by_minari_is_read_row_by_row(dataset: Path) -> None:
@@ -162,3 +162,14 @@ def test_a_set_of_minari_0_4_has_its_metadata_in_the_file(tmp_path: Path) -> Non
         del file.attrs["total_episodes"]
     with pytest.raises(UserError, match=r"lacks metadata.json"):
         read_minari(str(copy))
+
+
+def test_ids_of_one_letter_are_ids(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from rql_deploy.workflows.data_writing import format_of
+
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "minari"))
+    assert [format_of(name) for name in ("a-v0", "x/y-v1", "a/b")] == ["minari", "minari", "store"]
+    done = cli("data", "convert", stored(tmp_path / "data"), "--output", "x/y-v1")
+    assert done.exit_code == 0, done.output
+    assert read_minari("x/y-v1").episodes == 3
+    assert not Path("x").exists()
