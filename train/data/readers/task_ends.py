@@ -150,8 +150,8 @@ def _reached(episodes: Sequence[EpisodeFlags], remarks: list[str]) -> list[NDArr
     long = [rows for rows in reached if len(rows) > 1]
     if long and np.mean([rows[0] for rows in long]) > 0.5:
         remarks.append(
-            f"{ENDS}most episodes begin with a reward of 1, so that it is taken for a reward for going on and "
-            "not for success; if it does mean success, use `rql-deploy data relabel --success`"
+            f"{ENDS}most episodes begin with a reward of 1, so that it is taken for a reward for going on "
+            "and not for success; if it does mean success, use `rql-deploy data relabel --success`"
         )
         return None
     return reached
@@ -191,8 +191,8 @@ def _from_dones(
         alone = sum(bool(rows[-1]) and not rows[:-1].any() for rows in dones)
         if alone:
             remarks.append(
-                f"{ENDS}nothing but 'done' in the last rows of {alone:,} of {len(dones):,} episodes says where "
-                "the task ends, so it is taken to end there; if some of them only mark the end of a "
+                f"{ENDS}nothing but 'done' in the last rows of {alone:,} of {len(dones):,} episodes says "
+                "where the task ends, so it is taken to end there; if some of them only mark the end of a "
                 "recording, leave it out with --map done="
             )
         return list(dones)

@@ -11,7 +11,7 @@ from rql_deploy.contract import PLANT_KEY
 from rql_deploy.errors import UserError
 from rql_deploy.train.data.folder import is_store
 
-from .diffusion_policy import ENDS, Buffer, is_zarr
+from .diffusion_policy import ENDS, TIME, Buffer, BufferKeys, is_zarr
 from .hdf5 import hdf5_kind, is_hdf5, unread_entries
 from .lerobot import INFO_FILE, is_lerobot
 from .lerobot_layout import Layout
@@ -40,14 +40,15 @@ def unread_columns(name: str, options: ReadOptions | None = None) -> list[str]:
     files = [path] if path.suffix == ".npz" and path.is_file() else shard_files(path) if path.is_dir() else []
     if files:
         with NpzFile(files[0]) as file:
-            return sorted(file.keys - {*NpzKeys.of(file, keys).roles.values(), PLANT_KEY})
+            return sorted(file.keys - NpzKeys.of(file, keys).used - {PLANT_KEY})
     if is_zarr(path):
         buffer = Buffer(path)
-        return sorted(set(buffer.headers) - {f"data/{key}" for key in buffer.columns()} - {ENDS})
+        used = {f"data/{key}" for key in BufferKeys.of(buffer, keys).used}
+        return sorted(set(buffer.headers) - used - {ENDS, f"data/{TIME}"})
     if is_mcap(path):
         return []
     if is_hdf5(path) and path.name != MAIN_FILE:
-        return _robomimic(name, keys) if hdf5_kind(path) == "robomimic" else unread_entries(path)
+        return _robomimic(name, keys) if hdf5_kind(path) == "robomimic" else unread_entries(path, keys)
     try:
         folder = find_data_folder(name)
     except UserError:

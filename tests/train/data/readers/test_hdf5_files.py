@@ -100,13 +100,20 @@ def test_success_and_other_ends_beside_terminals_are_honoured(tmp_path: Path) ->
     assert store.successes is not None and store.successes.tolist() == [True, True, False, False]
 
 
+def test_rows_that_a_flat_file_calls_invalid_are_none(tmp_path: Path) -> None:
+    for options in (None, ReadOptions(KeyMap.parse(["valid=mask"]))):
+        key = "mask" if options else "valids"
+        store = opened(flat(tmp_path / f"{key}.hdf5", **{key: np.arange(12) != 5}), options)
+        assert store.ends.tolist() == [4, 5, 7, 9, 11] and len(store) == 11
+
+
 def test_what_flat_files_and_replay_buffers_do_not_say_is_assumed(tmp_path: Path) -> None:
     for file in (flat(tmp_path / "a.hdf5"), D3RLPY / "replay.h5"):
         plant = opened(file).plant
         assert plant.assumed == ("control_rate",)
         assert {action.assumed for action in plant.actions} == {UNSAID}
-        with pytest.raises(UserError, match="takes no --map"):
-            open_store(str(file), options=ReadOptions(KeyMap.parse(["action=actions"])))
+    with pytest.raises(UserError, match="takes no --map"):
+        open_store(str(file), options=ReadOptions(KeyMap.parse(["action=actions"])))
 
 
 @pytest.mark.parametrize(
@@ -120,7 +127,7 @@ def test_what_flat_files_and_replay_buffers_do_not_say_is_assumed(tmp_path: Path
         ({"actions": np.zeros(12, np.int64), "discrete_action": True}, "choices out of a list"),
         ({"observations": np.zeros((0, 3))}, r"shape \[0, 3\]"),
         ({"terminals": np.array([b"no"] * 12)}, "it should hold numbers"),
-        ({"valids": np.arange(12) != 5}, "'valids' that says which of its rows are real"),
+        ({"mask": np.arange(12) != 5}, "'mask' that may say which of its rows are real.*--map valid=mask"),
         ({"next_observations": np.random.default_rng(1).normal(size=(12, 3))}, "the rows are shuffled"),
     ],
 )
