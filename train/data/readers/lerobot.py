@@ -27,7 +27,7 @@ from rql_deploy.train.data.store import DIMENSION_NAMES, TransitionStore
 
 from .lerobot_episodes import Episodes, dataset_id, selected, task_remarks
 from .lerobot_layout import Layout
-from .lerobot_names import action_dimensions, action_names, joined_names
+from .lerobot_names import action_dimensions, joined_names
 from .minari_columns import numeric_column, require_pyarrow
 from .options import ReadOptions
 from .store_builder import StoreBuilder
@@ -211,7 +211,7 @@ def _plant(folder: Path, info: Mapping[str, Any], layout: Layout) -> PlantDescri
     return PlantDescription(
         task=str(info.get("robot_type") or folder.resolve().name),
         fields=fields,
-        actions=action_dimensions(action_names(features, layout.action)),
+        actions=action_dimensions(features, layout.action),
         control_rate=float(info["fps"]),
         environment={
             "lerobot": {
