@@ -9,6 +9,7 @@ All rows are transitions. Other names of these columns are those of `.npz` files
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -52,13 +53,7 @@ def read_d4rl(path: Path, options: ReadOptions | None = None) -> TransitionStore
         width, action_width = _widths(path, flat, keys, "discrete_action" in file and file["discrete_action"])
         order, precision = row_order(flat, keys), PrecisionCheck()
         columns = {
-            role: flat.read(
-                keys[role],
-                np.float32,
-                order.keep,
-                None,
-                lambda values, role=role: precision.add(role, values),
-            )
+            role: flat.read(keys[role], np.float32, order.keep, None, partial(precision.add, role))
             for role in ("observation", "action")
         }
         ends = task_ends(flat, keys, order)

@@ -26,7 +26,8 @@ from rql_deploy.errors import UserError
 from rql_deploy.train.data.store import TransitionStore
 
 from .assumed_plant import assumed_plant
-from .flat_columns import COUNTERS, NAMES, NUMBERS, named_like, plain_name
+from .column_names import COUNTERS, NAMES, NUMBERS, plain_name
+from .flat_columns import named_like
 from .hdf5_columns import is_small_table
 from .npz import Member
 from .npz_keys import NpzKeys, require_clear

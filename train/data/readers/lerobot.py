@@ -136,7 +136,7 @@ def _read(folder: Path, info: Mapping[str, Any], arrow: Any, options: ReadOption
             f"{folder} holds {len(seen)} episodes, {INFO_FILE} says {info['total_episodes']}: files are "
             "missing, so copy it again"
         )
-    result.remarks += task_remarks(folder, tasks, options.tasks)
+    result.remarks += task_remarks(folder, tasks, options.tasks) + episodes.rate_remarks(plant.control_rate)
     store = result.store()
     if PLANT_KEY in info:
         return store

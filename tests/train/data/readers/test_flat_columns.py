@@ -11,7 +11,7 @@ import pytest
 import zarr
 
 from rql_deploy.errors import UserError
-from rql_deploy.train.data.readers.flat_columns import NAMES, plain_name
+from rql_deploy.train.data.readers.column_names import NAMES, plain_name
 from rql_deploy.train.data.readers.options import KeyMap, ReadOptions
 from rql_deploy.train.data.readers.unread_columns import unread_columns
 from rql_deploy.train.data.store import TransitionStore

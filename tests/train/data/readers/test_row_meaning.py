@@ -152,6 +152,8 @@ SUCCESS_ROWS = [7, 8, 9, 27, 28, 29]
         ({"rewards": at_success, "dones": at_end}, SUCCESS_ROWS, [True, False, True]),
         ({"success": at_success}, SUCCESS_ROWS, [True, False, True]),
         ({"infos/is_success": at_success}, SUCCESS_ROWS, [True, False, True]),
+        ({"info/task_success": at_success}, SUCCESS_ROWS, [True, False, True]),
+        ({"at_task_success": lambda i, n: i != 1}, [9, 29], [True, False, True]),
         ({"at_success": lambda i, n: np.bool_(i != 1)}, [9, 29], [True, False, True]),
         ({"at_success": lambda i, n: i != 1, "dones": at_end}, [9, 29], [True, False, True]),
         ({"dones": at_end, "truncations": lambda i, n: at_end(i, n) & (i == 1)}, [9, 29], None),
