@@ -149,7 +149,8 @@ def _is_doubtful(arm: Mapping[str, Any], version: str) -> bool:
     """
     if not _is_absolute(arm):
         return False
-    osc, ik = str(arm["type"]).startswith("OSC"), arm["type"] == "IK_POSE"
+    kind = str(arm["type"])
+    osc, ik = kind.startswith("OSC"), kind == "IK_POSE"
     if not version:
         return "input_type" not in arm and not osc
     if tuple(int(digits) for digits in re.findall(r"\d+", version)[:2]) >= (1, 5):

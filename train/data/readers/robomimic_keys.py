@@ -71,7 +71,8 @@ class DemoKeys:
             # A column of any demonstration counts, so that one that lacks it is noticed.
             names = usual.get(role, ())
             if role == "success":
-                names = named("success", (p for p in everywhere if p.split("/")[0] in ("infos", "info", p)))
+                known = (path for path in everywhere if path.split("/")[0] in ("infos", "info", path))
+                names = tuple(named("success", known))
             paths = held if role in keys.roles else everywhere
             if path := keys.key(role, paths, *names, where=where):
                 roles[role] = path

@@ -7,6 +7,7 @@ out as their scripts do: flat arrays; nested groups with per-episode attributes.
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -147,6 +148,16 @@ def test_a_replay_buffer_of_d3rlpy_is_read_row_by_row() -> None:
         assert np.array_equal(store.rewards, np.concatenate([h5[f"rewards_{i}"][:, 0] for i in range(3)]))
     assert store.ends.tolist() == [6, 10, 11]
     assert np.flatnonzero(store.masks == 0).tolist() == [5, 10]  # the second episode was cut off
+
+
+def test_numbers_of_a_replay_buffer_that_float32_blurs_are_named(tmp_path: Path) -> None:
+    shutil.copy(D3RLPY / "replay.h5", tmp_path)
+    with h5py.File(tmp_path / "replay.h5", "a") as h5:
+        for i in range(3):
+            seen = h5[f"observations_{i}"][:].astype(float)
+            del h5[f"observations_{i}"]
+            h5[f"observations_{i}"] = seen + 1.7e9 + np.arange(len(seen))[:, None] / 20
+    assert any("'observation' is too large" in remark for remark in opened(tmp_path / "replay.h5").remarks)
 
 
 def test_pictures_among_the_parts_of_an_observation_are_left_out_by_name() -> None:
