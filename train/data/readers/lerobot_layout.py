@@ -85,7 +85,13 @@ class Layout:
     def of(cls, folder: Path, info: Mapping[str, Any], keys: KeyMap) -> Layout:
         """The layout of the set in `folder`; raises UserError if actions or observations are not found."""
         features, where = info["features"], str(folder)
-        others = [n for n in features if n not in EPISODE_SUCCESS and not n.startswith("observation")]
+        others = [
+            name
+            for name in _numeric(features)
+            if name not in EPISODE_SUCCESS
+            and not name.startswith("observation")
+            and np.prod(features[name]["shape"]) == 1
+        ]
         roles = {
             role: key
             for role, usual in (USUAL | {"success": (*USUAL["success"], *named("success", others))}).items()

@@ -216,6 +216,11 @@ def test_pictures_kept_as_numbers_are_no_observations(tmp_path: Path) -> None:
     assert "observation.depth" in unread_columns(str(folder))
 
 
+def test_tables_called_success_are_no_flags(tmp_path: Path) -> None:
+    features = {"action": (2, None), "observation.state": (3, None), "info.success": (2, None)}
+    assert opened(lerobot(tmp_path / "a", features)).successes is None
+
+
 @pytest.mark.parametrize("key", ["next.is_success", "complementary_info.success", "task_success"])
 def test_rows_of_success_count_under_other_names(key: str, tmp_path: Path) -> None:
     features = {"action": (2, None), "observation.state": (3, None)}
