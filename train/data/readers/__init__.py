@@ -19,7 +19,7 @@ from rql_deploy.train.data.store import TransitionStore
 
 from .diffusion_policy import is_zarr, read_diffusion_policy
 from .files import check_files
-from .hdf5 import READERS, hdf5_kind, is_hdf5, read_hdf5
+from .hdf5 import hdf5_kind, is_hdf5, read_hdf5
 from .lerobot import is_lerobot, read_lerobot
 from .minari import MAIN_FILE, find_data_folder, holds_minari, local_ids, read_minari
 from .not_read import missing, refuse_file, refuse_folder
@@ -84,7 +84,7 @@ def open_store(
             path, relabel=relabel, replace=replace, shard_updates=shard_updates, options=options
         )
     elif is_zarr(path):
-        store = read_diffusion_policy(path)
+        store = read_diffusion_policy(path, options)
     elif is_mcap(path):
         store = read_mcap(path)
     elif is_hdf5(path) and path.name != MAIN_FILE:
@@ -122,7 +122,7 @@ def _check_options(name: str, path: Path, options: ReadOptions) -> None:
         raise UserError(f"--map names keys of other programs' files, and {name} is a store: leave it out")
     if options.keys and is_mcap(path):
         raise UserError(f"{name} is an MCAP log, whose map.toml says what is read: leave out --map")
-    if options.keys and (is_zarr(path) or (is_hdf5(path) and hdf5_kind(path) in READERS)):
+    if options.keys and is_hdf5(path) and hdf5_kind(path) == "d3rlpy":
         raise UserError(f"{name} has the keys of its format, so it takes no --map: leave it out")
 
 

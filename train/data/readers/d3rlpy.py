@@ -58,12 +58,14 @@ def read_d3rlpy(path: Path) -> TransitionStore:
         ]
         plant = assumed_plant(path.stem, fields, np.concatenate(actions))
         result = StoreBuilder(path.stem, plant, sum(lengths))
+        precision = result.precision
         for i, rows in enumerate(lengths):
             out = result.next_observations(rows)
             start = 0
             for part, field in zip(parts, fields, strict=True):
                 values = rows_of(where, file, f"observations_{i}{part}", rows, field.size)
                 out[:, start : start + field.size] = values
+                precision.add(field.name, file[f"observations_{i}{part}"][()])
                 start += field.size
             masks = np.ones(rows, np.float32)
             masks[-1] = not bool(file[f"terminated_{i}"][()])

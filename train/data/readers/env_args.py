@@ -12,6 +12,7 @@ Isaac Lab's names of tasks end in the kind of their actions: `-IK-Rel`, `-IK-Abs
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -26,6 +27,8 @@ ARM = {"OSC_POSE": 6, "OSC_POSITION": 3, "IK_POSE": 6}
 JOINTS = {"UR5e": 6}
 MOST_JOINTS = 7
 """Of all other arms of robosuite."""
+ONE_ARM = ("Panda", "Sawyer", "IIWA", "Jaco", "Kinova3", "UR5e", "XArm7")
+"""Robots that are one arm on a fixed base; robosuite's default settings describe parts that they lack."""
 JOINT_UNITS = {"JOINT_POSITION": "rad", "JOINT_VELOCITY": "rad/s", "JOINT_TORQUE": "Nm"}
 ROBOSUITE = 1
 """`env_args.type` of robosuite environments."""
@@ -49,7 +52,7 @@ def control_rate(settings: Mapping[str, Any]) -> float | None:
 def described_actions(settings: Mapping[str, Any], width: int) -> tuple[ActionDimension, ...]:
     """The dimensions of an action `[width]`, in [-1, 1] where bounds are not said."""
     if settings.get("type") == ROBOSUITE:
-        return _robosuite_actions(_kwargs(settings), width)
+        return _robosuite_actions(_kwargs(settings), width, str(settings.get("env_version") or ""))
     name = f"{settings.get('env_name') or ''}-"
     kinds = {absolute for kind, absolute in ISAAC_KINDS.items() if kind in name}
     if len(kinds) != 1:
@@ -65,20 +68,23 @@ def _kwargs(settings: Mapping[str, Any]) -> Mapping[str, Any]:
     return settings.get("env_kwargs") or {}
 
 
-def _robosuite_actions(kwargs: Mapping[str, Any], width: int) -> tuple[ActionDimension, ...]:
+def _robosuite_actions(kwargs: Mapping[str, Any], width: int, version: str) -> tuple[ActionDimension, ...]:
     """Of one arm with a one-number gripper all is said but the bounds of absolute targets.
 
     Of other robots it is not said which numbers belong to which part, unless all parts are of one mode.
     """
     arms = list(_arms(kwargs.get("controller_configs")))
+    if len(arms) > 1 and _robot(kwargs) in ONE_ARM:
+        arms = list(_arms(_right_arm(kwargs["controller_configs"]))) or arms
     modes = {_is_absolute(arm) for arm in arms}
     if len(modes) != 1:
         return _dimensions(width, UNSAID if True in modes else ("mode", "hold", "unit"))
     absolute = modes.pop()
     count = _arm_width(arms[0], kwargs)
+    doubtful: tuple[Any, ...] = ("mode", "hold") if any(_is_doubtful(arm, version) for arm in arms) else ()
     if len(arms) > 1 or width != count + 1:
         # The grippers among them take targets: only where the arms do too, all are of one mode.
-        unsaid = ("bounds", "unit") if absolute else UNSAID[_in_unit_range(arms) :]
+        unsaid = ("bounds", *doubtful, "unit") if absolute else UNSAID[_in_unit_range(arms) :]
         return tuple(_moving(action, absolute) for action in _dimensions(width, unsaid))
     low, high = (np.broadcast_to(arms[0].get(f"input_{end}", one), count) for end, one in _RANGE)
     units = _units(arms[0], absolute, count)
@@ -89,7 +95,7 @@ def _robosuite_actions(kwargs: Mapping[str, Any], width: int) -> tuple[ActionDim
                 float(low[i]),
                 float(high[i]),
                 units[i],
-                assumed=(*(("bounds",) if absolute else ()), *(() if units[i] else ("unit",))),
+                assumed=(*(("bounds",) if absolute else ()), *doubtful, *(() if units[i] else ("unit",))),
             ),
             absolute,
         )
@@ -135,6 +141,36 @@ def _is_absolute(arm: Mapping[str, Any]) -> bool:
     return arm.get("control_delta") is False
 
 
+def _is_doubtful(arm: Mapping[str, Any], version: str) -> bool:
+    """Whether robosuite itself would not heed the setting that says `absolute`.
+
+    Up to 1.4 it reads `control_delta`, of OSC controllers only; from 1.5 on `input_type`, but of IK_POSE
+    `control_delta`.
+    """
+    if not _is_absolute(arm):
+        return False
+    kind = str(arm["type"])
+    osc, ik = kind.startswith("OSC"), kind == "IK_POSE"
+    if not version:
+        return "input_type" not in arm and not osc
+    if tuple(int(digits) for digits in re.findall(r"\d+", version)[:2]) >= (1, 5):
+        return ("input_type" in arm) == ik
+    return "input_type" in arm or not osc
+
+
+def _robot(kwargs: Mapping[str, Any]) -> str:
+    robots = kwargs.get("robots")
+    return str(robots[0] if isinstance(robots, list) and len(robots) == 1 else robots)
+
+
+def _right_arm(settings: Any) -> Any:
+    """The settings of the right arm alone."""
+    parts = settings.get("body_parts") if isinstance(settings, Mapping) else None
+    if not isinstance(parts, Mapping):
+        return None
+    return (parts["arms"] if isinstance(parts.get("arms"), Mapping) else parts).get("right")
+
+
 def _in_unit_range(arms: Sequence[Mapping[str, Any]]) -> bool:
     """Whether all that the arms take lies in [-1, 1], as robosuite's grippers do: no gains among it."""
     return all(
@@ -148,9 +184,7 @@ def _arm_width(arm: Mapping[str, Any], kwargs: Mapping[str, Any]) -> int:
     if arm["type"] in ARM:
         # Gains that the policy sets come before the motion: then the width is another.
         return ARM[arm["type"]]
-    robots = kwargs.get("robots")
-    robot = robots[0] if isinstance(robots, list) and robots else robots
-    return JOINTS.get(str(robot), MOST_JOINTS)
+    return JOINTS.get(_robot(kwargs), MOST_JOINTS)
 
 
 def _units(arm: Mapping[str, Any], absolute: bool, count: int) -> list[str]:

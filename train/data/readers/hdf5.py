@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import h5py
@@ -11,17 +10,10 @@ from rql_deploy.errors import UserError
 from rql_deploy.train.data.store import TransitionStore
 
 from .d3rlpy import is_d3rlpy, observation_parts, read_d3rlpy
-from .d4rl import READ as D4RL_READ
-from .d4rl import is_d4rl, read_d4rl
-from .hdf5_columns import unread
+from .d4rl import is_d4rl, read_d4rl, unread_d4rl
 from .not_read import ALOHA, OWN_ROWS
-from .options import ReadOptions
+from .options import KeyMap, ReadOptions
 from .robomimic import SUFFIXES, read_robomimic, split_filter_key
-
-READERS: Mapping[str, Callable[[Path], TransitionStore]] = {
-    "d3rlpy": read_d3rlpy,
-    "d4rl": read_d4rl,
-}
 
 
 def is_hdf5(path: Path) -> bool:
@@ -31,7 +23,7 @@ def is_hdf5(path: Path) -> bool:
 
 
 def hdf5_kind(path: Path) -> str:
-    """The format of the file, `robomimic` (Isaac Lab's too) or a key of `READERS`; "" if none wrote it."""
+    """The format of the file, `robomimic` (Isaac Lab's too), `d3rlpy` or `d4rl`; "" if none wrote it."""
     with h5py.File(split_filter_key(path)[0], "r") as file:
         if is_d3rlpy(file):
             return "d3rlpy"
@@ -45,8 +37,10 @@ def read_hdf5(path: Path, options: ReadOptions) -> TransitionStore:
     kind = hdf5_kind(path)
     if kind == "robomimic":
         return read_robomimic(path, options)
-    if kind:
-        return READERS[kind](path)
+    if kind == "d3rlpy":
+        return read_d3rlpy(path)
+    if kind == "d4rl" or {"observation", "action"} & set(options.keys.roles):
+        return read_d4rl(path, options)
     with h5py.File(split_filter_key(path)[0], "r") as file:
         if "action" in file and isinstance(file.get("observations"), h5py.Group):
             raise UserError(f"{path} is {ALOHA}")
@@ -61,12 +55,12 @@ def read_hdf5(path: Path, options: ReadOptions) -> TransitionStore:
         )
 
 
-def unread_entries(path: Path) -> list[str]:
+def unread_entries(path: Path, mapping: KeyMap) -> list[str]:
     """Names of the arrays that the readers of this file, other than robomimic's, do not read, sorted."""
     kind = hdf5_kind(path)
     with h5py.File(split_filter_key(path)[0], "r") as file:
         if kind == "d4rl":
-            return [name for name in unread(file, D4RL_READ) if name not in ("discrete_action", "version")]
+            return unread_d4rl(path, file, mapping)
         if kind == "d3rlpy":
             parts = set(observation_parts(file))
             number = 0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rql_deploy.errors import UserError
+
+from .npz import Member
 
 LARGEST_TABLE = 64
 """Numbers of a table, such as a pose of 4 x 4, that is still read as an observation and not as an image."""
@@ -34,6 +36,42 @@ def opened(path: Path) -> Iterator[h5py.File]:
         raise UserError(f"there is no file {path}: pass an .hdf5 file") from error
     except (OSError, KeyError, ValueError, TypeError, AttributeError, RuntimeError) as error:
         raise UserError(f"{path} is damaged ({error}): copy or download it again") from error
+
+
+class FlatHdf5:
+    """The arrays of an open HDF5 file by their paths, as `npz.NpzFile` gives those of an archive."""
+
+    def __init__(self, path: Path, file: h5py.File):
+        self.path = path
+        self._file = file
+        self.keys: set[str] = set()
+        file.visititems(lambda name, node: self.keys.add(name) if isinstance(node, h5py.Dataset) else None)
+
+    def member(self, key: str) -> Member:
+        """An array's shape and type."""
+        data = self._file[key]
+        return Member(data.shape or (), data.dtype, "")
+
+    def read(
+        self,
+        key: str,
+        dtype: Any,
+        keep: NDArray[np.bool_] | None = None,
+        rest: list[NDArray[Any]] | None = None,
+        look: Callable[[NDArray[Any]], None] | None = None,
+    ) -> NDArray[Any]:
+        """Read an array `[N, ...]` as `dtype`; with `keep` `[N]`, only the rows where it is set.
+
+        The other rows are appended to `rest`, if given. `look` is shown the rows in the file's own type.
+        """
+        values = np.asarray(self._file[key][()])
+        if rest is not None and keep is not None:
+            rest.append(values[~keep].astype(dtype))
+        values = values if keep is None else values[keep]
+        if look is not None:
+            look(values)
+        with np.errstate(over="ignore"):
+            return values.astype(dtype)
 
 
 def is_numbers(node: object) -> bool:
@@ -59,12 +97,3 @@ def rows_of(where: str, node: Any, name: str, rows: int, width: int | None = Non
     with np.errstate(over="ignore"):
         values = np.asarray(data[()], np.float32)
     return values.reshape(rows) if width is None else values.reshape(rows, width)
-
-
-def unread(file: h5py.Group, read: set[str]) -> list[str]:
-    """Paths of the datasets below `file` that are not in `read`, sorted."""
-    found: list[str] = []
-    file.visititems(
-        lambda path, node: found.append(path) if isinstance(node, h5py.Dataset) and path not in read else None
-    )
-    return sorted(found)

@@ -27,7 +27,7 @@ from rql_deploy.train.data.store import DIMENSION_NAMES, TransitionStore
 
 from .lerobot_episodes import Episodes, dataset_id, selected, task_remarks
 from .lerobot_layout import Layout
-from .lerobot_names import action_dimensions, action_names, joined_names
+from .lerobot_names import action_dimensions, joined_names
 from .minari_columns import numeric_column, require_pyarrow
 from .options import ReadOptions
 from .store_builder import StoreBuilder
@@ -136,7 +136,7 @@ def _read(folder: Path, info: Mapping[str, Any], arrow: Any, options: ReadOption
             f"{folder} holds {len(seen)} episodes, {INFO_FILE} says {info['total_episodes']}: files are "
             "missing, so copy it again"
         )
-    result.remarks += task_remarks(folder, tasks, options.tasks)
+    result.remarks += task_remarks(folder, tasks, options.tasks) + episodes.rate_remarks(plant.control_rate)
     store = result.store()
     if PLANT_KEY in info:
         return store
@@ -211,7 +211,7 @@ def _plant(folder: Path, info: Mapping[str, Any], layout: Layout) -> PlantDescri
     return PlantDescription(
         task=str(info.get("robot_type") or folder.resolve().name),
         fields=fields,
-        actions=action_dimensions(action_names(features, layout.action)),
+        actions=action_dimensions(features, layout.action),
         control_rate=float(info["fps"]),
         environment={
             "lerobot": {

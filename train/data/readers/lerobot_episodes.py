@@ -12,13 +12,15 @@ from numpy.typing import NDArray
 
 from rql_deploy.errors import UserError
 
+from .column_names import named
 from .lerobot_layout import EPISODE_SUCCESS
 from .minari_columns import require_pyarrow
 
 META = Path("meta")
-SUCCESS_COLUMNS = ("success", "is_success", "succeeded", *EPISODE_SUCCESS)
 CLOCK_SLACK = 0.01
 """Seconds that a timestamp may lie before the one above it."""
+RATE_SLACK = 0.1
+"""Share by which the rate of the timestamps may differ from the one that is stated."""
 
 
 def dataset_id(folder: Path, tasks: Collection[int]) -> str:
@@ -33,6 +35,7 @@ class Episodes:
     def __init__(self, folder: Path, arrow: Any):
         self._entries = {int(entry["episode_index"]): entry for entry in _entries(folder, arrow)}
         self._rows: dict[int, bool] = {}
+        self._periods: list[float] = []
 
     def check(self, where: str, number: int, episode: Mapping[str, NDArray[Any]]) -> None:
         """Raise UserError unless the rows are all of the episode's, in the order of their recording."""
@@ -55,7 +58,9 @@ class Episodes:
                     "out or put in another order, so write the episode again or split it there"
                 )
         if "timestamp" in episode:
-            back = np.diff(episode["timestamp"].reshape(-1).astype(np.float64)) < -CLOCK_SLACK
+            steps = np.diff(episode["timestamp"].reshape(-1).astype(np.float64))
+            self._periods += [float(np.median(steps))] if len(steps) else []
+            back = steps < -CLOCK_SLACK
             if back.any():
                 raise UserError(
                     f"{where} goes back in time after row {int(np.argmax(back))} (timestamp): two recordings "
@@ -65,10 +70,20 @@ class Episodes:
             if key in episode:
                 self._rows[number] = bool(np.asarray(episode[key]).any())
 
+    def rate_remarks(self, rate: float) -> list[str]:
+        """A sentence if rows follow each other at another rate than `rate` in Hz."""
+        period = float(np.median(self._periods)) if self._periods else 0.0
+        if period <= 0 or abs(period * rate - 1) < RATE_SLACK:
+            return []
+        return [
+            f"timestamps are {period:.4g} s apart ({1 / period:.4g} Hz), but meta/info.json says {rate:g} "
+            "Hz, which goes into the policy's contract: say the rate of the rows with --rate"
+        ]
+
     def succeeded(self, number: int) -> bool | None:
         """What is said of the success of an episode as a whole."""
         entry = self._entries.get(number, {})
-        found = next((entry[key] for key in SUCCESS_COLUMNS if entry.get(key) is not None), None)
+        found = next((entry[key] for key in named("success", entry) if entry[key] is not None), None)
         return self._rows.get(number) if found is None else bool(found)
 
 
@@ -76,10 +91,12 @@ def _entries(folder: Path, arrow: Any) -> Iterator[Mapping[str, Any]]:
     lines = folder / META / "episodes.jsonl"
     if lines.is_file():
         yield from (json.loads(line) for line in lines.read_text().splitlines() if line.strip())
-    wanted = ("episode_index", "length", *SUCCESS_COLUMNS)
+    wanted = ("episode_index", "length")
     for file in sorted((folder / META / "episodes").glob("**/*.parquet")):
         names = arrow.parquet.read_schema(file).names
-        yield from arrow.parquet.read_table(file, columns=[n for n in wanted if n in names]).to_pylist()
+        yield from arrow.parquet.read_table(
+            file, columns=[n for n in names if n in wanted or named("success", [n])]
+        ).to_pylist()
 
 
 def task_names(folder: Path) -> dict[int, str]:

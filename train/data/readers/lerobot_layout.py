@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 from rql_deploy.contract import PLANT_KEY
 from rql_deploy.errors import UserError, nearest
 
+from .column_names import named
+from .hdf5_columns import is_small_table
 from .options import PAD_KEYS, VALID_KEYS, KeyMap
 from .task_ends import EpisodeFlags
 
@@ -31,18 +33,18 @@ NUMBERS = (
     "uint32",
     "bool",
 )
-USUAL: Mapping[str, tuple[str, ...]] = {
+USUAL: dict[str, tuple[str, ...]] = {
     "reward": ("next.reward", "reward", "rewards"),
     "done": ("next.done", "done", "dones", "is_terminal", "is_last"),
     "terminated": ("next.terminated", "terminated"),
     "truncated": ("next.truncated", "truncated"),
-    "success": ("next.success", "success", "is_success", "next.is_success"),
+    "success": ("next.success", "success"),
     "mask": ("rql.mask",),
     "valid": VALID_KEYS,
     "pad": PAD_KEYS,
 }
 """Features that programs write, by what they are read as; our writer keeps the masks in one of its own."""
-EPISODE_SUCCESS = ("is_episode_successful", "episode_success")
+EPISODE_SUCCESS = ("is_episode_successful", "episode_success", "complementary_info.is_episode_successful")
 """Features that say in every row whether its whole episode succeeded."""
 STATES = ("state", "states", "robot_state", "proprio")
 """Names of the state where no feature is called `observation.*`."""
@@ -83,9 +85,16 @@ class Layout:
     def of(cls, folder: Path, info: Mapping[str, Any], keys: KeyMap) -> Layout:
         """The layout of the set in `folder`; raises UserError if actions or observations are not found."""
         features, where = info["features"], str(folder)
+        others = [
+            name
+            for name in _numeric(features)
+            if name not in EPISODE_SUCCESS
+            and not name.startswith("observation")
+            and np.prod(features[name]["shape"]) == 1
+        ]
         roles = {
             role: key
-            for role, usual in USUAL.items()
+            for role, usual in (USUAL | {"success": (*USUAL["success"], *named("success", others))}).items()
             if (key := keys.key(role, features, *usual, where=where)) is not None
         }
         success = next((key for key in EPISODE_SUCCESS if key in features), None)
@@ -136,7 +145,13 @@ class Layout:
 
 
 def _numeric(features: Mapping[str, Any]) -> list[str]:
-    return [name for name, feature in features.items() if feature["dtype"] in NUMBERS]
+    """Features of numbers, without pictures that are kept as such."""
+    return [
+        name
+        for name, feature in features.items()
+        if feature["dtype"] in NUMBERS
+        and (len(feature["shape"]) < 2 or is_small_table(tuple(feature["shape"]), feature["dtype"]))
+    ]
 
 
 def _action(where: str, features: Mapping[str, Any], keys: KeyMap) -> tuple[tuple[str, ...], list[str]]:

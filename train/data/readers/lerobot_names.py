@@ -6,26 +6,34 @@ Of actions, names are all that says what moves; robots' names follow conventions
 |---|---|
 | `shoulder_pan.pos`, `left_gripper.pos` | target position of a motor: absolute |
 | `x.vel`, `theta.vel` | speed of a base: must stop in a hold, as a change does |
-| `delta_x`, `delta_yaw` | change per step, as gamepads and keyboards give it: delta |
+| `delta_x`, `dx`, `x_rel` | change per step, as gamepads and keyboards give it: delta |
+| `vx`, `linear.x`, `base_speed` | speed: the same as `x.vel` |
 | `ee.x`, `ee.gripper_pos` | target pose of the hand: absolute |
 
-Whatever is named otherwise is taken for a target, and the dimension says that this was assumed. The format
-has neither bounds nor units.
+A word for changes may also stand in the feature's key (`action.delta_pose`) or above the names in a table of
+them (`{"delta_pose": ["x", "y"]}`). Whatever is named otherwise is taken for a target, and the dimension says
+that this was assumed. The format has neither bounds nor units.
 """
 
 from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
 from rql_deploy.contract import ActionDimension
 
-MOTION = re.compile(r"(^|[._])(delta|rel|relative|vel|velocity)([._]|$)")
-TARGETS = re.compile(r"(\.pos|_pos|\.position)$|^ee\.|^(left_|right_)?ee\.")
+MOTION = re.compile(
+    r"(^|[._])(deltas?|rel|relative|vel|vels|velocity|velocities|speeds?|twist"
+    r"|incs?|increments?|diffs?|d_?(x|y|z|rx|ry|rz|roll|pitch|yaw|theta|gripper|q\d*|j\d+)|v_?[xyz]"
+    r"|(linear|angular)[._][xyz])([._]|$)"
+)
+TARGETS = re.compile(
+    r"(\.pos|_pos|\.position)$|^(left_|right_)?ee\.(x|y|z|wx|wy|wz|q[xyzw]|roll|pitch|yaw|gripper)$"
+)
 
 
 def dimension_names(feature: Mapping[str, Any]) -> list[str] | None:
@@ -67,6 +75,13 @@ def _leaves(names: Any, group: str) -> Iterator[tuple[str, str]]:
         yield group, str(names)
 
 
+def _groups(feature: Mapping[str, Any]) -> list[str]:
+    """What stands above each name in the table of names; "" where nothing does."""
+    width = int(np.prod(feature["shape"]))
+    found = [group for group, _ in _leaves(feature.get("names"), "")]
+    return found if len(found) == width else [""] * width
+
+
 def joined_names(features: Mapping[str, Any], keys: tuple[str, ...]) -> list[str] | None:
     """Names of the dimensions of features side by side; None if one of them has none.
 
@@ -99,13 +114,25 @@ def action_names(features: Mapping[str, Any], keys: tuple[str, ...]) -> list[str
     return [f"action_{i}" for i in range(int(np.prod(features[keys[0]]["shape"])))]
 
 
-def action_dimensions(names: Iterable[str]) -> tuple[ActionDimension, ...]:
-    """The dimensions of these names, with bounds of [-1, 1] that are still to be guessed."""
-    return tuple(map(_dimension, names))
+def action_dimensions(features: Mapping[str, Any], keys: tuple[str, ...]) -> tuple[ActionDimension, ...]:
+    """The dimensions of features side by side, with bounds of [-1, 1] that are still to be guessed."""
+    above = [f"{key}.{group}" for key in keys for group in _groups(features[key])]
+    return tuple(map(dimension, action_names(features, keys), above))
 
 
-def _dimension(name: str) -> ActionDimension:
-    if MOTION.search(name.lower()):
+def dimension(name: str, above: str = "") -> ActionDimension:
+    """The action dimension of this name; `above` are the words above it, of its feature and group."""
+    own, above = _plain(name), _plain(above)
+    if MOTION.search(own) or (MOTION.search(above) and not _is_gripper(own)):
         return ActionDimension(name, -1.0, 1.0, mode="delta", hold="zero", assumed=("bounds", "unit"))
-    assumed: Any = ("bounds", "unit") if TARGETS.search(name.lower()) else ("bounds", "mode", "hold", "unit")
+    assumed: Any = ("bounds", "unit") if TARGETS.search(own) else ("bounds", "mode", "hold", "unit")
     return ActionDimension(name, -1.0, 1.0, mode="absolute", hold="repeat", assumed=assumed)
+
+
+def _plain(name: str) -> str:
+    """In lower case, words joined by `_`: `deltaX` and `delta-x` are `delta_x`."""
+    return re.sub(r"[\s-]+", "_", re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name)).lower()
+
+
+def _is_gripper(name: str) -> bool:
+    return any(word in name for word in ("grip", "hand", "finger", "claw"))

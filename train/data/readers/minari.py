@@ -23,8 +23,9 @@ from rql_deploy.folders import near_paths
 from rql_deploy.structs import convert
 from rql_deploy.train.data.store import TransitionStore
 
+from .column_names import named
 from .minari_columns import SUCCESS_KEYS, ColumnEpisodes
-from .minari_spaces import at, leaves, read_spaces
+from .minari_spaces import at, leaves, read_spaces, require_shapes
 from .options import KeyMap, ReadOptions
 from .precision import PrecisionCheck
 from .store_builder import DEFAULT_RATE, StoreBuilder
@@ -86,7 +87,7 @@ def read_minari(name: str, options: ReadOptions | None = None) -> TransitionStor
         metadata = read_metadata(folder)
         dataset_id = str(metadata.get("dataset_id", name))
         if metadata.get("data_format") in COLUMN_FORMATS and not (folder / MAIN_FILE).is_file():
-            infos = (*SUCCESS_KEYS, *(key.removeprefix("infos/") for key in keys.roles.get("success", ())))
+            infos = [key.removeprefix("infos/") for key in keys.roles.get("success", ())]
             return _read(dataset_id, metadata, ColumnEpisodes(folder, metadata, infos), keys)
         with h5py.File(folder / MAIN_FILE, "r") as file:
             return _read(dataset_id, metadata, file, keys)
@@ -138,6 +139,7 @@ def _read(
         keys.require_described(f"data set {dataset_id}")
     first = file[episodes[0]]
     observed = list(leaves(first["observations"], images))
+    require_shapes(dataset_id, metadata, {path: tuple(data.shape[1:]) for _, path, data in observed})
     fields = keys.with_fields(
         {name: (path,) for name, path, _ in observed},
         [path for _, path, _ in observed],
@@ -151,7 +153,9 @@ def _read(
         fields,
         {path: tuple(data.shape[1:]) for _, path, data in observed},
     )
-    success = keys.key("success", _info_keys(first), *SUCCESS_KEYS, where=f"data set {dataset_id}")
+    infos = _info_keys(first)
+    usual = (*SUCCESS_KEYS, *named("success", infos))
+    success = keys.key("success", infos, *usual, where=f"data set {dataset_id}")
     rows_of = file.rows_of if isinstance(file, ColumnEpisodes) else lambda name: len(file[name]["actions"])
     result = StoreBuilder(dataset_id, plant, sum(rows_of(name) for name in episodes))
     precision = result.precision
@@ -197,7 +201,7 @@ def _ends(where: str, episode: Any, key: str, rows: int) -> NDArray[np.bool_]:
 def _succeeded(episode: Any) -> bool | None:
     """What the episode's own attributes say of its success."""
     attributes = getattr(episode, "attrs", episode)
-    found = next((attributes[name] for name in SUCCESS_KEYS if name in attributes), None)
+    found = next((attributes[name] for name in named("success", attributes)), None)
     return None if found is None or np.ndim(found) else bool(found)
 
 

@@ -16,17 +16,20 @@ from numpy.typing import NDArray
 
 from rql_deploy.errors import UserError
 
+from .column_names import named
 from .minari_spaces import is_image
 
 PADDED = ("actions", "rewards", "terminations", "truncations")
 SUCCESS_KEYS = ("success", "is_success", "goal_achieved")
-"""Infos that say whether the goal is reached; Adroit and mazes write the first, Fetch the second."""
+"""Infos that say whether the goal is reached; Adroit and mazes write the first, Fetch the second. Others are
+known by their names.
+"""
 
 
 class ColumnEpisodes:
     """The episodes by name (`episode_0`), each a mapping of arrays shaped like the metadata's spaces."""
 
-    def __init__(self, folder: Path, metadata: Mapping[str, Any], infos: Collection[str] = SUCCESS_KEYS):
+    def __init__(self, folder: Path, metadata: Mapping[str, Any], infos: Collection[str] = ()):
         self.folder, self.format, self.infos = folder, str(metadata["data_format"]), infos
         spaces = {
             key: json.loads(metadata[key])
@@ -73,10 +76,10 @@ class ColumnEpisodes:
             episode["infos"] = {
                 field.name: _flags(infos.field(i), rows)
                 for i, field in enumerate(infos.type)
-                if field.name in self.infos
+                if field.name in self.infos or named("success", [field.name])
             }
         own = json.loads((self._folders[name] / "metadata.json").read_text())
-        return episode | {key: own[key] for key in SUCCESS_KEYS if key in own}
+        return episode | {key: own[key] for key in named("success", own)}
 
 
 def require_pyarrow(why: str) -> Any:

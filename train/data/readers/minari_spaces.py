@@ -36,6 +36,31 @@ def read_spaces(dataset_id: str, metadata: Mapping[str, Any]) -> set[str]:
     return images
 
 
+def require_shapes(
+    dataset_id: str, metadata: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]
+) -> None:
+    """Raise UserError if rows of an observation have another shape than its space.
+
+    Minari's HDF5 writer compresses every table of bytes as a picture, also one that its spaces call none.
+    """
+    if not metadata.get("observation_space"):
+        return
+    boxes = dict(_leaves(json.loads(metadata["observation_space"])))
+    for path, shape in shapes.items():
+        box = boxes.get(path, boxes.get("") if path == "observation" else None)
+        said = tuple(box["shape"]) if box is not None and box.get("shape") is not None else shape
+        if shape != said:
+            bytes_ = (
+                " (Minari stores tables of bytes as JPEG pictures)"
+                if box and box.get("dtype") == "uint8"
+                else ""
+            )
+            raise UserError(
+                f"data set {dataset_id} has '{path}' of shape {list(shape)} a row, its space says "
+                f"{list(said)}{bytes_}: write it again as floating-point numbers, or leave it out"
+            )
+
+
 def is_image(space: Mapping[str, Any]) -> bool:
     """Whether a box holds pixels; Minari stores them as JPEG."""
     shape = space.get("shape") or ()

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+import h5py
+
 from rql_deploy.errors import UserError
 from rql_deploy.folders import near_paths
 from rql_deploy.ogbench_names import download_hint
@@ -58,6 +60,8 @@ def refuse_folder(path: Path) -> UserError:
     if (path / "features.json").is_file() or next(path.glob("**/*.tfrecord*"), None) is not None:
         return UserError(f"{path} is {RLDS}")
     hdf5 = sorted(file.name for suffix in ("*.hdf5", "*.h5") for file in path.glob(suffix))
+    if hdf5 and _is_aloha(path / hdf5[0]):
+        return UserError(f"{path / hdf5[0]} is {ALOHA.replace('the folder of episodes', str(path))}")
     if hdf5:
         return UserError(
             f"{path} holds {len(hdf5)} HDF5 files, which are data sets of their own: pass {hdf5[0]}"
@@ -69,6 +73,14 @@ def refuse_folder(path: Path) -> UserError:
         f"{path} holds no data set: there is no store.json, no .npz file, no meta/info.json, no zarr store, "
         "no MCAP log and nothing that Minari wrote in it"
     )
+
+
+def _is_aloha(file: Path) -> bool:
+    try:
+        with h5py.File(file, "r") as opened:
+            return "action" in opened and isinstance(opened.get("observations"), h5py.Group)
+    except OSError:
+        return False
 
 
 def missing(name: str, format_name: str) -> UserError:

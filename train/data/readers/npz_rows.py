@@ -1,4 +1,4 @@
-"""The rows of an `.npz` file: which are transitions, where episodes end, and where their tasks do."""
+"""The rows of a flat file: which are transitions, where episodes end, and where their tasks do."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from rql_deploy.contract import PLANT_KEY
 from rql_deploy.errors import UserError
 
-from .npz import NpzFile
+from .flat_columns import FlatFile, last_rows
 from .npz_keys import NpzKeys
 from .row_order import RowOrder, jumps, require_order
 from .task_ends import EpisodeFlags, TaskEnds, decide_task_ends
@@ -26,18 +26,28 @@ _COLUMNS = {
 }
 
 
-def read_column(file: NpzFile, key: str) -> NDArray[np.float32]:
+def read_column(file: FlatFile, key: str) -> NDArray[np.float32]:
     """An array of one number a row, `[N]`."""
-    return file.read(key, np.float32).reshape(-1)
+    values: NDArray[np.float32] = file.read(key, np.float32).reshape(-1)
+    return values
 
 
-def row_order(file: NpzFile, keys: NpzKeys) -> RowOrder:
+def row_order(file: FlatFile, keys: NpzKeys) -> RowOrder:
     """Which rows are transitions, and where episodes end; raises UserError if they are in no order."""
     marks = [
         read_column(file, keys[role]) != 0 for role in ("terminated", "truncated", "done") if role in keys
     ]
     rows = file.member(keys["observation"]).shape[0]
     ends = np.logical_or.reduce(marks) if marks else np.zeros(rows, np.bool_)
+    if keys.boundaries:
+        others = last_rows(file, keys.boundaries, rows)
+        if keys.closing_rows and (others[:-1] & ~ends[:-1]).any():
+            raise UserError(
+                f"{file.path}: '{keys.boundaries[0]}' ends episodes in rows that 'terminals' does not mark: "
+                "if 'terminals' is where the task ends, say so with --map terminated=terminals; if it is "
+                f"where episodes end, remove '{keys.boundaries[0]}'"
+            )
+        ends = ends | others
     if keys.closing_rows:
         _require_transitions(file.path, ends)
         return RowOrder.of(~ends, np.zeros(rows, np.bool_))
@@ -56,7 +66,22 @@ def row_order(file: NpzFile, keys: NpzKeys) -> RowOrder:
         inside = keep[:-1] & keep[1:] & ~ends[:-1]
         require_order(str(file.path), seen, given, found[:-1][inside])
         ends = ends | found
+    elif not ends[:-1].any() and "valid" not in keys and rows > 1:
+        _require_ends(file, keys, bool(ends[-1]))
     return RowOrder.of(keep, ends)
+
+
+def _require_ends(file: FlatFile, keys: NpzKeys, last: bool) -> None:
+    """Raise UserError if nothing says where episodes end; one that ends with the file does."""
+    if last or keys.boundaries:
+        return
+    marks = [keys[role] for role in ("truncated", "done") if role in keys]
+    terminated = f"'{keys['terminated']}' is 0 everywhere, and " if "terminated" in keys else ""
+    lacking = f"nor is any set in '{marks[0]}'" if marks else "there are no 'timeouts'"
+    raise UserError(
+        f"{file.path} does not say where episodes end: {terminated}{lacking}: add an array 'timeouts' that "
+        "is 1 in each episode's last row"
+    )
 
 
 def _require_transitions(path: Path, terminals: NDArray[np.bool_]) -> None:
@@ -70,7 +95,7 @@ def _require_transitions(path: Path, terminals: NDArray[np.bool_]) -> None:
         )
 
 
-def task_ends(file: NpzFile, keys: NpzKeys, order: RowOrder) -> TaskEnds:
+def task_ends(file: FlatFile, keys: NpzKeys, order: RowOrder) -> TaskEnds:
     """Masks and successes of the episodes; raises UserError if rows that are dropped hold something."""
     keep, ends = order.keep, order.ends
     columns = {name: read_column(file, keys[role]) for role, name in _COLUMNS.items() if role in keys}

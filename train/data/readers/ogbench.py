@@ -115,7 +115,7 @@ class OGBenchFile:
 
     @property
     def _read_keys(self) -> set[str]:
-        return {*self.keys.roles.values(), PLANT_KEY, *STATE_KEYS}
+        return {*self.keys.used, PLANT_KEY, *STATE_KEYS}
 
     @property
     def name(self) -> str:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from rql_deploy.contract import PLANT_KEY
 from rql_deploy.errors import UserError
 
+from .column_names import named
 from .hdf5_columns import is_numbers
 from .options import PAD_KEYS, UNCLEAR_KEYS, VALID_KEYS, KeyMap
 from .task_ends import EpisodeFlags
@@ -22,17 +23,10 @@ USUAL: Mapping[str, tuple[str, ...]] = {
     "done": ("dones", "done"),
     "terminated": ("terminated", "terminations", "terminals", "absorbing"),
     "truncated": ("truncated", "truncations", "timeouts"),
-    "success": tuple(
-        f"{group}{name}"
-        for group in ("", "infos/", "info/")
-        for name in ("success", "successes", "is_success")
-    ),
     "valid": VALID_KEYS,
     "pad": PAD_KEYS,
 }
-"""Keys that writers of this format use, by what they are read as."""
-ATTRIBUTES = ("success", "successful", "is_success", "succeeded")
-"""Attributes of a demonstration that say whether it succeeded; Isaac Lab writes the first."""
+"""Keys that writers of this format use, by what they are read as; success is known by its name."""
 NOTES = ("datagen_info",)
 """Groups within `obs` that MimicGen keeps for itself; no robot observes them."""
 
@@ -72,10 +66,15 @@ class DemoKeys:
         fields = keys.with_fields(_fields(demo), held, "", where)
         roles = {}
         usual = {**USUAL, **({"mask": ("masks",)} if ours else {})}
-        for role in (*USUAL, "mask"):
+        everywhere = {path for name in demos for path in array_paths(data[name]) if path.count("/") < 2}
+        for role in (*USUAL, "success", "mask"):
             # A column of any demonstration counts, so that one that lacks it is noticed.
-            paths = held if role in keys.roles else _all_paths(data, demos, usual.get(role, ()))
-            if path := keys.key(role, paths, *usual.get(role, ()), where=where):
+            names = usual.get(role, ())
+            if role == "success":
+                known = (path for path in everywhere if path.split("/")[0] in ("infos", "info", path))
+                names = tuple(named("success", known))
+            paths = held if role in keys.roles else everywhere
+            if path := keys.key(role, paths, *names, where=where):
                 roles[role] = path
         return cls(action, fields, roles)
 
@@ -90,10 +89,6 @@ def array_paths(demo: h5py.Group) -> list[str]:
     found: list[str] = []
     demo.visititems(lambda path, item: found.append(path) if isinstance(item, h5py.Dataset) else None)
     return found
-
-
-def _all_paths(data: h5py.Group, demos: list[str], usual: tuple[str, ...]) -> list[str]:
-    return [path for path in usual if any(_is_array(data[demo], path) for demo in demos)]
 
 
 def _is_array(demo: h5py.Group, path: str) -> bool:
@@ -159,10 +154,9 @@ def demo_flags(where: str, demo: h5py.Group, total: int, rows: int, keys: DemoKe
             succeeded = bool(np.asarray(demo[path]).reshape(-1)[0])
             continue
         found[role] = _numbers(where, demo, path, total)[:rows]
-    for name in ATTRIBUTES:
-        if name in demo.attrs:
-            succeeded = _truth(where, name, demo.attrs[name])
-            break
+    # Isaac Lab writes `success`.
+    for name in named("success", demo.attrs)[:1]:
+        succeeded = _truth(where, name, demo.attrs[name])
     _require_plain_masks(where, demo, total, rows, keys, found)
     flags = {key: found[role] != 0 for role, key in _FLAGS.items() if role in found}
     if "mask" in found:

@@ -6,7 +6,6 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from rql_deploy.contract import PlantDescription
-from rql_deploy.train.data.assumed import finite_range, guessed_bounds
 from rql_deploy.train.data.store import TransitionStore
 
 from .precision import PrecisionCheck
@@ -105,8 +104,3 @@ class StoreBuilder:
         if decided.successes is not None:
             self._successes = [*decided.successes]
         self.remarks += decided.remarks
-
-
-def estimate_bounds(actions: NDArray[np.float32]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Bounds `low` and `high` `[A]` for formats without bounds; the dimensions' `assumed` should say so."""
-    return guessed_bounds(*finite_range(actions))

@@ -64,7 +64,7 @@ def decide_task_ends(episodes: Sequence[EpisodeFlags], lengths: Sequence[int]) -
     _require_same_columns(episodes)
     _require_truncation_at_end(episodes)
     said = _said(episodes, remarks)
-    reached = _reached(episodes)
+    reached = _reached(episodes, remarks)
     successes = said
     if successes is None and reached is not None:
         successes = [bool(rows.any()) for rows in reached]
@@ -136,8 +136,8 @@ def _said(episodes: Sequence[EpisodeFlags], remarks: list[str]) -> list[bool] | 
     return known if len(known) == len(episodes) else None
 
 
-def _reached(episodes: Sequence[EpisodeFlags]) -> list[NDArray[np.bool_]] | None:
-    """Rows of success, said or read from rewards; all rewards 0 say nothing."""
+def _reached(episodes: Sequence[EpisodeFlags], remarks: list[str]) -> list[NDArray[np.bool_]] | None:
+    """Rows of success, said or read from rewards; all rewards 0 say nothing, nor do those for going on."""
     if (success := _column(episodes, "success")) is not None:
         return success
     rewards = _column(episodes, "rewards")
@@ -145,7 +145,16 @@ def _reached(episodes: Sequence[EpisodeFlags]) -> list[NDArray[np.bool_]] | None
         return None
     sparse = all(bool(np.isin(rows, (0.0, 1.0)).all()) for rows in rewards)
     reached = [rows == 1.0 for rows in rewards]
-    return reached if sparse and any(bool(rows.any()) for rows in reached) else None
+    if not sparse or not any(bool(rows.any()) for rows in reached):
+        return None
+    long = [rows for rows in reached if len(rows) > 1]
+    if long and np.mean([rows[0] for rows in long]) > 0.5:
+        remarks.append(
+            f"{ENDS}most episodes begin with a reward of 1, so that it is taken for a reward for going on "
+            "and not for success; if it does mean success, use `rql-deploy data relabel --success`"
+        )
+        return None
+    return reached
 
 
 def _explicit(episodes: Sequence[EpisodeFlags]) -> list[NDArray[np.bool_]] | None:
@@ -175,15 +184,24 @@ def _from_dones(
 ) -> list[NDArray[np.bool_]]:
     """Where `done` ends the task. In every last row it only marks the end of a recording.
 
-    robomimic writes it at success (`done_mode` 0), in last rows (1) or both (2).
+    robomimic writes it at success (`done_mode` 0), in last rows (1) or both (2). What is said of success
+    stands above it.
     """
-    if not all(bool(rows[-1]) for rows in dones):
+    if said is None and not all(bool(rows[-1]) for rows in dones):
+        alone = sum(bool(rows[-1]) and not rows[:-1].any() for rows in dones)
+        if alone:
+            remarks.append(
+                f"{ENDS}nothing but 'done' in the last rows of {alone:,} of {len(dones):,} episodes says "
+                "where the task ends, so it is taken to end there; if some of them only mark the end of a "
+                "recording, leave it out with --map done="
+            )
         return list(dones)
     found = [rows.copy() for rows in dones]
     open_ends = 0
     for i, rows in enumerate(found):
         # A last row that success led up to ends the task; one alone does not, unless the episode succeeded.
-        rows[-1] = (len(rows) > 1 and bool(rows[-2])) or (said is not None and said[i])
+        rows[-1] &= len(rows) > 1 and bool(rows[-2])
+        rows[-1] |= said is not None and said[i]
         open_ends += said is None and not rows[-1]
     if open_ends:
         remarks.append(

@@ -11,12 +11,13 @@ from rql_deploy.contract import PLANT_KEY
 from rql_deploy.errors import UserError
 from rql_deploy.train.data.folder import is_store
 
-from .diffusion_policy import ENDS, Buffer, is_zarr
+from .column_names import named
+from .diffusion_policy import ENDS, TIME, Buffer, BufferKeys, is_zarr
 from .hdf5 import hdf5_kind, is_hdf5, unread_entries
 from .lerobot import INFO_FILE, is_lerobot
 from .lerobot_layout import Layout
 from .minari import MAIN_FILE, find_data_folder, read_metadata
-from .minari_columns import SUCCESS_KEYS, require_pyarrow
+from .minari_columns import require_pyarrow
 from .minari_spaces import read_spaces
 from .npz import NpzFile
 from .npz_keys import NpzKeys
@@ -40,14 +41,15 @@ def unread_columns(name: str, options: ReadOptions | None = None) -> list[str]:
     files = [path] if path.suffix == ".npz" and path.is_file() else shard_files(path) if path.is_dir() else []
     if files:
         with NpzFile(files[0]) as file:
-            return sorted(file.keys - {*NpzKeys.of(file, keys).roles.values(), PLANT_KEY})
+            return sorted(file.keys - NpzKeys.of(file, keys).used - {PLANT_KEY})
     if is_zarr(path):
         buffer = Buffer(path)
-        return sorted(set(buffer.headers) - {f"data/{key}" for key in buffer.columns()} - {ENDS})
+        used = {f"data/{key}" for key in BufferKeys.of(buffer, keys).used}
+        return sorted(set(buffer.headers) - used - {ENDS, f"data/{TIME}"})
     if is_mcap(path):
         return []
     if is_hdf5(path) and path.name != MAIN_FILE:
-        return _robomimic(name, keys) if hdf5_kind(path) == "robomimic" else unread_entries(path)
+        return _robomimic(name, keys) if hdf5_kind(path) == "robomimic" else unread_entries(path, keys)
     try:
         folder = find_data_folder(name)
     except UserError:
@@ -88,7 +90,7 @@ def _minari(folder: Path) -> list[str]:
     if (folder / MAIN_FILE).is_file():
         with h5py.File(folder / MAIN_FILE, "r") as file:
             infos = next(iter(file.values())).get("infos") if len(file) else None
-            return sorted([*pixels, *(f"infos/{key}" for key in infos or () if key not in SUCCESS_KEYS)])
+            return sorted([*pixels, *(f"infos/{key}" for key in infos or () if not named("success", [key]))])
     arrow = require_pyarrow(f"{folder} is in one of Minari's Arrow layouts")
     layout = metadata["data_format"]
     episodes = [str(entry) for entry in sorted(folder.iterdir()) if entry.is_dir() and entry.name.isdigit()]
@@ -97,4 +99,6 @@ def _minari(folder: Path) -> list[str]:
     ignored = ["_", ".", "metadata.json"]
     schema = arrow.dataset.dataset(episodes[0], format=layout, ignore_prefixes=ignored).schema
     infos = schema.field("infos").type if "infos" in schema.names else ()
-    return sorted([*pixels, *(f"infos/{field.name}" for field in infos if field.name not in SUCCESS_KEYS)])
+    return sorted(
+        [*pixels, *(f"infos/{field.name}" for field in infos if not named("success", [field.name]))]
+    )

@@ -134,8 +134,9 @@ def test_an_hdf5_file_that_is_not_read_says_what_it_holds(tmp_path: Path) -> Non
     with h5py.File(tmp_path / "aloha.hdf5", "w") as file:
         file["action"] = np.zeros((4, 14))
         file["observations/qpos"] = np.zeros((4, 14))
-    with pytest.raises(UserError, match="one episode of ALOHA"):
-        open_store(str(tmp_path / "aloha.hdf5"))
+    for path in (tmp_path / "aloha.hdf5", tmp_path):
+        with pytest.raises(UserError, match="one episode of ALOHA"):
+            open_store(str(path))
     with h5py.File(tmp_path / "other.h5", "w") as file:
         file["weights"] = np.zeros(3)
     with pytest.raises(UserError, match="holds weights"):

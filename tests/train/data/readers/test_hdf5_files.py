@@ -7,6 +7,7 @@ out as their scripts do: flat arrays; nested groups with per-episode attributes.
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -100,13 +101,20 @@ def test_success_and_other_ends_beside_terminals_are_honoured(tmp_path: Path) ->
     assert store.successes is not None and store.successes.tolist() == [True, True, False, False]
 
 
+def test_rows_that_a_flat_file_calls_invalid_are_none(tmp_path: Path) -> None:
+    for options in (None, ReadOptions(KeyMap.parse(["valid=mask"]))):
+        key = "mask" if options else "valids"
+        store = opened(flat(tmp_path / f"{key}.hdf5", **{key: np.arange(12) != 5}), options)
+        assert store.ends.tolist() == [4, 5, 7, 9, 11] and len(store) == 11
+
+
 def test_what_flat_files_and_replay_buffers_do_not_say_is_assumed(tmp_path: Path) -> None:
     for file in (flat(tmp_path / "a.hdf5"), D3RLPY / "replay.h5"):
         plant = opened(file).plant
         assert plant.assumed == ("control_rate",)
         assert {action.assumed for action in plant.actions} == {UNSAID}
-        with pytest.raises(UserError, match="takes no --map"):
-            open_store(str(file), options=ReadOptions(KeyMap.parse(["action=actions"])))
+    with pytest.raises(UserError, match="takes no --map"):
+        open_store(str(file), options=ReadOptions(KeyMap.parse(["action=actions"])))
 
 
 @pytest.mark.parametrize(
@@ -120,7 +128,7 @@ def test_what_flat_files_and_replay_buffers_do_not_say_is_assumed(tmp_path: Path
         ({"actions": np.zeros(12, np.int64), "discrete_action": True}, "choices out of a list"),
         ({"observations": np.zeros((0, 3))}, r"shape \[0, 3\]"),
         ({"terminals": np.array([b"no"] * 12)}, "it should hold numbers"),
-        ({"valids": np.arange(12) != 5}, "'valids' that says which of its rows are real"),
+        ({"mask": np.arange(12) != 5}, "'mask' that may say which of its rows are real.*--map valid=mask"),
         ({"next_observations": np.random.default_rng(1).normal(size=(12, 3))}, "the rows are shuffled"),
     ],
 )
@@ -140,6 +148,16 @@ def test_a_replay_buffer_of_d3rlpy_is_read_row_by_row() -> None:
         assert np.array_equal(store.rewards, np.concatenate([h5[f"rewards_{i}"][:, 0] for i in range(3)]))
     assert store.ends.tolist() == [6, 10, 11]
     assert np.flatnonzero(store.masks == 0).tolist() == [5, 10]  # the second episode was cut off
+
+
+def test_numbers_of_a_replay_buffer_that_float32_blurs_are_named(tmp_path: Path) -> None:
+    shutil.copy(D3RLPY / "replay.h5", tmp_path)
+    with h5py.File(tmp_path / "replay.h5", "a") as h5:
+        for i in range(3):
+            seen = h5[f"observations_{i}"][:].astype(float)
+            del h5[f"observations_{i}"]
+            h5[f"observations_{i}"] = seen + 1.7e9 + np.arange(len(seen))[:, None] / 20
+    assert any("'observation' is too large" in remark for remark in opened(tmp_path / "replay.h5").remarks)
 
 
 def test_pictures_among_the_parts_of_an_observation_are_left_out_by_name() -> None:

@@ -3,10 +3,13 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import gymnasium
 import h5py
+import minari
 import numpy as np
 import pytest
 from minari import MinariDataset
+from minari.data_collector import EpisodeBuffer
 
 from rql_deploy.errors import UserError
 from rql_deploy.train.data.readers.minari import read_minari
@@ -26,6 +29,38 @@ def test_a_data_set_written_by_minari_is_read_row_by_row(dataset: Path) -> None:
     assert np.allclose(store.rewards, np.concatenate([e.rewards for e in episodes]))
     assert np.array_equal(store.masks, 1.0 - np.concatenate([e.terminations for e in episodes]))
     assert store.plant.action_low.tolist() == [-1, -1]
+
+
+@pytest.mark.parametrize("key", ["solved", "task_success", "reached_goal"])
+def test_success_is_known_by_its_name(key: str, tmp_path: Path) -> None:
+    folder = write_minari(tmp_path)
+    with h5py.File(folder / "data" / "main_data.hdf5", "a") as file:
+        for i, episode in enumerate(file.values()):
+            rows = len(episode["actions"])
+            episode[f"infos/{key}"] = (np.arange(rows + 1) == rows) & (i == 1)
+    store = read_minari(str(folder))
+    assert store.successes is not None and store.successes.tolist() == [False, True, False]
+    assert unread_columns(str(folder)) == []
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_bytes_that_minari_compressed_as_a_picture_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path))
+    episode = EpisodeBuffer(
+        observations=np.zeros((6, 4), np.uint8),
+        actions=np.zeros((5, 2), np.float32),
+        rewards=[0.0] * 5,
+        terminations=[False] * 5,
+        truncations=[False] * 5,
+        infos={},
+    )
+    box = gymnasium.spaces.Box
+    spaces = {"observation_space": box(0, 255, (4,), np.uint8), "action_space": box(-1, 1, (2,))}
+    minari.create_dataset_from_buffers("tiny/bytes-v0", [episode], **spaces)
+    with pytest.raises(UserError, match=r"its space says \[4\] \(Minari stores tables of bytes as JPEG"):
+        read_minari("tiny/bytes-v0")
 
 
 def test_it_is_found_by_path_by_file_and_by_id(dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,6 +14,7 @@ from rql_deploy.errors import UserError
 from rql_deploy.train.data.readers import open_store
 from rql_deploy.train.data.readers.lerobot_names import dimension_names
 from rql_deploy.train.data.readers.options import KeyMap, ReadOptions
+from rql_deploy.train.data.readers.unread_columns import unread_columns
 from rql_deploy.train.data.store import DIMENSION_NAMES, TransitionStore
 from tests.helpers.commands import TINY, assert_refused, cli, printed
 from tests.helpers.data import opened
@@ -195,6 +196,37 @@ def test_rows_that_do_not_follow_each_other_are_refused(
     features = {"observation.state": (2, None), "action": (2, None)}
     with pytest.raises(UserError, match=words):
         read(lerobot(tmp_path / "set", features, columns))
+
+
+def test_clocks_that_contradict_the_stated_rate_are_warned_of(tmp_path: Path) -> None:
+    features = {"action": (2, None), "observation.state": (3, None)}
+    for step, count in ((0.1, 0), (0.04, 1)):
+        times = {"timestamp": [i * step for i in [*range(10), *range(10)]]}
+        remarks = opened(lerobot(tmp_path / str(step), features, times)).remarks
+        assert sum("(25 Hz), but meta/info.json says 10 Hz" in remark for remark in remarks) == count
+
+
+def test_pictures_kept_as_numbers_are_no_observations(tmp_path: Path) -> None:
+    features = {"action": (2, None), "observation.state": (3, None), "observation.depth": (144, None)}
+    folder = lerobot(tmp_path / "a", features)
+    info = json.loads((folder / "meta" / "info.json").read_text())
+    info["features"]["observation.depth"] |= {"shape": [12, 12], "dtype": "uint16"}
+    (folder / "meta" / "info.json").write_text(json.dumps(info))
+    assert [field.name for field in opened(folder).plant.fields] == ["observation.state"]
+    assert "observation.depth" in unread_columns(str(folder))
+
+
+def test_tables_called_success_are_no_flags(tmp_path: Path) -> None:
+    features = {"action": (2, None), "observation.state": (3, None), "info.success": (2, None)}
+    assert opened(lerobot(tmp_path / "a", features)).successes is None
+
+
+@pytest.mark.parametrize("key", ["next.is_success", "complementary_info.success", "task_success"])
+def test_rows_of_success_count_under_other_names(key: str, tmp_path: Path) -> None:
+    features = {"action": (2, None), "observation.state": (3, None)}
+    store = opened(lerobot(tmp_path / "a", features, {key: [0] * 9 + [1] + [0] * 10}))
+    assert store.successes is not None and store.successes.tolist() == [True, False]
+    assert np.flatnonzero(store.masks == 0).tolist() == [9]
 
 
 def test_success_of_whole_lerobot_episodes_counts(tmp_path: Path) -> None:

@@ -152,10 +152,18 @@ SUCCESS_ROWS = [7, 8, 9, 27, 28, 29]
         ({"rewards": at_success, "dones": at_end}, SUCCESS_ROWS, [True, False, True]),
         ({"success": at_success}, SUCCESS_ROWS, [True, False, True]),
         ({"infos/is_success": at_success}, SUCCESS_ROWS, [True, False, True]),
+        ({"info/task_success": at_success}, SUCCESS_ROWS, [True, False, True]),
+        ({"at_task_success": lambda i, n: i != 1}, [9, 29], [True, False, True]),
         ({"at_success": lambda i, n: np.bool_(i != 1)}, [9, 29], [True, False, True]),
         ({"at_success": lambda i, n: i != 1, "dones": at_end}, [9, 29], [True, False, True]),
         ({"dones": at_end, "truncations": lambda i, n: at_end(i, n) & (i == 1)}, [9, 29], None),
         ({"absorbing": lambda i, n: at_end(i, n) & (i == 1)}, [21], None),
+        # Said to have failed: there, `done` marks the recording's end, in however many episodes it is set.
+        ({"at_success": lambda i, n: i == 0, "dones": lambda i, n: at_end(i, n) & (i < 2)}, [9], [1, 0, 0]),
+        # A reward for going on, without and with a last row of 0, is no success.
+        ({"rewards": lambda i, n: np.ones(n)}, [], None),
+        ({"rewards": lambda i, n: 1 - at_end(i, n) * (i == 0.0)}, [], None),
+        ({"rewards": lambda i, n: np.ones(n), "dones": lambda i, n: at_end(i, n) & (i == 0)}, [9], None),
     ],
 )
 def test_one_decision_about_the_ends_of_all_demonstrations(
@@ -167,6 +175,12 @@ def test_one_decision_about_the_ends_of_all_demonstrations(
     if keys.get("dones") is at_end and successes is None and "truncations" not in keys:
         assert any("only marks the end of a recording" in remark for remark in store.warnings(3))
         assert zeros_at(read(demos(tmp_path, **keys), "terminated=dones")) == [9, 21, 29]
+
+
+def test_what_was_decided_without_a_second_witness_is_warned_of(tmp_path: Path) -> None:
+    alive = read(demos(tmp_path, rewards=lambda i, n: np.ones(n))).remarks
+    some = read(demos(tmp_path, rewards=shaped, dones=lambda i, n: at_end(i, n) & (i > 0))).remarks
+    assert "begin with a reward of 1" in alive[0] and "last rows of 2 of 3 episodes" in some[0]
 
 
 def test_success_said_of_whole_demonstrations_can_become_reward(tmp_path: Path) -> None:

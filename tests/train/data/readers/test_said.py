@@ -7,7 +7,7 @@ import pytest
 from rql_deploy.contract import ActionDimension
 from rql_deploy.ogbench_names import plant_of
 from rql_deploy.train.data.readers.env_args import control_rate, described_actions
-from rql_deploy.train.data.readers.lerobot_names import action_dimensions
+from rql_deploy.train.data.readers.lerobot_names import action_dimensions, dimension
 
 DELTA, ABSOLUTE = ("delta", "zero"), ("absolute", "repeat")
 OSC = {"type": "OSC_POSE", "output_max": [0.05] * 3 + [0.5] * 3, "input_max": 1, "input_min": -1}
@@ -31,12 +31,41 @@ def moves(actions: tuple[ActionDimension, ...]) -> list[tuple[str, str]]:
         ("motor_0", ABSOLUTE, False),
         ("deltoid", ABSOLUTE, False),
         ("level", ABSOLUTE, False),
+        ("dx", DELTA, True),
+        ("d_yaw", DELTA, True),
+        ("deltaX", DELTA, True),
+        ("left delta-x", DELTA, True),
+        ("joint_velocities_0", DELTA, True),
+        ("vx", DELTA, True),
+        ("base.linear.x", DELTA, True),
+        ("ee.vx", DELTA, True),
+        ("ee.delta_x", DELTA, True),
+        ("ee.mode", ABSOLUTE, False),
+        ("index", ABSOLUTE, False),
+        ("wx", ABSOLUTE, False),
+        ("elbow.torque", ABSOLUTE, False),
     ],
 )
 def test_names_of_lerobot_s_robots_say_what_moves(name: str, moves_as: tuple[str, str], said: bool) -> None:
-    (action,) = action_dimensions([name])
+    action = dimension(name)
     assert (action.name, action.mode, action.hold) == (name, *moves_as)
     assert action.assumed == (("bounds", "unit") if said else ("bounds", "mode", "hold", "unit"))
+
+
+@pytest.mark.parametrize(
+    ("keys", "names", "moves_as"),
+    [
+        (("action",), {"delta_pose": ["x", "y"], "hand": ["gripper"]}, [DELTA, DELTA, ABSOLUTE]),
+        (("action.delta_pose",), ["x", "y", "gripper"], [DELTA, DELTA, ABSOLUTE]),
+        (("action.joint_velocity",), ["a.pos", "b", "c"], [DELTA] * 3),
+        (("action.joint", "action.ee_delta"), ["x", "y", "z"], [ABSOLUTE] * 3 + [DELTA] * 3),
+    ],
+)
+def test_words_above_a_name_say_what_moves(
+    keys: tuple[str, ...], names: Any, moves_as: list[tuple[str, str]]
+) -> None:
+    features = {key: {"shape": [3], "names": names} for key in keys}
+    assert moves(action_dimensions(features, keys)) == moves_as
 
 
 def robosuite(configs: Any, **kwargs: Any) -> dict[str, Any]:
@@ -76,6 +105,45 @@ def test_robosuite_s_inputs_have_the_range_that_the_settings_give() -> None:
     assert (arm[0].unit, arm[6].low, arm[6].high) == ("0.025 m", -1, 1)
     joints = described_actions(robosuite({"type": "JOINT_VELOCITY"}, robots=["UR5e"]), 7)
     assert moves(joints) == [DELTA] * 6 + [ABSOLUTE]
+
+
+def test_parts_that_a_single_arm_lacks_say_nothing_of_it() -> None:
+    def parts(arm: str) -> dict[str, Any]:
+        arms = {side: {**OSC, **GRIP, "input_type": arm} for side in ("right", "left")}
+        others = {
+            "torso": {"type": "JOINT_POSITION", "input_type": "delta"},
+            "base": {"type": "JOINT_VELOCITY"},
+        }
+        return {"type": "BASIC", "body_parts": {"arms": arms, **others}}
+
+    for robots in ("Panda", ["Panda"]):
+        assert moves(described_actions(robosuite(parts("absolute"), robots=robots), 7)) == [ABSOLUTE] * 7
+        assert not any(a.assumed for a in described_actions(robosuite(parts("delta"), robots=robots), 7))
+    for robots in (["Panda", "Panda"], ["PandaOmron"]):
+        unsaid = {a.assumed for a in described_actions(robosuite(parts("absolute"), robots=robots), 14)}
+        assert unsaid == {("bounds", "mode", "hold", "unit")}
+
+
+@pytest.mark.parametrize(
+    ("version", "configs", "said"),
+    [
+        ("1.4.1", {**OSC, "control_delta": False}, True),
+        ("1.5.1", {**OSC, "control_delta": False}, False),
+        ("1.5.1", {**OSC, "input_type": "absolute"}, True),
+        ("1.4.0", {**OSC, "input_type": "absolute"}, False),
+        ("1.4.1", {**OSC, "type": "JOINT_POSITION", "control_delta": False}, False),
+        ("", {**OSC, "type": "JOINT_POSITION", "control_delta": False}, False),
+        ("", {**OSC, "control_delta": False}, True),
+        ("1.5.2", {**OSC, "type": "IK_POSE", "control_delta": False}, True),
+    ],
+)
+def test_a_setting_that_robosuite_itself_does_not_heed_is_no_word_on_motion(
+    version: str, configs: dict[str, Any], said: bool
+) -> None:
+    width = 8 if configs["type"] == "JOINT_POSITION" else 7
+    arm = described_actions({**robosuite(configs), "env_version": version}, width)
+    assert moves(arm) == [ABSOLUTE] * width
+    assert ("mode" in arm[0].assumed) is not said
 
 
 @pytest.mark.parametrize(
