@@ -21,7 +21,7 @@ from pathlib import Path
 from fault_codec import altered, good_message
 from fault_peers import address_of, greeted, mute_peer
 from fault_setup import Outcome, Server, contract, request, sample, serving, spawn
-from fault_sharing import SEEDS, TIMER, expected_actions
+from fault_sharing import SEEDS, TIMER, Expected
 
 from rql_deploy.errors import DeadlineMissed
 from rql_deploy.policy import Decision
@@ -36,19 +36,19 @@ WARM_SHARE = 0.25
 """Share of the time after which memory is taken as settled."""
 
 
-def compare(found: Counter[str], decision: Decision, expected: list[bytes], seed: int) -> None:
+def compare(found: Counter[str], decision: Decision, expected: Expected, seed: int) -> None:
     """Count a decision, and whether it is another's."""
     found["answered"] += 1
-    whole = decision.steps_used == contract().F
-    found["shortened"] += not whole
-    found["wrong"] += decision.seed != seed or (whole and decision.actions.tobytes() != expected[seed])
+    found["shortened"] += decision.steps_used < contract().F
+    found["wrong"] += expected.differs(decision, seed)
 
 
-def threads(pipe: Connection, address: str, seconds: float, expected: list[bytes]) -> None:
+def threads(pipe: Connection, address: str, seconds: float) -> None:
     """Three threads share a policy, under a signal every 5 ms."""
     signal.signal(signal.SIGALRM, lambda *_: None)
     signal.setitimer(signal.ITIMER_REAL, TIMER, TIMER)
     found: Counter[str] = Counter()
+    expected = Expected()
     end = time.monotonic() + seconds
 
     def drive(policy: RemotePolicy, number: int) -> None:
@@ -79,9 +79,10 @@ def threads(pipe: Connection, address: str, seconds: float, expected: list[bytes
     pipe.send(dict(found))
 
 
-def cancelling(pipe: Connection, address: str, seconds: float, expected: list[bytes]) -> None:
+def cancelling(pipe: Connection, address: str, seconds: float) -> None:
     """Asyncio calls, a third of which are cancelled."""
     found: Counter[str] = Counter()
+    expected = Expected()
 
     async def one(policy: AsyncRemotePolicy, seed: int) -> None:
         found["calls"] += 1
@@ -140,7 +141,6 @@ class Chaos:
         self._random, self._good = random.Random(3), good_message()
         self._stopped = threading.Event()
         self._greedy = Channel(server.endpoint)
-        self._noisy = Channel(server.endpoint)
         acts = {
             self.storm: 0.02,
             self.malformed: 0.01,
@@ -160,7 +160,6 @@ class Chaos:
         for thread in self._threads:
             thread.join(10)
         self._greedy.close()
-        self._noisy.close()
 
     def storm(self) -> None:
         socket.create_connection(self._address, timeout=2).close()
@@ -173,10 +172,9 @@ class Chaos:
             self.done["malformed"] += 1
 
     def greed(self) -> None:
-        for _ in range(4):
-            number = self._greedy.send(*request(candidates=256), time.monotonic() + 0.1, 0.1)
-            self._greedy.forget(number)
-            self.done["greedy"] += 1
+        number = self._greedy.send(*request(candidates=256), time.monotonic() + 0.1, 0.1)
+        self._greedy.forget(number)
+        self.done["greedy"] += 1
 
     def flood(self) -> None:
         frame = b"\x03" + struct.pack(">Q", 1 << 20) + bytes(1 << 20)
@@ -221,7 +219,6 @@ class Chaos:
 
 def soak(seconds: float) -> Outcome:
     """Honest clients compare every reply while everything else goes wrong around them."""
-    expected = expected_actions()
     with tempfile.TemporaryDirectory() as folder:
         record = Path(folder) / "recording"
         options = ("--metrics", "0", "--openpi", "0", "--record", str(record), "--max-buffered", "256")
@@ -231,7 +228,7 @@ def soak(seconds: float) -> Outcome:
             pipes = []
             for target in (threads, cancelling):
                 ours, theirs = spawn.Pipe()
-                arguments = (theirs, server.endpoint, seconds, expected)
+                arguments = (theirs, server.endpoint, seconds)
                 spawn.Process(target=target, args=arguments, daemon=True).start()
                 pipes.append(ours)
             files = open_files(server)
@@ -259,7 +256,10 @@ def soak(seconds: float) -> Outcome:
     leaked = after - settled
     figures = {
         "seconds": seconds,
-        **{name: total[name] for name in ("calls", "answered", "missed", "cancelled", "wrong", "shortened", "overrun")},
+        **{
+            name: total[name]
+            for name in ("calls", "answered", "missed", "cancelled", "wrong", "shortened", "overrun")
+        },
         **chaos.done,
         "settled_mib": settled,
         "most_mib": max(memory),

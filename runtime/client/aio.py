@@ -31,7 +31,7 @@ from rql_deploy.runtime.wire.addresses import endpoint_needs_ipv6, names_a_host
 from rql_deploy.runtime.wire.headers import R, Request
 from rql_deploy.runtime.wire.protocol import Arrays, Head, Payload
 
-from .base import BasePolicy, open_core, resolve
+from .base import BasePolicy, open_core, read_addresses, resolve
 from .channel import configure, not_this_protocol, open_context, read_reply
 from .shared_socket import CLOSED
 from .transport import Transport
@@ -64,7 +64,7 @@ class AsyncRemotePolicy(BasePolicy):
         """Connect and check the server's contract; arguments and errors as of `RemotePolicy.connect`."""
 
         # Names are resolved in a thread: the event loop must not wait for a name server.
-        addresses = [endpoint] if isinstance(endpoint, str) else list(endpoint)
+        addresses = read_addresses(endpoint)
         ipv6 = {
             address: await asyncio.to_thread(endpoint_needs_ipv6, address)
             if names_a_host(address)

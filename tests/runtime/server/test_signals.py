@@ -50,6 +50,12 @@ def test_a_second_signal_ends_it_at_once() -> None:
     ("hang", "limit", "status"),
     [
         ("threading.Event().wait()", 0.5, 130),
+        # Nobody reads its standard error, and the pipe is full.
+        (
+            "import fcntl, os; os.write(2, bytes(fcntl.fcntl(2, fcntl.F_GETPIPE_SZ))); threading.Event().wait()",
+            0.3,
+            130,
+        ),
         # The interpreter's lock is never released: only the kernel can end this.
         ("import ctypes; ctypes.PyDLL(None).pause(); ctypes.PyDLL(None).pause()", 0.3, -signal.SIGALRM),
     ],
