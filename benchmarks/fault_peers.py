@@ -133,7 +133,7 @@ def endless_message(seconds: float) -> Outcome:
         alive, after = server.alive, server.memory()
     return Outcome(
         f"sent {sent / 1024:.1f} GiB of one message, was ended {ended} times; {driver}",
-        f"{'running' if alive else 'DEAD'}, at most {peak - before:+.0f} MiB, {after - before:+.0f} afterwards",
+        f"{'running' if alive else 'DEAD'}, {peak - before:+.0f} MiB at most, {after - before:+.0f} after",
         alive and ended > 0 and peak - before < RESIDENT_BOUND and not driver.wrong,
         {
             "sent_mib": sent,

@@ -1,4 +1,4 @@
-"""One policy in many hands: threads, a fork, signals, somebody who closes it; and greedy clients beside it."""
+"""One policy in many hands: threads, a fork, signals, somebody who closes it; and greedy clients."""
 
 from __future__ import annotations
 
@@ -186,8 +186,8 @@ def closed(times: int, threads: int = 4) -> Outcome:
             def call(policy: RemotePolicy = policy, raised: list[BaseException] = raised) -> None:
                 try:
                     policy.act(sample(), deadline=20.0)
-                except BaseException as error:
-                    raised.append(error)
+                except BaseException as failure:
+                    raised.append(failure)  # noqa: B023
 
             callers = [threading.Thread(target=call) for _ in range(threads)]
             for caller in callers:
@@ -198,8 +198,8 @@ def closed(times: int, threads: int = 4) -> Outcome:
             for caller in callers:
                 caller.join()
             slowest = max(slowest, time.monotonic() - start)
-            ended += sum(isinstance(error, PolicyClosed) for error in raised)
-            others += sum(not isinstance(error, PolicyClosed) for error in raised)
+            by_name = sum(isinstance(failure, PolicyClosed) for failure in raised)
+            ended, others = ended + by_name, others + len(raised) - by_name
             server.process.send_signal(signal.SIGCONT)
         alive = server.alive
     return Outcome(

@@ -276,7 +276,7 @@ def soak(seconds: float) -> Outcome:
         f"calls missed, {lost} refused, {total['overrun']} half a second late, "
         f"{total['cancelled']} cancelled",
         f"{leaked:+.0f} MiB since it settled, {files_after - files:+d} open files, "
-        f"{stats['connected']} connected, {stats['in_flight']} under way; ended in {took:.1f} s with {status}",
+        f"{stats['connected']} connected, {stats['in_flight']} under way; end took {took:.1f} s ({status})",
         status == 0
         and not total["wrong"]
         and not total["hung"]
