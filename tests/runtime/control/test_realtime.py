@@ -327,31 +327,3 @@ def test_the_first_request_measures_the_delay_even_at_time_zero(contract: Contra
     plant.clock.time = 0.0  # type: ignore[union-attr]
     loop.run_episode(0)
     assert ticks[contract.h].prefetch_ticks == 0
-
-
-@pytest.mark.parametrize(
-    ("options", "error", "words"),
-    [
-        ({"mode": "openloop"}, UserError, "no playback mode 'openloop': pass one of open-loop"),
-        ({"prefetch_ticks": -1}, UserError, "prefetch_ticks is -1"),
-        ({"prefetch_ticks": "2"}, TypeError, "prefetch_ticks is '2'"),
-        ({"candidates": 0}, UserError, "candidates is 0: pass 1 to 256"),
-        ({"candidates": True}, TypeError, "candidates is True"),
-        ({"deadline": 0}, UserError, "deadline is 0: pass a number of seconds above 0"),
-        ({"deadline": float("nan")}, UserError, "deadline is nan"),
-        ({"deadline": "1"}, TypeError, "deadline is '1'"),
-    ],
-)
-def test_an_option_that_can_only_hold_the_plant_is_refused_at_once(
-    options: dict[str, Any], error: type[Exception], words: str, contract: Contract
-) -> None:
-    with pytest.raises(error, match=words):
-        RealTimeLoop(Rail(), Scripted(contract), **options)
-
-
-def test_a_seed_that_is_none_is_not_blamed_on_the_plant(contract: Contract) -> None:
-    loop, _ = drive(Rail(3), Scripted(contract))
-    for wrong in (-1, 1.5, "a", True):
-        with pytest.raises(ContractError, match="seed is"):
-            loop.run_episode(wrong)  # type: ignore[arg-type]
-    assert loop.run_episode(np.int64(3)).episode.success  # type: ignore[arg-type]
