@@ -12,8 +12,7 @@ from typing import Any
 import numpy as np
 import zmq
 from fault_codec import altered, good_message
-from fault_setup import Outcome, request, sample, serving, spawn
-from networks import OBSERVATION
+from fault_setup import Outcome, contract, request, sample, serving, spawn
 
 from rql_deploy.errors import ContractError, DeadlineMissed
 from rql_deploy.runtime.client import RemotePolicy
@@ -114,17 +113,18 @@ def delays(count: int) -> Outcome:
 
 def inputs(rounds: int) -> Outcome:
     """Observations that break the contract, from one client, while another client drives."""
-    nan, huge = np.full(OBSERVATION, np.nan, np.float32), np.full(OBSERVATION, 1e300)
-    mixed = np.zeros(OBSERVATION, np.float32)
-    mixed[3], mixed[4] = np.inf, -np.inf
+    field = contract().plant.fields[1]
+    mixed = np.zeros(field.shape, np.float32)
+    mixed[1:3] = np.inf, -np.inf
     wrong: dict[str, dict[str, Any]] = {
-        "NaN": {"state": nan},
-        "infinity": {"state": mixed},
-        "beyond float32": {"state": huge},
-        "shape": {"state": np.zeros(OBSERVATION + 1, np.float32)},
-        "no field": {},
+        "NaN": {**sample(), field.name: np.full(field.shape, np.nan, np.float32)},
+        "infinity": {**sample(), field.name: mixed},
+        "beyond float32": {**sample(), field.name: np.full(field.shape, 1e300)},
+        "shape": {**sample(), field.name: np.zeros(field.shape[0] + 1, np.float32)},
+        "no field": {name: value for name, value in sample().items() if name != field.name},
     }
-    raw = [bytes(2 * OBSERVATION), bytes(8 * OBSERVATION), b"short"]
+    numbers = contract().plant.observation_dim
+    raw = [bytes(2 * numbers), bytes(8 * numbers), b"short"]
     refused = others = lost = 0
     with (
         serving() as server,

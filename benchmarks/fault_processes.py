@@ -16,9 +16,8 @@ from pathlib import Path
 
 import numpy as np
 from fault_messages import delaying_proxy
-from fault_setup import HIDDEN, Outcome, request, sample, serving, spawn
+from fault_setup import BUNDLE, Outcome, request, sample, serving, spawn
 from fault_workers import differs
-from networks import network_bundle
 
 from rql_deploy.bundle.bundle import Bundle
 from rql_deploy.errors import DeadlineMissed
@@ -295,7 +294,7 @@ def full_disk(decisions: int) -> Outcome:
                             )
             records = [record for record in read_recording(place) if record["kind"] == "decision"]
             warned = sum("cannot record" in line for line in server.said)
-    model = Model(Bundle.open(network_bundle(HIDDEN)))
+    model = Model(Bundle.open(BUNDLE))
     same = sum(same_bytes(record, replay(model, record)) for record in records)
     whole = len(records) + dropped == 2 * decisions
     return Outcome(

@@ -6,6 +6,7 @@ import contextlib
 import functools
 import multiprocessing as mp
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -15,14 +16,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from networks import OBSERVATION, network_bundle
 
 from rql_deploy.bundle.bundle import Bundle
 from rql_deploy.contract import Contract
 from rql_deploy.runtime.wire.arrays import Layout, Packed
 from rql_deploy.runtime.wire.headers import Act
 
-HIDDEN = (64, 64)
+ROOT = Path(__file__).resolve().parent.parent
+BUNDLE = ROOT / "rql_deploy" / "assets" / "lift_bundle"
+"""What is served: six fields of 19 numbers to 5 x 7 actions at 20 Hz, F = 10. Faults do not ask for size."""
+TINY_BUNDLE = ROOT / "tests" / "data" / "tiny_bundle"
+"""Of the environments of the tests."""
 spawn = mp.get_context("spawn")
 
 
@@ -54,6 +58,14 @@ class Server:
         """Lines of its log so far."""
         return self._errors.read_text().splitlines()
 
+    def note(self, pattern: str) -> str:
+        """The group of a pattern in a line that it prints once it is ready."""
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            if match := re.search(pattern, line):
+                return match.group(1)
+        raise RuntimeError(f"no line matches {pattern}")
+
     def memory(self) -> float:
         """Resident MiB."""
         return (
@@ -77,7 +89,7 @@ def serving(
         "-m",
         "rql_deploy",
         "serve",
-        str(bundle or network_bundle(HIDDEN)),
+        str(bundle or BUNDLE),
         "--bind",
         address,
         "--max-rate",
@@ -106,13 +118,14 @@ def serving(
 
 def sample(seed: int = 0) -> dict[str, Any]:
     """An observation."""
-    return {"state": np.random.default_rng(seed).normal(size=OBSERVATION).astype(np.float32)}
+    rng = np.random.default_rng(seed)
+    return {field.name: rng.normal(size=field.shape).astype(np.float32) for field in contract().plant.fields}
 
 
 @functools.cache
 def contract() -> Contract:
     """Of the bundle that `serving` serves."""
-    return Bundle.open(network_bundle(HIDDEN)).contract
+    return Bundle.open(BUNDLE).contract
 
 
 def request(**options: Any) -> tuple[Act, Packed]:

@@ -68,9 +68,13 @@ def read_array(name: str, value: Any, dtype: np.dtype[Any]) -> NDArray[Any]:
         if isinstance(value, np.ma.MaskedArray) and np.any(value.mask):
             raise ContractError(f"observation field '{name}' has masked values: fill them")
         array = np.asarray(value)
-        if dtype == _FLOAT32 and array.dtype.kind != "c":
+        kind = array.dtype.kind
+        # numpy would read text and dates as numbers.
+        if kind in "SU" or (kind == "O" and any(isinstance(item, str | bytes) for item in array.flat)):
+            raise TypeError("could not convert text")
+        if dtype == _FLOAT32 and kind in "biufO":
             return np.asarray(array, dtype)
-    except (TypeError, ValueError, RuntimeError) as error:
+    except (TypeError, ValueError, RuntimeError, ArithmeticError, RuntimeWarning) as error:
         text = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ContractError(f"observation field '{name}' is not an array of numbers ({text})") from error
     # Images in [0, 1] would become black without a word.

@@ -158,4 +158,4 @@ def write_shards(opened: ShardedStore, output: str, form: str, progress: Progres
 
 
 def _is_minari_id(text: str) -> bool:
-    return bool(re.match(r"^(?:[\w-]+/)*[\w-]+-v\d+$", text))
+    return bool(re.match(r"^(?:[\w-][\w/-]*[\w-]/)?[\w-]+-v\d+$", text))

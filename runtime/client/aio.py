@@ -31,7 +31,7 @@ from rql_deploy.runtime.wire.addresses import endpoint_needs_ipv6, names_a_host
 from rql_deploy.runtime.wire.headers import R, Request
 from rql_deploy.runtime.wire.protocol import Arrays, Head, Payload
 
-from .base import BasePolicy, open_core, resolve
+from .base import BasePolicy, open_core, read_addresses, resolve
 from .channel import configure, not_this_protocol, open_context, read_reply
 from .shared_socket import CLOSED
 from .transport import Transport
@@ -64,7 +64,7 @@ class AsyncRemotePolicy(BasePolicy):
         """Connect and check the server's contract; arguments and errors as of `RemotePolicy.connect`."""
 
         # Names are resolved in a thread: the event loop must not wait for a name server.
-        addresses = [endpoint] if isinstance(endpoint, str) else list(endpoint)
+        addresses = read_addresses(endpoint)
         ipv6 = {
             address: await asyncio.to_thread(endpoint_needs_ipv6, address)
             if names_a_host(address)
@@ -163,7 +163,11 @@ class AsyncTransport:
         if self._closed:
             return False
         self.check()
-        return bool(int(self._socket.getsockopt(zmq.EVENTS)) & zmq.POLLOUT)
+        events = int(self._socket.getsockopt(zmq.EVENTS))
+        if events and not self._loop.is_closed():
+            # The socket's descriptor does not tell the event loop the same again.
+            self._loop.call_soon(self._look_again)
+        return bool(events & zmq.POLLOUT)
 
     async def send(self, request: Request[Any], arrays: Payload, expiry: float, timeout: float) -> int:
         number, sent = self._begin(request, arrays)
@@ -257,8 +261,9 @@ class AsyncTransport:
     def check(self) -> None:
         """Raise PolicyClosed when it is closed, UserError in another process or event loop than its own."""
         require_process(self._pid, self._what)
-        # None: a property that is read between two runs of the loop.
-        if asyncio._get_running_loop() not in (None, self._loop):
+        running = asyncio._get_running_loop()
+        # No loop: a property that is read between two runs of it; another thread may not touch the socket.
+        if running is not self._loop and (running is not None or self._loop.is_running()):
             raise UserError(
                 f"{self._what} was made in another event loop",
                 hint="connect in the loop that uses it, once for each asyncio.run",
@@ -266,6 +271,11 @@ class AsyncTransport:
             )
         if self._closed:
             raise PolicyClosed(CLOSED)
+
+    def _look_again(self) -> None:
+        """Have pyzmq look for messages and for room, as it does when the descriptor tells it to."""
+        if not self._closed:
+            self._socket.get(zmq.EVENTS)
 
     def _begin(self, request: Request[Any], arrays: Payload) -> tuple[int, asyncio.Future[Any]]:
         self.check()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 from rql_deploy.contract import Contract, PlantDescription
@@ -84,6 +84,20 @@ def resolve(options: Mapping[str, Any]) -> ResolvedOptions:
     return ResolvedOptions.of(options, without=("prefix",))
 
 
+def read_addresses(endpoint: str | Iterable[str]) -> list[str]:
+    """One address or several as a list. Raises TypeError for anything else, UserError for none."""
+    if isinstance(endpoint, str):
+        return [endpoint]
+    addresses = list(endpoint) if isinstance(endpoint, Iterable) and not isinstance(endpoint, bytes) else None
+    if addresses is None or not all(isinstance(address, str) for address in addresses):
+        raise TypeError(
+            f"endpoint is {endpoint!r}: pass an address like tcp://127.0.0.1:5555, or a list of them"
+        )
+    if not addresses:
+        raise UserError("there is no address to connect to: try tcp://127.0.0.1:5555")
+    return addresses
+
+
 async def open_core(
     open_transport: Callable[[str], Transport],
     endpoint: str | Sequence[str],
@@ -96,13 +110,12 @@ async def open_core(
 ) -> PolicyCore:
     """Connect to one server or to several, and check their contracts; errors as of `RemotePolicy.connect`."""
     timeout = read_seconds("timeout", timeout)
+    addresses = read_addresses(endpoint)
     transports: list[Transport] = []
     try:
         # One by one: those that were opened before a wrong address are closed again.
-        for address in [endpoint] if isinstance(endpoint, str) else endpoint:
+        for address in addresses:
             transports += [open_transport(address)]
-        if not transports:
-            raise UserError("there is no address to connect to: try tcp://127.0.0.1:5555")
         if len(transports) > 1:
             several = FailoverPolicy(transports, plant=plant, bundle=bundle, allow_mixed=allow_mixed)
             await several.gather(timeout, keys=keys)

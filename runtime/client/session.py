@@ -134,17 +134,21 @@ class Session:
             out: its arrays.
             start: when the call began, on the monotonic clock.
         """
-        steps = reply.k if reply.steps_used is None else reply.steps_used
+        steps = (reply.k if reply.steps_used is None else reply.steps_used) or 0
+        deltas = reply.deltas
+        if deltas is None:
+            # A preview went to f = 1 in its last step, and another contract's F may be another.
+            deltas = self._deltas if steps == len(self._deltas) else ()
         return Decision(
             actions=self.chunk(out),
             value=reply.value,
             spread=reply.spread,
-            steps_used=steps or 0,
+            steps_used=steps,
             observation_time=start,
             seed=reply.seed,
             timing={**(reply.timing or {}), "round_trip": time.monotonic() - start},
             candidates_scored=1 if reply.compared is None else reply.compared,
-            deltas=self._deltas if reply.deltas is None else reply.deltas,
+            deltas=deltas,
             server=self.endpoint,
             bundle=self.bundle,
             contract_id=reply.contract_id or self.contract_id,

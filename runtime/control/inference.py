@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from rql_deploy.errors import DeadlineMissed, UserError, require_process
 from rql_deploy.plant import POLICY_FAILED, Observation
-from rql_deploy.policy import ActOptions, Decision, Policy
+from rql_deploy.policy import MAX_CANDIDATES, ActOptions, Decision, Policy, read_seconds, read_whole
 
 from .clock import Clock
 from .decisions import PolicyError, checked_decision
@@ -135,7 +135,13 @@ class ThreadRunner:
     def __init__(
         self, policy: Policy, clock: Clock, *, deadline: float, candidates: int = 1, value: bool = False
     ):
-        """`deadline`: seconds a decision may take."""
+        """`deadline`: seconds a decision may take.
+
+        Raises TypeError and UserError for a deadline or a number of candidates that no policy takes.
+        """
+        if not (deadline := read_seconds("deadline", deadline)) > 0:
+            raise UserError(f"deadline is {deadline:g}: pass a number of seconds above 0")
+        candidates = read_whole("candidates", candidates, 1, MAX_CANDIDATES)
         self._results: queue.SimpleQueue[InferenceResult] = queue.SimpleQueue()
         self._requests: queue.SimpleQueue[InferenceRequest | Literal["reset"] | None] = queue.SimpleQueue()
         self._policy, self._clock, self._pid = policy, clock, os.getpid()

@@ -18,6 +18,9 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from rql_deploy.errors import UserError
+from rql_deploy.policy import MAX_COUNT, read_whole
+
 Mode = Literal["open-loop", "prefetch", "anytime"]
 MODES: tuple[Mode, ...] = ("open-loop", "prefetch", "anytime")
 ROUNDING = 1e-5
@@ -97,7 +100,14 @@ class Playback:
             min_preview_steps: with `anytime`, the delay that counts is that of the first preview with so many
             steps.
             delta: turns on delay compensation for these dimensions (see `_compensate`).
+
+        Raises UserError for a mode that does not exist and ticks out of range, TypeError where they are no
+        whole number.
         """
+        if mode not in MODES:
+            raise UserError(f"there is no playback mode {mode!r}", hint=f"pass one of {', '.join(MODES)}")
+        if prefetch_ticks is not None:
+            prefetch_ticks = read_whole("prefetch_ticks", prefetch_ticks, 0, MAX_COUNT)
         self.h, self.mode, self._min_preview_steps = h, mode, min_preview_steps
         self.requested = 0
         """Decisions requested so far."""

@@ -23,7 +23,7 @@ from rql_deploy.errors import UserError
 from rql_deploy.limits import Limits
 from rql_deploy.plant import FAULT, EpisodeResult, Observation, Plant
 from rql_deploy.policy import Policy
-from rql_deploy.seeding import decision_seed
+from rql_deploy.seeding import check_seed, decision_seed
 
 from .clock import MIN_SPACING, Clock, Schedule, SystemClock, require_rate
 from .inference import InferenceRequest, InferenceResult, InferenceRunner, ThreadRunner
@@ -116,7 +116,7 @@ class RealTimeLoop:
         if make_runner is not None:
             self._runner = make_runner(self.clock, self.filter)
         else:
-            seconds = deadline or 2 * self.contract.h * self.period
+            seconds = 2 * self.contract.h * self.period if deadline is None else deadline
             value = self.filter.needs_value
             self._runner = ThreadRunner(
                 policy, self.clock, deadline=seconds, candidates=candidates, value=value
@@ -158,8 +158,9 @@ class RealTimeLoop:
         `duration` is in seconds. Before the first decision nothing is commanded. With `after_fault="hold"`
         the loop holds after a fault until it is stopped or the fault is cleared. At the end the plant is held
         until the command no longer changes (delta motion is at zero); Ctrl-C ends this, too. An exception of
-        the plant ends the episode as failed, after one hold.
+        the plant ends the episode as failed, after one hold. Raises ContractError for a seed that is none.
         """
+        seed = check_seed(seed)
         self.statistics = LoopStatistics(self.period)
         self._playback.clear()
         self._runner.reset()

@@ -113,6 +113,7 @@ def decision(done: Done, context: ReplyContext, server: float) -> ActReply:
         reply.k, reply.last = steps, True
     if job.candidates > 1:
         reply.candidate, reply.compared = done.candidate, done.candidates_scored
-    if job.steps_reduced or job.deltas:
+    # The client knows the F equal steps; a decision that ended with a preview has others, too.
+    if job.steps_reduced or job.deltas or steps != context.model.contract.F:
         reply.deltas = done.deltas
     return reply

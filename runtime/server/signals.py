@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import select
 import signal
 import sys
 import threading
@@ -41,9 +42,11 @@ def stop_on_signals(
     def give_up(reason: str) -> None:
         if at_once is not None:
             at_once()
-        # Not through logging: whatever hangs may hold its lock.
+        # Not through logging: whatever hangs may hold its lock, or be a pipe that is full.
         with contextlib.suppress(OSError):
-            os.write(sys.__stderr__.fileno() if sys.__stderr__ else 2, f"{reason}\n".encode())
+            file = sys.__stderr__.fileno() if sys.__stderr__ else 2
+            if select.select([], [file], [], 0)[1]:
+                os.write(file, f"{reason}\n".encode())
         os._exit(STOPPED)
 
     timer = threading.Timer(limit, give_up, [f"stopped by force: not done {limit:g} s after the signal"])

@@ -22,7 +22,8 @@ from rql_deploy.folders import reserve
 from rql_deploy.structs import to_plain
 
 PROVENANCE_KEY = "rql_deploy_collection"
-DATASET_ID = re.compile(r"^(?:[\w-]+/)*[\w-]+-v\d+$")
+DATASET_ID = re.compile(r"^(?:[\w-][\w/-]*[\w-]/)?[\w-]+-v\d+$")
+"""As Minari has it: a name may be one letter, a namespace may not."""
 
 
 def target_folder(output: str) -> Path:

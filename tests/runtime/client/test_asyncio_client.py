@@ -16,7 +16,7 @@ import zmq
 from rql_deploy.errors import DeadlineMissed, PolicyClosed, UserError
 from rql_deploy.runtime.client.aio import AsyncRemotePolicy, AsyncTransport
 from rql_deploy.runtime.client.transport import call
-from rql_deploy.runtime.wire.headers import Ping
+from rql_deploy.runtime.wire.headers import Ping, PingReply
 from tests.helpers.servers import observation
 
 
@@ -104,5 +104,44 @@ def test_a_fork_is_told_at_once_to_connect_anew(endpoint: str) -> None:
                 os._exit(2)
             assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 7
             assert (await policy.act(sample, seed=1, deadline=5.0)).seed == 1
+
+    asyncio.run(drive())
+
+
+@pytest.mark.parametrize("look", ["in the loop", "between two runs of the loop"])
+def test_looking_at_the_connection_loses_no_reply(endpoint: str, look: str) -> None:
+    loop = asyncio.new_event_loop()
+
+    async def connect() -> AsyncTransport:
+        transport = AsyncTransport(endpoint, keys=None, context=None, ipv6=False)
+        await call(transport, Ping(), time.monotonic() + 5.0, 5.0)
+        return transport
+
+    async def send(transport: AsyncTransport) -> int:
+        number = await transport.send(Ping(), {}, time.monotonic() + 5.0, 5.0)
+        await asyncio.sleep(0)
+        time.sleep(0.1)  # the loop is busy while the reply comes
+        if look == "in the loop":
+            assert transport.connected
+        return number
+
+    transport = loop.run_until_complete(connect())
+    for _ in range(5):
+        number = loop.run_until_complete(send(transport))
+        assert transport.connected
+        expiry = time.monotonic() + 2.0
+        reply, _ = loop.run_until_complete(transport.receive(number, PingReply, expiry, 2.0))
+        assert reply.ready
+        transport.forget(number)
+    loop.run_until_complete(transport.close())
+    loop.close()
+
+
+def test_another_thread_may_not_look_at_the_connection_while_its_loop_runs(endpoint: str) -> None:
+    async def drive() -> None:
+        async with await AsyncRemotePolicy.connect(endpoint) as policy:
+            assert policy.servers == {endpoint: "ready"}
+            with pytest.raises(UserError, match="another event loop"):
+                await asyncio.to_thread(lambda: policy.servers)
 
     asyncio.run(drive())

@@ -85,3 +85,12 @@ def test_a_timeout_is_a_number(endpoint: str) -> None:
         for wrong in (True, "5"):
             with pytest.raises(TypeError, match="timeout is"):
                 open_client(endpoint, timeout=wrong)
+
+
+@pytest.mark.parametrize("connect", list(CLIENTS.values()), ids=list(CLIENTS))
+def test_what_is_no_address_is_named(connect: Callable[..., Any]) -> None:
+    for wrong in (None, 5555, b"tcp://127.0.0.1:5555", Path("/tmp/socket"), ["tcp://127.0.0.1:5555", None]):
+        with pytest.raises(TypeError, match=r"endpoint is .*: pass an address like"):
+            connect(wrong)
+    with pytest.raises(UserError, match="no address"):
+        connect(iter([]))

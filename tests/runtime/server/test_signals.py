@@ -61,6 +61,15 @@ def test_it_ends_by_itself_within_the_limit(hang: str, limit: float, status: int
     assert ("stopped by force" in process.communicate()[1]) == (status == 130)
 
 
+def test_a_full_pipe_that_nobody_reads_does_not_hold_the_end_up() -> None:
+    fill = "import fcntl, os; os.write(2, bytes(fcntl.fcntl(2, fcntl.F_GETPIPE_SZ)))"
+    with start(f"{fill}; threading.Event().wait()", 0.3) as process:
+        process.terminate()
+        assert process.wait(15) == 130
+        assert process.stderr is not None
+        assert not process.stderr.read().strip("\0")
+
+
 def test_what_ends_in_time_is_left_alone() -> None:
     process = start("time.sleep(0.1)")
     process.terminate()

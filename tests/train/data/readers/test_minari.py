@@ -199,12 +199,13 @@ def test_a_set_of_minari_0_4_has_its_metadata_in_the_file(tmp_path: Path) -> Non
         read_minari(str(copy))
 
 
-def test_ids_of_one_letter_are_ids(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_names_of_one_letter_are_ids_as_minari_has_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from rql_deploy.workflows.data_writing import format_of
 
     monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "minari"))
-    assert [format_of(name) for name in ("a-v0", "x/y-v1", "a/b")] == ["minari", "minari", "store"]
-    done = cli("data", "convert", stored(tmp_path / "data"), "--output", "x/y-v1")
+    formats = {"a-v0": "minari", "xx/y-v1": "minari", "x/y-v1": "store", "a/b": "store"}
+    assert {name: format_of(name) for name in formats} == formats
+    done = cli("data", "convert", stored(tmp_path / "data"), "--output", "xx/y-v1")
     assert done.exit_code == 0, done.output
-    assert read_minari("x/y-v1").episodes == 3
-    assert not Path("x").exists()
+    assert read_minari("xx/y-v1").episodes == 3
+    assert not Path("xx").exists()
