@@ -199,7 +199,7 @@ def test_a_set_of_minari_0_4_has_its_metadata_in_the_file(tmp_path: Path) -> Non
         read_minari(str(copy))
 
 
-def test_names_of_one_letter_are_ids_as_minari_has_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_names_of_one_letter_are_ids(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from rql_deploy.workflows.data_writing import format_of
 
     monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "minari"))
