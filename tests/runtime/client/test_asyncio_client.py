@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import zmq
 
-from rql_deploy.errors import DeadlineMissed, PolicyClosed, UserError
+from rql_deploy.errors import PolicyClosed, UserError
 from rql_deploy.runtime.client.aio import AsyncRemotePolicy, AsyncTransport
 from rql_deploy.runtime.client.transport import call
 from rql_deploy.runtime.wire.headers import Ping, PingReply
