@@ -168,7 +168,7 @@ class AsyncTransport:
         # Read before asking: when a connection has gone, asking drops what it still brought.
         self._take()
         # Not `getsockopt`, which leaves what it is told here, and ZeroMQ tells it once.
-        events = int(self._socket.get(zmq.EVENTS))  # type: ignore[no-untyped-call]
+        events = int(self._socket.get(zmq.EVENTS))
         self._take()
         return bool(events & zmq.POLLOUT)
 

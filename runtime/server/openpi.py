@@ -204,12 +204,14 @@ class _Client:
                 hello = self._channel.call(Hello(), {}, DEFAULT_TIMEOUT)
                 break
             except (DeadlineMissed, ServerError) as error:
-                busy = isinstance(error, ServerError)
-                if self.ended or attempt + 1 == GREETINGS or (busy and error.code != "busy"):
+                if self.ended or attempt + 1 == GREETINGS:
                     raise
-                if busy:
+                if isinstance(error, ServerError):
+                    if error.code != "busy":
+                        raise
                     time.sleep(BUSY_PAUSE)
-        self._session = Session("this server", hello, None, self._session and self._session.contract)
+        previous = None if self._session is None else self._session.contract
+        self._session = Session("this server", hello, None, previous)
         return pack(_metadata(self._session))
 
     def answer(self, message: str | bytes) -> bytes | str:
