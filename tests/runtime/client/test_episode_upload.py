@@ -99,7 +99,10 @@ def test_served_episodes_become_a_data_set_that_training_reads(bundle: Path, tmp
     assert np.array_equal(store.rewards, -store.masks)
     assert store.successes is not None and store.successes.tolist() == [True, False, True]
     assert store.finals is not None and store.finals[:, 0].tolist() == [7, 11, 7]
-    assert store.plant == Bundle.open(bundle).contract.plant
+    # The bundle notes in its environment that the rate was assumed; a data set has an entry for that.
+    plant = Bundle.open(bundle).contract.plant
+    assert plant.rate_assumed
+    assert store.plant == msgspec.structs.replace(plant, assumed=("control_rate",))
     trained = cli("train", "--dataset", data, "--output", tmp_path / "run", "--updates", 3, *TINY)
     assert trained.exit_code == 0, trained.output
 
