@@ -150,6 +150,8 @@ class AsyncTransport:
         self._owns_context = context is None
         self._context = open_context(context)
         self._socket = zmq.asyncio.Socket(self._context, zmq.DEALER)
+        self._plain: zmq.Socket[bytes] = zmq.Socket(shadow=self._socket)
+        """The same socket, for calls that do not wait."""
         try:
             configure(self._socket, [endpoint], keys, ipv6=ipv6)
         except BaseException:
@@ -163,10 +165,11 @@ class AsyncTransport:
         if self._closed:
             return False
         self.check()
-        events = int(self._socket.getsockopt(zmq.EVENTS))
-        if events and not self._loop.is_closed():
-            # The socket's descriptor does not tell the event loop the same again.
-            self._loop.call_soon(self._look_again)
+        # Read before asking: when a connection has gone, asking drops what it still brought.
+        self._take()
+        # Not `getsockopt`, which leaves what it is told here, and ZeroMQ tells it once.
+        events = int(self._socket.get(zmq.EVENTS))
+        self._take()
         return bool(events & zmq.POLLOUT)
 
     async def send(self, request: Request[Any], arrays: Payload, expiry: float, timeout: float) -> int:
@@ -176,6 +179,8 @@ class AsyncTransport:
                 await asyncio.wait((sent,), timeout=max(0.0, expiry - time.monotonic()))
             if not sent.done():
                 raise DeadlineMissed(f"no connection to {self.endpoint} within {timeout * 1e3:g} ms")
+            # Closing the socket cancels what waits for a connection.
+            self.check()
             sent.result()
         except BaseException:
             sent.cancel()
@@ -272,19 +277,14 @@ class AsyncTransport:
         if self._closed:
             raise PolicyClosed(CLOSED)
 
-    def _look_again(self) -> None:
-        """Have pyzmq look for messages and for room, as it does when the descriptor tells it to."""
-        if not self._closed:
-            self._socket.get(zmq.EVENTS)
-
     def _begin(self, request: Request[Any], arrays: Payload) -> tuple[int, asyncio.Future[Any]]:
         self.check()
         self._last_id += 1
         frame = protocol.encode(request, arrays, id=self._last_id, epoch=self._epoch)
         self._pending[self._last_id] = _Pending()
-        return self._last_id, asyncio.ensure_future(
-            self._socket.send(frame, copy=len(frame) < protocol.ZERO_COPY_BYTES)
-        )
+        sent = asyncio.ensure_future(self._socket.send(frame, copy=len(frame) < protocol.ZERO_COPY_BYTES))
+        self._take()
+        return self._last_id, sent
 
     def _read_first(self, pending: _Pending, reply_type: type[R]) -> tuple[R, Arrays]:
         first = pending.replies.popleft()
@@ -299,18 +299,31 @@ class AsyncTransport:
 
     async def _read(self) -> None:
         while True:
-            frame, *others = await self._socket.recv_multipart()
+            self._hand_out(await self._socket.recv_multipart())
+            # Whenever zmq.asyncio has asked, what waits is read: it asks again before each message.
+            self._take()
+
+    def _take(self) -> None:
+        """Hand out what has come."""
+        while True:
             try:
-                head = protocol.decode(b"" if others else frame)
-            except protocol.ProtocolError as error:
-                # Whose reply it is cannot be read: a server of another version answers all requests so.
-                for waiting in self._pending.values():
-                    waiting.replies.append(error)
-                    waiting.wake()
-                continue
-            pending = self._pending.get(head.id) if head.id and head.epoch == self._epoch else None
-            if pending is None:
-                self.stale_replies += 1
-            else:
-                pending.replies.append(head)
-                pending.wake()
+                self._hand_out(self._plain.recv_multipart(zmq.NOBLOCK))
+            except zmq.Again:
+                return
+
+    def _hand_out(self, message: list[bytes]) -> None:
+        frame, *others = message
+        try:
+            head = protocol.decode(b"" if others else frame)
+        except protocol.ProtocolError as error:
+            # Whose reply it is cannot be read: a server of another version answers all requests so.
+            for waiting in self._pending.values():
+                waiting.replies.append(error)
+                waiting.wake()
+            return
+        pending = self._pending.get(head.id) if head.id and head.epoch == self._epoch else None
+        if pending is None:
+            self.stale_replies += 1
+        else:
+            pending.replies.append(head)
+            pending.wake()

@@ -100,6 +100,7 @@ class Channel:
         keys: str | os.PathLike[str] | None = None,
         busy_poll: bool = False,
         context: zmq.Context[Any] | None = None,
+        identity: bytes | None = None,
     ):
         """Several endpoints are used in turn (ZeroMQ's round robin over the connections that stand).
 
@@ -108,6 +109,7 @@ class Channel:
             keys: the client's key file, for a server with keys.
             busy_poll: spin instead of sleeping: a faster answer for a client that has a core to spare.
             context: a ZeroMQ context that the caller owns and terminates; one of its own if None.
+            identity: ZeroMQ's name of the connection at the server, which no other may have.
         """
         endpoints = [endpoint] if isinstance(endpoint, str) else list(endpoint)
         self.endpoint = ", ".join(endpoints)
@@ -119,6 +121,8 @@ class Channel:
         read = functools.partial(_read, self._socket, self._epoch)
         self._shared = SharedSocket(self._socket, read, busy_poll=busy_poll)
         try:
+            if identity is not None:
+                self._socket.setsockopt(zmq.ROUTING_ID, identity)
             configure(self._socket, endpoints, keys)
         except BaseException:
             self.close()

@@ -82,9 +82,11 @@ class EpisodeReporter:
     ) -> EpisodeReporter:
         """Find the server that records; arguments as in `RemotePolicy.connect`.
 
-        Raises ContractError when its contract does not fit `plant`.
+        Where none does, nothing is reported; a warning names those that did not answer in time. Raises
+        ContractError when its contract does not fit `plant`.
         """
         timeout = read_seconds("timeout", timeout)
+        silent = []
         for address in [endpoint] if isinstance(endpoint, str) else endpoint:
             channel = Channel(address, keys=keys, context=context)
             try:
@@ -92,11 +94,14 @@ class EpisodeReporter:
                 if hello[0].records:
                     return cls(channel, Session(address, hello, plant), bundle)
             except DeadlineMissed:
-                pass
+                silent.append(address)
             except BaseException:
                 channel.close()
                 raise
             channel.close()
+        if silent:
+            where = ", ".join(silent)
+            _log.warning(f"no server answers at {where} within {timeout:g} s: episodes are not reported")
         return cls(None, None, bundle)
 
     @property

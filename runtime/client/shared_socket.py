@@ -64,7 +64,7 @@ class SharedSocket(Generic[Item]):
     ):
         """`read` takes one message without waiting: the number of its request, and what is handed out.
 
-        A message without a number goes to whoever reads it.
+        A message without a number goes to whoever reads it or, where nobody does, to all requests.
         """
         self.unexpected = 0
         """Messages for no request under way."""
@@ -84,13 +84,14 @@ class SharedSocket(Generic[Item]):
     @property
     def connected(self) -> bool:
         """Whether a request could be sent now."""
-        with self._lock:
-            try:
-                return not self.closed and protocol.ready(self._socket, zmq.POLLOUT)
-            except zmq.ZMQError:
+        with self._lock, contextlib.suppress(zmq.ZMQError):
+            if self.closed:
                 return False
-            finally:
-                self._hand_out_for_others()
+            self._hand_out(None)
+            connected = protocol.ready(self._socket, zmq.POLLOUT)
+            self._hand_out(None)
+            return connected
+        return False
 
     def send(self, number: int, send: Callable[[], None], expiry: float) -> bool:
         """Call `send` until it does not raise zmq.Again; false at `expiry`. Replies are kept from then on."""
@@ -199,13 +200,13 @@ class SharedSocket(Generic[Item]):
             except zmq.Again:
                 return
             call = reader if number is None else self._calls.get(number)
-            if call is None:
-                self.unexpected += 1
-                continue
-            call.replies.append(item)
-            if call is reader:
-                return
-            self._wake(call)
+            found = [call] if call is not None else list(self._calls.values()) if number is None else []
+            self.unexpected += not found
+            for call in found:
+                call.replies.append(item)
+                if call is reader:
+                    return
+                self._wake(call)
 
     def _hand_out_for_others(self) -> None:
         """After a call into ZeroMQ while a thread polls: the descriptor does not tell it the same again."""

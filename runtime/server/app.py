@@ -21,7 +21,7 @@ from .auth import ServerKeys
 from .connections import MAX_BUFFERED, raise_file_limit
 from .logs import start_logging
 from .openpi import Keepalive, OpenpiEndpoint
-from .quota import MAX_RATE
+from .quota import MAX_RATE, on_behalf_of
 from .recording import Recorder
 from .registry import Reloader, incompatibilities
 from .server import INTERNAL, PolicyServer
@@ -63,9 +63,10 @@ class RunningServer:
     def __init__(self, server: PolicyServer, models: list[Model], notes: list[str]):
         self.server, self.models, self.notes = server, models, notes
 
-    def channel(self) -> Channel:
-        """A new connection to the server, for one thread of this process."""
-        return Channel(INTERNAL, context=self.server.context)
+    def channel(self, address: str | None = None) -> Channel:
+        """A new connection to the server, within this process; quotas count it for a client's `address`."""
+        identity = None if address is None else on_behalf_of(address)
+        return Channel(INTERNAL, context=self.server.context, identity=identity)
 
 
 @contextlib.contextmanager

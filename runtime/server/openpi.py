@@ -19,6 +19,8 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
+import numpy as np
+from numpy.typing import NDArray
 from websockets.asyncio.server import ServerConnection, serve
 from websockets.exceptions import ConnectionClosed
 from websockets.frames import CloseCode
@@ -27,7 +29,8 @@ from websockets.http11 import Request, Response
 from rql_deploy.errors import DeadlineMissed, UserError
 from rql_deploy.runtime.client.channel import Channel
 from rql_deploy.runtime.client.session import DEFAULT_TIMEOUT, Session
-from rql_deploy.runtime.wire.headers import Act, Hello
+from rql_deploy.runtime.wire.checks import ServerError
+from rql_deploy.runtime.wire.headers import Act, ActReply, Hello
 from rql_deploy.runtime.wire.protocol import MAX_MESSAGE_BYTES
 
 from .listen import open_listener
@@ -36,6 +39,8 @@ from .openpi_messages import pack, read_observation
 MAX_CONNECTIONS = 64
 GREETINGS = 10
 """Times that a connection asks for the contract before it gives the server up."""
+BUSY_PAUSE = 0.5
+"""Seconds between two of them, where the client's quota is used up."""
 CLOSE_LIMIT = 1.0
 """Seconds that all clients together get to answer the close frame when the server stops."""
 _log = logging.getLogger("rql_deploy.openpi")
@@ -76,14 +81,20 @@ class OpenpiEndpoint:
 
     def __init__(
         self,
-        channel: Callable[[], Channel],
+        channel: Callable[[str], Channel],
         host: str,
         port: int,
         *,
         shared: bool = False,
         keepalive: Keepalive = Keepalive(),  # noqa: B008
     ):
-        """With `shared`, other workers listen on the same port. Raises UserError when the port is taken."""
+        """
+        Args:
+            channel: connects to the policy server for a client at that address.
+            shared: other workers listen on the same port.
+
+        Raises UserError when the port is taken.
+        """
         self._connect, self._keepalive = channel, keepalive
         self._listener = open_listener("--openpi", host, port, reuse_port=shared)
         self.port = int(self._listener.getsockname()[1])
@@ -141,9 +152,9 @@ class OpenpiEndpoint:
         if len(self._clients) >= MAX_CONNECTIONS:
             await connection.close(CloseCode.TRY_AGAIN_LATER, "too many connections")
             return
-        # A channel blocks, and belongs to one thread.
+        # A channel blocks.
         worker = ThreadPoolExecutor(1, "openpi")
-        client = _Client(self._connect)
+        client = _Client(functools.partial(self._connect, connection.remote_address[0]))
         self._workers.add(worker)
         self._clients[connection] = client
         call = functools.partial(self._loop.run_in_executor, worker)
@@ -186,32 +197,47 @@ class _Client:
 
     def greet(self) -> bytes:
         """The metadata; waits for a server that is still warming up."""
-        self._channel = self._connect()
+        if self._channel is None:
+            self._channel = self._connect()
         for attempt in range(GREETINGS):
             try:
                 hello = self._channel.call(Hello(), {}, DEFAULT_TIMEOUT)
                 break
-            except DeadlineMissed:
+            except (DeadlineMissed, ServerError) as error:
                 if self.ended or attempt + 1 == GREETINGS:
                     raise
-        self._session = Session("this server", hello, None)
+                if isinstance(error, ServerError):
+                    if error.code != "busy":
+                        raise
+                    time.sleep(BUSY_PAUSE)
+        previous = None if self._session is None else self._session.contract
+        self._session = Session("this server", hello, None, previous)
         return pack(_metadata(self._session))
 
     def answer(self, message: str | bytes) -> bytes | str:
         """The reply to an observation: a map, or why it is refused."""
-        assert self._channel is not None
-        assert self._session is not None
         try:
-            fields = self._session.pack(read_observation(message, self._session.contract))
-            request = Act(contract=self._session.contract_id, budget=DEFAULT_TIMEOUT)
-            reply, out = self._channel.call(request, fields, DEFAULT_TIMEOUT)
-            chunk = self._session.chunk(out)
+            try:
+                reply, chunk = self._act(message)
+            except ServerError as error:
+                if error.code != "contract_changed":
+                    raise
+                # A bundle for the same plant has taken over, and lays an observation out differently.
+                self.greet()
+                reply, chunk = self._act(message)
         except (DeadlineMissed, UserError) as error:
             _log.info("openpi observation refused", extra={"data": {"reason": str(error)}})
             return str(error)
         inference = {"infer_ms": (reply.timing or {}).get("inference", 0.0) * 1e3}
         total = {} if self.previous_total is None else {"prev_total_ms": self.previous_total * 1e3}
         return pack({"actions": chunk, "server_timing": inference | total, "policy_timing": inference})
+
+    def _act(self, message: str | bytes) -> tuple[ActReply, NDArray[np.float32]]:
+        assert self._channel is not None and self._session is not None
+        fields = self._session.pack(read_observation(message, self._session.contract))
+        request = Act(contract=self._session.contract_id, budget=DEFAULT_TIMEOUT)
+        reply, out = self._channel.call(request, fields, DEFAULT_TIMEOUT)
+        return reply, self._session.chunk(out)
 
     def close(self) -> None:
         """Disconnect from the policy server."""

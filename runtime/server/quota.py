@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import ipaddress
+import secrets
 
 import zmq
 
@@ -30,9 +31,10 @@ MAX_CONNECTIONS = 1024
 """Connections of one peer whose use is remembered."""
 MAX_PEERS = 4096
 """Peers that are remembered. Beyond it those that were silent longest are dropped."""
-
-
 _THREAD = "thread "
+_BEHALF = b"for "
+"""With this begins the identity of a connection that is made for a client elsewhere; ZeroMQ's own begin with
+a zero."""
 
 
 def key_of(client: Client) -> bytes:
@@ -47,8 +49,15 @@ def sender(identity: zmq.Frame, *, keys: bool) -> Client:
         # ZeroMQ's own notes on a connection, which no client can write.
         peer = identity.get("User-Id" if keys else "Peer-Address")
     except zmq.ZMQError:
-        return Client(connection, f"{_THREAD}{connection.hex()}")
+        of_another = connection.startswith(_BEHALF)
+        name = connection.rpartition(b" ")[0].decode() if of_another else connection.hex()
+        return Client(connection, f"{_THREAD}{name}")
     return Client(connection, str(peer) if keys else _peer_of(str(peer)))
+
+
+def on_behalf_of(address: str) -> bytes:
+    """The identity of a new connection within this process that counts for a client at that address."""
+    return _BEHALF + f"{_peer_of(address)} {secrets.token_hex(8)}".encode()
 
 
 @functools.lru_cache(maxsize=4096)

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from rql_deploy.contract import ActionDimension, ObservationField, PlantDescription
 from rql_deploy.errors import UserError
+from rql_deploy.setpoints import Method
 
 from .arm_process import JOINTS, REST, Arm
 
@@ -70,13 +71,28 @@ class ArmPlant:
     `apply` sends joint targets `[7]`, rad, and does not wait for the arm.
     """
 
-    def __init__(self, control_rate: float = 20.0, horizon: int = 200, arm_rate: float = ARM_RATE):
+    def __init__(
+        self,
+        control_rate: float = 20.0,
+        horizon: int = 200,
+        arm_rate: float = ARM_RATE,
+        method: Method = "linear",
+    ):
+        """`arm_rate`: its control cycles per second; `method`: how it goes from target to target."""
         self.control_rate, self.horizon = control_rate, horizon
         self._geometry = Arm(arm_rate)
         self._goal = np.zeros(3)
         self._resets, self._ticks, self._success = 0, 0, False
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "rql_deploy.sim.plants.arm_process", "--rate", str(arm_rate)],
+            [
+                sys.executable,
+                "-m",
+                "rql_deploy.sim.plants.arm_process",
+                "--rate",
+                str(arm_rate),
+                "--method",
+                method,
+            ],
             stdout=subprocess.PIPE,
             text=True,
             # The terminal's Ctrl-C is for the loop, which then still has to hold the arm.

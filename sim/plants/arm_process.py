@@ -23,7 +23,7 @@ import json
 import os
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import msgspec
 import mujoco
@@ -138,9 +138,9 @@ def handle_message(arm: Arm, message: bytes) -> int | None:
     return None
 
 
-def run(rate: float) -> None:
+def run(rate: float, method: Method = "linear") -> None:
     """Serve one arm until the parent process ends."""
-    arm = Arm(rate)
+    arm = Arm(rate, method)
     context = zmq.Context()
     orders, states = context.socket(zmq.PULL), context.socket(zmq.PUB)
     for socket in (orders, states):
@@ -184,7 +184,9 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--rate", type=float, default=500.0, help="control cycles per second, 500 to 1000")
-    run(parser.parse_args().rate)
+    parser.add_argument("--method", choices=get_args(Method), default="linear", help="from target to target")
+    options = parser.parse_args()
+    run(options.rate, options.method)
 
 
 if __name__ == "__main__":

@@ -13,10 +13,11 @@ from pathlib import Path
 import pytest
 import zmq
 
-from rql_deploy.errors import DeadlineMissed, PolicyClosed, UserError
+from rql_deploy.errors import PolicyClosed, UserError
 from rql_deploy.runtime.client.aio import AsyncRemotePolicy, AsyncTransport
 from rql_deploy.runtime.client.transport import call
 from rql_deploy.runtime.wire.headers import Ping, PingReply
+from rql_deploy.runtime.wire.protocol import decode, encode, send
 from tests.helpers.servers import observation
 
 
@@ -64,20 +65,21 @@ def test_a_second_event_loop_is_refused_by_name(endpoint: str, tmp_path: Path, s
     assert len(os.listdir("/proc/self/task")) < before, "its ZeroMQ threads are gone"
 
 
-def test_another_thread_closes_a_policy_under_its_calls(endpoint: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["mute", "absent"])
+def test_another_thread_closes_a_policy_under_its_calls(tmp_path: Path, name: str) -> None:
     with zmq.Context() as context, context.socket(zmq.ROUTER) as router:
         router.linger = 0
         router.bind(f"ipc://{tmp_path}/mute")
-        ended: list[Exception] = []
+        ended: list[BaseException] = []
         ready = threading.Event()
         transports: list[AsyncTransport] = []
 
         async def wait() -> None:
-            transports.append(AsyncTransport(f"ipc://{tmp_path}/mute", keys=None, context=None, ipv6=False))
+            transports.append(AsyncTransport(f"ipc://{tmp_path}/{name}", keys=None, context=None, ipv6=False))
             ready.set()
             try:
                 await call(transports[0], Ping(), time.monotonic() + 60.0, 60.0)
-            except DeadlineMissed as error:
+            except BaseException as error:
                 ended.append(error)
 
         thread = threading.Thread(target=lambda: asyncio.run(wait()))
@@ -144,4 +146,33 @@ def test_another_thread_may_not_look_at_the_connection_while_its_loop_runs(endpo
             with pytest.raises(UserError, match="another event loop"):
                 await asyncio.to_thread(lambda: policy.servers)
 
+    asyncio.run(drive())
+
+
+@pytest.mark.parametrize("cut", [False, True])
+def test_asking_whether_there_is_a_connection_loses_no_reply(tmp_path: Path, cut: bool) -> None:
+    """Nor does it keep one from being noticed: ZeroMQ tells what has happened once."""
+
+    async def drive() -> None:
+        with zmq.Context() as context, context.socket(zmq.ROUTER) as router:
+            router.bind(f"ipc://{tmp_path}/server")
+            transport = AsyncTransport(f"ipc://{tmp_path}/server", keys=None, context=None, ipv6=False)
+            expiry = time.monotonic() + 5.0
+            numbers = [await transport.send(Ping(), {}, expiry, 5.0) for _ in range(3)]
+            for _ in numbers:
+                client, frame = router.recv_multipart()
+                head = decode(frame)
+                send(router, encode(reply, id=head.id, epoch=head.epoch), client=client)
+            # The event loop does not turn meanwhile.
+            time.sleep(0.1)
+            assert transport.connected
+            if cut:
+                router.close()
+                time.sleep(0.2)
+                assert not transport.connected
+            for number in numbers:
+                assert (await transport.receive(number, PingReply, expiry, 5.0))[0] == reply
+            await transport.close()
+
+    reply = PingReply(requests=1, errors=0, ready=True)
     asyncio.run(drive())

@@ -15,7 +15,8 @@ import zmq
 from rql_deploy.errors import DeadlineMissed
 from rql_deploy.runtime.client import ServerError
 from rql_deploy.runtime.client.channel import Channel
-from rql_deploy.runtime.wire.headers import Act
+from rql_deploy.runtime.wire.headers import Act, Ping, PingReply
+from rql_deploy.runtime.wire.protocol import decode, encode, send
 from tests.helpers.clients import CLIENTS
 from tests.helpers.wire import raw_message, read_header
 
@@ -66,3 +67,24 @@ def test_a_server_that_speaks_otherwise_is_told_apart_from_none(
         with pytest.raises(ServerError, match=words):
             connect(f"ipc://{tmp_path}/policy", timeout=10.0)
         thread.join()
+
+
+def test_asking_whether_there_is_a_connection_loses_no_reply(tmp_path: Path) -> None:
+    with zmq.Context() as context, context.socket(zmq.ROUTER) as router:
+        router.bind(f"ipc://{tmp_path}/server")
+        channel = Channel(f"ipc://{tmp_path}/server")
+        expiry = time.monotonic() + 5.0
+        numbers = [channel.send(Ping(), {}, expiry, 5.0) for _ in range(3)]
+        for _ in numbers:
+            client, frame = router.recv_multipart()
+            head = decode(frame)
+            reply = PingReply(requests=1, errors=0, ready=True)
+            send(router, encode(reply, id=head.id, epoch=head.epoch), client=client)
+        time.sleep(0.1)
+        assert channel.connected
+        router.close()
+        time.sleep(0.2)
+        assert not channel.connected
+        for number in numbers:
+            assert channel.receive(number, PingReply, expiry, 5.0)[0].requests == 1
+        channel.close()

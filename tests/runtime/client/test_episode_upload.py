@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import time
 from collections.abc import Mapping
@@ -98,7 +99,10 @@ def test_served_episodes_become_a_data_set_that_training_reads(bundle: Path, tmp
     assert np.array_equal(store.rewards, -store.masks)
     assert store.successes is not None and store.successes.tolist() == [True, False, True]
     assert store.finals is not None and store.finals[:, 0].tolist() == [7, 11, 7]
-    assert store.plant == Bundle.open(bundle).contract.plant
+    # The bundle notes in its environment that the rate was assumed; a data set has an entry for that.
+    plant = Bundle.open(bundle).contract.plant
+    assert plant.rate_assumed
+    assert store.plant == msgspec.structs.replace(plant, assumed=("control_rate",))
     trained = cli("train", "--dataset", data, "--output", tmp_path / "run", "--updates", 3, *TINY)
     assert trained.exit_code == 0, trained.output
 
@@ -160,6 +164,18 @@ def test_nothing_is_reported_to_a_server_that_does_not_record(endpoint: str) -> 
     with pytest.raises(ServerError, match="--record DIR"):
         channel.call(Episode(contract="", episode=0, tick=0), {}, 5.0)
     channel.close()
+
+
+def test_a_server_that_does_not_answer_is_named_before_nothing_is_reported(
+    endpoint: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for addresses, warnings in (([endpoint], 0), ([f"ipc://{tmp_path}/absent", endpoint], 1)):
+        with EpisodeReporter.connect(addresses, timeout=0.5) as reporter:
+            assert not reporter.recording
+        assert len(caplog.messages) == warnings
+    assert re.search(
+        r"no server answers at ipc://\S+/absent within 0.5 s: episodes are not reported", caplog.text
+    )
 
 
 def test_parts_that_a_restarted_server_did_not_see_are_sent_again(bundle: Path, tmp_path: Path) -> None:

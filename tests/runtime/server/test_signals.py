@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
+import pty
 import signal
 import subprocess
 import sys
+import termios
 import time
+from pathlib import Path
 
 import pytest
 
@@ -94,3 +99,26 @@ def test_an_ignored_signal_stays_ignored() -> None:
     process.terminate()
     assert process.wait(10) == 0
     process.stdout.close()
+
+
+def test_a_server_whose_terminal_is_gone_drains(bundle: Path) -> None:
+    """It reads its bundles again, as at any SIGHUP, and stops when it cannot say so."""
+    terminal, inside = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "rql_deploy", "serve", bundle, "--bind", "tcp://127.0.0.1:*"],
+        stdin=inside,
+        stdout=inside,
+        stderr=inside,
+        start_new_session=True,
+        preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+    )
+    try:
+        os.close(inside)
+        said = b""
+        while b"ready: " not in said:
+            said += os.read(terminal, 4096)
+        os.close(terminal)
+        assert process.wait(20) == 0
+    finally:
+        process.kill()
+        process.wait()

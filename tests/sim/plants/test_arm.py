@@ -16,9 +16,12 @@ from rql_deploy.contract import Calibration, Contract, Provenance
 from rql_deploy.errors import UserError
 from rql_deploy.export.exporter import ExportModules, export_bundle
 from rql_deploy.limits import ActionLimit, Limits
+from rql_deploy.plant import Observation
 from rql_deploy.runtime.client import RemotePolicy
+from rql_deploy.runtime.control.interpolation import InterpolatedPlant
 from rql_deploy.runtime.control.realtime import RealTimeLoop
 from rql_deploy.runtime.control.telemetry import Tick
+from rql_deploy.setpoints import Setpoints
 from rql_deploy.sim.plants.arm import STALE_SECONDS, ArmPlant, describe_arm
 from rql_deploy.sim.plants.arm_process import JOINTS, REST, Arm, handle_message
 from rql_deploy.train.export_modules import make_modules
@@ -85,6 +88,51 @@ def test_the_reference_moves_evenly_between_two_targets() -> None:
         moved.append(arm.reference[0] - REST[0])
     assert np.allclose(np.diff(moved[:25]), 0.1 / 25)
     assert np.allclose(moved[24:], 0.1)
+
+
+def test_the_reference_of_a_1_khz_arm_is_what_its_interpolated_plant_would_send() -> None:
+    arm, shift = Arm(1000.0, "minimum-jerk"), np.linspace(-0.3, 0.3, 7)
+    same = Setpoints(describe_arm(RATE), 1000.0, REST, method="minimum-jerk")
+    u = np.minimum(np.arange(1, 61) / 50, 1.0)[:, None]
+    for start, target in ((REST, REST + shift), (REST + shift, REST)):
+        arm.aim(target, 1 / RATE)
+        same.command(target)
+        for part in 10 * u**3 - 15 * u**4 + 6 * u**5:
+            arm.cycle()
+            assert np.array_equal(arm.reference, same.next())
+            assert np.allclose(arm.reference, start + (target - start) * part, atol=1e-12)
+
+
+def test_an_interpolated_plant_drives_a_1_khz_arm_at_minimum_jerk() -> None:
+    arm, references = Arm(1000.0), []
+
+    class Driver:
+        def reset(self, seed: int | None = None) -> None:
+            arm.reset(REST)
+
+        def observe(self) -> Observation:
+            return arm.state()
+
+        def rest(self) -> np.ndarray:
+            return REST
+
+        def apply(self, action: np.ndarray) -> None:
+            arm.aim(action, arm.period)
+            arm.cycle()
+            references.append(arm.reference)
+
+    with InterpolatedPlant(Driver(), describe_arm(RATE), driver_rate=1000.0, method="minimum-jerk") as plant:
+        plant.reset()
+        plant.apply(REST + 0.1)
+        expiry = time.monotonic() + 10.0
+        while len(references) < 100 and time.monotonic() < expiry:
+            time.sleep(0.01)
+    way, u = np.array(references)[:, 0] - REST[0], np.arange(1, 51) / 50
+    curve = 0.1 * (10 * u**3 - 15 * u**4 + 6 * u**5)
+    # A busy machine skips cycles, and with them set-points; those that come are the curve's.
+    assert np.abs(way[:, None] - curve).min(axis=1).max() < 1e-6
+    assert way[-1] == pytest.approx(0.1)
+    assert (np.diff(way) >= 0).all() and np.abs(arm.data.qvel[:7]).max() > 0
 
 
 def test_targets_beyond_the_joint_limits_end_at_them_and_nonsense_is_ignored() -> None:
