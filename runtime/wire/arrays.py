@@ -17,7 +17,7 @@ from rql_deploy.contract import ObservationField
 from rql_deploy.errors import ContractError
 from rql_deploy.observation import ObservationReader
 
-from .checks import ProtocolError, all_finite
+from .checks import ProtocolError, all_finite, numbers_finite
 from .headers import ArraySpec
 
 Arrays = Mapping[str, NDArray[Any]]
@@ -74,7 +74,9 @@ class Layout:
         """
         arrays = self._reader(observation, rows).values()
         parts = [
-            np.asarray(array, dtype, order="C")
+            array
+            if array.flags.c_contiguous and array.dtype == dtype
+            else np.asarray(array, dtype, order="C")
             for array, (_, _, dtype) in zip(arrays, self.fields, strict=True)
         ]
         return Packed(parts, 1 if rows is None else rows)
@@ -97,7 +99,7 @@ class Layout:
             for name, shape, dtype, offset in self._places.get(rows) or self._place(rows)
         }
         count = rows * self._floats
-        if count and not all_finite(np.ndarray((count,), _FLOAT32, frame, start)):
+        if count and not numbers_finite(np.ndarray((count,), _FLOAT32, frame, start)):
             name = next(name for name, value in fields.items() if not all_finite(value))
             raise ContractError(f"observation field '{name}' holds NaN or infinity")
         return fields

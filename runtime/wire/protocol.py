@@ -141,7 +141,7 @@ def request_arrays(head: Head, request: Request[Any], layout: Layout | None = No
             if name not in request.named:
                 raise ProtocolError(
                     "bad_array",
-                    f"`{request.operation()}` takes no array '{name[:64]}'"
+                    f"`{request.operation}` takes no array '{name[:64]}'"
                     f"{suggestion(name[:64], request.named)}",
                 )
         named, place = read_named(head.frame, place, request.arrays)
@@ -235,7 +235,7 @@ def _decode_header(head: Head, definition: type[Message], code: str) -> Any:
     if head.end > len(head.frame):
         raise ProtocolError("bad_header", "the message ends within its header")
     try:
-        return _decoder(definition).decode(memoryview(head.frame)[PREFIX.size : head.end])
+        return _decoder(definition).decode(head.frame[PREFIX.size : head.end])
     except msgspec.ValidationError as error:
         code = "bad_array" if "`$.arrays" in str(error) else code
         raise ProtocolError(code, _explain(error, definition)) from error
@@ -308,12 +308,8 @@ def receive_from(
     no message has come.
     """
     client: zmq.Frame = _recv(router, flags, False)
-    if not large:
-        frame = _recv(router, NOBLOCK)
-        return client, frame, not (_get(router, _RCVMORE) and drop_rest(router))
-    received: zmq.Frame = _recv(router, NOBLOCK, False)
-    whole = not drop_rest(router)
-    return client, contents(received), whole
+    frame = contents(_recv(router, NOBLOCK, False)) if large else _recv(router, NOBLOCK)
+    return client, frame, not drop_rest(router)
 
 
 def contents(frame: zmq.Frame) -> Any:
