@@ -33,7 +33,7 @@ class Diagnosis:
     def __init__(self, endpoint: str, timeout: float, *, keys: bool):
         """`timeout`: seconds that the call waits; `keys`: whether it has a key file."""
         self.reason = _start(endpoint)
-        self._endpoint, self._keys = endpoint, keys
+        self._endpoint, self._keys, self._looking = endpoint, keys, False
         self._timer = threading.Timer(timeout / 2, self._look)
         self._timer.daemon = True
 
@@ -45,10 +45,11 @@ class Diagnosis:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._timer.cancel()
-        # Where it has nothing to look at, its thread ends at once.
-        self._timer.join(0.01)
+        # Unless it is looking, its thread ends at once.
+        self._timer.join(0.01 if self._looking else LOOK_LIMIT)
 
     def _look(self) -> None:
+        self._looking = True
         self.reason = find_reason(self._endpoint, keys=self._keys)
 
 

@@ -58,8 +58,7 @@ class FailoverPolicy:
     ):
         """`gather` must come next. `allow_mixed`: servers may have different trainings for the same plant."""
         self._allow_mixed, self._closed = allow_mixed, False
-        # Threads may share the policy; nothing waits under this lock.
-        self._lock = threading.RLock()
+        self._lock = threading.RLock()  # threads may share the policy; nothing waits under it
         self._servers = [ServerState(transport) for transport in transports]
         self._plant, self._bundle = plant, bundle
         self._contract: Contract | None = None

@@ -103,13 +103,18 @@ class SharedSocket(Generic[Item]):
         call: Call[Item] = Call(number)
 
         def attempt() -> bool | None:
-            try:
-                send()
-            except zmq.Again:
-                return None
-            finally:
+            while True:
+                sent: bool | None = True
+                try:
+                    send()
+                except zmq.Again:
+                    sent = None
                 self._hand_out_for_others()
-            return True
+                # Handing out may have taken in that there is a connection now: the descriptor will not say it
+                # again.
+                news = zmq.POLLOUT | (zmq.POLLIN if self._polling else 0)
+                if sent or not protocol.ready(self._socket, news):
+                    return sent
 
         sent = False
         try:
@@ -206,8 +211,12 @@ class SharedSocket(Generic[Item]):
 
     def _hand_out(self, reader: Call[Item] | None) -> None:
         """Give the messages that have come to their calls, up to the first for `reader`."""
-        while protocol.ready(self._socket, zmq.POLLIN):
-            number, item = self._read()
+        while True:
+            # Read without asking first: when a connection has gone, asking drops what it still brought.
+            try:
+                number, item = self._read()
+            except zmq.Again:
+                return
             call = reader if number is None else self._calls.get(number)
             if call is None:
                 self.unexpected += 1

@@ -25,6 +25,7 @@ from rql_deploy.errors import DeadlineMissed, PolicyClosed, UserError
 from rql_deploy.runtime.client import RemotePolicy, connect
 from rql_deploy.runtime.client.channel import Channel
 from rql_deploy.runtime.client.episode_upload import EpisodeReporter
+from rql_deploy.runtime.client.shared_socket import SharedSocket
 from rql_deploy.runtime.control.clock import SystemClock
 from rql_deploy.runtime.control.inference import InferenceRequest, ThreadRunner
 from rql_deploy.runtime.engine.onnx_policy import OnnxPolicy
@@ -327,3 +328,21 @@ def test_a_policy_that_nobody_closed_is_collected_and_keeps_no_process(endpoint:
         [sys.executable, "-c", code, endpoint], capture_output=True, text=True, timeout=60, cwd=ROOT
     )
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_connection_that_stands_by_the_time_a_send_has_failed_is_used() -> None:
+    with zmq.Context() as context, context.socket(zmq.DEALER) as there, context.socket(zmq.DEALER) as here:
+        there.bind("inproc://peer")
+        here.connect("inproc://peer")
+        shared: SharedSocket[bytes] = SharedSocket(here, lambda: (0, here.recv(zmq.NOBLOCK)))
+        refusals = iter([zmq.Again(), zmq.Again()])
+
+        def send() -> None:
+            if refusal := next(refusals, None):
+                raise refusal
+
+        # The descriptor has nothing to say: a client that waits for it waits in vain.
+        start = time.monotonic()
+        assert shared.send(1, send, start + 4.0)
+        assert time.monotonic() - start < 2.0
+        shared.close()
