@@ -92,7 +92,7 @@ class SharedSocket(Generic[Item]):
         """Whether a request could be sent now."""
         with self._lock:
             try:
-                return not self.closed and protocol.ready(self._socket, zmq.POLLOUT)
+                return not self.closed and protocol.ready(self._socket, protocol.WRITABLE)
             except zmq.ZMQError:
                 return False
             finally:
@@ -112,7 +112,7 @@ class SharedSocket(Generic[Item]):
                 self._hand_out_for_others()
                 # Handing out may have taken in that there is a connection now: the descriptor will not say it
                 # again.
-                news = zmq.POLLOUT | (zmq.POLLIN if self._polling else 0)
+                news = protocol.WRITABLE | (protocol.READABLE if self._polling else 0)
                 if sent or not protocol.ready(self._socket, news):
                     return sent
 

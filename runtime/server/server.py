@@ -149,7 +149,7 @@ class PolicyServer:
         notice, expiry = now + DRAIN_NOTICE, now + DRAIN_LIMIT
         # Requests from here on are rejected with `draining`, so clients learn of it before the socket closes.
         while now < expiry and (
-            now < notice or self._quota.in_flight or protocol.ready(self._socket, zmq.POLLIN)
+            now < notice or self._quota.in_flight or protocol.ready(self._socket, protocol.READABLE)
         ):
             self._poll_once()
             now = time.monotonic()
@@ -190,7 +190,7 @@ class PolicyServer:
         """
         expiry = math.inf
         for _ in range(MAX_RECEIVED_PER_STEP):
-            if not (wait or protocol.ready(self._socket, zmq.POLLIN)):
+            if not (wait or protocol.ready(self._socket, protocol.READABLE)):
                 return
             try:
                 client, frame, whole = self._next_message()

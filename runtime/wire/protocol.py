@@ -259,14 +259,15 @@ def _explain(error: Exception, definition: type[Message]) -> str:
 # Sockets. pyzmq's wrappers turn every option and flag into an enum first: a fifth of a small request's cost.
 
 NOBLOCK, SNDMORE, _RCVMORE, _EVENTS = int(zmq.NOBLOCK), int(zmq.SNDMORE), int(zmq.RCVMORE), int(zmq.EVENTS)
+READABLE, WRITABLE = int(zmq.POLLIN), int(zmq.POLLOUT)
 _get: Callable[[Any, int], Any] = Backend.get
 _send: Callable[..., Any] = Backend.send
 _recv: Callable[..., Any] = Backend.recv
 
 
-def ready(socket: zmq.Socket[Any], event: int) -> bool:
-    """Whether the socket can be read from (POLLIN) or written to (POLLOUT) now."""
-    return bool(_get(socket, _EVENTS) & event)
+def ready(socket: zmq.Socket[Any], events: int) -> bool:
+    """Whether the socket is `READABLE` or `WRITABLE` now, whichever of them is asked for."""
+    return (_get(socket, _EVENTS) & events) != 0
 
 
 def send(socket: zmq.Socket[bytes], frame: bytes, flags: int = 0, *, client: bytes | None = None) -> None:
