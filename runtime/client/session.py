@@ -112,7 +112,7 @@ class Session:
 
     def chunk(self, out: Mapping[str, NDArray[Any]]) -> NDArray[np.float32]:
         """The action chunk `[h, A]` of a reply. ServerError if it has another size or is not finite."""
-        actions = out["actions"]
+        actions = out["actions"].reshape(-1)
         if len(actions) != self._size or not numbers_finite(actions):
             raise ServerError(
                 "bad_reply",

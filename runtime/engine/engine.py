@@ -87,7 +87,7 @@ class Engine:
 
     def step(self) -> list[Event]:
         """Run one refinement step of the batch, one unrolled call or one slice; returns what came of it."""
-        if self._sliced and (client := self._sliced.next_client(self._waiting.clients)) is not None:
+        if self._sliced.work and (client := self._sliced.next_client(self._waiting.clients)) is not None:
             rows, events = self._sliced.run(client)
             self.steps += rows > 0
             self.rows += rows
@@ -96,11 +96,12 @@ class Engine:
         now = self._clock()
         events: list[Event] = []
         worked: list[Job] = []
-        if self._use_unrolled and not self._jobs and (jobs := self._unrollable(now)):
+        waiting = self._waiting.jobs
+        if waiting and self._use_unrolled and not self._jobs and (jobs := self._unrollable(now)):
             worked = jobs
             events = self._run_unrolled(jobs, now)
         else:
-            if self._waiting:
+            if waiting:
                 self._admit(now, events)
             started = self._clock()
             self._fit_deadlines(started, events)
@@ -131,15 +132,13 @@ class Engine:
 
     def _unrollable(self, now: float) -> list[Job]:
         """Waiting jobs for one unrolled call; none if one of them needs single steps or lacks the time."""
-        waiting = len(self._waiting)
-        if not waiting:
-            return []
-        if waiting > 1:
+        several = len(self._waiting.jobs) > 1
+        if several:
             self._waiting.sort()
-        jobs, urgent = unrollable(self.model.costs, self._waiting, now)
+        jobs, urgent = unrollable(self.model.costs, self._waiting.jobs, now)
         if urgent:
             self._urgent_until = now + URGENT_MEMORY
-        return [] if waiting > 1 and now < self._urgent_until else jobs
+        return [] if several and now < self._urgent_until else jobs
 
     def _run_unrolled(self, jobs: list[Job], now: float) -> list[Event]:
         self._waiting.remove(jobs)

@@ -51,7 +51,7 @@ def run_unrolled(
     """
     fields = stack(jobs)
     noise = join([noise_of(job.seed, job.candidates, model.chunk_dim) for job in jobs])
-    actions = model.unrolled(_repeat_each(fields, jobs) if len(noise) > len(jobs) else fields, noise)
+    actions = model.unrolled(fields if len(noise) == len(jobs) else _repeat_each(fields, jobs), noise)
     scores = _scores(model, jobs, fields, actions) if any([job.scored for job in jobs]) else None
     end = clock()
     decisions: list[Event] = []

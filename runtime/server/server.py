@@ -21,7 +21,7 @@ import zmq
 from rql_deploy.contract import Contract
 from rql_deploy.errors import ContractError
 from rql_deploy.runtime.engine.model import Model
-from rql_deploy.runtime.engine.request import Computed, Done, Event, Expired, Preview, Task
+from rql_deploy.runtime.engine.request import Computed, Done, Event, Preview, Task
 from rql_deploy.runtime.engine.shares import Client
 from rql_deploy.runtime.wire import headers, protocol
 from rql_deploy.runtime.wire.addresses import needs_ipv6
@@ -36,7 +36,7 @@ from .listen import cannot_listen, check_bind, configure
 from .metrics import Metrics
 from .quota import MAX_RATE, Quota, key_of, sender
 from .recording import Recorder
-from .registry import ModelRegistry, ModelSlot
+from .registry import ModelRegistry
 from .replies import NO_ECHO, Echo, ReplyContext, computed, decision, expiry, hello, statistics
 
 INTERNAL = "inproc://policy"
@@ -50,8 +50,6 @@ DRAIN_LIMIT = 10.0
 """Seconds for running requests to finish when the server stops."""
 DRAIN_NOTICE = 0.3
 """Seconds in which a stopping server still replies `draining`: several periods of a control loop."""
-
-Computation = headers.Act | headers.Refine | headers.Value
 
 
 class PolicyServer:
@@ -225,7 +223,11 @@ class PolicyServer:
                 raise ProtocolError("bad_message", "a message is one frame, and this one had several")
             request = protocol.decode_request(head)
             operation = request.operation
-            self._dispatch(client, echo, request, head, received)
+            if isinstance(request, headers.ObservationRequest):
+                self._compute(client, echo, request, head, received)
+            else:
+                protocol.request_arrays(head, request)
+                self._answer(client, echo, request)
         except protocol.OlderProtocol as error:
             self._count_error(error.code)
             self._send(client.connection, protocol.refusal_in_version_1(frame, str(error)))
@@ -237,56 +239,33 @@ class PolicyServer:
             self._refuse(client.connection, echo, refusal)
         self.metrics.count_request(operation)
 
-    def _dispatch(
-        self, client: Client, echo: Echo, request: headers.Request[Any], head: Head, received: float
+    def _compute(
+        self,
+        client: Client,
+        echo: Echo,
+        request: headers.ObservationRequest[Any],
+        head: Head,
+        received: float,
     ) -> None:
-        reply: headers.Reply
-        arrays: Payload = {}
-        if not isinstance(request, headers.ObservationRequest):
-            protocol.request_arrays(head, request)
-        match request:
-            case headers.Act() | headers.Refine() | headers.Value():
-                self._queue(client, echo, request, head, received)
-                return
-            case headers.Hello():
-                reply, arrays = hello(self._registry, request.bundle, records=self._recorder is not None)
-            case headers.Reset():
-                reply = headers.ResetReply()
-            case headers.Episode():
-                reply = self._record_episode(request, head)
-            case headers.Stats():
-                reply = statistics(
-                    self._registry,
-                    self.metrics,
-                    ready=self.ready and not self._stopping,
-                    in_flight=self._quota.in_flight,
-                    clients=self._quota.clients,
-                    worker=self.worker,
-                )
-            case _:
-                ready = self.ready and not self._stopping
-                reply = headers.PingReply(requests=self.requests, errors=self.errors, ready=ready)
-        self._reply(client.connection, echo, reply, arrays)
-
-    def _open(
-        self, request: headers.ObservationRequest[Any], head: Head
-    ) -> tuple[ModelSlot, str | None, Arrays, Arrays]:
-        """The slot that a request names, its new contract's id if that changed, fields and named arrays."""
+        """Hand a request with observations to the engine of its model, or to the recorder."""
         if self._stopping:
             raise ProtocolError("draining", "this server is about to stop")
         slot, layout, contract_update = self._registry.find_for_contract(request.bundle, request.contract)
-        return slot, contract_update, *protocol.request_arrays(head, request, layout)
-
-    def _queue(self, client: Client, echo: Echo, request: Computation, head: Head, received: float) -> None:
-        slot, contract_update, fields, named = self._open(request, head)
-        context = ReplyContext(client.connection, echo, contract_update, slot.model)
+        fields, named = protocol.request_arrays(head, request, layout)
+        model = slot.engine.model
+        if isinstance(request, headers.Episode):
+            recorded = self._record_episode(request, head, fields, named, model)
+            reply = headers.EpisodeReply(recorded=recorded, contract_id=contract_update)
+            self._reply(client.connection, echo, reply, {})
+            return
+        context = ReplyContext(client.connection, echo, contract_update, model)
         if isinstance(request, headers.Act):
-            job = requests.read_job(request, fields, slot.model, context, received)
-            job.client = client
+            job = requests.read_job(request, fields, model, context, client, received)
             self._admit(client, job.candidates, received)
             slot.engine.submit(job)
         else:
-            rows, work = requests.read_task(request, fields, named, slot.model, Task(context, client))
+            assert isinstance(request, headers.Refine | headers.Value)
+            rows, work = requests.read_task(request, fields, named, model, Task(context, client))
             self._admit(client, rows, received)
             slot.engine.submit_slices(client, work)
 
@@ -299,40 +278,62 @@ class PolicyServer:
             raise ProtocolError("busy", reason)
         self._quota.begin(client)
 
-    def _record_episode(self, request: headers.Episode, head: Head) -> headers.EpisodeReply:
+    def _record_episode(
+        self, request: headers.Episode, head: Head, fields: Arrays, named: Arrays, model: Model
+    ) -> bool:
         if self._recorder is None:
             raise ProtocolError("bad_request", "this server does not record: start it with --record DIR")
-        slot, contract_update, fields, named = self._open(request, head)
-        part = requests.read_episode(request, head.epoch, fields, named, slot.model)
-        recorded = self._recorder.record_episode(part, slot.model.contract)
-        return headers.EpisodeReply(recorded=recorded, contract_id=contract_update)
+        part = requests.read_episode(request, head.epoch, fields, named, model)
+        return self._recorder.record_episode(part, model.contract)
+
+    def _answer(self, client: Client, echo: Echo, request: headers.Request[Any]) -> None:
+        """Reply to a request without observations."""
+        reply: headers.Reply
+        arrays: Payload = {}
+        ready = self.ready and not self._stopping
+        match request:
+            case headers.Hello():
+                reply, arrays = hello(self._registry, request.bundle, records=self._recorder is not None)
+            case headers.Reset():
+                reply = headers.ResetReply()
+            case headers.Stats():
+                reply = statistics(
+                    self._registry,
+                    self.metrics,
+                    ready=ready,
+                    in_flight=self._quota.in_flight,
+                    clients=self._quota.clients,
+                    worker=self.worker,
+                )
+            case _:
+                reply = headers.PingReply(requests=self.requests, errors=self.errors, ready=ready)
+        self._reply(client.connection, echo, reply, arrays)
 
     # Replying.
 
     def _emit(self, event: Event) -> None:
         context: ReplyContext = event.job.reply_context
-        if isinstance(event, Preview):
-            preview = headers.ActReply(
+        reply: headers.Reply
+        if isinstance(event, Done):
+            self._quota.end(event.job.client)
+            server = time.monotonic() - event.job.received
+            reply = decision(event, context, server)
+            self._reply(context.client, context.echo, reply, Packed((event.actions,)))
+            self.metrics.count_decision(event, server)
+            if self._recorder is not None:
+                self._recorder.record(event, context.model.contract, server)
+        elif isinstance(event, Preview):
+            reply = headers.ActReply(
                 k=event.k, last=False, value=event.value, spread=event.spread, seed=event.job.seed
             )
-            self._reply(context.client, context.echo, preview, Packed((event.actions,)))
-            return
-        self._quota.end(event.job.client)
-        if isinstance(event, Computed):
+            self._reply(context.client, context.echo, reply, Packed((event.actions,)))
+        elif isinstance(event, Computed):
+            self._quota.end(event.job.client)
             self._reply(context.client, context.echo, computed(event, context), event.arrays)
-            return
-        if isinstance(event, Expired):
+        else:
+            self._quota.end(event.job.client)
             self.metrics.deadline_misses += 1
             self._refuse(context.client, context.echo, expiry(event, self._quota.in_flight))
-            return
-        self._reply_decision(event, context)
-
-    def _reply_decision(self, done: Done, context: ReplyContext) -> None:
-        server = time.monotonic() - done.job.received
-        self._reply(context.client, context.echo, decision(done, context, server), Packed((done.actions,)))
-        self.metrics.count_decision(done, server)
-        if self._recorder is not None:
-            self._recorder.record(done, context.model.contract, server)
 
     def _refuse(self, client: bytes, echo: Echo, refusal: headers.Refusal) -> None:
         self._count_error(refusal.code)

@@ -119,7 +119,8 @@ def decode(frame: Any) -> Head:
 
 def decode_request(head: Head) -> Request[Any]:
     """The header of a request. Raises ProtocolError."""
-    _check_version(head)
+    if head.version != VERSION:
+        raise ProtocolError("version", _wrong_version(head.version))
     definition = _BY_KIND.get(head.kind)
     if definition is None:
         raise ProtocolError(
@@ -157,7 +158,8 @@ def decode_reply(head: Head, reply_type: type[R]) -> tuple[R | Refusal, Arrays]:
 
     Raises ProtocolError.
     """
-    _check_version(head)
+    if head.version != VERSION:
+        raise ProtocolError("version", _wrong_version(head.version))
     if head.kind == REFUSAL:
         return _decode_header(head, Refusal, "bad_reply"), {}
     if head.kind != reply_type.kind:
@@ -165,7 +167,10 @@ def decode_reply(head: Head, reply_type: type[R]) -> tuple[R | Refusal, Arrays]:
             "bad_reply", f"a reply of kind {head.kind} came where one of {reply_type.kind} must"
         )
     reply: R = _decode_header(head, reply_type, "bad_reply")
-    named, place = read_named(head.frame, head.end, reply.arrays or ())
+    named: dict[str, Any] = {}
+    place = head.end
+    if reply.arrays:
+        named, place = read_named(head.frame, place, reply.arrays)
     if not issubclass(reply_type, ActReply):
         _check_end(head, place)
         return reply, named
@@ -188,11 +193,6 @@ def to_plain(reply: Reply) -> dict[str, Any]:
 
 class OlderProtocol(ProtocolError):
     """A message of protocol 1, whose sender reads no other."""
-
-
-def _check_version(head: Head) -> None:
-    if head.version != VERSION:
-        raise ProtocolError("version", _wrong_version(head.version))
 
 
 def _wrong_version(theirs: int) -> str:
@@ -286,7 +286,7 @@ def receive(socket: zmq.Socket[bytes], flags: int = 0) -> bytes:
     Raises zmq.Again when no message has come.
     """
     frame: bytes = _recv(socket, flags)
-    return b"" if drop_rest(socket) else frame
+    return b"" if _get(socket, _RCVMORE) and drop_rest(socket) else frame
 
 
 def drop_rest(socket: zmq.Socket[bytes]) -> bool:
@@ -310,7 +310,7 @@ def receive_from(
     """
     client: zmq.Frame = _recv(router, flags, False)
     frame = contents(_recv(router, NOBLOCK, False)) if large else _recv(router, NOBLOCK)
-    return client, frame, not drop_rest(router)
+    return client, frame, not (_get(router, _RCVMORE) and drop_rest(router))
 
 
 def contents(frame: zmq.Frame) -> Any:
