@@ -197,7 +197,11 @@ class SharedSocket(Generic[Item]):
 
     def _leads(self, call: Call[Item], me: int) -> bool:
         """Whether this thread is the one that polls; it becomes it if there is none."""
-        if self._polling == [call]:
+        if not self._polling:
+            call.thread = me
+            self._polling.append(call)
+            return True
+        if self._polling[0] is call:
             return True
         if any(self._calls.get(other.number) is not other for other in self._polling):
             # An exception of a signal handler kept a call from leaving.
@@ -261,6 +265,9 @@ class SharedSocket(Generic[Item]):
     def _leave(self, call: Call[Item]) -> None:
         """After waiting: another thread becomes the leader if this one was it."""
         with self._lock:
+            if self._polling == [call] and len(self._calls) == 1 and not self.closed:
+                self._polling.clear()
+                return
             call.event = None
             if call in self._polling:
                 self._polling.remove(call)

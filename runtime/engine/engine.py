@@ -27,7 +27,7 @@ from rql_deploy.seeding import FlowNoise
 
 from .budget import REPLY_MARGIN, UNROLLED_ROWS, URGENT_MEMORY, Budget
 from .model import MAX_STEP_ROWS, Model
-from .request import FINAL, Array, Done, Event, Job, Preview, decision
+from .request import FINAL, Array, Done, Event, Expired, Job, Preview, decision
 from .shares import Client, FairShare
 from .slice_queue import SliceQueue
 from .slices import Slices, job_in_slices
@@ -87,6 +87,7 @@ class Engine:
 
     def step(self) -> list[Event]:
         """Run one refinement step of the batch, one unrolled call or one slice; returns what came of it."""
+        events: list[Event] = []
         if self._sliced.work and (client := self._sliced.next_client(self._waiting.clients)) is not None:
             rows, events = self._sliced.run(client)
             self.steps += rows > 0
@@ -94,7 +95,6 @@ class Engine:
             self.load -= sum(isinstance(event, FINAL) for event in events)
             return events
         now = self._clock()
-        events: list[Event] = []
         worked: list[Job] = []
         waiting = self._waiting.jobs
         if waiting and self._use_unrolled and not self._jobs and (jobs := self._unrollable(now)):
@@ -120,7 +120,7 @@ class Engine:
             each = seconds / sum(rows)
             self._shares.charge([(job.client, each * count) for job, count in zip(worked, rows, strict=True)])
         for event in events:
-            if not isinstance(event, Preview):
+            if isinstance(event, (Done, Expired)):
                 self.load -= 1
                 self._waiting.end(event.job)
 

@@ -315,10 +315,10 @@ class PolicyServer:
         context: ReplyContext = event.job.reply_context
         reply: headers.Reply
         if isinstance(event, Done):
-            self._quota.end(event.job.client)
             server = time.monotonic() - event.job.received
             reply = decision(event, context, server)
             self._reply(context.client, context.echo, reply, Packed((event.actions,)))
+            self._quota.end(event.job.client)
             self.metrics.count_decision(event, server)
             if self._recorder is not None:
                 self._recorder.record(event, context.model.contract, server)

@@ -6,6 +6,7 @@ Both sides know from the contract which fields the block has, so it carries neit
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -35,6 +36,8 @@ DTYPES = {
     name: np.dtype(name).newbyteorder("<") for name in ("float32", "float64", "uint8", "int32", "int64")
 }
 # Looked up here, not as dtype.name, which numpy computes in Python.
+NATIVE = sys.byteorder == "little"
+"""Whether this machine's numbers are those of the wire."""
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 _FLOAT32 = DTYPES["float32"]
 
@@ -74,10 +77,8 @@ class Layout:
         """
         arrays = self._reader(observation, rows).values()
         parts = [
-            array
-            if array.flags.c_contiguous and array.dtype == dtype
-            else np.asarray(array, dtype, order="C")
-            for array, (_, _, dtype) in zip(arrays, self.fields, strict=True)
+            array if array.flags.c_contiguous else np.ascontiguousarray(array)
+            for array in (arrays if NATIVE else map(_little_endian, arrays))
         ]
         return Packed(parts, 1 if rows is None else rows)
 
@@ -113,6 +114,10 @@ class Layout:
         if len(self._places) < MAX_LAYOUTS_KEPT:
             self._places[rows] = places
         return places
+
+
+def _little_endian(array: NDArray[Any]) -> NDArray[Any]:
+    return array.astype(array.dtype.newbyteorder("<"))
 
 
 def describe(named: Arrays) -> list[ArraySpec]:

@@ -267,7 +267,8 @@ _recv: Callable[..., Any] = Backend.recv
 
 def ready(socket: zmq.Socket[Any], events: int) -> bool:
     """Whether the socket is `READABLE` or `WRITABLE` now, whichever of them is asked for."""
-    return (_get(socket, _EVENTS) & events) != 0
+    now: int = _get(socket, _EVENTS)
+    return now & events != 0
 
 
 def send(socket: zmq.Socket[bytes], frame: bytes, flags: int = 0, *, client: bytes | None = None) -> None:
