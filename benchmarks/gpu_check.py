@@ -71,7 +71,7 @@ def time_variant(
     print("ready", flush=True)
     sys.stdin.readline()
     rates = {}
-    blocks = (10, 1, 50) if isinstance(group.engine, GraphEngine) else (1,)
+    blocks = (50, 1, 10) if isinstance(group.engine, GraphEngine) else (1,)
     for block in blocks:
         if isinstance(group.engine, GraphEngine):
             group.engine.block = block

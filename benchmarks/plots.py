@@ -228,36 +228,45 @@ def plot_learning() -> Path:
 
 
 def plot_puzzle() -> Path:
-    data = read("puzzle_gpu")
+    return plot_papers_setting("puzzle_gpu")
+
+
+def plot_scene() -> Path:
+    return plot_papers_setting("scene_gpu")
+
+
+def plot_papers_setting(name: str) -> Path:
+    data = read(name)
     figure, (left, right) = canvas(9, 2.6, 2, sharey=True)
     names = {(True, 4): "RQL, best of 4 by V", (True, 1): "RQL, one candidate"}
     names |= {(False, 4): "no reversal, best of 4", (False, 1): "no reversal, one"}
     colours = dict(zip(names, (BLUE, SKY, GREY, ORANGE), strict=True))
+    limit = data["step_limit"]
     groups = [(task, seed) for task, seed in ((1, 0), (1, 1), (2, 0), (3, 0), (4, 0), (5, 0))]
     for row in data["rows"]:
         kind = (row["reversal"], row["candidates"])
         place = groups.index((row["task"], row["seed"])) + 0.17 * (list(names).index(kind) - 1.5)
         rate = 100 * row["successes"] / row["episodes"]
         whisker(left, place, rate, row["interval"], colours[kind], upright=True, size=6)
-        right.bar(
-            place, row["steps"] / 5, 0.15, color=colours[kind], label=names[kind] if place < 0.5 else None
-        )
+        label = names[kind] if place < 0.5 else None
+        right.bar(place, 100 * row["steps"] / limit, 0.15, color=colours[kind], label=label)
     labels = [f"task {task}" + (f", seed {seed}" if task == 1 else "") for task, seed in groups]
     left.set(title="success, %", ylim=(0, 105), xticks=range(6))
-    right.set(title="steps, % of the limit of 500", xticks=range(6))
+    right.set(title=f"steps, % of the limit of {limit}", xticks=range(6))
     for axes in (left, right):
         axes.set_xticklabels([label.replace(", ", ",\n") for label in labels])
         axes.grid(visible=False, axis="x")
     right.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0))
     return write(
         figure,
-        "puzzle_gpu",
+        name,
         f"50 episodes a mark, 95 % intervals; {data['rows'][0]['updates']:,} updates. {data['date']}",
     )
 
 
 PLOTS = (
     plot_puzzle,
+    plot_scene,
     plot_table,
     plot_demo_claim,
     plot_value_guided,

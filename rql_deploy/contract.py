@@ -9,17 +9,34 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 from collections.abc import Iterator, Mapping
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any
 
-import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
 from rql_deploy.errors import ContractError, nearest
-from rql_deploy.structs import Finite, Record, convert, to_plain, without_infinities
+from rql_deploy.plant_description import (
+    PLANT_KEY,
+    ActionDimension,
+    ObservationField,
+    PlantDescription,
+    exceeded_bounds,
+)
+from rql_deploy.structs import Finite, Record, convert, to_plain
+
+__all__ = [
+    "PLANT_KEY",
+    "ActionDimension",
+    "Calibration",
+    "Contract",
+    "ContractError",
+    "ObservationField",
+    "PlantDescription",
+    "Provenance",
+    "shortened",
+]
 
 SCHEMA_VERSION = 2
 """Of new contracts. Version 1, which is read too, writes a hold at zero as "null"."""
@@ -27,123 +44,12 @@ READ_VERSIONS = (1, 2)
 MAX_CONTRACT_CHARACTERS = 16 << 20
 DTYPES = ("float32", "uint8")
 """Types of observation fields."""
-PLANT_KEY = "rql_deploy_plant"
-"""Metadata entry in which a data set of ours carries its `PlantDescription` as JSON."""
 
 
 def shortened(differences: list[str], most: int = 5) -> str:
     """The first differences as one phrase, and how many more there are."""
     more = len(differences) - most
     return "; ".join(differences[:most]) + (f"; and {more} more" if more > 0 else "")
-
-
-class ObservationField(Record, frozen=True):
-    """One named part of the observation `s`."""
-
-    name: str
-    """As the plant sends it; also the name of the graphs' input."""
-    shape: tuple[int, ...]
-    """Without the batch dimension."""
-    unit: str = ""
-    """Of every scalar, for people."""
-    dtype: str = "float32"
-    """Of the graphs' input: float32, or uint8 for what is sent as bytes."""
-
-    @property
-    def size(self) -> int:
-        """Number of scalars."""
-        return math.prod(self.shape)
-
-
-class ActionDimension(Record, frozen=True):
-    """One dimension of an action, in the plant's own units."""
-
-    name: str
-    """Unique within the contract."""
-    low: Finite
-    """Least value that the policy sends, in the unit below: -1 in the flow's scaled space."""
-    high: Finite
-    """Greatest value: 1 in the scaled space."""
-    unit: str = ""
-    """What 1.0 stands for, for example 0.05 m."""
-    controller: str = ""
-    """Which of the plant's controllers takes this dimension."""
-    frame: str = ""
-    """Coordinate frame of the motion."""
-    mode: Literal["delta", "absolute"] = "delta"
-    """Whether the value is a change per tick or a target."""
-    hold: Literal["zero", "repeat", "null"] = "zero"
-    """What a tick without a fresh action sends: `zero` sends 0 (delta motion), `repeat` the last value.
-    `null` is what files of schema version 1 call `zero`; it is read as `zero`."""
-
-    def __post_init__(self) -> None:
-        if self.hold == "null":
-            msgspec.structs.force_setattr(self, "hold", "zero")
-
-
-class PlantDescription(Record, frozen=True):
-    """What is controlled: the part of a contract that a plant or a data set knows by itself."""
-
-    task: str
-    """Name of the task, as the command line takes it."""
-    fields: tuple[ObservationField, ...]
-    """Parts of the observation, in the order in which the policy concatenates them."""
-    actions: tuple[ActionDimension, ...]
-    """Dimensions of one action, in order."""
-    control_rate: Finite
-    """Ticks per second."""
-    environment: Mapping[str, Any] = msgspec.field(default_factory=dict)
-    """How to rebuild the simulator: gymnasium spec (id, entry_point, kwargs) and controller settings. Empty
-    for a real robot. Infinity and NaN, which JSON does not have, are kept as text."""
-
-    def __post_init__(self) -> None:
-        msgspec.structs.force_setattr(self, "environment", without_infinities(self.environment))
-
-    @property
-    def observation_dim(self) -> int:
-        """Scalars of a flattened observation."""
-        return sum(f.size for f in self.fields)
-
-    @property
-    def action_dim(self) -> int:
-        """Dimensions of an action."""
-        return len(self.actions)
-
-    @property
-    def action_low(self) -> NDArray[np.float64]:
-        """`[A]` lower bounds."""
-        return np.array([a.low for a in self.actions])
-
-    @property
-    def action_high(self) -> NDArray[np.float64]:
-        """`[A]` upper bounds."""
-        return np.array([a.high for a in self.actions])
-
-    def differences(self, other: PlantDescription) -> list[str]:
-        """What differs from `other` in a way that matters for control, a sentence each.
-
-        The simulator (`environment`) is not compared.
-        """
-        found = []
-        mine, theirs = {f.name: f for f in self.fields}, {f.name: f for f in other.fields}
-        if missing := [name for name in mine if name not in theirs]:
-            found.append(f"observation fields {', '.join(missing)} are missing")
-        found += [
-            f"observation field '{name}' has shape {list(theirs[name].shape)} instead of {list(f.shape)}"
-            for name, f in mine.items()
-            if name in theirs and theirs[name].shape != f.shape
-        ]
-        if len(self.actions) != len(other.actions):
-            found.append(f"actions have {len(other.actions)} dimensions instead of {len(self.actions)}")
-        for a, b in zip(self.actions, other.actions, strict=False):
-            found += [
-                f"action '{a.name}' has {key} {getattr(b, key)!r} instead of {getattr(a, key)!r}"
-                for key in ("name", "low", "high", "unit", "controller", "frame", "mode", "hold")
-                if getattr(a, key) != getattr(b, key)
-            ]
-        if self.control_rate != other.control_rate:
-            found.append(f"the control rate is {other.control_rate:g} Hz instead of {self.control_rate:g} Hz")
-        return found
 
 
 class Calibration(Record, frozen=True):
@@ -257,6 +163,10 @@ class Contract(Record, frozen=True, dict=True):
         """The canonical form: sorted keys, no spaces, finite numbers, the words of its schema version."""
         # Through the types once, so that integers or numpy numbers in it do not change the id.
         plain = to_plain(convert(to_plain(self), Contract, "contract", ContractError))
+        # Where nothing was assumed nothing is written, as in contracts from before there was `assumed`.
+        for part in (plain["plant"], *plain["plant"]["actions"]):
+            if not part["assumed"]:
+                del part["assumed"]
         if self.schema_version == 1:
             for action in plain["plant"]["actions"]:
                 action["hold"] = "null" if action["hold"] == "zero" else action["hold"]
@@ -283,8 +193,11 @@ class Contract(Record, frozen=True, dict=True):
         return convert(data, cls, "contract", ContractError)
 
     def require(self, plant: PlantDescription) -> None:
-        """Raise ContractError, naming every difference, unless this policy was made for such a plant."""
-        differences = self.plant.differences(plant)
+        """Raise ContractError, naming every difference, unless this policy was made for such a plant.
+
+        Bounds that the policy's data did not say must lie within those that the plant says.
+        """
+        differences = [*self.plant.differences(plant), *exceeded_bounds(self.plant, plant)]
         if differences:
             raise ContractError(
                 f"the policy was made for another plant, {self.plant.task} ({shortened(differences)}): "

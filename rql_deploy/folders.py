@@ -12,7 +12,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from rql_deploy.errors import UserError
+from rql_deploy.errors import UserError, nearest
 
 LOCK = ".lock"
 
@@ -74,6 +74,25 @@ def new_folder(output: Path) -> Iterator[Path]:
         ) from error
     finally:
         shutil.rmtree(staging, ignore_errors=True)
+
+
+def near_paths(path: Path | str) -> str:
+    """`, did you mean ...?` for a path whose first missing part is spelt like a neighbour; else ""."""
+    path = Path(path)
+    there = path
+    missing: list[str] = []
+    try:
+        while not there.exists() and there != there.parent:
+            missing.insert(0, there.name)
+            there = there.parent
+        names = [entry.name for entry in there.iterdir() if not entry.name.startswith(".")]
+    except OSError:
+        return ""
+    if not missing:
+        return ""
+    near = [there.joinpath(name, *missing[1:]) for name in nearest(missing[0], names, cutoff=0.6)]
+    found = [str(candidate) for candidate in near if candidate.exists()]
+    return f", did you mean {' or '.join(found)}?" if found else ""
 
 
 def file_hash(path: Path) -> str:

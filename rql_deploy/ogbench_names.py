@@ -25,13 +25,18 @@ CONTROL_RATES: Mapping[str, float] = MappingProxyType(
 )
 """Ticks per second by family: control time step of the manipulation arenas, frame skip x time step of the
 walkers' models."""
+MIRROR = "zhouzypaul/ogbench_datasets"
+"""Data set repository on Hugging Face with the published files; OGBench's authors point to it."""
 ARM_ACTIONS = (("dx", "0.05 m"), ("dy", "0.05 m"), ("dz", "0.05 m"), ("dyaw", "0.3 rad"), ("gripper", ""))
 FIELD = "observation"
 """OGBench observes one unnamed vector."""
 
 
 def plant_of(name: str, observation_dim: int, action_dim: int) -> PlantDescription:
-    """The plant of a data set or task: one field `observation`, actions in [-1, 1], the family's rate."""
+    """The plant of a data set or task: one field `observation`, actions in [-1, 1], the family's rate.
+
+    Of a family that OGBench does not have, all of this is assumed.
+    """
     family = name.partition("-")[0]
     arm = family in ("cube", "scene", "puzzle") and action_dim == len(ARM_ACTIONS)
     return PlantDescription(
@@ -39,11 +44,16 @@ def plant_of(name: str, observation_dim: int, action_dim: int) -> PlantDescripti
         fields=(ObservationField(FIELD, (observation_dim,)),),
         actions=tuple(
             ActionDimension(
-                *((ARM_ACTIONS[i][0], -1.0, 1.0, ARM_ACTIONS[i][1]) if arm else (f"action_{i}", -1.0, 1.0))
+                ARM_ACTIONS[i][0] if arm else f"action_{i}",
+                -1.0,
+                1.0,
+                ARM_ACTIONS[i][1] if arm else "",
+                assumed=() if family in CONTROL_RATES else ("bounds", "mode", "hold", "unit"),
             )
             for i in range(action_dim)
         ),
         control_rate=CONTROL_RATES.get(family, DEFAULT_RATE),
+        assumed=() if family in CONTROL_RATES else ("control_rate",),
     )
 
 
@@ -51,3 +61,14 @@ def single_task(name: str) -> str:
     """The task with rewards for a data set's or task's name: the one it names, else the default one."""
     stem = name.removesuffix("-v0")
     return f"{stem if 'singletask' in stem.split('-') else f'{stem}-singletask'}-v0"
+
+
+def download_hint(name: str) -> str:
+    """Where the published file of a data set of OGBench can be had; "" for another name."""
+    stem = name.removesuffix(".npz").removesuffix("-val").partition("-singletask")[0].removesuffix("-v0")
+    if stem.partition("-")[0] not in CONTROL_RATES or "-" not in stem:
+        return ""
+    return (
+        f"; OGBench's published files are at huggingface.co/datasets/{MIRROR}: `hf download {MIRROR} "
+        f"--repo-type dataset --include '*{stem}-v0*' --local-dir .`"
+    )

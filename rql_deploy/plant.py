@@ -17,8 +17,9 @@ class Plant(Protocol):
     """What is controlled: a simulator or a robot. A robot author writes these three methods.
 
     A plant may also have `rest() -> [A]`, the command that keeps it where it is: absolute targets then start
-    from there. In the real-time loop `observe` and `apply` return at once, and an exception of any of them
-    ends the episode as failed.
+    from there. A simulator has an attribute `simulated` that is true: any other plant is not driven by what a
+    policy's data did not say, unless its user accepts that. In the real-time loop `observe` and `apply`
+    return at once, and an exception of any of them ends the episode as failed.
     """
 
     def reset(self, seed: int | None = None) -> None:

@@ -1,13 +1,10 @@
 """The pipeline as a user types it, each step its own process: real robosuite, real files, a real socket."""
 
-import functools
 import json
 import os
 import re
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -21,9 +18,8 @@ from rql_deploy.runtime.engine.onnx_policy import OnnxPolicy
 from rql_deploy.seeding import episode_seed
 from rql_deploy.sim.plants.tasks import EnvPlant, Task
 from rql_deploy.train.checkpoint import load_checkpoint
-from rql_deploy.train.data.readers.minari import read_minari
 from rql_deploy.train.logging.periodic_evaluation import read_evaluations
-from tests.helpers.commands import COLLECT, TINY, assert_refused, cli, run_cli
+from tests.helpers.commands import TINY, assert_refused, cli, interrupted_after_some, run_cli
 from tests.helpers.servers import serving
 
 
@@ -36,32 +32,6 @@ def lift_bundle(recorded: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
     exported = run_cli("export", folder / "run", "--output", folder / "bundle")
     assert exported.returncode == 0, exported.stderr
     return folder / "bundle"
-
-
-def interrupted_after_some(log: Path, *words: object) -> str:
-    """Start a command of 200 episodes, interrupt it when a few are done; returns what it said."""
-    command = [sys.executable, "-m", "rql_deploy", *map(str, words), "--episodes", "200"]
-    with log.open("w") as stream:
-        # A test run started in the background ignores SIGINT, and its children would too.
-        listen = functools.partial(signal.signal, signal.SIGINT, signal.default_int_handler)
-        process = subprocess.Popen(
-            command, stdout=stream, stderr=subprocess.STDOUT, text=True, preexec_fn=listen
-        )
-        for _ in range(600):
-            if re.search(r"[1-9]\d*/200", log.read_text()):
-                break
-            time.sleep(0.1)
-        process.send_signal(signal.SIGINT)
-        # What was asked for is not there, so what follows in a script must not start.
-        assert process.wait(timeout=60) == 130, log.read_text()
-    return log.read_text()
-
-
-def test_an_interrupted_collection_keeps_the_finished_episodes(tmp_path: Path) -> None:
-    said = interrupted_after_some(tmp_path / "log", *COLLECT, "--output", tmp_path / "lift")
-    assert "(interrupted: the first " in said
-    assert 1 <= read_minari(str(tmp_path / "lift")).episodes < 200
-    assert sorted(os.listdir(tmp_path)) == ["lift", "log"]
 
 
 def test_an_interrupted_evaluation_says_what_counts_and_is_not_taken_for_a_whole_one(

@@ -45,7 +45,7 @@ def test_snippets_without_a_simulator_run(
 def test_all_snippets_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     names = run_snippets(simulator=True)
-    assert names["collected"].episodes == 4 and not names["collected"].interrupted
+    assert names["collected"].episodes == 4 and names["collected"].resumed_from == 0
     assert names["compared"].passed and names["result"].complete
     assert len(Path("episodes.jsonl").read_text().splitlines()) == 2
     assert "<html" in Path("report.html").read_text()

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from rql_deploy.contract import PlantDescription
 from rql_deploy.errors import UserError
+from rql_deploy.folders import near_paths
 from rql_deploy.train.data.shards import ShardedStore
 from rql_deploy.train.data.store import TransitionStore
 
@@ -189,7 +190,8 @@ def resolve_checkpoint(path: Path) -> Path:
     if latest := read_pointer(path, "latest"):
         return latest
     raise UserError(
-        f"{path} is neither a checkpoint nor a run that has one: pass what `rql-deploy train --output` wrote"
+        f"{path} is neither a checkpoint nor a run that has one: pass what `rql-deploy train --output` "
+        f"wrote{near_paths(path)}"
     )
 
 

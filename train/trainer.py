@@ -14,7 +14,7 @@ from rql_deploy.errors import UserError
 from rql_deploy.progress import NoProgress, Progress, Stage
 from rql_deploy.structs import to_plain
 from rql_deploy.train.data.sampler import WindowSampler
-from rql_deploy.train.data.shards import ShardedStore
+from rql_deploy.train.data.shards import ShardedStore, with_plant
 from rql_deploy.train.data.store import TransitionStore
 from rql_deploy.train.engines.choice import EngineChoice, choose_engine, engine_warnings, require_engine
 from rql_deploy.train.engines.data_parallel import DataParallel
@@ -36,6 +36,7 @@ from .checkpoint import (
     save_checkpoint,
 )
 from .config import TrainConfig, config_to_plain
+from .initial_networks import continued_plant, rescale_actions
 from .rql import RQL, Batch, Noise, draw_noise
 from .run_folder import prune_checkpoints, read_pointer, step_of
 from .schedule import is_due, require_disk_space, saves_at, stop_requests, updates_until_due
@@ -97,14 +98,19 @@ class Trainer:
             self._resume(load_checkpoint(run))
         elif initial is not None:
             require_same_networks(initial, store, config)
+            self.store = with_plant(store, continued_plant(initial.plant, store))
             self.choice = self._choose()
             self._build(initial)
+            rescale_actions(self.agent, initial.plant, self.store.plant)
             restore_optimizer(initial.path, self.agent.optimizer)
             self.initialised_from = f"{initial.path} ({initial.dataset_id}, update {initial.step})"
         else:
             self.choice = self._choose()
             self._build(None)
-        self.statistics = dataset_statistics(sample) | {"episodes": store.episodes, "rows": len(store)}
+        self.statistics = dataset_statistics(with_plant(sample, self.store.plant)) | {
+            "episodes": store.episodes,
+            "rows": len(store),
+        }
 
     def _choose(self) -> EngineChoice:
         plant, workers = self.store.plant, self.parallel.workers if self.parallel is not None else 1
@@ -114,6 +120,7 @@ class Trainer:
 
     def _resume(self, checkpoint: Checkpoint) -> None:
         require_same_run(checkpoint, self.store, self.config)
+        self.store = with_plant(self.store, checkpoint.plant)
         self.choice = EngineChoice(**checkpoint.engine)
         require_engine(self.choice, self.run)
         self._build(checkpoint)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from rql_deploy.contract import Contract
 from rql_deploy.errors import BundleError
-from rql_deploy.folders import file_hash
+from rql_deploy.folders import file_hash, near_paths
 
 from .certificate import Certificate, read_certificate
 from .manifest import CONTRACT, README, Manifest, read_manifest
@@ -52,7 +52,8 @@ class Bundle:
             path = Path(unpacked.name)
         if not path.is_dir():
             raise BundleError(
-                f"there is no bundle at {path}: pass the folder that `rql-deploy export --output` wrote"
+                f"there is no bundle at {path}: pass the folder that `rql-deploy export --output` "
+                f"wrote{near_paths(path)}"
             )
         manifest = read_manifest(path)
         for name, digest in manifest.files.items():

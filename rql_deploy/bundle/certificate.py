@@ -164,9 +164,9 @@ def _check(
         observations, noise = cases[f"{case}/observations"], cases[f"{case}/noise"]
         ours = run_graphs(sessions, contract, observations, noise)
         for name, output in ours.items():
-            scale = _scale(name, case, cases, contract.F)
+            scale, unit = _scale(name, case, cases, contract.F), _unit(name, contract)
             checks += [
-                _compare(name, case, r, output, cases[f"{case}/{r}/{name}"], scale)
+                _compare(name, case, r, output / unit, cases[f"{case}/{r}/{name}"] / unit, scale)
                 for r in ("float32", "float64")
             ]
         same_bytes &= ours["policy"].tobytes() == ours[f"refine/{contract.F - 1}/preview"].tobytes()
@@ -229,6 +229,15 @@ def _scale(name: str, case: str, cases: Arrays, flow_steps: int) -> float:
     # The spread is a difference of values: what rounding costs it is set by their size, not by its own.
     source = name.replace("/spread", "/value")
     return max(1.0, float(np.abs(cases[f"{case}/float64/{source}"]).max()))
+
+
+def _unit(name: str, contract: Contract) -> NDArray[np.float32]:
+    """What numbers are measured in: of actions, `[A]` max(1, largest bound), as rounding grows with it."""
+    if name != "policy" and not name.endswith("/preview"):
+        return np.ones(1, np.float32)
+    bounds = np.abs([contract.plant.action_low, contract.plant.action_high])
+    unit: NDArray[np.float32] = np.maximum(1.0, bounds.max(axis=0)).astype(np.float32)
+    return unit
 
 
 def _compare(

@@ -20,7 +20,7 @@ from rql_deploy.stopping import guard_outputs, install, stop_now
 
 VERBS = {
     "collect": "Record demonstrations of a task into a Minari data set.",
-    "data": "Look at, convert, join, split and relabel data sets.",
+    "data": "Look at, convert, join, split, relabel and correct data sets.",
     "train": "Train an RQL flow policy offline on a data set.",
     "export": "Turn a checkpoint into a policy bundle (ONNX, contract, certificate); push and pull bundles.",
     "inspect": "Show a bundle, and check it again with --verify.",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import Any
+from typing import Any, NoReturn
 
 import click
 from click.core import ParameterSource
@@ -13,7 +13,7 @@ from rql_deploy.cli.options import (
     environment_options,
     noise_option,
     parse_noise,
-    preset_option,
+    preset_words,
     ray_option,
     rebuild_command,
     show_next,
@@ -66,43 +66,52 @@ def command(
     """Record demonstrations of TASK by its scripted demonstrator as a Minari data set.
 
     TASK is robosuite:Lift, Stack, Door, PickPlaceCan or NutAssemblySquare. Rewards are success - 1. Recording
-    continues for a few rows after success, so that training sees it. Ctrl-C keeps the first episodes.
+    continues for a few rows after success, so that training sees it. After an interruption the same command
+    continues; with fewer --episodes, the first of them become the data set.
 
     TASK ogbench:cube-single-play (also cube-double, cube-triple, cube-quadruple, scene, puzzle-3x3,
     puzzle-4x4) makes the benchmark's own data by its published recipe: FILE.npz with a tenth as many
     validation episodes, or a Minari data set. The published sets have 1000 episodes (cube-triple 3000,
-    cube-quadruple 5000). After an interruption the same command continues.
+    cube-quadruple 5000).
     """
     if task.startswith("ogbench:"):
         _collect_ogbench(task, episodes, output, seed, workers, ray_address, as_json, settings["horizon"])
         return
-    from rql_deploy.workflows.collect import collect
+    from rql_deploy.workflows.collect import CollectInterrupted, collect
 
-    result = collect(
-        task,
-        output,
-        episodes=episodes,
-        seed=seed,
-        noise=parse_noise(noise),
-        settings=settings,
-        workers=workers,
-        ray_address=ray_address,
-        progress=TerminalProgress(),
-    )
+    try:
+        result = collect(
+            task,
+            output,
+            episodes=episodes,
+            seed=seed,
+            noise=parse_noise(noise),
+            settings=settings,
+            workers=workers,
+            ray_address=ray_address,
+            progress=TerminalProgress(),
+        )
+    except CollectInterrupted as stopped:
+        _stop(stopped)
     if as_json:
         echo_json({**asdict(result), "dataset": str(result.dataset)})
     else:
-        kept = f" (interrupted: the first {result.episodes} are kept)" if result.interrupted else ""
-        kept += f"; {len(result.unstable)} became unstable and were left out" if result.unstable else ""
+        left_out = f"; {len(result.unstable)} became unstable and were left out" if result.unstable else ""
         click.echo(
             f"{result.episodes} episodes, {result.rows:,} rows, {result.success:.0%} successful, "
-            f"{result.steps:.0f} steps on average, in {result.dataset}{kept}"
+            f"{result.steps:.0f} steps on average, in {result.dataset}{left_out}"
         )
         run = task.partition(":")[2].lower()
-        show_next(f"rql-deploy train --dataset {output}{preset_option(task)} --output runs/{run}")
-    if result.interrupted:
-        # The next command of a script must not start with fewer episodes than it asked for.
-        click.get_current_context().exit(130)
+        train = ("rql-deploy", "train", "--dataset", output, *preset_words(task), "--output", f"runs/{run}")
+        show_next(train)
+
+
+def _stop(stopped: KeyboardInterrupt) -> NoReturn:
+    """Say what is kept and how to go on."""
+    click.echo(str(stopped))
+    show_next(rebuild_command())
+    # The next command of a script must not start with fewer episodes than it asked for.
+    click.get_current_context().exit(130)
 
 
 def _collect_ogbench(
@@ -133,10 +142,7 @@ def _collect_ogbench(
             progress=TerminalProgress(),
         )
     except PlayInterrupted as stopped:
-        click.echo(str(stopped))
-        show_next(rebuild_command())
-        # The next command of a script must not start with fewer episodes than it asked for.
-        context.exit(130)
+        _stop(stopped)
     if as_json:
         validation = str(result.validation) if result.validation else None
         echo_json({**asdict(result), "dataset": str(result.dataset), "validation": validation})
@@ -147,9 +153,8 @@ def _collect_ogbench(
         f"{result.targets_reached:.0%} reached, {result.rejected_episodes} episodes rejected, in {files}"
     )
     name = single_task(task.partition(":")[2])
-    relabel = ("", "") if not output.endswith(".npz") else (f" --relabel {name}", f" --set relabel={name}")
-    show_next(
-        f"rql-deploy data inspect {result.dataset}{relabel[0]}",
-        f"rql-deploy train --dataset {result.dataset}{preset_option(f'ogbench:{name}')}{relabel[1]} "
-        f"--output runs/{name.partition('-singletask')[0]}",
-    )
+    npz, dataset = output.endswith(".npz"), str(result.dataset)
+    inspect = ["rql-deploy", "data", "inspect", dataset, *(["--relabel", name] if npz else [])]
+    train = ["rql-deploy", "train", "--dataset", dataset, *preset_words(f"ogbench:{name}")]
+    train += ["--set", f"relabel={name}"] if npz else []
+    show_next(inspect, [*train, "--output", f"runs/{name.partition('-singletask')[0]}"])

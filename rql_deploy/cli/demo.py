@@ -58,7 +58,7 @@ def run_quick() -> None:
     bundle = Path(rql_deploy.__file__).parent / "assets" / "lift_bundle"
     with served(bundle) as endpoint:
         run_command("run", TASK, "--connect", endpoint, "--episodes", "3")
-    show_next("rql-deploy demo", f"rql-deploy inspect {bundle} --verify")
+    show_next(("rql-deploy", "demo"), ("rql-deploy", "inspect", str(bundle), "--verify"))
 
 
 def show(result: DemoResult) -> None:
@@ -78,7 +78,7 @@ def show(result: DemoResult) -> None:
         f"\n{episodes} episodes show, they do not prove; benchmarks/RESULTS.md has the claim. "
         f"Took {format_duration(result.seconds)}; everything is in {result.output}/"
     )
-    show_next(*(line for line, _ in next_commands(result.output, TASK)))
+    show_next(*(words for words, _ in next_commands(result.output, TASK)))
     click.echo(f"\nOpen {result.page} in a browser: charts, films and the bundle's contract on one page.")
 
 

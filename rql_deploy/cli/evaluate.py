@@ -187,7 +187,7 @@ def command(
             raise result.film_error
         click.echo(f"there is no film: {result.film_error}", err=True)
     if report is not None and not as_json:
-        show_next(f"xdg-open {report}")
+        show_next(("xdg-open", str(report)))
 
 
 def _show_comparison(comparison: Any, as_json: bool) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from .options import echo_json, show_next
+from .options import echo_json, show_next, statement_options
 
 
 @click.command("export")
@@ -38,6 +38,7 @@ from .options import echo_json, show_next
     help="Episodes to play with every variant, on the same seeds in the environment of the data, for the "
     "certificate.",
 )
+@statement_options
 @click.option(
     "--push",
     "push_to",
@@ -56,6 +57,9 @@ def command(
     flow_steps: int | None,
     precisions: tuple[str, ...],
     episodes: int,
+    rate: float | None,
+    action_mode: str,
+    action_bounds: str,
     push_to: str | None,
     pull_from: str | None,
     as_json: bool,
@@ -100,6 +104,9 @@ def command(
         flow_steps=flow_steps,
         precisions=precisions,
         episodes=episodes,
+        rate=rate,
+        action_mode=action_mode,
+        action_bounds=action_bounds,
         progress=TerminalProgress(),
     )
     if push_to is not None:
@@ -120,12 +127,13 @@ def _show_transfer(contract_id: str, where: str, as_json: bool) -> None:
         return
     click.echo(f"contract {contract_id[:12]}, every file as its manifest says, is in {where}")
     if where.startswith("hf://"):
-        show_next(f"rql-deploy export --pull {where} --output DIR")
+        show_next(("rql-deploy", "export", "--pull", where, "--output", "DIR"))
     else:
         _show_next(where)
 
 
 def _show_next(bundle: str) -> None:
     show_next(
-        f"rql-deploy inspect {bundle} --verify", f"rql-deploy serve {bundle} --bind tcp://127.0.0.1:5555"
+        ("rql-deploy", "inspect", bundle, "--verify"),
+        ("rql-deploy", "serve", bundle, "--bind", "tcp://127.0.0.1:5555"),
     )

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from rql_deploy.assumptions import describe_assumed, motion_remark
 from rql_deploy.structs import to_plain
 
 from .options import echo_json
@@ -78,12 +79,18 @@ def _show(bundle: Bundle, stored: Mapping[str, Any], worst: float) -> None:
     echo_table(("field", "shape", "unit"), [(f.name, list(f.shape), f.unit) for f in plant.fields])
     click.echo("\nAction")
     echo_table(
-        ("dimension", "low", "high", "unit of 1.0", "controller", "frame", "mode", "hold"),
+        ("dimension", "low", "high", "unit of 1.0", "controller", "frame", "mode", "hold", "assumed"),
         [
-            (a.name, f"{a.low:g}", f"{a.high:g}", a.unit, a.controller, a.frame, a.mode, a.hold)
+            (
+                *(a.name, f"{a.low:g}", f"{a.high:g}", a.unit, a.controller, a.frame, a.mode, a.hold),
+                ", ".join(a.assumed),
+            )
             for a in plant.actions
         ],
     )
+    click.echo(f"assumed     {', '.join(describe_assumed(plant)) or 'nothing that its data does not say'}")
+    if remark := motion_remark(plant):
+        click.echo(f"            a robot refuses it, since {remark}")
     click.echo("\nGraphs")
     echo_table(
         ("variant", *next(iter(bundle.variants.values()))),

@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shlex
-from collections.abc import Callable, Mapping, Sequence
-from types import MappingProxyType
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import click
@@ -14,32 +13,10 @@ from click.core import ParameterSource
 
 from rql_deploy.errors import UserError
 from rql_deploy.policy import DEFAULT_CANDIDATES, MAX_CANDIDATES
+from rql_deploy.workflows.presets import preset_of
 from rql_deploy.workflows.processes import DEFAULT_WORKERS
 
 F = TypeVar("F", bound=Callable[..., Any])
-
-PRESETS: Mapping[str, str] = MappingProxyType(
-    {
-        "robosuite:Lift": "robosuite-lift",
-        "robosuite:Stack": "robosuite-stack",
-        "robosuite:Door": "robosuite-door",
-        "robosuite:PickPlaceCan": "robosuite-can",
-        "robosuite:NutAssemblySquare": "robosuite-square",
-        # Not in the paper: its nearest relative.
-        "ogbench:cube-single-play": "ogbench-cube-double-play",
-        "ogbench:cube-double-play": "ogbench-cube-double-play",
-        "ogbench:cube-triple-play": "ogbench-cube-triple-play",
-        "ogbench:cube-quadruple-play": "ogbench-cube-quadruple-play-100m",
-        "ogbench:scene-play": "ogbench-scene-play",
-        "ogbench:puzzle-3x3-play": "ogbench-puzzle-3x3-play",
-        "ogbench:puzzle-4x4-play": "ogbench-puzzle-4x4-play-100m",
-        "ogbench:antmaze-large-navigate": "ogbench-antmaze-large-navigate",
-        "ogbench:antmaze-giant-navigate": "ogbench-antmaze-giant-navigate",
-        "ogbench:humanoidmaze-medium-navigate": "ogbench-humanoidmaze-medium-navigate",
-        "ogbench:humanoidmaze-large-navigate": "ogbench-humanoidmaze-large-navigate",
-    }
-)
-"""The preset to train on a task's data with, for the commands that say what to type next."""
 
 
 def environment_options(function: F) -> F:
@@ -67,6 +44,68 @@ def environment_options(function: F) -> F:
     ):
         function = option(function)
     return function
+
+
+def statement_options(function: F) -> F:
+    """--rate, --action-mode and --action-bounds: the user's word on what data sets do not say."""
+    for option in reversed(
+        (
+            click.option(
+                "--rate",
+                type=FiniteRange(0, min_open=True),
+                help="Control rate in Hz, where the data does not say it or says it wrongly.",
+            ),
+            click.option(
+                "--action-mode",
+                default="",
+                metavar="MODE",
+                help="What the data's actions are: delta (changes, zero in a hold) or absolute (targets, "
+                "repeated in a hold); delta,gripper=absolute excepts a dimension.",
+            ),
+            click.option(
+                "--action-bounds",
+                default="",
+                metavar="BOUNDS",
+                help="Bounds of the data's actions: a TOML file of [actions.NAME] with low and high, "
+                "'dataset' for the data's own range, or [LOW,HIGH].",
+            ),
+        )
+    ):
+        function = option(function)
+    return function
+
+
+def read_options(function: F) -> F:
+    """--map and --task-index: how a data set's files are read."""
+    for option in reversed(
+        (
+            click.option(
+                "--map",
+                "mapping",
+                multiple=True,
+                metavar="WHAT=KEY[,KEY...]",
+                help="Read these keys of DATA as WHAT: action, reward, done, terminated, truncated, success, "
+                "mask, valid, observation.NAME. Several keys stand side by side; none leaves it out. "
+                "Repeatable.",
+            ),
+            click.option(
+                "--task-index",
+                "tasks",
+                multiple=True,
+                type=click.IntRange(0),
+                help="Only episodes of this language task of a LeRobotDataset. Repeatable.",
+            ),
+        )
+    ):
+        function = option(function)
+    return function
+
+
+def read_words(mapping: Sequence[str], tasks: Sequence[int]) -> list[str]:
+    """The words of `read_options`, for the command to type next."""
+    words = [word for entry in mapping for word in ("--map", entry)]
+    words += [word for task in tasks for word in ("--task-index", str(task))]
+    return words
 
 
 def workers_option(function: F) -> F:
@@ -151,8 +190,8 @@ class FiniteRange(click.FloatRange):
         return number
 
 
-def rebuild_command(*without: str, command: Sequence[str] = ()) -> str:
-    """The command line that is running, to be typed again.
+def rebuild_command(*without: str, command: Sequence[str] = ()) -> list[str]:
+    """The words of the command line that is running, to be typed again.
 
     Args:
         without: parameters to leave out, by their names.
@@ -177,14 +216,15 @@ def rebuild_command(*without: str, command: Sequence[str] = ()) -> str:
                 words.append(parameter.opts[0] if value else parameter.secondary_opts[0])
             else:
                 words += [parameter.opts[0], str(value)]
-    return shlex.join(words)
+    return words
 
 
-def show_next(*commands: str) -> None:
-    """End a long command by saying what to type next."""
+def show_next(*commands: Sequence[str]) -> None:
+    """End a long command by saying what to type next: the words of each command, quoted where a shell asks
+    for it."""
     click.echo("\nNext:")
-    for command in commands:
-        click.echo(f"  {command}")
+    for words in commands:
+        click.echo(f"  {shlex.join(words)}")
 
 
 def echo_json(data: Any) -> None:
@@ -192,7 +232,7 @@ def echo_json(data: Any) -> None:
     click.echo(json.dumps(data, indent=1))
 
 
-def preset_option(task: str) -> str:
-    """` --preset NAME` for a task, or nothing where there is no preset for it."""
-    name = PRESETS.get(task.removesuffix("-v0").partition("-singletask")[0])
-    return f" --preset {name}" if name else ""
+def preset_words(task: str) -> list[str]:
+    """`--preset NAME` for a task, or nothing where there is no preset for it."""
+    name = preset_of(task)
+    return ["--preset", name] if name else []

@@ -77,6 +77,11 @@ if TYPE_CHECKING:
     help="Server processes behind the one endpoint.",
 )
 @click.option("--busy-poll", is_flag=True, help="Never sleep: lower latency, and one core always busy.")
+@click.option(
+    "--accept-assumed",
+    is_flag=True,
+    help="With --openpi: serve a policy whose data did not say what its actions mean (docs/data.md).",
+)
 def command(
     bundles: tuple[str, ...],
     bind: str,
@@ -92,6 +97,7 @@ def command(
     provider: str,
     workers: int,
     busy_poll: bool,
+    accept_assumed: bool,
 ) -> None:
     """Serve bundles' actions over ZeroMQ until Ctrl-C or SIGTERM. Needs onnxruntime; torch is not loaded.
 
@@ -127,6 +133,7 @@ def command(
         max_rate=max_rate,
         max_buffered=max_buffered,
         busy_poll=busy_poll,
+        accept_assumed=accept_assumed,
     )
     done = serve(config, workers=workers, metrics=listeners.get("metrics"), on_ready=_announce)
     restarts = f"; {done.restarts} workers were started again" if workers > 1 else ""

@@ -8,7 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .options import echo_json, environment_options, rebuild_command, show_next
+from .options import (
+    echo_json,
+    environment_options,
+    read_options,
+    rebuild_command,
+    show_next,
+    statement_options,
+)
 
 if TYPE_CHECKING:
     from rql_deploy.train.trainer import TrainResult
@@ -24,9 +31,8 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--preset",
-    default="robosuite-lift",
-    show_default=True,
-    help="Name of the settings to start from; they come with the package.",
+    help="Name of the settings to start from; they come with the package.  [default: those made for the "
+    "data's task, else reference]",
 )
 @click.option(
     "--output",
@@ -60,6 +66,7 @@ if TYPE_CHECKING:
     type=click.Path(path_type=Path),
     help="Start a new run from the networks of this checkpoint or run.",
 )
+@statement_options
 @click.option(
     "--evaluate",
     "task",
@@ -85,15 +92,19 @@ if TYPE_CHECKING:
     type=click.IntRange(1),
     help="Simulator processes that run beside training.",
 )
+@read_options
 @environment_options
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def command(
     datasets: tuple[str, ...],
-    preset: str,
+    preset: str | None,
     output: Path,
     overrides: tuple[str, ...],
     resume: bool,
     initial: Path | None,
+    rate: float | None,
+    action_mode: str,
+    action_bounds: str,
     task: str | None,
     evaluate_episodes: int,
     evaluate_workers: int,
@@ -103,13 +114,15 @@ def command(
     engine: str | None,
     precision: str | None,
     evaluate_every: int | None,
+    mapping: tuple[str, ...],
+    tasks: tuple[int, ...],
     **settings: Any,
 ) -> None:
     """Train an RQL flow policy offline on one data set or several.
 
     Logs go to OUTPUT/tensorboard and OUTPUT/metrics.jsonl. Ctrl-C finishes the update under way, saves a
-    checkpoint and says how to resume. After a crash, --resume continues from the last checkpoint, bit for bit
-    as if nothing had happened.
+    checkpoint, says how to resume, and ends with status 130. After a crash, --resume continues from the
+    last checkpoint, bit for bit as if nothing had happened.
 
     On several GPUs or nodes: torchrun --nproc-per-node N -m rql_deploy train ... (the batch is divided among
     the workers).
@@ -135,7 +148,12 @@ def command(
         overrides=(*overrides, *extra),
         resume=resume,
         initial=initial,
+        rate=rate,
+        action_mode=action_mode,
+        action_bounds=action_bounds,
         evaluation=evaluation,
+        mapping=mapping,
+        tasks=tasks,
         progress=TerminalProgress(),
     )
     if not is_leader():
@@ -152,16 +170,19 @@ def command(
         if result.best is not None:
             click.echo(f"best while training: {result.best}")
         show_next(
-            f"rql-deploy export {result.best or output} --output bundle",
-            f"tensorboard --logdir {output}/tensorboard",
+            ("rql-deploy", "export", str(result.best or output), "--output", "bundle"),
+            ("tensorboard", "--logdir", str(output / "tensorboard")),
         )
+    if not result.finished:
+        # The next command of a script must not start with fewer updates than it asked for.
+        click.get_current_context().exit(130)
 
 
-def _resume_command() -> str:
-    """The command to continue with: what was typed, without what only a new run takes, and with --resume."""
+def _resume_command() -> list[str]:
+    """The words to continue with: what was typed, without what only a new run takes, and --resume."""
     workers = os.environ.get("WORLD_SIZE", "1")
     words = () if workers == "1" else ("torchrun", "--nproc-per-node", workers, "-m", "rql_deploy", "train")
-    return f"{rebuild_command('resume', 'initial', command=words)} --resume"
+    return [*rebuild_command("resume", "initial", command=words), "--resume"]
 
 
 def _echo_result(result: TrainResult) -> None:

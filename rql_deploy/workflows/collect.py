@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import tempfile
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +15,7 @@ from rql_deploy.progress import NoProgress, Progress, Stage
 from .processes import DEFAULT_WORKERS, defer_interrupt, ray_pool
 
 if TYPE_CHECKING:
-    from rql_deploy.sim.collection.collect import Episode
+    from rql_deploy.sim.collection.collect import Episode, KeptEpisodes
     from rql_deploy.sim.plants.tasks import Task
 
 
@@ -27,13 +27,23 @@ class CollectResult:
     episodes: int
     rows: int
     success: float
-    """Fraction of the episodes in it that succeeded."""
+    """Fraction of the episodes that succeeded."""
     steps: float
     """Mean steps until success; a failure counts as the horizon."""
-    interrupted: bool
-    """Ctrl-C ended it early: the first episodes were kept."""
+    resumed_from: int
+    """Episodes that an interrupted run had left."""
     unstable: tuple[int, ...] = ()
     """Seeds of the episodes whose simulation became unstable; they are not in the data set."""
+
+
+class CollectInterrupted(KeyboardInterrupt):
+    """Ctrl-C: the finished episodes are kept, and the same call continues from them."""
+
+    def __init__(self, done: int, total: int, folder: Path):
+        super().__init__(
+            f"stopped with {done} of {total} episodes; they are kept in {folder}, and the same command "
+            "goes on"
+        )
 
 
 def collect(
@@ -58,80 +68,92 @@ def collect(
         ray_address: a Ray cluster to use instead of `workers` processes of this machine.
 
     Rewards are success - 1. An episode whose simulation becomes unstable is left out, and its seed is noted.
-    After Ctrl-C the episodes under way are finished and the first ones without a gap
-    are written; with none, KeyboardInterrupt is raised. Raises UserError for a task, setting or output that
-    will not do.
+    Finished episodes lie in a folder beside the output until all are there, and the
+    same call continues with them, also after a crash; with fewer `episodes`, the first of them become the
+    data set. On Ctrl-C the episodes under way are finished and CollectInterrupted is raised. Raises UserError
+    for a task, setting or output that will not do.
     """
     from rql_deploy.sim.collection import collect as collection
+    from rql_deploy.sim.collection.episode_folder import exclusive_folder, folder_beside, require_recipe
     from rql_deploy.sim.plants.tasks import Task
 
     progress = progress or NoProgress()
     work = Task(task, settings or {})
     work.check()
-    collection.writable_target(str(output))
-    pool = ray_pool(ray_address)
-    workers = pool.workers if pool else workers
-    recorded: list[Episode] = []
-    stage = Stage(progress, f"collect {task}", episodes, "episodes")
-    failure: BaseException | None = None
-    stream = collection.collect(work, episodes, noise_range=noise, seed=seed, workers=workers, pool=pool)
-    with contextlib.closing(stream):
-        try:
-            for episode in stream:
-                recorded.append(episode)
-                if episode.error:
-                    progress.note(
-                        f"episode {episode.index} (seed {episode.seed}) became {episode.error}: "
-                        "it is left out"
-                    )
-                stage.update(len(recorded), success=success_rate(recorded))
-        except (KeyboardInterrupt, Exception) as error:
-            failure = error
-    # Successes end earlier than failures, so only the first episodes without a gap are a fair sample.
-    recorded = collection.contiguous(recorded)
-    if not recorded:
-        raise failure or KeyboardInterrupt
-    unstable = tuple(e.seed for e in recorded if e.error)
-    recorded = [e for e in recorded if not e.error]
-    if not recorded:
-        raise UserError(
-            f"all {len(unstable)} episodes became unstable: pass another --seed, or see what "
-            "is wrong with the simulation"
-        )
-    stage.finish(len(recorded), success=success_rate(recorded))
-    provenance = {"noise": noise, "seed": seed, **({"unstable_seeds": unstable} if unstable else {})}
-    folder = _write(str(output), work, recorded, provenance, progress)
-    if failure is not None and not isinstance(failure, KeyboardInterrupt):
-        progress.note(f"the first {len(recorded)} episodes are kept in {folder}")
-        raise failure
+    target = collection.writable_target(str(output))
+    kept = collection.KeptEpisodes(folder_beside(target), episodes)
+    with exclusive_folder(kept.folder, target):
+        given = {name: value for name, value in work.settings.items() if value is not None}
+        require_recipe(kept.folder, {"task": task, "settings": given, "noise": noise, "seed": seed})
+        done = kept.indices()
+        if len(done) < episodes:
+            _record(work, kept, done, {"noise_range": noise, "seed": seed}, workers, ray_address, progress)
+        made = kept.load()
+        recorded = [e for e in made if not e.error]
+        unstable = tuple(e.seed for e in made if e.error)
+        if not recorded:
+            raise UserError(
+                f"all {len(unstable)} episodes became unstable: pass another --seed, or see what is wrong "
+                f"with the simulation, and remove {kept.folder}"
+            )
+        provenance = {"noise": noise, "seed": seed, **({"unstable_seeds": unstable} if unstable else {})}
+        with defer_interrupt("writing the data set", progress):
+            try:
+                folder = collection.write_minari(str(output), work, recorded, provenance)
+            except UserError as error:
+                raise UserError(
+                    f"{error}; the episodes are kept in {kept.folder}, and the same command goes on"
+                ) from error
+            shutil.rmtree(kept.folder, ignore_errors=True)
     return CollectResult(
         dataset=folder,
         episodes=len(recorded),
         rows=sum(len(e.actions) for e in recorded),
         success=success_rate(recorded),
         steps=sum(e.steps if e.succeeded else work.horizon for e in recorded) / len(recorded),
-        interrupted=failure is not None,
+        resumed_from=len(done),
         unstable=unstable,
     )
 
 
-def _write(
-    output: str, work: Task, recorded: list[Episode], provenance: dict[str, Any], progress: Progress
-) -> Path:
-    """Write the episodes; where the disk does not take them, into the system's folder for temporary files."""
+def _record(
+    work: Task,
+    kept: KeptEpisodes,
+    done: set[int],
+    draw: Mapping[str, Any],
+    workers: int,
+    ray_address: str | None,
+    progress: Progress,
+) -> None:
+    """Record the episodes that are missing, each into its file; raises CollectInterrupted on Ctrl-C."""
     from rql_deploy.sim.collection import collect as collection
 
-    with defer_interrupt("writing the data set", progress):
-        try:
-            return collection.write_minari(output, work, recorded, provenance)
-        except UserError as error:
-            refuge = Path(tempfile.mkdtemp(prefix="rql-deploy-collect-")) / "data"
-            try:
-                collection.write_minari(str(refuge), work, recorded, provenance)
-            except UserError:
-                refuge.parent.rmdir()
-                raise error from None
-            raise UserError(f"{error}; the {len(recorded)} episodes are in {refuge}") from error
+    pool = ray_pool(ray_address)
+    workers = pool.workers if pool else workers
+    stage = Stage(progress, f"collect {work.name}", kept.count, "episodes", done=len(done))
+    count, succeeded = len(done), 0
+    stream = collection.collect(work, kept.count, workers=workers, done=done, pool=pool, **draw)
+    try:
+        with contextlib.closing(stream):
+            for episode in stream:
+                kept.save(episode)
+                if episode.error:
+                    progress.note(
+                        f"episode {episode.index} (seed {episode.seed}) became {episode.error}: "
+                        "it is left out"
+                    )
+                count, succeeded = count + 1, succeeded + episode.succeeded
+                stage.update(count, success=succeeded / (count - len(done)))
+    except KeyboardInterrupt:
+        if count == 0:
+            raise
+        stage.finish(count)
+        raise CollectInterrupted(count, kept.count, kept.folder) from None
+    except Exception:
+        if count:
+            progress.note(f"{count} episodes are kept in {kept.folder}: the same command goes on")
+        raise
+    stage.finish(count, success=succeeded / max(1, count - len(done)))
 
 
 def success_rate(recorded: list[Episode]) -> float:

@@ -128,7 +128,7 @@ def compare(
     if output is not None:
         require_absent([episodes_file(output, key) for key in NAMES])
     work = checked_task(task, settings)
-    policies = policies_of(source, candidates, prune, value)
+    policies = policies_of(source, candidates, prune, value, progress)
     if output is not None:
         output.parent.mkdir(parents=True, exist_ok=True)
     reference, *others = policies.values()

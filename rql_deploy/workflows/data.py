@@ -10,14 +10,26 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rql_deploy.errors import UserError
 from rql_deploy.progress import NoProgress, Progress
 
-from .data_sources import lost_by_merge, open_data, recording_remarks, require_unsharded, unread_columns
+from .data_sources import (
+    language_tasks,
+    lost_by_merge,
+    open_data,
+    parse_read_options,
+    recording_remarks,
+    require_unsharded,
+    unread_columns,
+)
 from .data_writing import WrittenData, format_of, write_data, write_shards, write_split
+from .presets import training_refusal
 from .validation_data import compare_with_validation
+
+if TYPE_CHECKING:
+    from rql_deploy.train.data.readers.options import ReadOptions
 
 
 @dataclass(frozen=True)
@@ -29,6 +41,8 @@ class DataReport:
     rows: int
     warnings: tuple[str, ...]
     """What will hurt learning, one sentence each."""
+    refused: str | None
+    """Why training with the task's preset would refuse the data; None where it would not."""
     figures: Mapping[str, Any]
     """All figures as JSON data: lengths, rewards, ends, duplicates, fields, actions, validation, ..."""
 
@@ -41,6 +55,9 @@ def inspect_data(
     h: int = 5,
     validation: str | None = None,
     plots: Path | None = None,
+    page: Path | None = None,
+    mapping: Sequence[str] = (),
+    tasks: Sequence[int] = (),
 ) -> DataReport:
     """Summarise a data set.
 
@@ -50,11 +67,15 @@ def inspect_data(
         h: actions per chunk; shorter episodes are pointed out.
         validation: validation data to compare with, where not the one that belongs to the format.
         plots: folder for PNG plots.
+        page: HTML file to write the figures, with histograms, into; one that is there is replaced.
+        mapping: `WHAT=KEY` words that name keys of the file, such as `action=actions`.
+        tasks: only episodes of these language tasks of a LeRobotDataset.
     """
     from rql_deploy.train.data.report import inspect_store
     from rql_deploy.train.data.store import TransitionStore
 
-    opened = open_data(data, relabel, may_lack_rewards=True)
+    options = parse_read_options(mapping, tasks)
+    opened = open_data(data, relabel, may_lack_rewards=True, options=options)
     store = opened.sample
     if not len(store) or not store.episodes:
         raise UserError(f"data set {store.dataset_id} is empty: collect some episodes first")
@@ -63,13 +84,23 @@ def inspect_data(
     figures["warnings"] += recording_remarks([data])
     if not isinstance(opened, TransitionStore):
         figures["shards"] = {"shards": len(opened.shards), "episodes": opened.episodes, "rows": len(opened)}
-    figures["validation"] = compare_with_validation(store, data, validation, relabel, figures["warnings"])
-    figures["left_out"] = unread_columns([data])
+    figures["tasks"] = language_tasks(data)
+    figures["validation"] = compare_with_validation(
+        store, data, validation, relabel, figures["warnings"], options
+    )
+    figures["left_out"] = unread_columns([data], options)
+    figures["training"] = training_refusal(data, opened, options)
     if plots is not None:
         from rql_deploy.train.data.plots import plot_store
 
         figures["plots"] = [str(path) for path in plot_store(store, plots)]
-    return DataReport(store.plant.task, store.episodes, len(store), tuple(figures["warnings"]), figures)
+    if page is not None:
+        from .data_page import write_data_page
+
+        write_data_page(page, store, figures)
+    return DataReport(
+        store.plant.task, store.episodes, len(store), tuple(figures["warnings"]), figures["training"], figures
+    )
 
 
 def convert(
@@ -78,7 +109,11 @@ def convert(
     *,
     form: str | None = None,
     relabel: str | None = None,
-    control_rate: float | None = None,
+    rate: float | None = None,
+    action_mode: str = "",
+    action_bounds: str = "",
+    mapping: Sequence[str] = (),
+    tasks: Sequence[int] = (),
     progress: Progress | None = None,
 ) -> WrittenData:
     """Write a data set in another format.
@@ -86,20 +121,25 @@ def convert(
     Args:
         form: one of `data_writing.FORMATS`; else the one that `output` looks like.
         relabel: the OGBench task whose rewards an OGBench file gets.
-        control_rate: in Hz, where the data does not say it or says it wrongly.
+        rate: control rate in Hz, where the data does not say it or says it wrongly.
+        action_mode: `delta` or `absolute`, or `NAME=delta` for single dimensions, separated by commas.
+        action_bounds: a TOML file of `[actions.NAME]` with low and high, `dataset`, or `[LOW,HIGH]`.
+        mapping: `WHAT=KEY` words that name keys of the file, such as `action=actions`.
+        tasks: only episodes of these language tasks of a LeRobotDataset.
     """
-    from rql_deploy.train.data.edits import with_control_rate
     from rql_deploy.train.data.shards import ShardedStore
+    from rql_deploy.train.data.statements import Statements, outside_bounds
 
     form = form or format_of(output)
-    opened = open_data(data, relabel)
+    options = parse_read_options(mapping, tasks)
+    stated = Statements(rate, action_mode, action_bounds)
+    opened = stated.of_all(stated.of_one(open_data(data, relabel, options=options)))
     if isinstance(opened, ShardedStore):
-        if control_rate is not None:
-            raise UserError("--control-rate is for sets that are not in shards: convert the files one by one")
-        return write_shards(opened, output, form, progress or NoProgress()).with_lost(*_unread([data]))
-    if control_rate is not None:
-        opened = with_control_rate(opened, control_rate)
-    return _with_lost_of_sources(write_data(opened, output, form), [data])
+        return write_shards(opened, output, form, progress or NoProgress()).with_lost(
+            *_unread([data], options)
+        )
+    written = write_data(opened, output, form).with_lost(*outside_bounds(opened))
+    return _with_lost_of_sources(written, [data], options)
 
 
 def merge(
@@ -168,10 +208,12 @@ def relabel(
     return _with_lost_of_sources(write_data(store, output, form or format_of(output)), [data])
 
 
-def _with_lost_of_sources(written: WrittenData, data: Sequence[str]) -> WrittenData:
-    return written.with_lost(*recording_remarks(data), *_unread(data))
+def _with_lost_of_sources(
+    written: WrittenData, data: Sequence[str], options: ReadOptions | None = None
+) -> WrittenData:
+    return written.with_lost(*recording_remarks(data), *_unread(data, options))
 
 
-def _unread(data: Sequence[str]) -> list[str]:
-    columns = unread_columns(data)
+def _unread(data: Sequence[str], options: ReadOptions | None = None) -> list[str]:
+    columns = unread_columns(data, options)
     return [f"not read by training and so left behind: {', '.join(columns)}"] if columns else []

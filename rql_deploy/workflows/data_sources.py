@@ -12,18 +12,24 @@ from rql_deploy.errors import UserError
 from .recorded_data import is_recording, read_recorded
 
 if TYPE_CHECKING:
+    from rql_deploy.train.data.readers.options import ReadOptions
     from rql_deploy.train.data.shards import ShardedStore
     from rql_deploy.train.data.store import TransitionStore
 
 
 def open_data(
-    name: str, relabel: str | None = None, *, may_lack_rewards: bool = False
+    name: str,
+    relabel: str | None = None,
+    *,
+    may_lack_rewards: bool = False,
+    options: ReadOptions | None = None,
 ) -> TransitionStore | ShardedStore:
     """Open a data set.
 
     Args:
         relabel: the OGBench task whose rewards replace those of the data.
         may_lack_rewards: give data without rewards, for which no task is named, rewards of 0.
+        options: what keys of the file mean, and which language tasks are read.
 
     Raises UserError where the data cannot be read, or OGBench cannot compute its rewards.
     """
@@ -32,6 +38,8 @@ def open_data(
     if is_recording(name):
         if relabel:
             raise _no_states(f"recording {name}", relabel)
+        if options is not None and (options.keys or options.tasks):
+            raise UserError(f"--map and --task-index are for files of other programs: {name} is a recording")
         return read_recorded(name).store
     rewards: Any = _ZeroRewards(Path(name).name.removesuffix(".npz")) if may_lack_rewards else None
     if relabel:
@@ -39,7 +47,7 @@ def open_data(
 
         rewards = _CountedRewards(OGBenchRewards(relabel))
     try:
-        opened = open_store(name, relabel=rewards, replace=relabel is not None)
+        opened = open_store(name, relabel=rewards, replace=relabel is not None, options=options)
     except UserError as error:
         raise UserError(str(error).replace("--set relabel=", "--relabel ")) from error
     if relabel:
@@ -98,11 +106,26 @@ def require_unsharded(opened: TransitionStore | ShardedStore) -> TransitionStore
     return opened
 
 
-def unread_columns(names: Sequence[str]) -> list[str]:
+def parse_read_options(mapping: Sequence[str], tasks: Sequence[int]) -> ReadOptions:
+    """From the words of `--map` and `--task-index`; raises UserError for words that say nothing."""
+    from rql_deploy.train.data.readers.options import KeyMap, ReadOptions
+
+    return ReadOptions(KeyMap.parse(mapping), tuple(tasks))
+
+
+def language_tasks(name: str) -> list[dict[str, Any]]:
+    """Number, text, episodes and rows of the language tasks of a LeRobotDataset; of others none."""
+    from rql_deploy.train.data.readers.lerobot import is_lerobot
+    from rql_deploy.train.data.readers.lerobot_episodes import language_tasks
+
+    return language_tasks(Path(name)) if is_lerobot(Path(name)) else []
+
+
+def unread_columns(names: Sequence[str], options: ReadOptions | None = None) -> list[str]:
     """Arrays of these data sets that training does not read, sorted."""
     from rql_deploy.train.data.readers.unread_columns import unread_columns
 
-    return sorted({key for name in names if not is_recording(name) for key in unread_columns(name)})
+    return sorted({key for name in names if not is_recording(name) for key in unread_columns(name, options)})
 
 
 def recording_remarks(names: Sequence[str]) -> list[str]:

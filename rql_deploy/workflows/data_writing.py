@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rql_deploy.errors import UserError
+from rql_deploy.errors import UserError, nearest
 from rql_deploy.progress import Progress
 
 if TYPE_CHECKING:
@@ -16,6 +16,16 @@ if TYPE_CHECKING:
     from rql_deploy.train.data.store import TransitionStore
 
 FORMATS = ("store", "ogbench", "minari", "minari-arrow", "robomimic", "lerobot")
+OTHER_NAMES = {
+    "hdf5": "robomimic",
+    "h5": "robomimic",
+    "npz": "ogbench",
+    "folder": "store",
+    "arrow": "minari-arrow",
+    "minari-hdf5": "minari",
+    "lerobotdataset": "lerobot",
+}
+"""Words that people use for a format, most of them a file's suffix."""
 SUFFIXES = {".npz": "ogbench", ".hdf5": "robomimic", ".h5": "robomimic"}
 """The formats whose files must have these suffixes, by which readers know them."""
 
@@ -34,10 +44,28 @@ class WrittenData:
     """Of a sharded set."""
     validation: Path | None = None
     validation_episodes: int | None = None
+    changes: tuple[str, ...] = ()
+    """What was corrected, one sentence each."""
 
     def with_lost(self, *sentences: str) -> WrittenData:
         """The same with more that was lost."""
         return replace(self, lost=(*self.lost, *sentences))
+
+    def with_changes(self, *sentences: str) -> WrittenData:
+        """The same with more that was corrected."""
+        return replace(self, changes=(*self.changes, *sentences))
+
+
+def format_named(word: str) -> str:
+    """The format that a word names, also a suffix such as `npz`; raises UserError with the choices."""
+    known = word.lower().removeprefix(".")
+    found = OTHER_NAMES.get(known, known)
+    if found not in FORMATS:
+        raise UserError(
+            f"--to takes {', '.join(FORMATS)} (hdf5 means robomimic, npz ogbench), not '{word}'"
+            f"{f': did you mean {near[0]}?' if (near := nearest(known, FORMATS, cutoff=0.5)) else ''}"
+        )
+    return found
 
 
 def format_of(output: str) -> str:
@@ -73,7 +101,8 @@ def write_data(store: TransitionStore, output: str, form: str) -> WrittenData:
             if "/" in name or name in (".", ".."):
                 raise UserError(
                     f"format {form} has no place for an observation field named '{name}': "
-                    "rename it, or pass another --to"
+                    f"rename it with `rql-deploy data fix --rename observation.{name}=NEW`, or pass another "
+                    "--to"
                 )
     if form.startswith("minari"):
         from rql_deploy.workflows.minari_data import write_minari
@@ -84,6 +113,8 @@ def write_data(store: TransitionStore, output: str, form: str) -> WrittenData:
         from rql_deploy.train.data.writers import write
 
         folder, lost = Path(output), write(store, Path(output), form)
+    if store.provenance and form != "store":
+        lost = [*lost, "what the data was made from: only a store folder keeps it"]
     return WrittenData(folder, form, store.episodes, len(store), tuple(lost))
 
 
@@ -127,4 +158,4 @@ def write_shards(opened: ShardedStore, output: str, form: str, progress: Progres
 
 
 def _is_minari_id(text: str) -> bool:
-    return bool(re.match(r"^(?:[\w-]{2,}/)*[\w-]{2,}-v\d+$", text))
+    return bool(re.match(r"^(?:[\w-]+/)*[\w-]+-v\d+$", text))

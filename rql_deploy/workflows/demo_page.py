@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 
 from rql_deploy.policy import DEFAULT_CANDIDATES
@@ -19,13 +20,14 @@ RUNS = {"RQL": "rql", "cloning": "bc"}
 ENDPOINT = "tcp://127.0.0.1:5555"
 
 
-def next_commands(output: Path, task: str) -> list[tuple[str, str]]:
-    """What to type after the demo, and what it does."""
+def next_commands(output: Path, task: str) -> list[tuple[list[str], str]]:
+    """What to type after the demo, in words, and what it does."""
+    bundle = str(output / "bundle")
     return [
-        (f"rql-deploy inspect {output}/bundle --verify", "check the bundle against its certificate here"),
-        (f"rql-deploy serve {output}/bundle --bind {ENDPOINT}", "serve it"),
-        (f"rql-deploy run {task} --connect {ENDPOINT}", "drive the simulated arm, in another terminal"),
-        (f"tensorboard --logdir {output}", "every figure that training logged"),
+        (["rql-deploy", "inspect", bundle, "--verify"], "check the bundle against its certificate here"),
+        (["rql-deploy", "serve", bundle, "--bind", ENDPOINT], "serve it"),
+        (["rql-deploy", "run", task, "--connect", ENDPOINT], "drive the simulated arm, in another terminal"),
+        (["tensorboard", "--logdir", str(output)], "every figure that training logged"),
     ]
 
 
@@ -64,7 +66,7 @@ def write_demo_page(result: DemoResult) -> None:
         contract=contract,
         bundle=output / "bundle",
         facts=facts,
-        commands=next_commands(output, contract.plant.task),
+        commands=[(shlex.join(words), text) for words, text in next_commands(output, contract.plant.task)],
     )
     write_comparison(result.page, comparison)
 

@@ -114,7 +114,7 @@ def evaluate(
         raise UserError("an evaluation is of one policy: pass exactly one of checkpoint, bundle and endpoint")
     _check_outputs(outputs, source, ray_address)
     work = checked_task(task, settings)
-    policy = None if source is None else _policy(source, candidates, prune, value)
+    policy = None if source is None else _policy(source, candidates, prune, value, progress)
     run = outputs.training_run
     if outputs.report is not None:
         run = find_training_run(run, source.checkpoint if source else None)
@@ -169,20 +169,28 @@ def _check_outputs(outputs: EvaluationOutputs, source: PolicySource | None, ray_
 
 
 def _policy(
-    source: PolicySource, candidates: int, prune: tuple[tuple[int, int], ...], value: bool
+    source: PolicySource,
+    candidates: int,
+    prune: tuple[tuple[int, int], ...],
+    value: bool,
+    progress: Progress,
 ) -> EvaluatedPolicy:
-    policies = policies_of(source, candidates, prune, value)
+    policies = policies_of(source, candidates, prune, value, progress)
     return next(iter(policies.values()))
 
 
 def policies_of(
-    source: PolicySource, candidates: int, prune: tuple[tuple[int, int], ...], value: bool
+    source: PolicySource,
+    candidates: int,
+    prune: tuple[tuple[int, int], ...],
+    value: bool,
+    progress: Progress | None = None,
 ) -> dict[str, EvaluatedPolicy]:
     """The source's policies by key; raises UserError when torch is to prune."""
     if source.checkpoint is not None and prune:
         raise UserError("torch does not prune: pass --prune with --bundle or --connect")
     run = functools.partial(run_annotated_episode, candidates=candidates, prune=prune, value=value)
-    return find_policies(source, run)
+    return find_policies(source, run, progress)
 
 
 def _film(

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rql_deploy.assumptions import motion_remark
 from rql_deploy.errors import UserError
 from rql_deploy.progress import NoProgress, Progress, Stage
 
@@ -26,6 +28,8 @@ class ExportResult:
     bundle: Path
     contract_id: str
     certificate: Certificate
+    remark: str | None = None
+    """What the data did not say of the policy's motion, so that robots refuse it."""
 
     @property
     def max_error(self) -> float:
@@ -38,7 +42,8 @@ class ExportResult:
             f"bundle {self.bundle}: contract {self.contract_id[:12]}, {len(self.certificate.checks)} checks "
             f"against torch, largest difference {self.max_error:.1e}"
         )
-        return [first, *_beyond_parity(self.certificate)]
+        remark = [f"note: {self.remark}"] if self.remark else []
+        return [first, *_beyond_parity(self.certificate), *remark]
 
 
 def export(
@@ -49,6 +54,9 @@ def export(
     flow_steps: int | None = None,
     precisions: Sequence[str] = (),
     episodes: int = 0,
+    rate: float | None = None,
+    action_mode: str = "",
+    action_bounds: str = "",
     progress: Progress | None = None,
 ) -> ExportResult:
     """Export a checkpoint (or a run's latest one) to a bundle folder, which must not exist.
@@ -57,6 +65,9 @@ def export(
         value_members: value networks in value.onnx; more rank candidates better and take longer.
         flow_steps: refinement steps F of the bundle, where not those of training.
         precisions: variants beside `fp32`: `int8`, `bf16`, `fp16`.
+        rate: control rate in Hz, where the training data did not say it or said it wrongly.
+        action_mode: `delta` or `absolute`, or `NAME=delta` for single dimensions, separated by commas.
+        action_bounds: `dataset` takes bounds that were guessed from the data for said; others are refused.
         episodes: episodes to play with every variant in the environment of the data, for the certificate.
 
     Raises UserError, and writes nothing, where a graph differs from torch by more than the tolerance.
@@ -64,12 +75,15 @@ def export(
     from rql_deploy.export.exporter import export_bundle
     from rql_deploy.export.graphs import ExportModules
     from rql_deploy.train.checkpoint import load_checkpoint
+    from rql_deploy.train.data.statements import Statements
     from rql_deploy.train.export_modules import all_members, make_contract, make_modules
 
     checkpoint, output = Path(checkpoint), Path(output)
     if output.exists():
         raise UserError(f"{output} exists already: pass another --output or remove it first")
     loaded = load_checkpoint(checkpoint)
+    stated = Statements(rate, action_mode, action_bounds)
+    loaded = dataclasses.replace(loaded, plant=stated.of_trained(loaded.plant))
     agent = loaded.restore_networks()
     contract = make_contract(loaded, agent, value_members=value_members, flow_steps=flow_steps)
     encoder, refiner, policy, valuer = make_modules(agent, contract)
@@ -94,7 +108,7 @@ def export(
         precisions=tuple(p for p in dict.fromkeys(precisions) if p != "fp32"),  # type: ignore[misc]
         score=_scorer(contract.plant, episodes, progress or NoProgress()) if episodes else None,
     )
-    return ExportResult(output, contract.contract_id, certificate)
+    return ExportResult(output, contract.contract_id, certificate, motion_remark(contract.plant))
 
 
 def _beyond_parity(certificate: Certificate) -> list[str]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rql_deploy.assumptions import describe_assumed
 from rql_deploy.errors import BundleError
 from rql_deploy.structs import to_plain
 
@@ -58,6 +59,7 @@ class BundleReport:
         beyond = {key: stored[key] for key in BEYOND_PARITY if key in stored}
         return {
             "contract_id": contract.contract_id,
+            "assumed": describe_assumed(contract.plant),
             "contract": json.loads(contract.to_json()),
             "files": {name: (folder / name).stat().st_size for name in self.bundle.manifest.files},
             "variants": self.bundle.variants,

@@ -8,9 +8,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rql_deploy.assumptions import motion_remark
 from rql_deploy.errors import UserError
 from rql_deploy.plant import PLANT_FAILED, POLICY_FAILED, UNSTABLE
-from rql_deploy.progress import Progress
+from rql_deploy.progress import NoProgress, Progress
 
 if TYPE_CHECKING:
     from rql_deploy.contract import PlantDescription
@@ -156,34 +157,41 @@ def check_episode(result: EpisodeResult, progress: Progress) -> None:
         require_no_fault(result)
 
 
-def find_policies(source: PolicySource, run: Callable[..., EpisodeResult]) -> dict[str, EvaluatedPolicy]:
+def find_policies(
+    source: PolicySource, run: Callable[..., EpisodeResult], progress: Progress | None = None
+) -> dict[str, EvaluatedPolicy]:
     """The policies of a source by key (`onnx`, `socket`, `torch`); the first is the one to compare others
-    with.
+    with. Notes what their data did not say of their motion.
 
     Raises UserError for missing or damaged sources here, not in a worker.
     """
     from rql_deploy.sim.evaluation.episodes import EvaluatedPolicy
 
     made: dict[str, Any] = {}
+    plants: list[PlantDescription] = []
     members = steps = None
     if source.bundle is not None:
         from rql_deploy.bundle.bundle import Bundle
 
         contract = Bundle.open(source.bundle, source.variant).contract
         members, steps = contract.value_members, contract.F
+        plants.append(contract.plant)
         made["onnx"] = functools.partial(onnx_policy, source.bundle, variant=source.variant)
     if source.endpoint is not None:
         from rql_deploy.runtime.client import RemotePolicy
 
         with RemotePolicy.connect(source.endpoint, keys=source.keys) as policy:
             members, steps = policy.contract.value_members, policy.contract.F
+            plants.append(policy.contract.plant)
         made["socket"] = functools.partial(remote_policy, source.endpoint, keys=source.keys)
     if source.checkpoint is not None:
         from rql_deploy.train.checkpoint import load_checkpoint
 
-        load_checkpoint(source.checkpoint)
+        plants.append(load_checkpoint(source.checkpoint).plant)
         # Compared with a bundle, torch chooses by the bundle's value members, after as many refinement steps.
         made["torch"] = functools.partial(
             torch_policy, source.checkpoint, value_members=members, flow_steps=steps
         )
+    for remark in dict.fromkeys(filter(None, map(motion_remark, plants))):
+        (progress or NoProgress()).note(f"note: {remark}")
     return {key: EvaluatedPolicy(key, make, run) for key, make in made.items()}

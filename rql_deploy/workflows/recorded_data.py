@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from rql_deploy.assumptions import first_conflict, joined
 from rql_deploy.contract import Contract
 from rql_deploy.errors import UserError
 
@@ -59,13 +60,13 @@ def read_recorded(name: str) -> Recorded:
             "drive with `rql-deploy run` against a server that records, or report from your own loop "
             "(docs/protocol.md, episode)"
         )
-    plant = contracts[next(iter(next(iter(episodes.values())).values()))["contract_id"]].plant
-    for contract in contracts.values():
-        if differences := plant.differences(contract.plant):
-            raise UserError(
-                f"recording {name} is of several plants ({'; '.join(differences)}): pass its shards "
-                f"({SUFFIX}) one by one"
-            )
+    plants = [contract.plant for contract in contracts.values()]
+    if conflict := first_conflict(plants):
+        raise UserError(
+            f"recording {name} is of several plants ({'; '.join(conflict[2])}): pass its shards "
+            f"({SUFFIX}) one by one"
+        )
+    plant = joined(plants)
     # Sorted by the clock of the server, which several workers share.
     ordered = sorted(episodes.values(), key=lambda parts: min(part["time"] for part in parts.values()))
     found = [

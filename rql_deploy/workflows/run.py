@@ -64,6 +64,8 @@ def run(
     real_time: RealTimeOptions | None = None,
     on_episode: OnEpisode | None = None,
     view: View | None = None,
+    accept_assumed: bool = False,
+    on_remark: Callable[[str], None] | None = None,
 ) -> RunResult:
     """Play episodes of a task with the policy served at `endpoint`; Ctrl-C and a fault end the run early.
 
@@ -76,10 +78,13 @@ def run(
             decision.
         on_episode: called as each episode ends.
         view: in real time, shows the loop while an episode runs.
+        accept_assumed: move a robot although the policy's data did not say what its actions mean.
+        on_remark: called with a sentence where a simulator moves by what was assumed.
 
     Raises UserError for a task, server or setting that will not do, ContractError where the plant does not
     fit the policy, and KeyboardInterrupt when not one episode was played.
     """
+    from rql_deploy.assumptions import motion_remark
     from rql_deploy.runtime.client import RemotePolicy
     from rql_deploy.runtime.client.episode_upload import EpisodeReporter, ReportedPlant
     from rql_deploy.seeding import episode_seed
@@ -96,6 +101,8 @@ def run(
         RemotePolicy.connect(endpoint, plant=description, keys=keys) as policy,
         EpisodeReporter.connect(endpoint, keys=keys) as reporter,
     ):
+        if on_remark is not None and (remark := motion_remark(policy.contract.plant)):
+            on_remark(remark)
         reported = ReportedPlant(plant, reporter)
         if real_time is not None:
             played = play_in_real_time(
@@ -109,9 +116,12 @@ def run(
                 timeout=timeout,
                 on_episode=tell,
                 view=view or _no_view,
+                accept_assumed=accept_assumed,
             )
         else:
-            played = _play_in_lockstep(reported, policy, seeds, candidates, timeout or 1.0, tell)
+            played = _play_in_lockstep(
+                reported, policy, seeds, candidates, timeout or 1.0, tell, accept_assumed
+            )
         stale = policy.stale_replies
         reporter.close()
         unrecorded = reporter.dropped
@@ -128,11 +138,12 @@ def _play_in_lockstep(
     candidates: int,
     timeout: float,
     on_episode: OnEpisode,
+    accept_assumed: bool,
 ) -> RealTimeRun:
     """Play the seeds' episodes until Ctrl-C or a fault."""
     from rql_deploy.runtime.control.lockstep import ControlLoop
 
-    loop = ControlLoop(plant, policy, candidates=candidates, deadline=timeout)
+    loop = ControlLoop(plant, policy, candidates=candidates, deadline=timeout, accept_assumed=accept_assumed)
     results: list[EpisodeResult] = []
     with contextlib.suppress(KeyboardInterrupt):
         for index, seed in enumerate(seeds):

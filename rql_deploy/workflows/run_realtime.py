@@ -89,6 +89,7 @@ def play_in_real_time(
     timeout: float | None,
     on_episode: Callable[[int, RealTimeResult], None],
     view: View,
+    accept_assumed: bool = False,
 ) -> RealTimeRun:
     """Play the seeds' episodes; Ctrl-C and a fault end the run early.
 
@@ -129,6 +130,7 @@ def play_in_real_time(
                 deadline=timeout,
                 latch=not options.no_fault_latch,
                 priority=options.priority,
+                accept_assumed=accept_assumed,
                 on_tick=on_tick,
             )
         )

@@ -49,11 +49,16 @@ def train(
     datasets: Sequence[str | Path],
     output: Path,
     *,
-    preset: str = "robosuite-lift",
+    preset: str | None = None,
     overrides: Sequence[str] = (),
     resume: bool = False,
     initial: Path | None = None,
+    rate: float | None = None,
+    action_mode: str = "",
+    action_bounds: str = "",
     evaluation: PeriodicEvaluation | None = None,
+    mapping: Sequence[str] = (),
+    tasks: Sequence[int] = (),
     progress: Progress | None = None,
 ) -> TrainResult:
     """Train an RQL flow policy offline on one data set or several.
@@ -61,10 +66,15 @@ def train(
     Args:
         datasets: paths or Minari ids; several are joined.
         output: the run's folder: checkpoints, logs, configuration.
-        preset: name of the settings to start from.
+        preset: name of the settings to start from; else those made for the data's task, or `reference`.
         overrides: `key=value` words on top of them, such as `rql.alpha=3` or `updates=5000`.
         resume: continue the run in `output` from its latest checkpoint.
         initial: checkpoint or run whose networks a new run starts from.
+        rate: control rate in Hz, where the data does not say it or says it wrongly.
+        action_mode: `delta` or `absolute`, or `NAME=delta` for single dimensions, separated by commas.
+        action_bounds: a TOML file of `[actions.NAME]` with low and high, `dataset`, or `[LOW,HIGH]`.
+        mapping: `WHAT=KEY` words that name keys of the data sets' files, such as `action=actions`.
+        tasks: only episodes of these language tasks of LeRobotDatasets.
 
     SIGINT and SIGTERM let the update under way end and save a checkpoint; the result then is not `finished`.
     Under torchrun every worker calls this, and results are equal. Raises UserError for settings, data or
@@ -73,12 +83,17 @@ def train(
     from rql_deploy.train.checkpoint import load_checkpoint
     from rql_deploy.train.config import load_config
     from rql_deploy.train.data.readers import open_stores
+    from rql_deploy.train.data.shards import with_settings
+    from rql_deploy.train.data.statements import Statements
     from rql_deploy.train.engines.choice import choose_device
     from rql_deploy.train.engines.data_parallel import DataParallel
     from rql_deploy.train.trainer import Trainer
 
-    output, progress = Path(output), progress or NoProgress()
-    config = load_config(preset, tuple(overrides))
+    from .data_sources import parse_read_options
+    from .presets import GENERAL_PRESET, preset_of
+
+    output, progress, chosen = Path(output), progress or NoProgress(), ""
+    config = load_config(preset or GENERAL_PRESET, tuple(overrides))
     if initial is not None and resume:
         raise UserError("--init-from starts a new run and --resume continues one: pass only one of them")
     if config.evaluate_every and evaluation is None:
@@ -92,12 +107,20 @@ def train(
         # Under torchrun the other workers may find the leader's files there.
         require_usable(output, resume)
     source = load_checkpoint(initial) if initial is not None else None
+    # Only OGBench's files lack rewards, and their names say the task.
+    named = preset_of(f"ogbench:{Path(datasets[0]).name.removesuffix('.npz')}") if preset is None else None
+    relabel = config.relabel or (load_config(named).relabel if named else "")
     store = open_stores(
         tuple(map(str, datasets)),
-        reward=config.reward,
-        relabel=_LazyRewards(config.relabel) if config.relabel else None,
-        shard_updates=config.shard_updates,
+        relabel=_LazyRewards(relabel) if relabel else None,
+        stated=Statements(rate, action_mode, action_bounds),
+        options=parse_read_options(mapping, tasks),
     )
+    if preset is None:
+        preset = preset_of(store.plant.task) or GENERAL_PRESET
+        config = load_config(preset, tuple(overrides))
+        chosen = f"preset {preset}, {_why(preset, store.plant.task)}; --preset takes another"
+    store = with_settings(store, config.reward, config.shard_updates)
     parallel = DataParallel.from_environment(choose_device(config))
     leader = parallel is None or parallel.rank == 0
     evaluator = _evaluator(evaluation, config.seed, progress) if evaluation is not None and leader else None
@@ -116,7 +139,12 @@ def train(
             progress=progress,
         )
         if leader:
-            _introduce(trainer.warnings, f"train {output.name}: {trainer.choice}", store, progress)
+            _introduce(
+                [*([chosen] if chosen else []), *trainer.warnings],
+                f"train {output.name}: {trainer.choice}",
+                store,
+                progress,
+            )
         return trainer.train()
     finally:
         _close(evaluator, parallel)
@@ -136,6 +164,14 @@ def require_usable(output: Path, resume: bool) -> None:
     # A run that ended before its first checkpoint leaves its logs; anything else there may be the user's.
     if output.exists() and not resume and any(entry.name not in UNFINISHED_RUN for entry in output.iterdir()):
         raise UserError(f"{output} holds other files: pass another --output")
+
+
+def _why(preset: str, task: str) -> str:
+    from .presets import GENERAL_PRESET
+
+    if preset != GENERAL_PRESET:
+        return f"which is for {task}"
+    return f"the released code's settings, since no preset was made for '{task}'"
 
 
 def _evaluator(evaluation: PeriodicEvaluation, seed: int, progress: Progress) -> SimulatedEvaluator:

@@ -53,8 +53,10 @@ class SimulatedEvaluator:
         played here.
         """
         from rql_deploy.contract import shortened
+        from rql_deploy.plant_description import exceeded_bounds
 
-        if differences := plant.differences(self._pool.describe()):
+        played = self._pool.describe()
+        if differences := [*plant.differences(played), *exceeded_bounds(plant, played)]:
             raise ContractError(
                 f"the data does not fit the task that --evaluate names ({shortened(differences)}): "
                 "pass the task and settings it was collected with, or train without --evaluate"

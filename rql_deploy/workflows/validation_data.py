@@ -8,11 +8,17 @@ from typing import TYPE_CHECKING, Any
 from rql_deploy.errors import UserError
 
 if TYPE_CHECKING:
+    from rql_deploy.train.data.readers.options import ReadOptions
     from rql_deploy.train.data.store import TransitionStore
 
 
 def compare_with_validation(
-    store: TransitionStore, data: str, validation: str | None, relabel: str | None, warnings: list[str]
+    store: TransitionStore,
+    data: str,
+    validation: str | None,
+    relabel: str | None,
+    warnings: list[str],
+    options: ReadOptions | None = None,
 ) -> dict[str, Any] | None:
     """Figures of the validation data of `data`: the one given, or the one that its format names; None where
     there is none.
@@ -31,7 +37,7 @@ def compare_with_validation(
             {"name": f"within it, by filter keys {', '.join(keys)}: pass {data}#{keys[0]}"} if keys else None
         )
     try:
-        opened = open_data(name, relabel, may_lack_rewards=True).sample
+        opened = open_data(name, relabel, may_lack_rewards=True, options=options).sample
         opened.validate_shapes()
     except UserError as error:
         if validation:
@@ -57,7 +63,8 @@ def _beside(data: str) -> str | None:
 
 def _filter_keys(data: str) -> list[str]:
     """The filter keys of a robomimic file, named without one."""
-    from rql_deploy.train.data.readers.robomimic import filter_keys, is_robomimic
+    from rql_deploy.train.data.readers.hdf5 import hdf5_kind, is_hdf5
+    from rql_deploy.train.data.readers.robomimic import filter_keys
 
     file = Path(data)
-    return filter_keys(file) if file.exists() and is_robomimic(file) else []
+    return filter_keys(file) if is_hdf5(file) and hdf5_kind(file) == "robomimic" else []

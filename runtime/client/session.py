@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rql_deploy.contract import Contract, PlantDescription
+from rql_deploy.assumptions import replacement_conflicts
+from rql_deploy.contract import Contract, PlantDescription, shortened
 from rql_deploy.errors import ContractError
 from rql_deploy.flow import flow_schedule
 from rql_deploy.policy import Decision, ResolvedOptions
@@ -75,7 +76,11 @@ class Session:
         if plant is not None:
             self.contract.require(plant)
         if previous is not None:
-            previous.require(self.contract.plant)
+            if conflicts := replacement_conflicts(previous.plant, self.contract.plant):
+                raise ContractError(
+                    f"the server at {endpoint} now has a policy for another plant, "
+                    f"{self.contract.plant.task} ({shortened(conflicts)}): connect anew"
+                )
             if previous.h != self.contract.h:
                 raise ContractError(
                     f"the server at {endpoint} now sends chunks of {self.contract.h} actions "

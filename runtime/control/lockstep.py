@@ -10,6 +10,7 @@ import time
 import numpy as np
 from numpy.typing import NDArray
 
+from rql_deploy.assumptions import require_stated_motion
 from rql_deploy.contract import PlantDescription
 from rql_deploy.errors import DeadlineMissed, UserError
 from rql_deploy.plant import (
@@ -35,8 +36,19 @@ class ControlLoop:
     """Drives a plant with a policy, episode by episode."""
 
     def __init__(
-        self, plant: EpisodicPlant, policy: Policy, *, candidates: int = 1, deadline: float | None = None
+        self,
+        plant: EpisodicPlant,
+        policy: Policy,
+        *,
+        candidates: int = 1,
+        deadline: float | None = None,
+        accept_assumed: bool = False,
     ):
+        """Raises ContractError where a plant that is no simulator would move by what was assumed.
+
+        `accept_assumed` lets it.
+        """
+        require_stated_motion(policy.contract, plant, accept_assumed=accept_assumed)
         self.plant, self.policy = plant, policy
         self.candidates, self.deadline = candidates, deadline
 

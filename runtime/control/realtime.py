@@ -18,6 +18,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from rql_deploy.assumptions import require_stated_motion
 from rql_deploy.errors import UserError
 from rql_deploy.limits import Limits
 from rql_deploy.plant import FAULT, EpisodeResult, Observation, Plant
@@ -66,6 +67,7 @@ class RealTimeLoop:
         latch: bool = True,
         priority: int | None = None,
         delay_compensation: bool = True,
+        accept_assumed: bool = False,
         clock: Clock | None = None,
         make_runner: Callable[[Clock, SafetyFilter], InferenceRunner] | None = None,
         on_tick: OnTick | None = None,
@@ -81,9 +83,11 @@ class RealTimeLoop:
             latch: False counts faults instead of stopping, for measurements.
             priority: 1 to 99; run the loop's thread under SCHED_FIFO, before all threads of normal priority.
             delay_compensation: correct delta motion for what was played while a chunk was computed.
+            accept_assumed: drive a robot although the policy's data did not say what its actions mean.
             make_runner: replaces the inference thread.
 
-        Raises ContractError when rate or limits do not fit the contract, and UserError for `anytime` with a
+        Raises ContractError when rate or limits do not fit the contract, or a plant that is no simulator
+        would move by what was assumed (`rql_deploy.assumptions`), and UserError for `anytime` with a
         policy that streams no previews.
         """
         streams = hasattr(policy, "stream")
@@ -93,6 +97,7 @@ class RealTimeLoop:
             )
         mode = mode or ("anytime" if streams else "prefetch")
         self.plant, self.policy, self.contract = plant, policy, policy.contract
+        require_stated_motion(self.contract, plant, accept_assumed=accept_assumed)
         self.clock: Clock = clock or SystemClock()
         self.period = 1.0 / require_rate(rate, self.contract.plant.control_rate)
         self.filter = SafetyFilter(self.contract, limits)

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from rql_deploy.assumptions import motion_remark, require_stated_motion
 from rql_deploy.bundle.bundle import Bundle
 from rql_deploy.contract import Contract
 from rql_deploy.errors import ContractError
@@ -52,6 +53,8 @@ class ServerConfig:
     max_buffered: int = MAX_BUFFERED
     """MiB of memory that messages may take."""
     busy_poll: bool = False
+    accept_assumed: bool = False
+    """Serve openpi clients a policy whose data did not say what its actions mean."""
 
 
 class RunningServer:
@@ -114,6 +117,10 @@ def serving(
             for name, path in config.bundles
         ]
         _require_compatible(models, known_contracts or {})
+        if config.openpi is not None and not config.accept_assumed:
+            # Its clients know no contract: nobody else would tell their robots.
+            for model in models:
+                require_stated_motion(model.contract, None)
         if listener is not None:
             _warm_up(models)
         sys.setswitchinterval(SWITCH_INTERVAL)
@@ -141,7 +148,10 @@ def serving(
                 on_swap(name, contract)
 
         server.on_swap = log_swap
-        running = RunningServer(server, models, [])
+        remarks = {model.name: motion_remark(model.contract.plant) for model in models}
+        running = RunningServer(
+            server, models, [f"{name}: {remark}" for name, remark in remarks.items() if remark]
+        )
         reloader = Reloader(
             [path for _, path in config.bundles],
             models,

@@ -13,6 +13,7 @@ import threading
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
+from rql_deploy.assumptions import replacement_conflicts
 from rql_deploy.bundle.bundle import Bundle
 from rql_deploy.contract import Contract
 from rql_deploy.errors import ContractError, UserError
@@ -105,9 +106,10 @@ class ModelRegistry:
 def incompatibilities(old: Contract, new: Contract) -> list[str]:
     """Why `new` cannot replace `old` while clients are connected; empty when it can.
 
-    Fields, actions, rate and h must be the same; weights, scaling, F and calibration may differ.
+    Fields, actions, rate and h must be the same; weights, scaling, F and calibration may differ, and bounds
+    that were guessed from data.
     """
-    found = old.plant.differences(new.plant)
+    found = replacement_conflicts(old.plant, new.plant)
     if old.h != new.h:
         found.append(f"chunks have {new.h} actions instead of {old.h}")
     return found

@@ -8,7 +8,9 @@ rows after success (docs/algorithm.md, Conventions).
 from __future__ import annotations
 
 import re
-from collections.abc import Generator, Iterator, Sequence
+import zipfile
+import zlib
+from collections.abc import Collection, Generator, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from rql_deploy.errors import UserError
 from rql_deploy.plant import UnstableSimulation
 from rql_deploy.seeding import episode_seed
 from rql_deploy.sim.plants.task_env import TaskEnv
@@ -24,9 +27,13 @@ from rql_deploy.sim.plants.tasks import Demonstrator, Task, describe, find_demon
 from rql_deploy.sim.processes import SimulatorPool, result_of
 from rql_deploy.sim.stability import stable_reset, stable_step
 
+from .episode_folder import finished, save_episode
 from .minari_files import target_folder, writable_target, write_dataset
 
-__all__ = ["Episode", "collect", "contiguous", "target_folder", "writable_target", "write_minari"]
+FIELD = "observation:"
+"""Starts the names of an episode file's arrays of observations."""
+
+__all__ = ["Episode", "KeptEpisodes", "collect", "target_folder", "writable_target", "write_minari"]
 
 
 @dataclass(frozen=True)
@@ -115,24 +122,25 @@ def collect(
     noise_range: tuple[float, float],
     seed: int,
     workers: int,
+    done: Collection[int] = (),
     pool: Executor | None = None,
 ) -> Generator[Episode]:
-    """Yield episodes as they finish, in any order, from processes of this machine or `pool` (shut down at the
-    end).
+    """Yield the episodes that are not `done` as they finish, in any order.
+
+    Processes of this machine record them, or `pool`, which is shut down at the end.
 
     On Ctrl-C the episodes under way are finished and yielded before KeyboardInterrupt is raised again.
-    Episodes begin in order, so what has been yielded then is 0, 1, 2, ... without a gap.
     """
     find_demonstrator(task)
     pool = pool or SimulatorPool(min(workers, episodes))
     waiting: set[Future[Episode]] = set()
-    todo = iter(range(episodes))
+    todo = iter([index for index in range(episodes) if index not in done])
     try:
         for _ in range(2 * workers):
             _submit(pool, waiting, todo, task, noise_range, seed)
         while waiting:
-            done, _ = wait(waiting, return_when=FIRST_COMPLETED)
-            for future in done:
+            ended, _ = wait(waiting, return_when=FIRST_COMPLETED)
+            for future in ended:
                 waiting.discard(future)
                 _submit(pool, waiting, todo, task, noise_range, seed)
                 yield result_of(future)
@@ -157,10 +165,68 @@ def _submit(
         return
 
 
-def contiguous(episodes: Sequence[Episode]) -> list[Episode]:
-    """Episodes 0, 1, 2, ... up to the first that is missing, in order."""
-    ordered = sorted(episodes, key=lambda e: e.index)
-    return [e for position, e in enumerate(ordered) if e.index == position]
+@dataclass(frozen=True)
+class KeptEpisodes:
+    """The finished episodes of a collection, in a folder beside its output."""
+
+    folder: Path
+    count: int
+    """Episodes that are asked for; the folder may hold more."""
+
+    def file(self, index: int) -> Path:
+        return self.folder / f"train-{index:06}.npz"
+
+    def indices(self) -> set[int]:
+        """Which are there; damaged files are removed."""
+        files = {self.file(index): index for index in range(self.count)}
+        return {files[file] for file in finished(files)}
+
+    def save(self, episode: Episode) -> None:
+        """Write an episode, completely or not at all; raises UserError where the disk is full."""
+        arrays = {f"{FIELD}{name}": values for name, values in episode.observations.items()}
+        facts = {
+            "numbers": np.array([episode.index, episode.seed]),
+            "noise": np.array(episode.noise),
+            "terminated": np.array(episode.terminated),
+            "error": np.array(episode.error),
+        }
+        try:
+            save_episode(
+                self.file(episode.index),
+                arrays | {"actions": episode.actions, "success": episode.success} | facts,
+            )
+        except OSError as error:
+            raise UserError(
+                f"cannot write to {self.folder} ({error.strerror}): finished episodes are kept there; make "
+                "room and run the same command again to go on"
+            ) from error
+
+    def load(self) -> list[Episode]:
+        """All episodes in order; raises UserError where one is damaged."""
+        return [self._read(self.file(index)) for index in range(self.count)]
+
+    def _read(self, file: Path) -> Episode:
+        try:
+            with np.load(file) as arrays:
+                return Episode(
+                    index=int(arrays["numbers"][0]),
+                    seed=int(arrays["numbers"][1]),
+                    noise=float(arrays["noise"]),
+                    observations={
+                        name.removeprefix(FIELD): arrays[name]
+                        for name in arrays.files
+                        if name.startswith(FIELD)
+                    },
+                    actions=arrays["actions"],
+                    success=arrays["success"],
+                    terminated=bool(arrays["terminated"]),
+                    error=str(arrays["error"]),
+                )
+        except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile, zlib.error) as error:
+            raise UserError(
+                f"{file} is damaged ({error}): remove it and run the same command again, to make that "
+                "episode again"
+            ) from error
 
 
 def write_minari(output: str, task: Task, episodes: Sequence[Episode], provenance: dict[str, Any]) -> Path:

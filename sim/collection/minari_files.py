@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import re
@@ -21,7 +22,7 @@ from rql_deploy.folders import reserve
 from rql_deploy.structs import to_plain
 
 PROVENANCE_KEY = "rql_deploy_collection"
-DATASET_ID = re.compile(r"^(?:[\w-]{2,}/)*[\w-]{2,}-v\d+$")
+DATASET_ID = re.compile(r"^(?:[\w-]+/)*[\w-]+-v\d+$")
 
 
 def target_folder(output: str) -> Path:
@@ -97,7 +98,7 @@ def write_dataset(
             )  # about the author's e-mail address and other fields left empty
             dataset = minari.create_dataset_from_buffers(
                 dataset_id,
-                list(buffers),
+                [_storable(buffer, data_format) for buffer in buffers],
                 env=env.spec if env is not None else None,
                 observation_space=env.observation_space
                 if env is not None
@@ -129,6 +130,48 @@ def write_dataset(
     return target
 
 
+def _storable(buffer: Any, data_format: str) -> Any:
+    """The `EpisodeBuffer` as Minari can store it and read it back.
+
+    Observations of `outer/inner` names are nested. For the column formats, flags in infos are lists: Minari
+    notes the shape of an array of numbers in a way that it cannot read.
+    """
+    observations, infos = buffer.observations, buffer.infos or {}
+    if isinstance(observations, Mapping):
+        observations = nested(observations)
+    if data_format != "hdf5":
+        infos = _with_lists(infos)
+    return dataclasses.replace(buffer, observations=observations, infos=infos)
+
+
+def _with_lists(infos: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        key: _with_lists(value)
+        if isinstance(value, Mapping)
+        else value.tolist()
+        if isinstance(value, np.ndarray) and value.ndim == 1
+        else value
+        for key, value in infos.items()
+    }
+
+
+def nested(values: Mapping[str, Any]) -> dict[str, Any]:
+    """`{"outer/inner": value}` as `{"outer": {"inner": value}}`; raises UserError if both are names."""
+    found: dict[str, Any] = {}
+    for name, value in values.items():
+        *outer, last = name.split("/")
+        place: Any = found
+        for part in outer:
+            place = place.setdefault(part, {}) if isinstance(place, dict) else place
+        if not isinstance(place, dict) or last in place:
+            raise UserError(
+                f"the field '{name}' and another would be in each other's place in a Minari data set: rename "
+                f"one with `rql-deploy data fix DATA --output NEW --rename 'observation.{name}=OTHER'`"
+            )
+        place[last] = value
+    return found
+
+
 def _size(buffer: Any) -> int:
     """About what an `EpisodeBuffer` takes on disk, in bytes: its numbers, and some for every array."""
 
@@ -148,9 +191,13 @@ def observation_space(plant: PlantDescription, observations: Any) -> gymnasium.S
     boxes: dict[str, gymnasium.Space[Any]] = {
         spec.name: gymnasium.spaces.Box(-np.inf, np.inf, spec.shape, np.float32) for spec in plant.fields
     }
-    if isinstance(observations, Mapping):
-        return gymnasium.spaces.Dict(boxes)
-    return next(iter(boxes.values()))
+    return _space(nested(boxes)) if isinstance(observations, Mapping) else next(iter(boxes.values()))
+
+
+def _space(node: Any) -> gymnasium.Space[Any]:
+    if isinstance(node, gymnasium.Space):
+        return node
+    return gymnasium.spaces.Dict({name: _space(inner) for name, inner in node.items()})
 
 
 def action_space(plant: PlantDescription) -> gymnasium.spaces.Box:

@@ -9,9 +9,6 @@ episodes.
 
 from __future__ import annotations
 
-import io
-import json
-import os
 import shutil
 import zipfile
 import zlib
@@ -26,7 +23,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rql_deploy.errors import UserError
-from rql_deploy.folders import exclusive_lock
 from rql_deploy.seeding import episode_seed
 from rql_deploy.sim.demonstrators.ogbench_play import (
     EPISODE_STEPS,
@@ -36,6 +32,8 @@ from rql_deploy.sim.demonstrators.ogbench_play import (
     find_recipe,
 )
 from rql_deploy.sim.processes import SimulatorPool, result_of
+
+from .episode_folder import exclusive_folder, finished, folder_beside, require_recipe, save_episode
 
 VALIDATION_OFFSET = 1 << 24
 """Validation episode i has the seed of episode `VALIDATION_OFFSET` + i, however many training episodes
@@ -71,7 +69,7 @@ class PlayData:
     @property
     def folder(self) -> Path:
         """Where finished parts lie until all are there."""
-        return self.output.with_name(f".{self.output.name}.episodes")
+        return folder_beside(self.output)
 
     def files(self, part: str) -> list[Path]:
         """The files of part `train` or `val`, in order."""
@@ -96,12 +94,8 @@ def exclusive_collection(data: PlayData) -> Iterator[None]:
 
     Raises UserError where another process holds it.
     """
-    with exclusive_lock(data.folder, f"another process makes {data.output}"):
-        try:
-            yield
-        finally:
-            if not any(data.folder.glob("*.npz")):
-                shutil.rmtree(data.folder, ignore_errors=True)
+    with exclusive_folder(data.folder, data.output):
+        yield
 
 
 def prepare(data: PlayData) -> int:
@@ -110,34 +104,12 @@ def prepare(data: PlayData) -> int:
 
     Damaged episodes (a power cut's) are removed, to be made again.
     """
-    recipe, note = json.loads(json.dumps(data.recipe())), data.folder / "recipe.json"
     joining = (data.folder / JOINING).exists()
     for target in (data.output, *([data.validation_file] if data.validation and not joining else [])):
         if target.exists():
             raise UserError(f"{target} exists already: pass another --output or remove it first")
-    try:
-        data.folder.mkdir(parents=True, exist_ok=True)
-        if note.exists():
-            found = json.loads(note.read_text())
-            if changed := [
-                key for key in recipe if not isinstance(found, dict) or found.get(key) != recipe[key]
-            ]:
-                raise UserError(
-                    f"{data.folder} holds episodes that were made with another {', '.join(changed)}: pass "
-                    "the same to continue, "
-                    "another --output, or remove that folder"
-                )
-        else:
-            note.write_text(json.dumps(recipe, indent=1))
-    except ValueError as error:
-        raise UserError(f"{note} is damaged ({error}): remove {data.folder} and start again") from error
-    except OSError as error:
-        raise UserError(f"cannot write to {data.folder} ({error.strerror}): pass another --output") from error
-    kept = [file for part in ("train", "val") for file in data.files(part) if file.exists()]
-    damaged = [file for file in kept if not zipfile.is_zipfile(file)]
-    for file in damaged:
-        file.unlink()
-    return len(kept) - len(damaged)
+    require_recipe(data.folder, data.recipe())
+    return len(finished(file for part in ("train", "val") for file in data.files(part)))
 
 
 def make_episodes(data: PlayData, workers: int, pool: Executor | None = None) -> Generator[dict[str, int]]:
@@ -200,20 +172,8 @@ def _make(task: str, steps: int, seed: int, file: Path) -> dict[str, int]:
         _generator = PlayGenerator(find_recipe(task), steps)
     episode = _generator.generate(seed)
     counts = {name: getattr(episode, name) for name in COUNTS}
-    made = {**counts, "seed": seed, "unstable": len(episode.unstable)}
-    partial = file.with_suffix(f".{os.getpid()}.partial")
-    try:
-        # Through memory: a half-written archive raises a second error when it is garbage collected.
-        archive = io.BytesIO()
-        np.savez_compressed(archive, **episode.arrays, counts=np.array([counts[name] for name in COUNTS]))
-        with partial.open("wb") as stream:
-            stream.write(archive.getvalue())
-            stream.flush()
-            os.fsync(stream.fileno())
-        partial.rename(file)
-    finally:
-        partial.unlink(missing_ok=True)
-    return made
+    save_episode(file, {**episode.arrays, "counts": np.array([counts[name] for name in COUNTS])})
+    return {**counts, "seed": seed, "unstable": len(episode.unstable)}
 
 
 def totals(data: PlayData) -> dict[str, int]:

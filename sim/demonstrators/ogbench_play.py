@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rql_deploy.errors import UserError, suggestion
+from rql_deploy.ogbench_names import download_hint
 from rql_deploy.plant import UnstableSimulation
 from rql_deploy.sim.stability import (
     numerical_failures,
@@ -71,7 +72,9 @@ def find_recipe(task: str) -> Recipe:
     name = task.partition("-singletask")[0].removesuffix("-v0")
     names = {f"{environment}-play": recipe for environment, recipe in RECIPES.items()}
     if name not in names:
-        raise UserError(f"there is no recipe for 'ogbench:{task}'{suggestion(name, names)}")
+        raise UserError(
+            f"there is no recipe for 'ogbench:{task}'{suggestion(name, names)}{download_hint(name)}"
+        )
     return names[name]
 
 

@@ -68,6 +68,8 @@ class AnnotatedEpisode(EpisodeResult):
 class AnnotatedPlant:
     """A plant that collects the reward of each tick, and calls `after_tick`."""
 
+    simulated = True
+
     def __init__(self, plant: EpisodicPlant, after_tick: Callable[[], None] | None = None):
         self.plant = plant
         self.rewards: list[float] = []

@@ -46,11 +46,16 @@ svg text.name{fill:var(--ink)}
 video{width:100%;max-width:640px;border-radius:8px;background:#000;display:block}
 .scroll{overflow-x:auto;margin:.6em 0}table{border-collapse:collapse;font-size:.9rem}
 td,th{padding:3px 10px;text-align:right;white-space:nowrap;border-bottom:1px solid var(--line)}
-.words td,.words th,.names td:first-child{text-align:left;padding-left:0;vertical-align:top}
+.words td,.words th,.names td:first-child,.names th:first-child{
+text-align:left;padding-left:0;vertical-align:top}
 .words td{white-space:normal}
 pre{margin:.4em 0;padding:10px 12px;border:1px solid var(--line);border-radius:8px;overflow-x:auto;
 font-size:.85rem}
 code{font-family:ui-monospace,monospace}
+h1,li,figcaption,.words td{overflow-wrap:anywhere}ul{margin:.3em 0;padding-left:1.2em}
+.warnings{border:1px solid var(--bad);border-left-width:6px;border-radius:8px;padding:2px 14px 8px;
+margin:.8em 0}.warnings h2{margin:.4em 0;color:var(--bad)}.warnings li{margin:.2em 0}
+svg.range{width:160px;display:inline-block;vertical-align:middle}.frame{fill:none;stroke:var(--soft)}
 """
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; media-src data:"
 """A browser that is told so refuses what the page does not bring itself."""

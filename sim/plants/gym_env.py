@@ -135,7 +135,11 @@ class GymEnv(TaskEnv):
             task=task,
             fields=tuple(ObservationField(name, box.shape) for name, box in self._fields.items()),
             actions=tuple(
-                ActionDimension(f"action_{i}", float(low[i]), float(high[i])) for i in range(len(low))
+                # The space says the bounds, and nothing else.
+                ActionDimension(
+                    f"action_{i}", float(low[i]), float(high[i]), assumed=("mode", "hold", "unit")
+                )
+                for i in range(len(low))
             ),
             control_rate=self.control_rate,
         )

@@ -168,6 +168,8 @@ class EnvPlant:
     `reset` and `apply` raise UnstableSimulation where the simulation has become unstable.
     """
 
+    simulated = True
+
     def __init__(self, env: TaskEnv):
         self.env = env
         self.reward = 0.0

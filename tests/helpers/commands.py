@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
+import re
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 from click.testing import CliRunner, Result
@@ -21,6 +25,8 @@ LIFT_BUNDLE = Path(rql_deploy.__file__).parent / "assets" / "lift_bundle"
 """The bundle that comes with the package: no training before tests that take any policy."""
 COLLECT = ("collect", "robosuite:Lift", "--horizon", 50)
 TINY = (
+    "--preset",
+    "robosuite-lift",
     "--set",
     "rql.policy_hidden=[16, 16]",
     "--set",
@@ -65,21 +71,41 @@ def printed(result: Result) -> dict[str, Any]:
     return found
 
 
+def interrupted_after_some(log: Path, *words: object) -> str:
+    """Start a command of 200 episodes, interrupt it when a few are done; returns what it said."""
+    command = [sys.executable, "-m", "rql_deploy", *map(str, words), "--episodes", "200"]
+    with log.open("w") as stream:
+        # A test run started in the background ignores SIGINT, and its children would too.
+        listen = functools.partial(signal.signal, signal.SIGINT, signal.default_int_handler)
+        process = subprocess.Popen(
+            command, stdout=stream, stderr=subprocess.STDOUT, text=True, preexec_fn=listen
+        )
+        for _ in range(600):
+            if re.search(r"[1-9]\d*/200", log.read_text()):
+                break
+            time.sleep(0.1)
+        process.send_signal(signal.SIGINT)
+        # What was asked for is not there, so what follows in a script must not start.
+        assert process.wait(timeout=60) == 130, log.read_text()
+    return log.read_text()
+
+
 def require_compiler() -> None:
     """Require a C++ compiler for torch.compile; without one the test is skipped, or fails in CI."""
     if not any(shutil.which(name) for name in ("g++", "clang++")):
-        _missing("torch.compile needs a C++ compiler (apt-get install g++)")
+        unavailable("torch.compile needs a C++ compiler (apt-get install g++)")
 
 
 def require_node(folder: Path, package: str) -> None:
     """Require Node.js and the packages of `folder`; without them the test is skipped, or fails in CI."""
     if shutil.which("node") is None:
-        _missing("Node.js is not installed (apt-get install nodejs npm, then make setup)")
+        unavailable("Node.js is not installed (apt-get install nodejs npm, then make setup)")
     elif not (folder / "node_modules" / package).is_dir():
-        _missing(f"{folder.relative_to(ROOT)}/node_modules is missing (npm and make setup put it there)")
+        unavailable(f"{folder.relative_to(ROOT)}/node_modules is missing (npm and make setup put it there)")
 
 
-def _missing(text: str) -> None:
+def unavailable(text: str) -> NoReturn:
+    """Skip the test for want of `text`; in CI, where nothing may be wanting, fail it."""
     if os.environ.get("RQL_REQUIRE_ALL") or os.environ.get("CI"):
         pytest.fail(text)
     pytest.skip(text)

@@ -12,6 +12,7 @@ import numpy as np
 from rql_deploy.contract import ActionDimension, ObservationField, PlantDescription
 from rql_deploy.train.data.folder import write_store
 from rql_deploy.train.data.readers import open_store
+from rql_deploy.train.data.readers.options import ReadOptions
 from rql_deploy.train.data.store import TransitionStore
 from tests.helpers.commands import ROOT
 
@@ -97,8 +98,8 @@ def stored(folder: Path, **changes: Any) -> Path:
     return folder
 
 
-def opened(path: object) -> TransitionStore:
+def opened(path: object, options: ReadOptions | None = None) -> TransitionStore:
     """A data set that is not in shards."""
-    store = open_store(str(path))
+    store = open_store(str(path), options=options)
     assert isinstance(store, TransitionStore)
     return store

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from rql_deploy.cli.options import PRESETS, preset_option
+from rql_deploy.cli.options import preset_words
 from rql_deploy.errors import UserError
 from rql_deploy.train.config import load_config, preset_names
 from rql_deploy.train.data.readers import open_store
@@ -14,6 +14,7 @@ from rql_deploy.train.data.shards import ShardedStore
 from rql_deploy.train.data.store import TransitionStore
 from rql_deploy.train.rql import RQL, draw_noise
 from rql_deploy.train.trainer import Trainer
+from rql_deploy.workflows.presets import PRESETS
 
 # The paper's settings; then the dimensions of observation and action that OGBench's environments have.
 #                                       alpha kappa rho h  gamma  reward     O   A
@@ -118,9 +119,12 @@ def test_other_robosuite_tasks_start_from_lifts_settings_and_say_so(name: str) -
 
 def test_the_preset_that_commands_name_next_is_there_and_the_tasks_own() -> None:
     assert set(PRESETS.values()) == set(preset_names()) - {"reference"}
-    assert preset_option("ogbench:puzzle-3x3-play-singletask-task4-v0") == " --preset ogbench-puzzle-3x3-play"
-    assert preset_option("robosuite:PickPlaceCan") == " --preset robosuite-can"
-    assert preset_option("gym:Pendulum-v1") == ""
+    assert preset_words("ogbench:puzzle-3x3-play-singletask-task4-v0") == [
+        "--preset",
+        "ogbench-puzzle-3x3-play",
+    ]
+    assert preset_words("robosuite:PickPlaceCan") == ["--preset", "robosuite-can"]
+    assert preset_words("gym:Pendulum-v1") == []
 
 
 def test_every_preset_loads_and_begins_by_saying_what_it_is() -> None:

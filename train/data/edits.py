@@ -6,14 +6,14 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
-import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from rql_deploy.assumptions import joined
 from rql_deploy.contract import PlantDescription
 from rql_deploy.errors import UserError
 
-from .store import ASSUMED_RATE, TransitionStore
+from .store import ENDS, TransitionStore
 
 
 def select(store: TransitionStore, episodes: NDArray[np.int64], suffix: str) -> TransitionStore:
@@ -30,14 +30,6 @@ def select(store: TransitionStore, episodes: NDArray[np.int64], suffix: str) -> 
         ends=np.cumsum(lengths).astype(np.int64),
         successes=None if store.successes is None else store.successes[episodes],
         finals=None if store.finals is None else store.finals[episodes],
-    )
-
-
-def with_control_rate(store: TransitionStore, rate: float) -> TransitionStore:
-    """The same data with this control rate in Hz, for data that does not state it or states it wrongly."""
-    environment = {key: value for key, value in store.plant.environment.items() if key != ASSUMED_RATE}
-    return dataclasses.replace(
-        store, plant=msgspec.structs.replace(store.plant, control_rate=rate, environment=environment)
     )
 
 
@@ -61,7 +53,8 @@ def relabel_success(store: TransitionStore, *, all_successful: bool = False) -> 
     """Rewards success - 1 and masks 1 - success (docs/algorithm.md).
 
     A row counts as success if its mask is 0 or, where all rewards are 0 or 1, its reward is 1; so do the rows
-    after it. If an episode is known to have succeeded but no row says where, its last row counts as success;
+    after it, unless some episode ends without the success that it had reached: then the task goes on after
+    success. If an episode is known to have succeeded but no row says where, its last row counts as success;
     with `all_successful`, every episode is known to have succeeded. Raises UserError if no episode succeeded.
     """
     success: NDArray[np.bool_] = np.asarray(store.masks == 0)
@@ -69,14 +62,18 @@ def relabel_success(store: TransitionStore, *, all_successful: bool = False) -> 
         success = success | (store.rewards == 1)
     flags = np.zeros(len(store), np.bool_)
     succeeded = np.zeros(store.episodes, np.bool_)
+    # Success that is gone at the end was of a task that goes on: the rows after it are no success.
+    kept = np.logical_or.reduceat(success, store.starts) == success[store.ends - 1]
+    latched = all_successful or bool(kept.all())
     for i, (start, end) in enumerate(zip(store.starts, store.ends, strict=True)):
-        rows = np.logical_or.accumulate(success[start:end])
+        rows = success[start:end]
+        rows = np.logical_or.accumulate(rows) if latched else rows.copy()
         known = all_successful or (store.successes is not None and bool(store.successes[i]))
-        if known and not rows[-1]:
+        if known and not rows.any():
             rows[-1] = True
         if store.successes is not None and not store.successes[i] and not all_successful:
             rows[:] = False
-        flags[start:end], succeeded[i] = rows, rows[-1]
+        flags[start:end], succeeded[i] = rows, rows.any()
     if not succeeded.any():
         raise UserError(
             f"nothing in data set {store.dataset_id} says that an episode succeeded: pass --all-successful "
@@ -84,31 +81,33 @@ def relabel_success(store: TransitionStore, *, all_successful: bool = False) -> 
         )
     rewards = flags.astype(np.float32) - 1.0
     return dataclasses.replace(
-        store, rewards=rewards, masks=(1.0 - flags).astype(np.float32), successes=succeeded
+        store,
+        rewards=rewards,
+        masks=(1.0 - flags).astype(np.float32),
+        successes=succeeded,
+        remarks=tuple(remark for remark in store.remarks if not remark.startswith(ENDS)),
     )
 
 
 def concatenate(stores: Sequence[TransitionStore]) -> TransitionStore:
     """Several data sets of one plant as one, in the given order.
 
-    Observation fields may be stored in different orders; the first data set's order is used. Raises UserError
-    that lists all differences if the plants differ in what matters for control.
+    Observation fields may be stored in different orders; the first data set's order is used. Assumed action
+    bounds are widened to hold those of all (`rql_deploy.assumptions.joined`).
+    Raises UserError that lists all differences if the plants differ in what matters for control.
     """
     first = stores[0]
     if len(stores) == 1:
         return first
     observations, finals = [], []
-    for store in stores:
+    for later, store in enumerate(stores):
         store.validate_shapes()
-        differences = list(dict.fromkeys(first.plant.differences(store.plant)))
-        known = {spec.name for spec in first.plant.fields}
-        if extra := [spec.name for spec in store.plant.fields if spec.name not in known]:
-            differences.append(f"only the second has observation fields {', '.join(extra)}")
-        if differences:
-            raise UserError(
-                f"data sets {first.dataset_id} and {store.dataset_id} cannot be combined "
-                f"({'; '.join(differences)}): pass sets of one plant, or train on one of them"
-            )
+        for earlier in stores[:later]:
+            if differences := _differences(earlier.plant, store.plant):
+                raise UserError(
+                    f"data sets {earlier.dataset_id} and {store.dataset_id} cannot be combined "
+                    f"({'; '.join(differences)}): pass sets of one plant, or train on one of them"
+                )
         observations.append(_reordered(store.observations, store.plant, first.plant))
         if store.finals is not None:
             finals.append(_reordered(store.finals, store.plant, first.plant))
@@ -116,7 +115,7 @@ def concatenate(stores: Sequence[TransitionStore]) -> TransitionStore:
     successes = [store.successes for store in stores if store.successes is not None]
     return TransitionStore(
         dataset_id=" + ".join(store.dataset_id for store in stores),
-        plant=first.plant,
+        plant=joined([store.plant for store in stores]),
         observations=np.concatenate(observations),
         actions=np.concatenate([store.actions for store in stores]),
         rewards=np.concatenate([store.rewards for store in stores]),
@@ -124,7 +123,16 @@ def concatenate(stores: Sequence[TransitionStore]) -> TransitionStore:
         ends=np.concatenate([store.ends + offset for store, offset in zip(stores, offsets, strict=True)]),
         successes=np.concatenate(successes) if len(successes) == len(stores) else None,
         finals=np.concatenate(finals) if len(finals) == len(stores) else None,
+        remarks=tuple(dict.fromkeys(remark for store in stores for remark in store.remarks)),
+        provenance=tuple(made for store in stores for made in store.provenance),
     )
+
+
+def _differences(first: PlantDescription, second: PlantDescription) -> list[str]:
+    known = {spec.name for spec in first.fields}
+    extra = [spec.name for spec in second.fields if spec.name not in known]
+    more = [f"only the second has observation fields {', '.join(extra)}"] if extra else []
+    return [*dict.fromkeys(first.differences(second)), *more]
 
 
 def _reordered(

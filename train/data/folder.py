@@ -1,6 +1,6 @@
 """The store folder: a transition store on disk, which training memory-maps (docs/data.md).
 
-    FOLDER/store.json         format, data set id, plant, rows, episodes, content hash
+    FOLDER/store.json         format, data set id, plant, rows, episodes, content hash, remarks, provenance
     FOLDER/observations.npy   [N, O] float32        FOLDER/rewards.npy   [N] float32
     FOLDER/actions.npy        [N, A] float32        FOLDER/masks.npy     [N] float32
     FOLDER/ends.npy           [E] int64             FOLDER/successes.npy [E] bool, where known
@@ -16,6 +16,7 @@ import io
 import json
 import os
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -54,6 +55,8 @@ class StoreWriter:
             "rewards": (),
             "masks": (),
         }
+        self.remarks: tuple[str, ...] = ()
+        self.provenance: tuple[Mapping[str, Any], ...] = ()
         self.rows = 0
         self.ends: list[int] = []
         self.successes: list[bool | None] = []
@@ -141,6 +144,8 @@ class StoreWriter:
                 "plant": to_plain(self.plant),
                 "rows": self.rows,
                 "episodes": len(self.ends),
+                **({"remarks": list(self.remarks)} if self.remarks else {}),
+                **({"provenance": [dict(made) for made in self.provenance]} if self.provenance else {}),
             }
             (self.partial / HEADER_FILE).write_text(json.dumps(header))
             header["content_hash"] = read_store(self.partial).content_hash
@@ -185,6 +190,7 @@ class StoreWriter:
 def write_store(store: TransitionStore, folder: Path) -> TransitionStore:
     """Write `store` as a folder and return it as read back, memory-mapped."""
     with StoreWriter(folder, store.dataset_id, store.plant) as writer:
+        writer.remarks, writer.provenance = store.remarks, store.provenance
         writer.extend(
             {name: getattr(store, name) for name in ROW_ARRAYS}, store.ends, store.successes, store.finals
         )
@@ -217,6 +223,8 @@ def read_store(folder: Path, *, verify: bool = False) -> TransitionStore:
             ends=ends,
             successes=successes,
             finals=finals,
+            remarks=tuple(map(str, header.get("remarks", ()))),
+            provenance=tuple(map(dict, header.get("provenance", ()))),
             **arrays,
         )
         if len(store) != header["rows"] or store.episodes != header["episodes"]:

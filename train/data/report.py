@@ -9,8 +9,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from rql_deploy.assumptions import describe_assumed
+
 from .report_warnings import data_warnings
-from .store import TransitionStore
+from .store import DIMENSION_NAMES, TransitionStore
 
 SATURATED = 0.999
 """An action counts as saturated from this share of its bound on."""
@@ -29,6 +31,7 @@ def inspect_store(store: TransitionStore, *, gamma: float = 0.99, h: int = 5) ->
         "episodes": store.episodes,
         "rows": len(store),
         "control_rate": store.plant.control_rate,
+        "assumed": describe_assumed(store.plant),
         "hours": len(store) / store.plant.control_rate / 3600.0,
         "lengths": _summary(lengths),
         "fields": _fields(store),
@@ -43,6 +46,7 @@ def inspect_store(store: TransitionStore, *, gamma: float = 0.99, h: int = 5) ->
             getattr(store, name).nbytes for name in ("observations", "actions", "rewards", "masks")
         )
         / 2**20,
+        "provenance": [dict(made) for made in store.provenance],
     }
     report["warnings"] = data_warnings(report, store, h)
     return report
@@ -50,12 +54,12 @@ def inspect_store(store: TransitionStore, *, gamma: float = 0.99, h: int = 5) ->
 
 def compare_validation(store: TransitionStore, validation: TransitionStore) -> dict[str, Any]:
     """Size of the validation data, and how many of its episodes are copies of episodes in `store`."""
-    training = set(_episode_hashes(store))
+    training = set(episode_hashes(store))
     return {
         "episodes": validation.episodes,
         "rows": len(validation),
         "share_of_rows": len(validation) / (len(store) + len(validation)),
-        "copies_of_training": sum(digest in training for digest in _episode_hashes(validation)),
+        "copies_of_training": sum(digest in training for digest in episode_hashes(validation)),
         "same_shapes": (validation.plant.observation_dim, validation.plant.action_dim)
         == (store.plant.observation_dim, store.plant.action_dim),
     }
@@ -98,6 +102,7 @@ def _fields(store: TransitionStore) -> list[dict[str, Any]]:
                 "name": spec.name,
                 "shape": list(spec.shape),
                 "unit": spec.unit,
+                "names": (store.plant.environment.get(DIMENSION_NAMES) or {}).get(spec.name),
                 "min": _number(lowest.min()),
                 "max": _number(highest.max()),
                 "mean": _number(columns.mean(dtype=np.float64, where=finite)) if finite.any() else None,
@@ -126,6 +131,10 @@ def _actions(store: TransitionStore) -> list[dict[str, Any]]:
                 "name": spec.name,
                 "low": spec.low,
                 "high": spec.high,
+                "mode": spec.mode,
+                "hold": spec.hold,
+                "unit": spec.unit,
+                "assumed": list(spec.assumed),
                 "min": _number(column.min(where=finite, initial=np.inf)),
                 "max": _number(column.max(where=finite, initial=-np.inf)),
                 "mean": _number(column.mean(dtype=np.float64, where=finite)) if finite.any() else None,
@@ -182,13 +191,13 @@ def _ends(store: TransitionStore) -> dict[str, int]:
 
 
 def _duplicates(store: TransitionStore) -> dict[str, int]:
-    different = len(set(_episode_hashes(store)))
+    different = len(set(episode_hashes(store)))
     stuck = np.concatenate(([False], (store.observations[1:] == store.observations[:-1]).all(axis=1)))
     stuck[store.starts] = False
     return {"episodes": store.episodes - different, "rows_like_the_one_before": int(stuck.sum())}
 
 
-def _episode_hashes(store: TransitionStore) -> Iterator[bytes]:
+def episode_hashes(store: TransitionStore) -> Iterator[bytes]:
     """One hash per episode over its observations and actions."""
     for start, end in zip(store.starts, store.ends, strict=True):
         digest = hashlib.sha256(np.ascontiguousarray(store.observations[start:end]).data)

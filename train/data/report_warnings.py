@@ -19,7 +19,8 @@ def data_warnings(report: dict[str, Any], store: TransitionStore, h: int) -> lis
         if field["rows_not_finite"]:
             found.append(
                 f"'{field['name']}' has NaN or infinity in {field['rows_not_finite']:,} rows: training "
-                "refuses them; remove those episodes"
+                "refuses them; drop those episodes with `rql-deploy data fix DATA --output NEW "
+                "--drop-not-finite`"
             )
         if field["constant_columns"]:
             found.append(
@@ -31,12 +32,13 @@ def data_warnings(report: dict[str, Any], store: TransitionStore, h: int) -> lis
             found.append(
                 f"action '{action['name']}' leaves [{action['low']:g}, {action['high']:g}] in "
                 f"{action['rows_outside']:,} rows, first at {action['first_outside']}: training refuses it; "
-                "correct the bounds, or train with --set clip_actions=true"
+                "say the bounds or clip with `rql-deploy data fix DATA --output NEW --action-bounds BOUNDS "
+                "--clip-actions`, or train with --set clip_actions=true"
             )
         if action["rows_not_finite"]:
             found.append(
                 f"action '{action['name']}' has NaN or infinity in {action['rows_not_finite']:,} rows: "
-                "remove those episodes"
+                f"drop those episodes with `rql-deploy data fix DATA --output NEW --drop-not-finite`"
             )
         if action["saturated"] > 0.5 and action["std"]:
             found.append(
@@ -47,7 +49,10 @@ def data_warnings(report: dict[str, Any], store: TransitionStore, h: int) -> lis
             found.append(f"action '{action['name']}' never changes")
     rewards = report["rewards"]
     if rewards["rows_not_finite"]:
-        found.append(f"{rewards['rows_not_finite']:,} rewards are NaN or infinite: training refuses them")
+        found.append(
+            f"{rewards['rows_not_finite']:,} rewards are NaN or infinite: training refuses them; drop those "
+            f"episodes with `rql-deploy data fix DATA --output NEW --drop-not-finite`"
+        )
     if not rewards["inform"]:
         found.append(
             f"rewards are uninformative (all {rewards['min']:g}): training refuses them; relabel them with "
@@ -93,13 +98,13 @@ def data_warnings(report: dict[str, Any], store: TransitionStore, h: int) -> lis
     if short := int((lengths <= h).sum()):
         found.append(
             f"{short} episodes have at most h = {h} rows, fewer than a window: see 'Short episodes' in "
-            f"{GUIDE}"
+            f"{GUIDE}, or drop them with `rql-deploy data fix DATA --output NEW --drop-short {h + 1}`"
         )
     duplicates = report["duplicates"]
     if duplicates["episodes"]:
         found.append(
-            f"{duplicates['episodes']} episodes are copies of others: remove them, or a validation split "
-            "will hold copies, too"
+            f"{duplicates['episodes']} episodes are copies of others, which a validation split will hold, "
+            f"too: keep one of each with `rql-deploy data fix DATA --output NEW --drop-duplicates`"
         )
     if duplicates["rows_like_the_one_before"] > 0.05 * len(store):
         found.append(

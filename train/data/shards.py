@@ -9,14 +9,15 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 from weakref import WeakValueDictionary
 
 import numpy as np
 from numpy.typing import NDArray
 
+from rql_deploy.assumptions import first_conflict, joined
 from rql_deploy.contract import PlantDescription
 from rql_deploy.errors import UserError
 from rql_deploy.progress import NoProgress, Progress
@@ -69,6 +70,8 @@ class ShardedStore:
     """Updates that draw from one shard before the next is used."""
     reward: Reward = "as-is"
     """See `rewards.with_reward`."""
+    stated: PlantDescription | None = None
+    """Describes the rows in place of the shards' own descriptions."""
     _loaded: WeakValueDictionary[int, TransitionStore] = field(
         default_factory=WeakValueDictionary, repr=False, compare=False
     )
@@ -78,16 +81,22 @@ class ShardedStore:
             raise UserError(f"data set {self.dataset_id} has no shards: pass a folder that holds some")
         if self.shard_updates < 1:
             raise UserError(f"train.shard_updates is {self.shard_updates}, it must be at least 1")
-        for shard in self.shards[1:]:
-            if differences := self.plant.differences(shard.plant):
-                raise UserError(
-                    f"data set {self.dataset_id}: shard {shard.name} does not fit {self.shards[0].name} "
-                    f"({'; '.join(differences)}): remove it or make it again"
-                )
+        if conflict := first_conflict([shard.plant for shard in self.shards]):
+            earlier, later, differences = conflict
+            raise UserError(
+                f"data set {self.dataset_id}: shard {self.shards[later].name} does not fit "
+                f"{self.shards[earlier].name} ({'; '.join(differences)}): remove it or make it again"
+            )
 
-    @property
+    @cached_property
     def plant(self) -> PlantDescription:
-        return self.shards[0].plant
+        """What was stated of all rows, else what fits every shard: assumed bounds hold all of them."""
+        return self.stated or joined([shard.plant for shard in self.shards])
+
+    def action_range(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Like `TransitionStore.action_range`; reads every shard."""
+        ranges = [store.action_range() for store in self._each()]
+        return np.min([low for low, _ in ranges], axis=0), np.max([high for _, high in ranges], axis=0)
 
     def __len__(self) -> int:
         return sum(shard.rows for shard in self.shards)
@@ -116,7 +125,7 @@ class ShardedStore:
         """
         store = self._loaded.get(index)
         if store is None:
-            store = with_reward(self.shards[index].load(), self.reward)
+            store = with_reward(with_plant(self.shards[index].load(), self.plant), self.reward)
             # Checking every row also reads a memory-mapped file into memory before training needs it.
             store.validate_rows()
             self._loaded[index] = store
@@ -160,6 +169,34 @@ class ShardedStore:
     def stream(self, prepare: Callable[[TransitionStore], T]) -> ShardStream[T]:
         """The shards in order; a thread reads each and calls `prepare` on it."""
         return ShardStream(self, prepare)
+
+
+Store = TypeVar("Store", bound="TransitionStore | ShardedStore")
+
+
+def with_plant(store: Store, plant: PlantDescription) -> Store:
+    """The same rows, described by `plant`."""
+    if store.plant == plant:
+        return store
+    changes: dict[str, Any] = (
+        {"stated": plant, "_loaded": WeakValueDictionary()}
+        if isinstance(store, ShardedStore)
+        else {"plant": plant}
+    )
+    return replace(store, **changes)
+
+
+def with_settings(
+    store: TransitionStore | ShardedStore, reward: Reward, shard_updates: int
+) -> TransitionStore | ShardedStore:
+    """The data set with a training run's kind of rewards and, in shards, its updates per shard.
+
+    Raises UserError where the rewards cannot be of that kind.
+    """
+    if isinstance(store, TransitionStore):
+        return with_reward(store, reward)
+    changes: dict[str, Any] = {"_loaded": WeakValueDictionary()}
+    return replace(store, reward=reward, shard_updates=shard_updates, **changes)
 
 
 class ShardStream(Generic[T]):

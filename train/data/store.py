@@ -8,7 +8,7 @@ The arrays may be memory-mapped files (folder.py), so checks, statistics and has
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -20,12 +20,15 @@ from rql_deploy.contract import PlantDescription
 from rql_deploy.errors import UserError
 from rql_deploy.progress import Progress
 
+from .assumed import assumption_warnings, finite_range
 from .normalization import RunningMeanStd, no_normalization
 
 ACTION_MARGIN = 1e-5
 """Scaled actions are kept this far inside [-1, 1], as in the released code (docs/algorithm.md)."""
-ASSUMED_RATE = "control rate assumed"
-"""Key in a plant's `environment` that marks a control rate the data does not state."""
+DIMENSION_NAMES = "dimension names"
+"""Key in a plant's `environment` for the names of the numbers of its observation fields, by field."""
+ENDS = "task ends: "
+"""Starts the remarks about masks, which a data set with other masks no longer needs."""
 BLOCK_ROWS = 65_536
 """Rows processed at a time."""
 
@@ -57,6 +60,11 @@ class TransitionStore:
 
     Training does not use it; other formats need it.
     """
+    remarks: tuple[str, ...] = ()
+    """What its reader noticed and a user should know, one sentence each."""
+    provenance: tuple[Mapping[str, Any], ...] = ()
+    """What it was made from, oldest first: `source` (a data set id), its `content_hash`, and `changes`, one
+    sentence each."""
 
     def __len__(self) -> int:
         return len(self.rewards)
@@ -135,12 +143,8 @@ class TransitionStore:
 
     def assumptions(self) -> Iterator[str]:
         """What the reader had to assume about the plant, one sentence each."""
-        if ASSUMED_RATE in self.plant.environment:
-            yield (
-                f"{self.dataset_id} does not state its control rate: {self.plant.control_rate:g} Hz is "
-                "assumed and written into the policy's contract; set it with `rql-deploy data convert "
-                "--control-rate HZ`"
-            )
+        yield from assumption_warnings(self.dataset_id, self.plant, *self.action_range())
+        yield from self.remarks
 
     def warnings(self, h: int) -> list[str]:
         """What to look at before training, one sentence each."""
@@ -243,8 +247,14 @@ class TransitionStore:
         if count:
             raise UserError(
                 f"data set {self.dataset_id} has NaN or infinity in {what}, first at {self.locate(first)} "
-                f"({count} rows in all): remove those episodes and train again"
+                f"({count} rows in all): drop those episodes with `rql-deploy data fix DATA --output NEW "
+                "--drop-not-finite` and train on NEW"
             )
+
+    def action_range(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Least and greatest finite action `[A]`; infinite where a dimension has none."""
+        ranges = [finite_range(block) for block in _blocks(self.actions)]
+        return np.min([low for low, _ in ranges], axis=0), np.max([high for _, high in ranges], axis=0)
 
     def check_actions(self) -> None:
         """Raise UserError, naming row and dimension, if an action lies outside the plant's bounds."""
@@ -262,7 +272,8 @@ class TransitionStore:
             raise UserError(
                 f"data set {self.dataset_id}: action '{bound.name}' is {self.actions[first]:g} at "
                 f"{self.locate(first[0])}, outside its bounds [{bound.low:g}, {bound.high:g}] ({count} rows "
-                "in all): pass --set clip_actions=true to clip them, or correct the bounds"
+                "in all): say the bounds with --action-bounds, or clip with --set clip_actions=true (or "
+                "`rql-deploy data fix DATA --output NEW --clip-actions`)"
             )
 
     def scaled_actions(

@@ -2,35 +2,30 @@
 
 from __future__ import annotations
 
-import shlex
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 import click
 
-from rql_deploy.cli.options import FiniteRange, echo_json, preset_option, show_next
+from rql_deploy.cli.options import (
+    FiniteRange,
+    echo_json,
+    preset_words,
+    read_options,
+    read_words,
+    show_next,
+    statement_options,
+)
 from rql_deploy.progress import TerminalProgress
-from rql_deploy.workflows.data_writing import FORMATS
 
-if TYPE_CHECKING:
-    from rql_deploy.workflows.data_writing import WrittenData
-
-relabel_option = click.option(
-    "--relabel", metavar="TASK", help="OGBench task whose rewards replace those of an OGBench file."
-)
-format_option = click.option(
-    "--to",
-    "form",
-    type=click.Choice(FORMATS),
-    help="Format.  [default: by OUTPUT: .npz ogbench, .hdf5 robomimic, a Minari id minari, else store]",
-)
-output_option = click.option("--output", required=True, help="File or folder to write, or a Minari id.")
-json_option = click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
+from .fix import fix
+from .options import format_option, json_option, output_option, relabel_option, show_written
 
 
 @click.group("data")
 def command() -> None:
-    """Look at, convert, join, split and relabel data sets.
+    """Look at, convert, join, split, relabel and correct data sets.
 
     DATA is what `train --dataset` takes: a Minari id, folder or file, an OGBench .npz file or folder of
     shards, a robomimic .hdf5 file (FILE.hdf5#KEY for a filter key), a LeRobotDataset folder, or a store
@@ -65,6 +60,13 @@ def command() -> None:
 @click.option(
     "--plots", type=click.Path(path_type=Path, file_okay=False), help="Folder to write plots (PNG) into."
 )
+@click.option(
+    "--report",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="HTML file to write: warnings, histograms, coverage of bounds, where success lies. It needs nothing "
+    "else, no network either.",
+)
+@read_options
 @json_option
 def inspect(
     data: str,
@@ -73,20 +75,69 @@ def inspect(
     h: int,
     validation: str | None,
     plots: Path | None,
+    report: Path | None,
+    mapping: tuple[str, ...],
+    tasks: tuple[int, ...],
     as_json: bool,
 ) -> None:
     """Summarise DATA on one page: what is in it, and whether it can be learned from."""
     from rql_deploy.workflows.data import inspect_data
 
-    report = inspect_data(data, relabel=relabel, gamma=gamma, h=h, validation=validation, plots=plots)
+    found = inspect_data(
+        data,
+        relabel=relabel,
+        gamma=gamma,
+        h=h,
+        validation=validation,
+        plots=plots,
+        page=report,
+        mapping=mapping,
+        tasks=tasks,
+    )
     if as_json:
-        echo_json(report.figures)
+        echo_json(found.figures)
         return
     from .page import page
 
-    click.echo(page(report.figures))
-    chosen = preset_option(report.task) + (f" --set relabel={relabel}" if relabel else "")
-    show_next(f"rql-deploy train --dataset {shlex.quote(data)}{chosen} --output runs/first")
+    click.echo(page(found.figures))
+    words = read_words(mapping, tasks)
+    if found.refused is not None:
+        if cures := _cures(data, found.figures, words):
+            show_next(*cures)
+        return
+    chosen = preset_words(found.task) + (["--set", f"relabel={relabel}"] if relabel else [])
+    show_next(["rql-deploy", "train", "--dataset", data, *chosen, *words, "--output", "runs/first"])
+
+
+def _cures(data: str, figures: Mapping[str, Any], words: list[str]) -> list[list[str]]:
+    """Commands that make a data set that training takes, where a command can."""
+    from rql_deploy.workflows.recorded_data import is_recording
+
+    if is_recording(data):
+        return [["rql-deploy", "data", "convert", data, "--output", "data/converted"]]
+    rows = (*figures["fields"], *figures["actions"], figures["rewards"])
+    fixes = ["--drop-not-finite"] if any(row["rows_not_finite"] for row in rows) else []
+    fixes += ["--clip-actions"] if any(action["rows_outside"] for action in figures["actions"]) else []
+    if fixes:
+        return [["rql-deploy", "data", "fix", data, *fixes, *words, "--output", "data/fixed"]]
+    if not figures["rewards"]["inform"] and figures["successes"]:
+        relabel = ["--success", "--output", "data/relabelled"]
+        if not words:
+            return [["rql-deploy", "data", "relabel", data, *relabel]]
+        # `relabel` does not take the words that name keys.
+        converted = "data/converted"
+        return [
+            ["rql-deploy", "data", "convert", data, *words, "--output", converted],
+            ["rql-deploy", "data", "relabel", converted, *relabel],
+        ]
+    train, longest = ["rql-deploy", "train", "--dataset", data, *words], int(figures["lengths"]["max"])
+    if not figures["rewards"]["inform"]:
+        train += ["--set", "rql.policy_value_weight=0"]
+    elif longest > 1:
+        train += ["--set", f"rql.h={longest - 1}"]
+    else:
+        return []
+    return [[*train, "--output", "runs/first"]]
 
 
 @command.command("convert")
@@ -94,22 +145,37 @@ def inspect(
 @output_option
 @format_option
 @relabel_option
-@click.option(
-    "--control-rate",
-    type=FiniteRange(0, min_open=True),
-    help="Control rate in Hz, where DATA does not say it or says it wrong.",
-)
+@statement_options
+@read_options
 @json_option
 def convert(
-    data: str, output: str, form: str | None, relabel: str | None, control_rate: float | None, as_json: bool
+    data: str,
+    output: str,
+    form: str | None,
+    relabel: str | None,
+    rate: float | None,
+    action_mode: str,
+    action_bounds: str,
+    mapping: tuple[str, ...],
+    tasks: tuple[int, ...],
+    as_json: bool,
 ) -> None:
     """Write DATA in another format, and say what that format cannot hold."""
     from rql_deploy.workflows import data as workflow
 
     written = workflow.convert(
-        data, output, form=form, relabel=relabel, control_rate=control_rate, progress=TerminalProgress()
+        data,
+        output,
+        form=form,
+        relabel=relabel,
+        rate=rate,
+        action_mode=action_mode,
+        action_bounds=action_bounds,
+        mapping=mapping,
+        tasks=tasks,
+        progress=TerminalProgress(),
     )
-    _show(written, as_json)
+    show_written(written, as_json)
 
 
 @command.command("merge")
@@ -122,7 +188,7 @@ def merge(data: tuple[str, ...], output: str, form: str | None, relabel: str | N
     """Join several data sets of one plant, in the given order."""
     from rql_deploy.workflows import data as workflow
 
-    _show(workflow.merge(data, output, form=form, relabel=relabel), as_json)
+    show_written(workflow.merge(data, output, form=form, relabel=relabel), as_json)
 
 
 @command.command("split")
@@ -162,7 +228,7 @@ def split(
     written = workflow.split(
         data, output, validation, fraction=fraction, seed=seed, form=form, relabel=relabel
     )
-    _show(written, as_json)
+    show_written(written, as_json)
 
 
 @command.command("relabel")
@@ -196,34 +262,7 @@ def relabel_command(
     written = workflow.relabel(
         data, output, task=task, success=success, all_successful=all_successful, sparse=sparse, form=form
     )
-    _show(written, as_json)
+    show_written(written, as_json)
 
 
-def _show(written: WrittenData, as_json: bool) -> None:
-    """End a command: what was written, what was lost, and what to type next."""
-    beside = written.validation
-    if as_json:
-        split = {"validation": str(beside), "validation_episodes": written.validation_episodes}
-        echo_json(
-            {
-                "dataset": str(written.dataset),
-                "format": written.format,
-                "episodes": written.episodes,
-                "rows": written.rows,
-                "lost": list(written.lost),
-                **(split if beside is not None else {}),
-            }
-        )
-        return
-    if written.shards is not None:
-        click.echo(f"{written.shards} shards in {written.dataset}")
-    else:
-        click.echo(
-            f"{written.episodes:,} episodes, {written.rows:,} rows in {written.dataset} ({written.format})"
-        )
-        if not written.lost:
-            click.echo("  nothing is lost: all that training reads is there")
-    for sentence in written.lost:
-        click.echo(f"  {sentence}")
-    against = ["--validation", str(beside)] if beside is not None else []
-    show_next(shlex.join(["rql-deploy", "data", "inspect", str(written.dataset), *against]))
+command.add_command(fix)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 MOST_LINES = 24
@@ -36,12 +36,15 @@ def page(report: Mapping[str, Any]) -> str:
         f"  task ends    (mask 0) in {ends['rows_with_mask_0']:,} rows of {ends['episodes_with_mask_0']:,} "
         "episodes, "
         f"in the last row of {ends['episodes_ending_in_mask_0']:,}",
+        *_tasks(report.get("tasks", ())),
         f"  duplicates   {duplicates['episodes']} episodes; {duplicates['rows_like_the_one_before']:,} "
         "observations like the one before",
         f"  validation   {_validation(report.get('validation'))}",
+        f"  assumed      {', '.join(report['assumed']) or 'nothing'}",
         f"  memory       {report['memory_mib']:.1f} MiB",
         f"  not read     {', '.join(report.get('left_out', ())) or '-'}",
         f"  hash         {report['content_hash'][:16]}",
+        *_origin(report.get("provenance", ())),
         "",
         f"  {'observation':28} {'shape':>8} {'min':>10} {'max':>10} {'mean':>10} {'std':>10} "
         f"{'NaN rows':>9} {'constant':>9}",
@@ -69,8 +72,29 @@ def page(report: Mapping[str, Any]) -> str:
     lines += ["", *(f"  warning: {sentence}" for sentence in report["warnings"])]
     if not report["warnings"]:
         lines.append("  no warnings")
+    if refused := report.get("training"):
+        lines.append(f"  training refuses this data: {refused}")
     lines += [f"  {path}" for path in report.get("plots", ())]
     return "\n".join(lines)
+
+
+def _tasks(tasks: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The language tasks, one a line."""
+    lines = [
+        f"  {'task':12} {task['task_index']}: {task['task'] or 'no name'} ({task['episodes']:,} episodes, "
+        f"{task['rows']:,} rows)"
+        for task in tasks[:MOST_LINES]
+    ]
+    return lines + ([f"  (and {len(tasks) - MOST_LINES} more)"] if len(tasks) > MOST_LINES else [])
+
+
+def _origin(provenance: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What the data set was made from, and how it was changed, one a line."""
+    lines = []
+    for made in provenance:
+        lines.append(f"  made from    {made['source']} ({made['content_hash'][:16]})")
+        lines += [f"  {'':12} {change}" for change in made["changes"]]
+    return lines
 
 
 def _greatest(rewards: Mapping[str, Any]) -> str:

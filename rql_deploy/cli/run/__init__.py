@@ -85,6 +85,11 @@ if TYPE_CHECKING:
     type=click.IntRange(1, 99),
     help="With --real-time: SCHED_FIFO priority of the loop, where the system allows it.",
 )
+@click.option(
+    "--accept-assumed",
+    is_flag=True,
+    help="Move a robot although the policy's data did not say what its actions mean (docs/data.md).",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 @environment_options
 def command(
@@ -105,6 +110,7 @@ def command(
     record: str | None,
     no_fault_latch: bool,
     priority: int | None,
+    accept_assumed: bool,
     as_json: bool,
     **settings: Any,
 ) -> None:
@@ -152,6 +158,8 @@ def command(
         real_time=options,
         on_episode=on_episode,
         view=lambda title, loop: LiveView(title, loop, quiet=as_json),
+        accept_assumed=accept_assumed,
+        on_remark=lambda remark: click.echo(f"note: {remark}", err=True),
     )
     if not as_json and (hint := delay_hint(mode, result.real_time)):
         click.echo(hint)
@@ -185,10 +193,11 @@ def _show(result: RunResult, real_time: bool, as_json: bool) -> None:
         choice = describe_choice(result.candidates)
         click.echo(f"{describe_score(result.score)}; {choice}; {latency}")
     if result.recording is not None and not as_json:
-        click.echo(f"{result.recorded} episodes in {result.recording}")
+        data = str(result.recording)
+        click.echo(f"{result.recorded} episodes in {data}")
         show_next(
-            f"rql-deploy data inspect {result.recording}",
-            f"rql-deploy train --dataset {result.recording} --init-from CHECKPOINT --output NEW_RUN",
+            ("rql-deploy", "data", "inspect", data),
+            ("rql-deploy", "train", "--dataset", data, "--init-from", "CHECKPOINT", "--output", "NEW_RUN"),
         )
     require_no_fault(result.score.results[-1])
 

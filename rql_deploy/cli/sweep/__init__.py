@@ -163,4 +163,4 @@ def _finish(result: SweepResult, as_json: bool) -> None:
             "put it right and run the same command again"
         )
     if not as_json:
-        show_next(f"cat {output}/results.md")
+        show_next(("cat", str(output / "results.md")))

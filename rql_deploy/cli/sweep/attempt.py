@@ -110,7 +110,7 @@ def _remove(job: dict[str, Any]) -> None:
 
 
 def _complete(job: dict[str, Any], result: dict[str, Any]) -> bool:
-    """Whether the command did all that was asked; an interrupted one may end with status 0."""
+    """Whether the command says that it did all that was asked."""
     words = job["arguments"]
     if job["kind"] == "train":
         return bool(result["finished"])

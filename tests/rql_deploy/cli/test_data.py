@@ -205,7 +205,7 @@ def test_two_fields_that_lerobot_would_call_alike_are_refused(tmp_path: Path) ->
     source = stored(tmp_path / "source", plant=msgspec.structs.replace(make_store().plant, fields=fields))
     assert_refused(
         cli("data", "convert", source, "--to", "lerobot", "--output", tmp_path / "out"),
-        "'observation.state': rename 'state'",
+        "'observation.state': rename one with `rql-deploy data fix",
     )
 
 

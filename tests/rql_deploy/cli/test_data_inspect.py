@@ -3,7 +3,9 @@
 import dataclasses
 import shutil
 from pathlib import Path
+from typing import Any
 
+import h5py
 import numpy as np
 import pytest
 
@@ -68,7 +70,10 @@ def test_inspecting_finds_what_is_wrong(tmp_path: Path) -> None:
     ]
     assert all(path.read_bytes()[:4] == b"\x89PNG" for path in (tmp_path / "plots").iterdir())
     page = cli("data", "inspect", folder).output
-    assert "warning: 0.17% of rows have reward" in page and "rql-deploy train --dataset" in page
+    assert "warning: 0.17% of rows have reward" in page
+    assert "training refuses this data: data set tiny/data-v0 has NaN" in page
+    assert "rql-deploy train" not in page.partition("Next:")[2]
+    assert f"data fix {folder} --drop-not-finite --clip-actions --output data/fixed" in page
 
 
 def test_good_data_has_no_warnings(tmp_path: Path) -> None:
@@ -141,3 +146,59 @@ def test_play_data_that_seldom_reaches_the_goal_is_remarked(tmp_path: Path) -> N
     page = cli("data", "inspect", tmp_path / "play").output
     assert "the greatest in 2 of 1; mean" in page
     assert "the task is done (mask 0) in 0.20% of rows, of 1 of 5 episodes: expect slow learning" in page
+
+
+@pytest.mark.parametrize(
+    ("changes", "cure"),
+    [
+        ({"rewards": np.zeros(28, np.float32), "masks": np.ones(28, np.float32)}, "data relabel"),
+        (
+            {"rewards": np.zeros(28, np.float32), "masks": np.ones(28, np.float32), "successes": None},
+            "--set rql.policy_value_weight=0",
+        ),
+        ({"ends": np.arange(2, 29, 2), "successes": None}, "--set rql.h=1"),
+        ({"actions": np.full((28, 2), 9, np.float32)}, "data fix"),
+        ({"observations": np.full((28, 4), np.nan, np.float32)}, "data fix"),
+    ],
+)
+def test_what_training_refuses_is_never_suggested_to_be_trained_on_as_it_is(
+    changes: dict[str, Any], cure: str, tmp_path: Path
+) -> None:
+    source = stored(tmp_path / "data", **changes)
+    inspected = cli("data", "inspect", source).output
+    assert "training refuses this data: " in inspected
+    (line,) = inspected.partition("Next:\n")[2].splitlines()
+    assert cure in line
+    reason = inspected.partition("training refuses this data: ")[2].splitlines()[0]
+    plain = ("train", "--dataset", source, "--output", tmp_path / "run")
+    assert_refused(cli(*plain), reason)
+
+
+def test_a_recording_is_converted_before_it_is_trained_on(tmp_path: Path) -> None:
+    from rql_deploy.workflows.presets import training_refusal
+
+    (tmp_path / "a.rqlrec").touch()
+    assert "data convert" in str(training_refusal(str(tmp_path), make_store()))
+
+
+def test_filter_keys_are_suggested_train_first(tmp_path: Path) -> None:
+    file = tmp_path / "data.hdf5"
+    shutil.copy(ROBOMIMIC, file)
+    with h5py.File(file, "a") as opened:
+        if "mask" in opened:
+            del opened["mask"]
+        for key in ("20_percent", "train", "valid"):
+            opened[f"mask/{key}"] = np.array([b"demo_0"])
+    assert f"train, valid, 20_percent: pass {file}#train" in cli("data", "inspect", file).output
+    assert_refused(cli("data", "inspect", f"{file}#zzz"), "there is train, valid, 20_percent")
+
+
+def test_formats_are_understood_by_their_suffix_or_answered_with_the_choices(tmp_path: Path) -> None:
+    source = stored(tmp_path / "data")
+    convert = ("data", "convert", source)
+    for word, output, form in (("hdf5", "a.hdf5", "robomimic"), ("npz", "a.npz", "ogbench")):
+        written = printed(cli(*convert, "--to", word, "--output", tmp_path / output, "--json"))
+        assert written["format"] == form
+    assert_refused(
+        cli(*convert, "--to", "lerobt", "--output", tmp_path / "b"), "did you mean lerobot", "hdf5"
+    )

@@ -59,26 +59,33 @@ def test_what_must_be_finished_first_is_and_a_second_signal_gives_it_up(
     assert signal.getsignal(number) == before
 
 
-def test_what_was_collected_is_brought_to_safety_where_the_disk_does_not_take_it(
+def test_what_was_collected_is_kept_where_the_disk_does_not_take_the_data_set(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write, output = collect.write_minari, str(tmp_path / "full" / "set")
-    (tmp_path / "refuge").mkdir()
-
-    def full(target: str, *rest: Any) -> Path:
-        if target == output:
-            raise UserError(f"cannot write {target} (No space left on device): make room")
-        return write(target, *rest)
-
-    monkeypatch.setattr(collect, "write_minari", full)
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "refuge"))
-    result = cli(
-        "collect", "robosuite:Lift", "--episodes", 1, "--horizon", 8, "--workers", 1, "--output", output
+    output = tmp_path / "full" / "set"
+    command = (
+        "collect",
+        "robosuite:Lift",
+        "--episodes",
+        1,
+        "--horizon",
+        8,
+        "--workers",
+        1,
+        "--output",
+        output,
     )
+    with monkeypatch.context() as patch:
+        patch.setattr(collect, "write_minari", raising(UserError(f"cannot write {output} (No space left)")))
+        result = cli(*command)
+    folder = tmp_path / "full" / ".set.episodes"
     assert result.exit_code == 2
-    (refuge,) = (tmp_path / "refuge").glob("rql-deploy-collect-*/data")
-    assert f"No space left on device): make room; the 1 episodes are in {refuge}" in result.output
-    assert read_minari(str(refuge)).episodes == 1
+    assert (
+        f"(No space left); the episodes are kept in {folder}, and the same command goes on" in result.output
+    )
+    monkeypatch.setattr(collect, "collect", lambda *_, **__: pytest.fail("nothing is simulated again"))
+    assert cli(*command).exit_code == 0
+    assert read_minari(str(output)).episodes == 1 and not folder.exists()
 
 
 def real_time_run(endpoint: str, folder: Path, *prefix: str) -> subprocess.Popen[bytes]:

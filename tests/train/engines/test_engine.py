@@ -158,6 +158,7 @@ def test_graphs_of_several_updates_do_exactly_the_updates_asked_for(reversal: bo
     agent, draw, _ = agent_and_draw(config)
     recorder = Recorder()
     engine = GraphEngine(agent, Pipeline(agent, draw, OneStream()), recorder)
+    engine.block = 10
     engine.run(2)
     engine.run(36)
     engine.run(20)

@@ -16,34 +16,24 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from rql_deploy.contract import PLANT_KEY, ActionDimension, ObservationField, PlantDescription
+from rql_deploy.contract import PLANT_KEY, ObservationField, PlantDescription
 from rql_deploy.errors import UserError
 from rql_deploy.structs import convert
-from rql_deploy.train.data.store import TransitionStore
+from rql_deploy.train.data.assumed import with_guessed_bounds
+from rql_deploy.train.data.store import DIMENSION_NAMES, TransitionStore
 
+from .lerobot_episodes import Episodes, dataset_id, selected, task_remarks
+from .lerobot_layout import Layout
+from .lerobot_names import action_dimensions, action_names, joined_names
 from .minari_columns import numeric_column, require_pyarrow
-from .store_builder import StoreBuilder, estimate_bounds
+from .options import ReadOptions
+from .store_builder import StoreBuilder
 
 INFO_FILE = Path("meta") / "info.json"
 VERSIONS = ("v2.0", "v2.1", "v3.0")
-NUMBERS = (
-    "float16",
-    "float32",
-    "float64",
-    "int8",
-    "int16",
-    "int32",
-    "int64",
-    "uint8",
-    "uint16",
-    "uint32",
-    "bool",
-)
-STATE = "observation.state"
 BLOCK_ROWS = 1 << 15
 
 
@@ -52,21 +42,13 @@ def is_lerobot(folder: Path) -> bool:
     return (folder / INFO_FILE).is_file()
 
 
-def feature_name(field: str) -> str:
-    """LeRobot's name of an observation field; its policies look for the prefix `observation.`."""
-    if field == "observation":
-        return STATE
-    return field if field.startswith("observation.") else f"observation.{field}"
-
-
-def read_lerobot(folder: Path) -> TransitionStore:
+def read_lerobot(folder: Path, options: ReadOptions | None = None) -> TransitionStore:
     """Load the data set in `folder`.
 
-    Observation fields are the numeric features `observation.*`; actions are `action`. `next.reward`,
-    `next.done` and `next.success` are optional; without rewards, all are 0. The task ends where
-    `next.success` is set; if there is no such column, where rewards (all 0 or 1) are 1; else where
-    `next.done` is set, unless it is set exactly in the last row of every episode, where it only marks the end
-    of the recording. The format has no action bounds: they are estimated from the data and widened by 5 %.
+    Observation fields are the numeric features `observation.*`; actions are `action`; other names are found
+    where they are unambiguous (`lerobot_layout`). Rewards, ends and success are optional; without rewards,
+    all are 0. Where tasks end, `task_ends` decides for the whole set. The format has no action bounds: they
+    are estimated from the data and widened by 5 %.
 
     Raises UserError naming file and column if something is missing or damaged.
     """
@@ -79,7 +61,7 @@ def read_lerobot(folder: Path) -> TransitionStore:
                 f"{folder} is a LeRobotDataset of version {version}, which is not known: convert it to one "
                 f"of {', '.join(VERSIONS)}"
             )
-        return _read(folder, info, arrow)
+        return _read(folder, info, arrow, options or ReadOptions())
     except UserError:
         raise
     except (
@@ -92,10 +74,9 @@ def read_lerobot(folder: Path) -> TransitionStore:
         raise UserError(f"{folder} is damaged ({error}): copy or download it again") from error
 
 
-def _read(folder: Path, info: Mapping[str, Any], arrow: Any) -> TransitionStore:
+def _read(folder: Path, info: Mapping[str, Any], arrow: Any, options: ReadOptions) -> TransitionStore:
     features = info["features"]
-    if "action" not in features:
-        raise UserError(f"{folder} has no feature 'action': it has {', '.join(sorted(features))}")
+    layout = Layout.of(folder, info, options.keys)
     files = sorted((folder / "data").glob("**/*.parquet"))
     if not files:
         raise UserError(f"{folder} has no data files: download its data folder too")
@@ -107,54 +88,67 @@ def _read(folder: Path, info: Mapping[str, Any], arrow: Any) -> TransitionStore:
         )
     if not rows:
         raise UserError(f"{folder} is empty: record some episodes first")
-    plant, known_bounds = _plant(folder, info)
-    wanted = [feature_name(field.name) for field in plant.fields]
-    if missing := [name for name in wanted if name not in features]:
-        raise UserError(f"{folder} lacks the feature '{missing[0]}': it has {', '.join(sorted(features))}")
-    optional = [name for name in ("next.reward", "next.done", "next.success", "rql.mask") if name in features]
-    result = StoreBuilder(folder.resolve().name, plant, rows)
+    plant = _plant(folder, info, layout)
+    order = [name for name in ("frame_index", "timestamp", "task_index") if name in features]
+    episodes = Episodes(folder, arrow)
+    result = StoreBuilder(dataset_id(folder, options.tasks), plant, rows)
+    result.remarks += layout.remarks
     seen: set[int] = set()
-    for episode in _episodes(files, [*wanted, "action", "episode_index", *optional], arrow):
-        number, count = int(episode["episode_index"][0]), len(episode["episode_index"])
+    tasks: set[int] = set()
+    for episode in _episodes(files, list(dict.fromkeys([*layout.used, "episode_index", *order])), arrow):
+        number = int(episode["episode_index"][0])
         if number in seen:
             raise UserError(
                 f"{folder} has rows of episode {number} in two places: put its files in order, or convert it "
                 "with lerobot again"
             )
         seen.add(number)
+        where = f"{folder}: episode {number}"
+        episodes.check(where, number, episode)
+        if "task_index" in episode:
+            found = set(np.unique(episode["task_index"]).tolist())
+            if not selected(where, found, options.tasks):
+                continue
+            tasks |= found
+        count = layout.real_rows(where, episode)
         out, start = result.next_observations(count), 0
-        for spec, name in zip(plant.fields, wanted, strict=True):
-            out[:, start : start + spec.size] = _rows(folder, episode, name, spec.size)
+        for spec in plant.fields:
+            value = _side_by_side(folder, episode, layout.fields[spec.name], features)[:count]
+            if value.shape[1] != spec.size:
+                raise UserError(
+                    f"{folder}: '{spec.name}' has {value.shape[1]} numbers a row, its description says "
+                    f"{spec.size}: copy it again"
+                )
+            result.precision.add(spec.name, value)
+            out[:, start : start + spec.size] = value
             start += spec.size
-        rewards = (
-            _rows(folder, episode, "next.reward", 1)[:, 0]
-            if "next.reward" in episode
-            else np.zeros(count, np.float32)
-        )
-        # Our writer keeps the masks in a column of its own.
-        says = next((name for name in ("rql.mask", "next.success", "next.done") if name in episode), None)
-        flags = (
-            np.zeros(count, np.float32)
-            if says is None
-            else _rows(folder, episode, says, 1)[:, 0].astype(np.float32)
-        )
-        success = _rows(folder, episode, "next.success", 1).any() if "next.success" in episode else None
-        masks = flags if says == "rql.mask" else 1.0 - (flags != 0)
-        result.add(
-            _rows(folder, episode, "action", plant.action_dim),
-            rewards,
-            masks,
-            success=None if success is None else bool(success),
-        )
+        taken = _side_by_side(folder, episode, layout.action, features)[:count]
+        result.precision.add("action", taken)
+        columns = {
+            role: _rows(folder, episode, key, 1)[:count, 0].astype(np.float32)
+            for role, key in layout.roles.items()
+        }
+        flags = layout.flags(where, columns, episodes.succeeded(number))
+        rewards = np.zeros(count, np.float32) if flags.rewards is None else flags.rewards
+        result.add(taken.astype(np.float32), rewards, flags)
     if len(seen) != int(info.get("total_episodes", len(seen))):
         raise UserError(
             f"{folder} holds {len(seen)} episodes, {INFO_FILE} says {info['total_episodes']}: files are "
             "missing, so copy it again"
         )
+    result.remarks += task_remarks(folder, tasks, options.tasks)
     store = result.store()
-    if not {"next.success", "rql.mask"} & set(optional):
-        store = _with_task_ends(store)
-    return store if known_bounds else _with_bounds(store)
+    if PLANT_KEY in info:
+        return store
+    return replace(store, plant=with_guessed_bounds(store.plant, *store.action_range()))
+
+
+def _side_by_side(
+    folder: Path, episode: dict[str, NDArray[Any]], keys: tuple[str, ...], features: Mapping[str, Any]
+) -> NDArray[Any]:
+    """Columns as one table `[n, ...]`, in the type that the file holds."""
+    tables = [_rows(folder, episode, key, int(np.prod(features[key]["shape"]))) for key in keys]
+    return tables[0] if len(tables) == 1 else np.concatenate(tables, axis=1)
 
 
 def _rows(folder: Path, episode: Mapping[str, NDArray[Any]], name: str, width: int) -> NDArray[Any]:
@@ -166,23 +160,6 @@ def _rows(folder: Path, episode: Mapping[str, NDArray[Any]], name: str, width: i
             "shape there, or copy it again"
         )
     return values
-
-
-def _with_task_ends(store: TransitionStore) -> TransitionStore:
-    """Replace masks that are 0 where `next.done` is set by masks that are 0 where the task ends."""
-    if np.isin(store.rewards, (0, 1)).all() and store.rewards.any():
-        reached = store.rewards == 1
-        return replace(
-            store,
-            masks=(1.0 - reached).astype(np.float32),
-            successes=np.logical_or.reduceat(reached, store.starts),
-        )
-    last = np.zeros(len(store), np.bool_)
-    last[store.ends - 1] = True
-    # Set in the last row of every episode and nowhere else, it only marks the end of the recording.
-    return (
-        replace(store, masks=np.ones_like(store.masks)) if np.array_equal(store.masks == 0, last) else store
-    )
 
 
 def _episodes(files: list[Path], columns: list[str], arrow: Any) -> Iterator[dict[str, NDArray[Any]]]:
@@ -216,49 +193,31 @@ def _blocks(files: list[Path], columns: list[str], arrow: Any) -> Iterator[dict[
             raise UserError(f"{file} is damaged ({error}): copy or download it again") from error
 
 
-def _plant(folder: Path, info: Mapping[str, Any]) -> tuple[PlantDescription, bool]:
-    """The plant, and whether its action bounds are known."""
+def _plant(folder: Path, info: Mapping[str, Any], layout: Layout) -> PlantDescription:
+    """The description that our writer stored, else one made from the features."""
     if PLANT_KEY in info:
-        return convert(info[PLANT_KEY], PlantDescription, f"the plant description of {folder}"), True
+        return convert(info[PLANT_KEY], PlantDescription, f"the plant description of {folder}")
+    features = info["features"]
     fields = tuple(
-        ObservationField(name, tuple(feature["shape"]))
-        for name, feature in info["features"].items()
-        if name.startswith("observation") and feature["dtype"] in NUMBERS
-    )
-    if not fields:
-        raise UserError(
-            f"{folder} observes only images or videos, which are not supported: record observation.state too"
+        ObservationField(
+            name,
+            tuple(features[keys[0]]["shape"])
+            if len(keys) == 1
+            else (sum(int(np.prod(features[key]["shape"])) for key in keys),),
         )
-    action = info["features"]["action"]
-    names = action.get("names")
-    # Names are a list, or a table with a list under a key such as "motors".
-    names = next(iter(names.values())) if isinstance(names, dict) and names else names
-    width = int(np.prod(action["shape"]))
-    if not isinstance(names, list) or len(set(map(str, names))) != width:
-        names = [f"action_{i}" for i in range(width)]
-    return (
-        PlantDescription(
-            task=str(info.get("robot_type") or folder.resolve().name),
-            fields=fields,
-            actions=tuple(
-                ActionDimension(str(name), -1.0, 1.0, mode="absolute", hold="repeat") for name in names
-            ),
-            control_rate=float(info["fps"]),
-            environment={
-                "lerobot": {
-                    "codebase_version": info["codebase_version"],
-                    "robot_type": info.get("robot_type"),
-                }
+        for name, keys in layout.fields.items()
+    )
+    names = {name: found for name, keys in layout.fields.items() if (found := joined_names(features, keys))}
+    return PlantDescription(
+        task=str(info.get("robot_type") or folder.resolve().name),
+        fields=fields,
+        actions=action_dimensions(action_names(features, layout.action)),
+        control_rate=float(info["fps"]),
+        environment={
+            "lerobot": {
+                "codebase_version": info["codebase_version"],
+                "robot_type": info.get("robot_type"),
             },
-        ),
-        False,
+            **({DIMENSION_NAMES: names} if names else {}),
+        },
     )
-
-
-def _with_bounds(store: TransitionStore) -> TransitionStore:
-    low, high = estimate_bounds(store.actions)
-    actions = tuple(
-        msgspec.structs.replace(action, low=float(low[i]), high=float(high[i]))
-        for i, action in enumerate(store.plant.actions)
-    )
-    return replace(store, plant=msgspec.structs.replace(store.plant, actions=actions))

@@ -2,14 +2,14 @@
 
 Reads the files directly with h5py or pyarrow, because training nodes have neither Minari nor gymnasium:
 `main_data.hdf5` with one group per episode, or one folder of Arrow or Parquet files per episode, and
-`metadata.json` beside it.
+`metadata.json` beside it (before Minari 0.5, attributes of the HDF5 file). Images are not read.
 """
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +19,16 @@ from numpy.typing import NDArray
 
 from rql_deploy.contract import PLANT_KEY, ActionDimension, ObservationField, PlantDescription
 from rql_deploy.errors import UserError, suggestion
+from rql_deploy.folders import near_paths
 from rql_deploy.structs import convert
-from rql_deploy.train.data.store import ASSUMED_RATE, TransitionStore
+from rql_deploy.train.data.store import TransitionStore
 
-from .minari_columns import ColumnEpisodes
+from .minari_columns import SUCCESS_KEYS, ColumnEpisodes
+from .minari_spaces import at, leaves, read_spaces
+from .options import KeyMap, ReadOptions
+from .precision import PrecisionCheck
 from .store_builder import DEFAULT_RATE, StoreBuilder
+from .task_ends import EpisodeFlags
 
 MAIN_FILE = "main_data.hdf5"
 METADATA_FILE = "metadata.json"
@@ -59,6 +64,8 @@ def find_data_folder(name: str) -> Path:
             return folder
     if Path(name).name == MAIN_FILE and Path(name).is_file():
         return Path(name).parent
+    if near := near_paths(name):
+        raise UserError(f"there is no data set {name}{near}")
     raise UserError(
         f"there is no Minari data set '{name}', neither as a path nor among the local "
         f"ids{suggestion(name, local_ids())} (`rql-deploy collect` makes one, `minari download` fetches a "
@@ -66,20 +73,23 @@ def find_data_folder(name: str) -> Path:
     )
 
 
-def read_minari(name: str) -> TransitionStore:
+def read_minari(name: str, options: ReadOptions | None = None) -> TransitionStore:
     """Load the data set with path or id `name`; raises UserError if it is missing, damaged or unsupported."""
     folder = find_data_folder(name)
+    keys = (options or ReadOptions()).keys
+    if others := sorted(set(keys.roles) - {"success"}):
+        raise UserError(
+            f"{name} is a Minari data set, whose format says what its keys are: --map takes success=KEY and "
+            f"observation.NAME=KEY there, not {others[0]}"
+        )
     try:
-        if not (folder / METADATA_FILE).is_file():
-            raise UserError(
-                f"{folder} lacks {METADATA_FILE}, which Minari writes beside {MAIN_FILE}: copy it, too"
-            )
-        metadata = json.loads((folder / METADATA_FILE).read_text())
+        metadata = read_metadata(folder)
         dataset_id = str(metadata.get("dataset_id", name))
         if metadata.get("data_format") in COLUMN_FORMATS and not (folder / MAIN_FILE).is_file():
-            return _read(dataset_id, metadata, ColumnEpisodes(folder, metadata))
+            infos = (*SUCCESS_KEYS, *(key.removeprefix("infos/") for key in keys.roles.get("success", ())))
+            return _read(dataset_id, metadata, ColumnEpisodes(folder, metadata, infos), keys)
         with h5py.File(folder / MAIN_FILE, "r") as file:
-            return _read(dataset_id, metadata, file)
+            return _read(dataset_id, metadata, file, keys)
     except UserError:
         raise
     except (
@@ -95,16 +105,59 @@ def read_minari(name: str) -> TransitionStore:
         ) from error
 
 
-def _read(dataset_id: str, metadata: Mapping[str, Any], file: h5py.File | ColumnEpisodes) -> TransitionStore:
+def read_metadata(folder: Path) -> dict[str, Any]:
+    """Metadata of the data set in `folder`; Minari before 0.5 wrote them into the HDF5 file itself."""
+    if (folder / METADATA_FILE).is_file():
+        found: dict[str, Any] = json.loads((folder / METADATA_FILE).read_text())
+        return found
+    with h5py.File(folder / MAIN_FILE, "r") as file:
+        attributes = {
+            key: value.decode() if isinstance(value, bytes) else value for key, value in file.attrs.items()
+        }
+    if "total_episodes" not in attributes:
+        raise UserError(
+            f"{folder} lacks {METADATA_FILE}, which Minari writes beside {MAIN_FILE}: copy it, too"
+        )
+    if "action_space" not in attributes:
+        raise UserError(
+            f"{folder} was written by Minari {attributes.get('minari_version', 'before 0.4.2')}, which did "
+            "not describe its spaces: load it with minari 0.4.3, which knows its environment, and write it "
+            "again with both spaces"
+        )
+    return attributes
+
+
+def _read(
+    dataset_id: str, metadata: Mapping[str, Any], file: h5py.File | ColumnEpisodes, keys: KeyMap
+) -> TransitionStore:
     episodes = sorted(file, key=lambda group: int(group.removeprefix("episode_")))
     if not episodes:
         raise UserError(f"data set {dataset_id} has no episodes: collect some first")
-    _refuse_spaces(dataset_id, metadata)
-    plant = _plant(dataset_id, metadata, file[episodes[0]])
+    images = read_spaces(dataset_id, metadata)
+    if PLANT_KEY in metadata:
+        keys.require_described(f"data set {dataset_id}")
+    first = file[episodes[0]]
+    observed = list(leaves(first["observations"], images))
+    fields = keys.with_fields(
+        {name: (path,) for name, path, _ in observed},
+        [path for _, path, _ in observed],
+        "",
+        f"data set {dataset_id}",
+    )
+    plant = _plant(
+        dataset_id,
+        metadata,
+        first,
+        fields,
+        {path: tuple(data.shape[1:]) for _, path, data in observed},
+    )
+    success = keys.key("success", _info_keys(first), *SUCCESS_KEYS, where=f"data set {dataset_id}")
     rows_of = file.rows_of if isinstance(file, ColumnEpisodes) else lambda name: len(file[name]["actions"])
     result = StoreBuilder(dataset_id, plant, sum(rows_of(name) for name in episodes))
+    precision = result.precision
     for name in episodes:
         episode = file[name]
+        precision.add("action", np.asarray(episode["actions"]))
         taken = np.asarray(episode["actions"], np.float32)
         rows = len(taken)
         if rows == 0:
@@ -118,53 +171,47 @@ def _read(dataset_id: str, metadata: Mapping[str, Any], file: h5py.File | Column
         reward = np.asarray(episode["rewards"], np.float32)
         if reward.shape != (rows,):
             raise UserError(f"data set {dataset_id}: {name} has {reward.shape} rewards for {rows} actions")
-        # The first success ends the task, also if recording goes on after it. Without success flags, Minari's
-        # terminations end it.
-        success = _success_after_step(episode, rows)
-        ended = success if success is not None else np.asarray(episode["terminations"]) != 0
-        if ended.shape != (rows,):
-            raise UserError(
-                f"data set {dataset_id}: {name} has {len(ended)} terminations for {rows} actions: collect "
-                "that episode again"
-            )
-        final = _flatten(dataset_id, name, plant, episode["observations"], result.next_observations(rows))
-        result.add(
-            taken,
-            reward,
-            1.0 - ended,
-            success=bool(success[-1]) if success is not None else None,
-            final=final,
+        where = f"data set {dataset_id}: {name}"
+        flags = EpisodeFlags(
+            where,
+            rewards=reward,
+            terminated=_ends(where, episode, "terminations", rows),
+            truncated=_ends(where, episode, "truncations", rows) if "truncations" in episode else None,
+            success=_success_after_step(episode, success, rows),
+            succeeded=_succeeded(episode),
         )
+        final = _flatten(
+            where, plant, fields, episode["observations"], result.next_observations(rows), precision
+        )
+        result.add(taken, reward, flags, final=final)
     return result.store()
 
 
-def _refuse_spaces(dataset_id: str, metadata: Mapping[str, Any]) -> None:
-    """Raise UserError for spaces other than boxes of numbers; the metadata may lack the spaces."""
-    for key, what in (("observation_space", "observations"), ("action_space", "actions")):
-        space: Any = json.loads(metadata[key]) if metadata.get(key) else {"type": "Box"}
-        boxes = (
-            list(space["subspaces"].values())
-            if space["type"] == "Dict" and what == "observations"
-            else [space]
-        )
-        for box in boxes:
-            if box["type"] != "Box":
-                raise UserError(
-                    f"data set {dataset_id} has {what} in a space of type {box['type']}: only "
-                    f"Box{' and one level of named Boxes are' if what == 'observations' else ' is'} "
-                    "supported"
-                )
-            if what == "observations" and len(box.get("shape") or ()) == 3 and box.get("dtype") == "uint8":
-                raise UserError(
-                    f"data set {dataset_id} observes images, which are not supported: record numbers too, or "
-                    "leave them out"
-                )
+def _ends(where: str, episode: Any, key: str, rows: int) -> NDArray[np.bool_]:
+    flags: NDArray[np.bool_] = np.asarray(episode[key]) != 0
+    if flags.shape != (rows,):
+        raise UserError(f"{where} has {len(flags)} {key} for {rows} actions: collect that episode again")
+    return flags
 
 
-def _success_after_step(episode: Any, rows: int) -> NDArray[np.bool_] | None:
-    if "infos" not in episode or "success" not in episode["infos"]:
+def _succeeded(episode: Any) -> bool | None:
+    """What the episode's own attributes say of its success."""
+    attributes = getattr(episode, "attrs", episode)
+    found = next((attributes[name] for name in SUCCESS_KEYS if name in attributes), None)
+    return None if found is None or np.ndim(found) else bool(found)
+
+
+def _info_keys(episode: Any) -> list[str]:
+    infos = episode.get("infos", {})
+    return [*infos, *(f"infos/{name}" for name in infos)]
+
+
+def _success_after_step(episode: Any, key: str | None, rows: int) -> NDArray[np.bool_] | None:
+    """The flags under `key` of the infos, one per row; None where they are none."""
+    name = (key or "").removeprefix("infos/")
+    if not name or "infos" not in episode or name not in episode["infos"]:
         return None
-    stored = episode["infos"]["success"]
+    stored = episode["infos"][name]
     # Some environments store a table or text under this name.
     if isinstance(stored, Mapping | h5py.Group):
         return None
@@ -177,22 +224,29 @@ def _success_after_step(episode: Any, rows: int) -> NDArray[np.bool_] | None:
     flags = flags[:, 0] != 0
     if len(flags) == rows + 1:  # the first entry is the reset's
         flags = flags[1:]
-    return np.logical_or.accumulate(flags) if len(flags) == rows else None
+    return flags if len(flags) == rows else None
 
 
 def _flatten(
-    dataset_id: str, name: str, plant: PlantDescription, node: Any, out: NDArray[np.float32]
+    where: str,
+    plant: PlantDescription,
+    fields: Mapping[str, tuple[str, ...]],
+    node: Any,
+    out: NDArray[np.float32],
+    precision: PrecisionCheck,
 ) -> NDArray[np.float32] | None:
     """Write observations into `out` `[rows, O]`; returns the one after the last action, if there is one."""
     rows, start = len(out), 0
     final: NDArray[np.float32] | None = np.empty(plant.observation_dim, np.float32)
     for spec in plant.fields:
-        value = np.asarray(node[spec.name] if isinstance(node, Mapping | h5py.Group) else node, np.float32)
+        parts = [np.asarray(at(node, path)) for path in fields.get(spec.name, (spec.name,))]
+        value = parts[0] if len(parts) == 1 else np.concatenate([p.reshape(len(p), -1) for p in parts], 1)
         if len(value) not in (rows, rows + 1) or value.shape[1:] != spec.shape:
             raise UserError(
-                f"data set {dataset_id}: {name} has '{spec.name}' of shape {list(value.shape)}, for {rows} "
+                f"{where} has '{spec.name}' of shape {list(value.shape)}, for {rows} "
                 f"actions it should be {[rows, *spec.shape]} or one longer: collect that episode again"
             )
+        precision.add(spec.name, value[:rows])
         columns = slice(start, start + spec.size)
         out[:, columns] = value[:rows].reshape(rows, -1)
         if final is not None and len(value) > rows:
@@ -203,44 +257,46 @@ def _flatten(
     return final
 
 
-def _plant(dataset_id: str, metadata: Mapping[str, Any], first: Any) -> PlantDescription:
-    """The description that our collector stored, else one made from spaces and arrays."""
+def _plant(
+    dataset_id: str,
+    metadata: Mapping[str, Any],
+    first: Any,
+    names: Mapping[str, tuple[str, ...]],
+    shapes: Mapping[str, tuple[int, ...]],
+) -> PlantDescription:
+    """The description that our collector stored, else one made from spaces and arrays.
+
+    `names` are the paths of each field, `shapes` those of each path's rows.
+    """
     if PLANT_KEY in metadata:
         return convert(
             json.loads(metadata[PLANT_KEY]), PlantDescription, f"the plant description of {dataset_id}"
         )
-    node = first["observations"]
-    if isinstance(node, Mapping | h5py.Group):
-        fields = tuple(
-            ObservationField(name, tuple(data.shape[1:])) for name, data in _leaves(dataset_id, node)
+    fields = tuple(
+        ObservationField(
+            name,
+            shapes[paths[0]]
+            if len(paths) == 1
+            else (sum(int(np.prod(shapes[path], dtype=int)) for path in paths),),
         )
-    else:
-        fields = (ObservationField("observation", tuple(node.shape[1:])),)
+        for name, paths in names.items()
+    )
     action_dim = int(np.prod(first["actions"].shape[1:], dtype=int))
     low, high = _action_bounds(dataset_id, metadata, action_dim)
     actions = tuple(
-        ActionDimension(f"action_{i}", lo, hi) for i, (lo, hi) in enumerate(zip(low, high, strict=True))
+        # The space says the bounds, and nothing else.
+        ActionDimension(f"action_{i}", lo, hi, assumed=("mode", "hold", "unit"))
+        for i, (lo, hi) in enumerate(zip(low, high, strict=True))
     )
     spec = json.loads(metadata["env_spec"]) if metadata.get("env_spec") else {}
-    if "control_rate" not in metadata:
-        spec = {**spec, ASSUMED_RATE: True}
     return PlantDescription(
         str(spec.get("id") or dataset_id),
         fields,
         actions,
         control_rate=float(metadata.get("control_rate", DEFAULT_RATE)),
         environment=spec,
+        assumed=() if "control_rate" in metadata else ("control_rate",),
     )
-
-
-def _leaves(dataset_id: str, node: Any) -> Iterator[tuple[str, Any]]:
-    for name, data in node.items():
-        if isinstance(data, Mapping | h5py.Group):
-            raise UserError(
-                f"data set {dataset_id} nests observation '{name}': only one level of named fields is "
-                "supported"
-            )
-        yield name, data
 
 
 def _action_bounds(

@@ -7,7 +7,7 @@ observations.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +16,18 @@ from numpy.typing import NDArray
 
 from rql_deploy.errors import UserError
 
+from .minari_spaces import is_image
+
 PADDED = ("actions", "rewards", "terminations", "truncations")
+SUCCESS_KEYS = ("success", "is_success", "goal_achieved")
+"""Infos that say whether the goal is reached; Adroit and mazes write the first, Fetch the second."""
 
 
 class ColumnEpisodes:
     """The episodes by name (`episode_0`), each a mapping of arrays shaped like the metadata's spaces."""
 
-    def __init__(self, folder: Path, metadata: Mapping[str, Any]):
-        self.folder, self.format = folder, str(metadata["data_format"])
+    def __init__(self, folder: Path, metadata: Mapping[str, Any], infos: Collection[str] = SUCCESS_KEYS):
+        self.folder, self.format, self.infos = folder, str(metadata["data_format"]), infos
         spaces = {
             key: json.loads(metadata[key])
             for key in ("observation_space", "action_space")
@@ -69,9 +73,10 @@ class ColumnEpisodes:
             episode["infos"] = {
                 field.name: _flags(infos.field(i), rows)
                 for i, field in enumerate(infos.type)
-                if field.name == "success"
+                if field.name in self.infos
             }
-        return episode
+        own = json.loads((self._folders[name] / "metadata.json").read_text())
+        return episode | {key: own[key] for key in SUCCESS_KEYS if key in own}
 
 
 def require_pyarrow(why: str) -> Any:
@@ -122,11 +127,14 @@ def _flags(column: Any, rows: int) -> Any:
 
 def _shaped(column: Any, space: Mapping[str, Any]) -> Any:
     if space["type"] == "Dict":
-        return {name: _shaped(column.field(name), inner) for name, inner in space["subspaces"].items()}
+        return {
+            name: _shaped(column.field(name), inner)
+            for name, inner in space["subspaces"].items()
+            if not is_image(inner)
+        }
     if space["type"] != "Box":
         raise UserError(
-            f"a space of type {space['type']} cannot be learned: only Box and one level of named Boxes are "
-            "supported"
+            f"a space of type {space['type']} cannot be learned: only Box and named Boxes are supported"
         )
     shape = space.get("shape") or np.asarray(space["low"]).shape
     return numeric_column(column, len(column)).reshape(len(column), *shape)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -75,10 +75,11 @@ class NpzFile:
         dtype: type[T],
         keep: NDArray[np.bool_] | None = None,
         rest: list[NDArray[T]] | None = None,
+        look: Callable[[NDArray[Any]], None] | None = None,
     ) -> NDArray[T]:
         """Read an array `[N, ...]` as `dtype`; with `keep` `[N]`, only the rows where it is set.
 
-        The other rows are appended to `rest`, if given.
+        The other rows are appended to `rest`, if given. `look` is shown each block in the file's own type.
         """
         member = self.member(key)
         rows = len(keep) if keep is not None else member.shape[0]
@@ -90,6 +91,8 @@ class NpzFile:
             for block in _blocks(stream, member):
                 wanted = None if keep is None else keep[read : read + len(block)]
                 taken = block if wanted is None else block[wanted]
+                if look is not None and len(taken):
+                    look(taken)
                 if rest is not None and wanted is not None:
                     rest.append(block[~wanted].astype(dtype))
                 result[kept : kept + len(taken)] = taken

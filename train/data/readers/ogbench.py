@@ -1,7 +1,8 @@
 """Read OGBench `.npz` data (https://github.com/seohongpark/ogbench): one file, or a folder of shards.
 
 A file holds `observations` `[N, O]`, `actions` `[N, A]` and `terminals` `[N]`. The last row of an episode
-only holds the observation after the last action, so it is dropped, as in OGBench's own loader. Published
+only holds the observation after the last action, so it is dropped, as in OGBench's own loader; not so in
+files that say otherwise, by `next_observations`, `timeouts` or `valids` (`npz_keys`). Published
 files have no `rewards` and `masks`: OGBench computes them from `qpos` and `button_states` for one of its
 tasks, which here is a `RewardFunction` that the caller passes.
 """
@@ -10,8 +11,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, field
+from functools import cached_property, partial
 from pathlib import Path
 
 import numpy as np
@@ -25,11 +26,15 @@ from rql_deploy.train.data.rewards import RewardFunction
 from rql_deploy.train.data.shards import ShardedStore
 from rql_deploy.train.data.store import TransitionStore
 
-from .npz import NpzFile
+from .npz import Member, NpzFile
+from .npz_keys import NpzKeys
+from .npz_rows import read_column, row_order, task_ends
+from .options import KeyMap, ReadOptions
+from .precision import PrecisionCheck
+from .row_order import RowOrder
 
 STATE_KEYS = ("qpos", "button_states")
 """Simulator states that rewards are computed from."""
-KNOWN_KEYS = {"observations", "actions", "terminals", "rewards", "masks", PLANT_KEY, *STATE_KEYS}
 
 
 @dataclass(frozen=True)
@@ -42,56 +47,27 @@ class OGBenchFile:
     relabel: RewardFunction | None = None
     replace: bool = False
     """Whether the rewards of `relabel` replace those in the file."""
+    mapping: KeyMap = field(default_factory=KeyMap)
 
     def __post_init__(self) -> None:
+        keys = self.keys
         with NpzFile(self.path) as file:
-            if missing := sorted({"observations", "actions", "terminals"} - file.keys):
-                raise UserError(
-                    f"{self.path} lacks {', '.join(repr(key) for key in missing)}, so it is no OGBench data "
-                    f"set: it holds {', '.join(sorted(file.keys)) or 'nothing'}"
-                )
             # Unknown arrays are ignored.
-            members = {key: file.member(key) for key in sorted(file.keys & KNOWN_KEYS)}
-            states = (
-                () if "rewards" in members and not self.replace else tuple((key, 2) for key in STATE_KEYS)
-            )
-            rows = members["observations"].shape[0] if members["observations"].shape else 0
-            for key, rank in (
-                ("observations", 2),
-                ("actions", 2),
-                ("terminals", 1),
-                ("rewards", 1),
-                ("masks", 1),
-                *states,
-            ):
-                if key not in members:
+            members = {key: file.member(key) for key in sorted(file.keys & self._read_keys)}
+            states = () if "reward" in keys and not self.replace else tuple((key, 2) for key in STATE_KEYS)
+            shape = members[keys["observation"]].shape
+            rows = shape[0] if shape else 0
+            for key, rank in (*((key, _rank(role)) for role, key in keys.roles.items()), *states):
+                if key not in members or key == keys.roles.get("success"):
                     continue
-                shape, dtype = members[key].shape, members[key].dtype
-                if len(shape) != rank:
-                    what = " (images are not supported)" if key == "observations" and len(shape) == 4 else ""
-                    raise UserError(
-                        f"{self.path}: '{key}' has shape {list(shape)}{what}, it should have {rank} "
-                        "dimension(s), rows first"
-                    )
-                if shape[0] != rows:
-                    raise UserError(
-                        f"{self.path}: '{key}' has {shape[0]} rows, 'observations' has {rows}: make the file "
-                        "again"
-                    )
-                if not (
-                    np.issubdtype(dtype, np.floating)
-                    or (key not in ("observations", "actions") and dtype.kind in "biu")
-                ):
-                    raise UserError(
-                        f"{self.path}: '{key}' holds {dtype}, it should hold floating-point numbers"
-                    )
+                self._check_member(key, members[key], rank, rows)
             if not rows:
                 raise UserError(f"{self.path} is empty: make it again with some episodes")
-            given = {"rewards", "masks"} & file.keys
-            if len(given) == 1:
+            given = {"reward", "mask"} & set(keys.roles)
+            if given == {"mask"} or (given == {"reward"} and keys.closing_rows):
                 raise UserError(
-                    f"{self.path} has {given.pop()} but of rewards and masks both are needed: add the other, "
-                    "or remove it"
+                    f"{self.path} has {keys[given.pop()]} but of rewards and masks both are needed: add the "
+                    "other, or remove it"
                 )
             if not given and self.relabel is None:
                 raise UserError(
@@ -110,6 +86,37 @@ class OGBenchFile:
                     "qpos"
                 )
 
+    def _check_member(self, key: str, member: Member, rank: int, rows: int) -> None:
+        """Raise UserError unless an array has the rank, the rows and the kind of numbers it should have."""
+        shape, dtype = member.shape, member.dtype
+        column = rank == 1 and len(shape) == 2 and shape[1] == 1
+        if len(shape) != rank and not column:
+            what = (
+                " (images are not supported)" if key == self.keys["observation"] and len(shape) == 4 else ""
+            )
+            raise UserError(
+                f"{self.path}: '{key}' has shape {list(shape)}{what}, it should have {rank} "
+                "dimension(s), rows first"
+            )
+        if shape[0] != rows:
+            raise UserError(
+                f"{self.path}: '{key}' has {shape[0]} rows, '{self.keys['observation']}' has {rows}: make "
+                "the file again"
+            )
+        table = key in (self.keys["observation"], self.keys["action"])
+        if not (np.issubdtype(dtype, np.floating) or (not table and dtype.kind in "biu")):
+            raise UserError(f"{self.path}: '{key}' holds {dtype}, it should hold floating-point numbers")
+
+    @cached_property
+    def keys(self) -> NpzKeys:
+        """Which arrays are read as what."""
+        with NpzFile(self.path) as file:
+            return NpzKeys.of(file, self.mapping)
+
+    @property
+    def _read_keys(self) -> set[str]:
+        return {*self.keys.roles.values(), PLANT_KEY, *STATE_KEYS}
+
     @property
     def name(self) -> str:
         return self.path.name
@@ -126,81 +133,89 @@ class OGBenchFile:
                     )
                 except ValueError as error:
                     raise UserError(f"{where} is damaged ({error}): write the file again") from error
-            observation_dim, action_dim = (file.member(key).shape[1] for key in ("observations", "actions"))
+            observation_dim, action_dim = (
+                file.member(self.keys[role]).shape[1] for role in ("observation", "action")
+            )
         name = self.relabel.name if self._relabelled and self.relabel else self.dataset
         return plant_of(name, observation_dim, action_dim)
 
     @property
     def rows(self) -> int:
-        return int(self._ends[-1])
+        return int(self._order.ends[-1])
 
     @property
     def episodes(self) -> int:
-        return len(self._ends)
+        return len(self._order.ends)
 
     @cached_property
     def fingerprint(self) -> str:
         """sha256 over the archive's checksums of its arrays and the task whose rewards are computed."""
         with NpzFile(self.path) as file:
-            known = [f"{key} {file.member(key).checksum}" for key in sorted(file.keys & KNOWN_KEYS)]
+            known = [f"{key} {file.member(key).checksum}" for key in sorted(file.keys & self._read_keys)]
         labels = f"relabel {self.relabel.name}" if self._relabelled and self.relabel else ""
         return hashlib.sha256("\n".join([*known, labels]).encode()).hexdigest()
 
     def load(self) -> TransitionStore:
-        """Read the rows; raises UserError if they are damaged."""
-        keep = ~self._terminals()
+        """Read the rows; raises UserError if they are damaged, or hold what the format would drop."""
+        order, precision = self._order, PrecisionCheck()
+        keep = order.keep
         with NpzFile(self.path) as file:
-            if self._relabelled and self.relabel:
-                states = {
-                    key: file.read(key, file.member(key).dtype.type, keep)
-                    for key in STATE_KEYS
-                    if key in file.keys
-                }
-                rewards, masks = self.relabel(states)
-                del states
-            else:
-                rewards, masks = file.read("rewards", np.float32, keep), file.read("masks", np.float32, keep)
             last_rows: list[NDArray[np.float32]] = []
-            observations = file.read("observations", np.float32, keep, last_rows)
+            observations = file.read(
+                self.keys["observation"],
+                np.float32,
+                keep,
+                last_rows if self.keys.closing_rows else None,
+                partial(precision.add, "observation"),
+            )
+            actions = file.read(self.keys["action"], np.float32, keep, None, partial(precision.add, "action"))
+            ends = None if self._relabelled else task_ends(file, self.keys, order)
+            if ends is not None:
+                rewards = read_column(file, self.keys["reward"])[keep]
+                masks = np.concatenate(ends.masks)
+            elif self.relabel:
+                rewards, masks = self.relabel(
+                    {
+                        key: file.read(key, file.member(key).dtype.type, keep)
+                        for key in STATE_KEYS
+                        if key in file.keys
+                    }
+                )
+            finals = None
+            if "next_observation" in self.keys:
+                finals = file.read(self.keys["next_observation"], np.float32, order.last_rows)
+            elif self.keys.closing_rows and not keep[-1]:
+                # A file that was cut off inside an episode lacks that episode's last row.
+                finals = np.concatenate(last_rows)
             return TransitionStore(
                 dataset_id=self.path.stem,
                 plant=self.plant,
                 observations=observations,
-                actions=file.read("actions", np.float32, keep),
+                actions=actions,
                 rewards=rewards,
                 masks=masks,
-                ends=self._ends,
-                # A file that was cut off inside an episode lacks that episode's last row.
-                finals=None if keep[-1] else np.concatenate(last_rows),
+                ends=order.ends,
+                successes=None
+                if ends is None or ends.successes is None
+                else np.array(ends.successes, np.bool_),
+                finals=finals,
+                remarks=(*(ends.remarks if ends is not None else ()), *precision.remarks()),
             )
 
     @cached_property
     def _relabelled(self) -> bool:
         if self.replace:
             return True
-        with NpzFile(self.path) as file:
-            return "rewards" not in file.keys
-
-    def _terminals(self) -> NDArray[np.bool_]:
-        with NpzFile(self.path) as file:
-            terminals: NDArray[np.bool_] = file.read("terminals", np.float32) != 0
-        # An episode's last row is dropped, so an episode of one row has no transition.
-        alone = terminals & np.concatenate(([True], terminals[:-1]))
-        if alone.any():
-            row = int(np.argmax(alone))
-            raise UserError(
-                f"{self.path}: episode {int(terminals[:row].sum())} has one row only (row {row}) and so no "
-                "transition: remove that episode"
-            )
-        return terminals
+        return "reward" not in self.keys
 
     @cached_property
-    def _ends(self) -> NDArray[np.int64]:
-        # The end of the file ends the last episode, as in OGBench's loader.
-        terminals = self._terminals()
-        last = np.concatenate((terminals[1:], [True])) & ~terminals
-        ends: NDArray[np.int64] = np.cumsum(~terminals)[last].astype(np.int64)
-        return ends
+    def _order(self) -> RowOrder:
+        with NpzFile(self.path) as file:
+            return row_order(file, self.keys)
+
+
+def _rank(role: str) -> int:
+    return 2 if role in ("observation", "next_observation", "action") else 1
 
 
 def shard_files(folder: Path) -> list[Path]:
@@ -209,7 +224,12 @@ def shard_files(folder: Path) -> list[Path]:
 
 
 def read_ogbench(
-    path: Path, *, relabel: RewardFunction | None = None, replace: bool = False, shard_updates: int = 1000
+    path: Path,
+    *,
+    relabel: RewardFunction | None = None,
+    replace: bool = False,
+    shard_updates: int = 1000,
+    options: ReadOptions | None = None,
 ) -> TransitionStore | ShardedStore:
     """An OGBench file, or a folder of them as one sharded data set.
 
@@ -217,5 +237,5 @@ def read_ogbench(
     """
     files = shard_files(path) if path.is_dir() else [path]
     dataset = path.resolve().name.removesuffix(".npz")
-    opened = [OGBenchFile(file, dataset, relabel, replace) for file in files]
+    opened = [OGBenchFile(file, dataset, relabel, replace, (options or ReadOptions()).keys) for file in files]
     return opened[0].load() if len(opened) == 1 else ShardedStore(dataset, opened, shard_updates)

@@ -15,16 +15,20 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from rql_deploy.contract import PLANT_KEY, ActionDimension, ObservationField, PlantDescription
-from rql_deploy.errors import UserError, suggestion
+from rql_deploy.contract import PLANT_KEY, ObservationField, PlantDescription
+from rql_deploy.errors import MAX_NAMES, UserError, nearest, suggestion
 from rql_deploy.structs import convert
-from rql_deploy.train.data.store import ASSUMED_RATE, TransitionStore
+from rql_deploy.train.data.assumed import UNIT_FILLED, fills_unit_range, finite_range, with_guessed_bounds
+from rql_deploy.train.data.store import TransitionStore
 
-from .store_builder import DEFAULT_RATE, StoreBuilder, estimate_bounds
+from .env_args import ROBOSUITE, control_rate, described_actions
+from .options import KeyMap, ReadOptions
+from .precision import PrecisionCheck
+from .robomimic_keys import DemoKeys, demo_flags, observation_name, real_rows
+from .row_order import first_jump
+from .store_builder import DEFAULT_RATE, StoreBuilder
 
 SUFFIXES = (".hdf5", ".h5")
-ROBOSUITE = 1
-"""`env_args.type` of robosuite environments; their actions are in [-1, 1]."""
 
 
 def split_filter_key(name: Path | str) -> tuple[str, str]:
@@ -36,42 +40,29 @@ def split_filter_key(name: Path | str) -> tuple[str, str]:
     return file, key
 
 
-def is_robomimic(path: Path) -> bool:
-    """Whether `path` (`FILE` or `FILE#KEY`) is an HDF5 file with a group `data`."""
-    file = Path(split_filter_key(path)[0])
-    if file.suffix not in SUFFIXES or not file.is_file():
-        return False
-    try:
-        with h5py.File(file, "r") as opened:
-            return "data" in opened
-    except OSError:
-        return True  # not readable as HDF5: the reader raises the error
-
-
-def is_numeric(observation: object) -> bool:
-    """Whether an entry of `obs` holds numbers and is not an image; other entries are not read."""
-    return (
-        isinstance(observation, h5py.Dataset) and observation.ndim <= 2 and observation.dtype.kind in "fiub"
-    )
-
-
 def filter_keys(file: Path) -> list[str]:
-    """Names of the filter keys in a file that `is_robomimic`."""
+    """Names of the filter keys in a robomimic file; `train` and `valid` first."""
     with h5py.File(file, "r") as opened:
-        return list(opened["mask"]) if "mask" in opened else []
+        return ordered_keys(opened)
 
 
-def read_robomimic(path: Path | str) -> TransitionStore:
+def ordered_keys(file: h5py.File) -> list[str]:
+    """Names of the filter keys, `train` and `valid` first."""
+    keys = list(file["mask"]) if "mask" in file else []
+    return sorted(keys, key=lambda key: (key != "train", key != "valid", key))
+
+
+def read_robomimic(path: Path | str, options: ReadOptions | None = None) -> TransitionStore:
     """Load `FILE.hdf5`, or `FILE.hdf5#KEY` for the demonstrations of a filter key.
 
-    Fields are all numeric observations; images are not read. If all rewards are 0 or 1, the task ends in rows
-    with reward 1, else where `dones` is set. Raises UserError naming demonstration and array if the file is
+    Fields are all numeric observations, also those in groups; images are not read. Where tasks end,
+    `task_ends` decides for the whole file. Raises UserError naming demonstration and array if the file is
     damaged or cannot be used.
     """
     name, key = split_filter_key(path)
     try:
         with h5py.File(name, "r") as file:
-            return _read(name, key, file)
+            return _read(name, key, file, (options or ReadOptions()).keys)
     except UserError:
         raise
     except FileNotFoundError as error:
@@ -80,71 +71,89 @@ def read_robomimic(path: Path | str) -> TransitionStore:
         raise UserError(f"{name} is damaged ({error}): copy or download it again") from error
 
 
-def _read(name: str, key: str, file: h5py.File) -> TransitionStore:
+def _read(name: str, key: str, file: h5py.File, mapping: KeyMap) -> TransitionStore:
     data = file["data"]
-    demos = _demonstrations(name, key, file)
+    demos = demonstrations(name, key, file)
     first = data[demos[0]]
-    if "obs" not in first:
+    if "obs" not in first and not mapping.fields:
         held = ", ".join(sorted(first)) or "nothing"
+        if "initial_state" in first:
+            raise UserError(
+                f"{name}: {demos[0]} holds {held} but no observations: record them with Isaac Lab's "
+                "PreStepFlatPolicyObservationsRecorder"
+            )
         raise UserError(
             f"{name}: {demos[0]} holds {held} but no observations: this is a raw robosuite recording, so "
             "extract them first with robomimic's conversion/convert_robosuite.py and "
             "dataset_states_to_obs.py"
         )
-    lengths = []
+    keys = DemoKeys.of(name, data, demos, mapping)
+    totals, lengths = [], []
     for demo in demos:
-        if "actions" not in data[demo]:
-            raise UserError(
-                f"{name}: {demo} lacks 'actions': it holds {', '.join(sorted(data[demo])) or 'nothing'}"
-            )
-        shape = data[demo]["actions"].shape
-        if len(shape) != 2:
-            raise UserError(
-                f"{name}: {demo} has actions of shape {list(shape)}, they should have 2 dimensions, rows "
-                "first"
-            )
-        if not shape[0]:
-            raise UserError(f"{name}: {demo} has no rows: remove it")
-        lengths.append(shape[0])
-    plant = _plant(name, data, demos)
+        where = f"{name}: {demo}"
+        totals.append(_require_actions(where, data[demo], keys))
+        lengths.append(real_rows(where, data[demo], totals[-1], keys))
+    plant = _plant(name, data, demos, keys)
     result = StoreBuilder(f"{Path(name).stem}{f'#{key}' if key else ''}", plant, sum(lengths))
-    for demo, rows in zip(demos, lengths, strict=True):
+    for demo, total, rows in zip(demos, totals, lengths, strict=True):
         episode = data[demo]
         where = f"{name}: {demo}"
-        _read_fields(where, plant, episode, "obs", result.next_observations(rows))
-        actions = np.asarray(episode["actions"], np.float32)
+        seen = result.next_observations(rows)
+        _read_fields(where, plant, keys, episode, total, seen, result.precision)
+        taken = _side_by_side(episode, keys.action)[:rows]
+        result.precision.add("actions", taken)
+        actions = taken.astype(np.float32)
         if actions.shape[1] != plant.action_dim:
             raise UserError(
                 f"{where} has actions of {actions.shape[1]} dimensions, {demos[0]} has {plant.action_dim}"
             )
         # Human demonstrations come without rewards: all are 0 then, and training refuses them until
         # relabelled.
-        rewards, dones = (_column(where, episode, column, rows) for column in ("rewards", "dones"))
-        sparse = "rewards" in episode and bool(np.isin(rewards, (0.0, 1.0)).all())
-        ended = rewards == 1.0 if sparse else dones != 0
-        success = bool(ended.any()) if sparse else None
-        masks = 1.0 - ended
-        if "masks" in episode:  # written by our writer only
-            masks = _column(where, episode, "masks", rows)
-            success = bool(episode.attrs["success"]) if "success" in episode.attrs else None
-        final = None
-        has_next = "next_obs" in episode and all(spec.name in episode["next_obs"] for spec in plant.fields)
-        if has_next and data.attrs.get("final_observations", True):
-            whole = np.empty((rows, plant.observation_dim), np.float32)
-            _read_fields(where, plant, episode, "next_obs", whole)
-            final = whole[-1]
-        result.add(actions, rewards, masks, success=success, final=final)
+        flags = demo_flags(where, episode, total, rows, keys)
+        rewards = np.zeros(rows, np.float32) if flags.rewards is None else flags.rewards
+        final = _next_observation(where, plant, keys, episode, total, seen)
+        if not data.attrs.get("final_observations", True):
+            final = None
+        result.add(actions, rewards, flags, final=final)
     return result.store()
 
 
-def _demonstrations(name: str, key: str, file: h5py.File) -> list[str]:
+def _require_actions(where: str, episode: h5py.Group, keys: DemoKeys) -> int:
+    """Rows of the demonstration's actions; raises UserError unless they are a table with rows."""
+    shapes = []
+    for path in keys.action:
+        if path not in episode:
+            raise UserError(f"{where} lacks '{path}': it holds {', '.join(sorted(episode)) or 'nothing'}")
+        shapes.append(episode[path].shape)
+        if len(shapes[-1]) != 2:
+            raise UserError(
+                f"{where} has actions of shape {list(shapes[-1])}, they should have 2 dimensions, rows first"
+            )
+    rows = {shape[0] for shape in shapes}
+    if len(rows) > 1:
+        raise UserError(f"{where} has {' and '.join(keys.action)} of different lengths: record it again")
+    if not shapes[0][0]:
+        raise UserError(f"{where} has no rows: remove it")
+    return int(shapes[0][0])
+
+
+def _side_by_side(episode: h5py.Group, paths: tuple[str, ...]) -> NDArray[Any]:
+    """Arrays `[n, ...]` as one table, in the type that the file holds."""
+    tables = [np.asarray(episode[path]) for path in paths]
+    if len(tables) == 1 and tables[0].ndim == 2:
+        return tables[0]
+    return np.concatenate([table.reshape(len(table), -1) for table in tables], axis=1)
+
+
+def demonstrations(name: str, key: str, file: h5py.File) -> list[str]:
+    """Names of a file's demonstrations, or of those of a filter key, in the order of their numbers."""
     demos = [name for name, group in file["data"].items() if isinstance(group, h5py.Group)]
     if key:
-        keys = list(file["mask"]) if "mask" in file else []
+        keys = ordered_keys(file)
         if key not in keys:
-            raise UserError(
-                f"{name} has no filter key '{key}'{suggestion(key, keys) if keys else ': it has none'}"
-            )
+            known = f": there is {', '.join(keys[:MAX_NAMES])}" if keys else ": it has none"
+            near = suggestion(key, keys) if nearest(key, keys, cutoff=0.5) else known
+            raise UserError(f"{name} has no filter key '{key}'{near}")
         demos = [value.decode() if isinstance(value, bytes) else str(value) for value in file["mask"][key][:]]
         if missing := [demo for demo in demos if demo not in file["data"]]:
             raise UserError(
@@ -159,47 +168,47 @@ def _demonstrations(name: str, key: str, file: h5py.File) -> list[str]:
     )
 
 
-def _plant(name: str, data: h5py.Group, demos: list[str]) -> PlantDescription:
+def _plant(name: str, data: h5py.Group, demos: list[str], keys: DemoKeys) -> PlantDescription:
     if PLANT_KEY in data.attrs:
         return convert(
             json.loads(data.attrs[PLANT_KEY]), PlantDescription, f"the plant description of {name}"
         )
-    text = data.attrs.get("env_args")
-    settings = _environment(name, text)
-    robosuite = settings.get("type") == ROBOSUITE
+    settings = _environment(name, data.attrs.get("env_args"))
+    first = data[demos[0]]
     fields = tuple(
-        ObservationField(field, tuple(value.shape[1:]))
-        for field, value in data[demos[0]]["obs"].items()
-        if is_numeric(value)
+        ObservationField(
+            field,
+            tuple(first[paths[0]].shape[1:]) if len(paths) == 1 else (_side_by_side(first, paths).shape[1],),
+        )
+        for field, paths in keys.fields.items()
     )
     if not fields:
         raise UserError(
             f"{name}: {demos[0]} observes only images, which are not supported: extract low-dimensional "
             "observations too"
         )
-    width = data[demos[0]]["actions"].shape[1]
-    low, high = np.full(width, -1.0), np.full(width, 1.0)
-    if not robosuite:
-        spans = [estimate_bounds(np.asarray(data[demo]["actions"], np.float32)) for demo in demos]
-        least, greatest = (
-            np.min([span[0] for span in spans], axis=0),
-            np.max([span[1] for span in spans], axis=0),
-        )
-        # Most data sets of this format have actions normalised to [-1, 1].
-        if not (least >= -1.1).all() or not (greatest <= 1.1).all():
-            low, high = least, greatest
-    rate = (settings.get("env_kwargs") or {}).get("control_freq")
+    rate = control_rate(settings)
+    # The settings speak of what the simulator took, not of other arrays that were computed from it.
+    said = settings if keys.action == ("actions",) else {}
     task = str(settings.get("env_name") or Path(name).stem)
-    return PlantDescription(
-        task=f"robosuite:{task}" if robosuite else task,
+    plant = PlantDescription(
+        task=f"robosuite:{task}" if settings.get("type") == ROBOSUITE else task,
         fields=fields,
-        actions=tuple(ActionDimension(f"action_{i}", float(low[i]), float(high[i])) for i in range(width)),
-        control_rate=float(rate or DEFAULT_RATE),
-        environment={
-            **({"env_args": settings} if settings else {}),
-            **({} if rate else {ASSUMED_RATE: True}),
-        },
+        actions=described_actions(said, _side_by_side(first, keys.action).shape[1]),
+        control_rate=rate or DEFAULT_RATE,
+        environment={"env_args": settings} if settings else {},
+        assumed=() if rate else ("control_rate",),
     )
+    if not any("bounds" in action.assumed for action in plant.actions):
+        return plant
+    ranges = [finite_range(_side_by_side(data[demo], keys.action).astype(np.float32)) for demo in demos]
+    low, high = np.min([least for least, _ in ranges], axis=0), np.max([most for _, most in ranges], axis=0)
+    # Most data sets of this format have actions normalised to [-1, 1], but absolute targets are as they are,
+    # and so is whatever a device of Isaac Lab sends.
+    filled = UNIT_FILLED if str(settings.get("env_name", "")).startswith("Isaac-") else 0.0
+    if said.get("type") != ROBOSUITE and fills_unit_range(low, high, filled):
+        return plant
+    return with_guessed_bounds(plant, low, high)
 
 
 def _environment(name: str, text: str | None) -> dict[str, Any]:
@@ -217,29 +226,70 @@ def _environment(name: str, text: str | None) -> dict[str, Any]:
 
 
 def _read_fields(
-    where: str, plant: PlantDescription, episode: h5py.Group, group: str, out: NDArray[np.float32]
+    where: str,
+    plant: PlantDescription,
+    keys: DemoKeys,
+    episode: h5py.Group,
+    total: int,
+    out: NDArray[np.float32],
+    precision: PrecisionCheck,
 ) -> None:
+    """Write the first rows of all fields into `out` `[rows, O]`."""
     start = 0
     for spec in plant.fields:
-        if spec.name not in episode[group]:
+        paths = _paths(spec.name, keys)
+        for path in paths:
+            if path not in episode:
+                raise UserError(
+                    f"{where} lacks {path}, which other demonstrations have: extract the observations again"
+                )
+        value = _side_by_side(episode, paths) if len(paths) > 1 else np.asarray(episode[paths[0]])
+        if value.shape != (total, *spec.shape):
             raise UserError(
-                f"{where} lacks {group}/{spec.name}, which other demonstrations have: extract the "
-                "observations again"
+                f"{where} has {', '.join(paths)} of shape {list(value.shape)}, for {total} actions it "
+                f"should be {[total, *spec.shape]}"
             )
-        value = episode[group][spec.name]
-        if value.shape != (len(out), *spec.shape):
-            raise UserError(
-                f"{where} has {group}/{spec.name} of shape {list(value.shape)}, for {len(out)} actions it "
-                f"should be {[len(out), *spec.shape]}"
-            )
-        out[:, start : start + spec.size] = value[:].reshape(len(out), -1)
+        precision.add(spec.name, value[: len(out)])
+        out[:, start : start + spec.size] = value[: len(out)].reshape(len(out), -1)
         start += spec.size
 
 
-def _column(where: str, episode: h5py.Group, column: str, rows: int) -> NDArray[np.float32]:
-    if column not in episode:
-        return np.zeros(rows, np.float32)
-    value = np.asarray(episode[column], np.float32).reshape(-1)
-    if len(value) != rows:
-        raise UserError(f"{where} has {len(value)} {column} for {rows} actions: record it again")
-    return value
+def _paths(field: str, keys: DemoKeys) -> tuple[str, ...]:
+    return keys.fields.get(field) or keys.fields.get(observation_name(field)) or (f"obs/{field}",)
+
+
+def _next_observation(
+    where: str,
+    plant: PlantDescription,
+    keys: DemoKeys,
+    episode: h5py.Group,
+    total: int,
+    seen: NDArray[np.float32],
+) -> NDArray[np.float32] | None:
+    """The observation after the last of the rows `seen` `[rows, O]`, if `next_obs` has all fields.
+
+    Raises UserError if a next observation is not the observation of the next row: windows would join rows
+    that do not follow each other.
+    """
+    following: NDArray[np.float32] = np.empty_like(seen)
+    start = 0
+    for spec in plant.fields:
+        parts = []
+        for path in _paths(spec.name, keys):
+            if path.split("/")[0] != "obs" or f"next_{path}" not in episode:
+                return None
+            parts.append(np.asarray(episode[f"next_{path}"]))
+            if len(parts[-1]) != total:
+                raise UserError(f"{where} has {len(parts[-1])} next_{path} for {total} actions")
+        table = np.concatenate([part.reshape(total, -1) for part in parts], axis=1)
+        following[:, start : start + spec.size] = table[: len(seen)]
+        start += spec.size
+    jumps = first_jump(seen[1:], following[:-1])
+    if jumps is not None:
+        raise UserError(
+            f"{where}: next_obs of row {jumps} is not the observation of row {jumps + 1}, so rows were left "
+            "out there or episodes joined: split the demonstration there, or remove next_obs if its rows do "
+            "follow each other"
+        )
+    final: NDArray[np.float32] = following[-1].copy()
+    return final

@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 from rql_deploy.contract import PLANT_KEY
 from rql_deploy.errors import UserError
 from rql_deploy.structs import to_plain
-from rql_deploy.train.data.readers.lerobot import feature_name
+from rql_deploy.train.data.readers.lerobot_layout import feature_name
 from rql_deploy.train.data.readers.minari_columns import require_pyarrow
-from rql_deploy.train.data.store import TransitionStore
+from rql_deploy.train.data.store import DIMENSION_NAMES, TransitionStore
 
 ROWS_PER_FILE = 1 << 20
 ROWS_PER_GROUP = 1 << 16
@@ -37,17 +37,18 @@ def write_lerobot(store: TransitionStore, target: Path) -> list[str]:
     rate = store.plant.control_rate
     columns: dict[str, NDArray[Any]] = {}
     features: dict[str, dict[str, Any]] = {}
+    names = store.plant.environment.get(DIMENSION_NAMES) or {}
     start = 0
     for spec in store.plant.fields:
         name = feature_name(spec.name)
         if name in columns:
             raise UserError(
                 f"two fields of {store.dataset_id} would both be LeRobot's feature '{name}': rename "
-                f"'{spec.name}' in the data"
+                f"one with `rql-deploy data fix DATA --output NEW --rename observation.{spec.name}=OTHER`"
             )
         columns[name] = store.observations[:, start : start + spec.size]
         # Table cells are flat lists; the plant description keeps the shape of fields with more dimensions.
-        features[name] = {"dtype": "float32", "shape": [spec.size], "names": None}
+        features[name] = {"dtype": "float32", "shape": [spec.size], "names": names.get(spec.name)}
         start += spec.size
     columns["action"] = store.actions
     features["action"] = {
@@ -132,8 +133,9 @@ def _files(store: TransitionStore) -> Iterator[tuple[int, int]]:
 
 
 def _column(arrow: Any, value: NDArray[Any]) -> Any:
-    if value.ndim == 1:
-        return arrow.array(value)
+    """LeRobot reads a feature of shape [1] as a column of numbers, a longer one as lists of one length."""
+    if value.ndim == 1 or value.shape[1] == 1:
+        return arrow.array(np.ascontiguousarray(value).reshape(-1))
     return arrow.FixedSizeListArray.from_arrays(
         arrow.array(np.ascontiguousarray(value).reshape(-1)), value.shape[1]
     )

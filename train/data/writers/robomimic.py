@@ -9,8 +9,10 @@ import h5py
 import numpy as np
 
 from rql_deploy.contract import PLANT_KEY
+from rql_deploy.errors import UserError
 from rql_deploy.folders import reserve
 from rql_deploy.structs import to_plain
+from rql_deploy.train.data.readers.robomimic_keys import observation_name
 from rql_deploy.train.data.store import TransitionStore
 
 
@@ -19,9 +21,16 @@ def write_robomimic(store: TransitionStore, target: Path) -> list[str]:
 
     Also writes masks and the plant description, which robomimic ignores.
     """
-    fields, start = [], 0
+    fields: list[tuple[str, tuple[int, ...], slice]] = []
+    start = 0
     for spec in store.plant.fields:
-        fields.append((spec.name, spec.shape, slice(start, start + spec.size)))
+        name = observation_name(spec.name)
+        if name in (taken for taken, _, _ in fields):
+            raise UserError(
+                f"two fields of {store.dataset_id} would both be robomimic's observation '{name}': rename "
+                f"one with `rql-deploy data fix DATA --output NEW --rename observation.{spec.name}=OTHER`"
+            )
+        fields.append((name, spec.shape, slice(start, start + spec.size)))
         start += spec.size
     # Per episode: observations twice, actions, rewards, masks, dones. HDF5 adds about 1 kB to each array.
     arrays = (2 * len(fields) + 4) * store.episodes

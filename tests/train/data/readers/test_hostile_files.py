@@ -249,7 +249,9 @@ def test_a_control_rate_that_the_data_does_not_state_is_warned_of_and_can_be_giv
     page = cli("data", "inspect", folder)
     assert "does not state its control rate: 20 Hz is assumed" in page.output
     assert any("20 Hz is assumed" in warning for warning in opened(folder).warnings(3))
-    result = cli("data", "convert", folder, "--control-rate", 50, "--output", tmp_path / "out")
+    result = cli(
+        "data", "convert", folder, "--rate", 50, "--action-mode", "delta", "--output", tmp_path / "out"
+    )
     assert result.exit_code == 0, result.output
     store = opened(tmp_path / "out")
     assert store.plant.control_rate == 50 and not list(store.assumptions())

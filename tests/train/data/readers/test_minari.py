@@ -1,4 +1,7 @@
+import dataclasses
+import shutil
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -7,8 +10,10 @@ from minari import MinariDataset
 
 from rql_deploy.errors import UserError
 from rql_deploy.train.data.readers.minari import read_minari
-from tests.helpers.commands import TINY, assert_refused, cli
-from tests.helpers.data import write_minari
+from rql_deploy.train.data.readers.options import KeyMap, ReadOptions
+from rql_deploy.train.data.readers.unread_columns import unread_columns
+from tests.helpers.commands import ROOT, TINY, assert_refused, cli
+from tests.helpers.data import stored, write_minari
 
 
 def test_a_data_set_written_by_minari_is_read_row_by_row(dataset: Path) -> None:
@@ -83,3 +88,88 @@ def test_missing_rewards_are_damage(tmp_path: Path) -> None:
         del file["episode_2/rewards"]
     with pytest.raises(UserError, match="damaged"):
         read_minari(str(folder))
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("layout", ["hdf5", "arrow"])
+def test_pixels_are_left_out_by_name_and_nested_observations_read(
+    layout: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import gymnasium
+    import minari
+    from gymnasium.spaces import Box, Dict
+    from minari.data_collector import EpisodeBuffer
+
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path))
+    rng = np.random.default_rng(0)
+    arm = rng.normal(size=(5, 3)).astype(np.float32)
+    pixels = rng.integers(0, 256, (5, 32, 40, 3)).astype(np.uint8)
+    goal = rng.normal(size=(5, 2)).astype(np.float32)
+    screen = Box(0, 255, (32, 40, 3), np.uint8)
+    spaces: dict[str, gymnasium.Space[Any]] = {
+        "arm": Box(-np.inf, np.inf, (3,)),
+        "cameras": Dict({"front": screen}),
+        "task": Dict({"goal": Box(-np.inf, np.inf, (2,))}),
+    }
+    buffer = EpisodeBuffer(
+        id=0,
+        observations={"arm": arm, "cameras": {"front": pixels}, "task": {"goal": goal}},
+        actions=rng.uniform(-1, 1, (4, 2)).astype(np.float32),
+        rewards=[0.0] * 4,
+        terminations=[False] * 3 + [True],
+        truncations=[False] * 4,
+        infos={},
+    )
+    for name, space, seen in (
+        ("both-v0", Dict(spaces), buffer.observations),
+        ("pixels-v0", Dict({"front": screen}), {"front": pixels}),
+    ):
+        minari.create_dataset_from_buffers(
+            f"seen/{name}",
+            [dataclasses.replace(buffer, observations=seen)],
+            observation_space=space,
+            action_space=Box(-1, 1, (2,)),
+            data_format=layout,
+        )
+    store = read_minari("seen/both-v0")
+    assert [(field.name, field.shape) for field in store.plant.fields] == [("arm", (3,)), ("task/goal", (2,))]
+    assert np.array_equal(store.observations, np.concatenate([arm, goal], axis=1)[:4])
+    assert store.finals is not None and np.array_equal(store.finals[0, 3:], goal[4])
+    assert unread_columns("seen/both-v0") == ["observations/cameras/front"]
+    said = ReadOptions(KeyMap.parse(["observation.task/goal=", "observation.pose=arm"]))
+    assert [field.name for field in read_minari("seen/both-v0", said).plant.fields] == ["pose"]
+    with pytest.raises(UserError, match="observes only images"):
+        read_minari("seen/pixels-v0")
+
+
+def test_a_set_of_minari_0_4_has_its_metadata_in_the_file(tmp_path: Path) -> None:
+    """tests/data/minari-0.4 was written by Minari 0.4.3."""
+    old = ROOT / "tests" / "data" / "minari-0.4"
+    store = read_minari(str(old))
+    with h5py.File(old / "main_data.hdf5") as file:
+        for name, rows in (("actions", store.actions), ("rewards", store.rewards)):
+            whole = np.concatenate([file[f"episode_{i}/{name}"][:] for i in range(2)])
+            assert np.array_equal(rows, whole.astype(np.float32))
+        assert np.array_equal(store.observations[5:], file["episode_1/observations/arm"][:-1])
+    assert (store.dataset_id, store.ends.tolist()) == ("tiny-old-v0", [5, 8])
+    assert np.flatnonzero(store.masks == 0).tolist() == [4]
+    copy = Path(shutil.copytree(old, tmp_path / "older"))
+    with h5py.File(copy / "main_data.hdf5", "a") as file:
+        del file.attrs["action_space"]
+    with pytest.raises(UserError, match=r"written by Minari ~=0.4, which did not .*minari 0.4.3"):
+        read_minari(str(copy))
+    with h5py.File(copy / "main_data.hdf5", "a") as file:
+        del file.attrs["total_episodes"]
+    with pytest.raises(UserError, match=r"lacks metadata.json"):
+        read_minari(str(copy))
+
+
+def test_ids_of_one_letter_are_ids(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from rql_deploy.workflows.data_writing import format_of
+
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "minari"))
+    assert [format_of(name) for name in ("a-v0", "x/y-v1", "a/b")] == ["minari", "minari", "store"]
+    done = cli("data", "convert", stored(tmp_path / "data"), "--output", "x/y-v1")
+    assert done.exit_code == 0, done.output
+    assert read_minari("x/y-v1").episodes == 3
+    assert not Path("x").exists()

@@ -1,0 +1,174 @@
+"""What is controlled, as a plant or a data set describes it: fields, action dimensions, rate.
+
+Each part says what of it was assumed because the data did not say it. What was assumed about motion must be
+stated before a robot moves by it (`rql_deploy.assumptions`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from rql_deploy.structs import Finite, Record, without_infinities
+
+PLANT_KEY = "rql_deploy_plant"
+"""Metadata entry in which a data set of ours carries its `PlantDescription` as JSON."""
+ASSUMED_RATE = "control rate assumed"
+"""Entry of `environment` by which data sets written before there was `assumed` mark an assumed rate."""
+ActionItem = Literal["bounds", "mode", "hold", "unit"]
+"""What of an action dimension can be assumed; `unit` stands for unit, controller and frame."""
+
+
+class ObservationField(Record, frozen=True):
+    """One named part of the observation `s`."""
+
+    name: str
+    """As the plant sends it; also the name of the graphs' input."""
+    shape: tuple[int, ...]
+    """Without the batch dimension."""
+    unit: str = ""
+    """Of every scalar, for people."""
+    dtype: str = "float32"
+    """Of the graphs' input: float32, or uint8 for what is sent as bytes."""
+
+    @property
+    def size(self) -> int:
+        """Number of scalars."""
+        return math.prod(self.shape)
+
+
+class ActionDimension(Record, frozen=True):
+    """One dimension of an action, in the plant's own units."""
+
+    name: str
+    """Unique within the contract."""
+    low: Finite
+    """Least value that the policy sends, in the unit below: -1 in the flow's scaled space."""
+    high: Finite
+    """Greatest value: 1 in the scaled space."""
+    unit: str = ""
+    """What 1.0 stands for, for example 0.05 m."""
+    controller: str = ""
+    """Which of the plant's controllers takes this dimension."""
+    frame: str = ""
+    """Coordinate frame of the motion."""
+    mode: Literal["delta", "absolute"] = "delta"
+    """Whether the value is a change per tick or a target."""
+    hold: Literal["zero", "repeat", "null"] = "zero"
+    """What a tick without a fresh action sends: `zero` sends 0 (delta motion), `repeat` the last value.
+    `null` is what files of schema version 1 call `zero`; it is read as `zero`."""
+    assumed: tuple[ActionItem, ...] = ()
+    """What of the above the data does not say; `unit` stands for unit, controller and frame."""
+
+    def __post_init__(self) -> None:
+        if self.hold == "null":
+            msgspec.structs.force_setattr(self, "hold", "zero")
+
+
+class PlantDescription(Record, frozen=True):
+    """What is controlled: the part of a contract that a plant or a data set knows by itself."""
+
+    task: str
+    """Name of the task, as the command line takes it."""
+    fields: tuple[ObservationField, ...]
+    """Parts of the observation, in the order in which the policy concatenates them."""
+    actions: tuple[ActionDimension, ...]
+    """Dimensions of one action, in order."""
+    control_rate: Finite
+    """Ticks per second."""
+    environment: Mapping[str, Any] = msgspec.field(default_factory=dict)
+    """How to rebuild the simulator: gymnasium spec (id, entry_point, kwargs) and controller settings. Empty
+    for a real robot. Infinity and NaN, which JSON does not have, are kept as text."""
+    assumed: tuple[Literal["control_rate"], ...] = ()
+    """What of the above the data does not say; each action dimension has a list of its own."""
+
+    def __post_init__(self) -> None:
+        msgspec.structs.force_setattr(self, "environment", without_infinities(self.environment))
+
+    @property
+    def observation_dim(self) -> int:
+        """Scalars of a flattened observation."""
+        return sum(f.size for f in self.fields)
+
+    @property
+    def action_dim(self) -> int:
+        """Dimensions of an action."""
+        return len(self.actions)
+
+    @property
+    def action_low(self) -> NDArray[np.float64]:
+        """`[A]` lower bounds."""
+        return np.array([a.low for a in self.actions])
+
+    @property
+    def action_high(self) -> NDArray[np.float64]:
+        """`[A]` upper bounds."""
+        return np.array([a.high for a in self.actions])
+
+    @property
+    def rate_assumed(self) -> bool:
+        """Whether the data does not say the control rate."""
+        return "control_rate" in self.assumed or ASSUMED_RATE in self.environment
+
+    def differences(self, other: PlantDescription) -> list[str]:
+        """What differs from `other` in a way that matters for control, a sentence each.
+
+        The simulator (`environment`) is not compared, nor are bounds and units that one of both assumed.
+        """
+        found = []
+        mine, theirs = {f.name: f for f in self.fields}, {f.name: f for f in other.fields}
+        if missing := [name for name in mine if name not in theirs]:
+            found.append(f"observation fields {', '.join(missing)} are missing")
+        found += [
+            f"observation field '{name}' has shape {list(theirs[name].shape)} instead of {list(f.shape)}"
+            for name, f in mine.items()
+            if name in theirs and theirs[name].shape != f.shape
+        ]
+        if len(self.actions) != len(other.actions):
+            found.append(f"actions have {len(other.actions)} dimensions instead of {len(self.actions)}")
+        for a, b in zip(self.actions, other.actions, strict=False):
+            found += [
+                f"action '{a.name}' has {key} {getattr(b, key)!r} instead of {getattr(a, key)!r}"
+                + _remark(item, "--action-mode", a, b)
+                for key, item in _COMPARED.items()
+                if getattr(a, key) != getattr(b, key)
+                and not (item in ("bounds", "unit") and item in (*a.assumed, *b.assumed))
+            ]
+        if self.control_rate != other.control_rate:
+            assumed = " (assumed: say it with --rate)" if self.rate_assumed or other.rate_assumed else ""
+            found.append(
+                f"the control rate is {other.control_rate:g} Hz instead of {self.control_rate:g} Hz{assumed}"
+            )
+        return found
+
+
+_COMPARED: Mapping[str, ActionItem | None] = {
+    "name": None,
+    "low": "bounds",
+    "high": "bounds",
+    "unit": "unit",
+    "controller": "unit",
+    "frame": "unit",
+    "mode": "mode",
+    "hold": "hold",
+}
+"""Entries of an action dimension that two plants must share, and what is in `assumed` for each."""
+
+
+def _remark(item: ActionItem | None, option: str, *dimensions: ActionDimension) -> str:
+    return f" (assumed: say it with {option})" if any(item in d.assumed for d in dimensions) else ""
+
+
+def exceeded_bounds(guessed: PlantDescription, known: PlantDescription) -> list[str]:
+    """Assumed bounds of `guessed` that reach beyond those which `known` says, a sentence each."""
+    return [
+        f"action '{a.name}' may reach [{a.low:g}, {a.high:g}] (assumed: say it with --action-bounds), the "
+        f"plant takes [{b.low:g}, {b.high:g}]"
+        for a, b in zip(guessed.actions, known.actions, strict=False)
+        if "bounds" in a.assumed and "bounds" not in b.assumed and not b.low <= a.low < a.high <= b.high
+    ]

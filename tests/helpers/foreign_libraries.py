@@ -1,0 +1,117 @@
+"""Libraries that cannot stand in the lock beside robosuite: lerobot, robomimic, and old or large ones.
+
+Each is installed alone into a folder of its own, under build/, and used by a process of its own that has the
+test environment behind it. As a program, loads data sets with such a library: rows go to an `.npz` file.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from importlib.machinery import ModuleSpec
+from pathlib import Path
+from unittest.mock import MagicMock
+
+import numpy as np
+from numpy.typing import NDArray
+
+PACKAGES = {
+    "lerobot": [
+        "lerobot==0.4.4",
+        "datasets==4.5.0",
+        "pandas==2.3.3",
+        "dill==0.4.0",
+        "multiprocess==0.70.18",
+        "xxhash==3.6.0",
+        "fsspec==2025.10.0",
+        "draccus==0.10.0",
+        "jsonlines==4.0.0",
+        "einops==0.8.2",
+        "pytz==2025.2",
+        "python-dateutil==2.9.0.post0",
+        "six==1.17.0",
+        "tzdata==2025.2",
+        "mergedeep==1.3.4",
+        "pyyaml-include==1.4.1",
+        "typing-inspect==0.9.0",
+        "mypy-extensions==1.1.0",
+        "toml==0.10.2",
+        "deepdiff==8.6.1",
+        "orderly-set==5.5.0",
+        "termcolor==3.2.0",
+        "tqdm==4.67.1",
+    ],
+    "robomimic": ["robomimic==0.3.0", "tqdm==4.67.1"],
+}
+FOR_PICTURES = ("torchvision", "torchvision.transforms", "torchvision.transforms.v2", "torchvision.models")
+NOT_NEEDED = (*FOR_PICTURES, "torchvision.transforms.v2.functional", "accelerate")
+"""What these libraries import and only pictures or training use: large, and built against another torch."""
+
+
+def installed(library: str, folder: Path) -> Path:
+    """The folder with `library`, installed if need be; raises CalledProcessError without a registry."""
+    target = folder / library
+    if not target.is_dir():
+        partial = target.with_suffix(".partial")
+        command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(partial)]
+        subprocess.run([*command, *PACKAGES[library]], check=True, capture_output=True, text=True)
+        partial.rename(target)
+    return target
+
+
+def rows_loaded(library: Path, sets: Sequence[Path]) -> list[dict[str, NDArray[np.generic]]]:
+    """Arrays by name that the library in folder `library` loads from each of `sets`, one process for all."""
+    root = Path(__file__).parents[2]
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join([str(root), str(library)]),
+        "HF_HUB_OFFLINE": "1",
+    }
+    command = [sys.executable, "-m", "tests.helpers.foreign_libraries", library.name, *map(str, sets)]
+    done = subprocess.run(command, check=False, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    return [dict(np.load(path.with_name(f"{path.name}.loaded.npz"))) for path in sets]
+
+
+def _lerobot(path: Path) -> Mapping[str, NDArray[np.generic]]:
+    from lerobot.datasets.lerobot_dataset import LeRobotDataset
+
+    loaded = LeRobotDataset("some/name", root=path)
+    rows = [loaded[i] for i in range(len(loaded))]
+    assert set(loaded.meta.stats) == set(loaded.meta.features)
+    return {name: np.stack([row[name].numpy() for row in rows]) for name in loaded.meta.features}
+
+
+def _robomimic(path: Path) -> Mapping[str, NDArray[np.generic]]:
+    import h5py
+    from robomimic.utils.dataset import SequenceDataset
+
+    columns = ("actions", "rewards", "dones")
+    with h5py.File(path) as file:
+        fields: list[str] = []
+        file["data/demo_0/obs"].visititems(
+            lambda name, node: fields.append(name) if isinstance(node, h5py.Dataset) else None
+        )
+    loaded = SequenceDataset(str(path), tuple(fields), columns, hdf5_use_swmr=False)
+    # Demonstrations come in the order of their numbers, as ours do.
+    rows = [loaded[i] for i in range(len(loaded))]
+    found = {key: np.concatenate([row[key] for row in rows]) for key in columns}
+    found |= {f"obs/{name}": np.concatenate([row["obs"][name] for row in rows]) for name in fields}
+    return found
+
+
+def main() -> None:
+    for name in NOT_NEEDED:
+        sys.modules[name] = MagicMock(
+            __name__=name, __spec__=ModuleSpec(name, None, is_package=True), __path__=[], __version__="0"
+        )
+    library, *sets = sys.argv[1:]
+    load = {"lerobot": _lerobot, "robomimic": _robomimic}[library]
+    for path in map(Path, sets):
+        np.savez(path.with_name(f"{path.name}.loaded.npz"), **load(path))
+
+
+if __name__ == "__main__":
+    main()

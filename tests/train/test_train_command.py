@@ -1,0 +1,92 @@
+"""`rql-deploy train` as a script sees it: which preset it takes, and its status when it is stopped."""
+
+import functools
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from rql_deploy.train.data.folder import write_store
+from rql_deploy.workflows.train import train
+from tests.helpers.commands import TINY, cli, printed
+from tests.helpers.data import PLANT, make_store, stored
+
+SMALL = TINY[2:]
+"""Small networks, and no preset."""
+
+
+@pytest.mark.parametrize(
+    ("task", "preset", "why"),
+    [
+        ("robosuite:Stack", "robosuite-stack", "which is for robosuite:Stack"),
+        ("my-robot", "reference", "no preset was made for 'my-robot'"),
+    ],
+)
+def test_without_a_preset_the_task_s_is_taken_and_said(
+    task: str, preset: str, why: str, tmp_path: Path
+) -> None:
+    write_store(make_store(plant=msgspec.structs.replace(PLANT, task=task)), tmp_path / "data")
+    words = ("train", "--dataset", tmp_path / "data", "--updates", 1, *SMALL)
+    done = cli(*words, "--output", tmp_path / "chosen")
+    assert done.exit_code == 0, done.output
+    assert f"note: preset {preset}, " in done.stderr and why in done.stderr
+    named = cli(*words, "--preset", preset, "--output", tmp_path / "named")
+    assert named.exit_code == 0 and "note: preset" not in named.stderr
+    configs = [json.loads((tmp_path / run / "config.json").read_text()) for run in ("chosen", "named")]
+    assert configs[0] == configs[1]
+    # The choice is the data's, so that the same command resumes.
+    assert cli(*words, "--output", tmp_path / "chosen", "--resume", "--updates", 2).exit_code == 0
+
+
+def test_an_interrupted_run_stops_a_script_and_loses_nothing(tmp_path: Path) -> None:
+    run, data = tmp_path / "a run", stored(tmp_path / "data")
+    settings = ("--dataset", str(data), "--output", str(run), *TINY, "--engine", "eager", "--updates")
+    command = [sys.executable, "-m", "rql_deploy", "train", *settings, "1000000"]
+    # A test run started in the background ignores SIGINT, and its children would too.
+    listen = functools.partial(signal.signal, signal.SIGINT, signal.default_int_handler)
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=listen
+    )
+    log = run / "metrics.jsonl"
+    for _ in range(900):
+        if log.is_file() and log.stat().st_size:
+            break
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    said, _ = process.communicate(timeout=120)
+    assert process.returncode == 130, said
+    assert "nothing is lost" in said and f"--output '{run}'" in said.partition("Next:")[2]
+    step = int((run / "latest").read_text().removeprefix("step_"))
+    result = printed(cli("train", *settings, step + 3, "--resume", "--json"))
+    assert result["finished"] and result["step"] == step + 3
+
+
+def test_with_json_a_stopped_run_says_so_and_ends_with_130(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from rql_deploy.train import trainer
+
+    updates = trainer.updates_until_due
+
+    def stop_first(*words: object) -> int:
+        os.kill(os.getpid(), signal.SIGINT)
+        return min(1, updates(*words))  # type: ignore[arg-type]
+
+    monkeypatch.setattr(trainer, "updates_until_due", stop_first)
+    data = stored(tmp_path / "data")
+    done = cli("train", "--dataset", data, "--output", tmp_path / "run", *TINY, "--updates", 50, "--json")
+    assert done.exit_code == 130
+    assert json.loads(done.stdout)["finished"] is False
+
+
+def test_from_python_the_preset_is_chosen_too(tmp_path: Path) -> None:
+    overrides = [word for word in SMALL if word != "--set"]
+    result = train([stored(tmp_path / "data")], tmp_path / "run", overrides=[*overrides, "updates=1"])
+    assert result.finished
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["rql"]["K"] == 10

@@ -1,0 +1,125 @@
+"""The rows of an `.npz` file: which are transitions, where episodes end, and where their tasks do."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rql_deploy.contract import PLANT_KEY
+from rql_deploy.errors import UserError
+
+from .npz import NpzFile
+from .npz_keys import NpzKeys
+from .row_order import RowOrder, jumps, require_order
+from .task_ends import EpisodeFlags, TaskEnds, decide_task_ends
+
+_COLUMNS = {
+    "reward": "rewards",
+    "mask": "masks",
+    "terminated": "terminated",
+    "truncated": "truncated",
+    "done": "dones",
+}
+
+
+def read_column(file: NpzFile, key: str) -> NDArray[np.float32]:
+    """An array of one number a row, `[N]`."""
+    return file.read(key, np.float32).reshape(-1)
+
+
+def row_order(file: NpzFile, keys: NpzKeys) -> RowOrder:
+    """Which rows are transitions, and where episodes end; raises UserError if they are in no order."""
+    marks = [
+        read_column(file, keys[role]) != 0 for role in ("terminated", "truncated", "done") if role in keys
+    ]
+    rows = file.member(keys["observation"]).shape[0]
+    ends = np.logical_or.reduce(marks) if marks else np.zeros(rows, np.bool_)
+    if keys.closing_rows:
+        _require_transitions(file.path, ends)
+        return RowOrder.of(~ends, np.zeros(rows, np.bool_))
+    keep = read_column(file, keys["valid"]) != 0 if "valid" in keys else ends | True
+    if not keep.any():
+        raise UserError(f"{file.path} marks all rows as invalid: make it again")
+    if "next_observation" in keys:
+        seen = file.read(keys["observation"], np.float32)
+        given = file.read(keys["next_observation"], np.float32)
+        if seen.shape != given.shape:
+            raise UserError(
+                f"{file.path}: '{keys['next_observation']}' has shape {list(given.shape)}, "
+                f"observations have {list(seen.shape)}: make the file again"
+            )
+        found = np.concatenate((jumps(seen[1:], given[:-1]), [True]))
+        inside = keep[:-1] & keep[1:] & ~ends[:-1]
+        require_order(str(file.path), seen, given, found[:-1][inside])
+        ends = ends | found
+    return RowOrder.of(keep, ends)
+
+
+def _require_transitions(path: Path, terminals: NDArray[np.bool_]) -> None:
+    # An episode's last row is dropped, so an episode of one row has no transition.
+    alone = terminals & np.concatenate(([True], terminals[:-1]))
+    if alone.any():
+        row = int(np.argmax(alone))
+        raise UserError(
+            f"{path}: episode {int(terminals[:row].sum())} has one row only (row {row}) and so no "
+            "transition: remove that episode"
+        )
+
+
+def task_ends(file: NpzFile, keys: NpzKeys, order: RowOrder) -> TaskEnds:
+    """Masks and successes of the episodes; raises UserError if rows that are dropped hold something."""
+    keep, ends = order.keep, order.ends
+    columns = {name: read_column(file, keys[role]) for role, name in _COLUMNS.items() if role in keys}
+    if keys.closing_rows and PLANT_KEY not in file.keys:
+        _require_nothing_lost(file.path, columns, keep)
+    kept = {name: column[keep] for name, column in columns.items()}
+    if not keys.explicit and "terminated" in kept:
+        # Two keys that differ are the end of the task and the end of the recording; one alone may be either.
+        same = np.array_equal(kept["terminated"] != 0, kept.get("dones", kept["terminated"]) != 0)
+        if same:
+            kept["dones"] = kept.pop("terminated")
+    said: list[bool | None] = [None] * len(ends)
+    if "success" in keys:
+        success = file.read(keys["success"], np.float32).reshape(-1)
+        if len(success) == len(keep):
+            kept["success"] = success[keep]
+        elif len(success) == len(ends):
+            said = [bool(value) for value in success]
+        else:
+            raise UserError(
+                f"{file.path}: '{keys['success']}' has {len(success)} entries for {len(keep)} rows "
+                f"and {len(ends)} episodes: make the file again"
+            )
+    starts = [0, *ends[:-1]]
+    rows: dict[str, Any] = {
+        name: column if name in ("rewards", "masks") else column != 0 for name, column in kept.items()
+    }
+    return decide_task_ends(
+        [
+            EpisodeFlags(
+                f"{file.path}: episode {i}",
+                succeeded=said[i],
+                **{name: column[start:end] for name, column in rows.items()},
+            )
+            for i, (start, end) in enumerate(zip(starts, ends, strict=True))
+        ],
+        np.diff(ends, prepend=0).tolist(),
+    )
+
+
+def _require_nothing_lost(
+    path: Path, columns: Mapping[str, NDArray[np.float32]], keep: NDArray[np.bool_]
+) -> None:
+    """Raise UserError if rewards or masks tell rows apart only in the rows that are dropped."""
+    for name in ("masks", "rewards"):
+        column = columns.get(name)
+        if column is not None and (column[keep] == column[keep][0]).all() and (column != column[0]).any():
+            raise UserError(
+                f"{path}: '{name}' are {column[keep][0]:g} except in the last rows of episodes, "
+                "which in OGBench's layout are no transitions and would be dropped: if they are, add "
+                "'timeouts' (0 everywhere will do) or 'next_observations'"
+            )
