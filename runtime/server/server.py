@@ -245,6 +245,8 @@ class PolicyServer:
         """Hand a request with observations to the engine of its model, or to the recorder."""
         if self._stopping:
             raise ProtocolError("draining", "this server is about to stop")
+        if self._recorder is None and isinstance(request, headers.Episode):
+            raise ProtocolError("bad_request", "this server does not record: start it with --record DIR")
         slot, layout, contract_update = self._registry.find_for_contract(request.bundle, request.contract)
         fields, named = protocol.request_arrays(head, request, layout)
         model = slot.engine.model
@@ -275,8 +277,7 @@ class PolicyServer:
     def _record_episode(
         self, request: headers.Episode, head: Head, fields: Arrays, named: Arrays, model: Model
     ) -> bool:
-        if self._recorder is None:
-            raise ProtocolError("bad_request", "this server does not record: start it with --record DIR")
+        assert self._recorder is not None
         part = requests.read_episode(request, head.epoch, fields, named, model)
         return self._recorder.record_episode(part, model.contract)
 
