@@ -22,9 +22,17 @@ from rql_deploy.contract import (
 OBSERVATION, ACTION, CHUNK = 64, 7, 5
 
 
-def make_plant(images: int = 0) -> PlantDescription:
-    """64 scalars, and `images` 224x224x3 images, to 5 x 7 actions at 50 Hz."""
-    fields = [ObservationField("state", (OBSERVATION,))]
+ROBOT_FIELDS = {"joints": 7, "velocities": 7, "gripper": 2, "hand": 7, "objects": 28, "goal": 13}
+"""The same scalars as a robot sends them, by name."""
+
+
+def make_plant(images: int = 0, *, named: bool = False) -> PlantDescription:
+    """64 scalars, and `images` 224x224x3 images, to 5 x 7 actions at 50 Hz.
+
+    The scalars are one field `state`, or `ROBOT_FIELDS` if `named`.
+    """
+    sizes = ROBOT_FIELDS if named else {"state": OBSERVATION}
+    fields = [ObservationField(name, (size,)) for name, size in sizes.items()]
     fields += [ObservationField(f"camera{i}", (224, 224, 3), dtype="uint8") for i in range(images)]
     return PlantDescription(
         "benchmark", tuple(fields), tuple(ActionDimension(f"a{i}", -1.0, 1.0) for i in range(ACTION)), 50.0

@@ -21,7 +21,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
-import os
 import statistics
 import sys
 from collections.abc import Callable
@@ -34,12 +33,9 @@ sys.path.insert(0, str(Path(__file__).parent))
 from networks import network_bundle
 from serving_load import part_d, part_e
 from serving_peers import (
-    WARM_UP,
-    bare_client,
+    ClientProcess,
     crowd_member,
-    in_process,
-    openpi_client,
-    ours_client,
+    observe,
     running,
     serve_bare,
     serve_openpi,
@@ -48,13 +44,14 @@ from serving_peers import (
 )
 
 Timings = dict[str, float]
-Cell = tuple[str, int, Callable[[str], list[float]]]
+Server = tuple[str, int]
+"""Endpoint and process id."""
 
 
 def cpu_seconds(process: int) -> float:
-    """Processor time that a process has used."""
-    fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    """Processor time that the threads of a process have used."""
+    tasks = Path(f"/proc/{process}/task").iterdir()
+    return sum(int((task / "schedstat").read_text().split()[0]) for task in tasks) / 1e9
 
 
 def summarise(latencies: list[float]) -> Timings:
@@ -65,30 +62,36 @@ def summarise(latencies: list[float]) -> Timings:
     }
 
 
-def show(title: str, rows: dict[str, Timings], base: str = "bare") -> None:
-    """Print a table, with the ratios of p50 and p99 to `base`."""
+def show(title: str, rows: dict[str, Timings]) -> None:
+    """Print a table."""
     print(f"\n{title} (us)")
-    print(
-        f"{'':34} {'p50':>8} {'p99':>8} {'p99.9':>8} {'max':>9} {'CPU/req':>8} "
-        f"{'p50/' + base:>10} {'p99/' + base:>10}"
-    )
+    columns = ("p50", "p99", "p99.9", "cpu", "client")
+    ratios = ("p50", "p99", "cpu")
+    print(f"{'':36}" + "".join(f"{c:>9}" for c in columns) + "".join(f"{r + '/bare':>10}" for r in ratios))
     for name, row in rows.items():
-        ratios = [row[q] / rows[base][q] if base in rows else float("nan") for q in ("p50", "p99")]
-        print(
-            f"{name:34} {row['p50']:>8.0f} {row['p99']:>8.0f} {row['p99.9']:>8.0f} {row['max']:>9.0f} "
-            f"{row.get('cpu', 0.0):>8.0f} {ratios[0]:>10.2f} {ratios[1]:>10.2f}"
-        )
+        numbers = "".join(f"{row[c]:>9.0f}" for c in columns)
+        print(f"{name:36}{numbers}" + "".join(f"{row[r + '/bare']:>10.2f}" for r in ratios))
 
 
-def alternate(cells: dict[str, Cell], rounds: int) -> dict[str, Timings]:
-    """Measure every cell once a round; each figure is the median over rounds."""
+def alternate(
+    cells: dict[str, tuple[Server, ClientProcess]], seconds: float, rounds: int
+) -> dict[str, Timings]:
+    """Measure every cell once a round; each figure is the median over rounds.
+
+    So are the ratios to `bare`, each within its round.
+    """
     found: dict[str, list[Timings]] = {name: [] for name in cells}
     for _ in range(rounds):
-        for name, (endpoint, process, client) in cells.items():
+        for name, ((_, process), client) in cells.items():
             before = cpu_seconds(process)
-            row = summarise(client(endpoint))
-            row["cpu"] = (cpu_seconds(process) - before) / (row["replies"] + WARM_UP) * 1e6
-            found[name].append(row)
+            latencies, cpu = client.measure(seconds)
+            row = summarise(latencies)
+            row["cpu"] = (cpu_seconds(process) - before) / row["replies"] * 1e6
+            row["client"] = cpu * 1e6
+            bare = found["bare"][len(found[name])] if name != "bare" else row
+            found[name].append(row | {f"{key}/bare": row[key] / bare[key] for key in ("p50", "p99", "cpu")})
+    for _, client in cells.values():
+        client.close()
     return {
         name: {key: statistics.median(row[key] for row in rows) for key in rows[0]}
         for name, rows in found.items()
@@ -99,32 +102,29 @@ def part_a(seconds: float, rounds: int, openpi: str | None) -> dict[str, Any]:
     """An instant policy."""
     report = {}
     for title, images in (
-        ("instant policy, 64 scalars", 0),
-        ("instant policy, 64 scalars and two images", 2),
+        ("instant policy, 64 scalars in six fields", 0),
+        ("instant policy, six fields and two images", 2),
     ):
+        sample = observe(images, named=True)
         with contextlib.ExitStack() as stack:
             ours = stack.enter_context(running(serve_ours, None, images))
             bare = stack.enter_context(running(serve_bare, None, images))
-            cells: dict[str, Cell] = {
-                "bare": (*bare, lambda e, n=images: in_process(bare_client, e, n, seconds)),
-                "ours": (*ours, lambda e, n=images: in_process(ours_client, e, n, seconds)),
-                "ours, client busy-polls": (
-                    *ours,
-                    lambda e, n=images: in_process(ours_client, e, n, seconds, busy=True),
-                ),
+            cells = {
+                "bare": (bare, ClientProcess("bare", bare[0], sample)),
+                "ours": (ours, ClientProcess("ours", ours[0], sample)),
+                "ours, client busy-polls": (ours, ClientProcess("ours", ours[0], sample, busy=True)),
             }
             if openpi:
                 theirs = stack.enter_context(running(serve_openpi, None, openpi))
-                cells["openpi"] = (*theirs, lambda e, n=images: in_process(openpi_client, e, n, seconds))
-            rows = alternate(cells, rounds)
-        show(title, rows)
-        report[title] = rows
+                cells["openpi"] = (theirs, ClientProcess("openpi", theirs[0], sample))
+            report[title] = alternate(cells, seconds, rounds)
+        show(title, report[title])
     return report
 
 
 def part_b(seconds: float, rounds: int, openpi: str | None) -> dict[str, Any]:
     """One client, one network."""
-    bundle = str(network_bundle())
+    bundle, sample = str(network_bundle()), observe(0)
     options: dict[str, dict[str, Any]] = {
         "ours": {},
         "ours, V": {"value": True},
@@ -138,21 +138,18 @@ def part_b(seconds: float, rounds: int, openpi: str | None) -> dict[str, Any]:
         small = stack.enter_context(running(serve_ours, bundle, 0, "int8"))
         bare = stack.enter_context(running(serve_bare, bundle, 0))
         bare_small = stack.enter_context(running(serve_bare, bundle, 0, "int8"))
-        cells: dict[str, Cell] = {
-            "bare": (*bare, lambda e: in_process(bare_client, e, 0, seconds)),
-            "bare, int8": (*bare_small, lambda e: in_process(bare_client, e, 0, seconds)),
+        cells = {
+            "bare": (bare, ClientProcess("bare", bare[0], sample)),
+            "bare, int8": (bare_small, ClientProcess("bare", bare_small[0], sample)),
         }
         if openpi:
             theirs = stack.enter_context(running(serve_openpi, bundle, openpi))
-            cells["openpi"] = (*theirs, lambda e: in_process(openpi_client, e, 0, seconds))
+            cells["openpi"] = (theirs, ClientProcess("openpi", theirs[0], sample))
         for name, asked in options.items():
-            cells[name] = (*ours, lambda e, o=asked: in_process(ours_client, e, 0, seconds, **o))
+            cells[name] = (ours, ClientProcess("ours", ours[0], sample, **asked))
         for name in ("ours", "ours, 8 candidates"):
-            cells[f"{name}, int8"] = (
-                *small,
-                lambda e, o=options[name]: in_process(ours_client, e, 0, seconds, **o),
-            )
-        rows = alternate(cells, rounds)
+            cells[f"{name}, int8"] = (small, ClientProcess("ours", small[0], sample, **options[name]))
+        rows = alternate(cells, seconds, rounds)
     show("one client, F = 10, 4x512", rows)
     return {"one client": rows}
 

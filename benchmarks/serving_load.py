@@ -64,7 +64,7 @@ def deadline_sweep(endpoint: str, seconds: float) -> list[dict[str, float]]:
 def part_d(seconds: float) -> dict[str, Any]:
     """Hard deadlines."""
     with running(serve_ours, str(network_bundle()), 0) as (endpoint, _):
-        rows: Any = in_process(deadline_sweep, endpoint, seconds)  # type: ignore[arg-type]
+        rows = in_process(deadline_sweep, endpoint, seconds)
     print(
         f"\nbudgets at the server (one step costs {rows[0]['step_cost'] * 1e3:.3f} ms in nine of ten cases)"
     )

@@ -19,11 +19,13 @@ import numpy as np
 import zmq
 
 sys.path.insert(0, str(Path(__file__).parent))
-from networks import ACTION, CHUNK, OBSERVATION, make_contract, make_plant
+from networks import ACTION, CHUNK, OBSERVATION, ROBOT_FIELDS, make_contract, make_plant
 
 SERVER_CORE, CLIENT_CORE = 0, 1
 WARM_UP = 200
+"""Calls of a client before it is measured."""
 spawn = mp.get_context("spawn")
+Call = Callable[[], object]
 
 
 def pin(core: int) -> None:
@@ -57,7 +59,7 @@ class InstantModel:
     def __init__(self, images: int) -> None:
         from rql_deploy.runtime.engine.latency import CostModel
 
-        self.contract = make_contract(make_plant(images))
+        self.contract = make_contract(make_plant(images, named=True))
         self.name, self.costs = "instant", CostModel()
         self.chunk_dim, self.feature_dim = CHUNK * ACTION, 1
         self.schedule = [(0.0, 1.0)]
@@ -68,7 +70,9 @@ class InstantModel:
         return self._actions
 
     def warm_up(self) -> None:
-        """Nothing to warm."""
+        """Tell the engine what it costs."""
+        for rows in (1, 16):
+            self.costs.observe("unrolled", rows, 1e-6)
 
 
 class Unrolled:
@@ -89,17 +93,17 @@ class Unrolled:
 
 
 def serve_bare(pipe: Connection, bundle: str | None, images: int, variant: str = "fp32") -> None:
-    """pyzmq and nothing else: one request after the other, first come first served."""
+    """pyzmq and nothing else: a frame in, a frame out, first come first served."""
     pin(SERVER_CORE)
     policy = Unrolled(bundle, variant)
     with zmq.Context() as context, context.socket(zmq.ROUTER) as socket:
         port = socket.bind_to_random_port("tcp://127.0.0.1")
         pipe.send(f"tcp://127.0.0.1:{port}")
         while True:
-            frames = socket.recv_multipart(copy=images == 0)
-            socket.send_multipart(
-                [frames[0], policy(np.frombuffer(frames[1], np.float32, OBSERVATION)).tobytes()]
-            )
+            client, frame = socket.recv(), socket.recv(copy=images == 0)
+            actions = policy(np.frombuffer(frame, np.float32, OBSERVATION))
+            socket.send(client, zmq.SNDMORE)
+            socket.send(actions.tobytes())
 
 
 def serve_openpi(pipe: Connection, bundle: str | None, source: str, variant: str = "fp32") -> None:
@@ -114,7 +118,7 @@ def serve_openpi(pipe: Connection, bundle: str | None, source: str, variant: str
     class Policy:
         def infer(self, observation: Any) -> dict[str, Any]:
             """As openpi calls it."""
-            return {"actions": unrolled(observation["state"])}
+            return {"actions": unrolled(observation.get("state"))}
 
     with sockets.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -137,108 +141,113 @@ def running(serve: Callable[..., None], *arguments: Any) -> Iterator[tuple[str, 
         process.join()
 
 
-# Clients: each returns latencies in seconds.
+# Clients: each returns a call that waits for one reply.
 
 
-def observe(images: int, seed: int = 0) -> dict[str, Any]:
+def observe(images: int, *, named: bool = False, seed: int = 0) -> dict[str, Any]:
     """An observation of the benchmark's plant."""
     rng = np.random.default_rng(seed)
     cameras = {f"camera{i}": rng.integers(0, 255, (224, 224, 3), np.uint8) for i in range(images)}
-    return {"state": rng.normal(size=OBSERVATION).astype(np.float32), **cameras}
+    sizes = ROBOT_FIELDS if named else {"state": OBSERVATION}
+    return {name: rng.normal(size=size).astype(np.float32) for name, size in sizes.items()} | cameras
 
 
-def measure(call: Callable[[], object], seconds: float) -> list[float]:
-    """Latencies of calls back to back, warm-up left out."""
-    for _ in range(WARM_UP):
-        call()
-    found, end = [], time.perf_counter() + seconds
-    while (start := time.perf_counter()) < end:
-        call()
-        found.append(time.perf_counter() - start)
-    return found
-
-
-def ours_client(
-    endpoint: str, images: int, seconds: float, busy: bool = False, **options: Any
-) -> list[float]:
+def ours_client(endpoint: str, sample: dict[str, Any], busy: bool = False, **options: Any) -> Call:
     """The real client."""
     from rql_deploy.runtime.client import RemotePolicy
 
-    sample = observe(images)
-    with RemotePolicy.connect(endpoint, busy_poll=busy) as policy:
-        return measure(lambda: policy.act(sample, **options), seconds)
+    policy = RemotePolicy.connect(endpoint, timeout=30.0, busy_poll=busy)
+    return lambda: policy.act(sample, **options)
 
 
-def bare_client(endpoint: str, images: int, seconds: float) -> list[float]:
-    """pyzmq and nothing else."""
-    sample = [value.tobytes() for value in observe(images).values()]
-    with zmq.Context() as context, context.socket(zmq.DEALER) as socket:
-        socket.linger = 0
-        socket.connect(endpoint)
+def bare_client(endpoint: str, sample: dict[str, Any]) -> Call:
+    """pyzmq and nothing else: the observation's arrays in one frame."""
+    socket = zmq.Context().socket(zmq.DEALER)
+    socket.linger = 0
+    socket.connect(endpoint)
+    arrays = list(sample.values())
+    copy = sum(array.nbytes for array in arrays) < 65536
 
-        def call() -> object:
-            socket.send_multipart(sample, copy=images == 0)
-            return np.frombuffer(socket.recv_multipart()[0], np.float32)
+    def call() -> object:
+        socket.send(b"".join(arrays), copy=copy)
+        return np.frombuffer(socket.recv(), np.float32)
 
-        return measure(call, seconds)
+    return call
 
 
-def openpi_client(endpoint: str, images: int, seconds: float) -> list[float]:
+def openpi_client(endpoint: str, sample: dict[str, Any]) -> Call:
     """openpi's own client package."""
-    sample = observe(images)
-    policy = connect_openpi(endpoint)
-    return measure(lambda: policy.infer(sample)["actions"], seconds)
-
-
-def connect_openpi(endpoint: str) -> Any:
-    """A client of openpi's package."""
     from openpi_client.websocket_client_policy import WebsocketClientPolicy
 
     host, _, port = endpoint.removeprefix("ws://").rpartition(":")
-    return WebsocketClientPolicy(host, int(port))
+    policy = WebsocketClientPolicy(host, int(port))
+    return lambda: policy.infer(sample)["actions"]
 
 
-def in_process(client: Callable[..., list[float]], *arguments: Any, **options: Any) -> list[float]:
-    """Run a client in a process of its own, on its core."""
+CLIENTS: dict[str, Callable[..., Call]] = {"ours": ours_client, "bare": bare_client, "openpi": openpi_client}
+
+
+class ClientProcess:
+    """One client in a process of its own, on its core, that stays connected between its rounds."""
+
+    def __init__(self, kind: str, endpoint: str, sample: dict[str, Any], **options: Any):
+        self._pipe, theirs = spawn.Pipe()
+        arguments = (theirs, kind, endpoint, sample, options)
+        self._process = spawn.Process(target=_client_main, args=arguments, daemon=True)
+        self._process.start()
+        self._pipe.recv()
+
+    def measure(self, seconds: float) -> tuple[list[float], float]:
+        """Latencies of calls back to back, in seconds, and the client's processor time for one."""
+        self._pipe.send(seconds)
+        latencies, cpu = self._pipe.recv()
+        return latencies, cpu
+
+    def close(self) -> None:
+        """End the process."""
+        self._process.kill()
+        self._process.join()
+
+
+def _client_main(
+    pipe: Connection, kind: str, endpoint: str, sample: dict[str, Any], options: dict[str, Any]
+) -> None:
+    pin(CLIENT_CORE)
+    call = CLIENTS[kind](endpoint, sample, **options)
+    for _ in range(WARM_UP):
+        call()
+    pipe.send(None)
+    clock = time.perf_counter
+    while True:
+        seconds, found, cpu = pipe.recv(), [], time.process_time()
+        end = clock() + seconds
+        while (start := clock()) < end:
+            call()
+            found.append(clock() - start)
+        pipe.send((found, (time.process_time() - cpu) / len(found)))
+
+
+def in_process(function: Callable[..., Any], *arguments: Any) -> Any:
+    """Run a function in a process of its own, on the clients' core."""
     ours, theirs = spawn.Pipe()
-    process = spawn.Process(target=_client_main, args=(theirs, client, arguments, options), daemon=True)
+    process = spawn.Process(target=_function_main, args=(theirs, function, arguments), daemon=True)
     process.start()
-    found: list[float] = ours.recv()
+    found = ours.recv()
     process.join()
     return found
 
 
-def _client_main(pipe: Connection, client: Callable[..., list[float]], arguments: Any, options: Any) -> None:
+def _function_main(pipe: Connection, function: Callable[..., Any], arguments: Any) -> None:
     pin(CLIENT_CORE)
-    pipe.send(client(*arguments, **options))
+    pipe.send(function(*arguments))
 
 
 def crowd_member(
     pipe: Connection, endpoint: str, kind: str, seconds: float, rate: float | None, barrier: Any, number: int
 ) -> None:
-    """A client of part c, back to back or at `rate` Hz; sends its latencies, and how many replies were late.
-
-    A reply is late after half a period.
-    """
+    """A client of part c, back to back or at `rate` Hz; sends its latencies."""
     pin(CLIENT_CORE)
-    from rql_deploy.runtime.client import RemotePolicy
-
-    sample = observe(0, number)
-    if kind == "ours":
-        policy = RemotePolicy.connect(endpoint, timeout=30.0)
-        call: Callable[[], object] = lambda: policy.act(sample)  # noqa: E731
-    elif kind == "openpi":
-        theirs = connect_openpi(endpoint)
-        call = lambda: theirs.infer(sample)  # noqa: E731
-    else:
-        socket = zmq.Context().socket(zmq.DEALER)
-        socket.connect(endpoint)
-        data = sample["state"].tobytes()
-
-        def call() -> object:
-            socket.send(data)
-            return socket.recv()
-
+    call = CLIENTS[kind](endpoint, observe(0, seed=number))
     for _ in range(5):
         call()
     barrier.wait()

@@ -65,11 +65,25 @@ class PolicyClosed(DeadlineMissed):
     kind = "closed"
 
 
+class _Process:
+    """This process's id, kept: asking for it takes a system call."""
+
+    def __init__(self) -> None:
+        self.id = os.getpid()
+        os.register_at_fork(after_in_child=self._forked)
+
+    def _forked(self) -> None:
+        self.id = os.getpid()
+
+
+_process = _Process()
+
+
 def require_process(pid: int, what: str) -> None:
     """Raise UserError unless this is process `pid`: threads and connections do not live on in its forks."""
-    if os.getpid() != pid:
+    if _process.id != pid:
         raise UserError(
-            f"{what} was made in process {pid} and cannot be used in its fork {os.getpid()}",
+            f"{what} was made in process {pid} and cannot be used in its fork {_process.id}",
             hint="make it after the fork, in the process that uses it",
             kind="forked",
         )

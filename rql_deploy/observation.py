@@ -42,7 +42,9 @@ class ObservationReader:
                 near = nearest(name, [key for key in names if key not in self.names], cutoff=0.6)
                 hint = f" (there is '{near[0]}')" if near else ""
                 raise ContractError(f"the observation lacks field '{name}' of shape {list(shape)}{hint}")
-            array = read_array(name, observation[name], dtype)
+            array = observation[name]
+            if type(array) is not np.ndarray or array.dtype != dtype:
+                array = read_array(name, array, dtype)
             if array.shape != (shape if rows is None else (rows, *shape)):
                 given = list(array.shape if rows is None else array.shape[1:])
                 raise ContractError(
@@ -62,8 +64,6 @@ def read_array(name: str, value: Any, dtype: np.dtype[Any]) -> NDArray[Any]:
 
     Raises ContractError otherwise.
     """
-    if type(value) is np.ndarray and value.dtype == dtype:
-        return value
     try:
         if isinstance(value, np.ma.MaskedArray) and np.any(value.mask):
             raise ContractError(f"observation field '{name}' has masked values: fill them")

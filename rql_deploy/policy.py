@@ -95,6 +95,8 @@ class ResolvedOptions:
         Raises TypeError for an option that the policy does not have or a value of the wrong type, UserError
         for one out of range or a seed that is none. numpy's numbers are numbers; True and False are not.
         """
+        if not options:
+            return _DEFAULTS
         known = [option.name for option in fields(cls) if option.name not in without]
         for name in options:
             if name not in known:
@@ -113,6 +115,9 @@ class ResolvedOptions:
                     f"not {list(self.prune)}"
                 )
             step, kept = k, keep
+
+
+_DEFAULTS = ResolvedOptions()
 
 
 def read_whole(name: str, value: Any, low: int, high: int) -> int:

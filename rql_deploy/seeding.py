@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import operator
-import secrets
+import os
+import random
 from typing import Any, Literal
 
 import numpy as np
@@ -30,9 +31,14 @@ def decision_seed(episode: int, decision: int) -> int:
     return int(word) >> (64 - SEED_BITS)
 
 
+# Not the `random` module's own generator, which the caller may have seeded; seeded anew after a fork.
+_seeds = random.Random()
+os.register_at_fork(after_in_child=_seeds.seed)
+
+
 def draw_seed() -> int:
     """A seed for the noise of a decision for which nobody asked for one."""
-    return secrets.randbits(SEED_BITS)
+    return _seeds.getrandbits(SEED_BITS)
 
 
 def check_seed(seed: Any) -> int:
@@ -58,9 +64,12 @@ class FlowNoise:
     def __init__(self) -> None:
         self._bits = np.random.Philox(key=0)
         self._generator = np.random.Generator(self._bits)
-        self._start: Any = dict(self._bits.state)
-        self._key = np.zeros(2, np.uint64)
-        self._start["state"] = {"counter": np.zeros(4, np.uint64), "key": self._key}
+        # In Python's own integers, which numpy reads faster than its arrays.
+        self._key = [0, 0]
+        self._start: Any = self._bits.state | {
+            "state": {"counter": [0, 0, 0, 0], "key": self._key},
+            "buffer": [0, 0, 0, 0],
+        }
 
     def __call__(self, seed: int, rows: int, chunk_dim: int) -> NDArray[np.float32]:
         """See `flow_noise`."""

@@ -11,6 +11,7 @@ from rql_deploy.errors import ContractError, DeadlineMissed
 from rql_deploy.policy import Decision, ResolvedOptions
 from rql_deploy.runtime.wire import headers, protocol
 from rql_deploy.runtime.wire.checks import ServerError
+from rql_deploy.runtime.wire.protocol import Arrays
 
 from .channel import RETRY_PAUSE
 from .session import DEFAULT_TIMEOUT, RoundTrip, Session
@@ -60,55 +61,90 @@ class ServerPolicy:
 
     async def act(self, observation: Mapping[str, Any], options: ResolvedOptions) -> Decision:
         """See `rql_deploy.policy.Policy.act`."""
-        async for decision in self._decide(observation, options, stream=False):  # noqa: B007
-            pass
-        return decision
+        start = time.monotonic()
+        timeout, attempts = _timeout(options), 0
+        expiry = start + timeout
+        while True:
+            number = 0
+            try:
+                session, number = await self._ask(observation, options, expiry, timeout, stream=False)
+                reply, out = await self._transport.receive(number, headers.ActReply, expiry, timeout)
+                return self._decision(session, reply, out, start)
+            except DeadlineMissed:
+                self._abandoned = True
+                raise
+            except ServerError as error:
+                attempts += 1
+                await self._prepare_retry(error, attempts, expiry)
+            finally:
+                self._transport.forget(number)
 
-    def stream(
+    async def stream(
         self, observation: Mapping[str, Any], options: ResolvedOptions
     ) -> AsyncGenerator[Decision, None]:
         """Yield a decision after every refinement step."""
-        return self._decide(observation, options, stream=True)
-
-    async def _decide(
-        self, observation: Mapping[str, Any], options: ResolvedOptions, *, stream: bool
-    ) -> AsyncGenerator[Decision, None]:
         start = time.monotonic()
-        timeout = DEFAULT_TIMEOUT if options.deadline is None else options.deadline
+        timeout, attempts = _timeout(options), 0
         expiry = start + timeout
-        attempts = 0
-        self._transport.check()
         while True:
-            if self.outdated and self._alone:
-                # Every call negotiates for itself, under its own deadline, and waits for no other call.
-                await self.renew(expiry)
-            session = self._session
-            budget = self._round_trip.budget(max(1e-4, expiry - time.monotonic()))
-            request = session.act_request(self._bundle, budget, options, stream=stream)
             number, answered = 0, False
             try:
-                number = await self._transport.send(request, session.pack(observation), expiry, timeout)
+                session, number = await self._ask(observation, options, expiry, timeout, stream=True)
                 while True:
                     reply, out = await self._transport.receive(number, headers.ActReply, expiry, timeout)
                     self._abandoned, answered = False, True
-                    if not stream or reply.last is not False:
+                    if reply.last is not False:
                         break
                     yield session.decision(reply, out, start)
-                decision = session.decision(reply, out, start)
-                self._learn(reply, decision)
-                yield decision
+                yield self._decision(session, reply, out, start)
                 return
             except DeadlineMissed:
                 self._abandoned = True
                 raise
             except ServerError as error:
                 attempts += 1
-                if answered or not self._may_retry(error, attempts):
+                if answered:
                     raise
-                if not self.outdated:
-                    await self._transport.sleep(max(0.0, min(RETRY_PAUSE, expiry - time.monotonic())))
+                await self._prepare_retry(error, attempts, expiry)
             finally:
                 self._transport.forget(number)
+
+    async def _ask(
+        self,
+        observation: Mapping[str, Any],
+        options: ResolvedOptions,
+        expiry: float,
+        timeout: float,
+        *,
+        stream: bool,
+    ) -> tuple[Session, int]:
+        """Send a request; the session that it was made under, and its number."""
+        self._transport.check()
+        if self.outdated and self._alone:
+            # Every call negotiates for itself, under its own deadline, and waits for no other call.
+            await self.renew(expiry)
+        session = self._session
+        budget = self._round_trip.budget(max(1e-4, expiry - time.monotonic()))
+        request = session.act_request(self._bundle, budget, options, stream=stream)
+        return session, await self._transport.send(request, session.pack(observation), expiry, timeout)
+
+    def _decision(self, session: Session, reply: headers.ActReply, out: Arrays, start: float) -> Decision:
+        """The decision of a last reply, from which the round trip and a new contract are learnt."""
+        self._abandoned = False
+        decision = session.decision(reply, out, start)
+        server = decision.timing.get("server")
+        if server is not None:
+            self._round_trip.observe(max(0.0, decision.timing["round_trip"] - server))
+        # A compatible bundle took over: its contract is fetched before the next request.
+        self.outdated |= reply.contract_id not in (None, self._session.contract_id)
+        return decision
+
+    async def _prepare_retry(self, error: ServerError, attempts: int, expiry: float) -> None:
+        """Wait until the request can be sent again, or raise the error."""
+        if not self._may_retry(error, attempts):
+            raise error
+        if not self.outdated:
+            await self._transport.sleep(max(0.0, min(RETRY_PAUSE, expiry - time.monotonic())))
 
     def _may_retry(self, error: ServerError, attempts: int) -> bool:
         if error.code == "contract_changed":
@@ -119,13 +155,6 @@ class ServerPolicy:
             return self._alone
         # A server that had stopped answers the requests that were given up, and then this one.
         return error.code == "busy" and self._abandoned
-
-    def _learn(self, reply: headers.ActReply, decision: Decision) -> None:
-        server = decision.timing.get("server")
-        if server is not None:
-            self._round_trip.observe(max(0.0, decision.timing["round_trip"] - server))
-        # A compatible bundle took over: its contract is fetched before the next request.
-        self.outdated |= reply.contract_id not in (None, self._session.contract_id)
 
     async def renew(self, expiry: float) -> None:
         """Ask the server for its contract again; errors as of `negotiate`."""
@@ -146,6 +175,10 @@ class ServerPolicy:
     async def close(self) -> None:
         """Disconnect."""
         await self._transport.close()
+
+
+def _timeout(options: ResolvedOptions) -> float:
+    return DEFAULT_TIMEOUT if options.deadline is None else options.deadline
 
 
 async def negotiate(

@@ -16,7 +16,7 @@ from rql_deploy.errors import ContractError
 from rql_deploy.flow import flow_schedule
 from rql_deploy.policy import Decision, ResolvedOptions
 from rql_deploy.runtime.wire.arrays import Layout, Packed
-from rql_deploy.runtime.wire.checks import ServerError, all_finite
+from rql_deploy.runtime.wire.checks import ServerError, numbers_finite
 from rql_deploy.runtime.wire.headers import MAX_BUDGET, Act, ActReply, HelloReply
 
 DEFAULT_TIMEOUT = 1.0
@@ -117,8 +117,8 @@ class Session:
 
     def chunk(self, out: Mapping[str, NDArray[Any]]) -> NDArray[np.float32]:
         """The action chunk `[h, A]` of a reply. ServerError if it has another size or is not finite."""
-        actions = out["actions"]
-        if actions.size != self._size or not all_finite(actions):
+        actions = out["actions"].reshape(-1)
+        if len(actions) != self._size or not numbers_finite(actions):
             raise ServerError(
                 "bad_reply",
                 f"the server at {self.endpoint} sent no finite action chunk of shape {list(self._shape)}",

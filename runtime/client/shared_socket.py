@@ -51,6 +51,10 @@ class Call(Generic[Item]):
         self.thread = 0
         """Of the thread that polls."""
 
+    def take(self) -> Item | None:
+        """The oldest reply that nobody has taken, if there is one."""
+        return self.replies.popleft() if self.replies else None
+
 
 class SharedSocket(Generic[Item]):
     """Replies to numbered requests, each for the thread that waits for it."""
@@ -78,6 +82,8 @@ class SharedSocket(Generic[Item]):
         self.closed = False
         """Whether it was closed; no call waits any more."""
         self._bell, self._ringer = sockets.socketpair()
+        self._pollers: list[select.poll] = []
+        """Not in use."""
         self._bell.setblocking(False)
         self._ringer.setblocking(False)
 
@@ -88,14 +94,14 @@ class SharedSocket(Generic[Item]):
             if self.closed:
                 return False
             self._hand_out(None)
-            connected = protocol.ready(self._socket, zmq.POLLOUT)
+            connected = protocol.ready(self._socket, protocol.WRITABLE)
             self._hand_out(None)
             return connected
         return False
 
     def send(self, number: int, send: Callable[[], None], expiry: float) -> bool:
         """Call `send` until it does not raise zmq.Again; false at `expiry`. Replies are kept from then on."""
-        call = self._calls[number] = Call(number)
+        call: Call[Item] = Call(number)
 
         def attempt() -> bool | None:
             while True:
@@ -107,13 +113,14 @@ class SharedSocket(Generic[Item]):
                 self._hand_out_for_others()
                 # Handing out may have taken in that there is a connection now: the descriptor will not say it
                 # again.
-                news = zmq.POLLOUT | (zmq.POLLIN if self._polling else 0)
+                news = protocol.WRITABLE | (protocol.READABLE if self._polling else 0)
                 if sent or not protocol.ready(self._socket, news):
                     return sent
 
         sent = False
         try:
-            sent = self._wait(call, attempt, expiry, SEND_RETRY) is True
+            self._calls[number] = call
+            sent = self._at_once(attempt) or self._wait(call, attempt, expiry, SEND_RETRY) is True
         finally:
             if not sent:
                 self.forget(number)
@@ -122,7 +129,7 @@ class SharedSocket(Generic[Item]):
     def receive(self, number: int, expiry: float) -> Item | None:
         """The next reply to a request, or None at `expiry`; an `expiry` in the past does not wait."""
         call = self._calls[number]
-        return self._wait(call, lambda: call.replies.popleft() if call.replies else None, expiry)
+        return self._wait(call, call.take, expiry)
 
     def forget(self, number: int) -> None:
         """Drop what else comes for a request. Never waits, as generators are closed at any time."""
@@ -139,6 +146,16 @@ class SharedSocket(Generic[Item]):
                 self._wake(call)
             self._close_bell()
             return True
+
+    def _at_once(self, attempt: Callable[[], T | None]) -> T | None:
+        """What `attempt` gives now, without becoming one of those who wait."""
+        with self._lock:
+            if self.closed:
+                raise PolicyClosed(CLOSED)
+            try:
+                return attempt()
+            except zmq.ContextTerminated:
+                return None  # `_wait` finds the same, and closes the socket
 
     def _wait(
         self, call: Call[Item], attempt: Callable[[], T | None], expiry: float, most: float = FOLLOWER_CHECK
@@ -181,6 +198,12 @@ class SharedSocket(Generic[Item]):
 
     def _leads(self, call: Call[Item], me: int) -> bool:
         """Whether this thread is the one that polls; it becomes it if there is none."""
+        if not self._polling:
+            call.thread = me
+            self._polling.append(call)
+            return True
+        if self._polling[0] is call:
+            return True
         if any(self._calls.get(other.number) is not other for other in self._polling):
             # An exception of a signal handler kept a call from leaving.
             self._polling = [other for other in self._polling if self._calls.get(other.number) is other]
@@ -216,16 +239,22 @@ class SharedSocket(Generic[Item]):
     def _poll(self, seconds: float) -> None:
         if self._busy_poll:
             return
-        # A new object each time: one cannot be used again by a signal handler while it waits.
-        poller = select.poll()
-        poller.register(self._fd, select.POLLIN)
         bell = self._bell.fileno()
         if bell < 0:
             return  # closed
+        # One that waits cannot be used again by a signal handler.
+        poller = self._pollers.pop() if self._pollers else self._new_poller(bell)
+        for fd, _ in poller.poll(math.ceil(min(seconds, LONGEST_POLL) * 1000)):
+            if fd == bell:
+                with contextlib.suppress(OSError):
+                    self._bell.recv(4096)
+        self._pollers.append(poller)
+
+    def _new_poller(self, bell: int) -> select.poll:
+        poller = select.poll()
+        poller.register(self._fd, select.POLLIN)
         poller.register(bell, select.POLLIN)
-        if any(fd == bell for fd, _ in poller.poll(math.ceil(min(seconds, LONGEST_POLL) * 1000))):
-            with contextlib.suppress(OSError):
-                self._bell.recv(4096)
+        return poller
 
     def _wake(self, call: Call[Item]) -> None:
         if call in self._polling:
@@ -237,6 +266,9 @@ class SharedSocket(Generic[Item]):
     def _leave(self, call: Call[Item]) -> None:
         """After waiting: another thread becomes the leader if this one was it."""
         with self._lock:
+            if self._polling == [call] and len(self._calls) == 1 and not self.closed:
+                self._polling.clear()
+                return
             call.event = None
             if call in self._polling:
                 self._polling.remove(call)

@@ -27,7 +27,7 @@ from rql_deploy.seeding import FlowNoise
 
 from .budget import REPLY_MARGIN, UNROLLED_ROWS, URGENT_MEMORY, Budget
 from .model import MAX_STEP_ROWS, Model
-from .request import Array, Done, Event, Expired, Job, Preview, decision
+from .request import FINAL, Array, Done, Event, Expired, Job, Preview, decision
 from .shares import Client, FairShare
 from .slice_queue import SliceQueue
 from .slices import Slices, job_in_slices
@@ -51,6 +51,8 @@ class Engine:
         """Refinement steps run, over all jobs."""
         self.rows = 0
         """Rows of these steps, added up."""
+        self.load = 0
+        """Number of requests that wait or are under way."""
         self._max_rows, self._use_unrolled, self._clock = max_rows, unrolled, clock
         self._noise = FlowNoise()
         self._shares = FairShare()
@@ -59,6 +61,7 @@ class Engine:
         self._jobs: list[Job] = []
         self._urgent_until = -math.inf
         self._budget = Budget(model)
+        self._deltas = tuple(delta for _, delta in model.schedule)
         # Rows of `_jobs`: job 0's rows come first, then job 1's, and so on.
         self._features: Array = np.empty((0, model.feature_dim), np.float32)
         self._x: Array = np.empty((0, model.chunk_dim), np.float32)
@@ -66,15 +69,11 @@ class Engine:
     @property
     def busy(self) -> bool:
         """Whether requests wait or are under way."""
-        return bool(self._waiting or self._jobs or self._sliced)
-
-    @property
-    def load(self) -> int:
-        """Number of requests that wait or are under way."""
-        return len(self._waiting) + len(self._jobs) + len(self._sliced)
+        return self.load > 0
 
     def submit(self, job: Job) -> None:
         """Queue a job; it joins at the next step."""
+        self.load += 1
         if job.candidates <= UNROLLED_ROWS:
             self._waiting.add(job)
             return
@@ -83,23 +82,26 @@ class Engine:
 
     def submit_slices(self, client: Client, work: Slices) -> None:
         """Queue work that is done slice by slice; the client's earlier work goes first."""
+        self.load += 1
         self._sliced.add(client, work)
 
     def step(self) -> list[Event]:
         """Run one refinement step of the batch, one unrolled call or one slice; returns what came of it."""
-        if (client := self._sliced.next_client(self._waiting.clients)) is not None:
+        events: list[Event] = []
+        if self._sliced.work and (client := self._sliced.next_client(self._waiting.clients)) is not None:
             rows, events = self._sliced.run(client)
             self.steps += rows > 0
             self.rows += rows
+            self.load -= sum(isinstance(event, FINAL) for event in events)
             return events
         now = self._clock()
-        events = []
         worked: list[Job] = []
-        if self._use_unrolled and not self._jobs and self._waiting and (jobs := self._unrollable(now)):
+        waiting = self._waiting.jobs
+        if waiting and self._use_unrolled and not self._jobs and (jobs := self._unrollable(now)):
             worked = jobs
-            events += self._run_unrolled(jobs, now)
+            events = self._run_unrolled(jobs, now)
         else:
-            if self._waiting:
+            if waiting:
                 self._admit(now, events)
             started = self._clock()
             self._fit_deadlines(started, events)
@@ -113,12 +115,13 @@ class Engine:
 
     def _settle(self, worked: Sequence[Job], events: Sequence[Event], seconds: float) -> None:
         """Charge `seconds` to the jobs that were computed, and forget those that have ended."""
-        rows = [len(job.active) or job.candidates for job in worked]
-        if rows:
+        if worked:
+            rows = [len(job.active) or job.candidates for job in worked]
             each = seconds / sum(rows)
             self._shares.charge([(job.client, each * count) for job, count in zip(worked, rows, strict=True)])
         for event in events:
-            if isinstance(event, Done | Expired):
+            if isinstance(event, (Done, Expired)):
+                self.load -= 1
                 self._waiting.end(event.job)
 
     def _count_contenders(self) -> int:
@@ -129,19 +132,19 @@ class Engine:
 
     def _unrollable(self, now: float) -> list[Job]:
         """Waiting jobs for one unrolled call; none if one of them needs single steps or lacks the time."""
-        if len(self._waiting) > 1:
+        several = len(self._waiting.jobs) > 1
+        if several:
             self._waiting.sort()
-        jobs, urgent = unrollable(self.model.costs, self._waiting, now)
+        jobs, urgent = unrollable(self.model.costs, self._waiting.jobs, now)
         if urgent:
             self._urgent_until = now + URGENT_MEMORY
-        return [] if now < self._urgent_until and len(self._waiting) > 1 else jobs
+        return [] if several and now < self._urgent_until else jobs
 
     def _run_unrolled(self, jobs: list[Job], now: float) -> list[Event]:
         self._waiting.remove(jobs)
-        decisions = run_unrolled(self.model, jobs, self._noise, now, self._clock)
-        self.steps += len(self.model.schedule)
-        self.rows += sum(job.candidates for job in jobs)
-        return [*decisions]
+        self.steps += len(self._deltas)
+        self.rows += sum([job.candidates for job in jobs])
+        return run_unrolled(self.model, jobs, self._deltas, self._noise, now, self._clock)
 
     # Jobs join the batch.
 

@@ -44,7 +44,8 @@ class CostModel:
         A size without measurements takes the p90 of the next larger size, or scales that of the next smaller
         one.
         """
-        return self._look_up(self._p90, kind, rows)
+        known = self._p90.get((kind, (rows - 1).bit_length()))
+        return self._estimate(self._p90, kind, rows) if known is None else known
 
     def p10(self, kind: str, rows: int) -> float:
         """p10 of the measured duration, in seconds.
@@ -52,13 +53,12 @@ class CostModel:
         Requests are rejected by this one. A rejected request adds no measurement, so an estimate that is too
         high would never be corrected.
         """
-        return self._look_up(self._p10, kind, rows)
+        known = self._p10.get((kind, (rows - 1).bit_length()))
+        return self._estimate(self._p10, kind, rows) if known is None else known
 
-    def _look_up(self, table: dict[tuple[str, int], float], kind: str, rows: int) -> float:
+    def _estimate(self, table: dict[tuple[str, int], float], kind: str, rows: int) -> float:
+        """From the durations of other sizes."""
         size = (rows - 1).bit_length()
-        known = table.get((kind, size))
-        if known is not None:
-            return known
         sizes = sorted(s for k, s in table if k == kind)
         if not sizes:
             return 0.0

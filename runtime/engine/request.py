@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
+from msgspec import Struct
 from numpy.typing import NDArray
 
 from .shares import Client
@@ -16,8 +16,7 @@ ZERO = np.float32(0.0)
 NOBODY = Client()
 
 
-@dataclass(slots=True, eq=False)
-class Job:
+class Job(Struct, eq=False):
     """One request for an action chunk, and its progress."""
 
     reply_context: Any
@@ -45,12 +44,12 @@ class Job:
     """Whose share of the engine's time this takes: a connection and its peer."""
 
     # Progress.
-    active: list[int] = field(default_factory=list)
+    active: list[int] = []
     """Numbers of the candidates whose rows are in the batch, in row order."""
     f: np.float32 = ZERO
-    step_sizes: list[float] = field(default_factory=list)
+    step_sizes: list[float] = []
     """Flow time covered by each step so far."""
-    pruned: list[tuple[int, list[int]]] = field(default_factory=list)
+    pruned: list[tuple[int, list[int]]] = []
     """(k, candidates kept) for every time candidates were dropped."""
     preview: Array | None = None
     """`[len(active), h, A]` after the latest step."""
@@ -59,6 +58,16 @@ class Job:
     """Whether V is still to be computed: it was asked for or selects the candidate, and fits the budget."""
     steps_reduced: bool = False
     """Whether the job takes fewer, larger steps than scheduled because time is short."""
+
+    @property
+    def scored(self) -> bool:
+        """Whether its decision needs V: to tell it, or to choose among candidates."""
+        return self.value or self.candidates > 1
+
+    @property
+    def stepwise(self) -> bool:
+        """Whether something happens between its refinement steps."""
+        return bool(self.stream or self.prune or self.deltas or self.candidate_offset)
 
     def keep_best(self, values: Array, keep: int) -> NDArray[np.bool_]:
         """Go on with the `keep` candidates of highest V; returns the mask `[len(active)]` of those."""
@@ -71,8 +80,7 @@ class Job:
         return best
 
 
-@dataclass(slots=True, eq=False)
-class Task:
+class Task(Struct, eq=False):
     """Rows that a client holds, to be refined or valued (`slices.py`)."""
 
     reply_context: Any
@@ -152,6 +160,8 @@ class EpisodePart(NamedTuple):
 
 
 Event = Preview | Done | Expired | Computed
+FINAL = (Done, Expired, Computed)
+"""Events after which the engine knows the job or task no more."""
 
 
 def decision(job: Job, scores: tuple[Array, Array] | None, now: float) -> Done:

@@ -8,7 +8,7 @@ same holds one level up, between peers: a peer with many connections has one pee
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Iterable
+from collections.abc import Hashable, Iterable, Sequence
 from typing import NamedTuple
 
 QUANTUM = 2e-3
@@ -34,7 +34,8 @@ class _Level:
         self.clocks: dict[Hashable, float] = {}
         self.now = 0.0
 
-    def enter(self, name: Hashable) -> None:
+    def catch_up(self, name: Hashable) -> None:
+        """Let a clock that is new, or further behind than a quantum, begin a quantum behind at most."""
         clock = self.clocks.get(name)
         if clock is None:
             if len(self.clocks) >= MAX_CLIENTS:
@@ -46,11 +47,16 @@ class _Level:
     def lead(self, name: Hashable) -> int:
         return int((self.clocks.get(name, self.now) - self.now) // QUANTUM)
 
-    def charge(self, name: Hashable, seconds: float) -> float:
-        """Returns the clock before."""
-        before = self.clocks.get(name, self.now)
-        self.clocks[name] = before + seconds
-        return before
+    def charge(self, work: Iterable[tuple[Hashable, float]]) -> None:
+        """Virtual time follows the one who is furthest behind of those who were served."""
+        first = math.inf
+        for name, seconds in work:
+            before = self.clocks.get(name, self.now)
+            self.clocks[name] = before + seconds
+            if before < first:
+                first = before
+        if self.now < first < math.inf:
+            self.now = first
 
 
 class FairShare:
@@ -61,26 +67,14 @@ class FairShare:
 
     def enter(self, client: Client) -> None:
         """Note that a client asks for work."""
-        self._clients.enter(client)
-        self._peers.enter(client[1])
+        self._clients.catch_up(client)
+        self._peers.catch_up(client[1])
 
     def lead(self, client: Client) -> tuple[int, int]:
         """Quanta by which its peer, and the client itself, are ahead: a sort key, the lowest goes first."""
         return self._peers.lead(client[1]), self._clients.lead(client)
 
-    def charge(self, work: Iterable[tuple[Client, float]]) -> None:
+    def charge(self, work: Sequence[tuple[Client, float]]) -> None:
         """Count one piece of work that was done for these clients, in seconds for each."""
-        clients, peers = self._clients, self._peers
-        first_client = first_peer = math.inf
-        for client, seconds in work:
-            before = clients.charge(client, seconds)
-            if before < first_client:
-                first_client = before
-            before = peers.charge(client[1], seconds)
-            if before < first_peer:
-                first_peer = before
-        # Virtual time follows the one who is furthest behind of those who were served.
-        if clients.now < first_client < math.inf:
-            clients.now = first_client
-        if peers.now < first_peer < math.inf:
-            peers.now = first_peer
+        self._clients.charge(work)
+        self._peers.charge([(client[1], seconds) for client, seconds in work])

@@ -15,31 +15,26 @@ class SliceQueue:
 
     def __init__(self, shares: FairShare, clock: Callable[[], float]):
         self._shares, self._clock = shares, clock
-        self._work: dict[Client, deque[Slices]] = {}
+        self.work: dict[Client, deque[Slices]] = {}
+        """By client, in the order in which it is done."""
         self._ran_last = False
-
-    def __bool__(self) -> bool:
-        return bool(self._work)
-
-    def __len__(self) -> int:
-        return sum(map(len, self._work.values()))
 
     @property
     def clients(self) -> Collection[Client]:
         """Clients with sliced work."""
-        return self._work.keys()
+        return self.work.keys()
 
     def add(self, client: Client, work: Slices) -> None:
         """Queue work behind the client's earlier work."""
         self._shares.enter(client)
-        self._work.setdefault(client, deque()).append(work)
+        self.work.setdefault(client, deque()).append(work)
 
     def next_client(self, others: Collection[Client]) -> Client | None:
         """Whose slice runs next; None when there is none, or work of the `others` comes first."""
-        if not self._work:
+        if not self.work:
             return None
         lead = self._shares.lead
-        client = min(self._work, key=lead)
+        client = min(self.work, key=lead)
         if others:
             sliced, first = lead(client), min(map(lead, others))
             # Equals take turns.
@@ -52,11 +47,11 @@ class SliceQueue:
     def run(self, client: Client) -> tuple[int, list[Event]]:
         """Run this client's next slice; returns the rows of a refinement step in it, and what came of it."""
         start = self._clock()
-        queue = self._work[client]
+        queue = self.work[client]
         rows, events = next(queue[0])
         if any(not isinstance(event, Preview) for event in events):
             queue.popleft()
             if not queue:
-                del self._work[client]
+                del self.work[client]
         self._shares.charge([(client, self._clock() - start)])
         return rows, events

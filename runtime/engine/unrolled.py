@@ -12,7 +12,7 @@ from rql_deploy.seeding import FlowNoise
 from .budget import REPLY_MARGIN, UNROLLED_ROWS, URGENT
 from .latency import CostModel
 from .model import Model
-from .request import Array, Done, Job
+from .request import Array, Done, Event, Job
 
 
 def unrollable(costs: CostModel, waiting: Iterable[Job], now: float) -> tuple[list[Job], bool]:
@@ -22,13 +22,15 @@ def unrollable(costs: CostModel, waiting: Iterable[Job], now: float) -> tuple[li
     """
     jobs, rows, value_rows, due = [], 0, 0, math.inf
     for job in waiting:
-        if job.stream or job.prune or job.deltas or job.candidate_offset:
+        if job.stepwise:
             return [], False
         if rows + job.candidates <= UNROLLED_ROWS:
             jobs.append(job)
             rows += job.candidates
-            value_rows += job.candidates if job.value or job.candidates > 1 else 0
-            due = due if job.due is None else min(due, job.due)
+            if job.scored:
+                value_rows += job.candidates
+            if job.due is not None and job.due < due:
+                due = job.due
     needed = costs.p90("unrolled", rows) + (costs.p90("value", value_rows) if value_rows else 0.0)
     left = due - now - REPLY_MARGIN
     urgent = left < URGENT * costs.p90("unrolled", UNROLLED_ROWS)
@@ -36,43 +38,59 @@ def unrollable(costs: CostModel, waiting: Iterable[Job], now: float) -> tuple[li
 
 
 def run_unrolled(
-    model: Model, jobs: list[Job], noise_of: FlowNoise, now: float, clock: Callable[[], float]
-) -> list[Done]:
-    """Decisions of the jobs; `now` is when their computation starts, on the engine's clock."""
-    counts = [job.candidates for job in jobs]
-    rows = sum(counts)
+    model: Model,
+    jobs: list[Job],
+    deltas: tuple[float, ...],
+    noise_of: FlowNoise,
+    now: float,
+    clock: Callable[[], float],
+) -> list[Event]:
+    """Decisions of the jobs; `now` is when their computation starts, on the engine's clock.
+
+    `deltas` is the model's schedule.
+    """
     fields = stack(jobs)
     noise = join([noise_of(job.seed, job.candidates, model.chunk_dim) for job in jobs])
-    repeated = (
-        fields
-        if rows == len(jobs)
-        else {name: np.repeat(value, counts, axis=0) for name, value in fields.items()}
-    )
-    actions = model.unrolled(repeated, noise)
-    values = spreads = None
-    scored = np.repeat([job.value or job.candidates > 1 for job in jobs], counts)
-    if scored.any():
-        # Only for rows that need it: V costs more than all F steps.
-        features = np.repeat(model.encode(fields), counts, axis=0)
-        values, spreads = np.empty(rows, np.float32), np.empty(rows, np.float32)
-        values[scored], spreads[scored] = model.value_of_chunks(features[scored], actions[scored])
-    deltas = tuple(delta for _, delta in model.schedule)
+    actions = model.unrolled(fields if len(noise) == len(jobs) else _repeat_each(fields, jobs), noise)
+    scores = _scores(model, jobs, fields, actions) if any([job.scored for job in jobs]) else None
     end = clock()
-    decisions: list[Done] = []
-    start = 0
+    decisions: list[Event] = []
+    row = 0
     for job in jobs:
-        stop = start + job.candidates
-        best, value, spread, candidates_scored = start, None, None, 1
-        if values is not None and spreads is not None and (job.value or job.candidates > 1):
-            best, candidates_scored = start + int(values[start:stop].argmax()), job.candidates
+        best, value, spread = row, None, None
+        compared = 1
+        if scores is not None and job.scored:
+            values, spreads = scores
+            compared = job.candidates
+            best += int(values[row : row + compared].argmax())
             if job.value:
                 value, spread = float(values[best]), float(spreads[best])
         queue = now - job.received
         decisions.append(
-            Done(job, actions[best], value, spread, best - start, candidates_scored, deltas, queue, end - now)
+            Done(job, actions[best], value, spread, best - row, compared, deltas, queue, end - now)
         )
-        start = stop
+        row += job.candidates
     return decisions
+
+
+def _scores(
+    model: Model, jobs: list[Job], fields: Mapping[str, Array], actions: Array
+) -> tuple[Array, Array]:
+    """V and spread of the rows that need them; V costs more than all F steps."""
+    counts = [job.candidates for job in jobs]
+    features = np.repeat(model.encode(fields), counts, axis=0)
+    scored = np.repeat([job.scored for job in jobs], counts)
+    if scored.all():
+        return model.value_of_chunks(features, actions)
+    values, spreads = np.empty(len(actions), np.float32), np.empty(len(actions), np.float32)
+    values[scored], spreads[scored] = model.value_of_chunks(features[scored], actions[scored])
+    return values, spreads
+
+
+def _repeat_each(fields: Mapping[str, Array], jobs: list[Job]) -> Mapping[str, Array]:
+    """Each job's observation as often as it has candidates."""
+    counts = [job.candidates for job in jobs]
+    return {name: np.repeat(value, counts, axis=0) for name, value in fields.items()}
 
 
 def stack(jobs: list[Job]) -> Mapping[str, Array]:

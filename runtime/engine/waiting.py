@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Sequence
 
 from .budget import BEST_EFFORT_DEADLINE
 from .request import Expired, Job
@@ -15,14 +15,9 @@ class WaitingJobs:
 
     def __init__(self, shares: FairShare):
         self._shares = shares
-        self._jobs: deque[Job] = deque()
+        self.jobs: deque[Job] = deque()
+        """In the order in which they are served, after `sort`."""
         self._counts: dict[Client, int] = {}
-
-    def __len__(self) -> int:
-        return len(self._jobs)
-
-    def __iter__(self) -> Iterator[Job]:
-        return iter(self._jobs)
 
     @property
     def clients(self) -> Collection[Client]:
@@ -33,14 +28,13 @@ class WaitingJobs:
         """Queue a job."""
         self._shares.enter(job.client)
         self._counts[job.client] = self._counts.get(job.client, 0) + 1
-        self._jobs.append(job)
+        self.jobs.append(job)
 
     def end(self, job: Job) -> None:
         """A job that was queued here was answered."""
-        if self._counts[job.client] == 1:
-            del self._counts[job.client]
-        else:
-            self._counts[job.client] -= 1
+        left = self._counts.pop(job.client) - 1
+        if left:
+            self._counts[job.client] = left
 
     def sort(self) -> None:
         """Jobs without a deadline are sorted as if due after `BEST_EFFORT_DEADLINE`."""
@@ -49,14 +43,14 @@ class WaitingJobs:
         def order(job: Job) -> tuple[tuple[int, int], float]:
             return lead[job.client], job.received + BEST_EFFORT_DEADLINE if job.due is None else job.due
 
-        self._jobs = deque(sorted(self._jobs, key=order))
+        self.jobs = deque(sorted(self.jobs, key=order))
 
     def remove(self, jobs: Sequence[Job]) -> None:
         """These jobs are computed without joining the batch."""
         if len(jobs) == 1:
-            self._jobs.remove(jobs[0])
+            self.jobs.remove(jobs[0])
         else:
-            self._jobs = deque(job for job in self._jobs if job not in jobs)
+            self.jobs = deque(job for job in self.jobs if job not in jobs)
 
     def take(
         self, batch: Sequence[Job], rows: int, most: int, now: float, shortest: float
@@ -68,14 +62,14 @@ class WaitingJobs:
         """
         room = most - rows
         present: set[Client] = set()
-        if sum(job.candidates for job in self._jobs) > room:
+        if sum(job.candidates for job in self.jobs) > room:
             self.sort()
             present = {job.client for job in batch}
         joining: list[Job] = []
         expired: list[Expired] = []
         waiting: deque[Job] = deque()
         full = False
-        for job in self._jobs:
+        for job in self.jobs:
             if job.due is not None and job.due - now < shortest:
                 expired.append(Expired(job, now - job.received))
                 continue
@@ -86,5 +80,5 @@ class WaitingJobs:
             room -= job.candidates
             present.add(job.client)
             joining.append(job)
-        self._jobs = waiting
+        self.jobs = waiting
         return joining, expired

@@ -176,7 +176,7 @@ class Quota:
 
     def begin(self, client: Client) -> None:
         """A request of `client` was accepted."""
-        known = self._peer(client.peer, 0.0)
+        known = self._peers.get(client.peer) or self._peer(client.peer, 0.0)
         self._active += not known.in_flight
         known.in_flight += 1
         known.connections[client.connection] = known.connections.get(client.connection, 0) + 1

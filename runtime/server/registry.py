@@ -77,19 +77,19 @@ class ModelRegistry:
 
     def find_for_contract(self, name: str | None, contract: str) -> tuple[ModelSlot, Layout, str | None]:
         """The slot for a request under that contract id, its layout, and the new id if it has changed."""
-        slot = self.find(name)
+        slot = self.by_name.get(self.default if name is None else name) or self.find(name)
         layout = slot.accepted.get(contract)
         if layout is None:
             raise ProtocolError(
                 "contract_changed", "this server's contract is not the one agreed on: say hello again"
             )
-        current = slot.model.contract.contract_id
+        current = slot.engine.model.contract.contract_id
         return slot, layout, None if contract == current else current
 
     def next_busy(self) -> Engine | None:
         """The engine that runs next, in rotation over all with work; None when there is no work."""
         if len(self.by_name) == 1 and not (slot := self.by_name[self.default]).retiring:
-            return slot.engine if slot.engine.busy else None
+            return slot.engine if slot.engine.load else None
         engines: list[Engine] = []
         for slot in self.by_name.values():
             if slot.retiring:

@@ -33,6 +33,9 @@ class Echo(NamedTuple):
     epoch: int = 0
 
 
+NO_ECHO = Echo()
+
+
 class ReplyContext(NamedTuple):
     """What is needed to reply to the request of a job."""
 

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from rql_deploy.policy import MAX_CANDIDATES
 from rql_deploy.runtime.engine.model import Model
 from rql_deploy.runtime.engine.request import EpisodePart, Job, Task
+from rql_deploy.runtime.engine.shares import Client
 from rql_deploy.runtime.engine.slices import Slices, refine_in_slices, value_in_slices
 from rql_deploy.runtime.wire import headers
 from rql_deploy.runtime.wire.arrays import MAX_MESSAGE_BYTES, Arrays, Layout
@@ -40,7 +41,14 @@ def largest_message(models: Iterable[Model]) -> int:
     return min(MAX_MESSAGE_BYTES, HEADROOM + max(needed))
 
 
-def read_job(request: headers.Act, fields: Arrays, model: Model, reply_context: Any, received: float) -> Job:
+def read_job(
+    request: headers.Act,
+    fields: Arrays,
+    model: Model,
+    reply_context: Any,
+    client: Client,
+    received: float,
+) -> Job:
     """The job that an `act` request asks for. Raises ProtocolError."""
     candidates = request.candidates or 1
     prune: tuple[tuple[int, int], ...] = ()
@@ -61,6 +69,7 @@ def read_job(request: headers.Act, fields: Arrays, model: Model, reply_context: 
         prune=prune,
         deltas=deltas,
         candidate_offset=(request.first or 0) if deltas is not None else 0,
+        client=client,
     )
 
 

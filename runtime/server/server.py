@@ -8,7 +8,6 @@ queues, or are clients of `INTERNAL`.
 
 from __future__ import annotations
 
-import contextlib
 import gc
 import math
 import time
@@ -22,7 +21,7 @@ import zmq
 from rql_deploy.contract import Contract
 from rql_deploy.errors import ContractError
 from rql_deploy.runtime.engine.model import Model
-from rql_deploy.runtime.engine.request import Computed, Done, Event, Expired, Preview, Task
+from rql_deploy.runtime.engine.request import Computed, Done, Event, Preview, Task
 from rql_deploy.runtime.engine.shares import Client
 from rql_deploy.runtime.wire import headers, protocol
 from rql_deploy.runtime.wire.addresses import needs_ipv6
@@ -37,8 +36,8 @@ from .listen import cannot_listen, check_bind, configure
 from .metrics import Metrics
 from .quota import MAX_RATE, Quota, key_of, sender
 from .recording import Recorder
-from .registry import ModelRegistry, ModelSlot
-from .replies import Echo, ReplyContext, computed, decision, expiry, hello, statistics
+from .registry import ModelRegistry
+from .replies import NO_ECHO, Echo, ReplyContext, computed, decision, expiry, hello, statistics
 
 INTERNAL = "inproc://policy"
 """Endpoint for threads of the server's process, in the server's ZeroMQ context."""
@@ -52,7 +51,7 @@ DRAIN_LIMIT = 10.0
 DRAIN_NOTICE = 0.3
 """Seconds in which a stopping server still replies `draining`: several periods of a control loop."""
 
-Computation = headers.Act | headers.Refine | headers.Value
+Observed = headers.ObservationRequest[Any]
 
 
 class PolicyServer:
@@ -150,7 +149,7 @@ class PolicyServer:
         notice, expiry = now + DRAIN_NOTICE, now + DRAIN_LIMIT
         # Requests from here on are rejected with `draining`, so clients learn of it before the socket closes.
         while now < expiry and (
-            now < notice or self._quota.in_flight or protocol.ready(self._socket, zmq.POLLIN)
+            now < notice or self._quota.in_flight or protocol.ready(self._socket, protocol.READABLE)
         ):
             self._poll_once()
             now = time.monotonic()
@@ -159,7 +158,6 @@ class PolicyServer:
         engine = self._registry.next_busy()
         self._receive(wait=engine is None and not self._busy_poll)
         engine = engine or self._registry.next_busy()
-        now = time.monotonic()
         if engine is not None:
             rows = engine.rows
             events = engine.step()
@@ -167,6 +165,7 @@ class PolicyServer:
                 self.metrics.batch_rows.add(engine.rows - rows)
             for event in events:
                 self._emit(event)
+        now = time.monotonic()
         if now >= self._next_housekeeping:
             self._housekeep(now)
 
@@ -187,33 +186,34 @@ class PolicyServer:
     def _receive(self, wait: bool) -> None:
         """Receive all messages that have arrived, so that their budgets start to run; `wait` for one if idle.
 
-        Reading until it fails takes fewer system calls than asking the socket whether it can be read.
+        It asks before it reads: the exception for nothing to read costs more than the question.
         """
-        flags = 0 if wait else protocol.NOBLOCK
         expiry = math.inf
         for _ in range(MAX_RECEIVED_PER_STEP):
-            try:
-                client, frame, whole = self._next_message(flags)
-            except zmq.Again:
+            if not (wait or protocol.ready(self._socket, protocol.READABLE)):
                 return
-            flags = protocol.NOBLOCK
+            try:
+                client, frame, whole = self._next_message()
+            except zmq.Again:  # none came within `IDLE_MS`
+                return
             received = time.monotonic()
             if frame is not None:
                 self._handle(client, frame, whole, received)
             if received > expiry:
                 return
             expiry = min(expiry, received + MAX_RECEIVING)
+            wait = False
 
-    def _next_message(self, flags: int) -> tuple[Client, Any, bool]:
+    def _next_message(self) -> tuple[Client, Any, bool]:
         """Sender, frame, and whether it was one frame; frame is None when the sender's key was revoked."""
-        identity, frame, whole = protocol.receive_from(self._socket, flags, large=self._large)
+        identity, frame, whole = protocol.receive_from(self._socket, large=self._large)
         client = sender(identity, keys=self._keys is not None)
         allowed = self._keys is None or not (key := key_of(client)) or self._keys.allows(key)
         return client, frame if allowed else None, whole
 
     def _handle(self, client: Client, frame: Any, whole: bool, received: float) -> None:
         self.requests += 1
-        echo = Echo()
+        echo = NO_ECHO
         operation, refusal = "malformed", None
         try:
             reason = self._quota.rejection(client, received)
@@ -224,8 +224,12 @@ class PolicyServer:
             if not whole:
                 raise ProtocolError("bad_message", "a message is one frame, and this one had several")
             request = protocol.decode_request(head)
-            operation = request.operation()
-            self._dispatch(client, echo, request, head, received)
+            operation = request.operation
+            if isinstance(request, headers.ObservationRequest):
+                self._compute(client, echo, request, head, received)
+            else:
+                protocol.request_arrays(head, request)
+                self._answer(client, echo, request)
         except protocol.OlderProtocol as error:
             self._count_error(error.code)
             self._send(client.connection, protocol.refusal_in_version_1(frame, str(error)))
@@ -237,58 +241,29 @@ class PolicyServer:
             self._refuse(client.connection, echo, refusal)
         self.metrics.count_request(operation)
 
-    def _dispatch(
-        self, client: Client, echo: Echo, request: headers.Request[Any], head: Head, received: float
-    ) -> None:
-        reply: headers.Reply
-        arrays: Payload = {}
-        if not isinstance(request, headers.ObservationRequest):
-            protocol.request_arrays(head, request)
-        match request:
-            case headers.Act() | headers.Refine() | headers.Value():
-                self._queue(client, echo, request, head, received)
-                return
-            case headers.Hello():
-                reply, arrays = hello(self._registry, request.bundle, records=self._recorder is not None)
-            case headers.Reset():
-                reply = headers.ResetReply()
-            case headers.Episode():
-                reply = self._record_episode(request, head)
-            case headers.Stats():
-                reply = statistics(
-                    self._registry,
-                    self.metrics,
-                    ready=self.ready and not self._stopping,
-                    in_flight=self._quota.in_flight,
-                    clients=self._quota.clients,
-                    worker=self.worker,
-                )
-            case _:
-                ready = self.ready and not self._stopping
-                reply = headers.PingReply(requests=self.requests, errors=self.errors, ready=ready)
-        self._reply(client.connection, echo, reply, arrays)
-
-    def _open(
-        self, request: headers.ObservationRequest[Any], head: Head
-    ) -> tuple[ModelSlot, str | None, Arrays, Arrays]:
-        """The slot that a request names, its new contract's id if that changed, fields and named arrays."""
+    def _compute(self, client: Client, echo: Echo, request: Observed, head: Head, received: float) -> None:
+        """Hand a request with observations to the engine of its model, or to the recorder."""
         if self._stopping:
             raise ProtocolError("draining", "this server is about to stop")
+        if self._recorder is None and isinstance(request, headers.Episode):
+            raise ProtocolError("bad_request", "this server does not record: start it with --record DIR")
         slot, layout, contract_update = self._registry.find_for_contract(request.bundle, request.contract)
-        return slot, contract_update, *protocol.request_arrays(head, request, layout)
-
-    def _queue(self, client: Client, echo: Echo, request: Computation, head: Head, received: float) -> None:
-        slot, contract_update, fields, named = self._open(request, head)
-        context = ReplyContext(client.connection, echo, contract_update, slot.model)
-        if isinstance(request, headers.Act):
-            job = requests.read_job(request, fields, slot.model, context, received)
-            job.client = client
-            self._admit(client, job.candidates, received)
-            slot.engine.submit(job)
-        else:
-            rows, work = requests.read_task(request, fields, named, slot.model, Task(context, client))
-            self._admit(client, rows, received)
-            slot.engine.submit_slices(client, work)
+        fields, named = protocol.request_arrays(head, request, layout)
+        model = slot.engine.model
+        context = ReplyContext(client.connection, echo, contract_update, model)
+        match request:
+            case headers.Act():
+                job = requests.read_job(request, fields, model, context, client, received)
+                self._admit(client, job.candidates, received)
+                slot.engine.submit(job)
+            case headers.Refine() | headers.Value():
+                rows, work = requests.read_task(request, fields, named, model, Task(context, client))
+                self._admit(client, rows, received)
+                slot.engine.submit_slices(client, work)
+            case headers.Episode():
+                recorded = self._record_episode(request, head, fields, named, model)
+                reply = headers.EpisodeReply(recorded=recorded, contract_id=contract_update)
+                self._reply(client.connection, echo, reply, {})
 
     def _admit(self, client: Client, rows: int, received: float) -> None:
         """Count a request as under way, or raise ProtocolError. Its message has taken one row already."""
@@ -299,40 +274,61 @@ class PolicyServer:
             raise ProtocolError("busy", reason)
         self._quota.begin(client)
 
-    def _record_episode(self, request: headers.Episode, head: Head) -> headers.EpisodeReply:
-        if self._recorder is None:
-            raise ProtocolError("bad_request", "this server does not record: start it with --record DIR")
-        slot, contract_update, fields, named = self._open(request, head)
-        part = requests.read_episode(request, head.epoch, fields, named, slot.model)
-        recorded = self._recorder.record_episode(part, slot.model.contract)
-        return headers.EpisodeReply(recorded=recorded, contract_id=contract_update)
+    def _record_episode(
+        self, request: headers.Episode, head: Head, fields: Arrays, named: Arrays, model: Model
+    ) -> bool:
+        assert self._recorder is not None
+        part = requests.read_episode(request, head.epoch, fields, named, model)
+        return self._recorder.record_episode(part, model.contract)
+
+    def _answer(self, client: Client, echo: Echo, request: headers.Request[Any]) -> None:
+        """Reply to a request without observations."""
+        reply: headers.Reply
+        arrays: Payload = {}
+        ready = self.ready and not self._stopping
+        match request:
+            case headers.Hello():
+                reply, arrays = hello(self._registry, request.bundle, records=self._recorder is not None)
+            case headers.Reset():
+                reply = headers.ResetReply()
+            case headers.Stats():
+                reply = statistics(
+                    self._registry,
+                    self.metrics,
+                    ready=ready,
+                    in_flight=self._quota.in_flight,
+                    clients=self._quota.clients,
+                    worker=self.worker,
+                )
+            case _:
+                reply = headers.PingReply(requests=self.requests, errors=self.errors, ready=ready)
+        self._reply(client.connection, echo, reply, arrays)
 
     # Replying.
 
     def _emit(self, event: Event) -> None:
         context: ReplyContext = event.job.reply_context
-        if isinstance(event, Preview):
-            preview = headers.ActReply(
+        reply: headers.Reply
+        if isinstance(event, Done):
+            server = time.monotonic() - event.job.received
+            reply = decision(event, context, server)
+            self._reply(context.client, context.echo, reply, Packed((event.actions,)))
+            self._quota.end(event.job.client)
+            self.metrics.count_decision(event, server)
+            if self._recorder is not None:
+                self._recorder.record(event, context.model.contract, server)
+        elif isinstance(event, Preview):
+            reply = headers.ActReply(
                 k=event.k, last=False, value=event.value, spread=event.spread, seed=event.job.seed
             )
-            self._reply(context.client, context.echo, preview, Packed((event.actions,)))
-            return
-        self._quota.end(event.job.client)
-        if isinstance(event, Computed):
+            self._reply(context.client, context.echo, reply, Packed((event.actions,)))
+        elif isinstance(event, Computed):
+            self._quota.end(event.job.client)
             self._reply(context.client, context.echo, computed(event, context), event.arrays)
-            return
-        if isinstance(event, Expired):
+        else:
+            self._quota.end(event.job.client)
             self.metrics.deadline_misses += 1
             self._refuse(context.client, context.echo, expiry(event, self._quota.in_flight))
-            return
-        self._reply_decision(event, context)
-
-    def _reply_decision(self, done: Done, context: ReplyContext) -> None:
-        server = time.monotonic() - done.job.received
-        self._reply(context.client, context.echo, decision(done, context, server), Packed((done.actions,)))
-        self.metrics.count_decision(done, server)
-        if self._recorder is not None:
-            self._recorder.record(done, context.model.contract, server)
 
     def _refuse(self, client: bytes, echo: Echo, refusal: headers.Refusal) -> None:
         self._count_error(refusal.code)
@@ -346,5 +342,7 @@ class PolicyServer:
         self._send(client, protocol.encode(reply, arrays, id=echo.id, epoch=echo.epoch))
 
     def _send(self, client: bytes, frame: bytes) -> None:
-        with contextlib.suppress(zmq.ZMQError):  # Client gone or not reading: drop the reply.
+        try:  # `contextlib.suppress` would take longer than one of the two calls into ZeroMQ
             protocol.send(self._socket, frame, protocol.NOBLOCK, client=client)
+        except zmq.ZMQError:
+            return  # Client gone or not reading: drop the reply.

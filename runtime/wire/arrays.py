@@ -6,6 +6,7 @@ Both sides know from the contract which fields the block has, so it carries neit
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -17,7 +18,7 @@ from rql_deploy.contract import ObservationField
 from rql_deploy.errors import ContractError
 from rql_deploy.observation import ObservationReader
 
-from .checks import ProtocolError, all_finite
+from .checks import ProtocolError, all_finite, numbers_finite
 from .headers import ArraySpec
 
 Arrays = Mapping[str, NDArray[Any]]
@@ -35,6 +36,8 @@ DTYPES = {
     name: np.dtype(name).newbyteorder("<") for name in ("float32", "float64", "uint8", "int32", "int64")
 }
 # Looked up here, not as dtype.name, which numpy computes in Python.
+NATIVE = sys.byteorder == "little"
+"""Whether this machine's numbers are those of the wire."""
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 _FLOAT32 = DTYPES["float32"]
 
@@ -74,8 +77,8 @@ class Layout:
         """
         arrays = self._reader(observation, rows).values()
         parts = [
-            np.asarray(array, dtype, order="C")
-            for array, (_, _, dtype) in zip(arrays, self.fields, strict=True)
+            array if array.flags.c_contiguous else np.ascontiguousarray(array)
+            for array in (arrays if NATIVE else map(_little_endian, arrays))
         ]
         return Packed(parts, 1 if rows is None else rows)
 
@@ -97,7 +100,7 @@ class Layout:
             for name, shape, dtype, offset in self._places.get(rows) or self._place(rows)
         }
         count = rows * self._floats
-        if count and not all_finite(np.ndarray((count,), _FLOAT32, frame, start)):
+        if count and not numbers_finite(np.ndarray((count,), _FLOAT32, frame, start)):
             name = next(name for name, value in fields.items() if not all_finite(value))
             raise ContractError(f"observation field '{name}' holds NaN or infinity")
         return fields
@@ -111,6 +114,10 @@ class Layout:
         if len(self._places) < MAX_LAYOUTS_KEPT:
             self._places[rows] = places
         return places
+
+
+def _little_endian(array: NDArray[Any]) -> NDArray[Any]:
+    return array.astype(array.dtype.newbyteorder("<"))
 
 
 def describe(named: Arrays) -> list[ArraySpec]:

@@ -20,10 +20,12 @@ def all_finite(array: NDArray[Any]) -> bool:
     A sum is infinite or NaN as soon as one term is, and needs no mask of the array's size. If a sum of finite
     terms overflows, they are checked one by one.
     """
-    if array.dtype.kind != "f":
-        return True
-    flat = array.reshape(-1)
-    if flat.size <= DOT_LIMIT:
+    return array.dtype.kind != "f" or numbers_finite(array.reshape(-1))
+
+
+def numbers_finite(flat: NDArray[np.floating[Any]]) -> bool:
+    """The same for a flat array of floating-point numbers."""
+    if len(flat) <= DOT_LIMIT:
         total = flat.dot(flat)
     else:
         with np.errstate(all="ignore"):

@@ -182,6 +182,8 @@ R = TypeVar("R", bound=Reply)
 class Request(Message, Generic[R], forbid_unknown_fields=True):
     """Entries of every request; R is the type of its reply."""
 
+    operation: ClassVar[str] = ""
+    """Its name."""
     named: ClassVar[tuple[str, ...]] = ()
     """Arrays that it may announce."""
 
@@ -189,11 +191,6 @@ class Request(Message, Generic[R], forbid_unknown_fields=True):
     def reply_type(cls) -> type[R]:
         """The definition that its reply follows."""
         return _REPLIES[cls]  # type: ignore[return-value]
-
-    @classmethod
-    def operation(cls) -> str:
-        """Its name."""
-        return cls.__name__.lower()
 
 
 class ObservationRequest(Request[R], Generic[R], kw_only=True):
@@ -284,5 +281,6 @@ _REPLIES: dict[type[Request[Any]], type[Reply]] = {
 }
 for _number, (_request, _reply) in enumerate(_REPLIES.items(), start=1):
     _request.kind, _reply.kind = _number, _number | REPLY_BIT
-REQUESTS: dict[str, type[Request[Any]]] = {request.operation(): request for request in _REPLIES}
+    _request.operation = _request.__name__.lower()
+REQUESTS: dict[str, type[Request[Any]]] = {request.operation: request for request in _REPLIES}
 """By operation."""

@@ -119,7 +119,8 @@ def decode(frame: Any) -> Head:
 
 def decode_request(head: Head) -> Request[Any]:
     """The header of a request. Raises ProtocolError."""
-    _check_version(head)
+    if head.version != VERSION:
+        raise ProtocolError("version", _wrong_version(head.version))
     definition = _BY_KIND.get(head.kind)
     if definition is None:
         raise ProtocolError(
@@ -141,7 +142,7 @@ def request_arrays(head: Head, request: Request[Any], layout: Layout | None = No
             if name not in request.named:
                 raise ProtocolError(
                     "bad_array",
-                    f"`{request.operation()}` takes no array '{name[:64]}'"
+                    f"`{request.operation}` takes no array '{name[:64]}'"
                     f"{suggestion(name[:64], request.named)}",
                 )
         named, place = read_named(head.frame, place, request.arrays)
@@ -157,7 +158,8 @@ def decode_reply(head: Head, reply_type: type[R]) -> tuple[R | Refusal, Arrays]:
 
     Raises ProtocolError.
     """
-    _check_version(head)
+    if head.version != VERSION:
+        raise ProtocolError("version", _wrong_version(head.version))
     if head.kind == REFUSAL:
         return _decode_header(head, Refusal, "bad_reply"), {}
     if head.kind != reply_type.kind:
@@ -165,7 +167,10 @@ def decode_reply(head: Head, reply_type: type[R]) -> tuple[R | Refusal, Arrays]:
             "bad_reply", f"a reply of kind {head.kind} came where one of {reply_type.kind} must"
         )
     reply: R = _decode_header(head, reply_type, "bad_reply")
-    named, place = read_named(head.frame, head.end, reply.arrays or ())
+    named: dict[str, Any] = {}
+    place = head.end
+    if reply.arrays:
+        named, place = read_named(head.frame, place, reply.arrays)
     if not issubclass(reply_type, ActReply):
         _check_end(head, place)
         return reply, named
@@ -188,11 +193,6 @@ def to_plain(reply: Reply) -> dict[str, Any]:
 
 class OlderProtocol(ProtocolError):
     """A message of protocol 1, whose sender reads no other."""
-
-
-def _check_version(head: Head) -> None:
-    if head.version != VERSION:
-        raise ProtocolError("version", _wrong_version(head.version))
 
 
 def _wrong_version(theirs: int) -> str:
@@ -235,7 +235,7 @@ def _decode_header(head: Head, definition: type[Message], code: str) -> Any:
     if head.end > len(head.frame):
         raise ProtocolError("bad_header", "the message ends within its header")
     try:
-        return _decoder(definition).decode(memoryview(head.frame)[PREFIX.size : head.end])
+        return _decoder(definition).decode(head.frame[PREFIX.size : head.end])
     except msgspec.ValidationError as error:
         code = "bad_array" if "`$.arrays" in str(error) else code
         raise ProtocolError(code, _explain(error, definition)) from error
@@ -259,14 +259,16 @@ def _explain(error: Exception, definition: type[Message]) -> str:
 # Sockets. pyzmq's wrappers turn every option and flag into an enum first: a fifth of a small request's cost.
 
 NOBLOCK, SNDMORE, _RCVMORE, _EVENTS = int(zmq.NOBLOCK), int(zmq.SNDMORE), int(zmq.RCVMORE), int(zmq.EVENTS)
+READABLE, WRITABLE = int(zmq.POLLIN), int(zmq.POLLOUT)
 _get: Callable[[Any, int], Any] = Backend.get
 _send: Callable[..., Any] = Backend.send
 _recv: Callable[..., Any] = Backend.recv
 
 
-def ready(socket: zmq.Socket[Any], event: int) -> bool:
-    """Whether the socket can be read from (POLLIN) or written to (POLLOUT) now."""
-    return bool(_get(socket, _EVENTS) & event)
+def ready(socket: zmq.Socket[Any], events: int) -> bool:
+    """Whether the socket is `READABLE` or `WRITABLE` now, whichever of them is asked for."""
+    now: int = _get(socket, _EVENTS)
+    return now & events != 0
 
 
 def send(socket: zmq.Socket[bytes], frame: bytes, flags: int = 0, *, client: bytes | None = None) -> None:
@@ -285,7 +287,7 @@ def receive(socket: zmq.Socket[bytes], flags: int = 0) -> bytes:
     Raises zmq.Again when no message has come.
     """
     frame: bytes = _recv(socket, flags)
-    return b"" if drop_rest(socket) else frame
+    return b"" if _get(socket, _RCVMORE) and drop_rest(socket) else frame
 
 
 def drop_rest(socket: zmq.Socket[bytes]) -> bool:
@@ -308,12 +310,8 @@ def receive_from(
     no message has come.
     """
     client: zmq.Frame = _recv(router, flags, False)
-    if not large:
-        frame = _recv(router, NOBLOCK)
-        return client, frame, not (_get(router, _RCVMORE) and drop_rest(router))
-    received: zmq.Frame = _recv(router, NOBLOCK, False)
-    whole = not drop_rest(router)
-    return client, contents(received), whole
+    frame = contents(_recv(router, NOBLOCK, False)) if large else _recv(router, NOBLOCK)
+    return client, frame, not (_get(router, _RCVMORE) and drop_rest(router))
 
 
 def contents(frame: zmq.Frame) -> Any:

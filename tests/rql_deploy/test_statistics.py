@@ -1,3 +1,6 @@
+import os
+import random
+
 import numpy as np
 import pytest
 
@@ -62,3 +65,17 @@ def test_what_is_no_seed_is_refused_by_every_policy(seed: object) -> None:
 def test_numpy_integers_are_seeds() -> None:
     seed = ResolvedOptions.of({"seed": np.int64(2**53 - 1)}).seed
     assert (seed, type(seed)) == (MAX_SEED, int)
+
+
+def test_a_fork_draws_other_seeds_and_the_callers_random_numbers_stay_his() -> None:
+    random.seed(5)
+    draw_seed()
+    assert random.random() == random.Random(5).random()
+    reading, writing = os.pipe()
+    if (child := os.fork()) == 0:
+        os.write(writing, b"%d" % draw_seed())
+        os._exit(0)
+    os.waitpid(child, 0)
+    assert int(os.read(reading, 64)) != draw_seed()
+    os.close(reading)
+    os.close(writing)

@@ -308,6 +308,20 @@ def test_an_urgent_request_does_not_wait_for_a_large_batch(
     assert rest[4].actions.tobytes() == alone.actions.tobytes()
 
 
+def test_the_load_counts_every_request_until_its_last_event(model: Model) -> None:
+    clock = Clock()
+    engine = Engine(model, clock=clock)
+    jobs = [job(model, 0), job(model, 1, candidates=32), job(model, 2, stream=True), job(model, 3, due=99.0)]
+    for number, entry in enumerate(jobs, start=1):
+        engine.submit(entry)
+        assert engine.load == number
+    ended = 0
+    while engine.busy:
+        ended += sum(not isinstance(event, Preview) for event in engine.step())
+        assert engine.load == len(jobs) - ended
+    assert ended == len(jobs)
+
+
 def test_given_deltas_are_used_exactly(model: Model) -> None:
     short = job(model, 1, deltas=(0.25, 0.25, 0.5))
     done = decisions(finish(Engine(model), [short]))[1]
