@@ -79,8 +79,9 @@ def _require_ends(file: FlatFile, keys: NpzKeys, last: bool) -> None:
     terminated = f"'{keys['terminated']}' is 0 everywhere, and " if "terminated" in keys else ""
     lacking = f"nor is any set in '{marks[0]}'" if marks else "there are no 'timeouts'"
     raise UserError(
-        f"{file.path} does not say where episodes end: {terminated}{lacking}: add an array 'timeouts' that "
-        "is 1 in each episode's last row"
+        f"{file.path} holds rows of observations and actions, as D4RL's and OGBench's files do, and does not "
+        f"say where episodes end: {terminated}{lacking}: add an array 'timeouts' that is 1 in each episode's "
+        "last row"
     )
 
 
