@@ -21,7 +21,7 @@ p{margin:.3em 0;max-width:75ch}.soft{color:var(--soft)}
 .tiles,.charts,.films{display:grid;gap:12px}
 .tiles{grid-template-columns:repeat(auto-fit,minmax(160px,1fr))}
 .charts{grid-template-columns:repeat(auto-fit,minmax(min(100%,400px),1fr))}
-.charts.small{grid-template-columns:repeat(auto-fit,minmax(min(100%,300px),1fr))}
+.charts.small{grid-template-columns:repeat(auto-fill,minmax(min(100%,300px),1fr))}
 .films{grid-template-columns:repeat(auto-fit,minmax(min(100%,180px),1fr))}
 .tile{border:1px solid var(--line);border-radius:8px;padding:10px 12px}.tile b{display:block;font-size:1.4rem}
 figure{margin:0;border:1px solid var(--line);border-radius:8px;padding:8px}
