@@ -4,9 +4,17 @@ it."""
 from __future__ import annotations
 
 import os
+import signal
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
+
+# What this process ignores, the processes of tests would: SIGHUP under `nohup`, SIGINT in the background.
+if threading.current_thread() is threading.main_thread():
+    for number, handler in ((signal.SIGHUP, signal.SIG_DFL), (signal.SIGINT, signal.default_int_handler)):
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, handler)
 
 # MuJoCo chooses its renderer when it is first imported, which any test of a worker may be the one to do.
 if sys.platform == "linux":

@@ -34,8 +34,9 @@ def stop_on_signals(
     """Within the block, SIGINT and SIGTERM call `stop`, and SIGHUP calls `on_hangup`.
 
     Where `insist`, a second SIGINT or SIGTERM calls `at_once` and ends the process with status 130. So does a
-    `stop` that has not ended the block within `limit` seconds. A signal that is ignored stays so. Use it in
-    the main thread of a process of its own.
+    `stop` that has not ended the block within `limit` seconds. SIGINT and SIGTERM that are ignored stay so; to a
+    server under `nohup`, SIGHUP is a command like to any other. Use it in the main thread of a process of its
+    own.
     """
     stopped_at = 0.0
 
@@ -75,7 +76,7 @@ def stop_on_signals(
     previous = {
         number: signal.signal(number, handler)
         for number, handler in handlers.items()
-        if signal.getsignal(number) != signal.SIG_IGN
+        if number == signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN
     }
     try:
         yield

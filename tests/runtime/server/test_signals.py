@@ -38,6 +38,30 @@ def start(hang: str, limit: float = 60.0) -> subprocess.Popen[str]:
     return process
 
 
+RELOADS = """
+import signal, threading
+from rql_deploy.runtime.server.signals import stop_on_signals
+asked = threading.Event()
+with stop_on_signals(asked.set, asked.set):
+    print("ready", flush=True)
+    print(asked.wait(10), flush=True)
+"""
+
+
+def test_under_nohup_a_server_still_reads_its_bundles_again() -> None:
+    with subprocess.Popen(
+        ["nohup", sys.executable, "-c", RELOADS],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        process.send_signal(signal.SIGHUP)
+        assert process.stdout.readline() == "True\n"
+
+
 def test_a_second_signal_ends_it_at_once() -> None:
     process = start("threading.Event().wait()")
     process.terminate()
