@@ -25,9 +25,10 @@ Handler = Callable[[int, FrameType | None], Any]
 _requested = False
 
 
-def stop_requested() -> bool:
-    """Whether a signal to stop has been handled."""
-    return _requested
+def stop_handled() -> None:
+    """For handlers of one's own: a stop is under way, so an output that is gone asks for none."""
+    global _requested
+    _requested = True
 
 
 def stop_now(_number: int, _frame: FrameType | None) -> None:

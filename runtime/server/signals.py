@@ -13,6 +13,8 @@ import time
 from collections.abc import Callable, Iterator
 from types import FrameType
 
+from rql_deploy.stopping import stop_handled
+
 STOP_LIMIT = 20.0
 """Seconds from SIGTERM to the end of the process; requests under way have 10 of them."""
 SAME_STOP = 0.3
@@ -34,9 +36,8 @@ def stop_on_signals(
     """Within the block, SIGINT and SIGTERM call `stop`, and SIGHUP calls `on_hangup`.
 
     Where `insist`, a second SIGINT or SIGTERM calls `at_once` and ends the process with status 130. So does a
-    `stop` that has not ended the block within `limit` seconds. SIGINT and SIGTERM that are ignored stay so; to a
-    server under `nohup`, SIGHUP is a command like to any other. Use it in the main thread of a process of its
-    own.
+    `stop` that has not ended the block within `limit` seconds. SIGINT and SIGTERM that are ignored stay so;
+    SIGHUP is a command to a server under `nohup`, too. Use it in the main thread of a process of its own.
     """
     stopped_at = 0.0
 
@@ -58,6 +59,7 @@ def stop_on_signals(
         now = time.monotonic()
         if not stopped_at:
             stopped_at = now
+            stop_handled()
             timer.start()
             # The kernel ends the process where not even a thread of Python's can run any more.
             signal.signal(signal.SIGALRM, signal.SIG_DFL)
