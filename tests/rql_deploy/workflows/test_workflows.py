@@ -23,7 +23,7 @@ from rql_deploy.workflows.train import train
 from tests.helpers.commands import TINY
 from tests.helpers.data import stored
 
-OVERRIDES = [*TINY[1::2], "updates=6"]
+OVERRIDES = [*(word for word in TINY if "=" in word), "updates=6"]
 
 
 class Recorder:
