@@ -26,9 +26,11 @@ class Simulator(Protocol):
 
     def reset(self, *, seed: int | None = None) -> tuple[Observation, dict[str, Any]]: ...
 
-    def step(self, action: NDArray[np.float32]) -> tuple[Observation, float, bool, bool, dict[str, Any]]: ...
+    def step(self, action: NDArray[np.float32]) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
+        """As gymnasium's."""
 
-    def simulation(self) -> tuple[Any, Any]: ...
+    def simulation(self) -> tuple[Any, Any]:
+        """MuJoCo's model and data."""
 
 
 def stable_reset(env: Simulator, seed: int | None) -> tuple[Observation, dict[str, Any]]:

@@ -174,6 +174,7 @@ class KeptEpisodes:
     """Episodes that are asked for; the folder may hold more."""
 
     def file(self, index: int) -> Path:
+        """Where an episode lies once it is finished."""
         return self.folder / f"train-{index:06}.npz"
 
     def indices(self) -> set[int]:

@@ -24,9 +24,11 @@ class FlatFile(Protocol):
     path: Any
 
     @property
-    def keys(self) -> set[str]: ...
+    def keys(self) -> set[str]:
+        """Names of its arrays."""
 
-    def member(self, key: str) -> Member: ...
+    def member(self, key: str) -> Member:
+        """Shape and type of an array."""
 
     def read(
         self,
@@ -35,7 +37,8 @@ class FlatFile(Protocol):
         keep: NDArray[np.bool_] | None = None,
         rest: list[NDArray[Any]] | None = None,
         look: Callable[[NDArray[Any]], None] | None = None,
-    ) -> NDArray[Any]: ...
+    ) -> NDArray[Any]:
+        """The rows of an array that are kept; `look` sees them before they are converted to `dtype`."""
 
 
 def named_like(role: str, file: FlatFile, shape: tuple[int, ...]) -> list[str]:
