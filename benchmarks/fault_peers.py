@@ -79,6 +79,15 @@ class Driver:
                 self.missed += 1
 
 
+def ending(server: Server, since: float) -> tuple[int | None, float]:
+    """Exit status of a server that was told to end, None for one that goes on, and seconds `since` then."""
+    try:
+        status: int | None = server.process.wait(30)
+    except subprocess.TimeoutExpired:
+        status = None
+    return status, time.monotonic() - since
+
+
 def storm(count: int) -> Outcome:
     """`count` connections that are closed at once, before and after SIGTERM."""
     with serving() as server:
@@ -93,11 +102,7 @@ def storm(count: int) -> Outcome:
             while after < count and server.alive:
                 socket.create_connection(address, timeout=1).close()
                 after += 1
-        try:
-            status: int | None = server.process.wait(30)
-        except subprocess.TimeoutExpired:
-            status = None
-        seconds = time.monotonic() - start
+        status, seconds = ending(server, start)
     return Outcome(
         f"{driver}",
         f"ended {seconds:.1f} s after SIGTERM with status {status}, {after:,} more connections meanwhile",
@@ -195,11 +200,7 @@ def mute_websockets(count: int) -> Outcome:
         driver.stop()
         start = time.monotonic()
         server.process.terminate()
-        try:
-            status: int | None = server.process.wait(30)
-        except subprocess.TimeoutExpired:
-            status = None
-        seconds = time.monotonic() - start
+        status, seconds = ending(server, start)
     return Outcome(
         f"{driver}",
         f"ended {seconds:.1f} s after SIGTERM with status {status}",

@@ -6,7 +6,8 @@ The fixture (docs/algorithm.md, Parity) holds parameters, one batch, the random 
 reference code's results. Prints one JSON line with the maximum absolute error of every loss, the gradient,
 the four parameter sets after updates 1 and 3, and both sampled actions. Exit status 1 if a loss, gradient or
 parameter is off by more than 1e-5 or an action by more than 1e-4 (float32), 2 if the file is not such a
-fixture. A file with `images` is an encoder's (benchmarks/parity_encoder.py): output and gradients to 1e-4.
+fixture. A file with `images` is an encoder's: its output, and the gradients of sum(output * output_weight),
+must agree to 1e-4.
 """
 
 from __future__ import annotations
@@ -23,12 +24,12 @@ from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmarks.parity_encoder import ENCODER_TOLERANCE, run_encoder
+from rql_deploy.train.encoder import ImpalaEncoder, ImpalaSize, Stack
 from rql_deploy.train.hyperparameters import RQLConfig
 from rql_deploy.train.networks import ValueEnsemble, VectorField
 from rql_deploy.train.rql import RQL, Batch, Noise, integrate
 
-TOLERANCE, ACTION_TOLERANCE = 1e-5, 1e-4
+TOLERANCE, ACTION_TOLERANCE, ENCODER_TOLERANCE = 1e-5, 1e-4, 1e-4
 UPDATES = 3
 Fixture = Mapping[str, np.ndarray]
 
@@ -79,6 +80,15 @@ def named_parameters(network: nn.Module) -> Iterator[tuple[str, Tensor]]:
             layer = "mean_net" if i == last else f"actor_net/Dense_{i}"
             yield f"{layer}/kernel", kernel
             yield f"{layer}/bias", bias
+    elif isinstance(network, ImpalaEncoder):
+        for i, stack in enumerate(network.stacks):
+            assert isinstance(stack, Stack)
+            for j, (kernel, bias) in enumerate(zip(stack.kernels, stack.biases, strict=True)):
+                yield f"stack_blocks_{i}/Conv_{j}/kernel", kernel
+                yield f"stack_blocks_{i}/Conv_{j}/bias", bias
+        for i, (kernel, bias) in enumerate(zip(network.mlp_kernels, network.mlp_biases, strict=True)):
+            yield f"MLP_0/Dense_{i}/kernel", kernel
+            yield f"MLP_0/Dense_{i}/bias", bias
     else:
         raise TypeError(f"no parameter names for {type(network).__name__}")
 
@@ -162,6 +172,30 @@ def run(fixture: Fixture, device: str = "cpu") -> dict[str, float]:
         errors["action/online"] = max_error(
             integrate(agent.v, s, x, config.F), fixture["sample/actions_online"]
         )
+    return errors
+
+
+def run_encoder(fixture: Fixture) -> dict[str, float]:
+    """Errors by name: `encoder/output` and `encoder/gradient/...`."""
+    images = torch.from_numpy(fixture["images"])
+    if images.dtype is not torch.uint8:
+        raise ValueError(f"images are {images.dtype}, not uint8")
+    # The reference's convolution kernels are [height, width, in, out].
+    ours = {
+        name: array.transpose(3, 2, 0, 1) if name.endswith("kernel") and array.ndim == 4 else array
+        for name, array in fixture.items()
+    }
+    stacks, blocks, mlp = (fixture[name] for name in ("stack_sizes", "num_blocks", "mlp"))
+    size = ImpalaSize(tuple(map(int, stacks)), int(blocks), tuple(map(int, mlp)))
+    height, width, channels = map(int, images.shape[1:])
+    encoder = ImpalaEncoder((height, width, channels), size)
+    load_parameters(encoder, ours, "params")
+    output = encoder(images)
+    (output * torch.from_numpy(fixture["output_weight"])).sum().backward()
+    errors = {"encoder/output": max_error(output, fixture["output"])}
+    for name, parameter in named_parameters(encoder):
+        assert parameter.grad is not None, name
+        errors[f"encoder/gradient/{name}"] = max_error(parameter.grad, ours[f"grad/{name}"])
     return errors
 
 

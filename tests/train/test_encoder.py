@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.parity import load_fixture, passes
-from benchmarks.parity_encoder import run_encoder
+from benchmarks.parity import load_fixture, passes, run_encoder
 from rql_deploy.train.encoder import IMPALA_SIZES, ImpalaEncoder, ImpalaSize, max_pool
 from tests.helpers.commands import ROOT
 

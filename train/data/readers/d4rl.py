@@ -53,7 +53,7 @@ def read_d4rl(path: Path, options: ReadOptions | None = None) -> TransitionStore
         width, action_width = _widths(path, flat, keys, "discrete_action" in file and file["discrete_action"])
         order, precision = row_order(flat, keys), PrecisionCheck()
         columns = {
-            role: flat.read(keys[role], np.float32, order.keep, None, partial(precision.add, role))
+            role: flat.read(keys[role], np.float32, order.keep, partial(precision.add, role))
             for role in ("observation", "action")
         }
         ends = task_ends(flat, keys, order)

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 import zipfile
-import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -27,6 +26,7 @@ from rql_deploy.train.data.store import TransitionStore
 
 from .assumed_plant import assumed_plant
 from .column_names import COUNTERS, NAMES, NUMBERS, plain_name
+from .files import damage_named
 from .flat_columns import named_like
 from .hdf5_columns import is_small_table
 from .npz import Member
@@ -98,11 +98,11 @@ class Buffer:
         key: str,
         dtype: Any,
         keep: NDArray[np.bool_] | None = None,
-        rest: list[NDArray[Any]] | None = None,
         look: Callable[[NDArray[Any]], None] | None = None,
     ) -> NDArray[Any]:
-        """A column as `dtype`; `look` is shown it in the store's own type."""
+        """A column, or its rows where `keep` is set, as `dtype`; `look` sees them in the store's own type."""
         values = self.array(f"data/{key}")
+        values = values if keep is None else values[keep]
         if look is not None:
             look(values)
         return values.astype(dtype)
@@ -180,21 +180,8 @@ def read_diffusion_policy(path: Path, options: ReadOptions | None = None) -> Tra
     follows from `timestamp`, if there is one. Where tasks end, `task_ends` decides; without `reward` all
     rewards are 0. Raises UserError naming the array that does not fit.
     """
-    try:
+    with damage_named(path):
         return _read(path, Buffer(path), (options or ReadOptions()).keys)
-    except UserError:
-        raise
-    except (
-        OSError,
-        KeyError,
-        ValueError,
-        TypeError,
-        AttributeError,
-        RuntimeError,
-        zipfile.BadZipFile,
-        zlib.error,
-    ) as error:
-        raise UserError(f"{path} is damaged ({error}): copy or download it again") from error
 
 
 def _read(path: Path, buffer: Buffer, mapping: KeyMap) -> TransitionStore:
@@ -226,7 +213,7 @@ def _read(path: Path, buffer: Buffer, mapping: KeyMap) -> TransitionStore:
 
     def side_by_side(name: str, found: tuple[str, ...]) -> NDArray[np.float32]:
         look = partial(precision.add, name)
-        parts = [buffer.read(key, np.float32, None, None, look).reshape(rows, -1) for key in found]
+        parts = [buffer.read(key, np.float32, None, look).reshape(rows, -1) for key in found]
         return np.concatenate(parts, axis=1)
 
     fields = [

@@ -1,9 +1,12 @@
-"""Files that are not all there: git-lfs pointers, files cut off or never finished."""
+"""Files that are not all there or damaged: git-lfs pointers, files cut off or never finished."""
 
 from __future__ import annotations
 
 import os
+import zipfile
+import zlib
 from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 
@@ -20,6 +23,30 @@ MAGIC = {".parquet": b"PAR1", ".arrow": b"ARROW1"}
 NOT_LOOKED_AT = (".mp4", ".avi", ".mkv", ".png", ".jpg", ".jpeg", ".webp", ".gif")
 """Pictures are not read, so they may be missing."""
 HDF5 = (".hdf5", ".h5")
+
+
+DAMAGE = (
+    OSError,
+    KeyError,
+    ValueError,
+    TypeError,
+    AttributeError,
+    RuntimeError,
+    zipfile.BadZipFile,
+    zlib.error,
+)
+"""What json, h5py, pyarrow and zarr raise about files that are not what they should be."""
+
+
+@contextmanager
+def damage_named(what: object, cure: str = "copy or download it again") -> Iterator[None]:
+    """Within the block, what libraries raise about a damaged file is a UserError that names `what`."""
+    try:
+        yield
+    except UserError:
+        raise
+    except DAMAGE as error:
+        raise UserError(f"{what} is damaged ({error}): {cure}") from error
 
 
 def check_files(path: Path) -> None:

@@ -35,7 +35,6 @@ class FlatFile(Protocol):
         key: str,
         dtype: Any,
         keep: NDArray[np.bool_] | None = None,
-        rest: list[NDArray[Any]] | None = None,
         look: Callable[[NDArray[Any]], None] | None = None,
     ) -> NDArray[Any]:
         """The rows of an array that are kept; `look` sees them before they are converted to `dtype`."""

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from rql_deploy.errors import UserError
 
+from .files import damage_named
 from .npz import Member
 
 LARGEST_TABLE = 64
@@ -25,17 +26,15 @@ def is_small_table(shape: tuple[int, ...], dtype: Any) -> bool:
 
 
 @contextmanager
-def opened(path: Path) -> Iterator[h5py.File]:
+def opened(path: Path | str, kind: str = "an .hdf5 file") -> Iterator[h5py.File]:
     """The file, read-only; whatever h5py raises about it is a UserError."""
-    try:
-        with h5py.File(path, "r") as file:
+    with damage_named(path):
+        try:
+            file = h5py.File(path, "r")
+        except FileNotFoundError as error:
+            raise UserError(f"there is no file {path}: pass {kind}") from error
+        with file:
             yield file
-    except UserError:
-        raise
-    except FileNotFoundError as error:
-        raise UserError(f"there is no file {path}: pass an .hdf5 file") from error
-    except (OSError, KeyError, ValueError, TypeError, AttributeError, RuntimeError) as error:
-        raise UserError(f"{path} is damaged ({error}): copy or download it again") from error
 
 
 class FlatHdf5:
@@ -57,16 +56,13 @@ class FlatHdf5:
         key: str,
         dtype: Any,
         keep: NDArray[np.bool_] | None = None,
-        rest: list[NDArray[Any]] | None = None,
         look: Callable[[NDArray[Any]], None] | None = None,
     ) -> NDArray[Any]:
         """Read an array `[N, ...]` as `dtype`; with `keep` `[N]`, only the rows where it is set.
 
-        The other rows are appended to `rest`, if given. `look` is shown the rows in the file's own type.
+        `look` is shown the rows in the file's own type.
         """
         values = np.asarray(self._file[key][()])
-        if rest is not None and keep is not None:
-            rest.append(values[~keep].astype(dtype))
         values = values if keep is None else values[keep]
         if look is not None:
             look(values)

@@ -25,6 +25,7 @@ from rql_deploy.structs import convert
 from rql_deploy.train.data.assumed import with_guessed_bounds
 from rql_deploy.train.data.store import DIMENSION_NAMES, TransitionStore
 
+from .files import damage_named
 from .lerobot_episodes import Episodes, dataset_id, selected, task_remarks
 from .lerobot_layout import Layout
 from .lerobot_names import action_dimensions, joined_names
@@ -53,7 +54,7 @@ def read_lerobot(folder: Path, options: ReadOptions | None = None) -> Transition
     Raises UserError naming file and column if something is missing or damaged.
     """
     arrow = require_pyarrow(f"{folder} is a LeRobotDataset")
-    try:
+    with damage_named(folder):
         info = json.loads((folder / INFO_FILE).read_text())
         version = str(info.get("codebase_version"))
         if version not in VERSIONS:
@@ -62,16 +63,6 @@ def read_lerobot(folder: Path, options: ReadOptions | None = None) -> Transition
                 f"of {', '.join(VERSIONS)}"
             )
         return _read(folder, info, arrow, options or ReadOptions())
-    except UserError:
-        raise
-    except (
-        OSError,
-        KeyError,
-        ValueError,
-        TypeError,
-        AttributeError,
-    ) as error:  # pyarrow's errors are ValueErrors, KeyErrors or OSErrors
-        raise UserError(f"{folder} is damaged ({error}): copy or download it again") from error
 
 
 def _read(folder: Path, info: Mapping[str, Any], arrow: Any, options: ReadOptions) -> TransitionStore:

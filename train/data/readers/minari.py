@@ -24,6 +24,7 @@ from rql_deploy.structs import convert
 from rql_deploy.train.data.store import TransitionStore
 
 from .column_names import named
+from .files import damage_named
 from .minari_columns import SUCCESS_KEYS, ColumnEpisodes
 from .minari_spaces import at, leaves, read_spaces, require_shapes
 from .options import KeyMap, ReadOptions
@@ -83,7 +84,7 @@ def read_minari(name: str, options: ReadOptions | None = None) -> TransitionStor
             f"{name} is a Minari data set, whose format says what its keys are: --map takes success=KEY and "
             f"observation.NAME=KEY there, not {others[0]}"
         )
-    try:
+    with damage_named(f"data set {name}", f"collect it again or restore {folder} from a copy"):
         metadata = read_metadata(folder)
         dataset_id = str(metadata.get("dataset_id", name))
         if metadata.get("data_format") in COLUMN_FORMATS and not (folder / MAIN_FILE).is_file():
@@ -91,19 +92,6 @@ def read_minari(name: str, options: ReadOptions | None = None) -> TransitionStor
             return _read(dataset_id, metadata, ColumnEpisodes(folder, metadata, infos), keys)
         with h5py.File(folder / MAIN_FILE, "r") as file:
             return _read(dataset_id, metadata, file, keys)
-    except UserError:
-        raise
-    except (
-        OSError,
-        KeyError,
-        ValueError,
-        TypeError,
-        AttributeError,
-        RuntimeError,
-    ) as error:  # what json, h5py and pyarrow raise
-        raise UserError(
-            f"data set {name} is damaged ({error}): collect it again or restore {folder} from a copy"
-        ) from error
 
 
 def read_metadata(folder: Path) -> dict[str, Any]:

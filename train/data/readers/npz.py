@@ -74,8 +74,8 @@ class NpzFile:
         key: str,
         dtype: type[T],
         keep: NDArray[np.bool_] | None = None,
-        rest: list[NDArray[T]] | None = None,
         look: Callable[[NDArray[Any]], None] | None = None,
+        rest: list[NDArray[T]] | None = None,
     ) -> NDArray[T]:
         """Read an array `[N, ...]` as `dtype`; with `keep` `[N]`, only the rows where it is set.
 

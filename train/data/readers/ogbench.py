@@ -165,10 +165,10 @@ class OGBenchFile:
                 self.keys["observation"],
                 np.float32,
                 keep,
-                last_rows if self.keys.closing_rows else None,
                 partial(precision.add, "observation"),
+                last_rows if self.keys.closing_rows else None,
             )
-            actions = file.read(self.keys["action"], np.float32, keep, None, partial(precision.add, "action"))
+            actions = file.read(self.keys["action"], np.float32, keep, partial(precision.add, "action"))
             ends = None if self._relabelled else task_ends(file, self.keys, order)
             if ends is not None:
                 rewards = read_column(file, self.keys["reward"])[keep]

@@ -22,6 +22,7 @@ from rql_deploy.train.data.assumed import UNIT_FILLED, fills_unit_range, finite_
 from rql_deploy.train.data.store import TransitionStore
 
 from .env_args import ROBOSUITE, control_rate, described_actions
+from .hdf5_columns import opened
 from .options import KeyMap, ReadOptions
 from .precision import PrecisionCheck
 from .robomimic_keys import DemoKeys, demo_flags, observation_name, real_rows
@@ -60,15 +61,8 @@ def read_robomimic(path: Path | str, options: ReadOptions | None = None) -> Tran
     damaged or cannot be used.
     """
     name, key = split_filter_key(path)
-    try:
-        with h5py.File(name, "r") as file:
-            return _read(name, key, file, (options or ReadOptions()).keys)
-    except UserError:
-        raise
-    except FileNotFoundError as error:
-        raise UserError(f"there is no file {name}: pass a robomimic .hdf5 file") from error
-    except (OSError, KeyError, ValueError, TypeError, AttributeError, RuntimeError) as error:
-        raise UserError(f"{name} is damaged ({error}): copy or download it again") from error
+    with opened(name, "a robomimic .hdf5 file") as file:
+        return _read(name, key, file, (options or ReadOptions()).keys)
 
 
 def _read(name: str, key: str, file: h5py.File, mapping: KeyMap) -> TransitionStore:

@@ -2,6 +2,7 @@
 
 import subprocess
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
@@ -119,17 +120,24 @@ ONE_PROCESS = settings(FEW, max_examples=2, phases=[Phase.generate])
 """A process that loads ten sets takes seconds: no more than two of them, and no shrinking."""
 
 
+def loaded_by(
+    name: str, several: list[TransitionStore], suffix: str = ""
+) -> Iterator[tuple[TransitionStore, dict[str, np.ndarray]]]:
+    """Each store, and the rows that the library finds in what we write of it."""
+    with tempfile.TemporaryDirectory() as folder:
+        sets = [Path(folder) / f"set{i}{suffix}" for i in range(len(several))]
+        for store, target in zip(several, sets, strict=True):
+            write(store, target, name)
+            same_rows(target, store)
+        found = rows_loaded(library(name), sets)
+    yield from zip(several, found, strict=True)
+
+
 @pytest.mark.slow
 @ONE_PROCESS
 @given(several=st.lists(stores(), min_size=10, max_size=10))
 def test_lerobot_loads_what_we_write(several: list[TransitionStore]) -> None:
-    with tempfile.TemporaryDirectory() as folder:
-        sets = [Path(folder) / f"set{i}" for i in range(len(several))]
-        for store, target in zip(several, sets, strict=True):
-            write(store, target, "lerobot")
-            same_rows(target, store)
-        loaded = rows_loaded(library("lerobot"), sets)
-    for store, found in zip(several, loaded, strict=True):
+    for store, found in loaded_by("lerobot", several):
         for name, values in field_columns(store).items():
             assert np.array_equal(found[feature_name(name)].reshape(values.shape), values), name
         assert np.array_equal(found["action"].reshape(store.actions.shape), store.actions)
@@ -141,13 +149,7 @@ def test_lerobot_loads_what_we_write(several: list[TransitionStore]) -> None:
 @ONE_PROCESS
 @given(several=st.lists(stores(), min_size=10, max_size=10))
 def test_robomimic_loads_what_we_write(several: list[TransitionStore]) -> None:
-    with tempfile.TemporaryDirectory() as folder:
-        sets = [Path(folder) / f"set{i}.hdf5" for i in range(len(several))]
-        for store, target in zip(several, sets, strict=True):
-            write(store, target, "robomimic")
-            same_rows(target, store)
-        loaded = rows_loaded(library("robomimic"), sets)
-    for store, found in zip(several, loaded, strict=True):
+    for store, found in loaded_by("robomimic", several, ".hdf5"):
         for name, values in field_columns(store).items():
             assert np.array_equal(found[f"obs/{observation_name(name)}"].reshape(values.shape), values), name
         assert np.array_equal(found["actions"], store.actions)
