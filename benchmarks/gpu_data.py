@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.gpu_setup import MEMBERS, load_packed
 from rql_deploy.structs import convert, to_plain
-from rql_deploy.train.checkpoint import save_checkpoint
+from rql_deploy.train.checkpoints.checkpoint import save_checkpoint
 from rql_deploy.train.config import TrainConfig, config_to_plain, load_config
 from rql_deploy.train.data.sampler import WindowSampler
 from rql_deploy.train.hyperparameters import RQLConfig

@@ -31,7 +31,7 @@ import torch
 from numpy.typing import NDArray
 
 from rql_deploy.bundle.value_ranking import rank_correlation
-from rql_deploy.train.checkpoint import load_checkpoint
+from rql_deploy.train.checkpoints.checkpoint import load_checkpoint
 
 SIDE = 3
 ACTION_MARGIN = 1e-5

@@ -22,7 +22,7 @@ from rql_deploy.contract import Contract
 from rql_deploy.distributed.sweep.file import SweepFile
 from rql_deploy.limits import Limits
 from rql_deploy.structs import MAX_FLOAT
-from rql_deploy.train.checkpoint_header import CheckpointHeader
+from rql_deploy.train.checkpoints.header import CheckpointHeader
 from rql_deploy.train.config import TrainConfig
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"

@@ -14,7 +14,7 @@ from safetensors import safe_open
 from benchmarks.gpu_data import unpack
 from benchmarks.gpu_setup import PAPER, Variant, random_group
 from rql_deploy.structs import to_plain
-from rql_deploy.train.checkpoint import load_checkpoint
+from rql_deploy.train.checkpoints.checkpoint import load_checkpoint
 from tests.helpers.commands import ROOT
 from tests.helpers.data import make_store
 

@@ -17,7 +17,7 @@ from rql_deploy.runtime.control.lockstep import ControlLoop
 from rql_deploy.runtime.engine.onnx_policy import OnnxPolicy
 from rql_deploy.seeding import episode_seed
 from rql_deploy.sim.plants.tasks import EnvPlant, Task
-from rql_deploy.train.checkpoint import load_checkpoint
+from rql_deploy.train.checkpoints.checkpoint import load_checkpoint
 from rql_deploy.train.logging.periodic_evaluation import read_evaluations
 from tests.helpers.commands import TINY, assert_refused, cli, interrupted_after_some, run_cli
 from tests.helpers.servers import serving

@@ -20,7 +20,7 @@ from rql_deploy.contract import Calibration, Contract, Provenance
 from rql_deploy.errors import UserError
 from rql_deploy.flow import flow_schedule
 
-from .checkpoint import Checkpoint
+from .checkpoints.checkpoint import Checkpoint
 from .config import config_to_plain
 from .networks import LAYER_NORM_EPSILON, ValueEnsemble, VectorField
 from .rql import RQL

@@ -14,7 +14,7 @@ from rql_deploy.contract import Contract
 from rql_deploy.policy import ActOptions, Decision, ResolvedOptions
 from rql_deploy.seeding import draw_seed, flow_noise
 
-from .checkpoint import Checkpoint
+from .checkpoints.checkpoint import Checkpoint
 from .export_modules import make_contract
 from .rql import RQL, integrate
 

@@ -26,7 +26,7 @@ from rql_deploy.train.logging.periodic_evaluation import Evaluator
 from rql_deploy.train.logging.run_page import write_run_page
 from rql_deploy.train.logging.summary import dataset_statistics, package_versions, reference_rows
 
-from .checkpoint import (
+from .checkpoints.checkpoint import (
     Checkpoint,
     checkpoint_bytes,
     load_checkpoint,
@@ -35,10 +35,10 @@ from .checkpoint import (
     restore_optimizer,
     save_checkpoint,
 )
+from .checkpoints.initial_networks import continued_plant, rescale_actions
+from .checkpoints.run_folder import prune_checkpoints, read_pointer, step_of
 from .config import TrainConfig, config_to_plain
-from .initial_networks import continued_plant, rescale_actions
 from .rql import RQL, Batch, Noise, draw_noise
-from .run_folder import prune_checkpoints, read_pointer, step_of
 from .schedule import is_due, require_disk_space, saves_at, stop_requests, updates_until_due
 
 

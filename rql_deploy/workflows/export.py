@@ -74,7 +74,7 @@ def export(
     """
     from rql_deploy.export.exporter import export_bundle
     from rql_deploy.export.graphs import ExportModules
-    from rql_deploy.train.checkpoint import load_checkpoint
+    from rql_deploy.train.checkpoints.checkpoint import load_checkpoint
     from rql_deploy.train.data.statements import Statements
     from rql_deploy.train.export_modules import all_members, make_contract, make_modules
 

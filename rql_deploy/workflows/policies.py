@@ -64,7 +64,7 @@ def torch_policy(
     """The checkpoint's averaged policy, in this process."""
     import torch
 
-    from rql_deploy.train.checkpoint import load_checkpoint
+    from rql_deploy.train.checkpoints.checkpoint import load_checkpoint
     from rql_deploy.train.policy import make_policy
 
     torch.set_num_threads(1)
@@ -185,7 +185,7 @@ def find_policies(
             plants.append(policy.contract.plant)
         made["socket"] = functools.partial(remote_policy, source.endpoint, keys=source.keys)
     if source.checkpoint is not None:
-        from rql_deploy.train.checkpoint import load_checkpoint
+        from rql_deploy.train.checkpoints.checkpoint import load_checkpoint
 
         plants.append(load_checkpoint(source.checkpoint).plant)
         # Compared with a bundle, torch chooses by the bundle's value members, after as many refinement steps.

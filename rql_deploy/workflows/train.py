@@ -80,7 +80,7 @@ def train(
     Under torchrun every worker calls this, and results are equal. Raises UserError for settings, data or
     folders that will not do.
     """
-    from rql_deploy.train.checkpoint import load_checkpoint
+    from rql_deploy.train.checkpoints.checkpoint import load_checkpoint
     from rql_deploy.train.config import load_config
     from rql_deploy.train.data.readers import open_stores
     from rql_deploy.train.data.shards import with_settings

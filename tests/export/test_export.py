@@ -21,7 +21,7 @@ from rql_deploy.export.graphs import ExportModules
 from rql_deploy.flow import flow_schedule
 from rql_deploy.runtime.engine.onnx_policy import OnnxPolicy
 from rql_deploy.seeding import flow_noise
-from rql_deploy.train.checkpoint import load_checkpoint
+from rql_deploy.train.checkpoints.checkpoint import load_checkpoint
 from rql_deploy.train.export_modules import make_contract, make_modules
 from rql_deploy.train.policy import make_policy
 from tests.helpers.commands import ROOT, assert_refused, cli

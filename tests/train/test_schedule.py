@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 
 from rql_deploy.errors import UserError
-from rql_deploy.train.checkpoint import checkpoint_bytes
+from rql_deploy.train.checkpoints.checkpoint import checkpoint_bytes
+from rql_deploy.train.checkpoints.run_folder import step_of
 from rql_deploy.train.config import TrainConfig
 from rql_deploy.train.hyperparameters import RQLConfig
-from rql_deploy.train.run_folder import step_of
 from rql_deploy.train.trainer import Trainer
 from tests.helpers.data import make_store
 

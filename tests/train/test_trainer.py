@@ -13,7 +13,7 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from rql_deploy.errors import UserError
-from rql_deploy.train.checkpoint import load_checkpoint
+from rql_deploy.train.checkpoints.checkpoint import load_checkpoint
 from rql_deploy.train.config import TrainConfig, load_config, preset_names
 from rql_deploy.train.hyperparameters import RQLConfig
 from rql_deploy.train.trainer import Trainer

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from rql_deploy.errors import UserError
 from rql_deploy.progress import Progress
-from rql_deploy.train.run_folder import checkpoint_folder, move_pointer, step_of
+from rql_deploy.train.checkpoints.run_folder import checkpoint_folder, move_pointer, step_of
 
 from .loggers import RunLog
 from .periodic_evaluation import Evaluator, append_evaluation, read_evaluations

@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from rql_deploy.train.checkpoint import Checkpoint, load_checkpoint
+from rql_deploy.train.checkpoints.checkpoint import Checkpoint, load_checkpoint
+from rql_deploy.train.checkpoints.run_folder import read_pointer, step_of
 from rql_deploy.train.engines.choice import EngineChoice
-from rql_deploy.train.run_folder import read_pointer, step_of
 
 from .loggers import read_metrics
 from .periodic_evaluation import read_evaluations

@@ -22,7 +22,7 @@ from rql_deploy.runtime.engine.onnx_policy import OnnxPolicy
 from rql_deploy.sim.evaluation.annotations import AnnotatedEpisode
 from rql_deploy.sim.evaluation.calibration import calibrate
 from rql_deploy.sim.evaluation.episodes import Score, append_episode, read_episodes, write_episodes
-from rql_deploy.train.checkpoint import load_checkpoint
+from rql_deploy.train.checkpoints.checkpoint import load_checkpoint
 from rql_deploy.train.policy import make_policy
 from rql_deploy.workflows.compare import parity_of
 from rql_deploy.workflows.policies import PolicySource, find_policies, run_annotated_episode

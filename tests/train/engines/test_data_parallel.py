@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from rql_deploy.train.checkpoint import load_checkpoint
+from rql_deploy.train.checkpoints.checkpoint import load_checkpoint
 from tests.helpers.commands import ROOT, TINY, cli
 
 SETTINGS = ("--set", "log_every=1", "--set", "threads=1")

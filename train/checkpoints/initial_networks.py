@@ -17,9 +17,8 @@ from rql_deploy.assumptions import joined
 from rql_deploy.contract import PlantDescription
 from rql_deploy.train.data.shards import ShardedStore
 from rql_deploy.train.data.store import TransitionStore
-
-from .networks import ValueEnsemble, VectorField
-from .rql import RQL
+from rql_deploy.train.networks import ValueEnsemble, VectorField
+from rql_deploy.train.rql import RQL
 
 SLACK = 1e-6
 """Of a dimension's range: actions beyond a bound by less are rounding."""

@@ -13,12 +13,12 @@ import torch
 
 from rql_deploy.errors import UserError
 from rql_deploy.progress import TerminalProgress
-from rql_deploy.train.checkpoint import load_checkpoint
+from rql_deploy.train.checkpoints.checkpoint import load_checkpoint
+from rql_deploy.train.checkpoints.run_folder import read_pointer
 from rql_deploy.train.config import TrainConfig
 from rql_deploy.train.hyperparameters import RQLConfig
 from rql_deploy.train.logging.loggers import read_metrics
 from rql_deploy.train.logging.periodic_evaluation import Evaluation, read_evaluations
-from rql_deploy.train.run_folder import read_pointer
 from rql_deploy.train.trainer import Trainer
 from tests.helpers.commands import TINY, assert_refused, cli
 from tests.helpers.data import make_store, write_minari

@@ -10,10 +10,10 @@ import torch
 
 from rql_deploy.contract import PlantDescription
 from rql_deploy.errors import UserError
-from rql_deploy.train.checkpoint import load_checkpoint
+from rql_deploy.train.checkpoints.checkpoint import load_checkpoint
+from rql_deploy.train.checkpoints.initial_networks import continued_plant, rescale_actions
 from rql_deploy.train.config import TrainConfig
 from rql_deploy.train.hyperparameters import RQLConfig
-from rql_deploy.train.initial_networks import continued_plant, rescale_actions
 from rql_deploy.train.rql import RQL
 from rql_deploy.train.trainer import Trainer
 from tests.helpers.data import PLANT, make_store

@@ -9,7 +9,7 @@ import pytest
 
 from rql_deploy.contract import ActionDimension, Contract
 from rql_deploy.errors import UserError
-from rql_deploy.train.checkpoint import load_checkpoint
+from rql_deploy.train.checkpoints.checkpoint import load_checkpoint
 from rql_deploy.train.config import config_to_plain
 from rql_deploy.train.export_modules import make_contract
 from tests.helpers.commands import ROOT, TINY, assert_refused, cli

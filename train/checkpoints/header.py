@@ -12,8 +12,7 @@ import msgspec
 from rql_deploy.contract import PlantDescription
 from rql_deploy.errors import UserError
 from rql_deploy.structs import Record, convert
-
-from .config import TrainConfig
+from rql_deploy.train.config import TrainConfig
 
 FORMAT = 1
 STATISTICS = {"quantile_levels", "observation_quantiles", "action_rate_quantiles"}

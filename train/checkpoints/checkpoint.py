@@ -25,12 +25,12 @@ from torch import Tensor, nn
 from rql_deploy.contract import PlantDescription
 from rql_deploy.errors import UserError
 from rql_deploy.folders import near_paths
+from rql_deploy.train.config import TrainConfig, config_to_plain
 from rql_deploy.train.data.shards import ShardedStore
 from rql_deploy.train.data.store import TransitionStore
+from rql_deploy.train.rql import RQL
 
-from .checkpoint_header import FORMAT, read_header
-from .config import TrainConfig, config_to_plain
-from .rql import RQL
+from .header import FORMAT, read_header
 from .run_folder import checkpoint_folder, move_pointer, read_pointer, sync
 
 NETWORKS = ("v", "V", "v_ema", "V_target")
