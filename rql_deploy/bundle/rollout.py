@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +18,21 @@ Array = NDArray[np.float32]
 Sessions = Mapping[str, "onnxruntime.InferenceSession"]
 
 
+def refine_inputs(
+    contract: Contract,
+    features: Array,
+    x: Array,
+    f: Array,
+    delta: Array,
+    given: NDArray[np.int64] | None = None,
+) -> dict[str, NDArray[Any]]:
+    """What the refinement graph takes; `given` `[B]`, where it was trained so, is 0 unless said otherwise."""
+    inputs: dict[str, NDArray[Any]] = {"features": features, "x": x, "f": f, "delta": delta}
+    if contract.prefix_conditioned:
+        inputs["given"] = np.zeros(len(x), np.int64) if given is None else given
+    return inputs
+
+
 def run_graphs(sessions: Sessions, contract: Contract, observations: Array, noise: Array) -> dict[str, Array]:
     """Every output of every graph for observations `[B, O]` and noise `[B, hA]`, by name."""
     fields = contract.split(observations)
@@ -26,10 +41,8 @@ def run_graphs(sessions: Sessions, contract: Contract, observations: Array, nois
     x, column = noise, np.ones((len(noise), 1), np.float32)
     for k, (f, delta) in enumerate(flow_schedule(contract.F)):
         outputs[f"value/{k}/value"], outputs[f"value/{k}/spread"] = run_value(sessions, features, x, f)
-        x, preview = sessions["refine"].run(
-            None,
-            {"features": features, "x": x, "f": column * np.float32(f), "delta": column * np.float32(delta)},
-        )
+        inputs = refine_inputs(contract, features, x, column * np.float32(f), column * np.float32(delta))
+        x, preview = sessions["refine"].run(None, inputs)
         outputs[f"refine/{k}/x"], outputs[f"refine/{k}/preview"] = x, preview
     last = contract.F
     outputs[f"value/{last}/value"], outputs[f"value/{last}/spread"] = run_value(

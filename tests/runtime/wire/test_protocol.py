@@ -158,9 +158,13 @@ def test_numpy_scalars_are_numbers() -> None:
         ({"prune": [[1]]}, "entry 'prune[0]'"),
         ({"prune": 3}, "entry 'prune'"),
         ({"deltas": []}, "entry 'deltas'"),
-        ({"deltas": [0.0, 1.0]}, "entry 'deltas[0]'"),
+        ({"deltas": [-1.1, 1.0]}, "entry 'deltas[0]'"),
         ({"first": 256}, "entry 'first'"),
-        ({"prefix": 1}, "entry 'prefix' of the header is wrong: expected null"),
+        ({"prefix": 1}, "the header has an unknown entry 'prefix'"),
+        ({"committed": -1}, "entry 'committed'"),
+        ({"continuation": "guided"}, "entry 'continuation'"),
+        ({"pessimism": -0.5}, "entry 'pessimism'"),
+        ({"pessimism": float("nan")}, "entry 'pessimism'"),
         ({"bundle": 1}, "entry 'bundle'"),
         ({"contract": b"x"}, "entry 'contract'"),
         ({"contract": None}, "entry 'contract'"),
@@ -183,7 +187,8 @@ def test_a_missing_entry_is_named_and_optional_ones_may_be_nil() -> None:
     with pytest.raises(ProtocolError, match="the header lacks entry 'contract'"):
         decode_request(decode(raw_message("act", {"budget": 1.0})))
     optional = ["bundle", "budget", "candidates", "value", "seed", "stream", "prune", "deltas", "arrays"]
-    frame = raw_message("act", {"contract": "c", **dict.fromkeys([*optional, "first", "prefix"])})
+    more = ["first", "pessimism", "committed", "continuation"]
+    frame = raw_message("act", {"contract": "c", **dict.fromkeys([*optional, *more])})
     assert decode_request(decode(frame)) == headers.Act(contract="c")
     # What a newer server says beyond it, a client does not need.
     newer = raw_message(headers.PingReply.kind, {"requests": 1, "errors": 0, "ready": True, "later": [1]})
