@@ -65,7 +65,7 @@ class Decision:
 
 
 class ActOptions(TypedDict, total=False):
-    """What `act` and `stream` of every policy take by keyword; a policy may not have the last four."""
+    """What `act` and `stream` of every policy take by keyword; a policy may not have the last five."""
 
     deadline: float | None
     """Seconds from now; a remote policy raises `DeadlineMissed` when it passes."""

@@ -38,8 +38,8 @@ def trained_prefix(h: int) -> int:
 def read_prefix(options: ResolvedOptions, contract: Contract) -> Prefix | None:
     """The prefix of a call; None where there is none to continue.
 
-    Raises TypeError for what is no array of actions, ContractError for one that does not fit the contract, and
-    UserError for options that do not fit it.
+    Raises TypeError for what is no array of actions, ContractError for one that does not fit the contract,
+    and UserError for options that do not fit it.
     """
     if options.prefix is None:
         return None

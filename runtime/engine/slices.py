@@ -110,7 +110,11 @@ def _step(
         part = prepare(job, x[rows], rows)
         count = len(part)
         after, preview = model.refine(
-            _repeat(features, count), part, _column(job.f, count), _column(delta, count), given_of([job])[rows]
+            _repeat(features, count),
+            part,
+            _column(job.f, count),
+            _column(delta, count),
+            given_of([job])[rows],
         )
         next_x[rows], preview = correct(model, job, part, after, preview, delta)
         previews.append(preview)

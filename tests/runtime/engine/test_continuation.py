@@ -33,8 +33,7 @@ def make_job(model: Model, seed: int, method: str = "none", **options: Any) -> J
     actions = rng.uniform(plant.action_low, plant.action_high, (2, plant.action_dim)).astype(np.float32)
     prefix = None if method == "none" else Prefix(actions, options.pop("committed", 1), method)  # type: ignore[arg-type]
     fields = {
-        name: np.asarray(value, np.float32)[None]
-        for name, value in observation(model.contract, seed).items()
+        name: np.asarray(value, np.float32)[None] for name, value in observation(model.contract, seed).items()
     }
     return Job(None, fields, seed, 0.0, continuation=model.continuation(prefix), **options)
 
@@ -55,7 +54,7 @@ def decide(model: Model, job: Job) -> Done:
 
 
 def reference(model: Model, job: Job, number: int = 0) -> np.ndarray:
-    """The chunk x `[hA]` as generated, in float64 but for the velocity, by the formulas of docs/control.md."""
+    """The chunk x `[hA]` as generated, by the formulas of docs/control.md; float64 but for the velocity."""
     continuation = job.continuation
     assert continuation is not None
     contract = model.contract
@@ -158,7 +157,9 @@ def test_rows_of_all_methods_share_a_batch_to_the_byte(model: Model) -> None:
     def jobs() -> list[Job]:
         made = [make_job(model, seed, method) for seed, method in enumerate(("none", *METHODS))]
         made += [make_job(model, 10 + i, method, stream=True) for i, method in enumerate(METHODS)]
-        made += [make_job(model, 20 + i, method, candidates=3, value=True) for i, method in enumerate(METHODS)]
+        made += [
+            make_job(model, 20 + i, method, candidates=3, value=True) for i, method in enumerate(METHODS)
+        ]
         made += [make_job(model, 30, "guidance", candidates=4, prune=((1, 2),), committed=2)]
         return [*made, make_job(model, 31, "inversion", candidates=20), make_job(model, 32, stream=True)]
 
