@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from rql_deploy.contract import Contract
 from rql_deploy.flow import flow_schedule
+from rql_deploy.prefix import trained_prefix
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -48,7 +49,22 @@ def run_graphs(sessions: Sessions, contract: Contract, observations: Array, nois
     outputs[f"value/{last}/value"], outputs[f"value/{last}/spread"] = run_value(
         sessions, features, np.clip(x, -1.0, 1.0), 1.0
     )
+    if contract.prefix_conditioned:
+        x, given = given_case(contract, noise)
+        for k, (f, delta) in enumerate(flow_schedule(contract.F)):
+            inputs = refine_inputs(
+                contract, features, x, column * np.float32(f), column * np.float32(delta), given
+            )
+            x, outputs[f"given/{k}/preview"] = sessions["refine"].run(None, inputs)
+            outputs[f"given/{k}/x"] = x
     return outputs
+
+
+def given_case(contract: Contract, noise: Array) -> tuple[Array, NDArray[np.int64]]:
+    """x `[B, hA]` with its first actions given, and how many those are, `[B]`; from each row's own noise."""
+    given = (noise[:, : trained_prefix(contract.h)] > 0).sum(1)
+    place = np.arange(noise.shape[1]) // contract.plant.action_dim
+    return np.where(place < given[:, None], np.clip(noise, -1.0, 1.0), noise), given.astype(np.int64)
 
 
 def run_policy(sessions: Sessions, contract: Contract, observations: Array, noise: Array) -> Array:

@@ -109,7 +109,7 @@ def test_the_server_checks_a_prefix_itself(
         wrong = np.zeros((1, 2), np.float32)
         for deltas in ([0.5, -0.5, 1.0], [1.5, -0.5], [0.0, 1.0]):
             entries = {"deltas": deltas}
-            with pytest.raises(ServerError, match="deltas|1.5"):
+            with pytest.raises(ServerError, match=r"deltas|1\.5"):
                 policy.act(sample)
         entries = {"deltas": [1.0, -1.0, 1.0], "continuation": "inversion"}
         assert policy.act(sample).deltas == (1.0, -1.0, 1.0)
