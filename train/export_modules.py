@@ -83,7 +83,7 @@ class Refiner(nn.Module):
 
 
 class GivenRefiner(Refiner):
-    """A `Refiner` of a policy trained with `rql.prefix`: the first `given` `[B]` actions of x stay as they are.
+    """A `Refiner` trained with `rql.prefix`: the first `given` `[B]` actions of x stay as they are.
 
     Flow time is f for the other actions and 1 for these. The first layer has a row for each action's time, so
     what it adds is f times the sum of all rows, and 1 - f times the sum of the first `given`. With none given

@@ -55,7 +55,7 @@ class Noise(NamedTuple):
     bc_noise: Tensor
     """`[..., B, hA]`, N(0, I): start of the flow-matching path."""
     bc_time: Tensor
-    """`[..., B, 1]`, U[0, 1]: flow time of the interpolant; with `rql.prefix` one per action, `[..., B, h]`."""
+    """`[..., B, 1]`, U[0, 1]: flow time of the interpolant; with `rql.prefix` per action, `[..., B, h]`."""
 
 
 class Losses(NamedTuple):
