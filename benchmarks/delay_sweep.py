@@ -6,7 +6,8 @@
 A way of playing is a playback mode (open-loop, prefetch, anytime) and any of these, joined by `+`:
 `compensated` (delay compensation, which changes nothing where the contract names no controller: OGBench), a
 continuation (`replacement`, `guidance`, `inversion`, `trained`; else none), `mM` (renew chunks after M
-actions; ways that a bundle cannot play are left out for it), `nN` (choose among N candidates, else --candidates) and `cC` (by V - C * spread).
+actions), `nN` (choose among N candidates, else --candidates) and `cC` (by V - C * spread). A bundle that
+cannot be played so is left out.
 
 The real-time loop runs on a simulated clock: the simulator does not wait for the policy. A decision arrives
 `delay` control periods after its observation, and its previews are spread evenly over that time. A tick

@@ -194,7 +194,8 @@ def read_pessimism(name: str, value: Any) -> float:
     return float(value)
 
 
-def _read_continuation(name: str, value: Any) -> Continuation:
+def read_continuation(name: str, value: Any) -> Continuation:
+    """One of `CONTINUATIONS`. Raises UserError for anything else."""
     if value not in CONTINUATIONS:
         raise UserError(f"there is no {name} {value!r}", hint=f"pass one of {', '.join(CONTINUATIONS)}")
     return value  # type: ignore[no-any-return]
@@ -209,7 +210,7 @@ _READERS: Mapping[str, Callable[[str, Any], Any]] = {
     "prune": _read_prune,
     "prefix": lambda name, value: value,
     "committed": _optional(lambda name, value: read_whole(name, value, 0, MAX_COUNT)),
-    "continuation": _optional(_read_continuation),
+    "continuation": _optional(read_continuation),
 }
 """By option: its value, checked."""
 

@@ -21,6 +21,7 @@ from rql_deploy.policy import (
     Continuation,
     Decision,
     Policy,
+    read_continuation,
     read_pessimism,
     read_seconds,
     read_whole,
@@ -150,8 +151,14 @@ def run_inference(
 def continues(policy: Policy, continuation: Continuation | None) -> bool:
     """Whether the policy is handed what plays meanwhile.
 
-    Raises UserError where it must, and takes nothing of that kind.
+    Raises UserError for a continuation that there is not, or that this policy does not have.
     """
+    if continuation is not None:
+        read_continuation("continuation", continuation)
+    if continuation == "trained" and not policy.contract.prefix_conditioned:
+        raise UserError(
+            "the policy was not trained with actions given", hint="use continuation='guidance' instead"
+        )
     able = bool(getattr(policy, "continues", False))
     if continuation not in (None, "none") and not able:
         name = type(policy).__name__
