@@ -19,11 +19,11 @@ def refine_jobs(
     counts = [len(job.active) for job in jobs]
     f_rows = np.repeat(np.array([job.f for job in jobs], np.float32), counts)[:, None]
     delta_rows = np.repeat(np.array(deltas, np.float32), counts)[:, None]
-    given: NDArray[np.int64] | None = None
+    given: tuple[NDArray[np.int64], ...] = ()
     continued = any(job.continuation is not None for job in jobs)
     if continued:
-        x, given = np.concatenate([prepare(job, x[rows]) for job, rows in _rows(jobs)]), given_of(jobs)
-    next_x, preview = model.refine(features, x, f_rows, delta_rows, given)
+        x, given = np.concatenate([prepare(job, x[rows]) for job, rows in _rows(jobs)]), (given_of(jobs),)
+    next_x, preview = model.refine(features, x, f_rows, delta_rows, *given)
     if continued:
         parts = [
             correct(model, job, x[rows], next_x[rows], preview[rows], delta)

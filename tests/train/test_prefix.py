@@ -71,11 +71,11 @@ def test_the_loss_is_the_mean_over_the_actions_that_are_not_given() -> None:
         u = agent.v(batch.observations[0, i : i + 1], seen[None], noise.bc_time[i : i + 1])[0]
         straight = a[i] - noise.bc_noise[i]
         for j in range(d, 3):
-            error = (u - straight)[2 * j : 2 * j + 2].square().mean()
+            error = (u - straight)[2 * j : 2 * j + 2].detach().square().mean()
             total += float((1 - past[j, i]) * error) / (3 - d)
         moved = x + torch.cat((straight[: 2 * d], u[2 * d :])) * min(float(1 - t), 0.25)
         f = torch.clamp(t + 0.25, max=1.0)[None, None]
-        ahead.append(float(agent.V(batch.observations[0, i : i + 1], moved[None], f[0][None]).mean()))
+        ahead.append(agent.V(batch.observations[0, i : i + 1], moved[None], f[0][None]).mean().item())
     losses = agent.losses(batch, noise)
     assert float(losses.bc) == pytest.approx(total / 16, rel=1e-4)
     assert float(losses.ahead_mean) == pytest.approx(float(np.mean(ahead)), abs=1e-4)

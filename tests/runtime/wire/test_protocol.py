@@ -12,6 +12,7 @@ import zmq
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from rql_deploy.policy import CONTINUATIONS
 from rql_deploy.runtime.wire import headers, protocol
 from rql_deploy.runtime.wire.protocol import (
     Packed,
@@ -24,6 +25,7 @@ from rql_deploy.runtime.wire.protocol import (
 from tests.helpers.wire import KINDS, LAYOUT, OBSERVATION, raw_message, read_header, read_prefix, read_request
 
 NAMED = {
+    "prefix": np.ones((2, 3), np.float32),
     "x": np.ones((2, 4), np.float32),
     "actions": np.ones((1, 2, 2), np.float64),
     "rewards": np.ones(1, np.float32),
@@ -47,6 +49,9 @@ requests = st.one_of(
         prune=st.none() | st.lists(st.tuples(st.integers(0, 99), st.integers(0, 99)), max_size=3),
         deltas=st.none() | st.lists(st.floats(0.01, 1), min_size=1, max_size=64),
         first=st.none() | st.integers(0, 255),
+        pessimism=st.none() | st.floats(0, 100),
+        committed=st.none() | counts,
+        continuation=st.none() | st.sampled_from(CONTINUATIONS),
     ),
     st.builds(headers.Refine, bundle=names, contract=contracts, f=flow_times, delta=flow_times),
     st.builds(headers.Value, bundle=names, contract=contracts, f=st.none() | flow_times),
