@@ -23,15 +23,19 @@ def draw_times(time: Tensor, h: int, generator: torch.Generator | None) -> Tenso
     return torch.where(torch.arange(h, device=time.device) < given, 1.0, time)
 
 
-def velocity(
-    v: VectorField, s: Tensor, a: Tensor, x: Tensor, noise: Tensor, times: Tensor
-) -> tuple[Tensor, Tensor]:
+def velocity(v: VectorField, s: Tensor, a: Tensor, x: Tensor, noise: Tensor, times: Tensor) -> Tensor:
     """v at x `[..., B, hA]` on the path from `noise` to the chunk `a`, with the given actions of a.
 
-    The given actions' velocity is the path's own. Also returns what the loss of the others is weighed by to
-    be the mean over them, `[..., B, 1, 1]`.
+    The given actions' velocity is the path's own.
     """
-    known = times == 1.0
-    given = known.repeat_interleave(a.shape[-1] // times.shape[-1], dim=-1)
-    u = torch.where(given, a - noise, v(s, torch.where(given, a, x), times))
-    return u, 1.0 / (1.0 - known.to(u.dtype).mean(-1))[..., None, None]
+    given = (times == 1.0).repeat_interleave(a.shape[-1] // times.shape[-1], dim=-1)
+    return torch.where(given, a - noise, v(s, torch.where(given, a, x), times))
+
+
+def loss_weight(times: Tensor) -> Tensor:
+    """What squared errors `[..., B, h, A]` are weighed by, so that their mean is that of the others' actions.
+
+    The errors of given actions are 0. Shape `[..., B, 1, 1]`.
+    """
+    weight: Tensor = 1.0 / (times != 1.0).to(times.dtype).mean(-1)
+    return weight[..., None, None]

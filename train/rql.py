@@ -287,11 +287,11 @@ class RQL:
         # Behaviour cloning: flow matching on the straight path from noise to the dataset chunk.
         t = noise.bc_time[..., -1:]
         x_t = (1 - t) * noise.bc_noise + t * a
+        given = (self.v, s, a, x_t, noise.bc_noise, noise.bc_time)
+        u = prefix.velocity(*given) if c.prefix else self.v(s, x_t, t)
+        residual = (u - (a - noise.bc_noise)).square().unflatten(-1, (c.h, -1))
         if c.prefix:
-            u, weight = prefix.velocity(self.v, s, a, x_t, noise.bc_noise, noise.bc_time)
-        else:
-            u, weight = self.v(s, x_t, t), 1.0
-        residual = (u - (a - noise.bc_noise)).square().unflatten(-1, (c.h, -1)) * weight
+            residual = residual * prefix.loss_weight(noise.bc_time)
         bc = (residual * (1 - past[: c.h]).movedim(0, -1)[..., None]).mean((-3, -2, -1))
 
         # Value term: V one refinement step after the interpolant; the gradient reaches v only through u.

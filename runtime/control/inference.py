@@ -10,9 +10,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final, Literal, Protocol
 
-import numpy as np
-from numpy.typing import NDArray
-
 from rql_deploy.errors import DeadlineMissed, UserError, require_process
 from rql_deploy.plant import POLICY_FAILED, Observation
 from rql_deploy.policy import (
@@ -29,6 +26,7 @@ from rql_deploy.policy import (
 
 from .clock import Clock
 from .decisions import PolicyError, checked_decision
+from .playback import Playing
 from .safety import Reason
 
 if TYPE_CHECKING:
@@ -59,10 +57,8 @@ class InferenceRequest:
     number: int
     observation: Observation
     seed: int
-    prefix: NDArray[np.float32] | None = None
-    """`[n, A]`: what is left of the chunk that plays."""
-    committed: int = 0
-    """Of these, the actions that play before the result can arrive."""
+    playing: Playing | None = None
+    """What is left of the chunk that plays."""
     previews: bool = False
     """Also return a decision after every refinement step; needs a `StreamingPolicy`."""
 
@@ -119,8 +115,9 @@ def run_inference(
         }
         if pessimism:
             options["pessimism"] = pessimism
-        if request.prefix is not None and request.committed and continues(policy, continuation):
-            options["prefix"], options["committed"] = request.prefix, request.committed
+        playing = request.playing
+        if playing is not None and playing.committed and continues(policy, continuation):
+            options |= {"prefix": playing.actions, "committed": playing.committed}
             options["continuation"] = continuation
         if not request.previews:
             returned = policy.act(request.observation, **options)

@@ -60,7 +60,7 @@ class ControlLoop:
         self.plant, self.policy = plant, policy
         self.candidates, self.deadline = candidates, deadline
         self.replan_every = read_replan_every(replan_every, policy.contract.h)
-        self._options: ActOptions = {"pessimism": pessimism} if pessimism else {}
+        self.pessimism = pessimism
 
     def run_episode(self, seed: int) -> EpisodeResult:
         """Play one episode from `seed` until success, the horizon or a fault.
@@ -138,7 +138,9 @@ class ControlLoop:
     ) -> Decision:
         start = time.monotonic()
         options: ActOptions = {"deadline": self.deadline, "candidates": self.candidates, "seed": seed}
-        returned = self.policy.act(observation, **options, **self._options)
+        if self.pessimism:
+            options["pessimism"] = self.pessimism
+        returned = self.policy.act(observation, **options)
         decision = checked_decision(self.policy, returned)
         contract = self.policy.contract
         if fault := chunk_fault(decision.actions, (contract.h, contract.plant.action_dim)):

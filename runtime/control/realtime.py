@@ -278,11 +278,11 @@ class RealTimeLoop:
             self.clock.sleep_until(self._commanded_at + MIN_SPACING * self.period)
 
     def _submit(self, observation: Observation, observed: float) -> None:
-        playing, previews = self._playback.playing or (None, 0), self._playback.previews
+        playing, previews = self._playback.playing, self._playback.previews
         number = self._playback.request(observed)
         self.statistics.decisions += 1
         seed = decision_seed(self._seed, number - self._first_request)
-        self._runner.submit(InferenceRequest(number, observation, seed, *playing, previews))
+        self._runner.submit(InferenceRequest(number, observation, seed, playing, previews))
 
     def _poll_results(self) -> None:
         for result in self._runner.poll():
