@@ -6,8 +6,9 @@
 A way of playing is a playback mode (open-loop, prefetch, anytime) and any of these, joined by `+`:
 `compensated` (delay compensation, which changes nothing where the contract names no controller: OGBench), a
 continuation (`replacement`, `guidance`, `inversion`, `trained`; else none), `mM` (renew chunks after M
-actions), `nN` (choose among N candidates, else --candidates) and `cC` (by V - C * spread). A bundle that
-cannot be played so is left out.
+actions), `nN` (choose among N candidates, else --candidates), `cC` (by V - C * spread) and `plain` (choose
+among chunks that continue nothing, then continue with the chosen one's noise). A bundle that cannot be played
+so is left out.
 
 The real-time loop runs on a simulated clock: the simulator does not wait for the policy. A decision arrives
 `delay` control periods after its observation, and its previews are spread evenly over that time. A tick
@@ -31,7 +32,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from delay_ways import WAYS, Condition, Seams, Way
+from delay_ways import WAYS, ChosenPlain, Condition, Seams, Way
 from played_episodes import Results
 
 from rql_deploy.bundle.bundle import Bundle
@@ -49,10 +50,11 @@ ROBOSUITE = {"robot": "Panda", "controller": "OSC_POSE", "control_rate": 20, "ho
 
 
 def play(
-    plant: EpisodicPlant, policy: OnnxPolicy, condition: Condition, seed: int, candidates: int
+    plant: EpisodicPlant, onnx: OnnxPolicy, condition: Condition, seed: int, candidates: int
 ) -> dict[str, Any]:
     """One episode; the same seed and condition give the same episode."""
-    period, way = 1.0 / policy.contract.plant.control_rate, condition.way
+    period, way = 1.0 / onnx.contract.plant.control_rate, condition.way
+    policy = ChosenPlain(onnx) if way.chosen_plain else onnx
 
     def make_runner(clock: Clock, safety: Any) -> SimulatedLatencyRunner:
         return SimulatedLatencyRunner(
@@ -65,7 +67,7 @@ def play(
             continuation=way.continuation,
         )
 
-    seams = Seams(policy)
+    seams = Seams(onnx)
     loop = RealTimeLoop(
         plant,
         policy,

@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 
 from rql_deploy.contract import Contract
-from rql_deploy.policy import CONTINUATIONS, Continuation
+from rql_deploy.policy import CONTINUATIONS, Continuation, Decision
 from rql_deploy.runtime.control.playback import MODES, Mode
 from rql_deploy.runtime.control.telemetry import Tick
 from rql_deploy.runtime.engine.onnx_policy import OnnxPolicy
+from rql_deploy.seeding import decision_seed
 
 WAYS = (
     *("open-loop", "prefetch", "prefetch+compensated", "prefetch+replacement", "prefetch+guidance"),
@@ -30,6 +31,7 @@ class Way:
     replan_every: int | None = None
     candidates: int | None = None
     pessimism: float = 0.0
+    chosen_plain: bool = False
 
     @classmethod
     def parse(cls, text: str) -> Way:
@@ -39,8 +41,8 @@ class Way:
             raise ValueError(f"{text!r} does not begin with one of {', '.join(MODES)}")
         found: dict[str, Any] = {"mode": mode}
         for part in parts:
-            if part == "compensated":
-                found["compensated"] = True
+            if part in ("compensated", "plain"):
+                found["compensated" if part == "compensated" else "chosen_plain"] = True
             elif part in CONTINUATIONS:
                 found["continuation"] = part
             elif part[:1] in ("m", "n"):
@@ -49,6 +51,8 @@ class Way:
                 found["pessimism"] = float(part[1:])
             else:
                 raise ValueError(f"{text!r} has an unknown part {part!r}")
+        if found.get("chosen_plain") and mode == "anytime":
+            raise ValueError(f"{text!r} cannot be: plain has no previews, so it goes with prefetch")
         return cls(**found)
 
     def fits(self, contract: Contract) -> bool:
@@ -90,7 +94,8 @@ class Condition:
         if mode == "open-loop":
             # Nothing is committed, and nothing plays that could be made up for.
             return f"{mode}{way.choice}", float(ticks)
-        name = f"{mode}{'+compensated' * way.compensated}+{way.continuation}{way.choice}"
+        plain = "+plain" * way.chosen_plain
+        name = f"{mode}{'+compensated' * way.compensated}+{way.continuation}{way.choice}{plain}"
         return name, self.delay if mode == "anytime" else float(ticks)
 
     @property
@@ -101,6 +106,31 @@ class Condition:
     def prefetch_ticks(self) -> int | None:
         """Without delay 0; otherwise the loop measures it."""
         return 0 if self.delay == 0 else None
+
+
+class ChosenPlain:
+    """V chooses among chunks that continue nothing; one from the chosen chunk's noise then does."""
+
+    continues = True
+
+    def __init__(self, policy: OnnxPolicy):
+        self._policy, self.contract = policy, policy.contract
+
+    def act(self, observation: Any, **options: Any) -> Decision:
+        """See `OnnxPolicy.act`."""
+        seed, count = options.pop("seed"), options.pop("candidates", 1)
+        going_on = {name: options.pop(name, None) for name in ("prefix", "committed", "continuation")}
+        if going_on["prefix"] is None:
+            return self._policy.act(observation, seed=seed, candidates=count, **options)
+        options["value"] = True
+        plain = [
+            self._policy.act(observation, seed=decision_seed(seed % 2**32, i), **options)
+            for i in range(count)
+        ]
+        best = max(plain, key=lambda decision: decision.value or 0.0)
+        return self._policy.act(observation, seed=best.seed, **options, **going_on)
+
+    def reset(self) -> None: ...
 
 
 class Seams:
