@@ -254,7 +254,7 @@ class PolicyServer:
         match request:
             case headers.Act():
                 job = requests.read_job(request, fields, named, model, context, client, received)
-                self._admit(client, job.candidates, received)
+                self._admit(client, job.rows, received)
                 slot.engine.submit(job)
             case headers.Refine() | headers.Value():
                 rows, work = requests.read_task(request, fields, named, model, Task(context, client))
