@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 
 from benchmarks.delay_sweep import WAYS, Condition, Results
@@ -26,6 +27,7 @@ BARE = (
 )
 
 
+@pytest.mark.slow
 def test_training_speed_needs_a_checkout_torch_numpy_and_h5py_only(tmp_path: Path) -> None:
     block = f"import sys\nfor name in {BARE}: sys.modules[name] = None\n"
     words = [
