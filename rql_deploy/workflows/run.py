@@ -86,7 +86,8 @@ def run(
     """
     from rql_deploy.assumptions import motion_remark
     from rql_deploy.runtime.client import RemotePolicy
-    from rql_deploy.runtime.client.episode_upload import EpisodeReporter, ReportedPlant
+    from rql_deploy.runtime.client.episode_upload import EpisodeReporter
+    from rql_deploy.runtime.client.reported_plant import ReportedPlant
     from rql_deploy.seeding import episode_seed
     from rql_deploy.sim.evaluation.episodes import Score
 
@@ -103,7 +104,7 @@ def run(
     ):
         if on_remark is not None and (remark := motion_remark(policy.contract.plant)):
             on_remark(remark)
-        reported = ReportedPlant(plant, reporter)
+        reported = ReportedPlant(plant, reporter, notes=real_time is not None)
         if real_time is not None:
             played = play_in_real_time(
                 task,
@@ -122,6 +123,7 @@ def run(
             played = _play_in_lockstep(
                 reported, policy, seeds, candidates, timeout or 1.0, tell, accept_assumed
             )
+        reported.note(None)
         stale = policy.stale_replies
         reporter.close()
         unrecorded = reporter.dropped

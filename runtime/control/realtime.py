@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
 from rql_deploy.assumptions import require_stated_motion
 from rql_deploy.errors import UserError
@@ -27,7 +26,7 @@ from rql_deploy.seeding import check_seed, decision_seed
 
 from .clock import MIN_SPACING, Clock, Schedule, SystemClock, require_rate
 from .inference import InferenceRequest, InferenceResult, InferenceRunner, ThreadRunner
-from .lockstep import plant_failure
+from .lockstep import is_finished, plant_failure, rest_command
 from .playback import DeltaBounds, Mode, Playback, ScheduledAction
 from .safety import NO_ACTION, Reason, SafetyFilter, Verdict, zero_on_hold
 from .scheduling import low_jitter
@@ -170,7 +169,7 @@ class RealTimeLoop:
         error_kind, interrupted = "", False
         try:
             self.plant.reset(seed)
-            self._start = _rest(self.plant)
+            self._start = rest_command(self.plant)
             self.filter.reset(self._start)
         except Exception as failure:
             error, error_kind = plant_failure("could not be reset", failure)
@@ -200,7 +199,7 @@ class RealTimeLoop:
     ) -> bool:
         """Run ticks until the episode ends; returns whether `stop` ended it."""
         skipped = 0
-        while not _finished(self.plant):
+        while not is_finished(self.plant):
             if stop():
                 return True
             if duration is not None and schedule.cycle * self.period >= duration:
@@ -219,7 +218,7 @@ class RealTimeLoop:
         """Hold until the command no longer changes, for at most `ticks`; ignores failures of the plant."""
         previous = None
         with contextlib.suppress(Exception):
-            while self._moving and ticks != 0 and not _finished(self.plant):
+            while self._moving and ticks != 0 and not is_finished(self.plant):
                 schedule.advance(self.clock.now())
                 self.clock.sleep_until(schedule.deadline)
                 self._keep_distance()
@@ -277,8 +276,11 @@ class RealTimeLoop:
         committed, previews = self._playback.committed, self._playback.previews
         number = self._playback.request(observed)
         self.statistics.decisions += 1
-        seed = decision_seed(self._seed, number - self._first_request)
+        seed = self._decision_seed(number)
         self._runner.submit(InferenceRequest(number, observation, seed, committed, previews))
+
+    def _decision_seed(self, number: int) -> int:
+        return decision_seed(self._seed, number - self._first_request)
 
     def _poll_results(self) -> None:
         for result in self._runner.poll():
@@ -331,18 +333,8 @@ class RealTimeLoop:
             chunk_index=-1 if scheduled is None else scheduled.index,
             prefetch_ticks=self._playback.prefetch_ticks,
             command=verdict.command,
+            seed=None if scheduled is None else self._decision_seed(scheduled.chunk.number),
         )
         self.statistics.count(tick)
         if self._on_tick is not None:
             self._on_tick(tick, observation)
-
-
-def _finished(plant: Plant) -> bool:
-    """Whether the episode is over, as a simulator can tell; a robot runs until it is stopped."""
-    return bool(getattr(plant, "finished", False))
-
-
-def _rest(plant: Plant) -> NDArray[np.float32] | None:
-    """The command that keeps the plant where it is: from its `rest()` or `rest_action`, or None."""
-    rest = getattr(plant, "rest", None)
-    return getattr(plant, "rest_action", None) if rest is None else rest()

@@ -232,6 +232,7 @@ class Engine:
             job.f = np.float32(job.f + d)
             job.step_sizes.append(float(d))
             job.preview = preview[start : start + count]
+            job.note_preview()
             start += count
         self.steps += 1
         self.rows += len(x)
@@ -303,8 +304,8 @@ class Engine:
     def _prune(self, job: Job, rows: slice, keep: int) -> NDArray[np.bool_]:
         """Mask of the job's rows that stay: the `keep` partial actions of highest V, all at the same f."""
         column = np.full((len(job.active), 1), job.f, np.float32)
-        values, _ = self.model.value(self._features[rows], self._x[rows], column)
-        return job.keep_best(values, keep)
+        values, spreads = self.model.value(self._features[rows], self._x[rows], column)
+        return job.keep_best(values, spreads, keep)
 
     def _stream(self, job: Job, rows: slice, kept: NDArray[np.bool_] | None) -> Preview:
         assert job.preview is not None
@@ -312,6 +313,7 @@ class Engine:
         if job.value and job.needs_value:
             mask = slice(None) if kept is None or not kept[rows].any() else kept[rows]
             values, spreads = self.model.value_of_chunks(self._features[rows][mask], job.preview)
+            job.note_scores(values, spreads)
             best = int(values.argmax())
             value, spread = float(values[best]), float(spreads[best])
         return Preview(job, len(job.step_sizes), job.preview[best], value, spread)

@@ -120,6 +120,7 @@ def _step(
     job.f = np.float32(job.f + delta)
     job.step_sizes.append(float(delta))
     job.preview = np.concatenate(previews)
+    job.note_preview()
     return next_x
 
 
@@ -128,13 +129,14 @@ def _between_steps(model: Model, job: Job, features: Array, x: Array) -> Generat
     k = len(job.step_sizes)
     keep = dict(job.prune).get(k, len(job.active))
     if keep < len(job.active):
-        values, _ = yield from _value(model, features, x, job.f)
-        x = x[job.keep_best(values, keep)]
+        values, spreads = yield from _value(model, features, x, job.f)
+        x = x[job.keep_best(values, spreads, keep)]
     if job.stream:
         assert job.preview is not None
         best, value, spread = 0, None, None
         if job.value and job.needs_value:
             values, spreads = yield from _value(model, features, model.scaled(job.preview), np.float32(1.0))
+            job.note_scores(values, spreads)
             best = int(values.argmax())
             value, spread = float(values[best]), float(spreads[best])
         yield 0, [Preview(job, k, job.preview[best], value, spread)]

@@ -19,10 +19,11 @@ from rql_deploy.bundle.bundle import Bundle
 from rql_deploy.errors import ContractError
 from rql_deploy.runtime.client import RemotePolicy
 from rql_deploy.runtime.client.channel import Channel
-from rql_deploy.runtime.client.episode_upload import EpisodeReporter, ReportedPlant
+from rql_deploy.runtime.client.episode_upload import EpisodeReporter
+from rql_deploy.runtime.client.reported_plant import ReportedPlant
 from rql_deploy.runtime.control.lockstep import ControlLoop
 from rql_deploy.runtime.engine.request import EpisodePart
-from rql_deploy.runtime.server.recording import Recorder
+from rql_deploy.runtime.recording.recorder import Recorder
 from rql_deploy.runtime.wire.checks import ServerError
 from rql_deploy.runtime.wire.headers import Episode
 from rql_deploy.train.data.readers import open_store
@@ -203,7 +204,7 @@ def test_a_recorder_takes_no_more_than_it_has_room_for(
     bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     contract = Bundle.open(bundle).contract
-    monkeypatch.setattr("rql_deploy.runtime.server.recording.MAX_QUEUED_BYTES", 100)
+    monkeypatch.setattr("rql_deploy.runtime.recording.recorder.MAX_QUEUED_BYTES", 100)
     recorder = Recorder(tmp_path)
     large = EpisodePart(
         1,

@@ -57,6 +57,23 @@ def _scale(dimension: ActionDimension) -> float:
     return float(match.group(1) or 1.0) if match else 0.0
 
 
+_EFFECTOR = re.compile(r"(eef|ee|effector|tcp|hand|gripper)_?pos(ition)?$", re.IGNORECASE)
+
+
+def effector_fields(plant: PlantDescription) -> tuple[str | None, str | None]:
+    """Names of the fields with the end effector's position `[3]` and rotation (a quaternion xyzw `[4]`).
+
+    None for what the plant does not observe; names and shapes tell.
+    """
+    sizes = {field.name: field.shape for field in plant.fields}
+    for name, shape in sizes.items():
+        if shape == (3,) and (match := _EFFECTOR.search(name)):
+            stem = name[: match.start()] + match.group(1)
+            quaternions = (f"{stem}_quat", f"{stem}_quaternion", f"{stem}_orientation")
+            return name, next((q for q in quaternions if sizes.get(q) == (4,)), None)
+    return None, None
+
+
 COLOURS = np.array(
     [[0.27, 0.0, 0.33], [0.23, 0.32, 0.55], [0.13, 0.57, 0.55], [0.37, 0.79, 0.38], [0.99, 0.91, 0.14]]
 )

@@ -1,0 +1,183 @@
+"""What Foxglove and Rerun draw by themselves, made of our messages: chunks, transforms, pictures, joints.
+
+| topic | schema | |
+|---|---|---|
+| `/tf` | foxglove.FrameTransforms | the end effector in the frame `world` |
+| `/chunks` | foxglove.SceneUpdate | paths of the candidates, lines coloured by V; the chunk sent is thick |
+| `/chunks/points` | foxglove.PointCloud | the set-points of the same paths, for viewers without lines |
+| `/camera/NAME` | foxglove.CompressedImage | a picture of the observation, as PNG |
+| `/commands`, `/observation` | foxglove.JointStates | actions carried out and observed numbers by name |
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from foxglove_schemas_protobuf.CompressedImage_pb2 import CompressedImage
+from foxglove_schemas_protobuf.FrameTransforms_pb2 import FrameTransforms
+from foxglove_schemas_protobuf.JointStates_pb2 import JointStates
+from foxglove_schemas_protobuf.LinePrimitive_pb2 import LinePrimitive
+from foxglove_schemas_protobuf.PackedElementField_pb2 import PackedElementField
+from foxglove_schemas_protobuf.PointCloud_pb2 import PointCloud
+from foxglove_schemas_protobuf.SceneUpdate_pb2 import SceneUpdate
+from numpy.typing import NDArray
+
+from rql_deploy.chunk_paths import PathModel, colour, effector_fields, value_range
+from rql_deploy.contract import Contract
+
+from .messages import Decision, Message, Tick, chunk, previews
+
+WORLD, EFFECTOR = "world", "end_effector"
+MAX_PATHS = 64
+"""Candidates that are drawn."""
+MAX_NUMBERS = 64
+"""Numbers of a field that are plotted by name."""
+GREY = np.array([0.5, 0.5, 0.5])
+"""Of a path whose V is not known."""
+_POINT = np.dtype([("position", "<f4", 3), ("colour", "u1", 4)])
+Path = tuple[NDArray[np.float64], NDArray[np.float64], float]
+"""Points `[n, 3]`, RGB and opacity."""
+
+
+class StandardMessages:
+    """Makes them for messages of one contract."""
+
+    def __init__(self, contract: Contract):
+        self._plant = contract.plant
+        self._model = PathModel(contract.plant)
+        self._position, self._rotation = effector_fields(contract.plant)
+        self._range = value_range(contract.calibration.levels, contract.calibration.value)
+
+    def __call__(self, message: Message, fields: dict[str, NDArray[Any]]) -> Iterator[tuple[str, Any]]:
+        """(topic, message) of a Decision or a Tick with these fields; nothing for the others."""
+        if not isinstance(message, Decision | Tick):
+            return
+        time = round(message.time * 1e9)
+        if self._position is not None:
+            yield "/tf", self._transform(time, fields)
+        if isinstance(message, Tick):
+            actions = np.frombuffer(message.action, "<f4")
+            names = [dimension.name for dimension in self._plant.actions]
+            yield "/commands", _joints(time, zip(names, actions.tolist(), strict=True))
+            yield "/observation", _joints(time, _numbers(fields))
+        elif self._model.drawable:
+            paths, sent = self.paths(message, fields)
+            yield "/chunks", _scene(time, message.client, paths, sent)
+            yield "/chunks/points", _cloud(time, [*paths, sent])
+
+    def paths(self, decision: Decision, fields: dict[str, NDArray[Any]]) -> tuple[list[Path], Path]:
+        """What is drawn of a decision: previews and candidates, and the chunk that was sent."""
+        start = np.zeros(3) if self._position is None else fields[self._position].astype(np.float64)
+        known = {
+            (score.step, number): value
+            for score in decision.scores
+            for number, value in zip(
+                score.candidates, np.frombuffer(score.values, "<f4").tolist(), strict=True
+            )
+        }
+        final = {number: value for (_, number), value in sorted(known.items())}
+
+        def path(actions: NDArray[Any], value: float | None, opacity: float) -> Path:
+            rgb = GREY if value is None else colour(value, *self._range)
+            return self._model.path(actions, start, np.eye(3)), rgb, opacity
+
+        found = []
+        made = previews(decision)
+        for step, numbers, chunks in made:
+            last = step == made[-1][0]
+            for number, actions in list(zip(numbers, chunks, strict=True))[:MAX_PATHS]:
+                # Of earlier steps only the chunk that was sent: how it became what it is.
+                if last or number == decision.candidate:
+                    value = known.get((step, number), final.get(number))
+                    found.append(path(actions, value, 0.7 if last else 0.15 + 0.4 * step / made[-1][0]))
+        value = decision.value if decision.value is not None else final.get(decision.candidate)
+        return found, path(chunk(decision), value, 1.0)
+
+    def _transform(self, time: int, fields: dict[str, NDArray[Any]]) -> FrameTransforms:
+        message = FrameTransforms()
+        transform = message.transforms.add(parent_frame_id=WORLD, child_frame_id=EFFECTOR)
+        transform.timestamp.FromNanoseconds(time)
+        x, y, z = fields[self._position or ""].astype(np.float64).tolist()
+        transform.translation.x, transform.translation.y, transform.translation.z = x, y, z
+        rotation = [0.0, 0.0, 0.0, 1.0]
+        if self._rotation is not None:
+            rotation = fields[self._rotation].astype(np.float64).tolist()
+        transform.rotation.x, transform.rotation.y, transform.rotation.z, transform.rotation.w = rotation
+        return message
+
+
+def picture(time: float, name: str, rows: NDArray[np.uint8]) -> CompressedImage:
+    """A picture `[H, W, 3]` in RGB as PNG, which loses nothing."""
+    from PIL import Image
+
+    data = io.BytesIO()
+    Image.fromarray(rows).save(data, "png", compress_level=1)
+    message = CompressedImage(frame_id=name, data=data.getvalue(), format="png")
+    message.timestamp.FromNanoseconds(round(time * 1e9))
+    return message
+
+
+def bgr_fields(contract: str) -> set[str]:
+    """Names of the pictures whose bytes are in the order blue, green, red, by a contract as JSON."""
+    plant = Contract.from_json(contract).plant
+    return {image.name for image in getattr(plant, "images", ()) if image.colour_order == "bgr"}
+
+
+def pixels(data: bytes) -> NDArray[np.uint8]:
+    """The picture of a serialized CompressedImage, `[H, W, 3]`."""
+    from PIL import Image
+
+    return np.asarray(Image.open(io.BytesIO(CompressedImage.FromString(data).data)))
+
+
+def _numbers(fields: dict[str, NDArray[Any]]) -> Iterator[tuple[str, float]]:
+    for name, values in fields.items():
+        if values.dtype != np.uint8 and values.size <= MAX_NUMBERS:
+            flat = values.reshape(-1).tolist()
+            yield from ((f"{name}[{i}]" if len(flat) > 1 else name, value) for i, value in enumerate(flat))
+
+
+def _joints(time: int, positions: Any) -> JointStates:
+    message = JointStates()
+    message.timestamp.FromNanoseconds(time)
+    for name, position in positions:
+        message.joints.add(name=name, position=position)
+    return message
+
+
+def _scene(time: int, client: str, paths: list[Path], sent: Path) -> SceneUpdate:
+    """One entity per client, replaced by its next decision."""
+    message = SceneUpdate()
+    entity = message.entities.add(frame_id=WORLD, id=client)
+    entity.timestamp.FromNanoseconds(time)
+    for points, rgb, opacity in [*paths, sent]:
+        line = entity.lines.add(
+            type=LinePrimitive.LINE_STRIP, thickness=4.0 if points is sent[0] else 1.5, scale_invariant=True
+        )
+        line.pose.orientation.w = 1.0
+        line.color.r, line.color.g, line.color.b = rgb.tolist()
+        line.color.a = opacity
+        for x, y, z in points.tolist():
+            line.points.add(x=x, y=y, z=z)
+    return message
+
+
+def _cloud(time: int, paths: list[Path]) -> PointCloud:
+    rows = np.concatenate([np.zeros(len(points), _POINT) for points, _, _ in paths])
+    rows["position"] = np.concatenate([points for points, _, _ in paths])
+    rows["colour"] = np.repeat(
+        [[*np.round(rgb * 255), round(opacity * 255)] for _, rgb, opacity in paths],
+        [len(points) for points, _, _ in paths],
+        axis=0,
+    )
+    message = PointCloud(frame_id=WORLD, point_stride=_POINT.itemsize, data=rows.tobytes())
+    message.timestamp.FromNanoseconds(time)
+    message.pose.orientation.w = 1.0
+    for offset, name in zip((0, 4, 8), "xyz", strict=True):
+        message.fields.add(name=name, offset=offset, type=PackedElementField.FLOAT32)
+    for offset, name in enumerate(("red", "green", "blue", "alpha"), start=12):
+        message.fields.add(name=name, offset=offset, type=PackedElementField.UINT8)
+    return message
