@@ -36,12 +36,20 @@ class PathModel:
         `start` `[3]` is where the end effector is, `base` `[3, 3]` the rotation of the robot's base. Deltas
         are added up, as if each were reached; a real arm lags behind.
         """
-        moves = np.asarray(actions, np.float64)[:, self.columns] * self.scales
+        return self.paths(actions[None], start, base)[0]
+
+    def paths(
+        self, chunks: NDArray[np.float32], start: NDArray[np.float64], base: NDArray[np.float64]
+    ) -> NDArray[np.float64]:
+        """Set-points `[n, h + 1, 3]` of several chunks `[n, h, A]` from one place; see `path`."""
+        moves = np.asarray(chunks, np.float64)[..., self.columns] * self.scales
+        points = np.empty((len(moves), moves.shape[1] + 1, 3))
+        points[:, 0] = start
         if not self.delta:
-            return np.concatenate([start[None], moves])
-        if self.in_base_frame:
-            moves = moves @ base.T
-        return np.concatenate([start[None], start + np.cumsum(moves, axis=0)])
+            points[:, 1:] = moves
+        else:
+            points[:, 1:] = start + np.cumsum(moves @ base.T if self.in_base_frame else moves, axis=1)
+        return points
 
 
 def _axis(plant: PlantDescription, axis: str) -> tuple[int | None, ActionDimension | None]:

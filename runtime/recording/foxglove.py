@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from foxglove_schemas_protobuf.CompressedImage_pb2 import CompressedImage
@@ -35,11 +35,20 @@ MAX_PATHS = 64
 """Candidates that are drawn."""
 MAX_NUMBERS = 64
 """Numbers of a field that are plotted by name."""
-GREY = np.array([0.5, 0.5, 0.5])
-"""Of a path whose V is not known."""
 _POINT = np.dtype([("position", "<f4", 3), ("colour", "u1", 4)])
-Path = tuple[NDArray[np.float64], NDArray[np.float64], float]
-"""Points `[n, 3]`, RGB and opacity."""
+SHADES = np.array([colour(i / 255, 0.0, 1.0) for i in range(256)] + [[0.5, 0.5, 0.5]])
+"""RGB of V from low to high, and grey, the last, for a path whose V is not known."""
+
+
+class Paths(NamedTuple):
+    """What is drawn of a decision; the last path is the chunk that was sent."""
+
+    points: NDArray[np.float64]
+    """`[n, h + 1, 3]`"""
+    rgb: NDArray[np.float64]
+    """`[n, 3]`"""
+    opacity: NDArray[np.float64]
+    """`[n]`"""
 
 
 class StandardMessages:
@@ -64,13 +73,12 @@ class StandardMessages:
             yield "/commands", _joints(time, zip(names, actions.tolist(), strict=True))
             yield "/observation", _joints(time, _numbers(fields))
         elif self._model.drawable:
-            paths, sent = self.paths(message, fields)
-            yield "/chunks", _scene(time, message.client, paths, sent)
-            yield "/chunks/points", _cloud(time, [*paths, sent])
+            paths = self._paths(message, fields)
+            yield "/chunks", _scene(time, message.client, paths)
+            yield "/chunks/points", _cloud(time, paths)
 
-    def paths(self, decision: Decision, fields: dict[str, NDArray[Any]]) -> tuple[list[Path], Path]:
-        """What is drawn of a decision: previews and candidates, and the chunk that was sent."""
-        start = np.zeros(3) if self._position is None else fields[self._position].astype(np.float64)
+    def _paths(self, decision: Decision, fields: dict[str, NDArray[Any]]) -> Paths:
+        """Earlier previews of the chunk that was sent, all candidates, and that chunk."""
         known = {
             (score.step, number): value
             for score in decision.scores
@@ -79,22 +87,26 @@ class StandardMessages:
             )
         }
         final = {number: value for (_, number), value in sorted(known.items())}
-
-        def path(actions: NDArray[Any], value: float | None, opacity: float) -> Path:
-            rgb = GREY if value is None else colour(value, *self._range)
-            return self._model.path(actions, start, np.eye(3)), rgb, opacity
-
-        found = []
-        made = previews(decision)
-        for step, numbers, chunks in made:
+        made, sent = previews(decision), decision.candidate
+        chunks, values, opacity = [], [], []
+        for step, numbers, actions in made:
             last = step == made[-1][0]
-            for number, actions in list(zip(numbers, chunks, strict=True))[:MAX_PATHS]:
-                # Of earlier steps only the chunk that was sent: how it became what it is.
-                if last or number == decision.candidate:
-                    value = known.get((step, number), final.get(number))
-                    found.append(path(actions, value, 0.7 if last else 0.15 + 0.4 * step / made[-1][0]))
-        value = decision.value if decision.value is not None else final.get(decision.candidate)
-        return found, path(chunk(decision), value, 1.0)
+            for number, chosen in list(zip(numbers, actions, strict=True))[:MAX_PATHS]:
+                if last or number == sent:
+                    chunks.append(chosen)
+                    values.append(known.get((step, number), final.get(number)))
+                    opacity.append(0.7 if last else 0.15 + 0.4 * step / made[-1][0])
+        chunks.append(chunk(decision))
+        values.append(decision.value if decision.value is not None else final.get(sent))
+        start = np.zeros(3) if self._position is None else fields[self._position].astype(np.float64)
+        points = self._model.paths(np.stack(chunks), start, np.eye(3))
+        return Paths(points, SHADES[[self._shade(value) for value in values]], np.array([*opacity, 1.0]))
+
+    def _shade(self, value: float | None) -> int:
+        low, high = self._range
+        if value is None:
+            return -1
+        return int(255 * min(1.0, max(0.0, (value - low) / max(high - low, 1e-9))))
 
     def _transform(self, time: int, fields: dict[str, NDArray[Any]]) -> FrameTransforms:
         message = FrameTransforms()
@@ -148,31 +160,30 @@ def _joints(time: int, positions: Any) -> JointStates:
     return message
 
 
-def _scene(time: int, client: str, paths: list[Path], sent: Path) -> SceneUpdate:
+def _scene(time: int, client: str, paths: Paths) -> SceneUpdate:
     """One entity per client, replaced by its next decision."""
     message = SceneUpdate()
     entity = message.entities.add(frame_id=WORLD, id=client)
     entity.timestamp.FromNanoseconds(time)
-    for points, rgb, opacity in [*paths, sent]:
+    sent = len(paths.points) - 1
+    rows = zip(paths.points.tolist(), paths.rgb.tolist(), paths.opacity.tolist(), strict=True)
+    for i, (points, (r, g, b), opacity) in enumerate(rows):
         line = entity.lines.add(
-            type=LinePrimitive.LINE_STRIP, thickness=4.0 if points is sent[0] else 1.5, scale_invariant=True
+            type=LinePrimitive.LINE_STRIP, thickness=4.0 if i == sent else 1.5, scale_invariant=True
         )
         line.pose.orientation.w = 1.0
-        line.color.r, line.color.g, line.color.b = rgb.tolist()
-        line.color.a = opacity
-        for x, y, z in points.tolist():
-            line.points.add(x=x, y=y, z=z)
+        line.color.r, line.color.g, line.color.b, line.color.a = r, g, b, opacity
+        add = line.points.add
+        for x, y, z in points:
+            add(x=x, y=y, z=z)
     return message
 
 
-def _cloud(time: int, paths: list[Path]) -> PointCloud:
-    rows = np.concatenate([np.zeros(len(points), _POINT) for points, _, _ in paths])
-    rows["position"] = np.concatenate([points for points, _, _ in paths])
-    rows["colour"] = np.repeat(
-        [[*np.round(rgb * 255), round(opacity * 255)] for _, rgb, opacity in paths],
-        [len(points) for points, _, _ in paths],
-        axis=0,
-    )
+def _cloud(time: int, paths: Paths) -> PointCloud:
+    count, points, _ = paths.points.shape
+    rows = np.empty((count, points), _POINT)
+    rows["position"] = paths.points
+    rows["colour"] = np.round(255 * np.column_stack([paths.rgb, paths.opacity]))[:, None]
     message = PointCloud(frame_id=WORLD, point_stride=_POINT.itemsize, data=rows.tobytes())
     message.timestamp.FromNanoseconds(time)
     message.pose.orientation.w = 1.0

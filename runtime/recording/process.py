@@ -54,11 +54,10 @@ class WriterProcess:
             self._process.stdin.close()
 
     def end(self, timeout: float) -> bool:
-        """Wait for its end, then kill it; returns whether it ended by itself."""
+        """Wait for its end; returns whether it came. Otherwise the process goes on until all is written."""
         try:
             self._process.wait(timeout)
         except subprocess.TimeoutExpired:
-            self._process.kill()
             return False
         self._thread.join(timeout)
         return True

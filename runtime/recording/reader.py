@@ -5,7 +5,6 @@ A file that was cut short, by a crash or because it is still written, is read up
 
 from __future__ import annotations
 
-import importlib.util
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -37,7 +36,6 @@ def read_file(path: Path) -> Iterator[Message]:
 
     Raises UserError when the file is not a recording, or a chunk in it is damaged.
     """
-    _require_library(path)
     from google.protobuf.message import DecodeError
     from mcap.records import Channel
     from mcap.records import Message as Entry
@@ -116,12 +114,3 @@ def _damage() -> tuple[type[Exception], ...]:
     from zstandard import ZstdError
 
     return (McapError, ZstdError, ValueError, KeyError, struct.error, UnicodeDecodeError, OSError)
-
-
-def _require_library(path: Path) -> None:
-    for name in ("mcap", "mcap_protobuf", "foxglove_schemas_protobuf"):
-        if importlib.util.find_spec(name) is None:
-            raise UserError(
-                f"{path} is a recording, which needs {name} to be read",
-                hint="pip install 'rql-deploy[recordings]'",
-            )

@@ -112,19 +112,21 @@ class Recorder:
         return True
 
     def close(self, timeout: float = CLOSE_LIMIT) -> None:
-        """Write what is queued, then end the process; what a slow disk has not taken in time is dropped."""
+        """Hand over what is queued and wait until it is written.
+
+        After `timeout` seconds what is still queued is dropped, and the process is left to write the rest.
+        """
         expiry = time.monotonic() + timeout
         # The queue may be full and its thread held up by the disk: neither may hold up the caller.
         with contextlib.suppress(queue.Full):
             self._queue.put(None, timeout=timeout)
         self._thread.join(timeout=max(0.0, expiry - time.monotonic()))
         self._abandoned = True
-        ended = not self._thread.is_alive()
-        if self._process is not None:
-            ended = self._process.end(max(0.0, expiry - time.monotonic())) and ended
-        if not ended:
-            data = {"records": self._queue.qsize(), "folder": str(self._folder)}
+        data = {"records": self._queue.qsize(), "folder": str(self._folder)}
+        if self._thread.is_alive():
             _log.error("not recorded: the disk does not take it in time", extra={"data": data})
+        elif self._process is not None and not self._process.end(max(0.0, expiry - time.monotonic())):
+            _log.warning("the recording is still being written", extra={"data": data})
 
     def _run(self) -> None:
         while (entry := self._queue.get()) is not None and not self._abandoned:

@@ -34,7 +34,10 @@ from .protobuf import SCHEMAS, encode
 
 FLUSH_EVERY = 0.5
 """Seconds after which messages are on the disk, however few they are."""
-NICENESS = 10
+MAX_WAITING = 512
+"""Messages read ahead. From half of them on, what viewers draw is left out until the process has caught up;
+our own messages never are."""
+NICENESS = 5
 """The process yields to the server on a busy machine."""
 _decoder = msgspec.msgpack.Decoder(Message)
 
@@ -61,8 +64,8 @@ class RecordingWriter:
         with self._counting_errors(0):
             self._ready_file()
 
-    def add(self, message: Message) -> None:
-        """Append a message."""
+    def add(self, message: Message, *, draw: bool = True) -> None:
+        """Append a message, and unless told otherwise what viewers draw of it."""
         if isinstance(message, Bundle):
             self._bundle = message
             contract = Contract.from_json(message.contract)
@@ -75,7 +78,7 @@ class RecordingWriter:
             files = self._files
             file = self._ready_file()
             if counted or files == self._files:
-                self._append(file, message)
+                self._append(file, message, draw)
                 self._unwritten += counted
         if self._file is not None and self._file.full:
             self.flush()
@@ -115,11 +118,11 @@ class RecordingWriter:
             self._file = McapFile(path, self._chunk_bytes)
             self._files += 1
             if self._bundle is not None:
-                self._append(self._file, self._bundle)
+                self._append(self._file, self._bundle, False)
         self._file.require_room()
         return self._file
 
-    def _append(self, file: McapFile, message: Message) -> None:
+    def _append(self, file: McapFile, message: Message, draw: bool) -> None:
         nanoseconds = round(message.time * 1e9)
         fields: dict[str, NDArray[Any]] = {}
         if not isinstance(message, Bundle):
@@ -127,7 +130,7 @@ class RecordingWriter:
             message.fields = [self._place(file, message.time, array, fields) for array in message.fields]
         topic = TOPICS[type(message)]
         file.add(topic, lambda: SCHEMAS[topic], nanoseconds, encode(message))
-        for name, drawn in self._standard(message, fields) if self._standard is not None else ():
+        for name, drawn in self._standard(message, fields) if draw and self._standard is not None else ():
             file.add(name, functools.partial(_descriptors, drawn), nanoseconds, drawn.SerializeToString())
 
     def _place(self, file: McapFile, time: float, array: Array, fields: dict[str, NDArray[Any]]) -> Array:
@@ -164,7 +167,7 @@ def main(folder: str, prefix: str, shard_bytes: int) -> None:
         signal.signal(number, signal.SIG_IGN)
     with contextlib.suppress(OSError):
         os.nice(NICENESS)
-    frames: queue.Queue[bytes | None] = queue.Queue(64)
+    frames: queue.Queue[bytes | None] = queue.Queue(MAX_WAITING)
     threading.Thread(target=_read_frames, args=(sys.stdin.buffer, frames), daemon=True).start()
     writer = RecordingWriter(Path(folder), prefix, shard_bytes=shard_bytes)
     writer.begin()
@@ -175,7 +178,7 @@ def main(folder: str, prefix: str, shard_bytes: int) -> None:
             if frame is None:
                 break
             lost = writer.status.lost
-            writer.add(_decoder.decode(frame))
+            writer.add(_decoder.decode(frame), draw=frames.qsize() < MAX_WAITING // 2)
             if writer.status.lost != lost:
                 _report(writer.status)
         if writer.flush_at is not None and time.monotonic() >= writer.flush_at:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import time
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from rql_deploy.runtime.wire.notes import TickNote
 def decide(model: Model, observation: dict[str, Any], **options: Any) -> Done:
     """A decision of the engine with all that a recording keeps of it."""
     engine = Engine(model)
-    engine.submit(Job(None, model.rows(observation), received=0.0, history=History(), **options))
+    engine.submit(Job(None, model.rows(observation), received=time.monotonic(), history=History(), **options))
     while True:
         for event in engine.step():
             if isinstance(event, Done):

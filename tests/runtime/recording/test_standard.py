@@ -13,6 +13,8 @@ from mcap.reader import make_reader
 from mcap_protobuf.decoder import DecoderFactory
 from PIL import Image
 
+from rql_deploy.bundle.bundle import Bundle
+from rql_deploy.chunk_paths import colour, value_range
 from rql_deploy.runtime.recording.messages import Tick, floats, pack
 from rql_deploy.runtime.recording.writer import RecordingWriter
 from tests.helpers.commands import ROOT
@@ -117,9 +119,12 @@ def test_paths_begin_at_the_end_effector_and_are_coloured_by_v(recording: Path) 
     start = transform.translation
     assert (sent.points[0].x, sent.points[0].y, sent.points[0].z) == (start.x, start.y, start.z)
     assert sent.points[1].x - start.x == pytest.approx(0.05 * decision.actions[0], abs=1e-6)
-    finals = {(line.color.r, line.color.g, line.color.b) for line in entity.lines[9:11]}
-    assert len(finals) == 2
-    assert (sent.color.r, sent.color.g, sent.color.b) in finals
+    calibration = Bundle.open(LIFT).contract.calibration
+    span = value_range(calibration.levels, calibration.value)
+    for line, value in zip(
+        [*entity.lines[9:11], sent], [*decision.scores[-1].values, decision.value], strict=True
+    ):
+        assert np.allclose([line.color.r, line.color.g, line.color.b], colour(value, *span), atol=0.01)
     cloud = found["/chunks/points"][0][2]
     rows = np.frombuffer(cloud.data, [("p", "<f4", 3), ("c", "u1", 4)])
     assert len(rows) == 12 * 6

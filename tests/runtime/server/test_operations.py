@@ -213,6 +213,6 @@ def test_a_recording_replays_to_the_same_bytes_and_survives_being_cut_short(
     assert len(list(read_file(file))) == 7
     file.write_bytes(whole[: len(whole) // 2])
     assert len(list(read_file(file))) < 7
-    for place in (60, len(whole) // 3):
+    for place in (59, len(whole) // 3):  # of a chunk: its length, its bytes
         file.write_bytes(whole[:place] + bytes([whole[place] ^ 0xFF]) + whole[place + 1 :])
         assert_refused(cli("replay", folder, "--bundle", bundle), "is damaged")
