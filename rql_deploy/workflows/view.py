@@ -107,7 +107,10 @@ class _View:
         self._contract, self._model, self._range = contract, model, colours
         self._paths = PathModel(contract.plant)
         self._position, self._rotation = effector_fields(contract.plant)
-        self._span = contract.plant.action_high - contract.plant.action_low
+        motion = np.array([action.hold != "repeat" for action in contract.plant.actions])
+        # A gripper jumps on purpose; where all actions are targets, all count.
+        wide = np.where(motion | ~motion.any(), 1.0, np.inf)
+        self._span = (contract.plant.action_high - contract.plant.action_low) * wide
         self._film_bytes = 0
 
     @property

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from rql_deploy.runtime.wire.notes import TickNote
 
+_FLOAT32 = np.dtype("<f4")
 Float = NewType("Float", float)
 """A float32 number in the file."""
 Floats = NewType("Floats", bytes)
@@ -187,7 +188,7 @@ class Status(Struct):
 
 def floats(array: NDArray[Any]) -> Floats:
     """An array's numbers as float32."""
-    return Floats(np.ascontiguousarray(array, "<f4").tobytes())
+    return Floats((array if array.dtype == _FLOAT32 else array.astype(_FLOAT32)).tobytes())
 
 
 def pack(name: str, array: NDArray[Any]) -> Array:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import math
 import os
 import queue
 import signal
@@ -37,7 +38,9 @@ FLUSH_EVERY = 0.5
 MAX_WAITING = 512
 """Messages read ahead. From half of them on, what viewers draw is left out until the process has caught up;
 our own messages never are."""
-NICENESS = 5
+DRAWING = 0.05
+"""Share of the process's time for it: some 50 decisions a second."""
+NICENESS = 10
 """The process yields to the server on a busy machine."""
 _decoder = msgspec.msgpack.Decoder(Message)
 
@@ -45,8 +48,18 @@ _decoder = msgspec.msgpack.Decoder(Message)
 class RecordingWriter:
     """Appends to files of a folder. What the disk does not take is counted, and never raised."""
 
-    def __init__(self, folder: Path, prefix: str, *, shard_bytes: int, chunk_bytes: int = CHUNK_BYTES):
+    def __init__(
+        self,
+        folder: Path,
+        prefix: str,
+        *,
+        shard_bytes: int,
+        chunk_bytes: int = CHUNK_BYTES,
+        drawing: float = 1.0,
+    ):
+        """`drawing` is the share of the time that may go into what viewers draw."""
         self.status = Status()
+        self._drawing, self._draw_at = drawing, -math.inf
         self._folder, self._prefix = folder, prefix
         self._shard_bytes, self._chunk_bytes = shard_bytes, chunk_bytes
         self._file: McapFile | None = None
@@ -130,8 +143,13 @@ class RecordingWriter:
             message.fields = [self._place(file, message.time, array, fields) for array in message.fields]
         topic = TOPICS[type(message)]
         file.add(topic, lambda: SCHEMAS[topic], nanoseconds, encode(message))
-        for name, drawn in self._standard(message, fields) if draw and self._standard is not None else ():
+        start = time.perf_counter()
+        if self._standard is None or not draw or start < self._draw_at:
+            return
+        for name, drawn in self._standard(message, fields):
             file.add(name, functools.partial(_descriptors, drawn), nanoseconds, drawn.SerializeToString())
+        end = time.perf_counter()
+        self._draw_at = end + (end - start) * (1.0 / self._drawing - 1.0)
 
     def _place(self, file: McapFile, time: float, array: Array, fields: dict[str, NDArray[Any]]) -> Array:
         """The field as the message holds it: a picture goes into a message of its own before it."""
@@ -169,7 +187,7 @@ def main(folder: str, prefix: str, shard_bytes: int) -> None:
         os.nice(NICENESS)
     frames: queue.Queue[bytes | None] = queue.Queue(MAX_WAITING)
     threading.Thread(target=_read_frames, args=(sys.stdin.buffer, frames), daemon=True).start()
-    writer = RecordingWriter(Path(folder), prefix, shard_bytes=shard_bytes)
+    writer = RecordingWriter(Path(folder), prefix, shard_bytes=shard_bytes, drawing=DRAWING)
     writer.begin()
     while True:
         wait = None if writer.flush_at is None else max(0.0, writer.flush_at - time.monotonic())

@@ -2,6 +2,7 @@
 const data = JSON.parse(document.getElementById("data").textContent);
 const at = (id) => document.getElementById(id);
 const ms = (s) => (s == null ? "-" : (1e3 * s).toFixed(1) + " ms");
+const at_time = (t) => t.toFixed(2) + " s";
 const num = (v) => (v == null ? "-" : Number(v.toPrecision(4)).toString());
 const state = {episode: 0, row: 0, playing: false, yaw: -0.9, pitch: 0.5, zoom: 1, film: false};
 let episode, rows, span, box, worst;
@@ -92,7 +93,7 @@ function bounds() {
 }
 
 function projector(width, height) {
-  const scale = 0.78 * state.zoom * Math.min(width, height) / box.size;
+  const scale = 0.72 * state.zoom * Math.min(width, height) / box.size;
   const [cy, sy, cp, sp] = [Math.cos(state.yaw), Math.sin(state.yaw), Math.cos(state.pitch), Math.sin(state.pitch)];
   return (p) => {
     const [x, y, z] = p.map((v, k) => v - box.middle[k]);
@@ -158,9 +159,9 @@ function drawScene(decision) {
     stroke(pen, [[x, box.middle[1] - half, z], [x, box.middle[1] + half, z]].map(to), css("--line"), 1);
     stroke(pen, [[box.middle[0] - half, y, z], [box.middle[0] + half, y, z]].map(to), css("--line"), 1);
   }
-  const corner = [box.middle[0] - box.size / 2, box.middle[1] - box.size / 2, z];
+  const corner = [box.middle[0] - box.size / 2, box.middle[1] + box.size / 2, z];
   ["x", "y", "z"].forEach((name, k) => {
-    const end = corner.map((v, j) => v + (j === k ? box.size / 6 : 0));
+    const end = corner.map((v, j) => v + (j === k ? (j === 1 ? -1 : 1) * box.size / 6 : 0));
     stroke(pen, [corner, end].map(to), css("--soft"), 1.5);
     pen.fillStyle = css("--soft");
     pen.fillText(name, ...to(end));
@@ -296,7 +297,7 @@ function drawVerdicts() {
 function facts(decision) {
   const row = rows[state.row], found = [];
   const tick = episode.ticks.length > 0;
-  found.push(["time", num(row.t) + " s" + (tick ? `, tick ${state.row} of ${rows.length}` : "")]);
+  found.push(["time", at_time(row.t) + (tick ? `, tick ${state.row} of ${rows.length}` : "")]);
   if (tick) {
     const said = row.human ? "a human's action" : row.fresh === undefined ? "not reported" : row.fresh ? "the policy's action" : "hold";
     found.push(["command", said + (row.reason ? `: ${row.reason}` : "")]);
@@ -332,7 +333,7 @@ function draw() {
   at("film").style.display = film ? "block" : "none";
   at("scene").style.display = film ? "none" : "block";
   if (film) at("film").src = row.film; else drawScene(decision);
-  at("time").textContent = num(row.t) + " s";
+  at("time").textContent = at_time(row.t);
   drawVerdicts();
   drawValue();
   drawLatency();

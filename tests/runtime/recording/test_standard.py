@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import json
+import re
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
@@ -139,3 +141,22 @@ def test_pictures_are_png_beside_the_tick(recording: Path) -> None:
     assert shown.tolist() == np.arange(60).reshape(4, 5, 3).tolist()
     ((_, _, tick),) = found["/rql/tick"]
     assert [(f.name, f.picture) for f in tick.fields if f.picture] == [("front", "/camera/front")]
+
+
+def test_the_foxglove_layout_asks_for_what_a_recording_has(recording: Path) -> None:
+    layout = json.loads((ROOT / "docs" / "foxglove" / "rql-deploy.json").read_text())
+    _, found = messages(recording / "recording-00000.mcap")
+    panels = layout["configById"]
+    assert set(re.findall(r"\w+!\w+", json.dumps(layout["layout"]))) == set(panels)
+    assert set(panels["3D!chunks"]["topics"]) <= set(found)
+    assert panels["3D!chunks"]["followTf"] == found["/tf"][0][2].transforms[0].child_frame_id
+    paths = [path["value"] for panel in panels.values() for path in panel.get("paths", [])]
+    paths.append(panels["RawMessages!decision"]["topicPath"])
+    assert len(paths) > 10
+    for path in paths:
+        topic, *fields = path.split(".")
+        kind = found[topic][0][2].DESCRIPTOR
+        for field in fields:
+            name = field.partition("[")[0]
+            assert name in kind.fields_by_name, path
+            kind = kind.fields_by_name[name].message_type

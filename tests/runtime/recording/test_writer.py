@@ -8,6 +8,7 @@ from pathlib import Path
 
 import msgspec
 import numpy as np
+from mcap.reader import make_reader
 
 from rql_deploy.bundle.bundle import Bundle
 from rql_deploy.runtime.engine.request import Done, EpisodePart, Job
@@ -15,8 +16,10 @@ from rql_deploy.runtime.recording.messages import Decision, Tick, observation
 from rql_deploy.runtime.recording.packing import messages_of
 from rql_deploy.runtime.recording.reader import read_file, read_recording
 from rql_deploy.runtime.recording.writer import RecordingWriter
+from tests.helpers.commands import ROOT
 from tests.helpers.recordings import bundle_message
 
+LIFT = ROOT / "rql_deploy" / "assets" / "lift_bundle"
 JOB = Job(None, {"observation": np.zeros((1, 4), np.float32)}, 1, 0.0)
 DONE = Done(JOB, np.zeros((3, 2), np.float32), None, None, 0, 1, (1.0,), 0.0, 0.0)
 
@@ -69,3 +72,24 @@ def test_pictures_are_kept_to_the_bit(bundle: Path, tmp_path: Path) -> None:
         assert {name: (v.dtype, v.shape, v.tobytes()) for name, v in seen.items()} == {
             name: (v.dtype, v.shape[1:], v[i].tobytes()) for name, v in fields.items()
         }
+
+
+def test_what_viewers_draw_takes_a_share_of_the_time_and_decisions_are_all_kept(
+    bundle: Path, tmp_path: Path
+) -> None:
+    contract = Bundle.open(LIFT).contract
+    fields = {f.name: np.zeros((1, *f.shape), np.float32) for f in contract.plant.fields}
+    done = Done(Job(None, fields, 1, 0.0), np.zeros((5, 7), np.float32), None, None, 0, 1, (1.0,), 0.0, 0.0)
+    writer = RecordingWriter(tmp_path, "recording", shard_bytes=1 << 20, drawing=1e-4)
+    writer.add(bundle_message(contract))
+    for _ in range(20):
+        (message,) = messages_of(done, contract, 0.001, 1.0)
+        writer.add(message)
+    (message,) = messages_of(done, contract, 0.001, 1.0)
+    writer.add(message, draw=False)
+    writer.close()
+    (file,) = tmp_path.glob("*.mcap")
+    with file.open("rb") as stream:
+        topics = [channel.topic for _, channel, _ in make_reader(stream).iter_messages()]
+    assert topics.count("/rql/decision") == 21
+    assert 1 <= topics.count("/chunks") < 20
