@@ -36,7 +36,8 @@ class PathModel:
         `start` `[3]` is where the end effector is, `base` `[3, 3]` the rotation of the robot's base. Deltas
         are added up, as if each were reached; a real arm lags behind.
         """
-        return self.paths(actions[None], start, base)[0]
+        whole: NDArray[np.float64] = self.paths(actions[None], start, base)[0]
+        return whole
 
     def paths(
         self, chunks: NDArray[np.float32], start: NDArray[np.float64], base: NDArray[np.float64]

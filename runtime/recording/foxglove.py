@@ -4,7 +4,7 @@
 |---|---|---|
 | `/tf` | foxglove.FrameTransforms | the end effector in the frame `world` |
 | `/chunks` | foxglove.SceneUpdate | paths of the candidates, lines coloured by V; the chunk sent is thick |
-| `/chunks/points` | foxglove.PointCloud | the set-points of the same paths, for viewers without lines |
+| `/chunks/points` | foxglove.PointCloud | the same paths as points, for viewers without lines |
 | `/camera/NAME` | foxglove.CompressedImage | a picture of the observation, as PNG |
 | `/commands`, `/observation` | foxglove.JointStates | actions carried out and observed numbers by name |
 """
@@ -35,6 +35,8 @@ MAX_PATHS = 64
 """Candidates that are drawn."""
 MAX_NUMBERS = 64
 """Numbers of a field that are plotted by name."""
+POINTS_PER_ACTION = 4
+"""Of a path in the point cloud."""
 _POINT = np.dtype([("position", "<f4", 3), ("colour", "u1", 4)])
 SHADES = np.array([colour(i / 255, 0.0, 1.0) for i in range(256)] + [[0.5, 0.5, 0.5]])
 """RGB of V from low to high, and grey, the last, for a path whose V is not known."""
@@ -180,9 +182,12 @@ def _scene(time: int, client: str, paths: Paths) -> SceneUpdate:
 
 
 def _cloud(time: int, paths: Paths) -> PointCloud:
-    count, points, _ = paths.points.shape
-    rows = np.empty((count, points), _POINT)
-    rows["position"] = paths.points
+    # Dense enough to look like lines.
+    shares = np.arange(POINTS_PER_ACTION)[:, None] / POINTS_PER_ACTION
+    starts, moves = paths.points[:, :-1, None], np.diff(paths.points, axis=1)[:, :, None]
+    points = (starts + shares * moves).reshape(len(paths.points), -1, 3)
+    rows = np.empty((len(points), points.shape[1] + 1), _POINT)
+    rows["position"][:, :-1], rows["position"][:, -1] = points, paths.points[:, -1]
     rows["colour"] = np.round(255 * np.column_stack([paths.rgb, paths.opacity]))[:, None]
     message = PointCloud(frame_id=WORLD, point_stride=_POINT.itemsize, data=rows.tobytes())
     message.timestamp.FromNanoseconds(time)

@@ -24,13 +24,15 @@ class WriterProcess:
         """`on_error` is called, in a thread of its own, with why a message was lost."""
         self.status = Status()
         self._on_error = on_error
-        # It imports what this process imports, from wherever that was found.
-        paths = os.pathsep.join(path or os.getcwd() for path in sys.path)
+        # It imports what this process does, from where this process does, and nothing from the folder it is in.
+        paths = [path or os.getcwd() for path in sys.path]
+        program = (
+            f"import sys; sys.path[:] = {paths!r}; from {__package__}.writer import main; main(*sys.argv[1:])"
+        )
         self._process = subprocess.Popen(
-            [sys.executable, "-m", f"{__package__}.writer", str(folder), prefix, str(shard_bytes)],
+            [sys.executable, "-c", program, str(folder.absolute()), prefix, str(shard_bytes)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            env={**os.environ, "PYTHONPATH": paths},
         )
         self._thread = threading.Thread(target=self._listen, name="recorder status", daemon=True)
         self._thread.start()

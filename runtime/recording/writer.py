@@ -178,7 +178,7 @@ def _descriptors(message: Any) -> tuple[str, bytes]:
     return message.DESCRIPTOR.full_name, descriptors.SerializeToString()
 
 
-def main(folder: str, prefix: str, shard_bytes: int) -> None:
+def main(folder: str, prefix: str, shard_bytes: str) -> None:
     """The recorder's process."""
     # The server tells it to end by closing its input, after the last message.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
@@ -187,7 +187,7 @@ def main(folder: str, prefix: str, shard_bytes: int) -> None:
         os.nice(NICENESS)
     frames: queue.Queue[bytes | None] = queue.Queue(MAX_WAITING)
     threading.Thread(target=_read_frames, args=(sys.stdin.buffer, frames), daemon=True).start()
-    writer = RecordingWriter(Path(folder), prefix, shard_bytes=shard_bytes, drawing=DRAWING)
+    writer = RecordingWriter(Path(folder), prefix, shard_bytes=int(shard_bytes), drawing=DRAWING)
     writer.begin()
     while True:
         wait = None if writer.flush_at is None else max(0.0, writer.flush_at - time.monotonic())
@@ -220,7 +220,3 @@ def _report(status: Status) -> None:
     with contextlib.suppress(OSError, ValueError):
         sys.stdout.buffer.write(msgspec.json.encode(status) + b"\n")
         sys.stdout.buffer.flush()
-
-
-if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2], int(sys.argv[3]))

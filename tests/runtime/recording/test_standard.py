@@ -129,8 +129,9 @@ def test_paths_begin_at_the_end_effector_and_are_coloured_by_v(recording: Path) 
         assert np.allclose([line.color.r, line.color.g, line.color.b], colour(value, *span), atol=0.01)
     cloud = found["/chunks/points"][0][2]
     rows = np.frombuffer(cloud.data, [("p", "<f4", 3), ("c", "u1", 4)])
-    assert len(rows) == 12 * 6
-    assert np.allclose(rows["p"][-6], [start.x, start.y, start.z])
+    assert len(rows) == 12 * (4 * 5 + 1)
+    assert np.allclose(rows["p"][-21], [start.x, start.y, start.z])
+    assert np.allclose(rows["p"][-17], [sent.points[1].x, sent.points[1].y, sent.points[1].z])
 
 
 def test_pictures_are_png_beside_the_tick(recording: Path) -> None:
