@@ -28,6 +28,7 @@ BARE = (
 )
 
 
+@pytest.mark.slow
 def test_training_speed_needs_a_checkout_torch_numpy_and_h5py_only(tmp_path: Path) -> None:
     block = f"import sys\nfor name in {BARE}: sys.modules[name] = None\n"
     words = [

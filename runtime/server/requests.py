@@ -25,6 +25,7 @@ from rql_deploy.runtime.wire import headers
 from rql_deploy.runtime.wire.arrays import MAX_MESSAGE_BYTES, Arrays, Layout
 from rql_deploy.runtime.wire.checks import ProtocolError, all_finite
 from rql_deploy.runtime.wire.headers import MAX_TICKS
+from rql_deploy.runtime.wire.notes import decode_notes
 from rql_deploy.seeding import draw_seed
 
 HEADROOM = 1 << 20
@@ -137,7 +138,22 @@ def read_episode(
         raise ProtocolError("bad_request", f"{rows} ticks come with {rows}{more} observations, not {seen}")
     rewards = _rows(named, "rewards", (), range(rows, rows + 1)) if "rewards" in named else None
     success = _rows(named, "success", (), range(rows, rows + 1)) != 0 if "success" in named else None
-    return EpisodePart(epoch, request.episode, request.tick, end, fields, actions, rewards, success)
+    intervened = _rows(named, "intervened", (), range(rows, rows + 1)) != 0 if "intervened" in named else None
+    ages = _rows(named, "ages", (), range(rows, rows + 1)) if "ages" in named else None
+    notes = decode_notes(named["notes"], rows) if "notes" in named else None
+    return EpisodePart(
+        epoch,
+        request.episode,
+        request.tick,
+        end,
+        fields,
+        actions,
+        rewards,
+        success,
+        intervened=intervened,
+        ages=ages,
+        notes=notes,
+    )
 
 
 def _column(name: str, value: float | Sequence[float] | None, rows: int) -> NDArray[np.float32]:
