@@ -43,6 +43,7 @@ for (const [name, endpoint] of Object.entries(JSON.parse(process.argv[3] ?? "{}"
 }
 const drawn = await policy.act(observation);
 const after = await policy.act(observation, { seed: 7 });
+const many = await policy.actMany([observation, observation], { seeds: [7, drawn.seed], value: true });
 console.log(
   JSON.stringify({
     contractId: policy.contractId,
@@ -51,6 +52,7 @@ console.log(
     value: decision.value,
     stepsUsed: decision.stepsUsed,
     repeated: decision.actions.every((a, i) => a === after.actions[i]),
+    many: many.map(({ actions, seed, value }) => ({ actions: [...actions], seed, value })),
     drawn: { seed: drawn.seed, actions: [...drawn.actions] },
     failures,
   }),

@@ -123,6 +123,7 @@ class RobosuiteEnv(TaskEnv):
             rows_after_success,
         )
         self.render_mode = render_mode
+        self.metadata = {**self.metadata, "render_fps": control_rate}
         self.controller_config = controller_config(robot, controller)
         self._env = robosuite.make(
             task,
@@ -138,7 +139,7 @@ class RobosuiteEnv(TaskEnv):
             # after a rebuild.
             hard_reset=True,
         )
-        self.spec = EnvSpec(
+        self._recipe = self.spec = EnvSpec(
             id=f"rql-deploy/Robosuite{task}-v0",
             entry_point=ENTRY_POINT,
             kwargs={
@@ -231,7 +232,6 @@ class RobosuiteEnv(TaskEnv):
     def description(self, task: str) -> PlantDescription:
         """This environment's side of a contract, with units, hold parts and how to rebuild it."""
         arm = self.controller_config["body_parts"]["right"]
-        assert self.spec is not None
         return PlantDescription(
             task=task,
             fields=tuple(
@@ -240,7 +240,7 @@ class RobosuiteEnv(TaskEnv):
             ),
             actions=action_dimensions(arm, self.box.low, self.box.high),
             control_rate=float(self.control_rate),
-            environment={"spec": json.loads(self.spec.to_json()), "controller": json_data(arm)},
+            environment={"spec": json.loads(self._recipe.to_json()), "controller": json_data(arm)},
         )
 
     def rest_action(self) -> NDArray[np.float32] | None:
