@@ -155,6 +155,10 @@ class Session:
             prune=list(options.prune) or None,
         )
 
+    def chunk(self, out: Mapping[str, NDArray[Any]]) -> NDArray[np.float32]:
+        """The action chunk `[h, A]` of a reply; ServerError as of `chunks`."""
+        return self.chunks(out)[0]
+
     def chunks(self, out: Mapping[str, NDArray[Any]], rows: int = 1) -> NDArray[np.float32]:
         """The action chunks `[rows, h, A]` of a reply.
 
@@ -183,7 +187,7 @@ class Session:
             # A preview went to f = 1 in its last step.
             deltas = self._schedule(steps)
         return Decision(
-            actions=self.chunks(out)[0],
+            actions=self.chunk(out),
             value=reply.value,
             spread=reply.spread,
             steps_used=steps,
