@@ -27,6 +27,7 @@ class BatchOptions(TypedDict, total=False):
     seeds: Sequence[int] | None
     """One for each observation; drawn afresh if None."""
     prune: Sequence[tuple[int, int]]
+    pessimism: float
 
 
 def resolve_batch(options: Mapping[str, Any], rows: int) -> tuple[ResolvedOptions, tuple[int, ...] | None]:
@@ -37,7 +38,7 @@ def resolve_batch(options: Mapping[str, Any], rows: int) -> tuple[ResolvedOption
     if "seed" in options:
         raise TypeError("act_many has no option 'seed': did you mean 'seeds', one for each observation?")
     others = {name: value for name, value in options.items() if name != "seeds"}
-    asked = ResolvedOptions.of(others, without=("prefix", "seed"))
+    asked = ResolvedOptions.of(others, without=("prefix", "committed", "continuation", "seed"))
     if rows * asked.candidates > MAX_BATCH_CHUNKS:
         raise UserError(
             f"{rows} observations with {asked.candidates} candidates each are more than {MAX_BATCH_CHUNKS} "

@@ -47,11 +47,25 @@ export class RemotePolicy {
     return policy;
   }
 
-  /** An action chunk: { actions: Float32Array, shape: [h, A], stepsUsed, value, spread, seed, timing }. */
-  async act(observation, { deadlineMs = 1000, candidates = 1, value = false, seed = null } = {}) {
+  /**
+   * An action chunk: { actions: Float32Array, shape: [h, A], stepsUsed, value, spread, seed, timing }.
+   * `prefix` is a list of actions that play meanwhile; the chunk continues them (docs/control.md).
+   */
+  async act(observation, options = {}) {
+    const { deadlineMs = 1000, candidates = 1, value = false, seed = null, pessimism = 0 } = options;
+    const { prefix = [], committed = prefix.length, continuation = null } = options;
     if (seed !== null) checkSeed(seed);
-    const header = { contract: this.contractId, budget: deadlineMs / 1000, candidates, value, seed };
-    const { reply, block } = await this.#call("act", header, this.#pack([observation]), deadlineMs);
+    const width = this.contract.plant.actions.length;
+    const header = { contract: this.contractId, budget: deadlineMs / 1000, candidates, value, seed, pessimism };
+    const arrays = [];
+    if (prefix.length) {
+      if (prefix.some((action) => action.length !== width)) {
+        throw new RangeError(`prefix needs actions of ${width} numbers`);
+      }
+      Object.assign(header, { committed, continuation, arrays: [["prefix", "float32", [prefix.length, width]]] });
+      arrays.push(Buffer.from(Float32Array.from(prefix.flatMap((action) => [...action])).buffer));
+    }
+    const { reply, block } = await this.#call("act", header, this.#pack([observation]), deadlineMs, arrays);
     const { value: v, spread, steps_used: stepsUsed, seed: used, timing } = reply;
     const [chunk] = this.#chunks(block, 1);
     return { ...chunk, stepsUsed, value: v, spread, seed: used, timing };
@@ -108,14 +122,14 @@ export class RemotePolicy {
     this.contractId = reply.contract_id;
   }
 
-  async #call(operation, header, parts, timeoutMs) {
+  async #call(operation, header, parts, timeoutMs, arrays = []) {
     const id = ++this.#id;
     let timer;
     const answered = new Promise((resolve, reject) => {
       this.#waiting.set(id, { kind: KINDS[operation], resolve, reject });
       timer = setTimeout(() => reject(new DeadlineMissed(`no reply within ${timeoutMs} ms`)), timeoutMs);
     });
-    const frame = message(KINDS[operation], id, this.#epoch, header, parts);
+    const frame = message(KINDS[operation], id, this.#epoch, header, parts, arrays);
     this.#socket.send(frame).catch((error) => this.#waiting.get(id)?.reject(error));
     try {
       return await answered;
@@ -167,8 +181,8 @@ function bytesOf({ name, dtype, shape }, observation) {
   return Buffer.from(data.buffer, data.byteOffset, data.byteLength);
 }
 
-/** A message: prefix, header and, from the next multiple of 16 bytes on, the parts of its block. */
-function message(kind, id, epoch, header, parts) {
+/** A message: prefix, header, and each from the next multiple of 16 bytes on, arrays and the block's parts. */
+function message(kind, id, epoch, header, parts, arrays) {
   const head = encode(header);
   const prefix = Buffer.alloc(PREFIX);
   prefix.write("RQL");
@@ -177,8 +191,12 @@ function message(kind, id, epoch, header, parts) {
   prefix.writeUInt16LE(head.length, 6);
   prefix.writeBigUInt64LE(BigInt(id), 8);
   prefix.writeBigUInt64LE(BigInt(epoch), 16);
-  const padding = Buffer.alloc(parts.length ? aligned(PREFIX + head.length) - PREFIX - head.length : 0);
-  return Buffer.concat([prefix, head, padding, ...parts]);
+  let frame = Buffer.concat([prefix, head]);
+  const block = parts.length ? [Buffer.concat(parts)] : [];
+  for (const piece of [...arrays, ...block]) {
+    frame = Buffer.concat([frame, Buffer.alloc(aligned(frame.length) - frame.length), piece]);
+  }
+  return frame;
 }
 
 function prefixOf(frame) {

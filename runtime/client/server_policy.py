@@ -156,8 +156,7 @@ class ServerPolicy:
         *,
         stream: bool,
     ) -> Asked[headers.ActReply]:
-        request = session.act_request(self._bundle, budget, options, stream=stream)
-        return request, session.pack(observation)
+        return session.act_request(self._bundle, budget, options, observation, stream=stream)
 
     async def _ask(self, ask: Ask[R], expiry: float, timeout: float) -> tuple[Session, type[R], int]:
         """Send a request; the session that it was made under, the type of its reply, and its number."""

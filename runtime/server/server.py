@@ -21,8 +21,9 @@ import zmq
 from rql_deploy.contract import Contract
 from rql_deploy.errors import ContractError
 from rql_deploy.runtime.engine.model import Model
-from rql_deploy.runtime.engine.request import Computed, Done, Event, Expired, Preview, Task
+from rql_deploy.runtime.engine.request import Computed, Done, Event, Expired, History, Preview, Task
 from rql_deploy.runtime.engine.shares import Client
+from rql_deploy.runtime.recording.recorder import Recorder
 from rql_deploy.runtime.wire import headers, protocol
 from rql_deploy.runtime.wire.addresses import needs_ipv6
 from rql_deploy.runtime.wire.arrays import Arrays, Packed
@@ -35,7 +36,6 @@ from .connections import MAX_BUFFERED, Connections
 from .listen import cannot_listen, check_bind, configure
 from .metrics import Metrics
 from .quota import MAX_RATE, Quota, key_of, sender
-from .recording import Recorder
 from .registry import ModelRegistry
 from .replies import NO_ECHO, Echo, ReplyContext, ServerState, answer, computed, outcome
 
@@ -254,9 +254,10 @@ class PolicyServer:
         context = ReplyContext(client.connection, echo, contract_update, model)
         match request:
             case headers.Act() | headers.ActMany():
-                jobs = requests.read_jobs(request, fields, model, context, client, received)
+                jobs = requests.read_jobs(request, fields, named, model, context, client, received)
                 self._admit(client, sum([job.candidates for job in jobs]), received, len(jobs))
                 for job in jobs:
+                    job.history = None if self._recorder is None else History()
                     slot.engine.submit(job)
             case headers.Refine() | headers.Value():
                 rows, work = requests.read_task(request, fields, named, model, Task(context, client))

@@ -45,9 +45,16 @@ ROBOT_FIELDS = ("robot0_eef_pos", "robot0_eef_quat", "robot0_gripper_qpos")
 POSE_FIELDS = ("robot0_eef_quat_site",)
 """What it also knows under absolute control: the rotation that an action would have to name to stay. The
 quaternion above is that of the hand, which is turned against the point that is controlled."""
-UNITS = {"pos": "m", "quat": "quaternion xyzw", "site": "quaternion xyzw", "qpos": "m"}
+UNITS = {"pos": "m", "quat": "quaternion xyzw", "site": "quaternion xyzw", "qpos": "m", "vel": "m/s"}
 """Of observation fields, by the last word of their names."""
-HORIZONS = {"Lift": 120, "Stack": 200, "Door": 200, "PickPlaceCan": 200, "NutAssemblySquare": 300}
+HORIZONS = {
+    "Lift": 120,
+    "BeltLift": 120,
+    "Stack": 200,
+    "Door": 200,
+    "PickPlaceCan": 200,
+    "NutAssemblySquare": 300,
+}
 """Default horizon, in control steps: enough for an unhurried demonstrator at 20 Hz."""
 DEFAULT_HORIZON = 400
 RESETS_PER_TRIM = 10
@@ -78,6 +85,8 @@ def import_robosuite() -> ModuleType:
             os.environ["MUJOCO_EGL_DEVICE_ID"] = device
     importlib.import_module("rql_deploy.sim.plants.robosuite_velocity").install()
     importlib.import_module("rql_deploy.sim.plants.robosuite_fast").install()
+    # robosuite notes every environment class that is defined.
+    importlib.import_module("rql_deploy.sim.plants.robosuite_belt")
     return module
 
 

@@ -22,7 +22,7 @@ from rql_deploy.errors import UserError, suggestion
 from rql_deploy.sim.demonstrators.absolute import AbsoluteDemonstrator
 from rql_deploy.sim.demonstrators.door import DoorDemonstrator
 from rql_deploy.sim.demonstrators.gripper import GRIPPERS, Gripper
-from rql_deploy.sim.demonstrators.lift import LiftDemonstrator
+from rql_deploy.sim.demonstrators.lift import BeltLiftDemonstrator, LiftDemonstrator
 from rql_deploy.sim.demonstrators.pick_and_place import (
     NutAssemblySquareDemonstrator,
     PickPlaceCanDemonstrator,
@@ -46,6 +46,7 @@ class Demonstrator(Protocol):
 
 DEMONSTRATORS: Mapping[str, Callable[[float, np.random.Generator, Gripper], Demonstrator]] = {
     "robosuite:Lift": LiftDemonstrator,
+    "robosuite:BeltLift": BeltLiftDemonstrator,
     "robosuite:Stack": StackDemonstrator,
     "robosuite:Door": DoorDemonstrator,
     "robosuite:PickPlaceCan": PickPlaceCanDemonstrator,

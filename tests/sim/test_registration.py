@@ -67,7 +67,10 @@ def test_vectorised_environments_play_the_same_episodes(env: gymnasium.Env[Any, 
         envs.close()
 
 
-def test_other_tasks_and_synchronous_vectors(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_tasks_and_synchronous_vectors() -> None:
+    single = gymnasium.make(ANY_TASK, task="gym:Pendulum-v1")
+    check_env(single.unwrapped, skip_render_check=True)
+    single.close()
     envs = gymnasium.make_vec(ANY_TASK, 2, "sync", task="gym:Pendulum-v1", horizon=3)
     observations, _ = envs.reset(seed=1)
     assert observations["observation"].shape == (2, 3)

@@ -42,6 +42,9 @@ def compare(endpoint: str, elsewhere: dict[str, str] | None = None) -> dict[str,
         assert [one["seed"] for one in many] == [7, theirs["drawn"]["seed"]]
         assert [one["actions"] for one in many] == [theirs["actions"], theirs["drawn"]["actions"]]
         assert many[0]["value"] == ours.value
+        prefix = np.zeros((1, policy.contract.plant.action_dim))
+        continued = policy.act(sample, seed=7, prefix=prefix, candidates=2, pessimism=1.0)
+        assert np.array(theirs["continued"], np.float32).tobytes() == continued.actions.tobytes()
     assert np.array(theirs["actions"], np.float32).tobytes() == ours.actions.tobytes()
     assert (theirs["shape"], theirs["value"], theirs["stepsUsed"]) == (
         list(ours.actions.shape),
