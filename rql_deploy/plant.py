@@ -18,7 +18,9 @@ class Plant(Protocol):
 
     A plant may also have `rest() -> [A]`, the command that keeps it where it is: absolute targets then start
     from there. A simulator has an attribute `simulated` that is true: any other plant is not driven by what a
-    policy's data did not say, unless its user accepts that. In the real-time loop `observe` and `apply`
+    policy's data did not say, unless its user accepts that. Where a person may take over, `intervened` is,
+    after `apply`, the action `[A]` that was carried out instead of the policy's, or None; it is recorded as
+    such. In the real-time loop `observe` and `apply`
     return at once, and an exception of any of them ends the episode as failed.
     """
 

@@ -42,6 +42,10 @@ class Batch(NamedTuple):
     """`[h+1, ..., B]`: 1 where the episode ends, for any reason."""
     masks: Tensor
     """`[h+1, ..., B]`: 0 where the task ended, so that the target adds no value after it."""
+    cloned: Tensor | None = None
+    """`[h+1, ..., B]`: 1 where the action is cloned; None for everywhere."""
+    valued: Tensor | None = None
+    """`[h+1, ..., B]`: 1 where the row may be part of a value term; None for everywhere."""
 
 
 class Noise(NamedTuple):
@@ -135,7 +139,8 @@ def window_masks(batch: Batch, complete_rows: bool) -> tuple[Tensor, Tensor]:
     valid = past.sum(0) <= 1
     if complete_rows:
         valid = valid | (batch.masks[-1] == 0)
-    return past, valid.to(past.dtype)
+    counted = valid.to(past.dtype)
+    return past, counted if batch.valued is None else counted * batch.valued[:-1].amin(0)
 
 
 NETWORKS = ("v", "V", "v_ema", "V_target")
@@ -282,7 +287,8 @@ class RQL:
         x_t = (1 - t) * noise.bc_noise + t * a
         u = self.v(s, x_t, t)
         residual = (u - (a - noise.bc_noise)).square().unflatten(-1, (c.h, -1))
-        bc = (residual * (1 - past[: c.h]).movedim(0, -1)[..., None]).mean((-3, -2, -1))
+        weight = 1 - past[: c.h] if batch.cloned is None else (1 - past[: c.h]) * batch.cloned[: c.h]
+        bc = (residual * weight.movedim(0, -1)[..., None]).mean((-3, -2, -1))
 
         # Value term: V one refinement step after the interpolant; the gradient reaches v only through u.
         step = torch.clamp(1 - t, max=1.0 / c.F)

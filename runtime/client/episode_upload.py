@@ -19,7 +19,7 @@ import queue
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import zmq
@@ -51,6 +51,16 @@ Part = tuple[Episode, dict[str, NDArray[Any]], int, dict[str, NDArray[Any]]]
 """A request, observation fields, their rows, and arrays by name."""
 
 
+class _Row(NamedTuple):
+    """One tick."""
+
+    fields: dict[str, NDArray[Any]]
+    action: NDArray[np.float32]
+    reward: float | None
+    success: bool | None
+    intervened: bool
+
+
 class EpisodeReporter:
     """Sends episodes, tick by tick, to the first of the servers that records."""
 
@@ -58,7 +68,7 @@ class EpisodeReporter:
         self.dropped = 0
         """Messages that no server recorded."""
         self._channel, self._session, self._bundle = channel, session, bundle
-        self._rows: list[tuple[dict[str, NDArray[Any]], NDArray[np.float32], float | None, bool | None]] = []
+        self._rows: list[_Row] = []
         self._episode, self._tick, self._bytes = 0, 0, 0
         self._queue: queue.Queue[Part | None] = queue.Queue(MAX_PENDING)
         self._send_until = float("inf")
@@ -116,6 +126,7 @@ class EpisodeReporter:
         *,
         reward: float | None = None,
         success: bool | None = None,
+        intervened: bool = False,
     ) -> None:
         """Add one tick.
 
@@ -124,12 +135,13 @@ class EpisodeReporter:
             action: `[A]`, as carried out.
             reward: of that action, if known.
             success: whether the task has succeeded after it, if known.
+            intervened: whether the action was not the policy's but a person's, say.
         """
         if self._session is None or self._closed:
             return
         require_process(self._pid, "the episode reporter")
         fields = self._copy(observation)
-        self._rows.append((fields, np.array(action, np.float32), reward, success))
+        self._rows.append(_Row(fields, np.array(action, np.float32), reward, success, bool(intervened)))
         self._bytes += sum(value.nbytes for value in fields.values())
         if self._bytes >= PART_BYTES or len(self._rows) >= PART_TICKS:
             self._enqueue(None, end=False)
@@ -180,7 +192,7 @@ class EpisodeReporter:
         assert self._session is not None
         rows, self._rows, self._bytes = self._rows, [], 0
         plant = self._session.contract.plant
-        seen = [row[0] for row in rows] + ([last] if last is not None else [])
+        seen = [row.fields for row in rows] + ([last] if last is not None else [])
         observations: dict[str, NDArray[Any]] = {
             spec.name: np.stack([fields[spec.name] for fields in seen])
             if seen
@@ -188,14 +200,16 @@ class EpisodeReporter:
             for spec in plant.fields
         }
         arrays: dict[str, NDArray[Any]] = {
-            "actions": np.stack([row[1] for row in rows])
+            "actions": np.stack([row.action for row in rows])
             if rows
             else np.zeros((0, plant.action_dim), np.float32)
         }
-        if rows and all(row[2] is not None for row in rows):
-            arrays["rewards"] = np.array([row[2] for row in rows], np.float32)
-        if rows and all(row[3] is not None for row in rows):
-            arrays["success"] = np.array([row[3] for row in rows], np.uint8)
+        if rows and all(row.reward is not None for row in rows):
+            arrays["rewards"] = np.array([row.reward for row in rows], np.float32)
+        if rows and all(row.success is not None for row in rows):
+            arrays["success"] = np.array([row.success for row in rows], np.uint8)
+        if any(row.intervened for row in rows):
+            arrays["intervened"] = np.array([row.intervened for row in rows], np.uint8)
         request = Episode(
             bundle=self._bundle,
             contract=self._session.contract_id,
@@ -311,11 +325,13 @@ class ReportedPlant:
         # Copied before the plant moves on: a simulator may show its own arrays.
         before = {name: np.array(value) for name, value in before.items()}
         self.plant.apply(action)
+        person = getattr(self.plant, "intervened", None)
         self._reporter.add(
             before,
-            action,
+            action if person is None else person,
             reward=getattr(self.plant, "reward", None),
             success=getattr(self.plant, "success", None),
+            intervened=person is not None,
         )
         self._seen = None
         if getattr(self.plant, "finished", False):

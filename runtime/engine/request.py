@@ -152,6 +152,8 @@ class EpisodePart(NamedTuple):
     """`[n]`"""
     success: NDArray[np.bool_] | None
     """`[n]`: whether the task had succeeded after the action."""
+    intervened: NDArray[np.bool_] | None = None
+    """`[n]`: whether the action was not the policy's; None for nowhere."""
 
     @property
     def nbytes(self) -> int:

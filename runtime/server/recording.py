@@ -207,6 +207,7 @@ def _part_to_plain(part: EpisodePart, contract: Contract, wall: float) -> Record
         "actions": _pack(part.actions),
         "rewards": None if part.rewards is None else _pack(part.rewards),
         "success": None if part.success is None else part.success.tolist(),
+        "intervened": None if part.intervened is None else part.intervened.tolist(),
     }
 
 
@@ -248,9 +249,9 @@ def read_shard(path: Path) -> Iterator[Record]:
                 record["actions"] = _unpack(record["actions"])
             if record["kind"] == "episode":
                 record["rewards"] = None if record["rewards"] is None else _unpack(record["rewards"])
-                record["success"] = (
-                    None if record["success"] is None else np.array(record["success"], np.bool_)
-                )
+                for name in ("success", "intervened"):
+                    flags = record.get(name)
+                    record[name] = None if flags is None else np.array(flags, np.bool_)
             yield record
 
 

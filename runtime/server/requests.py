@@ -124,7 +124,8 @@ def read_episode(
         raise ProtocolError("bad_request", f"{rows} ticks come with {rows}{more} observations, not {seen}")
     rewards = _rows(named, "rewards", (), range(rows, rows + 1)) if "rewards" in named else None
     success = _rows(named, "success", (), range(rows, rows + 1)) != 0 if "success" in named else None
-    return EpisodePart(epoch, request.episode, request.tick, end, fields, actions, rewards, success)
+    flags = _rows(named, "intervened", (), range(rows, rows + 1)) != 0 if "intervened" in named else None
+    return EpisodePart(epoch, request.episode, request.tick, end, fields, actions, rewards, success, flags)
 
 
 def _column(name: str, value: float | Sequence[float] | None, rows: int) -> NDArray[np.float32]:

@@ -250,7 +250,7 @@ class Reset(Request[ResetReply]):
 class Episode(ObservationRequest[EpisodeReply], kw_only=True):
     """Consecutive ticks of an episode. Block: their observations."""
 
-    named: ClassVar[tuple[str, ...]] = ("actions", "rewards", "success")
+    named: ClassVar[tuple[str, ...]] = ("actions", "rewards", "success", "intervened")
     rows: Rows | None = None
     """Observations in the block; 1 if None."""
     episode: Count

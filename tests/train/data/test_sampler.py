@@ -179,7 +179,7 @@ def test_a_draw_on_a_device_asks_it_for_no_value(sampling: str) -> None:
     drawing = WindowSampler(store, 3, sampling=sampling, generator=torch.Generator())  # type: ignore[arg-type]
     drawing.device, drawing.generator = torch.device("meta"), None  # type: ignore[assignment]
     drawing.offsets = drawing.offsets.to("meta")
-    drawing._use(drawing.rows.to(drawing.device))
+    drawing.use(drawing.rows.to(drawing.device))
     batch = drawing.draw(16)
     assert batch.observations.shape == (4, 16, store.plant.observation_dim)
     assert batch.actions.shape == (4, 16, store.plant.action_dim)

@@ -39,7 +39,8 @@ def test_every_run_moves_as_it_would_alone(reversal: bool) -> None:
         norms = together.gradient_norms()
         for i, agent in enumerate(alone):
             expected = agent.update(
-                Batch(*(part[:, i] for part in batch)), Noise(*(part[i] for part in noise))
+                Batch(*(part[:, i] for part in batch if part is not None)),
+                Noise(*(part[i] for part in noise)),
             )
             for name, value in expected._asdict().items():
                 torch.testing.assert_close(getattr(losses, name)[i], value, rtol=1e-4, atol=1e-5)
