@@ -36,9 +36,9 @@ class Errors(NamedTuple):
 
 
 def compare_held_out(bundles: Mapping[int, Path], folder: Path) -> Verdict:
-    """Compare the new bundle with the served one, the first of `bundles`, episode by episode.
+    """Compare the new bundle with the served one, the first of `bundles`, on the store in `folder`.
 
-    `folder` is the store of the episodes. The new one is refused when, in one of the two errors, the whole 95 % interval of the difference is above
+    The new one is refused when, in one of the two errors, the whole 95 % interval of the difference is above
     zero.
     """
     from rql_deploy.bundle.bundle import Bundle
@@ -55,6 +55,8 @@ def compare_held_out(bundles: Mapping[int, Path], folder: Path) -> Verdict:
     worse, text = [], []
     for name, unit in (("behaviour", "half ranges"), ("value", "of V")):
         a, b = (getattr(errors[number], name) for number in (new, served))
+        if not a:  # No successful episode is as long as a chunk.
+            continue
         mean, low, high = paired_difference(a, b)
         figures[name] = {
             "new": float(np.mean(a)),

@@ -6,6 +6,7 @@ there, so an interrupted loop, however it ended, goes on by the same command.
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -29,6 +30,8 @@ from .swap import confirm_swap
 
 if TYPE_CHECKING:
     from rql_deploy.contract import Contract, PlantDescription
+
+    from ..recorded_episodes import RecordedEpisode
 
 GateKind = Literal["auto", "simulator", "held-out"]
 POLL_SECONDS = 5.0
@@ -175,7 +178,8 @@ class Improvement:
             if new:
                 self._say([f"{len(new)} of {self.options.episodes} new episodes for generation {number}"])
             return False
-        learned, kept = new, []
+        learned: list[RecordedEpisode] = new
+        kept: list[RecordedEpisode] = []
         if self._gate(plant) == "held-out":
             learned, kept = split_held_out(new, len(before[-1].held_out))
         success = [bool(episode.success[-1]) for episode in new if episode.success is not None]
