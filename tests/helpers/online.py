@@ -1,4 +1,4 @@
-"""A plant that is arithmetic, and a process that trains on it (`python -m tests.helpers.online RUN N`)."""
+"""A plant that is arithmetic, and a process that trains on it: `python -m tests.helpers.online A B N`."""
 
 from __future__ import annotations
 
@@ -67,9 +67,9 @@ def offline_run(folder: Path) -> Path:
 
 
 def go_on(
-    run: Path, updates: int, *overrides: str, plant: Walk | None = None, **options: Any
+    offline: Path, run: Path, updates: int, *overrides: str, plant: Walk | None = None, **options: Any
 ) -> OnlineTrainer:
-    """The trainer of an online run beside `offline`, resumed where it was begun."""
+    """The trainer of an online run that starts from another, or goes on where it was begun."""
     config = tiny_config(f"updates={updates}", "checkpoint_every=4", *overrides)
     return OnlineTrainer(
         config,
@@ -78,11 +78,11 @@ def go_on(
         plant or Walk(),
         PLANT,
         resume=(run / "latest").exists(),
-        initial=load_checkpoint(run.parent / "offline"),
+        initial=load_checkpoint(offline),
         **options,
     )
 
 
 if __name__ == "__main__":
     print("begun", flush=True)
-    go_on(Path(sys.argv[1]), int(sys.argv[2])).train()
+    go_on(Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])).train()

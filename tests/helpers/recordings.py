@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -48,11 +50,16 @@ def part(
 
 
 def record(folder: Path, contract: Contract, *parts: EpisodePart) -> Path:
-    """Write the parts as one shard of a recording."""
-    recorder = Recorder(folder)
-    for one in parts:
-        assert recorder.record_episode(one, contract)
-    recorder.close()
+    """Write the parts as one shard of a recording, after those that are there."""
+    with tempfile.TemporaryDirectory() as scratch:
+        recorder = Recorder(Path(scratch))
+        for one in parts:
+            assert recorder.record_episode(one, contract)
+        recorder.close()
+        (shard,) = Path(scratch).iterdir()
+        folder.mkdir(parents=True, exist_ok=True)
+        # Two recorders of one process within a second would take the same name.
+        shutil.move(shard, folder / f"{len(list(folder.iterdir())):03}-{shard.name}")
     return folder
 
 

@@ -18,6 +18,7 @@ from rql_deploy.errors import UserError
 from rql_deploy.seeding import decision_seed, episode_seed, flow_noise
 from rql_deploy.train.checkpoints.checkpoint import load_checkpoint
 from rql_deploy.train.checkpoints.run_folder import read_pointer
+from rql_deploy.train.logging.run_page import write_run_page
 from rql_deploy.train.online.played import load_played
 from rql_deploy.train.rql import integrate
 from tests.helpers.commands import ROOT
@@ -25,9 +26,15 @@ from tests.helpers.data import PLANT
 from tests.helpers.online import Walk, go_on, offline_run
 
 
-@pytest.fixture
-def offline(tmp_path: Path) -> Path:
-    return offline_run(tmp_path / "offline")
+@pytest.fixture(scope="module")
+def offline(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return offline_run(tmp_path_factory.mktemp("offline") / "run")
+
+
+@pytest.fixture(autouse=True)
+def _no_page(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Drawing curves takes longer than these runs."""
+    monkeypatch.setattr("rql_deploy.train.trainer.write_run_page", lambda run: None)
 
 
 def saved(run: Path) -> dict[str, torch.Tensor]:
@@ -47,7 +54,7 @@ def logged(run: Path) -> list[dict[str, float]]:
 
 def test_a_step_is_played_before_each_update_by_the_raw_policy(offline: Path, tmp_path: Path) -> None:
     plant = Walk()
-    trainer = go_on(tmp_path / "run", 1, plant=plant)
+    trainer = go_on(offline, tmp_path / "run", 1, plant=plant)
     before = {name: tensor.clone() for name, tensor in trainer.agent.v.state_dict().items()}
     trained = load_checkpoint(offline).restore_networks()
     # Nothing is reset at the switch.
@@ -71,7 +78,12 @@ def test_a_step_is_played_before_each_update_by_the_raw_policy(offline: Path, tm
 
 def test_steps_updates_and_episodes_keep_step(offline: Path, tmp_path: Path) -> None:
     trainer = go_on(
-        tmp_path / "run", 20, "online.updates_per_step=2", "online.warm_up=9", "rql.complete_rows=true"
+        offline,
+        tmp_path / "run",
+        20,
+        "online.updates_per_step=2",
+        "online.warm_up=9",
+        "rql.complete_rows=true",
     )
     trainer.train()
     assert trainer.collector.steps == 9 + 20 // 2
@@ -84,16 +96,17 @@ def test_steps_updates_and_episodes_keep_step(offline: Path, tmp_path: Path) -> 
     for episode in episodes:
         assert (episode.rewards == np.where(episode.masks == 0, 0, -1)).all()
         assert episode.success == (episode.masks[-1] == 0)
+    write_run_page(tmp_path / "run")
     assert f"{len(episodes)} episodes were played" in (tmp_path / "run" / "README.md").read_text()
 
 
 def test_a_killed_run_resumes_to_the_same_bytes(offline: Path, tmp_path: Path) -> None:
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    go_on(whole, 60).train()
-    command = [sys.executable, "-m", "tests.helpers.online", str(killed), "60"]
+    go_on(offline, whole, 60).train()
+    command = [sys.executable, "-m", "tests.helpers.online", str(offline), str(killed), "60"]
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
     # Killed as soon as there are two checkpoints and an episode, wherever it is then.
-    for _ in range(2000):
+    for _ in range(30_000):
         latest = read_pointer(killed, "latest")
         if latest is not None and latest.name >= "step_000000012" and any((killed / "played").glob("*.npz")):
             break
@@ -102,7 +115,7 @@ def test_a_killed_run_resumes_to_the_same_bytes(offline: Path, tmp_path: Path) -
     process.communicate()
     step = load_checkpoint(killed).step
     assert 0 < step < 60
-    go_on(killed, 60).train()
+    go_on(offline, killed, 60).train()
     a, b = saved(whole), saved(killed)
     assert a.keys() == b.keys()
     assert [name for name in a if not torch.equal(a[name], b[name])] == []
@@ -113,13 +126,13 @@ def test_a_killed_run_resumes_to_the_same_bytes(offline: Path, tmp_path: Path) -
 
 def test_a_stop_saves_at_once_and_an_unfinished_episode_goes_on(offline: Path, tmp_path: Path) -> None:
     """Every checkpoint lies somewhere in an episode: from each of them, the rest is the same."""
-    whole = go_on(tmp_path / "whole", 20)
+    whole = go_on(offline, tmp_path / "whole", 20)
     whole.train()
     for stop in (1, 5, 8):
         part = tmp_path / f"part{stop}"
-        go_on(part, stop).train()
+        go_on(offline, part, stop).train()
         plant = Walk()
-        assert go_on(part, 20, plant=plant).train().finished
+        assert go_on(offline, part, 20, plant=plant).train().finished
         assert [n for n, t in saved(tmp_path / "whole").items() if not torch.equal(t, saved(part)[n])] == []
 
 
@@ -131,8 +144,8 @@ def test_a_simulator_that_does_not_repeat_itself_begins_the_episode_again(
             super().reset(seed)
             self.state = self.state + 1e-3
 
-    go_on(tmp_path / "run", 3).train()
-    trainer = go_on(tmp_path / "run", 12, plant=Drifting())
+    go_on(offline, tmp_path / "run", 3).train()
+    trainer = go_on(offline, tmp_path / "run", 12, plant=Drifting())
     assert trainer.collector.steps == 0
     assert trainer.train().finished
     assert trainer.collector.steps == 12
@@ -144,24 +157,24 @@ def test_what_cannot_be_learned_from_is_refused(offline: Path, tmp_path: Path) -
             return {"position": np.full(3, np.nan), "opening": np.zeros(1)}
 
     with pytest.raises(UserError, match="observed NaN or infinity in episode 0"):
-        go_on(tmp_path / "broken", 5, plant=Broken()).train()
+        go_on(offline, tmp_path / "broken", 5, plant=Broken()).train()
     with pytest.raises(UserError, match="is not of a run that plays episodes"):
         (tmp_path / "lost").mkdir()
-        go_on(tmp_path / "lost", 5).train()
+        go_on(offline, tmp_path / "lost", 5).train()
         latest = read_pointer(tmp_path / "lost", "latest")
         assert latest is not None
         (latest / "online.safetensors").unlink()
-        go_on(tmp_path / "lost", 9)
-    go_on(tmp_path / "gone", 12).train()
+        go_on(offline, tmp_path / "lost", 9)
+    go_on(offline, tmp_path / "gone", 12).train()
     next((tmp_path / "gone" / "played").glob("*.npz")).unlink()
     with pytest.raises(UserError, match="missing or damaged"):
-        go_on(tmp_path / "gone", 20)
+        go_on(offline, tmp_path / "gone", 20)
 
 
 def test_a_person_s_action_is_what_is_stored(offline: Path, tmp_path: Path) -> None:
     plant = Walk()
     plant.intervened = np.array([0.5, 4.0])
-    go_on(tmp_path / "run", 8, plant=plant).train()
+    go_on(offline, tmp_path / "run", 8, plant=plant).train()
     (episode,) = load_played(tmp_path / "run", 1)
     assert episode.intervened.all()
     assert np.allclose(episode.actions, [[0.5, 1.0]])
