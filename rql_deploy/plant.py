@@ -18,9 +18,8 @@ class Plant(Protocol):
 
     A plant may also have `rest() -> [A]`, the command that keeps it where it is: absolute targets then start
     from there. A simulator has an attribute `simulated` that is true: any other plant is not driven by what a
-    policy's data did not say, unless its user accepts that. Where a person may take over, `intervened` is,
-    after `apply`, the action `[A]` that was carried out instead of the policy's, or None; it is recorded as
-    such. In the real-time loop `observe` and `apply`
+    policy's data did not say, unless its user accepts that. Where a person may take over, `intervened` says
+    after `apply` whether one did, and `carried_out` is then the action `[A]` in place of the policy's. In the real-time loop `observe` and `apply`
     return at once, and an exception of any of them ends the episode as failed.
     """
 
@@ -53,6 +52,13 @@ class EpisodicPlant(Plant, Protocol):
     def close(self) -> None:
         """Free what the plant holds."""
         ...
+
+
+def carried_out(plant: Plant, action: NDArray[np.float32]) -> tuple[NDArray[np.float32], bool]:
+    """The action that the last `apply(action)` carried out, and whether it was not the policy's."""
+    intervened = bool(getattr(plant, "intervened", False))
+    instead = getattr(plant, "carried_out", None) if intervened else None
+    return (action if instead is None else np.asarray(instead, np.float32)), intervened
 
 
 class UnstableSimulation(Exception):

@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 from rql_deploy.contract import PlantDescription
 from rql_deploy.errors import DeadlineMissed, PolicyClosed, UserError, require_process
 from rql_deploy.observation import ObservationReader
-from rql_deploy.plant import EpisodicPlant
+from rql_deploy.plant import EpisodicPlant, carried_out
 from rql_deploy.policy import read_seconds
 from rql_deploy.runtime.wire.checks import ServerError
 from rql_deploy.runtime.wire.headers import Episode, Hello
@@ -325,13 +325,13 @@ class ReportedPlant:
         # Copied before the plant moves on: a simulator may show its own arrays.
         before = {name: np.array(value) for name, value in before.items()}
         self.plant.apply(action)
-        person = getattr(self.plant, "intervened", None)
+        done, intervened = carried_out(self.plant, action)
         self._reporter.add(
             before,
-            action if person is None else person,
+            done,
             reward=getattr(self.plant, "reward", None),
             success=getattr(self.plant, "success", None),
-            intervened=person is not None,
+            intervened=intervened,
         )
         self._seen = None
         if getattr(self.plant, "finished", False):

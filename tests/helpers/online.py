@@ -20,7 +20,8 @@ class Walk:
     """A state that its actions move; succeeds where it has come far enough, or ends at the horizon."""
 
     simulated = True
-    intervened: Any = None
+    intervened = False
+    carried_out: Any = None
 
     def __init__(self, horizon: int = 7):
         self.horizon, self.tick, self.state = horizon, 0, np.zeros(4)

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from rql_deploy.contract import PlantDescription
 from rql_deploy.errors import UserError
-from rql_deploy.plant import EpisodicPlant, UnstableSimulation
+from rql_deploy.plant import EpisodicPlant, UnstableSimulation, carried_out
 from rql_deploy.seeding import decision_seed, episode_seed, flow_noise
 from rql_deploy.train.hyperparameters import OnlineConfig
 from rql_deploy.train.rql import RQL, integrate
@@ -181,12 +181,12 @@ class Collector:
     def _apply(self, command: NDArray[np.float32]) -> None:
         assert self._observation is not None
         plant = self.plant
-        plant.apply((command * self._half_range + self._centre).astype(np.float32))
-        person = getattr(plant, "intervened", None)
+        asked = (command * self._half_range + self._centre).astype(np.float32)
+        plant.apply(asked)
+        done, intervened = carried_out(plant, asked)
         action = command
-        if person is not None:
-            unit = (np.asarray(person, np.float32) - self._centre) / self._half_range
-            action = np.clip(unit, -1.0, 1.0).astype(np.float32)
+        if intervened:
+            action = np.clip((done - self._centre) / self._half_range, -1.0, 1.0).astype(np.float32)
         reward = float(getattr(plant, "reward", float(plant.success) - 1.0))
         if self._sparse and reward > 0:
             raise UserError(
@@ -200,7 +200,7 @@ class Collector:
                 action,
                 -float(reward != 0.0) if self._sparse else reward,
                 float(not over),
-                person is not None,
+                intervened,
             )
         )
         self._commands.append(command)

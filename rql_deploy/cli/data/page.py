@@ -81,7 +81,8 @@ def page(report: Mapping[str, Any]) -> str:
 
 def _intervened(found: Mapping[str, int] | None) -> list[str]:
     if not found or not found["rows"]:
-        where = f"{found['rows']:,} rows of {found['episodes']:,} episodes"
+        return []
+    where = f"{found['rows']:,} rows of {found['episodes']:,} episodes"
     return [f"  intervened   in {where}: not the policy's actions"]
 
 

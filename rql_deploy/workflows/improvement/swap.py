@@ -13,7 +13,7 @@ POLL_SECONDS = 0.25
 
 
 def confirm_swap(
-    endpoint: str, contract_id: str, keys: Path | None = None, *, seconds: float = SWAP_SECONDS
+    endpoint: str, contract_id: str, keys: Path | None = None, *, seconds: float | None = None
 ) -> str:
     """Half a sentence: that the server at `endpoint` serves this contract now, or what keeps it from it.
 
@@ -21,6 +21,7 @@ def confirm_swap(
     """
     from ..monitor import ServerMonitor
 
+    seconds = SWAP_SECONDS if seconds is None else seconds
     expiry = time.monotonic() + seconds
     away = ""
     try:

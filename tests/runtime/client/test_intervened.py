@@ -18,11 +18,13 @@ from tests.helpers.servers import observation, serving
 class Guided(Rail):
     """A person takes over in the fourth tick."""
 
-    intervened: Any = None
+    intervened = False
+    carried_out: Any = None
 
     def apply(self, action: np.ndarray) -> None:
         super().apply(action)
-        self.intervened = np.array([0.25, -0.5], np.float32) if len(self.applied) == 4 else None
+        self.intervened = len(self.applied) == 4
+        self.carried_out = np.array([0.25, -0.5], np.float32)
 
     def close(self) -> None: ...
 

@@ -173,7 +173,7 @@ def test_what_cannot_be_learned_from_is_refused(offline: Path, tmp_path: Path) -
 
 def test_a_person_s_action_is_what_is_stored(offline: Path, tmp_path: Path) -> None:
     plant = Walk()
-    plant.intervened = np.array([0.5, 4.0])
+    plant.intervened, plant.carried_out = True, np.array([0.5, 4.0])
     go_on(offline, tmp_path / "run", 8, plant=plant).train()
     (episode,) = load_played(tmp_path / "run", 1)
     assert episode.intervened.all()

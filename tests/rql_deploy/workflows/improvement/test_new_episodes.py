@@ -14,7 +14,7 @@ from rql_deploy.train.data.folder import is_store, read_store
 from rql_deploy.workflows.improvement.new_episodes import split_held_out, watch, write_episodes
 from rql_deploy.workflows.recorded_data import read_recorded
 from tests.helpers.commands import assert_refused, cli, printed
-from tests.helpers.recordings import part, record, record_episodes
+from tests.helpers.recorded_episodes import part, record, record_episodes
 
 
 @pytest.fixture(scope="module")
