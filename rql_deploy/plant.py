@@ -19,8 +19,9 @@ class Plant(Protocol):
     A plant may also have `rest() -> [A]`, the command that keeps it where it is: absolute targets then start
     from there. A simulator has an attribute `simulated` that is true: any other plant is not driven by what a
     policy's data did not say, unless its user accepts that. Where a person may take over, `intervened` says
-    after `apply` whether one did, and `carried_out` is then the action `[A]` in place of the policy's. In the real-time loop `observe` and `apply`
-    return at once, and an exception of any of them ends the episode as failed.
+    after `apply` whether one did, and `carried_out` is then the action `[A]` in place of the policy's. In the
+    real-time loop `observe` and `apply` return at once, and an exception of any of them ends the episode as
+    failed.
     """
 
     def reset(self, seed: int | None = None) -> None:
