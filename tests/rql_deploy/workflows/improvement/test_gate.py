@@ -34,7 +34,9 @@ def verdict(
     def play(evaluation: object, policy: Any, seeds: list[int], *, progress: object) -> Score:
         calls.append((policy.key, seeds))
         results = [
-            AnnotatedEpisode(seed, success, 40, values=(-2.0, -1.0), returns=(-4.0, -1.5))
+            AnnotatedEpisode(
+                seed, success, 40, values=(-2.0, -1.0), returns=(-4.0, -1.5), returns_endless=(-4.0, -1.5)
+            )
             for seed, success in zip(seeds, next(outcomes), strict=True)
         ]
         return Score(policy.key, tuple(results), 120)
