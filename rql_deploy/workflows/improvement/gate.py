@@ -67,12 +67,13 @@ def compare_in_simulator(
 
     from ..episodes import describe_score, play
     from ..policies import PolicySource, find_policies, run_annotated_episode
+    from ..training_evaluator import NICENESS
 
     served, new = bundles
     run = functools.partial(run_annotated_episode, candidates=candidates)
     seeds = [episode_seed(seed, new * episodes + index, "gate") for index in range(episodes)]
     scores: dict[int, Score] = {}
-    with Evaluation(Task.of_plant(plant), min(workers, episodes)) as evaluation:
+    with Evaluation(Task.of_plant(plant), min(workers, episodes), niceness=NICENESS) as evaluation:
         for number, bundle in bundles.items():
             (policy,) = find_policies(PolicySource(bundle=bundle), run, progress).values()
             named = replace(policy, key=f"generation {number}")

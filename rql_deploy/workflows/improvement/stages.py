@@ -7,6 +7,7 @@ is a checkpoint to resume from, a complete bundle, or nothing.
 from __future__ import annotations
 
 import ctypes
+import os
 import signal
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from rql_deploy.progress import Progress
 
 from ..data_names import DataNames
 from ..demo_commands import program, stop
+from ..training_evaluator import NICENESS
 
 ATTEMPTS = 3
 """How often a command is begun that was killed from outside (out of memory, say)."""
@@ -61,7 +63,11 @@ def _run(words: list[str], log: Path) -> int:
 
 
 def _end_with_parent() -> None:
-    """Have the kernel end this process when its parent dies; elsewhere than on Linux it outlives it."""
+    """Leave the processor to a server beside, and have the kernel end this process when its parent dies.
+
+    Elsewhere than on Linux it outlives its parent.
+    """
+    os.nice(NICENESS)
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 

@@ -18,7 +18,7 @@ from tests.helpers.commands import LIFT_BUNDLE
 
 
 class NoSimulators:
-    def __init__(self, task: object, workers: int): ...
+    def __init__(self, task: object, workers: int, *, niceness: int): ...
 
     def __enter__(self) -> NoSimulators:
         return self
