@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -10,8 +12,9 @@ import numpy as np
 
 from rql_deploy.assumptions import first_conflict, joined
 from rql_deploy.errors import UserError
+from rql_deploy.structs import to_plain
 
-from .recorded_episodes import SUFFIX, RecordedEpisode, read_recorded_episodes
+from .recorded_episodes import LABELS, SUFFIX, Label, RecordedEpisode, read_recorded_episodes
 
 if TYPE_CHECKING:
     from rql_deploy.train.data.store import TransitionStore
@@ -74,6 +77,34 @@ def store_of(dataset_id: str, episodes: Sequence[RecordedEpisode]) -> Transition
         finals=np.stack(finals) if len(finals) == len(episodes) else None,
         intervened=intervened if intervened.any() else None,
     )
+
+
+def label_episodes(recording: Path, episodes: Sequence[str], success: bool) -> int:
+    """Say of episodes by name, or `unknown` for all that nothing is known of, whether they succeeded.
+
+    Returns how many were labelled. Raises UserError for a name that the recording does not hold.
+    """
+    recorded, _ = read_recorded_episodes(recording, on_damage=lambda _: None)
+    complete = [episode for episode in recorded if episode.complete]
+    names = {episode.name for episode in complete}
+    if missing := [name for name in episodes if name not in names and name != "unknown"]:
+        few = ", ".join(sorted(names)[:5]) or "none"
+        raise UserError(
+            f"recording {recording} has no complete episode '{missing[0]}': it has {len(names)} ({few}, ...)"
+        )
+    chosen = [
+        episode.name
+        for episode in complete
+        if episode.name in episodes or ("unknown" in episodes and not episode.known)
+    ]
+    file = (recording if recording.is_dir() else recording.parent) / LABELS
+    with file.open("a+b") as stream:
+        torn = stream.tell() and (stream.seek(-1, os.SEEK_END), stream.read(1))[1] != b"\n"
+        lines = [json.dumps(to_plain(Label(name, success))).encode() + b"\n" for name in chosen]
+        stream.write((b"\n" if torn else b"") + b"".join(lines))
+        stream.flush()
+        os.fsync(stream.fileno())
+    return len(chosen)
 
 
 def _remarks(name: str, episodes: Sequence[RecordedEpisode], decisions: int) -> list[str]:

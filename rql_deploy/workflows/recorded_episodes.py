@@ -5,6 +5,7 @@ An episode's name is `EPOCH-NUMBER`: the connection that reported it (in hexadec
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -17,10 +18,19 @@ from numpy.typing import NDArray
 
 from rql_deploy.contract import Contract, PlantDescription
 from rql_deploy.errors import UserError
-
-from .episode_labels import read_labels
+from rql_deploy.structs import Record, convert
 
 SUFFIX = ".rqlrec"
+LABELS = "labels.jsonl"
+"""In a recording's folder: what a person says later; of several words on one episode the last counts."""
+
+
+class Label(Record, frozen=True):
+    """One line: whether an episode succeeded, in its last row."""
+
+    episode: str
+    """Its name, EPOCH-NUMBER."""
+    success: bool
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,6 +112,19 @@ def read_recorded_episodes(
             episode = _joined(name, ticks, plant, labels.get(name))
             found += [episode] if len(episode.actions) else []
     return found, decisions
+
+
+def read_labels(recording: Path) -> dict[str, bool]:
+    """Whether each labelled episode succeeded, by name; a line that a crash cut short is skipped."""
+    file = (recording if recording.is_dir() else recording.parent) / LABELS
+    found: dict[str, bool] = {}
+    for line in file.read_text().splitlines() if file.is_file() else ():
+        try:
+            label = convert(json.loads(line), Label, LABELS)
+        except (ValueError, UserError):
+            continue
+        found[label.episode] = label.success
+    return found
 
 
 def _records(recording: Path, on_damage: Callable[[UserError], None] | None) -> Iterator[dict[str, Any]]:

@@ -47,11 +47,13 @@ def test_a_run_goes_on_in_its_simulator(pendulum: Path, tmp_path: Path) -> None:
         tmp_path / "run",
         "--evaluate-every",
         16,
+        "--horizon",
+        12,
     )
     told = cli(*words, "--steps", 32, "--evaluate-episodes", 2, "--seed", 3)
     assert told.exit_code == 0, told.output
     assert f"rql-deploy evaluate {TASK} --checkpoint" in told.output
-    # The policy before the first update is evaluated with the others, on the horizon of the data.
+    # The policy before the first update is evaluated with the others.
     found = read_evaluations(tmp_path / "run")
     assert sorted(evaluation.step for evaluation in found) == [0, 16, 32]
     assert all(evaluation.steps_mean == 12 and evaluation.bias is not None for evaluation in found)
@@ -67,7 +69,9 @@ def test_a_run_goes_on_in_its_simulator(pendulum: Path, tmp_path: Path) -> None:
 
 def test_what_does_not_fit_is_refused(pendulum: Path, run: Path, tmp_path: Path) -> None:
     words = ("finetune", TASK, "--output", tmp_path / "run")
-    assert_refused(cli(*words, "--from", run), "the data does not fit the task", "observation fields")
+    assert_refused(
+        cli(*words, "--from", run), "the data does not fit the task", "has shape [3] instead of [4]"
+    )
     assert_refused(
         cli(*words, "--from", pendulum / "run", "--set", "online.candidate=2"), "online", "candidates"
     )
