@@ -24,28 +24,11 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from . import prefix
+from .batch import Batch, cloning_weight, window_masks
 from .hyperparameters import RQLConfig
 from .networks import ValueEnsemble, VectorField, stack, unstack
 from .optimization import gradient_norm, make_optimizer, step_network
-
-
-class Batch(NamedTuple):
-    """Windows of h+1 consecutive rows; rows past an episode's end repeat its last row. All float32."""
-
-    observations: Tensor
-    """`[h+1, ..., B, O]`, scaled. Only the first and the last row are read, so `[2, ..., B, O]` is enough."""
-    actions: Tensor
-    """`[h+1, ..., B, A]` in [-1, 1]."""
-    rewards: Tensor
-    """`[h+1, ..., B]`"""
-    terminals: Tensor
-    """`[h+1, ..., B]`: 1 where the episode ends, for any reason."""
-    masks: Tensor
-    """`[h+1, ..., B]`: 0 where the task ended, so that the target adds no value after it."""
-    cloned: Tensor | None = None
-    """`[h+1, ..., B]`: 1 where the action is cloned; None for everywhere."""
-    valued: Tensor | None = None
-    """`[h+1, ..., B]`: 1 where the row may be part of a value term; None for everywhere."""
 
 
 class Noise(NamedTuple):
@@ -58,7 +41,7 @@ class Noise(NamedTuple):
     bc_noise: Tensor
     """`[..., B, hA]`, N(0, I): start of the flow-matching path."""
     bc_time: Tensor
-    """`[..., B, 1]`, U[0, 1]: flow time of the interpolant."""
+    """`[..., B, 1]`, U[0, 1]: flow time of the interpolant; with `rql.prefix` per action, `[..., B, h]`."""
 
 
 class Losses(NamedTuple):
@@ -87,8 +70,9 @@ def draw_noise(
     generator: torch.Generator | None,
     device: torch.device | str = "cpu",
     runs: tuple[int, ...] = (),
+    prefix_of: int = 0,
 ) -> Noise:
-    """Draw one update's noise on `device`.
+    """Draw one update's noise on `device`; with `rql.prefix`, `prefix_of` is h.
 
     Reversal depth: U[0, 1] for the first half of the batch, uniform on {0, 1/F, ..., 1} for the second.
     """
@@ -97,12 +81,15 @@ def draw_noise(
         torch.randint(0, flow_steps + 1, (*runs, batch_size - half), generator=generator, device=device)
         / flow_steps
     )
-    return Noise(
+    noise = Noise(
         next_noise=torch.randn(*runs, batch_size, chunk_dim, generator=generator, device=device),
         reversal_depth=torch.cat((torch.rand(*runs, half, generator=generator, device=device), grid), dim=-1),
         bc_noise=torch.randn(*runs, batch_size, chunk_dim, generator=generator, device=device),
         bc_time=torch.rand(*runs, batch_size, 1, generator=generator, device=device),
     )
+    if prefix_of:
+        noise = noise._replace(bc_time=prefix.draw_times(noise.bc_time, prefix_of, generator))
+    return noise
 
 
 def integrate(v: VectorField, s: Tensor, x: Tensor, flow_steps: int) -> Tensor:
@@ -133,16 +120,6 @@ def _start(batch: Batch, h: int) -> tuple[Tensor, Tensor]:
     return batch.observations[0], batch.actions[:h].movedim(0, -2).flatten(-2)
 
 
-def window_masks(batch: Batch, complete_rows: bool) -> tuple[Tensor, Tensor]:
-    """`past` `[h+1, ..., B]`: 1 after the episode's end; `valid` `[..., B]`: 1 where value terms count."""
-    past = torch.cat((torch.zeros_like(batch.terminals[:1]), batch.terminals[:-1]))
-    valid = past.sum(0) <= 1
-    if complete_rows:
-        valid = valid | (batch.masks[-1] == 0)
-    counted = valid.to(past.dtype)
-    return past, counted if batch.valued is None else counted * batch.valued[:-1].amin(0)
-
-
 NETWORKS = ("v", "V", "v_ema", "V_target")
 
 
@@ -161,7 +138,8 @@ class RQL:
         chunk_dim = config.h * action_dim
         self.config = config
         self.runs: int | None = None
-        self.v = VectorField(observation_dim, chunk_dim, config.policy_hidden, generator).to(device)
+        times = config.h if config.prefix else 1
+        self.v = VectorField(observation_dim, chunk_dim, config.policy_hidden, generator, times).to(device)
         self.V = ValueEnsemble(observation_dim, chunk_dim, config.value_hidden, config.K, generator).to(
             device
         )
@@ -211,7 +189,8 @@ class RQL:
         discounts = c.gamma ** torch.arange(c.h, dtype=past.dtype, device=past.device)
         rewards = batch.rewards[: c.h] * (1 - past[: c.h])
         chunk_reward = (rewards * discounts.view(-1, *(1,) * (rewards.dim() - 1))).sum(0)
-        next_values = self.V_target(batch.observations[-1], noise.next_noise, torch.zeros_like(noise.bc_time))
+        start = torch.zeros_like(noise.next_noise[..., :1])
+        next_values = self.V_target(batch.observations[-1], noise.next_noise, start)
         next_value = next_values.mean(-2) - c.rho * next_values.std(-2, unbiased=False)
         target: Tensor = chunk_reward + c.gamma**c.h * batch.masks[c.h - 1] * next_value
         return target
@@ -283,11 +262,14 @@ class RQL:
         past, valid = window_masks(batch, c.complete_rows)
 
         # Behaviour cloning: flow matching on the straight path from noise to the dataset chunk.
-        t = noise.bc_time
+        t = noise.bc_time[..., -1:]
         x_t = (1 - t) * noise.bc_noise + t * a
-        u = self.v(s, x_t, t)
+        given = (self.v, s, a, x_t, noise.bc_noise, noise.bc_time)
+        u = prefix.velocity(*given) if c.prefix else self.v(s, x_t, t)
         residual = (u - (a - noise.bc_noise)).square().unflatten(-1, (c.h, -1))
-        weight = 1 - past[: c.h] if batch.cloned is None else (1 - past[: c.h]) * batch.cloned[: c.h]
+        if c.prefix:
+            residual = residual * prefix.loss_weight(noise.bc_time)
+        weight = cloning_weight(batch, past)
         bc = (residual * weight.movedim(0, -1)[..., None]).mean((-3, -2, -1))
 
         # Value term: V one refinement step after the interpolant; the gradient reaches v only through u.

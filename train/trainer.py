@@ -26,6 +26,7 @@ from rql_deploy.train.logging.periodic_evaluation import Evaluator
 from rql_deploy.train.logging.run_page import write_run_page
 from rql_deploy.train.logging.summary import dataset_statistics, package_versions, reference_rows
 
+from .batch import Batch
 from .checkpoints.checkpoint import (
     Checkpoint,
     checkpoint_bytes,
@@ -38,7 +39,7 @@ from .checkpoints.checkpoint import (
 from .checkpoints.initial_networks import continued_plant, rescale_actions
 from .checkpoints.run_folder import prune_checkpoints, read_pointer, step_of
 from .config import TrainConfig, config_to_plain
-from .rql import RQL, Batch, Noise, draw_noise
+from .rql import RQL, Noise, draw_noise
 from .schedule import is_due, require_disk_space, saves_at, stop_requests, updates_until_due
 
 
@@ -180,6 +181,7 @@ class Trainer:
             config.rql.F,
             self.generator,
             self.sampler.device,
+            prefix_of=config.rql.h * config.rql.prefix,
         )
         return batch, Noise(*(draw[part] for draw in noise))
 

@@ -62,7 +62,8 @@ def run_unrolled(
         if scores is not None and job.scored:
             values, spreads = scores
             compared = job.candidates
-            best += int(values[row : row + compared].argmax())
+            rows = slice(row, row + compared)
+            best += int(job.rank(values[rows], spreads[rows]).argmax())
             if job.value:
                 value, spread = float(values[best]), float(spreads[best])
         queue = now - job.received

@@ -30,6 +30,7 @@ from numpy.typing import NDArray
 
 from rql_deploy.contract import Contract
 from rql_deploy.errors import UserError
+from rql_deploy.prefix import Prefix
 from rql_deploy.runtime.engine.engine import Engine
 from rql_deploy.runtime.engine.model import Model
 from rql_deploy.runtime.engine.request import Done, EpisodePart, Job
@@ -188,10 +189,28 @@ def _to_plain(done: Done, contract: Contract, server: float, wall: float) -> Rec
         "deltas": done.deltas,
         "budget": None if job.due is None else job.due - job.received,
         "timing": {"queue": done.queue, "inference": done.inference, "server": server},
+        "continuation": _continuation_to_plain(job),
         "actions": _pack(done.actions),
         "value": done.value,
         "spread": done.spread,
     }
+
+
+def _continuation_to_plain(job: Job) -> Record | None:
+    """What the chunk continued, and how."""
+    if (going_on := job.continuation) is None:
+        return None
+    return {
+        "method": going_on.method,
+        "committed": going_on.committed,
+        "prefix": _pack(going_on.actions),
+    }
+
+
+def _prefix(record: Record) -> Prefix | None:
+    if (found := record.get("continuation")) is None:
+        return None
+    return Prefix(_unpack(found["prefix"]), found["committed"], found["method"])
 
 
 def _part_to_plain(part: EpisodePart, contract: Contract, wall: float) -> Record:
@@ -296,6 +315,7 @@ def replay(model: Model, record: dict[str, Any]) -> Done:
             value=record["value"] is not None,
             candidate_offset=record["candidate"],
             deltas=tuple(record["deltas"]),
+            continuation=model.continuation(_prefix(record)),
         )
     )
     while engine.busy:

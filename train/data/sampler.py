@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rql_deploy.train.rql import Batch
+from rql_deploy.train.batch import Batch
 
 from .shards import ShardedStore
 from .store import TransitionStore

@@ -11,9 +11,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from ..batch import Batch
 from ..data.sampler import WindowSampler
 from ..hyperparameters import RQLConfig
-from ..rql import RQL, Batch, Noise, draw_noise
+from ..rql import RQL, Noise, draw_noise
 
 
 def stacked_agents(
@@ -57,4 +58,7 @@ class SharedRows:
         """Every run's own noise `[S, B, ...]`."""
         sampler = self.sampler
         chunk = config.h * action_dim
-        return draw_noise(batch_size, chunk, config.F, sampler.generator, sampler.device, (self.runs,))
+        given = config.h * config.prefix
+        return draw_noise(
+            batch_size, chunk, config.F, sampler.generator, sampler.device, (self.runs,), prefix_of=given
+        )
