@@ -32,8 +32,8 @@ import numpy as np
 
 from rql_deploy.statistics import paired_difference, wilson_interval
 
-BASE = ("--noise", "0:2.2", "--episodes", "120")
-"""The demo's demonstrations."""
+NOISE = "0:2.2"
+"""Of the demo's demonstrations."""
 
 
 def call(*words: object, log: Path) -> str:
@@ -79,7 +79,8 @@ def base(folder: Path, options: argparse.Namespace, seed: int) -> Path:
     if data is None:
         data = folder / "data"
         if not data.exists():
-            call("collect", options.task, *BASE, "--seed", seed, "--output", data, log=log)
+            count = ("--episodes", options.demonstrations, "--workers", options.workers)
+            call("collect", options.task, "--noise", NOISE, *count, "--seed", seed, "--output", data, log=log)
     if not (run / "curves.png").exists():
         settings = [word for entry in options.set for word in ("--set", entry)]
         start = ("--resume",) if (run / "latest").exists() else ()
@@ -181,6 +182,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, help="instead of the demo's demonstrations")
     parser.add_argument("--set", action="append", default=[], help="a setting of the first run; repeatable")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--demonstrations", type=int, default=120)
     parser.add_argument("--base-updates", type=int, default=5000)
     parser.add_argument("--generations", type=int, default=5)
     parser.add_argument("--episodes", type=int, default=40, help="recorded for each generation")

@@ -100,6 +100,7 @@ def test_steps_updates_and_episodes_keep_step(offline: Path, tmp_path: Path) -> 
     assert f"{len(episodes)} episodes were played" in (tmp_path / "run" / "README.md").read_text()
 
 
+@pytest.mark.slow
 def test_a_killed_run_resumes_to_the_same_bytes(offline: Path, tmp_path: Path) -> None:
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     go_on(offline, whole, 60).train()
