@@ -37,49 +37,48 @@ def pendulum(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def words(pendulum: Path, output: Path, *more: object) -> tuple[object, ...]:
+    start = ("finetune", TASK, "--from", pendulum / "run", "--output", output, "--horizon", 12, "--seed", 3)
+    return *start, "--steps", 32, *more
+
+
 def test_a_run_goes_on_in_its_simulator(pendulum: Path, tmp_path: Path) -> None:
-    words = (
-        "finetune",
-        TASK,
-        "--from",
-        pendulum / "run",
-        "--output",
-        tmp_path / "run",
-        "--evaluate-every",
-        16,
-        "--horizon",
-        12,
-    )
-    told = cli(*words, "--steps", 32, "--evaluate-episodes", 2, "--seed", 3)
+    quiet = words(pendulum, tmp_path / "run", "--evaluate-every", 0)
+    told = cli(*quiet)
     assert told.exit_code == 0, told.output
     assert f"rql-deploy evaluate {TASK} --checkpoint" in told.output
-    # The policy before the first update is evaluated with the others.
-    found = read_evaluations(tmp_path / "run")
-    assert sorted(evaluation.step for evaluation in found) == [0, 16, 32]
-    assert all(evaluation.steps_mean == 12 and evaluation.bias is not None for evaluation in found)
-    page = (tmp_path / "run" / "README.md").read_text()
-    assert "2 episodes were played while training" in page and "V minus return" in page
-    assert_refused(cli(*words), "holds a run already", "--resume")
-    assert_refused(cli(*words, "--steps", 32, "--seed", 3, "--resume"), "has done 32 updates already")
+    assert "2 episodes were played while training" in (tmp_path / "run" / "README.md").read_text()
+    assert_refused(cli(*quiet), "holds a run already", "--resume")
+    assert_refused(cli(*quiet, "--resume"), "has done 32 updates already")
     assert_refused(
         cli("train", "--dataset", pendulum / "data", "--output", tmp_path / "run", "--resume"),
         "is a run of `rql-deploy finetune`",
     )
 
 
+@pytest.mark.slow
+def test_it_is_evaluated_from_before_the_first_update_on(pendulum: Path, tmp_path: Path) -> None:
+    often = ("--evaluate-every", 16, "--evaluate-episodes", 2)
+    assert cli(*words(pendulum, tmp_path / "run", *often)).exit_code == 0
+    found = read_evaluations(tmp_path / "run")
+    assert sorted(evaluation.step for evaluation in found) == [0, 16, 32]
+    assert all(evaluation.steps_mean == 12 and evaluation.bias is not None for evaluation in found)
+    assert "V minus return" in (tmp_path / "run" / "README.md").read_text()
+
+
 def test_what_does_not_fit_is_refused(pendulum: Path, run: Path, tmp_path: Path) -> None:
-    words = ("finetune", TASK, "--output", tmp_path / "run")
+    start = ("finetune", TASK, "--output", tmp_path / "run")
     assert_refused(
-        cli(*words, "--from", run), "the data does not fit the task", "has shape [3] instead of [4]"
+        cli(*start, "--from", run), "the data does not fit the task", "has shape [3] instead of [4]"
     )
     assert_refused(
-        cli(*words, "--from", pendulum / "run", "--set", "online.candidate=2"), "online", "candidates"
+        cli(*start, "--from", pendulum / "run", "--set", "online.candidate=2"), "online", "candidates"
     )
     assert_refused(
-        cli(*words, "--from", pendulum / "run", "--set", "online.updates_per_step=0"), "lie in [1, 1000]"
+        cli(*start, "--from", pendulum / "run", "--set", "online.updates_per_step=0"), "lie in [1, 1000]"
     )
     (pendulum / "run" / "data.json").rename(pendulum / "kept")
     try:
-        assert_refused(cli(*words, "--from", pendulum / "run"), "does not say what it was trained on")
+        assert_refused(cli(*start, "--from", pendulum / "run"), "does not say what it was trained on")
     finally:
         (pendulum / "kept").rename(pendulum / "run" / "data.json")
