@@ -17,8 +17,10 @@ class Plant(Protocol):
     """What is controlled: a simulator or a robot. A robot author writes these three methods.
 
     A plant may also have `rest() -> [A]`, the command that keeps it where it is: absolute targets then start
-    from there. A simulator has an attribute `simulated` that is true: any other plant is not driven by what a
-    policy's data did not say, unless its user accepts that. In the real-time loop `observe` and `apply`
+    from there; and `observation_age() -> float`, how many seconds old the last observation was when it was
+    taken, which the loop adds to its age. A simulator has an attribute `simulated` that is true: any other
+    plant is not driven by what a policy's data did not say, unless its user accepts that. In the real-time
+    loop `observe` and `apply`
     return at once, and an exception of any of them ends the episode as failed.
     """
 
@@ -51,6 +53,19 @@ class EpisodicPlant(Plant, Protocol):
     def close(self) -> None:
         """Free what the plant holds."""
         ...
+
+
+def is_finished(plant: Plant) -> bool:
+    """Whether the episode is over, as a simulator can tell; a robot runs until it is stopped."""
+    return bool(getattr(plant, "finished", False))
+
+
+def message_age(plant: Plant) -> float:
+    """Seconds from the messages behind the last observation to its being taken; 0 for a plant that cannot
+    tell.
+    """
+    age = getattr(plant, "observation_age", None)
+    return 0.0 if age is None else max(0.0, float(age()))
 
 
 class UnstableSimulation(Exception):

@@ -56,6 +56,7 @@ EXTRAS = {
     "ray": "ray",
     "av": "sim",
     "PIL": "sim",
+    "cyclonedds": "ros2",
 }
 
 

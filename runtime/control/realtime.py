@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from rql_deploy.assumptions import require_stated_motion
 from rql_deploy.errors import UserError
 from rql_deploy.limits import Limits
-from rql_deploy.plant import FAULT, EpisodeResult, Observation, Plant
+from rql_deploy.plant import FAULT, EpisodeResult, Observation, Plant, is_finished, message_age
 from rql_deploy.policy import Policy
 from rql_deploy.seeding import check_seed, decision_seed
 
@@ -112,6 +112,8 @@ class RealTimeLoop:
             delta=self._delta_bounds() if delay_compensation else None,
         )
         self._hold_reason = NO_ACTION
+        # How old the newest message was when a decision's observation was taken, by its number.
+        self._message_ages: dict[int, float] = {}
         self._runner: InferenceRunner
         if make_runner is not None:
             self._runner = make_runner(self.clock, self.filter)
@@ -200,7 +202,7 @@ class RealTimeLoop:
     ) -> bool:
         """Run ticks until the episode ends; returns whether `stop` ended it."""
         skipped = 0
-        while not _finished(self.plant):
+        while not is_finished(self.plant):
             if stop():
                 return True
             if duration is not None and schedule.cycle * self.period >= duration:
@@ -219,7 +221,7 @@ class RealTimeLoop:
         """Hold until the command no longer changes, for at most `ticks`; ignores failures of the plant."""
         previous = None
         with contextlib.suppress(Exception):
-            while self._moving and ticks != 0 and not _finished(self.plant):
+            while self._moving and ticks != 0 and not is_finished(self.plant):
                 schedule.advance(self.clock.now())
                 self.clock.sleep_until(schedule.deadline)
                 self._keep_distance()
@@ -247,6 +249,8 @@ class RealTimeLoop:
         if self.watchdog.fault is not None:
             reason = LATCHED_FAULT
         age = None if scheduled is None else now - scheduled.chunk.observed
+        if scheduled is not None and age is not None:
+            age += self._message_ages.get(scheduled.chunk.number, 0.0)
         action = None if scheduled is None or reason else scheduled.action
         verdict = self.filter.command(action, age or 0.0, reason or self._hold_reason, now=now)
         if verdict.fresh:
@@ -276,6 +280,8 @@ class RealTimeLoop:
     def _submit(self, observation: Observation, observed: float) -> None:
         committed, previews = self._playback.committed, self._playback.previews
         number = self._playback.request(observed)
+        kept = {k: age for k, age in self._message_ages.items() if k > number - 8}
+        self._message_ages = {**kept, number: message_age(self.plant)}
         self.statistics.decisions += 1
         seed = decision_seed(self._seed, number - self._first_request)
         self._runner.submit(InferenceRequest(number, observation, seed, committed, previews))
@@ -335,11 +341,6 @@ class RealTimeLoop:
         self.statistics.count(tick)
         if self._on_tick is not None:
             self._on_tick(tick, observation)
-
-
-def _finished(plant: Plant) -> bool:
-    """Whether the episode is over, as a simulator can tell; a robot runs until it is stopped."""
-    return bool(getattr(plant, "finished", False))
 
 
 def _rest(plant: Plant) -> NDArray[np.float32] | None:
