@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import ipaddress
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 from xml.sax.saxutils import quoteattr
@@ -91,6 +92,10 @@ class DdsTransport:
             ) from error
         self._thread = threading.Thread(target=self._run, name="dds", daemon=True)
         self._thread.start()
+
+    def now(self) -> int:
+        """This machine's clock, in ns."""
+        return time.time_ns()
 
     def where(self) -> str:
         """The domain and interface."""
@@ -219,22 +224,30 @@ def message_types() -> dict[str, type[Any]]:
     from cyclonedds.idl import make_idl_struct
     from cyclonedds.idl.types import float64, int32, sequence, uint8, uint32
 
-    made: dict[str, Any] = {
+    scalars = {
         "string": str,
         "bool": bool,
         "float64": float64,
         "int32": int32,
         "uint32": uint32,
         "uint8": uint8,
-        # Pictures: bytes are encoded as a sequence of uint8 is, without a Python number for each.
-        "uint8[]": bytes,
     }
+    made: dict[str, Any] = {}
+
+    def part_type(part: str) -> Any:
+        inner = part.removesuffix("[]")
+        found = made.get(inner) or scalars[inner]
+        return found if inner == part else sequence[found]
+
     for kind, fields in DEFINITIONS.items():
-        parts: dict[str, Any] = {}
-        for name, part in fields.items():
-            parts[name] = made[part] if part in made else sequence[made[part.removesuffix("[]")]]
+        parts = {name: part_type(part) for name, part in fields.items()}
         made[kind] = make_idl_struct(kind.rpartition("/")[2], dds_type(kind), parts)
-    return {kind: made[kind] for kind in DEFINITIONS}
+        if "uint8[]" in fields.values():
+            # Pictures: bytes have the same encoding, and are read without a Python number for each.
+            as_bytes = {n: bytes if fields[n] == "uint8[]" else part for n, part in parts.items()}
+            quick = make_idl_struct(kind.rpartition("/")[2], dds_type(kind), as_bytes)
+            made[kind].deserialize = quick.deserialize
+    return made
 
 
 def configuration(network: str) -> str:

@@ -45,29 +45,43 @@ class TopicPlant:
         *,
         horizon: int | None = None,
     ):
-        """`description` is the map's (`rql_deploy.ros2.robot.describe_robot`)."""
+        """`description` is the map's (`rql_deploy.ros2.robot.describe_robot`).
+
+        Raises what the transport raises, after closing it.
+        """
         self._map, self._transport, self._horizon = topics, transport, horizon
         self._period = 1.0 / topics.rate
         self._inboxes = {
             field.name: Inbox(
-                field.name, topics.observation[field.name], field.shape, max_skew=topics.max_skew
+                field.name,
+                topics.observation[field.name],
+                field.shape,
+                max_skew=topics.max_skew,
+                wall_clock=transport.now,
             )
             for field in description.fields
         }
+        self._parts: list[tuple[Commanded, slice, Publisher]] = []
+        self._dimensions = len(description.actions)
+        self._ticks, self._success, self._age = 0, False, 0.0
+        try:
+            self._connect()
+        except BaseException:
+            transport.close()
+            raise
+
+    def _connect(self) -> None:
         for inbox in self._inboxes.values():
             source = inbox.source
-            transport.subscribe(source.topic, source.type, observed_qos(source), inbox.put)
-        if topics.success:
-            transport.subscribe(topics.success, BOOL, QoS("reliable"), self._note_success)
-        self._parts: list[tuple[Commanded, slice, Publisher]] = []
+            self._transport.subscribe(source.topic, source.type, observed_qos(source), inbox.put)
+        if self._map.success:
+            self._transport.subscribe(self._map.success, BOOL, QoS("best_effort"), self._note_success)
         start = 0
-        for command in topics.action.values():
+        for command in self._map.action.values():
             end = start + command_width(command)
-            publisher = transport.advertise(command.topic, command.type, command_qos(command))
+            publisher = self._transport.advertise(command.topic, command.type, command_qos(command))
             self._parts.append((command, slice(start, end), publisher))
             start = end
-        self._dimensions = start
-        self._ticks, self._success, self._age = 0, False, 0.0
 
     @property
     def success(self) -> bool:
@@ -140,7 +154,7 @@ class TopicPlant:
 
     def apply(self, action: NDArray[np.float32]) -> None:
         """Publish one command; returns at once."""
-        now = time.time_ns()
+        now = self._transport.now()
         for source, part, publisher in self._parts:
             publisher.publish(
                 command_message(self._transport.make, source, action[part], period=self._period, now=now)

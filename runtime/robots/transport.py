@@ -64,6 +64,10 @@ class Transport(Protocol):
         """The quality of service in which a publisher and our subscription of a topic last differed."""
         ...
 
+    def now(self) -> int:
+        """The clock that stamps are made and compared with, in ns."""
+        ...
+
     def where(self) -> str:
         """The network in words, for messages."""
         ...

@@ -1,12 +1,11 @@
-"""A simulated robot in a process of its own, as ROS 2's nodes look on DDS: `python -m tests.helpers.ros2_robot`.
+"""A simulated robot in a process of its own, as nodes of ROS 2 look on DDS.
 
 It shares no code with the project: types and names are written out as ROS 2 has them. It publishes well-made
 topics and ill-made ones, prints every command that it gets as a line of JSON, and falls silent for as long as
 a message on /pause says.
 """
 
-from __future__ import annotations
-
+# Annotations are looked at as they stand: Cyclone DDS takes the types from them.
 import contextlib
 import io
 import json

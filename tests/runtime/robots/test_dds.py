@@ -6,26 +6,17 @@ import re
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from rql_deploy.errors import UserError
-from rql_deploy.ros2.definitions import ARRAY
 from rql_deploy.ros2.robot import read_robot
-from rql_deploy.ros2.topic_map import QoS
 from rql_deploy.runtime.robots.dds import DdsTransport
 from rql_deploy.runtime.robots.topic_plant import TopicPlant
-from tests.helpers.commands import assert_refused, cli, run_cli
-from tests.helpers.ros2_robot import SimulatedRobot, simulated_robot
-
-JOINTS = 'topic = "/joint_states", type = "sensor_msgs/msg/JointState"'
-NAMES = 'names = ["shoulder", "elbow", "wrist", "finger"]'
-OBSERVED = f"observation = {{ {JOINTS}, {NAMES} }}"
-COMMANDED = (
-    'push = { topic = "/array_command", type = "std_msgs/msg/Float64MultiArray", names = ["action_0", '
-    '"action_1"], mode = "delta", low = [-1, -1], high = [1, 1] }'
-)
+from tests.helpers.ros2_robot import JOINTS, SimulatedRobot, simulated_robot
+from tests.helpers.topic_maps import ARRAY, JOINT_STATE, POSE, PUSH, SEEN, write_map
 
 
 @pytest.fixture(scope="module")
@@ -34,57 +25,34 @@ def robot() -> Iterator[SimulatedRobot]:
         yield started
 
 
-@pytest.fixture
-def write_map(tmp_path: Path, robot: SimulatedRobot):  # type: ignore[no-untyped-def]
-    """Writes a map for the robot, with these lines of observation and action."""
-
-    def write(observed: str = OBSERVED, commanded: str = COMMANDED, top: str = "") -> Path:
-        path = tmp_path / "robot.toml"
-        path.write_text(
-            f"rate = 20\ndomain = {robot.domain}\n{top}\n[observation]\n{observed}\n[action]\n{commanded}\n"
-        )
-        return path
-
-    return write
-
-
 def connect(path: Path, **options: int) -> TopicPlant:
     topics, description = read_robot(path)
     assert topics.domain is not None
     return TopicPlant(topics, description, DdsTransport(topics.domain, topics.network), **options)
 
 
-def refusal(path: Path) -> str:
-    """What a plant says at the start of an episode."""
+def test_topics_become_fields(robot: SimulatedRobot, tmp_path: Path) -> None:
+    latched = {"durability": "transient_local", "reliability": "reliable"}
+    observation = {
+        "joints": SEEN,
+        "lossy": {"topic": "/lossy", "type": JOINT_STATE, "names": ["finger"]},
+        "hand": {"topic": "/hand", "type": POSE},
+        "place": {"topic": "/hand", "type": POSE, "field": "pose.position"},
+        "numbers": {"topic": "/numbers", "type": ARRAY, "shape": [2, 2]},
+        "camera": {"topic": "/camera", "type": "sensor_msgs/msg/Image", "shape": [2, 4, 3]},
+        "small": {
+            "topic": "/camera/compressed",
+            "type": "sensor_msgs/msg/CompressedImage",
+            "shape": [2, 4, 3],
+        },
+        "goal": {"topic": "/goal", "type": POSE, "age": "none", "qos": latched},
+    }
+    path = write_map(tmp_path, observation, {"push": PUSH}, domain=robot.domain, success="/success")
     plant = connect(path)
-    try:
-        with pytest.raises(UserError) as refused:
-            plant.reset()
-    finally:
-        plant.close()
-    return str(refused.value)
-
-
-def test_topics_become_fields_in_the_map_s_order(write_map, robot: SimulatedRobot) -> None:  # type: ignore[no-untyped-def]
-    stamped = 'type = "geometry_msgs/msg/PoseStamped"'
-    plant = connect(
-        write_map(
-            f"""{OBSERVED}
-lossy = {{ topic = "/lossy", type = "sensor_msgs/msg/JointState", names = ["finger"] }}
-hand = {{ topic = "/hand", {stamped} }}
-place = {{ topic = "/hand", {stamped}, field = "pose.position" }}
-numbers = {{ topic = "/numbers", type = "std_msgs/msg/Float64MultiArray", shape = [2, 2] }}
-camera = {{ topic = "/camera", type = "sensor_msgs/msg/Image", shape = [2, 4, 3] }}
-small = {{ topic = "/camera/compressed", type = "sensor_msgs/msg/CompressedImage", shape = [2, 4, 3] }}
-goal = {{ topic = "/goal", {stamped}, age = "none", qos = {{ durability = "transient_local", reliability = "reliable" }} }}
-""",
-            top='success = "/success"',
-        )
-    )
     try:
         plant.reset(0)
         seen = plant.observe()
-        assert np.allclose(seen["observation"], [0.0, 0.1, 0.2, 0.3])
+        assert np.allclose(seen["joints"], [0.0, 0.1, 0.2, 0.3])
         assert np.allclose(seen["lossy"], [0.3])
         assert seen["hand"].tolist() == seen["goal"].tolist() == [1, 2, 3, 0, 0, 0, 1]
         assert seen["place"].tolist() == [1, 2, 3]
@@ -98,21 +66,37 @@ goal = {{ topic = "/goal", {stamped}, age = "none", qos = {{ durability = "trans
         plant.close()
 
 
-def test_actions_become_commands_of_every_type(write_map, robot: SimulatedRobot) -> None:  # type: ignore[no-untyped-def]
-    plant = connect(
-        write_map(
-            commanded=f"""{COMMANDED}
-arm = {{ topic = "/trajectory_command", type = "trajectory_msgs/msg/JointTrajectory", {NAMES}, mode = "absolute", rest = "observation" }}
-tip = {{ topic = "/joints_command", type = "sensor_msgs/msg/JointState", field = "velocity", names = ["tip"], joints = ["finger"], scale = [20], mode = "delta", frame_id = "tool" }}
-base = {{ topic = "/twist_command", type = "geometry_msgs/msg/TwistStamped", field = "twist.angular", mode = "delta" }}
-""",
-        ),
-        horizon=1,
-    )
+def test_actions_become_commands_of_every_type(robot: SimulatedRobot, tmp_path: Path) -> None:
+    commands = {
+        "push": PUSH,
+        "arm": {
+            "topic": "/trajectory_command",
+            "type": "trajectory_msgs/msg/JointTrajectory",
+            "names": list(JOINTS),
+            "mode": "absolute",
+            "rest": "joints",
+        },
+        "tip": {
+            "topic": "/joints_command",
+            "type": JOINT_STATE,
+            "field": "velocity",
+            "names": ["tip"],
+            "joints": ["finger"],
+            "scale": [20],
+            "mode": "delta",
+            "frame_id": "tool",
+        },
+        "base": {
+            "topic": "/twist_command",
+            "type": "geometry_msgs/msg/TwistStamped",
+            "field": "twist.angular",
+            "mode": "delta",
+        },
+    }
+    plant = connect(write_map(tmp_path, {"joints": SEEN}, commands, domain=robot.domain), horizon=1)
     try:
         plant.reset()
-        rest = plant.rest()
-        assert np.allclose(rest, [0, 0, 0.0, 0.1, 0.2, 0.3, 0, 0, 0, 0])
+        assert np.allclose(plant.rest(), [0, 0, 0.0, 0.1, 0.2, 0.3, 0, 0, 0, 0])
         plant.apply(np.arange(10, dtype=np.float32))
         assert plant.finished and not plant.success
         got = robot.commands("array", "trajectory", "joints", "twist")
@@ -120,7 +104,8 @@ base = {{ topic = "/twist_command", type = "geometry_msgs/msg/TwistStamped", fie
         plant.close()
     assert got["array"]["data"] == [0, 1]
     trajectory = got["trajectory"]
-    assert trajectory["joint_names"] == ["shoulder", "elbow", "wrist", "finger"]
+    assert trajectory["joint_names"] == list(JOINTS)
+    # Stamp 0: it starts when it arrives.
     assert trajectory["header"]["stamp"] == {"sec": 0, "nanosec": 0}
     (point,) = trajectory["points"]
     assert point["positions"] == [2, 3, 4, 5] and point["velocities"] == []
@@ -133,24 +118,72 @@ base = {{ topic = "/twist_command", type = "geometry_msgs/msg/TwistStamped", fie
 
 
 @pytest.mark.parametrize(
-    ("old", "new", "words"),
+    ("observed", "commanded", "words"),
     [
-        ("/joint_states", "/joint_stats", r"nobody publishes /joint_stats on domain \d+ \(loopback\) \(there is /joint_states"),
-        ("/joint_states", "/numbers", "/numbers has messages of std_msgs/msg/Float64MultiArray, the map says sensor"),
-        ("/joint_states", "/idle", "/idle is published on domain .* but no message came: start what feeds"),
-        ("/joint_states", "/slow_clock", r"stamps of /slow_clock are 7\S* s behind this machine's clock: sync"),
-        ("/joint_states", "/fast_clock", r"stamps of /fast_clock are \S+ s ahead of this machine's clock: sync"),
-        ('"/joint_states"', '"/lossy", qos = { reliability = "reliable" }', "/lossy is published with reliability best_effort, the map's qos asks for reliable: set qos"),
-        ('"/joint_states"', '"/idle", qos = { durability = "transient_local" }', "durability volatile, the map's qos asks for transient_local"),
-        ('"wrist"', '"wrst"', "topic /joint_states: a JointState lacks the joint 'wrst': it has finger, wrist"),
-        ("/array_command", "/arry_command", r"nobody subscribes to /arry_command .*there is /array_command"),
-        ("/array_command", "/twist_command", "/twist_command has messages of geometry_msgs/msg/TwistStamped, the"),
-        ('mode = "delta"', 'mode = "delta", qos = { reliability = "best_effort" }', "the subscriber of /array_command asks for reliability reliable, the map's qos offers best"),
+        (
+            {"topic": "/joint_stats"},
+            {},
+            r"nobody publishes /joint_stats on domain \d+ \(loopback\) \(there is /joint_states",
+        ),
+        (
+            {"topic": "/numbers"},
+            {},
+            f"/numbers has messages of {ARRAY}, the map says {JOINT_STATE}: correct its type",
+        ),
+        ({"topic": "/idle"}, {}, "/idle is published on domain .* but no message came: start what feeds"),
+        ({"topic": "/slow_clock"}, {}, r"stamps of /slow_clock are [78]\S* s behind this machine's clock: "),
+        ({"topic": "/fast_clock"}, {}, r"stamps of /fast_clock are [67]\S* s ahead of this machine's clock"),
+        (
+            {"topic": "/lossy", "qos": {"reliability": "reliable"}},
+            {},
+            "/lossy is published with reliability best_effort, the map's qos asks for reliable: set qos",
+        ),
+        (
+            {"topic": "/idle", "qos": {"durability": "transient_local"}},
+            {},
+            "published with durability volatile, the map's qos asks for transient_local: set qos",
+        ),
+        ({"names": ["wrst"]}, {}, "topic /joint_states: a JointState lacks the joint 'wrst': it has finger,"),
+        ({}, {"topic": "/arry_command"}, r"nobody subscribes to /arry_command .*there is /array_command"),
+        ({}, {"topic": "/twist_command"}, f"/twist_command has messages of .*Twist.*, the map says {ARRAY}"),
+        (
+            {},
+            {"qos": {"reliability": "best_effort"}},
+            "the subscriber of /array_command asks for reliability reliable, the map's qos offers best_",
+        ),
     ],
-)  # fmt: skip
-def test_what_does_not_come_is_said_in_a_sentence(write_map, old: str, new: str, words: str) -> None:  # type: ignore[no-untyped-def]
-    assert old in OBSERVED + COMMANDED
-    path = write_map(OBSERVED.replace(old, new), COMMANDED.replace(old, new), top="wait = 0.7")
-    said = refusal(path)
-    assert re.search(words, said), said
-    assert "\n" not in said
+)
+def test_what_does_not_come_is_said_in_a_sentence(
+    observed: dict[str, Any], commanded: dict[str, Any], words: str, robot: SimulatedRobot, tmp_path: Path
+) -> None:
+    path = write_map(
+        tmp_path, {"joints": SEEN | observed}, {"push": PUSH | commanded}, domain=robot.domain, wait=0.7
+    )
+    plant = connect(path)
+    try:
+        with pytest.raises(UserError) as refused:
+            plant.reset()
+    finally:
+        plant.close()
+    assert re.search(words, str(refused.value)), refused.value
+    assert "\n" not in str(refused.value)
+
+
+def test_stamps_of_another_clock_may_be_left_out_of_account(robot: SimulatedRobot, tmp_path: Path) -> None:
+    observed = SEEN | {"topic": "/slow_clock", "age": "arrival"}
+    plant = connect(write_map(tmp_path, {"joints": observed}, {"push": PUSH}, domain=robot.domain))
+    try:
+        plant.reset()
+        plant.observe()
+        assert plant.observation_age() < 1.0
+    finally:
+        plant.close()
+
+
+def test_a_process_joins_a_domain_once_at_a_time(robot: SimulatedRobot) -> None:
+    already = pytest.raises(UserError, match=r"is on DDS domain \d+ already: close that plant first")
+    with DdsTransport(robot.domain), already:
+        DdsTransport(robot.domain)
+    DdsTransport(robot.domain).close()
+    with pytest.raises(UserError, match=r"cannot use domain \d+ \(nowhere0\) .*: check network in the map"):
+        DdsTransport(robot.domain, "nowhere0")
