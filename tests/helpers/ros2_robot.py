@@ -1,8 +1,7 @@
 """A simulated robot in a process of its own, as nodes of ROS 2 look on DDS.
 
 It shares no code with the project: types and names are written out as ROS 2 has them. It publishes well-made
-topics and ill-made ones, prints every command that it gets as a line of JSON, and falls silent for as long as
-a message on /pause says.
+topics and ill-made ones, and prints every command that it gets as a line of JSON.
 """
 
 # Annotations are looked at as they stand: Cyclone DDS takes the types from them.
@@ -10,6 +9,7 @@ import contextlib
 import io
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -224,19 +224,13 @@ def main(domain: int) -> None:
         name: DataReader(participant, Topic(participant, f"rt/{name}_command", kind), Qos(RELIABLE))
         for name, kind in COMMANDS.items()
     }
-    pause = DataReader(participant, Topic(participant, "rt/pause", Array), Qos(RELIABLE))
     idle = writer("idle", JointState)
     goal = writer("goal", PoseStamped, RELIABLE, Policy.Durability.TransientLocal)
     goal.write(PoseStamped(header(-3600.0), pose))
-    silent_until = 0.0
     while os.getppid() == parent:
-        for message in pause.take(10):
-            if isinstance(message, Array):
-                silent_until = time.monotonic() + message.data[0]
-        if time.monotonic() > silent_until:
-            for publisher, make in publishers:
-                with contextlib.suppress(DDSException):
-                    publisher.write(make())
+        for publisher, make in publishers:
+            with contextlib.suppress(DDSException):
+                publisher.write(make())
         for name, reader in readers.items():
             for message in reader.take(10):
                 if isinstance(message, COMMANDS[name]):
@@ -254,6 +248,15 @@ class SimulatedRobot:
         self.process = subprocess.Popen(
             [sys.executable, "-m", "tests.helpers.ros2_robot", str(domain)], stdout=subprocess.PIPE, text=True
         )
+
+    @contextlib.contextmanager
+    def frozen(self) -> Iterator[None]:
+        """Within the block, it is silent."""
+        self.process.send_signal(signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            self.process.send_signal(signal.SIGCONT)
 
     def commands(self, *names: str, seconds: float = 20.0) -> dict[str, Any]:
         """The next message of each of these kinds of command that it gets."""
