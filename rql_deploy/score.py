@@ -17,8 +17,8 @@ class EpisodeScore:
 
     key: str
     results: tuple[EpisodeResult, ...]
-    horizon: int | None
-    """Ticks after which an episode has failed; None for a robot that runs until it is stopped."""
+    horizon: int
+    """Ticks after which an episode has failed; 0 for a robot that runs until it is stopped."""
 
     @property
     def successes(self) -> int:
@@ -38,7 +38,7 @@ class EpisodeScore:
     @property
     def lengths(self) -> list[int]:
         """Steps of each episode; a failure counts as the horizon, if there is one."""
-        return [r.steps if r.success or self.horizon is None else self.horizon for r in self.results]
+        return [r.steps if r.success else self.horizon or r.steps for r in self.results]
 
     def summary(self) -> dict[str, Any]:
         """JSON data: success, episodes, ci, steps, holds, decision latencies in ms."""

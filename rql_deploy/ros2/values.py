@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -77,7 +78,8 @@ def values_of(
 
 def joints_of(message: Any) -> tuple[str, ...]:
     """Names of the joints in a JointState or JointTrajectory; of other messages none."""
-    return tuple(getattr(message, "name", None) or getattr(message, "joint_names", ()))
+    names: Iterable[str] = getattr(message, "name", ()) or getattr(message, "joint_names", ())
+    return tuple(names)
 
 
 def field_of(where: str, kind: str, message: Any, source: Observed, shape: tuple[int, ...]) -> NDArray[Any]:
@@ -139,7 +141,7 @@ def _compressed(where: str, message: Any, shape: tuple[int, ...]) -> NDArray[np.
 
 
 def _slots(part: Any) -> list[str]:
-    names = getattr(part, "__slots__", None) or getattr(part, "__dict__", ())
+    names: Iterable[str] = getattr(part, "__slots__", ()) or getattr(part, "__dict__", ())
     return [name for name in names if not name.startswith("_")]
 
 

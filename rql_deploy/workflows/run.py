@@ -127,7 +127,7 @@ def run(
         unrecorded = reporter.dropped
     if not played.episodes:
         raise KeyboardInterrupt
-    score = EpisodeScore("run", tuple(played.episodes), horizon)
+    score = EpisodeScore("run", tuple(played.episodes), horizon or 0)
     return RunResult(score, candidates, stale, unrecorded, played.figures, played.recording, played.recorded)
 
 

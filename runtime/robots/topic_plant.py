@@ -90,6 +90,7 @@ class TopicPlant:
 
     @property
     def finished(self) -> bool:
+        """Whether the episode is over: at success, or when it has had its commands."""
         return self._success or (self._horizon is not None and self._ticks >= self._horizon)
 
     def reset(self, seed: int | None = None) -> None:

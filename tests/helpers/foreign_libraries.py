@@ -48,7 +48,12 @@ PACKAGES = {
     "robomimic": ["robomimic==0.3.0", "tqdm==4.67.1"],
 }
 FOR_PICTURES = ("torchvision", "torchvision.transforms", "torchvision.transforms.v2", "torchvision.models")
-NOT_NEEDED = (*FOR_PICTURES, "torchvision.transforms.v2.functional", "accelerate")
+NOT_NEEDED = (
+    *FOR_PICTURES,
+    "torchvision.transforms.v2.functional",
+    "torchvision.transforms.functional",
+    "accelerate",
+)
 """What these libraries import and only pictures or training use: large, and built against another torch."""
 
 
