@@ -197,10 +197,12 @@ class DdsTransport:
             with self._lock:
                 readers = list(self._readers)
             for reader, on_message in readers:
-                for sample in reader.take(MAX_TAKEN):
-                    # A publisher that leaves is told by a sample without data.
-                    if sample.sample_info.valid_data and not self._end.is_set():
-                        on_message(sample)
+                # What cannot be decoded (text that is no UTF-8, say) is as good as not sent.
+                with contextlib.suppress(self._core.DDSException, ValueError):
+                    for sample in reader.take(MAX_TAKEN):
+                        # A publisher that leaves is told by a sample without data.
+                        if sample.sample_info.valid_data and not self._end.is_set():
+                            on_message(sample)
             self._end.wait(POLL_SECONDS)
 
 

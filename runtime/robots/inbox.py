@@ -63,6 +63,12 @@ class Inbox:
         except UserError as error:
             self._error = error
             return
+        except Exception as error:
+            # It comes from another program, and the thread that hands it in must live on.
+            self._error = UserError(
+                f"topic {self.source.topic}: a message cannot be read ({type(error).__name__}: {error})"
+            )
+            return
         if lag is not None:
             self._lags.append(lag)
         self._newest, self._error = Newest(value, arrived, lag), None
