@@ -133,7 +133,7 @@ def _compressed(where: str, message: Any, shape: tuple[int, ...]) -> NDArray[np.
             mode = "L" if shape[-1:] == (1,) else "RGB"
             # A picture that claims to be huge is not unpacked: its size is known before.
             if picture.size != (shape[1], shape[0]):
-                return np.empty((picture.size[1], picture.size[0], 0), np.uint8)
+                return np.broadcast_to(np.uint8(0), (picture.size[1], picture.size[0], shape[2]))
             pixels = np.asarray(picture.convert(mode))
     except (OSError, ValueError, SyntaxError) as error:
         raise UserError(f"{where}: a compressed picture cannot be read ({error})") from error

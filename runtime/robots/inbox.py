@@ -54,9 +54,10 @@ class Inbox:
 
     def put(self, message: Any) -> None:
         """Take a message; one that does not fit is reported by the next `read`."""
-        arrived, stamp = self._clock(), self._stamp(message)
-        lag = None if stamp is None else (self._wall_clock() - stamp) / NANOSECONDS
+        arrived = self._clock()
         try:
+            stamp = self._stamp(message)
+            lag = None if stamp is None else (self._wall_clock() - stamp) / NANOSECONDS
             value = field_of(
                 f"topic {self.source.topic}", self.source.type, message, self.source, self._shape
             )

@@ -8,6 +8,7 @@ from typing import Any
 
 import rclpy
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
+from rclpy.callback_groups import MutuallyExclusiveCallbackGroup
 from rclpy.executors import ExternalShutdownException, MultiThreadedExecutor
 from rclpy.node import Node
 from rclpy.qos import DurabilityPolicy, HistoryPolicy, QoSProfile, ReliabilityPolicy
@@ -41,8 +42,10 @@ class PolicyNode(Node):
         }
         settings = Settings(**values)
         self.driver = Driver(settings, NodeTransport(self, get_message, profile), self.get_logger().info)
+        # A group of their own: while `stop` waits for the loop to hold the robot, messages keep coming.
+        group = MutuallyExclusiveCallbackGroup()
         for name in ("start", "stop", "reset_fault"):
-            self.create_service(Trigger, f"~/{name}", self._service(name))
+            self.create_service(Trigger, f"~/{name}", self._service(name), callback_group=group)
         self._diagnostics = self.create_publisher(DiagnosticArray, "/diagnostics", 1)
         self.create_timer(1.0, self._report)
         if settings.autostart:
@@ -77,7 +80,6 @@ def main() -> None:
     except UserError as error:
         print(f"Error: {error}", file=sys.stderr)
         sys.exit(2)
-    # Services wait for the loop to hold the robot, while messages must keep coming.
     executor = MultiThreadedExecutor(num_threads=4)
     executor.add_node(node)
     try:

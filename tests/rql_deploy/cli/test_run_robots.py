@@ -15,7 +15,7 @@ import pytest
 
 from rql_deploy.bundle.bundle import Bundle
 from rql_deploy.runtime.engine.model import Model
-from tests.helpers.commands import assert_refused, cli
+from tests.helpers.commands import assert_refused, cli, run_bare
 from tests.helpers.lerobot_stand_in import Cart
 from tests.helpers.ros2_robot import SimulatedRobot, simulated_robot
 from tests.helpers.servers import serving_model
@@ -55,10 +55,10 @@ def test_a_robot_that_speaks_ros_2_is_driven_by_a_served_policy(
 ) -> None:
     path = write_map(tmp_path, {"observation": SEEN}, {"pull": PULL}, domain=robot.domain, wait=20)
     log = tmp_path / "ticks.jsonl"
-    result = run(
-        f"ros2:{path}", endpoint, limits, "--no-fault-latch", "--horizon", 15, "--log", log, "--json"
-    )
-    assert result.exit_code == 0, result.output
+    # With what is installed on a robot.
+    command = ("run", f"ros2:{path}", "--connect", endpoint, "--real-time", "--episodes", 1, "--json")
+    result = run_bare(*command, "--limits", limits, "--no-fault-latch", "--horizon", 15, "--log", log)
+    assert result.returncode == 0, result.stderr
     (figures,) = json.loads(result.stdout)["real_time"]
     assert figures["ticks"] >= 15 and figures["decisions"] >= 1
     lines = [json.loads(line) for line in log.read_text().splitlines()]

@@ -70,7 +70,7 @@ def test_pictures_that_do_not_fit_are_refused() -> None:
         (IMAGE, raw("rgb8", pixels), r"pictures are \[4, 6, 3\], the map says \[4, 8, 3\]"),
         (IMAGE, raw("16UC1", pixels), "encoded as '16UC1': publish one of rgb8"),
         (IMAGE, short, "has 71 bytes in rows of 18: its publisher is wrong"),
-        (COMPRESSED_IMAGE, packed(pixels), r"pictures are \[4, 6, 0\], the map says"),
+        (COMPRESSED_IMAGE, packed(pixels), r"pictures are \[4, 6, 3\], the map says"),
         (COMPRESSED_IMAGE, broken, "a compressed picture cannot be read"),
     ):
         with pytest.raises(UserError, match=words):
