@@ -55,11 +55,6 @@ class EpisodicPlant(Plant, Protocol):
         ...
 
 
-def is_finished(plant: Plant) -> bool:
-    """Whether the episode is over, as a simulator can tell; a robot runs until it is stopped."""
-    return bool(getattr(plant, "finished", False))
-
-
 def message_age(plant: Plant) -> float:
     """Seconds from the messages behind the last observation to its being taken; 0 for a plant that cannot
     tell.

@@ -21,8 +21,9 @@ import zmq
 from rql_deploy.contract import Contract
 from rql_deploy.errors import ContractError
 from rql_deploy.runtime.engine.model import Model
-from rql_deploy.runtime.engine.request import Computed, Done, Event, Preview, Task
+from rql_deploy.runtime.engine.request import Computed, Done, Event, History, Preview, Task
 from rql_deploy.runtime.engine.shares import Client
+from rql_deploy.runtime.recording.recorder import Recorder
 from rql_deploy.runtime.wire import headers, protocol
 from rql_deploy.runtime.wire.addresses import needs_ipv6
 from rql_deploy.runtime.wire.arrays import Arrays, Packed
@@ -35,7 +36,6 @@ from .connections import MAX_BUFFERED, Connections
 from .listen import cannot_listen, check_bind, configure
 from .metrics import Metrics
 from .quota import MAX_RATE, Quota, key_of, sender
-from .recording import Recorder
 from .registry import ModelRegistry
 from .replies import NO_ECHO, Echo, ReplyContext, computed, decision, expiry, hello, statistics
 
@@ -253,8 +253,10 @@ class PolicyServer:
         context = ReplyContext(client.connection, echo, contract_update, model)
         match request:
             case headers.Act():
-                job = requests.read_job(request, fields, model, context, client, received)
+                job = requests.read_job(request, fields, named, model, context, client, received)
                 self._admit(client, job.candidates, received)
+                if self._recorder is not None:
+                    job.history = History()
                 slot.engine.submit(job)
             case headers.Refine() | headers.Value():
                 rows, work = requests.read_task(request, fields, named, model, Task(context, client))
