@@ -122,7 +122,7 @@ class RealTimeLoop:
         )
         self._hold_reason = NO_ACTION
         # How old the newest message was when a decision's observation was taken, by its number.
-        self._message_ages: defaultdict[int, float] = defaultdict(float)
+        self._ages: defaultdict[int, float] = defaultdict(float)
         self._runner: InferenceRunner
         if make_runner is not None:
             self._runner = make_runner(self.clock, self.filter)
@@ -253,9 +253,9 @@ class RealTimeLoop:
         reason = self.filter.reject_observation(observation)
         if self.watchdog.fault is not None:
             reason = LATCHED_FAULT
-        age = None
-        if scheduled is not None:
-            age = now - scheduled.chunk.observed + self._message_ages[scheduled.chunk.number]
+        age = (
+            None if scheduled is None else now - scheduled.chunk.observed + self._ages[scheduled.chunk.number]
+        )
         action = None if scheduled is None or reason else scheduled.action
         verdict = self.filter.command(action, age or 0.0, reason or self._hold_reason, now=now)
         if verdict.fresh:
@@ -285,8 +285,8 @@ class RealTimeLoop:
     def _submit(self, observation: Observation, observed: float) -> None:
         playing, previews = self._playback.playing, self._playback.previews
         number = self._playback.request(observed)
-        self._message_ages[number] = message_age(self.plant)
-        self._message_ages.pop(number - 8, None)
+        self._ages[number] = message_age(self.plant)
+        self._ages.pop(number - 8, None)
         self.statistics.decisions += 1
         seed = self._decision_seed(number)
         self._runner.submit(InferenceRequest(number, observation, seed, playing, previews))
