@@ -11,7 +11,6 @@ fresh action is a hold; too many latch a fault, after which the loop only holds 
 from __future__ import annotations
 
 import contextlib
-from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
@@ -35,6 +34,8 @@ from .telemetry import STANDBY, LoopStatistics, Tick
 from .watchdog import Watchdog
 
 LATCHED_FAULT = Reason("latched fault", "a latched fault")
+REMEMBERED = 1000
+"""Decisions: more than can be asked for while one chunk plays."""
 WAITING = Reason(STANDBY, "waiting for the first decision")
 
 OnTick = Callable[[Tick, Observation], None]
@@ -121,8 +122,8 @@ class RealTimeLoop:
             replan_every=replan_every,
         )
         self._hold_reason = NO_ACTION
-        # How old the newest message was when a decision's observation was taken, by its number.
-        self._ages: defaultdict[int, float] = defaultdict(float)
+        # When the messages behind a decision's observation were made, by its number.
+        self._made_at: dict[int, float] = {}
         self._runner: InferenceRunner
         if make_runner is not None:
             self._runner = make_runner(self.clock, self.filter)
@@ -253,9 +254,7 @@ class RealTimeLoop:
         reason = self.filter.reject_observation(observation)
         if self.watchdog.fault is not None:
             reason = LATCHED_FAULT
-        age = (
-            None if scheduled is None else now - scheduled.chunk.observed + self._ages[scheduled.chunk.number]
-        )
+        age = None if scheduled is None else now - self._made_at[scheduled.chunk.number]
         action = None if scheduled is None or reason else scheduled.action
         verdict = self.filter.command(action, age or 0.0, reason or self._hold_reason, now=now)
         if verdict.fresh:
@@ -285,8 +284,8 @@ class RealTimeLoop:
     def _submit(self, observation: Observation, observed: float) -> None:
         playing, previews = self._playback.playing, self._playback.previews
         number = self._playback.request(observed)
-        self._ages[number] = message_age(self.plant)
-        self._ages.pop(number - 8, None)
+        self._made_at[number] = observed - message_age(self.plant)
+        self._made_at.pop(number - REMEMBERED, None)
         self.statistics.decisions += 1
         seed = self._decision_seed(number)
         self._runner.submit(InferenceRequest(number, observation, seed, playing, previews))
