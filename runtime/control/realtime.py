@@ -34,8 +34,6 @@ from .telemetry import STANDBY, LoopStatistics, Tick
 from .watchdog import Watchdog
 
 LATCHED_FAULT = Reason("latched fault", "a latched fault")
-REMEMBERED = 1000
-"""Decisions: more than can be asked for while one chunk plays."""
 WAITING = Reason(STANDBY, "waiting for the first decision")
 
 OnTick = Callable[[Tick, Observation], None]
@@ -122,7 +120,8 @@ class RealTimeLoop:
             replan_every=replan_every,
         )
         self._hold_reason = NO_ACTION
-        # When the messages behind a decision's observation were made, by its number.
+        # When the messages behind a decision's observation were made, by its number. A thousand are more
+        # than can be asked for while one chunk plays.
         self._made_at: dict[int, float] = {}
         self._runner: InferenceRunner
         if make_runner is not None:
@@ -285,7 +284,7 @@ class RealTimeLoop:
         playing, previews = self._playback.playing, self._playback.previews
         number = self._playback.request(observed)
         self._made_at[number] = observed - message_age(self.plant)
-        self._made_at.pop(number - REMEMBERED, None)
+        self._made_at.pop(number - 1000, None)
         self.statistics.decisions += 1
         seed = self._decision_seed(number)
         self._runner.submit(InferenceRequest(number, observation, seed, playing, previews))
