@@ -65,7 +65,9 @@ class DdsTransport:
             )
             from cyclonedds.domain import Domain, DomainParticipant
         except ModuleNotFoundError as error:
-            raise UserError("ROS 2 needs cyclonedds: pip install 'rql-deploy[ros2]'") from error
+            raise UserError(
+                "ROS 2 needs cyclonedds: pip install 'rql-deploy[ros2]' (on Linux on ARM, see docs/ros2.md)"
+            ) from error
         self._core, self._domain, self._network = core, domain, network
         self._types = message_types()
         self._readers: list[tuple[Any, Callable[[Any], None]]] = []
