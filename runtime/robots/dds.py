@@ -176,9 +176,9 @@ class DdsTransport:
 
         found: dict[str, list[Endpoint]] = {}
         for sample in reader.read(MAX_ENDPOINTS):
-            alive = sample.sample_info.instance_state == self._core.InstanceState.Alive
-            topic = ros_topic(sample.topic_name)
-            if not alive or topic is None or sample.participant_key == self._guid:
+            # One that has left has no name any more.
+            topic = None if sample.topic_name is None else ros_topic(sample.topic_name)
+            if topic is None or sample.participant_key == self._guid:
                 continue
             policies = list(sample.qos)
             best_effort = Policy.Reliability.BestEffort in policies
@@ -199,8 +199,9 @@ class DdsTransport:
             with self._lock:
                 readers = list(self._readers)
             for reader, on_message in readers:
-                # What cannot be decoded (text that is no UTF-8, say) is as good as not sent.
-                with contextlib.suppress(self._core.DDSException, ValueError):
+                # What cannot be decoded (text that is no UTF-8, say) is as good as not sent: this thread
+                # must live on, whatever other programs send.
+                with contextlib.suppress(Exception):
                     for sample in reader.take(MAX_TAKEN):
                         # A publisher that leaves is told by a sample without data.
                         if sample.sample_info.valid_data and not self._end.is_set():

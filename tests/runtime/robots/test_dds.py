@@ -6,6 +6,7 @@ import re
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -168,6 +169,17 @@ def test_stamps_of_another_clock_may_be_left_out_of_account(robot: SimulatedRobo
         assert plant.observation_age() < 1.0
     finally:
         plant.close()
+
+
+def test_endpoints_that_have_left_are_not_listed(
+    robot: SimulatedRobot, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with DdsTransport(robot.domain) as transport:
+        gone = SimpleNamespace(topic_name=None, type_name=None, participant_key=None, qos=None)
+        service = SimpleNamespace(topic_name="rq/x", type_name="y", participant_key=None, qos=None)
+        reader = SimpleNamespace(read=lambda most: [gone, service])
+        monkeypatch.setattr(transport, "_publications", reader)
+        assert transport.publishers() == {}
 
 
 def test_a_process_joins_a_domain_once_at_a_time(robot: SimulatedRobot) -> None:
