@@ -176,8 +176,9 @@ class DdsTransport:
 
         found: dict[str, list[Endpoint]] = {}
         for sample in reader.read(MAX_ENDPOINTS):
-            # One that has left has no name any more.
-            topic = None if sample.topic_name is None else ros_topic(sample.topic_name)
+            # One that has left may have no name any more.
+            alive = sample.sample_info.instance_state == self._core.InstanceState.Alive
+            topic = ros_topic(sample.topic_name) if alive and sample.topic_name else None
             if topic is None or sample.participant_key == self._guid:
                 continue
             policies = list(sample.qos)

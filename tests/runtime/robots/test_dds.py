@@ -175,9 +175,14 @@ def test_endpoints_that_have_left_are_not_listed(
     robot: SimulatedRobot, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with DdsTransport(robot.domain) as transport:
-        gone = SimpleNamespace(topic_name=None, type_name=None, participant_key=None, qos=None)
-        service = SimpleNamespace(topic_name="rq/x", type_name="y", participant_key=None, qos=None)
-        reader = SimpleNamespace(read=lambda most: [gone, service])
+        alive, disposed = 16, 32
+        samples = [
+            SimpleNamespace(
+                topic_name=name, participant_key=None, sample_info=SimpleNamespace(instance_state=state)
+            )
+            for name, state in ((None, disposed), ("rt/x", disposed), (None, alive), ("rq/x", alive))
+        ]
+        reader = SimpleNamespace(read=lambda most: samples)
         monkeypatch.setattr(transport, "_publications", reader)
         assert transport.publishers() == {}
 
