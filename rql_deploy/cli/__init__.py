@@ -60,6 +60,7 @@ EXTRAS = {
     "ray": "ray",
     "av": "sim",
     "PIL": "sim",
+    "cyclonedds": "ros2",
     "mcap": "recordings",
     "mcap_protobuf": "recordings",
     "foxglove_schemas_protobuf": "recordings",
