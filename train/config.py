@@ -89,6 +89,8 @@ class TrainConfig(Record, frozen=True):
             raise UserError(
                 f"rql.K is {c.K}, it must be at least 2: the spread of one value network is undefined"
             )
+        if c.prefix and c.h < 2:
+            raise UserError("rql.prefix is for chunks of two actions and more: set rql.h=2")
         for name in ("policy_hidden", "value_hidden"):
             if not getattr(c, name) or min(getattr(c, name)) < 1:
                 raise UserError(

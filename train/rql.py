@@ -24,6 +24,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from . import prefix
 from .hyperparameters import RQLConfig
 from .networks import ValueEnsemble, VectorField, stack, unstack
 from .optimization import gradient_norm, make_optimizer, step_network
@@ -54,7 +55,7 @@ class Noise(NamedTuple):
     bc_noise: Tensor
     """`[..., B, hA]`, N(0, I): start of the flow-matching path."""
     bc_time: Tensor
-    """`[..., B, 1]`, U[0, 1]: flow time of the interpolant."""
+    """`[..., B, 1]`, U[0, 1]: flow time of the interpolant; with `rql.prefix` per action, `[..., B, h]`."""
 
 
 class Losses(NamedTuple):
@@ -83,8 +84,9 @@ def draw_noise(
     generator: torch.Generator | None,
     device: torch.device | str = "cpu",
     runs: tuple[int, ...] = (),
+    prefix_of: int = 0,
 ) -> Noise:
-    """Draw one update's noise on `device`.
+    """Draw one update's noise on `device`; with `rql.prefix`, `prefix_of` is h.
 
     Reversal depth: U[0, 1] for the first half of the batch, uniform on {0, 1/F, ..., 1} for the second.
     """
@@ -93,12 +95,15 @@ def draw_noise(
         torch.randint(0, flow_steps + 1, (*runs, batch_size - half), generator=generator, device=device)
         / flow_steps
     )
-    return Noise(
+    noise = Noise(
         next_noise=torch.randn(*runs, batch_size, chunk_dim, generator=generator, device=device),
         reversal_depth=torch.cat((torch.rand(*runs, half, generator=generator, device=device), grid), dim=-1),
         bc_noise=torch.randn(*runs, batch_size, chunk_dim, generator=generator, device=device),
         bc_time=torch.rand(*runs, batch_size, 1, generator=generator, device=device),
     )
+    if prefix_of:
+        noise = noise._replace(bc_time=prefix.draw_times(noise.bc_time, prefix_of, generator))
+    return noise
 
 
 def integrate(v: VectorField, s: Tensor, x: Tensor, flow_steps: int) -> Tensor:
@@ -156,7 +161,8 @@ class RQL:
         chunk_dim = config.h * action_dim
         self.config = config
         self.runs: int | None = None
-        self.v = VectorField(observation_dim, chunk_dim, config.policy_hidden, generator).to(device)
+        times = config.h if config.prefix else 1
+        self.v = VectorField(observation_dim, chunk_dim, config.policy_hidden, generator, times).to(device)
         self.V = ValueEnsemble(observation_dim, chunk_dim, config.value_hidden, config.K, generator).to(
             device
         )
@@ -206,7 +212,8 @@ class RQL:
         discounts = c.gamma ** torch.arange(c.h, dtype=past.dtype, device=past.device)
         rewards = batch.rewards[: c.h] * (1 - past[: c.h])
         chunk_reward = (rewards * discounts.view(-1, *(1,) * (rewards.dim() - 1))).sum(0)
-        next_values = self.V_target(batch.observations[-1], noise.next_noise, torch.zeros_like(noise.bc_time))
+        start = torch.zeros_like(noise.next_noise[..., :1])
+        next_values = self.V_target(batch.observations[-1], noise.next_noise, start)
         next_value = next_values.mean(-2) - c.rho * next_values.std(-2, unbiased=False)
         target: Tensor = chunk_reward + c.gamma**c.h * batch.masks[c.h - 1] * next_value
         return target
@@ -278,10 +285,13 @@ class RQL:
         past, valid = window_masks(batch, c.complete_rows)
 
         # Behaviour cloning: flow matching on the straight path from noise to the dataset chunk.
-        t = noise.bc_time
+        t = noise.bc_time[..., -1:]
         x_t = (1 - t) * noise.bc_noise + t * a
-        u = self.v(s, x_t, t)
+        given = (self.v, s, a, x_t, noise.bc_noise, noise.bc_time)
+        u = prefix.velocity(*given) if c.prefix else self.v(s, x_t, t)
         residual = (u - (a - noise.bc_noise)).square().unflatten(-1, (c.h, -1))
+        if c.prefix:
+            residual = residual * prefix.loss_weight(noise.bc_time)
         bc = (residual * (1 - past[: c.h]).movedim(0, -1)[..., None]).mean((-3, -2, -1))
 
         # Value term: V one refinement step after the interpolant; the gradient reaches v only through u.

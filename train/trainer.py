@@ -178,6 +178,7 @@ class Trainer:
             config.rql.F,
             self.generator,
             self.sampler.device,
+            prefix_of=config.rql.h * config.rql.prefix,
         )
         return batch, Noise(*(draw[part] for draw in noise))
 

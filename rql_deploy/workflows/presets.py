@@ -23,6 +23,7 @@ GENERAL_PRESET = "reference"
 PRESETS: Mapping[str, str] = MappingProxyType(
     {
         "robosuite:Lift": "robosuite-lift",
+        "robosuite:BeltLift": "robosuite-lift",
         "robosuite:Stack": "robosuite-stack",
         "robosuite:Door": "robosuite-door",
         "robosuite:PickPlaceCan": "robosuite-can",

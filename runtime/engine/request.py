@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from rql_deploy.runtime.wire.notes import TickNote
 
+from .continuation import Continuation
 from .shares import Client
 
 Array = NDArray[np.float32]
@@ -74,6 +75,10 @@ class Job(Struct, eq=False):
     """Exact schedule to use instead of the F equal steps; sums to 1."""
     candidate_offset: int = 0
     """Number of the first candidate; the noise of candidate i is row i of the seed's noise."""
+    pessimism: float = 0.0
+    """c: candidates are ranked by V - c * spread."""
+    continuation: Continuation | None = None
+    """How the chunk continues the actions that play while it is computed."""
     client: Client = NOBODY
     """Whose share of the engine's time this takes: a connection and its peer."""
     history: History | None = None
@@ -89,6 +94,12 @@ class Job(Struct, eq=False):
     """(k, candidates kept) for every time candidates were dropped."""
     preview: Array | None = None
     """`[len(active), h, A]` after the latest step."""
+    noise: Array | None = None
+    """`[candidate_offset + candidates, hA]`: what the flow begins with, where the continuation needs it."""
+    passes: int = 1
+    """Of the flow: an inversion goes forth, back and forth again."""
+    passes_left: int = 0
+    """Passes after this one."""
     started: float = 0.0
     needs_value: bool = False
     """Whether V is still to be computed: it was asked for or selects the candidate, and fits the budget."""
@@ -103,7 +114,9 @@ class Job(Struct, eq=False):
     @property
     def stepwise(self) -> bool:
         """Whether something happens between its refinement steps."""
-        return bool(self.stream or self.prune or self.deltas or self.candidate_offset)
+        return bool(
+            self.stream or self.prune or self.deltas or self.candidate_offset or self.continuation is not None
+        )
 
     def note_preview(self) -> None:
         """Keep the preview of the latest step, where it is recorded."""
@@ -116,14 +129,30 @@ class Job(Struct, eq=False):
             step = len(self.step_sizes)
             self.history.scores.append(StepScores(step, list(self.active), values, spreads, partial))
 
-    def keep_best(self, values: Array, spreads: Array, keep: int) -> NDArray[np.bool_]:
-        """Go on with the `keep` candidates of highest V; returns the mask `[len(active)]` of those.
+    def start(self, noise: Array, now: float) -> Array:
+        """Begin at `now` with `noise` `[candidate_offset + candidates, hA]`; returns the candidates' rows."""
+        self.started = now
+        self.active = list(range(self.candidate_offset, self.candidate_offset + self.candidates))
+        self.needs_value = self.scored
+        if self.continuation is not None:
+            self.noise = noise if self.continuation.needs_noise else None
+            self.passes = 3 if self.continuation.method == "inversion" else 1
+            self.passes_left = self.passes - 1
+        return noise[self.candidate_offset :]
 
-        V is that of the partial actions.
-        """
+    def rank(self, values: Array, spreads: Array) -> Array:
+        """What candidates are chosen by, highest first."""
+        return values - np.float32(self.pessimism) * spreads if self.pessimism else values
+
+    def hand_out(self, chunk: Array) -> Array:
+        """The chunk `[h, A]` as it is sent, which begins with the committed actions."""
+        return chunk if self.continuation is None else self.continuation.in_place(chunk)
+
+    def keep_best(self, values: Array, spreads: Array, keep: int) -> NDArray[np.bool_]:
+        """Go on with the `keep` candidates of highest rank; returns the mask `[len(active)]` of those."""
         self.note_scores(values, spreads, partial=True)
         best = np.zeros(len(values), bool)
-        best[np.argsort(-values, kind="stable")[:keep]] = True
+        best[np.argsort(-self.rank(values, spreads), kind="stable")[:keep]] = True
         self.active = [number for number, stays in zip(self.active, best, strict=True) if stays]
         assert self.preview is not None
         self.preview = self.preview[best]
@@ -235,16 +264,19 @@ def decision(job: Job, scores: tuple[Array, Array] | None, now: float) -> Done:
     if scores is not None:
         values, spreads = scores
         job.note_scores(values, spreads)
-        best = int(values.argmax())
+        best = int(job.rank(values, spreads).argmax())
         if job.value:
             value, spread = float(values[best]), float(spreads[best])
     deltas = tuple(job.step_sizes)
-    if job.f < 1.0:
+    if deltas[-1] < 0.0:
+        # On the way back to noise: the preview is the chunk that was there before.
+        deltas = deltas[: next(k for k, delta in enumerate(deltas) if delta < 0.0)]
+    elif job.f < 1.0:
         # The last step of the preview went to f = 1.
         deltas = (*deltas[:-1], float(np.float32(1.0) - (job.f - np.float32(deltas[-1]))))
     return Done(
         job=job,
-        actions=job.preview[best],
+        actions=job.hand_out(job.preview[best]),
         value=value,
         spread=spread,
         candidate=job.active[best],

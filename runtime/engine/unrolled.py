@@ -66,7 +66,7 @@ def run_unrolled(
         if scores is not None and job.scored:
             values, spreads = scores
             compared = job.candidates
-            best += int(values[rows].argmax())
+            best += int(job.rank(values[rows], spreads[rows]).argmax())
             if job.history is not None:
                 scored = StepScores(len(deltas), numbers, values[rows], spreads[rows], False)
                 job.history.scores.append(scored)

@@ -72,6 +72,18 @@ class Pruning(Struct, omit_defaults=True):
     """Numbers of the candidates."""
 
 
+class Continued(Struct, omit_defaults=True):
+    """What a chunk continued, and how (docs/control.md)."""
+
+    method: str
+    committed: int
+    """The first so many actions of the prefix that played whatever was decided."""
+    prefix_shape: list[int]
+    """n and A."""
+    prefix: Floats = Floats(b"")
+    """`[n, A]`: what was left of the chunk that played, from the observation on."""
+
+
 class Bundle(Struct, omit_defaults=True, tag="bundle"):
     """The contract that the messages after it were made under: first in every file, and after every swap."""
 
@@ -124,6 +136,10 @@ class Decision(Struct, omit_defaults=True, tag="decision"):
     runs them in one call, and has only its last."""
     scores: list[Score] = []
     """Every V that was computed."""
+    continued: Continued | None = None
+    """Of a chunk that continues the actions which played while it was computed."""
+    pessimism: float = 0.0
+    """c: V chose by V - c * spread."""
 
 
 class Tick(Struct, omit_defaults=True, tag="tick"):

@@ -7,9 +7,10 @@ from collections.abc import Iterator
 import numpy as np
 
 from rql_deploy.contract import Contract
-from rql_deploy.runtime.engine.request import Done, EpisodePart
+from rql_deploy.runtime.engine.request import Done, EpisodePart, Job, StepChunks, StepScores
 
 from .messages import (
+    Continued,
     Decision,
     Doubles,
     EpisodeEnd,
@@ -58,16 +59,28 @@ def _decision(done: Done, contract: Contract, server: float, wall: float) -> Dec
         inference=done.inference,
         server=server,
         pruned=[Pruning(step, list(kept)) for step, kept in job.pruned],
-        previews=[Preview(p.step, p.candidates, floats(p.actions)) for p in history.previews]
-        if history
-        else [],
-        scores=[
-            Score(s.step, s.candidates, floats(s.values), floats(s.spreads), s.partial)
-            for s in history.scores
-        ]
-        if history
-        else [],
+        previews=[] if history is None else [_preview(job, found) for found in history.previews],
+        scores=[] if history is None else [_score(found) for found in history.scores],
+        continued=_continued(job),
+        pessimism=job.pessimism,
     )
+
+
+def _preview(job: Job, found: StepChunks) -> Preview:
+    actions = found.actions
+    if job.continuation is not None:
+        actions = np.stack([job.hand_out(chunk) for chunk in actions])
+    return Preview(found.step, found.candidates, floats(actions))
+
+
+def _score(found: StepScores) -> Score:
+    return Score(found.step, found.candidates, floats(found.values), floats(found.spreads), found.partial)
+
+
+def _continued(job: Job) -> Continued | None:
+    if (found := job.continuation) is None:
+        return None
+    return Continued(found.method, found.committed, list(found.actions.shape), floats(found.actions))
 
 
 def _ticks(part: EpisodePart, contract: Contract, wall: float) -> Iterator[Tick | EpisodeEnd]:

@@ -6,10 +6,13 @@ On one build and one CPU, the same seed, observation and deltas give the same by
 from __future__ import annotations
 
 import time
+from typing import cast
 
 import numpy as np
 
 from rql_deploy.errors import UserError
+from rql_deploy.policy import Continuation
+from rql_deploy.prefix import Prefix
 from rql_deploy.runtime.engine.engine import Engine
 from rql_deploy.runtime.engine.model import Model
 from rql_deploy.runtime.engine.request import Done, History, Job
@@ -39,6 +42,7 @@ def replay(model: Model, decision: Decision, *, history: History | None = None) 
             value=decision.value is not None,
             candidate_offset=decision.candidate,
             deltas=tuple(np.frombuffer(decision.deltas, "<f8").tolist()),
+            continuation=model.continuation(_prefix(decision)),
             history=history,
         )
     )
@@ -47,6 +51,13 @@ def replay(model: Model, decision: Decision, *, history: History | None = None) 
             if isinstance(event, Done):
                 return event
     raise AssertionError("the engine ended without a decision")
+
+
+def _prefix(decision: Decision) -> Prefix | None:
+    if (found := decision.continued) is None:
+        return None
+    actions = np.frombuffer(found.prefix, "<f4").reshape(found.prefix_shape)
+    return Prefix(actions, found.committed, cast("Continuation", found.method))
 
 
 def same_bytes(decision: Decision, done: Done) -> bool:

@@ -253,7 +253,7 @@ class PolicyServer:
         context = ReplyContext(client.connection, echo, contract_update, model)
         match request:
             case headers.Act():
-                job = requests.read_job(request, fields, model, context, client, received)
+                job = requests.read_job(request, fields, named, model, context, client, received)
                 self._admit(client, job.candidates, received)
                 if self._recorder is not None:
                     job.history = History()
