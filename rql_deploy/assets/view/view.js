@@ -312,6 +312,7 @@ function facts(decision) {
     found.push(["V", num(decision.v) + (decision.spread != null ? ` ± ${num(decision.spread)}` : "")]);
     found.push(["candidates", `${decision.asked}, V chose among ${decision.compared}`
       + decision.pruned.map(([k, n]) => `; ${n} after step ${k}`).join("")]);
+    if (decision.continues) found.push(["continues", `${decision.continues} actions that played meanwhile`]);
     found.push(["refinement steps", String(decision.k)]);
     found.push(["queue, inference", `${ms(decision.queue)}, ${ms(decision.inference)}`]);
     found.push(["server, of budget", `${ms(decision.server)} of ${ms(decision.budget)}`]);
