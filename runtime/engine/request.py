@@ -118,17 +118,6 @@ class Job(Struct, eq=False):
             self.stream or self.prune or self.deltas or self.candidate_offset or self.continuation is not None
         )
 
-    def note_preview(self) -> None:
-        """Keep the preview of the latest step, where it is recorded."""
-        if self.history is not None and self.preview is not None:
-            self.history.previews.append(StepChunks(len(self.step_sizes), list(self.active), self.preview))
-
-    def note_scores(self, values: Array, spreads: Array, *, partial: bool = False) -> None:
-        """Keep V of the active candidates, where it is recorded."""
-        if self.history is not None:
-            step = len(self.step_sizes)
-            self.history.scores.append(StepScores(step, list(self.active), values, spreads, partial))
-
     def start(self, noise: Array, now: float) -> Array:
         """Begin at `now` with `noise` `[candidate_offset + candidates, hA]`; returns the candidates' rows."""
         self.started = now
@@ -148,8 +137,22 @@ class Job(Struct, eq=False):
         """The chunk `[h, A]` as it is sent, which begins with the committed actions."""
         return chunk if self.continuation is None else self.continuation.in_place(chunk)
 
+    def note_preview(self) -> None:
+        """Keep the preview of the latest step, where it is recorded."""
+        if self.history is not None and self.preview is not None:
+            self.history.previews.append(StepChunks(len(self.step_sizes), list(self.active), self.preview))
+
+    def note_scores(self, values: Array, spreads: Array, *, partial: bool = False) -> None:
+        """Keep V of the active candidates, where it is recorded."""
+        if self.history is not None:
+            step = len(self.step_sizes)
+            self.history.scores.append(StepScores(step, list(self.active), values, spreads, partial))
+
     def keep_best(self, values: Array, spreads: Array, keep: int) -> NDArray[np.bool_]:
-        """Go on with the `keep` candidates of highest rank; returns the mask `[len(active)]` of those."""
+        """Go on with the `keep` candidates of highest rank; returns the mask `[len(active)]` of those.
+
+        V is that of the partial actions.
+        """
         self.note_scores(values, spreads, partial=True)
         best = np.zeros(len(values), bool)
         best[np.argsort(-self.rank(values, spreads), kind="stable")[:keep]] = True

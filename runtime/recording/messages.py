@@ -73,15 +73,14 @@ class Pruning(Struct, omit_defaults=True):
 
 
 class Continued(Struct, omit_defaults=True):
-    """What a chunk continued, and how (docs/control.md)."""
+    """The actions that played while the decision was made, which its chunk continues."""
 
     method: str
+    """replacement, guidance, inversion or trained."""
     committed: int
-    """The first so many actions of the prefix that played whatever was decided."""
-    prefix_shape: list[int]
-    """n and A."""
-    prefix: Floats = Floats(b"")
-    """`[n, A]`: what was left of the chunk that played, from the observation on."""
+    """Of the actions, how many played whatever was decided."""
+    actions: Floats
+    """`[n, A]`, in the plant's units, from the one that was due at the observation on."""
 
 
 class Bundle(Struct, omit_defaults=True, tag="bundle"):

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from rql_deploy.contract import Contract
+from rql_deploy.runtime.engine.continuation import Continuation
 from rql_deploy.runtime.engine.request import Done, EpisodePart, Job, StepChunks, StepScores
 
 from .messages import (
@@ -61,12 +62,13 @@ def _decision(done: Done, contract: Contract, server: float, wall: float) -> Dec
         pruned=[Pruning(step, list(kept)) for step, kept in job.pruned],
         previews=[] if history is None else [_preview(job, found) for found in history.previews],
         scores=[] if history is None else [_score(found) for found in history.scores],
-        continued=_continued(job),
+        continued=_continued(job.continuation),
         pessimism=job.pessimism,
     )
 
 
 def _preview(job: Job, found: StepChunks) -> Preview:
+    """The chunks as they would have been sent."""
     actions = found.actions
     if job.continuation is not None:
         actions = np.stack([job.hand_out(chunk) for chunk in actions])
@@ -77,10 +79,10 @@ def _score(found: StepScores) -> Score:
     return Score(found.step, found.candidates, floats(found.values), floats(found.spreads), found.partial)
 
 
-def _continued(job: Job) -> Continued | None:
-    if (found := job.continuation) is None:
+def _continued(before: Continuation | None) -> Continued | None:
+    if before is None:
         return None
-    return Continued(found.method, found.committed, list(found.actions.shape), floats(found.actions))
+    return Continued(before.method, before.committed, floats(before.actions))
 
 
 def _ticks(part: EpisodePart, contract: Contract, wall: float) -> Iterator[Tick | EpisodeEnd]:

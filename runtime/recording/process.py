@@ -24,7 +24,7 @@ class WriterProcess:
         """`on_error` is called, in a thread of its own, with why a message was lost."""
         self.status = Status()
         self._on_error = on_error
-        # It imports what this process does and from the same places, not from the folder that it is in.
+        # It imports from where this process does, and nothing from the folder it is in.
         paths = [path or os.getcwd() for path in sys.path]
         program = (
             f"import sys; sys.path[:] = {paths!r}; from {__package__}.writer import main; main(*sys.argv[1:])"

@@ -54,10 +54,10 @@ def replay(model: Model, decision: Decision, *, history: History | None = None) 
 
 
 def _prefix(decision: Decision) -> Prefix | None:
-    if (found := decision.continued) is None:
+    if (before := decision.continued) is None:
         return None
-    actions = np.frombuffer(found.prefix, "<f4").reshape(found.prefix_shape)
-    return Prefix(actions, found.committed, cast("Continuation", found.method))
+    actions = np.frombuffer(before.actions, "<f4").reshape(-1, decision.chunk_shape[1])
+    return Prefix(actions, before.committed, cast(Continuation, before.method))
 
 
 def same_bytes(decision: Decision, done: Done) -> bool:

@@ -9,19 +9,24 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from rql_deploy.bundle.bundle import Bundle
+from rql_deploy.prefix import Prefix
 from rql_deploy.recording_files import is_recording
 from rql_deploy.runtime.client import RemotePolicy
-from rql_deploy.runtime.engine.request import EpisodePart
+from rql_deploy.runtime.engine.engine import Engine
+from rql_deploy.runtime.engine.model import Model
+from rql_deploy.runtime.engine.request import Done, EpisodePart, Job
 from rql_deploy.runtime.recording import recorder as module
 from rql_deploy.runtime.recording.messages import Bundle as BundleMessage
 from rql_deploy.runtime.recording.messages import Decision, EpisodeEnd
 from rql_deploy.runtime.recording.reader import read_recording
 from rql_deploy.runtime.recording.recorder import Recorder
+from rql_deploy.runtime.recording.replay import replay, same_bytes
 from tests.helpers.servers import note, observation, serving
 
 PART = EpisodePart(0, 0, 0, True, {}, np.zeros((0, 2), np.float32), None, None)
@@ -146,3 +151,24 @@ def test_killed_processes_cost_a_chunk_at_most(bundle: Path, tmp_path: Path) -> 
         # The one that is left writes what it was sent, and the index.
         wait_for(lambda: sorted(tmp_path.glob("*.mcap"))[1].read_bytes().endswith(b"\x89MCAP0\r\n"))
     assert decisions(tmp_path) == kept + 6
+
+
+@pytest.mark.parametrize("method", ["replacement", "guidance", "inversion"])
+def test_a_chunk_that_continued_others_is_computed_again_to_the_byte(
+    bundle: Path, tmp_path: Path, method: Any
+) -> None:
+    model = Model(Bundle.open(bundle))
+    continuation = model.continuation(Prefix(np.array([[0.5, -0.5], [1, 1]], np.float32), 1, method))
+    rows = model.rows(observation(model.contract))
+    engine, recorder = Engine(model), Recorder(tmp_path)
+    for candidates in (1, 3):
+        job = Job(None, rows, 3, 0.0, candidates=candidates, value=True, continuation=continuation)
+        engine.submit(job)
+    while engine.busy:
+        for event in engine.step():
+            assert isinstance(event, Done)
+            recorder.record(event, model.contract, 0.0)
+    recorder.close()
+    made = [message for message in read_recording(tmp_path) if isinstance(message, Decision)]
+    assert len(made) == 2
+    assert all(same_bytes(decision, replay(model, decision)) for decision in made)
