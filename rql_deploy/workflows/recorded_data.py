@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -97,8 +98,8 @@ class _Parts:
     @property
     def time(self) -> float:
         """Of its first message."""
-        found = [*self.ticks.values(), *([self.end] if self.end else [])]
-        return min(message.time for message in found)
+        ticks = min((tick.time for tick in self.ticks.values()), default=math.inf)
+        return ticks if self.end is None else min(ticks, self.end.time)
 
 
 def _joined(parts: _Parts, fields: list[str]) -> _Episode:
@@ -127,7 +128,8 @@ def _row(message: Tick | EpisodeEnd, fields: list[str]) -> NDArray[np.float32]:
     from rql_deploy.runtime.recording.messages import observation
 
     seen = observation(message)
-    return np.concatenate([seen[name].reshape(-1) for name in fields]).astype(np.float32)
+    row: NDArray[np.float32] = np.concatenate([seen[name].reshape(-1) for name in fields]).astype(np.float32)
+    return row
 
 
 def _store(name: str, plant: Any, episodes: list[_Episode]) -> TransitionStore:
