@@ -52,7 +52,9 @@ def _stage() -> str:
     return (
         '<div class="stage"><figure><canvas id="scene"></canvas><img id="film" alt="the camera\'s picture"/>'
         '<button id="switch" class="switch">Film or paths</button>'
-        '<figcaption><span class="scale">V, low <i id="scale"></i> high</span>'
+        '<p id="none" class="soft">This plant has no end effector that its actions move along x, y and z: '
+        "see its commands below.</p>"
+        '<figcaption id="paths"><span class="scale">V, low <i id="scale"></i> high</span>'
         "Paths of the set-points: thick is the chunk that was sent, thin are the other candidates, faint its "
         "previews after earlier refinement steps. Drag to turn, scroll to zoom.</figcaption></figure>"
         '<figure><table id="facts"></table></figure></div>'

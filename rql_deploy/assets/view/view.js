@@ -147,11 +147,6 @@ function axes([x, y, z, w]) {
 
 function drawScene(decision) {
   const {pen, width, height} = canvas("scene");
-  if (!box) {
-    pen.fillStyle = css("--soft");
-    pen.fillText("This plant's actions do not move an end effector along x, y and z: see its commands below.", 12, 24);
-    return;
-  }
   const to = projector(width, height), z = box.low[2];
   for (let k = 0; k <= 6; k++) {
     const x = box.middle[0] + (k / 6 - 0.5) * box.size, y = box.middle[1] + (k / 6 - 0.5) * box.size;
@@ -332,8 +327,10 @@ function draw() {
   const decision = episode.decisions[decisionOf(state.row)];
   const row = rows[state.row], film = state.film && row.film;
   at("film").style.display = film ? "block" : "none";
-  at("scene").style.display = film ? "none" : "block";
-  if (film) at("film").src = row.film; else drawScene(decision);
+  at("scene").style.display = film || !box ? "none" : "block";
+  at("paths").style.display = box ? "block" : "none";
+  at("none").style.display = film || box ? "none" : "block";
+  if (film) at("film").src = row.film; else if (box) drawScene(decision);
   at("time").textContent = at_time(row.t);
   drawVerdicts();
   drawValue();
