@@ -112,8 +112,6 @@ class _View:
         wide = np.where(motion | ~motion.any(), 1.0, np.inf)
         self._span = (contract.plant.action_high - contract.plant.action_low) * wide
         self._film_bytes = 0
-        images = getattr(contract.plant, "images", ())
-        self._bgr = {image.name for image in images if image.colour_order == "bgr"}
 
     @property
     def drawn(self) -> bool:
@@ -246,15 +244,12 @@ class _View:
         """The first camera's picture as a data address, until the page has enough of them."""
         from PIL import Image
 
-        from rql_deploy.runtime.recording.foxglove import is_picture
-
         for array in tick.fields:
-            if array.data and is_picture(array.shape, np.dtype(np.uint8)):
+            if array.data and len(array.shape) in (3, 4) and array.shape[-1] == 3:
                 if self._film_bytes > MAX_FILM_BYTES:
                     return None
-                newest = np.frombuffer(array.data, np.uint8).reshape(array.shape)[..., -3:]
-                newest = newest[..., ::-1] if array.name in self._bgr else newest
-                image, data = Image.fromarray(np.ascontiguousarray(newest)), io.BytesIO()
+                pixels = np.frombuffer(array.data, np.uint8).reshape(-1, *array.shape[-3:])[-1]
+                image, data = Image.fromarray(pixels), io.BytesIO()
                 image.thumbnail((4 * FILM_HEIGHT, FILM_HEIGHT))
                 image.save(data, "webp", quality=70)
                 self._film_bytes += data.tell()

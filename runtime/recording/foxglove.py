@@ -12,7 +12,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -123,21 +123,12 @@ class StandardMessages:
         return message
 
 
-def is_picture(shape: Sequence[int], dtype: np.dtype[Any]) -> bool:
-    """Whether a field is one: uint8 `[H, W, 3n]`, the last n frames of a camera, oldest first."""
-    return dtype == np.uint8 and len(shape) == 3 and shape[2] > 0 and shape[2] % 3 == 0
-
-
-def picture(time: float, name: str, value: NDArray[np.uint8], *, bgr: bool) -> CompressedImage:
-    """A field `[H, W, 3n]` as PNG, which loses nothing: its frames one above the other, in RGB."""
+def picture(time: float, name: str, rows: NDArray[np.uint8]) -> CompressedImage:
+    """A picture `[H, W, 3]` in RGB as PNG, which loses nothing."""
     from PIL import Image
 
-    height, width, channels = value.shape
-    frames = value.reshape(height, width, channels // 3, 3).transpose(2, 0, 1, 3).reshape(-1, width, 3)
     data = io.BytesIO()
-    Image.fromarray(np.ascontiguousarray(frames[..., ::-1] if bgr else frames)).save(
-        data, "png", compress_level=1
-    )
+    Image.fromarray(rows).save(data, "png", compress_level=1)
     message = CompressedImage(frame_id=name, data=data.getvalue(), format="png")
     message.timestamp.FromNanoseconds(round(time * 1e9))
     return message
@@ -149,14 +140,11 @@ def bgr_fields(contract: str) -> set[str]:
     return {image.name for image in getattr(plant, "images", ()) if image.colour_order == "bgr"}
 
 
-def pixels(data: bytes, shape: Sequence[int], *, bgr: bool) -> NDArray[np.uint8]:
-    """The field `[H, W, 3n]` of a serialized CompressedImage that `picture` made."""
+def pixels(data: bytes) -> NDArray[np.uint8]:
+    """The picture of a serialized CompressedImage, `[H, W, 3]`."""
     from PIL import Image
 
-    frames = np.asarray(Image.open(io.BytesIO(CompressedImage.FromString(data).data)))
-    height, width, channels = shape
-    frames = (frames[..., ::-1] if bgr else frames).reshape(channels // 3, height, width, 3)
-    return frames.transpose(1, 2, 0, 3).reshape(height, width, channels)
+    return np.asarray(Image.open(io.BytesIO(CompressedImage.FromString(data).data)))
 
 
 def _numbers(fields: dict[str, NDArray[Any]]) -> Iterator[tuple[str, float]]:

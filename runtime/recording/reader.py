@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
+import numpy as np
+
 from rql_deploy.errors import UserError
 from rql_deploy.recording_files import MAGIC, recording_files
 
@@ -94,8 +96,9 @@ def _whole(field: Array, pictures: dict[str, bytes], bgr: set[str]) -> Array:
         return field
     from .foxglove import pixels
 
-    value = pixels(pictures[field.picture], field.shape, bgr=field.name in bgr)
-    return Array(field.name, field.shape, data=value.tobytes())
+    rows = pixels(pictures[field.picture])
+    rows = rows[..., ::-1] if field.name in bgr else rows
+    return Array(field.name, field.shape, data=np.ascontiguousarray(rows).tobytes())
 
 
 def _bgr_fields(bundle: Bundle) -> set[str]:

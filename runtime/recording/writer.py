@@ -21,13 +21,14 @@ from pathlib import Path
 from typing import IO, Any
 
 import msgspec
+import numpy as np
 from mcap_protobuf.schema import build_file_descriptor_set
 from numpy.typing import NDArray
 
 from rql_deploy.contract import Contract
 from rql_deploy.recording_files import SUFFIX
 
-from .foxglove import StandardMessages, bgr_fields, is_picture, picture
+from .foxglove import StandardMessages, bgr_fields, picture
 from .mcap_file import CHUNK_BYTES, McapFile
 from .messages import FRAME, TOPICS, Array, Bundle, Message, Status, observation
 from .protobuf import SCHEMAS, encode
@@ -153,9 +154,11 @@ class RecordingWriter:
     def _place(self, file: McapFile, time: float, array: Array, fields: dict[str, NDArray[Any]]) -> Array:
         """The field as the message holds it: a picture goes into a message of its own before it."""
         value = fields[array.name]
-        if not is_picture(value.shape, value.dtype):
+        if value.dtype != np.uint8 or value.ndim not in (3, 4) or value.shape[-1] != 3:
             return array
-        drawn = picture(time, array.name, value, bgr=array.name in self._bgr)
+        rows = value.reshape(-1, *value.shape[-2:])
+        rows = rows[..., ::-1] if array.name in self._bgr else rows
+        drawn = picture(time, array.name, np.ascontiguousarray(rows))
         topic = f"/camera/{array.name}"
         data = drawn.SerializeToString()
         file.add(topic, functools.partial(_descriptors, drawn), round(time * 1e9), data)
