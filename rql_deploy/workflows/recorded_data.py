@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -98,7 +97,7 @@ class _Parts:
     @property
     def time(self) -> float:
         """Of its first message."""
-        ticks = min((tick.time for tick in self.ticks.values()), default=math.inf)
+        ticks = min((tick.time for tick in self.ticks.values()), default=float("inf"))
         return ticks if self.end is None else min(ticks, self.end.time)
 
 
@@ -128,8 +127,7 @@ def _row(message: Tick | EpisodeEnd, fields: list[str]) -> NDArray[np.float32]:
     from rql_deploy.runtime.recording.messages import observation
 
     seen = observation(message)
-    row: NDArray[np.float32] = np.concatenate([seen[name].reshape(-1) for name in fields]).astype(np.float32)
-    return row
+    return np.concatenate([seen[name].reshape(-1) for name in fields]).astype(np.float32)
 
 
 def _store(name: str, plant: Any, episodes: list[_Episode]) -> TransitionStore:
