@@ -168,9 +168,13 @@ def _joined(
     return RecordedEpisode(
         name,
         plant,
-        np.concatenate(observed).astype(np.float32) if observed else np.zeros((0, plant.observation_dim)),
+        np.concatenate(observed).astype(np.float32)
+        if observed
+        else np.zeros((0, plant.observation_dim), np.float32),
         None if final is None else final.astype(np.float32),
-        np.concatenate(actions).astype(np.float32) if actions else np.zeros((0, plant.action_dim)),
+        np.concatenate(actions).astype(np.float32)
+        if actions
+        else np.zeros((0, plant.action_dim), np.float32),
         rewards,
         success,
         np.concatenate(intervened) if intervened else np.zeros(0, np.bool_),
