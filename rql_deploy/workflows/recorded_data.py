@@ -12,9 +12,10 @@ import numpy as np
 
 from rql_deploy.assumptions import first_conflict, joined
 from rql_deploy.errors import UserError
+from rql_deploy.recording_files import SUFFIX
 from rql_deploy.structs import to_plain
 
-from .recorded_episodes import LABELS, SUFFIX, Label, RecordedEpisode, read_recorded_episodes
+from .recorded_episodes import LABELS, Label, RecordedEpisode, read_recorded_episodes
 
 if TYPE_CHECKING:
     from rql_deploy.train.data.store import TransitionStore
@@ -26,12 +27,6 @@ class Recorded(NamedTuple):
     store: TransitionStore
     remarks: list[str]
     """What is missing in it, one sentence each."""
-
-
-def is_recording(name: str) -> bool:
-    """Whether this is a shard of `serve --record`, or a folder of them."""
-    path = Path(name)
-    return path.suffix == SUFFIX or (path.is_dir() and next(path.glob(f"*{SUFFIX}"), None) is not None)
 
 
 def read_recorded(name: str) -> Recorded:
@@ -50,8 +45,8 @@ def read_recorded(name: str) -> Recorded:
         )
     if conflict := first_conflict([episode.plant for episode in episodes]):
         raise UserError(
-            f"recording {name} is of several plants ({'; '.join(conflict[2])}): pass its shards "
-            f"({SUFFIX}) one by one"
+            f"recording {name} is of several plants ({'; '.join(conflict[2])}): pass its {SUFFIX} files one "
+            "by one"
         )
     store = store_of(Path(name).resolve().name.removesuffix(SUFFIX), episodes)
     return Recorded(store, _remarks(name, episodes, decisions))

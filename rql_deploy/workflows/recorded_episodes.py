@@ -6,11 +6,10 @@ An episode's name is `EPOCH-NUMBER`: the connection that reported it (in hexadec
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 import numpy as np
@@ -18,9 +17,12 @@ from numpy.typing import NDArray
 
 from rql_deploy.contract import Contract, PlantDescription
 from rql_deploy.errors import UserError
+from rql_deploy.recording_files import recording_files
 from rql_deploy.structs import Record, convert
 
-SUFFIX = ".rqlrec"
+if TYPE_CHECKING:
+    from rql_deploy.runtime.recording.messages import EpisodeEnd, Message, Tick
+
 LABELS = "labels.jsonl"
 """In a recording's folder: what a person says later; of several words on one episode the last counts."""
 
@@ -82,20 +84,25 @@ def read_recorded_episodes(
     """The episodes that have ticks, in the order in which they began, and the number of recorded decisions.
 
     A person's labels (`rql-deploy data label`) replace what the loop reported of success. Raises UserError
-    where a shard is damaged, unless `on_damage` takes it: then the records before are read, and other shards.
+    where a file is damaged, unless `on_damage` takes it: then what lies before is read, and other files.
     """
-    parts: dict[tuple[int, int], dict[int, dict[str, Any]]] = {}
+    from rql_deploy.runtime.recording.messages import Bundle, Decision, Tick
+
+    parts: dict[tuple[int, int], _Parts] = {}
     contracts: dict[str, Contract] = {}
     decisions = 0
-    for record in _records(recording, on_damage):
-        if record["kind"] == "contract":
-            contracts[record["contract_id"]] = Contract.from_json(record["contract"])
-        elif record["kind"] == "decision":
+    for message in _messages(recording, on_damage):
+        if isinstance(message, Bundle):
+            contracts[message.contract_id] = Contract.from_json(message.contract)
+        elif isinstance(message, Decision):
             decisions += 1
         else:
-            # A part whose receipt was lost has been sent twice.
-            begun = record["epoch"], record["episode"]
-            parts.setdefault(begun, {}).setdefault(record["tick"], record)
+            found = parts.setdefault((message.epoch, message.episode), _Parts({}))
+            # What was sent twice, since its receipt was lost, is kept once.
+            if isinstance(message, Tick):
+                found.ticks.setdefault(message.tick, message)
+            else:
+                found.end = message
     labels = read_labels(recording)
     # Contracts of one plant may list its fields in another order: rows follow the first of them.
     order: dict[frozenset[str], Any] = {}
@@ -103,15 +110,14 @@ def read_recorded_episodes(
     for key, contract in contracts.items():
         fields = order.setdefault(frozenset(f.name for f in contract.plant.fields), contract.plant.fields)
         plants[key] = msgspec.structs.replace(contract.plant, fields=fields)
+    episodes = []
     # Sorted by the clock of the server, which several workers share.
-    ordered = sorted(parts.items(), key=lambda entry: min(part["time"] for part in entry[1].values()))
-    found = []
-    for (epoch, number), ticks in ordered:
-        if 0 in ticks and (plant := plants.get(ticks[0]["contract_id"])) is not None:
+    for (epoch, number), known in sorted(parts.items(), key=lambda entry: entry[1].time):
+        first = known.ticks.get(0)
+        if first is not None and (plant := plants.get(first.contract_id)) is not None:
             name = f"{epoch:x}-{number}"
-            episode = _joined(name, ticks, plant, labels.get(name))
-            found += [episode] if len(episode.actions) else []
-    return found, decisions
+            episodes.append(_joined(name, known, plant, labels.get(name)))
+    return episodes, decisions
 
 
 def read_labels(recording: Path) -> dict[str, bool]:
@@ -127,71 +133,68 @@ def read_labels(recording: Path) -> dict[str, bool]:
     return found
 
 
-def _records(recording: Path, on_damage: Callable[[UserError], None] | None) -> Iterator[dict[str, Any]]:
-    from rql_deploy.runtime.server.recording import read_recording
+def _messages(recording: Path, on_damage: Callable[[UserError], None] | None) -> Iterator[Message]:
+    from rql_deploy.runtime.recording.reader import read_file, read_recording
 
     if on_damage is None:
         yield from read_recording(recording)
         return
-    for shard in sorted(recording.glob(f"*{SUFFIX}")) if recording.is_dir() else [recording]:
+    try:
+        files = recording_files(recording)
+    except UserError as error:
+        on_damage(error)
+        return
+    for file in files:
         try:
-            yield from read_recording(shard)
+            yield from read_file(file)
         except UserError as error:
             on_damage(error)
 
 
-def _joined(
-    name: str, parts: dict[int, dict[str, Any]], plant: PlantDescription, label: bool | None
-) -> RecordedEpisode:
-    """An episode's parts up to the first that is missing."""
-    taken, observed, final, complete = [], [], None, False
-    tick = 0
-    while (part := parts.get(tick)) is not None:
-        n = len(part["actions"])
-        seen = np.concatenate([_rows(part["fields"][spec.name]) for spec in plant.fields], axis=1)
-        if n:
-            taken.append(part)
-            observed.append(seen[:n])
-        tick += n
-        if part["end"]:
-            complete, final = True, seen[n] if len(seen) > n else None
-            break
-        if not n:
-            break
-    rewards = _column(taken, "rewards")
-    flags = _column(taken, "success")
-    success = None if flags is None else np.logical_or.accumulate(flags)
-    if label is not None and taken:
-        rewards, success = None, np.arange(tick) == tick - 1 if label else np.zeros(tick, np.bool_)
-    actions = [part["actions"] for part in taken]
-    intervened = [_flags(part) for part in taken]
+@dataclass
+class _Parts:
+    """What there is of an episode."""
+
+    ticks: dict[int, Tick]
+    """By number."""
+    end: EpisodeEnd | None = None
+
+    @property
+    def time(self) -> float:
+        """Of its first message."""
+        found = [*self.ticks.values(), *([self.end] if self.end else [])]
+        return min(message.time for message in found)
+
+
+def _joined(name: str, parts: _Parts, plant: PlantDescription, label: bool | None) -> RecordedEpisode:
+    """An episode's ticks, from the first up to one that is missing."""
+    ticks: list[Tick] = []
+    while (tick := parts.ticks.get(len(ticks))) is not None:
+        ticks.append(tick)
+    fields, count, end = [spec.name for spec in plant.fields], len(ticks), parts.end
+    complete = end is not None and end.ticks == count
+    final = _row(end, fields) if complete and end is not None and end.fields else None
+    rewards = [tick.reward for tick in ticks if tick.reward is not None]
+    flags = [tick.success for tick in ticks if tick.success is not None]
+    reward_column = np.array(rewards, np.float32) if len(rewards) == count else None
+    success = np.logical_or.accumulate(flags) if len(flags) == count else None
+    if label is not None:
+        reward_column, success = None, (np.arange(count) == count - 1) & label
     return RecordedEpisode(
         name,
         plant,
-        np.concatenate(observed).astype(np.float32)
-        if observed
-        else np.zeros((0, plant.observation_dim), np.float32),
-        None if final is None else final.astype(np.float32),
-        np.concatenate(actions).astype(np.float32)
-        if actions
-        else np.zeros((0, plant.action_dim), np.float32),
-        rewards,
+        np.stack([_row(tick, fields) for tick in ticks]),
+        final,
+        np.stack([np.frombuffer(tick.action, "<f4") for tick in ticks]),
+        reward_column,
         success,
-        np.concatenate(intervened) if intervened else np.zeros(0, np.bool_),
+        np.array([bool(tick.intervened) for tick in ticks]),
         complete,
     )
 
 
-def _column(parts: list[dict[str, Any]], name: str) -> NDArray[Any] | None:
-    known = [part[name] for part in parts if part[name] is not None]
-    return np.concatenate(known) if known and len(known) == len(parts) else None
+def _row(message: Tick | EpisodeEnd, fields: list[str]) -> NDArray[np.float32]:
+    from rql_deploy.runtime.recording.messages import observation
 
-
-def _flags(part: dict[str, Any]) -> NDArray[np.bool_]:
-    flags: NDArray[np.bool_] | None = part.get("intervened")
-    return np.zeros(len(part["actions"]), np.bool_) if flags is None else flags
-
-
-def _rows(column: NDArray[Any]) -> NDArray[Any]:
-    # Not -1: numpy cannot tell how wide no rows are.
-    return column.reshape(len(column), math.prod(column.shape[1:]))
+    seen = observation(message)
+    return np.concatenate([seen[name].reshape(-1) for name in fields]).astype(np.float32)

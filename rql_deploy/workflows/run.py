@@ -90,7 +90,8 @@ def run(
     """
     from rql_deploy.assumptions import motion_remark
     from rql_deploy.runtime.client import RemotePolicy
-    from rql_deploy.runtime.client.episode_upload import EpisodeReporter, ReportedPlant
+    from rql_deploy.runtime.client.episode_upload import EpisodeReporter
+    from rql_deploy.runtime.client.reported_plant import ReportedPlant
     from rql_deploy.runtime.control.lockstep import ControlLoop
     from rql_deploy.seeding import episode_seed
     from rql_deploy.sim.evaluation.episodes import Score
@@ -108,7 +109,7 @@ def run(
     ):
         if on_remark is not None and (remark := motion_remark(policy.contract.plant)):
             on_remark(remark)
-        reported = ReportedPlant(plant, reporter)
+        reported = ReportedPlant(plant, reporter, notes=real_time is not None)
         if real_time is not None:
             played = play_in_real_time(
                 task,
@@ -136,6 +137,7 @@ def run(
                 accept_assumed=accept_assumed,
             )
             played = _play_in_lockstep(loop, seeds, tell)
+        reported.note(None)
         stale = policy.stale_replies
         reporter.close()
         unrecorded = reporter.dropped

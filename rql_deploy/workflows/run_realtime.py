@@ -100,8 +100,9 @@ def play_in_real_time(
     What was played is written in every case. Raises UserError before anything moves when a file cannot be
     written or limits do not fit, and afterwards when the log is not complete.
     """
+    from rql_deploy.runtime.client.reported_plant import ReportedPlant
     from rql_deploy.runtime.control.realtime import RealTimeLoop
-    from rql_deploy.runtime.control.telemetry import STANDBY, TickLog
+    from rql_deploy.runtime.control.telemetry import STANDBY, TickLog, note_of
     from rql_deploy.sim.collection.minari_files import writable_target
     from rql_deploy.sim.collection.recording import EpisodeRecorder
 
@@ -120,6 +121,8 @@ def play_in_real_time(
         def on_tick(tick: Tick, observation: Mapping[str, Any]) -> None:
             if log is not None:
                 log.write(len(results), tick)
+            if isinstance(plant, ReportedPlant):
+                plant.note(note_of(tick))
             if recorder is not None and tick.kind != STANDBY:
                 recorder.tick(observation, tick.command, plant.success)
 

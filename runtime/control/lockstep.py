@@ -168,6 +168,11 @@ def hold_action(plant: PlantDescription, last: NDArray[np.float32] | None) -> ND
     return np.where(zero_on_hold(plant), 0.0, repeated).astype(np.float32)
 
 
+def is_finished(plant: Plant) -> bool:
+    """Whether the episode is over, as a simulator can tell; a robot runs until it is stopped."""
+    return bool(getattr(plant, "finished", False))
+
+
 def rest_command(plant: Plant) -> NDArray[np.float32] | None:
     """The command that keeps the plant where it is: from its `rest()` or `rest_action`, or None."""
     rest = getattr(plant, "rest", None)

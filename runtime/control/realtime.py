@@ -26,7 +26,7 @@ from rql_deploy.seeding import check_seed, decision_seed
 
 from .clock import MIN_SPACING, Clock, Schedule, SystemClock, require_rate
 from .inference import InferenceRequest, InferenceResult, InferenceRunner, ThreadRunner
-from .lockstep import plant_failure, rest_command
+from .lockstep import is_finished, plant_failure, rest_command
 from .playback import Mode, Playback, ScheduledAction, delta_bounds
 from .safety import NO_ACTION, Reason, SafetyFilter, Verdict
 from .scheduling import low_jitter
@@ -204,7 +204,7 @@ class RealTimeLoop:
     ) -> bool:
         """Run ticks until the episode ends; returns whether `stop` ended it."""
         skipped = 0
-        while not _finished(self.plant):
+        while not is_finished(self.plant):
             if stop():
                 return True
             if duration is not None and schedule.cycle * self.period >= duration:
@@ -223,7 +223,7 @@ class RealTimeLoop:
         """Hold until the command no longer changes, for at most `ticks`; ignores failures of the plant."""
         previous = None
         with contextlib.suppress(Exception):
-            while self._moving and ticks != 0 and not _finished(self.plant):
+            while self._moving and ticks != 0 and not is_finished(self.plant):
                 schedule.advance(self.clock.now())
                 self.clock.sleep_until(schedule.deadline)
                 self._keep_distance()
@@ -281,8 +281,11 @@ class RealTimeLoop:
         playing, previews = self._playback.playing, self._playback.previews
         number = self._playback.request(observed)
         self.statistics.decisions += 1
-        seed = decision_seed(self._seed, number - self._first_request)
+        seed = self._decision_seed(number)
         self._runner.submit(InferenceRequest(number, observation, seed, playing, previews))
+
+    def _decision_seed(self, number: int) -> int:
+        return decision_seed(self._seed, number - self._first_request)
 
     def _poll_results(self) -> None:
         for result in self._runner.poll():
@@ -335,12 +338,8 @@ class RealTimeLoop:
             chunk_index=-1 if scheduled is None else scheduled.index,
             prefetch_ticks=self._playback.prefetch_ticks,
             command=verdict.command,
+            seed=None if scheduled is None else self._decision_seed(scheduled.chunk.number),
         )
         self.statistics.count(tick)
         if self._on_tick is not None:
             self._on_tick(tick, observation)
-
-
-def _finished(plant: Plant) -> bool:
-    """Whether the episode is over, as a simulator can tell; a robot runs until it is stopped."""
-    return bool(getattr(plant, "finished", False))

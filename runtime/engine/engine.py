@@ -296,6 +296,7 @@ class Engine:
         if job.value and job.needs_value:
             mask = slice(None) if kept is None or not kept[rows].any() else kept[rows]
             values, spreads = self.model.value_of_chunks(self._features[rows][mask], job.preview)
+            job.note_scores(values, spreads)
             best = int(job.rank(values, spreads).argmax())
             value, spread = float(values[best]), float(spreads[best])
         return Preview(job, len(job.step_sizes), job.hand_out(job.preview[best]), value, spread)

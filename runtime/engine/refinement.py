@@ -70,6 +70,7 @@ def note_step(job: Job, delta: np.float32, preview: Array) -> None:
     # A step back leaves the chunk that was complete before.
     if delta > 0:
         job.preview = preview
+        job.note_preview()
 
 
 def turn(job: Job, x: Array) -> Array:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 from msgspec import Struct
 from numpy.typing import NDArray
+
+from rql_deploy.runtime.wire.notes import TickNote
 
 from .continuation import Continuation
 from .shares import Client
@@ -15,6 +17,38 @@ from .shares import Client
 Array = NDArray[np.float32]
 ZERO = np.float32(0.0)
 NOBODY = Client()
+
+
+class StepChunks(NamedTuple):
+    """The previews of a job's candidates after a refinement step."""
+
+    step: int
+    candidates: list[int]
+    actions: Array
+    """`[candidates, h, A]`"""
+
+
+class StepScores(NamedTuple):
+    """V of a job's candidates after a refinement step."""
+
+    step: int
+    candidates: list[int]
+    values: Array
+    spreads: Array
+    partial: bool
+    """Whether of the partial actions, instead of the previews."""
+
+
+class History(Struct, eq=False):
+    """What a recording keeps of a job's refinement steps; it holds arrays that the engine made anyway."""
+
+    previews: list[StepChunks] = []
+    scores: list[StepScores] = []
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of its arrays."""
+        return sum(preview.actions.nbytes for preview in self.previews)
 
 
 class Job(Struct, eq=False):
@@ -47,6 +81,8 @@ class Job(Struct, eq=False):
     """How the chunk continues the actions that play while it is computed."""
     client: Client = NOBODY
     """Whose share of the engine's time this takes: a connection and its peer."""
+    history: History | None = None
+    """Filled step by step, where it is to be recorded."""
 
     # Progress.
     active: list[int] = []
@@ -82,6 +118,12 @@ class Job(Struct, eq=False):
             self.stream or self.prune or self.deltas or self.candidate_offset or self.continuation is not None
         )
 
+    @property
+    def rows(self) -> int:
+        """Rows that it asks for: its candidates, three times where each takes three passes."""
+        inverts = self.continuation is not None and self.continuation.method == "inversion"
+        return self.candidates * (3 if inverts else 1)
+
     def start(self, noise: Array, now: float) -> Array:
         """Begin at `now` with `noise` `[candidate_offset + candidates, hA]`; returns the candidates' rows."""
         self.started = now
@@ -101,8 +143,23 @@ class Job(Struct, eq=False):
         """The chunk `[h, A]` as it is sent, which begins with the committed actions."""
         return chunk if self.continuation is None else self.continuation.in_place(chunk)
 
+    def note_preview(self) -> None:
+        """Keep the preview of the latest step, where it is recorded."""
+        if self.history is not None and self.preview is not None:
+            self.history.previews.append(StepChunks(len(self.step_sizes), list(self.active), self.preview))
+
+    def note_scores(self, values: Array, spreads: Array, *, partial: bool = False) -> None:
+        """Keep V of the active candidates, where it is recorded."""
+        if self.history is not None:
+            step = len(self.step_sizes)
+            self.history.scores.append(StepScores(step, list(self.active), values, spreads, partial))
+
     def keep_best(self, values: Array, spreads: Array, keep: int) -> NDArray[np.bool_]:
-        """Go on with the `keep` candidates of highest rank; returns the mask `[len(active)]` of those."""
+        """Go on with the `keep` candidates of highest rank; returns the mask `[len(active)]` of those.
+
+        V is that of the partial actions.
+        """
+        self.note_scores(values, spreads, partial=True)
         best = np.zeros(len(values), bool)
         best[np.argsort(-self.rank(values, spreads), kind="stable")[:keep]] = True
         self.active = [number for number, stays in zip(self.active, best, strict=True) if stays]
@@ -149,6 +206,13 @@ class Done(NamedTuple):
     inference: float
     """Seconds from the first computation to the decision."""
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the arrays that it keeps in memory."""
+        history = self.job.history
+        size = sum(value.nbytes for value in self.job.fields.values()) + self.actions.nbytes
+        return size if history is None else size + history.nbytes
+
 
 class Expired(NamedTuple):
     """The budget was spent before the first computation; the job is dropped."""
@@ -185,7 +249,11 @@ class EpisodePart(NamedTuple):
     success: NDArray[np.bool_] | None
     """`[n]`: whether the task had succeeded after the action."""
     intervened: NDArray[np.bool_] | None = None
-    """`[n]`: whether the action was not the policy's; None for nowhere."""
+    """`[n]`: whether a human's action replaced the policy's."""
+    ages: Array | None = None
+    """`[n]`: seconds from the begin of the tick to the arrival of this part."""
+    notes: Sequence[TickNote | None] | None = None
+    """`n` of them, from a real-time loop."""
 
     @property
     def nbytes(self) -> int:
@@ -204,6 +272,7 @@ def decision(job: Job, scores: tuple[Array, Array] | None, now: float) -> Done:
     best, value, spread = 0, None, None
     if scores is not None:
         values, spreads = scores
+        job.note_scores(values, spreads)
         best = int(job.rank(values, spreads).argmax())
         if job.value:
             value, spread = float(values[best]), float(spreads[best])

@@ -136,6 +136,7 @@ def _between_steps(model: Model, job: Job, features: Array, x: Array) -> Generat
         best, value, spread = 0, None, None
         if job.value and job.needs_value:
             values, spreads = yield from _value(model, features, model.scaled(job.preview), np.float32(1.0))
+            job.note_scores(values, spreads)
             best = int(job.rank(values, spreads).argmax())
             value, spread = float(values[best]), float(spreads[best])
         yield 0, [Preview(job, k, job.hand_out(job.preview[best]), value, spread)]

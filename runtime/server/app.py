@@ -15,6 +15,7 @@ from rql_deploy.contract import Contract
 from rql_deploy.errors import ContractError
 from rql_deploy.runtime.client.channel import Channel
 from rql_deploy.runtime.engine.model import Model
+from rql_deploy.runtime.recording.recorder import Recorder
 from rql_deploy.runtime.wire.addresses import bracketed
 
 from .auth import ServerKeys
@@ -22,7 +23,6 @@ from .connections import MAX_BUFFERED, raise_file_limit
 from .logs import start_logging
 from .openpi import Keepalive, OpenpiEndpoint
 from .quota import MAX_RATE, on_behalf_of
-from .recording import Recorder
 from .registry import Reloader, incompatibilities
 from .server import INTERNAL, PolicyServer
 from .signals import stop_on_signals
@@ -64,6 +64,8 @@ class RunningServer:
 
     def __init__(self, server: PolicyServer, models: list[Model], notes: list[str]):
         self.server, self.models, self.notes = server, models, notes
+        self.openpi: str | None = None
+        """URL of the openpi endpoint, where there is one."""
 
     def channel(self, address: str | None = None) -> Channel:
         """A new connection to the server, within this process; quotas count it for a client's `address`."""
@@ -172,7 +174,8 @@ def serving(
                 keepalive=config.openpi_keepalive,
             )
             stack.callback(endpoint.close)
-            running.notes.append(f"openpi clients on ws://{bracketed(config.openpi[0])}:{endpoint.port}")
+            running.openpi = f"ws://{bracketed(config.openpi[0])}:{endpoint.port}"
+            running.notes.append(f"openpi clients on {running.openpi}")
         if listener is None:
             _warm_up(models)
         yield running

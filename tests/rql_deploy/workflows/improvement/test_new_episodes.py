@@ -57,22 +57,19 @@ def test_episodes_of_another_contract_are_named_and_left_out(contract: Contract,
     assert names == {"7-0", "7-1"}
 
 
-def test_a_half_written_and_a_damaged_shard_cost_their_own_rest_only(
+def test_a_half_written_and_a_damaged_file_cost_their_own_rest_only(
     contract: Contract, tmp_path: Path
 ) -> None:
     folder = record_episodes(tmp_path / "recording", contract, range(3))
-    (shard,) = folder.iterdir()
-    whole = shard.read_bytes()
-    (folder / "a-cut.rqlrec").write_bytes(whole[:-7])
-    shard.unlink()
-    assert said(folder, contract) == {"7-0", "7-1"}
+    (file,) = folder.glob("*.mcap")
+    whole = file.read_bytes()
+    file.write_bytes(whole[: len(whole) // 2])
     damaged = bytearray(whole)
-    damaged[-20] ^= 1
-    (folder / "b-damaged.rqlrec").write_bytes(bytes(damaged))
-    (folder / "c-not.rqlrec").write_text("hello")
+    damaged[len(whole) // 3] ^= 1
+    (folder / "damaged.mcap").write_bytes(bytes(damaged))
+    (folder / "other.mcap").write_text("a log of something else")
     record(folder, contract, part(contract, 9, success=True))
-    names = said(folder, contract, "b-damaged.rqlrec is damaged", "c-not.rqlrec is not a recording")
-    assert names == {"7-0", "7-1", "7-9"}
+    assert said(folder, contract, "damaged.mcap is damaged") == {"7-9"}
 
 
 def test_a_label_is_the_last_word_on_success(contract: Contract, tmp_path: Path) -> None:
