@@ -45,8 +45,8 @@ def read_recorded(name: str) -> Recorded:
         )
     if conflict := first_conflict([episode.plant for episode in episodes]):
         raise UserError(
-            f"recording {name} is of several plants ({'; '.join(conflict[2])}): pass its .mcap files one by "
-            "one"
+            f"recording {name} is of several plants ({'; '.join(conflict[2])}): pass its {SUFFIX} files one "
+            "by one"
         )
     store = store_of(Path(name).resolve().name.removesuffix(SUFFIX), episodes)
     return Recorded(store, _remarks(name, episodes, decisions))

@@ -155,14 +155,20 @@ def _in_order(parts: dict[tuple[int, int], _Parts]) -> list[tuple[tuple[int, int
 
 
 def _messages(recording: Path, on_damage: Callable[[UserError], None] | None) -> Iterator[Message]:
-    from rql_deploy.runtime.recording.reader import read_file
+    from rql_deploy.runtime.recording.reader import read_file, read_recording
 
-    for file in recording_files(recording):
+    if on_damage is None:
+        yield from read_recording(recording)
+        return
+    try:
+        files = recording_files(recording)
+    except UserError as error:
+        on_damage(error)
+        return
+    for file in files:
         try:
             yield from read_file(file)
         except UserError as error:
-            if on_damage is None:
-                raise
             on_damage(error)
 
 

@@ -228,6 +228,7 @@ def read_store(folder: Path, *, verify: bool = False) -> TransitionStore:
             successes=successes,
             finals=finals,
             intervened=intervened,
+            recent=0,
             remarks=tuple(map(str, header.get("remarks", ()))),
             provenance=tuple(map(dict, header.get("provenance", ()))),
             **arrays,

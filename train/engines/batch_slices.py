@@ -54,7 +54,9 @@ class SlicedGradients:
 
     def _slice_gradients(self, batch: Batch, noise: Noise, part: slice) -> tuple[Losses, list[Tensor]]:
         mine = (
-            Batch(*(None if rows is None else rows[:, part].contiguous() for rows in batch)),
+            Batch(
+                **{k: rows[:, part].contiguous() for k, rows in batch._asdict().items() if rows is not None}
+            ),
             Noise(*(draw[part].contiguous() for draw in noise)),
         )
         return self.agent.gradients(*mine, losses=self.losses, share=1.0 / self.threads)

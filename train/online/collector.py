@@ -151,7 +151,9 @@ class Collector:
     def _observe(self) -> NDArray[np.float32]:
         seen: Mapping[str, Any] = self.plant.observe()
         fields = self.description.fields
-        flat = np.concatenate([np.asarray(seen[spec.name], np.float32).reshape(-1) for spec in fields])
+        flat: NDArray[np.float32] = np.concatenate(
+            [np.asarray(seen[spec.name], np.float32).reshape(-1) for spec in fields]
+        )
         if not np.isfinite(flat).all():
             raise UserError(
                 f"the simulator observed NaN or infinity in episode {self._begun - 1} (seed "

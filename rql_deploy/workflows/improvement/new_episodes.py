@@ -48,7 +48,10 @@ def watch(recording: Path, plant: PlantDescription) -> Watched:
     if not recording.is_dir() or not any(recording.iterdir()):
         return Watched((), (f"nothing is recorded in {recording} yet",))
     episodes, _ = read_recorded_episodes(recording, on_damage=lambda error: remarks.append(str(error)))
-    usable, unfinished, foreign, silent = [], 0, {}, []
+    usable: list[RecordedEpisode] = []
+    foreign: dict[str, int] = {}
+    silent: list[str] = []
+    unfinished = 0
     for episode in episodes:
         if differences := replacement_conflicts(plant, episode.plant):
             text = "; ".join(differences)

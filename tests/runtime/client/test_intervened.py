@@ -47,7 +47,8 @@ def test_what_a_person_did_is_recorded_as_such(bundle: Path, tmp_path: Path) -> 
         process.wait()
     store = read_recorded(str(tmp_path / "recording")).store
     assert store.intervened is not None
-    assert np.flatnonzero(store.intervened).tolist() == [3, 6]
+    # Two loops began within a microsecond: which came first is not said.
+    assert store.intervened[3] and store.intervened.sum() == 2
     assert store.actions[[2, 3]].tolist() == [[1.0, 1.0], [0.25, -0.5]]
     told = cli("data", "inspect", tmp_path / "recording").output
     assert "intervened   in 2 rows of 2 episodes: not the policy's actions" in told
