@@ -78,6 +78,13 @@ if TYPE_CHECKING:
 )
 @click.option("--busy-poll", is_flag=True, help="Never sleep: lower latency, and one core always busy.")
 @click.option(
+    "--ready-fd",
+    type=click.IntRange(3),
+    metavar="N",
+    help="Inherited file descriptor that gets one line of JSON when the server is ready: task, endpoint, "
+    "contract_id, metrics, openpi. It is closed then.",
+)
+@click.option(
     "--accept-assumed",
     is_flag=True,
     help="With --openpi: serve a policy whose data did not say what its actions mean (docs/data.md).",
@@ -97,6 +104,7 @@ def command(
     provider: str,
     workers: int,
     busy_poll: bool,
+    ready_fd: int | None,
     accept_assumed: bool,
 ) -> None:
     """Serve bundles' actions over ZeroMQ until Ctrl-C or SIGTERM. Needs onnxruntime; torch is not loaded.
@@ -108,6 +116,8 @@ def command(
 
     With --workers N, N processes share the endpoint. Each connection belongs to one of them; a process that
     dies is started again, and its clients reconnect to the others.
+
+    systemd is told when the server is ready and, with WatchdogSec=, that its engine answers.
     """
     from rql_deploy.runtime.server.app import ServerConfig
     from rql_deploy.runtime.server.listen import check_bind, check_listener
@@ -135,7 +145,13 @@ def command(
         busy_poll=busy_poll,
         accept_assumed=accept_assumed,
     )
-    done = serve(config, workers=workers, metrics=listeners.get("metrics"), on_ready=_announce)
+    done = serve(
+        config,
+        workers=workers,
+        metrics=listeners.get("metrics"),
+        on_ready=_announce,
+        ready_fd=ready_fd,
+    )
     restarts = f"; {done.restarts} workers were started again" if workers > 1 else ""
     click.echo(f"stopped after {done.requests} requests, {done.errors} refused{restarts}")
 

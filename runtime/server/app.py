@@ -62,6 +62,8 @@ class RunningServer:
 
     def __init__(self, server: PolicyServer, models: list[Model], notes: list[str]):
         self.server, self.models, self.notes = server, models, notes
+        self.openpi: str | None = None
+        """URL of the openpi endpoint, where there is one."""
 
     def channel(self, address: str | None = None) -> Channel:
         """A new connection to the server, within this process; quotas count it for a client's `address`."""
@@ -169,7 +171,8 @@ def serving(
                 keepalive=config.openpi_keepalive,
             )
             stack.callback(endpoint.close)
-            running.notes.append(f"openpi clients on ws://{bracketed(config.openpi[0])}:{endpoint.port}")
+            running.openpi = f"ws://{bracketed(config.openpi[0])}:{endpoint.port}"
+            running.notes.append(f"openpi clients on {running.openpi}")
         if listener is None:
             _warm_up(models)
         yield running
