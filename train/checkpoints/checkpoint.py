@@ -44,7 +44,7 @@ CHANGEABLE = {
     "trackers",
 }
 """Settings that may change when a run is resumed, since they do not affect the updates."""
-ARCHITECTURE = ("h", "F", "K", "policy_hidden", "value_hidden")
+ARCHITECTURE = ("h", "F", "K", "policy_hidden", "value_hidden", "prefix")
 
 
 @dataclass(frozen=True)
@@ -277,10 +277,10 @@ def require_same_networks(
     for name in ARCHITECTURE:
         before, now = getattr(checkpoint.config.rql, name), getattr(config.rql, name)
         if before != now:
-            value = list(before) if isinstance(before, tuple) else before
+            had, has = (json.dumps(value) for value in (before, now))
             raise UserError(
-                f"checkpoint {checkpoint.path} has rql.{name} {value}, this run "
-                f"{list(now) if isinstance(now, tuple) else now}: pass --set 'rql.{name}={value}'"
+                f"checkpoint {checkpoint.path} has rql.{name} {had}, this run {has}: "
+                f"pass --set 'rql.{name}={had}'"
             )
 
 
