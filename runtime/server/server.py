@@ -255,7 +255,7 @@ class PolicyServer:
         match request:
             case headers.Act() | headers.ActMany():
                 jobs = requests.read_jobs(request, fields, named, model, context, client, received)
-                self._admit(client, sum([job.candidates for job in jobs]), received, len(jobs))
+                self._admit(client, sum([job.rows for job in jobs]), received, len(jobs))
                 for job in jobs:
                     job.history = None if self._recorder is None else History()
                     slot.engine.submit(job)

@@ -77,8 +77,8 @@ def test_the_loss_is_the_mean_over_the_actions_that_are_not_given() -> None:
         f = torch.clamp(t + 0.25, max=1.0)[None, None]
         ahead.append(agent.V(batch.observations[0, i : i + 1], moved[None], f[0][None]).mean().item())
     losses = agent.losses(batch, noise)
-    assert float(losses.bc) == pytest.approx(total / 16, rel=1e-4)
-    assert float(losses.ahead_mean) == pytest.approx(float(np.mean(ahead)), abs=1e-4)
+    assert losses.bc.item() == pytest.approx(total / 16, rel=1e-4)
+    assert losses.ahead_mean.item() == pytest.approx(float(np.mean(ahead)), abs=1e-4)
     before = [p.clone() for p in agent.v.parameters()]
     agent.update(batch, noise)
     assert not all(torch.equal(p, q) for p, q in zip(before, agent.v.parameters(), strict=True))
