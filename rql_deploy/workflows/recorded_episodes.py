@@ -204,4 +204,5 @@ def _row(message: Tick | EpisodeEnd, plant: PlantDescription) -> NDArray[np.floa
     from rql_deploy.runtime.recording.messages import observation
 
     seen = observation(message)
-    return np.concatenate([seen[spec.name].reshape(-1) for spec in plant.fields]).astype(np.float32)
+    row: NDArray[np.float32] = np.concatenate([seen[spec.name].reshape(-1) for spec in plant.fields])
+    return row
