@@ -57,7 +57,7 @@ class EpisodicPlant(Plant, Protocol):
 
 
 def message_age(plant: Plant) -> float:
-    """Seconds from the messages behind the last observation to its being taken; 0 where the plant cannot tell."""
+    """Seconds from the messages behind the last observation to its being taken; 0 where it cannot tell."""
     age = getattr(plant, "observation_age", None)
     return 0.0 if age is None else max(0.0, float(age()))
 
