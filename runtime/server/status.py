@@ -1,4 +1,7 @@
-"""Asks a server how it does, from another thread of its process: for metrics, probes and watchdogs."""
+"""Asks a server how it does, from another thread of its process: for metrics, probes and watchdogs.
+
+It answers between two refinement steps, so that no reply in time means a thread that hangs.
+"""
 
 from __future__ import annotations
 
