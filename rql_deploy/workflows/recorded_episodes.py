@@ -208,4 +208,5 @@ def _joined(name: str, parts: _Parts, plant: PlantDescription, label: bool | Non
 
 def _row(seen: Mapping[str, NDArray[Any]], plant: PlantDescription) -> NDArray[np.float32]:
     parts = [np.zeros(0, np.float32), *(seen[spec.name].reshape(-1) for spec in plant.fields)]
-    return np.concatenate(parts).astype(np.float32)
+    row: NDArray[np.float32] = np.concatenate(parts).astype(np.float32)
+    return row

@@ -282,7 +282,8 @@ class WindowSampler:
         observations = self.observations[rows if self.inner_observations else rows[:: len(rows) - 1]]
         actions = small[..., : self._action_dim].contiguous()
         images = self._images(rows[:: len(rows) - 1])
-        return Batch(observations, actions, rewards, terminals, masks, *weights, images=images), rows
+        cloned, valued = weights or (None, None)
+        return Batch(observations, actions, rewards, terminals, masks, cloned, valued, images), rows
 
     def _images(self, rows: Tensor) -> dict[str, Tensor]:
         """Stacked frames of rows `[2, ..., B]`, oldest first; an episode begins with its first repeated."""

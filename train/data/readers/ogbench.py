@@ -142,7 +142,8 @@ class OGBenchFile:
         name = self.relabel.name if self._relabelled and self.relabel else self.dataset
         plant = plant_of(name, observed.shape[1], acted.shape[1])
         if _is_pictures(observed):
-            image = ImageField(PIXELS, *observed.shape[1:3], camera=CAMERA)
+            height, width = observed.shape[1:3]
+            image = ImageField(PIXELS, height, width, camera=CAMERA)
             plant = msgspec.structs.replace(plant, fields=(), images=(image,))
         return plant
 
