@@ -6,7 +6,7 @@ An episode's name is `EPOCH-NUMBER`: the connection that reported it (in hexadec
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -55,6 +55,8 @@ class RecordedEpisode:
     """`[n]`: whether the action was not the policy's."""
     complete: bool
     """Whether its end has arrived."""
+    images: Mapping[str, NDArray[np.uint8]]
+    """By camera `[n, H, W, 3]`: of each tick's stacked frames the newest."""
 
     @property
     def known(self) -> bool:
@@ -174,6 +176,8 @@ def _messages(recording: Path, on_damage: Callable[[UserError], None] | None) ->
 
 def _joined(name: str, parts: _Parts, plant: PlantDescription, label: bool | None) -> RecordedEpisode:
     """An episode's ticks up to the first that is missing."""
+    from rql_deploy.runtime.recording.messages import observation
+
     ticks: list[Tick] = []
     while (tick := parts.ticks.get(len(ticks))) is not None:
         ticks.append(tick)
@@ -187,22 +191,22 @@ def _joined(name: str, parts: _Parts, plant: PlantDescription, label: bool | Non
             False,
             np.arange(len(ticks)) == len(ticks) - 1 if label else np.zeros(len(ticks), bool),
         )
+    seen = [observation(tick) for tick in ticks]
     return RecordedEpisode(
         name,
         plant,
-        np.stack([_row(tick, plant) for tick in ticks]),
-        _row(end, plant) if end is not None and end.fields else None,
+        np.stack([_row(one, plant) for one in seen]),
+        _row(observation(end), plant) if end is not None and end.fields else None,
         np.stack([np.frombuffer(tick.action, "<f4") for tick in ticks]),
         np.array(rewards, np.float32) if known else None,
         success,
         np.array([bool(tick.intervened) for tick in ticks]),
         end is not None,
+        {image.name: np.stack([one[image.name][..., -3:] for one in seen]) for image in plant.images},
     )
 
 
-def _row(message: Tick | EpisodeEnd, plant: PlantDescription) -> NDArray[np.float32]:
-    from rql_deploy.runtime.recording.messages import observation
-
-    seen = observation(message)
-    row: NDArray[np.float32] = np.concatenate([seen[spec.name].reshape(-1) for spec in plant.fields])
+def _row(seen: Mapping[str, NDArray[Any]], plant: PlantDescription) -> NDArray[np.float32]:
+    parts = [np.zeros(0, np.float32), *(seen[spec.name].reshape(-1) for spec in plant.fields)]
+    row: NDArray[np.float32] = np.concatenate(parts).astype(np.float32)
     return row

@@ -20,6 +20,7 @@ from rql_deploy.export.graphs import ExportModules
 from rql_deploy.prefix import scaled
 from rql_deploy.runtime.engine.onnx_policy import OnnxPolicy
 from rql_deploy.seeding import flow_noise
+from rql_deploy.train.batch import draw_noise
 from rql_deploy.train.checkpoints.checkpoint import require_same_networks
 from rql_deploy.train.config import load_config
 from rql_deploy.train.export_modules import make_modules
@@ -27,7 +28,7 @@ from rql_deploy.train.hyperparameters import RQLConfig
 from rql_deploy.train.networks import VectorField
 from rql_deploy.train.policy import TorchPolicy
 from rql_deploy.train.prefix import draw_times
-from rql_deploy.train.rql import RQL, draw_noise
+from rql_deploy.train.rql import RQL
 from tests.helpers.commands import ROOT
 from tests.helpers.data import make_store
 from tests.helpers.updates import agent_and_draw
@@ -105,7 +106,7 @@ def conditioned(tmp_path_factory: pytest.TempPathFactory) -> Path:
     encoder, refiner, policy, valuer = make_modules(make_agent(), contract)
     folder = tmp_path_factory.mktemp("conditioned") / "bundle"
     rows = np.random.default_rng(0).normal(size=(64, 4)).astype(np.float32)
-    modules = ExportModules(encoder, refiner, policy, valuer, encoder.kernel.shape[1])
+    modules = ExportModules(encoder, refiner, policy, valuer, encoder.feature_dim)
     certificate: Certificate = export_bundle(modules, contract, rows, folder)
     assert certificate.passed
     return folder
