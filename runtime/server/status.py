@@ -1,6 +1,6 @@
 """Asks a server how it does, from another thread of its process: for metrics, probes and watchdogs.
 
-It answers between two refinement steps, so that no reply in time means a thread that hangs.
+A question goes the way of every request, so an engine that hangs does not answer it.
 """
 
 from __future__ import annotations
