@@ -162,8 +162,8 @@ class _Parts:
     @property
     def time(self) -> float:
         """Of its first message."""
-        found = [*self.ticks.values(), *([self.end] if self.end else [])]
-        return min(message.time for message in found)
+        ends = [self.end.time] if self.end else []
+        return min([*(tick.time for tick in self.ticks.values()), *ends])
 
 
 def _joined(name: str, parts: _Parts, plant: PlantDescription, label: bool | None) -> RecordedEpisode:
@@ -197,4 +197,5 @@ def _row(message: Tick | EpisodeEnd, fields: list[str]) -> NDArray[np.float32]:
     from rql_deploy.runtime.recording.messages import observation
 
     seen = observation(message)
-    return np.concatenate([seen[name].reshape(-1) for name in fields]).astype(np.float32)
+    row: NDArray[np.float32] = np.concatenate([seen[name].reshape(-1) for name in fields]).astype(np.float32)
+    return row
