@@ -25,24 +25,10 @@ import torch
 from torch import Tensor
 
 from . import prefix
+from .batch import Batch, cloning_weight, window_masks
 from .hyperparameters import RQLConfig
 from .networks import ValueEnsemble, VectorField, stack, unstack
 from .optimization import gradient_norm, make_optimizer, step_network
-
-
-class Batch(NamedTuple):
-    """Windows of h+1 consecutive rows; rows past an episode's end repeat its last row. All float32."""
-
-    observations: Tensor
-    """`[h+1, ..., B, O]`, scaled. Only the first and the last row are read, so `[2, ..., B, O]` is enough."""
-    actions: Tensor
-    """`[h+1, ..., B, A]` in [-1, 1]."""
-    rewards: Tensor
-    """`[h+1, ..., B]`"""
-    terminals: Tensor
-    """`[h+1, ..., B]`: 1 where the episode ends, for any reason."""
-    masks: Tensor
-    """`[h+1, ..., B]`: 0 where the task ended, so that the target adds no value after it."""
 
 
 class Noise(NamedTuple):
@@ -132,15 +118,6 @@ def reverse(v: VectorField, s: Tensor, a: Tensor, depth: Tensor, flow_steps: int
 def _start(batch: Batch, h: int) -> tuple[Tensor, Tensor]:
     """The first observation `[..., B, O]` and the chunk `[..., B, hA]` of each window."""
     return batch.observations[0], batch.actions[:h].movedim(0, -2).flatten(-2)
-
-
-def window_masks(batch: Batch, complete_rows: bool) -> tuple[Tensor, Tensor]:
-    """`past` `[h+1, ..., B]`: 1 after the episode's end; `valid` `[..., B]`: 1 where value terms count."""
-    past = torch.cat((torch.zeros_like(batch.terminals[:1]), batch.terminals[:-1]))
-    valid = past.sum(0) <= 1
-    if complete_rows:
-        valid = valid | (batch.masks[-1] == 0)
-    return past, valid.to(past.dtype)
 
 
 NETWORKS = ("v", "V", "v_ema", "V_target")
@@ -292,7 +269,8 @@ class RQL:
         residual = (u - (a - noise.bc_noise)).square().unflatten(-1, (c.h, -1))
         if c.prefix:
             residual = residual * prefix.loss_weight(noise.bc_time)
-        bc = (residual * (1 - past[: c.h]).movedim(0, -1)[..., None]).mean((-3, -2, -1))
+        weight = cloning_weight(batch, past)
+        bc = (residual * weight.movedim(0, -1)[..., None]).mean((-3, -2, -1))
 
         # Value term: V one refinement step after the interpolant; the gradient reaches v only through u.
         step = torch.clamp(1 - t, max=1.0 / c.F)

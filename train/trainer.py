@@ -21,11 +21,12 @@ from rql_deploy.train.engines.data_parallel import DataParallel
 from rql_deploy.train.engines.engine import Engine, make_engine
 from rql_deploy.train.logging.diagnostics import Diagnostics
 from rql_deploy.train.logging.evaluations import RunEvaluations
-from rql_deploy.train.logging.loggers import RunLog
+from rql_deploy.train.logging.loggers import RunLog, shown
 from rql_deploy.train.logging.periodic_evaluation import Evaluator
 from rql_deploy.train.logging.run_page import write_run_page
 from rql_deploy.train.logging.summary import dataset_statistics, package_versions, reference_rows
 
+from .batch import Batch
 from .checkpoints.checkpoint import (
     Checkpoint,
     checkpoint_bytes,
@@ -38,7 +39,7 @@ from .checkpoints.checkpoint import (
 from .checkpoints.initial_networks import continued_plant, rescale_actions
 from .checkpoints.run_folder import prune_checkpoints, read_pointer, step_of
 from .config import TrainConfig, config_to_plain
-from .rql import RQL, Batch, Noise, draw_noise
+from .rql import RQL, Noise, draw_noise
 from .schedule import is_due, require_disk_space, saves_at, stop_requests, updates_until_due
 
 
@@ -150,6 +151,8 @@ class Trainer:
             generator=self.generator,
             device=device,
             inner_observations=False,
+            new_share=config.new_share,
+            interventions=config.interventions,
         )
         if source is None:
             self.agent = RQL(config.rql, plant.observation_dim, plant.action_dim, initial, device)
@@ -217,11 +220,10 @@ class Trainer:
                 self.evaluations.submit_missing()
                 stopping = False
                 while self.step < config.updates and not stopping:
-                    self._next_shard(engine)
+                    self._next_data(engine)
                     if self.parallel is not None:
                         self.parallel.stop_wanted = bool(stop)
-                    shard = self.store.shard_updates if isinstance(self.store, ShardedStore) else 0
-                    count = updates_until_due(config, self.step, engine.block, shard)
+                    count = updates_until_due(config, self.step, engine.block, self._data_period())
                     engine.run(count)
                     self.step += count
                     # All workers compute figures together, so this may depend only on what all of them know.
@@ -239,9 +241,9 @@ class Trainer:
                         if is_due(self.step, config.evaluate_every):
                             self.evaluations.submit(self.step, saved)
                     if progress is not None:
-                        progress.update(self.step, **_shown(figures))
+                        progress.update(self.step, **shown(figures))
                 if progress is not None:
-                    progress.finish(self.step, **_shown(figures))
+                    progress.finish(self.step, **shown(figures))
                     rate = progress.mean_rate(self.step)
                 # Inside stop_requests, so that a second Ctrl-C does not interrupt the last checkpoint.
                 if leader and (saved is None or step_of(saved) != self.step):
@@ -271,7 +273,11 @@ class Trainer:
                 f"note: the run is complete and saved, but its README.md is not written ({error.strerror})"
             )
 
-    def _next_shard(self, engine: Engine) -> None:
+    def _data_period(self) -> int:
+        """After how many updates there may be other data; 0 for never."""
+        return self.store.shard_updates if isinstance(self.store, ShardedStore) else 0
+
+    def _next_data(self, engine: Engine) -> None:
         """Switch to the shard of the next update; if it is damaged, save a checkpoint and raise UserError."""
         try:
             if self.sampler.advance(self.step):
@@ -307,9 +313,14 @@ class Trainer:
             header=header,
             reference=self.reference,
             random_state=self.generator.get_state(),
+            online=self._online_state(),
         )
         self._prune()
         return saved
+
+    def _online_state(self) -> Mapping[str, torch.Tensor]:
+        """What a run that plays episodes keeps of them in a checkpoint; nothing here."""
+        return {}
 
     def _prune(self) -> None:
         waiting = self.evaluations.waiting
@@ -335,12 +346,3 @@ class Trainer:
                     f"set's ranges, or train with {source}--set rql.learning_rate=1e-4"
                 )
         return figures
-
-
-def _shown(figures: Mapping[str, float]) -> dict[str, float]:
-    """The figures for which the progress line has room."""
-    return {
-        name: figures[name]
-        for name in ("total", "policy_value", "bc", "value", "v_mean", "target_mean")
-        if name in figures
-    }

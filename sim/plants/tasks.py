@@ -172,8 +172,9 @@ class EnvPlant:
 
     simulated = True
 
-    def __init__(self, env: TaskEnv):
-        self.env = env
+    def __init__(self, env: TaskEnv, *, stop_at_success: bool = True):
+        """Without `stop_at_success` an episode goes on for as long as those of the training data do."""
+        self.env, self._stop_at_success = env, stop_at_success
         self.reward = 0.0
         """Reward of the last action, defined as in the training data."""
         self._observation: dict[str, NDArray[np.float64]] = {}
@@ -217,7 +218,7 @@ class EnvPlant:
         self._observation, self.reward, terminated, truncated, info = stable_step(self.env, action)
         self._success = bool(info["success"])
         self._terminated = terminated
-        self._finished = self._success or terminated or truncated
+        self._finished = (self._success and self._stop_at_success) or terminated or truncated
 
     def close(self) -> None:
         self.env.close()

@@ -134,7 +134,13 @@ def joined(fields: Any) -> dict[str, Any]:
 @contextlib.contextmanager
 def serving_images(bundle: Path) -> Iterator[str]:
     """A server of a `CameraModel` in a thread; yields its endpoint."""
-    model = CameraModel(Bundle.open(bundle))
+    with serving_model(CameraModel(Bundle.open(bundle))) as endpoint:
+        yield endpoint
+
+
+@contextlib.contextmanager
+def serving_model(model: Model) -> Iterator[str]:
+    """A server of the model in a thread; yields its endpoint."""
     model.warm_up(rounds=1)
     with PolicyServer([model], "tcp://127.0.0.1:*") as server:
         thread = threading.Thread(target=server.run)

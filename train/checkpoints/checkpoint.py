@@ -2,7 +2,7 @@
 pickle.
 
     RUN/checkpoints/step_000006000/   checkpoint.json, parameters.safetensors, optimizer.safetensors,
-                                      reference.safetensors
+                                      reference.safetensors; online.safetensors where episodes are played
 
 A checkpoint is written to a temporary folder, synced and renamed; then `latest` moves. Whenever a crash or a
 full disk interrupts this, `latest` names a complete checkpoint.
@@ -103,6 +103,7 @@ def save_checkpoint(
     header: Mapping[str, Any],
     reference: Mapping[str, Tensor],
     random_state: Tensor,
+    online: Mapping[str, Tensor] | None = None,
 ) -> Path:
     """Write checkpoint `step` of `run` and let `latest` name it.
 
@@ -124,6 +125,8 @@ def save_checkpoint(
             temporary / "optimizer.safetensors",
         )
         save_file(dict(reference), temporary / "reference.safetensors")
+        if online:
+            save_file(dict(online), temporary / "online.safetensors")
         (temporary / "checkpoint.json").write_text(
             json.dumps({"format": FORMAT, "step": step, **header}, indent=1, allow_nan=False)
         )
@@ -209,6 +212,17 @@ def restore_optimizer(folder: Path, optimizer: torch.optim.Adam) -> Tensor:
         raise UserError(
             f"checkpoint {folder} cannot be resumed from ({type(error).__name__}: {error}): start the run "
             "again"
+        ) from error
+
+
+def load_online_state(folder: Path) -> dict[str, Tensor]:
+    """What a checkpoint of a run that plays episodes keeps of them; raises UserError if it is damaged."""
+    try:
+        return load_file(folder / "online.safetensors")
+    except (OSError, SafetensorError) as error:
+        raise UserError(
+            f"checkpoint {folder} is not of a run that plays episodes ({error}): resume it with the command "
+            "that started it"
         ) from error
 
 

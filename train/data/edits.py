@@ -30,6 +30,8 @@ def select(store: TransitionStore, episodes: NDArray[np.int64], suffix: str) -> 
         ends=np.cumsum(lengths).astype(np.int64),
         successes=None if store.successes is None else store.successes[episodes],
         finals=None if store.finals is None else store.finals[episodes],
+        intervened=None if store.intervened is None else store.intervened[rows],
+        recent=0,
     )
 
 
@@ -123,8 +125,18 @@ def concatenate(stores: Sequence[TransitionStore]) -> TransitionStore:
         ends=np.concatenate([store.ends + offset for store, offset in zip(stores, offsets, strict=True)]),
         successes=np.concatenate(successes) if len(successes) == len(stores) else None,
         finals=np.concatenate(finals) if len(finals) == len(stores) else None,
+        intervened=_intervened(stores),
+        recent=stores[-1].episodes,
         remarks=tuple(dict.fromkeys(remark for store in stores for remark in store.remarks)),
         provenance=tuple(made for store in stores for made in store.provenance),
+    )
+
+
+def _intervened(stores: Sequence[TransitionStore]) -> NDArray[np.bool_] | None:
+    if all(store.intervened is None for store in stores):
+        return None
+    return np.concatenate(
+        [np.zeros(len(store), np.bool_) if store.intervened is None else store.intervened for store in stores]
     )
 
 

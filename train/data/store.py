@@ -60,6 +60,10 @@ class TransitionStore:
 
     Training does not use it; other formats need it.
     """
+    intervened: NDArray[np.bool_] | None = None
+    """`[N]`: rows whose action was not the policy's but a person's, say; None where nothing is known."""
+    recent: int = 0
+    """How many of the last episodes are of the data set named last, where several were joined."""
     remarks: tuple[str, ...] = ()
     """What its reader noticed and a user should know, one sentence each."""
     provenance: tuple[Mapping[str, Any], ...] = ()
@@ -91,6 +95,8 @@ class TransitionStore:
             digest.update(f"{array.dtype}{array.shape}".encode())
             for block in _blocks(array):
                 digest.update(np.ascontiguousarray(block).data)
+        if self.intervened is not None and self.intervened.any():
+            digest.update(b"intervened" + self.intervened.tobytes())
         return digest.hexdigest()
 
     def locate(self, row: int) -> str:
@@ -184,8 +190,11 @@ class TransitionStore:
             ("observations", (rows, width)),
             ("actions", (rows, self.plant.action_dim)),
             ("masks", (rows,)),
+            ("intervened", (rows,)),
         ):
-            found = getattr(self, name).shape
+            if (array := getattr(self, name)) is None:
+                continue
+            found = array.shape
             if found != shape:
                 raise UserError(
                     f"data set {self.dataset_id} has {name} of shape {list(found)} for {rows} rewards, the "

@@ -13,7 +13,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from rql_deploy.train.rql import RQL, Batch, Losses, Noise
+from rql_deploy.train.batch import Batch
+from rql_deploy.train.rql import RQL, Losses, Noise
 
 from .batch_slices import SlicedGradients
 from .choice import EngineChoice

@@ -23,7 +23,8 @@ from typing import Any, Protocol
 
 import torch
 
-from ..rql import RQL, Batch, Losses, Noise
+from ..batch import Batch
+from ..rql import RQL, Losses, Noise
 
 Draw = Callable[[], tuple[Batch, Noise]]
 Compile = Callable[[Callable[..., Any]], Callable[..., Any]]

@@ -30,6 +30,9 @@ NAMED = {
     "actions": np.ones((1, 2, 2), np.float64),
     "rewards": np.ones(1, np.float32),
     "success": np.ones(1, np.uint8),
+    "intervened": np.ones(1, np.uint8),
+    "ages": np.ones(1, np.float64),
+    "notes": np.ones(4, np.uint8),
 }
 names = st.none() | st.text(max_size=50)
 contracts = st.text(max_size=70)
