@@ -89,6 +89,28 @@ def _write(
     contract: Contract,
     path: Path,
 ) -> None:
+    model = to_onnx(module, inputs, input_names, output_names, shapes)
+    onnx.helper.set_model_props(
+        model, {CONTRACT_ID_KEY: contract.contract_id, CONTRACT_KEY: contract.to_json()}
+    )
+    onnx.checker.check_model(model, full_check=True)
+    domains = {entry.domain for entry in model.opset_import}
+    if domains - {"", "ai.onnx"}:
+        raise UserError(
+            f"{path.name} needs operator domains {sorted(domains)}, only standard ONNX is allowed: "
+            "please report this"
+        )
+    onnx.save(model, path)
+
+
+def to_onnx(
+    module: nn.Module,
+    inputs: tuple[Tensor, ...],
+    input_names: list[str],
+    output_names: list[str],
+    shapes: tuple[Any, ...],
+) -> onnx.ModelProto:
+    """The module in evaluation mode as a graph of opset `OPSET`; `shapes` names its dynamic dimensions."""
     with _quiet_exporter():
         program = torch.onnx.export(
             module.eval(),
@@ -102,22 +124,12 @@ def _write(
             verbose=False,
         )
     assert program is not None
-    model = program.model_proto
+    model: onnx.ModelProto = program.model_proto
     # Stack traces of this machine's source tree are of no use on a robot.
     for node in model.graph.node:
         del node.metadata_props[:]
     model.producer_name = "rql-deploy"
-    onnx.helper.set_model_props(
-        model, {CONTRACT_ID_KEY: contract.contract_id, CONTRACT_KEY: contract.to_json()}
-    )
-    onnx.checker.check_model(model, full_check=True)
-    domains = {entry.domain for entry in model.opset_import}
-    if domains - {"", "ai.onnx"}:
-        raise UserError(
-            f"{path.name} needs operator domains {sorted(domains)}, only standard ONNX is allowed: "
-            "please report this"
-        )
-    onnx.save(model, path)
+    return model
 
 
 @contextlib.contextmanager

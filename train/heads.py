@@ -1,0 +1,102 @@
+"""What is learned on top of a frozen backbone: a small head that makes an encoder of its features.
+
+A map is read by a spatial softmax (Levine et al., arXiv 1504.00702, section 5.1; Finn et al., arXiv
+1509.06113): each of the keypoints is the mean position under a softmax of one learnt combination of the
+channels, so the head says where things are and has few weights. A backbone's pooled vector, which has lost
+positions, is read by one dense layer. Like every encoder, each network that looks has a head of its own.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from .networks import gelu, glorot_uniform_
+
+KEYPOINTS = 32
+WIDTH = 64
+"""Of the output of a head on a map."""
+POOLED_WIDTH = 128
+"""Of the output of a head on a vector."""
+SMALLEST_STD = 1e-3
+"""Channels that vary less than this are scaled as if they varied so much."""
+
+
+class KeypointHead(nn.Module):
+    """Maps `[B, n * C, h, w]` of n frames -> positions of keypoints, then one dense layer: `[B, 64]`."""
+
+    features = WIDTH
+    """Width of the output."""
+
+    def __init__(
+        self,
+        shape: tuple[int, int, int],
+        frames: int,
+        mean: Tensor,
+        std: Tensor,
+        generator: torch.Generator | None = None,
+    ):
+        """`shape` is (C, h, w) of one frame; `mean` and `std` `[C]` are those of the data set's maps."""
+        super().__init__()
+        channels, height, width = shape
+        self.shape, self.frames = shape, frames
+        self.register_buffer("mean", mean.clone().view(channels, 1))
+        self.register_buffer("std", std.clamp(min=SMALLEST_STD).view(channels, 1))
+        across, down = torch.linspace(-1.0, 1.0, width), torch.linspace(-1.0, 1.0, height)
+        self.register_buffer("across", across.repeat(height), persistent=False)
+        self.register_buffer("down", down.repeat_interleave(width), persistent=False)
+        # A bias would be the same at every position, which a softmax does not see.
+        self.channels = nn.Parameter(glorot_uniform_(torch.empty(channels, KEYPOINTS), generator))
+        self.kernel = nn.Parameter(glorot_uniform_(torch.empty(2 * KEYPOINTS * frames, WIDTH), generator))
+        self.bias = nn.Parameter(torch.zeros(WIDTH))
+
+    def keypoints(self, maps: Tensor) -> Tensor:
+        """Positions `[B, n, 2, keypoints]` in [-1, 1]: across and down."""
+        channels, height, width = self.shape
+        x = maps.reshape(-1, channels, height * width).float()
+        x = (x - self.mean) / self.std
+        attention = torch.softmax(torch.matmul(self.channels.mT, x), dim=-1)
+        # Not a product with two columns: onnxruntime computes several rows of that at a time, so the last
+        # bits of a row would depend on its place in the batch.
+        across, down = (attention * self.across).sum(-1), (attention * self.down).sum(-1)
+        return torch.stack((across, down), dim=1).reshape(-1, self.frames, 2, KEYPOINTS)
+
+    def forward(self, maps: Tensor) -> Tensor:
+        """maps `[B, n * C, h, w]`, oldest frame first -> `[B, 64]`."""
+        z = self.keypoints(maps).flatten(1)
+        return gelu(torch.addmm(self.bias, z, self.kernel))
+
+
+class PooledHead(nn.Module):
+    """Vectors `[B, n * D]` of n frames -> one dense layer: `[B, 128]`."""
+
+    features = POOLED_WIDTH
+    """Width of the output."""
+
+    def __init__(
+        self, size: int, frames: int, mean: Tensor, std: Tensor, generator: torch.Generator | None = None
+    ):
+        """`size` is D; `mean` and `std` `[D]` are those of the data set's vectors."""
+        super().__init__()
+        self.register_buffer("mean", mean.repeat(frames))
+        self.register_buffer("std", std.clamp(min=SMALLEST_STD).repeat(frames))
+        self.kernel = nn.Parameter(glorot_uniform_(torch.empty(size * frames, POOLED_WIDTH), generator))
+        self.bias = nn.Parameter(torch.zeros(POOLED_WIDTH))
+
+    def forward(self, vectors: Tensor) -> Tensor:
+        """vectors `[B, n * D]`, oldest frame first -> `[B, 128]`."""
+        z = (vectors.float() - self.mean) / self.std
+        return gelu(torch.addmm(self.bias, z, self.kernel))
+
+
+def make_head(
+    shape: tuple[int, ...],
+    frames: int,
+    mean: Tensor,
+    std: Tensor,
+    generator: torch.Generator | None = None,
+) -> KeypointHead | PooledHead:
+    """The head for features of this shape: `(C, h, w)` of a map, `(D,)` of a vector."""
+    if len(shape) == 3:
+        return KeypointHead((shape[0], shape[1], shape[2]), frames, mean, std, generator)
+    return PooledHead(shape[0], frames, mean, std, generator)
