@@ -12,7 +12,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
-import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,7 +27,8 @@ from rql_deploy.errors import UserError
 from rql_deploy.folders import reserve
 from rql_deploy.progress import NoProgress, Progress, Stage
 
-from .frames import Frames, npy_header
+from .frame_files import write_frames
+from .frames import Frames
 from .store import TransitionStore
 
 BLOCK_FRAMES = 256
@@ -84,51 +84,43 @@ class FeatureCache:
         function, file = self.backbones[image.name], self.file(image, frames)
         shape = (len(frames), *function.shape)
         try:
-            if not file.exists():
-                with _locked(file, self.progress):
-                    if not file.exists():
-                        self._compute(image, frames, shape, file)
-            features = np.load(file, mmap_mode="c", allow_pickle=False)
+            with _locked(file, self.progress):
+                features = write_frames(
+                    file, shape, lambda first: self._computed(image, frames, first), np.float16
+                )
         except (OSError, ValueError) as error:
             reason = error.strerror if isinstance(error, OSError) else error
             raise UserError(
                 f"the feature cache {file} cannot be written or read ({reason}): make room, remove that "
                 "file, or pass another --feature-cache"
             ) from error
-        if features.shape != shape or features.dtype != np.float16:
+        if features.shape != shape:
             raise UserError(f"the feature cache {file} holds other features than it says: remove that file")
-        return Frames.of(features)
+        return features
 
-    def _compute(self, image: ImageField, frames: Frames, shape: tuple[int, ...], file: Path) -> None:
-        function, partial = self.backbones[image.name], file.with_name(f".{file.name}.partial")
-        header, size = npy_header(shape, np.float16), 2 * int(np.prod(shape[1:]))
-        done = max(0, partial.stat().st_size - len(header)) // size if partial.exists() else 0
-        reserve(self.folder, (len(frames) - done) * size)
+    def _computed(self, image: ImageField, frames: Frames, done: int) -> Iterator[NDArray[np.float16]]:
+        """Features of the frames from row `done` on, a block at a time."""
+        function, total = self.backbones[image.name], len(frames)
+        size = 2 * int(np.prod(function.shape))
+        reserve(self.folder, (total - done) * size)
         self.progress.note(
-            f"camera {image.name}: {len(frames):,} frames x {size:,} bytes = "
-            f"{len(frames) * size / 2**20:,.0f} MiB of features, kept in {file}"
+            f"camera {image.name}: {total:,} frames x {size:,} bytes = {total * size / 2**20:,.0f} MiB of "
+            f"features, kept in {self.file(image, frames)}"
         )
-        stage = Stage(self.progress, f"features of {image.name}", len(frames), "frames", done)
-        with partial.open("r+b" if done else "wb") as stream:
-            stream.write(header)
-            stream.truncate(len(header) + done * size)
-            stream.seek(0, os.SEEK_END)
-            while done < len(frames):
-                pictures = frames.take(np.arange(done, min(done + BLOCK_FRAMES, len(frames))))
-                features = function(pictures[..., ::-1] if image.colour_order == "bgr" else pictures)
-                with np.errstate(over="ignore"):
-                    kept = features.astype(np.float16)
-                if not np.isfinite(kept).all():
-                    raise UserError(
-                        f"the backbone gives features of camera '{image.name}' that float16 does not hold: "
-                        "use a backbone that normalises its input"
-                    )
-                kept.tofile(stream)
-                done += len(kept)
-                stage.update(done)
-            stream.flush()
-            os.fsync(stream.fileno())
-        partial.rename(file)
+        stage = Stage(self.progress, f"features of {image.name}", total, "frames", done)
+        while done < total:
+            pictures = frames.take(np.arange(done, min(done + BLOCK_FRAMES, total)))
+            features = function(pictures[..., ::-1] if image.colour_order == "bgr" else pictures)
+            with np.errstate(over="ignore"):
+                kept = features.astype(np.float16)
+            if not np.isfinite(kept).all():
+                raise UserError(
+                    f"the backbone gives features of camera '{image.name}' that float16 does not hold: use a "
+                    "backbone that normalises its input"
+                )
+            yield kept
+            done += len(kept)
+            stage.update(done)
         stage.finish(done)
 
 

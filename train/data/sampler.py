@@ -17,7 +17,9 @@ from torch import Tensor
 
 from rql_deploy.train.rql import Batch
 
+from .feature_cache import FeatureCache
 from .frame_rows import FrameRows
+from .frames import Frames
 from .shards import ShardedStore
 from .store import TransitionStore
 
@@ -46,8 +48,15 @@ class Rows:
     """By camera, all frames."""
 
     @classmethod
-    def of(cls, store: TransitionStore, *, complete_rows: bool, clip_actions: bool = False) -> Rows:
-        """The rows of `store`, without copying the observations.
+    def of(
+        cls,
+        store: TransitionStore,
+        *,
+        complete_rows: bool,
+        clip_actions: bool = False,
+        images: Mapping[str, Frames] | None = None,
+    ) -> Rows:
+        """The rows of `store`, without copying the observations; `images` are read in place of its frames.
 
         Raises UserError when an action lies outside its bounds, unless `clip_actions`.
         """
@@ -66,7 +75,10 @@ class Rows:
             episodes=torch.from_numpy(episodes),
             cumulative=torch.from_numpy(cumulative[choices > 0]),
             total=int(choices.sum()),
-            images={name: FrameRows(frames) for name, frames in store.images.items()},
+            images={
+                name: FrameRows(frames)
+                for name, frames in (store.images if images is None else images).items()
+            },
         )
 
     @property
@@ -139,12 +151,14 @@ class WindowSampler:
         device: torch.device | str = "cpu",
         inner_observations: bool = True,
         frame_stack: int = 1,
+        features: FeatureCache | None = None,
     ):
         """With `inner_observations` off, batches hold only the first and last observations, `[2, B, O]`.
 
-        RQL reads no others. Pictures are always of these two rows, with `frame_stack` frames each.
+        RQL reads no others. Pictures are always of these two rows, with `frame_stack` frames each;
+        `features` has what is read in place of some cameras' frames.
         """
-        self.frame_stack = frame_stack
+        self.frame_stack, self._features = frame_stack, features
         self.sampling, self.generator, self.device = sampling, generator, torch.device(device)
         self._complete_rows, self._clip_actions, self._scale = complete_rows, clip_actions, observation_scale
         self._shards = store.stream(self._prepare) if isinstance(store, ShardedStore) else None
@@ -153,7 +167,12 @@ class WindowSampler:
         self._use((self._shards.at(0) if self._shards else self._prepare(store.sample)).to(self.device))
 
     def _prepare(self, store: TransitionStore) -> Rows:
-        return Rows.of(store, complete_rows=self._complete_rows, clip_actions=self._clip_actions)
+        return Rows.of(
+            store,
+            complete_rows=self._complete_rows,
+            clip_actions=self._clip_actions,
+            images=None if self._features is None else self._features.images(store),
+        )
 
     def _use(self, rows: Rows) -> None:
         self.rows = rows
@@ -228,8 +247,13 @@ class WindowSampler:
         stack = torch.maximum(rows[..., None] - age, firsts[episode][..., None])
         found = {}
         for name, frames in self.rows.images.items():
-            taken = frames.take(stack).movedim(-4, -2)
-            found[name] = taken.reshape(*taken.shape[:-2], 3 * self.frame_stack)
+            taken = frames.take(stack)
+            # Features [n, C, ...] of frames stand one after the other, pixels [n, H, W, 3] side by side.
+            features = taken.dtype is not torch.uint8
+            taken = (
+                taken.flatten(rows.dim(), rows.dim() + 1) if features else taken.movedim(-4, -2).flatten(-2)
+            )
+            found[name] = taken
         return found
 
 
