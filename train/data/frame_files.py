@@ -93,8 +93,8 @@ def write_frames(
     """Write `[N, H, W, 3]` frames, or features `[N, ...]` of another type, into an `.npy` file and map it.
 
     An interrupted call goes on where it stopped. `chunks(first)` gives the frames from row `first` on,
-    `[n, H, W, 3]` at a time; only one chunk is in memory. A finished file is opened and `chunks` is not called. Raises UserError where the chunks have
-    other frames than `shape` says.
+    `[n, H, W, 3]` at a time; only one chunk is in memory. A finished file is opened and `chunks` is not
+    called. Raises UserError where the chunks have other frames than `shape` says.
     """
     if not file.exists():
         partial = file.with_name(f".{file.name}.partial")
@@ -113,8 +113,8 @@ def write_frames(
                 if chunk.shape[1:] != shape[1:] or chunk.dtype != dtype or done + len(chunk) > shape[0]:
                     raise UserError(
                         f"{file.name}: {len(chunk)} frames of {chunk.dtype} {list(chunk.shape[1:])} after "
-                        f"{done} do not fit {list(shape)} of {np.dtype(dtype)}: the data has other frames than it "
-                        "says"
+                        f"{done} do not fit {list(shape)} of {np.dtype(dtype)}: the data has other frames "
+                        "than it says"
                     )
                 np.ascontiguousarray(chunk).tofile(stream)
                 done += len(chunk)
