@@ -1,11 +1,13 @@
-"""What a user says about a data set's keys: `--map` names them, `--task-index` selects language tasks."""
+"""What a user says of how a data set is read: `--map` names keys, `--task-index` and `--camera` select."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from rql_deploy.cameras import CameraChoice
 from rql_deploy.errors import UserError, suggestion
+from rql_deploy.progress import NoProgress, Progress
 
 ROLES: Mapping[str, tuple[str, ...]] = {
     "action": ("action", "actions"),
@@ -145,3 +147,7 @@ class ReadOptions:
     keys: KeyMap = field(default_factory=KeyMap)
     tasks: tuple[int, ...] = ()
     """Only episodes of these language tasks, by their number in the data set."""
+    cameras: tuple[CameraChoice, ...] = ()
+    """The cameras that are read; without any, none is."""
+    progress: Progress = field(default_factory=NoProgress)
+    """Follows the decoding of frames."""
