@@ -131,7 +131,7 @@ def run(fixture: Fixture, device: str = "cpu") -> dict[str, float]:
     def tensor(name: str) -> Tensor:
         return torch.from_numpy(fixture[name]).to(device)
 
-    batch = Batch(*(tensor(f"batch/{name}") for name in Batch._fields))
+    batch = Batch(*(tensor(f"batch/{name}") for name in Batch._fields if name != "images"))
     agent = RQL(config, batch.observations.shape[-1], batch.actions.shape[-1], device=device)
     networks = {
         "value": agent.V,

@@ -18,7 +18,7 @@ function of (parameters, batch, noise) and nothing else. docs/algorithm.md has t
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Literal, NamedTuple
 
 import torch
@@ -27,6 +27,8 @@ from torch import Tensor
 from .hyperparameters import RQLConfig
 from .networks import ValueEnsemble, VectorField, stack, unstack
 from .optimization import gradient_norm, make_optimizer, step_network
+
+NO_IMAGES: Mapping[str, Tensor] = {}
 
 
 class Batch(NamedTuple):
@@ -42,6 +44,13 @@ class Batch(NamedTuple):
     """`[h+1, ..., B]`: 1 where the episode ends, for any reason."""
     masks: Tensor
     """`[h+1, ..., B]`: 0 where the task ended, so that the target adds no value after it."""
+    images: Mapping[str, Tensor] = NO_IMAGES
+    """By camera, `[2, ..., B, H, W, 3n]` uint8: the n stacked frames of the first and of the last row."""
+
+    def part(self, rows: slice | int) -> Batch:
+        """Only these rows of the batch, or this run of several, contiguous in memory."""
+        arrays = (getattr(self, name)[:, rows].contiguous() for name in self._fields if name != "images")
+        return Batch(*arrays, {name: frames[:, rows].contiguous() for name, frames in self.images.items()})
 
 
 class Noise(NamedTuple):

@@ -13,6 +13,7 @@ from rql_deploy.assumptions import joined
 from rql_deploy.contract import PlantDescription
 from rql_deploy.errors import UserError
 
+from .frames import Frames
 from .store import ENDS, TransitionStore
 
 
@@ -30,6 +31,7 @@ def select(store: TransitionStore, episodes: NDArray[np.int64], suffix: str) -> 
         ends=np.cumsum(lengths).astype(np.int64),
         successes=None if store.successes is None else store.successes[episodes],
         finals=None if store.finals is None else store.finals[episodes],
+        images={name: frames.select(rows) for name, frames in store.images.items()},
     )
 
 
@@ -125,12 +127,13 @@ def concatenate(stores: Sequence[TransitionStore]) -> TransitionStore:
         finals=np.concatenate(finals) if len(finals) == len(stores) else None,
         remarks=tuple(dict.fromkeys(remark for store in stores for remark in store.remarks)),
         provenance=tuple(made for store in stores for made in store.provenance),
+        images={name: Frames.joined([store.images[name] for store in stores]) for name in first.images},
     )
 
 
 def _differences(first: PlantDescription, second: PlantDescription) -> list[str]:
-    known = {spec.name for spec in first.fields}
-    extra = [spec.name for spec in second.fields if spec.name not in known]
+    known = {spec.name for spec in first.inputs}
+    extra = [spec.name for spec in second.inputs if spec.name not in known]
     more = [f"only the second has observation fields {', '.join(extra)}"] if extra else []
     return [*dict.fromkeys(first.differences(second)), *more]
 

@@ -7,7 +7,8 @@ and are copied next to the rewards in any case, so they are scaled once, when th
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from rql_deploy.train.rql import Batch
 
+from .frame_rows import FrameRows
 from .shards import ShardedStore
 from .store import TransitionStore
 
@@ -40,6 +42,8 @@ class Rows:
     """`[E]`: how many rows start a window in all episodes up to and including this one."""
     total: int
     """How many rows start a window; a Python number, so that a draw does not wait for the device."""
+    images: Mapping[str, FrameRows] = field(default_factory=dict)
+    """By camera, all frames."""
 
     @classmethod
     def of(cls, store: TransitionStore, *, complete_rows: bool, clip_actions: bool = False) -> Rows:
@@ -62,6 +66,7 @@ class Rows:
             episodes=torch.from_numpy(episodes),
             cumulative=torch.from_numpy(cumulative[choices > 0]),
             total=int(choices.sum()),
+            images={name: FrameRows(frames) for name, frames in store.images.items()},
         )
 
     @property
@@ -72,13 +77,17 @@ class Rows:
     def to(self, device: torch.device) -> Rows:
         """The same rows on `device`."""
         observations, small, episodes, cumulative = (tensor.to(device) for tensor in self.tensors)
-        return Rows(observations, small, episodes, cumulative, self.total)
+        images = {name: frames.to(device) for name, frames in self.images.items()}
+        return Rows(observations, small, episodes, cumulative, self.total, images)
 
     def take_over(self, other: Rows) -> bool:
         """Copy `other` into these tensors if all shapes are the same; returns whether they were."""
         pairs = list(zip(self.tensors, other.tensors, strict=True))
         same = self.total == other.total and all(mine.shape == theirs.shape for mine, theirs in pairs)
+        same = same and all(frames.fits(other.images[name]) for name, frames in self.images.items())
         if same:
+            for name, frames in self.images.items():
+                frames.take_over(other.images[name])
             for mine, theirs in pairs:
                 mine.copy_(theirs)
         return same
@@ -129,11 +138,13 @@ class WindowSampler:
         generator: torch.Generator,
         device: torch.device | str = "cpu",
         inner_observations: bool = True,
+        frame_stack: int = 1,
     ):
         """With `inner_observations` off, batches hold only the first and last observations, `[2, B, O]`.
 
-        RQL reads no others.
+        RQL reads no others. Pictures are always of these two rows, with `frame_stack` frames each.
         """
+        self.frame_stack = frame_stack
         self.sampling, self.generator, self.device = sampling, generator, torch.device(device)
         self._complete_rows, self._clip_actions, self._scale = complete_rows, clip_actions, observation_scale
         self._shards = store.stream(self._prepare) if isinstance(store, ShardedStore) else None
@@ -204,7 +215,22 @@ class WindowSampler:
         small = _gather(self.rows.small, rows)
         rewards, terminals, masks = small[..., -3:].unbind(-1)
         observations = self.observations[rows if self.inner_observations else rows[:: len(rows) - 1]]
-        return Batch(observations, small[..., :-3].contiguous(), rewards, terminals, masks), rows
+        images = self._images(rows[:: len(rows) - 1])
+        return Batch(observations, small[..., :-3].contiguous(), rewards, terminals, masks, images), rows
+
+    def _images(self, rows: Tensor) -> dict[str, Tensor]:
+        """Stacked frames of rows `[2, ..., B]`, oldest first; an episode begins with its first repeated."""
+        if not self.rows.images:
+            return {}
+        firsts = self.rows.episodes[:, 0]
+        episode = torch.searchsorted(firsts.contiguous(), rows.contiguous(), right=True) - 1
+        age = torch.arange(self.frame_stack - 1, -1, -1, device=self.device)
+        stack = torch.maximum(rows[..., None] - age, firsts[episode][..., None])
+        found = {}
+        for name, frames in self.rows.images.items():
+            taken = frames.take(stack).movedim(-4, -2)
+            found[name] = taken.reshape(*taken.shape[:-2], 3 * self.frame_stack)
+        return found
 
 
 def _gather(table: Tensor, rows: Tensor) -> Tensor:
