@@ -70,7 +70,7 @@ class CameraChoice:
 
 
 def short_names(name: str) -> set[str]:
-    """What a picture is also called: `top` for `observation.images.top`, `agentview` for `agentview_image`."""
+    """What a picture is also called: `top` for `observation.images.top`, `front` for `front_image`."""
     last = re.split(r"[./]", name)[-1]
     return {last, *(word.removesuffix(end) for word in (last, name) for end in SHORT_ENDS)} - {""}
 

@@ -41,7 +41,7 @@ def plant_of(name: str, observation_dim: int, action_dim: int) -> PlantDescripti
 
     Of a family that OGBench does not have, all of this is assumed.
     """
-    family = name.removeprefix(VISUAL).partition("-")[0]
+    family = _family(name)
     arm = family in ("cube", "scene", "puzzle") and action_dim == len(ARM_ACTIONS)
     return PlantDescription(
         task=f"ogbench:{name}",
@@ -66,6 +66,15 @@ def is_visual(name: str) -> bool:
     return name.startswith(VISUAL)
 
 
+def is_published(name: str) -> bool:
+    """Whether OGBench has a family of data sets of this name."""
+    return _family(name) in CONTROL_RATES
+
+
+def _family(name: str) -> str:
+    return name.removeprefix(VISUAL).partition("-")[0]
+
+
 def single_task(name: str) -> str:
     """The task with rewards for a data set's or task's name: the one it names, else the default one."""
     stem = name.removesuffix("-v0")
@@ -75,7 +84,7 @@ def single_task(name: str) -> str:
 def download_hint(name: str) -> str:
     """Where the published file of a data set of OGBench can be had; "" for another name."""
     stem = name.removesuffix(".npz").removesuffix("-val").partition("-singletask")[0].removesuffix("-v0")
-    if stem.removeprefix(VISUAL).partition("-")[0] not in CONTROL_RATES or "-" not in stem:
+    if not is_published(stem) or "-" not in stem:
         return ""
     return (
         f"; OGBench's published files are at huggingface.co/datasets/{MIRROR}: `hf download {MIRROR} "

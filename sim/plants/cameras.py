@@ -1,7 +1,7 @@
 """Cameras of a simulated task: what a policy's pictures show, rendered off screen by MuJoCo.
 
-A frame is rendered at the size of the contract's camera and made into the picture by the contract's own method,
-as a robot does it. The same state gives the same bytes on one machine.
+A frame is rendered at the size of the contract's camera and made into the picture by the contract's own
+method, as a robot does it. The same state gives the same bytes on one machine.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ class Cameras:
         with rendering_errors():
             for image in self.images:
                 renderer = self._renderers[image.camera_size]
-                renderer.update_scene(data, camera=image.camera or image.name, scene_option=self._option)
+                renderer.update_scene(data, camera=self._names[image.name], scene_option=self._option)
                 frame = renderer.render()
                 found[image.name] = fit(frame[..., ::-1] if image.colour_order == "bgr" else frame, image)
         return found
@@ -84,9 +84,13 @@ class Cameras:
         self.close()
         kind = mujoco.mjtObj.mjOBJ_CAMERA
         known = [mujoco.mj_id2name(model, kind, i) for i in range(model.ncam)]
+        self._names = {}
         for image in self.images:
             name = image.camera or image.name
-            if name not in known:
+            # Data of robomimic names the pictures, and not their cameras.
+            alike = [camera for camera in (name, name.removesuffix("_image")) if camera in known]
+            self._names[image.name] = alike[0] if alike else ""
+            if not alike:
                 raise UserError(
                     f"{self._task} has no camera '{name}'{suggestion(name, [n for n in known if n])}"
                 )
@@ -95,7 +99,7 @@ class Cameras:
         screen = model.vis.global_
         with rendering_errors():
             for height, width in {image.camera_size for image in self.images}:
-                # Robots' models are drawn for screens of their own size; the pictures must fit into the buffer.
+                # Models are drawn for screens of their own size; the pictures must fit into the buffer.
                 screen.offwidth, screen.offheight = max(width, screen.offwidth), max(height, screen.offheight)
                 self._renderers[height, width] = mujoco.Renderer(model, height, width)
         self._model = model

@@ -27,6 +27,8 @@ from .cameras import image_fields
 from .task_env import Observation, TaskEnv
 
 FAMILIES = ("cube-", "scene-", "puzzle-", "pointmaze-", "antmaze-", "humanoidmaze-", "antsoccer-")
+VISUAL_LOOKS = {"ob_type": "pixels", "visualize_info": False}
+"""The arm in the colours of the visual data sets, and nothing that shows the goal."""
 DATA_KINDS = ("play", "noisy", "navigate", "stitch", "explore")
 
 
@@ -70,9 +72,9 @@ def environment_spec(task: str) -> EnvSpec:
 class OGBenchEnv(TaskEnv):
     """One task of OGBench with state observations, and pictures where there are `cameras`.
 
-    Observation: a Dict of one field `observation`, float64; of a task `visual-...` nothing but the picture `pixels`. Action: Box [-1, 1]^A. Reward: OGBench's (for the
-    arm minus the number of parts of the task that are not done). Ends: `terminated` at success, `truncated`
-    after `horizon` steps.
+    Observation: a Dict of one field `observation`, float64; of a task `visual-...` nothing but the picture
+    `pixels`. Action: Box [-1, 1]^A. Reward: OGBench's (for the arm minus the number of parts of the task that
+    are not done). Ends: `terminated` at success, `truncated` after `horizon` steps.
     """
 
     metadata = {"render_modes": ["rgb_array"]}  # noqa: RUF012  gymnasium declares it an instance variable
@@ -90,9 +92,8 @@ class OGBenchEnv(TaskEnv):
         visual = is_visual(task)
         self.images = image_fields(cameras or ([CAMERA] if visual else []), {CAMERA: PIXELS})
         looks: dict[str, Any] = {"width": 512, "height": 512} if render_mode else {}
-        # The arm in the colours of the visual data sets, and nothing that shows the goal.
         if self.images and "manipspace" in str(spec.entry_point):
-            looks |= {"ob_type": "pixels", "visualize_info": False}
+            looks |= VISUAL_LOOKS
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # about the precision of the spaces' bounds
             self._env = _seeded(load_env_creator(str(spec.entry_point)))(
@@ -102,7 +103,10 @@ class OGBenchEnv(TaskEnv):
             # A visual task observes nothing but its pictures.
             self._names = () if visual else (FIELD,)
             self.observation_space = gymnasium.spaces.Dict(
-                {name: gymnasium.spaces.Box(-np.inf, np.inf, inside.shape, np.float64) for name in self._names}
+                {
+                    name: gymnasium.spaces.Box(-np.inf, np.inf, inside.shape, np.float64)
+                    for name in self._names
+                }
             )
             self.action_space = self._env.action_space
         self._steps = 0
@@ -163,6 +167,18 @@ def default_horizon(task: str) -> int:
     return limit
 
 
+def numbers_of(environment: Any, kind: Any) -> Any:
+    """The observation in numbers as environments of class `kind` make it.
+
+    Also of one that has the looks of the visual tasks: cameras are rendered apart.
+    """
+    looks, environment._ob_type = environment._ob_type, "states"
+    try:
+        return kind.compute_observation(environment)
+    finally:
+        environment._ob_type = looks
+
+
 def _seeded(environment: Any) -> Any:
     """The environment's class with one action space for good.
 
@@ -181,11 +197,6 @@ def _seeded(environment: Any) -> Any:
             return self._action_space
 
         def compute_observation(self) -> Any:
-            # Numbers also where the arm has the looks of the visual tasks: cameras are rendered apart.
-            looks, self._ob_type = self._ob_type, "states"
-            try:
-                return super().compute_observation()
-            finally:
-                self._ob_type = looks
+            return numbers_of(self, environment)
 
     return Seeded

@@ -29,6 +29,7 @@ class Hdf5Frames:
     name: str
     counts: Mapping[str, int]
     """Rows of the store by the path of the episode's array, in order."""
+    camera: str = ""
 
     @property
     def rows(self) -> int:
@@ -39,7 +40,7 @@ class Hdf5Frames:
         return files_fingerprint([self.file], *(f"{path} {count}" for path, count in self.counts.items()))
 
     @cached_property
-    def encoded(self) -> bool:
+    def known_order(self) -> bool:
         with h5py.File(self.file, "r") as opened:
             return not _holds_arrays(opened[next(iter(self.counts))])
 
@@ -99,12 +100,12 @@ class BlockFrames:
     name: str
     keep: NDArray[np.bool_]
     """`[N]`: which of the array's rows are rows of the store."""
-    shape: tuple[int, ...]
-    dtype: np.dtype[Any]
-    checksum: str
+    member: Any
+    """The array's shape, type and checksum, as `npz.Member` has them."""
     blocks: Blocks
     """Reads the array's rows, a few at a time."""
-    encoded: bool = False
+    known_order: bool = False
+    camera: str = ""
 
     @property
     def where(self) -> str:
@@ -112,7 +113,7 @@ class BlockFrames:
 
     @cached_property
     def size(self) -> tuple[int, int]:
-        return require_colour(self.where, self.name, self.shape[1:], self.dtype)
+        return require_colour(self.where, self.name, self.member.shape[1:], self.member.dtype)
 
     @property
     def rows(self) -> int:
@@ -120,13 +121,13 @@ class BlockFrames:
 
     @cached_property
     def fingerprint(self) -> str:
-        return files_fingerprint([], self.name, self.checksum, np.packbits(self.keep).tobytes().hex())
+        return files_fingerprint([], self.name, self.member.checksum, np.packbits(self.keep).tobytes().hex())
 
     def read(self, start: int) -> Iterator[NDArray[np.uint8]]:
-        if self.shape[0] != len(self.keep):
+        if self.member.shape[0] != len(self.keep):
             raise UserError(
-                f"{self.where} has {self.shape[0]} frames in '{self.name}' for {len(self.keep)} rows: make the "
-                "file again"
+                f"{self.where} has {self.member.shape[0]} frames in '{self.name}' for {len(self.keep)} rows: "
+                "make the file again"
             )
         row = taken = 0
         for block in self.blocks():
@@ -150,7 +151,8 @@ class ColumnFrames:
     """Rows of the store by the folder of the episode, in order."""
     column: Callable[[Path], Any]
     """The column `observations` of an episode's folder."""
-    encoded: bool = True
+    known_order: bool = True
+    camera: str = ""
 
     @property
     def rows(self) -> int:

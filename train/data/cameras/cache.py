@@ -26,7 +26,8 @@ from rql_deploy.errors import UserError
 from rql_deploy.folders import reserve
 from rql_deploy.images import fit
 from rql_deploy.progress import Progress, Stage
-from rql_deploy.train.data.frames import Frames, map_frames, write_frames
+from rql_deploy.train.data.frame_files import map_frames, write_frames
+from rql_deploy.train.data.frames import Frames
 
 from .source import FrameSource
 

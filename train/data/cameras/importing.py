@@ -40,7 +40,7 @@ def chosen_cameras(
     return found
 
 
-def image_field(source: FrameSource, choice: CameraChoice, camera: str = "") -> ImageField:
+def image_field(source: FrameSource, choice: CameraChoice) -> ImageField:
     """The contract's word on a picture that is made of the frames of `source`.
 
     Raises UserError for a size that a contract does not take.
@@ -56,10 +56,10 @@ def image_field(source: FrameSource, choice: CameraChoice, camera: str = "") -> 
         source.name,
         height,
         width,
-        camera=camera if camera != source.name else "",
+        camera=source.camera,
         camera_height=source.size[0] if resized else 0,
         camera_width=source.size[1] if resized else 0,
-        assumed=() if source.encoded or choice.order else ("colour_order",),
+        assumed=() if source.known_order or choice.order else ("colour_order",),
     )
 
 

@@ -1,4 +1,4 @@
-"""Frames of a LeRobotDataset: videos (one episode or many in a file), or pictures within the table of rows."""
+"""Frames of a LeRobotDataset: videos (one episode or many in a file), or pictures in the table of rows."""
 
 from __future__ import annotations
 
@@ -70,7 +70,8 @@ class VideoFrames:
     size: tuple[int, int]
     episodes: tuple[TakenEpisode, ...]
     arrow: Any
-    encoded: bool = True
+    known_order: bool = True
+    camera: str = ""
 
     @property
     def where(self) -> str:
@@ -115,8 +116,8 @@ class VideoFrames:
     def _require_size(self, video: Video) -> None:
         if video.size != self.size:
             raise UserError(
-                f"the video {video.path} has frames of {video.size[0]}x{video.size[1]} pixels, meta/info.json "
-                f"says {self.size[0]}x{self.size[1]}: copy it again, or correct the shape there"
+                f"the video {video.path} has frames of {video.size[0]}x{video.size[1]} pixels, "
+                f"meta/info.json says {self.size[0]}x{self.size[1]}: copy it again, or correct the shape there"
             )
 
     @cached_property
@@ -172,7 +173,8 @@ class TableFrames:
     size: tuple[int, int]
     episodes: tuple[TakenEpisode, ...]
     arrow: Any
-    encoded: bool = True
+    known_order: bool = True
+    camera: str = ""
 
     @property
     def where(self) -> str:

@@ -19,16 +19,20 @@ def require_colour(where: str, name: str, shape: Sequence[int], dtype: Any) -> t
     """Height and width of frames `[H, W, 3]` of bytes; raises UserError, saying what they are, for others."""
     kind = np.dtype(dtype)
     if len(shape) == 2 or (len(shape) == 3 and shape[2] == 1):
-        what = "grey" if kind == np.uint8 else f"depth or another quantity ({kind})"
+        grey = kind == np.uint8
+        what = "grey pictures" if grey else f"one number a pixel ({kind}: depth, or a mask)"
+        cure = (
+            "repeat the channel three times when you record it" if grey else "record it as a field of numbers"
+        )
         raise UserError(
-            f"'{name}' of {where} has one channel ({what}), and cameras are read in colour only: repeat grey "
-            "three times when you record it, or leave this camera out"
+            f"'{name}' of {where} holds {what}, and cameras are read in colour only: {cure}, or leave this "
+            "camera out"
         )
     if len(shape) != 3 or shape[2] != 3:
         hint = "channels come last: transpose it" if tuple(shape[:1]) == (3,) else "leave this camera out"
         raise UserError(
-            f"'{name}' of {where} has frames of shape {list(shape)}, colour pictures have [height, width, 3]: "
-            f"{hint}"
+            f"'{name}' of {where} has frames of shape {list(shape)}, colour pictures have "
+            f"[height, width, 3]: {hint}"
         )
     if kind != np.uint8:
         raise UserError(

@@ -1,4 +1,4 @@
-"""Where a camera's frames come from: one source for each kind of file, read in the order of the store's rows."""
+"""Where a camera's frames come from: a source for each kind of file, read in the order of the store's rows."""
 
 from __future__ import annotations
 
@@ -26,8 +26,10 @@ class FrameSource(Protocol):
     """Height and width of the frames as they are."""
     rows: int
     """Of the store."""
-    encoded: bool
-    """Whether the frames come out of a codec, which knows its colours; plain bytes do not say their order."""
+    camera: str
+    """The camera's own name, where it is known and not `name`."""
+    known_order: bool
+    """Whether the colours are known to be RGB, as a codec's are; plain bytes do not say their order."""
 
     @property
     def fingerprint(self) -> str:

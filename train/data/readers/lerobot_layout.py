@@ -210,7 +210,8 @@ def _fields(
         hint = f", or name a feature with --map {STATE}={guess}" if guess else ""
         camera = next((name for name in features if features[name]["dtype"] in ("video", "image")), "NAME")
         raise UserError(
-            f"{where} observes only images or videos: choose cameras, for example --camera {camera}:96x96{hint}"
+            f"{where} observes only images or videos: choose cameras, for example --camera "
+            f"{camera}:96x96{hint}"
         )
     return fields
 

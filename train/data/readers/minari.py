@@ -2,7 +2,7 @@
 
 Reads the files directly with h5py or pyarrow, because training nodes have neither Minari nor gymnasium:
 `main_data.hdf5` with one group per episode, or one folder of Arrow or Parquet files per episode, and
-`metadata.json` beside it (before Minari 0.5, attributes of the HDF5 file). Of images, chosen cameras are read.
+`metadata.json` beside it (before Minari 0.5, attributes of the HDF5 file). Of images, chosen ones are read.
 """
 
 from __future__ import annotations
@@ -202,7 +202,9 @@ def _frames(
     """The pictures at a path within the observations; `counts` are the rows of each episode."""
     if isinstance(file, ColumnEpisodes):
         folders = {folder / episode.removeprefix("episode_"): rows for episode, rows in counts.items()}
-        return ColumnFrames(str(folder), name, tuple(path.split("/")) if path else (), folders, file.observations)
+        return ColumnFrames(
+            str(folder), name, tuple(path.split("/")) if path else (), folders, file.observations
+        )
     inside = f"observations/{path}".rstrip("/")
     paths = {f"{episode}/{inside}": rows for episode, rows in counts.items()}
     return Hdf5Frames(folder / MAIN_FILE, str(folder), name, paths)

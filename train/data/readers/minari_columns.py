@@ -136,6 +136,8 @@ def _flags(column: Any, rows: int) -> Any:
 
 
 def _shaped(column: Any, space: Mapping[str, Any]) -> Any:
+    if is_image(space):
+        return {}
     if space["type"] == "Dict":
         return {
             name: _shaped(column.field(name), inner)

@@ -14,8 +14,8 @@ from rql_deploy.errors import UserError
 def read_spaces(dataset_id: str, metadata: Mapping[str, Any], *, cameras: bool = False) -> set[str]:
     """Paths of the observations that are images; "" where all observations are one image.
 
-    Raises UserError for spaces other than boxes of numbers and, unless some `cameras` are read, if nothing but
-    images is observed. The metadata may lack the spaces.
+    Raises UserError for spaces other than boxes of numbers and, unless `cameras` are read, if nothing but images
+    is observed. The metadata may lack the spaces.
     """
     for key, what in (("observation_space", "observations"), ("action_space", "actions")):
         space: Any = json.loads(metadata[key]) if metadata.get(key) else {"type": "Box"}
@@ -72,7 +72,7 @@ def leaves(node: Any, images: set[str], prefix: str = "") -> Iterator[tuple[str,
     """Name, path and array of each observation of an episode but `images`; nested ones are `outer/inner`."""
     if not isinstance(node, Mapping | h5py.Group):
         path = prefix or "observation"
-        if path not in images:
+        if prefix not in images:
             yield path, path, node
         return
     for name, inner in node.items():

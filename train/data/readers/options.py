@@ -74,8 +74,11 @@ class KeyMap:
         return bool(self.roles or self.fields)
 
     def require_described(self, where: str) -> None:
-        """Raise UserError if actions or observations are mapped in a file that describes its own plant."""
-        if self.fields or {"action", "observation"} & set(self.roles):
+        """Raise UserError if actions or observations are mapped in a file that describes its own plant.
+
+        Fields may be left out.
+        """
+        if any(self.fields.values()) or {"action", "observation"} & set(self.roles):
             raise UserError(
                 f"{where} was written by rql-deploy and describes its actions and observations itself: leave "
                 "out --map"

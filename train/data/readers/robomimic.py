@@ -116,9 +116,7 @@ def _read(name: str, key: str, file: h5py.File, options: ReadOptions) -> Transit
         result.add(actions, rewards, flags, final=final)
 
     def frames(camera: str) -> FrameSource:
-        counts = {
-            f"data/{demo}/{shown[camera]}": rows for demo, rows in zip(demos, lengths, strict=True)
-        }
+        counts = {f"data/{demo}/{shown[camera]}": rows for demo, rows in zip(demos, lengths, strict=True)}
         return Hdf5Frames(Path(name), name, camera, counts)
 
     return with_cameras(result.store(), cameras, frames, options.progress)
@@ -174,9 +172,7 @@ def demonstrations(name: str, key: str, file: h5py.File) -> list[str]:
     )
 
 
-def _plant(
-    name: str, data: h5py.Group, demos: list[str], keys: DemoKeys, cameras: bool
-) -> PlantDescription:
+def _plant(name: str, data: h5py.Group, demos: list[str], keys: DemoKeys, cameras: bool) -> PlantDescription:
     if PLANT_KEY in data.attrs:
         return convert(
             json.loads(data.attrs[PLANT_KEY]), PlantDescription, f"the plant description of {name}"
