@@ -116,6 +116,7 @@ def command(
     evaluate_every: int | None,
     mapping: tuple[str, ...],
     tasks: tuple[int, ...],
+    cameras: tuple[str, ...],
     **settings: Any,
 ) -> None:
     """Train an RQL flow policy offline on one data set or several.
@@ -154,6 +155,7 @@ def command(
         evaluation=evaluation,
         mapping=mapping,
         tasks=tasks,
+        cameras=cameras,
         progress=TerminalProgress(),
     )
     if not is_leader():

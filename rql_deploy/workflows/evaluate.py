@@ -14,7 +14,7 @@ from rql_deploy.progress import NoProgress, Progress
 
 from .episodes import describe_choice, describe_score, describe_values, film, play
 from .evaluation_report import find_training_run, write_report
-from .policies import PolicySource, find_policies, run_annotated_episode
+from .policies import PolicySource, find_policies, pictures_of, run_annotated_episode, with_pictures
 from .processes import DEFAULT_WORKERS, ray_pool
 
 if TYPE_CHECKING:
@@ -115,6 +115,8 @@ def evaluate(
     _check_outputs(outputs, source, ray_address)
     work = checked_task(task, settings)
     policy = None if source is None else _policy(source, candidates, prune, value, progress)
+    if source is not None:
+        work = checked_task(task, with_pictures(settings, pictures_of(source)))
     run = outputs.training_run
     if outputs.report is not None:
         run = find_training_run(run, source.checkpoint if source else None)

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rql_deploy.assumptions import motion_remark
 from rql_deploy.errors import UserError
+from rql_deploy.images import stacked
 from rql_deploy.plant import PLANT_FAILED, POLICY_FAILED, UNSTABLE
 from rql_deploy.progress import NoProgress, Progress
 
 if TYPE_CHECKING:
-    from rql_deploy.contract import PlantDescription
+    from rql_deploy.contract import ImageField, PlantDescription
     from rql_deploy.plant import EpisodeResult, EpisodicPlant
     from rql_deploy.policy import Policy
     from rql_deploy.sim.evaluation.episodes import EvaluatedPolicy
@@ -96,7 +97,8 @@ def run_episode(plant: EpisodicPlant, policy: Policy, seed: int, candidates: int
     from rql_deploy.runtime.control.lockstep import ControlLoop
 
     # The plant waits in lock-step: only a server that is gone may cost an episode anything.
-    return ControlLoop(plant, policy, candidates=candidates, deadline=LOCKSTEP_DEADLINE).run_episode(seed)
+    seen = stacked(plant, policy.contract.plant)
+    return ControlLoop(seen, policy, candidates=candidates, deadline=LOCKSTEP_DEADLINE).run_episode(seed)
 
 
 def run_annotated_episode(
@@ -155,6 +157,30 @@ def check_episode(result: EpisodeResult, progress: Progress) -> None:
         progress.note(f"seed {result.seed} counts as failed: {result.error}")
     else:
         require_no_fault(result)
+
+
+def pictures_of(source: PolicySource) -> tuple[ImageField, ...]:
+    """The pictures that the policies of a source look at, so that the simulator renders them."""
+    found: list[ImageField] = []
+    if source.bundle is not None:
+        from rql_deploy.bundle.bundle import Bundle
+
+        found += Bundle.open(source.bundle, source.variant).contract.plant.images
+    if source.checkpoint is not None:
+        from rql_deploy.train.checkpoints.checkpoint import load_checkpoint
+
+        found += load_checkpoint(source.checkpoint).plant.images
+    if source.endpoint is not None:
+        from rql_deploy.runtime.client import RemotePolicy
+
+        with RemotePolicy.connect(source.endpoint, keys=source.keys) as policy:
+            found += policy.contract.plant.images
+    return tuple({image.name: image for image in reversed(found)}.values())[::-1]
+
+
+def with_pictures(settings: Mapping[str, Any] | None, images: Sequence[ImageField]) -> dict[str, Any]:
+    """A task's settings with the cameras of these pictures."""
+    return {**(settings or {}), **({"cameras": tuple(images)} if images else {})}
 
 
 def find_policies(

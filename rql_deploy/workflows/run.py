@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rql_deploy.errors import UserError
+from rql_deploy.images import stacked
 from rql_deploy.plant import UNSTABLE
 from rql_deploy.policy import DEFAULT_CANDIDATES
 
+from .policies import with_pictures
 from .run_realtime import RealTimeOptions, RealTimeRun, View, play_in_real_time
 
 if TYPE_CHECKING:
@@ -90,9 +92,11 @@ def run(
     from rql_deploy.seeding import episode_seed
     from rql_deploy.sim.evaluation.episodes import Score
 
-    horizon, make_plant = _plant_maker(task, real_time is not None, settings or {})
-    # A missing server should be noticed before a simulator is built.
-    RemotePolicy.connect(endpoint, keys=keys).close()
+    # A missing task should be noticed before a server is asked, a missing server before a simulator is built.
+    _plant_maker(task, real_time is not None, settings or {})
+    with RemotePolicy.connect(endpoint, keys=keys) as policy:
+        images = policy.contract.plant.images
+    horizon, make_plant = _plant_maker(task, real_time is not None, with_pictures(settings, images))
     plant, description = make_plant()
     seeds = [episode_seed(seed, index, "evaluate") for index in range(episodes)]
     tell = on_episode or _ignore
@@ -103,7 +107,7 @@ def run(
     ):
         if on_remark is not None and (remark := motion_remark(policy.contract.plant)):
             on_remark(remark)
-        reported = ReportedPlant(plant, reporter)
+        reported = stacked(ReportedPlant(plant, reporter), policy.contract.plant)
         if real_time is not None:
             played = play_in_real_time(
                 task,

@@ -12,6 +12,7 @@ from rql_deploy.errors import UserError
 from rql_deploy.progress import NoProgress, Progress
 
 if TYPE_CHECKING:
+    from rql_deploy.contract import ImageField
     from rql_deploy.train.data.shards import ShardedStore
     from rql_deploy.train.data.store import TransitionStore
     from rql_deploy.train.engines.data_parallel import DataParallel
@@ -59,6 +60,7 @@ def train(
     evaluation: PeriodicEvaluation | None = None,
     mapping: Sequence[str] = (),
     tasks: Sequence[int] = (),
+    cameras: Sequence[str] = (),
     progress: Progress | None = None,
 ) -> TrainResult:
     """Train an RQL flow policy offline on one data set or several.
@@ -75,6 +77,7 @@ def train(
         action_bounds: a TOML file of `[actions.NAME]` with low and high, `dataset`, or `[LOW,HIGH]`.
         mapping: `WHAT=KEY` words that name keys of the data sets' files, such as `action=actions`.
         tasks: only episodes of these language tasks of LeRobotDatasets.
+        cameras: cameras that the policy looks through, `NAME[:HEIGHTxWIDTH]`.
 
     SIGINT and SIGTERM let the update under way end and save a checkpoint; the result then is not `finished`.
     Under torchrun every worker calls this, and results are equal. Raises UserError for settings, data or
@@ -114,7 +117,7 @@ def train(
         tuple(map(str, datasets)),
         relabel=_LazyRewards(relabel) if relabel else None,
         stated=Statements(rate, action_mode, action_bounds),
-        options=parse_read_options(mapping, tasks),
+        options=parse_read_options(mapping, tasks, cameras, progress if is_leader() else None),
     )
     if preset is None:
         preset = preset_of(store.plant.task) or GENERAL_PRESET
@@ -123,7 +126,9 @@ def train(
     store = with_settings(store, config.reward, config.shard_updates)
     parallel = DataParallel.from_environment(choose_device(config))
     leader = parallel is None or parallel.rank == 0
-    evaluator = _evaluator(evaluation, config.seed, progress) if evaluation is not None and leader else None
+    evaluator = None
+    if evaluation is not None and leader:
+        evaluator = _evaluator(evaluation, config.seed, progress, store.plant.images)
     try:
         if evaluator is not None:
             evaluator.require(store.plant)
@@ -174,11 +179,13 @@ def _why(preset: str, task: str) -> str:
     return f"the released code's settings, since no preset was made for '{task}'"
 
 
-def _evaluator(evaluation: PeriodicEvaluation, seed: int, progress: Progress) -> SimulatedEvaluator:
+def _evaluator(
+    evaluation: PeriodicEvaluation, seed: int, progress: Progress, images: Sequence[ImageField]
+) -> SimulatedEvaluator:
     from rql_deploy.workflows.training_evaluator import SimulatedEvaluator
 
     return SimulatedEvaluator(
-        evaluation.task, evaluation.settings, evaluation.episodes, evaluation.workers, seed, progress
+        evaluation.task, evaluation.settings, evaluation.episodes, evaluation.workers, seed, progress, images
     )
 
 

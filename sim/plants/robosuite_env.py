@@ -13,7 +13,7 @@ import importlib
 import json
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
 from types import ModuleType
 from typing import Any
@@ -28,6 +28,7 @@ from rql_deploy.errors import UserError, suggestion
 from rql_deploy.sim.caches import ensure_numba_cache
 from rql_deploy.sim.rendering import render_headless
 
+from .cameras import image_fields, plain_fields
 from .robosuite_controllers import action_dimensions, controller_config, json_data
 from .task_env import Observation, TaskEnv
 
@@ -36,6 +37,8 @@ ROBOT_FIELDS = ("robot0_eef_pos", "robot0_eef_quat", "robot0_gripper_qpos")
 """What the arm knows of itself; the task's object fields follow."""
 UNITS = {"pos": "m", "quat": "quaternion xyzw", "qpos": "m"}
 """Of observation fields, by the last word of their names."""
+PICTURE = "_image"
+"""Follows a camera's name in the name of its picture, in robosuite and in robomimic's data."""
 HORIZONS = {"Lift": 120, "Stack": 200, "Door": 200, "PickPlaceCan": 200, "NutAssemblySquare": 300}
 """Default horizon, in control steps: enough for an unhurried demonstrator at 20 Hz."""
 DEFAULT_HORIZON = 400
@@ -92,7 +95,7 @@ def default_horizon(task: str) -> int:
 
 
 class RobosuiteEnv(TaskEnv):
-    """One robosuite task, one arm, state observations.
+    """One robosuite task, one arm, state observations, and pictures where there are `cameras`.
 
     Observation: a Dict of named fields (end-effector pose, gripper, the task's object fields), float64.
     Action: Box [-1, 1]^A, the arm controller's input and the gripper. Reward: success - 1, where success
@@ -112,6 +115,7 @@ class RobosuiteEnv(TaskEnv):
         horizon: int | None = None,
         rows_after_success: int = 5,
         render_mode: str | None = None,
+        cameras: Sequence[Any] = (),
     ):
         robosuite = import_robosuite()
         check_task(task)
@@ -123,6 +127,7 @@ class RobosuiteEnv(TaskEnv):
             rows_after_success,
         )
         self.render_mode = render_mode
+        self.images = image_fields(cameras, suffix=PICTURE)
         self.controller_config = controller_config(robot, controller)
         self._env = robosuite.make(
             task,
@@ -148,6 +153,7 @@ class RobosuiteEnv(TaskEnv):
                 "control_rate": control_rate,
                 "horizon": horizon,
                 "rows_after_success": rows_after_success,
+                **({"cameras": plain_fields(self.images)} if self.images else {}),
             },
             # The order enforcer and checker wrappers add nothing to an environment that has its own tests.
             order_enforce=False,
@@ -174,7 +180,7 @@ class RobosuiteEnv(TaskEnv):
 
     def _model_xml(self, xml: str) -> str:
         """What the next model is compiled from: with `drawn` off, without visuals where physics stays."""
-        if self.drawn or self.render_mode is not None:
+        if self.drawn or self.images or self.render_mode is not None:
             return xml
         visuals = importlib.import_module("rql_deploy.sim.plants.robosuite_visuals")
         bare: str = visuals.without_visuals(xml)
@@ -241,6 +247,7 @@ class RobosuiteEnv(TaskEnv):
             actions=action_dimensions(arm, self.box.low, self.box.high),
             control_rate=float(self.control_rate),
             environment={"spec": json.loads(self.spec.to_json()), "controller": json_data(arm)},
+            images=self.images,
         )
 
     def rest_action(self) -> NDArray[np.float32] | None:
@@ -261,6 +268,7 @@ class RobosuiteEnv(TaskEnv):
         return self._env.sim.model._model, self._env.sim.data._data
 
     def close(self) -> None:
+        self.close_cameras()
         self._env.close()
 
     def _observation(self, raw: Mapping[str, Any]) -> Observation:

@@ -78,6 +78,7 @@ def inspect(
     report: Path | None,
     mapping: tuple[str, ...],
     tasks: tuple[int, ...],
+    cameras: tuple[str, ...],
     as_json: bool,
 ) -> None:
     """Summarise DATA on one page: what is in it, and whether it can be learned from."""
@@ -93,6 +94,8 @@ def inspect(
         page=report,
         mapping=mapping,
         tasks=tasks,
+        cameras=cameras,
+        progress=TerminalProgress(),
     )
     if as_json:
         echo_json(found.figures)
@@ -100,7 +103,7 @@ def inspect(
     from .page import page
 
     click.echo(page(found.figures))
-    words = read_words(mapping, tasks)
+    words = read_words(mapping, tasks, cameras)
     if found.refused is not None:
         if cures := _cures(data, found.figures, words):
             show_next(*cures)
@@ -158,6 +161,7 @@ def convert(
     action_bounds: str,
     mapping: tuple[str, ...],
     tasks: tuple[int, ...],
+    cameras: tuple[str, ...],
     as_json: bool,
 ) -> None:
     """Write DATA in another format, and say what that format cannot hold."""
@@ -173,6 +177,7 @@ def convert(
         action_bounds=action_bounds,
         mapping=mapping,
         tasks=tasks,
+        cameras=cameras,
         progress=TerminalProgress(),
     )
     show_written(written, as_json)

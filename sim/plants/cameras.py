@@ -1,0 +1,111 @@
+"""Cameras of a simulated task: what a policy's pictures show, rendered off screen by MuJoCo.
+
+A frame is rendered at the size of the contract's camera and made into the picture by the contract's own
+method, as a robot does it. The same state gives the same bytes on one machine.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rql_deploy.cameras import CameraChoice
+from rql_deploy.contract import ImageField
+from rql_deploy.errors import UserError, suggestion
+from rql_deploy.images import fit
+from rql_deploy.sim.rendering import rendering_errors, require_rendering
+from rql_deploy.structs import convert, to_plain
+
+DEFAULT_SIZE = (64, 64)
+"""Height and width of the pictures of a camera that is named without a size."""
+COLLISION_SHAPES = 0
+"""Group of shapes that robosuite and OGBench draw for nobody; what is meant to be seen is in others."""
+
+
+def image_fields(
+    cameras: Sequence[Any], names: Mapping[str, str] | None = None, suffix: str = ""
+) -> tuple[ImageField, ...]:
+    """The pictures of a simulator's cameras.
+
+    Args:
+        cameras: contract's fields, their JSON data, or `--camera` words such as `agentview:64x64`.
+        names: pictures' names by the cameras' names, where they differ otherwise than by a suffix.
+        suffix: what follows the camera's name in the name of its picture.
+    """
+    found = []
+    for camera in cameras:
+        if isinstance(camera, ImageField):
+            found.append(camera)
+        elif isinstance(camera, Mapping):
+            found.append(convert(camera, ImageField, "a camera of the environment"))
+        else:
+            choice = camera if isinstance(camera, CameraChoice) else CameraChoice.parse(str(camera))
+            # The camera's own name, and that of its picture, are both taken.
+            name = choice.name.removesuffix(suffix) if suffix else choice.name
+            picture = (names or {}).get(name, f"{name}{suffix}")
+            found.append(ImageField(picture, *(choice.size or DEFAULT_SIZE), camera=name))
+    return tuple(found)
+
+
+def plain_fields(images: Iterable[ImageField]) -> list[dict[str, Any]]:
+    """The fields as JSON data, to rebuild an environment from."""
+    return [to_plain(image) for image in images]
+
+
+class Cameras:
+    """Renders the pictures of one environment, whose model may be another one after every reset."""
+
+    def __init__(self, images: Sequence[ImageField], task: str):
+        require_rendering()
+        self.images, self._task = tuple(images), task
+        self._model: Any = None
+        self._renderers: dict[tuple[int, int], Any] = {}
+
+    def look(self, model: Any, data: Any) -> dict[str, NDArray[np.uint8]]:
+        """The pictures `[height, width, 3]` of the present state, by name."""
+        if self._model is not model:
+            self._use(model)
+        found: dict[str, NDArray[np.uint8]] = {}
+        with rendering_errors():
+            for image in self.images:
+                renderer = self._renderers[image.camera_size]
+                renderer.update_scene(data, camera=self._names[image.name], scene_option=self._option)
+                frame = renderer.render()
+                found[image.name] = fit(frame[..., ::-1] if image.colour_order == "bgr" else frame, image)
+        return found
+
+    def _use(self, model: Any) -> None:
+        """Take another model into use; raises UserError where it lacks a camera."""
+        mujoco = importlib.import_module("mujoco")
+        self.close()
+        kind = mujoco.mjtObj.mjOBJ_CAMERA
+        known = [mujoco.mj_id2name(model, kind, i) for i in range(model.ncam)]
+        self._names = {}
+        for image in self.images:
+            name = image.camera or image.name
+            # Data of robomimic names the pictures, and not their cameras.
+            alike = [camera for camera in (name, name.removesuffix("_image")) if camera in known]
+            self._names[image.name] = alike[0] if alike else ""
+            if not alike:
+                raise UserError(
+                    f"{self._task} has no camera '{name}'{suggestion(name, [n for n in known if n])}"
+                )
+        self._option = mujoco.MjvOption()
+        self._option.geomgroup[COLLISION_SHAPES] = 0
+        screen = model.vis.global_
+        with rendering_errors():
+            for height, width in {image.camera_size for image in self.images}:
+                # Models are drawn for screens of their own size; the pictures must fit into the buffer.
+                screen.offwidth, screen.offheight = max(width, screen.offwidth), max(height, screen.offheight)
+                self._renderers[height, width] = mujoco.Renderer(model, height, width)
+        self._model = model
+
+    def close(self) -> None:
+        """Free the renderers."""
+        for renderer in self._renderers.values():
+            renderer.close()
+        self._renderers, self._model = {}, None
