@@ -50,14 +50,16 @@ def picture_graph(model: onnx.ModelProto, interface: Interface, *, row_by_row: b
     """
     graph = compose.add_prefix_graph(model.graph, "backbone/")
     source, result = graph.input[0].name, graph.output[0].name
-    nodes = [*_as_the_backbone_takes_it(interface, source), *graph.node]
+    # Inside a Scan no name may be used again.
+    first = "row/pictures" if row_by_row else PICTURES
+    nodes = [*_as_the_backbone_takes_it(interface, first, source), *graph.node]
     constants = [*graph.initializer]
     if row_by_row:
         axis = numpy_helper.from_array(np.zeros(1, np.int64), "backbone/row_axis")
         constants.append(axis)
         body = helper.make_graph(
             [
-                helper.make_node("Unsqueeze", ["picture", axis.name], [PICTURES]),
+                helper.make_node("Unsqueeze", ["picture", axis.name], [first]),
                 *nodes,
                 helper.make_node("Squeeze", [result, axis.name], ["feature"]),
             ],
@@ -78,9 +80,9 @@ def picture_graph(model: onnx.ModelProto, interface: Interface, *, row_by_row: b
     return helper.make_model(whole, opset_imports=model.opset_import, ir_version=model.ir_version)
 
 
-def _as_the_backbone_takes_it(interface: Interface, name: str) -> list[onnx.NodeProto]:
-    """Nodes from uint8 pictures `[B, H, W, 3]` to the tensor `name`."""
-    nodes, last = [], PICTURES
+def _as_the_backbone_takes_it(interface: Interface, first: str, name: str) -> list[onnx.NodeProto]:
+    """Nodes from uint8 pictures `[B, H, W, 3]`, the tensor `first`, to the tensor `name`."""
+    nodes, last = [], first
     if not interface.channels_last:
         nodes.append(helper.make_node("Transpose", [last], ["picture/planes"], perm=[0, 3, 1, 2]))
         last = "picture/planes"
@@ -119,7 +121,7 @@ def prepend(
             image.name, TensorProto.UINT8, [batch, image.height, image.width, 3 * frame_stack]
         )
         whole.graph.input[place].CopyFrom(taken)
-        inside = f"{image.name}/features"
+        inside = f"{image.name}/stacked_features"
         for node in whole.graph.node:
             for position, name in enumerate(node.input):
                 if name == image.name:

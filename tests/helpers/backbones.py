@@ -25,7 +25,7 @@ def write_backbone(
 ) -> Path:
     """Write pictures -> `[N, 5, H/2, W/2]` or `[N, 5]`; with `batch` it takes so many and no others.
 
-    `extra` is a fault: `batch mean` takes the batch's mean off, `constant` forgets the picture, `huge`
+    `extra` is a fault: `batch mean` takes half of the batch's mean off, `constant` forgets the picture, `huge`
     leaves float16, `unknown` uses an operator of another domain.
     """
     rng = np.random.default_rng(1)
@@ -64,6 +64,7 @@ def write_backbone(
     if extra == "batch mean":
         here = last
         node("ReduceMean", constant("first", np.zeros(1, np.int64)))
+        node("Mul", constant("half", np.float32(0.5)))
         nodes.append(helper.make_node("Sub", [here, last], ["centred"]))
         last = "centred"
     elif extra == "constant":

@@ -27,6 +27,7 @@ from rql_deploy.errors import UserError
 from rql_deploy.folders import reserve
 from rql_deploy.progress import NoProgress, Progress, Stage
 
+from .cameras.cache import VARIABLE, cache_folder
 from .frame_files import write_frames
 from .frames import Frames
 from .store import TransitionStore
@@ -35,6 +36,11 @@ BLOCK_FRAMES = 256
 """Frames computed between two writes: what an interruption can cost."""
 MOMENT_ROWS = 4096
 """Rows that mean and spread of the features are computed from."""
+
+
+def feature_folder() -> Path:
+    """Where features are kept: beside the decoded frames (cameras/cache.py)."""
+    return cache_folder().parent / "features"
 
 
 class FeatureFunction(Protocol):
@@ -69,11 +75,12 @@ class FeatureCache:
 
         Computes what is not there yet. Raises UserError when the disk has no room.
         """
-        found = dict(store.images)
-        for image in store.plant.images:
-            if image.name in self.backbones:
-                found[image.name] = self._features(image, store.images[image.name])
-        return found
+        return {
+            image.name: self._features(image, store.images[image.name])
+            if image.name in self.backbones
+            else store.images[image.name]
+            for image in store.plant.images
+        }
 
     def file(self, image: ImageField, frames: Frames) -> Path:
         """Where the features of these frames are kept."""
@@ -92,7 +99,7 @@ class FeatureCache:
             reason = error.strerror if isinstance(error, OSError) else error
             raise UserError(
                 f"the feature cache {file} cannot be written or read ({reason}): make room, remove that "
-                "file, or pass another --feature-cache"
+                "file, or set {VARIABLE} to another folder"
             ) from error
         if features.shape != shape:
             raise UserError(f"the feature cache {file} holds other features than it says: remove that file")
