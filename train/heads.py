@@ -8,10 +8,22 @@ positions, is read by one dense layer. Like every encoder, each network that loo
 
 from __future__ import annotations
 
+import math
+from typing import NamedTuple
+
 import torch
 from torch import Tensor, nn
 
 from .networks import gelu, glorot_uniform_
+
+
+class FrozenFeatures(NamedTuple):
+    """What a frozen backbone gives of a camera's stacked frames."""
+
+    shape: tuple[int, ...]
+    """Of one frame: (D,) of a vector, (C, h, w) of a map."""
+    frames: int
+
 
 KEYPOINTS = 32
 WIDTH = 64
@@ -28,20 +40,13 @@ class KeypointHead(nn.Module):
     features = WIDTH
     """Width of the output."""
 
-    def __init__(
-        self,
-        shape: tuple[int, int, int],
-        frames: int,
-        mean: Tensor,
-        std: Tensor,
-        generator: torch.Generator | None = None,
-    ):
-        """`shape` is (C, h, w) of one frame; `mean` and `std` `[C]` are those of the data set's maps."""
+    def __init__(self, shape: tuple[int, int, int], frames: int, generator: torch.Generator | None = None):
+        """`shape` is (C, h, w) of one frame."""
         super().__init__()
         channels, height, width = shape
         self.shape, self.frames = shape, frames
-        self.register_buffer("mean", mean.clone().view(channels, 1))
-        self.register_buffer("std", std.clamp(min=SMALLEST_STD).view(channels, 1))
+        self.register_buffer("mean", torch.zeros(channels, 1))
+        self.register_buffer("std", torch.ones(channels, 1))
         across, down = torch.linspace(-1.0, 1.0, width), torch.linspace(-1.0, 1.0, height)
         self.register_buffer("across", across.repeat(height), persistent=False)
         self.register_buffer("down", down.repeat_interleave(width), persistent=False)
@@ -66,6 +71,11 @@ class KeypointHead(nn.Module):
         z = self.keypoints(maps).flatten(1)
         return gelu(torch.addmm(self.bias, z, self.kernel))
 
+    def set_moments(self, mean: Tensor, std: Tensor) -> None:
+        """Scale features by mean and spread `[C]` of the data set's."""
+        self.mean.copy_(mean.view(-1, 1))
+        self.std.copy_(std.clamp(min=SMALLEST_STD).view(-1, 1))
+
 
 class PooledHead(nn.Module):
     """Vectors `[B, n * D]` of n frames -> one dense layer: `[B, 128]`."""
@@ -73,13 +83,12 @@ class PooledHead(nn.Module):
     features = POOLED_WIDTH
     """Width of the output."""
 
-    def __init__(
-        self, size: int, frames: int, mean: Tensor, std: Tensor, generator: torch.Generator | None = None
-    ):
-        """`size` is D; `mean` and `std` `[D]` are those of the data set's vectors."""
+    def __init__(self, size: int, frames: int, generator: torch.Generator | None = None):
+        """`size` is D of one frame."""
         super().__init__()
-        self.register_buffer("mean", mean.repeat(frames))
-        self.register_buffer("std", std.clamp(min=SMALLEST_STD).repeat(frames))
+        self.frames = frames
+        self.register_buffer("mean", torch.zeros(size * frames))
+        self.register_buffer("std", torch.ones(size * frames))
         self.kernel = nn.Parameter(glorot_uniform_(torch.empty(size * frames, POOLED_WIDTH), generator))
         self.bias = nn.Parameter(torch.zeros(POOLED_WIDTH))
 
@@ -88,15 +97,27 @@ class PooledHead(nn.Module):
         z = (vectors.float() - self.mean) / self.std
         return gelu(torch.addmm(self.bias, z, self.kernel))
 
+    def set_moments(self, mean: Tensor, std: Tensor) -> None:
+        """Scale features by mean and spread `[D]` of the data set's."""
+        self.mean.copy_(mean.repeat(self.frames))
+        self.std.copy_(std.clamp(min=SMALLEST_STD).repeat(self.frames))
 
-def make_head(
-    shape: tuple[int, ...],
-    frames: int,
-    mean: Tensor,
-    std: Tensor,
-    generator: torch.Generator | None = None,
-) -> KeypointHead | PooledHead:
-    """The head for features of this shape: `(C, h, w)` of a map, `(D,)` of a vector."""
-    if len(shape) == 3:
-        return KeypointHead((shape[0], shape[1], shape[2]), frames, mean, std, generator)
-    return PooledHead(shape[0], frames, mean, std, generator)
+
+def make_head(frozen: FrozenFeatures, generator: torch.Generator | None = None) -> KeypointHead | PooledHead:
+    """The head for features of this shape."""
+    if len(frozen.shape) == 3:
+        channels, height, width = frozen.shape
+        return KeypointHead((channels, height, width), frozen.frames, generator)
+    return PooledHead(frozen.shape[0], frozen.frames, generator)
+
+
+def head_width(frozen: FrozenFeatures) -> int:
+    """Width of the head's output."""
+    return WIDTH if len(frozen.shape) == 3 else POOLED_WIDTH
+
+
+def head_flop(frozen: FrozenFeatures) -> float:
+    """FLOP of the head's products for one observation."""
+    inside = KEYPOINTS * math.prod(frozen.shape) if len(frozen.shape) == 3 else 0
+    entering = 2 * KEYPOINTS if len(frozen.shape) == 3 else frozen.shape[0]
+    return 2.0 * frozen.frames * (inside + entering * head_width(frozen))

@@ -135,6 +135,11 @@ class RQL:
         single.optimizer = make_optimizer(single.parameters(), single.config)
         return single
 
+    def set_moments(self, moments: Mapping[str, tuple[Tensor, Tensor]]) -> None:
+        """Scale each backbone's features by their mean and spread, by camera, in all four networks."""
+        for name in NETWORKS:
+            getattr(self, name).encoder.set_moments(moments)
+
     def parameters(self) -> list[Tensor]:
         """The trained parameters: v's, then V's."""
         return [*self.v.parameters(), *self.V.parameters()]

@@ -25,6 +25,7 @@ UNFINISHED_RUN = {
     "tensorboard",
     "checkpoints",
     "README.md",
+    "backbones",
     "curves.png",
     "wandb",
     "mlflow.db",
@@ -85,6 +86,7 @@ def train(
     """
     from rql_deploy.train.checkpoints.checkpoint import load_checkpoint
     from rql_deploy.train.config import load_config
+    from rql_deploy.train.data.feature_cache import FeatureCache, feature_folder
     from rql_deploy.train.data.readers import open_stores
     from rql_deploy.train.data.shards import with_settings
     from rql_deploy.train.data.statements import Statements
@@ -92,6 +94,7 @@ def train(
     from rql_deploy.train.engines.data_parallel import DataParallel
     from rql_deploy.train.trainer import Trainer
 
+    from .backbone import open_backbones
     from .data_sources import parse_read_options
     from .presets import GENERAL_PRESET, preset_of
 
@@ -124,6 +127,10 @@ def train(
         config = load_config(preset, tuple(overrides))
         chosen = f"preset {preset}, {_why(preset, store.plant.task)}; --preset takes another"
     store = with_settings(store, config.reward, config.shard_updates)
+    features = None
+    if config.backbone:
+        opened = open_backbones(config.backbone, store.plant, output)
+        features = FeatureCache(feature_folder(), opened, progress)
     parallel = DataParallel.from_environment(choose_device(config))
     leader = parallel is None or parallel.rank == 0
     evaluator = None
@@ -141,6 +148,7 @@ def train(
             initial=source,
             evaluator=evaluator,
             parallel=parallel,
+            features=features,
             progress=progress,
         )
         if leader:

@@ -25,8 +25,8 @@ def write_backbone(
 ) -> Path:
     """Write pictures -> `[N, 5, H/2, W/2]` or `[N, 5]`; with `batch` it takes so many and no others.
 
-    `extra` is a fault: `batch mean` takes half of the batch's mean off, `constant` forgets the picture, `huge`
-    leaves float16, `unknown` uses an operator of another domain.
+    `extra` is a fault: `batch mean` takes half of the batch's mean off, `constant` forgets the picture,
+    `huge` leaves float16, `unknown` uses an operator of another domain.
     """
     rng = np.random.default_rng(1)
     nodes, constants, last = [], [], "image"

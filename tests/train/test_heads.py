@@ -5,13 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 
-from rql_deploy.train.heads import KEYPOINTS, KeypointHead, PooledHead, make_head
+from rql_deploy.train.heads import KEYPOINTS, FrozenFeatures, KeypointHead, PooledHead, make_head
 
 SHAPE = (5, 6, 8)
 
 
 def keypoint_head(frames: int = 1) -> KeypointHead:
-    head = make_head(SHAPE, frames, torch.zeros(5), torch.ones(5), torch.Generator().manual_seed(0))
+    head = make_head(FrozenFeatures(SHAPE, frames), torch.Generator().manual_seed(0))
     assert isinstance(head, KeypointHead)
     return head
 
@@ -33,12 +33,13 @@ def test_a_head_is_blind_to_the_features_scale() -> None:
     maps = torch.randn(4, *SHAPE, generator=torch.Generator().manual_seed(1))
     mean, std = torch.arange(5.0), torch.arange(1.0, 6.0)
     plain = keypoint_head()
-    scaled = make_head(SHAPE, 1, mean, std, torch.Generator().manual_seed(0))
+    scaled = keypoint_head()
+    scaled.set_moments(mean, std)
     torch.testing.assert_close(scaled(maps * std[:, None, None] + mean[:, None, None]), plain(maps))
     vectors = torch.randn(4, 5, generator=torch.Generator().manual_seed(2))
-    pooled = make_head((5,), 1, torch.zeros(5), torch.ones(5), torch.Generator().manual_seed(0))
+    pooled, other = (make_head(FrozenFeatures((5,), 1), torch.Generator().manual_seed(0)) for _ in range(2))
     assert isinstance(pooled, PooledHead)
-    other = make_head((5,), 1, mean, std, torch.Generator().manual_seed(0))
+    other.set_moments(mean, std)
     torch.testing.assert_close(other(vectors * std + mean), pooled(vectors))
 
 
@@ -52,7 +53,7 @@ def test_frames_of_a_stack_share_their_keypoints() -> None:
 
 @pytest.mark.parametrize(("shape", "frames"), [(SHAPE, 1), (SHAPE, 3), ((7,), 1), ((7,), 3)])
 def test_every_parameter_learns_and_half_precision_is_taken(shape: tuple[int, ...], frames: int) -> None:
-    head = make_head(shape, frames, torch.zeros(shape[0]), torch.ones(shape[0]))
+    head = make_head(FrozenFeatures(shape, frames))
     features = torch.randn(4, frames * shape[0], *shape[1:])
     torch.testing.assert_close(head(features.half()), head(features.half().float()))
     output = head(features)

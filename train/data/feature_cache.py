@@ -26,6 +26,7 @@ from rql_deploy.contract import ImageField
 from rql_deploy.errors import UserError
 from rql_deploy.folders import reserve
 from rql_deploy.progress import NoProgress, Progress, Stage
+from rql_deploy.train.frozen import FrozenBackbone
 
 from .cameras.cache import VARIABLE, cache_folder
 from .frame_files import write_frames
@@ -70,6 +71,11 @@ class FeatureCache:
     """By camera."""
     progress: Progress = field(default_factory=NoProgress)
 
+    @property
+    def frozen(self) -> dict[str, FrozenBackbone]:
+        """The backbones as checkpoints know them."""
+        return {name: FrozenBackbone(f.sha256, tuple(f.shape)) for name, f in self.backbones.items()}
+
     def images(self, store: TransitionStore) -> dict[str, Frames]:
         """What training reads of each camera of `store`: its features where it has a backbone, else frames.
 
@@ -81,6 +87,11 @@ class FeatureCache:
             else store.images[image.name]
             for image in store.plant.images
         }
+
+    def moments(self, store: TransitionStore) -> dict[str, tuple[Tensor, Tensor]]:
+        """Mean and spread of each backbone's features over evenly spaced rows of `store`."""
+        images = self.images(store)
+        return {name: _moments(images[name]) for name in self.backbones}
 
     def file(self, image: ImageField, frames: Frames) -> Path:
         """Where the features of these frames are kept."""
@@ -99,7 +110,7 @@ class FeatureCache:
             reason = error.strerror if isinstance(error, OSError) else error
             raise UserError(
                 f"the feature cache {file} cannot be written or read ({reason}): make room, remove that "
-                "file, or set {VARIABLE} to another folder"
+                f"file, or set {VARIABLE} to another folder"
             ) from error
         if features.shape != shape:
             raise UserError(f"the feature cache {file} holds other features than it says: remove that file")
@@ -131,7 +142,7 @@ class FeatureCache:
         stage.finish(done)
 
 
-def moments(features: Frames) -> tuple[Tensor, Tensor]:
+def _moments(features: Frames) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation `[D]` or `[C]` of features, over evenly spaced rows and all positions."""
     rows = np.unique(np.linspace(0, len(features) - 1, min(MOMENT_ROWS, len(features))).round().astype(int))
     taken: NDArray[Any] = features.take(rows).astype(np.float64)

@@ -12,7 +12,7 @@ import torch
 from rql_deploy.contract import ActionDimension, ImageField, PlantDescription
 from rql_deploy.errors import UserError
 from rql_deploy.train.data import feature_cache
-from rql_deploy.train.data.feature_cache import FeatureCache, moments
+from rql_deploy.train.data.feature_cache import FeatureCache, _moments
 from rql_deploy.train.data.frames import Frames
 from rql_deploy.train.data.store import TransitionStore
 
@@ -133,6 +133,6 @@ def test_features_that_float16_does_not_hold_are_refused(tmp_path: Path) -> None
 
 def test_moments_are_those_of_channels() -> None:
     features = np.random.default_rng(0).normal(3.0, 2.0, (500, 4, 2, 5)).astype(np.float16)
-    mean, std = moments(Frames.of(features))
+    mean, std = _moments(Frames.of(features))
     torch.testing.assert_close(mean, torch.from_numpy(features.astype(np.float32).mean((0, 2, 3))))
     torch.testing.assert_close(std, torch.from_numpy(features.astype(np.float32).std((0, 2, 3))))
