@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -43,7 +42,7 @@ from .checkpoints.run_folder import prune_checkpoints, read_pointer, step_of
 from .config import TrainConfig, config_to_plain
 from .frozen import Backbones, require_same_backbones
 from .rql import RQL
-from .schedule import is_due, require_disk_space, saves_at, stop_requests, updates_until_due
+from .schedule import is_due, require_disk_space, require_finite, saves_at, stop_requests, updates_until_due
 from .vision import picture_shapes
 
 
@@ -337,17 +336,7 @@ class Trainer:
         tensors = tensors | self.diagnostics.figures(self.agent)
         values: list[float] = torch.stack(list(tensors.values())).tolist()
         figures = dict(zip(tensors, values, strict=True))
-        for name, value in figures.items():
-            if not math.isfinite(value):
-                kept = read_pointer(self.run, "latest")
-                before = (
-                    f"its last checkpoint {kept} is from before that" if kept else "it had no checkpoint yet"
-                )
-                source = f"--init-from {kept} " if kept else ""
-                raise UserError(
-                    f"{name} became {value} at update {self.step}: the run stops, {before}; look at the data "
-                    f"set's ranges, or train with {source}--set rql.learning_rate=1e-4"
-                )
+        require_finite(figures, self.step, self.run)
         return figures
 
 
