@@ -68,7 +68,7 @@ def require_disk_space(run: Path, config: TrainConfig, step: int, checkpoint_byt
 
 
 def require_finite(figures: Mapping[str, float], step: int, run: Path) -> None:
-    """Raise UserError, naming the checkpoint to go on from, unless all figures of update `step` are finite."""
+    """Raise UserError, naming the last checkpoint, unless all figures of update `step` are finite."""
     for name, value in figures.items():
         if not math.isfinite(value):
             kept = read_pointer(run, "latest")
