@@ -74,7 +74,7 @@ def network_bundle(
     config = RQLConfig(h=CHUNK, K=max(2, members), F=flow_steps, policy_hidden=hidden, value_hidden=hidden)
     agent = RQL(config, OBSERVATION, ACTION, torch.Generator().manual_seed(0))
     encoder, refiner, policy, valuer = make_modules(agent, contract)
-    features = encoder.kernel.shape[1]
+    features = encoder.feature_dim
     rows = np.random.default_rng(0).normal(size=(1024, OBSERVATION)).astype(np.float32)
     export_bundle(
         ExportModules(encoder, refiner, policy, valuer, features),
