@@ -16,8 +16,12 @@ TOP = "observation.images.top"
 
 
 def numbered(number: int) -> NDArray[np.uint8]:
-    """A frame `[32, 64, 3]` that shows a number below 256 in eight bars, which survive an encoder."""
-    bits = [(number >> bit) & 1 for bit in range(BITS)]
+    """A frame `[32, 64, 3]` that shows a number below 256 in eight bars, which survive an encoder.
+
+    In Gray code: a fast encoder leaves out some of what changes, where several bars do from frame to frame.
+    """
+    code = number ^ (number >> 1)
+    bits = [(code >> bit) & 1 for bit in range(BITS)]
     row = np.repeat(np.array(bits, np.uint8) * 200 + 20, WIDTH // BITS)
     return np.broadcast_to(row[None, :, None], (HEIGHT, WIDTH, 3)).copy()
 
@@ -26,7 +30,10 @@ def numbers_in(frames: NDArray[np.uint8]) -> list[int]:
     """The numbers that frames `[n, H, W, 3]` show, at any size."""
     bars = frames.astype(np.float64).mean(axis=(1, 3))
     bars = bars.reshape(len(frames), BITS, -1).mean(axis=2)
-    return ((bars > 120) * (1 << np.arange(BITS))).sum(axis=1).tolist()
+    codes = ((bars > 120) * (1 << np.arange(BITS))).sum(axis=1)
+    for shift in (4, 2, 1):
+        codes ^= codes >> shift
+    return codes.tolist()
 
 
 def write_video(path: Path, numbers: Sequence[int], fps: int = 20, gop: int = 10) -> None:

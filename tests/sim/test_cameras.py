@@ -8,6 +8,7 @@ import pytest
 from rql_deploy.contract import ImageField
 from rql_deploy.errors import UserError
 from rql_deploy.images import fit, stacked
+from rql_deploy.sim.cameras import image_fields
 from rql_deploy.sim.plants.tasks import EnvPlant, Task, describe
 
 CAMERAS = ("agentview:64x48", "robot0_eye_in_hand:32x32")
@@ -43,7 +44,7 @@ def test_pictures_have_the_size_asked_for_and_belong_to_the_plant(lift: EnvPlant
     ]
     # The description rebuilds the same task.
     again = Task.of_plant(description)
-    assert [ImageField(**image) for image in again.settings["cameras"]] == list(description.images)
+    assert image_fields(again.settings["cameras"]) == description.images
 
 
 def test_the_same_seed_gives_the_same_bytes(lift: EnvPlant) -> None:

@@ -22,6 +22,8 @@ from rql_deploy.structs import convert, to_plain
 
 DEFAULT_SIZE = (64, 64)
 """Height and width of the pictures of a camera that is named without a size."""
+OGBENCH_LOOKS = {"ob_type": "pixels", "visualize_info": False}
+"""OGBench's arm in the colours of its visual data sets, and nothing that shows the goal."""
 COLLISION_SHAPES = 0
 """Group of shapes that robosuite and OGBench draw for nobody; what is meant to be seen is in others."""
 
@@ -109,3 +111,15 @@ class Cameras:
         for renderer in self._renderers.values():
             renderer.close()
         self._renderers, self._model = {}, None
+
+
+def numbers_of(environment: Any, kind: Any) -> Any:
+    """The observation in numbers, as OGBench's environments of class `kind` make it.
+
+    Also of one that has the looks of the visual tasks: cameras are rendered apart.
+    """
+    looks, environment._ob_type = environment._ob_type, "states"
+    try:
+        return kind.compute_observation(environment)
+    finally:
+        environment._ob_type = looks
