@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from rql_deploy.structs import Finite, Record
+
+EncoderName = Literal["impala_small", "impala", "impala_large"]
 
 
 class RQLConfig(Record, frozen=True):
@@ -40,3 +44,9 @@ class RQLConfig(Record, frozen=True):
     complete_rows: bool = False
     """Let every row start a window, and count windows that reach past the end of an episode whose last mask
     is 0. The reference code does neither."""
+    encoder: EncoderName = "impala_small"
+    """Of pictures, where the data has some: v and V have one each for every camera (train/encoder.py)."""
+    crop_probability: Finite = 0.5
+    """How likely all pictures of a batch are shifted at random; one coin decides for the whole batch."""
+    crop_padding: int = 3
+    """By how many pixels at most, the pictures' edges repeated."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any, TypeVar
 
@@ -120,7 +120,18 @@ def unstack(network: Network, run: int) -> Network:
     return single
 
 
-class VectorField(nn.Module):
+class SeeingNetwork(nn.Module):
+    """A network of an observation, which may have pictures."""
+
+    encoder: nn.Module | None
+    """Pictures by camera, `[B, H, W, C]` each, -> features `[B, D]`; None where there are no pictures."""
+
+    def see(self, s: Tensor, images: Mapping[str, Tensor]) -> Tensor:
+        """What `forward` takes as s: the pictures' features, then the numbers `[..., B, O]`."""
+        return s if self.encoder is None else torch.cat((self.encoder(images), s), dim=-1)
+
+
+class VectorField(SeeingNetwork):
     """`v(s, x, f)`: the velocity of a partial action x at flow time f; an MLP with GELU, no LayerNorm."""
 
     product_dtype = torch.float32
@@ -134,6 +145,7 @@ class VectorField(nn.Module):
         generator: torch.Generator | None = None,
     ):
         super().__init__()
+        self.encoder = None
         self.observation_dim, self.chunk_dim, self.hidden = observation_dim, chunk_dim, tuple(hidden)
         sizes = [observation_dim + chunk_dim + 1, *hidden, chunk_dim]
         pairs = list(pairwise(sizes))
@@ -149,7 +161,7 @@ class VectorField(nn.Module):
         return product(self.biases[last], z, self.kernels[last], torch.float32)
 
 
-class ValueEnsemble(nn.Module):
+class ValueEnsemble(SeeingNetwork):
     """`V(s, x, f)`: K value MLPs for complete (f = 1) and partial (f < 1) actions; GELU, then LayerNorm."""
 
     product_dtype = torch.float32
@@ -170,6 +182,7 @@ class ValueEnsemble(nn.Module):
                 f"the value ensemble needs at least 2 members, got {members}: "
                 "with one, its standard deviation is undefined"
             )
+        self.encoder = None
         self.observation_dim, self.chunk_dim, self.hidden, self.members = (
             observation_dim,
             chunk_dim,

@@ -105,6 +105,12 @@ class Frames:
         return self.known_digest
 
 
+def stacked_frames(frames: Picture) -> Picture:
+    """`[..., n, H, W, 3]` -> `[..., H, W, 3n]`, the frames in order along the channels."""
+    moved = np.moveaxis(frames, -4, -2)
+    return np.ascontiguousarray(moved).reshape(*moved.shape[:-2], -1)
+
+
 def check_frames(owner: str, plant: PlantDescription, images: Mapping[str, Frames], rows: int) -> None:
     """Raise UserError unless each of the plant's cameras has one frame a row, in its size, as uint8."""
     for image in plant.images:

@@ -15,9 +15,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rql_deploy.train.rql import Batch
+from rql_deploy.train.batch import Batch
 
 from .frame_rows import FrameRows
+from .random_crop import RandomCrop
 from .shards import ShardedStore
 from .store import TransitionStore
 
@@ -138,13 +139,14 @@ class WindowSampler:
         generator: torch.Generator,
         device: torch.device | str = "cpu",
         inner_observations: bool = True,
-        frame_stack: int = 1,
+        crop: RandomCrop | None = None,
     ):
         """With `inner_observations` off, batches hold only the first and last observations, `[2, B, O]`.
 
-        RQL reads no others. Pictures are always of these two rows, with `frame_stack` frames each.
+        RQL reads no others. Pictures are always of these two rows, each with the frames that the plant
+        stacks; `draw` shifts them at random by `crop`.
         """
-        self.frame_stack = frame_stack
+        self.frame_stack, self.crop = store.plant.frame_stack, crop
         self.sampling, self.generator, self.device = sampling, generator, torch.device(device)
         self._complete_rows, self._clip_actions, self._scale = complete_rows, clip_actions, observation_scale
         self._shards = store.stream(self._prepare) if isinstance(store, ShardedStore) else None
@@ -205,9 +207,12 @@ class WindowSampler:
     def draw(self, batch_size: int, part: tuple[int, int] | None = None) -> Batch:
         """One batch of windows; with `part = (lo, hi)` only windows lo to hi of it (one worker's share)."""
         start, last = self.draw_starts(batch_size)
-        if part is not None:
-            start, last = start[part[0] : part[1]], last[part[0] : part[1]]
-        return self.windows(start, last)[0]
+        mine = slice(*part) if part is not None else slice(None)
+        if self.crop is None or not self.rows.images:
+            return self.windows(start[mine], last[mine])[0]
+        offsets = self.crop.draw(batch_size, self.generator, self.device)[mine]
+        batch = self.windows(start[mine], last[mine])[0]
+        return batch._replace(images=self.crop.apply(batch.images, offsets))
 
     def windows(self, start: Tensor, last: Tensor) -> tuple[Batch, Tensor]:
         """The windows with these start and last rows `[..., B]`, and their row numbers `[h+1, ..., B]`."""

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from rql_deploy.errors import UserError
-from rql_deploy.train.rql import RQL, Batch, Losses, Noise
+from rql_deploy.train.batch import Batch, Losses, Noise
+from rql_deploy.train.rql import RQL
 
 
 class SlicedGradients:

@@ -15,6 +15,7 @@ from rql_deploy.train.data.frame_files import frame_file, verify_frames, write_f
 from rql_deploy.train.data.frames import Frames
 from rql_deploy.train.data.readers import open_store
 from rql_deploy.train.data.sampler import WindowSampler
+from rql_deploy.train.data.shards import with_plant
 from rql_deploy.train.data.store import TransitionStore
 from tests.helpers.data import make_picture_store
 
@@ -22,7 +23,8 @@ SHAPE = (6, 7)
 
 
 def draw(store: TransitionStore, h: int = 3, stack: int = 1) -> WindowSampler:
-    return WindowSampler(store, h, generator=torch.Generator().manual_seed(0), frame_stack=stack)
+    plant = msgspec.structs.replace(store.plant, frame_stack=stack)
+    return WindowSampler(with_plant(store, plant), h, generator=torch.Generator().manual_seed(0))
 
 
 def shades(batch: torch.Tensor) -> np.ndarray:

@@ -6,10 +6,11 @@ import msgspec
 import pytest
 import torch
 
+from rql_deploy.train.batch import Noise
 from rql_deploy.train.data.sampler import WindowSampler
 from rql_deploy.train.engines.several import SharedRows, stacked_agents
 from rql_deploy.train.hyperparameters import RQLConfig
-from rql_deploy.train.rql import RQL, Noise
+from rql_deploy.train.rql import RQL
 from tests.helpers.data import make_store
 
 CONFIG = RQLConfig(h=3, F=4, K=3, policy_hidden=(32, 32), value_hidden=(32, 32), kappa=0.7, rho=0.5)
