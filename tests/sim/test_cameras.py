@@ -8,7 +8,7 @@ import pytest
 from rql_deploy.contract import ImageField
 from rql_deploy.errors import UserError
 from rql_deploy.images import fit, stacked
-from rql_deploy.sim.cameras import image_fields
+from rql_deploy.sim.cameras import Cameras, image_fields
 from rql_deploy.sim.plants.tasks import EnvPlant, Task, describe
 
 CAMERAS = ("agentview:64x48", "robot0_eye_in_hand:32x32")
@@ -56,6 +56,7 @@ def test_the_same_seed_gives_the_same_bytes(lift: EnvPlant) -> None:
         assert not np.array_equal(first[0][name], first[-1][name])
 
 
+@pytest.mark.slow
 def test_pictures_are_those_that_robosuite_itself_renders(lift: EnvPlant) -> None:
     from rql_deploy.sim.plants.robosuite_env import import_robosuite
 
@@ -87,6 +88,7 @@ def test_pictures_are_those_that_robosuite_itself_renders(lift: EnvPlant) -> Non
     theirs.close()
 
 
+@pytest.mark.slow
 def test_numbers_are_those_of_the_task_without_cameras(lift: EnvPlant) -> None:
     plain = EnvPlant(Task("robosuite:Lift", {}).make_env())
     plain.env.drawn = False
@@ -101,12 +103,21 @@ def test_a_contracts_camera_is_rendered_at_its_own_size_and_made_into_the_pictur
     size = {"camera_height": 64, "camera_width": 48, "crop": (8, 0, 48, 48)}
     image = ImageField("top", 16, 12, camera="agentview", **size)
     turned = ImageField("agentview_image", 64, 48, colour_order="bgr")
-    env = Task("robosuite:Lift", {"cameras": (image, turned)}).make_env()
-    plant = EnvPlant(env)
-    seen, whole = played(plant, 5)[0], played(lift, 5)[0]["agentview_image"]
+    whole = played(lift, 5)[-1]["agentview_image"]
+    looking = Cameras((image, turned), "Lift")
+    seen = looking.look(*lift.env.simulation())
+    looking.close()
     assert np.array_equal(seen["top"], fit(whole, image))
     assert np.array_equal(seen["agentview_image"], whole[..., ::-1])
-    plant.close()
+
+
+def test_a_context_that_is_kept_over_resets_shows_what_a_new_one_shows(lift: EnvPlant) -> None:
+    played(lift, 6)
+    kept = played(lift, 5)[-1]
+    lift.env.close_cameras()
+    new = lift.env.frames()
+    for name in PICTURES:
+        assert np.array_equal(kept[name], new[name])
 
 
 def test_frames_are_stacked_as_in_training(lift: EnvPlant) -> None:
@@ -123,13 +134,14 @@ def test_frames_are_stacked_as_in_training(lift: EnvPlant) -> None:
 
 
 def test_a_camera_that_is_not_there_is_answered_with_those_that_are(lift: EnvPlant) -> None:
-    plant = EnvPlant(Task("robosuite:Lift", {"cameras": ("agentvue",)}).make_env())
-    plant.reset(0)
-    with pytest.raises(UserError, match="no camera 'agentvue': did you mean agentview"):
-        plant.observe()
-    plant.close()
+    lift.reset(0)
+    with pytest.raises(UserError, match="Lift has no camera 'agentvue': did you mean agentview"):
+        Cameras(image_fields(["agentvue"]), "Lift").look(*lift.env.simulation())
+    with pytest.raises(UserError, match="no MuJoCo model to look at: leave --video and --camera out"):
+        Task("gym:MountainCarContinuous-v0", {"cameras": ("top",)}).make_env().frames()
 
 
+@pytest.mark.slow
 def test_ogbench_shows_what_its_visual_tasks_show() -> None:
     import gymnasium
 
@@ -159,6 +171,7 @@ def test_ogbench_shows_what_its_visual_tasks_show() -> None:
     plant.close()
 
 
+@pytest.mark.slow
 def test_ogbench_with_a_camera_observes_the_numbers_too() -> None:
     name = "ogbench:cube-single-play-singletask-task1-v0"
     plain, looking = (
