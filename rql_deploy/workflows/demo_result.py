@@ -21,6 +21,37 @@ ROWS = {
 }
 BEST = "rql_guided"
 
+
+@dataclass(frozen=True)
+class DemoPlan:
+    """What a demo trains on, and for how long."""
+
+    preset: str
+    updates: int
+    cameras: tuple[str, ...] = ()
+    """Whose pictures are recorded and looked at."""
+    hidden: tuple[str, ...] = ()
+    """Recorded fields that the policies do not see."""
+
+    @property
+    def sight(self) -> str:
+        """What the policies see, as a sentence for people; "" where it is all of the task's fields."""
+        if not self.cameras:
+            return ""
+        names = " and ".join(camera.partition(":")[0] for camera in self.cameras)
+        return f"They see the cameras {names} and the arm's own state, and are not told where the cube is."
+
+
+NUMBERS = DemoPlan("robosuite-lift", 5000)
+"""The demo of `rql-deploy demo`: the policies are told where the cube is."""
+PICTURES = DemoPlan(
+    "robosuite-lift-camera",
+    2000,
+    ("agentview:32x32", "robot0_eye_in_hand:32x32"),
+    ("cube_pos", "cube_quat", "gripper_to_cube_pos"),
+)
+"""The demo of `rql-deploy demo --camera`: small pictures, a small encoder trained from scratch."""
+
 Difference = tuple[float, float, float]
 """Mean, and the lower and upper end of its 95 % interval."""
 
@@ -36,6 +67,7 @@ class DemoResult:
     differences: dict[str, dict[str, Difference]]
     """By key of the other row: success and steps of `BEST` minus the other's, pair by pair."""
     seconds: float
+    plan: DemoPlan = NUMBERS
 
     @property
     def page(self) -> Path:

@@ -19,8 +19,7 @@ from numpy.typing import NDArray
 from rql_deploy.errors import UserError, suggestion
 from rql_deploy.ogbench_names import CAMERA, PIXELS, VISUAL, download_hint
 from rql_deploy.plant import UnstableSimulation
-from rql_deploy.sim.plants.cameras import Cameras, image_fields
-from rql_deploy.sim.plants.ogbench_env import VISUAL_LOOKS, numbers_of
+from rql_deploy.sim.cameras import OGBENCH_LOOKS, Cameras, image_fields, numbers_of
 from rql_deploy.sim.stability import (
     numerical_failures,
     require_finite,
@@ -128,7 +127,7 @@ class PlayGenerator:
             mode="data_collection",
             max_episode_steps=self.steps,
             disable_env_checker=True,
-            **(VISUAL_LOOKS if images else {}),
+            **(OGBENCH_LOOKS if images else {}),
         )
         if images:
             inside: Any = self.env.unwrapped

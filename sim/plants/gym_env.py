@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 
 from rql_deploy.contract import ActionDimension, ObservationField, PlantDescription
 from rql_deploy.errors import UserError
+from rql_deploy.sim.cameras import image_fields
 from rql_deploy.sim.rendering import render_headless
 
-from .cameras import image_fields
 from .task_env import Observation, TaskEnv
 
 FIELD = "observation"

@@ -21,14 +21,12 @@ from numpy.typing import NDArray
 from rql_deploy.contract import PlantDescription
 from rql_deploy.errors import UserError
 from rql_deploy.ogbench_names import CAMERA, FIELD, PIXELS, VISUAL, is_visual, plant_of, single_task
+from rql_deploy.sim.cameras import OGBENCH_LOOKS, image_fields, numbers_of
 from rql_deploy.sim.rendering import render_headless
 
-from .cameras import image_fields
 from .task_env import Observation, TaskEnv
 
 FAMILIES = ("cube-", "scene-", "puzzle-", "pointmaze-", "antmaze-", "humanoidmaze-", "antsoccer-")
-VISUAL_LOOKS = {"ob_type": "pixels", "visualize_info": False}
-"""The arm in the colours of the visual data sets, and nothing that shows the goal."""
 DATA_KINDS = ("play", "noisy", "navigate", "stitch", "explore")
 
 
@@ -93,7 +91,7 @@ class OGBenchEnv(TaskEnv):
         self.images = image_fields(cameras or ([CAMERA] if visual else []), {CAMERA: PIXELS})
         looks: dict[str, Any] = {"width": 512, "height": 512} if render_mode else {}
         if self.images and "manipspace" in str(spec.entry_point):
-            looks |= VISUAL_LOOKS
+            looks |= OGBENCH_LOOKS
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # about the precision of the spaces' bounds
             self._env = _seeded(load_env_creator(str(spec.entry_point)))(
@@ -165,18 +163,6 @@ def default_horizon(task: str) -> int:
     limit = environment_spec(task).max_episode_steps
     assert limit is not None, "every environment of OGBench has a time limit"
     return limit
-
-
-def numbers_of(environment: Any, kind: Any) -> Any:
-    """The observation in numbers as environments of class `kind` make it.
-
-    Also of one that has the looks of the visual tasks: cameras are rendered apart.
-    """
-    looks, environment._ob_type = environment._ob_type, "states"
-    try:
-        return kind.compute_observation(environment)
-    finally:
-        environment._ob_type = looks
 
 
 def _seeded(environment: Any) -> Any:

@@ -26,9 +26,9 @@ from numpy.typing import NDArray
 from rql_deploy.contract import ObservationField, PlantDescription
 from rql_deploy.errors import UserError, suggestion
 from rql_deploy.sim.caches import ensure_numba_cache
+from rql_deploy.sim.cameras import image_fields, plain_fields
 from rql_deploy.sim.rendering import render_headless
 
-from .cameras import image_fields, plain_fields
 from .robosuite_controllers import action_dimensions, controller_config, json_data
 from .task_env import Observation, TaskEnv
 

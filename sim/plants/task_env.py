@@ -11,8 +11,7 @@ from numpy.typing import NDArray
 
 from rql_deploy.contract import ImageField, PlantDescription
 from rql_deploy.errors import UserError
-
-from .cameras import Cameras
+from rql_deploy.sim.cameras import Cameras
 
 Observation = dict[str, NDArray[np.float64]]
 

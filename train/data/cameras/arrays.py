@@ -50,8 +50,6 @@ class Hdf5Frames:
             first = opened[next(iter(self.counts))]
             if _holds_arrays(first):
                 return require_colour(self.where, self.name, first.shape[1:], first.dtype)
-            if first.dtype != np.uint8 and not first.dtype.hasobject:
-                return require_colour(self.where, self.name, (*first.shape[1:], 1), first.dtype)
             height, width, _ = decode_picture(first[0], f"'{self.name}' of {self.where}").shape
             return height, width
 
@@ -89,7 +87,8 @@ class Hdf5Frames:
 
 
 def _holds_arrays(array: Any) -> bool:
-    return bool(array.ndim == 4)
+    """Whether rows are frames; JPEG files are rows of bytes."""
+    return bool(array.ndim > 2)
 
 
 @dataclass(frozen=True)
@@ -141,7 +140,7 @@ class BlockFrames:
 
 @dataclass(frozen=True)
 class ColumnFrames:
-    """Frames of a Minari data set in its Arrow or Parquet layout, where they are JPEG files in a column."""
+    """Frames in Minari's Arrow or Parquet layout: a column of JPEG files or, if small, of lists of bytes."""
 
     where: str
     name: str
@@ -149,6 +148,8 @@ class ColumnFrames:
     """Names from the observations down to the column."""
     folders: Mapping[Path, int]
     """Rows of the store by the folder of the episode, in order."""
+    shape: tuple[int, ...]
+    """Of a frame, as the data set's space says; frames of a JPEG file have their own."""
     column: Callable[[Path], Any]
     """The column `observations` of an episode's folder."""
     known_order: bool = True
@@ -166,6 +167,8 @@ class ColumnFrames:
     @cached_property
     def size(self) -> tuple[int, int]:
         first = self._cells(next(iter(self.folders)))[0].as_py()
+        if isinstance(first, list):
+            return require_colour(self.where, self.name, self.shape, np.uint8)
         height, width, _ = decode_picture(first, f"'{self.name}' of {self.where}").shape
         return height, width
 
@@ -180,7 +183,11 @@ class ColumnFrames:
             if len(cells) < count:
                 raise UserError(f"{where} has {len(cells)} frames for {count} rows: collect it again")
             for row in range(first, count):
-                yield decode_picture(cells[row].as_py(), where, self.size)
+                cell = cells[row].as_py()
+                if isinstance(cell, list):
+                    yield np.array(cell, np.uint8).reshape(self.shape)
+                else:
+                    yield decode_picture(cell, where, self.size)
 
     def _cells(self, folder: Path) -> Any:
         column = self.column(folder)

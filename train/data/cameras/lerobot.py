@@ -117,7 +117,7 @@ class VideoFrames:
         if video.size != self.size:
             raise UserError(
                 f"the video {video.path} has frames of {video.size[0]}x{video.size[1]} pixels, "
-                f"meta/info.json says {self.size[0]}x{self.size[1]}: copy it again, or correct the shape there"
+                f"meta/info.json says {self.size[0]}x{self.size[1]}: copy it again, or correct it there"
             )
 
     @cached_property

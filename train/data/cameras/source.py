@@ -1,4 +1,4 @@
-"""Where a camera's frames come from: a source for each kind of file, read in the order of the store's rows."""
+"""Where a camera's frames come from: a source for each kind of file, read in the order of the rows."""
 
 from __future__ import annotations
 

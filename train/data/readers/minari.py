@@ -29,7 +29,7 @@ from rql_deploy.train.data.store import TransitionStore
 from .column_names import named
 from .files import damage_named
 from .minari_columns import SUCCESS_KEYS, ColumnEpisodes
-from .minari_spaces import at, leaves, read_spaces, require_shapes
+from .minari_spaces import at, leaves, read_spaces, require_shapes, shape_of
 from .options import ReadOptions
 from .precision import PrecisionCheck
 from .store_builder import DEFAULT_RATE, StoreBuilder
@@ -191,20 +191,23 @@ def _read(
         result.add(taken, reward, flags, final=final)
     store = result.store()
     counts = dict(zip(episodes, (store.ends - store.starts).tolist(), strict=True))
-    return with_cameras(
-        store, cameras, lambda name: _frames(folder, file, name, shown[name], counts), options.progress
-    )
+    sources = {name: _frames(folder, file, metadata, name, shown[name], counts) for name in cameras}
+    return with_cameras(store, cameras, sources.__getitem__, options.progress)
 
 
 def _frames(
-    folder: Path, file: h5py.File | ColumnEpisodes, name: str, path: str, counts: Mapping[str, int]
+    folder: Path,
+    file: h5py.File | ColumnEpisodes,
+    metadata: Mapping[str, Any],
+    name: str,
+    path: str,
+    counts: Mapping[str, int],
 ) -> FrameSource:
     """The pictures at a path within the observations; `counts` are the rows of each episode."""
     if isinstance(file, ColumnEpisodes):
         folders = {folder / episode.removeprefix("episode_"): rows for episode, rows in counts.items()}
-        return ColumnFrames(
-            str(folder), name, tuple(path.split("/")) if path else (), folders, file.observations
-        )
+        parts, shape = tuple(path.split("/")) if path else (), shape_of(metadata, path)
+        return ColumnFrames(str(folder), name, parts, folders, shape, file.observations)
     inside = f"observations/{path}".rstrip("/")
     paths = {f"{episode}/{inside}": rows for episode, rows in counts.items()}
     return Hdf5Frames(folder / MAIN_FILE, str(folder), name, paths)

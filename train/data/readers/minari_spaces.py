@@ -14,8 +14,8 @@ from rql_deploy.errors import UserError
 def read_spaces(dataset_id: str, metadata: Mapping[str, Any], *, cameras: bool = False) -> set[str]:
     """Paths of the observations that are images; "" where all observations are one image.
 
-    Raises UserError for spaces other than boxes of numbers and, unless `cameras` are read, if nothing but images
-    is observed. The metadata may lack the spaces.
+    Raises UserError for spaces other than boxes of numbers and, unless `cameras` are read, if nothing but
+    images is observed. The metadata may lack the spaces.
     """
     for key, what in (("observation_space", "observations"), ("action_space", "actions")):
         space: Any = json.loads(metadata[key]) if metadata.get(key) else {"type": "Box"}
@@ -60,6 +60,12 @@ def require_shapes(
                 f"data set {dataset_id} has '{path}' of shape {list(shape)} a row, its space says "
                 f"{list(said)}{bytes_}: write it again as floating-point numbers, or leave it out"
             )
+
+
+def shape_of(metadata: Mapping[str, Any], path: str) -> tuple[int, ...]:
+    """Shape of the box at a path within the observations; () where the metadata does not say it."""
+    boxes = dict(_leaves(json.loads(metadata["observation_space"])))
+    return tuple(boxes[path].get("shape") or ())
 
 
 def is_image(space: Mapping[str, Any]) -> bool:

@@ -17,13 +17,14 @@ from rql_deploy.cameras import CameraChoice
 from rql_deploy.contract import ImageField
 from rql_deploy.errors import UserError, suggestion
 from rql_deploy.images import fit
+from rql_deploy.sim.offscreen import Offscreen
 from rql_deploy.sim.rendering import rendering_errors, require_rendering
 from rql_deploy.structs import convert, to_plain
 
 DEFAULT_SIZE = (64, 64)
 """Height and width of the pictures of a camera that is named without a size."""
-COLLISION_SHAPES = 0
-"""Group of shapes that robosuite and OGBench draw for nobody; what is meant to be seen is in others."""
+OGBENCH_LOOKS = {"ob_type": "pixels", "visualize_info": False}
+"""OGBench's arm in the colours of its visual data sets, and nothing that shows the goal."""
 
 
 def image_fields(
@@ -63,49 +64,54 @@ class Cameras:
         require_rendering()
         self.images, self._task = tuple(images), task
         self._model: Any = None
-        self._renderers: dict[tuple[int, int], Any] = {}
+        self._offscreen: Offscreen | None = None
+        self._numbers: dict[str, int] = {}
 
     def look(self, model: Any, data: Any) -> dict[str, NDArray[np.uint8]]:
-        """The pictures `[height, width, 3]` of the present state, by name."""
-        if self._model is not model:
-            self._use(model)
+        """The pictures `[height, width, 3]` of the present state, by name.
+
+        Raises UserError where the model lacks a camera, RenderingError where this machine cannot render.
+        """
         found: dict[str, NDArray[np.uint8]] = {}
+        if self._model is not model:
+            self._numbers = {image.name: self._number(model, image) for image in self.images}
         with rendering_errors():
+            if self._offscreen is None:
+                height, width = np.max([image.camera_size for image in self.images], axis=0).tolist()
+                self._offscreen = Offscreen(height, width)
+            if self._model is not model:
+                self._offscreen.use(model)
+                self._model = model
             for image in self.images:
-                renderer = self._renderers[image.camera_size]
-                renderer.update_scene(data, camera=self._names[image.name], scene_option=self._option)
-                frame = renderer.render()
+                frame = self._offscreen.picture(data, self._numbers[image.name], *image.camera_size)
                 found[image.name] = fit(frame[..., ::-1] if image.colour_order == "bgr" else frame, image)
         return found
 
-    def _use(self, model: Any) -> None:
-        """Take another model into use; raises UserError where it lacks a camera."""
+    def _number(self, model: Any, image: ImageField) -> int:
         mujoco = importlib.import_module("mujoco")
-        self.close()
         kind = mujoco.mjtObj.mjOBJ_CAMERA
         known = [mujoco.mj_id2name(model, kind, i) for i in range(model.ncam)]
-        self._names = {}
-        for image in self.images:
-            name = image.camera or image.name
-            # Data of robomimic names the pictures, and not their cameras.
-            alike = [camera for camera in (name, name.removesuffix("_image")) if camera in known]
-            self._names[image.name] = alike[0] if alike else ""
-            if not alike:
-                raise UserError(
-                    f"{self._task} has no camera '{name}'{suggestion(name, [n for n in known if n])}"
-                )
-        self._option = mujoco.MjvOption()
-        self._option.geomgroup[COLLISION_SHAPES] = 0
-        screen = model.vis.global_
-        with rendering_errors():
-            for height, width in {image.camera_size for image in self.images}:
-                # Models are drawn for screens of their own size; the pictures must fit into the buffer.
-                screen.offwidth, screen.offheight = max(width, screen.offwidth), max(height, screen.offheight)
-                self._renderers[height, width] = mujoco.Renderer(model, height, width)
-        self._model = model
+        name = image.camera or image.name
+        # Data of robomimic names the pictures, and not their cameras.
+        for camera in (name, name.removesuffix("_image")):
+            if camera in known:
+                return known.index(camera)
+        raise UserError(f"{self._task} has no camera '{name}'{suggestion(name, [n for n in known if n])}")
 
     def close(self) -> None:
-        """Free the renderers."""
-        for renderer in self._renderers.values():
-            renderer.close()
-        self._renderers, self._model = {}, None
+        """Free what renders."""
+        if self._offscreen is not None:
+            self._offscreen.close()
+        self._offscreen = self._model = None
+
+
+def numbers_of(environment: Any, kind: Any) -> Any:
+    """The observation in numbers, as OGBench's environments of class `kind` make it.
+
+    Also of one that has the looks of the visual tasks: cameras are rendered apart.
+    """
+    looks, environment._ob_type = environment._ob_type, "states"
+    try:
+        return kind.compute_observation(environment)
+    finally:
+        environment._ob_type = looks

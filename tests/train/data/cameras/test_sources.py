@@ -1,0 +1,352 @@
+"""Each row gets its own frame, whatever program wrote the frames."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from rql_deploy.cameras import parse_cameras
+from rql_deploy.errors import UserError
+from rql_deploy.train.data.readers.options import KeyMap, ReadOptions
+from rql_deploy.train.data.store import TransitionStore
+from tests.helpers.data import opened
+from tests.helpers.pictures import (
+    HEIGHT,
+    TOP,
+    WIDTH,
+    numbered,
+    numbers_in,
+    png,
+    write_lerobot,
+    write_robomimic,
+    write_video,
+    write_visual_npz,
+)
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("RQL_DEPLOY_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def read(path: Path, *cameras: str, **options: object) -> TransitionStore:
+    return opened(path, ReadOptions(cameras=parse_cameras(cameras), **options))  # type: ignore[arg-type]
+
+
+def shown(store: TransitionStore, name: str) -> list[int]:
+    return numbers_in(store.images[name].take(np.arange(len(store))))
+
+
+@pytest.mark.parametrize(
+    ("version", "videos"), [("v3.0", True), ("v2.1", True), ("v3.0", False), ("v2.1", False)]
+)
+def test_lerobot_frames_are_those_of_the_rows(tmp_path: Path, version: str, videos: bool) -> None:
+    folder = write_lerobot(tmp_path / "set", version=version, videos=videos)
+    store = read(folder, "top")
+    assert shown(store, TOP) == list(range(24))
+    image = store.plant.images[0]
+    assert (image.name, image.height, image.width, image.assumed) == (TOP, HEIGHT, WIDTH, ())
+    small = read(folder, f"{TOP}:16x32")
+    assert shown(small, TOP) == list(range(24))
+    assert small.plant.images[0].camera_size == (HEIGHT, WIDTH)
+    assert opened(folder).images == {}
+
+
+def test_only_the_frames_of_selected_and_real_rows_are_taken(tmp_path: Path) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as parquet
+
+    folder = write_lerobot(tmp_path / "set")
+    file = next((folder / "data").glob("**/*.parquet"))
+    table = parquet.read_table(file)
+    # Episode 1 is another task's; the last two rows of episode 2 are padding.
+    index = table["episode_index"].to_numpy()
+    valid = np.arange(len(index)) < len(index) - 2
+    table = table.set_column(table.column_names.index("task_index"), "task_index", pa.array(index % 2))
+    parquet.write_table(table.append_column("valid", pa.array(valid)), file)
+    info = json.loads((folder / "meta" / "info.json").read_text())
+    info["features"]["valid"] = {"dtype": "bool", "shape": [1], "names": None}
+    (folder / "meta" / "info.json").write_text(json.dumps(info))
+    store = read(folder, "top", tasks=(0,))
+    assert shown(store, TOP) == [*range(7), 19, 20, 21]
+
+
+def test_a_video_is_sought_where_its_frames_are_far_apart(tmp_path: Path) -> None:
+    from rql_deploy.train.data.cameras.video import Video
+
+    write_video(tmp_path / "long.mp4", [i % 256 for i in range(700)])
+    video = Video(tmp_path / "long.mp4")
+    times = np.array([600, 601, 30, 31, 699, 0]) / 20
+    found = [next(video.frames(times[i : i + 1], 0, "rows")) for i in range(len(times))]
+    assert numbers_in(np.stack(found)) == [600 % 256, 601 % 256, 30, 31, 699 % 256, 0]
+    video.close()
+
+
+def test_a_video_with_fewer_frames_than_rows_is_refused(tmp_path: Path) -> None:
+    folder = write_lerobot(tmp_path / "set")
+    video = next((folder / "videos").glob("**/*.mp4"))
+    write_video(video, range(21))
+    with pytest.raises(
+        UserError, match=r"episode 2 has 5 rows.*no frame for row 2.*fewer frames than there are rows"
+    ):
+        read(folder, "top")
+
+
+def test_a_frame_that_was_dropped_is_noticed(tmp_path: Path) -> None:
+    folder = write_lerobot(tmp_path / "set", fps=20)
+    write_video(next((folder / "videos").glob("**/*.mp4")), range(13), fps=10)
+    with pytest.raises(
+        UserError, match=r"episode 0 has 7 rows.*no frame for row 1 .*timestamps are not those"
+    ):
+        read(folder, "top")
+
+
+@pytest.mark.parametrize("what", ["cut", "text", "pointer", "missing", "size"])
+def test_a_broken_video_is_one_sentence(tmp_path: Path, what: str) -> None:
+    folder = write_lerobot(tmp_path / "set")
+    video = next((folder / "videos").glob("**/*.mp4"))
+    if what == "cut":
+        video.write_bytes(video.read_bytes()[:700])
+    elif what == "text":
+        video.write_text("no video " * 200)
+    elif what == "pointer":
+        video.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:1\nsize 9\n")
+    elif what == "missing":
+        video.unlink()
+    else:
+        info = json.loads((folder / "meta" / "info.json").read_text())
+        info["features"][TOP]["shape"] = [64, 64, 3]
+        (folder / "meta" / "info.json").write_text(json.dumps(info))
+    words = {"pointer": "git-lfs pointer", "missing": "there is no file", "size": "frames of 32x64"}
+    with pytest.raises(UserError, match=words.get(what, "is damaged")) as error:
+        read(folder, "top")
+    assert str(video) in str(error.value) and "\n" not in str(error.value)
+
+
+def test_robomimic_and_ogbench_frames_are_stored_as_they_are(tmp_path: Path) -> None:
+    frames = np.random.default_rng(0).integers(0, 256, (15, 6, 9, 3), np.uint8)
+    store = read(write_robomimic(tmp_path / "demos.hdf5", frames, (4, 6, 5)), "agentview")
+    np.testing.assert_array_equal(store.images["agentview_image"].take(np.arange(15)), frames)
+    assert store.plant.images[0].assumed == ("colour_order",)
+    assert "agentview_image" in " ".join(store.assumptions())
+
+    file = write_visual_npz(tmp_path / "visual-cube-single-play-v0.npz", frames, (8, 7))
+    store = opened(file)
+    np.testing.assert_array_equal(
+        store.images["pixels"].take(np.arange(13)), frames[[*range(7), *range(8, 14)]]
+    )
+    assert (store.plant.fields, store.plant.images[0].camera, store.plant.images[0].assumed) == (
+        (),
+        "front_pixels",
+        (),
+    )
+    assert read(file, "pixels:3x3").images["pixels"].shape == (13, 3, 3, 3)
+
+
+def test_bgr_frames_are_turned_and_no_longer_assumed(tmp_path: Path) -> None:
+    frames = np.random.default_rng(0).integers(0, 256, (4, 6, 9, 3), np.uint8)
+    file = write_robomimic(tmp_path / "demos.hdf5", frames, (4,))
+    store = read(file, "agentview:6x9:bgr")
+    np.testing.assert_array_equal(store.images["agentview_image"].take(np.arange(4)), frames[..., ::-1])
+    assert store.plant.images[0].colour_order == "rgb" and store.plant.images[0].assumed == ()
+    same = read(file, "agentview:rgb")
+    np.testing.assert_array_equal(same.images["agentview_image"].take(np.arange(4)), frames)
+
+
+@pytest.mark.parametrize(
+    ("layout", "named", "height"),
+    [
+        ("hdf5", True, 32),
+        ("hdf5", False, 32),
+        ("arrow", True, 32),
+        ("arrow", False, 32),
+        ("arrow", False, 16),
+    ],
+)
+def test_minari_pictures_are_what_its_own_reader_gives(
+    tmp_path: Path, layout: str, named: bool, height: int
+) -> None:
+    # A picture of fewer than 32 rows is none for Minari's column layouts, which keep its bytes as they are.
+    import warnings
+
+    import gymnasium
+    import minari
+    from minari.data_collector import EpisodeBuffer
+
+    rng = np.random.default_rng(0)
+    picture = gymnasium.spaces.Box(0, 255, (height, 48, 3), np.uint8)
+    buffers = []
+    for i, rows in enumerate((4, 6)):
+        pixels = rng.integers(0, 256, (rows + 1, height, 48, 3), np.uint8)
+        observed = (
+            {"pixels": pixels, "state": rng.normal(size=(rows + 1, 2)).astype(np.float32)}
+            if named
+            else pixels
+        )
+        ends = [False] * (rows - 1) + [True]
+        buffers.append(
+            EpisodeBuffer(
+                id=i,
+                observations=observed,
+                actions=rng.uniform(-1, 1, (rows, 2)).astype(np.float32),
+                rewards=[0.0] * (rows - 1) + [1.0],
+                terminations=ends,
+                truncations=[False] * rows,
+                infos={},
+            )
+        )
+    state = gymnasium.spaces.Box(-np.inf, np.inf, (2,))
+    with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        patch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "minari"))
+        made = minari.create_dataset_from_buffers(
+            "tiny/pixels-v0",
+            buffers,
+            observation_space=gymnasium.spaces.Dict({"pixels": picture, "state": state})
+            if named
+            else picture,
+            action_space=gymnasium.spaces.Box(-1.0, 1.0, (2,)),
+            data_format=layout,
+        )
+        theirs = [
+            (e.observations["pixels"] if named else e.observations)[:-1] for e in made.iterate_episodes()
+        ]
+    folder = tmp_path / "minari" / "tiny" / "pixels-v0"
+    store = read(folder, "pixels")
+    np.testing.assert_array_equal(store.images["pixels"].take(np.arange(10)), np.concatenate(theirs))
+    assert [field.name for field in store.plant.fields] == (["state"] if named else [])
+    if not named:
+        with pytest.raises(
+            UserError, match="observes only images: choose cameras, for example --camera pixels"
+        ):
+            opened(folder)
+
+
+def floats(frames: np.ndarray) -> np.ndarray:
+    return frames.astype(np.float32) / 255
+
+
+BAD = {
+    "float": (floats, "pictures of float32, which may mean 0 to 1 or 0 to 255"),
+    "grey": (lambda frames: frames[..., :1], "holds grey pictures"),
+    "flat": (lambda frames: np.repeat(frames[..., 0], 4, axis=2), "holds grey pictures"),
+    "depth": (lambda frames: floats(frames[..., :1]), "one number a pixel"),
+    "first": (lambda frames: frames.transpose(0, 3, 1, 2), "channels come last"),
+    "four": (lambda frames: np.concatenate([frames, frames[..., :1]], axis=-1), r"\[16, 18, 4\]"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+@pytest.mark.parametrize("form", ["robomimic", "ogbench"])
+def test_what_is_no_colour_picture_is_refused_by_name(tmp_path: Path, case: str, form: str) -> None:
+    change, words = BAD[case]
+    frames = change(np.random.default_rng(0).integers(0, 256, (8, 16, 18, 3), np.uint8))
+    if form == "robomimic":
+        file = write_robomimic(tmp_path / "demos.hdf5", frames, (8,))
+        with pytest.raises(UserError, match=f"agentview_image.*{words}"):
+            read(file, "agentview")
+    elif case != "flat":
+        file = write_visual_npz(tmp_path / "visual-cube-single-play-v0.npz", frames, (8,))
+        with pytest.raises(UserError, match=rf"(pixels|observations).*{words}"):
+            opened(file)
+
+
+def test_fewer_frames_than_rows_and_other_sizes_are_refused(tmp_path: Path) -> None:
+    import h5py
+
+    frames = np.zeros((9, 6, 9, 3), np.uint8)
+    file = write_robomimic(tmp_path / "demos.hdf5", frames, (4, 5))
+    with h5py.File(file, "a") as changed:
+        del changed["data/demo_1/obs/agentview_image"]
+        changed["data/demo_1/obs/agentview_image"] = frames[:3]
+    with pytest.raises(UserError, match="3 frames in data/demo_1/obs/agentview_image for 5 rows"):
+        read(file, "agentview")
+    with h5py.File(file, "a") as changed:
+        del changed["data/demo_1/obs/agentview_image"]
+        changed["data/demo_1/obs/agentview_image"] = np.zeros((5, 7, 9, 3), np.uint8)
+    with pytest.raises(UserError, match=r"demo_1.*7x9 pixels, the first episode's have 6x9"):
+        read(file, "agentview")
+    short = write_visual_npz(
+        tmp_path / "cube-single-play-v0.npz", np.zeros((8, 3), np.float32), (8,), cam=frames[:7]
+    )
+    with pytest.raises(UserError, match="7 frames in 'cam' for 8 rows"):
+        read(short, "cam")
+
+
+def test_a_damaged_or_grey_png_in_the_table_is_refused(tmp_path: Path) -> None:
+    import pyarrow.parquet as parquet
+
+    folder = write_lerobot(tmp_path / "set", videos=False)
+    file = next((folder / "data").glob("**/*.parquet"))
+    table = parquet.read_table(file)
+    for cell, words in (
+        ({"bytes": png(numbered(3))[:60], "path": "x.png"}, "row 3 of episode 0 has a damaged picture"),
+        ({"bytes": png(numbered(3)[..., 0]), "path": "x.png"}, r"not in colour \(mode L\)"),
+        ({"bytes": png(numbered(3)[:16]), "path": "x.png"}, "16x64 pixels, the others have 32x64"),
+        ({"bytes": None, "path": "elsewhere/x.png"}, "has no picture"),
+    ):
+        cells = table[TOP].to_pylist()
+        cells[3] = cell
+        changed = table.set_column(table.column_names.index(TOP), TOP, [cells])
+        parquet.write_table(changed, file)
+        with pytest.raises(UserError, match=words):
+            read(folder, "top")
+
+
+def test_depth_and_grey_features_are_refused_by_name(tmp_path: Path) -> None:
+    folder = write_lerobot(tmp_path / "set")
+    path = folder / "meta" / "info.json"
+    info = json.loads(path.read_text())
+    for change, words in (
+        ({"shape": [HEIGHT, WIDTH, 1]}, "holds grey pictures"),
+        ({"shape": [HEIGHT, WIDTH, 3], "info": {"video.is_depth_map": True}}, "is a depth map"),
+    ):
+        info["features"][TOP] |= change
+        path.write_text(json.dumps(info))
+        with pytest.raises(UserError, match=words):
+            read(folder, "top")
+
+
+def test_a_missing_camera_is_answered_with_those_that_are_there(tmp_path: Path) -> None:
+    folder = write_lerobot(tmp_path / "set")
+    with pytest.raises(UserError, match=f"has no camera 'front': there is {TOP}"):
+        read(folder, "front")
+    with pytest.raises(UserError, match=r"both 'observation.images.top'"):
+        read(folder, "top", TOP)
+    plain = write_visual_npz(tmp_path / "cube-single-play-v0.npz", np.zeros((8, 3), np.float32), (8,))
+    with pytest.raises(UserError, match="has no pictures: leave --camera top out"):
+        read(plain, "top")
+
+
+def test_a_set_of_nothing_but_videos_needs_a_camera(tmp_path: Path) -> None:
+    folder = write_lerobot(tmp_path / "set", state=False)
+    with pytest.raises(UserError, match=rf"observes only images or videos: choose cameras.*{TOP}"):
+        opened(folder)
+    store = read(folder, "top")
+    assert store.plant.fields == () and store.observations.shape == (24, 0)
+
+
+def test_fields_and_cameras_of_a_store_can_be_left_out(tmp_path: Path) -> None:
+    from rql_deploy.train.data.folder import write_store
+    from tests.helpers.data import make_picture_store
+
+    write_store(make_picture_store(("front", "wrist")), tmp_path / "data")
+    whole, plain = opened(tmp_path / "data"), KeyMap.parse
+    assert list(read(tmp_path / "data", "wrist").images) == ["wrist"]
+    bare = read(tmp_path / "data", keys=plain(["observation.position=", "observation.front="]))
+    assert [field.name for field in bare.plant.fields] == ["opening"] and list(bare.images) == ["wrist"]
+    np.testing.assert_array_equal(bare.observations, whole.observations[:, 3:])
+    for words, error in (
+        (["observation.positions="], "does not have.*did you mean position"),
+        (
+            ["observation.position=", "observation.opening=", "observation.front=", "observation.wrist="],
+            "no observation",
+        ),
+        (["observation.position=opening"], "only leaves out fields"),
+    ):
+        with pytest.raises(UserError, match=error):
+            read(tmp_path / "data", keys=plain(words))
+    with pytest.raises(UserError, match="has frames of 6x7 pixels, made so when it was imported"):
+        read(tmp_path / "data", "front:3x3")
