@@ -20,6 +20,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
+from rql_deploy.contract import ImageField
 from rql_deploy.errors import UserError
 
 from .backbone_file import (
@@ -110,6 +111,14 @@ class Backbone:
             for start in range(0, len(pictures), RUN_ROWS)
         ]
         return np.concatenate(parts) if parts else np.zeros((0, *self.interface.features), np.float32)
+
+    def stacked(self, pictures: NDArray[np.uint8], image: ImageField) -> NDArray[np.float32]:
+        """A camera's stacked frames `[N, H, W, 3n]` -> features `[N, n * C, h, w]` or `[N, n * D]`."""
+        rows, height, width, channels = pictures.shape
+        frames = np.moveaxis(pictures.reshape(rows, height, width, channels // 3, 3), 3, 1)
+        frames = frames[..., ::-1] if image.colour_order == "bgr" else frames
+        features = self(np.ascontiguousarray(frames.reshape(-1, height, width, 3)))
+        return features.reshape(rows, -1, *self.shape[1:])
 
     def describe(self) -> list[str]:
         """What was found, a line each."""

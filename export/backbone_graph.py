@@ -9,9 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import onnx
+from numpy.typing import NDArray
 from onnx import TensorProto, compose, helper, numpy_helper
 
 from rql_deploy.plant_description import ImageField
@@ -19,6 +21,24 @@ from rql_deploy.plant_description import ImageField
 PICTURES, FEATURES = "pictures", "features"
 """Input and output of a `picture_graph`."""
 BATCH = "batch"
+
+
+class PictureFeatures(Protocol):
+    """A frozen backbone, as the exporter needs it."""
+
+    @property
+    def graph(self) -> onnx.ModelProto:
+        """The `picture_graph`."""
+        ...
+
+    @property
+    def interface(self) -> Interface:
+        """What its file takes and gives."""
+        ...
+
+    def stacked(self, pictures: NDArray[np.uint8], image: ImageField) -> NDArray[np.float32]:
+        """A camera's stacked frames `[N, H, W, 3n]` -> features `[N, n * C, h, w]` or `[N, n * D]`."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -95,7 +115,7 @@ def _as_the_backbone_takes_it(interface: Interface, first: str, name: str) -> li
 
 def prepend(
     model: onnx.ModelProto,
-    backbones: Mapping[str, tuple[onnx.ModelProto, Interface]],
+    backbones: Mapping[str, PictureFeatures],
     images: Sequence[ImageField],
     frame_stack: int,
 ) -> onnx.ModelProto:
@@ -104,7 +124,7 @@ def prepend(
     Args:
         model: takes, under the name of each camera, `frame_stack` frames' features `[B, n * D]` or
             `[B, n * C, h, w]`, oldest first.
-        backbones: by camera, the picture graph and its interface; constants of equal ones are stored once.
+        backbones: by camera; constants of equal ones are stored once.
         images: the cameras; each input becomes `[B, H, W, 3 * frame_stack]`.
     """
     whole = onnx.ModelProto()
@@ -114,7 +134,7 @@ def prepend(
     for image in images:
         if image.name not in backbones:
             continue
-        graph, interface = backbones[image.name]
+        backbone = backbones[image.name]
         place = next(i for i, entry in enumerate(whole.graph.input) if entry.name == image.name)
         batch = whole.graph.input[place].type.tensor_type.shape.dim[0].dim_param or BATCH
         taken = helper.make_tensor_value_info(
@@ -126,7 +146,7 @@ def prepend(
             for position, name in enumerate(node.input):
                 if name == image.name:
                     node.input[position] = inside
-        nodes, constants = _for_camera(image, graph, interface, frame_stack, inside)
+        nodes, constants = _for_camera(image, backbone.graph, backbone.interface, frame_stack, inside)
         before += nodes
         known = {tensor.name for tensor in whole.graph.initializer}
         whole.graph.initializer.extend(tensor for tensor in constants if tensor.name not in known)

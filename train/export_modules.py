@@ -24,14 +24,14 @@ from rql_deploy.flow import flow_schedule
 
 from .checkpoints.checkpoint import Checkpoint
 from .config import config_to_plain
-from .logging.summary import reference_images
+from .logging.summary import seen_images
 from .networks import LAYER_NORM_EPSILON, ValueEnsemble, VectorField
 from .rql import RQL
 
 
 class Encoder(nn.Module):
-    """Named fields `[B, *shape]` in the plant's units, and pictures `[B, H, W, 3n]` of bytes -> features
-    `[B, D]`.
+    """Named fields `[B, *shape]` in the plant's units, and pictures `[B, H, W, 3n]` of bytes, or a
+    backbone's features of them -> features `[B, D]`.
     """
 
     def __init__(self, v: VectorField, value: ValueEnsemble, members: int, mean: Tensor, std: Tensor):
@@ -56,8 +56,9 @@ class Encoder(nn.Module):
         return sum(len(bias) for bias in self.biases)
 
     def forward(self, *inputs: Tensor) -> Tensor:
-        fields = [part.flatten(1) for part in inputs if part.dtype != torch.uint8]
-        pictures = [part for part in inputs if part.dtype == torch.uint8]
+        cameras = len(self.eyes[0].encoders) if self.eyes else 0
+        pictures = inputs[len(inputs) - cameras :]
+        fields = [part.flatten(1) for part in inputs[: len(inputs) - cameras]]
         s = [(torch.cat(fields, dim=1) - self.mean) / self.std] if fields else []
         seen = [torch.cat((*eye(pictures), *s), dim=1) for eye in self.eyes] or s
         products = [
@@ -220,7 +221,7 @@ def make_contract(
     mean, std = checkpoint.reference["mean"], checkpoint.reference["std"]
     with torch.no_grad():
         s = (checkpoint.reference["observations"] - mean) / std
-        s = agent.V.see(s, reference_images(checkpoint.reference))
+        s = agent.V.see(s, seen_images(checkpoint.reference))
         members = agent.V(s, checkpoint.reference["chunks"], torch.ones(len(s), 1))[:value_members].double()
         quantile = torch.tensor(levels, dtype=torch.float64)
         value, spread = (

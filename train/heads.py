@@ -39,6 +39,7 @@ class KeypointHead(nn.Module):
 
     features = WIDTH
     """Width of the output."""
+    activation = staticmethod(gelu)
 
     def __init__(self, shape: tuple[int, int, int], frames: int, generator: torch.Generator | None = None):
         """`shape` is (C, h, w) of one frame."""
@@ -58,7 +59,7 @@ class KeypointHead(nn.Module):
     def keypoints(self, maps: Tensor) -> Tensor:
         """Positions `[B, n, 2, keypoints]` in [-1, 1]: across and down."""
         channels, height, width = self.shape
-        x = maps.reshape(-1, channels, height * width).float()
+        x = maps.reshape(-1, channels, height * width).to(self.mean.dtype)
         x = (x - self.mean) / self.std
         attention = torch.softmax(torch.matmul(self.channels.mT, x), dim=-1)
         # Not a product with two columns: onnxruntime computes several rows of that at a time, so the last
@@ -69,7 +70,7 @@ class KeypointHead(nn.Module):
     def forward(self, maps: Tensor) -> Tensor:
         """maps `[B, n * C, h, w]`, oldest frame first -> `[B, 64]`."""
         z = self.keypoints(maps).flatten(1)
-        return gelu(torch.addmm(self.bias, z, self.kernel))
+        return self.activation(torch.addmm(self.bias, z, self.kernel))
 
     def set_moments(self, mean: Tensor, std: Tensor) -> None:
         """Scale features by mean and spread `[C]` of the data set's."""
@@ -82,6 +83,7 @@ class PooledHead(nn.Module):
 
     features = POOLED_WIDTH
     """Width of the output."""
+    activation = staticmethod(gelu)
 
     def __init__(self, size: int, frames: int, generator: torch.Generator | None = None):
         """`size` is D of one frame."""
@@ -94,8 +96,8 @@ class PooledHead(nn.Module):
 
     def forward(self, vectors: Tensor) -> Tensor:
         """vectors `[B, n * D]`, oldest frame first -> `[B, 128]`."""
-        z = (vectors.float() - self.mean) / self.std
-        return gelu(torch.addmm(self.bias, z, self.kernel))
+        z = (vectors.to(self.mean.dtype) - self.mean) / self.std
+        return self.activation(torch.addmm(self.bias, z, self.kernel))
 
     def set_moments(self, mean: Tensor, std: Tensor) -> None:
         """Scale features by mean and spread `[D]` of the data set's."""

@@ -18,7 +18,7 @@ function of (parameters, batch, noise) and nothing else. docs/algorithm.md has t
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Literal, NamedTuple
 
 import torch

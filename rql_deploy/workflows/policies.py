@@ -68,8 +68,13 @@ def torch_policy(
     from rql_deploy.train.checkpoints.checkpoint import load_checkpoint
     from rql_deploy.train.policy import make_policy
 
+    from .backbone import run_backbones
+
     torch.set_num_threads(1)
-    return _for_plant(make_policy(load_checkpoint(checkpoint), value_members, flow_steps), plant)
+    loaded = load_checkpoint(checkpoint)
+    backbones = run_backbones(loaded.path, loaded.backbones)
+    stacked = {camera: backbone.stacked for camera, backbone in backbones.items()}
+    return _for_plant(make_policy(loaded, value_members, flow_steps, stacked), plant)
 
 
 def onnx_policy(bundle: Path, plant: PlantDescription, variant: str = "fp32") -> Policy:

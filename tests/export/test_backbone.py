@@ -116,7 +116,7 @@ def test_a_graph_of_features_becomes_one_of_pictures(tmp_path: Path, pooled: boo
     images = [ImageField("left", 16, 12), ImageField("right", 16, 12, colour_order="bgr")]
     graph = prepend(
         graph_of_features(stack, ["left", "right"], backbone.shape),
-        {image.name: (backbone.graph, backbone.interface) for image in images},
+        {image.name: backbone for image in images},
         images,
         stack,
     )
