@@ -113,7 +113,7 @@ class StackedPlant:
     def __getattr__(self, name: str) -> Any:
         return getattr(self.plant, name)
 
-    def reset(self, seed: int) -> None:
+    def reset(self, seed: int | None = None) -> None:
         """Begin an episode; its first frame stands for those before it."""
         self.plant.reset(seed)
         self._stack.clear()

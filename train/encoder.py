@@ -7,6 +7,7 @@ use, so that features and gradients agree with theirs for equal parameters (benc
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -75,7 +76,8 @@ class ImpalaEncoder(nn.Module):
     """Stacks of convolutions, then dense layers with GELU; every network that looks has one of its own."""
 
     product_dtype = torch.float32
-    """Precision of convolutions and products."""
+    """Precision of convolutions and products, where the parameters are float32."""
+    activation: Callable[[Tensor], Tensor] = staticmethod(gelu)
 
     def __init__(
         self,
@@ -100,13 +102,15 @@ class ImpalaEncoder(nn.Module):
 
     def forward(self, pictures: Tensor) -> Tensor:
         """pictures `[B, H, W, C]` uint8 -> features `[B, D]` float32."""
-        x = (pictures.permute(0, 3, 1, 2).float() / 255.0).to(self.product_dtype)
+        wide = self.mlp_kernels[0].dtype
+        low = self.product_dtype if wide == torch.float32 else wide
+        x = (pictures.permute(0, 3, 1, 2).to(wide) / 255.0).to(low)
         for stack in self.stacks:
             x = stack(x)
         # The dense layers' rows are in the order height, width, channel.
-        z = functional.relu(x).permute(0, 2, 3, 1).flatten(1).float()
+        z = functional.relu(x).permute(0, 2, 3, 1).flatten(1).to(wide)
         for kernel, bias in zip(self.mlp_kernels, self.mlp_biases, strict=True):
-            z = gelu(product(bias, z, kernel, self.product_dtype))
+            z = self.activation(product(bias, z, kernel, low))
         return z
 
 

@@ -74,7 +74,7 @@ def product(bias: Tensor, z: Tensor, kernel: Tensor, dtype: torch.dtype) -> Tens
     """bias + z @ kernel, `[..., B, out]`; the product is computed in `dtype`, the rest in float32."""
     if z.is_cuda:
         return bias + product_on_gpu(z, kernel, dtype)
-    if dtype is not torch.float32:
+    if dtype is torch.bfloat16:
         return bias + (z.to(dtype) @ kernel.to(dtype)).float()
     if z.dim() == 2:
         return torch.addmm(bias, z, kernel)

@@ -88,7 +88,7 @@ class Session:
                 )
         self.bundle = reply.bundle
         """Its name on the server."""
-        self._layout = Layout(self.contract.plant.fields)
+        self._layout = Layout(self.contract.plant.inputs)
         self._shape = (self.contract.h, self.contract.plant.action_dim)
         self._size = math.prod(self._shape)
         self._deltas = tuple(delta for _, delta in flow_schedule(self.contract.F))

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from rql_deploy.assumptions import require_stated_motion
 from rql_deploy.contract import PlantDescription
 from rql_deploy.errors import DeadlineMissed, UserError
+from rql_deploy.images import stacked
 from rql_deploy.plant import (
     FAULT,
     PLANT_FAILED,
@@ -49,7 +50,7 @@ class ControlLoop:
         `accept_assumed` lets it.
         """
         require_stated_motion(policy.contract, plant, accept_assumed=accept_assumed)
-        self.plant, self.policy = plant, policy
+        self.plant, self.policy = stacked(plant, policy.contract.plant), policy
         self.candidates, self.deadline = candidates, deadline
 
     def run_episode(self, seed: int) -> EpisodeResult:

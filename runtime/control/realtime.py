@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from rql_deploy.assumptions import require_stated_motion
 from rql_deploy.errors import UserError
+from rql_deploy.images import stacked
 from rql_deploy.limits import Limits
 from rql_deploy.plant import FAULT, EpisodeResult, Observation, Plant
 from rql_deploy.policy import Policy
@@ -97,6 +98,7 @@ class RealTimeLoop:
             )
         mode = mode or ("anytime" if streams else "prefetch")
         self.plant, self.policy, self.contract = plant, policy, policy.contract
+        self.plant = stacked(plant, self.contract.plant)
         require_stated_motion(self.contract, plant, accept_assumed=accept_assumed)
         self.clock: Clock = clock or SystemClock()
         self.period = 1.0 / require_rate(rate, self.contract.plant.control_rate)

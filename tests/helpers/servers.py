@@ -54,7 +54,11 @@ def serving(bundle: Path, *options: str) -> Iterator[tuple[str, subprocess.Popen
 def observation(contract: Contract, seed: int = 0) -> dict[str, np.ndarray]:
     """A random observation of the contract's fields."""
     rng = np.random.default_rng(seed)
-    return {f.name: rng.normal(size=f.shape) for f in contract.plant.fields}
+    numbers = {f.name: rng.normal(size=f.shape) for f in contract.plant.fields}
+    pictures = {
+        f.name: rng.integers(0, 256, f.shape, np.uint8) for f in contract.plant.inputs if f.dtype == "uint8"
+    }
+    return numbers | pictures
 
 
 def note(process: subprocess.Popen[str], pattern: str) -> str:
