@@ -6,6 +6,7 @@ numbers, so that the same frame gives the same bytes on every machine.
 
 from __future__ import annotations
 
+import io
 from collections import deque
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
@@ -72,6 +73,19 @@ def _shares(before: int, after: int) -> NDArray[np.int64]:
     low = np.maximum(edges[None, :-1], ends[:-1, None])
     high = np.minimum(edges[None, 1:], ends[1:, None])
     return np.maximum(high - low, 0)
+
+
+def jpeg(frame: Picture, quality: int) -> bytes:
+    """A picture `[H, W, 3]` in RGB as JPEG, to be sent in its place; needs the `jpeg` extra.
+
+    It changes the picture: a policy should have been trained on pictures that went through the same. Use 90
+    or more unless you have measured what less does.
+    """
+    from PIL import Image
+
+    target = io.BytesIO()
+    Image.fromarray(frame).save(target, "JPEG", quality=quality, subsampling=0)
+    return target.getvalue()
 
 
 class FrameStack:

@@ -1,7 +1,7 @@
 """Pictures of a MuJoCo simulation, rendered off screen into one small buffer.
 
 Some tasks compile a new model at every reset. What a graphics context holds of a model are meshes and
-textures, which stay the same; making a context takes as long as ten pictures, so it is kept as long as they do.
+textures, which stay the same; making a context takes as long as ten pictures, so one is kept for all.
 """
 
 from __future__ import annotations

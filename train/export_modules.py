@@ -55,11 +55,11 @@ class Encoder(nn.Module):
         """D"""
         return sum(len(bias) for bias in self.biases)
 
-    def forward(self, *inputs: Tensor) -> Tensor:
+    def forward(self, *fields: Tensor) -> Tensor:
         cameras = len(self.eyes[0].encoders) if self.eyes else 0
-        pictures = inputs[len(inputs) - cameras :]
-        fields = [part.flatten(1) for part in inputs[: len(inputs) - cameras]]
-        s = [(torch.cat(fields, dim=1) - self.mean) / self.std] if fields else []
+        pictures = fields[len(fields) - cameras :]
+        numbers = [field.flatten(1) for field in fields[: len(fields) - cameras]]
+        s = [(torch.cat(numbers, dim=1) - self.mean) / self.std] if numbers else []
         seen = [torch.cat((*eye(pictures), *s), dim=1) for eye in self.eyes] or s
         products = [
             torch.matmul(part, kernel) + bias
@@ -133,8 +133,8 @@ class FlowPolicy(nn.Module):
         super().__init__()
         self.encoder, self.refiner, self.flow_steps = encoder, refiner, flow_steps
 
-    def forward(self, noise: Tensor, *inputs: Tensor) -> Tensor:
-        return self.unrolled(noise, inputs[0] if self.encoder is None else self.encoder(*inputs))
+    def forward(self, noise: Tensor, *fields: Tensor) -> Tensor:
+        return self.unrolled(noise, fields[0] if self.encoder is None else self.encoder(*fields))
 
     def unrolled(self, noise: Tensor, features: Tensor) -> Tensor:
         """The refinement steps from `features` `[B, D]`."""

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 from rql_deploy.assumptions import motion_remark
 from rql_deploy.errors import UserError
-from rql_deploy.images import stacked
 from rql_deploy.plant import PLANT_FAILED, POLICY_FAILED, UNSTABLE
 from rql_deploy.progress import NoProgress, Progress
 
@@ -102,8 +101,7 @@ def run_episode(plant: EpisodicPlant, policy: Policy, seed: int, candidates: int
     from rql_deploy.runtime.control.lockstep import ControlLoop
 
     # The plant waits in lock-step: only a server that is gone may cost an episode anything.
-    seen = stacked(plant, policy.contract.plant)
-    return ControlLoop(seen, policy, candidates=candidates, deadline=LOCKSTEP_DEADLINE).run_episode(seed)
+    return ControlLoop(plant, policy, candidates=candidates, deadline=LOCKSTEP_DEADLINE).run_episode(seed)
 
 
 def run_annotated_episode(

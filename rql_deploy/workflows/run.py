@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rql_deploy.errors import UserError
-from rql_deploy.images import stacked
 from rql_deploy.plant import UNSTABLE
 from rql_deploy.policy import DEFAULT_CANDIDATES
 
@@ -107,7 +106,7 @@ def run(
     ):
         if on_remark is not None and (remark := motion_remark(policy.contract.plant)):
             on_remark(remark)
-        reported = stacked(ReportedPlant(plant, reporter), policy.contract.plant)
+        reported = ReportedPlant(plant, reporter)
         if real_time is not None:
             played = play_in_real_time(
                 task,

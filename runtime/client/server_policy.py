@@ -126,7 +126,9 @@ class ServerPolicy:
         session = self._session
         budget = self._round_trip.budget(max(1e-4, expiry - time.monotonic()))
         request = session.act_request(self._bundle, budget, options, stream=stream)
-        return session, await self._transport.send(request, session.pack(observation), expiry, timeout)
+        packed = session.pack(observation)
+        request.jpeg = True if packed.named else None
+        return session, await self._transport.send(request, packed, expiry, timeout)
 
     def _decision(self, session: Session, reply: headers.ActReply, out: Arrays, start: float) -> Decision:
         """The decision of a last reply, from which the round trip and a new contract are learnt."""

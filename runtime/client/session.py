@@ -88,7 +88,7 @@ class Session:
                 )
         self.bundle = reply.bundle
         """Its name on the server."""
-        self._layout = Layout(self.contract.plant.inputs)
+        self._layout = Layout.of(self.contract.plant)
         self._shape = (self.contract.h, self.contract.plant.action_dim)
         self._size = math.prod(self._shape)
         self._deltas = tuple(delta for _, delta in flow_schedule(self.contract.F))
@@ -96,8 +96,12 @@ class Session:
     def pack(self, observation: Mapping[str, Any], rows: int | None = None) -> Packed:
         """The contract's fields of one observation, or of `rows` `[rows, *shape]`; others are not sent.
 
+        Pictures may be JPEG bytes, or lists of them where frames are stacked, the oldest first.
+
         Raises ContractError for a field that is missing or does not fit.
         """
+        if rows is None and self._layout.holds_jpeg(observation):
+            return self._layout.pack_jpeg(observation)
         return self._layout.pack(observation, rows)
 
     def act_request(

@@ -23,6 +23,7 @@ from rql_deploy.runtime.wire.headers import (
 from rql_deploy.runtime.wire.protocol import OPERATIONS
 
 from .metrics import Metrics
+from .quota import Quota
 from .registry import ModelRegistry
 
 
@@ -64,10 +65,9 @@ def hello(registry: ModelRegistry, name: str | None, *, records: bool) -> tuple[
 def statistics(
     registry: ModelRegistry,
     metrics: Metrics,
+    quota: Quota,
     *,
     ready: bool,
-    in_flight: int,
-    clients: int,
     worker: int | None,
 ) -> StatsReply:
     """The server's counts, and what each bundle's work costs here."""
@@ -80,7 +80,8 @@ def statistics(
         for name, slot in registry.by_name.items()
     }
     counts = metrics.to_plain() | {"bundles": bundles, "ready": ready, "worker": worker}
-    return msgspec.convert(counts | {"in_flight": in_flight, "clients": clients}, StatsReply)
+    busy = {"in_flight": quota.in_flight, "clients": quota.clients}
+    return msgspec.convert(counts | busy, StatsReply)
 
 
 def computed(event: Computed, context: ReplyContext) -> Reply:

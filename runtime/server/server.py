@@ -21,22 +21,23 @@ import zmq
 from rql_deploy.contract import Contract
 from rql_deploy.errors import ContractError
 from rql_deploy.runtime.engine.model import Model
-from rql_deploy.runtime.engine.request import Computed, Done, Event, Preview, Task
+from rql_deploy.runtime.engine.request import Computed, Done, Event, Job, Preview, Task
 from rql_deploy.runtime.engine.shares import Client
 from rql_deploy.runtime.wire import headers, protocol
 from rql_deploy.runtime.wire.addresses import needs_ipv6
-from rql_deploy.runtime.wire.arrays import Arrays, Packed
+from rql_deploy.runtime.wire.arrays import Packed
 from rql_deploy.runtime.wire.checks import ProtocolError
 from rql_deploy.runtime.wire.protocol import Head, Payload
 
 from . import requests
 from .auth import ServerKeys
 from .connections import MAX_BUFFERED, Connections
+from .jpeg import JpegDecoder
 from .listen import cannot_listen, check_bind, configure
 from .metrics import Metrics
 from .quota import MAX_RATE, Quota, key_of, sender
 from .recording import Recorder
-from .registry import ModelRegistry
+from .registry import ModelRegistry, ModelSlot
 from .replies import NO_ECHO, Echo, ReplyContext, computed, decision, expiry, hello, statistics
 
 INTERNAL = "inproc://policy"
@@ -76,8 +77,7 @@ class PolicyServer:
         """
         address = check_bind(bind, insecure, keys is not None)
         self.metrics = Metrics()
-        self.requests = self.errors = 0
-        self.ready = False
+        self.requests, self.errors, self.ready = 0, 0, False
         self.worker: int | None = None
         """Number of this process among several behind one endpoint; None if it is the only one."""
         self.on_swap: Callable[[str, Contract], None] | None = None
@@ -89,6 +89,7 @@ class PolicyServer:
         self._scheduled_swaps: deque[tuple[str, Model]] = deque()
         self._next_housekeeping = 0.0
         self.context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        self._jpeg = JpegDecoder(self.context, INTERNAL)
         self._socket = self.context.socket(zmq.ROUTER)
         served = [slot.model for slot in self._registry.by_name.values()]
         self._large = max(map(requests.observation_bytes, served)) >= protocol.ZERO_COPY_BYTES
@@ -116,6 +117,7 @@ class PolicyServer:
 
     def close(self) -> None:
         """Free the port; replies that ZeroMQ has accepted are still sent."""
+        self._jpeg.close()
         if getattr(self, "_connections", None) is not None:
             self._connections.close()
         self._socket.close(linger=500)
@@ -157,6 +159,8 @@ class PolicyServer:
     def _poll_once(self) -> None:
         engine = self._registry.next_busy()
         self._receive(wait=engine is None and not self._busy_poll)
+        while self._jpeg.ready:
+            self._begin(*self._jpeg.ready.popleft())
         engine = engine or self._registry.next_busy()
         if engine is not None:
             rows = engine.rows
@@ -255,13 +259,15 @@ class PolicyServer:
             case headers.Act():
                 job = requests.read_job(request, fields, model, context, client, received)
                 self._admit(client, job.candidates, received)
-                slot.engine.submit(job)
+                self._jpeg.submit(job, slot, named) if request.jpeg else slot.engine.submit(job)
             case headers.Refine() | headers.Value():
                 rows, work = requests.read_task(request, fields, named, model, Task(context, client))
                 self._admit(client, rows, received)
                 slot.engine.submit_slices(client, work)
             case headers.Episode():
-                recorded = self._record_episode(request, head, fields, named, model)
+                assert self._recorder is not None
+                part = requests.read_episode(request, head.epoch, fields, named, model)
+                recorded = self._recorder.record_episode(part, model.contract)
                 reply = headers.EpisodeReply(recorded=recorded, contract_id=contract_update)
                 self._reply(client.connection, echo, reply, {})
 
@@ -274,12 +280,14 @@ class PolicyServer:
             raise ProtocolError("busy", reason)
         self._quota.begin(client)
 
-    def _record_episode(
-        self, request: headers.Episode, head: Head, fields: Arrays, named: Arrays, model: Model
-    ) -> bool:
-        assert self._recorder is not None
-        part = requests.read_episode(request, head.epoch, fields, named, model)
-        return self._recorder.record_episode(part, model.contract)
+    def _begin(self, job: Job, slot: ModelSlot, error: str) -> None:
+        """Hand a job whose pictures were decoded to the engine, or refuse it."""
+        if not error:
+            slot.engine.submit(job)
+            return
+        self._quota.end(job.client)
+        refusal = headers.Refusal(code="bad_observation", error=error)
+        self._refuse(job.reply_context.client, job.reply_context.echo, refusal)
 
     def _answer(self, client: Client, echo: Echo, request: headers.Request[Any]) -> None:
         """Reply to a request without observations."""
@@ -292,14 +300,8 @@ class PolicyServer:
             case headers.Reset():
                 reply = headers.ResetReply()
             case headers.Stats():
-                reply = statistics(
-                    self._registry,
-                    self.metrics,
-                    ready=ready,
-                    in_flight=self._quota.in_flight,
-                    clients=self._quota.clients,
-                    worker=self.worker,
-                )
+                counted = self._registry, self.metrics, self._quota
+                reply = statistics(*counted, ready=ready, worker=self.worker)
             case _:
                 reply = headers.PingReply(requests=self.requests, errors=self.errors, ready=ready)
         self._reply(client.connection, echo, reply, arrays)

@@ -103,7 +103,8 @@ def _record(
     noise: float,
 ) -> Episode:
     observation, info = stable_reset(env, seed)
-    observations, success = [{**observation, **env.frames()}], [bool(info["success"])]
+    observations: list[dict[str, NDArray[Any]]] = [{**observation, **env.frames()}]
+    success = [bool(info["success"])]
     while True:
         actions.append(demonstrator.act(observation))
         observation, _, terminated, truncated, info = stable_step(env, actions[-1])

@@ -112,9 +112,8 @@ class Task:
                 f"the data of {plant.task} does not say how to build its environment: leave --episodes out"
             )
         kwargs = plant.environment.get("spec", {}).get("kwargs", {})
-        return cls(
-            plant.task, {name: value for name, value in kwargs.items() if name in FAMILIES[kind].settings}
-        )
+        settings = {name: value for name, value in kwargs.items() if name in FAMILIES[kind].settings}
+        return cls(plant.task, {**settings, "cameras": plant.images})
 
     def check(self) -> str:
         """The task's name within its family; raises UserError for an unknown task or setting."""

@@ -11,6 +11,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from rql_deploy.cameras import parse_cameras
+from rql_deploy.train.data.readers.options import ReadOptions
+from rql_deploy.train.data.store import TransitionStore
+from tests.helpers.data import opened
+
 HEIGHT, WIDTH, BITS = 32, 64, 8
 TOP = "observation.images.top"
 
@@ -34,6 +39,11 @@ def numbers_in(frames: NDArray[np.uint8]) -> list[int]:
     for shift in (4, 2, 1):
         codes ^= codes >> shift
     return codes.tolist()
+
+
+def read(path: Path, *cameras: str, **options: Any) -> TransitionStore:
+    """A data set with these cameras, as `--camera` names them."""
+    return opened(path, ReadOptions(cameras=parse_cameras(cameras), **options))
 
 
 def write_video(path: Path, numbers: Sequence[int], fps: int = 20, gop: int = 10) -> None:

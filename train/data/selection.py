@@ -59,7 +59,7 @@ def without_fields(store: Store, names: Sequence[str]) -> Store:
 
 
 def _known(name: str, plant: PlantDescription, dataset_id: str) -> str:
-    known = [field.name for field in (*plant.fields, *plant.images)]
+    known = [*(field.name for field in plant.fields), *(image.name for image in plant.images)]
     for full in (name, f"observation.{name}"):
         if full in known:
             return full

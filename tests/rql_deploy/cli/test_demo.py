@@ -55,6 +55,26 @@ def test_the_demo_trains_both_policies_and_scores_every_row_on_the_same_seeds(
         assert text in page
 
 
+@pytest.mark.slow
+def test_the_demo_through_cameras_trains_on_pictures_alone_and_plays_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from rql_deploy.bundle.bundle import Bundle
+    from rql_deploy.workflows.demo_result import PICTURES
+
+    monkeypatch.setattr(demo, "COLLECT_EPISODES", 3)
+    output = tmp_path / "demo"
+    demo.prepare(output)
+    demo.collect_and_train(output, seed=5, updates=2, plan=PICTURES)
+    plant = Bundle.open(output / "bundle").contract.plant
+    assert [image.name for image in plant.images] == ["agentview_image", "robot0_eye_in_hand_image"]
+    assert not [field.name for field in plant.fields if "cube" in field.name]
+    scores = demo.evaluate(output, seed=5, episodes=1, workers=1)
+    result = demo.report(output, scores, 5, time.monotonic(), PICTURES)
+    page = result.page.read_text()
+    assert "not told where the cube is" in page and page.count("data:video/mp4;base64,") == 5
+
+
 def frames(film: Path) -> int:
     import av
 

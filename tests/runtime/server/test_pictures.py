@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections import Counter
 from collections.abc import Iterator
@@ -10,16 +11,19 @@ from typing import Any
 
 import numpy as np
 import pytest
+import zmq
 
 from rql_deploy.bundle.bundle import Bundle
 from rql_deploy.contract import Contract
 from rql_deploy.errors import ContractError
-from rql_deploy.images import FrameStack
+from rql_deploy.images import FrameStack, jpeg
 from rql_deploy.runtime.client import connect
 from rql_deploy.runtime.engine.model import Model
 from rql_deploy.runtime.engine.onnx_policy import OnnxPolicy
+from rql_deploy.runtime.server.jpeg import JpegDecoder, decode
 from rql_deploy.runtime.server.openpi_messages import pack, read_observation
 from rql_deploy.runtime.server.server import PolicyServer
+from rql_deploy.runtime.wire.checks import ProtocolError
 from tests.helpers.servers import observation
 
 
@@ -151,3 +155,53 @@ def test_openpis_clients_may_send_channels_first(contract: Contract) -> None:
         read = read_observation(pack(sent), contract)
         np.testing.assert_array_equal(read["camera"], seen["camera"])
         assert read["camera"].dtype == np.uint8
+
+
+def encoded(seen: dict[str, Any], quality: int) -> dict[str, Any]:
+    return seen | {
+        "camera": [jpeg(np.ascontiguousarray(f), quality) for f in np.split(seen["camera"], 2, -1)]
+    }
+
+
+def test_a_robot_may_send_jpeg_which_is_decoded_beside_the_engine(
+    endpoint: str, picture_bundle: Path, contract: Contract
+) -> None:
+    local = OnnxPolicy(Bundle.open(picture_bundle))
+    seen = encoded(observation(contract), 75)
+    plain = dict(seen)
+    named = {f"camera/{i}": np.frombuffer(data, np.uint8) for i, data in enumerate(seen["camera"])}
+    plain["camera"] = decode(contract.plant, named)["camera"][0]
+    assert (plain["camera"] != observation(contract)["camera"]).any()
+    options: Any = {"seed": 3, "candidates": 3, "value": True, "deadline": 20.0}
+    expected = local.act(plain, **options)
+    with connect(endpoint) as policy:
+        assert policy.act(seen, **options).actions.tobytes() == expected.actions.tobytes()
+        last = list(policy.stream(seen, **options))[-1]
+        assert last.actions.tobytes() == expected.actions.tobytes()
+
+
+@pytest.mark.parametrize(
+    ("camera", "said"),
+    [
+        ([b"no picture"] * 2, "cannot identify image file"),
+        ([jpeg(np.zeros((16, 12, 3), np.uint8), 90)] * 2, "sent 16 x 12 pixels, the contract says 12 x 16"),
+        ([jpeg(np.zeros((12, 16, 3), np.uint8), 90)], "camera 'camera' needs 2 frames of JPEG bytes"),
+    ],
+)
+def test_what_is_no_jpeg_of_the_contracts_size_is_refused_and_nobody_else(
+    endpoint: str, contract: Contract, camera: list[bytes], said: str
+) -> None:
+    with connect(endpoint) as policy:
+        with pytest.raises(ContractError, match=said):
+            policy.act(observation(contract) | {"camera": camera}, deadline=20.0)
+        assert policy.act(encoded(observation(contract), 90), deadline=20.0).actions.shape == (3, 2)
+
+
+def test_a_server_without_a_decoder_says_so(
+    endpoint: str, contract: Contract, monkeypatch: pytest.MonkeyPatch, picture_bundle: Path
+) -> None:
+    monkeypatch.setitem(sys.modules, "PIL.Image", None)
+    decoder = JpegDecoder(zmq.Context.instance(), "inproc://nobody")
+    with pytest.raises(ProtocolError, match=r"install rql-deploy\[jpeg\] there"):
+        decoder.submit(None, None, {})  # type: ignore[arg-type]
+    decoder.close()

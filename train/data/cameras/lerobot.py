@@ -54,7 +54,8 @@ def lerobot_frames(
 
 def _shape(feature: Mapping[str, Any]) -> list[int]:
     """Height, width and channels of a feature, which some programs note in another order."""
-    shape, names = [int(side) for side in feature["shape"]], feature.get("names") or ()
+    shape: list[int] = [int(side) for side in feature["shape"]]
+    names: list[Any] = list(feature.get("names") or ())
     if len(shape) == 3 and len(names) == 3 and str(names[0]).startswith("channel"):
         return [shape[1], shape[2], shape[0]]
     return shape

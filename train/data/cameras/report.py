@@ -14,6 +14,8 @@ from rql_deploy.train.data.store import TransitionStore
 
 MOST_ROWS = 20_000
 """Rows that are looked at, in whole episodes spread over the data set; of a long episode, its first ones."""
+MOST_BYTES = 512 << 20
+"""Of a camera's frames that are looked at, so that large ones take no longer."""
 BLACK = 16
 """A frame is black where no colour of no pixel reaches this."""
 LONGEST_LAG = 10
@@ -33,10 +35,12 @@ def camera_figures(store: TransitionStore) -> list[dict[str, Any]]:
 
 def _looked_at(store: TransitionStore) -> Iterator[tuple[int, int]]:
     """First row and end of the episodes that are looked at."""
-    most = max(1, int(store.episodes * min(1.0, MOST_ROWS / len(store))))
+    largest = max([image.height * image.width * 3 for image in store.plant.images], default=1)
+    rows = max(1, min(MOST_ROWS, MOST_BYTES // largest))
+    most = max(1, int(store.episodes * min(1.0, rows / len(store))))
     for i in np.unique(np.linspace(0, store.episodes - 1, most).astype(np.int64)):
         first = int(store.starts[i])
-        yield first, min(int(store.ends[i]), first + MOST_ROWS)
+        yield first, min(int(store.ends[i]), first + rows)
 
 
 def _figures(

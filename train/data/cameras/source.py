@@ -18,18 +18,35 @@ from .pictures import frames_per_chunk
 class FrameSource(Protocol):
     """The frames of one camera, one for each row of a store."""
 
-    name: str
-    """Of the picture, as a policy's contract will call it."""
-    where: str
-    """What messages call the data set."""
-    size: tuple[int, int]
-    """Height and width of the frames as they are."""
-    rows: int
-    """Of the store."""
-    camera: str
-    """The camera's own name, where it is known and not `name`."""
-    known_order: bool
-    """Whether the colours are known to be RGB, as a codec's are; plain bytes do not say their order."""
+    @property
+    def name(self) -> str:
+        """Of the picture, as a policy's contract will call it."""
+        ...
+
+    @property
+    def where(self) -> str:
+        """What messages call the data set."""
+        ...
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of the frames as they are."""
+        ...
+
+    @property
+    def rows(self) -> int:
+        """Of the store."""
+        ...
+
+    @property
+    def camera(self) -> str:
+        """The camera's own name, where it is known and not `name`."""
+        ...
+
+    @property
+    def known_order(self) -> bool:
+        """Whether the colours are known to be RGB, as a codec's are; plain bytes do not say their order."""
+        ...
 
     @property
     def fingerprint(self) -> str:

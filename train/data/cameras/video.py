@@ -46,7 +46,9 @@ class Video:
             raise self._damaged(error) from error
         self._stream = self._container.streams.video[0]
         self._stream.thread_type = "AUTO"
-        self._rewind()
+        self._before: Any = None
+        self._after: Any = None
+        self._decoded: Iterator[Any] = self._container.decode(self._stream)
 
     def close(self) -> None:
         """Free the decoder and the file."""
@@ -92,8 +94,7 @@ class Video:
 
     def _rewind(self) -> None:
         """Forget what was decoded: decoding goes on from where the file was opened or sought."""
-        self._before: Any = None
-        self._after: Any = None
+        self._before = self._after = None
         self._decoded = self._container.decode(self._stream)
 
     def _seek(self, time: float) -> None:

@@ -109,7 +109,7 @@ def open_store(
         store = read_minari(name, options)
     if described := [name for name, keys in options.keys.fields.items() if not keys]:
         # Readers of other programs' files have left these out already.
-        known = {field.name for field in (*store.plant.fields, *store.plant.images)}
+        known = {field.name for field in store.plant.inputs}
         held = _is_stored(path)
         store = without_fields(store, [n for n in described if held or {n, f"observation.{n}"} & known])
     if store.plant.rate_assumed:
