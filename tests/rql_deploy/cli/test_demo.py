@@ -23,10 +23,13 @@ def test_the_quick_demo_serves_the_shipped_bundle_and_lifts(tmp_path: Path) -> N
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_the_demo_trains_both_policies_and_scores_every_row_on_the_same_seeds(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(demo, "COLLECT_EPISODES", 4)
+    # Untrained policies play every episode and film to its end.
+    monkeypatch.setitem(demo.SETTINGS, "horizon", 40)
     output = tmp_path / "demo"
     demo.prepare(output)
     demo.collect_and_train(output, seed=5, updates=20)
