@@ -1,10 +1,14 @@
-"""Success versus delay, for open-loop chunks, prefetch and anytime playback.
+"""Success versus delay: playback modes, ways to continue a chunk, early renewal, choice among candidates.
 
     python benchmarks/delay_sweep.py [--bundle NAME=PATH ...] [--task robosuite:Lift] [--episodes 200]
-                                     [--delays 0 0.5 1 2 4]
+                                     [--delays 0 0.5 1 2 4] [--ways prefetch prefetch+guidance+m3 ...]
 
-Besides the three modes it plays `prefix`, `compensated` and `anytime+compensated` (see `Condition`). Delay
-compensation changes nothing where the contract names no controller (OGBench); leave the last two out there.
+A way of playing is a playback mode (open-loop, prefetch, anytime) and any of these, joined by `+`:
+`compensated` (delay compensation, which changes nothing where the contract names no controller: OGBench), a
+continuation (`replacement`, `guidance`, `inversion`, `trained`; else none), `mM` (renew chunks after M
+actions), `nN` (choose among N candidates, else --candidates), `cC` (by V - C * spread) and `plain` (choose
+among chunks that continue nothing, then continue with the chosen one's noise). A bundle that cannot be played
+so is left out.
 
 The real-time loop runs on a simulated clock: the simulator does not wait for the policy. A decision arrives
 `delay` control periods after its observation, and its previews are spread evenly over that time. A tick
@@ -13,30 +17,28 @@ delay costs a whole one. An episode begins with its first action: the robot stan
 
 Every condition plays the same episode seeds, and conditions that are the same by construction are played
 once. Episodes are written to --output as they finish: an interrupted sweep continues there, and more
---episodes or --bundle add to it. Prints a table with Wilson 95 % intervals and paired differences from no
-delay, and ends with one JSON line.
+--episodes or --bundle add to it. Prints a table with Wilson 95 % intervals and paired differences from the
+same way without delay, and ends with one JSON line. `seam` is the mean jump, in half ranges of motion, from
+the last command of a chunk to the first of the next; `within` the mean change between commands of one chunk.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 import math
-import os
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from delay_ways import WAYS, ChosenPlain, Condition, Seams, Way
+from played_episodes import Results
 
 from rql_deploy.bundle.bundle import Bundle
 from rql_deploy.plant import EpisodicPlant
-from rql_deploy.policy import DEFAULT_CANDIDATES
 from rql_deploy.runtime.control.clock import Clock, SimulatedClock
 from rql_deploy.runtime.control.inference import SimulatedLatencyRunner
-from rql_deploy.runtime.control.playback import MODES, Mode
 from rql_deploy.runtime.control.realtime import RealTimeLoop
 from rql_deploy.runtime.engine.onnx_policy import OnnxPolicy
 from rql_deploy.seeding import episode_seed
@@ -44,75 +46,39 @@ from rql_deploy.sim.plants.tasks import EnvPlant, Task, describe
 from rql_deploy.statistics import paired_difference, wilson_interval
 
 SHIPPED = Path(__file__).parent.parent / "rql_deploy" / "assets" / "lift_bundle"
-WAYS = (*MODES, "prefix", "compensated", "anytime+compensated")
 ROBOSUITE = {"robot": "Panda", "controller": "OSC_POSE", "control_rate": 20, "horizon": 120}
 
 
-@dataclass(frozen=True)
-class Condition:
-    """One way of playing chunks under one delay."""
-
-    way: str
-    """A playback mode, or `prefix`: prefetch, where each chunk continues the actions that play meanwhile; or
-    `compensated`, `anytime+compensated`: prefetch or anytime with delay compensation."""
-    delay: float
-    """Control periods."""
-
-    @property
-    def mode(self) -> Mode:
-        """The loop's playback mode."""
-        if self.way in ("prefix", "compensated"):
-            return "prefetch"
-        return self.way.removesuffix("+compensated")  # type: ignore[return-value]
-
-    @property
-    def played(self) -> tuple[str, float]:
-        """Way and delay that determine its episodes; conditions with the same pair play the same episodes.
-
-        Without delay all ways are one, and with at most one period of delay previews are never needed.
-        """
-        ticks = math.ceil(self.delay)
-        if ticks == 0:
-            return "none", 0.0
-        if self.mode == "anytime":
-            return (
-                (self.way, self.delay)
-                if ticks > 1
-                else ("compensated" if "compensated" in self.way else "prefetch", 1.0)
-            )
-        return self.way, float(ticks)
-
-    @property
-    def prefetch_ticks(self) -> int | None:
-        """Without delay 0; otherwise the loop measures it."""
-        return 0 if self.delay == 0 else None
-
-
 def play(
-    plant: EpisodicPlant, policy: OnnxPolicy, condition: Condition, seed: int, candidates: int
+    plant: EpisodicPlant, onnx: OnnxPolicy, condition: Condition, seed: int, candidates: int
 ) -> dict[str, Any]:
     """One episode; the same seed and condition give the same episode."""
-    period = 1.0 / policy.contract.plant.control_rate
+    period, way = 1.0 / onnx.contract.plant.control_rate, condition.way
+    policy = ChosenPlain(onnx) if way.chosen_plain else onnx
 
     def make_runner(clock: Clock, safety: Any) -> SimulatedLatencyRunner:
         return SimulatedLatencyRunner(
             policy,
             clock,
             condition.delay * period,
-            candidates=candidates,
+            candidates=way.candidates or candidates,
             value=safety.needs_value,
-            prefix=condition.way == "prefix",
+            pessimism=way.pessimism,
+            continuation=way.continuation,
         )
 
+    seams = Seams(onnx)
     loop = RealTimeLoop(
         plant,
         policy,
-        mode=condition.mode,
+        mode=way.mode,
         prefetch_ticks=condition.prefetch_ticks,
         latch=False,
-        delay_compensation="compensated" in condition.way,
+        delay_compensation=way.compensated,
+        replan_every=way.replan_every,
         clock=SimulatedClock(),
         make_runner=make_runner,
+        on_tick=seams,
     )
     result = loop.run_episode(seed)
     if result.episode.error:
@@ -122,30 +88,11 @@ def play(
         "steps": result.episode.steps,
         "holds": result.episode.holds,
         "faults": loop.watchdog.faults,
+        "decisions": result.statistics.decisions,
+        "seam": float(np.mean(seams.between)) if seams.between else None,
+        "within": float(np.mean(seams.within)) if seams.within else None,
         "held_because": dict(result.statistics.hold_kinds),
     }
-
-
-class Results:
-    """Episodes so far, one JSON line each."""
-
-    def __init__(self, path: Path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self.path = path
-        self.found: dict[tuple[Any, ...], dict[str, Any]] = {}
-        if path.exists():
-            for line in path.read_text().splitlines():
-                # A line cut short by a kill is played again.
-                with contextlib.suppress(ValueError):
-                    entry = json.loads(line)
-                    self.found[tuple(entry["key"])] = entry
-
-    def add(self, key: tuple[Any, ...], entry: dict[str, Any]) -> None:
-        self.found[key] = entry
-        with self.path.open("a+b") as file:
-            # A killed run may have left part of a line: start a new one.
-            torn = file.tell() and (file.seek(-1, os.SEEK_END), file.read(1))[1] != b"\n"
-            file.write((b"\n" if torn else b"") + json.dumps({"key": key, **entry}).encode() + b"\n")
 
 
 def main() -> None:
@@ -163,8 +110,8 @@ def main() -> None:
     parser.add_argument(
         "--delays", type=float, nargs="+", default=[0.0, 0.5, 1.0, 2.0, 4.0], help="control periods"
     )
-    parser.add_argument("--modes", nargs="+", default=list(WAYS), choices=WAYS)
-    parser.add_argument("--candidates", type=int, default=DEFAULT_CANDIDATES)
+    parser.add_argument("--ways", nargs="+", default=list(WAYS), help="ways of playing chunks, see above")
+    parser.add_argument("--candidates", type=int, default=1, help="of ways that do not say it")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", type=Path, default=Path("runs/delay_sweep/episodes.jsonl"))
     parser.add_argument("--minutes", type=float, default=math.inf, help="stop in time and show what there is")
@@ -182,7 +129,20 @@ def main() -> None:
     for policy in bundles.values():
         policy.contract.require(description)
 
-    conditions = [Condition(mode, delay) for delay in arguments.delays for mode in arguments.modes]
+    for name in arguments.ways:
+        try:
+            Way.parse(name)
+        except ValueError as error:
+            parser.error(str(error))
+    conditions = {
+        name: [
+            Condition(way, delay)
+            for delay in arguments.delays
+            for way in arguments.ways
+            if Way.parse(way).fits(policy.contract)
+        ]
+        for name, policy in bundles.items()
+    }
     results = Results(arguments.output)
     seeds = [episode_seed(arguments.seed, index, "evaluate") for index in range(arguments.episodes)]
     begun, shown, new = time.monotonic(), time.monotonic(), 0
@@ -201,8 +161,8 @@ def main() -> None:
     # Seed by seed, so that the conditions are paired whenever the sweep ends.
     complete: list[int] = []
     for index, seed in enumerate(seeds):
-        for policy in bundles.values():
-            for condition in conditions:
+        for name, policy in bundles.items():
+            for condition in conditions[name]:
                 if time.monotonic() - begun > arguments.minutes * 60:
                     break
                 if key(policy, condition, seed) not in results.found:
@@ -213,8 +173,8 @@ def main() -> None:
                     new += 1
         if all(
             key(policy, condition, seed) in results.found
-            for policy in bundles.values()
-            for condition in conditions
+            for name, policy in bundles.items()
+            for condition in conditions[name]
         ):
             complete.append(seed)
         if time.monotonic() - shown > 30:
@@ -229,12 +189,12 @@ def main() -> None:
             policy.contract.h,
             condition,
             [results.found[key(policy, condition, seed)] for seed in complete],
-            [results.found[key(policy, Condition("open-loop", 0.0), seed)] for seed in complete]
+            [results.found[key(policy, condition.without_delay, seed)] for seed in complete]
             if 0.0 in arguments.delays
             else None,
         )
         for name, policy in bundles.items()
-        for condition in conditions
+        for condition in conditions[name]
     ]
     print(table(arguments.task, report, len(complete)))
     print(json.dumps({"task": arguments.task, "episodes": len(complete), "points": report}))
@@ -258,7 +218,7 @@ def row(
     return {
         "bundle": name,
         "h": h,
-        "mode": condition.way,
+        "way": condition.name,
         "delay": condition.delay,
         "success": successes / len(played),
         "ci": list(wilson_interval(successes, len(played))),
@@ -266,7 +226,16 @@ def row(
         "steps": float(np.mean([e["steps"] for e in played])),
         "held": sum(e["holds"] for e in played) / max(1, sum(e["steps"] for e in played)),
         "faults": sum(e["faults"] for e in played),
+        "decisions": float(np.mean([e["decisions"] for e in played])),
+        "seam": _mean([e["seam"] for e in played]),
+        "within": _mean([e["within"] for e in played]),
     }
+
+
+def _mean(numbers: list[float | None]) -> float:
+    """The mean of those that there are."""
+    known = [number for number in numbers if number is not None]
+    return float(np.mean(known)) if known else math.nan
 
 
 def table(task: str, report: list[dict[str, Any]], episodes: int) -> str:
@@ -276,15 +245,15 @@ def table(task: str, report: list[dict[str, Any]], episodes: int) -> str:
         "points lost against no delay (paired bootstrap 95 %)"
     ]
     lines.append(
-        f"{'bundle':10} {'mode':10} {'delay':>5} {'success':>8} {'95 % interval':>15} {'points lost':>22} "
-        f"{'steps':>6} {'held':>6} {'faults':>6}"
+        f"{'bundle':10} {'way':32} {'delay':>5} {'success':>8} {'95 % interval':>15} {'points lost':>22} "
+        f"{'steps':>6} {'held':>6} {'seam':>6} {'within':>6}"
     )
     for r in report:
         interval = f"{r['ci'][0]:.0%} to {r['ci'][1]:.0%}"
         lost = "" if r["points_lost"] is None else "{:.1f} ({:.1f} to {:.1f})".format(*r["points_lost"])
         lines.append(
-            f"{r['bundle']:10} {r['mode']:10} {r['delay']:>5g} {r['success']:>8.1%} {interval:>15} "
-            f"{lost:>22} {r['steps']:>6.1f} {r['held']:>6.1%} {r['faults']:>6}"
+            f"{r['bundle']:10} {r['way']:32} {r['delay']:>5g} {r['success']:>8.1%} {interval:>15} "
+            f"{lost:>22} {r['steps']:>6.1f} {r['held']:>6.1%} {r['seam']:>6.3f} {r['within']:>6.3f}"
         )
     return "\n".join(lines)
 

@@ -24,7 +24,9 @@ from rql_deploy.errors import DeadlineMissed
 from rql_deploy.runtime.client import RemotePolicy
 from rql_deploy.runtime.client.channel import Channel
 from rql_deploy.runtime.engine.model import Model
-from rql_deploy.runtime.server.recording import read_recording, replay, same_bytes
+from rql_deploy.runtime.recording.messages import Decision
+from rql_deploy.runtime.recording.reader import read_recording
+from rql_deploy.runtime.recording.replay import replay, same_bytes
 
 DISK_KIB = 256
 BALLAST_KIB = 192
@@ -226,11 +228,11 @@ def clock_jumps(calls: int) -> Outcome:
             server.process.send_signal(signal.SIGTERM)
             server.process.wait(timeout=20)
             records = [
-                record
-                for record in read_recording(Path(folder) / "recording")
-                if record["kind"] == "decision"
+                message
+                for message in read_recording(Path(folder) / "recording")
+                if isinstance(message, Decision)
             ]
-    times = np.array([record["time"] for record in records])
+    times = np.array([record.time for record in records])
     backwards = int((np.diff(times) < 0).sum())
     return Outcome(
         f"{found['missed']} of {calls} calls missed while its clock jumped {found['jumps']} times, "
@@ -267,12 +269,13 @@ def full_disk(decisions: int) -> Outcome:
         own = subprocess.run([*wrapper, "true"], capture_output=True, check=False).returncode == 0
         with serving("tcp://127.0.0.1:*", "--record", str(place), wrapper=wrapper if own else ()) as server:
             pid = server.process.pid
+            (writer,) = map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split())
             if own:
                 # Its file system is seen by its processes alone, and by others through them.
                 place = Path(f"/proc/{pid}/root{place}")
             else:
                 resource.prlimit(
-                    pid, resource.RLIMIT_FSIZE, ((DISK_KIB - BALLAST_KIB) << 10, resource.RLIM_INFINITY)
+                    writer, resource.RLIMIT_FSIZE, ((DISK_KIB - BALLAST_KIB) << 10, resource.RLIM_INFINITY)
                 )
             with RemotePolicy.connect(server.endpoint) as policy:
                 lost = 0
@@ -290,9 +293,11 @@ def full_disk(decisions: int) -> Outcome:
                             (place / "ballast").unlink()
                         else:
                             resource.prlimit(
-                                pid, resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY)
+                                writer,
+                                resource.RLIMIT_FSIZE,
+                                (resource.RLIM_INFINITY, resource.RLIM_INFINITY),
                             )
-            records = [record for record in read_recording(place) if record["kind"] == "decision"]
+            records = [message for message in read_recording(place) if isinstance(message, Decision)]
             warned = sum("cannot record" in line for line in server.said)
     model = Model(Bundle.open(BUNDLE))
     same = sum(same_bytes(record, replay(model, record)) for record in records)

@@ -10,6 +10,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from multiprocessing.connection import Connection
 
+import msgspec
 import numpy as np
 from fault_peers import Driver
 from fault_setup import BUNDLE, Outcome, contract, request, sample, serving, spawn
@@ -20,7 +21,9 @@ from rql_deploy.policy import Decision
 from rql_deploy.runtime.client import RemotePolicy, ServerError
 from rql_deploy.runtime.client.channel import Channel
 from rql_deploy.runtime.engine.model import Model
-from rql_deploy.runtime.server.recording import replay
+from rql_deploy.runtime.recording.messages import Decision as Recorded
+from rql_deploy.runtime.recording.messages import Doubles, Floats, pack
+from rql_deploy.runtime.recording.replay import replay
 
 SEEDS = 16
 GREEDY_CONNECTIONS = 17
@@ -35,7 +38,15 @@ class Expected:
     def __init__(self) -> None:
         self._model = Model(Bundle.open(BUNDLE))
         self._records = [
-            {"contract_id": contract().contract_id, "fields": sample(seed), "seed": seed, "candidate": 0}
+            Recorded(
+                time=0.0,
+                contract_id=contract().contract_id,
+                client="",
+                seed=seed,
+                fields=[pack(name, np.asarray(value)) for name, value in sample(seed).items()],
+                chunk_shape=[],
+                actions=Floats(b""),
+            )
             for seed in range(SEEDS)
         ]
         self._known: dict[tuple[int, tuple[float, ...]], bytes] = {}
@@ -46,7 +57,8 @@ class Expected:
         key = seed, decision.deltas
         with self._lock:
             if key not in self._known:
-                record = {**self._records[seed], "value": None, "deltas": decision.deltas}
+                deltas = Doubles(np.array(decision.deltas).tobytes())
+                record = msgspec.structs.replace(self._records[seed], deltas=deltas)
                 self._known[key] = replay(self._model, record).actions.tobytes()
         return decision.seed != seed or decision.actions.tobytes() != self._known[key]
 

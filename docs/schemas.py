@@ -1,4 +1,4 @@
-"""Write docs/*.schema.json, the JSON Schemas of our files: `python docs/schemas.py`.
+"""Write docs/*.schema.json and docs/recording.proto, the schemas of our files: `python docs/schemas.py`.
 
 msgspec makes the schemas from the Structs that read the files; the docstrings become the descriptions. A
 test compares the files with what this script would write.
@@ -21,6 +21,8 @@ from rql_deploy.bundle.manifest import Manifest
 from rql_deploy.contract import Contract
 from rql_deploy.distributed.sweep.file import SweepFile
 from rql_deploy.limits import Limits
+from rql_deploy.runtime.recording import protobuf
+from rql_deploy.runtime.recording.messages import MESSAGES, Doubles, Float, Floats
 from rql_deploy.structs import MAX_FLOAT
 from rql_deploy.train.checkpoints.header import CheckpointHeader
 from rql_deploy.train.config import TrainConfig
@@ -95,6 +97,41 @@ def _one_paragraph(text: str) -> str:
     return " ".join(text.split())
 
 
+PROTO = FOLDER / "recording.proto"
+_PROTO_TYPES = {
+    float: "double",
+    Float: "float",
+    int: "int64",
+    bool: "bool",
+    str: "string",
+    bytes: "bytes",
+    Floats: "repeated float",
+    Doubles: "repeated double",
+}
+
+
+def proto_text() -> str:
+    """What docs/recording.proto should hold: the messages of a recording (docs/recordings.md)."""
+    found: dict[type[msgspec.Struct], None] = {}
+    for cls in MESSAGES.values():
+        found |= dict.fromkeys(protobuf.structs_in(cls))
+    parts = ['// Written by docs/schemas.py.\nsyntax = "proto3";\npackage rql;\n']
+    for cls in found:
+        texts = _field_docstrings(cls)
+        lines = [*_comment(_one_paragraph(cls.__doc__ or ""), ""), f"message {cls.__name__} {{"]
+        for number, (name, kind) in enumerate(protobuf.field_types(cls).items(), start=1):
+            lines += _comment(texts.get(name, ""), "  ")
+            spelled = kind.hint.__name__ if protobuf.is_struct(kind.hint) else _PROTO_TYPES[kind.hint]
+            label = "repeated " if kind.repeated else "optional " if kind.optional else ""
+            lines.append(f"  {label}{spelled} {name} = {number};")
+        parts.append("\n".join([*lines, "}"]) + "\n")
+    return "\n".join(parts)
+
+
+def _comment(text: str, indent: str) -> list[str]:
+    return [f"{indent}// {line}" for line in textwrap.wrap(text, 100)]
+
+
 def text_of(name: str) -> str:
     """What docs/NAME.schema.json should hold."""
     return json.dumps(json_schema(PUBLISHED[name]), indent=1) + "\n"
@@ -103,3 +140,4 @@ def text_of(name: str) -> str:
 if __name__ == "__main__":
     for name in PUBLISHED:
         (FOLDER / f"{name}.schema.json").write_text(text_of(name))
+    PROTO.write_text(proto_text())

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from rql_deploy.bundle.rollout import Inputs, count_rows, observed, pick
+from rql_deploy.bundle.rollout import Inputs, count_rows, given_case, observed, pick
 from rql_deploy.bundle.value_ranking import ranking_inputs
 from rql_deploy.contract import Contract
 from rql_deploy.flow import flow_schedule
@@ -160,14 +160,26 @@ def _torch_outputs(
     column = torch.ones(len(x), 1, dtype=dtype)
     features = networks["encoder"](*inputs.values())
     outputs = {"encode": features, "policy": networks["policy"].unrolled(x, features)}
+    # Of a policy that was trained with `rql.prefix`: steps with no action given, and below with some.
+    none = (torch.zeros(len(x), dtype=torch.int64),) * contract.prefix_conditioned
     for k, (f, delta) in enumerate(flow_schedule(contract.F)):
         outputs[f"value/{k}/value"], outputs[f"value/{k}/spread"] = networks["valuer"](
             features, x, column * f
         )
-        x, outputs[f"refine/{k}/preview"] = networks["refiner"](features, x, column * f, column * delta)
+        x, outputs[f"refine/{k}/preview"] = networks["refiner"](
+            features, x, column * f, column * delta, *none
+        )
         outputs[f"refine/{k}/x"] = x
     last = contract.F
     outputs[f"value/{last}/value"], outputs[f"value/{last}/spread"] = networks["valuer"](
         features, x.clamp(-1, 1), column
     )
+    if contract.prefix_conditioned:
+        start, given = given_case(contract, noise)
+        x, count = torch.from_numpy(start).to(dtype), torch.from_numpy(given)
+        for k, (f, delta) in enumerate(flow_schedule(contract.F)):
+            x, outputs[f"given/{k}/preview"] = networks["refiner"](
+                features, x, column * f, column * delta, count
+            )
+            outputs[f"given/{k}/x"] = x
     return outputs

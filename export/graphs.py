@@ -60,12 +60,14 @@ def write_graphs(modules: ExportModules, contract: Contract, folder: Path) -> No
     if modules.backbones:
         encode = prepend(encode, modules.backbones, contract.plant.images, contract.plant.frame_stack)
     _save(encode, contract, folder / "encode.onnx")
+    # How many actions are given, where the policy was trained with some.
+    given = (torch.zeros(rows, dtype=torch.int64),) * contract.prefix_conditioned
     _write(
         modules.refiner,
-        (features, x, f, delta),
-        ["features", "x", "f", "delta"],
+        (features, x, f, delta, *given),
+        ["features", "x", "f", "delta", *["given"] * len(given)],
         ["next_x", "preview"],
-        (batch, batch, batch, batch),
+        (batch,) * (4 + len(given)),
         contract,
         folder / "refine.onnx",
     )

@@ -25,7 +25,7 @@ import onnxruntime
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from rql_deploy.bundle.rollout import Inputs
+from rql_deploy.bundle.rollout import Inputs, refine_inputs
 from rql_deploy.bundle.rollout import encode as encode_rows
 from rql_deploy.bundle.sessions import session_options
 from rql_deploy.contract import Contract
@@ -120,7 +120,7 @@ def calibrate(
     for f, delta in flow_schedule(contract.F):
         now = {"features": features, "x": x, "f": column * np.float32(f)}
         run("value", now)
-        x = run("refine", {**now, "delta": column * np.float32(delta)})[0]
+        x = run("refine", refine_inputs(contract, **now, delta=column * np.float32(delta)))[0]
     run("value", {"features": features, "x": np.clip(x, -1.0, 1.0), "f": column})
     return layers
 

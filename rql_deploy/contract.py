@@ -119,6 +119,9 @@ class Contract(Record, frozen=True, dict=True):
     """What the training data showed."""
     provenance: Provenance
     """Where the policy came from."""
+    prefix_conditioned: bool = False
+    """Whether the vector field was trained with the first actions of some chunks given (`rql.prefix`). Its
+    refinement graph then takes their number, too."""
     schema_version: int = SCHEMA_VERSION
     """Of this file format. A reader refuses a version it does not know."""
 
@@ -186,6 +189,8 @@ class Contract(Record, frozen=True, dict=True):
         # Through the types once, so that integers or numpy numbers in it do not change the id.
         plain = to_plain(convert(to_plain(self), Contract, "contract", ContractError))
         _drop_defaults(plain["plant"])
+        if not self.prefix_conditioned:
+            del plain["prefix_conditioned"]
         if self.schema_version == 1:
             for action in plain["plant"]["actions"]:
                 action["hold"] = "null" if action["hold"] == "zero" else action["hold"]

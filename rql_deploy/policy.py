@@ -7,7 +7,7 @@ import math
 import operator
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from typing import TYPE_CHECKING, Any, Protocol, TypedDict
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypedDict, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,7 +25,11 @@ MAX_CANDIDATES = 256
 DEFAULT_CANDIDATES = 4
 """Chunks that `run` and `evaluate` choose among unless told otherwise: what benchmarks/value_guided.py shows
 to be best over its tasks."""
+MAX_PESSIMISM = 100.0
 MAX_COUNT = 2**31 - 1
+Continuation = Literal["none", "replacement", "guidance", "inversion", "trained"]
+"""How a chunk continues the actions before it (docs/control.md)."""
+CONTINUATIONS: tuple[Continuation, ...] = get_args(Continuation)
 
 
 @dataclass(frozen=True)
@@ -61,7 +65,7 @@ class Decision:
 
 
 class ActOptions(TypedDict, total=False):
-    """What `act` and `stream` of every policy take by keyword; a policy may not have the last two."""
+    """What `act` and `stream` of every policy take by keyword; a policy may not have the last five."""
 
     deadline: float | None
     """Seconds from now; a remote policy raises `DeadlineMissed` when it passes."""
@@ -71,10 +75,16 @@ class ActOptions(TypedDict, total=False):
     """Also return V and spread of the chunk."""
     seed: int | None
     """Seed of the noise, from 0 to 2^53 - 1; drawn afresh if None."""
+    pessimism: float
+    """c: candidates are ranked by V - c * spread."""
     prune: Sequence[tuple[int, int]]
     """(k, keep): after refinement step k only the `keep` candidates of highest V go on."""
     prefix: NDArray[np.float32] | None
-    """`[n, A]`: actions that will be played whatever is decided; the chunk goes on from them."""
+    """`[n, A]`: what is left of the chunk that plays; the new one goes on from it (`rql_deploy.prefix`)."""
+    committed: int | None
+    """Actions of `prefix` that play whatever is decided, and begin the chunk as they are; default all."""
+    continuation: Continuation | None
+    """How the chunk continues `prefix`; None: as trained, where the policy was, else guidance."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,8 +95,11 @@ class ResolvedOptions:
     candidates: int = 1
     value: bool = False
     seed: int | None = None
+    pessimism: float = 0.0
     prune: Sequence[tuple[int, int]] = ()
     prefix: NDArray[np.float32] | None = None
+    committed: int | None = None
+    continuation: Continuation | None = None
 
     @classmethod
     def of(cls, options: Mapping[str, Any], *, without: Collection[str] = ()) -> ResolvedOptions:
@@ -172,13 +185,32 @@ def _optional(read: Callable[[str, Any], Any]) -> Callable[[str, Any], Any]:
     return lambda name, value: None if value is None else read(name, value)
 
 
+def read_pessimism(name: str, value: Any) -> float:
+    """A number from 0 to `MAX_PESSIMISM`. Raises TypeError if it is none, UserError when out of range."""
+    if isinstance(value, bool | np.bool_) or not isinstance(value, int | float | np.integer | np.floating):
+        raise TypeError(f"{name} is {value!r}: pass a number")
+    if not 0.0 <= value <= MAX_PESSIMISM:
+        raise UserError(f"{name} is {value}: pass 0 to {MAX_PESSIMISM:g}")
+    return float(value)
+
+
+def read_continuation(name: str, value: Any) -> Continuation:
+    """One of `CONTINUATIONS`. Raises UserError for anything else."""
+    if value not in CONTINUATIONS:
+        raise UserError(f"there is no {name} {value!r}", hint=f"pass one of {', '.join(CONTINUATIONS)}")
+    return value  # type: ignore[no-any-return]
+
+
 _READERS: Mapping[str, Callable[[str, Any], Any]] = {
     "deadline": _optional(read_seconds),
     "candidates": lambda name, value: read_whole(name, value, 1, MAX_CANDIDATES),
     "value": _read_value,
     "seed": _optional(lambda _, value: check_seed(value)),
+    "pessimism": read_pessimism,
     "prune": _read_prune,
     "prefix": lambda name, value: value,
+    "committed": _optional(lambda name, value: read_whole(name, value, 0, MAX_COUNT)),
+    "continuation": _optional(read_continuation),
 }
 """By option: its value, checked."""
 

@@ -7,6 +7,7 @@ textures, which stay the same; making a context takes as long as ten pictures, s
 from __future__ import annotations
 
 import importlib
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -34,7 +35,9 @@ class Offscreen:
         contexts: Any = importlib.import_module("mujoco.rendering.classic.gl_context")
         self._height, self._width = height, width
         self._screen = contexts.GLContext(width, height)
-        self._context: Any = None
+        self._contexts: list[Any] = []
+        # At the end of a process too: freed later, when OpenGL's loader is gone, contexts complain.
+        self._free = weakref.finalize(self, _free, self._screen, self._contexts)
         self._model: Any = None
         self._option = self._mujoco.MjvOption()
         self._option.geomgroup[COLLISION_SHAPES] = 0
@@ -45,12 +48,12 @@ class Offscreen:
         """Render this model from now on."""
         mujoco = self._mujoco
         self._screen.make_current()
-        if self._context is None or not _looks_alike(self._model, model):
-            if self._context is not None:
-                self._context.free()
+        if not self._contexts or not _looks_alike(self._model, model):
+            while self._contexts:
+                self._contexts.pop().free()
             with _buffer(model, self._height, self._width):
-                self._context = mujoco.MjrContext(model, FONT_SCALE)
-            mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN.value, self._context)
+                self._contexts.append(mujoco.MjrContext(model, FONT_SCALE))
+            mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN.value, self._contexts[0])
         self._model, self._scene = model, mujoco.MjvScene(model, maxgeom=MOST_SHAPES)
 
     def picture(self, data: Any, camera: int, height: int, width: int) -> NDArray[np.uint8]:
@@ -62,17 +65,21 @@ class Offscreen:
         mujoco.mjv_updateScene(self._model, data, self._option, None, self._camera, everything, self._scene)
         part = mujoco.MjrRect(0, 0, width, height)
         found: NDArray[np.uint8] = np.empty((height, width, 3), np.uint8)
-        mujoco.mjr_render(part, self._scene, self._context)
-        mujoco.mjr_readPixels(found, None, part, self._context)
+        mujoco.mjr_render(part, self._scene, self._contexts[0])
+        mujoco.mjr_readPixels(found, None, part, self._contexts[0])
         return np.ascontiguousarray(found[::-1])
 
     def close(self) -> None:
         """Free the context."""
-        self._screen.make_current()
-        if self._context is not None:
-            self._context.free()
-        self._screen.free()
-        self._context = self._model = self._scene = None
+        self._free()
+        self._model = self._scene = None
+
+
+def _free(screen: Any, contexts: list[Any]) -> None:
+    screen.make_current()
+    while contexts:
+        contexts.pop().free()
+    screen.free()
 
 
 def _looks_alike(old: Any, new: Any) -> bool:

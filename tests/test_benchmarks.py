@@ -6,9 +6,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 
-from benchmarks.delay_sweep import WAYS, Condition, Results
+from benchmarks.delay_ways import WAYS, Condition, Way
+from benchmarks.played_episodes import Results
 from benchmarks.puzzle import fewest_presses
 from tests.helpers.commands import ROOT
 
@@ -26,6 +28,7 @@ BARE = (
 )
 
 
+@pytest.mark.slow
 def test_training_speed_needs_a_checkout_torch_numpy_and_h5py_only(tmp_path: Path) -> None:
     block = f"import sys\nfor name in {BARE}: sys.modules[name] = None\n"
     words = [
@@ -65,10 +68,16 @@ def test_every_way_of_playing_chunks_has_episodes_of_its_own() -> None:
     assert len({Condition(way, 2.0).played for way in WAYS}) == len(WAYS)
     assert (
         Condition("anytime+compensated", 1.0).played
-        == Condition("compensated", 1.0).played
+        == Condition("prefetch+compensated", 1.0).played
         != Condition("anytime", 1.0).played
     )
-    assert {Condition(way, 0.0).played for way in WAYS} == {("none", 0.0)}
+    assert {Condition(way, 0.0).played for way in WAYS} == {("none", 0.0), ("none+n4", 0.0)}
+    assert Way.parse("anytime+guidance+compensated+m3+n8+c0.5") == Way(
+        "anytime", True, "guidance", replan_every=3, candidates=8, pessimism=0.5
+    )
+    for wrong in ("guidance", "prefetch+guided", "prefetch+m", "prefetch+x3"):
+        with pytest.raises(ValueError, match=r"does not begin|unknown part|invalid literal"):
+            Way.parse(wrong)
 
 
 def test_a_delay_sweep_goes_on_after_a_line_that_a_kill_cut_short(tmp_path: Path) -> None:

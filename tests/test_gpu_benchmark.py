@@ -118,6 +118,7 @@ def test_training_side_by_side_comes_back_as_checkpoints(tmp_path: Path) -> None
     torch.testing.assert_close(trained.parameters["V.kernels.0"], kernel[1].float())
 
 
+@pytest.mark.slow
 def test_the_check_proves_the_mathematics_and_names_the_fastest_variant(tmp_path: Path) -> None:
     done = gpu("check", "--small", "--out", tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -281,6 +281,7 @@ def test_bad_input_is_one_sentence_and_leaves_nothing(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_training_is_evaluated_while_it_goes_on(recorded: Path, tmp_path: Path) -> None:
     train = (
         "train",

@@ -8,6 +8,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from . import prefix
+
 NO_IMAGES: Mapping[str, Tensor] = {}
 
 
@@ -44,7 +46,7 @@ class Noise(NamedTuple):
     bc_noise: Tensor
     """`[..., B, hA]`, N(0, I): start of the flow-matching path."""
     bc_time: Tensor
-    """`[..., B, 1]`, U[0, 1]: flow time of the interpolant."""
+    """`[..., B, 1]`, U[0, 1]: flow time of the interpolant; with `rql.prefix` per action, `[..., B, h]`."""
 
 
 class Losses(NamedTuple):
@@ -73,8 +75,9 @@ def draw_noise(
     generator: torch.Generator | None,
     device: torch.device | str = "cpu",
     runs: tuple[int, ...] = (),
+    prefix_of: int = 0,
 ) -> Noise:
-    """Draw one update's noise on `device`.
+    """Draw one update's noise on `device`; with `rql.prefix`, `prefix_of` is h.
 
     Reversal depth: U[0, 1] for the first half of the batch, uniform on {0, 1/F, ..., 1} for the second.
     """
@@ -83,9 +86,12 @@ def draw_noise(
         torch.randint(0, flow_steps + 1, (*runs, batch_size - half), generator=generator, device=device)
         / flow_steps
     )
-    return Noise(
+    noise = Noise(
         next_noise=torch.randn(*runs, batch_size, chunk_dim, generator=generator, device=device),
         reversal_depth=torch.cat((torch.rand(*runs, half, generator=generator, device=device), grid), dim=-1),
         bc_noise=torch.randn(*runs, batch_size, chunk_dim, generator=generator, device=device),
         bc_time=torch.rand(*runs, batch_size, 1, generator=generator, device=device),
     )
+    if prefix_of:
+        noise = noise._replace(bc_time=prefix.draw_times(noise.bc_time, prefix_of, generator))
+    return noise

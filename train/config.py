@@ -101,6 +101,8 @@ class TrainConfig(Record, frozen=True):
             raise UserError(f"train.frame_stack is {self.frame_stack}, it must be at most {MAX_FRAMES}")
         if c.crop_padding < 0:
             raise UserError(f"rql.crop_padding is {c.crop_padding}, it must be at least 0")
+        if c.prefix and c.h < 2:
+            raise UserError("rql.prefix is for chunks of two actions and more: set rql.h=2")
         for name in ("policy_hidden", "value_hidden"):
             if not getattr(c, name) or min(getattr(c, name)) < 1:
                 raise UserError(

@@ -99,7 +99,7 @@ class Refiner(nn.Module):
         dim, chunk = v.observation_dim, v.chunk_dim
         self.width = v.hidden[0]
         self.kernel_x = constant(v.kernels[0][dim : dim + chunk])
-        self.kernel_f = constant(v.kernels[0][dim + chunk :])
+        self.kernel_f = constant(v.kernels[0][dim + chunk :].sum(0, keepdim=True))
         self.kernels = nn.ParameterList(constant(k) for k in list(v.kernels)[1:])
         self.biases = nn.ParameterList(constant(b) for b in list(v.biases)[1:])
         self.action_dim = len(action_centre)
@@ -108,7 +108,10 @@ class Refiner(nn.Module):
 
     def velocity(self, projection: Tensor, x: Tensor, f: Tensor) -> Tensor:
         """v at (x, f); `projection` is the observation's part of the first layer."""
-        z = projection + torch.matmul(x, self.kernel_x) + f * self.kernel_f
+        return self.hidden(projection + torch.matmul(x, self.kernel_x) + f * self.kernel_f)
+
+    def hidden(self, z: Tensor) -> Tensor:
+        """The layers after the first one's product `z`."""
         for kernel, bias in zip(self.kernels, self.biases, strict=True):
             z = torch.matmul(functional.gelu(z, approximate="tanh"), kernel) + bias
         return z
@@ -121,6 +124,29 @@ class Refiner(nn.Module):
 
     def forward(self, features: Tensor, x: Tensor, f: Tensor, delta: Tensor) -> tuple[Tensor, Tensor]:
         u = self.velocity(features[:, : self.width], x, f)
+        return x + u * delta, self.finish(x + u * (1.0 - f))
+
+
+class GivenRefiner(Refiner):
+    """A `Refiner` trained with `rql.prefix`: the first `given` `[B]` actions of x stay as they are.
+
+    Flow time is f for the other actions and 1 for these. The first layer has a row for each action's time, so
+    what it adds is f times the sum of all rows, and 1 - f times the sum of the first `given`. With none given
+    that is what `Refiner` adds, to the byte.
+    """
+
+    def __init__(self, v: VectorField, action_centre: Tensor, action_half_range: Tensor):
+        super().__init__(v, action_centre, action_half_range)
+        rows = v.kernels[0][v.observation_dim + v.chunk_dim :]
+        self.kernel_given = constant(torch.cat((torch.zeros_like(rows[:1]), rows.cumsum(0))))
+        self.place = constant((torch.arange(v.chunk_dim) // self.action_dim)[None])
+
+    def forward(  # type: ignore[override]
+        self, features: Tensor, x: Tensor, f: Tensor, delta: Tensor, given: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        times = f * self.kernel_f + (1.0 - f) * self.kernel_given[given]
+        z = features[:, : self.width] + torch.matmul(x, self.kernel_x) + times
+        u = self.hidden(z) * (self.place >= given[:, None]).to(x.dtype)
         return x + u * delta, self.finish(x + u * (1.0 - f))
 
 
@@ -252,6 +278,7 @@ def make_contract(
             updates=checkpoint.step,
             versions=checkpoint.versions,
         ),
+        prefix_conditioned=config.rql.prefix,
     )
 
 
@@ -266,7 +293,7 @@ def make_modules(agent: RQL, contract: Contract) -> tuple[Encoder, Refiner, Flow
         torch.tensor(contract.observation_mean),
         torch.tensor(contract.observation_std),
     )
-    refiner = Refiner(
+    refiner = (GivenRefiner if contract.prefix_conditioned else Refiner)(
         agent.v_ema,
         torch.tensor((high + low) / 2, dtype=torch.float32),
         torch.tensor((high - low) / 2, dtype=torch.float32),

@@ -41,6 +41,9 @@ class RQLConfig(Record, frozen=True):
     reversal: bool = True
     """Use the reversed flow. False is the paper's ablation: each partial action's V is learned from the next
     one's, step by step."""
+    prefix: bool = False
+    """Train with the first actions of some chunks given, so that a chunk can continue the one before it
+    (docs/algorithm.md)."""
     complete_rows: bool = False
     """Let every row start a window, and count windows that reach past the end of an episode whose last mask
     is 0. The reference code does neither."""

@@ -143,18 +143,21 @@ class VectorField(SeeingNetwork):
         chunk_dim: int,
         hidden: tuple[int, ...],
         generator: torch.Generator | None = None,
+        times: int = 1,
     ):
+        """`times`: flow times that it takes, one for all actions or one for each (train/prefix.py)."""
         super().__init__()
         self.encoder = None
         self.observation_dim, self.chunk_dim, self.hidden = observation_dim, chunk_dim, tuple(hidden)
-        sizes = [observation_dim + chunk_dim + 1, *hidden, chunk_dim]
+        self.times = times
+        sizes = [observation_dim + chunk_dim + times, *hidden, chunk_dim]
         pairs = list(pairwise(sizes))
         self.kernels = nn.ParameterList(glorot_uniform_(torch.empty(pair), generator) for pair in pairs)
         self.biases = nn.ParameterList(torch.zeros(out) for _, out in pairs)
 
     def forward(self, s: Tensor, x: Tensor, f: Tensor) -> Tensor:
-        """s `[..., B, O]`, x `[..., B, hA]`, f `[..., B, 1]` -> velocity `[..., B, hA]`."""
-        z = torch.cat((s, x, f), dim=-1)
+        """s `[..., B, O]`, x `[..., B, hA]`, f `[..., B, 1 or times]` -> velocity `[..., B, hA]`."""
+        z = torch.cat((s, x, f.expand(*f.shape[:-1], self.times)), dim=-1)
         last = len(self.kernels) - 1
         for i in range(last):
             z = gelu(product(self.biases[i], z, self.kernels[i], self.product_dtype))

@@ -23,6 +23,9 @@ from .rql import RQL, Seen, integrate
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
+WITHOUT = ("prune", "prefix", "committed", "continuation")
+"""Options of `act` that this policy does not have."""
+
 
 Backbones = Mapping[str, Callable[[NDArray[np.uint8], ImageField], NDArray[np.float32]]]
 """By camera: pictures `[N, H, W, 3n]` -> features."""
@@ -50,13 +53,20 @@ class TorchPolicy:
     def act(self, observation: Mapping[str, Any], **options: Unpack[ActOptions]) -> Decision:
         """See `rql_deploy.policy.Policy.act`; a local policy computes to the end whatever the deadline."""
         start = time.monotonic()
-        asked = ResolvedOptions.of(options, without=("prune", "prefix"))
+        asked = ResolvedOptions.of(options, without=WITHOUT)
         candidates, value = asked.candidates, asked.value
         s, x, seed = self._prepare(observation, candidates, asked.seed)
         with torch.no_grad():
             x = integrate(self.agent.v_ema, s.by_v, x, self._contract.F)
             return self._decision(
-                s, x, seed, self._contract.F, start, needs_value=candidates > 1 or value, value=value
+                s,
+                x,
+                seed,
+                self._contract.F,
+                start,
+                needs_value=candidates > 1 or value,
+                value=value,
+                pessimism=asked.pessimism,
             )
 
     def stream(self, observation: Mapping[str, Any], **options: Unpack[ActOptions]) -> Iterator[Decision]:
@@ -65,7 +75,7 @@ class TorchPolicy:
         With `value`, each has V and spread. Without, only the last is the best of the candidates.
         """
         start = time.monotonic()
-        asked = ResolvedOptions.of(options, without=("prune", "prefix"))
+        asked = ResolvedOptions.of(options, without=WITHOUT)
         candidates, value = asked.candidates, asked.value
         s, x, seed = self._prepare(observation, candidates, asked.seed)
         F = self._contract.F
@@ -86,6 +96,7 @@ class TorchPolicy:
                     start,
                     needs_value=value or (last and candidates > 1),
                     value=value,
+                    pessimism=asked.pessimism,
                 )
             yield decision
 
@@ -114,15 +125,24 @@ class TorchPolicy:
         )
 
     def _decision(
-        self, s: Seen, x: Tensor, seed: int, steps: int, start: float, *, needs_value: bool, value: bool
+        self,
+        s: Seen,
+        x: Tensor,
+        seed: int,
+        steps: int,
+        start: float,
+        *,
+        needs_value: bool,
+        value: bool,
+        pessimism: float,
     ) -> Decision:
         best, v, spread = 0, None, None
         if needs_value:
             members = self.agent.V(s.by_V, x, torch.ones(len(x), 1))[: self._contract.value_members]
-            means = members.mean(0)
-            best = int(means.argmax())
+            means, spreads = members.mean(0), members.std(0, unbiased=False)
+            best = int((means - pessimism * spreads).argmax())
             if value:
-                v, spread = float(means[best]), float(members[:, best].std(unbiased=False))
+                v, spread = float(means[best]), float(spreads[best])
         actions = x[best].reshape(self._contract.h, -1) * self.half_range + self.centre
         return Decision(
             actions=actions.numpy().astype(np.float32),

@@ -24,6 +24,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from . import prefix
 from .batch import Batch, Losses, Noise
 from .hyperparameters import RQLConfig
 from .networks import ValueEnsemble, VectorField, stack, unstack
@@ -100,9 +101,10 @@ class RQL:
         chunk_dim = config.h * action_dim
         self.config = config
         self.runs: int | None = None
+        times = config.h if config.prefix else 1
         eyes = [PictureEncoder(config, pictures, generator) if pictures else None for _ in range(2)]
         dim = observation_dim + (eyes[0].features if eyes[0] is not None else 0)
-        self.v = VectorField(dim, chunk_dim, config.policy_hidden, generator)
+        self.v = VectorField(dim, chunk_dim, config.policy_hidden, generator, times)
         self.V = ValueEnsemble(dim, chunk_dim, config.value_hidden, config.K, generator)
         for network, encoder in zip((self.v, self.V), eyes, strict=True):
             network.encoder = encoder
@@ -161,7 +163,7 @@ class RQL:
         rewards = batch.rewards[: c.h] * (1 - past[: c.h])
         chunk_reward = (rewards * discounts.view(-1, *(1,) * (rewards.dim() - 1))).sum(0)
         s = _see(self.V_target, batch, -1)
-        next_values = self.V_target(s, noise.next_noise, torch.zeros_like(noise.bc_time))
+        next_values = self.V_target(s, noise.next_noise, torch.zeros_like(noise.next_noise[..., :1]))
         next_value = next_values.mean(-2) - c.rho * next_values.std(-2, unbiased=False)
         target: Tensor = chunk_reward + c.gamma**c.h * batch.masks[c.h - 1] * next_value
         return target
@@ -247,10 +249,13 @@ class RQL:
         past, valid = window_masks(batch, c.complete_rows)
 
         # Behaviour cloning: flow matching on the straight path from noise to the dataset chunk.
-        t = noise.bc_time
+        t = noise.bc_time[..., -1:]
         x_t = (1 - t) * noise.bc_noise + t * a
-        u = self.v(s, x_t, t)
+        given = (self.v, s, a, x_t, noise.bc_noise, noise.bc_time)
+        u = prefix.velocity(*given) if c.prefix else self.v(s, x_t, t)
         residual = (u - (a - noise.bc_noise)).square().unflatten(-1, (c.h, -1))
+        if c.prefix:
+            residual = residual * prefix.loss_weight(noise.bc_time)
         bc = (residual * (1 - past[: c.h]).movedim(0, -1)[..., None]).mean((-3, -2, -1))
 
         # Value term: V one refinement step after the interpolant; the gradient reaches v only through u.

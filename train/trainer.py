@@ -90,7 +90,7 @@ class Trainer:
         self.backbones: Backbones = features.frozen if features is not None else {}
         self.progress: Progress = progress or NoProgress()
         self.store = store = with_frame_stack(store, config.frame_stack)
-        sample, self.parallel = store.sample, parallel  # a reference: the first of many shards is read once
+        sample, self.parallel = store.sample, parallel  # kept, so that the first shard is read once
         self.evaluations = RunEvaluations(run, evaluator, config.evaluate_every, label, self.progress)
         if parallel is not None:
             parallel.rows(config.batch_size)
@@ -185,13 +185,9 @@ class Trainer:
         else:
             part = self.parallel.rows(config.batch_size)
             batch = self.sampler.draw(config.batch_size, (part.start, part.stop))
-        noise = draw_noise(
-            config.batch_size,
-            config.rql.h * self.store.plant.action_dim,
-            config.rql.F,
-            self.generator,
-            self.sampler.device,
-        )
+        rql, device = config.rql, self.sampler.device
+        sizes = config.batch_size, rql.h * self.store.plant.action_dim, rql.F
+        noise = draw_noise(*sizes, self.generator, device, prefix_of=rql.h * rql.prefix)
         return batch, Noise(*(draw[part] for draw in noise))
 
     def train(self) -> TrainResult:

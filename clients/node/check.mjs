@@ -43,6 +43,8 @@ for (const [name, endpoint] of Object.entries(JSON.parse(process.argv[3] ?? "{}"
 }
 const drawn = await policy.act(observation);
 const after = await policy.act(observation, { seed: 7 });
+const zeros = new Float32Array(policy.contract.plant.actions.length);
+const continued = await policy.act(observation, { seed: 7, prefix: [zeros], candidates: 2, pessimism: 1 });
 console.log(
   JSON.stringify({
     contractId: policy.contractId,
@@ -52,6 +54,7 @@ console.log(
     stepsUsed: decision.stepsUsed,
     repeated: decision.actions.every((a, i) => a === after.actions[i]),
     drawn: { seed: drawn.seed, actions: [...drawn.actions] },
+    continued: [...continued.actions],
     failures,
   }),
 );

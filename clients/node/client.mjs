@@ -47,14 +47,27 @@ export class RemotePolicy {
     return policy;
   }
 
-  /** An action chunk: { actions: Float32Array, shape: [h, A], stepsUsed, value, spread, seed, timing }. */
-  async act(observation, { deadlineMs = 1000, candidates = 1, value = false, seed = null } = {}) {
+  /**
+   * An action chunk: { actions: Float32Array, shape: [h, A], stepsUsed, value, spread, seed, timing }.
+   * `prefix` is a list of actions that play meanwhile; the chunk continues them (docs/control.md).
+   */
+  async act(observation, options = {}) {
+    const { deadlineMs = 1000, candidates = 1, value = false, seed = null, pessimism = 0 } = options;
+    const { prefix = [], committed = prefix.length, continuation = null } = options;
     if (seed !== null && !(Number.isSafeInteger(seed) && seed >= 0)) {
       throw new RangeError(`seed is ${seed}: pass an integer from 0 to 2^53 - 1, or null`);
     }
-    const header = { contract: this.contractId, budget: deadlineMs / 1000, candidates, value, seed };
-    const { reply, block } = await this.#call("act", header, this.#pack(observation), deadlineMs);
     const shape = [this.contract.h, this.contract.plant.actions.length];
+    const header = { contract: this.contractId, budget: deadlineMs / 1000, candidates, value, seed, pessimism };
+    const arrays = [];
+    if (prefix.length) {
+      if (prefix.some((action) => action.length !== shape[1])) {
+        throw new RangeError(`prefix needs actions of ${shape[1]} numbers`);
+      }
+      Object.assign(header, { committed, continuation, arrays: [["prefix", "float32", [prefix.length, shape[1]]]] });
+      arrays.push(Buffer.from(Float32Array.from(prefix.flatMap((action) => [...action])).buffer));
+    }
+    const { reply, block } = await this.#call("act", header, this.#pack(observation), deadlineMs, arrays);
     const actions = new Float32Array(block.buffer, 0, block.length >> 2);
     if (block.length !== 4 * shape[0] * shape[1] || !actions.every(Number.isFinite)) {
       const expected = `[${shape.join(", ")}]`;
@@ -102,14 +115,14 @@ export class RemotePolicy {
     this.contractId = reply.contract_id;
   }
 
-  async #call(operation, header, parts, timeoutMs) {
+  async #call(operation, header, parts, timeoutMs, arrays = []) {
     const id = ++this.#id;
     let timer;
     const answered = new Promise((resolve, reject) => {
       this.#waiting.set(id, { kind: KINDS[operation], resolve, reject });
       timer = setTimeout(() => reject(new DeadlineMissed(`no reply within ${timeoutMs} ms`)), timeoutMs);
     });
-    const frame = message(KINDS[operation], id, this.#epoch, header, parts);
+    const frame = message(KINDS[operation], id, this.#epoch, header, parts, arrays);
     this.#socket.send(frame).catch((error) => this.#waiting.get(id)?.reject(error));
     try {
       return await answered;
@@ -140,8 +153,8 @@ export class RemotePolicy {
   }
 }
 
-/** A message: prefix, header and, from the next multiple of 16 bytes on, the parts of its block. */
-function message(kind, id, epoch, header, parts) {
+/** A message: prefix, header, and each from the next multiple of 16 bytes on, arrays and the block's parts. */
+function message(kind, id, epoch, header, parts, arrays) {
   const head = encode(header);
   const prefix = Buffer.alloc(PREFIX);
   prefix.write("RQL");
@@ -150,8 +163,12 @@ function message(kind, id, epoch, header, parts) {
   prefix.writeUInt16LE(head.length, 6);
   prefix.writeBigUInt64LE(BigInt(id), 8);
   prefix.writeBigUInt64LE(BigInt(epoch), 16);
-  const padding = Buffer.alloc(parts.length ? aligned(PREFIX + head.length) - PREFIX - head.length : 0);
-  return Buffer.concat([prefix, head, padding, ...parts]);
+  let frame = Buffer.concat([prefix, head]);
+  const block = parts.length ? [Buffer.concat(parts)] : [];
+  for (const piece of [...arrays, ...block]) {
+    frame = Buffer.concat([frame, Buffer.alloc(aligned(frame.length) - frame.length), piece]);
+  }
+  return frame;
 }
 
 function prefixOf(frame) {

@@ -15,7 +15,7 @@ from rql_deploy.contract import Contract
 from rql_deploy.seeding import flow_noise
 from rql_deploy.structs import Record
 
-from .rollout import Sessions, encode, run_policy, run_value
+from .rollout import Sessions, encode, refine_inputs, run_policy, run_value
 
 ROWS = (1, 8)
 INTEGER_FLAGS = ("avx2", "avx512f", "avx_vnni", "avx512_vnni", "asimddp")
@@ -46,12 +46,7 @@ def measure(variant: str, sessions: Sessions, contract: Contract, repeats: int =
         noise = flow_noise(0, rows, chunk)
         features = encode(sessions["encode"], observed)
         column = np.zeros((rows, 1), np.float32)
-        inputs = {
-            "features": features,
-            "x": noise,
-            "f": column,
-            "delta": column + np.float32(1.0 / contract.F),
-        }
+        inputs = refine_inputs(contract, features, noise, column, column + np.float32(1.0 / contract.F))
         name = str(rows)
         policy[name] = _milliseconds(repeats, run_policy, sessions, observed, noise, features)
         step[name] = _milliseconds(repeats, sessions["refine"].run, None, inputs)

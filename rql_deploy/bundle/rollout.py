@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from rql_deploy.contract import Contract
 from rql_deploy.flow import flow_schedule
+from rql_deploy.prefix import trained_prefix
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -53,6 +54,21 @@ def encode(session: onnxruntime.InferenceSession, inputs: Inputs) -> Array:
     return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
 
+def refine_inputs(
+    contract: Contract,
+    features: Array,
+    x: Array,
+    f: Array,
+    delta: Array,
+    given: NDArray[np.int64] | None = None,
+) -> dict[str, NDArray[Any]]:
+    """What the refinement graph takes; `given` `[B]`, where it was trained so, is 0 unless said otherwise."""
+    inputs: dict[str, NDArray[Any]] = {"features": features, "x": x, "f": f, "delta": delta}
+    if contract.prefix_conditioned:
+        inputs["given"] = np.zeros(len(x), np.int64) if given is None else given
+    return inputs
+
+
 def run_graphs(sessions: Sessions, contract: Contract, inputs: Inputs, noise: Array) -> dict[str, Array]:
     """Every output of every graph for observations and noise `[B, hA]`, by name.
 
@@ -63,16 +79,29 @@ def run_graphs(sessions: Sessions, contract: Contract, inputs: Inputs, noise: Ar
     x, column = noise, np.ones((len(noise), 1), np.float32)
     for k, (f, delta) in enumerate(flow_schedule(contract.F)):
         outputs[f"value/{k}/value"], outputs[f"value/{k}/spread"] = run_value(sessions, features, x, f)
-        x, preview = sessions["refine"].run(
-            None,
-            {"features": features, "x": x, "f": column * np.float32(f), "delta": column * np.float32(delta)},
-        )
+        inputs = refine_inputs(contract, features, x, column * np.float32(f), column * np.float32(delta))
+        x, preview = sessions["refine"].run(None, inputs)
         outputs[f"refine/{k}/x"], outputs[f"refine/{k}/preview"] = x, preview
     last = contract.F
     outputs[f"value/{last}/value"], outputs[f"value/{last}/spread"] = run_value(
         sessions, features, np.clip(x, -1.0, 1.0), 1.0
     )
+    if contract.prefix_conditioned:
+        x, given = given_case(contract, noise)
+        for k, (f, delta) in enumerate(flow_schedule(contract.F)):
+            inputs = refine_inputs(
+                contract, features, x, column * np.float32(f), column * np.float32(delta), given
+            )
+            x, outputs[f"given/{k}/preview"] = sessions["refine"].run(None, inputs)
+            outputs[f"given/{k}/x"] = x
     return outputs
+
+
+def given_case(contract: Contract, noise: Array) -> tuple[Array, NDArray[np.int64]]:
+    """x `[B, hA]` with its first actions given, and how many those are, `[B]`; from each row's own noise."""
+    given = (noise[:, : trained_prefix(contract.h)] > 0).sum(1)
+    place = np.arange(noise.shape[1]) // contract.plant.action_dim
+    return np.where(place < given[:, None], np.clip(noise, -1.0, 1.0), noise), given.astype(np.int64)
 
 
 def run_policy(sessions: Sessions, inputs: Inputs, noise: Array, features: Array | None = None) -> Array:

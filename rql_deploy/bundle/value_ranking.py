@@ -17,7 +17,7 @@ from rql_deploy.flow import flow_schedule
 from rql_deploy.seeding import flow_noise
 from rql_deploy.structs import Record
 
-from .rollout import Array, Inputs, Sessions, count_rows, encode, pick, run_value
+from .rollout import Array, Inputs, Sessions, count_rows, encode, pick, refine_inputs, run_value
 
 RANKING_SEED = 17
 OBSERVATIONS, CANDIDATES = 64, 16
@@ -61,10 +61,8 @@ def rank(
     column, values_by_step = np.ones((len(x), 1), np.float32), []
     for f, delta in flow_schedule(contract.F):
         values_by_step.append(run_value(sessions, features, x, f)[0].reshape(truth.shape))
-        x = sessions["refine"].run(
-            None,
-            {"features": features, "x": x, "f": column * np.float32(f), "delta": column * np.float32(delta)},
-        )[0]
+        inputs = refine_inputs(contract, features, x, column * np.float32(f), column * np.float32(delta))
+        x = sessions["refine"].run(None, inputs)[0]
     values_by_step.append(run_value(sessions, features, np.clip(x, -1.0, 1.0), 1.0)[0].reshape(truth.shape))
     correlations = [rank_correlation(values, truth) for values in values_by_step]
     final, index = correlations[-1], np.arange(len(truth))

@@ -29,6 +29,7 @@ VERBS = {
     "run": "Drive a simulated robot with a served policy.",
     "top": "Watch a running server.",
     "replay": "Compute recorded decisions again, and compare them to the byte.",
+    "view": "Show a recording as one HTML page: chunks, V, latency, verdicts on a time line.",
     "keys": "Make and revoke keys for robots that connect over a network.",
     "evaluate": "Measure a policy's success over seeded episodes.",
     "sweep": "Train and evaluate tasks x settings x seeds, and make one table of it.",
@@ -59,6 +60,9 @@ EXTRAS = {
     "ray": "ray",
     "av": "sim",
     "PIL": "sim",
+    "mcap": "recordings",
+    "mcap_protobuf": "recordings",
+    "foxglove_schemas_protobuf": "recordings",
 }
 
 

@@ -14,6 +14,7 @@ from rql_deploy.cli.options import (
     noise_option,
     parse_noise,
     parse_prune,
+    playing_options,
     ray_option,
     rebuild_command,
     show_next,
@@ -49,6 +50,7 @@ from rql_deploy.errors import UserError
 )
 @click.option("--episodes", default=50, show_default=True, type=click.IntRange(1), help="Episodes to play.")
 @candidates_option
+@playing_options
 @click.option(
     "--prune",
     default="",
@@ -109,6 +111,8 @@ def command(
     compare: bool,
     episodes: int,
     candidates: int,
+    pessimism: float,
+    replan_every: int | None,
     prune: str,
     value: bool,
     seed: int,
@@ -156,6 +160,8 @@ def command(
         "episodes": episodes,
         "candidates": candidates,
         "prune": parse_prune(prune, candidates),
+        "pessimism": pessimism,
+        "replan_every": replan_every,
         "value": value,
         "seed": seed,
         "settings": settings,

@@ -12,7 +12,7 @@ import click
 from click.core import ParameterSource
 
 from rql_deploy.errors import UserError
-from rql_deploy.policy import DEFAULT_CANDIDATES, MAX_CANDIDATES
+from rql_deploy.policy import DEFAULT_CANDIDATES, MAX_CANDIDATES, MAX_PESSIMISM
 from rql_deploy.workflows.presets import preset_of
 from rql_deploy.workflows.processes import DEFAULT_WORKERS
 
@@ -161,6 +161,30 @@ def candidates_option(function: F) -> F:
         type=click.IntRange(1, MAX_CANDIDATES),
         help="Chunks per decision, of which the one with the highest V is played; 1 plays the only chunk.",
     )(function)
+
+
+def playing_options(function: F) -> F:
+    """--pessimism and --replan-every: which chunk is played, and how much of it."""
+    for option in reversed(
+        (
+            click.option(
+                "--pessimism",
+                default=0.0,
+                show_default=True,
+                type=FiniteRange(0.0, MAX_PESSIMISM),
+                metavar="C",
+                help="Choose among candidates by V minus C times its spread over the value members.",
+            ),
+            click.option(
+                "--replan-every",
+                type=click.IntRange(1),
+                metavar="M",
+                help="Play the first M actions of each chunk only.  [default: all]",
+            ),
+        )
+    ):
+        function = option(function)
+    return function
 
 
 def noise_option(function: F) -> F:

@@ -16,7 +16,7 @@ from rql_deploy.policy import DEFAULT_CANDIDATES
 from rql_deploy.progress import NoProgress, Progress
 
 from .episodes import describe_score, play
-from .evaluate import checked_task, policies_of, require_absent
+from .evaluate import PlayingOptions, checked_task, policies_of, require_absent
 from .policies import PolicySource, pictures_of, with_pictures
 from .processes import DEFAULT_WORKERS, ray_pool
 
@@ -103,6 +103,8 @@ def compare(
     episodes: int = 50,
     candidates: int = DEFAULT_CANDIDATES,
     prune: tuple[tuple[int, int], ...] = (),
+    pessimism: float = 0.0,
+    replan_every: int | None = None,
     value: bool = True,
     seed: int = 0,
     settings: Mapping[str, Any] | None = None,
@@ -128,7 +130,8 @@ def compare(
     if output is not None:
         require_absent([episodes_file(output, key) for key in NAMES])
     checked_task(task, settings)
-    policies = policies_of(source, candidates, prune, value, progress)
+    how = PlayingOptions(candidates, prune, pessimism, replan_every, value)
+    policies = policies_of(source, how, progress)
     work = checked_task(task, with_pictures(settings, pictures_of(source)))
     if output is not None:
         output.parent.mkdir(parents=True, exist_ok=True)

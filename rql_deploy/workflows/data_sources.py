@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 from rql_deploy.cameras import parse_cameras
 from rql_deploy.errors import UserError
 from rql_deploy.progress import NoProgress, Progress
+from rql_deploy.recording_files import is_recording
 
-from .recorded_data import is_recording, read_recorded
+from .recorded_data import read_recorded
 
 if TYPE_CHECKING:
     from rql_deploy.train.data.readers.options import ReadOptions
@@ -37,7 +38,7 @@ def open_data(
     """
     from rql_deploy.train.data.readers import open_store
 
-    if is_recording(name):
+    if is_recording(Path(name)):
         if relabel:
             raise _no_states(f"recording {name}", relabel)
         if options is not None and (options.keys or options.tasks or options.cameras):
@@ -137,7 +138,9 @@ def unread_columns(names: Sequence[str], options: ReadOptions | None = None) -> 
     """Arrays of these data sets that training does not read, sorted."""
     from rql_deploy.train.data.readers.unread_columns import unread_columns
 
-    return sorted({key for name in names if not is_recording(name) for key in unread_columns(name, options)})
+    return sorted(
+        {key for name in names if not is_recording(Path(name)) for key in unread_columns(name, options)}
+    )
 
 
 def recording_remarks(names: Sequence[str]) -> list[str]:
@@ -146,7 +149,7 @@ def recording_remarks(names: Sequence[str]) -> list[str]:
     return [
         f"{name}: {sentence}" if several else sentence
         for name in names
-        if is_recording(name)
+        if is_recording(Path(name))
         for sentence in read_recorded(name).remarks
     ]
 

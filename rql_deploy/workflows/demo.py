@@ -25,8 +25,6 @@ if TYPE_CHECKING:
     from rql_deploy.sim.evaluation.episodes import EvaluatedPolicy, Evaluation, Score
 
 NOISE = (0.0, 2.2)
-COLLECT_EPISODES = 120
-EVALUATION_EPISODES = 30
 MARKER = ".rql-deploy-demo"
 DEFAULT_HORIZON = 120
 SETTINGS = {"robot": "Panda", "controller": "OSC_POSE", "control_rate": 20, "horizon": DEFAULT_HORIZON}
@@ -59,7 +57,7 @@ def run_demo(
         require_rendering_in_workers()
     prepare(output)
     collect_and_train(output, seed, plan=plan, on_stage=on_stage, progress=progress)
-    scores = evaluate(output, seed, on_stage=on_stage, progress=progress)
+    scores = evaluate(output, seed, plan.evaluation_episodes, on_stage=on_stage, progress=progress)
     return report(output, scores, seed, start, plan)
 
 
@@ -91,9 +89,9 @@ def collect_and_train(
 ) -> None:
     """Data set, two training runs side by side on one core each, two bundles."""
     progress, updates = progress or NoProgress(), updates or plan.updates
-    on_stage(f"1/4 collect {COLLECT_EPISODES} demonstrations of mixed quality")
+    on_stage(f"1/4 collect {plan.episodes} demonstrations of mixed quality")
     run_command(
-        *("collect", TASK, "--episodes", str(COLLECT_EPISODES), "--output", str(output / "dataset")),
+        *("collect", TASK, "--episodes", str(plan.episodes), "--output", str(output / "dataset")),
         *("--noise", f"{NOISE[0]:g}:{NOISE[1]:g}", "--seed", str(seed), "--json"),
         *(word for camera in plan.cameras for word in ("--camera", camera)),
         stdout=output / "collect.json",
@@ -129,7 +127,7 @@ def collect_and_train(
 def evaluate(
     output: Path,
     seed: int,
-    episodes: int = EVALUATION_EPISODES,
+    episodes: int = NUMBERS.evaluation_episodes,
     workers: int = DEFAULT_WORKERS,
     *,
     films: bool = True,

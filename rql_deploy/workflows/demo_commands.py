@@ -13,6 +13,9 @@ from typing import Any
 
 from rql_deploy.errors import UserError
 
+STOP_LIMIT = 60.0
+"""Seconds from SIGTERM that a verb has for saving."""
+
 
 def program(*arguments: str) -> list[str]:
     """The command line that runs this program with these arguments."""
@@ -56,10 +59,14 @@ def beside(*arguments: str, log: Path) -> Iterator[None]:
 
 
 def stop(process: subprocess.Popen[Any]) -> None:
-    """End a verb that is still running."""
+    """End a verb that is still running: it saves what it has, and one that does not end is killed."""
     if process.poll() is None:
         process.send_signal(signal.SIGTERM)
-        process.wait()
+        try:
+            process.wait(STOP_LIMIT)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
 
 
 @contextlib.contextmanager

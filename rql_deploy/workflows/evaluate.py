@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -80,6 +80,8 @@ def evaluate(
     episodes: int = 50,
     candidates: int = DEFAULT_CANDIDATES,
     prune: tuple[tuple[int, int], ...] = (),
+    pessimism: float = 0.0,
+    replan_every: int | None = None,
     value: bool = True,
     seed: int = 0,
     noise: tuple[float, float] = (0.0, 2.2),
@@ -96,6 +98,8 @@ def evaluate(
         source: the policy; None for the task's scripted demonstrator.
         candidates: chunks per decision, of which the one with the highest V is played.
         prune: pairs (k, keep): after refinement step k go on with the `keep` best candidates.
+        pessimism: c; candidates are ranked by V - c * spread.
+        replan_every: actions of a chunk that are played; default all.
         value: ask for V with every decision, to compare it with the return.
         seed: base seed; equal seeds give equal episodes.
         noise: the demonstrator's noise levels, lowest and highest.
@@ -114,8 +118,10 @@ def evaluate(
         raise UserError("an evaluation is of one policy: pass exactly one of checkpoint, bundle and endpoint")
     _check_outputs(outputs, source, ray_address)
     work = checked_task(task, settings)
-    policy = None if source is None else _policy(source, candidates, prune, value, progress)
+    policy = None
     if source is not None:
+        how = PlayingOptions(candidates, prune, pessimism, replan_every, value)
+        policy = next(iter(policies_of(source, how, progress).values()))
         work = checked_task(task, with_pictures(settings, pictures_of(source)))
     run = outputs.training_run
     if outputs.report is not None:
@@ -170,28 +176,24 @@ def _check_outputs(outputs: EvaluationOutputs, source: PolicySource | None, ray_
         raise UserError("--video films in a process of this machine: leave --ray-address out")
 
 
-def _policy(
-    source: PolicySource,
-    candidates: int,
-    prune: tuple[tuple[int, int], ...],
-    value: bool,
-    progress: Progress,
-) -> EvaluatedPolicy:
-    policies = policies_of(source, candidates, prune, value, progress)
-    return next(iter(policies.values()))
+@dataclass(frozen=True)
+class PlayingOptions:
+    """How a policy's chunks are chosen and played; see `evaluate`."""
+
+    candidates: int
+    prune: tuple[tuple[int, int], ...] = ()
+    pessimism: float = 0.0
+    replan_every: int | None = None
+    value: bool = True
 
 
 def policies_of(
-    source: PolicySource,
-    candidates: int,
-    prune: tuple[tuple[int, int], ...],
-    value: bool,
-    progress: Progress | None = None,
+    source: PolicySource, how: PlayingOptions, progress: Progress | None = None
 ) -> dict[str, EvaluatedPolicy]:
     """The source's policies by key; raises UserError when torch is to prune."""
-    if source.checkpoint is not None and prune:
+    if source.checkpoint is not None and how.prune:
         raise UserError("torch does not prune: pass --prune with --bundle or --connect")
-    run = functools.partial(run_annotated_episode, candidates=candidates, prune=prune, value=value)
+    run = functools.partial(run_annotated_episode, **{f.name: getattr(how, f.name) for f in fields(how)})
     return find_policies(source, run, progress)
 
 

@@ -96,12 +96,28 @@ def _for_plant(policy: Policy, plant: PlantDescription) -> Policy:
     return policy
 
 
-def run_episode(plant: EpisodicPlant, policy: Policy, seed: int, candidates: int) -> EpisodeResult:
+def run_episode(
+    plant: EpisodicPlant,
+    policy: Policy,
+    seed: int,
+    candidates: int,
+    *,
+    pessimism: float = 0.0,
+    replan_every: int | None = None,
+) -> EpisodeResult:
     """One lock-step episode."""
     from rql_deploy.runtime.control.lockstep import ControlLoop
 
     # The plant waits in lock-step: only a server that is gone may cost an episode anything.
-    return ControlLoop(plant, policy, candidates=candidates, deadline=LOCKSTEP_DEADLINE).run_episode(seed)
+    loop = ControlLoop(
+        plant,
+        policy,
+        candidates=candidates,
+        deadline=LOCKSTEP_DEADLINE,
+        pessimism=pessimism,
+        replan_every=replan_every,
+    )
+    return loop.run_episode(seed)
 
 
 def run_annotated_episode(
@@ -111,6 +127,8 @@ def run_annotated_episode(
     *,
     candidates: int,
     prune: tuple[tuple[int, int], ...] = (),
+    pessimism: float = 0.0,
+    replan_every: int | None = None,
     value: bool = True,
     refinement: bool = False,
     others: Mapping[str, Policy] | None = None,
@@ -129,7 +147,10 @@ def run_annotated_episode(
         others=others,
         after_decision=film.decided if film else None,
     )
-    return annotated.annotate(run_episode(annotated_plant, annotated, seed, candidates))
+    result = run_episode(
+        annotated_plant, annotated, seed, candidates, pessimism=pessimism, replan_every=replan_every
+    )
+    return annotated.annotate(result)
 
 
 def lockstep_policy(key: str, make: Callable[[PlantDescription], Policy], candidates: int) -> EvaluatedPolicy:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from rql_deploy.errors import UserError
+from rql_deploy.recording_files import is_recording
 
 from .data_sources import open_data
-from .recorded_data import is_recording
 
 if TYPE_CHECKING:
     from rql_deploy.train.config import TrainConfig
@@ -22,6 +23,7 @@ GENERAL_PRESET = "reference"
 PRESETS: Mapping[str, str] = MappingProxyType(
     {
         "robosuite:Lift": "robosuite-lift",
+        "robosuite:BeltLift": "robosuite-lift",
         "robosuite:Stack": "robosuite-stack",
         "robosuite:Door": "robosuite-door",
         "robosuite:PickPlaceCan": "robosuite-can",
@@ -60,7 +62,7 @@ def training_refusal(
     from rql_deploy.train.config import load_config
     from rql_deploy.train.data.shards import with_settings
 
-    if is_recording(data):
+    if is_recording(Path(data)):
         return "it is a server's recording: make a data set of it with `rql-deploy data convert`"
     config = load_config(preset_of(opened.plant.task) or GENERAL_PRESET)
     try:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import math
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -10,13 +11,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rql_deploy.assumptions import first_conflict, joined
-from rql_deploy.contract import Contract
+from rql_deploy.contract import Contract, PlantDescription
 from rql_deploy.errors import UserError
+from rql_deploy.recording_files import SUFFIX
 
 if TYPE_CHECKING:
+    from rql_deploy.runtime.recording.messages import EpisodeEnd, Tick
     from rql_deploy.train.data.store import TransitionStore
-
-SUFFIX = ".rqlrec"
 
 
 class Recorded(NamedTuple):
@@ -27,12 +28,6 @@ class Recorded(NamedTuple):
     """What is missing in it, one sentence each."""
 
 
-def is_recording(name: str) -> bool:
-    """Whether this is a shard of `serve --record`, or a folder of them."""
-    path = Path(name)
-    return path.suffix == SUFFIX or (path.is_dir() and next(path.glob(f"*{SUFFIX}"), None) is not None)
-
-
 def read_recorded(name: str) -> Recorded:
     """All episodes, in the order in which they began.
 
@@ -40,19 +35,24 @@ def read_recorded(name: str) -> Recorded:
     Conventions); where it reported no success either, they are 0 and 1. Raises UserError when there is no
     episode in it, or they are of several plants.
     """
-    from rql_deploy.runtime.server.recording import read_recording
+    from rql_deploy.runtime.recording.messages import Bundle, Decision, Tick
+    from rql_deploy.runtime.recording.reader import read_recording
 
-    episodes: dict[tuple[int, int], dict[int, dict[str, Any]]] = {}
+    episodes: dict[tuple[int, int], _Parts] = {}
     contracts: dict[str, Contract] = {}
     decisions = 0
-    for record in read_recording(Path(name)):
-        if record["kind"] == "contract":
-            contracts[record["contract_id"]] = Contract.from_json(record["contract"])
-        elif record["kind"] == "decision":
+    for message in read_recording(Path(name)):
+        if isinstance(message, Bundle):
+            contracts[message.contract_id] = Contract.from_json(message.contract)
+        elif isinstance(message, Decision):
             decisions += 1
         else:
-            # A part whose receipt was lost has been sent twice.
-            episodes.setdefault((record["epoch"], record["episode"]), {}).setdefault(record["tick"], record)
+            parts = episodes.setdefault((message.epoch, message.episode), _Parts({}))
+            # What was sent twice, since its receipt was lost, is kept once.
+            if isinstance(message, Tick):
+                parts.ticks.setdefault(message.tick, message)
+            else:
+                parts.end = message
     if not episodes:
         raise UserError(
             f"recording {name} holds {decisions:,} decisions and no episode, which only the control loop "
@@ -63,17 +63,14 @@ def read_recorded(name: str) -> Recorded:
     plants = [contract.plant for contract in contracts.values()]
     if conflict := first_conflict(plants):
         raise UserError(
-            f"recording {name} is of several plants ({'; '.join(conflict[2])}): pass its shards "
-            f"({SUFFIX}) one by one"
+            f"recording {name} is of several plants ({'; '.join(conflict[2])}): pass its .mcap files one by "
+            "one"
         )
     plant = joined(plants)
     # Sorted by the clock of the server, which several workers share.
-    ordered = sorted(episodes.values(), key=lambda parts: min(part["time"] for part in parts.values()))
-    found = [
-        episode
-        for episode in (_joined(parts, [spec.name for spec in plant.fields]) for parts in ordered)
-        if len(episode.actions)
-    ]
+    ordered = sorted(episodes.values(), key=lambda parts: parts.time)
+    found = [_joined(parts, plant) for parts in ordered]
+    found = [episode for episode in found if len(episode.actions)]
     if not found:
         raise UserError(f"recording {name} holds only episodes whose beginning is missing: record again")
     return Recorded(_store(name, plant, found), _remarks(found, decisions))
@@ -88,50 +85,58 @@ class _Episode(NamedTuple):
     success: NDArray[np.bool_] | None
     """`[n]`, from the action that reached it to the end."""
     complete: bool
+    images: dict[str, NDArray[np.uint8]]
+    """By camera `[n, H, W, 3]`: of each tick's stacked frames the newest."""
 
 
-def _joined(parts: dict[int, dict[str, Any]], fields: list[str]) -> _Episode:
-    """An episode's parts up to the first that is missing."""
-    rows, final, complete = [], None, False
-    tick = 0
-    while (part := parts.get(tick)) is not None:
-        n = len(part["actions"])
-        seen = np.concatenate([_rows(part["fields"][name]) for name in fields], axis=1)
-        rows.append((seen[:n], part["actions"], part["rewards"], part["success"]))
-        tick += n
-        if part["end"]:
-            complete, final = True, seen[n] if len(seen) > n else None
-            break
-        if not n:
-            break
-    observations, actions = (
-        (np.concatenate(column) for column in zip(*[row[:2] for row in rows], strict=True))
-        if rows
-        else _NOTHING
-    )
-    known = [row for row in rows if len(row[1])]
-    rewards = [row[2] for row in known if row[2] is not None]
-    flags = [row[3] for row in known if row[3] is not None]
-    success = np.logical_or.accumulate(np.concatenate(flags)) if flags and len(flags) == len(known) else None
+@dataclass
+class _Parts:
+    """What there is of an episode."""
+
+    ticks: dict[int, Tick]
+    """By number."""
+    end: EpisodeEnd | None = None
+
+    @property
+    def time(self) -> float:
+        """Of its first message."""
+        found = [*self.ticks.values(), *([self.end] if self.end else [])]
+        return min(message.time for message in found)
+
+
+def _joined(parts: _Parts, plant: PlantDescription) -> _Episode:
+    """An episode's ticks up to the first that is missing."""
+    from rql_deploy.runtime.recording.messages import observation
+
+    ticks: list[Tick] = []
+    while (tick := parts.ticks.get(len(ticks))) is not None:
+        ticks.append(tick)
+    complete = parts.end is not None and parts.end.ticks == len(ticks)
+    final = parts.end.fields if parts.end is not None and complete else []
+    rewards = [tick.reward for tick in ticks if tick.reward is not None]
+    flags = [tick.success for tick in ticks if tick.success is not None]
+    known = len(ticks) > 0
+    seen = [observation(tick) for tick in ticks]
     return _Episode(
-        observations,
-        final,
-        actions,
-        np.concatenate(rewards) if rewards and len(rewards) == len(known) else None,
-        success,
+        np.stack([_row(one, plant) for one in seen]) if known else np.zeros((0, 0), np.float32),
+        _row(observation(parts.end), plant) if final and parts.end is not None else None,
+        np.stack([np.frombuffer(tick.action, "<f4") for tick in ticks])
+        if known
+        else np.zeros((0, 0), np.float32),
+        np.array(rewards, np.float32) if known and len(rewards) == len(ticks) else None,
+        np.logical_or.accumulate(flags) if known and len(flags) == len(ticks) else None,
         complete,
+        {image.name: np.stack([one[image.name][..., -3:] for one in seen]) for image in plant.images * known},
     )
 
 
-def _rows(column: NDArray[Any]) -> NDArray[Any]:
-    # Not -1: numpy cannot tell how wide no rows are.
-    return column.reshape(len(column), math.prod(column.shape[1:]))
+def _row(seen: Mapping[str, NDArray[Any]], plant: PlantDescription) -> NDArray[np.float32]:
+    parts = [np.zeros(0, np.float32), *(seen[spec.name].reshape(-1) for spec in plant.fields)]
+    return np.concatenate(parts).astype(np.float32)
 
 
-_NOTHING = (np.zeros((0, 0), np.float32), np.zeros((0, 0), np.float32))
-
-
-def _store(name: str, plant: Any, episodes: list[_Episode]) -> TransitionStore:
+def _store(name: str, plant: PlantDescription, episodes: list[_Episode]) -> TransitionStore:
+    from rql_deploy.train.data.frames import Frames
     from rql_deploy.train.data.store import TransitionStore
 
     rewards, masks = [], []
@@ -161,6 +166,10 @@ def _store(name: str, plant: Any, episodes: list[_Episode]) -> TransitionStore:
         if known
         else None,
         finals=np.stack(finals).astype(np.float32) if len(finals) == len(episodes) else None,
+        images={
+            image.name: Frames(tuple(episode.images[image.name] for episode in episodes))
+            for image in plant.images
+        },
     )
 
 

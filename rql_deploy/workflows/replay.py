@@ -27,12 +27,14 @@ def replay_recording(recording: Path, bundle: Path, *, variant: str = "fp32") ->
     """
     from rql_deploy.bundle.bundle import Bundle
     from rql_deploy.runtime.engine.model import Model
-    from rql_deploy.runtime.server.recording import read_recording, replay, same_bytes
+    from rql_deploy.runtime.recording.messages import Decision
+    from rql_deploy.runtime.recording.reader import read_recording
+    from rql_deploy.runtime.recording.replay import replay, same_bytes
 
     model = Model(Bundle.open(bundle, variant))
     decisions = different = 0
-    for record in read_recording(recording):
-        if record["kind"] == "decision":
+    for message in read_recording(recording):
+        if isinstance(message, Decision):
             decisions += 1
-            different += not same_bytes(record, replay(model, record))
+            different += not same_bytes(message, replay(model, message))
     return ReplayResult(decisions, different)

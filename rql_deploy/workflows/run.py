@@ -19,7 +19,7 @@ from .run_realtime import RealTimeOptions, RealTimeRun, View, play_in_real_time
 if TYPE_CHECKING:
     from rql_deploy.contract import PlantDescription
     from rql_deploy.plant import EpisodeResult, EpisodicPlant
-    from rql_deploy.policy import Policy
+    from rql_deploy.runtime.control.lockstep import ControlLoop
     from rql_deploy.runtime.control.realtime import RealTimeResult
     from rql_deploy.sim.evaluation.episodes import Score
     from rql_deploy.sim.plants.tasks import Task
@@ -59,6 +59,8 @@ def run(
     keys: Path | None = None,
     episodes: int = 3,
     candidates: int = DEFAULT_CANDIDATES,
+    pessimism: float = 0.0,
+    replan_every: int | None = None,
     seed: int = 0,
     timeout: float | None = None,
     settings: Mapping[str, Any] | None = None,
@@ -73,6 +75,8 @@ def run(
     Args:
         keys: this robot's key file, where the server asks for keys.
         candidates: chunks per decision, of which the one with the highest V is played.
+        pessimism: c; candidates are ranked by V - c * spread.
+        replan_every: actions of a chunk that are played before it is renewed; default all.
         timeout: seconds a decision may take; else 1, in real time the time of two chunks.
         settings: `robot`, `controller`, `control_rate` and `horizon`, where not the task's own.
         real_time: play on a clock that does not wait, behind the safety filter; None waits for every
@@ -87,7 +91,9 @@ def run(
     """
     from rql_deploy.assumptions import motion_remark
     from rql_deploy.runtime.client import RemotePolicy
-    from rql_deploy.runtime.client.episode_upload import EpisodeReporter, ReportedPlant
+    from rql_deploy.runtime.client.episode_upload import EpisodeReporter
+    from rql_deploy.runtime.client.reported_plant import ReportedPlant
+    from rql_deploy.runtime.control.lockstep import ControlLoop
     from rql_deploy.seeding import episode_seed
     from rql_deploy.sim.evaluation.episodes import Score
 
@@ -106,7 +112,7 @@ def run(
     ):
         if on_remark is not None and (remark := motion_remark(policy.contract.plant)):
             on_remark(remark)
-        reported = ReportedPlant(plant, reporter)
+        reported = ReportedPlant(plant, reporter, notes=real_time is not None)
         if real_time is not None:
             played = play_in_real_time(
                 task,
@@ -116,15 +122,25 @@ def run(
                 real_time,
                 seeds,
                 candidates=candidates,
+                pessimism=pessimism,
+                replan_every=replan_every,
                 timeout=timeout,
                 on_episode=tell,
                 view=view or _no_view,
                 accept_assumed=accept_assumed,
             )
         else:
-            played = _play_in_lockstep(
-                reported, policy, seeds, candidates, timeout or 1.0, tell, accept_assumed
+            loop = ControlLoop(
+                reported,
+                policy,
+                candidates=candidates,
+                deadline=timeout or 1.0,
+                pessimism=pessimism,
+                replan_every=replan_every,
+                accept_assumed=accept_assumed,
             )
+            played = _play_in_lockstep(loop, seeds, tell)
+        reported.note(None)
         stale = policy.stale_replies
         reporter.close()
         unrecorded = reporter.dropped
@@ -134,19 +150,8 @@ def run(
     return RunResult(score, candidates, stale, unrecorded, played.figures, played.recording, played.recorded)
 
 
-def _play_in_lockstep(
-    plant: EpisodicPlant,
-    policy: Policy,
-    seeds: Sequence[int],
-    candidates: int,
-    timeout: float,
-    on_episode: OnEpisode,
-    accept_assumed: bool,
-) -> RealTimeRun:
+def _play_in_lockstep(loop: ControlLoop, seeds: Sequence[int], on_episode: OnEpisode) -> RealTimeRun:
     """Play the seeds' episodes until Ctrl-C or a fault."""
-    from rql_deploy.runtime.control.lockstep import ControlLoop
-
-    loop = ControlLoop(plant, policy, candidates=candidates, deadline=timeout, accept_assumed=accept_assumed)
     results: list[EpisodeResult] = []
     with contextlib.suppress(KeyboardInterrupt):
         for index, seed in enumerate(seeds):

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from rql_deploy.contract import Contract, PlantDescription
     from rql_deploy.limits import Limits
     from rql_deploy.plant import EpisodeResult, EpisodicPlant
-    from rql_deploy.policy import Policy
+    from rql_deploy.policy import Continuation, Policy
     from rql_deploy.runtime.control.playback import Mode
     from rql_deploy.runtime.control.realtime import RealTimeLoop, RealTimeResult
     from rql_deploy.runtime.control.telemetry import Tick
@@ -33,6 +33,8 @@ class RealTimeOptions:
 
     mode: Mode = "anytime"
     compensate_delay: bool = True
+    continuation: Continuation | None = None
+    """How chunks continue what plays while they are made; None: as trained, else guidance."""
     limits: Path | None = None
     """The robot's limits.toml."""
     value_gate: float | None = None
@@ -86,6 +88,8 @@ def play_in_real_time(
     seeds: Sequence[int],
     *,
     candidates: int,
+    pessimism: float,
+    replan_every: int | None,
     timeout: float | None,
     on_episode: Callable[[int, RealTimeResult], None],
     view: View,
@@ -96,8 +100,9 @@ def play_in_real_time(
     What was played is written in every case. Raises UserError before anything moves when a file cannot be
     written or limits do not fit, and afterwards when the log is not complete.
     """
+    from rql_deploy.runtime.client.reported_plant import ReportedPlant
     from rql_deploy.runtime.control.realtime import RealTimeLoop
-    from rql_deploy.runtime.control.telemetry import STANDBY, TickLog
+    from rql_deploy.runtime.control.telemetry import STANDBY, TickLog, note_of
     from rql_deploy.sim.collection.minari_files import writable_target
     from rql_deploy.sim.collection.recording import EpisodeRecorder
 
@@ -116,6 +121,8 @@ def play_in_real_time(
         def on_tick(tick: Tick, observation: Mapping[str, Any]) -> None:
             if log is not None:
                 log.write(len(results), tick)
+            if isinstance(plant, ReportedPlant):
+                plant.note(note_of(tick))
             if recorder is not None and tick.kind != STANDBY:
                 recorder.tick(observation, tick.command, plant.success)
 
@@ -126,7 +133,10 @@ def play_in_real_time(
                 mode=options.mode,
                 delay_compensation=options.compensate_delay,
                 limits=limits,
+                continuation=options.continuation,
                 candidates=candidates,
+                pessimism=pessimism,
+                replan_every=replan_every,
                 deadline=timeout,
                 latch=not options.no_fault_latch,
                 priority=options.priority,

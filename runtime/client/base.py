@@ -54,6 +54,9 @@ class PolicyCore(Protocol):
 class BasePolicy:
     """A client's policy: what needs no request."""
 
+    continues = True
+    """Whether it takes `prefix`."""
+
     def __init__(self, core: PolicyCore):
         """`connect` makes it."""
         self._core = core
@@ -80,8 +83,8 @@ class BasePolicy:
 
 
 def resolve(options: Mapping[str, Any]) -> ResolvedOptions:
-    """The options of a remote call: all but `prefix`, which protocol 2 reserves. Raises TypeError."""
-    return ResolvedOptions.of(options, without=("prefix",))
+    """The options of a remote call. Raises TypeError and UserError for one that is none."""
+    return ResolvedOptions.of(options)
 
 
 def read_addresses(endpoint: str | Iterable[str]) -> list[str]:

@@ -6,8 +6,8 @@ The server knows neither which actions were carried out between two requests nor
         reporter.add(observation, action, success=False)   # every tick
         reporter.finish(observation)                       # after the episode's last action
 
-`ReportedPlant` does this for any plant. A thread sends over a connection of its own, so no tick waits for it.
-If the server does not record, nothing is kept and nothing is sent.
+`ReportedPlant` (`reported_plant.py`) does this for any plant. A thread sends over a connection of its own, so
+no tick waits for it. If the server does not record, nothing is kept and nothing is sent.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import queue
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import zmq
@@ -28,10 +28,10 @@ from numpy.typing import NDArray
 from rql_deploy.contract import PlantDescription
 from rql_deploy.errors import DeadlineMissed, PolicyClosed, UserError, require_process
 from rql_deploy.observation import ObservationReader
-from rql_deploy.plant import EpisodicPlant
 from rql_deploy.policy import read_seconds
 from rql_deploy.runtime.wire.checks import ServerError
 from rql_deploy.runtime.wire.headers import Episode, Hello
+from rql_deploy.runtime.wire.notes import TickNote, encode_notes
 
 from .channel import Channel
 from .session import Session
@@ -47,8 +47,20 @@ CLOSE_LIMIT = 5.0
 """Seconds that unsent messages get at the end."""
 _log = logging.getLogger("rql_deploy.reporting")
 
-Part = tuple[Episode, dict[str, NDArray[Any]], int, dict[str, NDArray[Any]]]
-"""A request, observation fields, their rows, and arrays by name."""
+Part = tuple[Episode, dict[str, NDArray[Any]], int, dict[str, NDArray[Any]], NDArray[np.float64]]
+"""A request, observation fields, their rows, arrays by name, and when each tick began."""
+
+
+class _Row(NamedTuple):
+    """A tick as `EpisodeReporter.add` takes it."""
+
+    fields: dict[str, NDArray[Any]]
+    action: NDArray[np.float32]
+    reward: float | None
+    success: bool | None
+    intervened: bool | None
+    note: TickNote | None
+    began: float
 
 
 class EpisodeReporter:
@@ -58,12 +70,12 @@ class EpisodeReporter:
         self.dropped = 0
         """Messages that no server recorded."""
         self._channel, self._session, self._bundle = channel, session, bundle
-        self._rows: list[tuple[dict[str, NDArray[Any]], NDArray[np.float32], float | None, bool | None]] = []
+        self._rows: list[_Row] = []
         self._episode, self._tick, self._bytes = 0, 0, 0
         self._queue: queue.Queue[Part | None] = queue.Queue(MAX_PENDING)
         self._send_until = float("inf")
         self._pid, self._closing, self._closed = os.getpid(), threading.RLock(), False
-        self._read = ObservationReader(() if session is None else session.contract.plant.fields)
+        self._read = ObservationReader(() if session is None else session.contract.plant.inputs)
         self._thread: threading.Thread | None = None
         if self.recording:
             self._thread = threading.Thread(target=self._send_all, name="reporter", daemon=True)
@@ -116,6 +128,9 @@ class EpisodeReporter:
         *,
         reward: float | None = None,
         success: bool | None = None,
+        intervened: bool | None = None,
+        note: TickNote | None = None,
+        began: float | None = None,
     ) -> None:
         """Add one tick.
 
@@ -124,12 +139,17 @@ class EpisodeReporter:
             action: `[A]`, as carried out.
             reward: of that action, if known.
             success: whether the task has succeeded after it, if known.
+            intervened: whether a human's action replaced the policy's, if known.
+            note: what a real-time loop noted of the tick.
+            began: when the tick began, on the monotonic clock; now if None.
         """
         if self._session is None or self._closed:
             return
         require_process(self._pid, "the episode reporter")
         fields = self._copy(observation)
-        self._rows.append((fields, np.array(action, np.float32), reward, success))
+        began = time.monotonic() if began is None else began
+        action = np.array(action, np.float32)
+        self._rows.append(_Row(fields, action, reward, success, intervened, note, began))
         self._bytes += sum(value.nbytes for value in fields.values())
         if self._bytes >= PART_BYTES or len(self._rows) >= PART_TICKS:
             self._enqueue(None, end=False)
@@ -180,22 +200,27 @@ class EpisodeReporter:
         assert self._session is not None
         rows, self._rows, self._bytes = self._rows, [], 0
         plant = self._session.contract.plant
-        seen = [row[0] for row in rows] + ([last] if last is not None else [])
+        seen = [row.fields for row in rows] + ([last] if last is not None else [])
         observations: dict[str, NDArray[Any]] = {
             spec.name: np.stack([fields[spec.name] for fields in seen])
             if seen
             else np.zeros((0, *spec.shape), spec.dtype)
-            for spec in plant.fields
+            for spec in plant.inputs
         }
         arrays: dict[str, NDArray[Any]] = {
-            "actions": np.stack([row[1] for row in rows])
+            "actions": np.stack([row.action for row in rows])
             if rows
             else np.zeros((0, plant.action_dim), np.float32)
         }
-        if rows and all(row[2] is not None for row in rows):
-            arrays["rewards"] = np.array([row[2] for row in rows], np.float32)
-        if rows and all(row[3] is not None for row in rows):
-            arrays["success"] = np.array([row[3] for row in rows], np.uint8)
+        if rows and all(row.reward is not None for row in rows):
+            arrays["rewards"] = np.array([row.reward for row in rows], np.float32)
+        if rows and all(row.success is not None for row in rows):
+            arrays["success"] = np.array([row.success for row in rows], np.uint8)
+        if rows and any(row.intervened is not None for row in rows):
+            arrays["intervened"] = np.array([bool(row.intervened) for row in rows], np.uint8)
+        if any(row.note is not None for row in rows):
+            arrays["notes"] = encode_notes([row.note for row in rows])
+        began = np.array([row.began for row in rows])
         request = Episode(
             bundle=self._bundle,
             contract=self._session.contract_id,
@@ -205,7 +230,7 @@ class EpisodeReporter:
         )
         self._tick += len(rows)
         try:
-            self._queue.put_nowait((request, observations, len(seen), arrays))
+            self._queue.put_nowait((request, observations, len(seen), arrays, began))
         except queue.Full:
             self.dropped += 1
 
@@ -229,6 +254,7 @@ class EpisodeReporter:
         observations: dict[str, NDArray[Any]],
         rows: int,
         arrays: dict[str, NDArray[Any]],
+        began: NDArray[np.float64],
     ) -> bool:
         """Send one message until it is recorded, it is refused, or closing has taken too long."""
         assert self._channel is not None and self._session is not None
@@ -236,7 +262,10 @@ class EpisodeReporter:
             try:
                 # Packed anew for every try, as another contract may have another order of fields.
                 request.contract = self._session.contract_id
-                packed = self._session.pack(observations, rows)._replace(named=arrays)
+                # Ages, as the server's clock may be another.
+                ages = (time.monotonic() - began).astype(np.float32)
+                named = {**arrays, "ages": ages} if len(ages) else arrays
+                packed = self._session.pack(observations, rows)._replace(named=named)
                 return self._channel.call(request, packed, min(left, CALL_TIMEOUT))[0].recorded
             except PolicyClosed:
                 raise
@@ -265,64 +294,3 @@ class EpisodeReporter:
             _log.warning("episode refused", extra={"data": {"reason": str(error)}})
             return False
         return True
-
-
-class ReportedPlant:
-    """A plant whose ticks are reported, with the interface of the plant that it wraps."""
-
-    def __init__(self, plant: EpisodicPlant, reporter: EpisodeReporter):
-        """`reward` and `success` of the plant are reported if it has them; a robot may have neither."""
-        self.plant, self._reporter = plant, reporter
-        self._seen: Mapping[str, Any] | None = None
-        self._over = False
-
-    @property
-    def success(self) -> bool:
-        return self.plant.success
-
-    @property
-    def finished(self) -> bool:
-        return self.plant.finished
-
-    def __getattr__(self, name: str) -> Any:
-        # Whatever else a plant has, such as the command that keeps it at rest.
-        return getattr(self.plant, name)
-
-    def reset(self, seed: int | None = None) -> None:
-        """End the episode and start another."""
-        self._reporter.finish(self._seen)
-        self._seen, self._over = None, False
-        self.plant.reset(seed)
-
-    def observe(self) -> Mapping[str, Any]:
-        """The plant's observation."""
-        self._seen = self.plant.observe()
-        return self._seen
-
-    def apply(self, action: NDArray[np.float32]) -> None:
-        """Carry out one action and report it.
-
-        Actions after the episode's end, which only hold the plant, are not reported.
-        """
-        if not self._reporter.recording or self._over:
-            self.plant.apply(action)
-            return
-        before = self.observe() if self._seen is None else self._seen
-        # Copied before the plant moves on: a simulator may show its own arrays.
-        before = {name: np.array(value) for name, value in before.items()}
-        self.plant.apply(action)
-        self._reporter.add(
-            before,
-            action,
-            reward=getattr(self.plant, "reward", None),
-            success=getattr(self.plant, "success", None),
-        )
-        self._seen = None
-        if getattr(self.plant, "finished", False):
-            self._over = True
-            self._reporter.finish(self.plant.observe())
-
-    def close(self) -> None:
-        """Report the end of the episode and close the plant."""
-        self._reporter.finish(self._seen)
-        self.plant.close()

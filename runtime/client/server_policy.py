@@ -125,10 +125,8 @@ class ServerPolicy:
             await self.renew(expiry)
         session = self._session
         budget = self._round_trip.budget(max(1e-4, expiry - time.monotonic()))
-        request = session.act_request(self._bundle, budget, options, stream=stream)
-        packed = session.pack(observation)
-        request.jpeg = True if packed.named else None
-        return session, await self._transport.send(request, packed, expiry, timeout)
+        request, arrays = session.act_request(self._bundle, budget, options, observation, stream=stream)
+        return session, await self._transport.send(request, arrays, expiry, timeout)
 
     def _decision(self, session: Session, reply: headers.ActReply, out: Arrays, start: float) -> Decision:
         """The decision of a last reply, from which the round trip and a new contract are learnt."""

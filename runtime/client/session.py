@@ -15,6 +15,7 @@ from rql_deploy.contract import Contract, PlantDescription, shortened
 from rql_deploy.errors import ContractError
 from rql_deploy.flow import flow_schedule
 from rql_deploy.policy import Decision, ResolvedOptions
+from rql_deploy.prefix import read_prefix
 from rql_deploy.runtime.wire.arrays import Layout, Packed
 from rql_deploy.runtime.wire.checks import ServerError, numbers_finite
 from rql_deploy.runtime.wire.headers import MAX_BUDGET, Act, ActReply, HelloReply
@@ -105,10 +106,20 @@ class Session:
         return self._layout.pack(observation, rows)
 
     def act_request(
-        self, bundle: str | None, budget: float, options: ResolvedOptions, *, stream: bool
-    ) -> Act:
-        """An `act` request; entries with their default value are not sent."""
-        return Act(
+        self,
+        bundle: str | None,
+        budget: float,
+        options: ResolvedOptions,
+        observation: Mapping[str, Any],
+        *,
+        stream: bool,
+    ) -> tuple[Act, Packed]:
+        """An `act` request and its arrays; entries with their default value are not sent.
+
+        Raises ContractError for an observation or a prefix that does not fit.
+        """
+        packed, prefix = self.pack(observation), read_prefix(options, self.contract)
+        request = Act(
             bundle=bundle,
             contract=self.contract_id,
             budget=min(budget, MAX_BUDGET),
@@ -117,7 +128,14 @@ class Session:
             seed=options.seed,
             stream=True if stream else None,
             prune=list(options.prune) or None,
+            pessimism=options.pessimism or None,
+            jpeg=True if packed.named else None,
         )
+        if prefix is not None:
+            packed = packed._replace(named={**packed.named, "prefix": prefix.actions})
+            request.committed = None if prefix.committed == len(prefix.actions) else prefix.committed
+            request.continuation = options.continuation
+        return request, packed
 
     def chunk(self, out: Mapping[str, NDArray[Any]]) -> NDArray[np.float32]:
         """The action chunk `[h, A]` of a reply. ServerError if it has another size or is not finite."""

@@ -10,15 +10,23 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final, Literal, Protocol
 
-import numpy as np
-from numpy.typing import NDArray
-
 from rql_deploy.errors import DeadlineMissed, UserError, require_process
 from rql_deploy.plant import POLICY_FAILED, Observation
-from rql_deploy.policy import MAX_CANDIDATES, ActOptions, Decision, Policy, read_seconds, read_whole
+from rql_deploy.policy import (
+    MAX_CANDIDATES,
+    ActOptions,
+    Continuation,
+    Decision,
+    Policy,
+    read_continuation,
+    read_pessimism,
+    read_seconds,
+    read_whole,
+)
 
 from .clock import Clock
 from .decisions import PolicyError, checked_decision
+from .playback import Playing
 from .safety import Reason
 
 if TYPE_CHECKING:
@@ -49,8 +57,8 @@ class InferenceRequest:
     number: int
     observation: Observation
     seed: int
-    committed: NDArray[np.float32] | None = None
-    """`[n, A]`: actions that will be played before the result can arrive."""
+    playing: Playing | None = None
+    """What is left of the chunk that plays."""
     previews: bool = False
     """Also return a decision after every refinement step; needs a `StreamingPolicy`."""
 
@@ -89,9 +97,13 @@ def run_inference(
     deadline: float | None,
     candidates: int,
     value: bool,
-    prefix: bool = False,
+    pessimism: float = 0.0,
+    continuation: Continuation | None = None,
 ) -> Iterator[InferenceResult]:
-    """Results of one request as they arrive; an exception of the policy becomes a result, too."""
+    """Results of one request as they arrive; an exception of the policy becomes a result, too.
+
+    `continuation` is how chunks continue; None: as the policy does by itself, if it does.
+    """
     number = request.number
     latest: Decision | None = None
     try:
@@ -101,8 +113,12 @@ def run_inference(
             "value": value,
             "seed": request.seed,
         }
-        if prefix:
-            options["prefix"] = request.committed
+        if pessimism:
+            options["pessimism"] = pessimism
+        playing = request.playing
+        if playing is not None and playing.committed and continues(policy, continuation):
+            options |= {"prefix": playing.actions, "committed": playing.committed}
+            options["continuation"] = continuation
         if not request.previews:
             returned = policy.act(request.observation, **options)
             yield InferenceResult(number, clock.now(), checked_decision(policy, returned))
@@ -129,23 +145,60 @@ def run_inference(
         yield InferenceResult(number, clock.now(), None, error=reason)
 
 
+def continues(policy: Policy, continuation: Continuation | None) -> bool:
+    """Whether the policy is handed what plays meanwhile.
+
+    Raises UserError for a continuation that there is not, or that this policy does not have.
+    """
+    if continuation is not None:
+        read_continuation("continuation", continuation)
+    if continuation == "trained" and not policy.contract.prefix_conditioned:
+        raise UserError(
+            "the policy was not trained with actions given", hint="use continuation='guidance' instead"
+        )
+    able = bool(getattr(policy, "continues", False))
+    if continuation not in (None, "none") and not able:
+        name = type(policy).__name__
+        raise UserError(
+            f"the policy ({name}) does not continue the actions before a chunk",
+            hint="use continuation='none'",
+        )
+    return able and continuation != "none"
+
+
 class ThreadRunner:
     """Runs the policy in a thread of its own, which is the only one to use the policy."""
 
     def __init__(
-        self, policy: Policy, clock: Clock, *, deadline: float, candidates: int = 1, value: bool = False
+        self,
+        policy: Policy,
+        clock: Clock,
+        *,
+        deadline: float,
+        candidates: int = 1,
+        value: bool = False,
+        pessimism: float = 0.0,
+        continuation: Continuation | None = None,
     ):
         """`deadline`: seconds a decision may take.
 
-        Raises TypeError and UserError for a deadline or a number of candidates that no policy takes.
+        Raises TypeError and UserError for a deadline or a number of candidates that no policy takes, and for
+        a continuation that this one does not have.
         """
+        continues(policy, continuation)
         if not (deadline := read_seconds("deadline", deadline)) > 0:
             raise UserError(f"deadline is {deadline:g}: pass a number of seconds above 0")
         candidates = read_whole("candidates", candidates, 1, MAX_CANDIDATES)
         self._results: queue.SimpleQueue[InferenceResult] = queue.SimpleQueue()
         self._requests: queue.SimpleQueue[InferenceRequest | Literal["reset"] | None] = queue.SimpleQueue()
         self._policy, self._clock, self._pid = policy, clock, os.getpid()
-        self._options = {"deadline": deadline, "candidates": candidates, "value": value}
+        self._options = {
+            "deadline": deadline,
+            "candidates": candidates,
+            "value": value,
+            "pessimism": read_pessimism("pessimism", pessimism),
+            "continuation": continuation,
+        }
         self._thread = threading.Thread(target=self._run, name="inference", daemon=True)
         self._thread.start()
 
@@ -193,11 +246,17 @@ class SimulatedLatencyRunner:
         *,
         candidates: int = 1,
         value: bool = False,
-        prefix: bool = False,
+        pessimism: float = 0.0,
+        continuation: Continuation | None = None,
     ):
-        """With `prefix` the policy is given the committed actions (see `OnnxPolicy.act`)."""
         self._policy, self._clock, self._delay = policy, clock, delay
-        self._options = {"deadline": None, "candidates": candidates, "value": value, "prefix": prefix}
+        self._options = {
+            "deadline": None,
+            "candidates": candidates,
+            "value": value,
+            "pessimism": pessimism,
+            "continuation": continuation,
+        }
         self._delayed: list[InferenceResult] = []
 
     def submit(self, request: InferenceRequest) -> None:

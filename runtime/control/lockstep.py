@@ -1,4 +1,4 @@
-"""The lock-step control loop: the plant waits while the policy makes a chunk, then plays all of it.
+"""The lock-step control loop: the plant waits while the policy makes a chunk, then plays it.
 
 A tick without a fresh action is a hold, per action dimension as the contract says.
 """
@@ -22,12 +22,14 @@ from rql_deploy.plant import (
     EpisodeResult,
     EpisodicPlant,
     Observation,
+    Plant,
     UnstableSimulation,
 )
-from rql_deploy.policy import Decision, Policy
+from rql_deploy.policy import ActOptions, Decision, Policy
 from rql_deploy.seeding import decision_seed
 
 from .decisions import PolicyError, checked_decision, chunk_fault
+from .playback import read_replan_every
 from .safety import zero_on_hold
 
 MAX_CONSECUTIVE_HOLDS = 20
@@ -43,15 +45,23 @@ class ControlLoop:
         *,
         candidates: int = 1,
         deadline: float | None = None,
+        pessimism: float = 0.0,
+        replan_every: int | None = None,
         accept_assumed: bool = False,
     ):
-        """Raises ContractError where a plant that is no simulator would move by what was assumed.
+        """
+        Args:
+            pessimism: c; candidates are ranked by V - c * spread.
+            replan_every: actions of a chunk that are played; default all.
 
-        `accept_assumed` lets it.
+        Raises ContractError where a plant that is no simulator would move by what was assumed, which
+        `accept_assumed` lets it, and UserError where chunks have no such number of actions.
         """
         require_stated_motion(policy.contract, plant, accept_assumed=accept_assumed)
         self.plant, self.policy = stacked(plant, policy.contract.plant), policy
         self.candidates, self.deadline = candidates, deadline
+        self.replan_every = read_replan_every(replan_every, policy.contract.h)
+        self.pessimism = pessimism
 
     def run_episode(self, seed: int) -> EpisodeResult:
         """Play one episode from `seed` until success, the horizon or a fault.
@@ -95,7 +105,7 @@ class ControlLoop:
                     decision = self._decide(
                         observation, decision_seed(seed, decisions), round_trip, inference
                     )
-                    chunk = list(decision.actions)
+                    chunk = list(decision.actions[: self.replan_every])
                     consecutive = 0
                 except DeadlineMissed as missed:
                     holds += 1
@@ -128,7 +138,10 @@ class ControlLoop:
         self, observation: Observation, seed: int, round_trip: list[float], inference: list[float]
     ) -> Decision:
         start = time.monotonic()
-        returned = self.policy.act(observation, deadline=self.deadline, candidates=self.candidates, seed=seed)
+        options: ActOptions = {"deadline": self.deadline, "candidates": self.candidates, "seed": seed}
+        if self.pessimism:
+            options["pessimism"] = self.pessimism
+        returned = self.policy.act(observation, **options)
         decision = checked_decision(self.policy, returned)
         contract = self.policy.contract
         if fault := chunk_fault(decision.actions, (contract.h, contract.plant.action_dim)):
@@ -154,3 +167,14 @@ def hold_action(plant: PlantDescription, last: NDArray[np.float32] | None) -> ND
     """
     repeated = plant.action_low if last is None else last
     return np.where(zero_on_hold(plant), 0.0, repeated).astype(np.float32)
+
+
+def is_finished(plant: Plant) -> bool:
+    """Whether the episode is over, as a simulator can tell; a robot runs until it is stopped."""
+    return bool(getattr(plant, "finished", False))
+
+
+def rest_command(plant: Plant) -> NDArray[np.float32] | None:
+    """The command that keeps the plant where it is: from its `rest()` or `rest_action`, or None."""
+    rest = getattr(plant, "rest", None)
+    return getattr(plant, "rest_action", None) if rest is None else rest()

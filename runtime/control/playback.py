@@ -13,13 +13,16 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import ceil
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from rql_deploy.contract import PlantDescription
 from rql_deploy.errors import UserError
 from rql_deploy.policy import MAX_COUNT, read_whole
+
+from .safety import zero_on_hold
 
 Mode = Literal["open-loop", "prefetch", "anytime"]
 MODES: tuple[Mode, ...] = ("open-loop", "prefetch", "anytime")
@@ -36,6 +39,26 @@ class DeltaBounds:
     dimensions: NDArray[np.bool_]
     low: NDArray[np.float64]
     high: NDArray[np.float64]
+
+
+def delta_bounds(
+    plant: PlantDescription, low: NDArray[np.float64], high: NDArray[np.float64]
+) -> DeltaBounds | None:
+    """Dimensions whose commands are known to add up to the motion: those whose controller is named."""
+    # Commands to OGBench's arm run ahead of it by far more than it moves in a tick: compensation there cost a
+    # cube task nearly all its successes.
+    known = np.array([action.mode == "delta" and action.controller != "" for action in plant.actions])
+    motion = known & zero_on_hold(plant)
+    return DeltaBounds(motion, low, high) if motion.any() else None
+
+
+class Playing(NamedTuple):
+    """What the chunk that plays has left."""
+
+    actions: NDArray[np.float32]
+    """`[n, A]`, from the one that is due on."""
+    committed: int
+    """Of these, the actions that play before the next chunk is there."""
 
 
 @dataclass(frozen=True)
@@ -93,6 +116,7 @@ class Playback:
         prefetch_ticks: int | None = None,
         min_preview_steps: int = 1,
         delta: DeltaBounds | None = None,
+        replan_every: int | None = None,
     ):
         """
         Args:
@@ -100,6 +124,8 @@ class Playback:
             min_preview_steps: with `anytime`, the delay that counts is that of the first preview with so many
             steps.
             delta: turns on delay compensation for these dimensions (see `_compensate`).
+            replan_every: actions after which a chunk is renewed; None: h. Where the next one is late,
+            prefetch and anytime play on.
 
         Raises UserError for a mode that does not exist and ticks out of range, TypeError where they are no
         whole number.
@@ -109,6 +135,8 @@ class Playback:
         if prefetch_ticks is not None:
             prefetch_ticks = read_whole("prefetch_ticks", prefetch_ticks, 0, MAX_COUNT)
         self.h, self.mode, self._min_preview_steps = h, mode, min_preview_steps
+        self._renew = read_replan_every(replan_every, h)
+        self._last = self._renew if mode == "open-loop" else h
         self.requested = 0
         """Decisions requested so far."""
         self._fixed = 0 if mode == "open-loop" else prefetch_ticks
@@ -151,16 +179,17 @@ class Playback:
         return None if self._pending is None else self._pending.observed
 
     @property
-    def committed(self) -> NDArray[np.float32] | None:
-        """`[remaining, A]`: actions that play while the policy computes; None when none remain."""
-        if self._chunk is None or not self.remaining:
+    def playing(self) -> Playing | None:
+        """What plays while the policy computes; None when nothing does."""
+        if self._chunk is None or self._position >= self._chunk.position + self._last:
             return None
-        return self._chunk.actions[self._position - self._chunk.position :]
+        actions = self._chunk.actions[self._position - self._chunk.position : self._last]
+        return Playing(actions, min(self.prefetch_ticks, len(actions)))
 
     @property
     def remaining(self) -> int:
-        """Actions of the chunk that have not been played."""
-        return 0 if self._chunk is None else max(0, self._chunk.position + self.h - self._position)
+        """Actions of the chunk that have not been played, before it is to be renewed."""
+        return 0 if self._chunk is None else max(0, self._chunk.position + self._renew - self._position)
 
     def should_request(self) -> bool:
         """Whether to send this tick's observation to the policy."""
@@ -213,7 +242,7 @@ class Playback:
         if self._chunk is None:
             return None
         index = self._position - self._chunk.position
-        if index >= self.h:
+        if index >= self._last:
             return None
         return ScheduledAction(self._compensate(self._chunk, index, allowed), index, self._chunk)
 
@@ -263,6 +292,11 @@ class Playback:
     def clear(self) -> None:
         """Drop chunk and request, for instance after a fault; the measured delays stay."""
         self._pending, self._chunk = None, None
+
+
+def read_replan_every(replan_every: int | None, h: int) -> int:
+    """Actions of a chunk that are played: all h if None. Raises TypeError and UserError for no such count."""
+    return h if replan_every is None else read_whole("replan_every", replan_every, 1, h)
 
 
 def _p90(delays: Sequence[int]) -> int:

@@ -16,21 +16,20 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
 from rql_deploy.assumptions import require_stated_motion
 from rql_deploy.errors import UserError
 from rql_deploy.images import stacked
 from rql_deploy.limits import Limits
 from rql_deploy.plant import FAULT, EpisodeResult, Observation, Plant
-from rql_deploy.policy import Policy
+from rql_deploy.policy import Continuation, Policy
 from rql_deploy.seeding import check_seed, decision_seed
 
 from .clock import MIN_SPACING, Clock, Schedule, SystemClock, require_rate
 from .inference import InferenceRequest, InferenceResult, InferenceRunner, ThreadRunner
-from .lockstep import plant_failure
-from .playback import DeltaBounds, Mode, Playback, ScheduledAction
-from .safety import NO_ACTION, Reason, SafetyFilter, Verdict, zero_on_hold
+from .lockstep import is_finished, plant_failure, rest_command
+from .playback import Mode, Playback, ScheduledAction, delta_bounds
+from .safety import NO_ACTION, Reason, SafetyFilter, Verdict
 from .scheduling import low_jitter
 from .telemetry import STANDBY, LoopStatistics, Tick
 from .watchdog import Watchdog
@@ -68,6 +67,9 @@ class RealTimeLoop:
         latch: bool = True,
         priority: int | None = None,
         delay_compensation: bool = True,
+        continuation: Continuation | None = None,
+        replan_every: int | None = None,
+        pessimism: float = 0.0,
         accept_assumed: bool = False,
         clock: Clock | None = None,
         make_runner: Callable[[Clock, SafetyFilter], InferenceRunner] | None = None,
@@ -84,6 +86,10 @@ class RealTimeLoop:
             latch: False counts faults instead of stopping, for measurements.
             priority: 1 to 99; run the loop's thread under SCHED_FIFO, before all threads of normal priority.
             delay_compensation: correct delta motion for what was played while a chunk was computed.
+            continuation: how chunks continue what plays while they are computed (docs/control.md); default as
+            they were trained to, else guidance; none for a policy that takes no `prefix`.
+            replan_every: actions after which a chunk is renewed; default all.
+            pessimism: c; candidates are ranked by V - c * spread.
             accept_assumed: drive a robot although the policy's data did not say what its actions mean.
             make_runner: replaces the inference thread.
 
@@ -106,12 +112,14 @@ class RealTimeLoop:
         self.watchdog = Watchdog(self.filter.limits, 1.0 / self.period, latch=latch)
         self.statistics = LoopStatistics(self.period)
         self._on_tick, self._priority = on_tick, priority
+        bounds = delta_bounds(self.contract.plant, self.filter.low, self.filter.high)
         self._playback = Playback(
             self.contract.h,
             mode,
             prefetch_ticks=prefetch_ticks,
             min_preview_steps=(self.contract.F + 1) // 2,
-            delta=self._delta_bounds() if delay_compensation else None,
+            delta=bounds if delay_compensation else None,
+            replan_every=replan_every,
         )
         self._hold_reason = NO_ACTION
         self._runner: InferenceRunner
@@ -119,19 +127,15 @@ class RealTimeLoop:
             self._runner = make_runner(self.clock, self.filter)
         else:
             seconds = 2 * self.contract.h * self.period if deadline is None else deadline
-            value = self.filter.needs_value
             self._runner = ThreadRunner(
-                policy, self.clock, deadline=seconds, candidates=candidates, value=value
+                policy,
+                self.clock,
+                deadline=seconds,
+                candidates=candidates,
+                value=self.filter.needs_value,
+                pessimism=pessimism,
+                continuation=continuation,
             )
-
-    def _delta_bounds(self) -> DeltaBounds | None:
-        # Only for dimensions whose controller the contract names. For others it is not known that commands
-        # add up: those of OGBench's arm move ahead of the arm by far more than it moves in a tick, and
-        # compensation cost a cube task nearly all its successes.
-        plant = self.contract.plant
-        known = np.array([a.mode == "delta" and a.controller != "" for a in plant.actions])
-        motion = known & zero_on_hold(plant)
-        return DeltaBounds(motion, self.filter.low, self.filter.high) if motion.any() else None
 
     def close(self) -> None:
         """End the inference thread."""
@@ -172,7 +176,7 @@ class RealTimeLoop:
         error_kind, interrupted = "", False
         try:
             self.plant.reset(seed)
-            self._start = _rest(self.plant)
+            self._start = rest_command(self.plant)
             self.filter.reset(self._start)
         except Exception as failure:
             error, error_kind = plant_failure("could not be reset", failure)
@@ -202,7 +206,7 @@ class RealTimeLoop:
     ) -> bool:
         """Run ticks until the episode ends; returns whether `stop` ended it."""
         skipped = 0
-        while not _finished(self.plant):
+        while not is_finished(self.plant):
             if stop():
                 return True
             if duration is not None and schedule.cycle * self.period >= duration:
@@ -221,7 +225,7 @@ class RealTimeLoop:
         """Hold until the command no longer changes, for at most `ticks`; ignores failures of the plant."""
         previous = None
         with contextlib.suppress(Exception):
-            while self._moving and ticks != 0 and not _finished(self.plant):
+            while self._moving and ticks != 0 and not is_finished(self.plant):
                 schedule.advance(self.clock.now())
                 self.clock.sleep_until(schedule.deadline)
                 self._keep_distance()
@@ -276,11 +280,14 @@ class RealTimeLoop:
             self.clock.sleep_until(self._commanded_at + MIN_SPACING * self.period)
 
     def _submit(self, observation: Observation, observed: float) -> None:
-        committed, previews = self._playback.committed, self._playback.previews
+        playing, previews = self._playback.playing, self._playback.previews
         number = self._playback.request(observed)
         self.statistics.decisions += 1
-        seed = decision_seed(self._seed, number - self._first_request)
-        self._runner.submit(InferenceRequest(number, observation, seed, committed, previews))
+        seed = self._decision_seed(number)
+        self._runner.submit(InferenceRequest(number, observation, seed, playing, previews))
+
+    def _decision_seed(self, number: int) -> int:
+        return decision_seed(self._seed, number - self._first_request)
 
     def _poll_results(self) -> None:
         for result in self._runner.poll():
@@ -333,18 +340,8 @@ class RealTimeLoop:
             chunk_index=-1 if scheduled is None else scheduled.index,
             prefetch_ticks=self._playback.prefetch_ticks,
             command=verdict.command,
+            seed=None if scheduled is None else self._decision_seed(scheduled.chunk.number),
         )
         self.statistics.count(tick)
         if self._on_tick is not None:
             self._on_tick(tick, observation)
-
-
-def _finished(plant: Plant) -> bool:
-    """Whether the episode is over, as a simulator can tell; a robot runs until it is stopped."""
-    return bool(getattr(plant, "finished", False))
-
-
-def _rest(plant: Plant) -> NDArray[np.float32] | None:
-    """The command that keeps the plant where it is: from its `rest()` or `rest_action`, or None."""
-    rest = getattr(plant, "rest", None)
-    return getattr(plant, "rest_action", None) if rest is None else rest()

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rql_deploy.errors import UserError
+from rql_deploy.runtime.wire.notes import MAX_TEXT, TickNote
 
 STANDBY = "standby"
 """Kind of the ticks before the first decision: nothing has been commanded yet, so these are no holds."""
@@ -54,6 +55,24 @@ class Tick(NamedTuple):
     """Ticks before the end of a chunk at which the next one is requested."""
     command: NDArray[np.float32]
     """`[A]`, sent to the plant."""
+    seed: int | None = None
+    """Of the decision behind the command; None for a hold."""
+
+
+def note_of(tick: Tick) -> TickNote:
+    """What a server that records is told of a tick."""
+    return TickNote(
+        fresh=tick.fresh,
+        kind=tick.kind[:MAX_TEXT],
+        reason=tick.reason[:MAX_TEXT],
+        late=tick.late,
+        skipped=tick.skipped,
+        age=tick.age,
+        steps=tick.steps,
+        chunk=tick.chunk,
+        chunk_index=tick.chunk_index,
+        seed=tick.seed,
+    )
 
 
 class LoopStatistics:

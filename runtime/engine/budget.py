@@ -35,7 +35,7 @@ class Budget:
 
     def finished(self, job: Job) -> bool:
         """Whether the job has taken all its steps."""
-        return self.steps_left(job) <= 0 or bool(job.f > NEARLY_ONE)
+        return self.steps_left(job) <= 0 or bool(job.f > NEARLY_ONE and not job.passes_left)
 
     def step_cost(self, job: Job, rows: int) -> float:
         """Seconds of this job's next step: in the whole batch of `rows`, or alone if that is faster."""
@@ -61,6 +61,12 @@ class Budget:
                 job.needs_value = job.value or keep > 1
             elif job.needs_value:
                 job.needs_value = False
+            elif job.passes_left == 2:
+                # There is no time to invert the flow: the chunk is made as if nothing were to be continued.
+                job.passes, job.passes_left = 1, 0
+                steps = self.steps_left(job)
+            elif job.passes_left:
+                break
             else:
                 job.steps_reduced = True
                 break
@@ -76,7 +82,7 @@ class Budget:
         if job.deltas is not None:
             return len(job.deltas) - len(job.step_sizes)
         if not job.steps_reduced:
-            return self.model.contract.F - len(job.step_sizes)
+            return self.model.contract.F * job.passes - len(job.step_sizes)
         return max(1, round(float(1.0 - job.f) * self.model.contract.F))
 
     def delta(self, job: Job, now: float, rows: int) -> float:
@@ -85,7 +91,8 @@ class Budget:
         if job.deltas is not None:
             return job.deltas[k]
         if not job.steps_reduced:
-            return self.model.schedule[k][1]
+            schedule, step = self.model.schedule, k % len(self.model.schedule)
+            return -schedule[-1 - step][1] if job.passes_left == 1 else schedule[step][1]
         assert job.due is not None
         fit = int((job.due - now - REPLY_MARGIN) / max(self.model.costs.p90("step", rows), 1e-9))
         steps = min(max(1, fit), self.steps_left(job))

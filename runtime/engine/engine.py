@@ -27,6 +27,7 @@ from rql_deploy.seeding import FlowNoise
 
 from .budget import REPLY_MARGIN, UNROLLED_ROWS, URGENT_MEMORY, Budget
 from .model import MAX_STEP_ROWS, Model
+from .refinement import refine_jobs
 from .request import FINAL, Array, Done, Event, Expired, Job, Preview, decision
 from .shares import Client, FairShare
 from .slice_queue import SliceQueue
@@ -162,13 +163,8 @@ class Engine:
         counts = []
         noise = []
         for job in joining:
-            job.started, job.active = (
-                now,
-                list(range(job.candidate_offset, job.candidate_offset + job.candidates)),
-            )
-            job.needs_value = job.value or job.candidates > 1
             rows = self._noise(job.seed, job.candidate_offset + job.candidates, model.chunk_dim)
-            noise.append(rows[job.candidate_offset :])
+            noise.append(job.start(rows, now))
             counts.append(job.candidates)
         if any(count > 1 for count in counts):
             features = np.repeat(features, counts, axis=0)
@@ -214,25 +210,13 @@ class Engine:
     def _refine(self, now: float) -> list[Job]:
         """Run one step of all rows, or of the jobs that cannot wait for a step of all; returns these."""
         chosen, rows = self._choose(now)
-        f, delta, counts = [], [], []
-        for job in chosen:
-            f.append(job.f)
-            delta.append(np.float32(self._budget.delta(job, now, len(self._x))))
-            counts.append(len(job.active))
-        f_rows = np.repeat(np.array(f, np.float32), counts)[:, None]
-        delta_rows = np.repeat(np.array(delta, np.float32), counts)[:, None]
+        deltas = [np.float32(self._budget.delta(job, now, len(self._x))) for job in chosen]
         features, x = (self._features, self._x) if rows is None else (self._features[rows], self._x[rows])
-        next_x, preview = self.model.refine(features, x, f_rows, delta_rows)
+        next_x = refine_jobs(self.model, chosen, features, x, deltas)
         if rows is None:
             self._x = next_x
         else:
             self._x[rows] = next_x
-        start = 0
-        for job, d, count in zip(chosen, delta, counts, strict=True):
-            job.f = np.float32(job.f + d)
-            job.step_sizes.append(float(d))
-            job.preview = preview[start : start + count]
-            start += count
         self.steps += 1
         self.rows += len(x)
         self.model.costs.observe("step", len(x), self._clock() - now)
@@ -291,7 +275,7 @@ class Engine:
                 kept = np.ones(len(self._x), bool) if kept is None else kept
                 kept[rows] = False
                 done.append((job, rows))
-            elif job.stream and job.step_sizes:
+            elif job.stream and job.step_sizes[-1] > 0.0:
                 events.append(self._stream(job, rows, kept))
         if done:
             events += self._decide_all(done)
@@ -301,10 +285,10 @@ class Engine:
             self._jobs = [job for job in self._jobs if id(job) not in leaving]
 
     def _prune(self, job: Job, rows: slice, keep: int) -> NDArray[np.bool_]:
-        """Mask of the job's rows that stay: the `keep` partial actions of highest V, all at the same f."""
+        """Mask of the job's rows that stay: the `keep` best partial actions, all at the same f."""
         column = np.full((len(job.active), 1), job.f, np.float32)
-        values, _ = self.model.value(self._features[rows], self._x[rows], column)
-        return job.keep_best(values, keep)
+        values, spreads = self.model.value(self._features[rows], self._x[rows], column)
+        return job.keep_best(values, spreads, keep)
 
     def _stream(self, job: Job, rows: slice, kept: NDArray[np.bool_] | None) -> Preview:
         assert job.preview is not None
@@ -312,9 +296,10 @@ class Engine:
         if job.value and job.needs_value:
             mask = slice(None) if kept is None or not kept[rows].any() else kept[rows]
             values, spreads = self.model.value_of_chunks(self._features[rows][mask], job.preview)
-            best = int(values.argmax())
+            job.note_scores(values, spreads)
+            best = int(job.rank(values, spreads).argmax())
             value, spread = float(values[best]), float(spreads[best])
-        return Preview(job, len(job.step_sizes), job.preview[best], value, spread)
+        return Preview(job, len(job.step_sizes), job.hand_out(job.preview[best]), value, spread)
 
     def _decide_all(self, finished: list[tuple[Job, slice]]) -> list[Done]:
         """Decisions of jobs that finish in the same step; their V is computed in one call."""

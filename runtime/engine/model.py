@@ -9,12 +9,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rql_deploy.bundle.bundle import Bundle
-from rql_deploy.bundle.rollout import ENCODE_ROWS, encode
+from rql_deploy.bundle.rollout import ENCODE_ROWS, encode, refine_inputs
 from rql_deploy.contract import Contract
 from rql_deploy.errors import ContractError
 from rql_deploy.flow import flow_schedule
+from rql_deploy.prefix import Prefix, scaled
 from rql_deploy.runtime.wire.checks import all_finite
 
+from .continuation import Continuation
 from .latency import CostModel
 from .providers import open_sessions
 
@@ -81,22 +83,39 @@ class Model:
         """V and spread `[B]` of complete chunks `[B, h, A]` in the plant's units: V(s, x, 1)."""
         return self.value(features, self.scaled(actions), np.ones((len(actions), 1), np.float32))
 
+    def continuation(self, prefix: Prefix | None) -> Continuation | None:
+        """What a job needs to continue these actions."""
+        if prefix is None:
+            return None
+        in_flow = scaled(prefix.actions, self.contract)
+        return Continuation.of(prefix.method, prefix.actions, prefix.committed, in_flow, self.contract.h)
+
     def scaled(self, actions: Array) -> Array:
         """Chunks `[B, h, A]` in the plant's units -> x `[B, hA]` in [-1, 1]."""
         return ((actions - self._centre) / self._half_range).reshape(len(actions), -1)
 
-    def refine(self, features: Array, x: Array, f: Array, delta: Array) -> tuple[Array, Array]:
-        """One refinement step -> next x `[B, hA]` and preview `[B, h, A]`; several calls for many rows."""
+    def finish(self, x: Array) -> Array:
+        """x `[B, hA]`, clipped to [-1, 1], as chunks `[B, h, A]` in the plant's units."""
+        chunks = np.clip(x, -1.0, 1.0).reshape(len(x), self.contract.h, -1)
+        return chunks * self._half_range + self._centre
+
+    def refine(
+        self, features: Array, x: Array, f: Array, delta: Array, given: NDArray[np.int64] | None = None
+    ) -> tuple[Array, Array]:
+        """One refinement step -> next x `[B, hA]` and preview `[B, h, A]`; several calls for many rows.
+
+        `given` `[B]`: how many first actions of x stay as they are, for a bundle that was trained so.
+        """
+        feed = refine_inputs(self.contract, features, x, f, delta, given)
         if len(x) <= MAX_STEP_ROWS:
-            next_x, preview = self._sessions["refine"].run(
-                None, {"features": features, "x": x, "f": f, "delta": delta}
-            )
+            next_x, preview = self._sessions["refine"].run(None, feed)
             return next_x, preview
         parts = []
         for i in range(0, len(x), MAX_STEP_ROWS):
             rows = slice(i, i + MAX_STEP_ROWS)
-            feed = {"features": features[rows], "x": x[rows], "f": f[rows], "delta": delta[rows]}
-            parts.append(self._sessions["refine"].run(None, feed))
+            parts.append(
+                self._sessions["refine"].run(None, {name: value[rows] for name, value in feed.items()})
+            )
         return np.concatenate([p[0] for p in parts]), np.concatenate([p[1] for p in parts])
 
     def rows(self, observation: Mapping[str, NDArray[np.generic]]) -> dict[str, Array]:

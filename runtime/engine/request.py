@@ -2,18 +2,53 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 from msgspec import Struct
 from numpy.typing import NDArray
 
+from rql_deploy.runtime.wire.notes import TickNote
+
+from .continuation import Continuation
 from .shares import Client
 
 Array = NDArray[np.float32]
 ZERO = np.float32(0.0)
 NOBODY = Client()
+
+
+class StepChunks(NamedTuple):
+    """The previews of a job's candidates after a refinement step."""
+
+    step: int
+    candidates: list[int]
+    actions: Array
+    """`[candidates, h, A]`"""
+
+
+class StepScores(NamedTuple):
+    """V of a job's candidates after a refinement step."""
+
+    step: int
+    candidates: list[int]
+    values: Array
+    spreads: Array
+    partial: bool
+    """Whether of the partial actions, instead of the previews."""
+
+
+class History(Struct, eq=False):
+    """What a recording keeps of a job's refinement steps; it holds arrays that the engine made anyway."""
+
+    previews: list[StepChunks] = []
+    scores: list[StepScores] = []
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of its arrays."""
+        return sum(preview.actions.nbytes for preview in self.previews)
 
 
 class Job(Struct, eq=False):
@@ -40,8 +75,14 @@ class Job(Struct, eq=False):
     """Exact schedule to use instead of the F equal steps; sums to 1."""
     candidate_offset: int = 0
     """Number of the first candidate; the noise of candidate i is row i of the seed's noise."""
+    pessimism: float = 0.0
+    """c: candidates are ranked by V - c * spread."""
+    continuation: Continuation | None = None
+    """How the chunk continues the actions that play while it is computed."""
     client: Client = NOBODY
     """Whose share of the engine's time this takes: a connection and its peer."""
+    history: History | None = None
+    """Filled step by step, where it is to be recorded."""
 
     # Progress.
     active: list[int] = []
@@ -53,6 +94,12 @@ class Job(Struct, eq=False):
     """(k, candidates kept) for every time candidates were dropped."""
     preview: Array | None = None
     """`[len(active), h, A]` after the latest step."""
+    noise: Array | None = None
+    """`[candidate_offset + candidates, hA]`: what the flow begins with, where the continuation needs it."""
+    passes: int = 1
+    """Of the flow: an inversion goes forth, back and forth again."""
+    passes_left: int = 0
+    """Passes after this one."""
     started: float = 0.0
     needs_value: bool = False
     """Whether V is still to be computed: it was asked for or selects the candidate, and fits the budget."""
@@ -67,12 +114,48 @@ class Job(Struct, eq=False):
     @property
     def stepwise(self) -> bool:
         """Whether something happens between its refinement steps."""
-        return bool(self.stream or self.prune or self.deltas or self.candidate_offset)
+        return bool(
+            self.stream or self.prune or self.deltas or self.candidate_offset or self.continuation is not None
+        )
 
-    def keep_best(self, values: Array, keep: int) -> NDArray[np.bool_]:
-        """Go on with the `keep` candidates of highest V; returns the mask `[len(active)]` of those."""
+    def start(self, noise: Array, now: float) -> Array:
+        """Begin at `now` with `noise` `[candidate_offset + candidates, hA]`; returns the candidates' rows."""
+        self.started = now
+        self.active = list(range(self.candidate_offset, self.candidate_offset + self.candidates))
+        self.needs_value = self.scored
+        if self.continuation is not None:
+            self.noise = noise if self.continuation.needs_noise else None
+            self.passes = 3 if self.continuation.method == "inversion" else 1
+            self.passes_left = self.passes - 1
+        return noise[self.candidate_offset :]
+
+    def rank(self, values: Array, spreads: Array) -> Array:
+        """What candidates are chosen by, highest first."""
+        return values - np.float32(self.pessimism) * spreads if self.pessimism else values
+
+    def hand_out(self, chunk: Array) -> Array:
+        """The chunk `[h, A]` as it is sent, which begins with the committed actions."""
+        return chunk if self.continuation is None else self.continuation.in_place(chunk)
+
+    def note_preview(self) -> None:
+        """Keep the preview of the latest step, where it is recorded."""
+        if self.history is not None and self.preview is not None:
+            self.history.previews.append(StepChunks(len(self.step_sizes), list(self.active), self.preview))
+
+    def note_scores(self, values: Array, spreads: Array, *, partial: bool = False) -> None:
+        """Keep V of the active candidates, where it is recorded."""
+        if self.history is not None:
+            step = len(self.step_sizes)
+            self.history.scores.append(StepScores(step, list(self.active), values, spreads, partial))
+
+    def keep_best(self, values: Array, spreads: Array, keep: int) -> NDArray[np.bool_]:
+        """Go on with the `keep` candidates of highest rank; returns the mask `[len(active)]` of those.
+
+        V is that of the partial actions.
+        """
+        self.note_scores(values, spreads, partial=True)
         best = np.zeros(len(values), bool)
-        best[np.argsort(-values, kind="stable")[:keep]] = True
+        best[np.argsort(-self.rank(values, spreads), kind="stable")[:keep]] = True
         self.active = [number for number, stays in zip(self.active, best, strict=True) if stays]
         assert self.preview is not None
         self.preview = self.preview[best]
@@ -117,6 +200,13 @@ class Done(NamedTuple):
     inference: float
     """Seconds from the first computation to the decision."""
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the arrays that it keeps in memory."""
+        history = self.job.history
+        size = sum(value.nbytes for value in self.job.fields.values()) + self.actions.nbytes
+        return size if history is None else size + history.nbytes
+
 
 class Expired(NamedTuple):
     """The budget was spent before the first computation; the job is dropped."""
@@ -152,6 +242,12 @@ class EpisodePart(NamedTuple):
     """`[n]`"""
     success: NDArray[np.bool_] | None
     """`[n]`: whether the task had succeeded after the action."""
+    intervened: NDArray[np.bool_] | None = None
+    """`[n]`: whether a human's action replaced the policy's."""
+    ages: Array | None = None
+    """`[n]`: seconds from the begin of the tick to the arrival of this part."""
+    notes: Sequence[TickNote | None] | None = None
+    """`n` of them, from a real-time loop."""
 
     @property
     def nbytes(self) -> int:
@@ -170,16 +266,20 @@ def decision(job: Job, scores: tuple[Array, Array] | None, now: float) -> Done:
     best, value, spread = 0, None, None
     if scores is not None:
         values, spreads = scores
-        best = int(values.argmax())
+        job.note_scores(values, spreads)
+        best = int(job.rank(values, spreads).argmax())
         if job.value:
             value, spread = float(values[best]), float(spreads[best])
     deltas = tuple(job.step_sizes)
-    if job.f < 1.0:
+    if deltas[-1] < 0.0:
+        # On the way back to noise: the preview is the chunk that was there before.
+        deltas = deltas[: next(k for k, delta in enumerate(deltas) if delta < 0.0)]
+    elif job.f < 1.0:
         # The last step of the preview went to f = 1.
         deltas = (*deltas[:-1], float(np.float32(1.0) - (job.f - np.float32(deltas[-1]))))
     return Done(
         job=job,
-        actions=job.preview[best],
+        actions=job.hand_out(job.preview[best]),
         value=value,
         spread=spread,
         candidate=job.active[best],

@@ -15,6 +15,7 @@ from rql_deploy.seeding import FlowNoise
 
 from .budget import REPLY_MARGIN, Budget
 from .model import MAX_STEP_ROWS, Model
+from .refinement import correct, given_of, note_step, prepare, turn
 from .request import Array, Computed, Event, Expired, Job, Preview, Task, decision
 
 MAX_SLICE = 4e-3
@@ -41,10 +42,7 @@ def job_in_slices(
     if job.due is not None and job.due - now < budget.shortest():
         yield 0, [Expired(job, now - job.received)]
         return
-    last = job.candidate_offset + job.candidates
-    job.started, job.active = now, list(range(job.candidate_offset, last))
-    job.needs_value = job.value or job.candidates > 1
-    x = noise_of(job.seed, last, model.chunk_dim)[job.candidate_offset :]
+    x = job.start(noise_of(job.seed, job.candidate_offset + job.candidates, model.chunk_dim), now)
     features = model.encode(job.fields)
     yield 0, []
     left, in_time = 0.0, True
@@ -109,18 +107,21 @@ def _step(
         start = clock()
         if previews and job.preview is not None and job.due is not None and start > job.due - REPLY_MARGIN:
             return None
-        part = x[rows]
+        part = prepare(job, x[rows], rows)
         count = len(part)
-        next_x[rows], preview = model.refine(
-            _repeat(features, count), part, _column(job.f, count), _column(delta, count)
+        after, preview = model.refine(
+            _repeat(features, count),
+            part,
+            _column(job.f, count),
+            _column(delta, count),
+            given_of([job])[rows],
         )
+        next_x[rows], preview = correct(model, job, part, after, preview, delta)
         previews.append(preview)
         model.costs.observe("step", count, clock() - start)
         yield count, []
-    job.f = np.float32(job.f + delta)
-    job.step_sizes.append(float(delta))
-    job.preview = np.concatenate(previews)
-    return next_x
+    note_step(job, delta, np.concatenate(previews))
+    return turn(job, next_x) if job.passes_left else next_x
 
 
 def _between_steps(model: Model, job: Job, features: Array, x: Array) -> Generator[Slice, None, Array]:
@@ -128,16 +129,17 @@ def _between_steps(model: Model, job: Job, features: Array, x: Array) -> Generat
     k = len(job.step_sizes)
     keep = dict(job.prune).get(k, len(job.active))
     if keep < len(job.active):
-        values, _ = yield from _value(model, features, x, job.f)
-        x = x[job.keep_best(values, keep)]
-    if job.stream:
+        values, spreads = yield from _value(model, features, x, job.f)
+        x = x[job.keep_best(values, spreads, keep)]
+    if job.stream and job.step_sizes[-1] > 0.0:
         assert job.preview is not None
         best, value, spread = 0, None, None
         if job.value and job.needs_value:
             values, spreads = yield from _value(model, features, model.scaled(job.preview), np.float32(1.0))
-            best = int(values.argmax())
+            job.note_scores(values, spreads)
+            best = int(job.rank(values, spreads).argmax())
             value, spread = float(values[best]), float(spreads[best])
-        yield 0, [Preview(job, k, job.preview[best], value, spread)]
+        yield 0, [Preview(job, k, job.hand_out(job.preview[best]), value, spread)]
     return x
 
 

@@ -12,7 +12,7 @@ from rql_deploy.seeding import FlowNoise
 from .budget import REPLY_MARGIN, UNROLLED_ROWS, URGENT
 from .latency import CostModel
 from .model import Model
-from .request import Array, Done, Event, Job
+from .request import Array, Done, Event, Job, StepChunks, StepScores
 
 
 def unrollable(
@@ -65,10 +65,17 @@ def run_unrolled(
     for job in jobs:
         best, value, spread = row, None, None
         compared = 1
+        rows = slice(row, row + job.candidates)
+        if job.history is not None:
+            numbers = list(range(job.candidates))
+            job.history.previews.append(StepChunks(len(deltas), numbers, actions[rows]))
         if scores is not None and job.scored:
             values, spreads = scores
             compared = job.candidates
-            best += int(values[row : row + compared].argmax())
+            best += int(job.rank(values[rows], spreads[rows]).argmax())
+            if job.history is not None:
+                scored = StepScores(len(deltas), numbers, values[rows], spreads[rows], False)
+                job.history.scores.append(scored)
             if job.value:
                 value, spread = float(values[best]), float(spreads[best])
         queue = now - job.received

@@ -15,6 +15,7 @@ from rql_deploy.contract import Contract
 from rql_deploy.errors import ContractError
 from rql_deploy.runtime.client.channel import Channel
 from rql_deploy.runtime.engine.model import Model
+from rql_deploy.runtime.recording.recorder import Recorder
 from rql_deploy.runtime.wire.addresses import bracketed
 
 from .auth import ServerKeys
@@ -22,7 +23,6 @@ from .connections import MAX_BUFFERED, raise_file_limit
 from .logs import start_logging
 from .openpi import Keepalive, OpenpiEndpoint
 from .quota import MAX_RATE, on_behalf_of
-from .recording import Recorder
 from .registry import Reloader, incompatibilities
 from .server import INTERNAL, PolicyServer
 from .signals import stop_on_signals

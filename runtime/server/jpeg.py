@@ -20,7 +20,6 @@ from rql_deploy.contract import PlantDescription
 from rql_deploy.runtime.engine.request import Job
 from rql_deploy.runtime.wire import headers, protocol
 from rql_deploy.runtime.wire.arrays import Arrays
-from rql_deploy.runtime.wire.checks import ProtocolError
 
 if TYPE_CHECKING:
     from .registry import ModelSlot
@@ -34,21 +33,15 @@ class JpegDecoder:
 
     def __init__(self, context: zmq.Context[Any], endpoint: str):
         """The server at `endpoint` of this ZeroMQ context is woken when a job is ready."""
-        self.ready: deque[tuple[Job, ModelSlot, str]] = deque()
-        """Jobs with their decoded pictures, or with what is wrong."""
+        self.ready: deque[tuple[Job, ModelSlot, headers.Refusal | None]] = deque()
+        """Jobs with their decoded pictures, or with why there are none."""
         self._context, self._endpoint = context, endpoint
         self._wake: zmq.Socket[bytes] | None = None
         self._thread: ThreadPoolExecutor | None = None
 
     def submit(self, job: Job, slot: ModelSlot, named: Arrays) -> None:
-        """Decode a job's pictures, and put it into `ready`. Raises ProtocolError where nothing can."""
+        """Decode a job's pictures, and put it into `ready`."""
         if self._thread is None:
-            try:
-                import PIL.Image  # noqa: F401
-            except ImportError:
-                raise ProtocolError(
-                    "bad_request", "this server cannot decode JPEG: install rql-deploy[jpeg] there"
-                ) from None
             self._thread = ThreadPoolExecutor(1, "jpeg")
         self._thread.submit(self._decode, job, slot, named)
 
@@ -62,9 +55,12 @@ class JpegDecoder:
         plant, error = slot.model.contract.plant, ""
         try:
             job.fields = {**job.fields, **decode(plant, named)}
+        except ImportError:
+            error = "this server cannot decode JPEG: install rql-deploy[jpeg] there"
         except Exception as failure:  # hostile input: Pillow raises classes without a common base
             error = str(failure) or type(failure).__name__
-        self.ready.append((job, slot, error))
+        refusal = headers.Refusal(code="bad_observation", error=error) if error else None
+        self.ready.append((job, slot, refusal))
         if self._wake is None:
             self._wake = self._context.socket(zmq.DEALER)
             self._wake.linger = 0

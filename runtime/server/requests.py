@@ -6,6 +6,7 @@ of observations when the block is read (`runtime.wire.arrays`). `fields` are tho
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -13,7 +14,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rql_deploy.policy import MAX_CANDIDATES
+from rql_deploy.errors import UserError
+from rql_deploy.policy import MAX_CANDIDATES, ResolvedOptions
+from rql_deploy.prefix import read_prefix
 from rql_deploy.runtime.engine.model import Model
 from rql_deploy.runtime.engine.request import EpisodePart, Job, Task
 from rql_deploy.runtime.engine.shares import Client
@@ -22,6 +25,7 @@ from rql_deploy.runtime.wire import headers
 from rql_deploy.runtime.wire.arrays import MAX_MESSAGE_BYTES, Arrays, Layout
 from rql_deploy.runtime.wire.checks import ProtocolError, all_finite
 from rql_deploy.runtime.wire.headers import MAX_TICKS
+from rql_deploy.runtime.wire.notes import decode_notes
 from rql_deploy.seeding import draw_seed
 
 HEADROOM = 1 << 20
@@ -44,6 +48,7 @@ def largest_message(models: Iterable[Model]) -> int:
 def read_job(
     request: headers.Act,
     fields: Arrays,
+    named: Arrays,
     model: Model,
     reply_context: Any,
     client: Client,
@@ -55,8 +60,15 @@ def read_job(
     deltas: tuple[float, ...] | None = None
     if request.prune is not None:
         prune = _check_prune(request.prune, candidates, model.contract.F)
+    try:
+        asked = ResolvedOptions(
+            prefix=named.get("prefix"), committed=request.committed, continuation=request.continuation
+        )
+        prefix = read_prefix(asked, model.contract)
+    except (UserError, TypeError) as error:
+        raise ProtocolError("bad_request", str(error)) from error
     if request.deltas is not None:
-        deltas = _check_deltas(request.deltas)
+        deltas = _check_deltas(request.deltas, back=prefix is not None and prefix.method == "inversion")
     return Job(
         reply_context=reply_context,
         fields=fields,
@@ -69,6 +81,8 @@ def read_job(
         prune=prune,
         deltas=deltas,
         candidate_offset=(request.first or 0) if deltas is not None else 0,
+        pessimism=request.pessimism or 0.0,
+        continuation=model.continuation(prefix),
         client=client,
     )
 
@@ -124,7 +138,22 @@ def read_episode(
         raise ProtocolError("bad_request", f"{rows} ticks come with {rows}{more} observations, not {seen}")
     rewards = _rows(named, "rewards", (), range(rows, rows + 1)) if "rewards" in named else None
     success = _rows(named, "success", (), range(rows, rows + 1)) != 0 if "success" in named else None
-    return EpisodePart(epoch, request.episode, request.tick, end, fields, actions, rewards, success)
+    intervened = _rows(named, "intervened", (), range(rows, rows + 1)) != 0 if "intervened" in named else None
+    ages = _rows(named, "ages", (), range(rows, rows + 1)) if "ages" in named else None
+    notes = decode_notes(named["notes"], rows) if "notes" in named else None
+    return EpisodePart(
+        epoch,
+        request.episode,
+        request.tick,
+        end,
+        fields,
+        actions,
+        rewards,
+        success,
+        intervened=intervened,
+        ages=ages,
+        notes=notes,
+    )
 
 
 def _column(name: str, value: float | Sequence[float] | None, rows: int) -> NDArray[np.float32]:
@@ -163,7 +192,12 @@ def _check_prune(
     return tuple(prune)
 
 
-def _check_deltas(deltas: Sequence[float]) -> tuple[float, ...]:
+def _check_deltas(deltas: Sequence[float], *, back: bool) -> tuple[float, ...]:
+    """`back`: the flow may also go back, from 1 to 0."""
+    if any(delta == 0 or (delta < 0 and not back) for delta in deltas):
+        raise ProtocolError("bad_request", "deltas must be above 0")
+    if any(not -1e-5 <= f <= 1.0 + 1e-5 for f in itertools.accumulate(deltas)):
+        raise ProtocolError("bad_request", "deltas must keep the flow time in [0, 1]")
     if not math.isclose(sum(deltas), 1.0, abs_tol=1e-5):
         raise ProtocolError("bad_request", "deltas must sum to 1")
     return tuple(deltas)

@@ -21,8 +21,9 @@ import zmq
 from rql_deploy.contract import Contract
 from rql_deploy.errors import ContractError
 from rql_deploy.runtime.engine.model import Model
-from rql_deploy.runtime.engine.request import Computed, Done, Event, Job, Preview, Task
+from rql_deploy.runtime.engine.request import Computed, Done, Event, History, Job, Preview, Task
 from rql_deploy.runtime.engine.shares import Client
+from rql_deploy.runtime.recording.recorder import Recorder
 from rql_deploy.runtime.wire import headers, protocol
 from rql_deploy.runtime.wire.addresses import needs_ipv6
 from rql_deploy.runtime.wire.arrays import Packed
@@ -36,7 +37,6 @@ from .jpeg import JpegDecoder
 from .listen import cannot_listen, check_bind, configure
 from .metrics import Metrics
 from .quota import MAX_RATE, Quota, key_of, sender
-from .recording import Recorder
 from .registry import ModelRegistry, ModelSlot
 from .replies import NO_ECHO, Echo, ReplyContext, computed, decision, expiry, hello, statistics
 
@@ -257,8 +257,10 @@ class PolicyServer:
         context = ReplyContext(client.connection, echo, contract_update, model)
         match request:
             case headers.Act():
-                job = requests.read_job(request, fields, model, context, client, received)
+                job = requests.read_job(request, fields, named, model, context, client, received)
                 self._admit(client, job.candidates, received)
+                if self._recorder is not None:
+                    job.history = History()
                 self._jpeg.submit(job, slot, named) if request.jpeg else slot.engine.submit(job)
             case headers.Refine() | headers.Value():
                 rows, work = requests.read_task(request, fields, named, model, Task(context, client))
@@ -280,13 +282,11 @@ class PolicyServer:
             raise ProtocolError("busy", reason)
         self._quota.begin(client)
 
-    def _begin(self, job: Job, slot: ModelSlot, error: str) -> None:
+    def _begin(self, job: Job, slot: ModelSlot, refusal: headers.Refusal | None) -> None:
         """Hand a job whose pictures were decoded to the engine, or refuse it."""
-        if not error:
-            slot.engine.submit(job)
-            return
+        if refusal is None:
+            return slot.engine.submit(job)
         self._quota.end(job.client)
-        refusal = headers.Refusal(code="bad_observation", error=error)
         self._refuse(job.reply_context.client, job.reply_context.echo, refusal)
 
     def _answer(self, client: Client, echo: Echo, request: headers.Request[Any]) -> None:

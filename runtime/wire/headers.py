@@ -11,10 +11,10 @@ from typing import Annotated, Any, ClassVar, Generic, TypeVar
 
 from msgspec import Meta, Struct
 
-from rql_deploy.policy import MAX_CANDIDATES
+from rql_deploy.policy import MAX_CANDIDATES, MAX_PESSIMISM, Continuation
 from rql_deploy.seeding import MAX_SEED
 
-MAX_DELTAS = 64
+MAX_DELTAS = 192
 """Most refinement steps that a request may spell out."""
 MAX_BUDGET = 3600.0
 """Seconds."""
@@ -35,7 +35,8 @@ Seed = Annotated[int, Meta(ge=0, le=MAX_SEED)]
 FlowTime = Annotated[float, Meta(ge=0.0, le=1.0)]
 FlowTimes = FlowTime | list[FlowTime]
 """One number for all rows, or one for each."""
-Deltas = Annotated[list[Annotated[float, Meta(gt=0.0, le=1.0)]], Meta(min_length=1, max_length=MAX_DELTAS)]
+Deltas = Annotated[list[Annotated[float, Meta(ge=-1.0, le=1.0)]], Meta(min_length=1, max_length=MAX_DELTAS)]
+Pessimism = Annotated[float, Meta(ge=0.0, le=MAX_PESSIMISM)]
 Count = Annotated[int, Meta(ge=0, le=MAX_COUNT)]
 Rows = Annotated[int, Meta(ge=0, le=MAX_TICKS + 1)]
 
@@ -210,8 +211,9 @@ class Hello(Request[HelloReply]):
 
 
 class Act(ObservationRequest[ActReply], kw_only=True):
-    """Ask for an action chunk. Block: one observation."""
+    """Ask for an action chunk. Block: one observation; array `prefix` `[n, A]`: what plays now."""
 
+    named: ClassVar[tuple[str, ...]] = ("prefix",)
     budget: Budget | None = None
     """Seconds from receipt, after which the reply is of no use."""
     candidates: Candidates | None = None
@@ -221,14 +223,18 @@ class Act(ObservationRequest[ActReply], kw_only=True):
     prune: list[tuple[int, int]] | None = None
     """(k, keep): after refinement step k, go on with the `keep` candidates of highest V."""
     deltas: Deltas | None = None
-    """A schedule to follow to the letter; sums to 1."""
+    """A schedule to follow to the letter; sums to 1. Below 0 where an inversion goes back to noise."""
     jpeg: bool | None = None
     """Whether the cameras' frames come as arrays of JPEG bytes, `NAME/0` to `NAME/n-1`, the oldest first, and
     not in the block."""
     first: CandidateNumber | None = None
     """With `deltas`: number of the first candidate."""
-    prefix: None = None
-    """Reserved for actions already committed; refused in this version."""
+    pessimism: Pessimism | None = None
+    """c: candidates are ranked by V - c * spread."""
+    committed: Count | None = None
+    """Actions of `prefix` that play whatever is decided; all of them if None."""
+    continuation: Continuation | None = None
+    """How the chunk continues `prefix`."""
 
 
 class Refine(ObservationRequest[RefineReply], kw_only=True):
@@ -253,7 +259,7 @@ class Reset(Request[ResetReply]):
 class Episode(ObservationRequest[EpisodeReply], kw_only=True):
     """Consecutive ticks of an episode. Block: their observations."""
 
-    named: ClassVar[tuple[str, ...]] = ("actions", "rewards", "success")
+    named: ClassVar[tuple[str, ...]] = ("actions", "rewards", "success", "intervened", "ages", "notes")
     rows: Rows | None = None
     """Observations in the block; 1 if None."""
     episode: Count

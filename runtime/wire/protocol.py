@@ -138,7 +138,7 @@ def request_arrays(head: Head, request: Request[Any], layout: Layout | None = No
     named: Arrays = {}
     place, known = head.end, request.named
     if layout is not None and getattr(request, "jpeg", None):
-        layout, known = layout.numeric, layout.frames
+        layout, known = layout.numeric, (*known, *layout.frames)
     if request.arrays:
         for name, _, _ in request.arrays:
             if name not in known:

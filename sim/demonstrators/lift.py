@@ -18,6 +18,8 @@ HOVER = 0.07
 LIFT_HEIGHT = 0.12
 CLOSE_TICKS = 6
 OPEN_TICKS = 4
+LEAD = 0.2
+"""Seconds that the hand is behind a goal that moves."""
 
 
 class LiftDemonstrator:
@@ -40,7 +42,7 @@ class LiftDemonstrator:
         """One action `[7]` in [-1, 1] from the named observation fields."""
         hand, cube = observation["robot0_eef_pos"], observation["cube_pos"]
         opening = abs(observation["robot0_gripper_qpos"]).sum()
-        target = cube + self.aim_error
+        target, carried = cube + self.aim_error, self._ahead(observation)
         self.ticks += 1
 
         if self.phase == "reach":
@@ -59,15 +61,26 @@ class LiftDemonstrator:
                 self._enter("lift" if opening > 0.02 else "reach")
                 self._aim()
         else:
-            goal, grip = np.array([hand[0], hand[1], cube[2] + LIFT_HEIGHT]), 1.0
+            goal, grip, carried = np.array([hand[0], hand[1], cube[2] + LIFT_HEIGHT]), 1.0, np.zeros(3)
             if opening < 0.02:
                 self._enter("reach")
                 self._aim()
 
         self.tremble = 0.8 * self.tremble + 0.6 * self.rng.normal(0.0, 1.0, 6) * self.noise
-        move = np.concatenate((1.0 * (goal - hand) / POSITION_SCALE, np.zeros(3)))
+        move = np.concatenate((1.0 * (goal - hand + carried) / POSITION_SCALE, np.zeros(3)))
         move += self.tremble * (0.35, 0.35, 0.35, 0.08, 0.08, 0.08)
         return np.clip(np.append(move, grip), -1.0, 1.0).astype(np.float32)
 
+    def _ahead(self, observation: Mapping[str, NDArray[np.float64]]) -> NDArray[np.float64]:
+        """How far the cube moves `[3]` while the hand catches up with a goal."""
+        return np.zeros(3)
+
     def _enter(self, phase: str) -> None:
         self.phase, self.ticks = phase, 0
+
+
+class BeltLiftDemonstrator(LiftDemonstrator):
+    """The same for a cube that moves: it aims where the cube will be, and goes along while it closes."""
+
+    def _ahead(self, observation: Mapping[str, NDArray[np.float64]]) -> NDArray[np.float64]:
+        return observation["cube_vel"] * (0.0, LEAD, 0.0)

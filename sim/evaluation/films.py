@@ -15,12 +15,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from rql_deploy.chunk_paths import PathModel, colour, value_range
 from rql_deploy.contract import Contract
 from rql_deploy.errors import UserError, suggestion
 from rql_deploy.policy import Decision
 from rql_deploy.sim.rendering import rendering_errors, require_rendering
-
-from .preview_paths import PathModel, colour, value_range
 
 if TYPE_CHECKING:
     import mujoco

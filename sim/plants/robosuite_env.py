@@ -35,11 +35,18 @@ from .task_env import Observation, TaskEnv
 ENTRY_POINT = "rql_deploy.sim.plants.robosuite_env:RobosuiteEnv"
 ROBOT_FIELDS = ("robot0_eef_pos", "robot0_eef_quat", "robot0_gripper_qpos")
 """What the arm knows of itself; the task's object fields follow."""
-UNITS = {"pos": "m", "quat": "quaternion xyzw", "qpos": "m"}
+UNITS = {"pos": "m", "quat": "quaternion xyzw", "qpos": "m", "vel": "m/s"}
 """Of observation fields, by the last word of their names."""
 PICTURE = "_image"
 """Follows a camera's name in the name of its picture, in robosuite and in robomimic's data."""
-HORIZONS = {"Lift": 120, "Stack": 200, "Door": 200, "PickPlaceCan": 200, "NutAssemblySquare": 300}
+HORIZONS = {
+    "Lift": 120,
+    "BeltLift": 120,
+    "Stack": 200,
+    "Door": 200,
+    "PickPlaceCan": 200,
+    "NutAssemblySquare": 300,
+}
 """Default horizon, in control steps: enough for an unhurried demonstrator at 20 Hz."""
 DEFAULT_HORIZON = 400
 RESETS_PER_TRIM = 10
@@ -70,6 +77,8 @@ def import_robosuite() -> ModuleType:
             os.environ["MUJOCO_EGL_DEVICE_ID"] = device
     importlib.import_module("rql_deploy.sim.plants.robosuite_velocity").install()
     importlib.import_module("rql_deploy.sim.plants.robosuite_fast").install()
+    # robosuite notes every environment class that is defined.
+    importlib.import_module("rql_deploy.sim.plants.robosuite_belt")
     return module
 
 

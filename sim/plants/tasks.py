@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from rql_deploy.contract import PlantDescription
 from rql_deploy.errors import UserError, suggestion
 from rql_deploy.sim.demonstrators.door import DoorDemonstrator
-from rql_deploy.sim.demonstrators.lift import LiftDemonstrator
+from rql_deploy.sim.demonstrators.lift import BeltLiftDemonstrator, LiftDemonstrator
 from rql_deploy.sim.demonstrators.pick_and_place import (
     NutAssemblySquareDemonstrator,
     PickPlaceCanDemonstrator,
@@ -45,6 +45,7 @@ class Demonstrator(Protocol):
 
 DEMONSTRATORS: Mapping[str, type[Demonstrator]] = {
     "robosuite:Lift": LiftDemonstrator,
+    "robosuite:BeltLift": BeltLiftDemonstrator,
     "robosuite:Stack": StackDemonstrator,
     "robosuite:Door": DoorDemonstrator,
     "robosuite:PickPlaceCan": PickPlaceCanDemonstrator,

@@ -1,6 +1,7 @@
 """The published JSON Schemas: current, valid, and they accept and refuse what the readers do."""
 
 import json
+import re
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
@@ -8,9 +9,12 @@ from typing import Any
 
 import jsonschema
 import pytest
+from google.protobuf.descriptor_pb2 import FileDescriptorSet
 
 from rql_deploy.bundle.bundle import Bundle
 from rql_deploy.contract import Contract, ContractError
+from rql_deploy.runtime.recording import protobuf
+from rql_deploy.runtime.recording.messages import MESSAGES
 from rql_deploy.train.config import config_to_plain, load_config, preset_names
 from tests.helpers.commands import ROOT
 from tests.helpers.schemas import json_schema, load_schemas
@@ -34,6 +38,19 @@ def test_the_published_schema_is_what_the_structs_say(name: str) -> None:
     tables = [schema, *schema["$defs"].values()]
     assert all(entry.get("description") for table in tables for entry in table["properties"].values())
     assert all(table["additionalProperties"] is False for table in tables)
+
+
+def test_the_published_messages_are_those_of_a_recording() -> None:
+    text = (ROOT / "docs" / "recording.proto").read_text()
+    assert text == SCHEMAS.proto_text(), "run: python docs/schemas.py"
+    for cls in MESSAGES.values():
+        descriptors = FileDescriptorSet.FromString(protobuf.schema(cls)[1])
+        message = descriptors.file[0].message_type[-1]
+        body = re.search(rf"^message {cls.__name__} \{{$(.*?)^\}}$", text, re.MULTILINE | re.DOTALL)
+        assert body is not None
+        assert re.findall(r"(\w+) = (\d+);", body.group(1)) == [
+            (field.name, str(field.number)) for field in message.field
+        ]
 
 
 def test_no_schema_is_left_over() -> None:

@@ -58,4 +58,7 @@ class SharedRows:
         """Every run's own noise `[S, B, ...]`."""
         sampler = self.sampler
         chunk = config.h * action_dim
-        return draw_noise(batch_size, chunk, config.F, sampler.generator, sampler.device, (self.runs,))
+        given = config.h * config.prefix
+        return draw_noise(
+            batch_size, chunk, config.F, sampler.generator, sampler.device, (self.runs,), prefix_of=given
+        )

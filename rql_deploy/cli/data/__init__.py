@@ -114,9 +114,9 @@ def inspect(
 
 def _cures(data: str, figures: Mapping[str, Any], words: list[str]) -> list[list[str]]:
     """Commands that make a data set that training takes, where a command can."""
-    from rql_deploy.workflows.recorded_data import is_recording
+    from rql_deploy.recording_files import is_recording
 
-    if is_recording(data):
+    if is_recording(Path(data)):
         return [["rql-deploy", "data", "convert", data, "--output", "data/converted"]]
     rows = (*figures["fields"], *figures["actions"], figures["rewards"])
     fixes = ["--drop-not-finite"] if any(row["rows_not_finite"] for row in rows) else []

@@ -12,9 +12,11 @@ from rql_deploy.cli.options import (
     candidates_option,
     echo_json,
     environment_options,
+    playing_options,
     show_next,
 )
 from rql_deploy.errors import UserError
+from rql_deploy.policy import CONTINUATIONS
 
 if TYPE_CHECKING:
     from rql_deploy.plant import EpisodeResult
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
 )
 @click.option("--episodes", default=3, show_default=True, type=click.IntRange(1), help="Episodes to play.")
 @candidates_option
+@playing_options
 @click.option(
     "--seed", default=0, show_default=True, type=click.IntRange(0), help="Base seed of the episodes."
 )
@@ -58,6 +61,12 @@ if TYPE_CHECKING:
     help="With --real-time: a chunk of delta motion makes up for what was played while it was made, where "
     "the contract names the "
     "controller that carries it out (docs/control.md).",
+)
+@click.option(
+    "--continuation",
+    type=click.Choice(CONTINUATIONS),
+    help="With --real-time: how a chunk continues what plays while it is made (docs/control.md).  [default: "
+    "as the policy was trained to, else guidance]",
 )
 @click.option("--limits", type=click.Path(path_type=Path), help="With --real-time: the robot's limits.toml.")
 @click.option(
@@ -98,11 +107,14 @@ def command(
     keys: Path | None,
     episodes: int,
     candidates: int,
+    pessimism: float,
+    replan_every: int | None,
     seed: int,
     timeout: float | None,
     real_time: bool,
     mode: Any,
     compensate_delay: bool,
+    continuation: Any,
     limits: Path | None,
     value_gate: float | None,
     duration: float | None,
@@ -122,6 +134,7 @@ def command(
     """
     given = {
         "--no-compensate-delay": not compensate_delay,
+        "--continuation": continuation,
         "--limits": limits,
         "--value-gate": value_gate,
         "--duration": duration,
@@ -139,7 +152,16 @@ def command(
     options = None
     if real_time:
         options = RealTimeOptions(
-            mode, compensate_delay, limits, value_gate, duration, log, record, no_fault_latch, priority
+            mode=mode,
+            compensate_delay=compensate_delay,
+            continuation=continuation,
+            limits=limits,
+            value_gate=value_gate,
+            duration=duration,
+            log=log,
+            record=record,
+            no_fault_latch=no_fault_latch,
+            priority=priority,
         )
 
     def on_episode(index: int, result: EpisodeResult | RealTimeResult) -> None:
@@ -152,6 +174,8 @@ def command(
         keys=keys,
         episodes=episodes,
         candidates=candidates,
+        pessimism=pessimism,
+        replan_every=replan_every,
         seed=seed,
         timeout=timeout,
         settings=settings,

@@ -71,6 +71,7 @@ def test_a_plant_that_raises_ends_the_run_with_its_reason_and_what_was_played_is
     [
         (("--no-compensate-delay",), "--no-compensate-delay is for the real-time loop: add --real-time"),
         (("--log", "x"), "--log is for the real-time loop: add --real-time"),
+        (("--continuation", "none"), "--continuation is for the real-time loop: add --real-time"),
         (("--real-time", "--limits", "absent.toml"), "cannot read absent.toml"),
     ],
 )

@@ -16,6 +16,7 @@ from tests.helpers.commands import ROOT, assert_refused, cli, run_cli
 from tests.helpers.sweeps import SWEEP, attempt_pid, run_and, training_jobs, wait_for
 
 
+@pytest.mark.slow
 def test_a_killed_job_goes_on_from_its_checkpoint_and_a_finished_one_never_runs_again(
     tmp_path: Path, dataset: Path
 ) -> None:

@@ -88,8 +88,8 @@ def test_an_option_that_does_not_exist_is_named(open_client: Connect, addresses:
         for call in (policy.act, lambda *a, **o: list(policy.stream(*a, **o))):
             with pytest.raises(TypeError, match=r"no option 'candidate': did you mean 'candidates'\?"):
                 call({}, candidate=4)
-            with pytest.raises(TypeError, match="no option 'prefix'"):
-                call({}, prefix=None)
+            with pytest.raises(UserError, match="there is no continuation 'guided'"):
+                call({}, continuation="guided")
 
 
 def test_the_options_and_their_defaults_name_the_same_fields() -> None:

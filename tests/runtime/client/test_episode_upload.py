@@ -19,10 +19,15 @@ from rql_deploy.bundle.bundle import Bundle
 from rql_deploy.errors import ContractError
 from rql_deploy.runtime.client import RemotePolicy
 from rql_deploy.runtime.client.channel import Channel
-from rql_deploy.runtime.client.episode_upload import EpisodeReporter, ReportedPlant
+from rql_deploy.runtime.client.episode_upload import EpisodeReporter
+from rql_deploy.runtime.client.reported_plant import ReportedPlant
 from rql_deploy.runtime.control.lockstep import ControlLoop
+from rql_deploy.runtime.control.realtime import RealTimeLoop
+from rql_deploy.runtime.control.telemetry import Tick, note_of
 from rql_deploy.runtime.engine.request import EpisodePart
-from rql_deploy.runtime.server.recording import Recorder
+from rql_deploy.runtime.recording import messages as messages_module
+from rql_deploy.runtime.recording.reader import read_recording
+from rql_deploy.runtime.recording.recorder import Recorder
 from rql_deploy.runtime.wire.checks import ServerError
 from rql_deploy.runtime.wire.headers import Episode
 from rql_deploy.train.data.readers import open_store
@@ -155,6 +160,62 @@ def test_a_loop_of_ones_own_may_leave_out_what_it_does_not_know(bundle: Path, tm
     assert np.allclose(store.rewards, np.arange(1200) / 1200)
 
 
+def test_a_real_time_loop_tells_verdicts_interventions_and_times(bundle: Path, tmp_path: Path) -> None:
+    class Helped(Cart):
+        """A plant whose driver may take over."""
+
+        @property
+        def intervened(self) -> bool:
+            return bool(self.state[0] == 4)
+
+    with serving(bundle, "--record", str(tmp_path)) as (address, process):
+        with RemotePolicy.connect(address) as policy, EpisodeReporter.connect(address) as reporter:
+            plant = ReportedPlant(Helped(), reporter, notes=True)
+
+            def on_tick(tick: Tick, _: Any) -> None:
+                plant.note(note_of(tick))
+
+            with RealTimeLoop(
+                plant, policy, latch=False, accept_assumed=True, candidates=2, on_tick=on_tick
+            ) as loop:
+                result = loop.run_episode(3)
+            begun = time.time()
+        stop(process)
+    messages = list(read_recording(tmp_path))
+    ticks = [message for message in messages if isinstance(message, messages_module.Tick)]
+    assert [tick.tick for tick in ticks] == list(range(result.statistics.ticks))
+    assert [tick.intervened for tick in ticks] == [i == 3 for i in range(len(ticks))]
+    assert all(tick.note is not None for tick in ticks)
+    fresh = [tick.note for tick in ticks if tick.note is not None and tick.note.fresh]
+    made = {m.seed: m for m in messages if isinstance(m, messages_module.Decision)}
+    assert fresh and all(note.seed in made for note in fresh)
+    first = made[fresh[0].seed or 0]
+    assert len(first.previews) == policy.contract.F
+    # Stamped by the server's clock, a period apart as far as this machine keeps time.
+    times = np.array([tick.time for tick in ticks])
+    assert (np.diff(times) > 0).all()
+    assert begun - 60 < times[0] < times[-1] < begun + 1
+    (end,) = [message for message in messages if isinstance(message, messages_module.EpisodeEnd)]
+    assert (end.ticks, len(end.fields)) == (len(ticks), 1)
+
+
+def test_notes_that_do_not_fit_are_refused(bundle: Path, tmp_path: Path) -> None:
+    contract = Bundle.open(bundle).contract
+    state, actions = np.zeros((1, 4), np.float32), np.zeros((1, 2), np.float32)
+    with serving(bundle, "--record", str(tmp_path)) as (address, _):
+        for text, words in (
+            ("[]", "has 0 notes for 1 ticks"),
+            ("[{'", "is not a list of notes"),
+            ('[{"seed":-1}]', "is not a list of notes"),
+            ('[{"reason":"' + 401 * "x" + '"}]', "is not a list of notes"),
+        ):
+            named = {"actions": actions, "notes": np.frombuffer(text.encode(), np.uint8)}
+            header = {"contract": contract.contract_id, "episode": 0, "tick": 0}
+            reply = read_header(raw_call(address, raw_message("episode", header, state, named=named)))
+            assert reply["code"] == "bad_request"
+            assert words in reply["error"]
+
+
 def test_nothing_is_reported_to_a_server_that_does_not_record(endpoint: str) -> None:
     with EpisodeReporter.connect(endpoint) as reporter:
         assert not reporter.recording
@@ -203,7 +264,7 @@ def test_a_recorder_takes_no_more_than_it_has_room_for(
     bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     contract = Bundle.open(bundle).contract
-    monkeypatch.setattr("rql_deploy.runtime.server.recording.MAX_QUEUED_BYTES", 100)
+    monkeypatch.setattr("rql_deploy.runtime.recording.recorder.MAX_QUEUED_BYTES", 100)
     recorder = Recorder(tmp_path)
     large = EpisodePart(
         1,

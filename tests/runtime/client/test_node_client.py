@@ -38,6 +38,9 @@ def compare(endpoint: str, elsewhere: dict[str, str] | None = None) -> dict[str,
         # The seed that the server drew has reached JavaScript, and comes back, as it was.
         drawn = policy.act(sample, seed=theirs["drawn"]["seed"])
         assert np.array(theirs["drawn"]["actions"], np.float32).tobytes() == drawn.actions.tobytes()
+        prefix = np.zeros((1, policy.contract.plant.action_dim))
+        continued = policy.act(sample, seed=7, prefix=prefix, candidates=2, pessimism=1.0)
+        assert np.array(theirs["continued"], np.float32).tobytes() == continued.actions.tobytes()
     assert np.array(theirs["actions"], np.float32).tobytes() == ours.actions.tobytes()
     assert (theirs["shape"], theirs["value"], theirs["stepsUsed"]) == (
         list(ours.actions.shape),

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import resource
 import signal
 import threading
 import time
@@ -21,8 +19,6 @@ from rql_deploy.errors import ContractError, DeadlineMissed
 from rql_deploy.runtime.client import RemotePolicy
 from rql_deploy.runtime.client.aio import AsyncRemotePolicy
 from rql_deploy.runtime.client.channel import Channel
-from rql_deploy.runtime.engine.request import Done, Job
-from rql_deploy.runtime.server.recording import Recorder, read_recording
 from rql_deploy.runtime.wire import headers
 from rql_deploy.runtime.wire.arrays import Layout
 from tests.helpers.servers import observation, serving, variant
@@ -202,63 +198,6 @@ def test_an_asyncio_call_raises_at_its_deadline(bundle: Path) -> None:
                 assert policy.stale_replies == 1
 
         asyncio.run(drive())
-
-
-def test_a_full_disk_costs_recordings_and_nothing_else(bundle: Path, tmp_path: Path) -> None:
-    """The kernel refuses the server's writes, in the midst of a record, and takes them again later."""
-    with (
-        serving(bundle, "--record", str(tmp_path)) as (address, process),
-        RemotePolicy.connect(address) as policy,
-    ):
-        sample = observation(policy.contract, 1)
-
-        def drive(count: int) -> None:
-            for seed in range(count):
-                policy.act(sample, seed=seed, deadline=5.0)
-
-        def shard_grows_to(decisions: int) -> None:
-            wait_for(
-                lambda: sum(record["kind"] == "decision" for record in read_recording(tmp_path)) == decisions
-            )
-
-        drive(3)
-        shard_grows_to(3)
-        (shard,) = tmp_path.glob("*.rqlrec")
-        resource.prlimit(
-            process.pid, resource.RLIMIT_FSIZE, (shard.stat().st_size + 50, resource.RLIM_INFINITY)
-        )
-        drive(4)
-        wait_for(lambda: policy.stats()["recorder_dropped"] == 4)
-        resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
-        drive(2)
-        shard_grows_to(5)
-        os.kill(process.pid, signal.SIGTERM)
-        assert process.wait(timeout=10) == 0
-        assert process.stdout is not None
-        assert process.stdout.read().count("cannot record") == 1
-    assert [record["kind"] for record in read_recording(tmp_path)] == ["contract"] + 5 * ["decision"]
-
-
-def test_a_shard_that_cannot_be_begun_is_tried_again_and_leaves_nothing(bundle: Path, tmp_path: Path) -> None:
-    contract = Bundle.open(bundle).contract
-    recorder = Recorder(tmp_path, shard_bytes=1)
-    job = Job(None, {"observation": np.zeros((1, 4), np.float32)}, 1, 0.0)
-    done = Done(job, np.zeros((3, 2), np.float32), None, None, 0, 1, (1.0,), 0.0, 0.0)
-    open_files = len(os.listdir("/proc/self/fd"))
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (4, before[1]))
-    try:
-        for _ in range(20):
-            recorder.record(done, contract, 0.001)
-        while recorder.dropped < 20:
-            time.sleep(0.01)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
-    assert len(os.listdir("/proc/self/fd")) == open_files
-    recorder.record(done, contract, 0.001)
-    recorder.close()
-    assert len(list(tmp_path.glob("*.rqlrec"))) == 2
-    assert sum(record["kind"] == "decision" for record in read_recording(tmp_path)) == 1
 
 
 def test_a_duplicated_request_id_is_the_clients_own_affair(endpoint: str, bundle: Path) -> None:

@@ -65,13 +65,11 @@ def test_the_onnx_policy_streams_its_decision_and_continues_committed_actions(
     # A stream that is not read to its end leaves nothing behind.
     next(policy.stream(observation, seed=9))
     assert policy.act(observation, seed=5).actions.tobytes() == plain.actions.tobytes()
-    # With its own first action as the prefix the chunk stays about the same (flow matching's paths are
-    # straight).
     own = policy.act(observation, seed=5, prefix=plain.actions[:1])
     other = policy.act(observation, seed=5, prefix=-plain.actions[:1])
     assert own.actions.shape == (h, size)
     assert np.isfinite(own.actions).all()
-    assert np.abs(own.actions[0] - plain.actions[0]).max() < np.abs(other.actions[0] - plain.actions[0]).max()
+    assert own.actions[0].tobytes() == plain.actions[0].tobytes()
     assert not np.array_equal(own.actions[1:], other.actions[1:])
     assert (
         policy.act(observation, seed=5, prefix=plain.actions[:0]).actions.tobytes() == plain.actions.tobytes()

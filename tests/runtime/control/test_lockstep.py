@@ -8,7 +8,7 @@ import pytest
 
 from rql_deploy.bundle.bundle import Bundle
 from rql_deploy.contract import ActionDimension, Contract
-from rql_deploy.errors import DeadlineMissed
+from rql_deploy.errors import DeadlineMissed, UserError
 from rql_deploy.plant import FAULT
 from rql_deploy.policy import Decision
 from rql_deploy.runtime.control.lockstep import MAX_CONSECUTIVE_HOLDS, ControlLoop, hold_action
@@ -120,3 +120,31 @@ def test_a_policy_that_cannot_be_reset_is_a_failed_episode(contract: Contract) -
 def test_a_hold_before_the_first_action_opens_the_gripper() -> None:
     assert hold_action(PLANT, None).tolist() == [0.0, -2.0]
     assert hold_action(PLANT, np.array([0.7, 3.0], np.float32)).tolist() == [0.0, 3.0]
+
+
+def test_no_more_of_a_chunk_is_played_than_its_first_actions(bundle: Path) -> None:
+    contract = Bundle.open(bundle).contract
+    for replan_every, asked_at in ((1, [0, 1, 2, 3, 4]), (2, [0, 2, 4]), (None, [0, 3])):
+        policy = ScriptedPolicy(contract)
+        loop = ControlLoop(CountingPlant(goal=5), policy, replan_every=replan_every)
+        assert loop.run_episode(0).success
+        assert [tick for tick, _ in policy.requests] == asked_at
+    for wrong in (0, 4):
+        with pytest.raises(UserError, match=f"replan_every is {wrong}: pass 1 to 3"):
+            ControlLoop(CountingPlant(goal=5), policy, replan_every=wrong)
+
+
+def test_pessimism_goes_to_the_policy_and_is_not_named_without(bundle: Path) -> None:
+    asked: list[dict[str, Any]] = []
+
+    class Noting(ScriptedPolicy):
+        def act(self, observation: Mapping[str, Any], *, seed: int, **options: Any) -> Decision:
+            asked.append(options)
+            return super().act(observation, seed=seed)
+
+    contract = Bundle.open(bundle).contract
+    for pessimism in (0.0, 1.5):
+        loop = ControlLoop(CountingPlant(goal=1), Noting(contract), candidates=4, pessimism=pessimism)
+        assert loop.run_episode(0).success
+    plain = {"deadline": None, "candidates": 4}
+    assert asked == [plain, {**plain, "pessimism": 1.5}]

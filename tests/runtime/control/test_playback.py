@@ -1,9 +1,12 @@
 """Which action of which chunk is due in a tick."""
 
 import itertools
+from typing import Any
 
 import numpy as np
+import pytest
 
+from rql_deploy.errors import UserError
 from rql_deploy.runtime.control.playback import DeltaBounds, Mode, Playback
 
 H = 5
@@ -21,12 +24,17 @@ def play(
     *,
     prefetch_ticks: int | None = None,
     silent: frozenset[int] = frozenset(),
+    replan_every: int | None = None,
 ) -> list[tuple[int, int] | None]:
     """(chunk, index) played in each tick, None for a hold.
 
     Results come `delay` ticks after the request; those of `silent` requests never come.
     """
-    playback, running, found = Playback(H, mode, prefetch_ticks=prefetch_ticks), [], []
+    playback, running, found = (
+        Playback(H, mode, prefetch_ticks=prefetch_ticks, replan_every=replan_every),
+        [],
+        [],
+    )
     for tick in range(ticks):
         for requested, number in [entry for entry in running if entry[0] + delay <= tick]:
             running.remove((requested, number))
@@ -141,17 +149,53 @@ def test_anytime_plays_the_newest_preview_and_requests_later_than_prefetch() -> 
 
 def test_committed_actions_are_those_that_play_while_the_policy_computes() -> None:
     playback = Playback(H, "prefetch", prefetch_ticks=2)
-    assert playback.committed is None
+    assert playback.playing is None
     playback.receive(playback.request(0.0), chunk(3), 10, last=True, delay=1)
     for _ in range(3):
         playback.played(np.zeros(2, np.float32))
     assert playback.should_request()
-    committed = playback.committed
-    assert committed is not None
-    assert committed.tolist() == [[3, 3], [3, 4]]
+    assert playback.playing is not None
+    assert playback.playing.actions.tolist() == [[3, 3], [3, 4]]
+    assert playback.playing.committed == 2
     playback.played(np.zeros(2, np.float32))
     playback.played(np.zeros(2, np.float32))
-    assert playback.committed is None
+    assert playback.playing is None
+
+
+def test_a_chunk_is_renewed_after_the_first_actions_that_are_wanted_of_it() -> None:
+    # Without delay, and in open loop, no more than those are played.
+    assert play("prefetch", 0, 7, prefetch_ticks=0, replan_every=3)[:7] == [
+        *((0, 0), (0, 1), (0, 2)),
+        *((1, 0), (1, 1), (1, 2), (2, 0)),
+    ]
+    assert play("open-loop", 1, 6, replan_every=2) == [None, (0, 0), (0, 1), None, (1, 0), (1, 1)]
+    # The next chunk is requested so that it takes over after them.
+    assert play("prefetch", 1, 8, prefetch_ticks=1, replan_every=2) == [
+        *(None, (0, 0), (0, 1), (1, 1), (2, 1), (3, 1), (4, 1), (5, 1)),
+    ]
+    # One that is late costs no hold, while there are actions.
+    late = play("prefetch", 2, 8, prefetch_ticks=2, replan_every=1, silent=frozenset({1}))
+    assert late == [None, None, (0, 0), (0, 1), (0, 2), (0, 3), (2, 2), (2, 3)]
+
+
+def test_what_plays_beyond_the_committed_actions_is_known_where_chunks_are_renewed_early() -> None:
+    playback = Playback(H, "prefetch", prefetch_ticks=1, replan_every=3)
+    playback.receive(playback.request(0.0), chunk(3), 10, last=True, delay=1)
+    for _ in range(2):
+        assert not playback.should_request()
+        playback.played(np.zeros(2, np.float32))
+    assert playback.should_request()
+    assert playback.playing is not None
+    assert playback.playing.actions.tolist() == [[3, 2], [3, 3], [3, 4]]
+    assert playback.playing.committed == 1
+
+
+@pytest.mark.parametrize(("replan_every", "error"), [(0, UserError), (H + 1, UserError), (2.0, TypeError)])
+def test_a_chunk_can_be_renewed_after_one_of_its_own_actions_only(
+    replan_every: Any, error: type[Exception]
+) -> None:
+    with pytest.raises(error, match="replan_every is"):
+        Playback(H, replan_every=replan_every)
 
 
 def test_delay_compensation_corrects_for_what_was_played_meanwhile() -> None:

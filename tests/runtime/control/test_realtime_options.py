@@ -24,6 +24,11 @@ from tests.helpers.rail import Rail, Scripted, drive
         ({"deadline": 0}, UserError, "deadline is 0: pass a number of seconds above 0"),
         ({"deadline": float("nan")}, UserError, "deadline is nan"),
         ({"deadline": "1"}, TypeError, "deadline is '1'"),
+        ({"pessimism": -1.0}, UserError, "pessimism is -1.0: pass 0 to 100"),
+        ({"replan_every": 4}, UserError, "replan_every is 4: pass 1 to 3"),
+        ({"continuation": "guided"}, UserError, "there is no continuation 'guided': pass one of none,"),
+        ({"continuation": "guidance"}, UserError, "does not continue the actions before a chunk: use contin"),
+        ({"continuation": "trained"}, UserError, "was not trained with actions given: use continuation"),
     ],
 )
 def test_an_option_that_can_only_hold_the_plant_is_refused_at_once(

@@ -17,11 +17,13 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from rql_deploy.bundle.bundle import Bundle
-from rql_deploy.errors import ContractError, UserError
+from rql_deploy.errors import ContractError
 from rql_deploy.runtime.client import RemotePolicy, ServerError
 from rql_deploy.runtime.client.channel import Channel
 from rql_deploy.runtime.engine.model import Model
-from rql_deploy.runtime.server.recording import read_recording, read_shard, replay, same_bytes
+from rql_deploy.runtime.recording.messages import Decision, chunk, floats
+from rql_deploy.runtime.recording.reader import read_file, read_recording
+from rql_deploy.runtime.recording.replay import replay, same_bytes
 from rql_deploy.runtime.wire import headers
 from rql_deploy.runtime.wire.arrays import Layout
 from tests.helpers.commands import assert_refused, cli
@@ -197,18 +199,20 @@ def test_a_recording_replays_to_the_same_bytes_and_survives_being_cut_short(
                 )
         os.kill(process.pid, signal.SIGTERM)
         assert process.wait(timeout=10) == 0
-    records = [record for record in read_recording(folder) if record["kind"] == "decision"]
+    records = [message for message in read_recording(folder) if isinstance(message, Decision)]
     model = Model(Bundle.open(bundle))
     assert len(records) == 6
     assert all(same_bytes(record, replay(model, record)) for record in records)
     assert "6 decisions, 0 of them different" in cli("replay", folder, "--bundle", bundle).output
     assert_refused(cli("replay", tmp_path / "none", "--bundle", bundle), "there is no recording")
-    records[0]["actions"] = records[0]["actions"] + np.float32(1e-7)
-    assert not same_bytes(records[0], replay(model, records[0]))
-    (shard,) = folder.glob("*.rqlrec")
-    whole = shard.read_bytes()
-    shard.write_bytes(whole[:-10])
-    assert len(list(read_shard(shard))) == 6  # the contract and five decisions
-    shard.write_bytes(whole[:200] + b"\xff" + whole[201:])
-    with pytest.raises(UserError, match="is damaged"):
-        list(read_shard(shard))
+    changed = floats(chunk(records[0]) + np.float32(1e-7))
+    assert not same_bytes(msgspec.structs.replace(records[0], actions=changed), replay(model, records[0]))
+    (file,) = folder.glob("*.mcap")
+    whole = file.read_bytes()
+    file.write_bytes(whole[:-10])  # of the index at the end, which is not needed
+    assert len(list(read_file(file))) == 7
+    file.write_bytes(whole[: len(whole) // 2])
+    assert len(list(read_file(file))) < 7
+    for place in (59, len(whole) // 3):  # of a chunk: its length, its bytes
+        file.write_bytes(whole[:place] + bytes([whole[place] ^ 0xFF]) + whole[place + 1 :])
+        assert_refused(cli("replay", folder, "--bundle", bundle), "is damaged")

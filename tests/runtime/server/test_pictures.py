@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import zmq
 
 from rql_deploy.bundle.bundle import Bundle
 from rql_deploy.contract import Contract
@@ -20,10 +19,9 @@ from rql_deploy.images import FrameStack, jpeg
 from rql_deploy.runtime.client import connect
 from rql_deploy.runtime.engine.model import Model
 from rql_deploy.runtime.engine.onnx_policy import OnnxPolicy
-from rql_deploy.runtime.server.jpeg import JpegDecoder, decode
+from rql_deploy.runtime.server.jpeg import decode
 from rql_deploy.runtime.server.openpi_messages import pack, read_observation
 from rql_deploy.runtime.server.server import PolicyServer
-from rql_deploy.runtime.wire.checks import ProtocolError
 from tests.helpers.servers import observation
 
 
@@ -198,10 +196,10 @@ def test_what_is_no_jpeg_of_the_contracts_size_is_refused_and_nobody_else(
 
 
 def test_a_server_without_a_decoder_says_so(
-    endpoint: str, contract: Contract, monkeypatch: pytest.MonkeyPatch, picture_bundle: Path
+    endpoint: str, contract: Contract, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(sys.modules, "PIL.Image", None)
-    decoder = JpegDecoder(zmq.Context.instance(), "inproc://nobody")
-    with pytest.raises(ProtocolError, match=r"install rql-deploy\[jpeg\] there"):
-        decoder.submit(None, None, {})  # type: ignore[arg-type]
-    decoder.close()
+    monkeypatch.setitem(sys.modules, "PIL", None)
+    with connect(endpoint) as policy:
+        with pytest.raises(ContractError, match=r"cannot decode JPEG: install rql-deploy\[jpeg\] there"):
+            policy.act(observation(contract) | {"camera": [b"", b""]}, deadline=20.0)
+        assert policy.act(observation(contract), deadline=20.0).actions.shape == (3, 2)

@@ -12,6 +12,7 @@ import zmq
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from rql_deploy.policy import CONTINUATIONS
 from rql_deploy.runtime.wire import headers, protocol
 from rql_deploy.runtime.wire.protocol import (
     Packed,
@@ -24,6 +25,7 @@ from rql_deploy.runtime.wire.protocol import (
 from tests.helpers.wire import KINDS, LAYOUT, OBSERVATION, raw_message, read_header, read_prefix, read_request
 
 NAMED = {
+    "prefix": np.ones((2, 3), np.float32),
     "x": np.ones((2, 4), np.float32),
     "actions": np.ones((1, 2, 2), np.float64),
     "rewards": np.ones(1, np.float32),
@@ -47,6 +49,9 @@ requests = st.one_of(
         prune=st.none() | st.lists(st.tuples(st.integers(0, 99), st.integers(0, 99)), max_size=3),
         deltas=st.none() | st.lists(st.floats(0.01, 1), min_size=1, max_size=64),
         first=st.none() | st.integers(0, 255),
+        pessimism=st.none() | st.floats(0, 100),
+        committed=st.none() | counts,
+        continuation=st.none() | st.sampled_from(CONTINUATIONS),
     ),
     st.builds(headers.Refine, bundle=names, contract=contracts, f=flow_times, delta=flow_times),
     st.builds(headers.Value, bundle=names, contract=contracts, f=st.none() | flow_times),
@@ -158,9 +163,13 @@ def test_numpy_scalars_are_numbers() -> None:
         ({"prune": [[1]]}, "entry 'prune[0]'"),
         ({"prune": 3}, "entry 'prune'"),
         ({"deltas": []}, "entry 'deltas'"),
-        ({"deltas": [0.0, 1.0]}, "entry 'deltas[0]'"),
+        ({"deltas": [-1.1, 1.0]}, "entry 'deltas[0]'"),
         ({"first": 256}, "entry 'first'"),
-        ({"prefix": 1}, "entry 'prefix' of the header is wrong: expected null"),
+        ({"prefix": 1}, "the header has an unknown entry 'prefix'"),
+        ({"committed": -1}, "entry 'committed'"),
+        ({"continuation": "guided"}, "entry 'continuation'"),
+        ({"pessimism": -0.5}, "entry 'pessimism'"),
+        ({"pessimism": float("nan")}, "entry 'pessimism'"),
         ({"bundle": 1}, "entry 'bundle'"),
         ({"contract": b"x"}, "entry 'contract'"),
         ({"contract": None}, "entry 'contract'"),
@@ -183,7 +192,8 @@ def test_a_missing_entry_is_named_and_optional_ones_may_be_nil() -> None:
     with pytest.raises(ProtocolError, match="the header lacks entry 'contract'"):
         decode_request(decode(raw_message("act", {"budget": 1.0})))
     optional = ["bundle", "budget", "candidates", "value", "seed", "stream", "prune", "deltas", "arrays"]
-    frame = raw_message("act", {"contract": "c", **dict.fromkeys([*optional, "first", "prefix"])})
+    more = ["first", "pessimism", "committed", "continuation"]
+    frame = raw_message("act", {"contract": "c", **dict.fromkeys([*optional, *more])})
     assert decode_request(decode(frame)) == headers.Act(contract="c")
     # What a newer server says beyond it, a client does not need.
     newer = raw_message(headers.PingReply.kind, {"requests": 1, "errors": 0, "ready": True, "later": [1]})

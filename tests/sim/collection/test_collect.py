@@ -10,6 +10,7 @@ from tests.helpers.commands import COLLECT, assert_refused, cli, interrupted_aft
 from tests.helpers.data import opened
 
 
+@pytest.mark.slow
 def test_an_interrupted_collection_goes_on_and_is_the_same_to_the_byte(tmp_path: Path) -> None:
     lift, whole = tmp_path / "a set", tmp_path / "whole"
     said = interrupted_after_some(tmp_path / "log", *COLLECT, "--output", lift)

@@ -143,6 +143,7 @@ def test_an_episode_that_the_environment_ended_was_not_cut_off(policies: dict[st
         assert found.cut == 0
 
 
+@pytest.mark.slow
 def test_torch_integrates_in_as_many_steps_as_a_bundle_that_was_exported_with_others(
     run: Path, tmp_path: Path
 ) -> None:

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 
 from rql_deploy.bundle.bundle import Bundle
+from rql_deploy.chunk_paths import PathModel, colour, value_range
 from rql_deploy.contract import ActionDimension
 from rql_deploy.errors import UserError
 from rql_deploy.policy import Decision
 from rql_deploy.sim.evaluation.films import HEIGHT, WIDTH, Film
-from rql_deploy.sim.evaluation.preview_paths import PathModel, colour, value_range
 from rql_deploy.sim.rendering import render_headless
 from tests.helpers.data import PLANT
 

@@ -36,6 +36,7 @@ def steps_on_disk(run: Path) -> list[int]:
     return sorted(int(folder.name.removeprefix("step_")) for folder in (run / "checkpoints").glob("step_*"))
 
 
+@pytest.mark.slow
 def test_a_run_killed_at_random_moments_ends_as_one_never_killed(dataset: Path, tmp_path: Path) -> None:
     settings = (
         "--dataset",

@@ -31,6 +31,7 @@ def torchrun(*arguments: object) -> list[str]:
     ]
 
 
+@pytest.mark.slow
 def test_two_processes_train_as_one_with_the_same_global_batch(dataset: Path, tmp_path: Path) -> None:
     # 66 rows: 33 for each worker, which two threads could not share.
     train = (

@@ -10,6 +10,7 @@ import msgspec
 
 from rql_deploy.errors import UserError
 from rql_deploy.ogbench_names import download_hint
+from rql_deploy.recording_files import is_recording
 from rql_deploy.train.data.edits import concatenate
 from rql_deploy.train.data.folder import StoreShard, is_store, read_store
 from rql_deploy.train.data.rewards import Reward, RewardFunction, with_reward
@@ -87,15 +88,15 @@ def open_store(
         )
     elif is_zarr(path):
         store = read_diffusion_policy(path, options)
-    elif is_mcap(path):
-        store = read_mcap(path)
-    elif is_hdf5(path) and path.name != MAIN_FILE:
-        store = read_hdf5(path, options)
-    elif path.is_dir() and next(path.glob("*.rqlrec"), None) is not None:
+    elif is_recording(path):
         raise UserError(
             f"{path} is a server's recording: make a data set of it with `rql-deploy data convert {path} "
             "--output DATA`"
         )
+    elif is_mcap(path):
+        store = read_mcap(path)
+    elif is_hdf5(path) and path.name != MAIN_FILE:
+        store = read_hdf5(path, options)
     elif path.is_dir():
         raise refuse_folder(path)
     elif path.is_file() and path.name != MAIN_FILE:

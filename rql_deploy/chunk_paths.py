@@ -36,12 +36,21 @@ class PathModel:
         `start` `[3]` is where the end effector is, `base` `[3, 3]` the rotation of the robot's base. Deltas
         are added up, as if each were reached; a real arm lags behind.
         """
-        moves = np.asarray(actions, np.float64)[:, self.columns] * self.scales
+        whole: NDArray[np.float64] = self.paths(actions[None], start, base)[0]
+        return whole
+
+    def paths(
+        self, chunks: NDArray[np.float32], start: NDArray[np.float64], base: NDArray[np.float64]
+    ) -> NDArray[np.float64]:
+        """Set-points `[n, h + 1, 3]` of several chunks `[n, h, A]` from one place; see `path`."""
+        moves = np.asarray(chunks, np.float64)[..., self.columns] * self.scales
+        points = np.empty((len(moves), moves.shape[1] + 1, 3))
+        points[:, 0] = start
         if not self.delta:
-            return np.concatenate([start[None], moves])
-        if self.in_base_frame:
-            moves = moves @ base.T
-        return np.concatenate([start[None], start + np.cumsum(moves, axis=0)])
+            points[:, 1:] = moves
+        else:
+            points[:, 1:] = start + np.cumsum(moves @ base.T if self.in_base_frame else moves, axis=1)
+        return points
 
 
 def _axis(plant: PlantDescription, axis: str) -> tuple[int | None, ActionDimension | None]:
@@ -55,6 +64,23 @@ def _scale(dimension: ActionDimension) -> float:
     """Metres that 1.0 stands for: '0.05 m' is 0.05, 'm' is 1."""
     match = re.match(r"\s*([0-9.eE+-]+)?\s*m\b", dimension.unit)
     return float(match.group(1) or 1.0) if match else 0.0
+
+
+_EFFECTOR = re.compile(r"(eef|ee|effector|tcp|hand|gripper)_?pos(ition)?$", re.IGNORECASE)
+
+
+def effector_fields(plant: PlantDescription) -> tuple[str | None, str | None]:
+    """Names of the fields with the end effector's position `[3]` and rotation (a quaternion xyzw `[4]`).
+
+    None for what the plant does not observe; names and shapes tell.
+    """
+    sizes = {field.name: field.shape for field in plant.fields}
+    for name, shape in sizes.items():
+        if shape == (3,) and (match := _EFFECTOR.search(name)):
+            stem = name[: match.start()] + match.group(1)
+            quaternions = (f"{stem}_quat", f"{stem}_quaternion", f"{stem}_orientation")
+            return name, next((q for q in quaternions if sizes.get(q) == (4,)), None)
+    return None, None
 
 
 COLOURS = np.array(

@@ -1,0 +1,116 @@
+"""Reads the messages of a recording back, in the order in which they were written.
+
+A file that was cut short, by a crash or because it is still written, is read up to its last whole chunk.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+
+from rql_deploy.errors import UserError
+from rql_deploy.recording_files import MAGIC, recording_files
+
+from .messages import MESSAGES, Array, Bundle, Message
+
+MAX_RECORD_BYTES = 1 << 30
+CAMERAS = "/camera/"
+"""Begin of the topics of pictures."""
+
+
+def read_recording(path: Path) -> Iterator[Message]:
+    """Messages of a file, or of all files in a folder, oldest file first.
+
+    Raises UserError where there is no recording, or one is damaged.
+    """
+    for file in recording_files(path):
+        yield from read_file(file)
+
+
+def read_file(path: Path) -> Iterator[Message]:
+    """Messages of one file; stops before a chunk that was cut short.
+
+    Raises UserError when the file is not a recording, or a chunk in it is damaged.
+    """
+    from google.protobuf.message import DecodeError
+    from mcap.records import Channel
+    from mcap.records import Message as Entry
+    from mcap.stream_reader import breakup_chunk
+
+    from .protobuf import decode
+
+    recording_files(path)
+    topics: dict[int, str] = {}
+    pictures: dict[str, bytes] = {}
+    bgr: set[str] = set()
+    with path.open("rb") as stream:
+        for chunk, end in _chunks(path, stream):
+            try:
+                for entry in breakup_chunk(chunk, validate_crc=True):
+                    if isinstance(entry, Channel):
+                        topics[entry.id] = entry.topic
+                    elif isinstance(entry, Entry):
+                        topic = topics[entry.channel_id]
+                        if topic in MESSAGES:
+                            message = decode(entry.data, MESSAGES[topic])
+                            if isinstance(message, Bundle):
+                                bgr = _bgr_fields(message)
+                            else:
+                                message.fields = [_whole(field, pictures, bgr) for field in message.fields]
+                            yield message
+                        elif topic.startswith(CAMERAS):
+                            pictures[topic] = entry.data
+            except (DecodeError, *_damage()) as error:
+                raise UserError(
+                    f"{path} is damaged before byte {end:,} ({error or type(error).__name__})",
+                    hint="use a copy, or `mcap recover FILE -o NEW`",
+                ) from error
+
+
+def _chunks(path: Path, stream: IO[bytes]) -> Iterator[tuple[Any, int]]:
+    """Each whole chunk, and where it ends."""
+    from mcap.data_stream import ReadDataStream
+    from mcap.opcode import Opcode
+    from mcap.records import Chunk
+
+    size, place = os.fstat(stream.fileno()).st_size, len(MAGIC)
+    while place + 9 <= size:
+        stream.seek(place)
+        opcode, length = stream.read(1)[0], int.from_bytes(stream.read(8), "little")
+        if not Opcode.HEADER <= opcode <= Opcode.DATA_END or length > MAX_RECORD_BYTES:
+            raise UserError(f"{path} is damaged at byte {place:,}", hint="use a copy")
+        place += 9 + length
+        if place > size or opcode == Opcode.DATA_END:
+            return
+        if opcode == Opcode.CHUNK:
+            yield Chunk.read(ReadDataStream(stream)), place
+
+
+def _whole(field: Array, pictures: dict[str, bytes], bgr: set[str]) -> Array:
+    """The field with its bytes, where a picture holds them."""
+    if not field.picture:
+        return field
+    from .foxglove import pixels
+
+    rows = pixels(pictures[field.picture])
+    rows = rows[..., ::-1] if field.name in bgr else rows
+    return Array(field.name, field.shape, data=np.ascontiguousarray(rows).tobytes())
+
+
+def _bgr_fields(bundle: Bundle) -> set[str]:
+    from .foxglove import bgr_fields
+
+    return bgr_fields(bundle.contract)
+
+
+def _damage() -> tuple[type[Exception], ...]:
+    import struct
+
+    from mcap.exceptions import McapError
+    from zstandard import ZstdError
+
+    return (McapError, ZstdError, ValueError, KeyError, struct.error, UnicodeDecodeError, OSError)
