@@ -94,7 +94,8 @@ def check_options(file: str, sweep: SweepFile) -> None:
         _check_words(f"{file}: tasks.{name}.read", train.command, words, {"datasets", "output", *READING})
         if task.collect is not None:
             words = [task.collect.task, "--output", "data", *task.collect.options]
-            _check_words(f"{file}: tasks.{name}.collect.options", collect.command, words, {"output", "cameras"})
+            where = f"{file}: tasks.{name}.collect.options"
+            _check_words(where, collect.command, words, {"output", "cameras"})
 
 
 def _check_words(where: str, command: click.Command, words: list[str], more: set[str] | None = None) -> None:
