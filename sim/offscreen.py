@@ -6,6 +6,7 @@ textures, which stay the same; making a context takes as long as ten pictures, s
 
 from __future__ import annotations
 
+import atexit
 import importlib
 import weakref
 from collections.abc import Iterator
@@ -20,8 +21,8 @@ UPLOADED = (
     *("tex_data", "tex_type", "tex_height", "tex_width", "tex_adr", "hfield_data", "skin_vert"),
 )
 """Arrays of a model that a context holds copies of."""
-COLLISION_SHAPES = 0
-"""Group of shapes that robosuite and OGBench draw for nobody; what is meant to be seen is in others."""
+COLLISION_SHAPES, ROBOSUITE_CAMERA = 0, "agentview"
+"""Group of shapes that robosuite's models have for contacts, and the camera by which they are known."""
 MOST_SHAPES = 10_000
 FONT_SCALE = 150
 
@@ -36,11 +37,12 @@ class Offscreen:
         self._height, self._width = height, width
         self._screen = contexts.GLContext(width, height)
         self._contexts: list[Any] = []
-        # At the end of a process too: freed later, when OpenGL's loader is gone, contexts complain.
-        self._free = weakref.finalize(self, _free, self._screen, self._contexts)
+        if not _open:
+            # At the process's end MuJoCo gives the graphics up; what is registered later runs before that.
+            atexit.register(_close_all)
+        _open.add(self)
         self._model: Any = None
         self._option = self._mujoco.MjvOption()
-        self._option.geomgroup[COLLISION_SHAPES] = 0
         self._camera = self._mujoco.MjvCamera()
         self._camera.type = self._mujoco.mjtCamera.mjCAMERA_FIXED
 
@@ -54,6 +56,8 @@ class Offscreen:
             with _buffer(model, self._height, self._width):
                 self._contexts.append(mujoco.MjrContext(model, FONT_SCALE))
             mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN.value, self._contexts[0])
+        camera = mujoco.mj_name2id(model, mujoco.mjtObj.mjOBJ_CAMERA, ROBOSUITE_CAMERA)
+        self._option.geomgroup[COLLISION_SHAPES] = int(camera < 0)
         self._model, self._scene = model, mujoco.MjvScene(model, maxgeom=MOST_SHAPES)
 
     def picture(self, data: Any, camera: int, height: int, width: int) -> NDArray[np.uint8]:
@@ -71,15 +75,20 @@ class Offscreen:
 
     def close(self) -> None:
         """Free the context."""
-        self._free()
+        _open.discard(self)
+        self._screen.make_current()
+        while self._contexts:
+            self._contexts.pop().free()
+        self._screen.free()
         self._model = self._scene = None
 
 
-def _free(screen: Any, contexts: list[Any]) -> None:
-    screen.make_current()
-    while contexts:
-        contexts.pop().free()
-    screen.free()
+_open: weakref.WeakSet[Offscreen] = weakref.WeakSet()
+
+
+def _close_all() -> None:
+    for offscreen in list(_open):
+        offscreen.close()
 
 
 def _looks_alike(old: Any, new: Any) -> bool:
