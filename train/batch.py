@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -32,8 +32,11 @@ class Batch(NamedTuple):
 
     def part(self, rows: slice | int) -> Batch:
         """Only these rows of the batch, or this run of several, contiguous in memory."""
-        arrays = (getattr(self, name)[:, rows].contiguous() for name in self._fields if name != "images")
-        return Batch(*arrays, {name: frames[:, rows].contiguous() for name, frames in self.images.items()})
+        changed: dict[str, Any] = {
+            name: getattr(self, name)[:, rows].contiguous() for name in self._fields if name != "images"
+        }
+        images = {name: frames[:, rows].contiguous() for name, frames in self.images.items()}
+        return self._replace(**changed, images=images)
 
 
 class Noise(NamedTuple):

@@ -81,13 +81,17 @@ export class RemotePolicy {
     this.#socket.close();
   }
 
+  // What an observation has: the contract's fields, then each camera's stacked frames as bytes, rows of pixels, of each pixel the colours
+  // of the oldest frame first.
+  get inputs() {
+    const { fields, images = [], frame_stack: frames = 1 } = this.contract.plant;
+    return [...fields, ...images.map(({ name, height, width }) => ({ name, dtype: "uint8", shape: [height, width, 3 * frames] }))];
+  }
+
   // The block of an observation: its float32 fields, then its uint8 fields, each in the contract's order.
   #pack(observation) {
     const isFloat = (field) => field.dtype === "float32";
-    const { fields: numeric, images = [], frame_stack: frames = 1 } = this.contract.plant;
-    // Pictures are rows of pixels, each with the colours of the oldest stacked frame first.
-    const pictures = images.map(({ name, height, width }) => ({ name, dtype: "uint8", shape: [height, width, 3 * frames] }));
-    const fields = [...numeric, ...pictures];
+    const fields = this.inputs;
     return [...fields.filter(isFloat), ...fields.filter((field) => !isFloat(field))].map((field) => {
       const { name, dtype, shape } = field;
       const length = shape.reduce((a, b) => a * b, 1);

@@ -244,10 +244,11 @@ class _View:
         from PIL import Image
 
         for array in tick.fields:
-            if array.data and len(array.shape) in (3, 4) and array.shape[-1] == 3:
+            if array.data and len(array.shape) in (3, 4) and array.shape[-1] % 3 == 0:
                 if self._film_bytes > MAX_FILM_BYTES:
                     return None
-                pixels = np.frombuffer(array.data, np.uint8).reshape(-1, *array.shape[-3:])[-1]
+                newest = np.frombuffer(array.data, np.uint8).reshape(-1, *array.shape[-3:])[-1]
+                pixels = np.ascontiguousarray(newest[..., -3:])
                 image, data = Image.fromarray(pixels), io.BytesIO()
                 image.thumbnail((4 * FILM_HEIGHT, FILM_HEIGHT))
                 image.save(data, "webp", quality=70)

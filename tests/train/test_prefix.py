@@ -101,7 +101,7 @@ def conditioned(tmp_path_factory: pytest.TempPathFactory) -> Path:
     encoder, refiner, policy, valuer = make_modules(make_agent(), contract)
     folder = tmp_path_factory.mktemp("conditioned") / "bundle"
     rows = np.random.default_rng(0).normal(size=(64, 4)).astype(np.float32)
-    modules = ExportModules(encoder, refiner, policy, valuer, encoder.kernel.shape[1])
+    modules = ExportModules(encoder, refiner, policy, valuer, encoder.feature_dim)
     certificate: Certificate = export_bundle(modules, contract, rows, folder)
     assert certificate.passed
     return folder

@@ -131,7 +131,7 @@ def write_frames(
 def map_frames(file: Path, dtype: type[np.generic] = np.uint8) -> NDArray[Any]:
     """The frames of a file, mapped; raises ValueError unless they are `[N, H, W, 3]` uint8, or of `dtype`."""
     # Copy-on-write because torch takes writable arrays only. Nobody writes, so no page is copied.
-    frames = np.load(file, mmap_mode="c", allow_pickle=False)
+    frames: NDArray[Any] = np.load(file, mmap_mode="c", allow_pickle=False)
     if frames.dtype != dtype:
         raise ValueError(f"{file.name} holds {frames.dtype}, not {np.dtype(dtype)}")
     if dtype is np.uint8 and (frames.ndim != 4 or frames.shape[-1] != 3):
