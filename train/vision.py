@@ -13,7 +13,7 @@ from rql_deploy.contract import PlantDescription
 
 from .encoder import IMPALA_SIZES, ImpalaEncoder
 from .frozen import NO_BACKBONES, Backbones
-from .heads import FrozenFeatures, head_flop, head_width, make_head
+from .heads import FrozenFeatures, KeypointHead, PooledHead, head_flop, head_width, make_head
 from .hyperparameters import RQLConfig
 
 Shapes = Mapping[str, tuple[int, int, int] | FrozenFeatures]
@@ -47,15 +47,17 @@ class PictureEncoder(nn.Module):
         self.features = feature_dim(config, shapes)
 
     def set_precision(self, dtype: torch.dtype) -> None:
-        """Compute convolutions and products in `dtype`; parameters and features stay float32."""
+        """Compute convolutions and products in `dtype`; parameters, features and heads stay float32."""
         for encoder in self.encoders:
-            assert isinstance(encoder, ImpalaEncoder)
-            encoder.product_dtype = dtype
+            if isinstance(encoder, ImpalaEncoder):
+                encoder.product_dtype = dtype
 
     def set_moments(self, moments: Mapping[str, tuple[Tensor, Tensor]]) -> None:
         """Scale each backbone's features by their mean and spread, by camera."""
         for name, (mean, std) in moments.items():
-            self.encoders[self.cameras.index(name)].set_moments(mean, std)
+            head = self.encoders[self.cameras.index(name)]
+            assert isinstance(head, KeypointHead | PooledHead)
+            head.set_moments(mean, std)
 
     def forward(self, images: Mapping[str, Tensor]) -> Tensor:
         """Each camera's `[B, H, W, C]` uint8, or features of it, -> `[B, D]` float32."""
