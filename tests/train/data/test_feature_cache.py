@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 import torch
@@ -14,6 +16,8 @@ from rql_deploy.errors import UserError
 from rql_deploy.train.data import feature_cache
 from rql_deploy.train.data.feature_cache import FeatureCache, _moments
 from rql_deploy.train.data.frames import Frames
+from rql_deploy.train.data.random_crop import RandomCrop
+from rql_deploy.train.data.sampler import WindowSampler
 from rql_deploy.train.data.store import TransitionStore
 
 ROWS = 10
@@ -136,3 +140,26 @@ def test_moments_are_those_of_channels() -> None:
     mean, std = _moments(Frames.of(features))
     torch.testing.assert_close(mean, torch.from_numpy(features.astype(np.float32).mean((0, 2, 3))))
     torch.testing.assert_close(std, torch.from_numpy(features.astype(np.float32).std((0, 2, 3))))
+
+
+def test_batches_hold_the_features_of_stacked_frames_and_no_crop_touches_them(tmp_path: Path) -> None:
+    store = make_store()
+    plant = msgspec.structs.replace(store.plant, frame_stack=2)
+    store = replace(store, plant=plant, ends=np.array([4, ROWS]))
+    sampler = WindowSampler(
+        store,
+        2,
+        generator=torch.Generator().manual_seed(0),
+        crop=RandomCrop(1.0, 2),
+        features=FeatureCache(tmp_path, {"eye": Means()}),
+    )
+    features = torch.from_numpy(expected(store))
+    batch, rows = sampler.windows(torch.tensor([0, 4, 6]), torch.tensor([3, 9, 9]))
+    first, last = batch.images["eye"]
+    # Row 4 begins an episode: its own frame stands for the one before it.
+    torch.testing.assert_close(first, torch.cat((features[[0, 4, 5]], features[[0, 4, 6]]), dim=1))
+    torch.testing.assert_close(last, torch.cat((features[rows[-1] - 1], features[rows[-1]]), dim=1))
+    drawn = sampler.draw(2).images["eye"]
+    assert drawn.dtype == torch.float16 and drawn.shape == (2, 2, 6, 2, 3)
+    known = {row.numpy().tobytes() for row in features}
+    assert all(frame.numpy().tobytes() in known for frame in drawn.reshape(-1, 3, 2, 3))
