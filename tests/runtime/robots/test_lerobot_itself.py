@@ -28,6 +28,7 @@ PLANT = PlantDescription(
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_lerobot_s_arm_is_driven_by_a_policy_from_its_data(tmp_path: Path) -> None:
     try:
         library = installed("lerobot", ROOT / "build" / "foreign")
