@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,8 +31,8 @@ class ExportModules:
     policy: nn.Module
     valuer: nn.Module
     feature_dim: int
-    all_members: Callable[[Tensor, Tensor], Tensor] | None = None
-    """(unscaled observations `[B, O]`, complete x `[B, hA]`) -> V `[B]` of all K members: the reference for
+    all_members: Callable[[Mapping[str, Tensor], Tensor], Tensor] | None = None
+    """(N observations by input, complete x `[N * C, hA]`) -> V `[N * C]` of all K members: the reference for
     the ranking by the exported M."""
     trained_policy: nn.Module | None = None
     """The policy unrolled for as many steps as in training, if F differs."""
@@ -43,8 +43,9 @@ def write_graphs(modules: ExportModules, contract: Contract, folder: Path) -> No
     """Export the four graphs: named inputs and outputs, dynamic batch, the contract in their metadata."""
     # Three rows, because the exporter treats a size of 1 as a constant.
     rows, chunk = 3, contract.h * contract.plant.action_dim
-    fields = tuple(torch.zeros(rows, *f.shape) for f in contract.plant.fields)
-    names = [f.name for f in contract.plant.fields]
+    inputs = contract.plant.inputs
+    fields = tuple(torch.zeros(rows, *f.shape, dtype=getattr(torch, f.dtype)) for f in inputs)
+    names = [f.name for f in inputs]
     features, x = torch.zeros(rows, modules.feature_dim), torch.zeros(rows, chunk)
     # One tensor passed for two inputs would be exported as one input used twice.
     f, delta = torch.zeros(rows, 1), torch.zeros(rows, 1)
@@ -62,12 +63,14 @@ def write_graphs(modules: ExportModules, contract: Contract, folder: Path) -> No
         contract,
         folder / "refine.onnx",
     )
+    # Pictures are encoded once, whatever the candidates: then the unrolled steps begin with the features.
+    sees = bool(contract.plant.images)
     _write(
         modules.policy,
-        (x, *fields),
-        ["noise", *names],
+        (x, features) if sees else (x, *fields),
+        ["noise", *(["features"] if sees else names)],
         ["actions"],
-        (batch, many),
+        (batch, (batch,) if sees else many),
         contract,
         folder / "policy.onnx",
     )

@@ -107,6 +107,12 @@ def describe_assumed(plant: PlantDescription, items: Iterable[str] | None = None
         )
         taken = f" ({' and '.join(values)})" if values else ""
         found.append(f"{item} of {_names(names, len(plant.actions))}{taken}")
+    if items is None:
+        found += [
+            f"colour order of camera {image.name} ({image.colour_order})"
+            for image in plant.images
+            if "colour_order" in image.assumed
+        ]
     return found
 
 

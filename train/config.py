@@ -9,6 +9,7 @@ from typing import Any, Literal
 import msgspec
 
 from rql_deploy.errors import UserError, suggestion
+from rql_deploy.plant_description import MAX_FRAMES
 from rql_deploy.seeding import MAX_SEED
 from rql_deploy.structs import Finite, Record, convert, to_plain
 from rql_deploy.train.data.rewards import Reward
@@ -41,6 +42,9 @@ class TrainConfig(Record, frozen=True):
     """What actions that were not the policy's (a person's) are used for: cloning, value or both."""
     online: OnlineConfig = msgspec.field(default_factory=OnlineConfig)
     """How `finetune` goes on in a simulator; `train` does not read it."""
+    frame_stack: int = 0
+    """Frames of each camera that the networks see at once, the newest and those before it; 0 leaves that to
+    the data set's plant (1 where it does not say)."""
     shard_updates: int = 1000
     """Of a sharded data set, updates drawn from one shard before the next takes over."""
     clip_actions: bool = False
@@ -77,6 +81,7 @@ class TrainConfig(Record, frozen=True):
             ("evaluate_every", 0),
             ("keep_every", 0),
             ("shard_updates", 1),
+            ("frame_stack", 0),
         ):
             if getattr(self, name) < low:
                 raise UserError(f"train.{name} is {getattr(self, name)}, it must be at least {low}")
@@ -98,6 +103,10 @@ class TrainConfig(Record, frozen=True):
             raise UserError(
                 f"rql.K is {c.K}, it must be at least 2: the spread of one value network is undefined"
             )
+        if self.frame_stack > MAX_FRAMES:
+            raise UserError(f"train.frame_stack is {self.frame_stack}, it must be at most {MAX_FRAMES}")
+        if c.crop_padding < 0:
+            raise UserError(f"rql.crop_padding is {c.crop_padding}, it must be at least 0")
         if c.prefix and c.h < 2:
             raise UserError("rql.prefix is for chunks of two actions and more: set rql.h=2")
         for name in ("policy_hidden", "value_hidden"):
@@ -114,7 +123,7 @@ class TrainConfig(Record, frozen=True):
             raise UserError(f"rql.learning_rate is {c.learning_rate:g}, it must be positive")
         if not 0 <= self.seed <= MAX_SEED:
             raise UserError(f"train.seed is {self.seed}, it must lie in [0, 2^53)")
-        for name in ("gamma", "kappa", "tau", "ema"):
+        for name in ("gamma", "kappa", "tau", "ema", "crop_probability"):
             if not 0.0 <= getattr(c, name) <= 1.0:
                 raise UserError(f"rql.{name} is {getattr(c, name)}, it must lie in [0, 1]")
 

@@ -10,6 +10,8 @@ from rql_deploy.errors import UserError
 from rql_deploy.policy import MAX_CANDIDATES
 from rql_deploy.structs import Finite, Record
 
+EncoderName = Literal["impala_small", "impala", "impala_large"]
+
 
 class RQLConfig(Record, frozen=True):
     """Hyperparameters of the algorithm, with the paper's names; defaults are the reference code's."""
@@ -49,6 +51,12 @@ class RQLConfig(Record, frozen=True):
     complete_rows: bool = False
     """Let every row start a window, and count windows that reach past the end of an episode whose last mask
     is 0. The reference code does neither."""
+    encoder: EncoderName = "impala_small"
+    """Of pictures, where the data has some: v and V have one each for every camera (train/encoder.py)."""
+    crop_probability: Finite = 0.5
+    """How likely all pictures of a batch are shifted at random; one coin decides for the whole batch."""
+    crop_padding: int = 3
+    """By how many pixels at most, the pictures' edges repeated."""
 
 
 class OnlineConfig(Record, frozen=True):

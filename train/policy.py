@@ -11,12 +11,13 @@ import torch
 from torch import Tensor
 
 from rql_deploy.contract import Contract
+from rql_deploy.observation import ObservationReader
 from rql_deploy.policy import ActOptions, Decision, ResolvedOptions
 from rql_deploy.seeding import draw_seed, flow_noise
 
 from .checkpoints.checkpoint import Checkpoint
 from .export_modules import make_contract
-from .rql import RQL, integrate
+from .rql import RQL, Seen, integrate
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -30,6 +31,8 @@ class TorchPolicy:
 
     def __init__(self, agent: RQL, contract: Contract):
         self.agent, self._contract = agent, contract
+        plant = contract.plant
+        self._read = ObservationReader(plant.inputs[len(plant.fields) :])
         self.mean = torch.tensor(contract.observation_mean)
         self.std = torch.tensor(contract.observation_std)
         low, high = contract.plant.action_low, contract.plant.action_high
@@ -47,7 +50,7 @@ class TorchPolicy:
         candidates, value = asked.candidates, asked.value
         s, x, seed = self._prepare(observation, candidates, asked.seed)
         with torch.no_grad():
-            x = integrate(self.agent.v_ema, s, x, self._contract.F)
+            x = integrate(self.agent.v_ema, s.by_v, x, self._contract.F)
             return self._decision(
                 s,
                 x,
@@ -72,7 +75,7 @@ class TorchPolicy:
         for k in range(F):
             f = torch.full((candidates, 1), k / F)
             with torch.no_grad():
-                v = self.agent.v_ema(s, x, f)
+                v = self.agent.v_ema(s.by_v, x, f)
                 last = k == F - 1
                 finished = torch.clamp(x + v * (1 - f), -1, 1)
                 x = x + v / F
@@ -92,16 +95,27 @@ class TorchPolicy:
 
     def _prepare(
         self, observation: Mapping[str, Any], candidates: int, seed: int | None
-    ) -> tuple[Tensor, Tensor, int]:
+    ) -> tuple[Seen, Tensor, int]:
         contract = self._contract
         seed = draw_seed() if seed is None else seed
         flat = torch.from_numpy(contract.flatten(observation))
-        s = ((flat - self.mean) / self.std).expand(candidates, -1)
-        return s, torch.from_numpy(flow_noise(seed, candidates, contract.h * contract.plant.action_dim)), seed
+        s = ((flat - self.mean) / self.std)[None]
+        pictures = {
+            name: torch.from_numpy(np.ascontiguousarray(picture)[None])
+            for name, picture in self._read(observation).items()
+        }
+        with torch.no_grad():
+            v, V = (network.see(s, pictures) for network in (self.agent.v_ema, self.agent.V))
+        seen = Seen(v.expand(candidates, -1), V.expand(candidates, -1))
+        return (
+            seen,
+            torch.from_numpy(flow_noise(seed, candidates, contract.h * contract.plant.action_dim)),
+            seed,
+        )
 
     def _decision(
         self,
-        s: Tensor,
+        s: Seen,
         x: Tensor,
         seed: int,
         steps: int,
@@ -113,7 +127,7 @@ class TorchPolicy:
     ) -> Decision:
         best, v, spread = 0, None, None
         if needs_value:
-            members = self.agent.V(s, x, torch.ones(len(x), 1))[: self._contract.value_members]
+            members = self.agent.V(s.by_V, x, torch.ones(len(x), 1))[: self._contract.value_members]
             means, spreads = members.mean(0), members.std(0, unbiased=False)
             best = int((means - pessimism * spreads).argmax())
             if value:

@@ -13,8 +13,9 @@ import torch
 from rql_deploy.errors import UserError
 from rql_deploy.progress import NoProgress, Progress, Stage
 from rql_deploy.structs import to_plain
+from rql_deploy.train.data.random_crop import RandomCrop
 from rql_deploy.train.data.sampler import WindowSampler
-from rql_deploy.train.data.shards import ShardedStore, with_plant
+from rql_deploy.train.data.shards import ShardedStore, with_frame_stack, with_plant
 from rql_deploy.train.data.store import TransitionStore
 from rql_deploy.train.engines.choice import EngineChoice, choose_engine, engine_warnings, require_engine
 from rql_deploy.train.engines.data_parallel import DataParallel
@@ -26,7 +27,7 @@ from rql_deploy.train.logging.periodic_evaluation import Evaluator
 from rql_deploy.train.logging.run_page import write_run_page
 from rql_deploy.train.logging.summary import dataset_statistics, package_versions, reference_rows
 
-from .batch import Batch
+from .batch import Batch, Noise, draw_noise
 from .checkpoints.checkpoint import (
     Checkpoint,
     checkpoint_bytes,
@@ -39,8 +40,9 @@ from .checkpoints.checkpoint import (
 from .checkpoints.initial_networks import continued_plant, rescale_actions
 from .checkpoints.run_folder import prune_checkpoints, read_pointer, step_of
 from .config import TrainConfig, config_to_plain
-from .rql import RQL, Noise, draw_noise
+from .rql import RQL
 from .schedule import is_due, require_disk_space, saves_at, stop_requests, updates_until_due
+from .vision import picture_shapes
 
 
 @dataclass(frozen=True)
@@ -82,10 +84,10 @@ class Trainer:
         parallel: DataParallel | None = None,
         progress: Progress | None = None,
     ):
-        self.config, self.store, self.run, self.label = config, store, run, label
+        self.config, self.run, self.label = config, run, label
         self.progress: Progress = progress or NoProgress()
-        sample = store.sample  # a reference, so that the first shard of a sharded set is read once
-        self.parallel = parallel
+        self.store = store = with_frame_stack(store, config.frame_stack)
+        sample, self.parallel = store.sample, parallel  # kept, so that the first shard is read once
         self.evaluations = RunEvaluations(run, evaluator, config.evaluate_every, label, self.progress)
         if parallel is not None:
             parallel.rows(config.batch_size)
@@ -115,8 +117,9 @@ class Trainer:
 
     def _choose(self) -> EngineChoice:
         plant, workers = self.store.plant, self.parallel.workers if self.parallel is not None else 1
-        choice = choose_engine(self.config, plant.observation_dim, plant.action_dim, workers=workers)
-        self.warnings += engine_warnings(self.config, choice, plant.observation_dim, plant.action_dim)
+        sizes = plant.observation_dim, plant.action_dim, picture_shapes(plant)
+        choice = choose_engine(self.config, *sizes, workers=workers)
+        self.warnings += engine_warnings(self.config, choice, *sizes)
         return choice
 
     def _resume(self, checkpoint: Checkpoint) -> None:
@@ -153,9 +156,11 @@ class Trainer:
             inner_observations=False,
             new_share=config.new_share,
             interventions=config.interventions,
+            crop=RandomCrop(config.rql.crop_probability, config.rql.crop_padding),
         )
         if source is None:
-            self.agent = RQL(config.rql, plant.observation_dim, plant.action_dim, initial, device)
+            sizes = (plant.observation_dim, plant.action_dim)
+            self.agent = RQL(config.rql, *sizes, initial, device, picture_shapes(plant))
         else:
             self.agent = source.restore_networks(device)
             for group in self.agent.optimizer.param_groups:
@@ -165,8 +170,7 @@ class Trainer:
             "mean": mean,
             "std": std,
         }
-        probe = (self.reference["observations"] - mean) / std
-        self.diagnostics = Diagnostics(probe.to(device), self.reference["chunks"].to(device))
+        self.diagnostics = Diagnostics.of(self.reference, device)
 
     def _draw(self) -> tuple[Batch, Noise]:
         config = self.config
@@ -175,14 +179,9 @@ class Trainer:
         else:
             part = self.parallel.rows(config.batch_size)
             batch = self.sampler.draw(config.batch_size, (part.start, part.stop))
-        noise = draw_noise(
-            config.batch_size,
-            config.rql.h * self.store.plant.action_dim,
-            config.rql.F,
-            self.generator,
-            self.sampler.device,
-            prefix_of=config.rql.h * config.rql.prefix,
-        )
+        rql, device = config.rql, self.sampler.device
+        sizes = config.batch_size, rql.h * self.store.plant.action_dim, rql.F
+        noise = draw_noise(*sizes, self.generator, device, prefix_of=rql.h * rql.prefix)
         return batch, Noise(*(draw[part] for draw in noise))
 
     def train(self) -> TrainResult:

@@ -60,6 +60,11 @@ def finetune(
     source, output, progress = Path(source), Path(output), progress or NoProgress()
     require_usable(output, resume)
     checkpoint = load_checkpoint(source)
+    if checkpoint.plant.images:
+        raise UserError(
+            f"{source} sees cameras, and episodes that it would play are kept without their frames: collect "
+            "with `rql-deploy collect` and train on both data sets instead"
+        )
     config = with_overrides(
         msgspec.structs.replace(checkpoint.config, evaluate_every=evaluate_every), tuple(overrides)
     )

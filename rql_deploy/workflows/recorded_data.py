@@ -54,6 +54,7 @@ def read_recorded(name: str) -> Recorded:
 
 def store_of(dataset_id: str, episodes: Sequence[RecordedEpisode]) -> TransitionStore:
     """Episodes of one plant as a data set."""
+    from rql_deploy.train.data.frames import Frames
     from rql_deploy.train.data.store import TransitionStore
 
     plant = joined([episode.plant for episode in episodes])
@@ -71,6 +72,10 @@ def store_of(dataset_id: str, episodes: Sequence[RecordedEpisode]) -> Transition
         successes=np.array(success) if len(success) == len(episodes) else None,
         finals=np.stack(finals) if len(finals) == len(episodes) else None,
         intervened=intervened if intervened.any() else None,
+        images={
+            image.name: Frames(tuple(episode.images[image.name] for episode in episodes))
+            for image in plant.images
+        },
     )
 
 

@@ -6,7 +6,7 @@ An episode's name is `EPOCH-NUMBER`: the connection that reported it (in hexadec
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -37,11 +37,11 @@ class Label(Record, frozen=True):
 
 @dataclass(frozen=True, eq=False)
 class RecordedEpisode:
-    """One episode of n ticks as a control loop reported it, up to the first part that is missing."""
+    """One episode of n ticks as a control loop reported it, up to the first tick that is missing."""
 
     name: str
     plant: PlantDescription
-    """Of the contract that its first part was reported under."""
+    """Of the contract that its first tick was reported under."""
     observations: NDArray[np.float32]
     """`[n, O]`"""
     final: NDArray[np.float32] | None
@@ -55,6 +55,8 @@ class RecordedEpisode:
     """`[n]`: whether the action was not the policy's."""
     complete: bool
     """Whether its end has arrived."""
+    images: Mapping[str, NDArray[np.uint8]]
+    """By camera `[n, H, W, 3]`: of each tick's stacked frames the newest."""
 
     @property
     def known(self) -> bool:
@@ -84,7 +86,7 @@ def read_recorded_episodes(
     """The episodes that have ticks, in the order in which they began, and the number of recorded decisions.
 
     A person's labels (`rql-deploy data label`) replace what the loop reported of success. Raises UserError
-    where a file is damaged, unless `on_damage` takes it: then what lies before is read, and other files.
+    where a file is damaged, unless `on_damage` takes it: then what is before is read, and the other files.
     """
     from rql_deploy.runtime.recording.messages import Bundle, Decision, Tick
 
@@ -97,12 +99,12 @@ def read_recorded_episodes(
         elif isinstance(message, Decision):
             decisions += 1
         else:
-            found = parts.setdefault((message.epoch, message.episode), _Parts({}))
-            # What was sent twice, since its receipt was lost, is kept once.
+            found_so_far = parts.setdefault((message.epoch, message.episode), _Parts({}))
+            # A part whose receipt was lost has been sent twice.
             if isinstance(message, Tick):
-                found.ticks.setdefault(message.tick, message)
+                found_so_far.ticks.setdefault(message.tick, message)
             else:
-                found.end = message
+                found_so_far.end = message
     labels = read_labels(recording)
     # Contracts of one plant may list its fields in another order: rows follow the first of them.
     order: dict[frozenset[str], Any] = {}
@@ -110,14 +112,12 @@ def read_recorded_episodes(
     for key, contract in contracts.items():
         fields = order.setdefault(frozenset(f.name for f in contract.plant.fields), contract.plant.fields)
         plants[key] = msgspec.structs.replace(contract.plant, fields=fields)
-    episodes = []
-    # Sorted by the clock of the server, which several workers share.
-    for (epoch, number), known in sorted(parts.items(), key=lambda entry: entry[1].time):
-        first = known.ticks.get(0)
-        if first is not None and (plant := plants.get(first.contract_id)) is not None:
+    found = []
+    for (epoch, number), told in _in_order(parts):
+        if (plant := plants.get(told.ticks[0].contract_id)) is not None:
             name = f"{epoch:x}-{number}"
-            episodes.append(_joined(name, known, plant, labels.get(name)))
-    return episodes, decisions
+            found.append(_joined(name, told, plant, labels.get(name)))
+    return found, decisions
 
 
 def read_labels(recording: Path) -> dict[str, bool]:
@@ -131,6 +131,29 @@ def read_labels(recording: Path) -> dict[str, bool]:
             continue
         found[label.episode] = label.success
     return found
+
+
+@dataclass
+class _Parts:
+    """What there is of an episode."""
+
+    ticks: dict[int, Tick]
+    """By number."""
+    end: EpisodeEnd | None = None
+
+
+def _in_order(parts: dict[tuple[int, int], _Parts]) -> list[tuple[tuple[int, int], _Parts]]:
+    """Episodes with a first tick, by the clock of the server, which several workers share.
+
+    Those of one connection by their number: how long its messages took differs by more than short episodes.
+    """
+    latest: dict[int, float] = {}
+    began: dict[tuple[int, int], float] = {}
+    for (epoch, number), told in sorted(parts.items(), key=lambda entry: entry[0]):
+        if 0 in told.ticks:
+            latest[epoch] = max(told.ticks[0].time, latest.get(epoch, 0.0))
+            began[epoch, number] = latest[epoch]
+    return [(key, parts[key]) for key in sorted(began, key=lambda key: (began[key], key))]
 
 
 def _messages(recording: Path, on_damage: Callable[[UserError], None] | None) -> Iterator[Message]:
@@ -151,51 +174,39 @@ def _messages(recording: Path, on_damage: Callable[[UserError], None] | None) ->
             on_damage(error)
 
 
-@dataclass
-class _Parts:
-    """What there is of an episode."""
-
-    ticks: dict[int, Tick]
-    """By number."""
-    end: EpisodeEnd | None = None
-
-    @property
-    def time(self) -> float:
-        """Of its first message."""
-        ends = [self.end.time] if self.end else []
-        return min([*(tick.time for tick in self.ticks.values()), *ends])
-
-
 def _joined(name: str, parts: _Parts, plant: PlantDescription, label: bool | None) -> RecordedEpisode:
-    """An episode's ticks, from the first up to one that is missing."""
+    """An episode's ticks up to the first that is missing."""
+    from rql_deploy.runtime.recording.messages import observation
+
     ticks: list[Tick] = []
     while (tick := parts.ticks.get(len(ticks))) is not None:
         ticks.append(tick)
-    fields, count, end = [spec.name for spec in plant.fields], len(ticks), parts.end
-    complete = end is not None and end.ticks == count
-    final = _row(end, fields) if complete and end is not None and end.fields else None
+    end = parts.end if parts.end is not None and parts.end.ticks == len(ticks) else None
     rewards = [tick.reward for tick in ticks if tick.reward is not None]
     flags = [tick.success for tick in ticks if tick.success is not None]
-    reward_column = np.array(rewards, np.float32) if len(rewards) == count else None
-    success = np.logical_or.accumulate(flags) if len(flags) == count else None
+    success = np.logical_or.accumulate(flags) if len(flags) == len(ticks) else None
+    known = len(rewards) == len(ticks)
     if label is not None:
-        reward_column, success = None, (np.arange(count) == count - 1) & label
+        known, success = (
+            False,
+            np.arange(len(ticks)) == len(ticks) - 1 if label else np.zeros(len(ticks), bool),
+        )
+    seen = [observation(tick) for tick in ticks]
     return RecordedEpisode(
         name,
         plant,
-        np.stack([_row(tick, fields) for tick in ticks]),
-        final,
+        np.stack([_row(one, plant) for one in seen]),
+        _row(observation(end), plant) if end is not None and end.fields else None,
         np.stack([np.frombuffer(tick.action, "<f4") for tick in ticks]),
-        reward_column,
+        np.array(rewards, np.float32) if known else None,
         success,
         np.array([bool(tick.intervened) for tick in ticks]),
-        complete,
+        end is not None,
+        {image.name: np.stack([one[image.name][..., -3:] for one in seen]) for image in plant.images},
     )
 
 
-def _row(message: Tick | EpisodeEnd, fields: list[str]) -> NDArray[np.float32]:
-    from rql_deploy.runtime.recording.messages import observation
-
-    seen = observation(message)
-    row: NDArray[np.float32] = np.concatenate([seen[name].reshape(-1) for name in fields]).astype(np.float32)
+def _row(seen: Mapping[str, NDArray[Any]], plant: PlantDescription) -> NDArray[np.float32]:
+    parts = [np.zeros(0, np.float32), *(seen[spec.name].reshape(-1) for spec in plant.fields)]
+    row: NDArray[np.float32] = np.concatenate(parts).astype(np.float32)
     return row

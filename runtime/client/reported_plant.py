@@ -21,7 +21,7 @@ class ReportedPlant:
     def __init__(self, plant: EpisodicPlant, reporter: EpisodeReporter, *, notes: bool = False):
         """
         Args:
-            plant: its `reward`, `success`, `intervened` and `carried_out` are reported where it has them.
+            plant: its `reward` and `success` are reported where it has them, and `intervened` (`Plant`).
             notes: whether the loop calls `note` after each tick; a tick is then reported with its note.
         """
         self.plant, self._reporter, self._notes = plant, reporter, notes
@@ -72,7 +72,7 @@ class ReportedPlant:
             "action": done,
             "reward": getattr(self.plant, "reward", None),
             "success": getattr(self.plant, "success", None),
-            "intervened": intervened if hasattr(self.plant, "intervened") else None,
+            "intervened": intervened,
             "began": began,
         }
         self._seen = None

@@ -34,7 +34,7 @@ class ModelSlot:
     def __init__(self, model: Model):
         self.engine = Engine(model)
         self.retiring: list[Engine] = []
-        self.accepted = {model.contract.contract_id: Layout(model.contract.plant.fields)}
+        self.accepted = {model.contract.contract_id: Layout.of(model.contract.plant)}
         """By id, the contracts that clients may still use, with how each lays out an observation: this
         model's, and those of the compatible models it replaced."""
 
@@ -48,7 +48,7 @@ class ModelSlot:
         if self.engine.busy:
             self.retiring.append(self.engine)
         self.engine = Engine(model)
-        layout = Layout(model.contract.plant.fields)
+        layout = Layout.of(model.contract.plant)
         # An observation of another contract must have all that this model reads.
         same = {id: other for id, other in self.accepted.items() if set(other.fields) == set(layout.fields)}
         self.accepted = same | {model.contract.contract_id: layout}

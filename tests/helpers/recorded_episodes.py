@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import shutil
+import tempfile
 from pathlib import Path
 
 import numpy as np
 
 from rql_deploy.contract import Contract
 from rql_deploy.runtime.engine.request import EpisodePart
-from rql_deploy.runtime.recording.messages import Bundle
-from rql_deploy.runtime.recording.packing import messages_of
-from rql_deploy.runtime.recording.writer import RecordingWriter
+from rql_deploy.runtime.recording.recorder import Recorder
 
 EPOCH = 7
 
@@ -51,14 +51,15 @@ def part(
 
 def record(folder: Path, contract: Contract, *parts: EpisodePart) -> Path:
     """Write the parts as one file of a recording, after those that are there."""
-    folder.mkdir(parents=True, exist_ok=True)
-    count = len(list(folder.glob("*.mcap")))
-    writer = RecordingWriter(folder, f"{count:03}", shard_bytes=1 << 26)
-    writer.add(Bundle(0.0, contract.contract_id, contract.to_json()))
-    for number, one in enumerate(parts):
-        for message in messages_of(one, contract, 0.0, 1e9 + 1000 * count + number):
-            writer.add(message)
-    writer.close()
+    with tempfile.TemporaryDirectory() as scratch:
+        recorder = Recorder(Path(scratch))
+        for one in parts:
+            assert recorder.record_episode(one, contract)
+        recorder.close()
+        (shard,) = Path(scratch).iterdir()
+        folder.mkdir(parents=True, exist_ok=True)
+        # Two recorders of one process within a second would take the same name.
+        shutil.move(shard, folder / f"{len(list(folder.iterdir())):03}-{shard.name}")
     return folder
 
 

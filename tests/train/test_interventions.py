@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 import torch
 
+from rql_deploy.train.batch import Losses, draw_noise
 from rql_deploy.train.data.sampler import Interventions, WindowSampler
 from rql_deploy.train.hyperparameters import RQLConfig
-from rql_deploy.train.rql import RQL, Losses, draw_noise
+from rql_deploy.train.rql import RQL
 from tests.helpers.data import make_store
 
 CONFIG = RQLConfig(h=3, K=2, policy_hidden=(8,), value_hidden=(8,))

@@ -7,12 +7,13 @@ import torch
 
 from rql_deploy.cli.options import preset_words
 from rql_deploy.errors import UserError
+from rql_deploy.train.batch import draw_noise
 from rql_deploy.train.config import load_config, preset_names
 from rql_deploy.train.data.readers import open_store
 from rql_deploy.train.data.sampler import WindowSampler
 from rql_deploy.train.data.shards import ShardedStore
 from rql_deploy.train.data.store import TransitionStore
-from rql_deploy.train.rql import RQL, draw_noise
+from rql_deploy.train.rql import RQL
 from rql_deploy.train.trainer import Trainer
 from rql_deploy.workflows.presets import PRESETS
 

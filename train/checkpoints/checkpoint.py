@@ -29,6 +29,7 @@ from rql_deploy.train.config import TrainConfig, config_to_plain
 from rql_deploy.train.data.shards import ShardedStore
 from rql_deploy.train.data.store import TransitionStore
 from rql_deploy.train.rql import RQL
+from rql_deploy.train.vision import picture_shapes
 
 from .header import FORMAT, read_header
 from .run_folder import checkpoint_folder, move_pointer, read_pointer, sync
@@ -44,7 +45,9 @@ CHANGEABLE = {
     "trackers",
 }
 """Settings that may change when a run is resumed, since they do not affect the updates."""
-ARCHITECTURE = ("h", "F", "K", "policy_hidden", "value_hidden")
+AVERAGES = ("exp_avg", "exp_avg_sq")
+"""Of Adam, for each parameter."""
+ARCHITECTURE = ("h", "F", "K", "policy_hidden", "value_hidden", "prefix", "encoder")
 
 
 @dataclass(frozen=True)
@@ -79,7 +82,8 @@ class Checkpoint:
 
     def restore_networks(self, device: torch.device | str = "cpu") -> RQL:
         """An RQL agent with the four networks of this checkpoint."""
-        agent = RQL(self.config.rql, self.plant.observation_dim, self.plant.action_dim, device=device)
+        sizes = self.plant.observation_dim, self.plant.action_dim
+        agent = RQL(self.config.rql, *sizes, device=device, pictures=picture_shapes(self.plant))
         for name in NETWORKS:
             network: nn.Module = getattr(agent, name)
             prefix = f"{name}."
@@ -115,7 +119,7 @@ def save_checkpoint(
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
         parameters = {
-            f"{name}.{key}": tensor
+            f"{name}.{key}": tensor.contiguous()
             for name in NETWORKS
             for key, tensor in getattr(agent, name).state_dict().items()
         }
@@ -203,8 +207,17 @@ def restore_optimizer(folder: Path, optimizer: torch.optim.Adam) -> Tensor:
     count = len(optimizer.param_groups[0]["params"])
     try:
         tensors = load_file(folder / "optimizer.safetensors")
+        parameters = optimizer.param_groups[0]["params"]
         state = {
-            i: {key: tensors[f"{i}.{key}"] for key in ("step", "exp_avg", "exp_avg_sq")} for i in range(count)
+            i: {
+                "step": tensors[f"{i}.step"],
+                # The fused Adam needs a parameter and its averages in the same memory layout.
+                **{
+                    key: torch.empty_like(parameters[i], device="cpu").copy_(tensors[f"{i}.{key}"])
+                    for key in AVERAGES
+                },
+            }
+            for i in range(count)
         }
         optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
         return tensors["random_state"]
@@ -228,7 +241,7 @@ def load_online_state(folder: Path) -> dict[str, Tensor]:
 
 def _optimizer_tensors(optimizer: torch.optim.Adam) -> dict[str, Tensor]:
     return {
-        f"{i}.{key}": value
+        f"{i}.{key}": value.contiguous()
         for i, entry in optimizer.state_dict()["state"].items()
         for key, value in entry.items()
     }
@@ -274,13 +287,18 @@ def require_same_networks(
         f"checkpoint {checkpoint.path}",
         "pass data of the same robot, or train from nothing",
     )
+    if store.plant.images and (stack := checkpoint.plant.frame_stack) != store.plant.frame_stack:
+        raise UserError(
+            f"checkpoint {checkpoint.path} sees {stack} frames at once, this run {store.plant.frame_stack}: "
+            f"pass --set frame_stack={stack}"
+        )
     for name in ARCHITECTURE:
         before, now = getattr(checkpoint.config.rql, name), getattr(config.rql, name)
         if before != now:
-            value = list(before) if isinstance(before, tuple) else before
+            had, has = (json.dumps(value) for value in (before, now))
             raise UserError(
-                f"checkpoint {checkpoint.path} has rql.{name} {value}, this run "
-                f"{list(now) if isinstance(now, tuple) else now}: pass --set 'rql.{name}={value}'"
+                f"checkpoint {checkpoint.path} has rql.{name} {had}, this run {has}: "
+                f"pass --set 'rql.{name}={had}'"
             )
 
 

@@ -13,6 +13,7 @@ from rql_deploy.assumptions import joined
 from rql_deploy.contract import PlantDescription
 from rql_deploy.errors import UserError
 
+from .frames import Frames
 from .store import ENDS, TransitionStore
 
 
@@ -32,6 +33,7 @@ def select(store: TransitionStore, episodes: NDArray[np.int64], suffix: str) -> 
         finals=None if store.finals is None else store.finals[episodes],
         intervened=None if store.intervened is None else store.intervened[rows],
         recent=0,
+        images={name: frames.select(rows) for name, frames in store.images.items()},
     )
 
 
@@ -129,6 +131,7 @@ def concatenate(stores: Sequence[TransitionStore]) -> TransitionStore:
         recent=stores[-1].episodes,
         remarks=tuple(dict.fromkeys(remark for store in stores for remark in store.remarks)),
         provenance=tuple(made for store in stores for made in store.provenance),
+        images={name: Frames.joined([store.images[name] for store in stores]) for name in first.images},
     )
 
 
@@ -141,8 +144,8 @@ def _intervened(stores: Sequence[TransitionStore]) -> NDArray[np.bool_] | None:
 
 
 def _differences(first: PlantDescription, second: PlantDescription) -> list[str]:
-    known = {spec.name for spec in first.fields}
-    extra = [spec.name for spec in second.fields if spec.name not in known]
+    known = {spec.name for spec in first.inputs}
+    extra = [spec.name for spec in second.inputs if spec.name not in known]
     more = [f"only the second has observation fields {', '.join(extra)}"] if extra else []
     return [*dict.fromkeys(first.differences(second)), *more]
 

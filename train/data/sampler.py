@@ -7,7 +7,8 @@ and are copied next to the rewards in any case, so they are scaled once, when th
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
@@ -16,6 +17,8 @@ from torch import Tensor
 
 from rql_deploy.train.batch import Batch
 
+from .frame_rows import FrameRows
+from .random_crop import RandomCrop
 from .shards import ShardedStore
 from .store import TransitionStore
 
@@ -47,6 +50,8 @@ class Rows:
     """How many of the last of these episodes count as new."""
     old_total: int = 0
     """How many rows start a window in the others."""
+    images: Mapping[str, FrameRows] = field(default_factory=dict)
+    """By camera, all frames."""
 
     @classmethod
     def of(
@@ -83,6 +88,7 @@ class Rows:
             total=int(choices.sum()),
             recent=int((choices[len(choices) - store.recent :] > 0).sum()),
             old_total=int(choices[: len(choices) - store.recent].sum()),
+            images={name: FrameRows(frames) for name, frames in store.images.items()},
         )
 
     @property
@@ -93,13 +99,18 @@ class Rows:
     def to(self, device: torch.device) -> Rows:
         """The same rows on `device`."""
         observations, small, episodes, cumulative = (tensor.to(device) for tensor in self.tensors)
-        return Rows(observations, small, episodes, cumulative, self.total, self.recent, self.old_total)
+        images = {name: frames.to(device) for name, frames in self.images.items()}
+        counts = self.total, self.recent, self.old_total
+        return Rows(observations, small, episodes, cumulative, *counts, images)
 
     def take_over(self, other: Rows) -> bool:
         """Copy `other` into these tensors if all shapes are the same; returns whether they were."""
         pairs = list(zip(self.tensors, other.tensors, strict=True))
         same = self.total == other.total and all(mine.shape == theirs.shape for mine, theirs in pairs)
+        same = same and all(frames.fits(other.images[name]) for name, frames in self.images.items())
         if same:
+            for name, frames in self.images.items():
+                frames.take_over(other.images[name])
             for mine, theirs in pairs:
                 mine.copy_(theirs)
         return same
@@ -152,16 +163,20 @@ class WindowSampler:
         inner_observations: bool = True,
         new_share: float = 0.0,
         interventions: Interventions = "both",
+        crop: RandomCrop | None = None,
     ):
         """With `inner_observations` off, batches hold only the first and last observations, `[2, B, O]`.
 
         RQL reads no others. With `new_share`, that share of each batch is of the store's recent episodes.
+        Pictures are always of these two rows, each with the frames that the plant stacks; `draw` shifts them
+        at random by `crop`.
         """
         self.new_share, self._interventions, self._action_dim = (
             new_share,
             interventions,
             store.plant.action_dim,
         )
+        self.frame_stack, self.crop = store.plant.frame_stack, crop
         self.sampling, self.generator, self.device = sampling, generator, torch.device(device)
         self._orders: dict[tuple[int, int], Tensor] = {}
         self._complete_rows, self._clip_actions, self._scale = complete_rows, clip_actions, observation_scale
@@ -252,9 +267,12 @@ class WindowSampler:
     def draw(self, batch_size: int, part: tuple[int, int] | None = None) -> Batch:
         """One batch of windows; with `part = (lo, hi)` only windows lo to hi of it (one worker's share)."""
         start, last = self.draw_starts(batch_size)
-        if part is not None:
-            start, last = start[part[0] : part[1]], last[part[0] : part[1]]
-        return self.windows(start, last)[0]
+        mine = slice(*part) if part is not None else slice(None)
+        if self.crop is None or not self.rows.images:
+            return self.windows(start[mine], last[mine])[0]
+        offsets = self.crop.draw(batch_size, self.generator, self.device)[mine]
+        batch = self.windows(start[mine], last[mine])[0]
+        return batch._replace(images=self.crop.apply(batch.images, offsets))
 
     def windows(self, start: Tensor, last: Tensor) -> tuple[Batch, Tensor]:
         """The windows with these start and last rows `[..., B]`, and their row numbers `[h+1, ..., B]`."""
@@ -263,7 +281,23 @@ class WindowSampler:
         rewards, terminals, masks, *weights = small[..., self._action_dim :].unbind(-1)
         observations = self.observations[rows if self.inner_observations else rows[:: len(rows) - 1]]
         actions = small[..., : self._action_dim].contiguous()
-        return Batch(observations, actions, rewards, terminals, masks, *weights), rows
+        images = self._images(rows[:: len(rows) - 1])
+        cloned, valued = weights or (None, None)
+        return Batch(observations, actions, rewards, terminals, masks, cloned, valued, images), rows
+
+    def _images(self, rows: Tensor) -> dict[str, Tensor]:
+        """Stacked frames of rows `[2, ..., B]`, oldest first; an episode begins with its first repeated."""
+        if not self.rows.images:
+            return {}
+        firsts = self.rows.episodes[:, 0]
+        episode = torch.searchsorted(firsts.contiguous(), rows.contiguous(), right=True) - 1
+        age = torch.arange(self.frame_stack - 1, -1, -1, device=self.device)
+        stack = torch.maximum(rows[..., None] - age, firsts[episode][..., None])
+        found = {}
+        for name, frames in self.rows.images.items():
+            taken = frames.take(stack).movedim(-4, -2)
+            found[name] = taken.reshape(*taken.shape[:-2], 3 * self.frame_stack)
+        return found
 
 
 def _gather(table: Tensor, rows: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from functools import cached_property
 from typing import Any, Generic, Protocol, TypeVar
 from weakref import WeakValueDictionary
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -184,6 +185,13 @@ def with_plant(store: Store, plant: PlantDescription) -> Store:
         else {"plant": plant}
     )
     return replace(store, **changes)
+
+
+def with_frame_stack(store: Store, count: int) -> Store:
+    """The same rows for networks that see `count` frames at once; 0 leaves that as it is."""
+    if not count or not store.plant.images:
+        return store
+    return with_plant(store, msgspec.structs.replace(store.plant, frame_stack=count))
 
 
 def with_settings(

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from rql_deploy.errors import UserError
-from rql_deploy.train.batch import Batch
-from rql_deploy.train.rql import RQL, Losses, Noise
+from rql_deploy.train.batch import Batch, Losses, Noise
+from rql_deploy.train.rql import RQL
 
 
 class SlicedGradients:
@@ -54,9 +54,7 @@ class SlicedGradients:
 
     def _slice_gradients(self, batch: Batch, noise: Noise, part: slice) -> tuple[Losses, list[Tensor]]:
         mine = (
-            Batch(
-                **{k: rows[:, part].contiguous() for k, rows in batch._asdict().items() if rows is not None}
-            ),
+            batch.part(part),
             Noise(*(draw[part].contiguous() for draw in noise)),
         )
         return self.agent.gradients(*mine, losses=self.losses, share=1.0 / self.threads)

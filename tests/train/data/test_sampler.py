@@ -151,7 +151,7 @@ def test_the_seeds_of_earlier_versions_give_the_batches_of_earlier_versions() ->
 def test_the_parts_of_a_batch_are_the_batch() -> None:
     whole = sampler((9, 7, 12)).draw(10)
     parts = [sampler((9, 7, 12)).draw(10, part) for part in ((0, 4), (4, 10))]
-    for name in whole._fields:
+    for name in (name for name in whole._fields if name != "images"):
         if getattr(whole, name) is None:  # No row is a person's.
             assert all(getattr(part, name) is None for part in parts)
             continue

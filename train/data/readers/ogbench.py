@@ -15,13 +15,15 @@ from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from rql_deploy.contract import PLANT_KEY, PlantDescription
+from rql_deploy.contract import PLANT_KEY, ImageField, PlantDescription
 from rql_deploy.errors import UserError
 from rql_deploy.ogbench_names import plant_of
 from rql_deploy.structs import convert
+from rql_deploy.train.data.frames import Frames
 from rql_deploy.train.data.rewards import RewardFunction
 from rql_deploy.train.data.shards import ShardedStore
 from rql_deploy.train.data.store import TransitionStore
@@ -33,6 +35,8 @@ from .options import KeyMap, ReadOptions
 from .precision import PrecisionCheck
 from .row_order import RowOrder
 
+PIXELS, CAMERA = "pixels", "front_pixels"
+"""Name of the pictures of a visual data set, and of OGBench's camera."""
 STATE_KEYS = ("qpos", "button_states")
 """Simulator states that rewards are computed from."""
 
@@ -60,7 +64,8 @@ class OGBenchFile:
             for key, rank in (*((key, _rank(role)) for role, key in keys.roles.items()), *states):
                 if key not in members or key == keys.roles.get("success"):
                     continue
-                self._check_member(key, members[key], rank, rows)
+                if not (key == keys["observation"] and _is_pictures(members[key])):
+                    self._check_member(key, members[key], rank, rows)
             if not rows:
                 raise UserError(f"{self.path} is empty: make it again with some episodes")
             given = {"reward", "mask"} & set(keys.roles)
@@ -133,11 +138,14 @@ class OGBenchFile:
                     )
                 except ValueError as error:
                     raise UserError(f"{where} is damaged ({error}): write the file again") from error
-            observation_dim, action_dim = (
-                file.member(self.keys[role]).shape[1] for role in ("observation", "action")
-            )
+            observed, acted = (file.member(self.keys[role]) for role in ("observation", "action"))
         name = self.relabel.name if self._relabelled and self.relabel else self.dataset
-        return plant_of(name, observation_dim, action_dim)
+        plant = plant_of(name, observed.shape[1], acted.shape[1])
+        if _is_pictures(observed):
+            height, width = observed.shape[1:3]
+            image = ImageField(PIXELS, height, width, camera=CAMERA)
+            plant = msgspec.structs.replace(plant, fields=(), images=(image,))
+        return plant
 
     @property
     def rows(self) -> int:
@@ -161,13 +169,18 @@ class OGBenchFile:
         keep = order.keep
         with NpzFile(self.path) as file:
             last_rows: list[NDArray[np.float32]] = []
-            observations = file.read(
-                self.keys["observation"],
-                np.float32,
-                keep,
-                partial(precision.add, "observation"),
-                last_rows if self.keys.closing_rows else None,
-            )
+            images = {}
+            if _is_pictures(file.member(self.keys["observation"])):
+                images[PIXELS] = Frames.of(file.read(self.keys["observation"], np.uint8, keep))
+                observations = np.zeros((int(keep.sum()), 0), np.float32)
+            else:
+                observations = file.read(
+                    self.keys["observation"],
+                    np.float32,
+                    keep,
+                    partial(precision.add, "observation"),
+                    last_rows if self.keys.closing_rows else None,
+                )
             actions = file.read(self.keys["action"], np.float32, keep, partial(precision.add, "action"))
             ends = None if self._relabelled else task_ends(file, self.keys, order)
             if ends is not None:
@@ -182,7 +195,9 @@ class OGBenchFile:
                     }
                 )
             finals = None
-            if "next_observation" in self.keys:
+            if images:
+                pass
+            elif "next_observation" in self.keys:
                 finals = file.read(self.keys["next_observation"], np.float32, order.last_rows)
             elif self.keys.closing_rows and not keep[-1]:
                 # A file that was cut off inside an episode lacks that episode's last row.
@@ -199,6 +214,7 @@ class OGBenchFile:
                 if ends is None or ends.successes is None
                 else np.array(ends.successes, np.bool_),
                 finals=finals,
+                images=images,
                 remarks=(*(ends.remarks if ends is not None else ()), *precision.remarks()),
             )
 
@@ -212,6 +228,10 @@ class OGBenchFile:
     def _order(self) -> RowOrder:
         with NpzFile(self.path) as file:
             return row_order(file, self.keys)
+
+
+def _is_pictures(member: Member) -> bool:
+    return len(member.shape) == 4 and member.shape[-1] == 3 and member.dtype == np.uint8
 
 
 def _rank(role: str) -> int:

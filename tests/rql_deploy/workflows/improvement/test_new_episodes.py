@@ -41,7 +41,7 @@ def test_only_complete_episodes_that_say_how_they_went_are_used(contract: Contra
     )
     names = said(folder, contract, "1 recorded episodes have no end", "(7-3)", "7-4 has NaN")
     assert names == {"7-0", "7-1"}
-    # The end arrives with another shard.
+    # The end arrives with another file.
     record(folder, contract, part(contract, 2, tick=9, rows=1, success=True))
     assert said(folder, contract) == {"7-0", "7-1", "7-2"}
     assert said(tmp_path / "none", contract, "nothing is recorded in") == set()
@@ -60,16 +60,17 @@ def test_episodes_of_another_contract_are_named_and_left_out(contract: Contract,
 def test_a_half_written_and_a_damaged_file_cost_their_own_rest_only(
     contract: Contract, tmp_path: Path
 ) -> None:
-    folder = record_episodes(tmp_path / "recording", contract, range(3))
-    (file,) = folder.glob("*.mcap")
-    whole = file.read_bytes()
-    file.write_bytes(whole[: len(whole) // 2])
-    damaged = bytearray(whole)
-    damaged[len(whole) // 3] ^= 1
-    (folder / "damaged.mcap").write_bytes(bytes(damaged))
-    (folder / "other.mcap").write_text("a log of something else")
+    folder = record_episodes(tmp_path / "recording", contract, range(2))
+    other = record_episodes(tmp_path / "other", contract, range(4, 7))
+    (file,) = other.iterdir()
+    whole = bytearray(file.read_bytes())
+    (folder / "a-cut.mcap").write_bytes(whole[: len(whole) // 2])
+    assert said(folder, contract) == {"7-0", "7-1"}
+    whole[len(whole) // 2] ^= 1
+    (folder / "b-damaged.mcap").write_bytes(whole)
+    (folder / "c-not.mcap").write_text("hello")
     record(folder, contract, part(contract, 9, success=True))
-    assert said(folder, contract, "damaged.mcap is damaged") == {"7-9"}
+    assert said(folder, contract, "b-damaged.mcap is damaged") == {"7-0", "7-1", "7-9"}
 
 
 def test_a_label_is_the_last_word_on_success(contract: Contract, tmp_path: Path) -> None:
