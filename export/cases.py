@@ -60,14 +60,15 @@ def make_cases(modules: ExportModules, contract: Contract, inputs: Inputs) -> di
             ("float32", singles, torch.float32),
             ("float64", doubles, torch.float64),
         ):
-            for name, output in _torch_outputs(networks, contract, rows, noise, dtype).items():
+            tensors = _tensors(modules, contract, rows, dtype)
+            for name, output in _torch_outputs(networks, contract, tensors, noise, dtype).items():
                 cases[f"{case}/{reference}/{name}"] = output.numpy()
     if modules.all_members is not None:
         cases["ranking/value"] = _all_members_value(modules, contract, chosen)
     if modules.trained_policy is not None:
         cases["trained/flow_steps"] = np.asarray(modules.trained_steps)
         cases["trained/policy"] = _torch_policy(
-            modules, modules.trained_policy, chosen, cases["dataset/noise"]
+            modules, contract, modules.trained_policy, chosen, cases["dataset/noise"]
         )
     return cases
 
@@ -79,21 +80,27 @@ def _all_members_value(
     assert modules.all_members is not None
     rows, noise = ranking_inputs(contract, observations)
     plant = contract.plant
-    chunks = _torch_policy(modules, modules.policy, rows, noise)
+    chunks = _torch_policy(modules, contract, modules.policy, rows, noise)
     x = (chunks - (plant.action_high + plant.action_low) / 2) / ((plant.action_high - plant.action_low) / 2)
     with torch.no_grad():
         value = modules.all_members(
-            _tensors(rows, torch.float32), torch.from_numpy(x.reshape(len(x), -1).astype(np.float32))
+            _tensors(modules, contract, rows, torch.float32),
+            torch.from_numpy(x.reshape(len(x), -1).astype(np.float32)),
         )
     return np.asarray(value.numpy(), np.float32)
 
 
 @torch.no_grad()
 def _torch_policy(
-    modules: ExportModules, policy: nn.Module, inputs: Inputs, noise: NDArray[np.float32]
+    modules: ExportModules,
+    contract: Contract,
+    policy: nn.Module,
+    inputs: Inputs,
+    noise: NDArray[np.float32],
 ) -> NDArray[np.float32]:
     repeats = len(noise) // count_rows(inputs)
-    features = modules.encoder(*_tensors(inputs, torch.float32).values()).repeat_interleave(repeats, 0)
+    tensors = _tensors(modules, contract, inputs, torch.float32)
+    features = modules.encoder(*tensors.values()).repeat_interleave(repeats, 0)
     return np.asarray(_unrolled(policy, torch.from_numpy(noise), features).numpy(), np.float32)
 
 
@@ -103,8 +110,14 @@ def _unrolled(policy: Any, noise: Tensor, features: Tensor) -> Tensor:
     return chunks
 
 
-def _tensors(inputs: Inputs, dtype: torch.dtype) -> dict[str, Tensor]:
-    """As tensors, the numbers in `dtype`; pictures stay bytes."""
+def _tensors(
+    modules: ExportModules, contract: Contract, inputs: Inputs, dtype: torch.dtype
+) -> dict[str, Tensor]:
+    """As tensors, the numbers in `dtype`; pictures stay bytes, but for those that a frozen backbone sees."""
+    inputs = dict(inputs)
+    for image in contract.plant.images:
+        if image.name in modules.backbones:
+            inputs[image.name] = modules.backbones[image.name].stacked(inputs[image.name], image)
     tensors = {name: torch.from_numpy(np.ascontiguousarray(value)) for name, value in inputs.items()}
     return {name: t if t.dtype == torch.uint8 else t.to(dtype) for name, t in tensors.items()}
 
@@ -144,13 +157,13 @@ def extreme_pictures(shape: tuple[int, ...]) -> NDArray[np.uint8]:
 def _torch_outputs(
     networks: Mapping[str, nn.Module],
     contract: Contract,
-    inputs: Inputs,
+    inputs: Mapping[str, Tensor],
     noise: NDArray[np.float32],
     dtype: torch.dtype,
 ) -> dict[str, Tensor]:
     x = torch.from_numpy(noise).to(dtype)
     column = torch.ones(len(x), 1, dtype=dtype)
-    features = networks["encoder"](*_tensors(inputs, dtype).values())
+    features = networks["encoder"](*inputs.values())
     outputs = {"encode": features, "policy": _unrolled(networks["policy"], x, features)}
     # Of a policy that was trained with `rql.prefix`: steps with no action given, and below with some.
     none = (torch.zeros(len(x), dtype=torch.int64),) * contract.prefix_conditioned

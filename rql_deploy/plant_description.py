@@ -7,7 +7,7 @@ stated before a robot moves by it (`rql_deploy.assumptions`).
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import msgspec
@@ -158,6 +158,12 @@ class PlantDescription(Record, frozen=True):
     def observation_dim(self) -> int:
         """Scalars of a flattened observation, without its pictures."""
         return sum(f.size for f in self.fields)
+
+    def columns(self, names: Sequence[str]) -> NDArray[np.int64]:
+        """Where the scalars of these fields stand in a flattened observation, in the order of the names."""
+        starts = np.cumsum([0, *(field.size for field in self.fields)])
+        places = {field.name: np.arange(starts[i], starts[i + 1]) for i, field in enumerate(self.fields)}
+        return np.concatenate([np.zeros(0, np.int64), *(places[name] for name in names)])
 
     @property
     def inputs(self) -> tuple[ObservationField, ...]:

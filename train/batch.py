@@ -34,7 +34,8 @@ class Batch(NamedTuple):
     valued: Tensor | None = None
     """`[h+1, ..., B]`: 1 where the row may be part of a value term; None for everywhere."""
     images: Mapping[str, Tensor] = NO_IMAGES
-    """By camera, `[2, ..., B, H, W, 3n]` uint8: the n stacked frames of the first and of the last row."""
+    """By camera, `[2, ..., B, H, W, 3n]` uint8: the n stacked frames of the first and of the last row;
+    of cameras with a frozen backbone float16 features `[2, ..., B, n * C, h, w]` or `[2, ..., B, n * D]`."""
 
     def part(self, rows: slice | int) -> Batch:
         """Only these rows of the batch, or this run of several, contiguous in memory."""

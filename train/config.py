@@ -45,6 +45,9 @@ class TrainConfig(Record, frozen=True):
     frame_stack: int = 0
     """Frames of each camera that the networks see at once, the newest and those before it; 0 leaves that to
     the data set's plant (1 where it does not say)."""
+    backbone: tuple[str, ...] = ()
+    """Frozen backbones that cameras are seen through (same as --backbone): a file or efficientnet-lite0 for
+    all, or CAMERA=FILE."""
     shard_updates: int = 1000
     """Of a sharded data set, updates drawn from one shard before the next takes over."""
     clip_actions: bool = False

@@ -13,6 +13,7 @@ from __future__ import annotations
 import copy
 import functools
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -25,24 +26,24 @@ from rql_deploy.flow import flow_schedule
 from .checkpoints.checkpoint import Checkpoint
 from .config import config_to_plain
 from .encoder import ImpalaEncoder
-from .logging.summary import reference_images
+from .logging.summary import seen_images
 from .networks import LAYER_NORM_EPSILON, ValueEnsemble, VectorField
 from .rql import RQL
 from .vision import PictureEncoder
 
 
 class Encoder(nn.Module):
-    """Named fields `[B, *shape]` in the plant's units, and pictures `[B, H, W, 3n]` of bytes -> features
-    `[B, D]`.
+    """Named fields `[B, *shape]` in the plant's units, and pictures `[B, H, W, 3n]` of bytes, or a
+    backbone's features of them -> features `[B, D]`.
     """
 
     def __init__(self, v: VectorField, value: ValueEnsemble, members: int, mean: Tensor, std: Tensor):
         super().__init__()
         dim = v.observation_dim
         self.mean, self.std = constant(mean), constant(std)
-        self.eyes = nn.ModuleList(
-            exportable(network.encoder) for network in (v, value) if network.encoder is not None
-        )
+        eyes = [exportable(network.encoder) for network in (v, value) if network.encoder is not None]
+        self.eyes = nn.ModuleList(eyes)
+        self.cameras = len(eyes[0].encoders) if eyes else 0
         value_kernel = torch.cat(tuple(value.kernels[0][:members, :dim]), dim=1)
         value_bias = value.biases[0][:members, 0].flatten()
         kernels, biases = [v.kernels[0][:dim], value_kernel], [v.biases[0], value_bias]
@@ -58,8 +59,8 @@ class Encoder(nn.Module):
         return sum(len(bias) for bias in self.biases)
 
     def forward(self, *fields: Tensor) -> Tensor:
-        numbers = [field.flatten(1) for field in fields if field.dtype != torch.uint8]
-        pictures = [field for field in fields if field.dtype == torch.uint8]
+        numeric = len(fields) - self.cameras
+        pictures, numbers = fields[numeric:], [field.flatten(1) for field in fields[:numeric]]
         s = [(torch.cat(numbers, dim=1) - self.mean) / self.std] if numbers else []
         seen = [torch.cat((*eye(pictures), *s), dim=1) for eye in self.eyes] or s
         products = [
@@ -84,9 +85,10 @@ def exportable(encoder: nn.Module) -> Eyes:
     """A copy of a network's encoder, of operators that ONNX has, in float32 and without gradient."""
     assert isinstance(encoder, PictureEncoder)
     copied = copy.deepcopy(encoder).cpu().requires_grad_(False)
-    for camera in copied.encoders:
-        assert isinstance(camera, ImpalaEncoder)
-        camera.product_dtype = torch.float32
+    cameras: Any = copied.encoders
+    for camera in cameras:
+        if isinstance(camera, ImpalaEncoder):
+            camera.product_dtype = torch.float32
         camera.activation = functools.partial(functional.gelu, approximate="tanh")
     return Eyes(copied.encoders)
 
@@ -250,7 +252,7 @@ def make_contract(
     mean, std = checkpoint.reference["mean"], checkpoint.reference["std"]
     with torch.no_grad():
         s = (checkpoint.reference["observations"] - mean) / std
-        s = agent.V.see(s, reference_images(checkpoint.reference))
+        s = agent.V.see(s, seen_images(checkpoint.reference))
         members = agent.V(s, checkpoint.reference["chunks"], torch.ones(len(s), 1))[:value_members].double()
         quantile = torch.tensor(levels, dtype=torch.float64)
         value, spread = (

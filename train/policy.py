@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from rql_deploy.contract import Contract
+from rql_deploy.contract import Contract, ImageField
 from rql_deploy.observation import ObservationReader
 from rql_deploy.policy import ActOptions, Decision, ResolvedOptions
 from rql_deploy.seeding import draw_seed, flow_noise
@@ -26,11 +27,17 @@ WITHOUT = ("prune", "prefix", "committed", "continuation")
 """Options of `act` that this policy does not have."""
 
 
+Backbones = Mapping[str, Callable[[NDArray[np.uint8], ImageField], NDArray[np.float32]]]
+"""By camera: pictures `[N, H, W, 3n]` -> features."""
+NO_BACKBONES: Backbones = {}
+
+
 class TorchPolicy:
     """Acts by `v_ema`, chooses among candidates by `V`; exported bundles are compared with it."""
 
-    def __init__(self, agent: RQL, contract: Contract):
-        self.agent, self._contract = agent, contract
+    def __init__(self, agent: RQL, contract: Contract, backbones: Backbones = NO_BACKBONES):
+        """`backbones` has, by camera, a frozen backbone's features of stacked pictures."""
+        self.agent, self._contract, self._backbones = agent, contract, backbones
         plant = contract.plant
         self._read = ObservationReader(plant.inputs[len(plant.fields) :])
         self.mean = torch.tensor(contract.observation_mean)
@@ -104,6 +111,10 @@ class TorchPolicy:
             name: torch.from_numpy(np.ascontiguousarray(picture)[None])
             for name, picture in self._read(observation).items()
         }
+        for image in contract.plant.images:
+            if image.name in self._backbones:
+                seen_by_it = self._backbones[image.name](pictures[image.name].numpy(), image)
+                pictures[image.name] = torch.from_numpy(seen_by_it)
         with torch.no_grad():
             v, V = (network.see(s, pictures) for network in (self.agent.v_ema, self.agent.V))
         seen = Seen(v.expand(candidates, -1), V.expand(candidates, -1))
@@ -148,13 +159,17 @@ class TorchPolicy:
 
 
 def make_policy(
-    checkpoint: Checkpoint, value_members: int | None = None, flow_steps: int | None = None
+    checkpoint: Checkpoint,
+    value_members: int | None = None,
+    flow_steps: int | None = None,
+    backbones: Backbones = NO_BACKBONES,
 ) -> TorchPolicy:
-    """The averaged policy of a checkpoint.
+    """The averaged policy of a checkpoint, with the backbones that it was trained with.
 
     `value_members` is how many value members give V (default: all), `flow_steps` how many refinement steps F
     (default: the training's).
     """
     agent = checkpoint.restore_networks()
     members = value_members or checkpoint.config.rql.K
-    return TorchPolicy(agent, make_contract(checkpoint, agent, value_members=members, flow_steps=flow_steps))
+    contract = make_contract(checkpoint, agent, value_members=members, flow_steps=flow_steps)
+    return TorchPolicy(agent, contract, backbones)

@@ -18,7 +18,7 @@ function of (parameters, batch, noise) and nothing else. docs/algorithm.md has t
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Literal, NamedTuple
 
 import torch
@@ -127,6 +127,11 @@ class RQL:
             setattr(single, name, unstack(getattr(self, name), run))
         single.optimizer = make_optimizer(single.parameters(), single.config)
         return single
+
+    def set_moments(self, moments: Mapping[str, tuple[Tensor, Tensor]]) -> None:
+        """Scale each backbone's features by their mean and spread, by camera, in all four networks."""
+        for name in NETWORKS:
+            getattr(self, name).encoder.set_moments(moments)
 
     def parameters(self) -> list[Tensor]:
         """The trained parameters: v's, then V's."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -13,6 +12,7 @@ import torch
 from rql_deploy.errors import UserError
 from rql_deploy.progress import NoProgress, Progress, Stage
 from rql_deploy.structs import to_plain
+from rql_deploy.train.data.feature_cache import FeatureCache
 from rql_deploy.train.data.random_crop import RandomCrop
 from rql_deploy.train.data.sampler import WindowSampler
 from rql_deploy.train.data.shards import ShardedStore, with_frame_stack, with_plant
@@ -40,8 +40,9 @@ from .checkpoints.checkpoint import (
 from .checkpoints.initial_networks import continued_plant, rescale_actions
 from .checkpoints.run_folder import prune_checkpoints, read_pointer, step_of
 from .config import TrainConfig, config_to_plain
+from .frozen import Backbones, require_same_backbones
 from .rql import RQL
-from .schedule import is_due, require_disk_space, saves_at, stop_requests, updates_until_due
+from .schedule import is_due, require_disk_space, require_finite, saves_at, stop_requests, updates_until_due
 from .vision import picture_shapes
 
 
@@ -82,9 +83,11 @@ class Trainer:
         initial: Checkpoint | None = None,
         evaluator: Evaluator | None = None,
         parallel: DataParallel | None = None,
+        features: FeatureCache | None = None,
         progress: Progress | None = None,
     ):
-        self.config, self.run, self.label = config, run, label
+        self.config, self.run, self.label, self.features = config, run, label, features
+        self.backbones: Backbones = features.frozen if features is not None else {}
         self.progress: Progress = progress or NoProgress()
         self.store = store = with_frame_stack(store, config.frame_stack)
         sample, self.parallel = store.sample, parallel  # kept, so that the first shard is read once
@@ -101,6 +104,7 @@ class Trainer:
             self._resume(load_checkpoint(run))
         elif initial is not None:
             require_same_networks(initial, store, config)
+            require_same_backbones(f"checkpoint {initial.path}", initial.backbones, self.backbones)
             self.store = with_plant(store, continued_plant(initial.plant, store))
             self.choice = self._choose()
             self._build(initial)
@@ -117,13 +121,14 @@ class Trainer:
 
     def _choose(self) -> EngineChoice:
         plant, workers = self.store.plant, self.parallel.workers if self.parallel is not None else 1
-        sizes = plant.observation_dim, plant.action_dim, picture_shapes(plant)
+        sizes = plant.observation_dim, plant.action_dim, picture_shapes(plant, self.backbones)
         choice = choose_engine(self.config, *sizes, workers=workers)
         self.warnings += engine_warnings(self.config, choice, *sizes)
         return choice
 
     def _resume(self, checkpoint: Checkpoint) -> None:
         require_same_run(checkpoint, self.store, self.config)
+        require_same_backbones(f"run {self.run}", checkpoint.backbones, self.backbones)
         self.store = with_plant(self.store, checkpoint.plant)
         self.choice = EngineChoice(**checkpoint.engine)
         require_engine(self.choice, self.run)
@@ -157,10 +162,13 @@ class Trainer:
             new_share=config.new_share,
             interventions=config.interventions,
             crop=RandomCrop(config.rql.crop_probability, config.rql.crop_padding),
+            features=self.features,
         )
         if source is None:
             sizes = (plant.observation_dim, plant.action_dim)
-            self.agent = RQL(config.rql, *sizes, initial, device, picture_shapes(plant))
+            self.agent = RQL(config.rql, *sizes, initial, device, picture_shapes(plant, self.backbones))
+            if self.features is not None:
+                self.agent.set_moments(self.features.moments(self.store.sample))
         else:
             self.agent = source.restore_networks(device)
             for group in self.agent.optimizer.param_groups:
@@ -303,6 +311,7 @@ class Trainer:
             "statistics": self.statistics,
             "versions": package_versions(),
             "engine": asdict(self.choice),
+            "backbones": to_plain(self.backbones),
             "initialised_from": self.initialised_from,
         }
         saved = save_checkpoint(
@@ -333,15 +342,5 @@ class Trainer:
         tensors = tensors | self.diagnostics.figures(self.agent)
         values: list[float] = torch.stack(list(tensors.values())).tolist()
         figures = dict(zip(tensors, values, strict=True))
-        for name, value in figures.items():
-            if not math.isfinite(value):
-                kept = read_pointer(self.run, "latest")
-                before = (
-                    f"its last checkpoint {kept} is from before that" if kept else "it had no checkpoint yet"
-                )
-                source = f"--init-from {kept} " if kept else ""
-                raise UserError(
-                    f"{name} became {value} at update {self.step}: the run stops, {before}; look at the data "
-                    f"set's ranges, or train with {source}--set rql.learning_rate=1e-4"
-                )
+        require_finite(figures, self.step, self.run)
         return figures

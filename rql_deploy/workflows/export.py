@@ -79,6 +79,8 @@ def export(
     from rql_deploy.train.export_modules import all_members, make_contract, make_modules
     from rql_deploy.train.logging.summary import reference_images
 
+    from .backbone import run_backbones
+
     checkpoint, output = Path(checkpoint), Path(output)
     if output.exists():
         raise UserError(f"{output} exists already: pass another --output or remove it first")
@@ -99,6 +101,7 @@ def export(
         all_members=all_members(agent, contract),
         trained_policy=trained_policy,
         trained_steps=trained_steps,
+        backbones=run_backbones(loaded.path, loaded.backbones),
     )
     certificate = export_bundle(
         modules,

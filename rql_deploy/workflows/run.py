@@ -13,6 +13,7 @@ from rql_deploy.errors import UserError
 from rql_deploy.plant import UNSTABLE
 from rql_deploy.policy import DEFAULT_CANDIDATES
 
+from .policies import with_pictures
 from .run_realtime import RealTimeOptions, RealTimeRun, View, play_in_real_time
 
 if TYPE_CHECKING:
@@ -96,9 +97,11 @@ def run(
     from rql_deploy.score import EpisodeScore
     from rql_deploy.seeding import episode_seed
 
-    horizon, make_plant = _plant_maker(task, real_time is not None, settings or {})
-    # A missing server should be noticed before a simulator is built.
-    RemotePolicy.connect(endpoint, keys=keys).close()
+    # A missing task should be noticed before a server is asked, a missing server before a simulator is built.
+    _plant_maker(task, real_time is not None, settings or {})
+    with RemotePolicy.connect(endpoint, keys=keys) as policy:
+        images = policy.contract.plant.images
+    horizon, make_plant = _plant_maker(task, real_time is not None, with_pictures(settings, images))
     plant, description = make_plant()
     seeds = [episode_seed(seed, index, "evaluate") for index in range(episodes)]
     tell = on_episode or _ignore

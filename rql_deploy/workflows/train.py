@@ -14,6 +14,7 @@ from rql_deploy.errors import UserError
 from rql_deploy.progress import NoProgress, Progress
 
 if TYPE_CHECKING:
+    from rql_deploy.contract import ImageField
     from rql_deploy.train.checkpoints.checkpoint import Checkpoint
     from rql_deploy.train.config import TrainConfig
     from rql_deploy.train.data.shards import ShardedStore
@@ -28,6 +29,7 @@ UNFINISHED_RUN = {
     "tensorboard",
     "checkpoints",
     "README.md",
+    "backbones",
     "curves.png",
     "data.json",
     "played",
@@ -65,6 +67,7 @@ def train(
     evaluation: PeriodicEvaluation | None = None,
     mapping: Sequence[str] = (),
     tasks: Sequence[int] = (),
+    cameras: Sequence[str] = (),
     progress: Progress | None = None,
 ) -> TrainResult:
     """Train an RQL flow policy offline on one data set or several.
@@ -82,6 +85,7 @@ def train(
         action_bounds: a TOML file of `[actions.NAME]` with low and high, `dataset`, or `[LOW,HIGH]`.
         mapping: `WHAT=KEY` words that name keys of the data sets' files, such as `action=actions`.
         tasks: only episodes of these language tasks of LeRobotDatasets.
+        cameras: cameras that the policy looks through, `NAME[:HEIGHTxWIDTH]`.
 
     SIGINT and SIGTERM let the update under way end and save a checkpoint; the result then is not `finished`.
     Under torchrun every worker calls this, and results are equal. Raises UserError for settings, data or
@@ -89,11 +93,13 @@ def train(
     """
     from rql_deploy.train.checkpoints.checkpoint import load_checkpoint
     from rql_deploy.train.config import load_config
+    from rql_deploy.train.data.feature_cache import FeatureCache, feature_folder
     from rql_deploy.train.data.shards import with_settings
     from rql_deploy.train.engines.choice import choose_device
     from rql_deploy.train.engines.data_parallel import DataParallel
     from rql_deploy.train.trainer import Trainer
 
+    from .backbone import open_backbones
     from .data_names import DataNames
     from .presets import GENERAL_PRESET, preset_of
 
@@ -120,8 +126,8 @@ def train(
     # Only OGBench's files lack rewards, and their names say the task.
     named = preset_of(f"ogbench:{Path(datasets[0]).name.removesuffix('.npz')}") if preset is None else None
     relabel = config.relabel or (load_config(named).relabel if named else "")
-    names = DataNames.of(datasets, rate, action_mode, action_bounds, mapping, tasks)
-    store = names.open(relabel)
+    names = DataNames.of(datasets, rate, action_mode, action_bounds, mapping, tasks, cameras)
+    store = names.open(relabel, progress if is_leader() else None)
     if preset is None and earlier is not None:
         chosen = f"settings of {earlier.path}; --preset takes others"
     elif preset is None:
@@ -129,11 +135,15 @@ def train(
         config = load_config(preset, tuple(overrides))
         chosen = f"preset {preset}, {_why(preset, store.plant.task)}; --preset takes another"
     store = with_settings(store, config.reward, config.shard_updates)
+    features = None
+    if config.backbone:
+        opened = open_backbones(config.backbone, store.plant, output)
+        features = FeatureCache(feature_folder(), opened, progress)
     parallel = DataParallel.from_environment(choose_device(config))
     leader = parallel is None or parallel.rank == 0
-    evaluator = (
-        make_evaluator(evaluation, config.seed, progress) if evaluation is not None and leader else None
-    )
+    evaluator = None
+    if evaluation is not None and leader:
+        evaluator = make_evaluator(evaluation, config.seed, progress, store.plant.images)
     try:
         if evaluator is not None:
             evaluator.require(store.plant)
@@ -146,6 +156,7 @@ def train(
             initial=source,
             evaluator=evaluator,
             parallel=parallel,
+            features=features,
             progress=progress,
         )
         if leader:
@@ -197,12 +208,14 @@ def _why(preset: str, task: str) -> str:
     return f"the released code's settings, since no preset was made for '{task}'"
 
 
-def make_evaluator(evaluation: PeriodicEvaluation, seed: int, progress: Progress) -> SimulatedEvaluator:
-    """Simulators that play the run's checkpoints."""
+def make_evaluator(
+    evaluation: PeriodicEvaluation, seed: int, progress: Progress, images: Sequence[ImageField] = ()
+) -> SimulatedEvaluator:
+    """Simulators that play the run's checkpoints, which look at `images`."""
     from rql_deploy.workflows.training_evaluator import SimulatedEvaluator
 
     return SimulatedEvaluator(
-        evaluation.task, evaluation.settings, evaluation.episodes, evaluation.workers, seed, progress
+        evaluation.task, evaluation.settings, evaluation.episodes, evaluation.workers, seed, progress, images
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 from rql_deploy.errors import ContractError
 from rql_deploy.progress import NoProgress, Progress
 
-from .policies import check_episode, run_annotated_episode, torch_policy
+from .policies import check_episode, run_annotated_episode, torch_policy, with_pictures
 
 if TYPE_CHECKING:
-    from rql_deploy.contract import PlantDescription
+    from rql_deploy.contract import ImageField, PlantDescription
     from rql_deploy.plant import EpisodeResult
     from rql_deploy.train.logging.periodic_evaluation import Evaluation
 
@@ -36,12 +36,13 @@ class SimulatedEvaluator:
         workers: int,
         seed: int,
         progress: Progress | None = None,
+        images: Sequence[ImageField] = (),
     ):
-        """Raises UserError when there is no such task."""
+        """Raises UserError when there is no such task. `images` are what the policies look at."""
         from rql_deploy.sim.evaluation.episodes import Evaluation as Pool
         from rql_deploy.sim.plants.tasks import Task
 
-        work = Task(task, settings)
+        work = Task(task, with_pictures(settings, images))
         work.check()
         self.episodes, self.seed = episodes, seed
         self._progress: Progress = progress or NoProgress()

@@ -1,7 +1,8 @@
 """Libraries that cannot stand in the lock beside robosuite: lerobot, robomimic, and old or large ones.
 
 Each is installed alone into a folder of its own, under build/, and used by a process of its own that has the
-test environment behind it. As a program, loads data sets with such a library: rows go to an `.npz` file.
+test environment behind it. As a program, loads data sets with such a library (rows go to an `.npz` file), or
+writes one with cameras.
 """
 
 from __future__ import annotations
@@ -79,10 +80,57 @@ def environment(library: Path) -> dict[str, str]:
 
 def rows_loaded(library: Path, sets: Sequence[Path]) -> list[dict[str, NDArray[np.generic]]]:
     """Arrays by name that the library in folder `library` loads from each of `sets`, one process for all."""
-    command = [sys.executable, "-m", "tests.helpers.foreign_libraries", library.name, *map(str, sets)]
+    _run(library, *map(str, sets))
+    return [dict(np.load(path.with_name(f"{path.name}.loaded.npz"))) for path in sets]
+
+
+def write_cameras(library: Path, folder: Path, episodes: Sequence[int]) -> None:
+    """Let lerobot record episodes of so many rows into `folder`, with its own encoder.
+
+    The cameras `top` (a video) and `wrist` (pictures) show the number of the row among all.
+    """
+    _run(library, "--write", str(folder), *map(str, episodes))
+
+
+def _run(library: Path, *words: str) -> None:
+    command = [sys.executable, "-m", "tests.helpers.foreign_libraries", library.name, *words]
     done = subprocess.run(command, check=False, capture_output=True, text=True, env=environment(library))
     assert done.returncode == 0, done.stderr
-    return [dict(np.load(path.with_name(f"{path.name}.loaded.npz"))) for path in sets]
+
+
+def _record(path: Path, episodes: Sequence[int]) -> None:
+    from lerobot.datasets.lerobot_dataset import LeRobotDataset
+
+    from tests.helpers.pictures import numbered
+
+    # The encoder takes no side below 64 pixels.
+    size = numbered(0).repeat(2, axis=0).repeat(2, axis=1).shape
+    axes = ["height", "width", "channels"]
+    features = {
+        "observation.images.top": {"dtype": "video", "shape": size, "names": axes},
+        "observation.images.wrist": {"dtype": "image", "shape": size, "names": axes},
+        "observation.state": {"dtype": "float32", "shape": (3,), "names": ["x", "y", "z"]},
+        "action": {"dtype": "float32", "shape": (2,), "names": ["x.pos", "y.pos"]},
+    }
+    recorded = LeRobotDataset.create(
+        "some/name", fps=20, features=features, root=path, robot_type="arm", use_videos=True
+    )
+    number = 0
+    for rows in episodes:
+        for _ in range(rows):
+            frame = numbered(number).repeat(2, axis=0).repeat(2, axis=1)
+            recorded.add_frame(
+                {
+                    "observation.images.top": frame,
+                    "observation.images.wrist": frame,
+                    "observation.state": np.full(3, number, np.float32),
+                    "action": np.full(2, number, np.float32),
+                    "task": "reach",
+                }
+            )
+            number += 1
+        recorded.save_episode()
+    recorded.finalize()
 
 
 def _lerobot(path: Path) -> Mapping[str, NDArray[np.generic]]:
@@ -123,6 +171,9 @@ def leave_out() -> None:
 def main() -> None:
     leave_out()
     library, *sets = sys.argv[1:]
+    if sets[0] == "--write":
+        _record(Path(sets[1]), [int(rows) for rows in sets[2:]])
+        return
     load = {"lerobot": _lerobot, "robomimic": _robomimic}[library]
     for path in map(Path, sets):
         np.savez(path.with_name(f"{path.name}.loaded.npz"), **load(path))

@@ -28,6 +28,7 @@ from rql_deploy.folders import near_paths
 from rql_deploy.train.config import TrainConfig, config_to_plain
 from rql_deploy.train.data.shards import ShardedStore
 from rql_deploy.train.data.store import TransitionStore
+from rql_deploy.train.frozen import Backbones
 from rql_deploy.train.rql import RQL
 from rql_deploy.train.vision import picture_shapes
 
@@ -36,6 +37,7 @@ from .run_folder import checkpoint_folder, move_pointer, read_pointer, sync
 
 NETWORKS = ("v", "V", "v_ema", "V_target")
 CHANGEABLE = {
+    "backbone",  # paths; the files' hashes may not change
     "updates",
     "log_every",
     "checkpoint_every",
@@ -68,6 +70,8 @@ class Checkpoint:
     """How updates ran: engine, precision, device, threads."""
     initialised_from: str | None
     """The checkpoint that the run was initialised from, if any."""
+    backbones: Backbones
+    """By camera, the frozen backbone that the networks see through."""
     reference: dict[str, Tensor]
     """Rows of the data set:
 
@@ -83,7 +87,9 @@ class Checkpoint:
     def restore_networks(self, device: torch.device | str = "cpu") -> RQL:
         """An RQL agent with the four networks of this checkpoint."""
         sizes = self.plant.observation_dim, self.plant.action_dim
-        agent = RQL(self.config.rql, *sizes, device=device, pictures=picture_shapes(self.plant))
+        agent = RQL(
+            self.config.rql, *sizes, device=device, pictures=picture_shapes(self.plant, self.backbones)
+        )
         for name in NETWORKS:
             network: nn.Module = getattr(agent, name)
             prefix = f"{name}."
@@ -180,6 +186,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
             versions=header.versions,
             engine=header.engine,
             initialised_from=header.initialised_from,
+            backbones=header.backbones,
             parameters=load_file(folder / "parameters.safetensors"),
             reference=reference,
         )

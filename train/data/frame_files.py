@@ -11,15 +11,16 @@ import io
 import os
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 from urllib.parse import quote
 
 import numpy as np
+from numpy.typing import NDArray
 
 from rql_deploy.contract import PlantDescription
 from rql_deploy.errors import UserError
 
-from .frames import Frames, Picture
+from .frames import Frames
 
 
 class FrameFiles:
@@ -84,17 +85,20 @@ def frame_file(folder: Path, name: str) -> Path:
 
 
 def write_frames(
-    file: Path, shape: tuple[int, int, int, int], chunks: Callable[[int], Iterable[Picture]]
+    file: Path,
+    shape: tuple[int, ...],
+    chunks: Callable[[int], Iterable[NDArray[Any]]],
+    dtype: type[np.generic] = np.uint8,
 ) -> Frames:
-    """Write `[N, H, W, 3]` frames into an `.npy` file and map it; goes on where an interrupted call stopped.
+    """Write `[N, H, W, 3]` frames, or features `[N, ...]` of another type, into an `.npy` file and map it.
 
-    `chunks(first)` gives the frames from row `first` on, `[n, H, W, 3]` at a time; only one chunk is in
-    memory. A finished file is opened and `chunks` is not called. Raises UserError where the chunks have
-    other frames than `shape` says.
+    An interrupted call goes on where it stopped. `chunks(first)` gives the frames from row `first` on,
+    `[n, H, W, 3]` at a time; only one chunk is in memory. A finished file is opened and `chunks` is not
+    called. Raises UserError where the chunks have other frames than `shape` says.
     """
     if not file.exists():
         partial = file.with_name(f".{file.name}.partial")
-        header, frame_bytes = npy_header(shape, np.uint8), int(np.prod(shape[1:]))
+        header, frame_bytes = npy_header(shape, dtype), int(np.prod(shape[1:])) * np.dtype(dtype).itemsize
         file.parent.mkdir(parents=True, exist_ok=True)
         done = max(0, partial.stat().st_size - len(header)) // frame_bytes if partial.exists() else 0
         with partial.open("r+b" if done else "wb") as stream:
@@ -106,10 +110,11 @@ def write_frames(
             stream.truncate(len(header) + done * frame_bytes)
             stream.seek(len(header) + done * frame_bytes)
             for chunk in chunks(done) if done < shape[0] else ():
-                if chunk.shape[1:] != shape[1:] or chunk.dtype != np.uint8 or done + len(chunk) > shape[0]:
+                if chunk.shape[1:] != shape[1:] or chunk.dtype != dtype or done + len(chunk) > shape[0]:
                     raise UserError(
                         f"{file.name}: {len(chunk)} frames of {chunk.dtype} {list(chunk.shape[1:])} after "
-                        f"{done} do not fit {list(shape)} of uint8: the data has other frames than it says"
+                        f"{done} do not fit {list(shape)} of {np.dtype(dtype)}: the data has other frames "
+                        "than it says"
                     )
                 np.ascontiguousarray(chunk).tofile(stream)
                 done += len(chunk)
@@ -120,15 +125,17 @@ def write_frames(
             stream.flush()
             os.fsync(stream.fileno())
         partial.rename(file)
-    return Frames.of(map_frames(file))
+    return Frames.of(map_frames(file, dtype))
 
 
-def map_frames(file: Path) -> Picture:
-    """The frames of a file, mapped; raises ValueError unless they are `[N, H, W, 3]` uint8."""
+def map_frames(file: Path, dtype: type[np.generic] = np.uint8) -> NDArray[Any]:
+    """The frames of a file, mapped; raises ValueError unless they are `[N, H, W, 3]` uint8, or of `dtype`."""
     # Copy-on-write because torch takes writable arrays only. Nobody writes, so no page is copied.
-    frames: Picture = np.load(file, mmap_mode="c", allow_pickle=False)
-    if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[-1] != 3:
-        raise ValueError(f"{file.name} holds {frames.dtype} {list(frames.shape)}, not uint8 [N, H, W, 3]")
+    frames: NDArray[Any] = np.load(file, mmap_mode="c", allow_pickle=False)
+    if frames.dtype != dtype:
+        raise ValueError(f"{file.name} holds {frames.dtype}, not {np.dtype(dtype)}")
+    if dtype is np.uint8 and (frames.ndim != 4 or frames.shape[-1] != 3):
+        raise ValueError(f"{file.name} holds {list(frames.shape)}, not [N, H, W, 3]")
     return frames
 
 

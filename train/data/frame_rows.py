@@ -5,6 +5,7 @@ Frames are gathered only for the rows that an update reads, so a camera costs no
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -33,7 +34,7 @@ class FrameRows:
                 "free: divide the data set into shards with `rql-deploy data convert`, use smaller pictures, "
                 "or pass --set device=cpu"
             )
-        tensor = torch.empty(self.frames.shape, dtype=torch.uint8, device=device)
+        tensor = torch.empty(self.frames.shape, dtype=self._dtype, device=device)
         return FrameRows(self.frames, self._fill(tensor))
 
     def fits(self, other: FrameRows) -> bool:
@@ -46,6 +47,10 @@ class FrameRows:
         self.frames = other.frames
         self._fill(self.tensor)
 
+    @property
+    def _dtype(self) -> torch.dtype:
+        return torch.from_numpy(np.empty(0, self.frames.dtype)).dtype
+
     def _fill(self, tensor: Tensor) -> Tensor:
         start = 0
         for block in self.frames.blocks():
@@ -54,7 +59,7 @@ class FrameRows:
         return tensor
 
     def take(self, rows: Tensor) -> Tensor:
-        """The frames of these rows `[...]` on their device: `[..., H, W, 3]` uint8."""
+        """The frames of these rows `[...]` on their device: `[..., H, W, 3]` uint8, or features."""
         if self.tensor is None:
             return torch.from_numpy(self.frames.take(rows.numpy()))
         found = self.tensor.index_select(0, rows.flatten())

@@ -28,8 +28,14 @@ class RandomCrop:
         return torch.where(coin, offsets, self.padding)
 
     def apply(self, images: Mapping[str, Tensor], offsets: Tensor) -> dict[str, Tensor]:
-        """Shift pictures `[2, B, H, W, C]`: padded by repeating edges, then cut out at the offsets."""
-        return {name: self._shifted(pictures, offsets) for name, pictures in images.items()}
+        """Shift pictures `[2, B, H, W, C]`: padded by repeating edges, then cut out at the offsets.
+
+        Features of a frozen backbone, which are those of whole frames, stay as they are.
+        """
+        return {
+            name: self._shifted(pictures, offsets) if pictures.dtype is torch.uint8 else pictures
+            for name, pictures in images.items()
+        }
 
     def _shifted(self, pictures: Tensor, offsets: Tensor) -> Tensor:
         if pictures.device.type == "cpu" and bool((offsets == self.padding).all()):

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from rql_deploy.assumptions import describe_assumed
 
+from .cameras.report import camera_figures
 from .report_warnings import data_warnings
 from .store import DIMENSION_NAMES, TransitionStore
 
@@ -36,6 +37,7 @@ def inspect_store(store: TransitionStore, *, gamma: float = 0.99, h: int = 5) ->
         "lengths": _summary(lengths),
         "fields": _fields(store),
         "actions": _actions(store),
+        "cameras": camera_figures(store),
         "rewards": _rewards(store),
         "successes": None if store.successes is None else int(store.successes.sum()),
         "ends": _ends(store),

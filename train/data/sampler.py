@@ -17,7 +17,9 @@ from torch import Tensor
 
 from rql_deploy.train.batch import Batch
 
+from .feature_cache import FeatureCache
 from .frame_rows import FrameRows
+from .frames import Frames
 from .random_crop import RandomCrop
 from .shards import ShardedStore
 from .store import TransitionStore
@@ -61,8 +63,9 @@ class Rows:
         complete_rows: bool,
         clip_actions: bool = False,
         interventions: Interventions = "both",
+        images: Mapping[str, Frames] | None = None,
     ) -> Rows:
-        """The rows of `store`, without copying the observations.
+        """The rows of `store`, without copying the observations; `images` are read in place of its frames.
 
         Raises UserError when an action lies outside its bounds, unless `clip_actions`.
         """
@@ -88,7 +91,10 @@ class Rows:
             total=int(choices.sum()),
             recent=int((choices[len(choices) - store.recent :] > 0).sum()),
             old_total=int(choices[: len(choices) - store.recent].sum()),
-            images={name: FrameRows(frames) for name, frames in store.images.items()},
+            images={
+                name: FrameRows(frames)
+                for name, frames in (store.images if images is None else images).items()
+            },
         )
 
     @property
@@ -164,18 +170,16 @@ class WindowSampler:
         new_share: float = 0.0,
         interventions: Interventions = "both",
         crop: RandomCrop | None = None,
+        features: FeatureCache | None = None,
     ):
         """With `inner_observations` off, batches hold only the first and last observations, `[2, B, O]`.
 
         RQL reads no others. With `new_share`, that share of each batch is of the store's recent episodes.
         Pictures are always of these two rows, each with the frames that the plant stacks; `draw` shifts them
-        at random by `crop`.
+        at random by `crop`. `features` has what is read in place of some cameras' frames.
         """
-        self.new_share, self._interventions, self._action_dim = (
-            new_share,
-            interventions,
-            store.plant.action_dim,
-        )
+        self.new_share, self._interventions = new_share, interventions
+        self._action_dim, self.features = store.plant.action_dim, features
         self.frame_stack, self.crop = store.plant.frame_stack, crop
         self.sampling, self.generator, self.device = sampling, generator, torch.device(device)
         self._orders: dict[tuple[int, int], Tensor] = {}
@@ -191,6 +195,7 @@ class WindowSampler:
             complete_rows=self._complete_rows,
             clip_actions=self._clip_actions,
             interventions=self._interventions,
+            images=None if self.features is None else self.features.images(store),
         )
 
     def use(self, rows: Rows) -> None:
@@ -295,8 +300,13 @@ class WindowSampler:
         stack = torch.maximum(rows[..., None] - age, firsts[episode][..., None])
         found = {}
         for name, frames in self.rows.images.items():
-            taken = frames.take(stack).movedim(-4, -2)
-            found[name] = taken.reshape(*taken.shape[:-2], 3 * self.frame_stack)
+            taken = frames.take(stack)
+            # Features [n, C, ...] of frames stand one after the other, pixels [n, H, W, 3] side by side.
+            features = taken.dtype is not torch.uint8
+            taken = (
+                taken.flatten(rows.dim(), rows.dim() + 1) if features else taken.movedim(-4, -2).flatten(-2)
+            )
+            found[name] = taken
         return found
 
 

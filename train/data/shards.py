@@ -176,14 +176,19 @@ Store = TypeVar("Store", bound="TransitionStore | ShardedStore")
 
 
 def with_plant(store: Store, plant: PlantDescription) -> Store:
-    """The same rows, described by `plant`."""
+    """The same rows, described by `plant`, which may lack some of their fields and cameras."""
     if store.plant == plant:
         return store
-    changes: dict[str, Any] = (
-        {"stated": plant, "_loaded": WeakValueDictionary()}
-        if isinstance(store, ShardedStore)
-        else {"plant": plant}
-    )
+    changes: dict[str, Any] = {"plant": plant}
+    if isinstance(store, ShardedStore):
+        changes = {"stated": plant, "_loaded": WeakValueDictionary()}
+    else:
+        changes["images"] = {image.name: store.images[image.name] for image in plant.images}
+        names = [field.name for field in plant.fields]
+        if names != [field.name for field in store.plant.fields]:
+            columns = store.plant.columns(names)
+            changes["observations"] = store.observations[:, columns]
+            changes["finals"] = None if store.finals is None else store.finals[:, columns]
     return replace(store, **changes)
 
 

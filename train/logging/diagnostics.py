@@ -9,7 +9,7 @@ from torch import Tensor
 
 from rql_deploy.train.rql import RQL, reverse
 
-from .summary import reference_images
+from .summary import seen_images
 
 ROWS = 128
 
@@ -36,7 +36,7 @@ class Diagnostics:
     def of(cls, reference: Mapping[str, Tensor], device: torch.device) -> Diagnostics:
         """On a checkpoint's reference rows (`summary.reference_rows`), with `mean` and `std` beside them."""
         scaled = (reference["observations"] - reference["mean"]) / reference["std"]
-        images = {name: rows.to(device) for name, rows in reference_images(reference).items()}
+        images = {name: rows.to(device) for name, rows in seen_images(reference).items()}
         return cls(scaled.to(device), reference["chunks"].to(device), images)
 
     @torch.no_grad()

@@ -24,6 +24,8 @@ REFERENCE_BYTES = 32 << 20
 """Of pictures: as many rows are stored as fit, and at least `MIN_PICTURES`."""
 IMAGE = "images/"
 """Starts the names of reference rows that are pictures; the camera's name follows."""
+FEATURES = "features/"
+"""Starts the names of reference rows that are a backbone's features of such pictures."""
 QUANTILE_LEVELS = (0.0, 0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99, 1.0)
 
 
@@ -31,7 +33,7 @@ def reference_rows(sampler: WindowSampler, store: TransitionStore, h: int) -> di
     """Evenly spaced rows that start a full chunk.
 
     `observations` `[N, O]` unscaled, `chunks` `[N, hA]` in [-1, 1], and of each camera `images/NAME`
-    `[N, H, W, 3n]`, of fewer rows where pictures are large.
+    `[N, H, W, 3n]`, of fewer rows where pictures are large; where it has a backbone, `features/NAME` too.
     """
     counts = np.maximum(store.ends - store.starts - h + 1, 0)
     before = counts.cumsum() - counts
@@ -49,6 +51,12 @@ def reference_rows(sampler: WindowSampler, store: TransitionStore, h: int) -> di
         IMAGE + name: torch.from_numpy(stacked_frames(frames.take(stack)))
         for name, frames in store.images.items()
     }
+    if sampler.features is not None:
+        seen = sampler.features.images(store)
+        images |= {
+            FEATURES + name: torch.from_numpy(seen[name].take(stack)).flatten(1, 2)
+            for name in sampler.features.backbones
+        }
     chunks = sampler.actions[rows.to(sampler.device)].flatten(1).cpu()
     return {"observations": observations, "chunks": chunks, **images}
 
@@ -56,6 +64,14 @@ def reference_rows(sampler: WindowSampler, store: TransitionStore, h: int) -> di
 def reference_images(reference: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The pictures among reference rows, by camera."""
     return {name.removeprefix(IMAGE): rows for name, rows in reference.items() if name.startswith(IMAGE)}
+
+
+def seen_images(reference: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """What networks see of each camera in the reference rows: its pictures, or a backbone's features."""
+    features = {
+        name.removeprefix(FEATURES): rows for name, rows in reference.items() if name.startswith(FEATURES)
+    }
+    return reference_images(reference) | features
 
 
 def dataset_statistics(store: TransitionStore) -> dict[str, Any]:

@@ -79,6 +79,7 @@ def inspect(
     report: Path | None,
     mapping: tuple[str, ...],
     tasks: tuple[int, ...],
+    cameras: tuple[str, ...],
     as_json: bool,
 ) -> None:
     """Summarise DATA on one page: what is in it, and whether it can be learned from."""
@@ -94,6 +95,8 @@ def inspect(
         page=report,
         mapping=mapping,
         tasks=tasks,
+        cameras=cameras,
+        progress=TerminalProgress(),
     )
     if as_json:
         echo_json(found.figures)
@@ -101,7 +104,7 @@ def inspect(
     from .page import page
 
     click.echo(page(found.figures))
-    words = read_words(mapping, tasks)
+    words = read_words(mapping, tasks, cameras)
     if found.refused is not None:
         if cures := _cures(data, found.figures, words):
             show_next(*cures)
@@ -159,6 +162,7 @@ def convert(
     action_bounds: str,
     mapping: tuple[str, ...],
     tasks: tuple[int, ...],
+    cameras: tuple[str, ...],
     as_json: bool,
 ) -> None:
     """Write DATA in another format, and say what that format cannot hold."""
@@ -174,6 +178,7 @@ def convert(
         action_bounds=action_bounds,
         mapping=mapping,
         tasks=tasks,
+        cameras=cameras,
         progress=TerminalProgress(),
     )
     show_written(written, as_json)

@@ -11,19 +11,24 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from rql_deploy.contract import PLANT_KEY, ImageField, PlantDescription
+from rql_deploy.cameras import CameraChoice
+from rql_deploy.contract import PLANT_KEY, PlantDescription
 from rql_deploy.errors import UserError
-from rql_deploy.ogbench_names import plant_of
+from rql_deploy.ogbench_names import CAMERA, PIXELS, is_published, plant_of
 from rql_deploy.structs import convert
-from rql_deploy.train.data.frames import Frames
+from rql_deploy.train.data.cameras.arrays import BlockFrames
+from rql_deploy.train.data.cameras.importing import chosen_cameras, image_field, with_cameras
+from rql_deploy.train.data.cameras.pictures import require_colour
 from rql_deploy.train.data.rewards import RewardFunction
 from rql_deploy.train.data.shards import ShardedStore
 from rql_deploy.train.data.store import TransitionStore
@@ -31,12 +36,10 @@ from rql_deploy.train.data.store import TransitionStore
 from .npz import Member, NpzFile
 from .npz_keys import NpzKeys
 from .npz_rows import read_column, row_order, task_ends
-from .options import KeyMap, ReadOptions
+from .options import ReadOptions
 from .precision import PrecisionCheck
 from .row_order import RowOrder
 
-PIXELS, CAMERA = "pixels", "front_pixels"
-"""Name of the pictures of a visual data set, and of OGBench's camera."""
 STATE_KEYS = ("qpos", "button_states")
 """Simulator states that rewards are computed from."""
 
@@ -51,7 +54,7 @@ class OGBenchFile:
     relabel: RewardFunction | None = None
     replace: bool = False
     """Whether the rewards of `relabel` replace those in the file."""
-    mapping: KeyMap = field(default_factory=KeyMap)
+    options: ReadOptions = field(default_factory=ReadOptions)
 
     def __post_init__(self) -> None:
         keys = self.keys
@@ -64,7 +67,9 @@ class OGBenchFile:
             for key, rank in (*((key, _rank(role)) for role, key in keys.roles.items()), *states):
                 if key not in members or key == keys.roles.get("success"):
                     continue
-                if not (key == keys["observation"] and _is_pictures(members[key])):
+                if self._is_picture(key, members[key]):
+                    require_colour(str(self.path), key, members[key].shape[1:], members[key].dtype)
+                else:
                     self._check_member(key, members[key], rank, rows)
             if not rows:
                 raise UserError(f"{self.path} is empty: make it again with some episodes")
@@ -96,12 +101,9 @@ class OGBenchFile:
         shape, dtype = member.shape, member.dtype
         column = rank == 1 and len(shape) == 2 and shape[1] == 1
         if len(shape) != rank and not column:
-            what = (
-                " (images are not supported)" if key == self.keys["observation"] and len(shape) == 4 else ""
-            )
             raise UserError(
-                f"{self.path}: '{key}' has shape {list(shape)}{what}, it should have {rank} "
-                "dimension(s), rows first"
+                f"{self.path}: '{key}' has shape {list(shape)}, it should have {rank} dimension(s), rows "
+                "first"
             )
         if shape[0] != rows:
             raise UserError(
@@ -116,7 +118,7 @@ class OGBenchFile:
     def keys(self) -> NpzKeys:
         """Which arrays are read as what."""
         with NpzFile(self.path) as file:
-            return NpzKeys.of(file, self.mapping)
+            return NpzKeys.of(file, self.options.keys)
 
     @property
     def _read_keys(self) -> set[str]:
@@ -141,11 +143,49 @@ class OGBenchFile:
             observed, acted = (file.member(self.keys[role]) for role in ("observation", "action"))
         name = self.relabel.name if self._relabelled and self.relabel else self.dataset
         plant = plant_of(name, observed.shape[1], acted.shape[1])
-        if _is_pictures(observed):
-            height, width = observed.shape[1:3]
-            image = ImageField(PIXELS, height, width, camera=CAMERA)
-            plant = msgspec.structs.replace(plant, fields=(), images=(image,))
-        return plant
+        nothing = np.zeros(0, np.bool_)
+        images = tuple(
+            image_field(self._frames(picture, nothing), choice) for picture, choice in self._cameras.items()
+        )
+        fields = () if len(observed.shape) == 4 else plant.fields
+        return msgspec.structs.replace(plant, fields=fields, images=images)
+
+    @cached_property
+    def _pictures(self) -> dict[str, str]:
+        """Keys of the arrays of pictures, by the pictures' names."""
+        observed = self.keys["observation"]
+        with NpzFile(self.path) as file:
+            ranks = {key: len(file.member(key).shape) for key in sorted(file.keys)}
+        following = self.keys.roles.get("next_observation")
+        shown = [key for key, rank in ranks.items() if rank == 4 and key != following]
+        return {PIXELS if key == observed else key: key for key in shown}
+
+    @cached_property
+    def _cameras(self) -> dict[str, CameraChoice]:
+        """The pictures that are read: the chosen ones, or those that are all that is observed."""
+        chosen = self.options.cameras or ([CameraChoice(PIXELS)] if PIXELS in self._pictures else [])
+        return chosen_cameras(chosen, self._pictures, str(self.path))
+
+    def _frames(self, picture: str, keep: NDArray[np.bool_]) -> BlockFrames:
+        key = self._pictures[picture]
+        with NpzFile(self.path) as file:
+            member = file.member(key)
+        published = picture == PIXELS and is_published(self.dataset)
+        return BlockFrames(
+            self.path,
+            picture,
+            keep,
+            member,
+            blocks=partial(_blocks, self.path, key),
+            known_order=published,
+            camera=CAMERA if published else "",
+        )
+
+    def _is_picture(self, key: str, member: Member) -> bool:
+        return len(member.shape) == 4 and key in (
+            self.keys["observation"],
+            self.keys.roles.get("next_observation"),
+        )
 
     @property
     def rows(self) -> int:
@@ -159,7 +199,9 @@ class OGBenchFile:
     def fingerprint(self) -> str:
         """sha256 over the archive's checksums of its arrays and the task whose rewards are computed."""
         with NpzFile(self.path) as file:
-            known = [f"{key} {file.member(key).checksum}" for key in sorted(file.keys & self._read_keys)]
+            read = self._read_keys | {self._pictures[picture] for picture in self._cameras}
+            known = [f"{key} {file.member(key).checksum}" for key in sorted(file.keys & read)]
+        known += [f"camera {choice}" for choice in self.options.cameras]
         labels = f"relabel {self.relabel.name}" if self._relabelled and self.relabel else ""
         return hashlib.sha256("\n".join([*known, labels]).encode()).hexdigest()
 
@@ -169,9 +211,8 @@ class OGBenchFile:
         keep = order.keep
         with NpzFile(self.path) as file:
             last_rows: list[NDArray[np.float32]] = []
-            images = {}
-            if _is_pictures(file.member(self.keys["observation"])):
-                images[PIXELS] = Frames.of(file.read(self.keys["observation"], np.uint8, keep))
+            seen = PIXELS not in self._pictures
+            if not seen:
                 observations = np.zeros((int(keep.sum()), 0), np.float32)
             else:
                 observations = file.read(
@@ -195,16 +236,15 @@ class OGBenchFile:
                     }
                 )
             finals = None
-            if images:
-                pass
-            elif "next_observation" in self.keys:
+            if seen and "next_observation" in self.keys:
                 finals = file.read(self.keys["next_observation"], np.float32, order.last_rows)
-            elif self.keys.closing_rows and not keep[-1]:
+            elif seen and self.keys.closing_rows and not keep[-1]:
                 # A file that was cut off inside an episode lacks that episode's last row.
                 finals = np.concatenate(last_rows)
-            return TransitionStore(
+            plant = msgspec.structs.replace(self.plant, images=())
+            store = TransitionStore(
                 dataset_id=self.path.stem,
-                plant=self.plant,
+                plant=plant,
                 observations=observations,
                 actions=actions,
                 rewards=rewards,
@@ -214,9 +254,11 @@ class OGBenchFile:
                 if ends is None or ends.successes is None
                 else np.array(ends.successes, np.bool_),
                 finals=finals,
-                images=images,
                 remarks=(*(ends.remarks if ends is not None else ()), *precision.remarks()),
             )
+        return with_cameras(
+            store, self._cameras, lambda picture: self._frames(picture, keep), self.options.progress
+        )
 
     @cached_property
     def _relabelled(self) -> bool:
@@ -230,8 +272,9 @@ class OGBenchFile:
             return row_order(file, self.keys)
 
 
-def _is_pictures(member: Member) -> bool:
-    return len(member.shape) == 4 and member.shape[-1] == 3 and member.dtype == np.uint8
+def _blocks(path: Path, key: str) -> Iterator[NDArray[Any]]:
+    with NpzFile(path) as file:
+        yield from file.blocks(key)
 
 
 def _rank(role: str) -> int:
@@ -257,5 +300,5 @@ def read_ogbench(
     """
     files = shard_files(path) if path.is_dir() else [path]
     dataset = path.resolve().name.removesuffix(".npz")
-    opened = [OGBenchFile(file, dataset, relabel, replace, (options or ReadOptions()).keys) for file in files]
+    opened = [OGBenchFile(file, dataset, relabel, replace, options or ReadOptions()) for file in files]
     return opened[0].load() if len(opened) == 1 else ShardedStore(dataset, opened, shard_updates)
