@@ -53,6 +53,11 @@ class OnlineTrainer(Trainer):
                 f"data set {store.dataset_id} is in shards, and one buffer holds old and new episodes: pass "
                 "a data set that is not"
             )
+        if store.plant.images:
+            raise UserError(
+                f"data set {store.dataset_id} has pictures, and `finetune` plays without any: improve the "
+                "policy on what a server records, with `rql-deploy improve`"
+            )
         super().__init__(config, store, run, **options)
         if differences := self.store.plant.differences(described):
             raise UserError(

@@ -108,9 +108,10 @@ class Generations:
             self.link.rename(self.path(0) / "before_improvement")
         elif not self.bundle(0).is_dir():
             export(self.bundle(0))
-        if not self.link.is_symlink():
-            last = max((n for n in self.numbers() if self.was_served(n)), default=0)
-            self.serve(last)
+        if self.link.is_symlink():
+            self.note_served(self.served())
+        else:
+            self.serve(max((n for n in self.numbers() if self.was_served(n)), default=0))
 
     def begin(self, generation: Generation, write: Callable[[Path], None]) -> None:
         """A new generation: `write` fills its folder, which appears with its description or not at all."""

@@ -122,9 +122,11 @@ def discounted(
 
 
 def _calibration(errors: Errors) -> tuple[float | None, float | None]:
-    from scipy.stats import spearmanr  # type: ignore[import-untyped]
+    from scipy.stats import rankdata  # type: ignore[import-untyped]
 
     values, returns = (np.concatenate(column) for column in (errors.values, errors.returns))
-    constant = len(values) < 3 or values.std() == 0 or returns.std() == 0
-    rank = None if constant else float(spearmanr(values, returns).statistic)
+    ranks = [rankdata(column) for column in (values, returns)]
+    # Without a success all returns are the same, but for rounding.
+    constant = len(values) < 3 or any(np.ptp(column) < 1e-6 for column in (values, returns))
+    rank = None if constant else float(np.corrcoef(*ranks)[0, 1])
     return float((values - returns).mean()), rank

@@ -311,9 +311,12 @@ class Improvement:
     def _gate(self, plant: PlantDescription) -> str:
         if self.options.gate == "simulator" and not simulated(plant):
             raise UserError(f"{plant.task} is no simulated task: pass --gate held-out")
-        if self.options.gate != "auto":
-            return self.options.gate
-        return "simulator" if simulated(plant) else "held-out"
+        kind = self.options.gate
+        if kind == "auto":
+            kind = "simulator" if simulated(plant) else "held-out"
+        if kind == "held-out" and plant.images:
+            raise UserError("policies of pictures are compared in a simulator only: pass --gate simulator")
+        return kind
 
     def _contract(self, number: int) -> Contract:
         from rql_deploy.bundle.bundle import Bundle

@@ -93,6 +93,7 @@ def test_a_generation_learns_is_compared_and_is_kept(improved: Path, run: Path) 
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 def test_killed_at_every_stage_nothing_is_lost_or_done_twice(run: Path, tmp_path: Path) -> None:
     """Real processes, each of which is killed as soon as it has reached its stage."""
     command = [sys.executable, "-m", "rql_deploy", *words(tmp_path, run)]
