@@ -2,16 +2,22 @@
 
     python benchmarks/data_speed.py [--rows 1000000] [--rounds 3] [--steps 1001]
                                     [--tasks cube-single,scene,puzzle-3x3]
+    python benchmarks/data_speed.py --stream [--shards 3] [--rows 20000] [--side 64] [--updates 300]
 
 Reading: 1 M transitions of 55 numbers (50 of the observation, 5 of the action) in 1000 episodes, from each
 format, in alternating rounds, each in its own process; its peak memory above that of the imports is compared
 with the raw size of the arrays. Drawing: windows of batch 256. Making: OGBench episodes in one process, steps
 per second.
+
+Streaming (`--stream`, alone): updates per second with pictures that come from shards, as a share of those
+with one resident shard, in alternating blocks of one shard each. An update is a draw of 256 windows and, in
+place of the networks, matrix products of `--work` ms.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import os
 import shutil
@@ -149,6 +155,113 @@ def generate(tasks: list[str], steps: int) -> dict[str, dict[str, float]]:
     return found
 
 
+def make_shards(folder: Path, shards: int, rows: int, side: int) -> dict[str, Path]:
+    """Shards of a camera's frames as store folders and as OGBench's compressed visual files."""
+    from rql_deploy.contract import ActionDimension, ImageField, PlantDescription
+    from rql_deploy.train.data.folder import write_store
+    from rql_deploy.train.data.frames import Frames
+    from rql_deploy.train.data.store import TransitionStore
+
+    plant = PlantDescription(
+        "benchmark",
+        (),
+        tuple(ActionDimension(f"a{i}", -1.0, 1.0) for i in range(ACTED)),
+        20.0,
+        images=(ImageField("pixels", side, side),),
+    )
+    stores, files = folder / "stores", folder / "files"
+    stores.mkdir()
+    files.mkdir()
+    ends = np.arange(EPISODE, rows + 1, EPISODE, dtype=np.int64)
+    rows = int(ends[-1])
+    for i in range(shards):
+        rng = np.random.default_rng(i)
+        # Smooth pictures compress about as rendered ones do.
+        coarse = rng.integers(0, 256, (rows, side // 8, side // 8, 3), np.uint8)
+        frames = coarse.repeat(8, axis=1).repeat(8, axis=2)
+        actions = rng.uniform(-1, 1, (rows, ACTED)).astype(np.float32)
+        masks = (rng.uniform(size=rows) > 0.01).astype(np.float32)
+        store = TransitionStore(
+            f"shard-{i}", plant, np.zeros((rows, 0), np.float32), actions, masks - 1, masks, ends
+        )
+        store = dataclasses.replace(store, images={"pixels": Frames.of(frames)})
+        write_store(store, stores / f"shard-{i}")
+        last = np.zeros(rows, np.float32)
+        last[ends - 1] = 1
+        arrays = {"observations": frames, "actions": actions, "terminals": last}
+        np.savez_compressed(files / f"shard-{i}.npz", **arrays, rewards=masks - 1, masks=masks)
+    return {"store folders": stores, "visual .npz": files}
+
+
+def stream(paths: dict[str, Path], updates: int, work_ms: float, rounds: int) -> dict[str, dict[str, float]]:
+    """Updates per second from shards and with one resident shard, medians of blocks of `updates`."""
+    import torch
+
+    from rql_deploy.train.data.readers import open_store
+    from rql_deploy.train.data.sampler import WindowSampler
+    from rql_deploy.train.data.shards import ShardedStore
+
+    torch.set_num_threads(1)
+    weight, start = torch.randn(256, 256), time.perf_counter()
+    for _ in range(200):
+        weight @ weight
+    products = max(1, round(work_ms / 1e3 / ((time.perf_counter() - start) / 200)))
+
+    def block(sampler: WindowSampler, first: int) -> float:
+        begin = time.perf_counter()
+        for step in range(first, first + updates):
+            sampler.advance(step)
+            sampler.draw(BATCH)
+            for _ in range(products):
+                weight @ weight
+        return updates / (time.perf_counter() - begin)
+
+    found = {}
+    for name, path in paths.items():
+        opened = open_store(str(path), shard_updates=updates)
+        assert isinstance(opened, ShardedStore)
+        resident = dataclasses.replace(opened, shards=opened.shards[:1])
+        samplers = [
+            WindowSampler(store, WINDOW, generator=torch.Generator().manual_seed(0), inner_observations=False)
+            for store in (resident, opened)
+        ]
+        rates: tuple[list[float], list[float]] = ([], [])
+        # The first round decodes frames into the cache and reads files into memory.
+        for turn in range(len(opened.shards) * (rounds + 1)):
+            for sampler, rate in zip(samplers, rates, strict=True):
+                rate.append(block(sampler, turn * updates))
+        warm = len(opened.shards)
+        one, several = (statistics.median(rate[warm:]) for rate in rates)
+        found[name] = {
+            "resident": one,
+            "streamed": several,
+            "share": several / one,
+            "first": rates[1][0] / one,
+        }
+    return found
+
+
+def print_streaming(arguments: argparse.Namespace) -> None:
+    """Measure with a cache of its own, and print a line for each kind of shards."""
+    folder = Path(tempfile.mkdtemp(prefix="data-speed-"))
+    os.environ["RQL_DEPLOY_CACHE"] = str(folder / "cache")
+    try:
+        rows = min(arguments.rows, 20_000) // EPISODE * EPISODE
+        paths = make_shards(folder, arguments.shards, rows, arguments.side)
+        found = stream(paths, arguments.updates, arguments.work, arguments.rounds)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    size = rows * arguments.side**2 * 3 / 2**20
+    print(f"{arguments.shards} shards of {rows:,} pictures, {size:.0f} MiB each, {arguments.updates} updates")
+    print(f"{'shards':14} {'resident /s':>12} {'streamed /s':>12} {'share':>7} {'first shard':>12}")
+    for name, result in found.items():
+        print(
+            f"{name:14} {result['resident']:12.1f} {result['streamed']:12.1f} {result['share']:7.1%} "
+            f"{result['first']:12.1%}"
+        )
+    print(json.dumps({"rows": rows, "side": arguments.side, "streaming": found}))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -158,7 +271,17 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=1001)
     parser.add_argument("--tasks", default="cube-single,cube-double,scene,puzzle-3x3")
     parser.add_argument("--read", help=argparse.SUPPRESS)
+    parser.add_argument(
+        "--stream", action="store_true", help="measure streaming of pictures, and nothing else"
+    )
+    parser.add_argument("--shards", type=int, default=3)
+    parser.add_argument("--side", type=int, default=64)
+    parser.add_argument("--updates", type=int, default=300, help="per shard")
+    parser.add_argument("--work", type=float, default=20.0, help="ms that stand for the networks' work")
     arguments = parser.parse_args()
+    if arguments.stream:
+        print_streaming(arguments)
+        return
     if arguments.read:
         print(json.dumps(read_one(arguments.read)))
         return

@@ -78,7 +78,7 @@ def make_bundle(folder: Path, hidden: tuple[int, ...], members: int) -> tuple[Bu
     )
     encoder, refiner, policy, valuer = make_modules(agent, contract)
     modules = ExportModules(
-        encoder, refiner, policy, valuer, encoder.kernel.shape[1], all_members(agent, contract)
+        encoder, refiner, policy, valuer, encoder.feature_dim, all_members(agent, contract)
     )
     observations = np.random.default_rng(0).normal(size=(512, OBSERVATION)).astype(np.float32)
     export_bundle(modules, contract, observations, folder / "bundle", precisions=("int8",))

@@ -31,13 +31,14 @@ import numpy as np
 import torch
 
 from rql_deploy.contract import ActionDimension, ObservationField, PlantDescription
+from rql_deploy.train.batch import draw_noise
 from rql_deploy.train.config import TrainConfig, load_config
 from rql_deploy.train.data.folder import StoreWriter
 from rql_deploy.train.data.readers import open_store
 from rql_deploy.train.data.sampler import WindowSampler
 from rql_deploy.train.data.shards import ShardedStore
 from rql_deploy.train.data.store import TransitionStore
-from rql_deploy.train.rql import RQL, draw_noise
+from rql_deploy.train.rql import RQL
 
 OBSERVATION, ACTION, EPISODE, SHARDS, BATCH = 50, 5, 1000, 3, 256
 FULL_ROWS = 1_000_000

@@ -8,12 +8,14 @@ from __future__ import annotations
 import tempfile
 from pathlib import Path
 
+import msgspec
 import numpy as np
 
 from rql_deploy.contract import (
     ActionDimension,
     Calibration,
     Contract,
+    ImageField,
     ObservationField,
     PlantDescription,
     Provenance,
@@ -55,10 +57,19 @@ def make_contract(plant: PlantDescription, *, flow_steps: int = 10, members: int
 
 
 def network_bundle(
-    hidden: tuple[int, ...] = (512, 512, 512, 512), *, flow_steps: int = 10, members: int = 2
+    hidden: tuple[int, ...] = (512, 512, 512, 512),
+    *,
+    flow_steps: int = 10,
+    members: int = 2,
+    cameras: int = 0,
+    side: int = 84,
 ) -> Path:
-    """The folder of a float32 and int8 bundle with networks of that size; the first call takes a minute."""
+    """The folder of a float32 and int8 bundle with networks of that size; the first call takes a minute.
+
+    With `cameras`, the policy sees as many square pictures of `side` pixels, by the small IMPALA encoder.
+    """
     name = f"{'x'.join(map(str, hidden))}-F{flow_steps}-M{members}-int8"
+    name += f"-{cameras}x{side}" if cameras else ""
     folder = Path(tempfile.gettempdir()) / "rql-deploy-benchmarks" / name
     if folder.is_dir():
         return folder
@@ -69,18 +80,27 @@ def network_bundle(
     from rql_deploy.train.export_modules import make_modules
     from rql_deploy.train.hyperparameters import RQLConfig
     from rql_deploy.train.rql import RQL
+    from rql_deploy.train.vision import picture_shapes
 
-    contract = make_contract(make_plant(), flow_steps=flow_steps, members=members)
+    plant = make_plant()
+    plant = msgspec.structs.replace(
+        plant, images=tuple(ImageField(f"camera{i}", side, side) for i in range(cameras))
+    )
+    contract = make_contract(plant, flow_steps=flow_steps, members=members)
     config = RQLConfig(h=CHUNK, K=max(2, members), F=flow_steps, policy_hidden=hidden, value_hidden=hidden)
-    agent = RQL(config, OBSERVATION, ACTION, torch.Generator().manual_seed(0))
+    shapes = picture_shapes(plant)
+    agent = RQL(config, OBSERVATION, ACTION, torch.Generator().manual_seed(0), pictures=shapes)
     encoder, refiner, policy, valuer = make_modules(agent, contract)
-    features = encoder.kernel.shape[1]
-    rows = np.random.default_rng(0).normal(size=(1024, OBSERVATION)).astype(np.float32)
+    features = encoder.feature_dim
+    rng, count = np.random.default_rng(0), 128 if cameras else 1024
+    rows = rng.normal(size=(count, OBSERVATION)).astype(np.float32)
+    images = {name: rng.integers(0, 256, (count, *shape), np.uint8) for name, shape in shapes.items()}
     export_bundle(
         ExportModules(encoder, refiner, policy, valuer, features),
         contract,
         rows,
         folder,
+        images=images,
         precisions=("int8",),
     )
     return folder

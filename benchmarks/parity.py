@@ -24,10 +24,11 @@ from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from rql_deploy.train.batch import Batch, Noise
 from rql_deploy.train.encoder import ImpalaEncoder, ImpalaSize, Stack
 from rql_deploy.train.hyperparameters import RQLConfig
 from rql_deploy.train.networks import ValueEnsemble, VectorField
-from rql_deploy.train.rql import RQL, Batch, Noise, integrate
+from rql_deploy.train.rql import RQL, integrate
 
 TOLERANCE, ACTION_TOLERANCE, ENCODER_TOLERANCE = 1e-5, 1e-4, 1e-4
 UPDATES = 3
@@ -131,7 +132,8 @@ def run(fixture: Fixture, device: str = "cpu") -> dict[str, float]:
     def tensor(name: str) -> Tensor:
         return torch.from_numpy(fixture[name]).to(device)
 
-    batch = Batch(*(tensor(f"batch/{name}") for name in Batch._fields))
+    recorded = [name for name in Batch._fields if name not in Batch._field_defaults]
+    batch = Batch(*(tensor(f"batch/{name}") for name in recorded))
     agent = RQL(config, batch.observations.shape[-1], batch.actions.shape[-1], device=device)
     networks = {
         "value": agent.V,

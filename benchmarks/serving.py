@@ -1,6 +1,6 @@
 """Latency and throughput of the policy server, bare pyzmq and openpi, with the same graph in the same run.
 
-    python benchmarks/serving.py [--parts a,b,c,d] [--seconds 5] [--rounds 3] [--openpi FILE] [--soak 600]
+    python benchmarks/serving.py [--parts a,b,c,d,f] [--seconds 5] [--rounds 3] [--openpi FILE] [--soak 600]
 
 Server and client are separate processes, the server pinned to the first core and the clients to the second.
 The servers take turns within a round, so that a machine that gets slower affects all alike.
@@ -9,6 +9,7 @@ The servers take turns within a round, so that a machine that gets slower affect
   b  one client, F = 10, 4x512, float32 and int8: plain, with V, with candidates, pruned and not
   c  8 clients back to back, against one unrolled call at a time in order of arrival; more at 20 and 50 Hz
   d  deadlines from 0.1 to 2 ms: share of replies in time, refinement steps used, V lost
+  f  a policy that sees: one and two cameras of 84x84 and 224x224, and 8 robots with one at 20 Hz
   e  (with --soak SECONDS) full load: memory at start and end, health checks missed
 
 Prints tables, and ends with one JSON line. `bare` is ROUTER/DEALER with the request in one frame and no
@@ -158,7 +159,12 @@ def part_b(seconds: float, rounds: int, openpi: str | None) -> dict[str, Any]:
 
 
 def crowd(
-    endpoint: str, kind: str, clients: int, seconds: float, rate: float | None = None
+    endpoint: str,
+    kind: str,
+    clients: int,
+    seconds: float,
+    rate: float | None = None,
+    images: tuple[int, int] = (0, 224),
 ) -> dict[str, float]:
     """Replies per second and latencies of many clients at once."""
     barrier = spawn.Barrier(clients)
@@ -166,7 +172,9 @@ def crowd(
     for number in range(clients):
         ours, theirs = spawn.Pipe()
         process = spawn.Process(
-            target=crowd_member, args=(theirs, endpoint, kind, seconds, rate, barrier, number), daemon=True
+            target=crowd_member,
+            args=(theirs, endpoint, kind, seconds, rate, barrier, number, *images),
+            daemon=True,
         )
         process.start()
         pipes.append(ours)
@@ -223,6 +231,34 @@ def part_c(seconds: float, rounds: int, sizes: tuple[int, ...], openpi: str | No
     return report
 
 
+def part_f(seconds: float, rounds: int, openpi: str | None) -> dict[str, Any]:
+    """A policy that sees: the small IMPALA encoder, the same graphs behind every server."""
+    report: dict[str, Any] = {}
+    for cameras, side in ((1, 84), (2, 84), (1, 224), (2, 224)):
+        bundle, sample = str(network_bundle(cameras=cameras, side=side)), observe(cameras, side=side)
+        with contextlib.ExitStack() as stack:
+            servers = {
+                "bare": stack.enter_context(running(serve_bare, bundle, cameras, "fp32", side)),
+                "ours": stack.enter_context(running(serve_ours, bundle, cameras)),
+            }
+            if openpi:
+                servers["openpi"] = stack.enter_context(running(serve_openpi, bundle, openpi))
+            cells = {name: (s, ClientProcess(name, s[0], sample)) for name, s in servers.items()}
+            ours = servers["ours"]
+            cells["ours, 8 candidates"] = ours, ClientProcess("ours", ours[0], sample, candidates=8)
+            title = f"{cameras} camera{'s' * (cameras > 1)} of {side} x {side}"
+            report[title] = alternate(cells, seconds, rounds)
+            show(title, report[title])
+            if (cameras, side) == (1, 84):
+                row = crowd(ours[0], "ours", 8, seconds * rounds, 20.0, (1, 84))
+                report["8 robots with a camera at 20 Hz"] = row
+                print(
+                    f"\n8 robots with an 84 x 84 camera at 20 Hz: {row['late']:.2%} late by half a period, "
+                    f"p99 {row['p99'] / 1e3:.2f} ms"
+                )
+    return report
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -248,6 +284,7 @@ def main() -> None:
         ),
         "d": lambda: part_d(arguments.seconds * arguments.rounds),
         "e": lambda: part_e(arguments.soak),
+        "f": lambda: part_f(arguments.seconds, arguments.rounds, arguments.openpi),
     }
     report: dict[str, Any] = {}
     for part in arguments.parts.split(","):

@@ -61,7 +61,7 @@ class InstantModel:
 
         self.contract = make_contract(make_plant(images, named=True))
         self.name, self.costs = "instant", CostModel()
-        self.chunk_dim, self.feature_dim = CHUNK * ACTION, 1
+        self.chunk_dim, self.feature_dim, self.sees = CHUNK * ACTION, 1, False
         self.schedule = [(0.0, 1.0)]
         self._actions = np.zeros((1, CHUNK, ACTION), np.float32)
 
@@ -81,18 +81,26 @@ class Unrolled:
     def __init__(self, bundle: str | None, variant: str = "fp32"):
         from rql_deploy.bundle.bundle import Bundle
 
-        self._session = Bundle.open(bundle, variant).session("policy") if bundle else None
+        opened = Bundle.open(bundle, variant) if bundle else None
+        self._session = opened.session("policy") if opened else None
+        self._encoder = opened.session("encode") if opened and opened.contract.plant.images else None
         self._noise = np.zeros((1, CHUNK * ACTION), np.float32)
         self._zeros = np.zeros((CHUNK, ACTION), np.float32)
 
-    def __call__(self, state: Any) -> Any:
-        """State `[O]` -> actions `[h, A]`."""
+    def __call__(self, state: Any, **pictures: Any) -> Any:
+        """State `[O]` and pictures `[H, W, 3]` -> actions `[h, A]`."""
         if self._session is None:
             return self._zeros
-        return self._session.run(None, {"noise": self._noise, "state": state[None]})[0][0]
+        inputs = {"state": state[None]}
+        if self._encoder is not None:
+            inputs |= {name: picture[None] for name, picture in pictures.items()}
+            inputs = {"features": self._encoder.run(None, inputs)[0]}
+        return self._session.run(None, {"noise": self._noise, **inputs})[0][0]
 
 
-def serve_bare(pipe: Connection, bundle: str | None, images: int, variant: str = "fp32") -> None:
+def serve_bare(
+    pipe: Connection, bundle: str | None, images: int, variant: str = "fp32", side: int = 0
+) -> None:
     """pyzmq and nothing else: a frame in, a frame out, first come first served."""
     pin(SERVER_CORE)
     policy = Unrolled(bundle, variant)
@@ -101,7 +109,11 @@ def serve_bare(pipe: Connection, bundle: str | None, images: int, variant: str =
         pipe.send(f"tcp://127.0.0.1:{port}")
         while True:
             client, frame = socket.recv(), socket.recv(copy=images == 0)
-            actions = policy(np.frombuffer(frame, np.float32, OBSERVATION))
+            state, pictures = np.frombuffer(frame, np.float32, OBSERVATION), {}
+            if side:
+                pixels = np.frombuffer(frame, np.uint8, offset=state.nbytes).reshape(-1, side, side, 3)
+                pictures = {f"camera{i}": picture for i, picture in enumerate(pixels)}
+            actions = policy(state, **pictures)
             socket.send(client, zmq.SNDMORE)
             socket.send(actions.tobytes())
 
@@ -118,7 +130,8 @@ def serve_openpi(pipe: Connection, bundle: str | None, source: str, variant: str
     class Policy:
         def infer(self, observation: Any) -> dict[str, Any]:
             """As openpi calls it."""
-            return {"actions": unrolled(observation.get("state"))}
+            pictures = {name: value for name, value in observation.items() if name.startswith("camera")}
+            return {"actions": unrolled(observation.get("state"), **pictures)}
 
     with sockets.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -144,10 +157,10 @@ def running(serve: Callable[..., None], *arguments: Any) -> Iterator[tuple[str, 
 # Clients: each returns a call that waits for one reply.
 
 
-def observe(images: int, *, named: bool = False, seed: int = 0) -> dict[str, Any]:
+def observe(images: int, *, named: bool = False, seed: int = 0, side: int = 224) -> dict[str, Any]:
     """An observation of the benchmark's plant."""
     rng = np.random.default_rng(seed)
-    cameras = {f"camera{i}": rng.integers(0, 255, (224, 224, 3), np.uint8) for i in range(images)}
+    cameras = {f"camera{i}": rng.integers(0, 255, (side, side, 3), np.uint8) for i in range(images)}
     sizes = ROBOT_FIELDS if named else {"state": OBSERVATION}
     return {name: rng.normal(size=size).astype(np.float32) for name, size in sizes.items()} | cameras
 
@@ -243,11 +256,19 @@ def _function_main(pipe: Connection, function: Callable[..., Any], arguments: An
 
 
 def crowd_member(
-    pipe: Connection, endpoint: str, kind: str, seconds: float, rate: float | None, barrier: Any, number: int
+    pipe: Connection,
+    endpoint: str,
+    kind: str,
+    seconds: float,
+    rate: float | None,
+    barrier: Any,
+    number: int,
+    images: int = 0,
+    side: int = 224,
 ) -> None:
     """A client of part c, back to back or at `rate` Hz; sends its latencies."""
     pin(CLIENT_CORE)
-    call = CLIENTS[kind](endpoint, observe(0, seed=number))
+    call = CLIENTS[kind](endpoint, observe(images, seed=number, side=side))
     for _ in range(5):
         call()
     barrier.wait()

@@ -29,12 +29,13 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from rql_deploy.contract import ActionDimension, ObservationField, PlantDescription
+from rql_deploy.train.batch import Batch, Noise, draw_noise
 from rql_deploy.train.data.sampler import WindowSampler
 from rql_deploy.train.data.store import TransitionStore
 from rql_deploy.train.engines.choice import EngineChoice, flop_per_update
 from rql_deploy.train.engines.engine import Engine, make_engine
 from rql_deploy.train.hyperparameters import RQLConfig
-from rql_deploy.train.rql import RQL, Batch, Noise, draw_noise, reverse
+from rql_deploy.train.rql import RQL, reverse
 
 OBSERVATION, ACTION, BATCH, EPISODE = 28, 5, 256, 1000
 SIZES = {"small": (2, (256, 256, 256)), "paper": (10, (512, 512, 512, 512))}

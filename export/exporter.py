@@ -26,6 +26,7 @@ from rql_deploy.bundle.manifest import (
     README,
     write_manifest,
 )
+from rql_deploy.bundle.rollout import Inputs, count_rows, observed
 from rql_deploy.bundle.sessions import open_session
 from rql_deploy.contract import Contract
 from rql_deploy.errors import UserError
@@ -47,6 +48,7 @@ def export_bundle(
     observations: NDArray[np.float32],
     output: Path,
     *,
+    images: Inputs | None = None,
     statistics: Mapping[str, Any] | None = None,
     precisions: Collection[Precision] = (),
     score: Callable[[Path, str], Mapping[str, Any]] | None = None,
@@ -55,6 +57,7 @@ def export_bundle(
 
     Args:
         observations: data set rows `[N, O]`; some for the certificate, the others to calibrate variants with.
+        images: their stacked pictures `[N, H, W, 3n]` by camera, where the contract has some.
         statistics: of the data set, for the model card.
         precisions: the variants beside float32.
         score: `score(folder, variant)` evaluates the finished graphs; its result goes into the certificate.
@@ -65,12 +68,13 @@ def export_bundle(
     """
     for precision in precisions:
         require_native(precision)
+    inputs = observed(contract, observations, images or {})
     with new_folder(output) as staging:
         write_graphs(modules, contract, staging)
-        converted = write_variants(precisions, contract, calibration_rows(observations), staging)
+        converted = write_variants(precisions, contract, calibration_rows(inputs), staging)
         variants = {**FLOAT32_FILES, **converted}
         (staging / CONTRACT).write_text(contract.to_json())
-        cases = make_cases(modules, contract, observations)
+        cases = make_cases(modules, contract, inputs)
         np.savez_compressed(staging / CASES, allow_pickle=False, **cases)
         certificate = check(staging, contract, cases, variants)
         if failures := [failure for variant in certificate.variants for failure in variant.failures()]:
@@ -110,16 +114,16 @@ def _costs(folder: Path, contract: Contract, variants: Mapping[str, Mapping[str,
 
 
 def write_variants(
-    precisions: Collection[Precision], contract: Contract, observations: NDArray[np.float32], folder: Path
+    precisions: Collection[Precision], contract: Contract, observations: Inputs, folder: Path
 ) -> dict[str, dict[str, str]]:
     """Convert the float32 graphs in `folder`; returns each variant's files.
 
-    All share the encoder, one small product.
+    All share the encoder: one small product, or pictures' features, which stay float32.
     """
     if not precisions:
         return {}
     models = {graph: onnx.load(folder / f"{graph}.onnx") for graph in GRAPHS}
-    noise = flow_noise(CALIBRATION_SEED, len(observations), contract.h * contract.plant.action_dim)
+    noise = flow_noise(CALIBRATION_SEED, count_rows(observations), contract.h * contract.plant.action_dim)
     layers = calibrate(models["refine"], models["value"], models["encode"], contract, observations, noise)
     variants: dict[str, dict[str, str]] = {}
     for precision in precisions:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import contextlib
 import logging
 import warnings
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from rql_deploy.bundle.sessions import CONTRACT_ID_KEY, CONTRACT_KEY
-from rql_deploy.contract import Contract
+from rql_deploy.contract import Contract, ObservationField
 from rql_deploy.errors import UserError
+
+from .backbone_graph import PictureFeatures, prepend
 
 OPSET = 20
 """The first with a Gelu operator of its own: one node instead of eight, and no vendor domain."""
@@ -31,26 +33,33 @@ class ExportModules:
     policy: nn.Module
     valuer: nn.Module
     feature_dim: int
-    all_members: Callable[[Tensor, Tensor], Tensor] | None = None
-    """(unscaled observations `[B, O]`, complete x `[B, hA]`) -> V `[B]` of all K members: the reference for
+    all_members: Callable[[Mapping[str, Tensor], Tensor], Tensor] | None = None
+    """(N observations by input, complete x `[N * C, hA]`) -> V `[N * C]` of all K members: the reference for
     the ranking by the exported M."""
     trained_policy: nn.Module | None = None
     """The policy unrolled for as many steps as in training, if F differs."""
     trained_steps: int = 0
+    backbones: Mapping[str, PictureFeatures] = field(default_factory=dict)
+    """Frozen backbones by camera. The encoder takes their features in place of pictures; in encode.onnx they
+    lie before it."""
 
 
 def write_graphs(modules: ExportModules, contract: Contract, folder: Path) -> None:
     """Export the four graphs: named inputs and outputs, dynamic batch, the contract in their metadata."""
     # Three rows, because the exporter treats a size of 1 as a constant.
     rows, chunk = 3, contract.h * contract.plant.action_dim
-    fields = tuple(torch.zeros(rows, *f.shape) for f in contract.plant.fields)
-    names = [f.name for f in contract.plant.fields]
+    inputs = contract.plant.inputs
+    fields = tuple(_example(f, modules, contract, rows) for f in inputs)
+    names = [f.name for f in inputs]
     features, x = torch.zeros(rows, modules.feature_dim), torch.zeros(rows, chunk)
     # One tensor passed for two inputs would be exported as one input used twice.
     f, delta = torch.zeros(rows, 1), torch.zeros(rows, 1)
     batch = {0: torch.export.Dim("batch", min=1)}
     many = tuple(batch for _ in fields)
-    _write(modules.encoder, fields, names, ["features"], (many,), contract, folder / "encode.onnx")
+    encode = to_onnx(modules.encoder, fields, names, ["features"], (many,))
+    if modules.backbones:
+        encode = prepend(encode, modules.backbones, contract.plant.images, contract.plant.frame_stack)
+    _save(encode, contract, folder / "encode.onnx")
     # How many actions are given, where the policy was trained with some.
     given = (torch.zeros(rows, dtype=torch.int64),) * contract.prefix_conditioned
     _write(
@@ -62,12 +71,14 @@ def write_graphs(modules: ExportModules, contract: Contract, folder: Path) -> No
         contract,
         folder / "refine.onnx",
     )
+    # Pictures are encoded once, whatever the candidates: then the unrolled steps begin with the features.
+    sees = bool(contract.plant.images)
     _write(
         modules.policy,
-        (x, *fields),
-        ["noise", *names],
+        (x, features) if sees else (x, *fields),
+        ["noise", *(["features"] if sees else names)],
         ["actions"],
-        (batch, many),
+        (batch, (batch,) if sees else many),
         contract,
         folder / "policy.onnx",
     )
@@ -91,6 +102,39 @@ def _write(
     contract: Contract,
     path: Path,
 ) -> None:
+    _save(to_onnx(module, inputs, input_names, output_names, shapes), contract, path)
+
+
+def _example(spec: ObservationField, modules: ExportModules, contract: Contract, rows: int) -> Tensor:
+    """An input of the encoder: bytes of a picture, features of a picture with a backbone, or numbers."""
+    if spec.name not in modules.backbones:
+        return torch.zeros(rows, *spec.shape, dtype=getattr(torch, spec.dtype))
+    first, *others = modules.backbones[spec.name].interface.features
+    return torch.zeros(rows, contract.plant.frame_stack * first, *others)
+
+
+def _save(model: onnx.ModelProto, contract: Contract, path: Path) -> None:
+    onnx.helper.set_model_props(
+        model, {CONTRACT_ID_KEY: contract.contract_id, CONTRACT_KEY: contract.to_json()}
+    )
+    onnx.checker.check_model(model, full_check=True)
+    domains = {entry.domain for entry in model.opset_import}
+    if domains - {"", "ai.onnx"}:
+        raise UserError(
+            f"{path.name} needs operator domains {sorted(domains)}, only standard ONNX is allowed: "
+            "please report this"
+        )
+    onnx.save(model, path)
+
+
+def to_onnx(
+    module: nn.Module,
+    inputs: tuple[Tensor, ...],
+    input_names: list[str],
+    output_names: list[str],
+    shapes: tuple[Any, ...],
+) -> onnx.ModelProto:
+    """The module in evaluation mode as a graph of opset `OPSET`; `shapes` names its dynamic dimensions."""
     with _quiet_exporter():
         program = torch.onnx.export(
             module.eval(),
@@ -104,22 +148,12 @@ def _write(
             verbose=False,
         )
     assert program is not None
-    model = program.model_proto
+    model: onnx.ModelProto = program.model_proto
     # Stack traces of this machine's source tree are of no use on a robot.
     for node in model.graph.node:
         del node.metadata_props[:]
     model.producer_name = "rql-deploy"
-    onnx.helper.set_model_props(
-        model, {CONTRACT_ID_KEY: contract.contract_id, CONTRACT_KEY: contract.to_json()}
-    )
-    onnx.checker.check_model(model, full_check=True)
-    domains = {entry.domain for entry in model.opset_import}
-    if domains - {"", "ai.onnx"}:
-        raise UserError(
-            f"{path.name} needs operator domains {sorted(domains)}, only standard ONNX is allowed: "
-            "please report this"
-        )
-    onnx.save(model, path)
+    return model
 
 
 @contextlib.contextmanager

@@ -40,6 +40,22 @@ def model_card(contract: Contract, certificate: Certificate, statistics: Mapping
     observation = _table(
         ("field", "shape", "unit"), *((f"`{f.name}`", list(f.shape), f.unit or "-") for f in plant.fields)
     )
+    if plant.images:
+        cameras = _table(
+            ("camera", "pixels", "frames stacked", "colours", "camera's frame", "cropped to"),
+            *(
+                (
+                    f"`{i.name}`",
+                    f"{i.height} x {i.width}",
+                    plant.frame_stack,
+                    i.colour_order,
+                    "{} x {}".format(*i.camera_size),
+                    list(i.crop) or "all",
+                )
+                for i in plant.images
+            ),
+        )
+        observation = f"{observation}\n\n{cameras}"
     action = _table(
         ("dimension", "bounds", "unit of 1.0", "controller", "mode", "hold"),
         *(

@@ -17,7 +17,7 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import onnx
@@ -25,7 +25,8 @@ import onnxruntime
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from rql_deploy.bundle.rollout import refine_inputs
+from rql_deploy.bundle.rollout import Inputs, refine_inputs
+from rql_deploy.bundle.rollout import encode as encode_rows
 from rql_deploy.bundle.sessions import session_options
 from rql_deploy.contract import Contract
 from rql_deploy.errors import UserError
@@ -93,10 +94,10 @@ def calibrate(
     value: onnx.ModelProto,
     encode: onnx.ModelProto,
     contract: Contract,
-    observations: NDArray[np.float32],
+    observations: Inputs,
     noise: NDArray[np.float32],
 ) -> dict[str, Activations]:
-    """What enters every hidden layer during rollouts from noise `[N, hA]` for observations `[N, O]`."""
+    """What enters every hidden layer during rollouts from noise `[N, hA]` for N observations."""
     tensors = {"refine": hidden_layers(refine, last=True), "value": hidden_layers(value, last=False)}
     if not all(tensors.values()):
         raise UserError("networks with one hidden layer have no layer to convert: leave --precision out")
@@ -114,10 +115,10 @@ def calibrate(
             layers[layer].add(activation)
         return results
 
-    features = sessions["encode"].run(None, contract.split(observations))[0]
+    features = encode_rows(sessions["encode"], observations)
     x, column = noise, np.ones((len(noise), 1), np.float32)
     for f, delta in flow_schedule(contract.F):
-        now = {"features": features, "x": x, "f": column * np.float32(f)}
+        now: dict[str, Any] = {"features": features, "x": x, "f": column * np.float32(f)}
         run("value", now)
         x = run("refine", refine_inputs(contract, **now, delta=column * np.float32(delta)))[0]
     run("value", {"features": features, "x": np.clip(x, -1.0, 1.0), "f": column})

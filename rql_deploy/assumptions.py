@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from rql_deploy.contract import ActionDimension, Contract, ContractError, PlantDescription
+from rql_deploy.contract import ActionDimension, Contract, ContractError, ImageField, PlantDescription
 
 OPTIONS: Mapping[str, str] = {
     "bounds": "--action-bounds",
@@ -47,9 +47,15 @@ def joined(plants: Sequence[PlantDescription]) -> PlantDescription:
     columns = zip(*(plant.actions for plant in plants), strict=True)
     return msgspec.structs.replace(
         first,
+        images=tuple(_joined_image(image, plants) for image in first.images),
         actions=tuple(_joined_dimension(column) for column in columns),
         assumed=("control_rate",) if any(plant.rate_assumed for plant in plants) else (),
     )
+
+
+def _joined_image(image: ImageField, plants: Sequence[PlantDescription]) -> ImageField:
+    alike = [other for plant in plants for other in plant.images if other.name == image.name]
+    return next((other for other in alike if not other.assumed), image)
 
 
 def _joined_dimension(column: Sequence[ActionDimension]) -> ActionDimension:
@@ -83,8 +89,10 @@ def replacement_conflicts(old: PlantDescription, new: PlantDescription) -> list[
 
 
 def assumed_items(plant: PlantDescription) -> dict[str, list[str]]:
-    """Names of the action dimensions by the item that was assumed of them; `control_rate` has none."""
+    """Names of action dimensions or cameras by the item that was assumed of them; `control_rate` has none."""
     found: dict[str, list[str]] = {"control_rate": []} if plant.rate_assumed else {}
+    if colours := [image.name for image in plant.images if image.assumed]:
+        found["colour_order"] = colours
     for action in plant.actions:
         for item in action.assumed:
             found.setdefault(item, []).append(action.name)
@@ -100,6 +108,9 @@ def describe_assumed(plant: PlantDescription, items: Iterable[str] | None = None
         if item == "control_rate":
             found.append(f"control rate ({plant.control_rate:g} Hz)")
             continue
+        if item == "colour_order":
+            found.append(f"order of the colours of {_names(names, 0)} (RGB)")
+            continue
         values = (
             sorted({str(getattr(a, item)) for a in plant.actions if a.name in names}, reverse=True)
             if (item in ("mode", "hold"))
@@ -107,6 +118,12 @@ def describe_assumed(plant: PlantDescription, items: Iterable[str] | None = None
         )
         taken = f" ({' and '.join(values)})" if values else ""
         found.append(f"{item} of {_names(names, len(plant.actions))}{taken}")
+    if items is None:
+        found += [
+            f"colour order of camera {image.name} ({image.colour_order})"
+            for image in plant.images
+            if "colour_order" in image.assumed
+        ]
     return found
 
 

@@ -18,8 +18,11 @@ from numpy.typing import NDArray
 
 from rql_deploy.errors import ContractError, nearest
 from rql_deploy.plant_description import (
+    MAX_FRAMES,
+    MAX_IMAGES,
     PLANT_KEY,
     ActionDimension,
+    ImageField,
     ObservationField,
     PlantDescription,
     exceeded_bounds,
@@ -32,6 +35,7 @@ __all__ = [
     "Calibration",
     "Contract",
     "ContractError",
+    "ImageField",
     "ObservationField",
     "PlantDescription",
     "Provenance",
@@ -84,6 +88,18 @@ class Provenance(Record, frozen=True):
     """Versions of the packages that shaped the parameters."""
 
 
+def _drop_defaults(plain: dict[str, Any]) -> None:
+    """Drop entries of a plant that say nothing.
+
+    Contracts from before there were `assumed` and pictures have none of them, and keep their ids.
+    """
+    for part in (plain, *plain["actions"]):
+        if not part["assumed"]:
+            del part["assumed"]
+    if not plain["images"]:
+        del plain["images"], plain["frame_stack"]
+
+
 class Contract(Record, frozen=True, dict=True):
     """What a robot must know. Build it with `rql-deploy export`; read it with `Contract.from_json`."""
 
@@ -122,7 +138,7 @@ class Contract(Record, frozen=True, dict=True):
         """What types cannot say: counts, ranges, names that occur twice."""
         plant, calibration = self.plant, self.calibration
         for kind, names in (
-            ("fields", [f.name for f in plant.fields]),
+            ("fields", [f.name for f in plant.inputs]),
             ("actions", [a.name for a in plant.actions]),
         ):
             if not names:
@@ -134,6 +150,12 @@ class Contract(Record, frozen=True, dict=True):
                 yield f"has a field '{f.name}' of shape {list(f.shape)}"
             if f.dtype not in DTYPES:
                 yield f"has a field '{f.name}' of dtype {f.dtype!r}, not one of {', '.join(DTYPES)}"
+        for image in plant.images:
+            yield from (f"has a camera '{image.name}' that {fault}" for fault in image.faults())
+        if len(plant.images) > MAX_IMAGES:
+            yield f"has {len(plant.images)} cameras, at most {MAX_IMAGES} are served"
+        if not 1 <= plant.frame_stack <= MAX_FRAMES:
+            yield f"stacks {plant.frame_stack} frames, between 1 and {MAX_FRAMES} can be"
         for a in plant.actions:
             if not a.low < a.high:
                 yield f"has an action '{a.name}' with bounds [{a.low:g}, {a.high:g}]"
@@ -166,10 +188,7 @@ class Contract(Record, frozen=True, dict=True):
         """The canonical form: sorted keys, no spaces, finite numbers, the words of its schema version."""
         # Through the types once, so that integers or numpy numbers in it do not change the id.
         plain = to_plain(convert(to_plain(self), Contract, "contract", ContractError))
-        # Where nothing was assumed nothing is written, as in contracts from before there was `assumed`.
-        for part in (plain["plant"], *plain["plant"]["actions"]):
-            if not part["assumed"]:
-                del part["assumed"]
+        _drop_defaults(plain["plant"])
         if not self.prefix_conditioned:
             del plain["prefix_conditioned"]
         if self.schema_version == 1:
@@ -210,7 +229,7 @@ class Contract(Record, frozen=True, dict=True):
             )
 
     def flatten(self, observation: Mapping[str, Any], *, where: str = "observation") -> NDArray[np.float32]:
-        """Assemble named fields into one `[O]` float32 vector in the contract's order.
+        """Assemble named fields into one `[O]` float32 vector in the contract's order, without pictures.
 
         Raises ContractError when a field is missing, has another shape, or is not finite. Fields that the
         policy does not use are ignored.
@@ -232,7 +251,7 @@ class Contract(Record, frozen=True, dict=True):
             if not np.isfinite(value).all():
                 raise ContractError(f"{where} field '{spec.name}' holds NaN or infinity")
             parts.append(value.reshape(-1))
-        return np.concatenate(parts)
+        return np.concatenate(parts) if parts else np.zeros(0, np.float32)
 
     def split(self, rows: NDArray[np.float32]) -> dict[str, NDArray[np.float32]]:
         """The inverse of `flatten` for rows `[B, O]`: named fields `[B, *shape]`."""

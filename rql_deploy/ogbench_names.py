@@ -30,6 +30,10 @@ MIRROR = "zhouzypaul/ogbench_datasets"
 ARM_ACTIONS = (("dx", "0.05 m"), ("dy", "0.05 m"), ("dz", "0.05 m"), ("dyaw", "0.3 rad"), ("gripper", ""))
 FIELD = "observation"
 """OGBench observes one unnamed vector."""
+VISUAL = "visual-"
+"""Starts the names of the data sets and tasks that observe one picture instead."""
+PIXELS, CAMERA = "pixels", "front_pixels"
+"""Name of that picture, and of the camera that it is from."""
 
 
 def plant_of(name: str, observation_dim: int, action_dim: int) -> PlantDescription:
@@ -37,7 +41,7 @@ def plant_of(name: str, observation_dim: int, action_dim: int) -> PlantDescripti
 
     Of a family that OGBench does not have, all of this is assumed.
     """
-    family = name.partition("-")[0]
+    family = _family(name)
     arm = family in ("cube", "scene", "puzzle") and action_dim == len(ARM_ACTIONS)
     return PlantDescription(
         task=f"ogbench:{name}",
@@ -57,6 +61,20 @@ def plant_of(name: str, observation_dim: int, action_dim: int) -> PlantDescripti
     )
 
 
+def is_visual(name: str) -> bool:
+    """Whether a data set or task of this name observes pictures."""
+    return name.startswith(VISUAL)
+
+
+def is_published(name: str) -> bool:
+    """Whether OGBench has a family of data sets of this name."""
+    return _family(name) in CONTROL_RATES
+
+
+def _family(name: str) -> str:
+    return name.removeprefix(VISUAL).partition("-")[0]
+
+
 def single_task(name: str) -> str:
     """The task with rewards for a data set's or task's name: the one it names, else the default one."""
     stem = name.removesuffix("-v0")
@@ -66,7 +84,7 @@ def single_task(name: str) -> str:
 def download_hint(name: str) -> str:
     """Where the published file of a data set of OGBench can be had; "" for another name."""
     stem = name.removesuffix(".npz").removesuffix("-val").partition("-singletask")[0].removesuffix("-v0")
-    if stem.partition("-")[0] not in CONTROL_RATES or "-" not in stem:
+    if not is_published(stem) or "-" not in stem:
         return ""
     return (
         f"; OGBench's published files are at huggingface.co/datasets/{MIRROR}: `hf download {MIRROR} "

@@ -7,7 +7,7 @@ stated before a robot moves by it (`rql_deploy.assumptions`).
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import msgspec
@@ -20,6 +20,12 @@ PLANT_KEY = "rql_deploy_plant"
 """Metadata entry in which a data set of ours carries its `PlantDescription` as JSON."""
 ASSUMED_RATE = "control rate assumed"
 """Entry of `environment` by which data sets written before there was `assumed` mark an assumed rate."""
+MAX_SIDE = 1024
+"""Of a picture, in pixels."""
+MAX_IMAGES = 4
+"""Pictures of an observation."""
+MAX_FRAMES = 8
+"""Frames of a camera in an observation."""
 ActionItem = Literal["bounds", "mode", "hold", "unit"]
 """What of an action dimension can be assumed; `unit` stands for unit, controller and frame."""
 
@@ -40,6 +46,59 @@ class ObservationField(Record, frozen=True):
     def size(self) -> int:
         """Number of scalars."""
         return math.prod(self.shape)
+
+
+class ImageField(Record, frozen=True):
+    """One camera's picture: uint8 `[height, width, 3]`, beside the numeric fields of an observation.
+
+    Whoever has the camera's own frame makes the picture of it as the data set did, with `images.fit`.
+    """
+
+    name: str
+    """As the plant sends it; also the name of the graph's input."""
+    height: int
+    """Of the picture, in pixels."""
+    width: int
+    """Of the picture, in pixels."""
+    colour_order: Literal["rgb", "bgr"] = "rgb"
+    """Of the three channels. Bytes do not show it, so that a wrong order is never noticed."""
+    camera: str = ""
+    """The camera's own name at the plant, where it is not `name`."""
+    camera_height: int = 0
+    """Of the camera's frame before it was cropped and resized; 0 where it is the picture's."""
+    camera_width: int = 0
+    """Of the camera's frame; 0 where it is the picture's."""
+    crop: tuple[int, ...] = ()
+    """Top, left, height and width of the part of the frame that was kept; empty where all of it was."""
+    resize: Literal["area"] = "area"
+    """How that part came to the picture's size: each pixel is the mean of the area that it covers."""
+    assumed: tuple[Literal["colour_order"], ...] = ()
+    """What of the above the data does not say."""
+
+    @property
+    def camera_size(self) -> tuple[int, int]:
+        """Height and width of the camera's frame."""
+        return self.camera_height or self.height, self.camera_width or self.width
+
+    def faults(self) -> Iterator[str]:
+        """What types cannot say, as the end of a sentence about the field."""
+        if not self.name:
+            yield "has no name"
+        if not (1 <= self.height <= MAX_SIDE and 1 <= self.width <= MAX_SIDE):
+            yield f"is {self.height} x {self.width} pixels, its sides must lie in 1 to {MAX_SIDE}"
+        height, width = self.camera_size
+        if min(height, width) < 1:
+            yield f"comes of a frame of {height} x {width} pixels"
+        if self.crop:
+            top, left, kept_height, kept_width = (*self.crop, 0, 0, 0)[:4]
+            if (
+                len(self.crop) != 4
+                or min(top, left) < 0
+                or min(kept_height, kept_width) < 1
+                or top + kept_height > height
+                or left + kept_width > width
+            ):
+                yield f"is cropped to {list(self.crop)} of a frame of {height} x {width} pixels"
 
 
 class ActionDimension(Record, frozen=True):
@@ -76,7 +135,7 @@ class PlantDescription(Record, frozen=True):
     task: str
     """Name of the task, as the command line takes it."""
     fields: tuple[ObservationField, ...]
-    """Parts of the observation, in the order in which the policy concatenates them."""
+    """Numeric parts of the observation, in the order in which the policy concatenates them."""
     actions: tuple[ActionDimension, ...]
     """Dimensions of one action, in order."""
     control_rate: Finite
@@ -86,14 +145,35 @@ class PlantDescription(Record, frozen=True):
     for a real robot. Infinity and NaN, which JSON does not have, are kept as text."""
     assumed: tuple[Literal["control_rate"], ...] = ()
     """What of the above the data does not say; each action dimension has a list of its own."""
+    images: tuple[ImageField, ...] = ()
+    """Pictures that belong to the observation, beside its fields."""
+    frame_stack: int = 1
+    """Frames of each camera that the policy sees at once: the newest and those of the ticks before it,
+    oldest first along the channels. An episode's first frame stands for those before it."""
 
     def __post_init__(self) -> None:
         msgspec.structs.force_setattr(self, "environment", without_infinities(self.environment))
 
     @property
     def observation_dim(self) -> int:
-        """Scalars of a flattened observation."""
+        """Scalars of a flattened observation, without its pictures."""
         return sum(f.size for f in self.fields)
+
+    def columns(self, names: Sequence[str]) -> NDArray[np.int64]:
+        """Where the scalars of these fields stand in a flattened observation, in the order of the names."""
+        starts = np.cumsum([0, *(field.size for field in self.fields)])
+        places = {field.name: np.arange(starts[i], starts[i + 1]) for i, field in enumerate(self.fields)}
+        return np.concatenate([np.zeros(0, np.int64), *(places[name] for name in names)])
+
+    @property
+    def inputs(self) -> tuple[ObservationField, ...]:
+        """What the exported graph takes: the fields, then each camera's stacked frames."""
+        channels = 3 * self.frame_stack
+        pictures = (
+            ObservationField(image.name, (image.height, image.width, channels), "", "uint8")
+            for image in self.images
+        )
+        return (*self.fields, *pictures)
 
     @property
     def action_dim(self) -> int:
@@ -129,6 +209,7 @@ class PlantDescription(Record, frozen=True):
             for name, f in mine.items()
             if name in theirs and theirs[name].shape != f.shape
         ]
+        found += self._image_differences(other)
         if len(self.actions) != len(other.actions):
             found.append(f"actions have {len(other.actions)} dimensions instead of {len(self.actions)}")
         for a, b in zip(self.actions, other.actions, strict=False):
@@ -145,6 +226,21 @@ class PlantDescription(Record, frozen=True):
                 f"the control rate is {other.control_rate:g} Hz instead of {self.control_rate:g} Hz{assumed}"
             )
         return found
+
+    def _image_differences(self, other: PlantDescription) -> Iterator[str]:
+        theirs = {image.name: image for image in other.images}
+        for image in self.images:
+            if (their := theirs.get(image.name)) is None:
+                yield f"camera '{image.name}' is missing"
+                continue
+            if (their.height, their.width) != (image.height, image.width):
+                yield (
+                    f"camera '{image.name}' gives {their.height} x {their.width} pixels instead of "
+                    f"{image.height} x {image.width}"
+                )
+            known = not {"colour_order"} & {*image.assumed, *their.assumed}
+            if known and their.colour_order != image.colour_order:
+                yield f"camera '{image.name}' gives {their.colour_order} instead of {image.colour_order}"
 
 
 _COMPARED: Mapping[str, ActionItem | None] = {

@@ -34,6 +34,12 @@ def bundle() -> Path:
 
 
 @pytest.fixture(scope="session")
+def picture_bundle() -> Path:
+    """A committed bundle that sees a camera; `python -m tests.helpers.picture_bundle` makes a new one."""
+    return ROOT / "tests" / "data" / "picture_bundle"
+
+
+@pytest.fixture(scope="session")
 def endpoint(bundle: Path) -> Iterator[str]:
     """Address of a server process that serves the committed bundle."""
     with serving(bundle) as (address, _):

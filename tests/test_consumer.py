@@ -1,5 +1,6 @@
 """docs/consumer/act.mjs, which shares no code with this project, gives the actions that torch gave."""
 
+import base64
 import json
 import shutil
 import subprocess
@@ -32,9 +33,11 @@ def stored_requests(bundle: Path, count: int) -> tuple[list[dict[str, object]], 
     opened = Bundle.open(bundle)
     cases = load_cases(opened.path)
     fields = opened.contract.split(cases["dataset/observations"][:count])
+    pictures = {image.name: cases[f"dataset/images/{image.name}"] for image in opened.contract.plant.images}
     requests: list[dict[str, object]] = [
         {
-            "observation": {name: rows[i].reshape(-1).tolist() for name, rows in fields.items()},
+            "observation": {name: rows[i].reshape(-1).tolist() for name, rows in fields.items()}
+            | {name: base64.b64encode(rows[i].tobytes()).decode() for name, rows in pictures.items()},
             "noise": cases["dataset/noise"][i].tolist(),
         }
         for i in range(count)
@@ -42,14 +45,24 @@ def stored_requests(bundle: Path, count: int) -> tuple[list[dict[str, object]], 
     return requests, cases["dataset/float64/policy"][:count]
 
 
-def test_javascript_gives_torchs_actions(bundle: Path) -> None:
-    for path, count in ((LIFT, 16), (bundle, 4)):
+def test_javascript_gives_torchs_actions(bundle: Path, picture_bundle: Path) -> None:
+    for path, count in ((LIFT, 16), (bundle, 4), (picture_bundle, 4)):
         requests, expected = stored_requests(path, count)
         result = act(path, requests)
         assert result.returncode == 0, result.stderr
         actions = np.array([json.loads(line) for line in result.stdout.splitlines()])
         assert actions.shape == expected.shape
         assert np.abs(actions - expected).max() < 1e-5
+
+
+def test_javascript_refuses_a_picture_of_another_size(picture_bundle: Path) -> None:
+    (request,), _ = stored_requests(picture_bundle, 1)
+    observation = request["observation"]
+    assert isinstance(observation, dict)
+    observation["camera"] = observation["camera"][:-4]
+    result = act(picture_bundle, [request])
+    assert result.returncode == 2
+    assert result.stderr.startswith("camera needs base64 of 1152 bytes, got 1149")
 
 
 @pytest.mark.slow

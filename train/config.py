@@ -9,11 +9,12 @@ from typing import Any, Literal
 import msgspec
 
 from rql_deploy.errors import UserError, suggestion
+from rql_deploy.plant_description import MAX_FRAMES
 from rql_deploy.seeding import MAX_SEED
 from rql_deploy.structs import Finite, Record, convert, to_plain
 from rql_deploy.train.data.rewards import Reward
 
-from .hyperparameters import RQLConfig
+from .hyperparameters import OnlineConfig, RQLConfig
 
 
 class TrainConfig(Record, frozen=True):
@@ -35,6 +36,18 @@ class TrainConfig(Record, frozen=True):
     """`sparse` turns every reward other than 0 into -1; refused when one is positive."""
     relabel: str = ""
     """OGBench task whose rewards files without any are given, e.g. `cube-single-play-singletask-task2-v0`."""
+    new_share: Finite = 0.0
+    """Of each batch, the share drawn from the data set named last, the new one; 0 draws from all alike."""
+    interventions: Literal["both", "demonstrations", "rl"] = "both"
+    """What actions that were not the policy's (a person's) are used for: cloning, value or both."""
+    online: OnlineConfig = msgspec.field(default_factory=OnlineConfig)
+    """How `finetune` goes on in a simulator; `train` does not read it."""
+    frame_stack: int = 0
+    """Frames of each camera that the networks see at once, the newest and those before it; 0 leaves that to
+    the data set's plant (1 where it does not say)."""
+    backbone: tuple[str, ...] = ()
+    """Frozen backbones that cameras are seen through (same as --backbone): a file or efficientnet-lite0 for
+    all, or CAMERA=FILE."""
     shard_updates: int = 1000
     """Of a sharded data set, updates drawn from one shard before the next takes over."""
     clip_actions: bool = False
@@ -71,6 +84,7 @@ class TrainConfig(Record, frozen=True):
             ("evaluate_every", 0),
             ("keep_every", 0),
             ("shard_updates", 1),
+            ("frame_stack", 0),
         ):
             if getattr(self, name) < low:
                 raise UserError(f"train.{name} is {getattr(self, name)}, it must be at least {low}")
@@ -81,6 +95,9 @@ class TrainConfig(Record, frozen=True):
             )
         if not self.checkpoint_minutes >= 0:
             raise UserError(f"train.checkpoint_minutes is {self.checkpoint_minutes}, it must be at least 0")
+        if not 0.0 <= self.new_share <= 1.0:
+            raise UserError(f"train.new_share is {self.new_share}, it must lie in [0, 1]")
+        self.online.check()
         c = self.rql
         for name in ("h", "F"):
             if getattr(c, name) < 1:
@@ -89,6 +106,10 @@ class TrainConfig(Record, frozen=True):
             raise UserError(
                 f"rql.K is {c.K}, it must be at least 2: the spread of one value network is undefined"
             )
+        if self.frame_stack > MAX_FRAMES:
+            raise UserError(f"train.frame_stack is {self.frame_stack}, it must be at most {MAX_FRAMES}")
+        if c.crop_padding < 0:
+            raise UserError(f"rql.crop_padding is {c.crop_padding}, it must be at least 0")
         if c.prefix and c.h < 2:
             raise UserError("rql.prefix is for chunks of two actions and more: set rql.h=2")
         for name in ("policy_hidden", "value_hidden"):
@@ -105,7 +126,7 @@ class TrainConfig(Record, frozen=True):
             raise UserError(f"rql.learning_rate is {c.learning_rate:g}, it must be positive")
         if not 0 <= self.seed <= MAX_SEED:
             raise UserError(f"train.seed is {self.seed}, it must lie in [0, 2^53)")
-        for name in ("gamma", "kappa", "tau", "ema"):
+        for name in ("gamma", "kappa", "tau", "ema", "crop_probability"):
             if not 0.0 <= getattr(c, name) <= 1.0:
                 raise UserError(f"rql.{name} is {getattr(c, name)}, it must lie in [0, 1]")
 
@@ -126,6 +147,15 @@ def load_config(preset: str, overrides: Sequence[str] = ()) -> TrainConfig:
     if preset not in preset_names():
         raise UserError(f"there is no preset '{preset}'{suggestion(preset, preset_names())}")
     table = msgspec.toml.decode((resources.files(__package__) / "presets" / f"{preset}.toml").read_bytes())
+    return _overridden(table, overrides)
+
+
+def with_overrides(config: TrainConfig, overrides: Sequence[str]) -> TrainConfig:
+    """The configuration of an earlier run with `key=value` overrides."""
+    return _overridden(config_to_plain(config), overrides)
+
+
+def _overridden(table: dict[str, Any], overrides: Sequence[str]) -> TrainConfig:
     for override in overrides:
         key, separator, text = override.partition("=")
         if not separator:

@@ -7,6 +7,7 @@ use, so that features and gradients agree with theirs for equal parameters (benc
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from .networks import gelu, glorot_uniform_
+from .networks import gelu, glorot_uniform_, product
 
 
 @dataclass(frozen=True)
@@ -61,8 +62,9 @@ class Stack(nn.Module):
         self.biases = nn.ParameterList(torch.zeros(features) for _ in pairwise(widths))
 
     def forward(self, x: Tensor) -> Tensor:
-        """x `[B, C, H, W]` -> `[B, features, ceil(H/2), ceil(W/2)]`."""
-        (first, first_bias), *rest = zip(self.kernels, self.biases, strict=True)
+        """x `[B, C, H, W]` -> `[B, features, ceil(H/2), ceil(W/2)]`, in the precision of x."""
+        pairs = zip(self.kernels, self.biases, strict=True)
+        (first, first_bias), *rest = [(kernel.to(x.dtype), bias.to(x.dtype)) for kernel, bias in pairs]
         x = max_pool(functional.conv2d(x, first, first_bias, padding=1))
         for (a, a_bias), (b, b_bias) in zip(rest[::2], rest[1::2], strict=True):
             inner = functional.conv2d(functional.relu(x), a, a_bias, padding=1)
@@ -72,6 +74,10 @@ class Stack(nn.Module):
 
 class ImpalaEncoder(nn.Module):
     """Stacks of convolutions, then dense layers with GELU; every network that looks has one of its own."""
+
+    product_dtype = torch.float32
+    """Precision of convolutions and products, where the parameters are float32."""
+    activation: Callable[[Tensor], Tensor] = staticmethod(gelu)
 
     def __init__(
         self,
@@ -96,13 +102,15 @@ class ImpalaEncoder(nn.Module):
 
     def forward(self, pictures: Tensor) -> Tensor:
         """pictures `[B, H, W, C]` uint8 -> features `[B, D]` float32."""
-        x = pictures.permute(0, 3, 1, 2).float() / 255.0
+        wide = self.mlp_kernels[0].dtype
+        low = self.product_dtype if wide == torch.float32 else wide
+        x = (pictures.permute(0, 3, 1, 2).to(wide) / 255.0).to(low)
         for stack in self.stacks:
             x = stack(x)
         # The dense layers' rows are in the order height, width, channel.
-        z = functional.relu(x).permute(0, 2, 3, 1).flatten(1)
+        z = functional.relu(x).permute(0, 2, 3, 1).flatten(1).to(wide)
         for kernel, bias in zip(self.mlp_kernels, self.mlp_biases, strict=True):
-            z = gelu(torch.addmm(bias, z, kernel))
+            z = self.activation(product(bias, z, kernel, low))
         return z
 
 

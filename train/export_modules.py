@@ -10,7 +10,10 @@ D = H_v + M * H_V.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import copy
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -22,25 +25,72 @@ from rql_deploy.flow import flow_schedule
 
 from .checkpoints.checkpoint import Checkpoint
 from .config import config_to_plain
+from .encoder import ImpalaEncoder
+from .logging.summary import seen_images
 from .networks import LAYER_NORM_EPSILON, ValueEnsemble, VectorField
 from .rql import RQL
+from .vision import PictureEncoder
 
 
 class Encoder(nn.Module):
-    """Named observation fields, each `[B, *shape]` in the plant's units -> features `[B, D]`."""
+    """Named fields `[B, *shape]` in the plant's units, and pictures `[B, H, W, 3n]` of bytes, or a
+    backbone's features of them -> features `[B, D]`.
+    """
 
     def __init__(self, v: VectorField, value: ValueEnsemble, members: int, mean: Tensor, std: Tensor):
         super().__init__()
         dim = v.observation_dim
         self.mean, self.std = constant(mean), constant(std)
-        value_kernels = value.kernels[0][:members, :dim]
-        value_biases = value.biases[0][:members, 0]
-        self.kernel = constant(torch.cat((v.kernels[0][:dim], *value_kernels), dim=1))
-        self.bias = constant(torch.cat((v.biases[0], *value_biases)))
+        eyes = [exportable(network.encoder) for network in (v, value) if network.encoder is not None]
+        self.eyes = nn.ModuleList(eyes)
+        self.cameras = len(eyes[0].encoders) if eyes else 0
+        value_kernel = torch.cat(tuple(value.kernels[0][:members, :dim]), dim=1)
+        value_bias = value.biases[0][:members, 0].flatten()
+        kernels, biases = [v.kernels[0][:dim], value_kernel], [v.biases[0], value_bias]
+        if not self.eyes:
+            # One product of what both see.
+            kernels, biases = [torch.cat(kernels, dim=1)], [torch.cat(biases)]
+        self.kernels = nn.ParameterList(constant(kernel) for kernel in kernels)
+        self.biases = nn.ParameterList(constant(bias) for bias in biases)
+
+    @property
+    def feature_dim(self) -> int:
+        """D"""
+        return sum(len(bias) for bias in self.biases)
 
     def forward(self, *fields: Tensor) -> Tensor:
-        s = torch.cat([field.flatten(1) for field in fields], dim=1)
-        return torch.matmul((s - self.mean) / self.std, self.kernel) + self.bias
+        numeric = len(fields) - self.cameras
+        pictures, numbers = fields[numeric:], [field.flatten(1) for field in fields[:numeric]]
+        s = [(torch.cat(numbers, dim=1) - self.mean) / self.std] if numbers else []
+        seen = [torch.cat((*eye(pictures), *s), dim=1) for eye in self.eyes] or s
+        products = [
+            torch.matmul(part, kernel) + bias
+            for part, kernel, bias in zip(seen, self.kernels, self.biases, strict=True)
+        ]
+        return products[0] if len(products) == 1 else torch.cat(products, dim=1)
+
+
+class Eyes(nn.Module):
+    """Pictures, in the plant's order -> each camera's features."""
+
+    def __init__(self, encoders: nn.ModuleList):
+        super().__init__()
+        self.encoders = encoders
+
+    def forward(self, pictures: Sequence[Tensor]) -> list[Tensor]:
+        return [encoder(picture) for encoder, picture in zip(self.encoders, pictures, strict=True)]
+
+
+def exportable(encoder: nn.Module) -> Eyes:
+    """A copy of a network's encoder, of operators that ONNX has, in float32 and without gradient."""
+    assert isinstance(encoder, PictureEncoder)
+    copied = copy.deepcopy(encoder).cpu().requires_grad_(False)
+    cameras: Any = copied.encoders
+    for camera in cameras:
+        if isinstance(camera, ImpalaEncoder):
+            camera.product_dtype = torch.float32
+        camera.activation = functools.partial(functional.gelu, approximate="tanh")
+    return Eyes(copied.encoders)
 
 
 class Refiner(nn.Module):
@@ -107,15 +157,19 @@ class GivenRefiner(Refiner):
 
 class FlowPolicy(nn.Module):
     """noise `[B, hA]` and named observation fields -> actions `[B, h, A]`: the encoder and F unrolled
-    refinement steps.
+    refinement steps. Without `encoder`, features take the fields' place.
     """
 
-    def __init__(self, encoder: Encoder, refiner: Refiner, flow_steps: int):
+    def __init__(self, encoder: Encoder | None, refiner: Refiner, flow_steps: int):
         super().__init__()
         self.encoder, self.refiner, self.flow_steps = encoder, refiner, flow_steps
 
     def forward(self, noise: Tensor, *fields: Tensor) -> Tensor:
-        projection = self.encoder(*fields)[:, : self.refiner.width]
+        return self.unrolled(noise, fields[0] if self.encoder is None else self.encoder(*fields))
+
+    def unrolled(self, noise: Tensor, features: Tensor) -> Tensor:
+        """The refinement steps from `features` `[B, D]`."""
+        projection = features[:, : self.refiner.width]
         x = noise
         for f, delta in flow_schedule(self.flow_steps):
             u = self.refiner.velocity(projection, x, torch.full((1, 1), f))
@@ -198,6 +252,7 @@ def make_contract(
     mean, std = checkpoint.reference["mean"], checkpoint.reference["std"]
     with torch.no_grad():
         s = (checkpoint.reference["observations"] - mean) / std
+        s = agent.V.see(s, seen_images(checkpoint.reference))
         members = agent.V(s, checkpoint.reference["chunks"], torch.ones(len(s), 1))[:value_members].double()
         quantile = torch.tensor(levels, dtype=torch.float64)
         value, spread = (
@@ -251,19 +306,23 @@ def make_modules(agent: RQL, contract: Contract) -> tuple[Encoder, Refiner, Flow
     return (
         encoder,
         refiner,
-        FlowPolicy(encoder, refiner, contract.F),
+        FlowPolicy(None if contract.plant.images else encoder, refiner, contract.F),
         ValueEstimator(agent.v_ema, agent.V, members),
     )
 
 
-def all_members(agent: RQL, contract: Contract) -> Callable[[Tensor, Tensor], Tensor]:
-    """V of all K members: a function of unscaled observations `[B, O]` and chunks x `[B, hA]` in [-1, 1] ->
-    `[B]`.
+def all_members(agent: RQL, contract: Contract) -> Callable[[Mapping[str, Tensor], Tensor], Tensor]:
+    """V of all K members: a function of N observations by input and of chunks x `[N * C, hA]` in [-1, 1], C
+    for each observation -> `[N * C]`.
     """
     mean, std = torch.tensor(contract.observation_mean), torch.tensor(contract.observation_std)
 
-    def value(observations: Tensor, x: Tensor) -> Tensor:
-        members: Tensor = agent.V((observations - mean) / std, x, torch.ones(len(x), 1))
+    def value(observations: Mapping[str, Tensor], x: Tensor) -> Tensor:
+        rows = len(next(iter(observations.values())))
+        fields = [observations[spec.name].reshape(rows, -1) for spec in contract.plant.fields]
+        s = (torch.cat((torch.zeros(rows, 0), *fields), dim=1) - mean) / std
+        seen = agent.V.see(s, observations).repeat_interleave(len(x) // rows, 0)
+        members: Tensor = agent.V(seen, x, torch.ones(len(x), 1))
         return members.mean(0)
 
     return value

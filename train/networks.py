@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any, TypeVar
 
@@ -74,7 +74,7 @@ def product(bias: Tensor, z: Tensor, kernel: Tensor, dtype: torch.dtype) -> Tens
     """bias + z @ kernel, `[..., B, out]`; the product is computed in `dtype`, the rest in float32."""
     if z.is_cuda:
         return bias + product_on_gpu(z, kernel, dtype)
-    if dtype is not torch.float32:
+    if dtype is torch.bfloat16:
         return bias + (z.to(dtype) @ kernel.to(dtype)).float()
     if z.dim() == 2:
         return torch.addmm(bias, z, kernel)
@@ -120,7 +120,18 @@ def unstack(network: Network, run: int) -> Network:
     return single
 
 
-class VectorField(nn.Module):
+class SeeingNetwork(nn.Module):
+    """A network of an observation, which may have pictures."""
+
+    encoder: nn.Module | None
+    """Pictures by camera, `[B, H, W, C]` each, -> features `[B, D]`; None where there are no pictures."""
+
+    def see(self, s: Tensor, images: Mapping[str, Tensor]) -> Tensor:
+        """What `forward` takes as s: the pictures' features, then the numbers `[..., B, O]`."""
+        return s if self.encoder is None else torch.cat((self.encoder(images), s), dim=-1)
+
+
+class VectorField(SeeingNetwork):
     """`v(s, x, f)`: the velocity of a partial action x at flow time f; an MLP with GELU, no LayerNorm."""
 
     product_dtype = torch.float32
@@ -136,6 +147,7 @@ class VectorField(nn.Module):
     ):
         """`times`: flow times that it takes, one for all actions or one for each (train/prefix.py)."""
         super().__init__()
+        self.encoder = None
         self.observation_dim, self.chunk_dim, self.hidden = observation_dim, chunk_dim, tuple(hidden)
         self.times = times
         sizes = [observation_dim + chunk_dim + times, *hidden, chunk_dim]
@@ -152,7 +164,7 @@ class VectorField(nn.Module):
         return product(self.biases[last], z, self.kernels[last], torch.float32)
 
 
-class ValueEnsemble(nn.Module):
+class ValueEnsemble(SeeingNetwork):
     """`V(s, x, f)`: K value MLPs for complete (f = 1) and partial (f < 1) actions; GELU, then LayerNorm."""
 
     product_dtype = torch.float32
@@ -173,6 +185,7 @@ class ValueEnsemble(nn.Module):
                 f"the value ensemble needs at least 2 members, got {members}: "
                 "with one, its standard deviation is undefined"
             )
+        self.encoder = None
         self.observation_dim, self.chunk_dim, self.hidden, self.members = (
             observation_dim,
             chunk_dim,

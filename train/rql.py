@@ -18,92 +18,18 @@ function of (parameters, batch, noise) and nothing else. docs/algorithm.md has t
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 from . import prefix
+from .batch import Batch, Losses, Noise, cloning_weight, window_masks
 from .hyperparameters import RQLConfig
 from .networks import ValueEnsemble, VectorField, stack, unstack
 from .optimization import gradient_norm, make_optimizer, step_network
-
-
-class Batch(NamedTuple):
-    """Windows of h+1 consecutive rows; rows past an episode's end repeat its last row. All float32."""
-
-    observations: Tensor
-    """`[h+1, ..., B, O]`, scaled. Only the first and the last row are read, so `[2, ..., B, O]` is enough."""
-    actions: Tensor
-    """`[h+1, ..., B, A]` in [-1, 1]."""
-    rewards: Tensor
-    """`[h+1, ..., B]`"""
-    terminals: Tensor
-    """`[h+1, ..., B]`: 1 where the episode ends, for any reason."""
-    masks: Tensor
-    """`[h+1, ..., B]`: 0 where the task ended, so that the target adds no value after it."""
-
-
-class Noise(NamedTuple):
-    """All random draws of one update."""
-
-    next_noise: Tensor
-    """`[..., B, hA]`, N(0, I): start of the flow at the next state."""
-    reversal_depth: Tensor
-    """`[..., B]`, in [0, 1]: how far each chunk is followed backwards."""
-    bc_noise: Tensor
-    """`[..., B, hA]`, N(0, I): start of the flow-matching path."""
-    bc_time: Tensor
-    """`[..., B, 1]`, U[0, 1]: flow time of the interpolant; with `rql.prefix` per action, `[..., B, h]`."""
-
-
-class Losses(NamedTuple):
-    """Losses and statistics of one update, `[...]` each; the gradient is that of `total`."""
-
-    total: Tensor
-    policy_value: Tensor
-    bc: Tensor
-    value: Tensor
-    v_mean: Tensor
-    """Mean of V over members and the partial actions of the value loss; `v_min`, `v_max` are its extremes."""
-    v_min: Tensor
-    v_max: Tensor
-    ahead_mean: Tensor
-    """Batch mean of the members' mean V one refinement step ahead, as in the policy's value term; 0 without
-    that term. `ahead_min` and `ahead_max` are its extremes."""
-    ahead_min: Tensor
-    ahead_max: Tensor
-    target_mean: Tensor
-
-
-def draw_noise(
-    batch_size: int,
-    chunk_dim: int,
-    flow_steps: int,
-    generator: torch.Generator | None,
-    device: torch.device | str = "cpu",
-    runs: tuple[int, ...] = (),
-    prefix_of: int = 0,
-) -> Noise:
-    """Draw one update's noise on `device`; with `rql.prefix`, `prefix_of` is h.
-
-    Reversal depth: U[0, 1] for the first half of the batch, uniform on {0, 1/F, ..., 1} for the second.
-    """
-    half = batch_size // 2
-    grid = (
-        torch.randint(0, flow_steps + 1, (*runs, batch_size - half), generator=generator, device=device)
-        / flow_steps
-    )
-    noise = Noise(
-        next_noise=torch.randn(*runs, batch_size, chunk_dim, generator=generator, device=device),
-        reversal_depth=torch.cat((torch.rand(*runs, half, generator=generator, device=device), grid), dim=-1),
-        bc_noise=torch.randn(*runs, batch_size, chunk_dim, generator=generator, device=device),
-        bc_time=torch.rand(*runs, batch_size, 1, generator=generator, device=device),
-    )
-    if prefix_of:
-        noise = noise._replace(bc_time=prefix.draw_times(noise.bc_time, prefix_of, generator))
-    return noise
+from .vision import NO_PICTURES, PictureEncoder, Shapes
 
 
 def integrate(v: VectorField, s: Tensor, x: Tensor, flow_steps: int) -> Tensor:
@@ -129,18 +55,22 @@ def reverse(v: VectorField, s: Tensor, a: Tensor, depth: Tensor, flow_steps: int
     return x, f
 
 
-def _start(batch: Batch, h: int) -> tuple[Tensor, Tensor]:
-    """The first observation `[..., B, O]` and the chunk `[..., B, hA]` of each window."""
-    return batch.observations[0], batch.actions[:h].movedim(0, -2).flatten(-2)
+class Seen(NamedTuple):
+    """The first observation of each window, encoded once per update: `[..., B, D+O]`, or `[..., B, O]`."""
+
+    by_v: Tensor
+    by_V: Tensor
 
 
-def window_masks(batch: Batch, complete_rows: bool) -> tuple[Tensor, Tensor]:
-    """`past` `[h+1, ..., B]`: 1 after the episode's end; `valid` `[..., B]`: 1 where value terms count."""
-    past = torch.cat((torch.zeros_like(batch.terminals[:1]), batch.terminals[:-1]))
-    valid = past.sum(0) <= 1
-    if complete_rows:
-        valid = valid | (batch.masks[-1] == 0)
-    return past, valid.to(past.dtype)
+def _see(network: VectorField | ValueEnsemble, batch: Batch, row: Literal[0, -1]) -> Tensor:
+    """The first or the last observation of each window, as this network sees it."""
+    pictures = {name: frames[row] for name, frames in batch.images.items()}
+    return network.see(batch.observations[row], pictures)
+
+
+def _chunk(batch: Batch, h: int) -> Tensor:
+    """The chunk `[..., B, hA]` of each window."""
+    return batch.actions[:h].movedim(0, -2).flatten(-2)
 
 
 NETWORKS = ("v", "V", "v_ema", "V_target")
@@ -156,16 +86,20 @@ class RQL:
         action_dim: int,
         generator: torch.Generator | None = None,
         device: torch.device | str = "cpu",
+        pictures: Shapes = NO_PICTURES,
     ):
         """Draw initial parameters from `generator`, a CPU one, so that they are the same on every device."""
         chunk_dim = config.h * action_dim
         self.config = config
         self.runs: int | None = None
         times = config.h if config.prefix else 1
-        self.v = VectorField(observation_dim, chunk_dim, config.policy_hidden, generator, times).to(device)
-        self.V = ValueEnsemble(observation_dim, chunk_dim, config.value_hidden, config.K, generator).to(
-            device
-        )
+        eyes = [PictureEncoder(config, pictures, generator) if pictures else None for _ in range(2)]
+        dim = observation_dim + (eyes[0].features if eyes[0] is not None else 0)
+        self.v = VectorField(dim, chunk_dim, config.policy_hidden, generator, times)
+        self.V = ValueEnsemble(dim, chunk_dim, config.value_hidden, config.K, generator)
+        for network, encoder in zip((self.v, self.V), eyes, strict=True):
+            network.encoder = encoder
+            network.to(device)
         self.v_ema = copy.deepcopy(self.v).requires_grad_(False)
         self.V_target = copy.deepcopy(self.V).requires_grad_(False)
         self.optimizer = make_optimizer(self.parameters(), config)
@@ -176,6 +110,8 @@ class RQL:
 
         Adam is elementwise, so run i is updated as agent i would be, up to the order of float32 sums.
         """
+        if agents[0].v.encoder is not None:
+            raise ValueError("runs that see pictures are trained one by one: encoders have no run dimension")
         together = copy.copy(agents[0])
         together.runs = len(agents)
         for name in NETWORKS:
@@ -191,6 +127,11 @@ class RQL:
             setattr(single, name, unstack(getattr(self, name), run))
         single.optimizer = make_optimizer(single.parameters(), single.config)
         return single
+
+    def set_moments(self, moments: Mapping[str, tuple[Tensor, Tensor]]) -> None:
+        """Scale each backbone's features by their mean and spread, by camera, in all four networks."""
+        for name in NETWORKS:
+            getattr(self, name).encoder.set_moments(moments)
 
     def parameters(self) -> list[Tensor]:
         """The trained parameters: v's, then V's."""
@@ -212,76 +153,90 @@ class RQL:
         discounts = c.gamma ** torch.arange(c.h, dtype=past.dtype, device=past.device)
         rewards = batch.rewards[: c.h] * (1 - past[: c.h])
         chunk_reward = (rewards * discounts.view(-1, *(1,) * (rewards.dim() - 1))).sum(0)
-        start = torch.zeros_like(noise.next_noise[..., :1])
-        next_values = self.V_target(batch.observations[-1], noise.next_noise, start)
+        s = _see(self.V_target, batch, -1)
+        next_values = self.V_target(s, noise.next_noise, torch.zeros_like(noise.next_noise[..., :1]))
         next_value = next_values.mean(-2) - c.rho * next_values.std(-2, unbiased=False)
         target: Tensor = chunk_reward + c.gamma**c.h * batch.masks[c.h - 1] * next_value
         return target
 
     @torch.no_grad()
     def stepwise_target(
-        self, s: Tensor, a: Tensor, target: Tensor, noise: Noise
+        self, s: Tensor, s_ahead: Tensor, a: Tensor, target: Tensor, noise: Noise
     ) -> tuple[Tensor, Tensor, Tensor]:
         """The ablation without reversal: partial actions, their flow times and their targets.
 
         The partial actions `[..., B, hA]` lie on the straight path from noise to `a`; the reversal depths
-        choose their flow times `[..., B, 1]` among the F+1 grid times. The target `[..., B]` of a complete
-        action is `target`; that of a partial action is V' one refinement step later, without reward or
-        discount (docs/algorithm.md).
+        choose their flow times `[..., B, 1]` among the F+1 grid times. v sees `s`, V' sees `s_ahead`. The
+        target `[..., B]` of a complete action is `target`; that of a partial action is V' one refinement step
+        later, without reward or discount (docs/algorithm.md).
         """
         flow_steps = self.config.F
         k = torch.clamp((noise.reversal_depth * (flow_steps + 1)).floor(), max=flow_steps)[..., None]
         f = 1.0 - k / flow_steps
         x = (1 - f) * noise.bc_noise + f * a
         ahead = self.V_target(
-            s, x + self.v(s, x, f) / flow_steps, torch.clamp(f + 1.0 / flow_steps, max=1.0)
+            s_ahead, x + self.v(s, x, f) / flow_steps, torch.clamp(f + 1.0 / flow_steps, max=1.0)
         ).mean(-2)
         return x, f, torch.where(k[..., 0] == 0, target, ahead)
 
     def losses(self, batch: Batch, noise: Noise) -> Losses:
         """The total loss and its parts at the current parameters (docs/algorithm.md, Losses)."""
-        value, figures = self.value_loss(batch, noise)
-        policy, more = self.policy_loss(batch, noise)
+        seen = self.see(batch)
+        value, figures = self.value_loss(batch, noise, seen)
+        policy, more = self.policy_loss(batch, noise, seen)
         return Losses(total=policy + value, value=value, **figures, **more)
 
-    def value_loss(self, batch: Batch, noise: Noise) -> tuple[Tensor, dict[str, Tensor]]:
+    def see(self, batch: Batch) -> Seen:
+        """Encode the batch's first observations for v and for V, with gradients."""
+        return Seen(_see(self.v, batch, 0), _see(self.V, batch, 0))
+
+    def value_loss(
+        self, batch: Batch, noise: Noise, seen: Seen | None = None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         """Expectile regression loss of V, `[...]`, and statistics. Only V gets a gradient."""
+        seen = seen or self.see(batch)
         target = self.value_target(batch, noise)
         if self.config.reversal:
-            x, f = self.partial_actions(batch, noise)
+            x, f = self.partial_actions(batch, noise, seen)
         else:
-            s, a = _start(batch, self.config.h)
-            x, f, target = self.stepwise_target(s, a, target, noise)
-        return self.value_regression(batch, x, f, target)
+            with torch.no_grad():
+                ahead = _see(self.V_target, batch, 0)
+            x, f, target = self.stepwise_target(seen.by_v, ahead, _chunk(batch, self.config.h), target, noise)
+        return self.value_regression(batch, x, f, target, seen)
 
     @torch.no_grad()
-    def partial_actions(self, batch: Batch, noise: Noise) -> tuple[Tensor, Tensor]:
+    def partial_actions(self, batch: Batch, noise: Noise, seen: Seen | None = None) -> tuple[Tensor, Tensor]:
         """The batch's virtual partial actions `[..., B, hA]` and their flow times `[..., B, 1]`."""
-        s, a = _start(batch, self.config.h)
-        return reverse(self.v, s, a, noise.reversal_depth[..., None], self.config.F)
+        s = _see(self.v, batch, 0) if seen is None else seen.by_v
+        depth = noise.reversal_depth[..., None]
+        return reverse(self.v, s, _chunk(batch, self.config.h), depth, self.config.F)
 
     def value_regression(
-        self, batch: Batch, x: Tensor, f: Tensor, target: Tensor
+        self, batch: Batch, x: Tensor, f: Tensor, target: Tensor, seen: Seen | None = None
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Loss of V at partial actions x with flow times f; each window has one target, `[..., B]`."""
         c = self.config
         _, valid = window_masks(batch, c.complete_rows)
-        values = self.V(batch.observations[0], x, f)
+        s = _see(self.V, batch, 0) if seen is None else seen.by_V
+        values = self.V(s, x, f)
         error = target.unsqueeze(-2) - values
         weight = torch.where(error >= 0, c.kappa, 1.0 - c.kappa)
         loss = (valid.unsqueeze(-2) * weight * error.square()).mean((-2, -1))
-        seen = values.detach().flatten(-2)
+        flat = values.detach().flatten(-2)
         return loss, {
-            "v_mean": seen.mean(-1),
-            "v_min": seen.amin(-1),
-            "v_max": seen.amax(-1),
+            "v_mean": flat.mean(-1),
+            "v_min": flat.amin(-1),
+            "v_max": flat.amax(-1),
             "target_mean": target.mean(-1),
         }
 
-    def policy_loss(self, batch: Batch, noise: Noise) -> tuple[Tensor, dict[str, Tensor]]:
+    def policy_loss(
+        self, batch: Batch, noise: Noise, seen: Seen | None = None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         """alpha times cloning loss plus the value term, `[...]`, and statistics. Only v gets a gradient."""
         c = self.config
-        s, a = _start(batch, c.h)
+        s, s_value = seen or self.see(batch)
+        a = _chunk(batch, c.h)
         past, valid = window_masks(batch, c.complete_rows)
 
         # Behaviour cloning: flow matching on the straight path from noise to the dataset chunk.
@@ -292,12 +247,15 @@ class RQL:
         residual = (u - (a - noise.bc_noise)).square().unflatten(-1, (c.h, -1))
         if c.prefix:
             residual = residual * prefix.loss_weight(noise.bc_time)
-        bc = (residual * (1 - past[: c.h]).movedim(0, -1)[..., None]).mean((-3, -2, -1))
+        weight = cloning_weight(batch, past)
+        bc = (residual * weight.movedim(0, -1)[..., None]).mean((-3, -2, -1))
 
         # Value term: V one refinement step after the interpolant; the gradient reaches v only through u.
         step = torch.clamp(1 - t, max=1.0 / c.F)
         if c.policy_value_weight:
-            ahead = self.V(s, x_t + u * step, torch.clamp(t + 1.0 / c.F, max=1.0), frozen=True).mean(-2)
+            # The value's encoder is frozen here too.
+            f = torch.clamp(t + 1.0 / c.F, max=1.0)
+            ahead = self.V(s_value.detach(), x_t + u * step, f, frozen=True).mean(-2)
         else:
             ahead = torch.zeros_like(valid)
         policy_value = -(valid * ahead).mean(-1)

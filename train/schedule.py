@@ -1,19 +1,21 @@
-"""When a training run logs, saves, evaluates and stops; which checkpoints it keeps, and whether they fit the
-disk.
+"""When a training run logs, saves, evaluates and stops; which checkpoints it keeps, whether they fit the
+disk, and whether its figures are numbers.
 """
 
 from __future__ import annotations
 
 import contextlib
+import math
 import shutil
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import FrameType
 
 from rql_deploy.errors import UserError
 from rql_deploy.stopping import stop_handler
 
+from .checkpoints.run_folder import read_pointer
 from .config import TrainConfig
 
 
@@ -63,6 +65,19 @@ def require_disk_space(run: Path, config: TrainConfig, step: int, checkpoint_byt
             f"kept for good), and {folder} has {_size(free)} free: make room{fewer}, or pass another "
             "--output"
         )
+
+
+def require_finite(figures: Mapping[str, float], step: int, run: Path) -> None:
+    """Raise UserError, naming the last checkpoint, unless all figures of update `step` are finite."""
+    for name, value in figures.items():
+        if not math.isfinite(value):
+            kept = read_pointer(run, "latest")
+            before = f"its last checkpoint {kept} is from before that" if kept else "it had no checkpoint yet"
+            source = f"--init-from {kept} " if kept else ""
+            raise UserError(
+                f"{name} became {value} at update {step}: the run stops, {before}; look at the data "
+                f"set's ranges, or train with {source}--set rql.learning_rate=1e-4"
+            )
 
 
 def _size(number: int) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -13,19 +12,22 @@ import torch
 from rql_deploy.errors import UserError
 from rql_deploy.progress import NoProgress, Progress, Stage
 from rql_deploy.structs import to_plain
+from rql_deploy.train.data.feature_cache import FeatureCache
+from rql_deploy.train.data.random_crop import RandomCrop
 from rql_deploy.train.data.sampler import WindowSampler
-from rql_deploy.train.data.shards import ShardedStore, with_plant
+from rql_deploy.train.data.shards import ShardedStore, with_frame_stack, with_plant
 from rql_deploy.train.data.store import TransitionStore
 from rql_deploy.train.engines.choice import EngineChoice, choose_engine, engine_warnings, require_engine
 from rql_deploy.train.engines.data_parallel import DataParallel
 from rql_deploy.train.engines.engine import Engine, make_engine
 from rql_deploy.train.logging.diagnostics import Diagnostics
 from rql_deploy.train.logging.evaluations import RunEvaluations
-from rql_deploy.train.logging.loggers import RunLog
+from rql_deploy.train.logging.loggers import RunLog, shown
 from rql_deploy.train.logging.periodic_evaluation import Evaluator
 from rql_deploy.train.logging.run_page import write_run_page
 from rql_deploy.train.logging.summary import dataset_statistics, package_versions, reference_rows
 
+from .batch import Batch, Noise, draw_noise
 from .checkpoints.checkpoint import (
     Checkpoint,
     checkpoint_bytes,
@@ -38,8 +40,10 @@ from .checkpoints.checkpoint import (
 from .checkpoints.initial_networks import continued_plant, rescale_actions
 from .checkpoints.run_folder import prune_checkpoints, read_pointer, step_of
 from .config import TrainConfig, config_to_plain
-from .rql import RQL, Batch, Noise, draw_noise
-from .schedule import is_due, require_disk_space, saves_at, stop_requests, updates_until_due
+from .frozen import Backbones, require_same_backbones
+from .rql import RQL
+from .schedule import is_due, require_disk_space, require_finite, saves_at, stop_requests, updates_until_due
+from .vision import picture_shapes
 
 
 @dataclass(frozen=True)
@@ -79,12 +83,14 @@ class Trainer:
         initial: Checkpoint | None = None,
         evaluator: Evaluator | None = None,
         parallel: DataParallel | None = None,
+        features: FeatureCache | None = None,
         progress: Progress | None = None,
     ):
-        self.config, self.store, self.run, self.label = config, store, run, label
+        self.config, self.run, self.label, self.features = config, run, label, features
+        self.backbones: Backbones = features.frozen if features is not None else {}
         self.progress: Progress = progress or NoProgress()
-        sample = store.sample  # a reference, so that the first shard of a sharded set is read once
-        self.parallel = parallel
+        self.store = store = with_frame_stack(store, config.frame_stack)
+        sample, self.parallel = store.sample, parallel  # kept, so that the first shard is read once
         self.evaluations = RunEvaluations(run, evaluator, config.evaluate_every, label, self.progress)
         if parallel is not None:
             parallel.rows(config.batch_size)
@@ -98,6 +104,7 @@ class Trainer:
             self._resume(load_checkpoint(run))
         elif initial is not None:
             require_same_networks(initial, store, config)
+            require_same_backbones(f"checkpoint {initial.path}", initial.backbones, self.backbones)
             self.store = with_plant(store, continued_plant(initial.plant, store))
             self.choice = self._choose()
             self._build(initial)
@@ -114,12 +121,14 @@ class Trainer:
 
     def _choose(self) -> EngineChoice:
         plant, workers = self.store.plant, self.parallel.workers if self.parallel is not None else 1
-        choice = choose_engine(self.config, plant.observation_dim, plant.action_dim, workers=workers)
-        self.warnings += engine_warnings(self.config, choice, plant.observation_dim, plant.action_dim)
+        sizes = plant.observation_dim, plant.action_dim, picture_shapes(plant, self.backbones)
+        choice = choose_engine(self.config, *sizes, workers=workers)
+        self.warnings += engine_warnings(self.config, choice, *sizes)
         return choice
 
     def _resume(self, checkpoint: Checkpoint) -> None:
         require_same_run(checkpoint, self.store, self.config)
+        require_same_backbones(f"run {self.run}", checkpoint.backbones, self.backbones)
         self.store = with_plant(self.store, checkpoint.plant)
         self.choice = EngineChoice(**checkpoint.engine)
         require_engine(self.choice, self.run)
@@ -150,9 +159,16 @@ class Trainer:
             generator=self.generator,
             device=device,
             inner_observations=False,
+            new_share=config.new_share,
+            interventions=config.interventions,
+            crop=RandomCrop(config.rql.crop_probability, config.rql.crop_padding),
+            features=self.features,
         )
         if source is None:
-            self.agent = RQL(config.rql, plant.observation_dim, plant.action_dim, initial, device)
+            sizes = (plant.observation_dim, plant.action_dim)
+            self.agent = RQL(config.rql, *sizes, initial, device, picture_shapes(plant, self.backbones))
+            if self.features is not None:
+                self.agent.set_moments(self.features.moments(self.store.sample))
         else:
             self.agent = source.restore_networks(device)
             for group in self.agent.optimizer.param_groups:
@@ -162,8 +178,7 @@ class Trainer:
             "mean": mean,
             "std": std,
         }
-        probe = (self.reference["observations"] - mean) / std
-        self.diagnostics = Diagnostics(probe.to(device), self.reference["chunks"].to(device))
+        self.diagnostics = Diagnostics.of(self.reference, device)
 
     def _draw(self) -> tuple[Batch, Noise]:
         config = self.config
@@ -172,14 +187,9 @@ class Trainer:
         else:
             part = self.parallel.rows(config.batch_size)
             batch = self.sampler.draw(config.batch_size, (part.start, part.stop))
-        noise = draw_noise(
-            config.batch_size,
-            config.rql.h * self.store.plant.action_dim,
-            config.rql.F,
-            self.generator,
-            self.sampler.device,
-            prefix_of=config.rql.h * config.rql.prefix,
-        )
+        rql, device = config.rql, self.sampler.device
+        sizes = config.batch_size, rql.h * self.store.plant.action_dim, rql.F
+        noise = draw_noise(*sizes, self.generator, device, prefix_of=rql.h * rql.prefix)
         return batch, Noise(*(draw[part] for draw in noise))
 
     def train(self) -> TrainResult:
@@ -217,11 +227,10 @@ class Trainer:
                 self.evaluations.submit_missing()
                 stopping = False
                 while self.step < config.updates and not stopping:
-                    self._next_shard(engine)
+                    self._next_data(engine)
                     if self.parallel is not None:
                         self.parallel.stop_wanted = bool(stop)
-                    shard = self.store.shard_updates if isinstance(self.store, ShardedStore) else 0
-                    count = updates_until_due(config, self.step, engine.block, shard)
+                    count = updates_until_due(config, self.step, engine.block, self._data_period())
                     engine.run(count)
                     self.step += count
                     # All workers compute figures together, so this may depend only on what all of them know.
@@ -239,9 +248,9 @@ class Trainer:
                         if is_due(self.step, config.evaluate_every):
                             self.evaluations.submit(self.step, saved)
                     if progress is not None:
-                        progress.update(self.step, **_shown(figures))
+                        progress.update(self.step, **shown(figures))
                 if progress is not None:
-                    progress.finish(self.step, **_shown(figures))
+                    progress.finish(self.step, **shown(figures))
                     rate = progress.mean_rate(self.step)
                 # Inside stop_requests, so that a second Ctrl-C does not interrupt the last checkpoint.
                 if leader and (saved is None or step_of(saved) != self.step):
@@ -271,7 +280,11 @@ class Trainer:
                 f"note: the run is complete and saved, but its README.md is not written ({error.strerror})"
             )
 
-    def _next_shard(self, engine: Engine) -> None:
+    def _data_period(self) -> int:
+        """After how many updates there may be other data; 0 for never."""
+        return self.store.shard_updates if isinstance(self.store, ShardedStore) else 0
+
+    def _next_data(self, engine: Engine) -> None:
         """Switch to the shard of the next update; if it is damaged, save a checkpoint and raise UserError."""
         try:
             if self.sampler.advance(self.step):
@@ -298,6 +311,7 @@ class Trainer:
             "statistics": self.statistics,
             "versions": package_versions(),
             "engine": asdict(self.choice),
+            "backbones": to_plain(self.backbones),
             "initialised_from": self.initialised_from,
         }
         saved = save_checkpoint(
@@ -307,9 +321,14 @@ class Trainer:
             header=header,
             reference=self.reference,
             random_state=self.generator.get_state(),
+            online=self._online_state(),
         )
         self._prune()
         return saved
+
+    def _online_state(self) -> Mapping[str, torch.Tensor]:
+        """What a run that plays episodes keeps of them in a checkpoint; nothing here."""
+        return {}
 
     def _prune(self) -> None:
         waiting = self.evaluations.waiting
@@ -323,24 +342,5 @@ class Trainer:
         tensors = tensors | self.diagnostics.figures(self.agent)
         values: list[float] = torch.stack(list(tensors.values())).tolist()
         figures = dict(zip(tensors, values, strict=True))
-        for name, value in figures.items():
-            if not math.isfinite(value):
-                kept = read_pointer(self.run, "latest")
-                before = (
-                    f"its last checkpoint {kept} is from before that" if kept else "it had no checkpoint yet"
-                )
-                source = f"--init-from {kept} " if kept else ""
-                raise UserError(
-                    f"{name} became {value} at update {self.step}: the run stops, {before}; look at the data "
-                    f"set's ranges, or train with {source}--set rql.learning_rate=1e-4"
-                )
+        require_finite(figures, self.step, self.run)
         return figures
-
-
-def _shown(figures: Mapping[str, float]) -> dict[str, float]:
-    """The figures for which the progress line has room."""
-    return {
-        name: figures[name]
-        for name in ("total", "policy_value", "bc", "value", "v_mean", "target_mean")
-        if name in figures
-    }

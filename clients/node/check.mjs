@@ -4,7 +4,7 @@ import { DeadlineMissed, RemotePolicy, ServerError } from "./client.mjs";
 
 const policy = await RemotePolicy.connect(process.argv[2]);
 const observation = Object.fromEntries(
-  policy.contract.plant.fields.map((f) => {
+  policy.inputs.map((f) => {
     const length = f.shape.reduce((a, b) => a * b, 1);
     if (f.dtype === "uint8") return [f.name, Uint8Array.from({ length }, (_, i) => 255 - i)];
     return [f.name, Float32Array.from({ length }, (_, i) => i / 8)];

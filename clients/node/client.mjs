@@ -91,11 +91,18 @@ export class RemotePolicy {
     this.#socket.close();
   }
 
+  // What an observation has: the contract's fields, then each camera's stacked frames as bytes, rows of pixels, of each pixel the colours
+  // of the oldest frame first.
+  get inputs() {
+    const { fields, images = [], frame_stack: frames = 1 } = this.contract.plant;
+    return [...fields, ...images.map(({ name, height, width }) => ({ name, dtype: "uint8", shape: [height, width, 3 * frames] }))];
+  }
+
   // The block of observations: their float32 fields, then the uint8 ones, each in the contract's order, a
   // field's values of all observations together.
   #pack(observations) {
     const isFloat = (field) => field.dtype === "float32";
-    const { fields } = this.contract.plant;
+    const fields = this.inputs;
     const ordered = [...fields.filter(isFloat), ...fields.filter((field) => !isFloat(field))];
     return ordered.flatMap((field) => observations.map((observation) => bytesOf(field, observation)));
   }

@@ -24,7 +24,16 @@ from rql_deploy.structs import Record, convert
 
 from .latency import Cost
 from .manifest import CASES, CERTIFICATE, FLOAT32_FILES, GRAPHS
-from .rollout import Sessions, rows_are_independent, run_graphs, run_policy
+from .rollout import (
+    Inputs,
+    Sessions,
+    count_rows,
+    observed,
+    pick,
+    rows_are_independent,
+    run_graphs,
+    run_policy,
+)
 from .sessions import open_session
 from .value_ranking import Ranking, rank
 from .variants import VariantCheck, check_variant, summary
@@ -137,6 +146,12 @@ def load_cases(folder: Path) -> dict[str, NDArray[Any]]:
         ) from error
 
 
+def case_inputs(cases: Arrays, contract: Contract, case: str) -> Inputs:
+    """The observations of `dataset` or `extreme`, as encode.onnx takes them."""
+    images = {image.name: cases[f"{case}/images/{image.name}"] for image in contract.plant.images}
+    return observed(contract, cases[f"{case}/observations"], images)
+
+
 def check(
     folder: Path, contract: Contract, cases: Arrays, variants: Mapping[str, Mapping[str, str]] = FLOAT32_FILES
 ) -> Certificate:
@@ -161,7 +176,7 @@ def _check(
     checks: list[Check] = []
     same_bytes = True
     for case in CASE_SETS:
-        observations, noise = cases[f"{case}/observations"], cases[f"{case}/noise"]
+        observations, noise = case_inputs(cases, contract, case), cases[f"{case}/noise"]
         ours = run_graphs(sessions, contract, observations, noise)
         for name, output in ours.items():
             scale, unit = _scale(name, case, cases, contract.F), _unit(name, contract)
@@ -170,11 +185,11 @@ def _check(
                 for r in ("float32", "float64")
             ]
         same_bytes &= ours["policy"].tobytes() == ours[f"refine/{contract.F - 1}/preview"].tobytes()
-    observations, extremes = cases["dataset/observations"], cases["extreme/observations"]
+    observations, extremes = (case_inputs(cases, contract, case) for case in CASE_SETS)
     independent = rows_are_independent(
         sessions, contract, observations, cases["dataset/noise"], extremes
     ) and rows_are_independent(
-        sessions, contract, extremes, cases["extreme/noise"], observations[: len(extremes)]
+        sessions, contract, extremes, cases["extreme/noise"], pick(observations, slice(count_rows(extremes)))
     )
     return Certificate(
         tolerance=TOLERANCE,
@@ -195,15 +210,14 @@ def _rankings(opened: Mapping[str, Sessions], contract: Contract, cases: Arrays)
     """Bundles of format 1 have no reference values."""
     if "ranking/value" not in cases:
         return ()
-    return tuple(
-        rank(v, s, contract, cases["dataset/observations"], cases["ranking/value"]) for v, s in opened.items()
-    )
+    observations = case_inputs(cases, contract, "dataset")
+    return tuple(rank(v, s, contract, observations, cases["ranking/value"]) for v, s in opened.items())
 
 
 def _flow_change(sessions: Sessions, contract: Contract, cases: Arrays) -> FlowChange | None:
     if "trained/policy" not in cases:
         return None
-    ours = run_policy(sessions, contract, cases["dataset/observations"], cases["dataset/noise"])
+    ours = run_policy(sessions, case_inputs(cases, contract, "dataset"), cases["dataset/noise"])
     half_range = (contract.plant.action_high - contract.plant.action_low) / 2
     return FlowChange(
         int(cases["trained/flow_steps"]),

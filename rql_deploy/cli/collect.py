@@ -17,6 +17,7 @@ from rql_deploy.cli.options import (
     ray_option,
     rebuild_command,
     show_next,
+    simulated_camera_option,
     workers_option,
 )
 from rql_deploy.errors import UserError
@@ -51,6 +52,7 @@ FIXED_BY_OGBENCH = ("noise", "robot", "controller", "control_rate")
 @ray_option
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 @noise_option
+@simulated_camera_option
 @environment_options
 def command(
     task: str,
@@ -61,6 +63,7 @@ def command(
     ray_address: str | None,
     as_json: bool,
     noise: str,
+    cameras: tuple[str, ...],
     **settings: Any,
 ) -> None:
     """Record demonstrations of TASK by its scripted demonstrator as a Minari data set.
@@ -75,7 +78,9 @@ def command(
     cube-quadruple 5000).
     """
     if task.startswith("ogbench:"):
-        _collect_ogbench(task, episodes, output, seed, workers, ray_address, as_json, settings["horizon"])
+        _collect_ogbench(
+            task, episodes, output, seed, workers, ray_address, as_json, settings["horizon"], cameras
+        )
         return
     from rql_deploy.workflows.collect import CollectInterrupted, collect
 
@@ -87,6 +92,7 @@ def command(
             seed=seed,
             noise=parse_noise(noise),
             settings=settings,
+            cameras=cameras,
             workers=workers,
             ray_address=ray_address,
             progress=TerminalProgress(),
@@ -123,6 +129,7 @@ def _collect_ogbench(
     ray_address: str | None,
     as_json: bool,
     horizon: int | None,
+    cameras: tuple[str, ...],
 ) -> None:
     from rql_deploy.workflows.collect_ogbench import PlayInterrupted, collect_ogbench
 
@@ -137,6 +144,7 @@ def _collect_ogbench(
             episodes=episodes,
             seed=seed,
             horizon=horizon,
+            cameras=cameras,
             workers=workers,
             ray_address=ray_address,
             progress=TerminalProgress(),

@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING
 
 import click
 
+from rql_deploy.errors import UserError
 from rql_deploy.progress import TerminalProgress, format_duration
 from rql_deploy.workflows.demo import DEFAULT_HORIZON, run_demo
 from rql_deploy.workflows.demo_commands import run_command, served
-from rql_deploy.workflows.demo_result import BEST, ROWS, TASK, DemoResult
+from rql_deploy.workflows.demo_result import BEST, NUMBERS, PICTURES, ROWS, TASK, DemoResult
 
 from .options import show_next
 
@@ -38,17 +39,25 @@ if TYPE_CHECKING:
     type=click.IntRange(0),
     help="Base seed of collection, training and evaluation.",
 )
-def command(quick: bool, output: Path, seed: int) -> None:
+@click.option(
+    "--camera",
+    is_flag=True,
+    help="The policies look through two cameras, and are not told where the cube is.",
+)
+def command(quick: bool, output: Path, seed: int, camera: bool) -> None:
     """Collect, train, export, serve and run on robosuite Lift, and show how well it did (some minutes).
 
     The demonstrations are of mixed quality. Two policies are trained on them, behaviour cloning and RQL, and
     each is evaluated as it is and choosing among candidates by its value, on the same fresh seeds, over the
     socket. The result is a table, and a page with charts and films.
     """
+    if quick and camera:
+        raise UserError("--quick serves a bundle that was trained on numbers: leave it or --camera out")
     if quick:
         run_quick()
         return
-    show(run_demo(output, seed, on_stage=heading, progress=TerminalProgress()))
+    plan = PICTURES if camera else NUMBERS
+    show(run_demo(output, seed, plan, on_stage=heading, progress=TerminalProgress()))
 
 
 def run_quick() -> None:

@@ -11,6 +11,7 @@ import click
 from rql_deploy.assumptions import describe_assumed, motion_remark
 from rql_deploy.structs import to_plain
 
+from .frames import camera_rows, certificate_frames, half_blocks
 from .options import echo_json
 
 if TYPE_CHECKING:
@@ -32,8 +33,11 @@ if TYPE_CHECKING:
     type=click.Path(path_type=Path),
     help="Check that this limits.toml only tightens the contract.",
 )
+@click.option("--frames", is_flag=True, help="Show a frame of each camera, in a terminal with colours.")
 @click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
-def command(bundle: Path, verify: bool, latency: bool, limits_file: Path | None, as_json: bool) -> None:
+def command(
+    bundle: Path, verify: bool, latency: bool, limits_file: Path | None, frames: bool, as_json: bool
+) -> None:
     """Show what BUNDLE is; --verify checks its certificate on this machine (needs onnxruntime, not torch)."""
     from rql_deploy.workflows.inspect_bundle import inspect_bundle
 
@@ -48,7 +52,18 @@ def command(bundle: Path, verify: bool, latency: bool, limits_file: Path | None,
             click.echo("\nLatency on this machine, one thread, median")
             _show_costs(to_plain(list(report.latency)))
         _show_verification(report)
+        if frames:
+            _show_frames(report.bundle)
     report.require_verified()
+
+
+def _show_frames(bundle: Bundle) -> None:
+    for name, picture in certificate_frames(bundle):
+        click.echo(f"\n{name}, a frame of the data set")
+        for line in half_blocks(picture):
+            click.echo(line, color=True)
+    if not bundle.contract.plant.images:
+        click.echo("\nthis policy sees no camera")
 
 
 def _show_verification(report: BundleReport) -> None:
@@ -77,6 +92,10 @@ def _show(bundle: Bundle, stored: Mapping[str, Any], worst: float) -> None:
     )
     click.echo("\nObservation")
     echo_table(("field", "shape", "unit"), [(f.name, list(f.shape), f.unit) for f in plant.fields])
+    if plant.images:
+        click.echo("\nCameras (--frames shows a frame of each)")
+        head = ("camera", "pixels", "frames stacked", "colours", "camera's frame", "cropped to", "its name")
+        echo_table(head, camera_rows(bundle))
     click.echo("\nAction")
     echo_table(
         ("dimension", "low", "high", "unit of 1.0", "controller", "frame", "mode", "hold", "assumed"),
@@ -174,13 +193,16 @@ def _show_costs(costs: Sequence[Mapping[str, Any]]) -> None:
     """Milliseconds by graph and rows, and what a value-guided choice costs per candidate."""
     rows = sorted(costs[0]["policy"], key=int)
     most = rows[-1]
-    columns = [f"{graph}, {n} row{'s' * (n != '1')}" for graph in ("action", "step", "V") for n in rows]
+    graphs = {"policy": "action", "step": "step", "value": "V"}
+    if costs[0].get("encode"):
+        graphs = {"encode": "pictures", **graphs}
+    columns = [f"{graph}, {n} row{'s' * (n != '1')}" for graph in graphs.values() for n in rows]
     echo_table(
         ("ms", *columns, "per candidate", "per pruning step"),
         [
             (
                 c["variant"],
-                *(f"{c[graph][n]:.3f}" for graph in ("policy", "step", "value") for n in rows),
+                *(f"{c[graph][n]:.3f}" for graph in graphs for n in rows),
                 f"{(c['policy'][most] + c['value'][most]) / int(most):.3f}",
                 f"{c['value'][most]:.3f}",
             )

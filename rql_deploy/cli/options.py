@@ -79,8 +79,30 @@ def statement_options(function: F) -> F:
     return function
 
 
+camera_option = click.option(
+    "--camera",
+    "cameras",
+    multiple=True,
+    metavar="NAME[:HxW]",
+    help="Read this camera, its pictures made HEIGHTxWIDTH; NAME:HxW:bgr says that bytes are in the order "
+    "BGR. Repeatable.",
+)
+"""A camera of a data set."""
+
+
+simulated_camera_option = click.option(
+    "--camera",
+    "cameras",
+    multiple=True,
+    metavar="NAME[:HxW]",
+    help="Record this camera of the simulator at HEIGHTxWIDTH pixels (64x64 where nothing is said). "
+    "Repeatable.",
+)
+"""A camera of a simulated task."""
+
+
 def read_options(function: F) -> F:
-    """--map and --task-index: how a data set's files are read."""
+    """--map, --task-index and --camera: how a data set's files are read."""
     for option in reversed(
         (
             click.option(
@@ -99,16 +121,18 @@ def read_options(function: F) -> F:
                 type=click.IntRange(0),
                 help="Only episodes of this language task of a LeRobotDataset. Repeatable.",
             ),
+            camera_option,
         )
     ):
         function = option(function)
     return function
 
 
-def read_words(mapping: Sequence[str], tasks: Sequence[int]) -> list[str]:
+def read_words(mapping: Sequence[str], tasks: Sequence[int], cameras: Sequence[str]) -> list[str]:
     """The words of `read_options`, for the command to type next."""
     words = [word for entry in mapping for word in ("--map", entry)]
     words += [word for task in tasks for word in ("--task-index", str(task))]
+    words += [word for camera in cameras for word in ("--camera", camera)]
     return words
 
 

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from .options import FiniteRange
+
 if TYPE_CHECKING:
     from rql_deploy.workflows.serve import ServerReady
 
@@ -76,6 +78,12 @@ if TYPE_CHECKING:
     type=click.IntRange(1, 256),
     help="Server processes behind the one endpoint.",
 )
+@click.option(
+    "--watch",
+    type=FiniteRange(0.1, 3600),
+    metavar="SECONDS",
+    help="Look every so many seconds whether a bundle has changed, and exchange it as at SIGHUP.",
+)
 @click.option("--busy-poll", is_flag=True, help="Never sleep: lower latency, and one core always busy.")
 @click.option(
     "--ready-fd",
@@ -103,6 +111,7 @@ def command(
     max_buffered: int,
     provider: str,
     workers: int,
+    watch: float | None,
     busy_poll: bool,
     ready_fd: int | None,
     accept_assumed: bool,
@@ -142,6 +151,7 @@ def command(
         record=record,
         max_rate=max_rate,
         max_buffered=max_buffered,
+        watch=watch,
         busy_poll=busy_poll,
         accept_assumed=accept_assumed,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -59,6 +60,14 @@ if TYPE_CHECKING:
     type=click.Choice(["auto", "fp32", "tf32", "bf16"]),
     help="Precision of matrix products (--set precision=...).",
 )
+@click.option(
+    "--backbone",
+    "backbones",
+    multiple=True,
+    metavar="[CAMERA=]FILE",
+    help="See cameras through this frozen backbone, an ONNX file or efficientnet-lite0; else an encoder is "
+    "trained. Repeatable.",
+)
 @click.option("--resume", is_flag=True, help="Continue the run in --output from its latest checkpoint.")
 @click.option(
     "--init-from",
@@ -100,6 +109,7 @@ def command(
     preset: str | None,
     output: Path,
     overrides: tuple[str, ...],
+    backbones: tuple[str, ...],
     resume: bool,
     initial: Path | None,
     rate: float | None,
@@ -116,6 +126,7 @@ def command(
     evaluate_every: int | None,
     mapping: tuple[str, ...],
     tasks: tuple[int, ...],
+    cameras: tuple[str, ...],
     **settings: Any,
 ) -> None:
     """Train an RQL flow policy offline on one data set or several.
@@ -138,6 +149,8 @@ def command(
         "evaluate_every": evaluate_every,
     }
     extra = [f"{key}={value}" for key, value in given.items() if value is not None]
+    if backbones:
+        extra.append(f"backbone={json.dumps(backbones)}")
     evaluation = None
     if task is not None:
         evaluation = PeriodicEvaluation(task, evaluate_episodes, evaluate_workers, settings)
@@ -154,12 +167,13 @@ def command(
         evaluation=evaluation,
         mapping=mapping,
         tasks=tasks,
+        cameras=cameras,
         progress=TerminalProgress(),
     )
     if not is_leader():
         return
     if as_json:
-        _echo_result(result)
+        echo_result(result)
     elif not result.finished:
         click.echo(f"stopped at update {result.step:,}; nothing is lost: {result.checkpoint}")
         show_next(_resume_command())
@@ -185,7 +199,8 @@ def _resume_command() -> list[str]:
     return [*rebuild_command("resume", "initial", command=words), "--resume"]
 
 
-def _echo_result(result: TrainResult) -> None:
+def echo_result(result: TrainResult) -> None:
+    """A training run's result as JSON."""
     echo_json(
         {
             "checkpoint": str(result.checkpoint),

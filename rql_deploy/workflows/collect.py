@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rql_deploy.cameras import parse_cameras
 from rql_deploy.errors import UserError
 from rql_deploy.progress import NoProgress, Progress, Stage
 
+from .data_writing import check_output
 from .processes import DEFAULT_WORKERS, defer_interrupt, ray_pool
 
 if TYPE_CHECKING:
@@ -54,6 +56,7 @@ def collect(
     seed: int = 0,
     noise: tuple[float, float] = (0.0, 2.2),
     settings: Mapping[str, Any] | None = None,
+    cameras: Sequence[str] = (),
     workers: int = DEFAULT_WORKERS,
     ray_address: str | None = None,
     progress: Progress | None = None,
@@ -65,6 +68,7 @@ def collect(
         seed: base seed; episode i of a seed is always the same.
         noise: lowest and highest noise level of the demonstrator; each episode draws its own. 0 is clean.
         settings: `robot`, `controller`, `control_rate` and `horizon`, where not the task's own.
+        cameras: whose pictures are recorded, `NAME[:HEIGHTxWIDTH]`; the data set then is a store folder.
         ray_address: a Ray cluster to use instead of `workers` processes of this machine.
 
     Rewards are success - 1. An episode whose simulation becomes unstable is left out, and its seed is noted.
@@ -78,19 +82,19 @@ def collect(
     from rql_deploy.sim.plants.tasks import Task
 
     progress = progress or NoProgress()
-    work = Task(task, settings or {})
+    work = Task(task, {**(settings or {}), "cameras": tuple(map(str, parse_cameras(cameras)))})
     work.check()
+    if cameras:
+        check_output(str(output), "store")
     target = collection.writable_target(str(output))
     kept = collection.KeptEpisodes(folder_beside(target), episodes)
     with exclusive_folder(kept.folder, target):
-        given = {name: value for name, value in work.settings.items() if value is not None}
+        given = {name: value for name, value in work.settings.items() if value not in (None, ())}
         require_recipe(kept.folder, {"task": task, "settings": given, "noise": noise, "seed": seed})
         done = kept.indices()
         if len(done) < episodes:
             _record(work, kept, done, {"noise_range": noise, "seed": seed}, workers, ray_address, progress)
-        made = kept.load()
-        recorded = [e for e in made if not e.error]
-        unstable = tuple(e.seed for e in made if e.error)
+        recorded, unstable = _counted(kept)
         if not recorded:
             raise UserError(
                 f"all {len(unstable)} episodes became unstable: pass another --seed, or see what is wrong "
@@ -98,8 +102,12 @@ def collect(
             )
         provenance = {"noise": noise, "seed": seed, **({"unstable_seeds": unstable} if unstable else {})}
         with defer_interrupt("writing the data set", progress):
+            episodes_there = (e for e in kept.load() if not e.error)
             try:
-                folder = collection.write_minari(str(output), work, recorded, provenance)
+                if cameras:
+                    folder = write_pictures(target, work, episodes_there, provenance)
+                else:
+                    folder = collection.write_minari(str(output), work, list(episodes_there), provenance)
             except UserError as error:
                 raise UserError(
                     f"{error}; the episodes are kept in {kept.folder}, and the same command goes on"
@@ -108,8 +116,8 @@ def collect(
     return CollectResult(
         dataset=folder,
         episodes=len(recorded),
-        rows=sum(len(e.actions) for e in recorded),
-        success=success_rate(recorded),
+        rows=sum(e.rows for e in recorded),
+        success=sum(e.succeeded for e in recorded) / len(recorded),
         steps=sum(e.steps if e.succeeded else work.horizon for e in recorded) / len(recorded),
         resumed_from=len(done),
         unstable=unstable,
@@ -156,6 +164,55 @@ def _record(
     stage.finish(count, success=succeeded / max(1, count - len(done)))
 
 
-def success_rate(recorded: list[Episode]) -> float:
-    """Fraction of the recorded episodes that succeeded."""
-    return sum(e.succeeded for e in recorded) / len(recorded)
+@dataclass(frozen=True)
+class _Recorded:
+    """What is counted of an episode, whose pictures may be too many for the memory."""
+
+    rows: int
+    steps: int
+    succeeded: bool
+
+
+def _counted(kept: KeptEpisodes) -> tuple[list[_Recorded], tuple[int, ...]]:
+    """The episodes that became a part of the data, and the seeds of those that became unstable."""
+    recorded, unstable = [], []
+    for e in kept.load():
+        if e.error:
+            unstable.append(e.seed)
+        else:
+            recorded.append(_Recorded(len(e.actions), e.steps, e.succeeded))
+    return recorded, tuple(unstable)
+
+
+def write_pictures(
+    target: Path, task: Task, episodes: Iterable[Episode], provenance: Mapping[str, Any]
+) -> Path:
+    """Write the episodes with their pictures as a store folder; one episode is in memory at a time.
+
+    Minari would store the pictures as JPEG, which loses what a small one shows.
+    """
+    import msgspec
+    import numpy as np
+
+    from rql_deploy.sim.collection.collect import dataset_id
+    from rql_deploy.sim.plants.tasks import describe
+    from rql_deploy.train.data.folder import StoreWriter
+
+    env = task.make_env()
+    plant = describe(task.name, env)
+    plant = msgspec.structs.replace(plant, environment={**plant.environment, "collection": dict(provenance)})
+    env.close()
+    with StoreWriter(target, dataset_id(task.name), plant) as writer:
+        for episode in episodes:
+            rows = len(episode.actions)
+            seen = [episode.observations[field.name].reshape(rows + 1, -1) for field in plant.fields]
+            success = episode.success[1:].astype(np.float32)
+            writer.add_episode(
+                np.concatenate(seen, axis=1)[:-1],
+                episode.actions,
+                success - 1.0,
+                1.0 - success,
+                success=episode.succeeded,
+                images={image.name: episode.observations[image.name][:-1] for image in plant.images},
+            )
+    return target

@@ -5,12 +5,14 @@ from __future__ import annotations
 import contextlib
 import importlib.metadata
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rql_deploy.cameras import parse_cameras
 from rql_deploy.errors import UserError
-from rql_deploy.ogbench_names import plant_of, single_task
+from rql_deploy.ogbench_names import CAMERA, is_visual, plant_of, single_task
 from rql_deploy.progress import NoProgress, Progress, Stage
 
 from .processes import DEFAULT_WORKERS, defer_interrupt, ray_pool
@@ -52,6 +54,7 @@ def collect_ogbench(
     episodes: int = 120,
     seed: int = 0,
     horizon: int | None = None,
+    cameras: Sequence[str] = (),
     workers: int = DEFAULT_WORKERS,
     ray_address: str | None = None,
     progress: Progress | None = None,
@@ -62,6 +65,7 @@ def collect_ogbench(
         output: FILE.npz (with a tenth as many validation episodes in FILE-val.npz), else a Minari folder or
             id.
         horizon: rows per episode, where not OGBench's 1001.
+        cameras: whose pictures are kept too, `NAME[:HEIGHTxWIDTH]`; a task `visual-...` observes no more.
 
     The other arguments are those of `collect.collect`. Raises PlayInterrupted on Ctrl-C, UserError for a task
     or output that will not do.
@@ -69,6 +73,7 @@ def collect_ogbench(
     from rql_deploy.sim.collection import collect, ogbench_collect
     from rql_deploy.sim.demonstrators.ogbench_play import EPISODE_STEPS, find_recipe
     from rql_deploy.sim.plants.ogbench_rewards import OGBenchRewards
+    from rql_deploy.sim.rendering import require_rendering
 
     name, output = task.removeprefix("ogbench:"), str(output)
     steps = EPISODE_STEPS if horizon is None else horizon
@@ -77,13 +82,24 @@ def collect_ogbench(
     find_recipe(name)
     OGBenchRewards(single_task(name)).check()
     minari = not output.endswith(".npz")
+    cameras = tuple(map(str, parse_cameras(cameras))) or ((CAMERA,) if is_visual(name) else ())
+    if is_visual(name) and not (len(cameras) == 1 and cameras[0].partition(":")[0] == CAMERA):
+        raise UserError(
+            f"{task} observes one picture of the camera {CAMERA}: pass --camera {CAMERA}:HxW or none"
+        )
+    if cameras:
+        require_rendering()
+    if cameras and minari:
+        raise UserError(
+            "Minari would store pictures as JPEG, which loses what they show: pass --output FILE.npz"
+        )
     if Path(output).name == ".npz":
         raise UserError(f"{output} has no name before .npz: pass --output NAME.npz")
     target = collect.target_folder(output) if minari else Path(output)
     if ray_address is not None:
         # A worker's working directory may be another.
         target = target.absolute()
-    data = ogbench_collect.PlayData(name, target, episodes, seed, steps)
+    data = ogbench_collect.PlayData(name, target, episodes, seed, steps, cameras)
     with ogbench_collect.exclusive_collection(data):
         return _collect(data, output if minari else None, workers, ray_address, progress or NoProgress())
 

@@ -17,7 +17,7 @@ from rql_deploy.progress import NoProgress, Progress
 
 from .episodes import describe_score, play
 from .evaluate import PlayingOptions, checked_task, policies_of, require_absent
-from .policies import PolicySource
+from .policies import PolicySource, pictures_of, with_pictures
 from .processes import DEFAULT_WORKERS, ray_pool
 
 if TYPE_CHECKING:
@@ -129,9 +129,10 @@ def compare(
         )
     if output is not None:
         require_absent([episodes_file(output, key) for key in NAMES])
-    work = checked_task(task, settings)
+    checked_task(task, settings)
     how = PlayingOptions(candidates, prune, pessimism, replan_every, value)
     policies = policies_of(source, how, progress)
+    work = checked_task(task, with_pictures(settings, pictures_of(source)))
     if output is not None:
         output.parent.mkdir(parents=True, exist_ok=True)
     reference, *others = policies.values()

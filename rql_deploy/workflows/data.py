@@ -58,6 +58,8 @@ def inspect_data(
     page: Path | None = None,
     mapping: Sequence[str] = (),
     tasks: Sequence[int] = (),
+    cameras: Sequence[str] = (),
+    progress: Progress | None = None,
 ) -> DataReport:
     """Summarise a data set.
 
@@ -70,11 +72,12 @@ def inspect_data(
         page: HTML file to write the figures, with histograms, into; one that is there is replaced.
         mapping: `WHAT=KEY` words that name keys of the file, such as `action=actions`.
         tasks: only episodes of these language tasks of a LeRobotDataset.
+        cameras: cameras that are read, `NAME[:HEIGHTxWIDTH]`.
     """
     from rql_deploy.train.data.report import inspect_store
     from rql_deploy.train.data.store import TransitionStore
 
-    options = parse_read_options(mapping, tasks)
+    options = parse_read_options(mapping, tasks, cameras, progress)
     opened = open_data(data, relabel, may_lack_rewards=True, options=options)
     store = opened.sample
     if not len(store) or not store.episodes:
@@ -114,6 +117,7 @@ def convert(
     action_bounds: str = "",
     mapping: Sequence[str] = (),
     tasks: Sequence[int] = (),
+    cameras: Sequence[str] = (),
     progress: Progress | None = None,
 ) -> WrittenData:
     """Write a data set in another format.
@@ -126,12 +130,13 @@ def convert(
         action_bounds: a TOML file of `[actions.NAME]` with low and high, `dataset`, or `[LOW,HIGH]`.
         mapping: `WHAT=KEY` words that name keys of the file, such as `action=actions`.
         tasks: only episodes of these language tasks of a LeRobotDataset.
+        cameras: cameras that are read, `NAME[:HEIGHTxWIDTH]`.
     """
     from rql_deploy.train.data.shards import ShardedStore
     from rql_deploy.train.data.statements import Statements, outside_bounds
 
     form = form or format_of(output)
-    options = parse_read_options(mapping, tasks)
+    options = parse_read_options(mapping, tasks, cameras, progress)
     stated = Statements(rate, action_mode, action_bounds)
     opened = stated.of_all(stated.of_one(open_data(data, relabel, options=options)))
     if isinstance(opened, ShardedStore):

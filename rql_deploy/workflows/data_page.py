@@ -14,6 +14,7 @@ from rql_deploy.errors import UserError
 from rql_deploy.sim.evaluation.charts import Chart, histogram
 from rql_deploy.sim.evaluation.page import figure, page, write_page
 
+from .data_page_cameras import camera_parts
 from .data_page_tables import action_table, facts, field_table, tiles
 
 if TYPE_CHECKING:
@@ -69,6 +70,7 @@ def _parts(title: str, store: TransitionStore, figures: Mapping[str, Any]) -> It
     yield from _fields(store, rows)
     yield "</div>"
     yield from _more(len(store.plant.fields), "observation fields")
+    yield from camera_parts(store, figures)
     yield f"<h2>The rest</h2>{facts(figures)}"
 
 

@@ -59,7 +59,7 @@ def action_table(store: TransitionStore, figures: Mapping[str, Any], rows: NDArr
             ]
         )
     heads = "name,what,assumed,bounds,range within bounds,seen,covered,at bounds,repeated,rows outside"
-    return _table(heads.split(","), lines) + (
+    return table(heads.split(","), lines) + (
         "<p class='soft'>Range: thin from the least to the greatest action, thick from the 5 % to the 95 % "
         "quantile; the frame is the bounds. Covered: the share of the bounds that lies between them.</p>"
     )
@@ -78,7 +78,7 @@ def field_table(figures: Mapping[str, Any]) -> str:
         ]
         for field in figures["fields"]
     ]
-    return _table(
+    return table(
         ["name", "shape", "unit", "min", "max", "mean", "std", "rows with NaN", "constant numbers"], lines
     )
 
@@ -134,7 +134,7 @@ def _range_picture(action: Mapping[str, Any], low: float, high: float) -> str:
     )
 
 
-def _table(heads: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+def table(heads: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
     """A table that scrolls by itself; cells are HTML."""
     head = "".join(f"<th>{escape(name)}</th>" for name in heads)
     body = "".join(f"<tr>{''.join(f'<td>{cell}</td>' for cell in line)}</tr>" for line in lines)

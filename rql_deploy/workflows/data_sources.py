@@ -7,7 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rql_deploy.cameras import parse_cameras
 from rql_deploy.errors import UserError
+from rql_deploy.progress import NoProgress, Progress
 from rql_deploy.recording_files import is_recording
 
 from .recorded_data import read_recorded
@@ -39,8 +41,10 @@ def open_data(
     if is_recording(Path(name)):
         if relabel:
             raise _no_states(f"recording {name}", relabel)
-        if options is not None and (options.keys or options.tasks):
-            raise UserError(f"--map and --task-index are for files of other programs: {name} is a recording")
+        if options is not None and (options.keys or options.tasks or options.cameras):
+            raise UserError(
+                f"--map, --task-index and --camera are for files of other programs: {name} is a recording"
+            )
         return read_recorded(name).store
     rewards: Any = _ZeroRewards(Path(name).name.removesuffix(".npz")) if may_lack_rewards else None
     if relabel:
@@ -107,11 +111,19 @@ def require_unsharded(opened: TransitionStore | ShardedStore) -> TransitionStore
     return opened
 
 
-def parse_read_options(mapping: Sequence[str], tasks: Sequence[int]) -> ReadOptions:
-    """From the words of `--map` and `--task-index`; raises UserError for words that say nothing."""
+def parse_read_options(
+    mapping: Sequence[str],
+    tasks: Sequence[int],
+    cameras: Sequence[str] = (),
+    progress: Progress | None = None,
+) -> ReadOptions:
+    """From the words of `--map`, `--task-index` and `--camera`; raises UserError for words that say nothing.
+
+    `progress` follows the decoding of frames.
+    """
     from rql_deploy.train.data.readers.options import KeyMap, ReadOptions
 
-    return ReadOptions(KeyMap.parse(mapping), tuple(tasks))
+    return ReadOptions(KeyMap.parse(mapping), tuple(tasks), parse_cameras(cameras), progress or NoProgress())
 
 
 def language_tasks(name: str) -> list[dict[str, Any]]:

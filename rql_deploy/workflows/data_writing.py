@@ -96,6 +96,7 @@ def check_output(output: str, form: str) -> None:
 def write_data(store: TransitionStore, output: str, form: str) -> WrittenData:
     """Write a data set; raises UserError where the format or the output will not do."""
     check_output(output, form)
+    store, frames_lost = (store, []) if form == "store" else _without_frames(store, form)
     if form.startswith(("minari", "robomimic")):
         for name in (spec.name for spec in store.plant.fields):
             if "/" in name or name in (".", ".."):
@@ -113,9 +114,28 @@ def write_data(store: TransitionStore, output: str, form: str) -> WrittenData:
         from rql_deploy.train.data.writers import write
 
         folder, lost = Path(output), write(store, Path(output), form)
+    lost = [*lost, *frames_lost]
     if store.provenance and form != "store":
         lost = [*lost, "what the data was made from: only a store folder keeps it"]
     return WrittenData(folder, form, store.episodes, len(store), tuple(lost))
+
+
+def _without_frames(store: TransitionStore, form: str) -> tuple[TransitionStore, list[str]]:
+    """The data set without its pictures, and a sentence that names them; UserError where nothing is left."""
+    import msgspec
+
+    from rql_deploy.train.data.shards import with_plant
+
+    if not store.images:
+        return store, []
+    names = ", ".join(store.images)
+    if not store.plant.fields:
+        raise UserError(
+            f"data set {store.dataset_id} observes nothing but the pictures {names}, for which format {form} "
+            "has no place here: pass --to store"
+        )
+    bare = with_plant(store, msgspec.structs.replace(store.plant, images=()))
+    return bare, [f"the frames of {names}: only a store folder keeps them"]
 
 
 def write_split(

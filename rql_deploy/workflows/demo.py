@@ -17,17 +17,14 @@ from rql_deploy.progress import NoProgress, Progress, Stage
 
 from .demo_commands import beside, run_command, served
 from .demo_page import write_demo_page
-from .demo_result import BEST, ROWS, TASK, DemoResult, paired
-from .policies import check_episode, lockstep_policy, remote_policy
+from .demo_result import BEST, NUMBERS, ROWS, TASK, DemoPlan, DemoResult, paired
+from .policies import check_episode, lockstep_policy, remote_policy, with_pictures
 from .processes import DEFAULT_WORKERS
 
 if TYPE_CHECKING:
     from rql_deploy.sim.evaluation.episodes import EvaluatedPolicy, Evaluation, Score
 
 NOISE = (0.0, 2.2)
-COLLECT_EPISODES = 120
-UPDATES = 5000
-EVALUATION_EPISODES = 30
 MARKER = ".rql-deploy-demo"
 DEFAULT_HORIZON = 120
 SETTINGS = {"robot": "Panda", "controller": "OSC_POSE", "control_rate": 20, "horizon": DEFAULT_HORIZON}
@@ -37,23 +34,38 @@ OnStage = Callable[[str], None]
 
 
 def run_demo(
-    output: Path, seed: int = 0, *, on_stage: OnStage | None = None, progress: Progress | None = None
+    output: Path,
+    seed: int = 0,
+    plan: DemoPlan = NUMBERS,
+    *,
+    on_stage: OnStage | None = None,
+    progress: Progress | None = None,
 ) -> DemoResult:
     """Collect, train, export, serve and evaluate on robosuite Lift; writes `summary.json` and a page.
 
     Args:
         output: the folder for everything; an earlier demo there is replaced.
         seed: base seed of collection, training and evaluation.
+        plan: `demo_result.NUMBERS`, or `PICTURES` for policies that look through cameras.
         on_stage: called with a sentence when a stage begins.
 
     Raises UserError where the folder holds other files, or when a stage fails.
     """
     start = time.monotonic()
     progress, on_stage = progress or NoProgress(), on_stage or (lambda _: None)
+    if plan.cameras:
+        require_rendering_in_workers()
     prepare(output)
-    collect_and_train(output, seed, on_stage=on_stage, progress=progress)
-    scores = evaluate(output, seed, on_stage=on_stage, progress=progress)
-    return report(output, scores, seed, start)
+    collect_and_train(output, seed, plan=plan, on_stage=on_stage, progress=progress)
+    scores = evaluate(output, seed, plan.evaluation_episodes, on_stage=on_stage, progress=progress)
+    return report(output, scores, seed, start, plan)
+
+
+def require_rendering_in_workers() -> None:
+    """Raise RenderingError here, before minutes of work, where cameras cannot be rendered."""
+    from rql_deploy.sim.rendering import require_rendering
+
+    require_rendering()
 
 
 def prepare(output: Path) -> None:
@@ -69,17 +81,19 @@ def prepare(output: Path) -> None:
 def collect_and_train(
     output: Path,
     seed: int,
-    updates: int = UPDATES,
+    updates: int | None = None,
     *,
+    plan: DemoPlan = NUMBERS,
     on_stage: OnStage = lambda _: None,
     progress: Progress | None = None,
 ) -> None:
     """Data set, two training runs side by side on one core each, two bundles."""
-    progress = progress or NoProgress()
-    on_stage(f"1/4 collect {COLLECT_EPISODES} demonstrations of mixed quality")
+    progress, updates = progress or NoProgress(), updates or plan.updates
+    on_stage(f"1/4 collect {plan.episodes} demonstrations of mixed quality")
     run_command(
-        *("collect", TASK, "--episodes", str(COLLECT_EPISODES), "--output", str(output / "dataset")),
+        *("collect", TASK, "--episodes", str(plan.episodes), "--output", str(output / "dataset")),
         *("--noise", f"{NOISE[0]:g}:{NOISE[1]:g}", "--seed", str(seed), "--json"),
+        *(word for camera in plan.cameras for word in ("--camera", camera)),
         stdout=output / "collect.json",
     )
     found = json.loads((output / "collect.json").read_text())
@@ -89,7 +103,8 @@ def collect_and_train(
         f"2/4 train RQL and behaviour cloning, {updates:,} updates each, side by side "
         f"(cloning's progress is in {output / 'bc.log'})"
     )
-    train = ("train", "--dataset", str(output / "dataset"), "--preset", "robosuite-lift")
+    left_out = (word for name in plan.hidden for word in ("--map", f"observation.{name}="))
+    train = ("train", "--dataset", str(output / "dataset"), "--preset", plan.preset, *left_out)
     settings = ("--updates", str(updates), "--seed", str(seed), "--set", "threads=1", "--json")
     cloning = (*train, "--output", str(output / "bc"), *settings, "--set", "rql.policy_value_weight=0")
     with beside(*cloning, log=output / "bc.log"):
@@ -112,7 +127,7 @@ def collect_and_train(
 def evaluate(
     output: Path,
     seed: int,
-    episodes: int = EVALUATION_EPISODES,
+    episodes: int = NUMBERS.evaluation_episodes,
     workers: int = DEFAULT_WORKERS,
     *,
     films: bool = True,
@@ -123,6 +138,7 @@ def evaluate(
 
     A row already in `output` is not played again. `films` adds one film per row, in `output`/films.
     """
+    from rql_deploy.bundle.bundle import Bundle
     from rql_deploy.seeding import episode_seed
     from rql_deploy.sim.evaluation.episodes import Evaluation
     from rql_deploy.sim.plants.tasks import Task
@@ -133,10 +149,11 @@ def evaluate(
         "the same for every row"
     )
     seeds = [episode_seed(seed, index, "evaluate") for index in range(episodes)]
+    task = Task(TASK, with_pictures(SETTINGS, Bundle.open(output / "bundle").contract.plant.images))
     with (
         served(output / "bundle_bc") as cloning,
         served(output / "bundle") as rql,
-        Evaluation(Task(TASK, SETTINGS), workers) as evaluation,
+        Evaluation(task, workers) as evaluation,
     ):
         endpoints = {key: cloning if key.startswith("bc") else rql for key in ROWS}
         scores = {key: play_row(evaluation, key, seeds, endpoints[key], output, progress) for key in ROWS}
@@ -225,10 +242,12 @@ def film_rows(
         progress.note(f"the page will have no films: {error}")
 
 
-def report(output: Path, scores: dict[str, Score], seed: int, start: float) -> DemoResult:
+def report(
+    output: Path, scores: dict[str, Score], seed: int, start: float, plan: DemoPlan = NUMBERS
+) -> DemoResult:
     """Write `summary.json`, `details.json` and the page; `start` is `time.monotonic()` of the beginning."""
     differences = {key: paired(scores[BEST], scores[key]) for key in ROWS if key != BEST}
-    result = DemoResult(output, seed, scores, differences, time.monotonic() - start)
+    result = DemoResult(output, seed, scores, differences, time.monotonic() - start, plan)
     summary = {key: score.summary() for key, score in scores.items()}
     (output / "summary.json").write_text(json.dumps(summary, indent=1))
     details = {"seed": seed, "seconds": result.seconds, "paired_differences": differences}

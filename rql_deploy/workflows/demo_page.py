@@ -73,11 +73,13 @@ def write_demo_page(result: DemoResult) -> None:
 
 def _introduction(output: Path, episodes: int, updates: int, result: DemoResult) -> str:
     data = json.loads((output / "collect.json").read_text())
+    sight = f"{result.plan.sight} " if result.plan.sight else ""
     return (
         f"A scripted, noisy demonstrator was recorded for {data['episodes']} episodes, "
         f"{data['success']:.0%} of them successful. Behaviour cloning and RQL were trained on them for "
         f"{updates:,} updates each, exported to ONNX and served. Each policy is asked over a socket for one "
-        f"chunk, or for the best of {DEFAULT_CANDIDATES} by the value V. Base seed {result.seed}; it took "
+        f"chunk, or for the best of {DEFAULT_CANDIDATES} by the value V. {sight}"
+        f"Base seed {result.seed}; it took "
         f"{format_duration(result.seconds)}. {episodes} episodes show, they do not prove: "
         "benchmarks/RESULTS.md has the claim."
     )

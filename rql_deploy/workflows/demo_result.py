@@ -21,6 +21,44 @@ ROWS = {
 }
 BEST = "rql_guided"
 
+
+@dataclass(frozen=True)
+class DemoPlan:
+    """What a demo trains on, and for how long."""
+
+    preset: str
+    updates: int
+    episodes: int
+    """Demonstrations that are recorded."""
+    evaluation_episodes: int
+    """Episodes that each row of the table is played for."""
+    cameras: tuple[str, ...] = ()
+    """Whose pictures are recorded and looked at."""
+    hidden: tuple[str, ...] = ()
+    """Recorded fields that the policies do not see."""
+
+    @property
+    def sight(self) -> str:
+        """What the policies see, as a sentence for people; "" where it is all of the task's fields."""
+        if not self.cameras:
+            return ""
+        names = " and ".join(camera.partition(":")[0] for camera in self.cameras)
+        return f"They see the camera {names} and the arm's own state, and are not told where the cube is."
+
+
+NUMBERS = DemoPlan("robosuite-lift", 5000, 120, 30)
+"""The demo of `rql-deploy demo`: the policies are told where the cube is."""
+PICTURES = DemoPlan(
+    "robosuite-lift-camera",
+    1500,
+    80,
+    20,
+    ("agentview:48x48",),
+    ("cube_pos", "cube_quat", "gripper_to_cube_pos"),
+)
+"""The demo of `rql-deploy demo --camera`: small pictures, a small encoder trained from scratch. Rendering and
+encoding take the time that the other demo has for more episodes and updates."""
+
 Difference = tuple[float, float, float]
 """Mean, and the lower and upper end of its 95 % interval."""
 
@@ -36,6 +74,7 @@ class DemoResult:
     differences: dict[str, dict[str, Difference]]
     """By key of the other row: success and steps of `BEST` minus the other's, pair by pair."""
     seconds: float
+    plan: DemoPlan = NUMBERS
 
     @property
     def page(self) -> Path:

@@ -14,7 +14,7 @@ from rql_deploy.progress import NoProgress, Progress
 
 from .episodes import describe_choice, describe_score, describe_values, film, play
 from .evaluation_report import find_training_run, write_report
-from .policies import PolicySource, find_policies, run_annotated_episode
+from .policies import PolicySource, find_policies, pictures_of, run_annotated_episode, with_pictures
 from .processes import DEFAULT_WORKERS, ray_pool
 
 if TYPE_CHECKING:
@@ -122,6 +122,7 @@ def evaluate(
     if source is not None:
         how = PlayingOptions(candidates, prune, pessimism, replan_every, value)
         policy = next(iter(policies_of(source, how, progress).values()))
+        work = checked_task(task, with_pictures(settings, pictures_of(source)))
     run = outputs.training_run
     if outputs.report is not None:
         run = find_training_run(run, source.checkpoint if source else None)

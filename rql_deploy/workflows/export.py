@@ -77,6 +77,9 @@ def export(
     from rql_deploy.train.checkpoints.checkpoint import load_checkpoint
     from rql_deploy.train.data.statements import Statements
     from rql_deploy.train.export_modules import all_members, make_contract, make_modules
+    from rql_deploy.train.logging.summary import reference_images
+
+    from .backbone import run_backbones
 
     checkpoint, output = Path(checkpoint), Path(output)
     if output.exists():
@@ -94,16 +97,18 @@ def export(
         refiner,
         policy,
         valuer,
-        feature_dim=encoder.kernel.shape[1],
+        feature_dim=encoder.feature_dim,
         all_members=all_members(agent, contract),
         trained_policy=trained_policy,
         trained_steps=trained_steps,
+        backbones=run_backbones(loaded.path, loaded.backbones),
     )
     certificate = export_bundle(
         modules,
         contract,
         loaded.reference["observations"].numpy(),
         output,
+        images={name: rows.numpy() for name, rows in reference_images(loaded.reference).items()},
         statistics=loaded.statistics,
         precisions=tuple(p for p in dict.fromkeys(precisions) if p != "fp32"),  # type: ignore[misc]
         score=_scorer(contract.plant, episodes, progress or NoProgress()) if episodes else None,

@@ -31,6 +31,7 @@ def fix(
     clip_actions: bool = False,
     mapping: Sequence[str] = (),
     tasks: Sequence[int] = (),
+    cameras: Sequence[str] = (),
 ) -> WrittenData:
     """Correct a data set; the new one knows its source and what was changed.
 
@@ -43,7 +44,7 @@ def fix(
         rename: `OLD=NEW` for action dimensions and observation fields.
         rate, action_mode, action_bounds: as for `data.convert`; they mean the names after renaming.
         clip_actions: clip actions to their bounds.
-        mapping, tasks: as for `data.convert`.
+        mapping, tasks, cameras: as for `data.convert`.
 
     Where a store folder `output` holds the result already, it is left as it is. Raises UserError for a
     correction that cannot be made.
@@ -61,7 +62,7 @@ def fix(
         stated=Statements(rate, action_mode, action_bounds),
         clip_actions=clip_actions,
     )
-    options = parse_read_options(mapping, tasks)
+    options = parse_read_options(mapping, tasks, cameras)
     source = require_unsharded(open_data(data, may_lack_rewards=True, options=options))
     store = fixes.of(source)
     changes = store.provenance[-1]["changes"] if store is not source and store.provenance else ()

@@ -203,7 +203,7 @@ def check_inference(needed: bool) -> list[Finding]:
 
         policy = OnnxPolicy(Bundle.open(Path(rql_deploy.__file__).parent / "assets" / "lift_bundle"))
         observation = {
-            field.name: np.zeros(field.shape, np.float32) for field in policy.contract.plant.fields
+            field.name: np.zeros(field.shape, np.float32) for field in policy.contract.plant.inputs
         }
         times = []
         for number in range(60):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +14,7 @@ from rql_deploy.plant import PLANT_FAILED, POLICY_FAILED, UNSTABLE
 from rql_deploy.progress import NoProgress, Progress
 
 if TYPE_CHECKING:
-    from rql_deploy.contract import PlantDescription
+    from rql_deploy.contract import ImageField, PlantDescription
     from rql_deploy.plant import EpisodeResult, EpisodicPlant
     from rql_deploy.policy import Policy
     from rql_deploy.sim.evaluation.episodes import EvaluatedPolicy
@@ -67,8 +67,13 @@ def torch_policy(
     from rql_deploy.train.checkpoints.checkpoint import load_checkpoint
     from rql_deploy.train.policy import make_policy
 
+    from .backbone import run_backbones
+
     torch.set_num_threads(1)
-    return _for_plant(make_policy(load_checkpoint(checkpoint), value_members, flow_steps), plant)
+    loaded = load_checkpoint(checkpoint)
+    backbones = run_backbones(loaded.path, loaded.backbones)
+    stacked = {camera: backbone.stacked for camera, backbone in backbones.items()}
+    return _for_plant(make_policy(loaded, value_members, flow_steps, stacked), plant)
 
 
 def onnx_policy(bundle: Path, plant: PlantDescription, variant: str = "fp32") -> Policy:
@@ -164,6 +169,8 @@ def require_no_fault(result: EpisodeResult) -> None:
     """
     if not result.error or result.error_kind == UNSTABLE:
         return
+    if result.error_kind == PLANT_FAILED:
+        raise UserError(f"the episode stopped: {result.error}")
     advice = "correct the policy" if result.error_kind == POLICY_FAILED else "check that the server runs"
     raise UserError(f"the evaluation stopped: {result.error}; {advice}, and evaluate again")
 
@@ -176,6 +183,30 @@ def check_episode(result: EpisodeResult, progress: Progress) -> None:
         progress.note(f"seed {result.seed} counts as failed: {result.error}")
     else:
         require_no_fault(result)
+
+
+def pictures_of(source: PolicySource) -> tuple[ImageField, ...]:
+    """The pictures that the policies of a source look at, so that the simulator renders them."""
+    found: list[ImageField] = []
+    if source.bundle is not None:
+        from rql_deploy.bundle.bundle import Bundle
+
+        found += Bundle.open(source.bundle, source.variant).contract.plant.images
+    if source.checkpoint is not None:
+        from rql_deploy.train.checkpoints.checkpoint import load_checkpoint
+
+        found += load_checkpoint(source.checkpoint).plant.images
+    if source.endpoint is not None:
+        from rql_deploy.runtime.client import RemotePolicy
+
+        with RemotePolicy.connect(source.endpoint, keys=source.keys) as policy:
+            found += policy.contract.plant.images
+    return tuple({image.name: image for image in reversed(found)}.values())[::-1]
+
+
+def with_pictures(settings: Mapping[str, Any] | None, images: Sequence[ImageField]) -> dict[str, Any]:
+    """A task's settings with the cameras of these pictures."""
+    return {**(settings or {}), **({"cameras": tuple(images)} if images else {})}
 
 
 def find_policies(

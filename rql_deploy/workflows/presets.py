@@ -30,6 +30,7 @@ PRESETS: Mapping[str, str] = MappingProxyType(
         "robosuite:NutAssemblySquare": "robosuite-square",
         # Not in the paper: its nearest relative.
         "ogbench:cube-single-play": "ogbench-cube-double-play",
+        "ogbench:visual-cube-single-play": "ogbench-visual-cube-single-play",
         "ogbench:cube-double-play": "ogbench-cube-double-play",
         "ogbench:cube-triple-play": "ogbench-cube-triple-play",
         "ogbench:cube-quadruple-play": "ogbench-cube-quadruple-play-100m",

@@ -8,10 +8,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import msgspec
+
 from rql_deploy.errors import UserError
 from rql_deploy.progress import NoProgress, Progress
 
 if TYPE_CHECKING:
+    from rql_deploy.contract import ImageField
+    from rql_deploy.train.checkpoints.checkpoint import Checkpoint
+    from rql_deploy.train.config import TrainConfig
     from rql_deploy.train.data.shards import ShardedStore
     from rql_deploy.train.data.store import TransitionStore
     from rql_deploy.train.engines.data_parallel import DataParallel
@@ -24,7 +29,10 @@ UNFINISHED_RUN = {
     "tensorboard",
     "checkpoints",
     "README.md",
+    "backbones",
     "curves.png",
+    "data.json",
+    "played",
     "wandb",
     "mlflow.db",
     ".latest.partial",
@@ -59,6 +67,7 @@ def train(
     evaluation: PeriodicEvaluation | None = None,
     mapping: Sequence[str] = (),
     tasks: Sequence[int] = (),
+    cameras: Sequence[str] = (),
     progress: Progress | None = None,
 ) -> TrainResult:
     """Train an RQL flow policy offline on one data set or several.
@@ -66,7 +75,8 @@ def train(
     Args:
         datasets: paths or Minari ids; several are joined.
         output: the run's folder: checkpoints, logs, configuration.
-        preset: name of the settings to start from; else those made for the data's task, or `reference`.
+        preset: name of the settings to start from; else those of the run that `initial` or `resume` names,
+            those made for the data's task, or `reference`.
         overrides: `key=value` words on top of them, such as `rql.alpha=3` or `updates=5000`.
         resume: continue the run in `output` from its latest checkpoint.
         initial: checkpoint or run whose networks a new run starts from.
@@ -75,6 +85,7 @@ def train(
         action_bounds: a TOML file of `[actions.NAME]` with low and high, `dataset`, or `[LOW,HIGH]`.
         mapping: `WHAT=KEY` words that name keys of the data sets' files, such as `action=actions`.
         tasks: only episodes of these language tasks of LeRobotDatasets.
+        cameras: cameras that the policy looks through, `NAME[:HEIGHTxWIDTH]`.
 
     SIGINT and SIGTERM let the update under way end and save a checkpoint; the result then is not `finished`.
     Under torchrun every worker calls this, and results are equal. Raises UserError for settings, data or
@@ -82,20 +93,26 @@ def train(
     """
     from rql_deploy.train.checkpoints.checkpoint import load_checkpoint
     from rql_deploy.train.config import load_config
-    from rql_deploy.train.data.readers import open_stores
+    from rql_deploy.train.data.feature_cache import FeatureCache, feature_folder
     from rql_deploy.train.data.shards import with_settings
-    from rql_deploy.train.data.statements import Statements
     from rql_deploy.train.engines.choice import choose_device
     from rql_deploy.train.engines.data_parallel import DataParallel
     from rql_deploy.train.trainer import Trainer
 
-    from .data_sources import parse_read_options
+    from .backbone import open_backbones
+    from .data_names import DataNames
     from .presets import GENERAL_PRESET, preset_of
 
     output, progress, chosen = Path(output), progress or NoProgress(), ""
-    config = load_config(preset or GENERAL_PRESET, tuple(overrides))
+    source = load_checkpoint(initial) if initial is not None else None
+    earlier = source
+    if preset is None and resume and (output / "latest").is_file():
+        earlier = load_checkpoint(output)
+    config = settings_of(earlier, preset, overrides)
     if initial is not None and resume:
         raise UserError("--init-from starts a new run and --resume continues one: pass only one of them")
+    if resume and (output / "played").is_dir():
+        raise UserError(f"{output} is a run of `rql-deploy finetune`: resume it with that command")
     if config.evaluate_every and evaluation is None:
         raise UserError(
             "train.evaluate_every is set, but not the task to play: pass --evaluate TASK, "
@@ -106,24 +123,27 @@ def train(
     if is_leader():
         # Under torchrun the other workers may find the leader's files there.
         require_usable(output, resume)
-    source = load_checkpoint(initial) if initial is not None else None
     # Only OGBench's files lack rewards, and their names say the task.
     named = preset_of(f"ogbench:{Path(datasets[0]).name.removesuffix('.npz')}") if preset is None else None
     relabel = config.relabel or (load_config(named).relabel if named else "")
-    store = open_stores(
-        tuple(map(str, datasets)),
-        relabel=_LazyRewards(relabel) if relabel else None,
-        stated=Statements(rate, action_mode, action_bounds),
-        options=parse_read_options(mapping, tasks),
-    )
-    if preset is None:
+    names = DataNames.of(datasets, rate, action_mode, action_bounds, mapping, tasks, cameras)
+    store = names.open(relabel, progress if is_leader() else None)
+    if preset is None and earlier is not None:
+        chosen = f"settings of {earlier.path}; --preset takes others"
+    elif preset is None:
         preset = preset_of(store.plant.task) or GENERAL_PRESET
         config = load_config(preset, tuple(overrides))
         chosen = f"preset {preset}, {_why(preset, store.plant.task)}; --preset takes another"
     store = with_settings(store, config.reward, config.shard_updates)
+    features = None
+    if config.backbone:
+        opened = open_backbones(config.backbone, store.plant, output)
+        features = FeatureCache(feature_folder(), opened, progress)
     parallel = DataParallel.from_environment(choose_device(config))
     leader = parallel is None or parallel.rank == 0
-    evaluator = _evaluator(evaluation, config.seed, progress) if evaluation is not None and leader else None
+    evaluator = None
+    if evaluation is not None and leader:
+        evaluator = make_evaluator(evaluation, config.seed, progress, store.plant.images)
     try:
         if evaluator is not None:
             evaluator.require(store.plant)
@@ -136,10 +156,12 @@ def train(
             initial=source,
             evaluator=evaluator,
             parallel=parallel,
+            features=features,
             progress=progress,
         )
         if leader:
-            _introduce(
+            names.write(output)
+            introduce(
                 [*([chosen] if chosen else []), *trainer.warnings],
                 f"train {output.name}: {trainer.choice}",
                 store,
@@ -148,6 +170,18 @@ def train(
         return trainer.train()
     finally:
         _close(evaluator, parallel)
+
+
+def settings_of(earlier: Checkpoint | None, preset: str | None, overrides: Sequence[str]) -> TrainConfig:
+    """Those of the preset, else of the earlier run, else the general ones, with `key=value` words."""
+    from rql_deploy.train.config import load_config, with_overrides
+
+    from .presets import GENERAL_PRESET
+
+    if preset is None and earlier is not None:
+        # How often it was evaluated is said with the task that it is evaluated on.
+        return with_overrides(msgspec.structs.replace(earlier.config, evaluate_every=0), tuple(overrides))
+    return load_config(preset or GENERAL_PRESET, tuple(overrides))
 
 
 def is_leader() -> bool:
@@ -174,17 +208,21 @@ def _why(preset: str, task: str) -> str:
     return f"the released code's settings, since no preset was made for '{task}'"
 
 
-def _evaluator(evaluation: PeriodicEvaluation, seed: int, progress: Progress) -> SimulatedEvaluator:
+def make_evaluator(
+    evaluation: PeriodicEvaluation, seed: int, progress: Progress, images: Sequence[ImageField] = ()
+) -> SimulatedEvaluator:
+    """Simulators that play the run's checkpoints, which look at `images`."""
     from rql_deploy.workflows.training_evaluator import SimulatedEvaluator
 
     return SimulatedEvaluator(
-        evaluation.task, evaluation.settings, evaluation.episodes, evaluation.workers, seed, progress
+        evaluation.task, evaluation.settings, evaluation.episodes, evaluation.workers, seed, progress, images
     )
 
 
-def _introduce(
+def introduce(
     remarks: Sequence[str], title: str, store: TransitionStore | ShardedStore, progress: Progress
 ) -> None:
+    """Note what to look at in the data, and how the run begins."""
     for remark in remarks:
         progress.note(f"note: {remark}")
     progress.note(f"{title}, {store.episodes:,} episodes, {len(store):,} rows")
@@ -195,18 +233,3 @@ def _close(evaluator: SimulatedEvaluator | None, parallel: DataParallel | None) 
         evaluator.close()
     if parallel is not None:
         parallel.close()
-
-
-class _LazyRewards:
-    """An OGBench task's rewards.
-
-    Imports the simulators only for a file without rewards, so that training runs without them.
-    """
-
-    def __init__(self, name: str):
-        self.name = name
-
-    def __call__(self, arrays: Any) -> Any:
-        from rql_deploy.sim.plants.ogbench_rewards import OGBenchRewards
-
-        return OGBenchRewards(self.name)(arrays)

@@ -91,7 +91,7 @@ class BasePolicy:
         return self._core.servers
 
     async def _many(self, observations: Mapping[str, Any], options: Mapping[str, Any]) -> list[Decision]:
-        rows = count_rows(observations, [field.name for field in self.contract.plant.fields])
+        rows = count_rows(observations, [field.name for field in self.contract.plant.inputs])
         resolved, seeds = resolve_batch(options, rows)
         return await self._core.act_many(observations, rows, resolved, seeds)
 

@@ -75,7 +75,7 @@ class EpisodeReporter:
         self._queue: queue.Queue[Part | None] = queue.Queue(MAX_PENDING)
         self._send_until = float("inf")
         self._pid, self._closing, self._closed = os.getpid(), threading.RLock(), False
-        self._read = ObservationReader(() if session is None else session.contract.plant.fields)
+        self._read = ObservationReader(() if session is None else session.contract.plant.inputs)
         self._thread: threading.Thread | None = None
         if self.recording:
             self._thread = threading.Thread(target=self._send_all, name="reporter", daemon=True)
@@ -139,7 +139,7 @@ class EpisodeReporter:
             action: `[A]`, as carried out.
             reward: of that action, if known.
             success: whether the task has succeeded after it, if known.
-            intervened: whether a human's action replaced the policy's, if known.
+            intervened: whether the action was not the policy's but a person's, if known.
             note: what a real-time loop noted of the tick.
             began: when the tick began, on the monotonic clock; now if None.
         """
@@ -205,7 +205,7 @@ class EpisodeReporter:
             spec.name: np.stack([fields[spec.name] for fields in seen])
             if seen
             else np.zeros((0, *spec.shape), spec.dtype)
-            for spec in plant.fields
+            for spec in plant.inputs
         }
         arrays: dict[str, NDArray[Any]] = {
             "actions": np.stack([row.action for row in rows])

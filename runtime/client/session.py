@@ -101,7 +101,7 @@ class Session:
         """Its name on the server."""
         # An older server takes what protocol 2 promises: two observations, and 1 MiB.
         self._max_bytes = reply.max_bytes
-        self._layout = Layout(self.contract.plant.fields)
+        self._layout = Layout.of(self.contract.plant)
         self._shape = (self.contract.h, self.contract.plant.action_dim)
         self._size = math.prod(self._shape)
         self._deltas = tuple(delta for _, delta in flow_schedule(self.contract.F))
@@ -109,8 +109,12 @@ class Session:
     def pack(self, observation: Mapping[str, Any], rows: int | None = None) -> Packed:
         """The contract's fields of one observation, or of `rows` `[rows, *shape]`; others are not sent.
 
+        Pictures may be JPEG bytes, or lists of them where frames are stacked, the oldest first.
+
         Raises ContractError for a field that is missing or does not fit.
         """
+        if rows is None and self._layout.holds_jpeg(observation):
+            return self._layout.pack_jpeg(observation)
         return self._layout.pack(observation, rows)
 
     def pack_batch(self, observations: Mapping[str, Any], rows: int) -> Packed:
@@ -166,9 +170,10 @@ class Session:
             stream=True if stream else None,
             prune=list(options.prune) or None,
             pessimism=options.pessimism or None,
+            jpeg=True if packed.named else None,
         )
         if prefix is not None:
-            packed = packed._replace(named={"prefix": prefix.actions})
+            packed = packed._replace(named={**packed.named, "prefix": prefix.actions})
             request.committed = None if prefix.committed == len(prefix.actions) else prefix.committed
             request.continuation = options.continuation
         return request, packed

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from rql_deploy.assumptions import require_stated_motion
 from rql_deploy.contract import PlantDescription
 from rql_deploy.errors import DeadlineMissed, UserError
+from rql_deploy.images import stacked
 from rql_deploy.plant import (
     FAULT,
     PLANT_FAILED,
@@ -57,7 +58,7 @@ class ControlLoop:
         `accept_assumed` lets it, and UserError where chunks have no such number of actions.
         """
         require_stated_motion(policy.contract, plant, accept_assumed=accept_assumed)
-        self.plant, self.policy = plant, policy
+        self.plant, self.policy = stacked(plant, policy.contract.plant), policy
         self.candidates, self.deadline = candidates, deadline
         self.replan_every = read_replan_every(replan_every, policy.contract.h)
         self.pessimism = pessimism
@@ -156,7 +157,9 @@ class ControlLoop:
 def plant_failure(what: str, failure: Exception) -> tuple[str, str]:
     """One sentence on an exception of the plant, and the kind of error it is."""
     kind = UNSTABLE if isinstance(failure, UnstableSimulation) else PLANT_FAILED
-    return f"the plant {what} ({type(failure).__name__}: {failure})", kind
+    # What a plant says to its user needs no class name.
+    name = "" if isinstance(failure, UserError) else f"{type(failure).__name__}: "
+    return f"the plant {what} ({name}{failure})", kind
 
 
 def hold_action(plant: PlantDescription, last: NDArray[np.float32] | None) -> NDArray[np.float32]:

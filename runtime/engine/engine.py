@@ -136,7 +136,7 @@ class Engine:
         several = len(self._waiting.jobs) > 1
         if several:
             self._waiting.sort()
-        jobs, urgent = unrollable(self.model.costs, self._waiting.jobs, now)
+        jobs, urgent = unrollable(self.model.costs, self._waiting.jobs, now, self.model.sees)
         if urgent:
             self._urgent_until = now + URGENT_MEMORY
         return [] if several and now < self._urgent_until else jobs

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rql_deploy.bundle.bundle import Bundle
-from rql_deploy.bundle.rollout import refine_inputs
+from rql_deploy.bundle.rollout import ENCODE_ROWS, encode, refine_inputs
 from rql_deploy.contract import Contract
 from rql_deploy.errors import ContractError
 from rql_deploy.flow import flow_schedule
@@ -25,6 +25,7 @@ Array = NDArray[np.float32]
 MAX_STEP_ROWS = 64
 """Most rows of one refinement step. The certificate compares single rows with batches up to this size."""
 WARM_SIZES = (1, 2, 4, 8, 16, 32, 64)
+PICTURE_ROUNDS = 3
 
 
 class Model:
@@ -40,20 +41,25 @@ class Model:
         plant = self.contract.plant
         self.chunk_dim = self.contract.h * plant.action_dim
         self.feature_dim = int(self._sessions["refine"].get_inputs()[0].shape[1])
+        self.sees = bool(plant.images)
+        """Whether observations have pictures: these are encoded once a decision."""
         self.schedule = flow_schedule(self.contract.F)
         self._centre = ((plant.action_high + plant.action_low) / 2).astype(np.float32)
         self._half_range = ((plant.action_high - plant.action_low) / 2).astype(np.float32)
-        self._fields = [(field.name, field.shape, np.dtype(field.dtype)) for field in plant.fields]
+        self._fields = [(field.name, field.shape, np.dtype(field.dtype)) for field in plant.inputs]
 
     def encode(self, fields: Mapping[str, Array]) -> Array:
-        """Named fields `[B, *shape]` -> features `[B, D]`."""
+        """Named fields and pictures `[B, *shape]` -> features `[B, D]`."""
         start = time.monotonic()
-        features: Array = self._sessions["encode"].run(None, dict(fields))[0]
+        features: Array = encode(self._sessions["encode"], fields)
         self.costs.observe("encode", len(features), time.monotonic() - start)
         return features
 
     def unrolled(self, fields: Mapping[str, Array], noise: Array) -> Array:
-        """Named fields `[B, *shape]` and noise `[B, hA]` -> actions `[B, h, A]` after all F steps."""
+        """Named fields `[B, *shape]` and noise `[B, hA]` -> actions `[B, h, A]` after all F steps.
+
+        A model that `sees` takes `features` `[B, D]` in place of the fields.
+        """
         start = time.monotonic()
         actions: Array = self._sessions["policy"].run(None, {"noise": noise, **fields})[0]
         self.costs.observe("unrolled", len(noise), time.monotonic() - start)
@@ -131,7 +137,7 @@ class Model:
 
     def warm_up(self, rounds: int = 12) -> None:
         """Run every graph in every size: later calls allocate nothing, and the durations are measured."""
-        zeros = {spec.name: np.zeros((1, *spec.shape), spec.dtype) for spec in self.contract.plant.fields}
+        zeros = {spec.name: np.zeros((1, *spec.shape), spec.dtype) for spec in self.contract.plant.inputs}
         features = self.encode(zeros)
         for size in WARM_SIZES:
             many, x, column = (
@@ -140,9 +146,11 @@ class Model:
                 np.ones((size, 1), np.float32),
             )
             fields = {name: np.repeat(value, size, axis=0) for name, value in zeros.items()}
-            for _ in range(rounds if size <= 16 else 3):
-                self.encode(fields)
-                self.unrolled(fields, x)
+            for i in range(rounds if size <= 16 else 3):
+                # Pictures take long, and batches of them as long as the calls of a few that they are made of.
+                if not self.sees or (size <= ENCODE_ROWS and i < PICTURE_ROUNDS):
+                    self.encode(fields)
+                self.unrolled({"features": many} if self.sees else fields, x)
                 start = time.monotonic()
                 self.refine(many, x, column, column)
                 self.costs.observe("step", size, time.monotonic() - start)

@@ -41,7 +41,7 @@ class OnnxPolicy:
         self._model = Model(bundle)
         self._idle: list[Engine] = []
         """Engines of calls that came to their end."""
-        self._read = ObservationReader(bundle.contract.plant.fields)
+        self._read = ObservationReader(bundle.contract.plant.inputs)
         # Re-entrant: a signal handler may ask for a decision, too.
         self._lock = threading.RLock()
 

@@ -249,7 +249,7 @@ class EpisodePart(NamedTuple):
     success: NDArray[np.bool_] | None
     """`[n]`: whether the task had succeeded after the action."""
     intervened: NDArray[np.bool_] | None = None
-    """`[n]`: whether a human's action replaced the policy's."""
+    """`[n]`: whether the action was not the policy's."""
     ages: Array | None = None
     """`[n]`: seconds from the begin of the tick to the arrival of this part."""
     notes: Sequence[TickNote | None] | None = None

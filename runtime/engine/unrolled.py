@@ -15,7 +15,9 @@ from .model import Model
 from .request import Array, Done, Event, Job, StepChunks, StepScores
 
 
-def unrollable(costs: CostModel, waiting: Iterable[Job], now: float) -> tuple[list[Job], bool]:
+def unrollable(
+    costs: CostModel, waiting: Iterable[Job], now: float, sees: bool = False
+) -> tuple[list[Job], bool]:
     """Jobs for one unrolled call, in their order, and whether one is urgent.
 
     None if one that waits needs single steps, or if the time is too short for the call.
@@ -32,6 +34,8 @@ def unrollable(costs: CostModel, waiting: Iterable[Job], now: float) -> tuple[li
             if job.due is not None and job.due < due:
                 due = job.due
     needed = costs.p90("unrolled", rows) + (costs.p90("value", value_rows) if value_rows else 0.0)
+    if sees:
+        needed += costs.p90("encode", len(jobs))
     left = due - now - REPLY_MARGIN
     urgent = left < URGENT * costs.p90("unrolled", UNROLLED_ROWS)
     return ([] if left < needed else jobs), urgent
@@ -50,6 +54,8 @@ def run_unrolled(
     `deltas` is the model's schedule.
     """
     fields = stack(jobs)
+    if model.sees:
+        fields = {"features": model.encode(fields)}
     noise = join([noise_of(job.seed, job.candidates, model.chunk_dim) for job in jobs])
     actions = model.unrolled(fields if len(noise) == len(jobs) else _repeat_each(fields, jobs), noise)
     scores = _scores(model, jobs, fields, actions) if any([job.scored for job in jobs]) else None
@@ -85,7 +91,8 @@ def _scores(
 ) -> tuple[Array, Array]:
     """V and spread of the rows that need them; V costs more than all F steps."""
     counts = [job.candidates for job in jobs]
-    features = np.repeat(model.encode(fields), counts, axis=0)
+    features = fields["features"] if model.sees else model.encode(fields)
+    features = np.repeat(features, counts, axis=0)
     scored = np.repeat([job.scored for job in jobs], counts)
     if scored.all():
         return model.value_of_chunks(features, actions)

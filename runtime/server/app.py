@@ -53,6 +53,8 @@ class ServerConfig:
     max_buffered: int = MAX_BUFFERED
     """MiB of memory that messages may take."""
     busy_poll: bool = False
+    watch: float | None = None
+    """Seconds between two looks whether a bundle has changed; None reads them at SIGHUP only."""
     accept_assumed: bool = False
     """Serve openpi clients a policy whose data did not say what its actions mean."""
 
@@ -161,6 +163,7 @@ def serving(
             server.schedule_swap,
             variant=config.variant,
             provider=config.provider,
+            watch=config.watch,
         )
         stack.callback(reloader.close)
         if config.openpi is not None:

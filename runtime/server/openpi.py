@@ -255,7 +255,7 @@ def _metadata(session: Session) -> dict[str, Any]:
         "action_dim": contract.plant.action_dim,
         "observation": {
             field.name: {"shape": list(field.shape), "dtype": field.dtype, "unit": field.unit}
-            for field in contract.plant.fields
+            for field in contract.plant.inputs
         },
         "actions": [action.name for action in contract.plant.actions],
     }

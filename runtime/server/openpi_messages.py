@@ -55,14 +55,14 @@ def _pack_array(value: Any) -> Any:
 def read_observation(message: str | bytes, contract: Contract) -> dict[str, NDArray[Any]]:
     """The contract's fields of an observation, in their own dtype; one in a nested map is `outer/inner`.
 
-    Arrays of any real dtype and byte order, numpy scalars, numbers and lists of them are converted. Raises
-    ContractError, which names the field.
+    Arrays of any real dtype and byte order, numpy scalars, numbers and lists of them are converted; a
+    picture may have its channels first. Raises ContractError, which names the field.
     """
     entries = None if isinstance(message, str) else _entries(message)
     if entries is None:
         raise ContractError("the observation is not openpi's msgpack map of arrays")
     found: dict[str, NDArray[Any]] = {}
-    for field in contract.plant.fields:
+    for field in contract.plant.inputs:
         raw = _find(entries, field.name)
         if raw is None:
             near = nearest(field.name, [key for key in entries if isinstance(key, str)], cutoff=0.6)
@@ -71,7 +71,7 @@ def read_observation(message: str | bytes, contract: Contract) -> dict[str, NDAr
                 f"the observation lacks field '{field.name}' of shape {list(field.shape)}{hint}"
             )
         try:
-            found[field.name] = _convert(_read(raw, field), field)
+            found[field.name] = _convert(_channels_last(_read(raw, field), field), field)
         except Exception as error:  # hostile input: classes without a common base
             raise ContractError(f"observation field '{field.name}' cannot be read: {error}") from error
     return found
@@ -158,6 +158,14 @@ def _dtype(entries: Entries) -> np.dtype[Any]:
     if dtype.kind not in "fiub":
         raise ValueError(f"its dtype is {text[:MAX_DTYPE]}, not a number's")
     return dtype
+
+
+def _channels_last(value: NDArray[Any], field: ObservationField) -> NDArray[Any]:
+    """A picture that has its channels first, as some of openpi's clients send it, as the contract has it."""
+    if field.dtype != "uint8" or value.ndim != 3 or len(field.shape) != 3 or value.shape == field.shape:
+        return value
+    height, width, channels = field.shape
+    return np.moveaxis(value, 0, -1) if value.shape == (channels, height, width) else value
 
 
 def _convert(value: NDArray[Any], field: ObservationField) -> NDArray[Any]:

@@ -43,7 +43,7 @@ MAX_ROWS = MAX_CANDIDATES
 
 def observation_bytes(model: Model) -> int:
     """Size of one observation in a message."""
-    return Layout(model.contract.plant.fields).row_bytes
+    return Layout.of(model.contract.plant).row_bytes
 
 
 def largest_message(models: Iterable[Model]) -> int:

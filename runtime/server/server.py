@@ -26,13 +26,14 @@ from rql_deploy.runtime.engine.shares import Client
 from rql_deploy.runtime.recording.recorder import Recorder
 from rql_deploy.runtime.wire import headers, protocol
 from rql_deploy.runtime.wire.addresses import needs_ipv6
-from rql_deploy.runtime.wire.arrays import Arrays, Packed
+from rql_deploy.runtime.wire.arrays import Packed
 from rql_deploy.runtime.wire.checks import ProtocolError
 from rql_deploy.runtime.wire.protocol import Head, Payload
 
 from . import requests
 from .auth import ServerKeys
 from .connections import MAX_BUFFERED, Connections
+from .jpeg import JpegDecoder
 from .listen import cannot_listen, check_bind, configure
 from .metrics import Metrics
 from .quota import MAX_RATE, Quota, key_of, sender
@@ -76,8 +77,7 @@ class PolicyServer:
         """
         address = check_bind(bind, insecure, keys is not None)
         self.metrics = Metrics()
-        self.requests = self.errors = 0
-        self.ready = False
+        self.requests, self.errors, self.ready = 0, 0, False
         self.worker: int | None = None
         """Number of this process among several behind one endpoint; None if it is the only one."""
         self.on_swap: Callable[[str, Contract], None] | None = None
@@ -89,6 +89,7 @@ class PolicyServer:
         self._scheduled_swaps: deque[tuple[str, Model]] = deque()
         self._next_housekeeping = 0.0
         self.context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        self._jpeg = JpegDecoder(self.context, INTERNAL)
         self._socket = self.context.socket(zmq.ROUTER)
         served = [slot.model for slot in self._registry.by_name.values()]
         self._large = max(map(requests.observation_bytes, served)) >= protocol.ZERO_COPY_BYTES
@@ -117,6 +118,7 @@ class PolicyServer:
 
     def close(self) -> None:
         """Free the port; replies that ZeroMQ has accepted are still sent."""
+        self._jpeg.close()
         if getattr(self, "_connections", None) is not None:
             self._connections.close()
         self._socket.close(linger=500)
@@ -158,6 +160,13 @@ class PolicyServer:
     def _poll_once(self) -> None:
         engine = self._registry.next_busy()
         self._receive(wait=engine is None and not self._busy_poll)
+        while self._jpeg.ready:
+            job, slot, refusal = self._jpeg.ready.popleft()
+            if refusal is None:
+                slot.engine.submit(job)
+            else:
+                self._quota.end(job.client)
+                self._refuse(job.reply_context.client, job.reply_context.echo, refusal)
         engine = engine or self._registry.next_busy()
         if engine is not None:
             rows = engine.rows
@@ -181,8 +190,6 @@ class PolicyServer:
             self.metrics.swaps += 1
             if self.on_swap is not None:
                 self.on_swap(name, model.contract)
-
-    # Receiving.
 
     def _receive(self, wait: bool) -> None:
         """Receive all messages that have arrived, so that their budgets start to run; `wait` for one if idle.
@@ -258,13 +265,16 @@ class PolicyServer:
                 self._admit(client, sum([job.rows for job in jobs]), received, len(jobs))
                 for job in jobs:
                     job.history = None if self._recorder is None else History()
-                    slot.engine.submit(job)
+                    jpeg = isinstance(request, headers.Act) and request.jpeg
+                    self._jpeg.submit(job, slot, named) if jpeg else slot.engine.submit(job)
             case headers.Refine() | headers.Value():
                 rows, work = requests.read_task(request, fields, named, model, Task(context, client))
                 self._admit(client, rows, received)
                 slot.engine.submit_slices(client, work)
             case headers.Episode():
-                recorded = self._record_episode(request, head, fields, named, model)
+                assert self._recorder is not None
+                part = requests.read_episode(request, head.epoch, fields, named, model)
+                recorded = self._recorder.record_episode(part, model.contract)
                 reply = headers.EpisodeReply(recorded=recorded, contract_id=contract_update)
                 self._reply(client.connection, echo, reply, {})
 
@@ -276,13 +286,6 @@ class PolicyServer:
         if reason is not None:
             raise ProtocolError("busy", reason)
         self._quota.begin(client, count)
-
-    def _record_episode(
-        self, request: headers.Episode, head: Head, fields: Arrays, named: Arrays, model: Model
-    ) -> bool:
-        assert self._recorder is not None
-        part = requests.read_episode(request, head.epoch, fields, named, model)
-        return self._recorder.record_episode(part, model.contract)
 
     def _answer(self, client: Client, echo: Echo, request: headers.Request[Any]) -> None:
         """Reply to a request without observations."""
@@ -298,8 +301,6 @@ class PolicyServer:
         )
         reply, arrays = answer(request, self._registry, self.metrics, state)
         self._reply(client.connection, echo, reply, arrays)
-
-    # Replying.
 
     def _emit(self, event: Event) -> None:
         context: ReplyContext = event.job.reply_context

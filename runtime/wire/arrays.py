@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from rql_deploy.contract import ObservationField
+from rql_deploy.contract import ObservationField, PlantDescription
 from rql_deploy.errors import ContractError
 from rql_deploy.observation import ObservationReader
 
@@ -42,6 +42,10 @@ _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 _FLOAT32 = DTYPES["float32"]
 
 
+ENCODED = (bytes, bytearray, memoryview)
+"""What the bytes of an encoded picture may be."""
+
+
 class Packed(NamedTuple):
     """What a message carries: the parts of its block in order, and arrays by name."""
 
@@ -67,7 +71,52 @@ class Layout:
         """Bytes of one observation."""
         self._reader = ObservationReader(ordered)
         self._floats = sum(field.size for field in ordered if field.dtype == "float32")
+        self.numeric = self
+        """Without pictures, which come as JPEG."""
+        self.frames: tuple[str, ...] = ()
+        """Names of the arrays that these then come in: a camera's, `/` and the frame's number."""
         self._places: dict[int, list[tuple[str, tuple[int, ...], np.dtype[Any], int]]] = {}
+
+    @classmethod
+    def of(cls, plant: PlantDescription) -> Layout:
+        """Of a contract's fields and pictures."""
+        layout = cls(plant.inputs)
+        if plant.images:
+            layout.numeric = cls(plant.fields)
+            layout.frames = tuple(
+                f"{image.name}/{i}" for image in plant.images for i in range(plant.frame_stack)
+            )
+        return layout
+
+    def holds_jpeg(self, observation: Any) -> bool:
+        """Whether a picture of the observation is JPEG bytes, or a list of them."""
+        if not self.frames or not isinstance(observation, Mapping):
+            return False
+        pictures = (observation.get(name.rpartition("/")[0]) for name in self.frames)
+        return any(
+            isinstance(picture[0] if isinstance(picture, list | tuple) and picture else picture, ENCODED)
+            for picture in pictures
+        )
+
+    def pack_jpeg(self, observation: Mapping[str, Any]) -> Packed:
+        """The block without pictures, which are the observation's JPEG bytes, or n of them, by camera.
+
+        Raises ContractError for a field that is missing or does not fit.
+        """
+        named = {}
+        for frame in self.frames:
+            camera, _, number = frame.rpartition("/")
+            pictures = observation.get(camera)
+            if isinstance(pictures, ENCODED):
+                pictures = [pictures]
+            count = sum(name.rpartition("/")[0] == camera for name in self.frames)
+            if not isinstance(pictures, list | tuple) or len(pictures) != count:
+                raise ContractError(
+                    f"camera '{camera}' needs {count} frame{'s' * (count > 1)} of JPEG bytes, as another "
+                    "camera of the observation has: encode all or none"
+                )
+            named[frame] = np.frombuffer(pictures[int(number)], np.uint8)
+        return self.numeric.pack(observation)._replace(named=named)
 
     def pack(self, observation: Mapping[str, Any], rows: int | None = None) -> Packed:
         """The block of one observation (fields `[*shape]`), or of `rows` (fields `[rows, *shape]`).

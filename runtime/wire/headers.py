@@ -247,6 +247,9 @@ class Act(ObservationRequest[ActReply], kw_only=True):
     """(k, keep): after refinement step k, go on with the `keep` candidates of highest V."""
     deltas: Deltas | None = None
     """A schedule to follow to the letter; sums to 1. Below 0 where an inversion goes back to noise."""
+    jpeg: bool | None = None
+    """Whether the cameras' frames come as arrays of JPEG bytes, `NAME/0` to `NAME/n-1`, the oldest first, and
+    not in the block."""
     first: CandidateNumber | None = None
     """With `deltas`: number of the first candidate."""
     pessimism: Pessimism | None = None

@@ -136,14 +136,15 @@ def request_arrays(head: Head, request: Request[Any], layout: Layout | None = No
     Raises ProtocolError, and ContractError when an observation is not finite.
     """
     named: Arrays = {}
-    place = head.end
+    place, known = head.end, request.named
+    if layout is not None and getattr(request, "jpeg", None):
+        layout, known = layout.numeric, (*known, *layout.frames)
     if request.arrays:
         for name, _, _ in request.arrays:
-            if name not in request.named:
+            if name not in known:
                 raise ProtocolError(
                     "bad_array",
-                    f"`{request.operation}` takes no array '{name[:64]}'"
-                    f"{suggestion(name[:64], request.named)}",
+                    f"`{request.operation}` takes no array '{name[:64]}'{suggestion(name[:64], known)}",
                 )
         named, place = read_named(head.frame, place, request.arrays)
     if layout is None:

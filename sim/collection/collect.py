@@ -43,8 +43,8 @@ class Episode:
     index: int
     seed: int
     noise: float
-    observations: dict[str, NDArray[np.float64]]
-    """Per field `[T+1, *shape]`."""
+    observations: dict[str, NDArray[Any]]
+    """Per field and camera `[T+1, *shape]`."""
     actions: NDArray[np.float32]
     """`[T, A]`"""
     success: NDArray[np.bool_]
@@ -103,15 +103,16 @@ def _record(
     noise: float,
 ) -> Episode:
     observation, info = stable_reset(env, seed)
-    observations, success = [observation], [bool(info["success"])]
+    observations: list[dict[str, NDArray[Any]]] = [{**observation, **env.frames()}]
+    success = [bool(info["success"])]
     while True:
         actions.append(demonstrator.act(observation))
         observation, _, terminated, truncated, info = stable_step(env, actions[-1])
-        observations.append(observation)
+        observations.append({**observation, **env.frames()})
         success.append(bool(info["success"]))
         if terminated or truncated:
             break
-    fields = {name: np.stack([o[name] for o in observations]) for name in observation}
+    fields = {name: np.stack([o[name] for o in observations]) for name in observations[0]}
     return Episode(index, seed, noise, fields, np.stack(actions), np.array(success), terminated)
 
 
@@ -202,9 +203,9 @@ class KeptEpisodes:
                 "room and run the same command again to go on"
             ) from error
 
-    def load(self) -> list[Episode]:
-        """All episodes in order; raises UserError where one is damaged."""
-        return [self._read(self.file(index)) for index in range(self.count)]
+    def load(self) -> Iterator[Episode]:
+        """All episodes in order, one at a time; raises UserError where one is damaged."""
+        return (self._read(self.file(index)) for index in range(self.count))
 
     def _read(self, file: Path) -> Episode:
         try:
@@ -228,6 +229,11 @@ class KeptEpisodes:
                 f"{file} is damaged ({error}): remove it and run the same command again, to make that "
                 "episode again"
             ) from error
+
+
+def dataset_id(task: str) -> str:
+    """Id of the data of a task, where none is given."""
+    return f"rql-deploy/{re.sub(r'[^a-z0-9]+', '-', task.lower())}-v0"
 
 
 def write_minari(output: str, task: Task, episodes: Sequence[Episode], provenance: dict[str, Any]) -> Path:
@@ -258,7 +264,7 @@ def write_minari(output: str, task: Task, episodes: Sequence[Episode], provenanc
             description=f"Scripted demonstrations on {task.name}; failed episodes are kept, infos/success "
             "labels every step.",
             provenance=provenance,
-            default_id=f"rql-deploy/{re.sub(r'[^a-z0-9]+', '-', task.name.lower())}-v0",
+            default_id=dataset_id(task.name),
             env=env,
         )
     finally:

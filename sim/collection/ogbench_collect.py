@@ -23,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rql_deploy.errors import UserError
+from rql_deploy.ogbench_names import PIXELS, is_visual
 from rql_deploy.seeding import episode_seed
 from rql_deploy.sim.demonstrators.ogbench_play import (
     EPISODE_STEPS,
@@ -55,6 +56,13 @@ class PlayData:
     episodes: int
     seed: int
     steps: int = EPISODE_STEPS
+    cameras: tuple[str, ...] = ()
+    """`NAME[:HEIGHTxWIDTH]` of the cameras whose pictures are kept."""
+
+    @property
+    def visual(self) -> bool:
+        """Whether pictures take the place of the observations, as in the visual sets."""
+        return is_visual(self.task)
 
     @property
     def validation(self) -> int:
@@ -84,6 +92,8 @@ class PlayData:
             "noise_smoothing": NOISE_SMOOTHING,
             "steps": self.steps,
             "seed": self.seed,
+            **({"cameras": list(self.cameras)} if self.cameras else {}),
+            **({"visual": True} if self.visual else {}),
         }
 
 
@@ -137,7 +147,14 @@ def make_episodes(data: PlayData, workers: int, pool: Executor | None = None) ->
         for part, i, file in todo:
             index = i if part == "train" else VALIDATION_OFFSET + i
             waiting.add(
-                pool.submit(_make, data.task, data.steps, episode_seed(data.seed, index, "collect"), file)
+                pool.submit(
+                    _make,
+                    data.task,
+                    data.steps,
+                    data.cameras,
+                    episode_seed(data.seed, index, "collect"),
+                    file,
+                )
             )
             return
 
@@ -165,14 +182,17 @@ def make_episodes(data: PlayData, workers: int, pool: Executor | None = None) ->
 _generator: PlayGenerator | None = None
 
 
-def _make(task: str, steps: int, seed: int, file: Path) -> dict[str, int]:
+def _make(task: str, steps: int, cameras: tuple[str, ...], seed: int, file: Path) -> dict[str, int]:
     """In a worker: generate an episode and write its file, completely or not at all."""
     global _generator
     if _generator is None:
-        _generator = PlayGenerator(find_recipe(task), steps)
+        _generator = PlayGenerator(find_recipe(task), steps, cameras)
     episode = _generator.generate(seed)
     counts = {name: getattr(episode, name) for name in COUNTS}
-    save_episode(file, {**episode.arrays, "counts": np.array([counts[name] for name in COUNTS])})
+    arrays = dict(episode.arrays)
+    if is_visual(task):
+        arrays["observations"] = arrays.pop(PIXELS)
+    save_episode(file, {**arrays, "counts": np.array([counts[name] for name in COUNTS])})
     return {**counts, "seed": seed, "unstable": len(episode.unstable)}
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import gymnasium
@@ -16,8 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rql_deploy.errors import UserError, suggestion
-from rql_deploy.ogbench_names import download_hint
+from rql_deploy.ogbench_names import CAMERA, PIXELS, VISUAL, download_hint
 from rql_deploy.plant import UnstableSimulation
+from rql_deploy.sim.cameras import OGBENCH_LOOKS, Cameras, image_fields, numbers_of
 from rql_deploy.sim.stability import (
     numerical_failures,
     require_finite,
@@ -69,7 +71,7 @@ def find_recipe(task: str) -> Recipe:
 
     Raises UserError with the nearest names.
     """
-    name = task.partition("-singletask")[0].removesuffix("-v0")
+    name = task.removeprefix(VISUAL).partition("-singletask")[0].removesuffix("-v0")
     names = {f"{environment}-play": recipe for environment, recipe in RECIPES.items()}
     if name not in names:
         raise UserError(
@@ -104,6 +106,9 @@ class PlayGenerator:
 
     recipe: Recipe
     steps: int = EPISODE_STEPS
+    cameras: tuple[str, ...] = ()
+    """`NAME[:HEIGHTxWIDTH]` of cameras whose pictures are kept beside the observations, under the picture's
+    name."""
     env: gymnasium.Env[Any, Any] = field(init=False)
     oracles: dict[str, Any] = field(init=False)
 
@@ -114,13 +119,19 @@ class PlayGenerator:
         from ogbench.manipspace.oracles.plan.drawer_plan import DrawerPlanOracle
         from ogbench.manipspace.oracles.plan.window_plan import WindowPlanOracle
 
+        images = image_fields(self.cameras, {CAMERA: PIXELS})
+        self._cameras = Cameras(images, f"ogbench:{self.recipe.environment}") if images else None
         self.env = gymnasium.make(
             f"{self.recipe.environment}-v0",
             terminate_at_goal=False,
             mode="data_collection",
             max_episode_steps=self.steps,
             disable_env_checker=True,
+            **(OGBENCH_LOOKS if images else {}),
         )
+        if images:
+            inside: Any = self.env.unwrapped
+            inside.compute_observation = partial(numbers_of, inside, type(inside))
         options = {"env": self.env, "noise": NOISE, "noise_smoothing": NOISE_SMOOTHING}
         # In the puzzle there is nothing to grasp, so the gripper stays closed.
         closed = self.recipe.environment.startswith("puzzle")
@@ -167,7 +178,10 @@ class PlayGenerator:
         rows: dict[str, list[Any]] = {name: [] for name in names}
         targets = reached = 0
         ended = False
+        pictures: dict[str, list[Any]] = {}
         while not ended:
+            for name, picture in self._look().items():
+                pictures.setdefault(name, []).append(picture)
             action = np.clip(np.asarray(oracle.select_action(observation, info)), -1.0, 1.0)
             before = warning_counts(data)
             with numerical_failures():
@@ -190,10 +204,16 @@ class PlayGenerator:
             observation = following
         types = {"terminals": np.bool_, "button_states": np.int64}
         return (
-            {name: np.array(values, types.get(name, np.float32)) for name, values in rows.items()},
+            {name: np.array(values, types.get(name, np.float32)) for name, values in rows.items()}
+            | {name: np.stack(frames) for name, frames in pictures.items()},
             targets,
             reached,
         )
+
+    def _look(self) -> dict[str, NDArray[np.uint8]]:
+        """The pictures of the present state."""
+        inside: Any = self.env.unwrapped
+        return {} if self._cameras is None else self._cameras.look(inside.model, inside.data)
 
 
 def cube_stays_visible(qpos: NDArray[Any]) -> bool:

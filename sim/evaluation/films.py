@@ -32,6 +32,8 @@ CAMERAS = ("agentview", "front_pixels", "front", "frontview", "fixed")
 GRIP_SITES = ("grip_site", "pinch", "attachment_site", "eef", "end_effector", "tool")
 """Parts of the names by which the end effector's site is known."""
 RADIUS = 0.002
+INSET_GAP = 8
+"""Pixels around the pictures that a policy sees."""
 
 
 @dataclass(frozen=True)
@@ -158,9 +160,8 @@ class Film:
         return self._stage
 
     def _frame(self) -> None:
-        self._last = _caption(
-            self._open_stage().picture(self._lines), self._text(), self._range if self._format.scale else None
-        )
+        picture = _inset(self._open_stage().picture(self._lines), list(self._plant.env.frames().values()))
+        self._last = _caption(picture, self._text(), self._range if self._format.scale else None)
         self._write(self._last)
 
     def _write(self, picture: NDArray[np.uint8]) -> None:
@@ -257,6 +258,22 @@ class _Stage:
 
     def close(self) -> None:
         self._renderer.close()
+
+
+def _inset(picture: NDArray[np.uint8], seen: list[NDArray[np.uint8]]) -> NDArray[np.uint8]:
+    """The picture with what the policy sees in its lower left corner, a quarter as high."""
+    from PIL import Image
+
+    if not seen:
+        return picture
+    image, left = Image.fromarray(picture), INSET_GAP
+    for frame in seen:
+        height = image.height // 4
+        width = max(1, round(height * frame.shape[1] / frame.shape[0]))
+        small = Image.fromarray(frame).resize((width, height), Image.Resampling.NEAREST)
+        image.paste(small, (left, image.height - height - INSET_GAP))
+        left += width + INSET_GAP
+    return np.asarray(image)
 
 
 def _caption(picture: NDArray[np.uint8], text: str, span: tuple[float, float] | None) -> NDArray[np.uint8]:

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import gymnasium
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from rql_deploy.contract import ActionDimension, ObservationField, PlantDescription
 from rql_deploy.errors import UserError
+from rql_deploy.sim.cameras import image_fields
 from rql_deploy.sim.rendering import render_headless
 
 from .task_env import Observation, TaskEnv
@@ -74,10 +75,12 @@ class GymEnv(TaskEnv):
         horizon: int | None = None,
         control_rate: float | None = None,
         render_mode: str | None = None,
+        cameras: Sequence[Any] = (),
     ):
         spec = environment_spec(identifier)
         self.horizon = default_horizon(identifier) if horizon is None else horizon
         self.render_mode = render_mode
+        self.images = image_fields(cameras)
         render_headless()
         # Not every environment takes a render_mode.
         rendering = {"render_mode": render_mode} if render_mode else {}
@@ -149,6 +152,7 @@ class GymEnv(TaskEnv):
                 for i in range(len(low))
             ),
             control_rate=self.control_rate,
+            images=self.images,
         )
 
     def render(self) -> Any:
@@ -164,6 +168,7 @@ class GymEnv(TaskEnv):
         )
 
     def close(self) -> None:
+        self.close_cameras()
         self._env.close()
 
     def _named(self, observation: Any) -> Observation:

@@ -9,17 +9,19 @@ from __future__ import annotations
 
 import difflib
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import gymnasium
+import msgspec
 import numpy as np
 from gymnasium.envs.registration import EnvSpec, load_env_creator
 from numpy.typing import NDArray
 
 from rql_deploy.contract import PlantDescription
 from rql_deploy.errors import UserError
-from rql_deploy.ogbench_names import FIELD, plant_of, single_task
+from rql_deploy.ogbench_names import CAMERA, FIELD, PIXELS, VISUAL, is_visual, plant_of, single_task
+from rql_deploy.sim.cameras import OGBENCH_LOOKS, image_fields, numbers_of
 from rql_deploy.sim.rendering import render_headless
 
 from .task_env import Observation, TaskEnv
@@ -44,7 +46,8 @@ def environment_spec(task: str) -> EnvSpec:
         name
         for name, spec in gymnasium.registry.items()
         if "-singletask" in name
-        and name.startswith(FAMILIES)
+        and name.removeprefix(VISUAL).startswith(FAMILIES)
+        and ("manipspace" in str(spec.entry_point) or not is_visual(name))
         and str(spec.entry_point).startswith("ogbench.")
     }
     name = f"{environment}-singletask{after}"
@@ -65,28 +68,43 @@ def environment_spec(task: str) -> EnvSpec:
 
 
 class OGBenchEnv(TaskEnv):
-    """One task of OGBench with state observations.
+    """One task of OGBench with state observations, and pictures where there are `cameras`.
 
-    Observation: a Dict of one field `observation`, float64. Action: Box [-1, 1]^A. Reward: OGBench's (for the
-    arm minus the number of parts of the task that are not done). Ends: `terminated` at success, `truncated`
-    after `horizon` steps.
+    Observation: a Dict of one field `observation`, float64; of a task `visual-...` nothing but the picture
+    `pixels`. Action: Box [-1, 1]^A. Reward: OGBench's (for the arm minus the number of parts of the task that
+    are not done). Ends: `terminated` at success, `truncated` after `horizon` steps.
     """
 
     metadata = {"render_modes": ["rgb_array"]}  # noqa: RUF012  gymnasium declares it an instance variable
 
-    def __init__(self, task: str, horizon: int | None = None, render_mode: str | None = None):
+    def __init__(
+        self,
+        task: str,
+        horizon: int | None = None,
+        render_mode: str | None = None,
+        cameras: Sequence[Any] = (),
+    ):
         spec = environment_spec(task)
         self.task, self.render_mode = single_task(task), render_mode
         self.horizon = default_horizon(task) if horizon is None else horizon
-        size = {"width": 512, "height": 512} if render_mode else {}
+        visual = is_visual(task)
+        self.images = image_fields(cameras or ([CAMERA] if visual else []), {CAMERA: PIXELS})
+        looks: dict[str, Any] = {"width": 512, "height": 512} if render_mode else {}
+        if self.images and "manipspace" in str(spec.entry_point):
+            looks |= OGBENCH_LOOKS
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # about the precision of the spaces' bounds
             self._env = _seeded(load_env_creator(str(spec.entry_point)))(
-                **{**spec.kwargs, **size}, render_mode=render_mode
+                **{**spec.kwargs, **looks}, render_mode=render_mode
             )
             inside = self._env.observation_space
+            # A visual task observes nothing but its pictures.
+            self._names = () if visual else (FIELD,)
             self.observation_space = gymnasium.spaces.Dict(
-                {FIELD: gymnasium.spaces.Box(-np.inf, np.inf, inside.shape, np.float64)}
+                {
+                    name: gymnasium.spaces.Box(-np.inf, np.inf, inside.shape, np.float64)
+                    for name in self._names
+                }
             )
             self.action_space = self._env.action_space
         self._steps = 0
@@ -102,7 +120,7 @@ class OGBenchEnv(TaskEnv):
             self._env.action_space.seed(seed)
         observation, _ = self._env.reset(seed=seed)
         self._steps = 0
-        return {FIELD: np.asarray(observation, np.float64)}, {"success": False}
+        return self._named(observation), {"success": False}
 
     def step(self, action: NDArray[np.float32]) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
         observation, reward, terminated, _, info = self._env.step(np.asarray(action, np.float64))
@@ -110,7 +128,7 @@ class OGBenchEnv(TaskEnv):
         truncated = self._steps >= self.horizon and not terminated
         success = bool(info["success"])
         return (
-            {FIELD: np.asarray(observation, np.float64)},
+            self._named(observation),
             float(reward),
             bool(terminated),
             truncated,
@@ -120,7 +138,12 @@ class OGBenchEnv(TaskEnv):
     def description(self, task: str) -> PlantDescription:
         """This environment's side of a contract, the same as that of the data."""
         del task  # the full name is known here
-        return plant_of(self.task, *self._env.observation_space.shape, *self._env.action_space.shape)
+        plant = plant_of(self.task, *self._env.observation_space.shape, *self._env.action_space.shape)
+        fields = tuple(field for field in plant.fields if field.name in self._names)
+        return msgspec.structs.replace(plant, fields=fields, images=self.images)
+
+    def _named(self, observation: Any) -> Observation:
+        return {name: np.asarray(observation, np.float64) for name in self._names}
 
     def render(self) -> NDArray[np.uint8]:
         return np.asarray(self._env.render())
@@ -131,6 +154,7 @@ class OGBenchEnv(TaskEnv):
         return inside.model, inside.data
 
     def close(self) -> None:
+        self.close_cameras()
         self._env.close()
 
 
@@ -157,5 +181,8 @@ def _seeded(environment: Any) -> Any:
             if not hasattr(self, "_action_space"):
                 self._action_space: gymnasium.spaces.Box = super().action_space
             return self._action_space
+
+        def compute_observation(self) -> Any:
+            return numbers_of(self, environment)
 
     return Seeded

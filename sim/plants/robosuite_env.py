@@ -13,7 +13,7 @@ import importlib
 import json
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
 from types import ModuleType
 from typing import Any
@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from rql_deploy.contract import ObservationField, PlantDescription
 from rql_deploy.errors import UserError, suggestion
 from rql_deploy.sim.caches import ensure_numba_cache
+from rql_deploy.sim.cameras import image_fields, plain_fields
 from rql_deploy.sim.rendering import render_headless
 
 from .robosuite_controllers import (
@@ -47,6 +48,8 @@ POSE_FIELDS = ("robot0_eef_quat_site",)
 quaternion above is that of the hand, which is turned against the point that is controlled."""
 UNITS = {"pos": "m", "quat": "quaternion xyzw", "site": "quaternion xyzw", "qpos": "m", "vel": "m/s"}
 """Of observation fields, by the last word of their names."""
+PICTURE = "_image"
+"""Follows a camera's name in the name of its picture, in robosuite and in robomimic's data."""
 HORIZONS = {
     "Lift": 120,
     "BeltLift": 120,
@@ -112,7 +115,7 @@ def default_horizon(task: str) -> int:
 
 
 class RobosuiteEnv(TaskEnv):
-    """One robosuite task, one arm, state observations.
+    """One robosuite task, one arm, state observations, and pictures where there are `cameras`.
 
     Observation: a Dict of named fields (end-effector pose, gripper, the task's object fields), float64.
     Action: Box [-1, 1]^A, the arm controller's input and the gripper. Reward: success - 1, where success
@@ -132,6 +135,7 @@ class RobosuiteEnv(TaskEnv):
         horizon: int | None = None,
         rows_after_success: int = 5,
         render_mode: str | None = None,
+        cameras: Sequence[Any] = (),
     ):
         robosuite = import_robosuite()
         check_task(task)
@@ -144,6 +148,7 @@ class RobosuiteEnv(TaskEnv):
         )
         self.render_mode = render_mode
         self.metadata = {**self.metadata, "render_fps": control_rate}
+        self.images = image_fields(cameras, suffix=PICTURE)
         self._controller, self.controller_config = controller, controller_config(robot, controller)
         self._env = robosuite.make(
             task,
@@ -169,6 +174,7 @@ class RobosuiteEnv(TaskEnv):
                 "control_rate": control_rate,
                 "horizon": horizon,
                 "rows_after_success": rows_after_success,
+                **({"cameras": plain_fields(self.images)} if self.images else {}),
             },
             # The order enforcer and checker wrappers add nothing to an environment that has its own tests.
             order_enforce=False,
@@ -196,7 +202,7 @@ class RobosuiteEnv(TaskEnv):
 
     def _model_xml(self, xml: str) -> str:
         """What the next model is compiled from: with `drawn` off, without visuals where physics stays."""
-        if self.drawn or self.render_mode is not None:
+        if self.drawn or self.images or self.render_mode is not None:
             return xml
         visuals = importlib.import_module("rql_deploy.sim.plants.robosuite_visuals")
         bare: str = visuals.without_visuals(xml)
@@ -262,6 +268,7 @@ class RobosuiteEnv(TaskEnv):
             actions=action_dimensions(arm, self.box.low, self.box.high),
             control_rate=float(self.control_rate),
             environment={"spec": json.loads(self._recipe.to_json()), "controller": json_data(arm)},
+            images=self.images,
         )
 
     def rest_action(self) -> NDArray[np.float32] | None:
@@ -301,6 +308,7 @@ class RobosuiteEnv(TaskEnv):
         return self._env.sim.model._model, self._env.sim.data._data
 
     def close(self) -> None:
+        self.close_cameras()
         self._env.close()
 
     def _observation(self, raw: Mapping[str, Any]) -> Observation:

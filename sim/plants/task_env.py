@@ -9,8 +9,9 @@ import gymnasium
 import numpy as np
 from numpy.typing import NDArray
 
-from rql_deploy.contract import PlantDescription
+from rql_deploy.contract import ImageField, PlantDescription
 from rql_deploy.errors import UserError
+from rql_deploy.sim.cameras import Cameras
 
 Observation = dict[str, NDArray[np.float64]]
 
@@ -24,6 +25,28 @@ class TaskEnv(gymnasium.Env[Any, NDArray[np.float32]], ABC):
     """Whether the next reset's model can be looked at. Off, an environment may leave visuals out, which takes
     less time; observations, rewards and ends stay the same to the last bit.
     """
+
+    images: tuple[ImageField, ...] = ()
+    """Pictures that belong to an observation; `frames` renders them."""
+    _cameras: Cameras | None = None
+
+    def frames(self) -> dict[str, NDArray[np.uint8]]:
+        """The pictures `[height, width, 3]` of the present state, by name; none without cameras.
+
+        They are rendered when they are asked for, since a policy looks once in many steps. Raises UserError
+        where the simulator has no such camera, RenderingError where this machine cannot render.
+        """
+        if not self.images:
+            return {}
+        if self._cameras is None:
+            self._cameras = Cameras(self.images, str(getattr(self, "task", "the task")))
+        return self._cameras.look(*self.simulation())
+
+    def close_cameras(self) -> None:
+        """Free what renders the pictures."""
+        if self._cameras is not None:
+            self._cameras.close()
+            self._cameras = None
 
     @abstractmethod
     def description(self, task: str) -> PlantDescription:
@@ -40,4 +63,4 @@ class TaskEnv(gymnasium.Env[Any, NDArray[np.float32]], ABC):
 
     def simulation(self) -> tuple[Any, Any]:
         """The MuJoCo model and data of the present episode; raises UserError for an environment without."""
-        raise UserError("this task has no MuJoCo model to film: leave --video out")
+        raise UserError("this task has no MuJoCo model to look at: leave --video and --camera out")

@@ -72,21 +72,21 @@ class Family:
 FAMILIES: Mapping[str, Family] = {
     "robosuite": Family(
         "robosuite:Lift",
-        frozenset({"robot", "controller", "control_rate", "horizon", "render_mode"}),
+        frozenset({"robot", "controller", "control_rate", "horizon", "render_mode", "cameras"}),
         robosuite_env.check_task,
         robosuite_env.RobosuiteEnv,
         robosuite_env.default_horizon,
     ),
     "ogbench": Family(
         "ogbench:cube-single-play-singletask-task2-v0",
-        frozenset({"horizon", "render_mode"}),
+        frozenset({"horizon", "render_mode", "cameras"}),
         ogbench_env.environment_spec,
         ogbench_env.OGBenchEnv,
         ogbench_env.default_horizon,
     ),
     "gym": Family(
         "gym:Pendulum-v1",
-        frozenset({"control_rate", "horizon", "render_mode"}),
+        frozenset({"control_rate", "horizon", "render_mode", "cameras"}),
         gym_env.environment_spec,
         gym_env.GymEnv,
         gym_env.default_horizon,
@@ -114,9 +114,8 @@ class Task:
                 f"the data of {plant.task} does not say how to build its environment: leave --episodes out"
             )
         kwargs = plant.environment.get("spec", {}).get("kwargs", {})
-        return cls(
-            plant.task, {name: value for name, value in kwargs.items() if name in FAMILIES[kind].settings}
-        )
+        settings = {name: value for name, value in kwargs.items() if name in FAMILIES[kind].settings}
+        return cls(plant.task, {**settings, "cameras": plant.images})
 
     def check(self) -> str:
         """The task's name within its family; raises UserError for an unknown task or setting."""
@@ -134,7 +133,7 @@ class Task:
     def make_env(self) -> TaskEnv:
         """A new environment; raises UserError for an unknown task or controller."""
         task = self.check()
-        if self._given.get("render_mode"):
+        if self._given.get("render_mode") or self._given.get("cameras"):
             require_rendering()
         return self._family.make(task, **self._given)
 
@@ -145,7 +144,7 @@ class Task:
 
     @property
     def _given(self) -> dict[str, Any]:
-        return {name: value for name, value in self.settings.items() if value is not None}
+        return {name: value for name, value in self.settings.items() if value is not None and value != ()}
 
     @property
     def _family(self) -> Family:
@@ -172,11 +171,13 @@ class EnvPlant:
 
     simulated = True
 
-    def __init__(self, env: TaskEnv):
-        self.env = env
+    def __init__(self, env: TaskEnv, *, stop_at_success: bool = True):
+        """Without `stop_at_success` an episode goes on for as long as those of the training data do."""
+        self.env, self._stop_at_success = env, stop_at_success
         self.reward = 0.0
         """Reward of the last action, defined as in the training data."""
-        self._observation: dict[str, NDArray[np.float64]] = {}
+        self._observation: dict[str, NDArray[Any]] = {}
+        self._looked = False
         self._success = self._finished = self._terminated = False
 
     @property
@@ -203,6 +204,7 @@ class EnvPlant:
 
     def reset(self, seed: int | None = None) -> None:
         self._observation, info = stable_reset(self.env, seed)
+        self._looked = False
         self._success, self._finished, self._terminated, self.reward = (
             bool(info["success"]),
             False,
@@ -210,14 +212,19 @@ class EnvPlant:
             0.0,
         )
 
-    def observe(self) -> Mapping[str, NDArray[np.float64]]:
+    def observe(self) -> Mapping[str, NDArray[Any]]:
+        """The fields of this tick, and its pictures, which are rendered when they are first asked for."""
+        if self.env.images and not self._looked:
+            self._observation = {**self._observation, **self.env.frames()}
+            self._looked = True
         return self._observation
 
     def apply(self, action: NDArray[np.float32]) -> None:
         self._observation, self.reward, terminated, truncated, info = stable_step(self.env, action)
+        self._looked = False
         self._success = bool(info["success"])
         self._terminated = terminated
-        self._finished = self._success or terminated or truncated
+        self._finished = (self._success and self._stop_at_success) or terminated or truncated
 
     def close(self) -> None:
         self.env.close()

@@ -156,7 +156,7 @@ def modules_and_contract(run: Path) -> tuple[ExportModules, Contract, np.ndarray
     contract = make_contract(checkpoint, agent)
     encoder, refiner, policy, valuer = make_modules(agent, contract)
     return (
-        ExportModules(encoder, refiner, policy, valuer, encoder.kernel.shape[1]),
+        ExportModules(encoder, refiner, policy, valuer, encoder.feature_dim),
         contract,
         checkpoint.reference["observations"].numpy(),
     )

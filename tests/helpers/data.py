@@ -7,10 +7,12 @@ import os
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 
-from rql_deploy.contract import ActionDimension, ObservationField, PlantDescription
+from rql_deploy.contract import ActionDimension, ImageField, ObservationField, PlantDescription
 from rql_deploy.train.data.folder import write_store
+from rql_deploy.train.data.frames import Frames
 from rql_deploy.train.data.readers import open_store
 from rql_deploy.train.data.readers.options import ReadOptions
 from rql_deploy.train.data.store import TransitionStore
@@ -47,6 +49,32 @@ def make_store(
         ends=ends.astype(np.int64),
         successes=np.array([i % 2 == 0 for i in range(len(episodes))]),
     )
+
+
+def make_picture_store(
+    cameras: tuple[str, ...] = ("camera",),
+    *,
+    episodes: tuple[int, ...] = (9, 7, 12),
+    seed: int = 0,
+    height: int = 6,
+    width: int = 7,
+    fields: bool = True,
+) -> TransitionStore:
+    """`make_store` with random frames whose first pixel holds the row's number; `fields` off: only these."""
+    store = make_store(episodes, seed)
+    rng = np.random.default_rng(seed)
+    images = {}
+    for name in cameras:
+        frames = rng.integers(0, 256, (len(store), height, width, 3), np.uint8)
+        frames[:, 0, 0] = np.arange(len(store))[:, None]
+        images[name] = Frames.of(frames)
+    plant = msgspec.structs.replace(
+        PLANT,
+        fields=PLANT.fields if fields else (),
+        images=tuple(ImageField(name, height, width) for name in cameras),
+    )
+    observations = store.observations if fields else store.observations[:, :0]
+    return dataclasses.replace(store, plant=plant, observations=observations, images=images)
 
 
 def write_minari(

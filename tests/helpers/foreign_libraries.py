@@ -1,12 +1,14 @@
 """Libraries that cannot stand in the lock beside robosuite: lerobot, robomimic, and old or large ones.
 
 Each is installed alone into a folder of its own, under build/, and used by a process of its own that has the
-test environment behind it. As a program, loads data sets with such a library: rows go to an `.npz` file.
+test environment behind it. As a program, loads data sets with such a library (rows go to an `.npz` file), or
+writes one with cameras.
 """
 
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -38,6 +40,7 @@ PACKAGES = {
         "typing-inspect==0.9.0",
         "mypy-extensions==1.1.0",
         "toml==0.10.2",
+        "pyserial==3.5",
         "deepdiff==8.6.1",
         "orderly-set==5.5.0",
         "termcolor==3.2.0",
@@ -46,33 +49,88 @@ PACKAGES = {
     "robomimic": ["robomimic==0.3.0", "tqdm==4.67.1"],
 }
 FOR_PICTURES = ("torchvision", "torchvision.transforms", "torchvision.transforms.v2", "torchvision.models")
-NOT_NEEDED = (*FOR_PICTURES, "torchvision.transforms.v2.functional", "accelerate")
+NOT_NEEDED = (
+    *FOR_PICTURES,
+    "torchvision.transforms.v2.functional",
+    "torchvision.transforms.functional",
+    "accelerate",
+)
 """What these libraries import and only pictures or training use: large, and built against another torch."""
 
 
 def installed(library: str, folder: Path) -> Path:
     """The folder with `library`, installed if need be; raises CalledProcessError without a registry."""
-    target = folder / library
-    if not target.is_dir():
+    target, wanted = folder / library, "\n".join(PACKAGES[library])
+    listed = target / "packages.txt"
+    if not listed.is_file() or listed.read_text() != wanted:
         partial = target.with_suffix(".partial")
         command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(partial)]
         subprocess.run([*command, *PACKAGES[library]], check=True, capture_output=True, text=True)
+        (partial / listed.name).write_text(wanted)
+        shutil.rmtree(target, ignore_errors=True)
         partial.rename(target)
     return target
 
 
+def environment(library: Path) -> dict[str, str]:
+    """Variables for a process that has the library in this folder, and the test environment behind it."""
+    paths = [str(Path(__file__).parents[2]), str(library)]
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "HF_HUB_OFFLINE": "1"}
+
+
 def rows_loaded(library: Path, sets: Sequence[Path]) -> list[dict[str, NDArray[np.generic]]]:
     """Arrays by name that the library in folder `library` loads from each of `sets`, one process for all."""
-    root = Path(__file__).parents[2]
-    environment = {
-        **os.environ,
-        "PYTHONPATH": os.pathsep.join([str(root), str(library)]),
-        "HF_HUB_OFFLINE": "1",
-    }
-    command = [sys.executable, "-m", "tests.helpers.foreign_libraries", library.name, *map(str, sets)]
-    done = subprocess.run(command, check=False, capture_output=True, text=True, env=environment)
-    assert done.returncode == 0, done.stderr
+    _run(library, *map(str, sets))
     return [dict(np.load(path.with_name(f"{path.name}.loaded.npz"))) for path in sets]
+
+
+def write_cameras(library: Path, folder: Path, episodes: Sequence[int]) -> None:
+    """Let lerobot record episodes of so many rows into `folder`, with its own encoder.
+
+    The cameras `top` (a video) and `wrist` (pictures) show the number of the row among all.
+    """
+    _run(library, "--write", str(folder), *map(str, episodes))
+
+
+def _run(library: Path, *words: str) -> None:
+    command = [sys.executable, "-m", "tests.helpers.foreign_libraries", library.name, *words]
+    done = subprocess.run(command, check=False, capture_output=True, text=True, env=environment(library))
+    assert done.returncode == 0, done.stderr
+
+
+def _record(path: Path, episodes: Sequence[int]) -> None:
+    from lerobot.datasets.lerobot_dataset import LeRobotDataset
+
+    from tests.helpers.pictures import numbered
+
+    # The encoder takes no side below 64 pixels.
+    size = numbered(0).repeat(2, axis=0).repeat(2, axis=1).shape
+    axes = ["height", "width", "channels"]
+    features = {
+        "observation.images.top": {"dtype": "video", "shape": size, "names": axes},
+        "observation.images.wrist": {"dtype": "image", "shape": size, "names": axes},
+        "observation.state": {"dtype": "float32", "shape": (3,), "names": ["x", "y", "z"]},
+        "action": {"dtype": "float32", "shape": (2,), "names": ["x.pos", "y.pos"]},
+    }
+    recorded = LeRobotDataset.create(
+        "some/name", fps=20, features=features, root=path, robot_type="arm", use_videos=True
+    )
+    number = 0
+    for rows in episodes:
+        for _ in range(rows):
+            frame = numbered(number).repeat(2, axis=0).repeat(2, axis=1)
+            recorded.add_frame(
+                {
+                    "observation.images.top": frame,
+                    "observation.images.wrist": frame,
+                    "observation.state": np.full(3, number, np.float32),
+                    "action": np.full(2, number, np.float32),
+                    "task": "reach",
+                }
+            )
+            number += 1
+        recorded.save_episode()
+    recorded.finalize()
 
 
 def _lerobot(path: Path) -> Mapping[str, NDArray[np.generic]]:
@@ -102,12 +160,20 @@ def _robomimic(path: Path) -> Mapping[str, NDArray[np.generic]]:
     return found
 
 
-def main() -> None:
+def leave_out() -> None:
+    """Let the libraries import what they do not need here."""
     for name in NOT_NEEDED:
         sys.modules[name] = MagicMock(
             __name__=name, __spec__=ModuleSpec(name, None, is_package=True), __path__=[], __version__="0"
         )
+
+
+def main() -> None:
+    leave_out()
     library, *sets = sys.argv[1:]
+    if sets[0] == "--write":
+        _record(Path(sets[1]), [int(rows) for rows in sets[2:]])
+        return
     load = {"lerobot": _lerobot, "robomimic": _robomimic}[library]
     for path in map(Path, sets):
         np.savez(path.with_name(f"{path.name}.loaded.npz"), **load(path))

@@ -66,7 +66,11 @@ def announced(
 def observation(contract: Contract, seed: int = 0) -> dict[str, np.ndarray]:
     """A random observation of the contract's fields."""
     rng = np.random.default_rng(seed)
-    return {f.name: rng.normal(size=f.shape) for f in contract.plant.fields}
+    numbers = {f.name: rng.normal(size=f.shape) for f in contract.plant.fields}
+    pictures = {
+        f.name: rng.integers(0, 256, f.shape, np.uint8) for f in contract.plant.inputs if f.dtype == "uint8"
+    }
+    return numbers | pictures
 
 
 def note(process: subprocess.Popen[str], pattern: str) -> str:
@@ -134,7 +138,13 @@ def joined(fields: Any) -> dict[str, Any]:
 @contextlib.contextmanager
 def serving_images(bundle: Path) -> Iterator[str]:
     """A server of a `CameraModel` in a thread; yields its endpoint."""
-    model = CameraModel(Bundle.open(bundle))
+    with serving_model(CameraModel(Bundle.open(bundle))) as endpoint:
+        yield endpoint
+
+
+@contextlib.contextmanager
+def serving_model(model: Model) -> Iterator[str]:
+    """A server of the model in a thread; yields its endpoint."""
     model.warm_up(rounds=1)
     with PolicyServer([model], "tcp://127.0.0.1:*") as server:
         thread = threading.Thread(target=server.run)

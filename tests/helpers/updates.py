@@ -4,9 +4,10 @@ from collections.abc import Callable
 
 import torch
 
+from rql_deploy.train.batch import Batch, Noise, draw_noise
 from rql_deploy.train.data.sampler import WindowSampler
 from rql_deploy.train.hyperparameters import RQLConfig
-from rql_deploy.train.rql import RQL, Batch, Noise, draw_noise
+from rql_deploy.train.rql import RQL
 from tests.helpers.data import make_store
 
 CONFIG = RQLConfig(h=3, F=4, K=3, policy_hidden=(32, 32), value_hidden=(32, 32), kappa=0.7, rho=0.5)

@@ -16,6 +16,7 @@ from rql_deploy.contract import (
     Calibration,
     Contract,
     ContractError,
+    ImageField,
     ObservationField,
     PlantDescription,
     Provenance,
@@ -192,3 +193,62 @@ def test_a_contract_edited_together_with_its_manifest_no_longer_fits_the_graphs(
     write_manifest(copy, contract)
     with pytest.raises(BundleError, match="exported for another contract"):
         Bundle.open(copy).session("policy")
+
+
+@pytest.fixture(scope="module")
+def tiny_contract(bundle: Path) -> Contract:
+    return Bundle.open(bundle).contract
+
+
+def with_pictures(contract: Contract, *images: ImageField, frame_stack: int = 1) -> Contract:
+    plant = msgspec.structs.replace(contract.plant, images=images, frame_stack=frame_stack)
+    return msgspec.structs.replace(contract, plant=plant)
+
+
+def test_pictures_are_part_of_a_contract_and_leave_others_as_they_were(tiny_contract: Contract) -> None:
+    text = tiny_contract.to_json()
+    assert "images" not in text and "frame_stack" not in text
+    front = ImageField("front", 64, 96, "rgb", "realsense_0", 480, 640, (0, 80, 480, 480))
+    contract = with_pictures(tiny_contract, front, frame_stack=3)
+    assert Contract.from_json(contract.to_json()) == contract
+    assert contract.contract_id != tiny_contract.contract_id
+    assert contract.plant.inputs == (
+        *tiny_contract.plant.fields,
+        ObservationField("front", (64, 96, 9), dtype="uint8"),
+    )
+    assert contract.plant.observation_dim == tiny_contract.plant.observation_dim
+
+
+@pytest.mark.parametrize(
+    ("images", "stack", "said"),
+    [
+        ((ImageField("front", 0, 4),), 1, "camera 'front' that is 0 x 4 pixels"),
+        ((ImageField("front", 4, 2000),), 1, "sides must lie in 1 to 1024"),
+        (
+            (ImageField("front", 4, 4, crop=(0, 0, 5, 4)),),
+            1,
+            r"is cropped to \[0, 0, 5, 4\] of a frame of 4 x 4",
+        ),
+        ((ImageField("front", 4, 4), ImageField("front", 4, 4)), 1, "has two fields of the name 'front'"),
+        (tuple(ImageField(f"c{i}", 4, 4) for i in range(5)), 1, "has 5 cameras, at most 4"),
+        ((ImageField("front", 4, 4),), 9, "stacks 9 frames, between 1 and 8"),
+    ],
+)
+def test_pictures_that_cannot_be_are_refused(
+    tiny_contract: Contract, images: tuple[ImageField, ...], stack: int, said: str
+) -> None:
+    with pytest.raises(ContractError, match=said):
+        with_pictures(tiny_contract, *images, frame_stack=stack)
+
+
+def test_a_plant_with_another_camera_is_named(tiny_contract: Contract) -> None:
+    contract = with_pictures(tiny_contract, ImageField("front", 64, 64))
+    for other, said in (
+        ((), "camera 'front' is missing"),
+        ((ImageField("front", 64, 84),), "camera 'front' gives 64 x 84 pixels instead of 64 x 64"),
+        ((ImageField("front", 64, 64, "bgr"),), "camera 'front' gives bgr instead of rgb"),
+    ):
+        with pytest.raises(ContractError, match=said):
+            contract.require(msgspec.structs.replace(contract.plant, images=other))
+    assumed = ImageField("front", 64, 64, "bgr", assumed=("colour_order",))
+    contract.require(msgspec.structs.replace(contract.plant, images=(assumed,)))

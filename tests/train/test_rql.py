@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 import torch
 
+from rql_deploy.train.batch import Batch, draw_noise, window_masks
 from rql_deploy.train.hyperparameters import RQLConfig
 from rql_deploy.train.networks import gelu
-from rql_deploy.train.rql import RQL, Batch, draw_noise, integrate, reverse, window_masks
+from rql_deploy.train.rql import RQL, integrate, reverse
 from tests.helpers.commands import ROOT
 
 FIXTURE = ROOT / "tests" / "data" / "rql_reference_h3.npz"
@@ -184,7 +185,7 @@ def test_without_reversal_partial_actions_learn_from_the_next_complete_ones_from
     noise = noise._replace(reversal_depth=torch.tensor([0.0, 0.05, 0.1, 0.5, 0.95, 1.0, 0.9, 0.0]))
     s, a = batch.observations[0], batch.actions[:3].transpose(0, 1).reshape(8, -1)
     y = agent.value_target(batch, noise)
-    x, f, target = agent.stepwise_target(s, a, y, noise)
+    x, f, target = agent.stepwise_target(s, s, a, y, noise)
     steps = torch.tensor([0, 0, 1, 5, 10, 10, 9, 0])
     torch.testing.assert_close(f[:, 0], 1 - steps / 10)
     torch.testing.assert_close(x, (1 - f) * noise.bc_noise + f * a)
@@ -198,7 +199,8 @@ def test_without_reversal_every_grid_time_has_the_same_share() -> None:
     agent = RQL(config, 5, 2)
     noise = draw_noise(22_000, 6, 10, torch.Generator().manual_seed(0))
     zeros = torch.zeros(22_000, 6)
-    _, f, _ = agent.stepwise_target(torch.zeros(22_000, 5), zeros, zeros[:, 0], noise)
+    seen = torch.zeros(22_000, 5)
+    _, f, _ = agent.stepwise_target(seen, seen, zeros, zeros[:, 0], noise)
     shares = torch.bincount((f[:, 0] * 10).round().long(), minlength=11) / 22_000
     assert bool(((shares - 1 / 11).abs() < 0.01).all())
 

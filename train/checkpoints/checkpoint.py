@@ -2,7 +2,7 @@
 pickle.
 
     RUN/checkpoints/step_000006000/   checkpoint.json, parameters.safetensors, optimizer.safetensors,
-                                      reference.safetensors
+                                      reference.safetensors; online.safetensors where episodes are played
 
 A checkpoint is written to a temporary folder, synced and renamed; then `latest` moves. Whenever a crash or a
 full disk interrupts this, `latest` names a complete checkpoint.
@@ -28,13 +28,16 @@ from rql_deploy.folders import near_paths
 from rql_deploy.train.config import TrainConfig, config_to_plain
 from rql_deploy.train.data.shards import ShardedStore
 from rql_deploy.train.data.store import TransitionStore
+from rql_deploy.train.frozen import Backbones
 from rql_deploy.train.rql import RQL
+from rql_deploy.train.vision import picture_shapes
 
 from .header import FORMAT, read_header
 from .run_folder import checkpoint_folder, move_pointer, read_pointer, sync
 
 NETWORKS = ("v", "V", "v_ema", "V_target")
 CHANGEABLE = {
+    "backbone",  # paths; the files' hashes may not change
     "updates",
     "log_every",
     "checkpoint_every",
@@ -44,7 +47,9 @@ CHANGEABLE = {
     "trackers",
 }
 """Settings that may change when a run is resumed, since they do not affect the updates."""
-ARCHITECTURE = ("h", "F", "K", "policy_hidden", "value_hidden")
+AVERAGES = ("exp_avg", "exp_avg_sq")
+"""Of Adam, for each parameter."""
+ARCHITECTURE = ("h", "F", "K", "policy_hidden", "value_hidden", "prefix", "encoder")
 
 
 @dataclass(frozen=True)
@@ -65,6 +70,8 @@ class Checkpoint:
     """How updates ran: engine, precision, device, threads."""
     initialised_from: str | None
     """The checkpoint that the run was initialised from, if any."""
+    backbones: Backbones
+    """By camera, the frozen backbone that the networks see through."""
     reference: dict[str, Tensor]
     """Rows of the data set:
 
@@ -79,7 +86,10 @@ class Checkpoint:
 
     def restore_networks(self, device: torch.device | str = "cpu") -> RQL:
         """An RQL agent with the four networks of this checkpoint."""
-        agent = RQL(self.config.rql, self.plant.observation_dim, self.plant.action_dim, device=device)
+        sizes = self.plant.observation_dim, self.plant.action_dim
+        agent = RQL(
+            self.config.rql, *sizes, device=device, pictures=picture_shapes(self.plant, self.backbones)
+        )
         for name in NETWORKS:
             network: nn.Module = getattr(agent, name)
             prefix = f"{name}."
@@ -103,6 +113,7 @@ def save_checkpoint(
     header: Mapping[str, Any],
     reference: Mapping[str, Tensor],
     random_state: Tensor,
+    online: Mapping[str, Tensor] | None = None,
 ) -> Path:
     """Write checkpoint `step` of `run` and let `latest` name it.
 
@@ -114,7 +125,7 @@ def save_checkpoint(
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
         parameters = {
-            f"{name}.{key}": tensor
+            f"{name}.{key}": tensor.contiguous()
             for name in NETWORKS
             for key, tensor in getattr(agent, name).state_dict().items()
         }
@@ -124,6 +135,8 @@ def save_checkpoint(
             temporary / "optimizer.safetensors",
         )
         save_file(dict(reference), temporary / "reference.safetensors")
+        if online:
+            save_file(dict(online), temporary / "online.safetensors")
         (temporary / "checkpoint.json").write_text(
             json.dumps({"format": FORMAT, "step": step, **header}, indent=1, allow_nan=False)
         )
@@ -173,6 +186,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
             versions=header.versions,
             engine=header.engine,
             initialised_from=header.initialised_from,
+            backbones=header.backbones,
             parameters=load_file(folder / "parameters.safetensors"),
             reference=reference,
         )
@@ -200,8 +214,17 @@ def restore_optimizer(folder: Path, optimizer: torch.optim.Adam) -> Tensor:
     count = len(optimizer.param_groups[0]["params"])
     try:
         tensors = load_file(folder / "optimizer.safetensors")
+        parameters = optimizer.param_groups[0]["params"]
         state = {
-            i: {key: tensors[f"{i}.{key}"] for key in ("step", "exp_avg", "exp_avg_sq")} for i in range(count)
+            i: {
+                "step": tensors[f"{i}.step"],
+                # The fused Adam needs a parameter and its averages in the same memory layout.
+                **{
+                    key: torch.empty_like(parameters[i], device="cpu").copy_(tensors[f"{i}.{key}"])
+                    for key in AVERAGES
+                },
+            }
+            for i in range(count)
         }
         optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
         return tensors["random_state"]
@@ -212,9 +235,20 @@ def restore_optimizer(folder: Path, optimizer: torch.optim.Adam) -> Tensor:
         ) from error
 
 
+def load_online_state(folder: Path) -> dict[str, Tensor]:
+    """What a checkpoint of a run that plays episodes keeps of them; raises UserError if it is damaged."""
+    try:
+        return load_file(folder / "online.safetensors")
+    except (OSError, SafetensorError) as error:
+        raise UserError(
+            f"checkpoint {folder} is not of a run that plays episodes ({error}): resume it with the command "
+            "that started it"
+        ) from error
+
+
 def _optimizer_tensors(optimizer: torch.optim.Adam) -> dict[str, Tensor]:
     return {
-        f"{i}.{key}": value
+        f"{i}.{key}": value.contiguous()
         for i, entry in optimizer.state_dict()["state"].items()
         for key, value in entry.items()
     }
@@ -260,13 +294,18 @@ def require_same_networks(
         f"checkpoint {checkpoint.path}",
         "pass data of the same robot, or train from nothing",
     )
+    if store.plant.images and (stack := checkpoint.plant.frame_stack) != store.plant.frame_stack:
+        raise UserError(
+            f"checkpoint {checkpoint.path} sees {stack} frames at once, this run {store.plant.frame_stack}: "
+            f"pass --set frame_stack={stack}"
+        )
     for name in ARCHITECTURE:
         before, now = getattr(checkpoint.config.rql, name), getattr(config.rql, name)
         if before != now:
-            value = list(before) if isinstance(before, tuple) else before
+            had, has = (json.dumps(value) for value in (before, now))
             raise UserError(
-                f"checkpoint {checkpoint.path} has rql.{name} {value}, this run "
-                f"{list(now) if isinstance(now, tuple) else now}: pass --set 'rql.{name}={value}'"
+                f"checkpoint {checkpoint.path} has rql.{name} {had}, this run {has}: "
+                f"pass --set 'rql.{name}={had}'"
             )
 
 

@@ -13,6 +13,7 @@ from rql_deploy.contract import PlantDescription
 from rql_deploy.errors import UserError
 from rql_deploy.structs import Record, convert
 from rql_deploy.train.config import TrainConfig
+from rql_deploy.train.frozen import FrozenBackbone
 
 FORMAT = 1
 STATISTICS = {"quantile_levels", "observation_quantiles", "action_rate_quantiles"}
@@ -41,6 +42,8 @@ class CheckpointHeader(Record, frozen=True):
         default_factory=lambda: {"engine": "eager", "precision": "fp32", "device": "cpu"}
     )
     """How updates were run: engine, precision, device, threads."""
+    backbones: Mapping[str, FrozenBackbone] = msgspec.field(default_factory=dict)
+    """By camera, the frozen backbone that the networks see through; cameras without one have an encoder."""
     initialised_from: str | None = None
     """The checkpoint that the run started from, None when it started from nothing."""
 

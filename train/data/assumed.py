@@ -89,6 +89,12 @@ def assumption_warnings(
             f"{dataset_id} does not say whether actions are changes (delta) or targets (absolute): {mode[0]} "
             "is assumed; say it with --action-mode"
         )
+    if colours := describe_assumed(plant, ("colour_order",)):
+        name = assumed_items(plant)["colour_order"][0]
+        yield (
+            f"{dataset_id} does not say the {colours[0].removesuffix(' (RGB)')}, and bytes do not show it: "
+            f"RGB is assumed; say it with --camera {name}:rgb, or :bgr, when the data is imported"
+        )
     if not (bounds := describe_assumed(plant, ("bounds",))):
         return
     yield (

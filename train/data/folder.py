@@ -5,6 +5,8 @@
     FOLDER/actions.npy        [N, A] float32        FOLDER/masks.npy     [N] float32
     FOLDER/ends.npy           [E] int64             FOLDER/successes.npy [E] bool, where known
     FOLDER/finals.npy         [E, O] float32, where known: the observation after each episode's last action
+    FOLDER/intervened.npy     [N] bool, where known: rows whose action was not the policy's
+    FOLDER/images/NAME.npy    [N, H, W, 3] uint8, of each camera, NAME percent-encoded
 
 Plain NumPy files, no pickle. A folder of such folders is a sharded data set.
 """
@@ -12,7 +14,6 @@ Plain NumPy files, no pickle. A folder of such folders is a sharded data set.
 from __future__ import annotations
 
 import contextlib
-import io
 import json
 import os
 import shutil
@@ -29,6 +30,8 @@ from rql_deploy.contract import PlantDescription
 from rql_deploy.errors import UserError
 from rql_deploy.structs import convert, to_plain
 
+from .frame_files import FrameFiles, npy_header, open_frames
+from .frames import Frames, Picture, check_frames
 from .store import TransitionStore
 
 FORMAT = 1
@@ -57,17 +60,20 @@ class StoreWriter:
         }
         self.remarks: tuple[str, ...] = ()
         self.provenance: tuple[Mapping[str, Any], ...] = ()
+        self.intervened: NDArray[np.bool_] | None = None
         self.rows = 0
         self.ends: list[int] = []
         self.successes: list[bool | None] = []
         self.finals: list[NDArray[np.float32] | None] = []
         self._files: dict[str, BinaryIO] = {}
+        self._frames = FrameFiles(plant)
         try:
             shutil.rmtree(self.partial, ignore_errors=True)
             self.partial.mkdir(parents=True)
             for name in ROW_ARRAYS:
                 self._files[name] = (self.partial / f"{name}.npy").open("wb")
-                self._files[name].write(_npy_header((0, *self.widths[name])))
+                self._files[name].write(npy_header((0, *self.widths[name])))
+            self._frames.open(self.partial)
         except OSError as error:
             self.abort()
             raise self._disk_error(error) from error
@@ -79,10 +85,12 @@ class StoreWriter:
         rewards: ArrayLike,
         masks: ArrayLike,
         success: bool | None = None,
+        images: Mapping[str, Picture] | None = None,
     ) -> None:
         """Append an episode of n rows: observations `[n, O]`, actions `[n, A]`, rewards `[n]`, masks `[n]`.
 
-        Raises UserError and appends nothing if the shapes do not fit.
+        `images` has the frames `[n, H, W, 3]` of each of the plant's cameras. Raises UserError and appends
+        nothing if the shapes do not fit.
         """
         arrays = {
             name: np.ascontiguousarray(value, np.float32)
@@ -97,7 +105,9 @@ class StoreWriter:
                     f"episode {len(self.ends)} for {self.folder} has {name} of shape {list(array.shape)}, "
                     f"for {rows} actions it should be {[rows, *self.widths[name]]}"
                 )
-        self.extend(arrays, np.array([rows], np.int64), None if success is None else np.array([success]))
+        frames = {name: Frames.of(np.asarray(pictures)) for name, pictures in (images or {}).items()}
+        ends, successes = np.array([rows], np.int64), None if success is None else np.array([success])
+        self.extend(arrays, ends, successes, images=frames)
 
     def extend(
         self,
@@ -105,11 +115,20 @@ class StoreWriter:
         ends: NDArray[np.int64],
         successes: NDArray[np.bool_] | None,
         finals: NDArray[np.float32] | None = None,
+        images: Mapping[str, Frames] | None = None,
     ) -> None:
-        """Append several whole episodes; `ends` counts from the first of these rows."""
+        """Append several whole episodes; `ends` counts from the first of these rows.
+
+        Frames are copied block by block. Raises UserError and appends nothing where they do not fit.
+        """
+        images = images or {}
+        check_frames(
+            f"episode {len(self.ends)} for {self.folder}", self.plant, images, len(arrays["rewards"])
+        )
         try:
             for name in ROW_ARRAYS:
                 np.ascontiguousarray(arrays[name]).tofile(self._files[name])
+            self._frames.extend(images)
         except OSError as error:
             self.abort()
             raise self._disk_error(error) from error
@@ -129,8 +148,9 @@ class StoreWriter:
         try:
             for name, file in self._files.items():
                 file.seek(0)
-                file.write(_npy_header((self.rows, *self.widths[name])))
+                file.write(npy_header((self.rows, *self.widths[name])))
                 file.close()
+            digests = self._frames.close(self.rows)
             np.save(self.partial / "ends.npy", np.array(self.ends, np.int64))
             known = [success for success in self.successes if success is not None]
             if known and len(known) == len(self.ends):
@@ -138,19 +158,22 @@ class StoreWriter:
             finals = [final for final in self.finals if final is not None]
             if finals and len(finals) == len(self.ends):
                 np.save(self.partial / "finals.npy", np.stack(finals).astype(np.float32))
+            if self.intervened is not None:
+                np.save(self.partial / "intervened.npy", self.intervened)
             header: dict[str, Any] = {
                 "format": FORMAT,
                 "dataset_id": self.dataset_id,
                 "plant": to_plain(self.plant),
                 "rows": self.rows,
                 "episodes": len(self.ends),
+                **({"images": digests} if digests else {}),
                 **({"remarks": list(self.remarks)} if self.remarks else {}),
                 **({"provenance": [dict(made) for made in self.provenance]} if self.provenance else {}),
             }
             (self.partial / HEADER_FILE).write_text(json.dumps(header))
             header["content_hash"] = read_store(self.partial).content_hash
             (self.partial / HEADER_FILE).write_text(json.dumps(header, indent=1, allow_nan=False))
-            for file_path in (*self.partial.iterdir(), self.partial):
+            for file_path in (*self.partial.rglob("*"), self.partial):
                 _sync(file_path)
             self.partial.rename(self.folder)
             _sync(self.folder.parent)
@@ -163,6 +186,7 @@ class StoreWriter:
 
     def abort(self) -> None:
         """Remove what was written so far."""
+        self._frames.abort()
         for file in self._files.values():
             # Closing flushes what is buffered, which fails again on a full disk.
             with contextlib.suppress(OSError):
@@ -191,8 +215,13 @@ def write_store(store: TransitionStore, folder: Path) -> TransitionStore:
     """Write `store` as a folder and return it as read back, memory-mapped."""
     with StoreWriter(folder, store.dataset_id, store.plant) as writer:
         writer.remarks, writer.provenance = store.remarks, store.provenance
+        writer.intervened = store.intervened
         writer.extend(
-            {name: getattr(store, name) for name in ROW_ARRAYS}, store.ends, store.successes, store.finals
+            {name: getattr(store, name) for name in ROW_ARRAYS},
+            store.ends,
+            store.successes,
+            store.finals,
+            store.images,
         )
     return read_store(folder)
 
@@ -205,24 +234,28 @@ def is_store(folder: Path) -> bool:
 def read_store(folder: Path, *, verify: bool = False) -> TransitionStore:
     """Open a store folder with its rows memory-mapped; raises UserError if it is damaged.
 
-    With `verify`, every row is read and must match the hash in the header.
+    With `verify`, every row is read and must match the hash in the header; frames, of which there may be
+    many gigabytes, are compared with it by `frame_files.verify_frames`.
     """
     try:
         header, plant = _read_header(folder)
         arrays = {name: _open(folder / f"{name}.npy", np.float32) for name in ROW_ARRAYS}
         ends = np.array(_open(folder / "ends.npy", np.int64))
-        successes = (
-            np.array(_open(folder / "successes.npy", np.bool_))
-            if (folder / "successes.npy").exists()
-            else None
+        successes, intervened = (
+            np.array(_open(folder / f"{name}.npy", np.bool_)) if (folder / f"{name}.npy").exists() else None
+            for name in ("successes", "intervened")
         )
         finals = _open(folder / "finals.npy", np.float32) if (folder / "finals.npy").exists() else None
+        images = open_frames(folder, plant, dict(header.get("images", {})))
         store = TransitionStore(
             dataset_id=str(header["dataset_id"]),
             plant=plant,
             ends=ends,
             successes=successes,
             finals=finals,
+            intervened=intervened,
+            recent=0,
+            images=images,
             remarks=tuple(map(str, header.get("remarks", ()))),
             provenance=tuple(map(dict, header.get("provenance", ()))),
             **arrays,
@@ -292,17 +325,6 @@ def _open(file: Path, dtype: type[np.generic]) -> NDArray[Any]:
     if array.dtype != dtype:
         raise ValueError(f"{file.name} holds {array.dtype}, not {np.dtype(dtype)}")
     return array
-
-
-def _npy_header(shape: tuple[int, ...]) -> bytes:
-    """The header of a float32 `.npy` file; its length is the same for every number of rows, since NumPy pads
-    it.
-    """
-    buffer = io.BytesIO()
-    np.lib.format.write_array_header_1_0(
-        buffer, {"descr": np.dtype(np.float32).str, "fortran_order": False, "shape": shape}
-    )  # type: ignore[no-untyped-call]
-    return buffer.getvalue()
 
 
 def _sync(path: Path) -> None:

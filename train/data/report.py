@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from rql_deploy.assumptions import describe_assumed
 
+from .cameras.report import camera_figures
 from .report_warnings import data_warnings
 from .store import DIMENSION_NAMES, TransitionStore
 
@@ -36,9 +37,11 @@ def inspect_store(store: TransitionStore, *, gamma: float = 0.99, h: int = 5) ->
         "lengths": _summary(lengths),
         "fields": _fields(store),
         "actions": _actions(store),
+        "cameras": camera_figures(store),
         "rewards": _rewards(store),
         "successes": None if store.successes is None else int(store.successes.sum()),
         "ends": _ends(store),
+        "intervened": _intervened(store),
         "discount_horizon": 1.0 / (1.0 - gamma),
         "gamma": gamma,
         "duplicates": _duplicates(store),
@@ -188,6 +191,13 @@ def _ends(store: TransitionStore) -> dict[str, int]:
         "mask_0_then_1": int(goes_on.sum()),
         "masks_neither_0_nor_1": int((~np.isin(store.masks, (0.0, 1.0))).sum()),
     }
+
+
+def _intervened(store: TransitionStore) -> dict[str, int] | None:
+    if store.intervened is None:
+        return None
+    episodes = np.logical_or.reduceat(store.intervened, store.starts)
+    return {"rows": int(store.intervened.sum()), "episodes": int(episodes.sum())}
 
 
 def _duplicates(store: TransitionStore) -> dict[str, int]:

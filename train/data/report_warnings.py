@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from .cameras.report import camera_warnings
 from .store import TransitionStore
 
 GUIDE = "docs/data.md"
@@ -27,6 +28,7 @@ def data_warnings(report: dict[str, Any], store: TransitionStore, h: int) -> lis
                 f"'{field['name']}' has {field['constant_columns']} numbers that never change: a policy "
                 "learns nothing from them"
             )
+    found += camera_warnings(report["cameras"], report["control_rate"])
     for action in report["actions"]:
         if action["rows_outside"]:
             found.append(

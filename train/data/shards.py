@@ -14,6 +14,7 @@ from functools import cached_property
 from typing import Any, Generic, Protocol, TypeVar
 from weakref import WeakValueDictionary
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -175,15 +176,27 @@ Store = TypeVar("Store", bound="TransitionStore | ShardedStore")
 
 
 def with_plant(store: Store, plant: PlantDescription) -> Store:
-    """The same rows, described by `plant`."""
+    """The same rows, described by `plant`, which may lack some of their fields and cameras."""
     if store.plant == plant:
         return store
-    changes: dict[str, Any] = (
-        {"stated": plant, "_loaded": WeakValueDictionary()}
-        if isinstance(store, ShardedStore)
-        else {"plant": plant}
-    )
+    changes: dict[str, Any] = {"plant": plant}
+    if isinstance(store, ShardedStore):
+        changes = {"stated": plant, "_loaded": WeakValueDictionary()}
+    else:
+        changes["images"] = {image.name: store.images[image.name] for image in plant.images}
+        names = [field.name for field in plant.fields]
+        if names != [field.name for field in store.plant.fields]:
+            columns = store.plant.columns(names)
+            changes["observations"] = store.observations[:, columns]
+            changes["finals"] = None if store.finals is None else store.finals[:, columns]
     return replace(store, **changes)
+
+
+def with_frame_stack(store: Store, count: int) -> Store:
+    """The same rows for networks that see `count` frames at once; 0 leaves that as it is."""
+    if not count or not store.plant.images:
+        return store
+    return with_plant(store, msgspec.structs.replace(store.plant, frame_stack=count))
 
 
 def with_settings(

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -21,6 +21,7 @@ from rql_deploy.errors import UserError
 from rql_deploy.progress import Progress
 
 from .assumed import assumption_warnings, finite_range
+from .frames import Frames, check_frames
 from .normalization import RunningMeanStd, no_normalization
 
 ACTION_MARGIN = 1e-5
@@ -60,11 +61,17 @@ class TransitionStore:
 
     Training does not use it; other formats need it.
     """
+    intervened: NDArray[np.bool_] | None = None
+    """`[N]`: rows whose action was not the policy's but a person's, say; None where nothing is known."""
+    recent: int = 0
+    """How many of the last episodes are of the data set named last, where several were joined."""
     remarks: tuple[str, ...] = ()
     """What its reader noticed and a user should know, one sentence each."""
     provenance: tuple[Mapping[str, Any], ...] = ()
     """What it was made from, oldest first: `source` (a data set id), its `content_hash`, and `changes`, one
     sentence each."""
+    images: Mapping[str, Frames] = field(default_factory=dict)
+    """By the name of each of the plant's `images`: its frames `[N, H, W, 3]`, one per row."""
 
     def __len__(self) -> int:
         return len(self.rewards)
@@ -91,6 +98,11 @@ class TransitionStore:
             digest.update(f"{array.dtype}{array.shape}".encode())
             for block in _blocks(array):
                 digest.update(np.ascontiguousarray(block).data)
+        for image in self.plant.images:
+            frames = self.images[image.name]
+            digest.update(f"{image.name}{frames.shape}{frames.digest}".encode())
+        if self.intervened is not None and self.intervened.any():
+            digest.update(b"intervened" + self.intervened.tobytes())
         return digest.hexdigest()
 
     def locate(self, row: int) -> str:
@@ -184,8 +196,11 @@ class TransitionStore:
             ("observations", (rows, width)),
             ("actions", (rows, self.plant.action_dim)),
             ("masks", (rows,)),
+            ("intervened", (rows,)),
         ):
-            found = getattr(self, name).shape
+            if (array := getattr(self, name)) is None:
+                continue
+            found = array.shape
             if found != shape:
                 raise UserError(
                     f"data set {self.dataset_id} has {name} of shape {list(found)} for {rows} rewards, the "
@@ -207,6 +222,7 @@ class TransitionStore:
                 f"data set {self.dataset_id} has {rows} rows but its last episode ends at {last}: write the "
                 "data again"
             )
+        check_frames(f"data set {self.dataset_id}", self.plant, self.images, rows)
         for name, shape in (("successes", (self.episodes,)), ("finals", (self.episodes, width))):
             array = getattr(self, name)
             if array is not None and array.shape != shape:
@@ -227,7 +243,7 @@ class TransitionStore:
                 f"data set {self.dataset_id} has no action dimensions: record it again with actions"
             )
         empty = [spec.name for spec in plant.fields if not spec.name or not spec.size]
-        if empty or not plant.fields:
+        if empty or not plant.inputs:
             what = (
                 f"observation field '{empty[0]}' with no name or no numbers"
                 if empty

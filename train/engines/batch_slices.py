@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from rql_deploy.errors import UserError
-from rql_deploy.train.rql import RQL, Batch, Losses, Noise
+from rql_deploy.train.batch import Batch, Losses, Noise
+from rql_deploy.train.rql import RQL
 
 
 class SlicedGradients:
@@ -53,7 +54,7 @@ class SlicedGradients:
 
     def _slice_gradients(self, batch: Batch, noise: Noise, part: slice) -> tuple[Losses, list[Tensor]]:
         mine = (
-            Batch(*(rows[:, part].contiguous() for rows in batch)),
+            batch.part(part),
             Noise(*(draw[part].contiguous() for draw in noise)),
         )
         return self.agent.gradients(*mine, losses=self.losses, share=1.0 / self.threads)

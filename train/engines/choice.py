@@ -14,6 +14,7 @@ import torch
 from rql_deploy.errors import UserError
 from rql_deploy.train.config import TrainConfig
 from rql_deploy.train.hyperparameters import RQLConfig
+from rql_deploy.train.vision import NO_PICTURES, Shapes, encoder_flop, feature_dim
 
 EAGER_FLOPS = 4e10
 """FLOP per second that `auto` assumes for eager updates on a CPU.
@@ -85,7 +86,12 @@ def require_engine(choice: EngineChoice, run: Path) -> None:
 
 
 def choose_engine(
-    config: TrainConfig, observation_dim: int, action_dim: int, *, workers: int = 1
+    config: TrainConfig,
+    observation_dim: int,
+    action_dim: int,
+    pictures: Shapes = NO_PICTURES,
+    *,
+    workers: int = 1,
 ) -> EngineChoice:
     """Resolve `engine`, `precision` and `device` for this machine and this run's length.
 
@@ -103,7 +109,7 @@ def choose_engine(
     if config.engine == "auto":
         engine = (
             "compiled"
-            if compiler and worth_compiling(config, device, observation_dim, action_dim)
+            if compiler and worth_compiling(config, device, observation_dim, action_dim, pictures)
             else "eager"
         )
     else:
@@ -117,22 +123,29 @@ def choose_engine(
     return EngineChoice(engine, precision, device, choose_threads(config, workers) if device == "cpu" else 1)
 
 
-def worth_compiling(config: TrainConfig, device: str, observation_dim: int, action_dim: int) -> bool:
+def worth_compiling(
+    config: TrainConfig, device: str, observation_dim: int, action_dim: int, pictures: Shapes = NO_PICTURES
+) -> bool:
     """Whether the run is long enough for torch.compile to save more time than it takes."""
     if device == "cuda":
         return config.updates >= WORTH_COMPILING_UPDATES
-    flop = config.updates * flop_per_update(config.rql, config.batch_size, observation_dim, action_dim)
+    sizes = observation_dim, action_dim, pictures
+    flop = config.updates * flop_per_update(config.rql, config.batch_size, *sizes)
     return flop / EAGER_FLOPS >= WORTH_COMPILING_SECONDS
 
 
 def engine_warnings(
-    config: TrainConfig, choice: EngineChoice, observation_dim: int, action_dim: int
+    config: TrainConfig,
+    choice: EngineChoice,
+    observation_dim: int,
+    action_dim: int,
+    pictures: Shapes = NO_PICTURES,
 ) -> list[str]:
     """Warnings about the engine that `auto` chose, one sentence each."""
     if (
         config.engine != "auto"
         or choice.engine == "compiled"
-        or not worth_compiling(config, choice.device, observation_dim, action_dim)
+        or not worth_compiling(config, choice.device, observation_dim, action_dim, pictures)
     ):
         return []
     return ["updates run eagerly: compiled ones, faster in a run this long, need a compiler (install g++)"]
@@ -149,19 +162,22 @@ def choose_threads(config: TrainConfig, workers: int) -> int:
     return max(n for n in range(1, wanted + 1) if n == 1 or (rows % n == 0 and rows // n >= SLICE_ROWS))
 
 
-def flop_per_update(c: RQLConfig, batch_size: int, observation_dim: int, action_dim: int) -> float:
+def flop_per_update(
+    c: RQLConfig, batch_size: int, observation_dim: int, action_dim: int, pictures: Shapes = NO_PICTURES
+) -> float:
     """FLOP of one update's matrix products, counted in forward passes.
 
     Policy: F (reversal) + 3 (cloning, forward and backward). Each value member: 1 (target) + 3 (value loss) +
-    2 (policy term, input gradient only).
+    2 (policy term, input gradient only). Pictures: 1 (target) + 3 (each of v and V).
     """
     chunk = c.h * action_dim
-    inputs = observation_dim + chunk + 1
+    inputs = observation_dim + chunk + 1 + feature_dim(c, pictures)
 
     def size(hidden: tuple[int, ...], out: int) -> int:
         return sum(a * b for a, b in itertools.pairwise([inputs, *hidden, out]))
 
-    return (
+    seen = 7 * batch_size * encoder_flop(c, pictures)
+    return seen + (
         2.0
         * batch_size
         * ((c.F + 3) * size(c.policy_hidden, chunk) + (1 + 3 + 2) * c.K * size(c.value_hidden, 1))

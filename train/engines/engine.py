@@ -13,11 +13,13 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from rql_deploy.train.rql import RQL, Batch, Losses, Noise
+from rql_deploy.train.batch import Batch, Losses, Noise
+from rql_deploy.train.rql import RQL
 
+from ..vision import PictureEncoder
 from .batch_slices import SlicedGradients
 from .choice import EngineChoice
-from .pipeline import CudaStreams, Draw, Pipeline
+from .pipeline import CudaStreams, Draw, Pipeline, WholeUpdates
 
 UPDATES_PER_REPLAY = 50
 """Between blocks the streams of a pipeline wait for each other; 50 run 8 % faster than 10 (gpu_check.py)."""
@@ -53,7 +55,12 @@ def make_engine(
     if choice.device == "cpu":
         torch.set_num_threads(1)
     if choice.device == "cuda" and choice.engine == "compiled" and reduce is None:
-        pipeline = Pipeline(agent, draw, CudaStreams(), functools.partial(compiled, device="cuda"))
+        compile_part = functools.partial(compiled, device="cuda")
+        pipeline: Pipeline | WholeUpdates = (
+            Pipeline(agent, draw, CudaStreams(), compile_part)
+            if agent.v.encoder is None
+            else WholeUpdates(agent, draw, compile_part(agent.losses))
+        )
         return GraphEngine(agent, pipeline, CudaCapture(generator))
     losses = compiled(agent.losses, choice.device) if choice.engine == "compiled" else agent.losses
     gradients: Gradients = functools.partial(agent.gradients, losses=losses)
@@ -74,13 +81,19 @@ def compiled(function: Callable[..., Any], device: str, mode: str | None = None)
 
 
 def set_precision(agent: RQL, precision: str) -> None:
-    """Set bf16 (hidden layers' matrix products), tf32 (all matrix products on a GPU) or fp32 (everything).
+    """Set bf16 (hidden layers' products), tf32 (all products on a GPU) or fp32 (everything).
 
-    On a GPU, bf16 computes the output layers' products in TF32.
+    On a GPU, bf16 computes the output layers' products in TF32. Convolutions are products too.
     """
+    low = torch.bfloat16 if precision == "bf16" else torch.float32
     for network in (agent.v, agent.V, agent.v_ema, agent.V_target):
-        network.product_dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+        network.product_dtype = low
+        if isinstance(network.encoder, PictureEncoder):
+            network.encoder.set_precision(low)
     on_gpu = agent.parameters()[0].is_cuda
+    torch.backends.cudnn.allow_tf32 = on_gpu and precision != "fp32"
+    # Otherwise a resumed run would not repeat an uninterrupted one.
+    torch.backends.cudnn.deterministic = True
     torch.set_float32_matmul_precision("high" if on_gpu and precision != "fp32" else "highest")
 
 
@@ -156,7 +169,7 @@ class GraphEngine:
 
     block = UPDATES_PER_REPLAY
 
-    def __init__(self, agent: RQL, pipeline: Pipeline, capture: Capture):
+    def __init__(self, agent: RQL, pipeline: Pipeline | WholeUpdates, capture: Capture):
         self.agent, self.pipeline, self.capture = agent, pipeline, capture
         self.warm_ups = 0
         self.names: tuple[str, ...] = ()

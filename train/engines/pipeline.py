@@ -23,7 +23,8 @@ from typing import Any, Protocol
 
 import torch
 
-from ..rql import RQL, Batch, Losses, Noise
+from ..batch import Batch, Losses, Noise
+from ..rql import RQL
 
 Draw = Callable[[], tuple[Batch, Noise]]
 Compile = Callable[[Callable[..., Any]], Callable[..., Any]]
@@ -96,6 +97,20 @@ class CudaStreams:
         for mark in marks:
             if mark is not None:
                 torch.cuda.current_stream().wait_event(mark)
+
+
+class WholeUpdates:
+    """Queues updates one after the other on one stream: encoders fill a device by themselves."""
+
+    def __init__(self, agent: RQL, draw: Draw, losses: Callable[[Batch, Noise], Losses]):
+        self.agent, self.draw, self.losses = agent, draw, losses
+
+    def run(self, updates: int) -> Losses:
+        """Queue that many updates (at least one); returns the last one's losses, detached."""
+        for _ in range(updates):
+            losses, gradients = self.agent.gradients(*self.draw(), losses=self.losses)
+            self.agent.apply(gradients)
+        return losses
 
 
 class Pipeline:

@@ -11,9 +11,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from ..batch import Batch, Noise, draw_noise
 from ..data.sampler import WindowSampler
 from ..hyperparameters import RQLConfig
-from ..rql import RQL, Batch, Noise, draw_noise
+from ..rql import RQL
 
 
 def stacked_agents(

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 
 from rql_deploy.train.rql import RQL, reverse
+
+from .summary import seen_images
 
 ROWS = 128
 
@@ -13,18 +17,27 @@ ROWS = 128
 class Diagnostics:
     """Fixed observations, chunks and noise, on which an agent is measured."""
 
-    def __init__(self, observations: Tensor, chunks: Tensor):
-        """`observations` `[N, O]` scaled, `chunks` `[N, hA]` in [-1, 1]; uses at most `ROWS` of them, evenly
-        spaced.
+    def __init__(self, observations: Tensor, chunks: Tensor, images: Mapping[str, Tensor] | None = None):
+        """`observations` `[N, O]` scaled, `chunks` `[N, hA]` in [-1, 1], `images` `[N, H, W, C]` by camera.
+
+        Uses at most `ROWS` of them, evenly spaced.
         """
         chosen = (
             torch.linspace(0, len(chunks) - 1, min(ROWS, len(chunks)), device=chunks.device).round().long()
         )
         self.s, self.chunks = observations[chosen], chunks[chosen]
+        self.images = {name: pictures[chosen] for name, pictures in (images or {}).items()}
         # Its own generator, so that measuring does not change the run.
         self.noise = torch.randn(self.chunks.shape, generator=torch.Generator().manual_seed(0)).to(
             chunks.device
         )
+
+    @classmethod
+    def of(cls, reference: Mapping[str, Tensor], device: torch.device) -> Diagnostics:
+        """On a checkpoint's reference rows (`summary.reference_rows`), with `mean` and `std` beside them."""
+        scaled = (reference["observations"] - reference["mean"]) / reference["std"]
+        images = {name: rows.to(device) for name, rows in seen_images(reference).items()}
+        return cls(scaled.to(device), reference["chunks"].to(device), images)
 
     @torch.no_grad()
     def figures(self, agent: RQL) -> dict[str, Tensor]:
@@ -36,18 +49,19 @@ class Diagnostics:
           uses the former, the value loss trains the latter.
         - `round_trip`: RMS difference between a chunk and itself after full reversal and refinement.
         """
-        s, a, flow_steps = self.s, self.chunks, agent.config.F
+        a, flow_steps = self.chunks, agent.config.F
+        s_v, s_V = (network.see(self.s, self.images) for network in (agent.v, agent.V))
         one = torch.ones_like(a[:, :1])
-        complete = agent.V(s, a, one).mean()
-        x_half, f_half = reverse(agent.v, s, a, one / 2, flow_steps)
-        x_full, _ = reverse(agent.v, s, a, one, flow_steps)
-        full = agent.V(s, x_full, one * 0).mean()
-        fresh = agent.V(s, self.noise, one * 0).mean()
+        complete = agent.V(s_V, a, one).mean()
+        x_half, f_half = reverse(agent.v, s_v, a, one / 2, flow_steps)
+        x_full, _ = reverse(agent.v, s_v, a, one, flow_steps)
+        full = agent.V(s_V, x_full, one * 0).mean()
+        fresh = agent.V(s_V, self.noise, one * 0).mean()
         x = x_full
         for k in range(flow_steps):
-            x = x + agent.v(s, x, one * (k / flow_steps)) / flow_steps
+            x = x + agent.v(s_v, x, one * (k / flow_steps)) / flow_steps
         return {
-            "drift_half": agent.V(s, x_half, f_half).mean() - complete,
+            "drift_half": agent.V(s_V, x_half, f_half).mean() - complete,
             "drift_full": full - complete,
             "noise_gap": fresh - full,
             "round_trip": (x - a).square().mean().sqrt(),

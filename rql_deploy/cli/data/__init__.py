@@ -20,6 +20,7 @@ from rql_deploy.cli.options import (
 from rql_deploy.progress import TerminalProgress
 
 from .fix import fix
+from .label import command as label
 from .options import format_option, json_option, output_option, relabel_option, show_written
 
 
@@ -78,6 +79,7 @@ def inspect(
     report: Path | None,
     mapping: tuple[str, ...],
     tasks: tuple[int, ...],
+    cameras: tuple[str, ...],
     as_json: bool,
 ) -> None:
     """Summarise DATA on one page: what is in it, and whether it can be learned from."""
@@ -93,6 +95,8 @@ def inspect(
         page=report,
         mapping=mapping,
         tasks=tasks,
+        cameras=cameras,
+        progress=TerminalProgress(),
     )
     if as_json:
         echo_json(found.figures)
@@ -100,7 +104,7 @@ def inspect(
     from .page import page
 
     click.echo(page(found.figures))
-    words = read_words(mapping, tasks)
+    words = read_words(mapping, tasks, cameras)
     if found.refused is not None:
         if cures := _cures(data, found.figures, words):
             show_next(*cures)
@@ -158,6 +162,7 @@ def convert(
     action_bounds: str,
     mapping: tuple[str, ...],
     tasks: tuple[int, ...],
+    cameras: tuple[str, ...],
     as_json: bool,
 ) -> None:
     """Write DATA in another format, and say what that format cannot hold."""
@@ -173,6 +178,7 @@ def convert(
         action_bounds=action_bounds,
         mapping=mapping,
         tasks=tasks,
+        cameras=cameras,
         progress=TerminalProgress(),
     )
     show_written(written, as_json)
@@ -266,3 +272,4 @@ def relabel_command(
 
 
 command.add_command(fix)
+command.add_command(label)

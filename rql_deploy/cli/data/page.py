@@ -36,6 +36,7 @@ def page(report: Mapping[str, Any]) -> str:
         f"  task ends    (mask 0) in {ends['rows_with_mask_0']:,} rows of {ends['episodes_with_mask_0']:,} "
         "episodes, "
         f"in the last row of {ends['episodes_ending_in_mask_0']:,}",
+        *_intervened(report.get("intervened")),
         *_tasks(report.get("tasks", ())),
         f"  duplicates   {duplicates['episodes']} episodes; {duplicates['rows_like_the_one_before']:,} "
         "observations like the one before",
@@ -66,6 +67,7 @@ def page(report: Mapping[str, Any]) -> str:
         f"{_text(a['std']):>10} {a['saturated']:>10.1%} {a['repeated']:>9.1%} {a['rows_outside']:>9,}"
         for a in report["actions"][:MOST_LINES]
     ]
+    lines += _cameras(report.get("cameras", ()))
     for key, what in (("fields", "observation fields"), ("actions", "action dimensions")):
         if len(report[key]) > MOST_LINES:
             lines.append(f"  ({len(report[key]) - MOST_LINES} more {what}: --json has them)")
@@ -76,6 +78,35 @@ def page(report: Mapping[str, Any]) -> str:
         lines.append(f"  training refuses this data: {refused}")
     lines += [f"  {path}" for path in report.get("plots", ())]
     return "\n".join(lines)
+
+
+def _intervened(found: Mapping[str, int] | None) -> list[str]:
+    if not found or not found["rows"]:
+        return []
+    where = f"{found['rows']:,} rows of {found['episodes']:,} episodes"
+    return [f"  intervened   in {where}: not the policy's actions"]
+
+
+def _cameras(cameras: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The cameras as a table; of a large data set, some episodes were looked at."""
+    if not cameras:
+        return []
+    lines = [
+        "",
+        f"  {'camera':28} {'size':>9} {'of':>9} {'colours':>8} {'MiB':>8} {'bright':>7} {'black':>7} "
+        f"{'frozen':>8} {'longest':>8} {'lag':>9}",
+    ]
+    for camera in cameras:
+        sizes = ["x".join(map(str, camera[key][:2])) for key in ("shape", "camera_size")]
+        rows = camera["rows_looked_at"]
+        lag = "-" if camera["lag_rows"] is None else f"{camera['lag_rows']:+d} rows"
+        lines.append(
+            f"  {_short(camera['name']):28} {sizes[0]:>9} {sizes[1]:>9} "
+            f"{camera['colour_order'] + ('?' if camera['assumed'] else ''):>8} {camera['mib']:>8.1f} "
+            f"{camera['brightness']:>7.0%} {camera['black_rows'] / rows:>7.1%} "
+            f"{camera['frozen_rows'] / rows:>8.1%} {camera['longest_frozen']:>8,} {lag:>9}"
+        )
+    return lines
 
 
 def _tasks(tasks: Sequence[Mapping[str, Any]]) -> list[str]:

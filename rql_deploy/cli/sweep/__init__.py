@@ -78,17 +78,24 @@ sweep's.
 """
 
 
+READING = {"mapping", "tasks", "cameras"}
+"""Parameters of `train` that a sweep file may set in `read`."""
+
+
 def check_options(file: str, sweep: SweepFile) -> None:
-    """Raise UserError for command-line words in a sweep file that `collect` or `evaluate` would reject
-    hours later.
+    """Raise UserError for command-line words in a sweep file that `collect`, `train` or `evaluate`
+    would reject hours later.
     """
-    from rql_deploy.cli import collect, evaluate
+    from rql_deploy.cli import collect, evaluate, train
 
     for name, task in sweep.tasks.items():
         _check_words(f"{file}: tasks.{name}.options", evaluate.command, [task.play, *task.options])
+        words = ["--dataset", "data", "--output", "run", *task.read]
+        _check_words(f"{file}: tasks.{name}.read", train.command, words, {"datasets", "output", *READING})
         if task.collect is not None:
             words = [task.collect.task, "--output", "data", *task.collect.options]
-            _check_words(f"{file}: tasks.{name}.collect.options", collect.command, words, {"output"})
+            where = f"{file}: tasks.{name}.collect.options"
+            _check_words(where, collect.command, words, {"output", "cameras"})
 
 
 def _check_words(where: str, command: click.Command, words: list[str], more: set[str] | None = None) -> None:

@@ -53,6 +53,8 @@ class SweepTask(Record, frozen=True):
     known by its name: change the name when the content changes. Give either `dataset` or `collect`."""
     collect: Collection | None = None
     """How the sweep makes the data set."""
+    read: tuple[str, ...] = ()
+    """More words for `train`: what of the data set is read, e.g. `["--map", "observation.cube_pos="]`."""
     set: Mapping[str, Any] = msgspec.field(default_factory=dict)
     """Training settings on top of the sweep's, as `train --set` takes them."""
     options: tuple[str, ...] = ()

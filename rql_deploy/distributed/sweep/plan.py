@@ -59,7 +59,7 @@ def make_plan(sweep: SweepFile, base: Path, resolve: Resolve) -> Plan:
                 name = f"{task_name} {setting_name} seed {seed}"
                 words = overrides(sweep.set, task.set, setting.set, {"seed": seed, "threads": sweep.threads})
                 identity = {"settings": resolve(task.preset, words), **content}
-                train = shared(_train_job(name, task.preset, words, dataset, data, identity))
+                train = shared(_train_job(name, task, words, dataset, data, identity))
                 export = shared(
                     Job(
                         "export",
@@ -112,14 +112,15 @@ def _collect_job(name: str, collection: Collection) -> Job:
 
 def _train_job(
     name: str,
-    preset: str,
+    task: SweepTask,
     words: Sequence[str],
     dataset: str,
     data: tuple[Job, ...],
     identity: Mapping[str, Any],
 ) -> Job:
     sets = tuple(part for word in words for part in ("--set", word))
-    arguments = ("train", "--dataset", dataset, "--preset", preset, *sets, "--output", "run", "--json")
+    what = ("--dataset", dataset, *task.read, "--preset", task.preset)
+    arguments = ("train", *what, *sets, "--output", "run", "--json")
     return Job("train", name, arguments, (), data, identity, (dataset,) if "dataset" in identity else ())
 
 

@@ -1,5 +1,6 @@
 """The demo, which is the command line's verbs one after the other: small here, in full by `make demo`."""
 
+import dataclasses
 import json
 import re
 import time
@@ -9,6 +10,7 @@ import pytest
 
 from rql_deploy.cli.demo import show
 from rql_deploy.workflows import demo
+from rql_deploy.workflows.demo_result import NUMBERS, PICTURES
 from tests.helpers.commands import assert_refused, cli, run_cli
 
 
@@ -27,12 +29,11 @@ def test_the_quick_demo_serves_the_shipped_bundle_and_lifts(tmp_path: Path) -> N
 def test_the_demo_trains_both_policies_and_scores_every_row_on_the_same_seeds(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(demo, "COLLECT_EPISODES", 4)
     # Untrained policies play every episode and film to its end.
     monkeypatch.setitem(demo.SETTINGS, "horizon", 40)
     output = tmp_path / "demo"
     demo.prepare(output)
-    demo.collect_and_train(output, seed=5, updates=20)
+    demo.collect_and_train(output, seed=5, updates=20, plan=dataclasses.replace(NUMBERS, episodes=4))
     scores = demo.evaluate(output, seed=5, episodes=2)
     show(demo.report(output, scores, seed=5, start=time.monotonic() - 61))
     summary = json.loads((output / "summary.json").read_text())
@@ -56,6 +57,26 @@ def test_the_demo_trains_both_policies_and_scores_every_row_on_the_same_seeds(
     assert page.count("data:video/mp4;base64,") == 5
     for text in (*demo.ROWS.values(), "Learning curves", "Latency of a decision", "rql-deploy serve"):
         assert text in page
+
+
+@pytest.mark.slow
+def test_the_demo_through_a_camera_trains_on_pictures_and_plays_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from rql_deploy.bundle.bundle import Bundle
+
+    plan = dataclasses.replace(PICTURES, episodes=3)
+    monkeypatch.setitem(demo.SETTINGS, "horizon", 20)
+    output = tmp_path / "demo"
+    demo.prepare(output)
+    demo.collect_and_train(output, seed=5, updates=2, plan=plan)
+    plant = Bundle.open(output / "bundle").contract.plant
+    assert [image.name for image in plant.images] == ["agentview_image"]
+    assert not [field.name for field in plant.fields if "cube" in field.name]
+    scores = demo.evaluate(output, seed=5, episodes=1, workers=1)
+    result = demo.report(output, scores, 5, time.monotonic(), plan)
+    page = result.page.read_text()
+    assert "not told where the cube is" in page and page.count("data:video/mp4;base64,") == 5
 
 
 def frames(film: Path) -> int:

@@ -225,6 +225,16 @@ def test_episodes_that_are_missing_or_cut_are_named(tmp_path: Path) -> None:
         ),
         (
             "episodes = 3 }",
+            'episodes = 3 }\nread = ["--mapp", "observation.cube_pos="]',
+            "read: No such option '--mapp'",
+        ),
+        (
+            "episodes = 3 }",
+            'episodes = 3 }\nread = ["--resume"]',
+            "read has --resume, which the sweep sets itself",
+        ),
+        (
+            "episodes = 3 }",
             'episodes = 3 }\noptions = ["--episodes", "9"]',
             "has --episodes, which the sweep sets itself",
         ),

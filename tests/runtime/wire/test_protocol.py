@@ -31,8 +31,8 @@ NAMED = {
     "rewards": np.ones(1, np.float32),
     "success": np.ones(1, np.uint8),
     "intervened": np.ones(1, np.uint8),
-    "ages": np.ones((1, 2), np.float32),
-    "notes": np.ones(5, np.uint8),
+    "ages": np.ones(1, np.float64),
+    "notes": np.ones(4, np.uint8),
 }
 names = st.none() | st.text(max_size=50)
 contracts = st.text(max_size=70)

@@ -269,3 +269,29 @@ def test_what_cannot_be_made_is_refused_at_once(
 
 def test_an_existing_file_is_never_overwritten(made: Path) -> None:
     assert_refused(cli("collect", "ogbench:cube-single-play", "--output", made), "exists already")
+
+
+@pytest.mark.slow
+def test_visual_play_data_is_the_same_play_seen_through_the_camera(
+    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RQL_DEPLOY_CACHE", str(tmp_path / "cache"))
+    visual, both = tmp_path / "visual-cube-single-play-v0.npz", tmp_path / "cube-single-play-v0.npz"
+    for task, file, more in (
+        ("visual-cube-single-play", visual, ()),
+        ("cube-single-play", both, ("--camera", "front_pixels:64x64")),
+    ):
+        words = ("collect", f"ogbench:{task}", "--episodes", 2, "--output", file, *SHORT, *more)
+        result = run_cli(*words)
+        assert result.returncode == 0, result.stderr
+    plain, seen, beside = (np.load(file) for file in (made, visual, both))
+    assert seen["observations"].shape == (24, 64, 64, 3) and seen["observations"].dtype == np.uint8
+    assert np.array_equal(seen["observations"], beside["pixels"])
+    for name in ("actions", "qpos", "qvel", "terminals"):
+        assert np.array_equal(plain[name], seen[name]) and np.array_equal(plain[name], beside[name]), name
+    assert np.array_equal(plain["observations"], beside["observations"])
+    options = {"relabel": OGBenchRewards("visual-cube-single-play-singletask-task1-v0")}
+    store = open_store(str(visual), **options)
+    assert isinstance(store, TransitionStore)
+    assert store.plant.fields == () and store.plant.task.startswith("ogbench:visual-cube-single")
+    assert np.array_equal(store.images["pixels"].take(np.arange(11)), seen["observations"][:11])

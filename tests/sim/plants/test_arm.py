@@ -55,7 +55,7 @@ def arm_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("arm") / "bundle"
     rows = np.random.default_rng(0).normal(size=(64, size)).astype(np.float32)
     export_bundle(
-        ExportModules(encoder, refiner, policy, valuer, encoder.kernel.shape[1]), contract, rows, folder
+        ExportModules(encoder, refiner, policy, valuer, encoder.feature_dim), contract, rows, folder
     )
     return folder
 

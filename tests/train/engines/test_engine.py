@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from rql_deploy.errors import UserError
+from rql_deploy.train.batch import draw_noise
 from rql_deploy.train.config import TrainConfig
 from rql_deploy.train.data.sampler import WindowSampler
 from rql_deploy.train.engines import choice as engines
@@ -18,7 +19,7 @@ from rql_deploy.train.engines.choice import EngineChoice, choose_engine, flop_pe
 from rql_deploy.train.engines.engine import GraphEngine, make_engine
 from rql_deploy.train.engines.pipeline import OneStream, Pipeline
 from rql_deploy.train.hyperparameters import RQLConfig
-from rql_deploy.train.rql import RQL, draw_noise
+from rql_deploy.train.rql import RQL
 from rql_deploy.train.trainer import Trainer
 from tests.helpers.commands import require_compiler
 from tests.helpers.data import make_store

@@ -6,10 +6,11 @@ import msgspec
 import pytest
 import torch
 
+from rql_deploy.train.batch import Noise
 from rql_deploy.train.data.sampler import WindowSampler
 from rql_deploy.train.engines.several import SharedRows, stacked_agents
 from rql_deploy.train.hyperparameters import RQLConfig
-from rql_deploy.train.rql import RQL, Batch, Noise
+from rql_deploy.train.rql import RQL
 from tests.helpers.data import make_store
 
 CONFIG = RQLConfig(h=3, F=4, K=3, policy_hidden=(32, 32), value_hidden=(32, 32), kappa=0.7, rho=0.5)
@@ -38,9 +39,7 @@ def test_every_run_moves_as_it_would_alone(reversal: bool) -> None:
         losses = together.update(batch, noise)
         norms = together.gradient_norms()
         for i, agent in enumerate(alone):
-            expected = agent.update(
-                Batch(*(part[:, i] for part in batch)), Noise(*(part[i] for part in noise))
-            )
+            expected = agent.update(batch.part(i), Noise(*(part[i] for part in noise)))
             for name, value in expected._asdict().items():
                 torch.testing.assert_close(getattr(losses, name)[i], value, rtol=1e-4, atol=1e-5)
             for name, value in agent.gradient_norms().items():

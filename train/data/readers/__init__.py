@@ -14,6 +14,7 @@ from rql_deploy.recording_files import is_recording
 from rql_deploy.train.data.edits import concatenate
 from rql_deploy.train.data.folder import StoreShard, is_store, read_store
 from rql_deploy.train.data.rewards import Reward, RewardFunction, with_reward
+from rql_deploy.train.data.selection import with_chosen_cameras, without_fields
 from rql_deploy.train.data.shards import ShardedStore, with_plant
 from rql_deploy.train.data.statements import NOTHING_STATED, Statements
 from rql_deploy.train.data.store import TransitionStore
@@ -69,11 +70,12 @@ def open_store(
     store: TransitionStore | ShardedStore
     _check_options(name, path, options)
     if is_store(path):
-        store = read_store(path, verify=True)
+        store = with_chosen_cameras(read_store(path, verify=True), options.cameras)
     elif path.is_dir() and (folders := sorted(folder for folder in path.iterdir() if is_store(folder))):
-        store = ShardedStore(
+        shards = ShardedStore(
             path.resolve().name, [StoreShard.of(folder) for folder in folders], shard_updates
         )
+        store = with_chosen_cameras(shards, options.cameras)
     elif path.is_dir() and is_lerobot(path):
         store = read_lerobot(path, options)
     elif path.is_dir() and any(holds_minari(folder) for folder in (path, path / "data")):
@@ -106,6 +108,11 @@ def open_store(
     else:
         check_files(find_data_folder(name))
         store = read_minari(name, options)
+    if described := [name for name, keys in options.keys.fields.items() if not keys]:
+        # Readers of other programs' files have left these out already.
+        known = {field.name for field in store.plant.inputs}
+        held = _is_stored(path)
+        store = without_fields(store, [n for n in described if held or {n, f"observation.{n}"} & known])
     if store.plant.rate_assumed:
         # Data sets from before there was `assumed` mark it in the environment.
         store = with_plant(store, msgspec.structs.replace(store.plant, assumed=("control_rate",)))
@@ -115,12 +122,34 @@ def open_store(
     return with_reward(store, reward)
 
 
+def _is_stored(path: Path) -> bool:
+    return is_store(path) or (path.is_dir() and any(map(is_store, path.iterdir())))
+
+
+def _without_cameras(path: Path) -> str:
+    """What the data is, where it is of a kind whose cameras are not read; else ""."""
+    if is_zarr(path):
+        return "a zarr store"
+    if is_mcap(path):
+        return "an MCAP log"
+    kind = hdf5_kind(path) if is_hdf5(path) and path.name != MAIN_FILE else ""
+    return {"d3rlpy": "a file of d3rlpy", "d4rl": "a file of D4RL"}.get(kind, "")
+
+
 def _check_options(name: str, path: Path, options: ReadOptions) -> None:
     """Raise UserError for options that data of this format has no use for."""
     if options.tasks and not (path.is_dir() and is_lerobot(path)):
         raise UserError(f"--task-index selects language tasks of a LeRobotDataset, which {name} is not")
-    if options.keys and (is_store(path) or (path.is_dir() and any(map(is_store, path.iterdir())))):
-        raise UserError(f"--map names keys of other programs' files, and {name} is a store: leave it out")
+    if _is_stored(path) and (options.keys.roles or any(options.keys.fields.values())):
+        raise UserError(
+            f"--map names keys of other programs' files, and {name} is a store, of which it only leaves out "
+            "fields: --map observation.NAME="
+        )
+    if options.cameras and (kind := _without_cameras(path)):
+        raise UserError(
+            f"--camera {options.cameras[0]}: cameras are read from LeRobotDatasets, robomimic, OGBench and "
+            f"Minari files and from store folders, and {name} is {kind}: leave it out"
+        )
     if options.keys and is_mcap(path):
         raise UserError(f"{name} is an MCAP log, whose map.toml says what is read: leave out --map")
     if options.keys and is_hdf5(path) and hdf5_kind(path) == "d3rlpy":

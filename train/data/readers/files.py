@@ -21,7 +21,7 @@ MOST_FILES = 200_000
 MAGIC = {".parquet": b"PAR1", ".arrow": b"ARROW1"}
 """What a finished file ends with."""
 NOT_LOOKED_AT = (".mp4", ".avi", ".mkv", ".png", ".jpg", ".jpeg", ".webp", ".gif")
-"""Pictures are not read, so they may be missing."""
+"""Pictures may be missing; those of a chosen camera are looked at when they are read."""
 HDF5 = (".hdf5", ".h5")
 
 

@@ -4,7 +4,8 @@
     data/chunk-000/episode_000000.parquet    v2: one file per episode
     data/chunk-000/file-000.parquet          v3: many episodes per file
 
-Layout: https://huggingface.co/docs/lerobot/lerobot-dataset-v3. Needs pyarrow. Videos and images are not read.
+Layout: https://huggingface.co/docs/lerobot/lerobot-dataset-v3. Needs pyarrow; videos need PyAV, and are read
+only where a camera is chosen.
 """
 
 from __future__ import annotations
@@ -23,9 +24,12 @@ from rql_deploy.contract import PLANT_KEY, ObservationField, PlantDescription
 from rql_deploy.errors import UserError
 from rql_deploy.structs import convert
 from rql_deploy.train.data.assumed import with_guessed_bounds
+from rql_deploy.train.data.cameras.importing import chosen_cameras, with_cameras
+from rql_deploy.train.data.cameras.lerobot import TakenEpisode, lerobot_frames, picture_features
+from rql_deploy.train.data.cameras.source import FrameSource
 from rql_deploy.train.data.store import DIMENSION_NAMES, TransitionStore
 
-from .files import damage_named
+from .files import check_files, damage_named
 from .lerobot_episodes import Episodes, dataset_id, selected, task_remarks
 from .lerobot_layout import Layout
 from .lerobot_names import action_dimensions, joined_names
@@ -67,7 +71,8 @@ def read_lerobot(folder: Path, options: ReadOptions | None = None) -> Transition
 
 def _read(folder: Path, info: Mapping[str, Any], arrow: Any, options: ReadOptions) -> TransitionStore:
     features = info["features"]
-    layout = Layout.of(folder, info, options.keys)
+    layout = Layout.of(folder, info, options.keys, pictures=bool(options.cameras))
+    cameras = chosen_cameras(options.cameras, picture_features(features), str(folder))
     files = sorted((folder / "data").glob("**/*.parquet"))
     if not files:
         raise UserError(f"{folder} has no data files: download its data folder too")
@@ -86,6 +91,7 @@ def _read(folder: Path, info: Mapping[str, Any], arrow: Any, options: ReadOption
     result.remarks += layout.remarks
     seen: set[int] = set()
     tasks: set[int] = set()
+    taken_episodes: list[TakenEpisode] = []
     for episode in _episodes(files, list(dict.fromkeys([*layout.used, "episode_index", *order])), arrow):
         number = int(episode["episode_index"][0])
         if number in seen:
@@ -102,6 +108,7 @@ def _read(folder: Path, info: Mapping[str, Any], arrow: Any, options: ReadOption
                 continue
             tasks |= found
         count = layout.real_rows(where, episode)
+        taken_episodes.append(TakenEpisode(number, _times(episode, float(info["fps"]))[:count]))
         out, start = result.next_observations(count), 0
         for spec in plant.fields:
             value = _side_by_side(folder, episode, layout.fields[spec.name], features)[:count]
@@ -129,9 +136,24 @@ def _read(folder: Path, info: Mapping[str, Any], arrow: Any, options: ReadOption
         )
     result.remarks += task_remarks(folder, tasks, options.tasks) + episodes.rate_remarks(plant.control_rate)
     store = result.store()
-    if PLANT_KEY in info:
-        return store
-    return replace(store, plant=with_guessed_bounds(store.plant, *store.action_range()))
+    if PLANT_KEY not in info:
+        store = replace(store, plant=with_guessed_bounds(store.plant, *store.action_range()))
+
+    def frames(name: str) -> FrameSource:
+        found = lerobot_frames(folder, info, name, taken_episodes, arrow)
+        for file in found.files:
+            check_files(file)
+        return found
+
+    return with_cameras(store, cameras, frames, options.progress)
+
+
+def _times(episode: Mapping[str, NDArray[Any]], fps: float) -> NDArray[np.float64]:
+    """Seconds of each row since the episode's first."""
+    for name, scale in (("timestamp", 1.0), ("frame_index", fps)):
+        if name in episode:
+            return episode[name].reshape(-1).astype(np.float64) / scale
+    return np.arange(len(episode["episode_index"])) / fps
 
 
 def _side_by_side(

@@ -82,8 +82,11 @@ class Layout:
         return [*fields, *self.action, *self.roles.values(), *extra]
 
     @classmethod
-    def of(cls, folder: Path, info: Mapping[str, Any], keys: KeyMap) -> Layout:
-        """The layout of the set in `folder`; raises UserError if actions or observations are not found."""
+    def of(cls, folder: Path, info: Mapping[str, Any], keys: KeyMap, *, pictures: bool = False) -> Layout:
+        """The layout of the set in `folder`; raises UserError if actions or observations are not found.
+
+        Where `pictures` are read, nothing else needs to be observed.
+        """
         features, where = info["features"], str(folder)
         others = [
             name
@@ -108,7 +111,7 @@ class Layout:
                     )
             return cls(fields, ("action",), roles)
         action, remarks = _action(where, features, keys)
-        return cls(_fields(where, features, keys), action, roles, success, tuple(remarks))
+        return cls(_fields(where, features, keys, pictures), action, roles, success, tuple(remarks))
 
     def real_rows(self, where: str, episode: Mapping[str, NDArray[Any]]) -> int:
         """How many of an episode's rows are real; raises UserError unless the padding is at its end."""
@@ -194,18 +197,21 @@ def _overlap(parts: tuple[str, ...]) -> bool:
     return len(set(groups)) < len(groups) or bool(words & JOINT_WORDS and words & POSE_WORDS)
 
 
-def _fields(where: str, features: Mapping[str, Any], keys: KeyMap) -> dict[str, tuple[str, ...]]:
+def _fields(
+    where: str, features: Mapping[str, Any], keys: KeyMap, pictures: bool
+) -> dict[str, tuple[str, ...]]:
     numbers = _numeric(features)
     usual = {name: (name,) for name in numbers if name.startswith(("observation", "obs.", "obs/"))}
     if not usual and not any(keys.fields.values()) and "observation" not in keys.roles:
         usual = {name: (name,) for name in numbers if name in STATES}
     fields = keys.with_fields(usual, list(features), "observation.", where)
-    if not fields:
+    if not fields and not pictures:
         guess = next(_states(numbers), None)
         hint = f", or name a feature with --map {STATE}={guess}" if guess else ""
+        camera = next((name for name in features if features[name]["dtype"] in ("video", "image")), "NAME")
         raise UserError(
-            f"{where} observes only images or videos, which are not supported: record observation.state "
-            f"too{hint}"
+            f"{where} observes only images or videos: choose cameras, for example --camera "
+            f"{camera}:96x96{hint}"
         )
     return fields
 

@@ -2,7 +2,7 @@
 
 Reads the files directly with h5py or pyarrow, because training nodes have neither Minari nor gymnasium:
 `main_data.hdf5` with one group per episode, or one folder of Arrow or Parquet files per episode, and
-`metadata.json` beside it (before Minari 0.5, attributes of the HDF5 file). Images are not read.
+`metadata.json` beside it (before Minari 0.5, attributes of the HDF5 file). Of images, chosen ones are read.
 """
 
 from __future__ import annotations
@@ -21,13 +21,16 @@ from rql_deploy.contract import PLANT_KEY, ActionDimension, ObservationField, Pl
 from rql_deploy.errors import UserError, suggestion
 from rql_deploy.folders import near_paths
 from rql_deploy.structs import convert
+from rql_deploy.train.data.cameras.arrays import ColumnFrames, Hdf5Frames
+from rql_deploy.train.data.cameras.importing import chosen_cameras, with_cameras
+from rql_deploy.train.data.cameras.source import FrameSource
 from rql_deploy.train.data.store import TransitionStore
 
 from .column_names import named
 from .files import damage_named
 from .minari_columns import SUCCESS_KEYS, ColumnEpisodes
-from .minari_spaces import at, leaves, read_spaces, require_shapes
-from .options import KeyMap, ReadOptions
+from .minari_spaces import at, leaves, read_spaces, require_shapes, shape_of
+from .options import ReadOptions
 from .precision import PrecisionCheck
 from .store_builder import DEFAULT_RATE, StoreBuilder
 from .task_ends import EpisodeFlags
@@ -35,6 +38,8 @@ from .task_ends import EpisodeFlags
 MAIN_FILE = "main_data.hdf5"
 METADATA_FILE = "metadata.json"
 COLUMN_FORMATS = ("arrow", "parquet")
+PIXELS = "pixels"
+"""Name of pictures that are all that is observed."""
 
 
 def datasets_root() -> Path:
@@ -78,7 +83,8 @@ def find_data_folder(name: str) -> Path:
 def read_minari(name: str, options: ReadOptions | None = None) -> TransitionStore:
     """Load the data set with path or id `name`; raises UserError if it is missing, damaged or unsupported."""
     folder = find_data_folder(name)
-    keys = (options or ReadOptions()).keys
+    options = options or ReadOptions()
+    keys = options.keys
     if others := sorted(set(keys.roles) - {"success"}):
         raise UserError(
             f"{name} is a Minari data set, whose format says what its keys are: --map takes success=KEY and "
@@ -89,9 +95,9 @@ def read_minari(name: str, options: ReadOptions | None = None) -> TransitionStor
         dataset_id = str(metadata.get("dataset_id", name))
         if metadata.get("data_format") in COLUMN_FORMATS and not (folder / MAIN_FILE).is_file():
             infos = [key.removeprefix("infos/") for key in keys.roles.get("success", ())]
-            return _read(dataset_id, metadata, ColumnEpisodes(folder, metadata, infos), keys)
+            return _read(folder, dataset_id, metadata, ColumnEpisodes(folder, metadata, infos), options)
         with h5py.File(folder / MAIN_FILE, "r") as file:
-            return _read(dataset_id, metadata, file, keys)
+            return _read(folder, dataset_id, metadata, file, options)
 
 
 def read_metadata(folder: Path) -> dict[str, Any]:
@@ -117,12 +123,19 @@ def read_metadata(folder: Path) -> dict[str, Any]:
 
 
 def _read(
-    dataset_id: str, metadata: Mapping[str, Any], file: h5py.File | ColumnEpisodes, keys: KeyMap
+    folder: Path,
+    dataset_id: str,
+    metadata: Mapping[str, Any],
+    file: h5py.File | ColumnEpisodes,
+    options: ReadOptions,
 ) -> TransitionStore:
+    keys = options.keys
     episodes = sorted(file, key=lambda group: int(group.removeprefix("episode_")))
     if not episodes:
         raise UserError(f"data set {dataset_id} has no episodes: collect some first")
-    images = read_spaces(dataset_id, metadata)
+    images = read_spaces(dataset_id, metadata, cameras=bool(options.cameras))
+    shown = {path or PIXELS: path for path in sorted(images)}
+    cameras = chosen_cameras(options.cameras, shown, f"data set {dataset_id}")
     if PLANT_KEY in metadata:
         keys.require_described(f"data set {dataset_id}")
     first = file[episodes[0]]
@@ -176,7 +189,28 @@ def _read(
             where, plant, fields, episode["observations"], result.next_observations(rows), precision
         )
         result.add(taken, reward, flags, final=final)
-    return result.store()
+    store = result.store()
+    counts = dict(zip(episodes, (store.ends - store.starts).tolist(), strict=True))
+    sources = {name: _frames(folder, file, metadata, name, shown[name], counts) for name in cameras}
+    return with_cameras(store, cameras, sources.__getitem__, options.progress)
+
+
+def _frames(
+    folder: Path,
+    file: h5py.File | ColumnEpisodes,
+    metadata: Mapping[str, Any],
+    name: str,
+    path: str,
+    counts: Mapping[str, int],
+) -> FrameSource:
+    """The pictures at a path within the observations; `counts` are the rows of each episode."""
+    if isinstance(file, ColumnEpisodes):
+        folders = {folder / episode.removeprefix("episode_"): rows for episode, rows in counts.items()}
+        parts, shape = tuple(path.split("/")) if path else (), shape_of(metadata, path)
+        return ColumnFrames(str(folder), name, parts, folders, shape, file.observations)
+    inside = f"observations/{path}".rstrip("/")
+    paths = {f"{episode}/{inside}": rows for episode, rows in counts.items()}
+    return Hdf5Frames(folder / MAIN_FILE, str(folder), name, paths)
 
 
 def _ends(where: str, episode: Any, key: str, rows: int) -> NDArray[np.bool_]:

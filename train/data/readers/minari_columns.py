@@ -54,12 +54,19 @@ class ColumnEpisodes:
         """Number of actions in an episode."""
         return int(json.loads((self._folders[name] / "metadata.json").read_text())["total_steps"])
 
-    def __getitem__(self, name: str) -> dict[str, Any]:
+    def observations(self, folder: Path) -> Any:
+        """The column of observations of the episode in `folder`."""
+        return single_chunk(self._table(folder, ["observations"])["observations"])
+
+    def _table(self, folder: Path, columns: list[str] | None = None) -> Any:
         arrow = require_pyarrow(f"{self.folder} is in Minari's {self.format} format")
         # pyarrow's names of the formats are Minari's.
-        table = arrow.dataset.dataset(
-            str(self._folders[name]), format=self.format, ignore_prefixes=["_", ".", "metadata.json"]
-        ).to_table()
+        return arrow.dataset.dataset(
+            str(folder), format=self.format, ignore_prefixes=["_", ".", "metadata.json"]
+        ).to_table(columns=columns)
+
+    def __getitem__(self, name: str) -> dict[str, Any]:
+        table = self._table(self._folders[name])
         rows = table.num_rows
         padding = rows - self.rows_of(name)
         if padding < 0:
@@ -129,6 +136,8 @@ def _flags(column: Any, rows: int) -> Any:
 
 
 def _shaped(column: Any, space: Mapping[str, Any]) -> Any:
+    if is_image(space):
+        return {}
     if space["type"] == "Dict":
         return {
             name: _shaped(column.field(name), inner)

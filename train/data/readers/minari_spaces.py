@@ -11,11 +11,11 @@ import h5py
 from rql_deploy.errors import UserError
 
 
-def read_spaces(dataset_id: str, metadata: Mapping[str, Any]) -> set[str]:
-    """Paths of the observations that are images, which are not read; "" where all observations are one image.
+def read_spaces(dataset_id: str, metadata: Mapping[str, Any], *, cameras: bool = False) -> set[str]:
+    """Paths of the observations that are images; "" where all observations are one image.
 
-    Raises UserError for spaces other than boxes of numbers, and if nothing but images is observed. The
-    metadata may lack the spaces.
+    Raises UserError for spaces other than boxes of numbers and, unless `cameras` are read, if nothing but
+    images is observed. The metadata may lack the spaces.
     """
     for key, what in (("observation_space", "observations"), ("action_space", "actions")):
         space: Any = json.loads(metadata[key]) if metadata.get(key) else {"type": "Box"}
@@ -29,9 +29,10 @@ def read_spaces(dataset_id: str, metadata: Mapping[str, Any]) -> set[str]:
         dict(_leaves(json.loads(metadata["observation_space"]))) if metadata.get("observation_space") else {}
     )
     images = {path for path, box in boxes.items() if is_image(box)}
-    if boxes and len(images) == len(boxes):
+    if boxes and len(images) == len(boxes) and not cameras:
+        name = min(images) or "pixels"
         raise UserError(
-            f"data set {dataset_id} observes only images, which are not supported: record numbers too"
+            f"data set {dataset_id} observes only images: choose cameras, for example --camera {name}"
         )
     return images
 
@@ -61,6 +62,12 @@ def require_shapes(
             )
 
 
+def shape_of(metadata: Mapping[str, Any], path: str) -> tuple[int, ...]:
+    """Shape of the box at a path within the observations; () where the metadata does not say it."""
+    boxes = dict(_leaves(json.loads(metadata["observation_space"])))
+    return tuple(boxes[path].get("shape") or ())
+
+
 def is_image(space: Mapping[str, Any]) -> bool:
     """Whether a box holds pixels; Minari stores them as JPEG."""
     shape = space.get("shape") or ()
@@ -71,7 +78,7 @@ def leaves(node: Any, images: set[str], prefix: str = "") -> Iterator[tuple[str,
     """Name, path and array of each observation of an episode but `images`; nested ones are `outer/inner`."""
     if not isinstance(node, Mapping | h5py.Group):
         path = prefix or "observation"
-        if path not in images:
+        if prefix not in images:
             yield path, path, node
         return
     for name, inner in node.items():

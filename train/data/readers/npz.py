@@ -85,10 +85,9 @@ class NpzFile:
         rows = len(keep) if keep is not None else member.shape[0]
         read = kept = 0
         # Numbers too large for float32 become infinity, which the check of all rows reports.
-        with self._damage(f"'{key}'"), self._archive.open(f"{key}.npy") as stream, np.errstate(over="ignore"):
+        with self._damage(f"'{key}'"), np.errstate(over="ignore"):
             result = np.empty((int(keep.sum()) if keep is not None else rows, *member.shape[1:]), dtype)
-            self._header(key, stream)
-            for block in _blocks(stream, member):
+            for block in self.blocks(key):
                 wanted = None if keep is None else keep[read : read + len(block)]
                 taken = block if wanted is None else block[wanted]
                 if look is not None and len(taken):
@@ -99,6 +98,13 @@ class NpzFile:
                 read += len(block)
                 kept += len(taken)
         return result
+
+    def blocks(self, key: str) -> Iterator[NDArray[Any]]:
+        """The rows of an array in order, some `BLOCK_BYTES` at a time, in the file's own type."""
+        member = self.member(key)
+        with self._damage(f"'{key}'"), self._archive.open(f"{key}.npy") as stream:
+            self._header(key, stream)
+            yield from _blocks(stream, member)
 
     def _header(self, key: str, stream: IO[bytes]) -> tuple[tuple[int, ...], np.dtype[Any]]:
         version = np.lib.format.read_magic(stream)  # type: ignore[no-untyped-call]

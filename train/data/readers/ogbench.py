@@ -11,17 +11,24 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
+from typing import Any
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from rql_deploy.cameras import CameraChoice
 from rql_deploy.contract import PLANT_KEY, PlantDescription
 from rql_deploy.errors import UserError
-from rql_deploy.ogbench_names import plant_of
+from rql_deploy.ogbench_names import CAMERA, PIXELS, is_published, plant_of
 from rql_deploy.structs import convert
+from rql_deploy.train.data.cameras.arrays import BlockFrames
+from rql_deploy.train.data.cameras.importing import chosen_cameras, image_field, with_cameras
+from rql_deploy.train.data.cameras.pictures import require_colour
 from rql_deploy.train.data.rewards import RewardFunction
 from rql_deploy.train.data.shards import ShardedStore
 from rql_deploy.train.data.store import TransitionStore
@@ -29,7 +36,7 @@ from rql_deploy.train.data.store import TransitionStore
 from .npz import Member, NpzFile
 from .npz_keys import NpzKeys
 from .npz_rows import read_column, row_order, task_ends
-from .options import KeyMap, ReadOptions
+from .options import ReadOptions
 from .precision import PrecisionCheck
 from .row_order import RowOrder
 
@@ -47,7 +54,7 @@ class OGBenchFile:
     relabel: RewardFunction | None = None
     replace: bool = False
     """Whether the rewards of `relabel` replace those in the file."""
-    mapping: KeyMap = field(default_factory=KeyMap)
+    options: ReadOptions = field(default_factory=ReadOptions)
 
     def __post_init__(self) -> None:
         keys = self.keys
@@ -60,7 +67,10 @@ class OGBenchFile:
             for key, rank in (*((key, _rank(role)) for role, key in keys.roles.items()), *states):
                 if key not in members or key == keys.roles.get("success"):
                     continue
-                self._check_member(key, members[key], rank, rows)
+                if self._is_picture(key, members[key]):
+                    require_colour(str(self.path), key, members[key].shape[1:], members[key].dtype)
+                else:
+                    self._check_member(key, members[key], rank, rows)
             if not rows:
                 raise UserError(f"{self.path} is empty: make it again with some episodes")
             given = {"reward", "mask"} & set(keys.roles)
@@ -91,12 +101,9 @@ class OGBenchFile:
         shape, dtype = member.shape, member.dtype
         column = rank == 1 and len(shape) == 2 and shape[1] == 1
         if len(shape) != rank and not column:
-            what = (
-                " (images are not supported)" if key == self.keys["observation"] and len(shape) == 4 else ""
-            )
             raise UserError(
-                f"{self.path}: '{key}' has shape {list(shape)}{what}, it should have {rank} "
-                "dimension(s), rows first"
+                f"{self.path}: '{key}' has shape {list(shape)}, it should have {rank} dimension(s), rows "
+                "first"
             )
         if shape[0] != rows:
             raise UserError(
@@ -111,7 +118,7 @@ class OGBenchFile:
     def keys(self) -> NpzKeys:
         """Which arrays are read as what."""
         with NpzFile(self.path) as file:
-            return NpzKeys.of(file, self.mapping)
+            return NpzKeys.of(file, self.options.keys)
 
     @property
     def _read_keys(self) -> set[str]:
@@ -133,11 +140,52 @@ class OGBenchFile:
                     )
                 except ValueError as error:
                     raise UserError(f"{where} is damaged ({error}): write the file again") from error
-            observation_dim, action_dim = (
-                file.member(self.keys[role]).shape[1] for role in ("observation", "action")
-            )
+            observed, acted = (file.member(self.keys[role]) for role in ("observation", "action"))
         name = self.relabel.name if self._relabelled and self.relabel else self.dataset
-        return plant_of(name, observation_dim, action_dim)
+        plant = plant_of(name, observed.shape[1], acted.shape[1])
+        nothing = np.zeros(0, np.bool_)
+        images = tuple(
+            image_field(self._frames(picture, nothing), choice) for picture, choice in self._cameras.items()
+        )
+        fields = () if len(observed.shape) == 4 else plant.fields
+        return msgspec.structs.replace(plant, fields=fields, images=images)
+
+    @cached_property
+    def _pictures(self) -> dict[str, str]:
+        """Keys of the arrays of pictures, by the pictures' names."""
+        observed = self.keys["observation"]
+        with NpzFile(self.path) as file:
+            ranks = {key: len(file.member(key).shape) for key in sorted(file.keys)}
+        following = self.keys.roles.get("next_observation")
+        shown = [key for key, rank in ranks.items() if rank == 4 and key != following]
+        return {PIXELS if key == observed else key: key for key in shown}
+
+    @cached_property
+    def _cameras(self) -> dict[str, CameraChoice]:
+        """The pictures that are read: the chosen ones, or those that are all that is observed."""
+        chosen = self.options.cameras or ([CameraChoice(PIXELS)] if PIXELS in self._pictures else [])
+        return chosen_cameras(chosen, self._pictures, str(self.path))
+
+    def _frames(self, picture: str, keep: NDArray[np.bool_]) -> BlockFrames:
+        key = self._pictures[picture]
+        with NpzFile(self.path) as file:
+            member = file.member(key)
+        published = picture == PIXELS and is_published(self.dataset)
+        return BlockFrames(
+            self.path,
+            picture,
+            keep,
+            member,
+            blocks=partial(_blocks, self.path, key),
+            known_order=published,
+            camera=CAMERA if published else "",
+        )
+
+    def _is_picture(self, key: str, member: Member) -> bool:
+        return len(member.shape) == 4 and key in (
+            self.keys["observation"],
+            self.keys.roles.get("next_observation"),
+        )
 
     @property
     def rows(self) -> int:
@@ -151,7 +199,9 @@ class OGBenchFile:
     def fingerprint(self) -> str:
         """sha256 over the archive's checksums of its arrays and the task whose rewards are computed."""
         with NpzFile(self.path) as file:
-            known = [f"{key} {file.member(key).checksum}" for key in sorted(file.keys & self._read_keys)]
+            read = self._read_keys | {self._pictures[picture] for picture in self._cameras}
+            known = [f"{key} {file.member(key).checksum}" for key in sorted(file.keys & read)]
+        known += [f"camera {choice}" for choice in self.options.cameras]
         labels = f"relabel {self.relabel.name}" if self._relabelled and self.relabel else ""
         return hashlib.sha256("\n".join([*known, labels]).encode()).hexdigest()
 
@@ -161,13 +211,17 @@ class OGBenchFile:
         keep = order.keep
         with NpzFile(self.path) as file:
             last_rows: list[NDArray[np.float32]] = []
-            observations = file.read(
-                self.keys["observation"],
-                np.float32,
-                keep,
-                partial(precision.add, "observation"),
-                last_rows if self.keys.closing_rows else None,
-            )
+            seen = PIXELS not in self._pictures
+            if not seen:
+                observations = np.zeros((int(keep.sum()), 0), np.float32)
+            else:
+                observations = file.read(
+                    self.keys["observation"],
+                    np.float32,
+                    keep,
+                    partial(precision.add, "observation"),
+                    last_rows if self.keys.closing_rows else None,
+                )
             actions = file.read(self.keys["action"], np.float32, keep, partial(precision.add, "action"))
             ends = None if self._relabelled else task_ends(file, self.keys, order)
             if ends is not None:
@@ -182,14 +236,15 @@ class OGBenchFile:
                     }
                 )
             finals = None
-            if "next_observation" in self.keys:
+            if seen and "next_observation" in self.keys:
                 finals = file.read(self.keys["next_observation"], np.float32, order.last_rows)
-            elif self.keys.closing_rows and not keep[-1]:
+            elif seen and self.keys.closing_rows and not keep[-1]:
                 # A file that was cut off inside an episode lacks that episode's last row.
                 finals = np.concatenate(last_rows)
-            return TransitionStore(
+            plant = msgspec.structs.replace(self.plant, images=())
+            store = TransitionStore(
                 dataset_id=self.path.stem,
-                plant=self.plant,
+                plant=plant,
                 observations=observations,
                 actions=actions,
                 rewards=rewards,
@@ -201,6 +256,9 @@ class OGBenchFile:
                 finals=finals,
                 remarks=(*(ends.remarks if ends is not None else ()), *precision.remarks()),
             )
+        return with_cameras(
+            store, self._cameras, lambda picture: self._frames(picture, keep), self.options.progress
+        )
 
     @cached_property
     def _relabelled(self) -> bool:
@@ -212,6 +270,11 @@ class OGBenchFile:
     def _order(self) -> RowOrder:
         with NpzFile(self.path) as file:
             return row_order(file, self.keys)
+
+
+def _blocks(path: Path, key: str) -> Iterator[NDArray[Any]]:
+    with NpzFile(path) as file:
+        yield from file.blocks(key)
 
 
 def _rank(role: str) -> int:
@@ -237,5 +300,5 @@ def read_ogbench(
     """
     files = shard_files(path) if path.is_dir() else [path]
     dataset = path.resolve().name.removesuffix(".npz")
-    opened = [OGBenchFile(file, dataset, relabel, replace, (options or ReadOptions()).keys) for file in files]
+    opened = [OGBenchFile(file, dataset, relabel, replace, options or ReadOptions()) for file in files]
     return opened[0].load() if len(opened) == 1 else ShardedStore(dataset, opened, shard_updates)

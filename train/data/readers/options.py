@@ -1,11 +1,13 @@
-"""What a user says about a data set's keys: `--map` names them, `--task-index` selects language tasks."""
+"""What a user says of how a data set is read: `--map` names keys, `--task-index` and `--camera` select."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from rql_deploy.cameras import CameraChoice
 from rql_deploy.errors import UserError, suggestion
+from rql_deploy.progress import NoProgress, Progress
 
 ROLES: Mapping[str, tuple[str, ...]] = {
     "action": ("action", "actions"),
@@ -72,8 +74,11 @@ class KeyMap:
         return bool(self.roles or self.fields)
 
     def require_described(self, where: str) -> None:
-        """Raise UserError if actions or observations are mapped in a file that describes its own plant."""
-        if self.fields or {"action", "observation"} & set(self.roles):
+        """Raise UserError if actions or observations are mapped in a file that describes its own plant.
+
+        Fields may be left out.
+        """
+        if any(self.fields.values()) or {"action", "observation"} & set(self.roles):
             raise UserError(
                 f"{where} was written by rql-deploy and describes its actions and observations itself: leave "
                 "out --map"
@@ -145,3 +150,7 @@ class ReadOptions:
     keys: KeyMap = field(default_factory=KeyMap)
     tasks: tuple[int, ...] = ()
     """Only episodes of these language tasks, by their number in the data set."""
+    cameras: tuple[CameraChoice, ...] = ()
+    """The cameras that are read; without any, none is."""
+    progress: Progress = field(default_factory=NoProgress)
+    """Follows the decoding of frames."""

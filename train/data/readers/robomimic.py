@@ -19,13 +19,16 @@ from rql_deploy.contract import PLANT_KEY, ObservationField, PlantDescription
 from rql_deploy.errors import MAX_NAMES, UserError, nearest, suggestion
 from rql_deploy.structs import convert
 from rql_deploy.train.data.assumed import UNIT_FILLED, fills_unit_range, finite_range, with_guessed_bounds
+from rql_deploy.train.data.cameras.arrays import Hdf5Frames
+from rql_deploy.train.data.cameras.importing import chosen_cameras, with_cameras
+from rql_deploy.train.data.cameras.source import FrameSource
 from rql_deploy.train.data.store import TransitionStore
 
 from .env_args import ROBOSUITE, control_rate, described_actions
 from .hdf5_columns import opened
-from .options import KeyMap, ReadOptions
+from .options import ReadOptions
 from .precision import PrecisionCheck
-from .robomimic_keys import DemoKeys, demo_flags, observation_name, real_rows
+from .robomimic_keys import DemoKeys, demo_flags, observation_name, pictures, real_rows
 from .row_order import first_jump
 from .store_builder import DEFAULT_RATE, StoreBuilder
 
@@ -56,17 +59,17 @@ def ordered_keys(file: h5py.File) -> list[str]:
 def read_robomimic(path: Path | str, options: ReadOptions | None = None) -> TransitionStore:
     """Load `FILE.hdf5`, or `FILE.hdf5#KEY` for the demonstrations of a filter key.
 
-    Fields are all numeric observations, also those in groups; images are not read. Where tasks end,
+    Fields are all numeric observations, also those in groups, and the chosen cameras. Where tasks end,
     `task_ends` decides for the whole file. Raises UserError naming demonstration and array if the file is
     damaged or cannot be used.
     """
     name, key = split_filter_key(path)
     with opened(name, "a robomimic .hdf5 file") as file:
-        return _read(name, key, file, (options or ReadOptions()).keys)
+        return _read(name, key, file, options or ReadOptions())
 
 
-def _read(name: str, key: str, file: h5py.File, mapping: KeyMap) -> TransitionStore:
-    data = file["data"]
+def _read(name: str, key: str, file: h5py.File, options: ReadOptions) -> TransitionStore:
+    data, mapping = file["data"], options.keys
     demos = demonstrations(name, key, file)
     first = data[demos[0]]
     if "obs" not in first and not mapping.fields:
@@ -82,12 +85,14 @@ def _read(name: str, key: str, file: h5py.File, mapping: KeyMap) -> TransitionSt
             "dataset_states_to_obs.py"
         )
     keys = DemoKeys.of(name, data, demos, mapping)
+    shown = pictures(first)
+    cameras = chosen_cameras(options.cameras, shown, f"{name}: {demos[0]}")
     totals, lengths = [], []
     for demo in demos:
         where = f"{name}: {demo}"
         totals.append(_require_actions(where, data[demo], keys))
         lengths.append(real_rows(where, data[demo], totals[-1], keys))
-    plant = _plant(name, data, demos, keys)
+    plant = _plant(name, data, demos, keys, bool(cameras))
     result = StoreBuilder(f"{Path(name).stem}{f'#{key}' if key else ''}", plant, sum(lengths))
     for demo, total, rows in zip(demos, totals, lengths, strict=True):
         episode = data[demo]
@@ -109,7 +114,12 @@ def _read(name: str, key: str, file: h5py.File, mapping: KeyMap) -> TransitionSt
         if not data.attrs.get("final_observations", True):
             final = None
         result.add(actions, rewards, flags, final=final)
-    return result.store()
+
+    def frames(camera: str) -> FrameSource:
+        counts = {f"data/{demo}/{shown[camera]}": rows for demo, rows in zip(demos, lengths, strict=True)}
+        return Hdf5Frames(Path(name), name, camera, counts)
+
+    return with_cameras(result.store(), cameras, frames, options.progress)
 
 
 def _require_actions(where: str, episode: h5py.Group, keys: DemoKeys) -> int:
@@ -162,7 +172,7 @@ def demonstrations(name: str, key: str, file: h5py.File) -> list[str]:
     )
 
 
-def _plant(name: str, data: h5py.Group, demos: list[str], keys: DemoKeys) -> PlantDescription:
+def _plant(name: str, data: h5py.Group, demos: list[str], keys: DemoKeys, cameras: bool) -> PlantDescription:
     if PLANT_KEY in data.attrs:
         return convert(
             json.loads(data.attrs[PLANT_KEY]), PlantDescription, f"the plant description of {name}"
@@ -176,10 +186,11 @@ def _plant(name: str, data: h5py.Group, demos: list[str], keys: DemoKeys) -> Pla
         )
         for field, paths in keys.fields.items()
     )
-    if not fields:
+    if not fields and not cameras:
+        camera = next(iter(pictures(first)), "NAME")
         raise UserError(
-            f"{name}: {demos[0]} observes only images, which are not supported: extract low-dimensional "
-            "observations too"
+            f"{name}: {demos[0]} observes only images: choose cameras, for example --camera {camera}, or "
+            "extract low-dimensional observations too"
         )
     rate = control_rate(settings)
     # The settings speak of what the simulator took, not of other arrays that were computed from it.

@@ -102,6 +102,15 @@ def _fields(demo: h5py.Group) -> dict[str, tuple[str, ...]]:
     return {path.removeprefix("obs/"): (path,) for path, item in _leaves(demo, "obs") if is_numbers(item)}
 
 
+def pictures(demo: h5py.Group) -> dict[str, str]:
+    """Paths of the observations of a demonstration that are pictures, by the names of their fields."""
+    return {
+        path.removeprefix("obs/"): path
+        for path, item in _leaves(demo, "obs")
+        if isinstance(item, h5py.Dataset) and item.ndim in (3, 4) and not is_numbers(item)
+    }
+
+
 def _leaves(demo: h5py.Group, path: str) -> Iterator[tuple[str, Any]]:
     item = demo.get(path)
     if not isinstance(item, h5py.Group):

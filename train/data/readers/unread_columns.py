@@ -7,6 +7,7 @@ from pathlib import Path
 
 import h5py
 
+from rql_deploy.cameras import short_names
 from rql_deploy.contract import PLANT_KEY
 from rql_deploy.errors import UserError
 from rql_deploy.train.data.folder import is_store
@@ -33,7 +34,17 @@ LEROBOT_KEYS = {"next.reward", "next.done", "timestamp", "frame_index", "episode
 
 def unread_columns(name: str, options: ReadOptions | None = None) -> list[str]:
     """Names of the columns of data set `name` that are not read, sorted; empty for a store folder."""
-    path, keys = Path(name), (options or ReadOptions()).keys
+    options = options or ReadOptions()
+    chosen = {choice.name for choice in options.cameras}
+    return [
+        column
+        for column in _unread(name, options.keys)
+        if not (short_names(column) | {column, column.partition("/")[2]}) & chosen
+    ]
+
+
+def _unread(name: str, keys: KeyMap) -> list[str]:
+    path = Path(name)
     if is_store(path):
         return []
     if is_lerobot(path):

@@ -140,7 +140,7 @@ def test_sparse_is_refused_where_a_reward_is_positive(tmp_path: Path) -> None:
         ({"actions": np.zeros(28, np.int64)}, "'actions' has shape .28., it should have 2"),
         ({"actions": np.zeros((28, 5), np.int64)}, "'actions' holds int64"),
         ({"observations": np.zeros((28, 4), "U3")}, "'observations' holds <U3"),
-        ({"observations": np.zeros((28, 8, 8, 3), np.uint8)}, "images are not supported"),
+        ({"observations": np.zeros((28, 8, 8, 3), np.float32)}, "pictures of float32"),
         ({"observations": np.full((28, 2), None)}, "'observations' holds Python objects"),
         ({"observations": np.asfortranarray(np.zeros((28, 4), np.float32))}, "column by column"),
         ({key: value[:0] for key, value in arrays().items()}, "is empty"),

@@ -11,16 +11,19 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
+from rql_deploy.cameras import parse_cameras
 from rql_deploy.contract import ObservationField
 from rql_deploy.errors import UserError
 from rql_deploy.train.data.readers.lerobot_layout import feature_name
+from rql_deploy.train.data.readers.options import ReadOptions
 from rql_deploy.train.data.readers.robomimic_keys import observation_name
 from rql_deploy.train.data.store import TransitionStore
 from rql_deploy.train.data.writers import write
 from rql_deploy.workflows.minari_data import write_minari
 from tests.helpers.commands import ROOT, unavailable
 from tests.helpers.data import PLANT, make_store, opened
-from tests.helpers.foreign_libraries import installed, rows_loaded
+from tests.helpers.foreign_libraries import installed, rows_loaded, write_cameras
+from tests.helpers.pictures import numbers_in
 from tests.helpers.stores import field_columns, stores
 
 FEW = settings(
@@ -143,6 +146,20 @@ def test_lerobot_loads_what_we_write(several: list[TransitionStore]) -> None:
         assert np.array_equal(found["action"].reshape(store.actions.shape), store.actions)
         assert np.array_equal(found["next.reward"], store.rewards)
         assert np.flatnonzero(found["next.done"]).tolist() == (store.ends - 1).tolist()
+
+
+@pytest.mark.slow
+def test_the_frames_of_a_set_that_lerobot_recorded_are_those_of_its_rows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RQL_DEPLOY_CACHE", str(tmp_path / "cache"))
+    episodes = (9, 14, 6)
+    write_cameras(library("lerobot"), tmp_path / "set", episodes)
+    store = opened(tmp_path / "set", ReadOptions(cameras=parse_cameras(["top", "wrist:32x64"])))
+    assert store.observations[:, 0].tolist() == list(range(29))
+    for name in ("observation.images.top", "observation.images.wrist"):
+        assert numbers_in(store.images[name].take(np.arange(29))) == list(range(29)), name
+    assert np.diff(store.ends, prepend=0).tolist() == list(episodes)
 
 
 @pytest.mark.slow

@@ -1,0 +1,153 @@
+"""From a camera's frame to a policy's picture: cropped, resized and stacked as the data set's were.
+
+Importing a data set, rendering in a simulator and running on a robot all call `fit`. It computes with whole
+numbers, so that the same frame gives the same bytes on every machine.
+"""
+
+from __future__ import annotations
+
+import io
+from collections import deque
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rql_deploy.contract import ImageField, PlantDescription
+from rql_deploy.errors import ContractError
+from rql_deploy.plant import Observation
+
+Picture = NDArray[np.uint8]
+
+
+def fit(frame: NDArray[Any], image: ImageField) -> Picture:
+    """A camera's frame, or frames, `[..., H, W, 3]` as the field's picture `[..., height, width, 3]`.
+
+    A frame that needs no change is returned as it is. The colour order is taken as the field's. Raises
+    ContractError by name where the frame is of another size or dtype than the field's camera gives.
+    """
+    frame = np.asarray(frame)
+    height, width = image.camera_size
+    if frame.dtype != np.uint8:
+        raise ContractError(
+            f"camera '{image.name}' gave {frame.dtype} values, it should give uint8: send integers from 0 to "
+            "255"
+        )
+    if frame.ndim not in (3, 4) or frame.shape[-3:] != (height, width, 3):
+        raise ContractError(
+            f"camera '{image.name}' gave a frame of shape {list(frame.shape)}, the contract says "
+            f"{[height, width, 3]}: set the camera to that size"
+        )
+    if image.crop:
+        top, left, height, width = image.crop
+        frame = frame[..., top : top + height, left : left + width, :]
+    return resize(frame, image.height, image.width)
+
+
+def resize(frame: Picture, height: int, width: int) -> Picture:
+    """A frame `[..., H, W, 3]` at another size: each pixel is the mean of the area that it covers, rounded.
+
+    Halves are rounded up.
+    """
+    rows, columns = frame.shape[-3:-1]
+    if (rows, columns) == (height, width):
+        return frame
+    # Sums of whole numbers below 2^24 and 2^53 are exact in float32 and float64, in whatever order.
+    down = _shares(rows, height).astype(np.float32) @ frame.reshape(
+        *frame.shape[:-3], rows, columns * 3
+    ).astype(np.float32)
+    across = _shares(columns, width).astype(np.float64) @ down.reshape(
+        *frame.shape[:-3], height, columns, 3
+    ).astype(np.float64)
+    area = rows * columns
+    small: Picture = ((across.astype(np.int64) * 2 + area) // (2 * area)).astype(np.uint8)
+    return small
+
+
+@lru_cache(maxsize=32)
+def _shares(before: int, after: int) -> NDArray[np.int64]:
+    """`[after, before]`: how much of each old pixel a new one covers, in units of 1/after old pixels."""
+    edges = np.arange(before + 1) * after
+    ends = np.arange(after + 1) * before
+    low = np.maximum(edges[None, :-1], ends[:-1, None])
+    high = np.minimum(edges[None, 1:], ends[1:, None])
+    shares: NDArray[np.int64] = np.maximum(high - low, 0)
+    return shares
+
+
+def jpeg(frame: Picture, quality: int) -> bytes:
+    """A picture `[H, W, 3]` in RGB as JPEG, to be sent in its place; needs the `jpeg` extra.
+
+    It changes the picture: a policy should have been trained on pictures that went through the same. Use 90
+    or more unless you have measured what less does.
+    """
+    from PIL import Image
+
+    target = io.BytesIO()
+    Image.fromarray(frame).save(target, "JPEG", quality=quality, subsampling=0)
+    return target.getvalue()
+
+
+class FrameStack:
+    """The newest n frames of each camera, for one robot: a picture `[height, width, 3n]`, oldest first."""
+
+    def __init__(self, images: Sequence[ImageField], count: int):
+        self._frames: dict[str, deque[Picture]] = {image.name: deque(maxlen=count) for image in images}
+        self._count = count
+
+    def clear(self) -> None:
+        """Forget all frames: a new episode begins."""
+        for frames in self._frames.values():
+            frames.clear()
+
+    def add(self, observation: Observation) -> dict[str, Any]:
+        """The observation of the next tick with its pictures `[height, width, 3]` stacked."""
+        stacked = dict(observation)
+        for name, frames in self._frames.items():
+            if name not in observation:
+                continue
+            # A copy, because a driver may write its next frame into the same memory.
+            frame = np.array(observation[name])
+            frames.extend([frame] * (self._count - len(frames)) or [frame])
+            stacked[name] = np.concatenate(frames, axis=-1)
+        return stacked
+
+
+class StackedPlant:
+    """A plant whose observations carry each camera's last frames stacked, as a policy was trained on them.
+
+    Wrap a plant whose `observe` gives single frames. It is then observed once a tick, decisions or not.
+    """
+
+    def __init__(self, plant: Any, description: PlantDescription):
+        self.plant = plant
+        self._stack = FrameStack(description.images, description.frame_stack)
+        self._seen: dict[str, Any] | None = None
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.plant, name)
+
+    def reset(self, seed: int | None = None) -> None:
+        """Begin an episode; its first frame stands for those before it."""
+        self.plant.reset(seed)
+        self._stack.clear()
+        self._seen = None
+
+    def observe(self) -> Mapping[str, Any]:
+        """The observation of this tick, with stacked pictures."""
+        if self._seen is None:
+            self._seen = self._stack.add(self.plant.observe())
+        return self._seen
+
+    def apply(self, action: Any) -> None:
+        """Carry out an action; this tick's frame is kept first, where nobody has asked for it yet."""
+        self.observe()
+        self.plant.apply(action)
+        self._seen = None
+
+
+def stacked(plant: Any, description: PlantDescription) -> Any:
+    """The plant for a policy with this description: `StackedPlant` where several frames are stacked."""
+    return StackedPlant(plant, description) if description.images and description.frame_stack > 1 else plant

@@ -1,0 +1,104 @@
+"""Pictures that robots send as JPEG: decoded in a thread of their own, so that the engine waits for none.
+
+The server hands a job over and takes it back between two refinement steps, when its pictures are decoded.
+Decoders differ in a few values, and JPEG changes pictures: nothing of this happens unless a robot asks for
+it.
+"""
+
+from __future__ import annotations
+
+import io
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import zmq
+from numpy.typing import NDArray
+
+from rql_deploy.contract import PlantDescription
+from rql_deploy.runtime.engine.request import Job
+from rql_deploy.runtime.wire import headers, protocol
+from rql_deploy.runtime.wire.arrays import Arrays
+
+if TYPE_CHECKING:
+    from .registry import ModelSlot
+
+MAX_JPEG_BYTES = 1 << 20
+"""Of one frame."""
+
+
+class JpegDecoder:
+    """Jobs whose pictures are being decoded."""
+
+    def __init__(self, context: zmq.Context[Any], endpoint: str):
+        """The server at `endpoint` of this ZeroMQ context is woken when a job is ready."""
+        self.ready: deque[tuple[Job, ModelSlot, headers.Refusal | None]] = deque()
+        """Jobs with their decoded pictures, or with why there are none."""
+        self._context, self._endpoint = context, endpoint
+        self._wake: zmq.Socket[bytes] | None = None
+        self._thread: ThreadPoolExecutor | None = None
+
+    def submit(self, job: Job, slot: ModelSlot, named: Arrays) -> None:
+        """Decode a job's pictures, and put it into `ready`."""
+        if self._thread is None:
+            self._thread = ThreadPoolExecutor(1, "jpeg")
+        self._thread.submit(self._decode, job, slot, named)
+
+    def close(self) -> None:
+        """End the thread; the context can be terminated then."""
+        if self._thread is not None:
+            self._thread.submit(self._close)
+            self._thread.shutdown()
+
+    def _decode(self, job: Job, slot: ModelSlot, named: Arrays) -> None:
+        plant, error = slot.model.contract.plant, ""
+        try:
+            pictures: dict[str, Any] = decode(plant, named)
+            job.fields = {**job.fields, **pictures}
+        except ImportError:
+            error = "this server cannot decode JPEG: install rql-deploy[jpeg] there"
+        except Exception as failure:  # hostile input: Pillow raises classes without a common base
+            error = str(failure) or type(failure).__name__
+        refusal = headers.Refusal(code="bad_observation", error=error) if error else None
+        self.ready.append((job, slot, refusal))
+        if self._wake is None:
+            self._wake = self._context.socket(zmq.DEALER)
+            self._wake.linger = 0
+            self._wake.connect(self._endpoint)
+        self._wake.send(protocol.encode(headers.Ping(), id=0, epoch=0))
+        while self._wake.poll(0):
+            self._wake.recv()
+
+    def _close(self) -> None:
+        if self._wake is not None:
+            self._wake.close()
+
+
+def decode(plant: PlantDescription, named: Arrays) -> dict[str, NDArray[np.uint8]]:
+    """Each camera's stacked frames `[1, H, W, 3n]` from arrays of JPEG bytes `NAME/0` to `NAME/n-1`.
+
+    Raises ValueError, before anything is decoded, for what is no JPEG of the contract's size.
+    """
+    from PIL import Image
+
+    found = {}
+    for camera in plant.images:
+        frames = []
+        for index in range(plant.frame_stack):
+            data = named.get(f"{camera.name}/{index}")
+            if data is None:
+                raise ValueError(f"frame {index} of camera '{camera.name}' is missing")
+            if data.nbytes > MAX_JPEG_BYTES:
+                raise ValueError(f"frame {index} of camera '{camera.name}' has more than 1 MiB")
+            with Image.open(io.BytesIO(data.tobytes()), formats=["JPEG"]) as picture:
+                if picture.size != (camera.width, camera.height):
+                    width, height = picture.size
+                    raise ValueError(
+                        f"camera '{camera.name}' sent {height} x {width} pixels, the contract says "
+                        f"{camera.height} x {camera.width}"
+                    )
+                frames.append(np.asarray(picture.convert("RGB")))
+        stack = frames if camera.colour_order == "rgb" else [frame[..., ::-1] for frame in frames]
+        found[camera.name] = np.concatenate(stack, axis=-1)[None]
+    return found

@@ -1,0 +1,242 @@
+"""Each row gets its own frame, whatever program wrote the frames."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from rql_deploy.errors import UserError
+from rql_deploy.train.data.readers.options import KeyMap
+from rql_deploy.train.data.store import TransitionStore
+from tests.helpers.data import opened
+from tests.helpers.pictures import (
+    HEIGHT,
+    TOP,
+    WIDTH,
+    numbers_in,
+    read,
+    write_lerobot,
+    write_robomimic,
+    write_video,
+    write_visual_npz,
+)
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("RQL_DEPLOY_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def shown(store: TransitionStore, name: str) -> list[int]:
+    return numbers_in(store.images[name].take(np.arange(len(store))))
+
+
+@pytest.mark.parametrize(
+    ("version", "videos"), [("v3.0", True), ("v2.1", True), ("v3.0", False), ("v2.1", False)]
+)
+def test_lerobot_frames_are_those_of_the_rows(tmp_path: Path, version: str, videos: bool) -> None:
+    folder = write_lerobot(tmp_path / "set", version=version, videos=videos)
+    store = read(folder, "top")
+    assert shown(store, TOP) == list(range(24))
+    image = store.plant.images[0]
+    assert (image.name, image.height, image.width, image.assumed) == (TOP, HEIGHT, WIDTH, ())
+    small = read(folder, f"{TOP}:16x32")
+    assert shown(small, TOP) == list(range(24))
+    assert small.plant.images[0].camera_size == (HEIGHT, WIDTH)
+    assert opened(folder).images == {}
+
+
+def test_only_the_frames_of_selected_and_real_rows_are_taken(tmp_path: Path) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as parquet
+
+    folder = write_lerobot(tmp_path / "set")
+    file = next((folder / "data").glob("**/*.parquet"))
+    table = parquet.read_table(file)
+    # Episode 1 is another task's; the last two rows of episode 2 are padding.
+    index = table["episode_index"].to_numpy()
+    valid = np.arange(len(index)) < len(index) - 2
+    table = table.set_column(table.column_names.index("task_index"), "task_index", pa.array(index % 2))
+    parquet.write_table(table.append_column("valid", pa.array(valid)), file)
+    info = json.loads((folder / "meta" / "info.json").read_text())
+    info["features"]["valid"] = {"dtype": "bool", "shape": [1], "names": None}
+    (folder / "meta" / "info.json").write_text(json.dumps(info))
+    store = read(folder, "top", tasks=(0,))
+    assert shown(store, TOP) == [*range(7), 19, 20, 21]
+
+
+def test_a_video_is_sought_where_its_frames_are_far_apart(tmp_path: Path) -> None:
+    from rql_deploy.train.data.cameras.video import Video
+
+    write_video(tmp_path / "long.mp4", [i % 256 for i in range(700)])
+    video = Video(tmp_path / "long.mp4")
+    times = np.array([600, 601, 30, 31, 699, 0]) / 20
+    found = [next(video.frames(times[i : i + 1], 0, "rows")) for i in range(len(times))]
+    assert numbers_in(np.stack(found)) == [600 % 256, 601 % 256, 30, 31, 699 % 256, 0]
+    video.close()
+
+
+def test_a_video_with_fewer_frames_than_rows_is_refused(tmp_path: Path) -> None:
+    folder = write_lerobot(tmp_path / "set")
+    video = next((folder / "videos").glob("**/*.mp4"))
+    write_video(video, range(21))
+    with pytest.raises(
+        UserError, match=r"episode 2 has 5 rows.*no frame for row 2.*fewer frames than there are rows"
+    ):
+        read(folder, "top")
+
+
+def test_a_frame_that_was_dropped_is_noticed(tmp_path: Path) -> None:
+    folder = write_lerobot(tmp_path / "set", fps=20)
+    write_video(next((folder / "videos").glob("**/*.mp4")), range(13), fps=10)
+    with pytest.raises(
+        UserError, match=r"episode 0 has 7 rows.*no frame for row 1 .*timestamps are not those"
+    ):
+        read(folder, "top")
+
+
+@pytest.mark.parametrize("what", ["cut", "text", "pointer", "missing", "size"])
+def test_a_broken_video_is_one_sentence(tmp_path: Path, what: str) -> None:
+    folder = write_lerobot(tmp_path / "set")
+    video = next((folder / "videos").glob("**/*.mp4"))
+    if what == "cut":
+        video.write_bytes(video.read_bytes()[:700])
+    elif what == "text":
+        video.write_text("no video " * 200)
+    elif what == "pointer":
+        video.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:1\nsize 9\n")
+    elif what == "missing":
+        video.unlink()
+    else:
+        info = json.loads((folder / "meta" / "info.json").read_text())
+        info["features"][TOP]["shape"] = [64, 64, 3]
+        (folder / "meta" / "info.json").write_text(json.dumps(info))
+    words = {"pointer": "git-lfs pointer", "missing": "there is no file", "size": "frames of 32x64"}
+    with pytest.raises(UserError, match=words.get(what, "is damaged")) as error:
+        read(folder, "top")
+    assert str(video) in str(error.value) and "\n" not in str(error.value)
+
+
+def test_robomimic_and_ogbench_frames_are_stored_as_they_are(tmp_path: Path) -> None:
+    frames = np.random.default_rng(0).integers(0, 256, (15, 6, 9, 3), np.uint8)
+    store = read(write_robomimic(tmp_path / "demos.hdf5", frames, (4, 6, 5)), "agentview")
+    np.testing.assert_array_equal(store.images["agentview_image"].take(np.arange(15)), frames)
+    assert store.plant.images[0].assumed == ("colour_order",)
+    assert "agentview_image" in " ".join(store.assumptions())
+
+    file = write_visual_npz(tmp_path / "visual-cube-single-play-v0.npz", frames, (8, 7))
+    store = opened(file)
+    np.testing.assert_array_equal(
+        store.images["pixels"].take(np.arange(13)), frames[[*range(7), *range(8, 14)]]
+    )
+    assert (store.plant.fields, store.plant.images[0].camera, store.plant.images[0].assumed) == (
+        (),
+        "front_pixels",
+        (),
+    )
+    assert read(file, "pixels:3x3").images["pixels"].shape == (13, 3, 3, 3)
+
+
+def test_bgr_frames_are_turned_and_no_longer_assumed(tmp_path: Path) -> None:
+    frames = np.random.default_rng(0).integers(0, 256, (4, 6, 9, 3), np.uint8)
+    file = write_robomimic(tmp_path / "demos.hdf5", frames, (4,))
+    store = read(file, "agentview:6x9:bgr")
+    np.testing.assert_array_equal(store.images["agentview_image"].take(np.arange(4)), frames[..., ::-1])
+    assert store.plant.images[0].colour_order == "rgb" and store.plant.images[0].assumed == ()
+    same = read(file, "agentview:rgb")
+    np.testing.assert_array_equal(same.images["agentview_image"].take(np.arange(4)), frames)
+
+
+@pytest.mark.parametrize(
+    ("layout", "named", "height"),
+    [
+        ("hdf5", True, 32),
+        ("hdf5", False, 32),
+        ("arrow", True, 32),
+        ("arrow", False, 32),
+        ("arrow", False, 16),
+    ],
+)
+def test_minari_pictures_are_what_its_own_reader_gives(
+    tmp_path: Path, layout: str, named: bool, height: int
+) -> None:
+    # A picture of fewer than 32 rows is none for Minari's column layouts, which keep its bytes as they are.
+    import warnings
+
+    import gymnasium
+    import minari
+    from minari.data_collector import EpisodeBuffer
+
+    rng = np.random.default_rng(0)
+    picture = gymnasium.spaces.Box(0, 255, (height, 48, 3), np.uint8)
+    buffers = []
+    for i, rows in enumerate((4, 6)):
+        pixels = rng.integers(0, 256, (rows + 1, height, 48, 3), np.uint8)
+        observed = (
+            {"pixels": pixels, "state": rng.normal(size=(rows + 1, 2)).astype(np.float32)}
+            if named
+            else pixels
+        )
+        ends = [False] * (rows - 1) + [True]
+        buffers.append(
+            EpisodeBuffer(
+                id=i,
+                observations=observed,
+                actions=rng.uniform(-1, 1, (rows, 2)).astype(np.float32),
+                rewards=[0.0] * (rows - 1) + [1.0],
+                terminations=ends,
+                truncations=[False] * rows,
+                infos={},
+            )
+        )
+    state = gymnasium.spaces.Box(-np.inf, np.inf, (2,))
+    with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        patch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "minari"))
+        made = minari.create_dataset_from_buffers(
+            "tiny/pixels-v0",
+            buffers,
+            observation_space=gymnasium.spaces.Dict({"pixels": picture, "state": state})
+            if named
+            else picture,
+            action_space=gymnasium.spaces.Box(-1.0, 1.0, (2,)),
+            data_format=layout,
+        )
+        theirs = [
+            (e.observations["pixels"] if named else e.observations)[:-1] for e in made.iterate_episodes()
+        ]
+    folder = tmp_path / "minari" / "tiny" / "pixels-v0"
+    store = read(folder, "pixels")
+    np.testing.assert_array_equal(store.images["pixels"].take(np.arange(10)), np.concatenate(theirs))
+    assert [field.name for field in store.plant.fields] == (["state"] if named else [])
+    if not named:
+        with pytest.raises(
+            UserError, match="observes only images: choose cameras, for example --camera pixels"
+        ):
+            opened(folder)
+
+
+def test_fields_and_cameras_of_a_store_can_be_left_out(tmp_path: Path) -> None:
+    from rql_deploy.train.data.folder import write_store
+    from tests.helpers.data import make_picture_store
+
+    write_store(make_picture_store(("front", "wrist")), tmp_path / "data")
+    whole, plain = opened(tmp_path / "data"), KeyMap.parse
+    assert list(read(tmp_path / "data", "wrist").images) == ["wrist"]
+    bare = read(tmp_path / "data", keys=plain(["observation.position=", "observation.front="]))
+    assert [field.name for field in bare.plant.fields] == ["opening"] and list(bare.images) == ["wrist"]
+    np.testing.assert_array_equal(bare.observations, whole.observations[:, 3:])
+    for words, error in (
+        (["observation.positions="], "does not have.*did you mean position"),
+        (
+            ["observation.position=", "observation.opening=", "observation.front=", "observation.wrist="],
+            "no observation",
+        ),
+        (["observation.position=opening"], "only leaves out fields"),
+    ):
+        with pytest.raises(UserError, match=error):
+            read(tmp_path / "data", keys=plain(words))
+    with pytest.raises(UserError, match="has frames of 6x7 pixels, made so when it was imported"):
+        read(tmp_path / "data", "front:3x3")

@@ -1,0 +1,234 @@
+"""Frames of a LeRobotDataset: videos (one episode or many in a file), or pictures in the table of rows."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rql_deploy.errors import UserError
+
+from .pictures import decode_picture, require_colour
+from .source import files_fingerprint, in_chunks, skipped
+from .video import Video
+
+PICTURE_ROWS = 64
+"""Rows of a table with pictures in them that are in memory at a time."""
+
+
+@dataclass(frozen=True)
+class TakenEpisode:
+    """The rows of an episode that are in the store: its first ones."""
+
+    number: int
+    times: NDArray[np.float64]
+    """Seconds since the episode's first frame, one for each row."""
+
+
+def picture_features(features: Mapping[str, Any]) -> list[str]:
+    """Names of the features that are pictures."""
+    return [name for name, feature in features.items() if feature["dtype"] in ("video", "image")]
+
+
+def lerobot_frames(
+    folder: Path, info: Mapping[str, Any], name: str, episodes: Sequence[TakenEpisode], arrow: Any
+) -> VideoFrames | TableFrames:
+    """The frames of feature `name`; raises UserError for grey and depth pictures and missing videos."""
+    feature = info["features"][name]
+    size = require_colour(str(folder), name, _shape(feature), np.uint8)
+    about = {**(feature.get("info") or {}), **(feature.get("video_info") or {})}
+    if about.get("video.is_depth_map"):
+        raise UserError(
+            f"'{name}' of {folder} is a depth map, and cameras are read in colour only: leave this camera out"
+        )
+    if feature["dtype"] == "video":
+        return VideoFrames(folder, info, name, size, tuple(episodes), arrow)
+    return TableFrames(folder, name, size, tuple(episodes), arrow)
+
+
+def _shape(feature: Mapping[str, Any]) -> list[int]:
+    """Height, width and channels of a feature, which some programs note in another order."""
+    shape: list[int] = [int(side) for side in feature["shape"]]
+    names: list[Any] = list(feature.get("names") or ())
+    if len(shape) == 3 and len(names) == 3 and str(names[0]).startswith("channel"):
+        return [shape[1], shape[2], shape[0]]
+    return shape
+
+
+@dataclass(frozen=True)
+class VideoFrames:
+    """Frames of one feature in its video files."""
+
+    folder: Path
+    info: Mapping[str, Any]
+    name: str
+    size: tuple[int, int]
+    episodes: tuple[TakenEpisode, ...]
+    arrow: Any
+    known_order: bool = True
+    camera: str = ""
+
+    @property
+    def where(self) -> str:
+        return str(self.folder)
+
+    @property
+    def rows(self) -> int:
+        return sum(len(episode.times) for episode in self.episodes)
+
+    @property
+    def files(self) -> list[Path]:
+        """The videos."""
+        return list(dict.fromkeys(path for path, _ in self._places))
+
+    @cached_property
+    def fingerprint(self) -> str:
+        times = hashlib.sha256(b"".join(episode.times.tobytes() for episode in self.episodes)).hexdigest()
+        starts = [f"{path.name} {begins!r}" for path, begins in self._places]
+        return files_fingerprint(self.files, self.name, times, *starts)
+
+    def read(self, start: int) -> Iterator[NDArray[np.uint8]]:
+        return in_chunks(self._frames(start), self.size)
+
+    def _frames(self, start: int) -> Iterator[NDArray[np.uint8]]:
+        video: Video | None = None
+        try:
+            for i, first in skipped([len(episode.times) for episode in self.episodes], start):
+                path, offset = self._places[i]
+                if video is None or video.path != path:
+                    if video is not None:
+                        video.close()
+                    video = Video(path)
+                    self._require_size(video)
+                episode = self.episodes[i]
+                yield from video.frames(
+                    offset + episode.times, first, f"{self.folder}: episode {episode.number}"
+                )
+        finally:
+            if video is not None:
+                video.close()
+
+    def _require_size(self, video: Video) -> None:
+        if video.size != self.size:
+            raise UserError(
+                f"the video {video.path} has frames of {video.size[0]}x{video.size[1]} pixels, "
+                f"meta/info.json says {self.size[0]}x{self.size[1]}: copy it again, or correct it there"
+            )
+
+    @cached_property
+    def _places(self) -> list[tuple[Path, float]]:
+        """Video file of each episode, and the second in it at which the episode begins."""
+        template = self.info.get("video_path")
+        if not template:
+            raise UserError(f"{self.folder}: meta/info.json says no video_path: copy the data set again")
+        if str(self.info["codebase_version"]).startswith("v2"):
+            per_chunk = int(self.info.get("chunks_size", 1000))
+            return [
+                (
+                    self.folder
+                    / template.format(
+                        episode_chunk=episode.number // per_chunk,
+                        video_key=self.name,
+                        episode_index=episode.number,
+                    ),
+                    0.0,
+                )
+                for episode in self.episodes
+            ]
+        table = self._table()
+        if missing := [episode.number for episode in self.episodes if episode.number not in table]:
+            raise UserError(
+                f"{self.folder}: meta/episodes does not say where the video '{self.name}' of episode "
+                f"{missing[0]} is: copy the data set again"
+            )
+        return [
+            (self.folder / template.format(video_key=self.name, chunk_index=chunk, file_index=file), begins)
+            for chunk, file, begins in (table[episode.number] for episode in self.episodes)
+        ]
+
+    def _table(self) -> dict[int, tuple[int, int, float]]:
+        """Chunk, file and beginning in s of each episode's video, by the episode's number."""
+        keys = [f"videos/{self.name}/{key}" for key in ("chunk_index", "file_index", "from_timestamp")]
+        found = {}
+        for file in sorted((self.folder / "meta" / "episodes").glob("**/*.parquet")):
+            if lacking := set(keys) - set(self.arrow.parquet.read_schema(file).names):
+                raise UserError(f"{file} lacks '{min(lacking)}': copy the data set again")
+            for row in self.arrow.parquet.read_table(file, columns=["episode_index", *keys]).to_pylist():
+                chunk, number, begins = (row[key] for key in keys)
+                found[int(row["episode_index"])] = int(chunk), int(number), float(begins)
+        return found
+
+
+@dataclass(frozen=True)
+class TableFrames:
+    """Frames of one feature that are PNG or JPEG pictures in the table of rows."""
+
+    folder: Path
+    name: str
+    size: tuple[int, int]
+    episodes: tuple[TakenEpisode, ...]
+    arrow: Any
+    known_order: bool = True
+    camera: str = ""
+
+    @property
+    def where(self) -> str:
+        return str(self.folder)
+
+    @property
+    def rows(self) -> int:
+        return sum(len(episode.times) for episode in self.episodes)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        taken = [f"{episode.number}:{len(episode.times)}" for episode in self.episodes]
+        return files_fingerprint(self.files, self.name, *taken)
+
+    def read(self, start: int) -> Iterator[NDArray[np.uint8]]:
+        return in_chunks(self._frames(start), self.size)
+
+    @cached_property
+    def files(self) -> list[Path]:
+        """The tables of rows."""
+        return sorted((self.folder / "data").glob("**/*.parquet"))
+
+    def _frames(self, start: int) -> Iterator[NDArray[np.uint8]]:
+        wanted = {episode.number: len(episode.times) for episode in self.episodes}
+        row: dict[int, int] = {}
+        passed = 0
+        for number, cell in self._cells():
+            row[number] = row.get(number, -1) + 1
+            if row[number] >= wanted.get(number, 0):
+                continue
+            passed += 1
+            if passed > start:
+                where = f"{self.folder}: '{self.name}' in row {row[number]} of episode {number}"
+                yield decode_picture(self._bytes(cell, where), where, self.size)
+
+    def _cells(self) -> Iterator[tuple[int, Any]]:
+        """Episode and picture of each row."""
+        for file in self.files:
+            with self.arrow.parquet.ParquetFile(file) as opened:
+                if self.name not in opened.schema_arrow.names:
+                    raise UserError(f"{file} lacks the pictures '{self.name}': copy the data set again")
+                for block in opened.iter_batches(PICTURE_ROWS, columns=["episode_index", self.name]):
+                    numbers = block.column("episode_index").to_pylist()
+                    yield from zip(numbers, block.column(self.name), strict=True)
+
+    def _bytes(self, cell: Any, where: str) -> bytes:
+        """The picture's file, in the table or beside it."""
+        value = cell.as_py()
+        data, path = (value.get("bytes"), value.get("path")) if isinstance(value, dict) else (value, None)
+        if data is None and path and (self.folder / path).is_file():
+            data = (self.folder / path).read_bytes()
+        if not data:
+            raise UserError(
+                f"{where} has no picture: it is missing, or lies in another place than the data set"
+            )
+        return bytes(data)
