@@ -36,12 +36,6 @@ def dashboard_expressions() -> dict[str, str]:
     }
 
 
-def serve_arguments(words: list[str]) -> list[str]:
-    """What of a container's command follows `rql-deploy serve`."""
-    assert words[0] == "serve", words
-    return words[1:]
-
-
 def instructions(dockerfile: Path) -> Iterator[tuple[str, str]]:
     """Keyword and value of each instruction, continuation lines joined."""
     text = re.sub(r"^\s*#.*\n", "", dockerfile.read_text(), flags=re.MULTILINE)
