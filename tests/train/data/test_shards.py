@@ -57,7 +57,7 @@ def test_a_resumed_run_draws_what_an_uninterrupted_one_does(tmp_path: Path) -> N
     for step in range(6, 12):
         for drawing in (whole, resumed):
             drawing.advance(step)
-        for mine, theirs in zip(whole.draw(8)[:-1], resumed.draw(8)[:-1], strict=True):
+        for mine, theirs in zip(whole.draw(8)[:5], resumed.draw(8)[:5], strict=True):
             assert torch.equal(mine, theirs)
 
 
