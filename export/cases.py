@@ -94,7 +94,13 @@ def _torch_policy(
 ) -> NDArray[np.float32]:
     repeats = len(noise) // count_rows(inputs)
     features = modules.encoder(*_tensors(inputs, torch.float32).values()).repeat_interleave(repeats, 0)
-    return np.asarray(policy.unrolled(torch.from_numpy(noise), features).numpy(), np.float32)
+    return np.asarray(_unrolled(policy, torch.from_numpy(noise), features).numpy(), np.float32)
+
+
+def _unrolled(policy: Any, noise: Tensor, features: Tensor) -> Tensor:
+    """What the policy makes of features that are there already."""
+    chunks: Tensor = policy.unrolled(noise, features)
+    return chunks
 
 
 def _tensors(inputs: Inputs, dtype: torch.dtype) -> dict[str, Tensor]:
@@ -145,7 +151,7 @@ def _torch_outputs(
     x = torch.from_numpy(noise).to(dtype)
     column = torch.ones(len(x), 1, dtype=dtype)
     features = networks["encoder"](*_tensors(inputs, dtype).values())
-    outputs = {"encode": features, "policy": networks["policy"].unrolled(x, features)}
+    outputs = {"encode": features, "policy": _unrolled(networks["policy"], x, features)}
     # Of a policy that was trained with `rql.prefix`: steps with no action given, and below with some.
     none = (torch.zeros(len(x), dtype=torch.int64),) * contract.prefix_conditioned
     for k, (f, delta) in enumerate(flow_schedule(contract.F)):

@@ -17,7 +17,7 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import onnx
@@ -118,7 +118,7 @@ def calibrate(
     features = encode_rows(sessions["encode"], observations)
     x, column = noise, np.ones((len(noise), 1), np.float32)
     for f, delta in flow_schedule(contract.F):
-        now = {"features": features, "x": x, "f": column * np.float32(f)}
+        now: dict[str, Any] = {"features": features, "x": x, "f": column * np.float32(f)}
         run("value", now)
         x = run("refine", refine_inputs(contract, **now, delta=column * np.float32(delta)))[0]
     run("value", {"features": features, "x": np.clip(x, -1.0, 1.0), "f": column})

@@ -62,7 +62,8 @@ def resize(frame: Picture, height: int, width: int) -> Picture:
         *frame.shape[:-3], height, columns, 3
     ).astype(np.float64)
     area = rows * columns
-    return ((across.astype(np.int64) * 2 + area) // (2 * area)).astype(np.uint8)
+    small: Picture = ((across.astype(np.int64) * 2 + area) // (2 * area)).astype(np.uint8)
+    return small
 
 
 @lru_cache(maxsize=32)
@@ -72,7 +73,8 @@ def _shares(before: int, after: int) -> NDArray[np.int64]:
     ends = np.arange(after + 1) * before
     low = np.maximum(edges[None, :-1], ends[:-1, None])
     high = np.minimum(edges[None, 1:], ends[1:, None])
-    return np.maximum(high - low, 0)
+    shares: NDArray[np.int64] = np.maximum(high - low, 0)
+    return shares
 
 
 def jpeg(frame: Picture, quality: int) -> bytes:

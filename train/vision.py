@@ -34,11 +34,12 @@ class PictureEncoder(nn.Module):
         self.encoders = nn.ModuleList(
             ImpalaEncoder(shape, IMPALA_SIZES[config.encoder], generator) for shape in shapes.values()
         )
-        self.features = sum(encoder.features for encoder in self.encoders)
+        self.features = feature_dim(config, shapes)
 
     def set_precision(self, dtype: torch.dtype) -> None:
         """Compute convolutions and products in `dtype`; parameters and features stay float32."""
         for encoder in self.encoders:
+            assert isinstance(encoder, ImpalaEncoder)
             encoder.product_dtype = dtype
 
     def forward(self, images: Mapping[str, Tensor]) -> Tensor:

@@ -4,7 +4,7 @@ import { DeadlineMissed, RemotePolicy, ServerError } from "./client.mjs";
 
 const policy = await RemotePolicy.connect(process.argv[2]);
 const observation = Object.fromEntries(
-  policy.contract.plant.fields.map((f) => {
+  policy.inputs.map((f) => {
     const length = f.shape.reduce((a, b) => a * b, 1);
     if (f.dtype === "uint8") return [f.name, Uint8Array.from({ length }, (_, i) => 255 - i)];
     return [f.name, Float32Array.from({ length }, (_, i) => i / 8)];
@@ -43,6 +43,7 @@ for (const [name, endpoint] of Object.entries(JSON.parse(process.argv[3] ?? "{}"
 }
 const drawn = await policy.act(observation);
 const after = await policy.act(observation, { seed: 7 });
+const many = await policy.actMany([observation, observation], { seeds: [7, drawn.seed], value: true });
 const zeros = new Float32Array(policy.contract.plant.actions.length);
 const continued = await policy.act(observation, { seed: 7, prefix: [zeros], candidates: 2, pessimism: 1 });
 console.log(
@@ -53,6 +54,7 @@ console.log(
     value: decision.value,
     stepsUsed: decision.stepsUsed,
     repeated: decision.actions.every((a, i) => a === after.actions[i]),
+    many: many.map(({ actions, seed, value }) => ({ actions: [...actions], seed, value })),
     drawn: { seed: drawn.seed, actions: [...drawn.actions] },
     continued: [...continued.actions],
     failures,

@@ -190,6 +190,7 @@ class _View:
             "inference": decision.inference,
             "server": decision.server,
             "budget": decision.budget,
+            "continues": decision.continued.committed if decision.continued is not None else None,
             "pruned": [[pruning.step, len(pruning.kept)] for pruning in decision.pruned],
             "candidates": candidates,
             "previews": earlier,
@@ -244,10 +245,11 @@ class _View:
         from PIL import Image
 
         for array in tick.fields:
-            if array.data and len(array.shape) in (3, 4) and array.shape[-1] == 3:
+            if array.data and len(array.shape) in (3, 4) and array.shape[-1] % 3 == 0:
                 if self._film_bytes > MAX_FILM_BYTES:
                     return None
-                pixels = np.frombuffer(array.data, np.uint8).reshape(-1, *array.shape[-3:])[-1]
+                newest = np.frombuffer(array.data, np.uint8).reshape(-1, *array.shape[-3:])[-1]
+                pixels = np.ascontiguousarray(newest[..., -3:])
                 image, data = Image.fromarray(pixels), io.BytesIO()
                 image.thumbnail((4 * FILM_HEIGHT, FILM_HEIGHT))
                 image.save(data, "webp", quality=70)

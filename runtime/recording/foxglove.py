@@ -134,6 +134,21 @@ def picture(time: float, name: str, rows: NDArray[np.uint8]) -> CompressedImage:
     return message
 
 
+def below_each_other(frames: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Stacked frames, `[H, W, 3n]` or `[n, H, W, 3]`, as one picture `[nH, W, 3]`, the first one on top."""
+    width = frames.shape[-2]
+    if frames.ndim == 3:
+        frames = np.moveaxis(frames.reshape(*frames.shape[:2], -1, 3), 2, 0)
+    return frames.reshape(-1, width, 3)
+
+
+def stacked_again(rows: NDArray[np.uint8], shape: list[int]) -> NDArray[np.uint8]:
+    """The inverse of `below_each_other`, for frames of this shape, in memory as they were."""
+    if len(shape) == 3:
+        rows = np.moveaxis(rows.reshape(-1, *shape[:2], 3), 0, 2)
+    return np.ascontiguousarray(rows.reshape(shape))
+
+
 def bgr_fields(contract: str) -> set[str]:
     """Names of the pictures whose bytes are in the order blue, green, red, by a contract as JSON."""
     plant = Contract.from_json(contract).plant

@@ -10,8 +10,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
-import numpy as np
-
 from rql_deploy.errors import UserError
 from rql_deploy.recording_files import MAGIC, recording_files
 
@@ -94,11 +92,11 @@ def _whole(field: Array, pictures: dict[str, bytes], bgr: set[str]) -> Array:
     """The field with its bytes, where a picture holds them."""
     if not field.picture:
         return field
-    from .foxglove import pixels
+    from .foxglove import pixels, stacked_again
 
     rows = pixels(pictures[field.picture])
     rows = rows[..., ::-1] if field.name in bgr else rows
-    return Array(field.name, field.shape, data=np.ascontiguousarray(rows).tobytes())
+    return Array(field.name, field.shape, data=stacked_again(rows, field.shape).tobytes())
 
 
 def _bgr_fields(bundle: Bundle) -> set[str]:

@@ -28,14 +28,14 @@ from numpy.typing import NDArray
 from rql_deploy.contract import Contract
 from rql_deploy.recording_files import SUFFIX
 
-from .foxglove import StandardMessages, bgr_fields, picture
+from .foxglove import StandardMessages, below_each_other, bgr_fields, picture
 from .mcap_file import CHUNK_BYTES, McapFile
 from .messages import FRAME, TOPICS, Array, Bundle, Message, Status, observation
 from .protobuf import SCHEMAS, encode
 
 FLUSH_EVERY = 0.5
 """Seconds after which messages are on the disk, however few they are."""
-MAX_WAITING = 512
+MAX_WAITING = 64
 """Messages read ahead. From half of them on, what viewers draw is left out until the process has caught up;
 our own messages never are."""
 DRAWING = 0.05
@@ -154,9 +154,9 @@ class RecordingWriter:
     def _place(self, file: McapFile, time: float, array: Array, fields: dict[str, NDArray[Any]]) -> Array:
         """The field as the message holds it: a picture goes into a message of its own before it."""
         value = fields[array.name]
-        if value.dtype != np.uint8 or value.ndim not in (3, 4) or value.shape[-1] != 3:
+        if value.dtype != np.uint8 or value.ndim not in (3, 4) or value.shape[-1] % 3 or not value.size:
             return array
-        rows = value.reshape(-1, *value.shape[-2:])
+        rows = below_each_other(value)
         rows = rows[..., ::-1] if array.name in self._bgr else rows
         drawn = picture(time, array.name, np.ascontiguousarray(rows))
         topic = f"/camera/{array.name}"

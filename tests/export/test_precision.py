@@ -182,7 +182,9 @@ def test_half_precision_graphs_compute_what_float32_does(small: Path) -> None:
     contract = bundle.contract
     models = {graph: onnx.load(small / f"{graph}.onnx") for graph in GRAPHS}
     rows, noise = example(contract)
-    layers = precision.calibrate(models["refine"], models["value"], models["encode"], contract, rows, noise)
+    layers = precision.calibrate(
+        models["refine"], models["value"], models["encode"], contract, contract.split(rows), noise
+    )
     half = precision.convert(models["policy"], "fp16", layers)
     session = onnxruntime.InferenceSession(
         half.SerializeToString(), session_options(), providers=["CPUExecutionProvider"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -19,10 +20,13 @@ from rql_deploy.train.data.random_crop import RandomCrop
 from rql_deploy.train.data.sampler import WindowSampler
 from rql_deploy.train.encoder import ImpalaEncoder
 from rql_deploy.train.engines.batch_slices import SlicedGradients
+from rql_deploy.train.engines.engine import StepEngine, compiled, set_precision
+from rql_deploy.train.engines.pipeline import WholeUpdates
 from rql_deploy.train.hyperparameters import RQLConfig
-from rql_deploy.train.rql import RQL
+from rql_deploy.train.rql import NETWORKS, RQL
 from rql_deploy.train.trainer import Trainer
 from rql_deploy.train.vision import picture_shapes
+from rql_deploy.workflows.finetune import finetune
 from tests.helpers.data import make_picture_store
 
 SMALL = RQLConfig(h=3, F=2, K=2, policy_hidden=(16, 16), value_hidden=(16, 16))
@@ -171,3 +175,55 @@ def test_a_camera_that_the_data_lacks_is_named() -> None:
     store = replace(make_picture_store(CAMERAS), images={})
     with pytest.raises(UserError, match=r"lacks the frames of camera 'wrist\.left'"):
         store.validate_rows()
+
+
+def test_whole_updates_as_graphs_record_them_are_those_of_the_eager_engine() -> None:
+    agents = [agent_of(), agent_of()]
+    for agent, engine in zip(agents, ("eager", "graph"), strict=True):
+        drawing, generator = sampler(4, RandomCrop(1.0, 3)), torch.Generator().manual_seed(1)
+
+        def draw(drawing: WindowSampler = drawing, generator: torch.Generator = generator) -> Any:
+            return drawing.draw(4), draw_noise(4, 6, 2, generator)
+
+        if engine == "eager":
+            StepEngine(agent, draw, agent.gradients).run(3)
+        else:
+            WholeUpdates(agent, draw, agent.losses).run(3)
+    for name in NETWORKS:
+        mine, theirs = (getattr(agent, name).state_dict() for agent in agents)
+        assert all(torch.equal(tensor, theirs[key]) for key, tensor in mine.items())
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_bfloat16_convolves_in_it_and_keeps_the_rest(precision: str) -> None:
+    agent, batch = agent_of(), sampler().draw(3)
+    exact = agent.see(batch).by_v
+    set_precision(agent, precision)
+    features = agent.see(batch).by_v
+    assert features.dtype == torch.float32
+    assert torch.equal(features, exact) == (precision == "fp32")
+    torch.testing.assert_close(features, exact, rtol=0.05, atol=0.05)
+
+
+@pytest.mark.slow
+def test_compiled_losses_of_pictures_are_the_eager_ones() -> None:
+    agent, batch = agent_of(), sampler().draw(3)
+    noise = draw_noise(3, 6, 2, torch.Generator().manual_seed(1))
+    fast = compiled(agent.losses, "cpu")
+    (expected, gradients), (losses, others) = (
+        agent.gradients(batch, noise, losses=function) for function in (None, fast)
+    )
+    torch.testing.assert_close(losses.total, expected.total, rtol=1e-5, atol=1e-5)
+    for mine, theirs in zip(others, gradients, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-3, atol=1e-5)
+
+
+def test_several_runs_at_once_see_no_pictures() -> None:
+    with pytest.raises(ValueError, match="runs that see pictures are trained one by one"):
+        RQL.stack([agent_of(), agent_of()])
+
+
+def test_a_policy_that_sees_is_not_finetuned_by_playing(tmp_path: Path) -> None:
+    Trainer(replace_updates(1), make_picture_store(), tmp_path / "run").train()
+    with pytest.raises(UserError, match="sees cameras, and episodes that it would play are kept without"):
+        finetune("robosuite:Lift", tmp_path / "run", tmp_path / "more")

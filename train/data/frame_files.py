@@ -126,7 +126,7 @@ def write_frames(
 def map_frames(file: Path) -> Picture:
     """The frames of a file, mapped; raises ValueError unless they are `[N, H, W, 3]` uint8."""
     # Copy-on-write because torch takes writable arrays only. Nobody writes, so no page is copied.
-    frames = np.load(file, mmap_mode="c", allow_pickle=False)
+    frames: Picture = np.load(file, mmap_mode="c", allow_pickle=False)
     if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[-1] != 3:
         raise ValueError(f"{file.name} holds {frames.dtype} {list(frames.shape)}, not uint8 [N, H, W, 3]")
     return frames

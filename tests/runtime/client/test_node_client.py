@@ -28,16 +28,19 @@ def compare(endpoint: str, elsewhere: dict[str, str] | None = None) -> dict[str,
     theirs = json.loads(result.stdout)
     with RemotePolicy.connect(endpoint) as policy:
         sample = {
-            f.name: (255 - np.arange(f.size) if f.dtype == "uint8" else np.arange(f.size) / 8).reshape(
-                f.shape
-            )
-            for f in policy.contract.plant.fields
+            f.name: (np.arange(255, 255 - f.size, -1) % 256 if f.dtype == "uint8" else np.arange(f.size) / 8)
+            for f in policy.contract.plant.inputs
         }
+        sample = {f.name: sample[f.name].reshape(f.shape) for f in policy.contract.plant.inputs}
         ours = policy.act(sample, seed=7, value=True)
         assert theirs["contractId"] == policy.contract.contract_id
         # The seed that the server drew has reached JavaScript, and comes back, as it was.
         drawn = policy.act(sample, seed=theirs["drawn"]["seed"])
         assert np.array(theirs["drawn"]["actions"], np.float32).tobytes() == drawn.actions.tobytes()
+        many = theirs["many"]
+        assert [one["seed"] for one in many] == [7, theirs["drawn"]["seed"]]
+        assert [one["actions"] for one in many] == [theirs["actions"], theirs["drawn"]["actions"]]
+        assert many[0]["value"] == ours.value
         prefix = np.zeros((1, policy.contract.plant.action_dim))
         continued = policy.act(sample, seed=7, prefix=prefix, candidates=2, pessimism=1.0)
         assert np.array(theirs["continued"], np.float32).tobytes() == continued.actions.tobytes()
@@ -72,6 +75,12 @@ def test_the_node_client_gets_the_same_bytes_and_the_same_refusals(endpoint: str
         failures = compare(address)
     assert failures["halves"] == "field 'camera' needs integers from 0 to 255"
     assert failures.keys() == {"missing", "late", "seed", "halves"}
+
+
+def test_the_node_client_sends_pictures(picture_bundle: Path) -> None:
+    require_node(CLIENT, "zeromq")
+    with serving(picture_bundle) as (endpoint, _):
+        compare(endpoint)
 
 
 def test_the_node_client_reaches_ipv6_and_is_told_about_keys(bundle: Path, tmp_path: Path) -> None:

@@ -55,6 +55,7 @@ def test_pictures_are_kept_to_the_bit(bundle: Path, tmp_path: Path) -> None:
     fields = {
         "camera": rng.integers(0, 256, (3, 5, 7, 3), np.uint8),
         "stack": rng.integers(0, 256, (3, 2, 4, 6, 3), np.uint8),
+        "channels": rng.integers(0, 256, (3, 4, 6, 9), np.uint8),
         "bits": rng.integers(0, 256, (3, 9), np.uint8),
         "observation": rng.normal(size=(3, 4)).astype(np.float32),
     }

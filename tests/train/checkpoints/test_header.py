@@ -34,7 +34,9 @@ def test_an_old_checkpoint_is_read_and_its_contract_says_zero() -> None:
     checkpoint = load_checkpoint(OLD)
     assert checkpoint.step == 20
     assert checkpoint.plant.actions[0] == ActionDimension("action_0", -1.0, 1.0, hold="zero")
-    assert config_to_plain(checkpoint.config) == plain["config"]
+    # Entries that came later have their defaults.
+    config, stored = config_to_plain(checkpoint.config), dict(plain["config"])
+    assert config["rql"] | stored.pop("rql") == config["rql"] and config | stored == config
     contract = make_contract(checkpoint, checkpoint.restore_networks())
     assert contract.schema_version == 2
     assert contract.to_json().count('"hold":"zero"') == 2
