@@ -6,12 +6,13 @@ A tick without a fresh action is a hold, per action dimension as the contract sa
 from __future__ import annotations
 
 import time
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from rql_deploy.assumptions import require_stated_motion
-from rql_deploy.contract import PlantDescription
+from rql_deploy.contract import Contract, PlantDescription
 from rql_deploy.errors import DeadlineMissed, UserError
 from rql_deploy.images import stacked
 from rql_deploy.plant import (
@@ -57,8 +58,7 @@ class ControlLoop:
         Raises ContractError where a plant that is no simulator would move by what was assumed, which
         `accept_assumed` lets it, and UserError where chunks have no such number of actions.
         """
-        require_stated_motion(policy.contract, plant, accept_assumed=accept_assumed)
-        self.plant, self.policy = stacked(plant, policy.contract.plant), policy
+        self.plant, self.policy = drivable(plant, policy.contract, accept_assumed=accept_assumed), policy
         self.candidates, self.deadline = candidates, deadline
         self.replan_every = read_replan_every(replan_every, policy.contract.h)
         self.pessimism = pessimism
@@ -152,6 +152,15 @@ class ControlLoop:
 
     def _policy_failure(self, what: str, failure: Exception) -> str:
         return f"the policy ({type(self.policy).__name__}) {what} ({type(failure).__name__}: {failure})"
+
+
+def drivable(plant: Any, contract: Contract, *, accept_assumed: bool) -> Any:
+    """The plant for a policy, with stacked frames where the policy sees several.
+
+    Raises ContractError where a plant that is no simulator would move by what was assumed.
+    """
+    require_stated_motion(contract, plant, accept_assumed=accept_assumed)
+    return stacked(plant, contract.plant)
 
 
 def plant_failure(what: str, failure: Exception) -> tuple[str, str]:

@@ -17,9 +17,7 @@ from typing import Literal
 
 import numpy as np
 
-from rql_deploy.assumptions import require_stated_motion
 from rql_deploy.errors import UserError
-from rql_deploy.images import stacked
 from rql_deploy.limits import Limits
 from rql_deploy.plant import FAULT, EpisodeResult, Observation, Plant, message_age
 from rql_deploy.policy import Continuation, Policy
@@ -27,7 +25,7 @@ from rql_deploy.seeding import check_seed, decision_seed
 
 from .clock import MIN_SPACING, Clock, Schedule, SystemClock, require_rate
 from .inference import InferenceRequest, InferenceResult, InferenceRunner, ThreadRunner
-from .lockstep import is_finished, plant_failure, rest_command
+from .lockstep import drivable, is_finished, plant_failure, rest_command
 from .playback import Mode, Playback, ScheduledAction, delta_bounds
 from .safety import NO_ACTION, Reason, SafetyFilter, Verdict
 from .scheduling import low_jitter
@@ -101,9 +99,8 @@ class RealTimeLoop:
         if mode == "anytime" and not streams and make_runner is None:
             raise UserError("this policy streams no previews", hint="use prefetch playback instead")
         mode = mode or ("anytime" if streams else "prefetch")
-        self.plant, self.policy, self.contract = plant, policy, policy.contract
-        self.plant = stacked(plant, self.contract.plant)
-        require_stated_motion(self.contract, plant, accept_assumed=accept_assumed)
+        self.policy, self.contract = policy, policy.contract
+        self.plant = drivable(plant, self.contract, accept_assumed=accept_assumed)
         self.clock: Clock = clock or SystemClock()
         self.period = 1.0 / require_rate(rate, self.contract.plant.control_rate)
         self.filter = SafetyFilter(self.contract, limits)
