@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import json
 import multiprocessing as mp
 import os
 import re
@@ -95,22 +96,23 @@ def serving(
         "--max-rate",
         "1e9",
     ]
-    with tempfile.TemporaryDirectory() as folder:
+    reader, writer = os.pipe()
+    with tempfile.TemporaryDirectory() as folder, os.fdopen(reader) as ready:
         errors = Path(folder) / "errors"
         with errors.open("w") as stream:
             process = subprocess.Popen(
-                [*wrapper, *serve, *options],
+                [*wrapper, *serve, "--ready-fd", str(writer), *options],
                 stdout=subprocess.PIPE,
                 stderr=stream,
                 text=True,
+                pass_fds=(writer,),
                 env={**os.environ, **(environment or {})},
             )
+        os.close(writer)
         try:
-            assert process.stdout is not None
-            ready = process.stdout.readline()
-            if " on " not in ready:
+            if not (line := ready.readline()):
                 raise RuntimeError(f"the server did not start: {errors.read_text()}")
-            yield Server(ready.split(" on ")[1].strip(), process, errors)
+            yield Server(json.loads(line)["endpoint"], process, errors)
         finally:
             process.kill()
             process.communicate()

@@ -132,7 +132,8 @@ def run(fixture: Fixture, device: str = "cpu") -> dict[str, float]:
     def tensor(name: str) -> Tensor:
         return torch.from_numpy(fixture[name]).to(device)
 
-    batch = Batch(*(tensor(f"batch/{name}") for name in Batch._fields if name != "images"))
+    recorded = [name for name in Batch._fields if name not in Batch._field_defaults]
+    batch = Batch(*(tensor(f"batch/{name}") for name in recorded))
     agent = RQL(config, batch.observations.shape[-1], batch.actions.shape[-1], device=device)
     networks = {
         "value": agent.V,

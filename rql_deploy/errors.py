@@ -79,12 +79,15 @@ class _Process:
 _process = _Process()
 
 
-def require_process(pid: int, what: str) -> None:
-    """Raise UserError unless this is process `pid`: threads and connections do not live on in its forks."""
+def require_process(pid: int, what: str, cure: str = "") -> None:
+    """Raise UserError unless this is process `pid`: threads and connections do not live on in its forks.
+
+    `cure` is what else the hint says.
+    """
     if _process.id != pid:
         raise UserError(
             f"{what} was made in process {pid} and cannot be used in its fork {_process.id}",
-            hint="make it after the fork, in the process that uses it",
+            hint=f"make it after the fork, in the process that uses it{cure}",
             kind="forked",
         )
 

@@ -17,9 +17,12 @@ class Plant(Protocol):
     """What is controlled: a simulator or a robot. A robot author writes these three methods.
 
     A plant may also have `rest() -> [A]`, the command that keeps it where it is: absolute targets then start
-    from there. A simulator has an attribute `simulated` that is true: any other plant is not driven by what a
-    policy's data did not say, unless its user accepts that. In the real-time loop `observe` and `apply`
-    return at once, and an exception of any of them ends the episode as failed.
+    from there; and `observation_age() -> float`, how many seconds old the last observation was when it was
+    taken, which the loop adds to its age. A simulator has an attribute `simulated` that is true: any other
+    plant is not driven by what a policy's data did not say, unless its user accepts that. Where a person may
+    take over, `intervened` says after `apply` whether one did, and `carried_out` is then the action `[A]` in
+    place of the policy's. In the real-time loop `observe` and `apply` return at once, and an exception of any
+    of them ends the episode as failed.
     """
 
     def reset(self, seed: int | None = None) -> None:
@@ -51,6 +54,20 @@ class EpisodicPlant(Plant, Protocol):
     def close(self) -> None:
         """Free what the plant holds."""
         ...
+
+
+def message_age(plant: Plant) -> float:
+    """Seconds from the messages behind the last observation to its being taken; 0 where it cannot tell."""
+    age = getattr(plant, "observation_age", None)
+    return 0.0 if age is None else max(0.0, float(age()))
+
+
+def carried_out(plant: Plant, action: NDArray[np.float32]) -> tuple[NDArray[np.float32], bool | None]:
+    """The action that the last `apply(action)` carried out, and whether it was not the policy's, if known."""
+    intervened = getattr(plant, "intervened", None)
+    instead = getattr(plant, "carried_out", None) if intervened else None
+    done = action if instead is None else np.asarray(instead, np.float32)
+    return done, None if intervened is None else bool(intervened)
 
 
 class UnstableSimulation(Exception):

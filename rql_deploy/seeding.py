@@ -16,8 +16,15 @@ SEED_BITS = 53
 """Seeds of decisions are integers below 2^53: JSON and JavaScript hold no larger ones exactly."""
 MAX_SEED = 2**SEED_BITS - 1
 
-Stream = Literal["collect", "evaluate", "tune", "train"]
-_STREAMS: dict[Stream, int] = {"collect": 1, "evaluate": 2, "tune": 3, "train": 4}
+Stream = Literal["collect", "evaluate", "tune", "train", "online", "gate"]
+_STREAMS: dict[Stream, int] = {
+    "collect": 1,
+    "evaluate": 2,
+    "tune": 3,
+    "train": 4,
+    "online": 5,
+    "gate": 6,
+}
 
 
 def episode_seed(base: int, index: int, stream: Stream) -> int:

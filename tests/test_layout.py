@@ -14,6 +14,8 @@ INTERFACES = {
     "rql_deploy/__main__.py": "what `python -m rql_deploy` runs",
     "rql_deploy/errors.py": "the exceptions that users see",
     "rql_deploy/flow.py": "the schedule that training, export and runtime share",
+    "rql_deploy/cli/data/label.py": "a verb, found by its file's name",
+    "rql_deploy/cli/rollback.py": "a verb, found by its file's name",
     "rql_deploy/cli/replay.py": "a verb, found by its file's name",
     "rql_deploy/workflows/replay.py": "a verb's workflow, found by its file's name",
     "sim/plants/task_env.py": "what a simulated task must offer",

@@ -197,6 +197,10 @@ def test_importing_the_client_takes_little_more_than_numpy_and_pyzmq(tmp_path: P
             "mujoco robosuite zmq minari gymnasium onnxruntime",
         ),
         ("rql_deploy.export.exporter", "mujoco robosuite minari"),
+        (
+            "rql_deploy.runtime.robots.lerobot, rql_deploy.runtime.robots.dds, rql_deploy.ros2.robot",
+            "torch onnxruntime mujoco minari h5py gymnasium scipy rich cyclonedds lerobot",
+        ),
     ],
 )
 def test_what_a_room_must_not_import_is_not_imported(modules: str, forbidden: str, tmp_path: Path) -> None:

@@ -1,4 +1,7 @@
-"""What one update is a function of, beside the parameters, and what comes of it (shapes: see rql.py)."""
+"""What one update is a function of, beside the parameters, and what comes of it (shapes: see rql.py).
+
+Which rows of a batch count: not those past an episode's end, nor all of a person.
+"""
 
 from __future__ import annotations
 
@@ -26,6 +29,10 @@ class Batch(NamedTuple):
     """`[h+1, ..., B]`: 1 where the episode ends, for any reason."""
     masks: Tensor
     """`[h+1, ..., B]`: 0 where the task ended, so that the target adds no value after it."""
+    cloned: Tensor | None = None
+    """`[h+1, ..., B]`: 1 where the action is cloned; None for everywhere."""
+    valued: Tensor | None = None
+    """`[h+1, ..., B]`: 1 where the row may be part of a value term; None for everywhere."""
     images: Mapping[str, Tensor] = NO_IMAGES
     """By camera, `[2, ..., B, H, W, 3n]` uint8: the n stacked frames of the first and of the last row;
     of cameras with a frozen backbone float16 features `[2, ..., B, n * C, h, w]` or `[2, ..., B, n * D]`."""
@@ -33,7 +40,9 @@ class Batch(NamedTuple):
     def part(self, rows: slice | int) -> Batch:
         """Only these rows of the batch, or this run of several, contiguous in memory."""
         changed: dict[str, Any] = {
-            name: getattr(self, name)[:, rows].contiguous() for name in self._fields if name != "images"
+            name: value[:, rows].contiguous()
+            for name, value in self._asdict().items()
+            if isinstance(value, Tensor)
         }
         images = {name: frames[:, rows].contiguous() for name, frames in self.images.items()}
         return self._replace(**changed, images=images)
@@ -98,3 +107,19 @@ def draw_noise(
     if prefix_of:
         noise = noise._replace(bc_time=prefix.draw_times(noise.bc_time, prefix_of, generator))
     return noise
+
+
+def window_masks(batch: Batch, complete_rows: bool) -> tuple[Tensor, Tensor]:
+    """`past` `[h+1, ..., B]`: 1 after the episode's end; `valid` `[..., B]`: 1 where value terms count."""
+    past = torch.cat((torch.zeros_like(batch.terminals[:1]), batch.terminals[:-1]))
+    valid = past.sum(0) <= 1
+    if complete_rows:
+        valid = valid | (batch.masks[-1] == 0)
+    counted = valid.to(past.dtype)
+    return past, counted if batch.valued is None else counted * batch.valued[:-1].amin(0)
+
+
+def cloning_weight(batch: Batch, past: Tensor) -> Tensor:
+    """`[h, ..., B]`: how much cloning each row's action counts."""
+    weight = 1 - past[:-1]
+    return weight if batch.cloned is None else weight * batch.cloned[:-1]

@@ -24,9 +24,12 @@ from rql_deploy.flow import flow_schedule
 
 from .checkpoints.checkpoint import Checkpoint
 from .config import config_to_plain
+from .encoder import ImpalaEncoder
+from .heads import KeypointHead, PooledHead
 from .logging.summary import seen_images
 from .networks import LAYER_NORM_EPSILON, ValueEnsemble, VectorField
 from .rql import RQL
+from .vision import PictureEncoder
 
 
 class Encoder(nn.Module):
@@ -81,9 +84,12 @@ class Eyes(nn.Module):
 
 def exportable(encoder: nn.Module) -> Eyes:
     """A copy of a network's encoder, of operators that ONNX has, in float32 and without gradient."""
+    assert isinstance(encoder, PictureEncoder)
     copied = copy.deepcopy(encoder).cpu().requires_grad_(False)
     for camera in copied.encoders:
-        camera.product_dtype = torch.float32
+        assert isinstance(camera, ImpalaEncoder | KeypointHead | PooledHead)
+        if isinstance(camera, ImpalaEncoder):
+            camera.product_dtype = torch.float32
         camera.activation = functools.partial(functional.gelu, approximate="tanh")
     return Eyes(copied.encoders)
 

@@ -1,9 +1,13 @@
-"""The hyperparameters of Reversal Q-Learning, under the paper's names (docs/algorithm.md, Symbols)."""
+"""The hyperparameters of Reversal Q-Learning, under the paper's names (docs/algorithm.md, Symbols),
+and those of going on in a simulator (docs/improvement.md).
+"""
 
 from __future__ import annotations
 
 from typing import Literal
 
+from rql_deploy.errors import UserError
+from rql_deploy.policy import MAX_CANDIDATES
 from rql_deploy.structs import Finite, Record
 
 EncoderName = Literal["impala_small", "impala", "impala_large"]
@@ -53,3 +57,28 @@ class RQLConfig(Record, frozen=True):
     """How likely all pictures of a batch are shifted at random; one coin decides for the whole batch."""
     crop_padding: int = 3
     """By how many pixels at most, the pictures' edges repeated."""
+
+
+class OnlineConfig(Record, frozen=True):
+    """How a run goes on with episodes that its own policy plays; defaults are the reference code's."""
+
+    updates_per_step: int = 1
+    """Updates after each control step of the simulator."""
+    warm_up: int = 0
+    """Control steps before the first update."""
+    act: Literal["raw", "average"] = "raw"
+    """Which vector field acts: the one being trained, or its average, which is what is exported."""
+    candidates: int = 1
+    """Chunks per decision, of which the one with the highest V is played."""
+
+    def check(self) -> None:
+        """Raise UserError for numbers that cannot be."""
+        for name, low, high in (
+            ("updates_per_step", 1, 1000),
+            ("warm_up", 0, 10**9),
+            ("candidates", 1, MAX_CANDIDATES),
+        ):
+            if not low <= getattr(self, name) <= high:
+                raise UserError(
+                    f"train.online.{name} is {getattr(self, name)}, it must lie in [{low}, {high}]"
+                )

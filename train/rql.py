@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from . import prefix
-from .batch import Batch, Losses, Noise
+from .batch import Batch, Losses, Noise, cloning_weight, window_masks
 from .hyperparameters import RQLConfig
 from .networks import ValueEnsemble, VectorField, stack, unstack
 from .optimization import gradient_norm, make_optimizer, step_network
@@ -71,15 +71,6 @@ def _see(network: VectorField | ValueEnsemble, batch: Batch, row: Literal[0, -1]
 def _chunk(batch: Batch, h: int) -> Tensor:
     """The chunk `[..., B, hA]` of each window."""
     return batch.actions[:h].movedim(0, -2).flatten(-2)
-
-
-def window_masks(batch: Batch, complete_rows: bool) -> tuple[Tensor, Tensor]:
-    """`past` `[h+1, ..., B]`: 1 after the episode's end; `valid` `[..., B]`: 1 where value terms count."""
-    past = torch.cat((torch.zeros_like(batch.terminals[:1]), batch.terminals[:-1]))
-    valid = past.sum(0) <= 1
-    if complete_rows:
-        valid = valid | (batch.masks[-1] == 0)
-    return past, valid.to(past.dtype)
 
 
 NETWORKS = ("v", "V", "v_ema", "V_target")
@@ -256,7 +247,8 @@ class RQL:
         residual = (u - (a - noise.bc_noise)).square().unflatten(-1, (c.h, -1))
         if c.prefix:
             residual = residual * prefix.loss_weight(noise.bc_time)
-        bc = (residual * (1 - past[: c.h]).movedim(0, -1)[..., None]).mean((-3, -2, -1))
+        weight = cloning_weight(batch, past)
+        bc = (residual * weight.movedim(0, -1)[..., None]).mean((-3, -2, -1))
 
         # Value term: V one refinement step after the interpolant; the gradient reaches v only through u.
         step = torch.clamp(1 - t, max=1.0 / c.F)

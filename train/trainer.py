@@ -22,7 +22,7 @@ from rql_deploy.train.engines.data_parallel import DataParallel
 from rql_deploy.train.engines.engine import Engine, make_engine
 from rql_deploy.train.logging.diagnostics import Diagnostics
 from rql_deploy.train.logging.evaluations import RunEvaluations
-from rql_deploy.train.logging.loggers import RunLog
+from rql_deploy.train.logging.loggers import RunLog, shown
 from rql_deploy.train.logging.periodic_evaluation import Evaluator
 from rql_deploy.train.logging.run_page import write_run_page
 from rql_deploy.train.logging.summary import dataset_statistics, package_versions, reference_rows
@@ -159,6 +159,8 @@ class Trainer:
             generator=self.generator,
             device=device,
             inner_observations=False,
+            new_share=config.new_share,
+            interventions=config.interventions,
             crop=RandomCrop(config.rql.crop_probability, config.rql.crop_padding),
             features=self.features,
         )
@@ -225,11 +227,10 @@ class Trainer:
                 self.evaluations.submit_missing()
                 stopping = False
                 while self.step < config.updates and not stopping:
-                    self._next_shard(engine)
+                    self._next_data(engine)
                     if self.parallel is not None:
                         self.parallel.stop_wanted = bool(stop)
-                    shard = self.store.shard_updates if isinstance(self.store, ShardedStore) else 0
-                    count = updates_until_due(config, self.step, engine.block, shard)
+                    count = updates_until_due(config, self.step, engine.block, self._data_period())
                     engine.run(count)
                     self.step += count
                     # All workers compute figures together, so this may depend only on what all of them know.
@@ -247,9 +248,9 @@ class Trainer:
                         if is_due(self.step, config.evaluate_every):
                             self.evaluations.submit(self.step, saved)
                     if progress is not None:
-                        progress.update(self.step, **_shown(figures))
+                        progress.update(self.step, **shown(figures))
                 if progress is not None:
-                    progress.finish(self.step, **_shown(figures))
+                    progress.finish(self.step, **shown(figures))
                     rate = progress.mean_rate(self.step)
                 # Inside stop_requests, so that a second Ctrl-C does not interrupt the last checkpoint.
                 if leader and (saved is None or step_of(saved) != self.step):
@@ -279,7 +280,11 @@ class Trainer:
                 f"note: the run is complete and saved, but its README.md is not written ({error.strerror})"
             )
 
-    def _next_shard(self, engine: Engine) -> None:
+    def _data_period(self) -> int:
+        """After how many updates there may be other data; 0 for never."""
+        return self.store.shard_updates if isinstance(self.store, ShardedStore) else 0
+
+    def _next_data(self, engine: Engine) -> None:
         """Switch to the shard of the next update; if it is damaged, save a checkpoint and raise UserError."""
         try:
             if self.sampler.advance(self.step):
@@ -316,9 +321,14 @@ class Trainer:
             header=header,
             reference=self.reference,
             random_state=self.generator.get_state(),
+            online=self._online_state(),
         )
         self._prune()
         return saved
+
+    def _online_state(self) -> Mapping[str, torch.Tensor]:
+        """What a run that plays episodes keeps of them in a checkpoint; nothing here."""
+        return {}
 
     def _prune(self) -> None:
         waiting = self.evaluations.waiting
@@ -334,12 +344,3 @@ class Trainer:
         figures = dict(zip(tensors, values, strict=True))
         require_finite(figures, self.step, self.run)
         return figures
-
-
-def _shown(figures: Mapping[str, float]) -> dict[str, float]:
-    """The figures for which the progress line has room."""
-    return {
-        name: figures[name]
-        for name in ("total", "policy_value", "bc", "value", "v_mean", "target_mean")
-        if name in figures
-    }

@@ -43,6 +43,7 @@ for (const [name, endpoint] of Object.entries(JSON.parse(process.argv[3] ?? "{}"
 }
 const drawn = await policy.act(observation);
 const after = await policy.act(observation, { seed: 7 });
+const many = await policy.actMany([observation, observation], { seeds: [7, drawn.seed], value: true });
 const zeros = new Float32Array(policy.contract.plant.actions.length);
 const continued = await policy.act(observation, { seed: 7, prefix: [zeros], candidates: 2, pessimism: 1 });
 console.log(
@@ -53,6 +54,7 @@ console.log(
     value: decision.value,
     stepsUsed: decision.stepsUsed,
     repeated: decision.actions.every((a, i) => a === after.actions[i]),
+    many: many.map(({ actions, seed, value }) => ({ actions: [...actions], seed, value })),
     drawn: { seed: drawn.seed, actions: [...drawn.actions] },
     continued: [...continued.actions],
     failures,

@@ -9,7 +9,7 @@ import { findReason, parseAddress } from "./reason.mjs";
 
 const VERSION = 2;
 const PREFIX = 24;
-const KINDS = { hello: 1, act: 2 };
+const KINDS = { hello: 1, act: 2, act_many: 9 };
 const REFUSAL = 0xff;
 const TYPES = { float32: Float32Array, float64: Float64Array, uint8: Uint8Array, int32: Int32Array };
 
@@ -54,27 +54,37 @@ export class RemotePolicy {
   async act(observation, options = {}) {
     const { deadlineMs = 1000, candidates = 1, value = false, seed = null, pessimism = 0 } = options;
     const { prefix = [], committed = prefix.length, continuation = null } = options;
-    if (seed !== null && !(Number.isSafeInteger(seed) && seed >= 0)) {
-      throw new RangeError(`seed is ${seed}: pass an integer from 0 to 2^53 - 1, or null`);
-    }
-    const shape = [this.contract.h, this.contract.plant.actions.length];
+    if (seed !== null) checkSeed(seed);
+    const width = this.contract.plant.actions.length;
     const header = { contract: this.contractId, budget: deadlineMs / 1000, candidates, value, seed, pessimism };
     const arrays = [];
     if (prefix.length) {
-      if (prefix.some((action) => action.length !== shape[1])) {
-        throw new RangeError(`prefix needs actions of ${shape[1]} numbers`);
+      if (prefix.some((action) => action.length !== width)) {
+        throw new RangeError(`prefix needs actions of ${width} numbers`);
       }
-      Object.assign(header, { committed, continuation, arrays: [["prefix", "float32", [prefix.length, shape[1]]]] });
+      Object.assign(header, { committed, continuation, arrays: [["prefix", "float32", [prefix.length, width]]] });
       arrays.push(Buffer.from(Float32Array.from(prefix.flatMap((action) => [...action])).buffer));
     }
-    const { reply, block } = await this.#call("act", header, this.#pack(observation), deadlineMs, arrays);
-    const actions = new Float32Array(block.buffer, 0, block.length >> 2);
-    if (block.length !== 4 * shape[0] * shape[1] || !actions.every(Number.isFinite)) {
-      const expected = `[${shape.join(", ")}]`;
-      throw new ServerError("bad_reply", `the server sent no finite action chunk of shape ${expected}`);
-    }
+    const { reply, block } = await this.#call("act", header, this.#pack([observation]), deadlineMs, arrays);
     const { value: v, spread, steps_used: stepsUsed, seed: used, timing } = reply;
-    return { actions, shape, stepsUsed, value: v, spread, seed: used, timing };
+    const [chunk] = this.#chunks(block, 1);
+    return { ...chunk, stepsUsed, value: v, spread, seed: used, timing };
+  }
+
+  /** What `act` returns, for each of several observations, asked for in one message. */
+  async actMany(observations, { deadlineMs = 1000, candidates = 1, value = false, seeds = null } = {}) {
+    seeds?.forEach(checkSeed);
+    const rows = observations.length;
+    const header = { contract: this.contractId, rows, budget: deadlineMs / 1000, candidates, value, seeds };
+    const { reply, block } = await this.#call("act_many", header, this.#pack(observations), deadlineMs);
+    return this.#chunks(block, rows).map((chunk, i) => ({
+      ...chunk,
+      stepsUsed: reply.steps_used[i],
+      value: reply.value[i],
+      spread: reply.spread[i],
+      seed: reply.seed[i],
+      timing: reply.timing,
+    }));
   }
 
   close() {
@@ -88,25 +98,25 @@ export class RemotePolicy {
     return [...fields, ...images.map(({ name, height, width }) => ({ name, dtype: "uint8", shape: [height, width, 3 * frames] }))];
   }
 
-  // The block of an observation: its float32 fields, then its uint8 fields, each in the contract's order.
-  #pack(observation) {
+  // The block of observations: their float32 fields, then the uint8 ones, each in the contract's order, a
+  // field's values of all observations together.
+  #pack(observations) {
     const isFloat = (field) => field.dtype === "float32";
     const fields = this.inputs;
-    return [...fields.filter(isFloat), ...fields.filter((field) => !isFloat(field))].map((field) => {
-      const { name, dtype, shape } = field;
-      const length = shape.reduce((a, b) => a * b, 1);
-      if (observation[name]?.length !== length) {
-        const given = name in observation ? `${observation[name].length}` : `${Object.keys(observation)}`;
-        const text = `field '${name}' needs ${length} numbers; there is ${given || "nothing"}`;
-        throw new ServerError("bad_observation", text);
-      }
-      const data = TYPES[dtype].from(observation[name]);
-      // Images in [0, 1] would become black without a word.
-      if (dtype === "uint8" && !data.every((value, i) => value === observation[name][i])) {
-        throw new ServerError("bad_observation", `field '${name}' needs integers from 0 to 255`);
-      }
-      return Buffer.from(data.buffer, data.byteOffset, data.byteLength);
-    });
+    const ordered = [...fields.filter(isFloat), ...fields.filter((field) => !isFloat(field))];
+    return ordered.flatMap((field) => observations.map((observation) => bytesOf(field, observation)));
+  }
+
+  // The action chunks of a reply's block: { actions, shape } for each of the rows.
+  #chunks(block, rows) {
+    const shape = [this.contract.h, this.contract.plant.actions.length];
+    const size = shape[0] * shape[1];
+    const all = new Float32Array(block.buffer, 0, block.length >> 2);
+    if (block.length !== 4 * rows * size || !all.every(Number.isFinite)) {
+      const expected = `${rows} x [${shape.join(", ")}]`;
+      throw new ServerError("bad_reply", `the server sent no finite action chunks: ${expected} expected`);
+    }
+    return Array.from({ length: rows }, (_, i) => ({ actions: all.slice(i * size, (i + 1) * size), shape }));
   }
 
   async #sayHello(timeoutMs) {
@@ -155,6 +165,27 @@ export class RemotePolicy {
       }
     }
   }
+}
+
+function checkSeed(seed) {
+  if (!(Number.isSafeInteger(seed) && seed >= 0)) {
+    throw new RangeError(`seed is ${seed}: pass an integer from 0 to 2^53 - 1, or null`);
+  }
+}
+
+function bytesOf({ name, dtype, shape }, observation) {
+  const length = shape.reduce((a, b) => a * b, 1);
+  if (observation[name]?.length !== length) {
+    const given = name in observation ? `${observation[name].length}` : `${Object.keys(observation)}`;
+    const text = `field '${name}' needs ${length} numbers; there is ${given || "nothing"}`;
+    throw new ServerError("bad_observation", text);
+  }
+  const data = TYPES[dtype].from(observation[name]);
+  // Images in [0, 1] would become black without a word.
+  if (dtype === "uint8" && !data.every((value, i) => value === observation[name][i])) {
+    throw new ServerError("bad_observation", `field '${name}' needs integers from 0 to 255`);
+  }
+  return Buffer.from(data.buffer, data.byteOffset, data.byteLength);
 }
 
 /** A message: prefix, header, and each from the next multiple of 16 bytes on, arrays and the block's parts. */

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import json
 import math
-import re
+import os
 import struct
 import subprocess
 import sys
@@ -49,19 +50,19 @@ OBSERVATION = {
 @contextlib.contextmanager
 def serving() -> Iterator[str]:
     """A server of the shipped bundle; yields its endpoint."""
+    reader, writer = os.pipe()
     command = [sys.executable, "-m", "rql_deploy", "serve", str(BUNDLE), "--bind", "tcp://127.0.0.1:*"]
-    with subprocess.Popen(
-        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    ) as server:
+    with (
+        os.fdopen(reader) as ready,
+        subprocess.Popen(
+            [*command, "--ready-fd", str(writer)], cwd=ROOT, stdout=subprocess.DEVNULL, pass_fds=(writer,)
+        ) as server,
+    ):
+        os.close(writer)
         try:
-            assert server.stdout is not None
-            for line in server.stdout:
-                if line.startswith("ready") and (found := re.search(r"tcp://\S+", line)):
-                    yield found.group()
-                    return
-            raise SystemExit(
-                "the server did not start: run `rql-deploy serve` on the shipped bundle to see why"
-            )
+            if not (line := ready.readline()):
+                raise SystemExit("the server did not start: its errors are above")
+            yield json.loads(line)["endpoint"]
         finally:
             server.terminate()
 

@@ -23,7 +23,11 @@ def environment_options(function: F) -> F:
     """--robot, --controller, --control-rate and --horizon: the simulator's settings."""
     for option in reversed(
         (
-            click.option("--robot", help="Arm that robosuite puts on the table.  [default: Panda]"),
+            click.option(
+                "--robot",
+                help="Arm that robosuite puts on the table: Panda, Sawyer, UR5e, IIWA, Kinova3 or Jaco.  "
+                "[default: Panda]",
+            ),
             click.option(
                 "--controller",
                 help="robosuite arm controller: OSC_POSE, OSC_POSITION, JOINT_VELOCITY or JOINT_POSITION "

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from .options import FiniteRange
+
 if TYPE_CHECKING:
     from rql_deploy.workflows.serve import ServerReady
 
@@ -76,7 +78,20 @@ if TYPE_CHECKING:
     type=click.IntRange(1, 256),
     help="Server processes behind the one endpoint.",
 )
+@click.option(
+    "--watch",
+    type=FiniteRange(0.1, 3600),
+    metavar="SECONDS",
+    help="Look every so many seconds whether a bundle has changed, and exchange it as at SIGHUP.",
+)
 @click.option("--busy-poll", is_flag=True, help="Never sleep: lower latency, and one core always busy.")
+@click.option(
+    "--ready-fd",
+    type=click.IntRange(3),
+    metavar="N",
+    help="Inherited file descriptor that gets one line of JSON when the server is ready: task, endpoint, "
+    "contract_id, metrics, openpi. It is closed then.",
+)
 @click.option(
     "--accept-assumed",
     is_flag=True,
@@ -96,7 +111,9 @@ def command(
     max_buffered: int,
     provider: str,
     workers: int,
+    watch: float | None,
     busy_poll: bool,
+    ready_fd: int | None,
     accept_assumed: bool,
 ) -> None:
     """Serve bundles' actions over ZeroMQ until Ctrl-C or SIGTERM. Needs onnxruntime; torch is not loaded.
@@ -108,6 +125,8 @@ def command(
 
     With --workers N, N processes share the endpoint. Each connection belongs to one of them; a process that
     dies is started again, and its clients reconnect to the others.
+
+    systemd is told when the server is ready and, with WatchdogSec=, that its engine answers.
     """
     from rql_deploy.runtime.server.app import ServerConfig
     from rql_deploy.runtime.server.listen import check_bind, check_listener
@@ -132,10 +151,17 @@ def command(
         record=record,
         max_rate=max_rate,
         max_buffered=max_buffered,
+        watch=watch,
         busy_poll=busy_poll,
         accept_assumed=accept_assumed,
     )
-    done = serve(config, workers=workers, metrics=listeners.get("metrics"), on_ready=_announce)
+    done = serve(
+        config,
+        workers=workers,
+        metrics=listeners.get("metrics"),
+        on_ready=_announce,
+        ready_fd=ready_fd,
+    )
     restarts = f"; {done.restarts} workers were started again" if workers > 1 else ""
     click.echo(f"stopped after {done.requests} requests, {done.errors} refused{restarts}")
 

@@ -173,7 +173,7 @@ def command(
     if not is_leader():
         return
     if as_json:
-        _echo_result(result)
+        echo_result(result)
     elif not result.finished:
         click.echo(f"stopped at update {result.step:,}; nothing is lost: {result.checkpoint}")
         show_next(_resume_command())
@@ -199,7 +199,8 @@ def _resume_command() -> list[str]:
     return [*rebuild_command("resume", "initial", command=words), "--resume"]
 
 
-def _echo_result(result: TrainResult) -> None:
+def echo_result(result: TrainResult) -> None:
+    """A training run's result as JSON."""
     echo_json(
         {
             "checkpoint": str(result.checkpoint),

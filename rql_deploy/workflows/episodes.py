@@ -15,6 +15,7 @@ from .policies import check_episode
 
 if TYPE_CHECKING:
     from rql_deploy.plant import EpisodeResult
+    from rql_deploy.score import EpisodeScore
     from rql_deploy.sim.evaluation.episodes import EvaluatedPolicy, Evaluation, Score
 
 
@@ -128,7 +129,7 @@ def describe_values(summary: Mapping[str, Any]) -> list[str]:
     return ["; ".join(text)]
 
 
-def describe_score(score: Score) -> str:
+def describe_score(score: EpisodeScore) -> str:
     """'27 of 30 succeeded (90 %, 95 % interval ...), 40 steps on average'."""
     low, high = score.interval
     steps = sum(score.lengths) / len(score.lengths)

@@ -169,6 +169,8 @@ def require_no_fault(result: EpisodeResult) -> None:
     """
     if not result.error or result.error_kind == UNSTABLE:
         return
+    if result.error_kind == PLANT_FAILED:
+        raise UserError(f"the episode stopped: {result.error}")
     advice = "correct the policy" if result.error_kind == POLICY_FAILED else "check that the server runs"
     raise UserError(f"the evaluation stopped: {result.error}; {advice}, and evaluate again")
 

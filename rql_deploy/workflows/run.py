@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from rql_deploy.plant import EpisodeResult, EpisodicPlant
     from rql_deploy.runtime.control.lockstep import ControlLoop
     from rql_deploy.runtime.control.realtime import RealTimeResult
-    from rql_deploy.sim.evaluation.episodes import Score
+    from rql_deploy.score import EpisodeScore
     from rql_deploy.sim.plants.tasks import Task
 
 MakePlant = Callable[[], "tuple[EpisodicPlant, PlantDescription]"]
@@ -33,7 +33,7 @@ OnEpisode = Callable[[int, "EpisodeResult | RealTimeResult"], None]
 class RunResult:
     """Episodes that were played with a served policy."""
 
-    score: Score
+    score: EpisodeScore
     candidates: int
     stale_replies: int
     """Replies that came after their deadline and were dropped."""
@@ -94,8 +94,8 @@ def run(
     from rql_deploy.runtime.client.episode_upload import EpisodeReporter
     from rql_deploy.runtime.client.reported_plant import ReportedPlant
     from rql_deploy.runtime.control.lockstep import ControlLoop
+    from rql_deploy.score import EpisodeScore
     from rql_deploy.seeding import episode_seed
-    from rql_deploy.sim.evaluation.episodes import Score
 
     # A missing task should be noticed before a server is asked, a missing server before a simulator is built.
     _plant_maker(task, real_time is not None, settings or {})
@@ -146,7 +146,7 @@ def run(
         unrecorded = reporter.dropped
     if not played.episodes:
         raise KeyboardInterrupt
-    score = Score("run", tuple(played.episodes), horizon)
+    score = EpisodeScore("run", tuple(played.episodes), horizon or 0)
     return RunResult(score, candidates, stale, unrecorded, played.figures, played.recording, played.recorded)
 
 
@@ -173,10 +173,14 @@ def _no_view(_title: str, _loop: Any) -> Iterator[None]:
     yield
 
 
-def _plant_maker(task: str, real_time: bool, settings: Mapping[str, Any]) -> tuple[int, MakePlant]:
+def _plant_maker(task: str, real_time: bool, settings: Mapping[str, Any]) -> tuple[int | None, MakePlant]:
     """The task's horizon, and what builds its plant."""
     if task.startswith("arm:"):
         return _arm(task, real_time, settings)
+    if task.startswith("ros2:"):
+        return _ros2(task, real_time, settings)
+    if task.startswith("lerobot:"):
+        return _lerobot(task, real_time, settings)
     from rql_deploy.sim.plants.tasks import Task
 
     work = Task(task, settings)
@@ -207,3 +211,46 @@ def _arm(task: str, real_time: bool, settings: Mapping[str, Any]) -> tuple[int, 
             raise UserError(f"--{name} does not apply to {task}, where it is fixed: leave it out")
     rate, horizon = float(settings.get("control_rate") or 20), int(settings.get("horizon") or 200)
     return horizon, lambda: (ArmPlant(rate, horizon), describe_arm(rate, task))
+
+
+def _ros2(task: str, real_time: bool, settings: Mapping[str, Any]) -> tuple[int | None, MakePlant]:
+    """The ticks of an episode with a robot that speaks ROS 2, if it ends by itself, and what connects to it.
+
+    Raises UserError for other settings, and for a map that does not say what moves.
+    """
+    from rql_deploy.ros2.robot import domain_of, read_robot
+    from rql_deploy.runtime.robots.dds import DdsTransport
+    from rql_deploy.runtime.robots.topic_plant import TopicPlant
+
+    _require_robot_settings(task, real_time, settings)
+    topics, description = read_robot(Path(task.partition(":")[2]))
+    horizon: int | None = settings.get("horizon")
+
+    def connect() -> tuple[EpisodicPlant, PlantDescription]:
+        transport = DdsTransport(domain_of(topics), topics.network)
+        return TopicPlant(topics, description, transport, horizon=horizon), description
+
+    return horizon, connect
+
+
+def _lerobot(task: str, real_time: bool, settings: Mapping[str, Any]) -> tuple[int | None, MakePlant]:
+    """The same of a robot of LeRobot."""
+    from rql_deploy.runtime.robots.lerobot import open_robot
+
+    _require_robot_settings(task, real_time, settings)
+    horizon: int | None = settings.get("horizon")
+
+    def connect() -> tuple[EpisodicPlant, PlantDescription]:
+        plant = open_robot(Path(task.partition(":")[2]), horizon=horizon)
+        return plant, plant.description
+
+    return horizon, connect
+
+
+def _require_robot_settings(task: str, real_time: bool, settings: Mapping[str, Any]) -> None:
+    if not real_time:
+        raise UserError("the robot's clock does not wait for decisions: add --real-time")
+    for name in ("robot", "controller", "control_rate"):
+        if settings.get(name) is not None:
+            option = name.replace("_", "-")
+            raise UserError(f"--{option} does not apply to {task}, whose file says it: leave it out")

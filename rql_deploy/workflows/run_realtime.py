@@ -103,15 +103,18 @@ def play_in_real_time(
     from rql_deploy.runtime.client.reported_plant import ReportedPlant
     from rql_deploy.runtime.control.realtime import RealTimeLoop
     from rql_deploy.runtime.control.telemetry import STANDBY, TickLog, note_of
-    from rql_deploy.sim.collection.minari_files import writable_target
-    from rql_deploy.sim.collection.recording import EpisodeRecorder
 
     limits = options.limits_for(policy.contract)
-    if options.record is not None:
-        writable_target(options.record)
     results: list[EpisodeResult] = []
     figures: list[dict[str, Any]] = []
-    recorder = EpisodeRecorder(description) if options.record is not None else None
+    recorder = None
+    if options.record is not None:
+        # A robot's computer may lack what only recordings need.
+        from rql_deploy.sim.collection.minari_files import writable_target
+        from rql_deploy.sim.collection.recording import EpisodeRecorder
+
+        writable_target(options.record)
+        recorder = EpisodeRecorder(description)
     log = None
     with contextlib.ExitStack() as stack:
         if options.log is not None:

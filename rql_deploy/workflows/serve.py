@@ -7,13 +7,13 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from rql_deploy.runtime.server.app import ServerConfig
-    from rql_deploy.runtime.server.http import StatusQuery
+    from rql_deploy.runtime.server.status import StatusQuery
 
 
 @dataclass(frozen=True)
@@ -26,6 +26,10 @@ class ServerReady:
     endpoint: str
     notes: tuple[str, ...]
     """What else listens, one line each."""
+    metrics: str | None = None
+    """URL that /metrics, /healthz and /readyz are under, where asked for."""
+    openpi: str | None = None
+    """URL for openpi's clients, where asked for."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +49,7 @@ def serve(
     workers: int = 1,
     metrics: tuple[str, int] | None = None,
     on_ready: Callable[[ServerReady], None] | None = None,
+    ready_fd: int | None = None,
 ) -> ServeResult:
     """Serve until SIGINT or SIGTERM, which let the requests under way be answered; SIGHUP reads the bundles
     again.
@@ -53,12 +58,24 @@ def serve(
         workers: processes that share the endpoint.
         metrics: host and port of Prometheus' /metrics, /healthz and /readyz; port 0 picks a free one.
         on_ready: called once, when the server answers.
+        ready_fd: descriptor that gets a `ServerReady` as a line of JSON then, and is closed.
 
-    Raises UserError for a bundle, key or address that will not do.
+    systemd is told, too, where it started this process (`Type=notify`, `WatchdogSec=`).
+
+    Raises UserError for a bundle, key, address or descriptor that will not do.
     """
+    from rql_deploy.runtime.server.readiness import announce, check_descriptor
+
+    check_descriptor(ready_fd)
+
+    def tell(ready: ServerReady) -> None:
+        if on_ready is not None:
+            on_ready(ready)
+        announce(ready_fd, asdict(ready))
+
     if workers == 1:
-        return _serve_alone(config, metrics, on_ready)
-    return _serve_together(config, workers, metrics, on_ready)
+        return _serve_alone(config, metrics, tell)
+    return _serve_together(config, workers, metrics, tell)
 
 
 @contextlib.contextmanager
@@ -83,23 +100,31 @@ def served(bundle: Path, *, bind: str = "tcp://127.0.0.1:*", variant: str = "fp3
 def _serve_alone(
     config: ServerConfig,
     metrics: tuple[str, int] | None,
-    on_ready: Callable[[ServerReady], None] | None,
+    on_ready: Callable[[ServerReady], None],
 ) -> ServeResult:
     from rql_deploy.runtime.server.app import serving
+    from rql_deploy.runtime.server.status import LocalStatus
 
     with contextlib.ExitStack() as stack:
         running = stack.enter_context(serving(config))
         server, contract = running.server, running.models[0].contract
+        url = None
         if metrics is not None:
-            from rql_deploy.runtime.server.http import LocalStatus
-
-            status = LocalStatus(running.channel)
-            stack.callback(status.close)
-            running.notes.insert(0, _open_metrics([status], metrics, stack))
-        if on_ready is not None:
-            on_ready(
-                ServerReady(contract.plant.task, contract.contract_id, server.endpoint, tuple(running.notes))
+            status = stack.enter_context(contextlib.closing(LocalStatus(running.channel)))
+            url = _open_metrics([status], metrics, stack)
+            running.notes.insert(0, _note(url))
+        own = stack.enter_context(contextlib.closing(LocalStatus(running.channel)))
+        stack.enter_context(_watched(contract.plant.task, server.endpoint, [own]))
+        on_ready(
+            ServerReady(
+                contract.plant.task,
+                contract.contract_id,
+                server.endpoint,
+                tuple(running.notes),
+                url,
+                running.openpi,
             )
+        )
         server.run()
         return ServeResult(server.requests, server.errors)
 
@@ -108,7 +133,7 @@ def _serve_together(
     config: ServerConfig,
     workers: int,
     metrics: tuple[str, int] | None,
-    on_ready: Callable[[ServerReady], None] | None,
+    on_ready: Callable[[ServerReady], None],
 ) -> ServeResult:
     from rql_deploy.runtime.server.logs import start_logging
     from rql_deploy.runtime.server.supervisor import Supervisor
@@ -119,10 +144,21 @@ def _serve_together(
         stack.enter_context(supervisor.signals())
         stack.enter_context(supervisor)
         notes = [f"{workers} workers share this endpoint", *supervisor.notes]
+        url = None
         if metrics is not None:
-            notes.insert(0, _open_metrics(supervisor.status_queries(), metrics, stack))
-        if on_ready is not None:
-            on_ready(ServerReady(supervisor.task, supervisor.contract_id, supervisor.endpoint, tuple(notes)))
+            url = _open_metrics(supervisor.status_queries(), metrics, stack)
+            notes.insert(0, _note(url))
+        stack.enter_context(_watched(supervisor.task, supervisor.endpoint, supervisor.status_queries()))
+        on_ready(
+            ServerReady(
+                supervisor.task,
+                supervisor.contract_id,
+                supervisor.endpoint,
+                tuple(notes),
+                url,
+                supervisor.openpi,
+            )
+        )
         supervisor.run()
         return ServeResult(supervisor.requests, supervisor.errors, supervisor.restarts)
 
@@ -134,4 +170,19 @@ def _open_metrics(
 
     server = MetricsServer(queries, *address)
     stack.callback(server.close)
-    return f"metrics on {server.address}/metrics"
+    return server.address
+
+
+def _note(url: str) -> str:
+    return f"metrics on {url}/metrics"
+
+
+def _watched(
+    task: str, endpoint: str, queries: Sequence[StatusQuery]
+) -> contextlib.AbstractContextManager[None]:
+    """Within the block systemd knows that the server is ready, and that each of its engines answers."""
+    from rql_deploy.runtime.server.readiness import ServiceManager
+
+    return ServiceManager().watching(
+        f"serving {task} on {endpoint}", lambda: all([query("ping") is not None for query in queries])
+    )

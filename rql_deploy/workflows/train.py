@@ -8,11 +8,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import msgspec
+
 from rql_deploy.errors import UserError
 from rql_deploy.progress import NoProgress, Progress
 
 if TYPE_CHECKING:
     from rql_deploy.contract import ImageField
+    from rql_deploy.train.checkpoints.checkpoint import Checkpoint
+    from rql_deploy.train.config import TrainConfig
     from rql_deploy.train.data.shards import ShardedStore
     from rql_deploy.train.data.store import TransitionStore
     from rql_deploy.train.engines.data_parallel import DataParallel
@@ -27,6 +31,8 @@ UNFINISHED_RUN = {
     "README.md",
     "backbones",
     "curves.png",
+    "data.json",
+    "played",
     "wandb",
     "mlflow.db",
     ".latest.partial",
@@ -69,7 +75,8 @@ def train(
     Args:
         datasets: paths or Minari ids; several are joined.
         output: the run's folder: checkpoints, logs, configuration.
-        preset: name of the settings to start from; else those made for the data's task, or `reference`.
+        preset: name of the settings to start from; else those of the run that `initial` or `resume` names,
+            those made for the data's task, or `reference`.
         overrides: `key=value` words on top of them, such as `rql.alpha=3` or `updates=5000`.
         resume: continue the run in `output` from its latest checkpoint.
         initial: checkpoint or run whose networks a new run starts from.
@@ -87,21 +94,25 @@ def train(
     from rql_deploy.train.checkpoints.checkpoint import load_checkpoint
     from rql_deploy.train.config import load_config
     from rql_deploy.train.data.feature_cache import FeatureCache, feature_folder
-    from rql_deploy.train.data.readers import open_stores
     from rql_deploy.train.data.shards import with_settings
-    from rql_deploy.train.data.statements import Statements
     from rql_deploy.train.engines.choice import choose_device
     from rql_deploy.train.engines.data_parallel import DataParallel
     from rql_deploy.train.trainer import Trainer
 
     from .backbone import open_backbones
-    from .data_sources import parse_read_options
+    from .data_names import DataNames
     from .presets import GENERAL_PRESET, preset_of
 
     output, progress, chosen = Path(output), progress or NoProgress(), ""
-    config = load_config(preset or GENERAL_PRESET, tuple(overrides))
+    source = load_checkpoint(initial) if initial is not None else None
+    earlier = source
+    if preset is None and resume and (output / "latest").is_file():
+        earlier = load_checkpoint(output)
+    config = settings_of(earlier, preset, overrides)
     if initial is not None and resume:
         raise UserError("--init-from starts a new run and --resume continues one: pass only one of them")
+    if resume and (output / "played").is_dir():
+        raise UserError(f"{output} is a run of `rql-deploy finetune`: resume it with that command")
     if config.evaluate_every and evaluation is None:
         raise UserError(
             "train.evaluate_every is set, but not the task to play: pass --evaluate TASK, "
@@ -112,17 +123,14 @@ def train(
     if is_leader():
         # Under torchrun the other workers may find the leader's files there.
         require_usable(output, resume)
-    source = load_checkpoint(initial) if initial is not None else None
     # Only OGBench's files lack rewards, and their names say the task.
     named = preset_of(f"ogbench:{Path(datasets[0]).name.removesuffix('.npz')}") if preset is None else None
     relabel = config.relabel or (load_config(named).relabel if named else "")
-    store = open_stores(
-        tuple(map(str, datasets)),
-        relabel=_LazyRewards(relabel) if relabel else None,
-        stated=Statements(rate, action_mode, action_bounds),
-        options=parse_read_options(mapping, tasks, cameras, progress if is_leader() else None),
-    )
-    if preset is None:
+    names = DataNames.of(datasets, rate, action_mode, action_bounds, mapping, tasks, cameras)
+    store = names.open(relabel, progress if is_leader() else None)
+    if preset is None and earlier is not None:
+        chosen = f"settings of {earlier.path}; --preset takes others"
+    elif preset is None:
         preset = preset_of(store.plant.task) or GENERAL_PRESET
         config = load_config(preset, tuple(overrides))
         chosen = f"preset {preset}, {_why(preset, store.plant.task)}; --preset takes another"
@@ -135,7 +143,7 @@ def train(
     leader = parallel is None or parallel.rank == 0
     evaluator = None
     if evaluation is not None and leader:
-        evaluator = _evaluator(evaluation, config.seed, progress, store.plant.images)
+        evaluator = make_evaluator(evaluation, config.seed, progress, store.plant.images)
     try:
         if evaluator is not None:
             evaluator.require(store.plant)
@@ -152,7 +160,8 @@ def train(
             progress=progress,
         )
         if leader:
-            _introduce(
+            names.write(output)
+            introduce(
                 [*([chosen] if chosen else []), *trainer.warnings],
                 f"train {output.name}: {trainer.choice}",
                 store,
@@ -161,6 +170,18 @@ def train(
         return trainer.train()
     finally:
         _close(evaluator, parallel)
+
+
+def settings_of(earlier: Checkpoint | None, preset: str | None, overrides: Sequence[str]) -> TrainConfig:
+    """Those of the preset, else of the earlier run, else the general ones, with `key=value` words."""
+    from rql_deploy.train.config import load_config, with_overrides
+
+    from .presets import GENERAL_PRESET
+
+    if preset is None and earlier is not None:
+        # How often it was evaluated is said with the task that it is evaluated on.
+        return with_overrides(msgspec.structs.replace(earlier.config, evaluate_every=0), tuple(overrides))
+    return load_config(preset or GENERAL_PRESET, tuple(overrides))
 
 
 def is_leader() -> bool:
@@ -187,9 +208,10 @@ def _why(preset: str, task: str) -> str:
     return f"the released code's settings, since no preset was made for '{task}'"
 
 
-def _evaluator(
-    evaluation: PeriodicEvaluation, seed: int, progress: Progress, images: Sequence[ImageField]
+def make_evaluator(
+    evaluation: PeriodicEvaluation, seed: int, progress: Progress, images: Sequence[ImageField] = ()
 ) -> SimulatedEvaluator:
+    """Simulators that play the run's checkpoints, which look at `images`."""
     from rql_deploy.workflows.training_evaluator import SimulatedEvaluator
 
     return SimulatedEvaluator(
@@ -197,9 +219,10 @@ def _evaluator(
     )
 
 
-def _introduce(
+def introduce(
     remarks: Sequence[str], title: str, store: TransitionStore | ShardedStore, progress: Progress
 ) -> None:
+    """Note what to look at in the data, and how the run begins."""
     for remark in remarks:
         progress.note(f"note: {remark}")
     progress.note(f"{title}, {store.episodes:,} episodes, {len(store):,} rows")
@@ -210,18 +233,3 @@ def _close(evaluator: SimulatedEvaluator | None, parallel: DataParallel | None) 
         evaluator.close()
     if parallel is not None:
         parallel.close()
-
-
-class _LazyRewards:
-    """An OGBench task's rewards.
-
-    Imports the simulators only for a file without rewards, so that training runs without them.
-    """
-
-    def __init__(self, name: str):
-        self.name = name
-
-    def __call__(self, arrays: Any) -> Any:
-        from rql_deploy.sim.plants.ogbench_rewards import OGBenchRewards
-
-        return OGBenchRewards(self.name)(arrays)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from rql_deploy.errors import ContractError
 from rql_deploy.progress import NoProgress, Progress
 
-from .policies import check_episode, lockstep_policy, torch_policy, with_pictures
+from .policies import check_episode, run_annotated_episode, torch_policy, with_pictures
 
 if TYPE_CHECKING:
     from rql_deploy.contract import ImageField, PlantDescription
@@ -66,9 +66,12 @@ class SimulatedEvaluator:
     def submit(self, step: int, checkpoint: Path) -> None:
         """Start evaluating this checkpoint; returns at once."""
         from rql_deploy.seeding import episode_seed
+        from rql_deploy.sim.evaluation.episodes import EvaluatedPolicy
 
         seeds = [episode_seed(self.seed, step * self.episodes + i, "train") for i in range(self.episodes)]
-        policy = lockstep_policy(f"update {step}", functools.partial(torch_policy, checkpoint), 1)
+        # V is asked for beside the action, which it does not change.
+        play = functools.partial(run_annotated_episode, candidates=1)
+        policy = EvaluatedPolicy(f"update {step}", functools.partial(torch_policy, checkpoint), play)
         self._running[step] = seeds, self._pool.start(policy, seeds)
 
     def finished(self) -> list[Evaluation]:
@@ -84,9 +87,17 @@ class SimulatedEvaluator:
                     check_episode(result, self._progress)
                 score = self._pool.score(f"update {step}", results, seeds)
                 low, high = score.interval
+                values = score.summary().get("calibration", {}).get("all", {})
                 done.append(
                     Evaluation(
-                        step, self.episodes, score.success, low, high, sum(score.lengths) / len(score.lengths)
+                        step,
+                        self.episodes,
+                        score.success,
+                        low,
+                        high,
+                        sum(score.lengths) / len(score.lengths),
+                        values.get("bias"),
+                        values.get("rank_correlation"),
                     )
                 )
                 del self._running[step]

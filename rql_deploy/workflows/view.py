@@ -190,6 +190,7 @@ class _View:
             "inference": decision.inference,
             "server": decision.server,
             "budget": decision.budget,
+            "continues": decision.continued.committed if decision.continued is not None else None,
             "pruned": [[pruning.step, len(pruning.kept)] for pruning in decision.pruned],
             "candidates": candidates,
             "previews": earlier,

@@ -6,6 +6,7 @@ from html import escape
 from pathlib import Path
 
 ASSETS = Path(__file__).parents[1] / "assets" / "view"
+STYLES, SCRIPTS = "view.css", ("scene.js", "plots.js", "view.js")
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:"
 """A browser that is told so asks no network for anything."""
 _VERDICTS = (
@@ -21,17 +22,17 @@ def render(title: str, data: str) -> str:
     """The whole page; `data` is the JSON text that the script shows."""
     from rql_deploy.sim.evaluation.page import STYLE
 
-    style, script = (ASSETS / name for name in ("view.css", "view.js"))
+    script = "".join((ASSETS / name).read_text() for name in SCRIPTS)
     # The text may hold anything, also what would end the element.
     data = data.replace("<", "\\u003c")
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width,initial-scale=1">'
         f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">'
-        f"<title>{escape(title)}</title><style>{STYLE}{style.read_text()}</style></head>"
+        f"<title>{escape(title)}</title><style>{STYLE}{(ASSETS / STYLES).read_text()}</style></head>"
         f"<body><main><h1>{escape(title)}</h1>{_bar()}{_stage()}{_plots()}</main>"
         f'<script type="application/json" id="data">{data}</script>'
-        f"<script>{script.read_text()}</script></body></html>\n"
+        f"<script>{script}</script></body></html>\n"
     )
 
 
@@ -52,7 +53,9 @@ def _stage() -> str:
     return (
         '<div class="stage"><figure><canvas id="scene"></canvas><img id="film" alt="the camera\'s picture"/>'
         '<button id="switch" class="switch">Film or paths</button>'
-        '<figcaption><span class="scale">V, low <i id="scale"></i> high</span>'
+        '<p id="none" class="soft">This plant has no end effector that its actions move along x, y and z: '
+        "see its commands below.</p>"
+        '<figcaption id="paths"><span class="scale">V, low <i id="scale"></i> high</span>'
         "Paths of the set-points: thick is the chunk that was sent, thin are the other candidates, faint its "
         "previews after earlier refinement steps. Drag to turn, scroll to zoom.</figcaption></figure>"
         '<figure><table id="facts"></table></figure></div>'

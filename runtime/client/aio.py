@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 import zmq
 import zmq.asyncio
 
+from rql_deploy.batches import BatchOptions
 from rql_deploy.contract import PlantDescription
 from rql_deploy.errors import DeadlineMissed, PolicyClosed, UserError, require_process
 from rql_deploy.policy import ActOptions, Decision
@@ -89,6 +90,12 @@ class AsyncRemotePolicy(BasePolicy):
     async def act(self, observation: Mapping[str, Any], **options: Unpack[ActOptions]) -> Decision:
         """See `RemotePolicy.act`."""
         return await self._core.act(observation, resolve(options))
+
+    async def act_many(
+        self, observations: Mapping[str, Any], **options: Unpack[BatchOptions]
+    ) -> list[Decision]:
+        """See `RemotePolicy.act_many`."""
+        return await self._many(observations, options)
 
     async def stream(
         self, observation: Mapping[str, Any], **options: Unpack[ActOptions]

@@ -6,6 +6,7 @@ import time
 from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
+from rql_deploy.batches import count_rows, resolve_batch
 from rql_deploy.contract import Contract, PlantDescription
 from rql_deploy.errors import DeadlineMissed, UserError
 from rql_deploy.policy import Decision, ResolvedOptions, read_seconds
@@ -37,6 +38,14 @@ class PolicyCore(Protocol):
         ...
 
     async def act(self, observation: Mapping[str, Any], options: ResolvedOptions) -> Decision: ...
+
+    async def act_many(
+        self,
+        observations: Mapping[str, Any],
+        rows: int,
+        options: ResolvedOptions,
+        seeds: Sequence[int] | None,
+    ) -> list[Decision]: ...
 
     def stream(
         self, observation: Mapping[str, Any], options: ResolvedOptions
@@ -80,6 +89,11 @@ class BasePolicy:
     def servers(self) -> dict[str, str]:
         """By endpoint: `ready`, `away`, or why the server gets no requests."""
         return self._core.servers
+
+    async def _many(self, observations: Mapping[str, Any], options: Mapping[str, Any]) -> list[Decision]:
+        rows = count_rows(observations, [field.name for field in self.contract.plant.inputs])
+        resolved, seeds = resolve_batch(options, rows)
+        return await self._core.act_many(observations, rows, resolved, seeds)
 
 
 def resolve(options: Mapping[str, Any]) -> ResolvedOptions:

@@ -114,6 +114,8 @@ class Channel:
         endpoints = [endpoint] if isinstance(endpoint, str) else list(endpoint)
         self.endpoint = ", ".join(endpoints)
         self._pid, self._what = os.getpid(), f"the connection to {self.endpoint}"
+        self.cure = ""
+        """What else can be done about use in a fork, as the end of a hint."""
         self._epoch, self._numbers, self._late = secrets.randbits(31), itertools.count(1), 0
         self._owns_context = context is None
         self._context = open_context(context)
@@ -136,12 +138,12 @@ class Channel:
     @property
     def connected(self) -> bool:
         """Whether a request could be sent now."""
-        require_process(self._pid, self._what)
+        require_process(self._pid, self._what, self.cure)
         return self._shared.connected
 
     def check(self) -> None:
         """Raise PolicyClosed when it is closed, UserError in a fork of the process that connected."""
-        require_process(self._pid, self._what)
+        require_process(self._pid, self._what, self.cure)
         if self._shared.closed:
             raise PolicyClosed(CLOSED)
 
@@ -176,7 +178,7 @@ class Channel:
 
         Raises DeadlineMissed at `expiry`; `timeout` is what its message says.
         """
-        require_process(self._pid, self._what)
+        require_process(self._pid, self._what, self.cure)
         number = next(self._numbers)
         frame = protocol.encode(request, arrays, id=number, epoch=self._epoch)
         send = functools.partial(protocol.send, self._socket, frame, protocol.NOBLOCK)
@@ -186,7 +188,7 @@ class Channel:
 
     def receive(self, number: int, reply_type: type[R], expiry: float, timeout: float) -> tuple[R, Arrays]:
         """The next reply to that request; raises DeadlineMissed at `expiry`."""
-        require_process(self._pid, self._what)
+        require_process(self._pid, self._what, self.cure)
         received = self._shared.receive(number, expiry)
         # A reply read after the deadline is late, even if it was here before.
         if received is None or time.monotonic() > expiry:
@@ -196,7 +198,7 @@ class Channel:
 
     def collect(self, number: int, reply_type: type[R]) -> tuple[R, Arrays] | None:
         """The reply to that request if it has come; raises what `receive` does but DeadlineMissed."""
-        require_process(self._pid, self._what)
+        require_process(self._pid, self._what, self.cure)
         received = self._shared.receive(number, 0.0)
         if received is None or isinstance(received, protocol.ProtocolError):
             return None

@@ -139,7 +139,7 @@ class EpisodeReporter:
             action: `[A]`, as carried out.
             reward: of that action, if known.
             success: whether the task has succeeded after it, if known.
-            intervened: whether a human's action replaced the policy's, if known.
+            intervened: whether the action was not the policy's but a person's, if known.
             note: what a real-time loop noted of the tick.
             began: when the tick began, on the monotonic clock; now if None.
         """

@@ -11,11 +11,10 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import logging
 import threading
 import time
-from collections.abc import AsyncGenerator, Mapping, Sequence
-from typing import Any
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+from typing import Any, TypeVar
 
 from rql_deploy.contract import Contract, PlantDescription
 from rql_deploy.errors import ContractError, DeadlineMissed, PolicyClosed, UserError
@@ -39,7 +38,7 @@ ASK_EVERY = 1.0
 """Seconds between questions to a server of another training for its contract."""
 PAUSE = 0.002
 """Seconds between looks at servers that are away."""
-_log = logging.getLogger("rql_deploy.failover")
+T = TypeVar("T")
 
 
 class FailoverPolicy:
@@ -79,7 +78,7 @@ class FailoverPolicy:
                 self._probe(strict=True)
                 if first and self._contract is not None:
                     expiry = min(expiry, time.monotonic() + JOIN_TIME)
-                await self._sleep(PAUSE)
+                await self._servers[0].transport.sleep(PAUSE)
         if self._contract is None:
             reasons = "; ".join(f"{where}: {diagnosis.reason}" for where, diagnosis in diagnoses.items())
             raise UserError(
@@ -116,15 +115,32 @@ class FailoverPolicy:
             return server.refused
         if server.away:
             return "away"
-        return "ready" if self._matches(server) else self._difference(server)
+        return "ready" if self._matches(server) else server.difference(self.contract)
 
     async def act(self, observation: Mapping[str, Any], options: ResolvedOptions) -> Decision:
         """As `ServerPolicy.act`, on the next server that is there."""
+        return await self._on_next(options, lambda policy, left: policy.act(observation, left))
+
+    async def act_many(
+        self,
+        observations: Mapping[str, Any],
+        rows: int,
+        options: ResolvedOptions,
+        seeds: Sequence[int] | None,
+    ) -> list[Decision]:
+        """As `ServerPolicy.act_many`, the whole batch on the next server that is there."""
+        return await self._on_next(
+            options, lambda policy, left: policy.act_many(observations, rows, left, seeds)
+        )
+
+    async def _on_next(
+        self, options: ResolvedOptions, ask: Callable[[ServerPolicy, ResolvedOptions], Awaitable[T]]
+    ) -> T:
         expiry = _expiry(options)
         while True:
             server, policy = await self._next(expiry)
             try:
-                return await policy.act(observation, _until(expiry, options))
+                return await ask(policy, _until(expiry, options))
             except (DeadlineMissed, ServerError) as error:
                 if not self._another_may_answer(server, error):
                     raise
@@ -202,7 +218,7 @@ class FailoverPolicy:
                 raise ContractError("; ".join(str(server.refused) for server in self._servers))
             if time.monotonic() >= expiry:
                 raise DeadlineMissed(f"none of {', '.join(self.servers)} answers")
-            await self._sleep(min(PAUSE, max(0.0, expiry - time.monotonic())))
+            await self._servers[0].transport.sleep(min(PAUSE, max(0.0, expiry - time.monotonic())))
 
     def _check_open(self) -> None:
         if self._closed:
@@ -241,7 +257,7 @@ class FailoverPolicy:
         except PolicyClosed:
             raise
         except ContractError as error:
-            self._refuse(server, error)
+            server.refuse(error)
         except DeadlineMissed:
             self._leave(server)
             raise
@@ -289,7 +305,7 @@ class FailoverPolicy:
                 except ContractError as error:
                     if strict:
                         raise
-                    self._refuse(server, error)
+                    server.refuse(error)
 
     def _take_in(self, server: ServerState, strict: bool) -> bool:
         """Take in a server's answer to the probe; false if there is none yet."""
@@ -300,7 +316,7 @@ class FailoverPolicy:
             if hello is not None:
                 self._join(server, hello)
                 if strict and not self._matches(server):
-                    raise ContractError(self._difference(server))
+                    raise ContractError(server.difference(self.contract))
             answered = hello is not None
         else:
             pong = server.transport.collect(server.probe, PingReply)
@@ -321,24 +337,6 @@ class FailoverPolicy:
         )
         server.away = False
         server.admitted |= self._matches(server)
-
-    def _difference(self, server: ServerState) -> str:
-        """Why a server of another training gets no requests, and what to do."""
-        assert self._contract is not None and server.policy is not None
-        return (
-            f"{server.transport.endpoint} serves another training than the others (contract "
-            f"{server.policy.contract.contract_id[:12]}, not {self._contract.contract_id[:12]}): "
-            "serve the same bundle everywhere, or connect with allow_mixed=True"
-        )
-
-    def _refuse(self, server: ServerState, error: ContractError) -> None:
-        server.refused = str(error)
-        _log.warning(
-            "server refused", extra={"data": {"endpoint": server.transport.endpoint, "reason": str(error)}}
-        )
-
-    async def _sleep(self, seconds: float) -> None:
-        await self._servers[0].transport.sleep(seconds)
 
 
 def _expiry(options: ResolvedOptions) -> float:

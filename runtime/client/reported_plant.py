@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rql_deploy.plant import EpisodicPlant
+from rql_deploy.plant import EpisodicPlant, carried_out
 from rql_deploy.runtime.wire.notes import TickNote
 
 from .episode_upload import EpisodeReporter
@@ -21,7 +21,7 @@ class ReportedPlant:
     def __init__(self, plant: EpisodicPlant, reporter: EpisodeReporter, *, notes: bool = False):
         """
         Args:
-            plant: its `reward`, `success` and `intervened` are reported where it has them.
+            plant: its `reward` and `success` are reported where it has them, and `intervened` (`Plant`).
             notes: whether the loop calls `note` after each tick; a tick is then reported with its note.
         """
         self.plant, self._reporter, self._notes = plant, reporter, notes
@@ -66,12 +66,13 @@ class ReportedPlant:
         before = {name: np.array(value) for name, value in before.items()}
         began = time.monotonic()
         self.plant.apply(action)
+        done, intervened = carried_out(self.plant, action)
         self._pending = {
             "observation": before,
-            "action": action,
+            "action": done,
             "reward": getattr(self.plant, "reward", None),
             "success": getattr(self.plant, "success", None),
-            "intervened": getattr(self.plant, "intervened", None),
+            "intervened": intervened,
             "began": began,
         }
         self._seen = None

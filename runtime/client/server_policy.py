@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from typing import Any
 
 from rql_deploy.contract import Contract, PlantDescription
@@ -11,12 +11,17 @@ from rql_deploy.errors import ContractError, DeadlineMissed
 from rql_deploy.policy import Decision, ResolvedOptions
 from rql_deploy.runtime.wire import headers, protocol
 from rql_deploy.runtime.wire.checks import ServerError
-from rql_deploy.runtime.wire.protocol import Arrays
+from rql_deploy.runtime.wire.headers import R, Request
+from rql_deploy.runtime.wire.protocol import Arrays, Packed
 
 from .channel import RETRY_PAUSE
 from .session import DEFAULT_TIMEOUT, RoundTrip, Session
 from .transport import Transport, call
 
+Asked = tuple[Request[R], Packed]
+"""A request and its block."""
+Ask = Callable[[Session, float], Asked[R]]
+"""Makes a request under a session, with what the server may spend of the deadline."""
 MAX_NEGOTIATIONS = 3
 """Times that one request takes a changed contract for one that has just changed again."""
 
@@ -62,14 +67,43 @@ class ServerPolicy:
     async def act(self, observation: Mapping[str, Any], options: ResolvedOptions) -> Decision:
         """See `rql_deploy.policy.Policy.act`."""
         start = time.monotonic()
+
+        def ask(session: Session, budget: float) -> Asked[headers.ActReply]:
+            return self._act_request(session, budget, observation, options, stream=False)
+
+        session, reply, out = await self._answered(ask, start, options)
+        return self._decision(session, reply, out, start)
+
+    async def act_many(
+        self,
+        observations: Mapping[str, Any],
+        rows: int,
+        options: ResolvedOptions,
+        seeds: Sequence[int] | None,
+    ) -> list[Decision]:
+        """See `RemotePolicy.act_many`."""
+        start = time.monotonic()
+
+        def ask(session: Session, budget: float) -> Asked[headers.ActManyReply]:
+            packed = session.pack_batch(observations, rows)
+            return session.act_many_request(self._bundle, budget, options, seeds), packed
+
+        session, reply, out = await self._answered(ask, start, options)
+        decisions = session.decisions(reply, out, start, rows)
+        self._learn(decisions[0], reply.contract_id)
+        return decisions
+
+    async def _answered(
+        self, ask: Ask[R], start: float, options: ResolvedOptions
+    ) -> tuple[Session, R, Arrays]:
+        """The reply to a request that is answered once, and the session that it was made under."""
         timeout, attempts = _timeout(options), 0
         expiry = start + timeout
         while True:
             number = 0
             try:
-                session, number = await self._ask(observation, options, expiry, timeout, stream=False)
-                reply, out = await self._transport.receive(number, headers.ActReply, expiry, timeout)
-                return self._decision(session, reply, out, start)
+                session, reply_type, number = await self._ask(ask, expiry, timeout)
+                return session, *await self._transport.receive(number, reply_type, expiry, timeout)
             except DeadlineMissed:
                 self._abandoned = True
                 raise
@@ -86,10 +120,14 @@ class ServerPolicy:
         start = time.monotonic()
         timeout, attempts = _timeout(options), 0
         expiry = start + timeout
+
+        def ask(session: Session, budget: float) -> Asked[headers.ActReply]:
+            return self._act_request(session, budget, observation, options, stream=True)
+
         while True:
             number, answered = 0, False
             try:
-                session, number = await self._ask(observation, options, expiry, timeout, stream=True)
+                session, _, number = await self._ask(ask, expiry, timeout)
                 while True:
                     reply, out = await self._transport.receive(number, headers.ActReply, expiry, timeout)
                     self._abandoned, answered = False, True
@@ -109,35 +147,42 @@ class ServerPolicy:
             finally:
                 self._transport.forget(number)
 
-    async def _ask(
+    def _act_request(
         self,
+        session: Session,
+        budget: float,
         observation: Mapping[str, Any],
         options: ResolvedOptions,
-        expiry: float,
-        timeout: float,
         *,
         stream: bool,
-    ) -> tuple[Session, int]:
-        """Send a request; the session that it was made under, and its number."""
+    ) -> Asked[headers.ActReply]:
+        return session.act_request(self._bundle, budget, options, observation, stream=stream)
+
+    async def _ask(self, ask: Ask[R], expiry: float, timeout: float) -> tuple[Session, type[R], int]:
+        """Send a request; the session that it was made under, the type of its reply, and its number."""
         self._transport.check()
         if self.outdated and self._alone:
             # Every call negotiates for itself, under its own deadline, and waits for no other call.
             await self.renew(expiry)
         session = self._session
-        budget = self._round_trip.budget(max(1e-4, expiry - time.monotonic()))
-        request, arrays = session.act_request(self._bundle, budget, options, observation, stream=stream)
-        return session, await self._transport.send(request, arrays, expiry, timeout)
+        request, packed = ask(session, self._round_trip.budget(max(1e-4, expiry - time.monotonic())))
+        number = await self._transport.send(request, packed, expiry, timeout)
+        return session, request.reply_type(), number
 
     def _decision(self, session: Session, reply: headers.ActReply, out: Arrays, start: float) -> Decision:
-        """The decision of a last reply, from which the round trip and a new contract are learnt."""
-        self._abandoned = False
+        """The decision of a last reply."""
         decision = session.decision(reply, out, start)
+        self._learn(decision, reply.contract_id)
+        return decision
+
+    def _learn(self, decision: Decision, contract_id: str | None) -> None:
+        """Take in a reply's round trip, and the new contract if it names one."""
+        self._abandoned = False
         server = decision.timing.get("server")
         if server is not None:
             self._round_trip.observe(max(0.0, decision.timing["round_trip"] - server))
         # A compatible bundle took over: its contract is fetched before the next request.
-        self.outdated |= reply.contract_id not in (None, self._session.contract_id)
-        return decision
+        self.outdated |= contract_id not in (None, self._session.contract_id)
 
     async def _prepare_retry(self, error: ServerError, attempts: int, expiry: float) -> None:
         """Wait until the request can be sent again, or raise the error."""

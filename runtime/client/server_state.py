@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import logging
+
+from rql_deploy.contract import Contract
+from rql_deploy.errors import ContractError
 from rql_deploy.runtime.wire.headers import Hello, Ping
 
 from .server_policy import ServerPolicy
 from .transport import Transport
+
+_log = logging.getLogger("rql_deploy.failover")
 
 
 class ServerState:
@@ -31,6 +37,22 @@ class ServerState:
     def usable(self) -> bool:
         """Whether it can answer now."""
         return self.policy is not None and not self.away and self.refused is None and self.transport.connected
+
+    def refuse(self, error: ContractError) -> None:
+        """Send it no more requests: it serves what the robot cannot use."""
+        self.refused = str(error)
+        _log.warning(
+            "server refused", extra={"data": {"endpoint": self.transport.endpoint, "reason": str(error)}}
+        )
+
+    def difference(self, contract: Contract) -> str:
+        """Why it gets no requests while the others have `contract`, and what to do."""
+        assert self.policy is not None
+        return (
+            f"{self.transport.endpoint} serves another training than the others (contract "
+            f"{self.policy.contract.contract_id[:12]}, not {contract.contract_id[:12]}): "
+            "serve the same bundle everywhere, or connect with allow_mixed=True"
+        )
 
     def send_probe(self, bundle: str | None, now: float, *, hello: bool = False) -> None:
         """Ask it for a sign of life or, at first, for its contract."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,16 +12,26 @@ from numpy.typing import NDArray
 
 from rql_deploy.assumptions import replacement_conflicts
 from rql_deploy.contract import Contract, PlantDescription, shortened
-from rql_deploy.errors import ContractError
+from rql_deploy.errors import ContractError, UserError
 from rql_deploy.flow import flow_schedule
 from rql_deploy.policy import Decision, ResolvedOptions
 from rql_deploy.prefix import read_prefix
 from rql_deploy.runtime.wire.arrays import Layout, Packed
 from rql_deploy.runtime.wire.checks import ServerError, numbers_finite
-from rql_deploy.runtime.wire.headers import MAX_BUDGET, Act, ActReply, HelloReply
+from rql_deploy.runtime.wire.headers import (
+    MAX_BUDGET,
+    Act,
+    ActMany,
+    ActManyReply,
+    ActReply,
+    HelloReply,
+)
+from rql_deploy.runtime.wire.protocol import MAX_HEADER_BYTES
 
 DEFAULT_TIMEOUT = 1.0
 """Seconds a call without a deadline waits."""
+MIN_ROOM = (1 << 20) - MAX_HEADER_BYTES
+"""Bytes for observations in one message to a server that does not say how much it takes."""
 MIN_BUDGET_SHARE = 0.2
 """Share of a deadline that the server gets at least, however slow the network has been."""
 
@@ -89,6 +99,8 @@ class Session:
                 )
         self.bundle = reply.bundle
         """Its name on the server."""
+        # An older server takes what protocol 2 promises: two observations, and 1 MiB.
+        self._max_bytes = reply.max_bytes
         self._layout = Layout.of(self.contract.plant)
         self._shape = (self.contract.h, self.contract.plant.action_dim)
         self._size = math.prod(self._shape)
@@ -104,6 +116,35 @@ class Session:
         if rows is None and self._layout.holds_jpeg(observation):
             return self._layout.pack_jpeg(observation)
         return self._layout.pack(observation, rows)
+
+    def pack_batch(self, observations: Mapping[str, Any], rows: int) -> Packed:
+        """The contract's fields of `rows` observations, each `[rows, *shape]`.
+
+        Raises ContractError as `pack` does, and UserError when they are more than one message holds.
+        """
+        room = self._max_bytes - MAX_HEADER_BYTES if self._max_bytes else MIN_ROOM
+        if rows > 2 and rows * self._layout.row_bytes > room:
+            raise UserError(
+                f"{rows} observations of {self._layout.row_bytes} bytes are more than the server at "
+                f"{self.endpoint} takes in one message",
+                hint=f"ask for at most {max(2, room // self._layout.row_bytes)} at once",
+            )
+        return self._layout.pack(observations, rows)
+
+    def act_many_request(
+        self, bundle: str | None, budget: float, options: ResolvedOptions, seeds: Sequence[int] | None
+    ) -> ActMany:
+        """An `act_many` request; entries with their default value are not sent."""
+        return ActMany(
+            bundle=bundle,
+            contract=self.contract_id,
+            budget=min(budget, MAX_BUDGET),
+            candidates=None if options.candidates == 1 else options.candidates,
+            value=True if options.value else None,
+            seeds=None if seeds is None else list(seeds),
+            prune=list(options.prune) or None,
+            pessimism=options.pessimism or None,
+        )
 
     def act_request(
         self,
@@ -138,15 +179,22 @@ class Session:
         return request, packed
 
     def chunk(self, out: Mapping[str, NDArray[Any]]) -> NDArray[np.float32]:
-        """The action chunk `[h, A]` of a reply. ServerError if it has another size or is not finite."""
+        """The action chunk `[h, A]` of a reply; ServerError as of `chunks`."""
+        return self.chunks(out)[0]
+
+    def chunks(self, out: Mapping[str, NDArray[Any]], rows: int = 1) -> NDArray[np.float32]:
+        """The action chunks `[rows, h, A]` of a reply.
+
+        Raises ServerError if they have another size or are not finite.
+        """
         actions = out["actions"].reshape(-1)
-        if len(actions) != self._size or not numbers_finite(actions):
+        if len(actions) != rows * self._size or not numbers_finite(actions):
+            shape = list(self._shape if rows == 1 else (rows, *self._shape))
             raise ServerError(
-                "bad_reply",
-                f"the server at {self.endpoint} sent no finite action chunk of shape {list(self._shape)}",
+                "bad_reply", f"the server at {self.endpoint} sent no finite action chunk of shape {shape}"
             )
         # A copy: the message's own bytes cannot be written to.
-        return actions.reshape(self._shape).copy()
+        return actions.reshape(rows, *self._shape).copy()
 
     def decision(self, reply: ActReply, out: Mapping[str, NDArray[Any]], start: float) -> Decision:
         """What a reply to `act` says.
@@ -159,8 +207,8 @@ class Session:
         steps = (reply.k if reply.steps_used is None else reply.steps_used) or 0
         deltas = reply.deltas
         if deltas is None:
-            # A preview went to f = 1 in its last step, and another contract's F may be another.
-            deltas = self._deltas if steps == len(self._deltas) else ()
+            # A preview went to f = 1 in its last step.
+            deltas = self._schedule(steps)
         return Decision(
             actions=self.chunk(out),
             value=reply.value,
@@ -175,3 +223,43 @@ class Session:
             bundle=self.bundle,
             contract_id=reply.contract_id or self.contract_id,
         )
+
+    def decisions(
+        self, reply: ActManyReply, out: Mapping[str, NDArray[Any]], start: float, rows: int
+    ) -> list[Decision]:
+        """What a reply to `act_many` says, in the order of the `rows` observations; arguments of `decision`.
+
+        Raises ServerError when it does not say one thing for each.
+        """
+        chunks = self.chunks(out, rows)
+        given = out.get("deltas")
+        compared = reply.compared or [1] * rows
+        lists = (reply.value, reply.spread, reply.steps_used, reply.seed, compared)
+        if any(len(entries) != rows for entries in lists) or (given is not None and len(given) != rows):
+            raise ServerError(
+                "bad_reply", f"the server at {self.endpoint} did not answer {rows} observations"
+            )
+        timing = {**reply.timing, "round_trip": time.monotonic() - start}
+        return [
+            Decision(
+                actions=chunks[row],
+                value=reply.value[row],
+                spread=reply.spread[row],
+                steps_used=reply.steps_used[row],
+                observation_time=start,
+                seed=reply.seed[row],
+                timing=timing,
+                candidates_scored=compared[row],
+                deltas=self._schedule(reply.steps_used[row])
+                if given is None
+                else tuple(map(float, given[row, : reply.steps_used[row]])),
+                server=self.endpoint,
+                bundle=self.bundle,
+                contract_id=reply.contract_id or self.contract_id,
+            )
+            for row in range(rows)
+        ]
+
+    def _schedule(self, steps: int) -> tuple[float, ...]:
+        """The F equal steps, of a decision that took them; another contract's F may be another."""
+        return self._deltas if steps == len(self._deltas) else ()

@@ -85,6 +85,7 @@ class BlockingTransport:
 
     def __init__(self, channel: Channel):
         self._channel = channel
+        channel.cure = ", or connect with lazy=True"
 
     @property
     def endpoint(self) -> str:

@@ -157,7 +157,9 @@ class ControlLoop:
 def plant_failure(what: str, failure: Exception) -> tuple[str, str]:
     """One sentence on an exception of the plant, and the kind of error it is."""
     kind = UNSTABLE if isinstance(failure, UnstableSimulation) else PLANT_FAILED
-    return f"the plant {what} ({type(failure).__name__}: {failure})", kind
+    # What a plant says to its user needs no class name.
+    name = "" if isinstance(failure, UserError) else f"{type(failure).__name__}: "
+    return f"the plant {what} ({name}{failure})", kind
 
 
 def hold_action(plant: PlantDescription, last: NDArray[np.float32] | None) -> NDArray[np.float32]:

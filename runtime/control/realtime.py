@@ -21,7 +21,7 @@ from rql_deploy.assumptions import require_stated_motion
 from rql_deploy.errors import UserError
 from rql_deploy.images import stacked
 from rql_deploy.limits import Limits
-from rql_deploy.plant import FAULT, EpisodeResult, Observation, Plant
+from rql_deploy.plant import FAULT, EpisodeResult, Observation, Plant, message_age
 from rql_deploy.policy import Continuation, Policy
 from rql_deploy.seeding import check_seed, decision_seed
 
@@ -122,6 +122,9 @@ class RealTimeLoop:
             replan_every=replan_every,
         )
         self._hold_reason = NO_ACTION
+        # When the messages behind a decision's observation were made, by its number. A thousand are more
+        # than can be asked for while one chunk plays.
+        self._made_at: dict[int, float] = {}
         self._runner: InferenceRunner
         if make_runner is not None:
             self._runner = make_runner(self.clock, self.filter)
@@ -252,7 +255,7 @@ class RealTimeLoop:
         reason = self.filter.reject_observation(observation)
         if self.watchdog.fault is not None:
             reason = LATCHED_FAULT
-        age = None if scheduled is None else now - scheduled.chunk.observed
+        age = None if scheduled is None else now - self._made_at[scheduled.chunk.number]
         action = None if scheduled is None or reason else scheduled.action
         verdict = self.filter.command(action, age or 0.0, reason or self._hold_reason, now=now)
         if verdict.fresh:
@@ -282,6 +285,8 @@ class RealTimeLoop:
     def _submit(self, observation: Observation, observed: float) -> None:
         playing, previews = self._playback.playing, self._playback.previews
         number = self._playback.request(observed)
+        self._made_at[number] = observed - message_age(self.plant)
+        self._made_at.pop(number - 1000, None)
         self.statistics.decisions += 1
         seed = self._decision_seed(number)
         self._runner.submit(InferenceRequest(number, observation, seed, playing, previews))

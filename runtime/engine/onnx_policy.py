@@ -5,11 +5,13 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from rql_deploy.batches import BatchOptions, count_rows, resolve_batch
 from rql_deploy.bundle.bundle import Bundle
 from rql_deploy.contract import Contract
 from rql_deploy.observation import ObservationReader
@@ -61,6 +63,19 @@ class OnnxPolicy:
         assert isinstance(done, Done)
         return self._decision(done, start)
 
+    def act_many(self, observations: Mapping[str, Any], **options: Unpack[BatchOptions]) -> list[Decision]:
+        """See `RemotePolicy.act_many`; a local policy computes to the end whatever the deadline."""
+        start = time.monotonic()
+        rows = count_rows(observations, self._read.names)
+        asked, seeds = resolve_batch(options, rows)
+        fields = self._read(observations, rows)
+        jobs = []
+        for row in range(rows):
+            one = replace(asked, seed=None if seeds is None else seeds[row])
+            jobs.append(self._job({name: values[row] for name, values in fields.items()}, start, one, row))
+        made = {event.job.reply_context: event for event in self._run(*jobs)}
+        return [self._decision(made[row], start) for row in range(rows)]  # type: ignore[arg-type]
+
     def stream(self, observation: Mapping[str, Any], **options: Unpack[ActOptions]) -> Iterator[Decision]:
         """Yield a usable decision after every refinement step, the last one being what `act` returns."""
         start = time.monotonic()
@@ -73,12 +88,12 @@ class OnnxPolicy:
             else:
                 yield self._decision(event, start)
 
-    def _job(self, observation: Mapping[str, Any], start: float, asked: ResolvedOptions) -> Job:
+    def _job(self, observation: Mapping[str, Any], start: float, asked: ResolvedOptions, row: int = 0) -> Job:
         asked.check_prune(self.contract.F)
         fields = self._model.rows(self._read(observation))
         seed = draw_seed() if asked.seed is None else asked.seed
         return Job(
-            None,
+            row,
             fields,
             seed,
             start,
@@ -89,10 +104,11 @@ class OnnxPolicy:
             continuation=self._model.continuation(read_prefix(asked, self.contract)),
         )
 
-    def _run(self, job: Job) -> Iterator[Preview | Done]:
+    def _run(self, *jobs: Job) -> Iterator[Preview | Done]:
         with self._lock:
             engine = self._idle.pop() if self._idle else Engine(self._model)
-        engine.submit(job)
+        for job in jobs:
+            engine.submit(job)
         while engine.busy:
             with self._lock:
                 events = engine.step()

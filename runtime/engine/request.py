@@ -118,6 +118,12 @@ class Job(Struct, eq=False):
             self.stream or self.prune or self.deltas or self.candidate_offset or self.continuation is not None
         )
 
+    @property
+    def rows(self) -> int:
+        """Rows that it asks for: its candidates, three times where each takes three passes."""
+        inverts = self.continuation is not None and self.continuation.method == "inversion"
+        return self.candidates * (3 if inverts else 1)
+
     def start(self, noise: Array, now: float) -> Array:
         """Begin at `now` with `noise` `[candidate_offset + candidates, hA]`; returns the candidates' rows."""
         self.started = now
@@ -243,7 +249,7 @@ class EpisodePart(NamedTuple):
     success: NDArray[np.bool_] | None
     """`[n]`: whether the task had succeeded after the action."""
     intervened: NDArray[np.bool_] | None = None
-    """`[n]`: whether a human's action replaced the policy's."""
+    """`[n]`: whether the action was not the policy's."""
     ages: Array | None = None
     """`[n]`: seconds from the begin of the tick to the arrival of this part."""
     notes: Sequence[TickNote | None] | None = None

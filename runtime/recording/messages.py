@@ -136,6 +136,9 @@ class Decision(Struct, omit_defaults=True, tag="decision"):
     scores: list[Score] = []
     """Every V that was computed."""
     continued: Continued | None = None
+    """Of a chunk that continues the actions which played while it was computed."""
+    pessimism: float = 0.0
+    """c: V chose by V - c * spread."""
 
 
 class Tick(Struct, omit_defaults=True, tag="tick"):

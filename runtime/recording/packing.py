@@ -8,13 +8,14 @@ import numpy as np
 
 from rql_deploy.contract import Contract
 from rql_deploy.runtime.engine.continuation import Continuation
-from rql_deploy.runtime.engine.request import Done, EpisodePart
+from rql_deploy.runtime.engine.request import Done, EpisodePart, Job, StepChunks, StepScores
 
 from .messages import (
     Continued,
     Decision,
     Doubles,
     EpisodeEnd,
+    Float,
     Message,
     Preview,
     Pruning,
@@ -60,17 +61,23 @@ def _decision(done: Done, contract: Contract, server: float, wall: float) -> Dec
         inference=done.inference,
         server=server,
         pruned=[Pruning(step, list(kept)) for step, kept in job.pruned],
-        previews=[Preview(p.step, p.candidates, floats(p.actions)) for p in history.previews]
-        if history
-        else [],
-        scores=[
-            Score(s.step, s.candidates, floats(s.values), floats(s.spreads), s.partial)
-            for s in history.scores
-        ]
-        if history
-        else [],
+        previews=[] if history is None else [_preview(job, found) for found in history.previews],
+        scores=[] if history is None else [_score(found) for found in history.scores],
         continued=_continued(job.continuation),
+        pessimism=job.pessimism,
     )
+
+
+def _preview(job: Job, found: StepChunks) -> Preview:
+    """The chunks as they would have been sent."""
+    actions = found.actions
+    if job.continuation is not None:
+        actions = np.stack([job.hand_out(chunk) for chunk in actions])
+    return Preview(found.step, found.candidates, floats(actions))
+
+
+def _score(found: StepScores) -> Score:
+    return Score(found.step, found.candidates, floats(found.values), floats(found.spreads), found.partial)
 
 
 def _continued(before: Continuation | None) -> Continued | None:
@@ -93,7 +100,7 @@ def _ticks(part: EpisodePart, contract: Contract, wall: float) -> Iterator[Tick 
             tick=part.tick + i,
             fields=[pack(name, value[i]) for name, value in part.fields.items()],
             action=floats(part.actions[i]),
-            reward=None if part.rewards is None else float(part.rewards[i]),
+            reward=None if part.rewards is None else Float(float(part.rewards[i])),
             success=None if success is None else bool(success[i]),
             intervened=None if part.intervened is None else bool(part.intervened[i]),
             note=None if part.notes is None else part.notes[i],

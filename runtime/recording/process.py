@@ -12,7 +12,7 @@ from pathlib import Path
 
 import msgspec
 
-from .messages import FRAME, Message, Status
+from .messages import FRAME, Bundle, Message, Status
 
 _encoder = msgspec.msgpack.Encoder()
 
@@ -23,6 +23,8 @@ class WriterProcess:
     def __init__(self, folder: Path, prefix: str, shard_bytes: int, on_error: Callable[[str], None]):
         """`on_error` is called, in a thread of its own, with why a message was lost."""
         self.status = Status()
+        self.sent = 0
+        """Messages it was handed, contracts not counted."""
         self._on_error = on_error
         # It imports from where this process does, and nothing from the folder it is in.
         paths = [path or os.getcwd() for path in sys.path]
@@ -48,6 +50,7 @@ class WriterProcess:
         assert self._process.stdin is not None
         self._process.stdin.write(FRAME.pack(len(data)) + data)
         self._process.stdin.flush()
+        self.sent += not isinstance(message, Bundle)
 
     def close_input(self) -> None:
         """Have it end once it has written what it was sent."""

@@ -78,7 +78,8 @@ def encode(message: msgspec.Struct) -> bytes:
 
 def decode(data: bytes, cls: type[T]) -> T:
     """A message from bytes; raises DecodeError for bytes that are none."""
-    return typing.cast("T", _read(_message_class(cls).FromString(data), cls))
+    message: T = _read(_message_class(typing.cast("Any", cls)).FromString(data), cls)
+    return message
 
 
 @lru_cache(None)

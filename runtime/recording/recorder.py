@@ -152,8 +152,10 @@ class Recorder:
     def _start(self) -> WriterProcess:
         """Start the process, which writes files of its own; raises OSError where the last start is recent."""
         if self._process is not None:
-            ended = self._process.status
-            self._before = Status(self._before.written + ended.written, self._before.lost + ended.lost)
+            # What it has not said to be written is lost with it.
+            written = self._process.status.written
+            lost = self._process.sent - written
+            self._before = Status(self._before.written + written, self._before.lost + lost)
             self._process.close_input()
             self._process = None
         if time.monotonic() < self._next_start:

@@ -31,7 +31,8 @@ class EpisodeView:
     @property
     def start(self) -> float:
         """Seconds since 1970 at which it began."""
-        return min(message.time for message in [*self.ticks[:1], *self.decisions[:1]])
+        times = [tick.time for tick in self.ticks[:1]] + [decision.time for decision in self.decisions[:1]]
+        return min(times)
 
     def seams(self, span: NDArray[np.float64]) -> NDArray[np.float64]:
         """`[ticks]`: jump of the command where another chunk takes over, as a share of the action's range.

@@ -35,7 +35,7 @@ from .protobuf import SCHEMAS, encode
 
 FLUSH_EVERY = 0.5
 """Seconds after which messages are on the disk, however few they are."""
-MAX_WAITING = 512
+MAX_WAITING = 64
 """Messages read ahead. From half of them on, what viewers draw is left out until the process has caught up;
 our own messages never are."""
 DRAWING = 0.05

@@ -53,6 +53,8 @@ class ServerConfig:
     max_buffered: int = MAX_BUFFERED
     """MiB of memory that messages may take."""
     busy_poll: bool = False
+    watch: float | None = None
+    """Seconds between two looks whether a bundle has changed; None reads them at SIGHUP only."""
     accept_assumed: bool = False
     """Serve openpi clients a policy whose data did not say what its actions mean."""
 
@@ -62,6 +64,8 @@ class RunningServer:
 
     def __init__(self, server: PolicyServer, models: list[Model], notes: list[str]):
         self.server, self.models, self.notes = server, models, notes
+        self.openpi: str | None = None
+        """URL of the openpi endpoint, where there is one."""
 
     def channel(self, address: str | None = None) -> Channel:
         """A new connection to the server, within this process; quotas count it for a client's `address`."""
@@ -159,6 +163,7 @@ def serving(
             server.schedule_swap,
             variant=config.variant,
             provider=config.provider,
+            watch=config.watch,
         )
         stack.callback(reloader.close)
         if config.openpi is not None:
@@ -169,7 +174,8 @@ def serving(
                 keepalive=config.openpi_keepalive,
             )
             stack.callback(endpoint.close)
-            running.notes.append(f"openpi clients on ws://{bracketed(config.openpi[0])}:{endpoint.port}")
+            running.openpi = f"ws://{bracketed(config.openpi[0])}:{endpoint.port}"
+            running.notes.append(f"openpi clients on {running.openpi}")
         if listener is None:
             _warm_up(models)
         yield running

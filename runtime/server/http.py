@@ -12,54 +12,23 @@ import json
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from socketserver import ThreadingMixIn
 from typing import Any
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
 
-import zmq
 from prometheus_client import make_wsgi_app
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import CollectorRegistry
 
-from rql_deploy.errors import DeadlineMissed, UserError
-from rql_deploy.runtime.client.channel import Channel
 from rql_deploy.runtime.wire.addresses import bracketed
 
 from .listen import open_listener
+from .status import StatusQuery
 
-HEALTH_TIMEOUT = 1.0
-"""Seconds within which a healthy server replies to a ping."""
 MAX_CONNECTIONS = 32
 REQUEST_LIMIT = 5.0
 """Seconds from the beginning of a connection to its end."""
-
-
-StatusQuery = Callable[[str], dict[str, Any] | None]
-"""Sends `stats` or `ping` to a server and returns the reply; None without one. Called from one thread."""
-
-
-class LocalStatus:
-    """Queries the server of this process."""
-
-    def __init__(self, connect: Callable[[], Channel]):
-        """`connect` is called in the thread that uses the connection."""
-        self._connect = connect
-        self._channel: Channel | None = None
-
-    def __call__(self, operation: str) -> dict[str, Any] | None:
-        """The reply to `stats` or `ping`; None without one in time."""
-        if self._channel is None:
-            self._channel = self._connect()
-        try:
-            return self._channel.ask(operation, HEALTH_TIMEOUT)
-        except (DeadlineMissed, UserError, zmq.ZMQError):
-            return None
-
-    def close(self) -> None:
-        """Disconnect."""
-        if self._channel is not None:
-            self._channel.close()
 
 
 class MetricsServer:

@@ -54,7 +54,8 @@ class JpegDecoder:
     def _decode(self, job: Job, slot: ModelSlot, named: Arrays) -> None:
         plant, error = slot.model.contract.plant, ""
         try:
-            job.fields = {**job.fields, **decode(plant, named)}
+            pictures: dict[str, Any] = decode(plant, named)
+            job.fields = {**job.fields, **pictures}
         except ImportError:
             error = "this server cannot decode JPEG: install rql-deploy[jpeg] there"
         except Exception as failure:  # hostile input: Pillow raises classes without a common base

@@ -17,7 +17,7 @@ from rql_deploy.errors import UserError
 from rql_deploy.runtime.engine.shares import Client
 
 MAX_IN_FLIGHT = 64
-"""Requests of one connection that are received and not answered."""
+"""Requests of one connection that are received and not answered; a batch counts its observations."""
 MAX_WAITING = 1024
 """Requests of all connections together. Beyond it only those with less than their share get in, and beyond
 twice as many only peers that have none under way."""
@@ -152,15 +152,16 @@ class Quota:
         own.tokens -= rows
         return None
 
-    def crowding(self, client: Client) -> str | None:
-        """Why one more request of this client may not be under way, or None."""
+    def crowding(self, client: Client, count: int = 1) -> str | None:
+        """Why `count` more decisions of this client may not be under way, or None.
+
+        A batch counts as many as it has observations. A connection with nothing under way may send any.
+        """
         known = self._peers.get(client.peer)
         own = 0 if known is None else known.connections.get(client.connection, 0)
-        if own >= self._max_in_flight:
-            return (
-                f"{self._max_in_flight} requests of this connection are under way already: wait for replies"
-            )
-        if self.in_flight < MAX_WAITING:
+        if own and own + count > self._max_in_flight:
+            return f"{own} requests of this connection are under way already: wait for replies"
+        if self.in_flight + count <= MAX_WAITING:
             return None
         share = MAX_WAITING // (self._active + (known is None or not known.in_flight))
         of_peer = 0 if known is None else known.in_flight
@@ -174,16 +175,16 @@ class Quota:
             )
         return None
 
-    def begin(self, client: Client) -> None:
-        """A request of `client` was accepted."""
+    def begin(self, client: Client, count: int = 1) -> None:
+        """A request of `client` was accepted, for `count` decisions."""
         known = self._peers.get(client.peer) or self._peer(client.peer, 0.0)
         self._active += not known.in_flight
-        known.in_flight += 1
-        known.connections[client.connection] = known.connections.get(client.connection, 0) + 1
-        self.in_flight += 1
+        known.in_flight += count
+        known.connections[client.connection] = known.connections.get(client.connection, 0) + count
+        self.in_flight += count
 
     def end(self, client: Client) -> None:
-        """A request of `client` was answered."""
+        """A request of `client` was answered, or one decision of a batch is made."""
         known = self._peers.get(client.peer)
         if known is None or not (own := known.connections.get(client.connection)):
             return

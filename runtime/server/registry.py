@@ -12,9 +12,11 @@ import os
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 from rql_deploy.assumptions import replacement_conflicts
 from rql_deploy.bundle.bundle import Bundle
+from rql_deploy.bundle.manifest import MANIFEST
 from rql_deploy.contract import Contract
 from rql_deploy.errors import ContractError, UserError
 from rql_deploy.runtime.engine.engine import Engine
@@ -126,7 +128,10 @@ class Reloader:
         *,
         variant: str = "fp32",
         provider: str = "cpu",
+        watch: float | None = None,
     ):
+        """With `watch`, look every so many seconds whether a bundle has changed."""
+        self._watch, self._stamps = watch, [_stamp(path) for path in paths]
         self._paths, self._models = list(paths), list(models)
         self._schedule_swap, self._variant, self._provider = schedule_swap, variant, provider
         self._wanted = threading.Event()
@@ -148,15 +153,22 @@ class Reloader:
         # Where both need the same core, refinement steps go first.
         with contextlib.suppress(OSError):
             os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), LOWEST_PRIORITY)
-        while self._wanted.wait() and not self._stopped:
+        while True:
+            asked = self._wanted.wait(self._watch)
+            if self._stopped:
+                return
             self._wanted.clear()
-            for index in range(len(self._paths)):
-                self._reload(index)
+            for index, path in enumerate(self._paths):
+                stamp = _stamp(path)
+                if asked or stamp != self._stamps[index]:
+                    self._stamps[index] = stamp
+                    self._reload(index)
 
     def _reload(self, index: int) -> None:
         path, old = self._paths[index], self._models[index]
         try:
-            bundle = Bundle.open(path, self._variant)
+            # Of a link its present target: it may name another bundle before all files are read.
+            bundle = Bundle.open(path.resolve(), self._variant)
             if bundle.manifest == old.manifest:
                 _log.info("bundle unchanged", extra={"data": {"bundle": old.name, "path": str(path)}})
                 return
@@ -174,3 +186,13 @@ class Reloader:
             return
         self._models[index] = model
         self._schedule_swap(old.name, model)
+
+
+def _stamp(path: Path) -> tuple[Any, ...]:
+    """Differs when another bundle, or a rewritten one, lies at the path."""
+    try:
+        whole = path.resolve()
+        state = (whole / MANIFEST if whole.is_dir() else whole).stat()
+    except OSError:
+        return ()
+    return whole, state.st_mtime_ns, state.st_size, state.st_ino

@@ -14,10 +14,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from rql_deploy.batches import MAX_BATCH, MAX_BATCH_CHUNKS
 from rql_deploy.errors import UserError
 from rql_deploy.policy import MAX_CANDIDATES, ResolvedOptions
 from rql_deploy.prefix import read_prefix
-from rql_deploy.runtime.engine.model import Model
+from rql_deploy.runtime.engine.budget import UNROLLED_ROWS
+from rql_deploy.runtime.engine.model import MAX_STEP_ROWS, Model
 from rql_deploy.runtime.engine.request import EpisodePart, Job, Task
 from rql_deploy.runtime.engine.shares import Client
 from rql_deploy.runtime.engine.slices import Slices, refine_in_slices, value_in_slices
@@ -28,8 +30,13 @@ from rql_deploy.runtime.wire.headers import MAX_TICKS
 from rql_deploy.runtime.wire.notes import decode_notes
 from rql_deploy.seeding import draw_seed
 
+from .batch import Batch
+from .replies import ReplyContext
+
 HEADROOM = 1 << 20
-"""Bytes that a message may have beyond two observations and `MAX_ROWS` chunks."""
+"""Bytes that a message may have beyond its observations and `MAX_ROWS` chunks."""
+BATCH_BYTES = 16 << 20
+"""Bytes that the observations of a batch may have; two may come together whatever their size."""
 MAX_ROWS = MAX_CANDIDATES
 """Most rows of one `refine` or `value` request."""
 
@@ -40,8 +47,11 @@ def observation_bytes(model: Model) -> int:
 
 
 def largest_message(models: Iterable[Model]) -> int:
-    """Bytes of a message that all operations fit in, episodes in parts."""
-    needed = [2 * observation_bytes(model) + 4 * MAX_ROWS * model.chunk_dim for model in models]
+    """Bytes of a message that all operations fit in, episodes and batches of images in parts."""
+    needed = []
+    for model in models:
+        size = observation_bytes(model)
+        needed.append(max(2 * size, min(MAX_BATCH * size, BATCH_BYTES)) + 4 * MAX_ROWS * model.chunk_dim)
     return min(MAX_MESSAGE_BYTES, HEADROOM + max(needed))
 
 
@@ -85,6 +95,50 @@ def read_job(
         continuation=model.continuation(prefix),
         client=client,
     )
+
+
+def read_jobs(
+    request: headers.Act | headers.ActMany,
+    fields: Arrays,
+    named: Arrays,
+    model: Model,
+    context: ReplyContext,
+    client: Client,
+    received: float,
+) -> list[Job]:
+    """What an `act` request asks for, or `act_many` for each of its observations. Raises ProtocolError.
+
+    More rows than one step takes are computed in waves, each with its part of the budget: else the first
+    would spend all of it.
+    """
+    if isinstance(request, headers.Act):
+        return [read_job(request, fields, named, model, context, client, received)]
+    rows, candidates, budget = request.rows or 1, request.candidates or 1, request.budget
+    if rows * candidates > MAX_BATCH_CHUNKS:
+        raise ProtocolError(
+            "bad_request", f"rows x candidates is {rows * candidates}, and may be {MAX_BATCH_CHUNKS}"
+        )
+    if request.seeds is not None and len(request.seeds) != rows:
+        raise ProtocolError("bad_request", f"{len(request.seeds)} seeds came with {rows} observations")
+    prune = () if request.prune is None else _check_prune(request.prune, candidates, model.contract.F)
+    together = MAX_STEP_ROWS // candidates if candidates <= UNROLLED_ROWS else 1
+    waves = math.ceil(rows / together)
+    batch = Batch(rows, budget or 0.0)
+    return [
+        Job(
+            reply_context=context._replace(batch=batch, row=row),
+            fields={name: values[row : row + 1] for name, values in fields.items()},
+            seed=draw_seed() if request.seeds is None else request.seeds[row],
+            received=received,
+            due=None if budget is None else received + budget * (row // together + 1) / waves,
+            candidates=candidates,
+            value=bool(request.value),
+            prune=prune,
+            pessimism=request.pessimism or 0.0,
+            client=client,
+        )
+        for row in range(rows)
+    ]
 
 
 def read_task(

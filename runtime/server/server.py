@@ -21,7 +21,7 @@ import zmq
 from rql_deploy.contract import Contract
 from rql_deploy.errors import ContractError
 from rql_deploy.runtime.engine.model import Model
-from rql_deploy.runtime.engine.request import Computed, Done, Event, History, Job, Preview, Task
+from rql_deploy.runtime.engine.request import Computed, Done, Event, Expired, History, Preview, Task
 from rql_deploy.runtime.engine.shares import Client
 from rql_deploy.runtime.recording.recorder import Recorder
 from rql_deploy.runtime.wire import headers, protocol
@@ -37,8 +37,8 @@ from .jpeg import JpegDecoder
 from .listen import cannot_listen, check_bind, configure
 from .metrics import Metrics
 from .quota import MAX_RATE, Quota, key_of, sender
-from .registry import ModelRegistry, ModelSlot
-from .replies import NO_ECHO, Echo, ReplyContext, computed, decision, expiry, hello, statistics
+from .registry import ModelRegistry
+from .replies import NO_ECHO, Echo, ReplyContext, ServerState, answer, computed, outcome
 
 INTERNAL = "inproc://policy"
 """Endpoint for threads of the server's process, in the server's ZeroMQ context."""
@@ -94,7 +94,8 @@ class PolicyServer:
         served = [slot.model for slot in self._registry.by_name.values()]
         self._large = max(map(requests.observation_bytes, served)) >= protocol.ZERO_COPY_BYTES
         # ZeroMQ ends the connection of a client that sends more, before it allocates memory for it.
-        configure(self._socket, requests.largest_message(served))
+        self._max_bytes = requests.largest_message(served)
+        configure(self._socket, self._max_bytes)
         if keys is not None:
             keys.protect(self.context, self._socket)
         try:
@@ -160,7 +161,12 @@ class PolicyServer:
         engine = self._registry.next_busy()
         self._receive(wait=engine is None and not self._busy_poll)
         while self._jpeg.ready:
-            self._begin(*self._jpeg.ready.popleft())
+            job, slot, refusal = self._jpeg.ready.popleft()
+            if refusal is None:
+                slot.engine.submit(job)
+            else:
+                self._quota.end(job.client)
+                self._refuse(job.reply_context.client, job.reply_context.echo, refusal)
         engine = engine or self._registry.next_busy()
         if engine is not None:
             rows = engine.rows
@@ -184,8 +190,6 @@ class PolicyServer:
             self.metrics.swaps += 1
             if self.on_swap is not None:
                 self.on_swap(name, model.contract)
-
-    # Receiving.
 
     def _receive(self, wait: bool) -> None:
         """Receive all messages that have arrived, so that their budgets start to run; `wait` for one if idle.
@@ -256,12 +260,13 @@ class PolicyServer:
         model = slot.engine.model
         context = ReplyContext(client.connection, echo, contract_update, model)
         match request:
-            case headers.Act():
-                job = requests.read_job(request, fields, named, model, context, client, received)
-                self._admit(client, job.candidates, received)
-                if self._recorder is not None:
-                    job.history = History()
-                self._jpeg.submit(job, slot, named) if request.jpeg else slot.engine.submit(job)
+            case headers.Act() | headers.ActMany():
+                jobs = requests.read_jobs(request, fields, named, model, context, client, received)
+                self._admit(client, sum([job.rows for job in jobs]), received, len(jobs))
+                for job in jobs:
+                    job.history = None if self._recorder is None else History()
+                    jpeg = isinstance(request, headers.Act) and request.jpeg
+                    self._jpeg.submit(job, slot, named) if jpeg else slot.engine.submit(job)
             case headers.Refine() | headers.Value():
                 rows, work = requests.read_task(request, fields, named, model, Task(context, client))
                 self._admit(client, rows, received)
@@ -273,49 +278,37 @@ class PolicyServer:
                 reply = headers.EpisodeReply(recorded=recorded, contract_id=contract_update)
                 self._reply(client.connection, echo, reply, {})
 
-    def _admit(self, client: Client, rows: int, received: float) -> None:
-        """Count a request as under way, or raise ProtocolError. Its message has taken one row already."""
-        reason = self._quota.crowding(client)
+    def _admit(self, client: Client, rows: int, received: float, count: int = 1) -> None:
+        """Count so many decisions as under way, or raise ProtocolError. The message took one row already."""
+        reason = self._quota.crowding(client, count)
         if reason is None and rows > 1:
             reason = self._quota.rejection(client, received, rows - 1)
         if reason is not None:
             raise ProtocolError("busy", reason)
-        self._quota.begin(client)
-
-    def _begin(self, job: Job, slot: ModelSlot, refusal: headers.Refusal | None) -> None:
-        """Hand a job whose pictures were decoded to the engine, or refuse it."""
-        if refusal is None:
-            return slot.engine.submit(job)
-        self._quota.end(job.client)
-        self._refuse(job.reply_context.client, job.reply_context.echo, refusal)
+        self._quota.begin(client, count)
 
     def _answer(self, client: Client, echo: Echo, request: headers.Request[Any]) -> None:
         """Reply to a request without observations."""
-        reply: headers.Reply
-        arrays: Payload = {}
-        ready = self.ready and not self._stopping
-        match request:
-            case headers.Hello():
-                reply, arrays = hello(self._registry, request.bundle, records=self._recorder is not None)
-            case headers.Reset():
-                reply = headers.ResetReply()
-            case headers.Stats():
-                counted = self._registry, self.metrics, self._quota
-                reply = statistics(*counted, ready=ready, worker=self.worker)
-            case _:
-                reply = headers.PingReply(requests=self.requests, errors=self.errors, ready=ready)
+        state = ServerState(
+            ready=self.ready and not self._stopping,
+            requests=self.requests,
+            errors=self.errors,
+            in_flight=self._quota.in_flight,
+            clients=self._quota.clients,
+            worker=self.worker,
+            records=self._recorder is not None,
+            max_bytes=self._max_bytes,
+        )
+        reply, arrays = answer(request, self._registry, self.metrics, state)
         self._reply(client.connection, echo, reply, arrays)
-
-    # Replying.
 
     def _emit(self, event: Event) -> None:
         context: ReplyContext = event.job.reply_context
         reply: headers.Reply
         if isinstance(event, Done):
             server = time.monotonic() - event.job.received
-            reply = decision(event, context, server)
-            self._reply(context.client, context.echo, reply, Packed((event.actions,)))
             self._quota.end(event.job.client)
+            self._finish(event, context, server)
             self.metrics.count_decision(event, server)
             if self._recorder is not None:
                 self._recorder.record(event, context.model.contract, server)
@@ -330,7 +323,14 @@ class PolicyServer:
         else:
             self._quota.end(event.job.client)
             self.metrics.deadline_misses += 1
-            self._refuse(context.client, context.echo, expiry(event, self._quota.in_flight))
+            self._finish(event, context, event.waited)
+
+    def _finish(self, event: Done | Expired, context: ReplyContext, server: float) -> None:
+        """Answer a request that has come to its end; a batch has with its last decision."""
+        if (found := outcome(event, context, server, self._quota.in_flight)) is not None:
+            if isinstance(found[0], headers.Refusal):
+                self._count_error(found[0].code)
+            self._reply(context.client, context.echo, *found)
 
     def _refuse(self, client: bytes, echo: Echo, refusal: headers.Refusal) -> None:
         self._count_error(refusal.code)

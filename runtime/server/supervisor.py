@@ -71,6 +71,8 @@ class Supervisor:
         """Totals of workers that have stopped in order."""
         self.task = ""
         self.notes: list[str] = []
+        self.openpi: str | None = None
+        """URL of the openpi endpoint, where there is one."""
         self._contracts: dict[str, str] = {}
         self._failure: tuple[str, str] | None = None
         """Kind and text of the error that keeps a worker from starting."""
@@ -155,7 +157,7 @@ class Supervisor:
             yield
 
     def status_queries(self) -> list[Callable[[str], dict[str, Any] | None]]:
-        """Per worker, a function that returns its reply to `stats` or `ping`, or None. For one thread."""
+        """Per worker, a function that returns its reply to `stats` or `ping`, or None. For any thread."""
 
         def query(index: int) -> Callable[[str], dict[str, Any] | None]:
             return lambda operation: self._query(self._workers[index], operation)
@@ -224,7 +226,7 @@ class Supervisor:
         match kind:
             case "ready":
                 worker.ready = True
-                self.task, self.notes = what["task"], what["notes"]
+                self.task, self.notes, self.openpi = what["task"], what["notes"], what["openpi"]
                 others = self._contracts != what["contracts"] and bool(self._contracts)
                 self._contracts = what["contracts"]
                 if others:

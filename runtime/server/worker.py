@@ -54,6 +54,7 @@ def run_worker(
                         "task": running.models[0].contract.plant.task,
                         "contracts": contracts,
                         "notes": running.notes,
+                        "openpi": running.openpi,
                     },
                 )
             )

@@ -150,8 +150,10 @@ class Layout:
         }
         count = rows * self._floats
         if count and not numbers_finite(np.ndarray((count,), _FLOAT32, frame, start)):
-            name = next(name for name, value in fields.items() if not all_finite(value))
-            raise ContractError(f"observation field '{name}' holds NaN or infinity")
+            name, value = next(found for found in fields.items() if not all_finite(found[1]))
+            row = next(row for row in range(rows) if not all_finite(value[row]))
+            which = f" in observation {row}, the first being 0" if rows > 1 else ""
+            raise ContractError(f"observation field '{name}' holds NaN or infinity{which}")
         return fields
 
     def _place(self, rows: int) -> list[tuple[str, tuple[int, ...], np.dtype[Any], int]]:

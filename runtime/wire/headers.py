@@ -11,6 +11,7 @@ from typing import Annotated, Any, ClassVar, Generic, TypeVar
 
 from msgspec import Meta, Struct
 
+from rql_deploy.batches import MAX_BATCH
 from rql_deploy.policy import MAX_CANDIDATES, MAX_PESSIMISM, Continuation
 from rql_deploy.seeding import MAX_SEED
 
@@ -39,6 +40,7 @@ Deltas = Annotated[list[Annotated[float, Meta(ge=-1.0, le=1.0)]], Meta(min_lengt
 Pessimism = Annotated[float, Meta(ge=0.0, le=MAX_PESSIMISM)]
 Count = Annotated[int, Meta(ge=0, le=MAX_COUNT)]
 Rows = Annotated[int, Meta(ge=0, le=MAX_TICKS + 1)]
+BatchRows = Annotated[int, Meta(ge=1, le=MAX_BATCH)]
 
 
 class Message(Struct, omit_defaults=True, kw_only=True):
@@ -78,6 +80,8 @@ class HelloReply(Reply, kw_only=True):
     contract_id: str
     records: bool
     """Whether `episode` is taken."""
+    max_bytes: Count | None = None
+    """Largest message that the server takes."""
 
 
 class ActReply(Reply, kw_only=True):
@@ -99,6 +103,25 @@ class ActReply(Reply, kw_only=True):
     """Candidates among which V chose."""
     deltas: tuple[float, ...] | None = None
     """The schedule followed, when it was not the F equal steps."""
+    contract_id: str | None = None
+    """The new contract, when a compatible bundle took over."""
+
+
+class ActManyReply(Reply, kw_only=True):
+    """The decisions of a batch, in order. Block: the chunks, float32 `[rows, h, A]`.
+
+    With it comes the array `deltas` float64 `[rows, n]`, zeros after a row's last step, when the schedule of
+    a row was not the F equal steps.
+    """
+
+    value: list[float | None]
+    spread: list[float | None]
+    steps_used: list[int]
+    seed: list[int]
+    timing: dict[str, float]
+    """Seconds by stage, of the whole batch."""
+    candidate: list[int] | None = None
+    compared: list[int] | None = None
     contract_id: str | None = None
     """The new contract, when a compatible bundle took over."""
 
@@ -237,6 +260,25 @@ class Act(ObservationRequest[ActReply], kw_only=True):
     """How the chunk continues `prefix`."""
 
 
+class ActMany(ObservationRequest[ActManyReply], kw_only=True):
+    """Ask for an action chunk for each of several observations. Block: `rows` observations."""
+
+    operation: ClassVar[str] = "act_many"
+    rows: BatchRows | None = None
+    """1 if None."""
+    budget: Budget | None = None
+    """Seconds from receipt, after which the reply is of no use."""
+    candidates: Candidates | None = None
+    """For each observation."""
+    value: bool | None = None
+    seeds: list[Seed] | None = None
+    """One for each observation."""
+    prune: list[tuple[int, int]] | None = None
+    """As in `act`."""
+    pessimism: Pessimism | None = None
+    """As in `act`."""
+
+
 class Refine(ObservationRequest[RefineReply], kw_only=True):
     """One refinement step of `x` `[N, hA]` for one observation, from flow time `f` to `f + delta`."""
 
@@ -287,9 +329,10 @@ _REPLIES: dict[type[Request[Any]], type[Reply]] = {
     Episode: EpisodeReply,
     Stats: StatsReply,
     Ping: PingReply,
+    ActMany: ActManyReply,
 }
 for _number, (_request, _reply) in enumerate(_REPLIES.items(), start=1):
     _request.kind, _reply.kind = _number, _number | REPLY_BIT
-    _request.operation = _request.__name__.lower()
+    _request.operation = _request.operation or _request.__name__.lower()
 REQUESTS: dict[str, type[Request[Any]]] = {request.operation: request for request in _REPLIES}
 """By operation."""

@@ -32,7 +32,7 @@ from .arrays import (
     read_named,
 )
 from .checks import ProtocolError
-from .headers import REFUSAL, REQUESTS, ActReply, Message, R, Refusal, Reply, Request
+from .headers import REFUSAL, REQUESTS, ActManyReply, ActReply, Message, R, Refusal, Reply, Request
 
 __all__ = ["DTYPES", "MAX_ARRAYS", "MAX_MESSAGE_BYTES", "Arrays", "Layout", "Packed", "ProtocolError"]
 
@@ -155,7 +155,7 @@ def request_arrays(head: Head, request: Request[Any], layout: Layout | None = No
 
 
 def decode_reply(head: Head, reply_type: type[R]) -> tuple[R | Refusal, Arrays]:
-    """Header and arrays of a reply, or of a refusal; the block of an `ActReply` is `actions`, not yet shaped.
+    """Header and arrays of a reply, or of a refusal; a block of chunks is `actions`, not yet shaped.
 
     Raises ProtocolError.
     """
@@ -172,7 +172,7 @@ def decode_reply(head: Head, reply_type: type[R]) -> tuple[R | Refusal, Arrays]:
     place = head.end
     if reply.arrays:
         named, place = read_named(head.frame, place, reply.arrays)
-    if not issubclass(reply_type, ActReply):
+    if not issubclass(reply_type, ActReply | ActManyReply):
         _check_end(head, place)
         return reply, named
     place += -place % ALIGNMENT

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.spatial.transform import Rotation  # type: ignore[import-untyped]
 
+from .gripper import PANDA, Gripper
 from .hand import Hand, Vector, rotated
 
 HANDLE_IN_DOOR = (-0.05, -0.10)
@@ -44,7 +45,8 @@ LOST = 0.07
 class DoorDemonstrator:
     """Acts on OSC_POSE deltas: 3 position, 3 rotation, 1 gripper (-1 open, 1 closed)."""
 
-    def __init__(self, noise: float, rng: np.random.Generator):
+    def __init__(self, noise: float, rng: np.random.Generator, gripper: Gripper = PANDA):
+        del gripper  # the hand stays open: a finger pulls the handle
         self.hand = Hand(noise, rng, TREMBLE)
         self._closed_yaw: float | None = None
         self._enter("reach")

@@ -12,11 +12,15 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import NDArray
 
+from .gripper import PANDA, Gripper
+
 POSITION_SCALE = 0.05
 """Metres per unit of an OSC_POSE position action (robosuite's default output_max)."""
 HOVER = 0.07
 LIFT_HEIGHT = 0.12
 CLOSE_TICKS = 6
+LEAST_OPENING = 0.02
+"""Sum of the finger positions, in metres, below which nothing is held."""
 OPEN_TICKS = 4
 LEAD = 0.2
 """Seconds that the hand is behind a goal that moves."""
@@ -25,8 +29,8 @@ LEAD = 0.2
 class LiftDemonstrator:
     """Acts on OSC_POSE deltas: 3 position, 3 rotation, 1 gripper (-1 open, 1 closed)."""
 
-    def __init__(self, noise: float, rng: np.random.Generator):
-        self.noise, self.rng = noise, rng
+    def __init__(self, noise: float, rng: np.random.Generator, gripper: Gripper = PANDA):
+        self.noise, self.rng, self._gripper = noise, rng, gripper
         self.reset()
 
     def reset(self) -> None:
@@ -41,7 +45,7 @@ class LiftDemonstrator:
     def act(self, observation: Mapping[str, NDArray[np.float64]]) -> NDArray[np.float32]:
         """One action `[7]` in [-1, 1] from the named observation fields."""
         hand, cube = observation["robot0_eef_pos"], observation["cube_pos"]
-        opening = abs(observation["robot0_gripper_qpos"]).sum()
+        holding = self._gripper.holds(observation, cube, LEAST_OPENING)
         target, carried = cube + self.aim_error, self._ahead(observation)
         self.ticks += 1
 
@@ -57,12 +61,12 @@ class LiftDemonstrator:
                 self._enter("close")
         elif self.phase == "close":
             goal, grip = hand, 1.0
-            if self.ticks >= CLOSE_TICKS:
-                self._enter("lift" if opening > 0.02 else "reach")
+            if self.ticks >= CLOSE_TICKS + self._gripper.extra_ticks:
+                self._enter("lift" if holding else "reach")
                 self._aim()
         else:
             goal, grip, carried = np.array([hand[0], hand[1], cube[2] + LIFT_HEIGHT]), 1.0, np.zeros(3)
-            if opening < 0.02:
+            if not holding:
                 self._enter("reach")
                 self._aim()
 

@@ -15,6 +15,7 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import NDArray
 
+from .gripper import PANDA, Gripper
 from .hand import Hand, Vector, about_vertical, finger_yaw, nearest_turn, rotated, yaw_of
 
 HOVER = 0.08
@@ -51,8 +52,8 @@ class PickAndPlace(ABC):
     settled: float = 0.012
     """How close to its destination, sideways, the object is let down, in metres."""
 
-    def __init__(self, noise: float, rng: np.random.Generator):
-        self.hand = Hand(noise, rng, self.tremble)
+    def __init__(self, noise: float, rng: np.random.Generator, gripper: Gripper = PANDA):
+        self.hand, self._gripper = Hand(noise, rng, self.tremble), gripper
         self._enter("reach")
         self._aim()
 
@@ -65,15 +66,10 @@ class PickAndPlace(ABC):
         self.ticks += 1
         hand, thing = observation["robot0_eef_pos"], observation[f"{self.object_name}_pos"]
         yaw = yaw_of(observation[f"{self.object_name}_quat"])
-        holding = abs(observation["robot0_gripper_qpos"]).sum() > self.least_opening
+        grasp = thing + rotated(np.asarray(self.grasp_offset), yaw)
+        holding = self._gripper.holds(observation, grasp, self.least_opening)
         if self.phase in ("reach", "descend", "close"):
-            return self._grasp(
-                observation,
-                hand,
-                thing + rotated(np.asarray(self.grasp_offset), yaw) + self._grasp_error,
-                yaw,
-                holding,
-            )
+            return self._grasp(observation, hand, grasp + self._grasp_error, yaw, holding)
         if not holding and self.phase in ("raise", "carry", "lower"):
             self._enter("reach")
             self._aim()
@@ -101,7 +97,7 @@ class PickAndPlace(ABC):
             if abs(move).max() < 0.012 or self.ticks > DESCEND_TICKS or self.hand.slips(EARLY_CLOSE):
                 self._enter("close")
             return self.hand.toward(move, about_vertical(turn), -1.0)
-        if self.ticks >= self.close_ticks:
+        if self.ticks >= self.close_ticks + self._gripper.extra_ticks:
             self._enter("raise" if holding else "reach")
             self._aim()
         return self.hand.toward(np.zeros(3), np.zeros(3), 1.0)

@@ -20,10 +20,10 @@ import numpy as np
 from rql_deploy.contract import Contract, PlantDescription
 from rql_deploy.plant import UNSTABLE, EpisodeResult
 from rql_deploy.policy import Policy
+from rql_deploy.score import EpisodeScore
 from rql_deploy.sim.collection.collect import demonstrate, draw_demonstrator
 from rql_deploy.sim.plants.tasks import EnvPlant, Task, describe
 from rql_deploy.sim.processes import SimulatorPool, result_of
-from rql_deploy.statistics import percentile_ms, wilson_interval
 
 from .annotations import AnnotatedEpisode
 from .calibration import calibrate
@@ -47,50 +47,16 @@ class EvaluatedPolicy:
 
 
 @dataclass(frozen=True)
-class Score:
-    """Episodes of one policy, in the order of the seeds."""
-
-    key: str
-    results: tuple[EpisodeResult, ...]
-    horizon: int
-
-    @property
-    def successes(self) -> int:
-        """Episodes that succeeded."""
-        return sum(r.success for r in self.results)
-
-    @property
-    def success(self) -> float:
-        """Fraction of episodes that succeeded."""
-        return self.successes / len(self.results)
-
-    @property
-    def interval(self) -> tuple[float, float]:
-        """Its Wilson 95 % interval."""
-        return wilson_interval(self.successes, len(self.results))
-
-    @property
-    def lengths(self) -> list[int]:
-        """Steps of each episode; a failure counts as the horizon."""
-        return [r.steps if r.success else self.horizon for r in self.results]
+class Score(EpisodeScore):
+    """Episodes of one policy, annotated or not."""
 
     def summary(self) -> dict[str, Any]:
-        """JSON data: success, episodes, ci, steps, decision latencies in ms, calibration where V was asked
-        for.
-        """
-        round_trip = [t for r in self.results for t in r.round_trip]
-        inference = [t for r in self.results for t in r.inference]
+        """Also reward and calibration where V was asked for."""
         annotated = [r for r in self.results if isinstance(r, AnnotatedEpisode)]
         calibration = calibrate(annotated)
         more = {"reward": float(np.mean([r.total_reward for r in annotated]))} if annotated else {}
         return {
-            "success": self.success,
-            "episodes": len(self.results),
-            "ci": list(self.interval),
-            "steps": float(np.mean(self.lengths)),
-            "holds": sum(r.holds for r in self.results),
-            "round_trip_ms": {f"p{q}": percentile_ms(round_trip, q) for q in (50, 99)},
-            "inference_ms": {f"p{q}": percentile_ms(inference, q) for q in (50, 99)},
+            **super().summary(),
             **more,
             **({"calibration": asdict(calibration)} if calibration else {}),
         }

@@ -98,7 +98,14 @@ class GymEnv(TaskEnv):
             raise UserError(
                 f"gym:{identifier} takes actions from {self._action}: only bounded Box actions can be driven"
             )
-        self.observation_space = gymnasium.spaces.Dict({**self._fields})
+        self.observation_space = gymnasium.spaces.Dict(
+            {
+                name: gymnasium.spaces.Box(
+                    box.low.astype(np.float64), box.high.astype(np.float64), dtype=np.float64
+                )
+                for name, box in self._fields.items()
+            }
+        )
         low, high = (
             np.asarray(bound, np.float32).reshape(-1) for bound in (self._action.low, self._action.high)
         )

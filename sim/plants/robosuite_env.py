@@ -29,13 +29,24 @@ from rql_deploy.sim.caches import ensure_numba_cache
 from rql_deploy.sim.cameras import image_fields, plain_fields
 from rql_deploy.sim.rendering import render_headless
 
-from .robosuite_controllers import action_dimensions, controller_config, json_data
+from .robosuite_controllers import (
+    ABSOLUTE,
+    action_dimensions,
+    controller_config,
+    json_data,
+    pose_space,
+    rotation_numbers,
+    rotation_vector,
+)
 from .task_env import Observation, TaskEnv
 
 ENTRY_POINT = "rql_deploy.sim.plants.robosuite_env:RobosuiteEnv"
 ROBOT_FIELDS = ("robot0_eef_pos", "robot0_eef_quat", "robot0_gripper_qpos")
 """What the arm knows of itself; the task's object fields follow."""
-UNITS = {"pos": "m", "quat": "quaternion xyzw", "qpos": "m", "vel": "m/s"}
+POSE_FIELDS = ("robot0_eef_quat_site",)
+"""What it also knows under absolute control: the rotation that an action would have to name to stay. The
+quaternion above is that of the hand, which is turned against the point that is controlled."""
+UNITS = {"pos": "m", "quat": "quaternion xyzw", "site": "quaternion xyzw", "qpos": "m", "vel": "m/s"}
 """Of observation fields, by the last word of their names."""
 PICTURE = "_image"
 """Follows a camera's name in the name of its picture, in robosuite and in robomimic's data."""
@@ -137,7 +148,8 @@ class RobosuiteEnv(TaskEnv):
         )
         self.render_mode = render_mode
         self.images = image_fields(cameras, suffix=PICTURE)
-        self.controller_config = controller_config(robot, controller)
+        self.metadata = {**self.metadata, "render_fps": control_rate}
+        self._controller, self.controller_config = controller, controller_config(robot, controller)
         self._env = robosuite.make(
             task,
             robots=robot,
@@ -152,7 +164,7 @@ class RobosuiteEnv(TaskEnv):
             # after a rebuild.
             hard_reset=True,
         )
-        self.spec = EnvSpec(
+        self._recipe = self.spec = EnvSpec(
             id=f"rql-deploy/Robosuite{task}-v0",
             entry_point=ENTRY_POINT,
             kwargs={
@@ -168,11 +180,12 @@ class RobosuiteEnv(TaskEnv):
             order_enforce=False,
             disable_env_checker=True,
         )
-        low, high = self._env.action_spec
+        low, high = pose_space(controller, *self._env.action_spec)
         self.box = gymnasium.spaces.Box(low.astype(np.float32), high.astype(np.float32))
         self.action_space = self.box
         raw = self._env.reset()
-        self._fields = [*ROBOT_FIELDS, *(name for name in raw if self._is_object_field(name))]
+        own = ROBOT_FIELDS + (POSE_FIELDS if controller in ABSOLUTE else ())
+        self._fields = [*own, *(name for name in raw if self._is_object_field(name))]
         # Sorted by name, as gymnasium's Dict sorts its keys.
         self.shapes = {name: np.shape(np.atleast_1d(raw[name])) for name in sorted(self._fields)}
         self.observation_space = gymnasium.spaces.Dict(
@@ -228,7 +241,7 @@ class RobosuiteEnv(TaskEnv):
         return self._observation(raw), {"success": False}
 
     def step(self, action: NDArray[np.float32]) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
-        raw, _, _, _ = self._control_step(np.asarray(action, np.float64))
+        raw, _, _, _ = self._control_step(self._command(np.asarray(action, np.float64)))
         self._steps += 1
         if self.success:
             self._steps_since_success += 1
@@ -246,7 +259,6 @@ class RobosuiteEnv(TaskEnv):
     def description(self, task: str) -> PlantDescription:
         """This environment's side of a contract, with units, hold parts and how to rebuild it."""
         arm = self.controller_config["body_parts"]["right"]
-        assert self.spec is not None
         return PlantDescription(
             task=task,
             fields=tuple(
@@ -255,18 +267,37 @@ class RobosuiteEnv(TaskEnv):
             ),
             actions=action_dimensions(arm, self.box.low, self.box.high),
             control_rate=float(self.control_rate),
-            environment={"spec": json.loads(self.spec.to_json()), "controller": json_data(arm)},
+            environment={"spec": json.loads(self._recipe.to_json()), "controller": json_data(arm)},
             images=self.images,
         )
 
     def rest_action(self) -> NDArray[np.float32] | None:
-        """The present joint angles under absolute control, with the gripper open; other controllers rest
-        at zero.
+        """The present joint angles or pose under absolute control, with the gripper open; other controllers
+        rest at zero.
         """
         if self.controller_config["body_parts"]["right"].get("input_type") != "absolute":
             return None
-        joints = np.asarray(self._env.robots[0]._joint_positions, np.float32)
-        return np.clip(np.append(joints, np.float32(-1.0)), self.box.low, self.box.high)
+        if self._controller in ABSOLUTE:
+            position, rotation = self._hand()
+            target = np.concatenate((position, rotation_numbers(self._controller, rotation)))
+        else:
+            target = np.asarray(self._env.robots[0]._joint_positions)
+        return np.clip(np.append(target, -1.0).astype(np.float32), self.box.low, self.box.high)
+
+    def _hand(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Position `[3]` and rotation `[3, 3]` of the point that is controlled, in the world's frame."""
+        site = self._env.robots[0].eef_site_id["right"]
+        data = self._env.sim.data
+        return np.array(data.site_xpos[site]), np.array(data.site_xmat[site]).reshape(3, 3)
+
+    def _command(self, action: NDArray[np.float64]) -> NDArray[np.float64]:
+        """robosuite's own action `[7]` for one of ours; a rotation that is none leaves the hand as it is."""
+        if ABSOLUTE.get(self._controller) != 6:
+            return action
+        rotation = rotation_vector(action[3:9])
+        if rotation is None:
+            rotation = rotation_numbers("OSC_POSE_ABSOLUTE", self._hand()[1])
+        return np.concatenate((action[:3], rotation, action[9:]))
 
     def render(self) -> NDArray[np.uint8]:
         frame = self._env.sim.render(width=512, height=512, camera_name="agentview")

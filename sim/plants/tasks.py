@@ -19,7 +19,9 @@ from numpy.typing import NDArray
 
 from rql_deploy.contract import PlantDescription
 from rql_deploy.errors import UserError, suggestion
+from rql_deploy.sim.demonstrators.absolute import AbsoluteDemonstrator
 from rql_deploy.sim.demonstrators.door import DoorDemonstrator
+from rql_deploy.sim.demonstrators.gripper import GRIPPERS, Gripper
 from rql_deploy.sim.demonstrators.lift import BeltLiftDemonstrator, LiftDemonstrator
 from rql_deploy.sim.demonstrators.pick_and_place import (
     NutAssemblySquareDemonstrator,
@@ -30,20 +32,19 @@ from rql_deploy.sim.rendering import require_rendering
 from rql_deploy.sim.stability import stable_reset, stable_step
 
 from . import gym_env, ogbench_env, robosuite_env
+from .robosuite_controllers import ABSOLUTE
 from .task_env import TaskEnv
 
 
 class Demonstrator(Protocol):
     """A scripted policy that solves a task from its observation."""
 
-    def __init__(self, noise: float, rng: np.random.Generator): ...
-
     def act(self, observation: Mapping[str, NDArray[np.float64]]) -> NDArray[np.float32]:
         """One action `[A]` from the named observation fields."""
         ...
 
 
-DEMONSTRATORS: Mapping[str, type[Demonstrator]] = {
+DEMONSTRATORS: Mapping[str, Callable[[float, np.random.Generator, Gripper], Demonstrator]] = {
     "robosuite:Lift": LiftDemonstrator,
     "robosuite:BeltLift": BeltLiftDemonstrator,
     "robosuite:Stack": StackDemonstrator,
@@ -170,8 +171,9 @@ class EnvPlant:
 
     simulated = True
 
-    def __init__(self, env: TaskEnv):
-        self.env = env
+    def __init__(self, env: TaskEnv, *, stop_at_success: bool = True):
+        """Without `stop_at_success` an episode goes on for as long as those of the training data do."""
+        self.env, self._stop_at_success = env, stop_at_success
         self.reward = 0.0
         """Reward of the last action, defined as in the training data."""
         self._observation: dict[str, NDArray[Any]] = {}
@@ -222,14 +224,14 @@ class EnvPlant:
         self._looked = False
         self._success = bool(info["success"])
         self._terminated = terminated
-        self._finished = self._success or terminated or truncated
+        self._finished = (self._success and self._stop_at_success) or terminated or truncated
 
     def close(self) -> None:
         self.env.close()
 
 
-def find_demonstrator(task: Task) -> type[Demonstrator]:
-    """The scripted demonstrator of a task.
+def find_demonstrator(task: Task) -> Callable[[float, np.random.Generator], Demonstrator]:
+    """The scripted demonstrator of a task, to be made with its noise and its generator.
 
     Raises UserError where there is none, or none for its controller.
     """
@@ -239,8 +241,20 @@ def find_demonstrator(task: Task) -> type[Demonstrator]:
             f"there is no scripted demonstrator for '{task.name}'{suggestion(task.name, DEMONSTRATORS)}"
         )
     controller = task.settings.get("controller") or "OSC_POSE"
-    if controller != "OSC_POSE":
+    if controller != "OSC_POSE" and controller not in ABSOLUTE:
         raise UserError(
-            f"the demonstrator of '{task.name}' acts on OSC_POSE, not on {controller}: leave --controller out"
+            f"the demonstrator of '{task.name}' acts on OSC_POSE, absolute or not, and not on {controller}: "
+            "leave --controller out"
         )
-    return DEMONSTRATORS[task.name]
+    robot = task.settings.get("robot") or "Panda"
+    if robot not in GRIPPERS:
+        raise UserError(f"there is no robot '{robot}'{suggestion(robot, GRIPPERS)}")
+    gripper = GRIPPERS[robot]
+
+    def make(noise: float, rng: np.random.Generator) -> Demonstrator:
+        inner = DEMONSTRATORS[task.name](noise, rng, gripper)
+        if controller == "OSC_POSE":
+            return inner
+        return AbsoluteDemonstrator(inner, six_numbers=ABSOLUTE[controller] == 6)
+
+    return make

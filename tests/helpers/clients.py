@@ -33,6 +33,9 @@ class AwaitedPolicy:
     def act(self, observation: Mapping[str, Any], **options: Any) -> Decision:
         return self._run(self._policy.act(observation, **options))
 
+    def act_many(self, observations: Mapping[str, Any], **options: Any) -> list[Decision]:
+        return self._run(self._policy.act_many(observations, **options))
+
     def stream(self, observation: Mapping[str, Any], **options: Any) -> Iterator[Decision]:
         decisions = self._policy.stream(observation, **options)
         try:

@@ -49,6 +49,22 @@ def run_cli(*arguments: object, **options: object) -> subprocess.CompletedProces
     return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False, **options)  # type: ignore[call-overload,no-any-return]
 
 
+ABSENT = (
+    *("torch", "onnx", "onnxruntime", "mujoco", "robosuite", "gymnasium", "minari", "h5py", "scipy", "rich"),
+    *("prometheus_client", "websockets", "ogbench", "av", "pyarrow", "zarr", "matplotlib", "ray"),
+)
+"""What the extras bring, and a robot's computer may lack."""
+
+
+def run_bare(*arguments: object) -> subprocess.CompletedProcess[str]:
+    """The command line as on a robot: in a process that cannot import what extras bring."""
+    absent = f"import sys; sys.modules.update(dict.fromkeys({ABSENT!r}))"
+    command = [sys.executable, "-c", f"{absent}; from rql_deploy.cli import main; main()"]
+    return subprocess.run(
+        [*command, *map(str, arguments)], capture_output=True, text=True, timeout=300, check=False
+    )
+
+
 def assert_refused(result: Result | subprocess.CompletedProcess[str], *words: str) -> None:
     """Exit status 2, one sentence that contains the words, no traceback."""
     if isinstance(result, Result):

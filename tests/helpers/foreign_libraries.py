@@ -8,6 +8,7 @@ writes one with cameras.
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -39,6 +40,7 @@ PACKAGES = {
         "typing-inspect==0.9.0",
         "mypy-extensions==1.1.0",
         "toml==0.10.2",
+        "pyserial==3.5",
         "deepdiff==8.6.1",
         "orderly-set==5.5.0",
         "termcolor==3.2.0",
@@ -47,19 +49,33 @@ PACKAGES = {
     "robomimic": ["robomimic==0.3.0", "tqdm==4.67.1"],
 }
 FOR_PICTURES = ("torchvision", "torchvision.transforms", "torchvision.transforms.v2", "torchvision.models")
-NOT_NEEDED = (*FOR_PICTURES, "torchvision.transforms.v2.functional", "accelerate")
+NOT_NEEDED = (
+    *FOR_PICTURES,
+    "torchvision.transforms.v2.functional",
+    "torchvision.transforms.functional",
+    "accelerate",
+)
 """What these libraries import and only pictures or training use: large, and built against another torch."""
 
 
 def installed(library: str, folder: Path) -> Path:
     """The folder with `library`, installed if need be; raises CalledProcessError without a registry."""
-    target = folder / library
-    if not target.is_dir():
+    target, wanted = folder / library, "\n".join(PACKAGES[library])
+    listed = target / "packages.txt"
+    if not listed.is_file() or listed.read_text() != wanted:
         partial = target.with_suffix(".partial")
         command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(partial)]
         subprocess.run([*command, *PACKAGES[library]], check=True, capture_output=True, text=True)
+        (partial / listed.name).write_text(wanted)
+        shutil.rmtree(target, ignore_errors=True)
         partial.rename(target)
     return target
+
+
+def environment(library: Path) -> dict[str, str]:
+    """Variables for a process that has the library in this folder, and the test environment behind it."""
+    paths = [str(Path(__file__).parents[2]), str(library)]
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "HF_HUB_OFFLINE": "1"}
 
 
 def rows_loaded(library: Path, sets: Sequence[Path]) -> list[dict[str, NDArray[np.generic]]]:
@@ -77,14 +93,8 @@ def write_cameras(library: Path, folder: Path, episodes: Sequence[int]) -> None:
 
 
 def _run(library: Path, *words: str) -> None:
-    root = Path(__file__).parents[2]
-    environment = {
-        **os.environ,
-        "PYTHONPATH": os.pathsep.join([str(root), str(library)]),
-        "HF_HUB_OFFLINE": "1",
-    }
     command = [sys.executable, "-m", "tests.helpers.foreign_libraries", library.name, *words]
-    done = subprocess.run(command, check=False, capture_output=True, text=True, env=environment)
+    done = subprocess.run(command, check=False, capture_output=True, text=True, env=environment(library))
     assert done.returncode == 0, done.stderr
 
 
@@ -150,11 +160,16 @@ def _robomimic(path: Path) -> Mapping[str, NDArray[np.generic]]:
     return found
 
 
-def main() -> None:
+def leave_out() -> None:
+    """Let the libraries import what they do not need here."""
     for name in NOT_NEEDED:
         sys.modules[name] = MagicMock(
             __name__=name, __spec__=ModuleSpec(name, None, is_package=True), __path__=[], __version__="0"
         )
+
+
+def main() -> None:
+    leave_out()
     library, *sets = sys.argv[1:]
     if sets[0] == "--write":
         _record(Path(sets[1]), [int(rows) for rows in sets[2:]])

@@ -51,11 +51,29 @@ uint32 size
 uint32 stride
 """
 JOINTS = "string[] name\nfloat64[] position\nfloat64[] velocity\nfloat64[] effort\n"
+TRAJECTORY = (
+    HEADER
+    + """string[] joint_names
+trajectory_msgs/JointTrajectoryPoint[] points
+================================================================================
+MSG: trajectory_msgs/JointTrajectoryPoint
+float64[] positions
+float64[] velocities
+float64[] accelerations
+float64[] effort
+builtin_interfaces/Duration time_from_start
+================================================================================
+MSG: builtin_interfaces/Duration
+int32 sec
+uint32 nanosec
+"""
+)
 TYPES = {
     "sensor_msgs/msg/JointState": HEADER + JOINTS + STAMP,
     "geometry_msgs/msg/Pose": POSE.partition("geometry_msgs/Pose\n")[2] + POINTS,
     "geometry_msgs/msg/PoseStamped": HEADER + "geometry_msgs/Pose pose\n" + STAMP + POSE + POINTS,
     "std_msgs/msg/Float64MultiArray": LAYOUT,
+    "trajectory_msgs/msg/JointTrajectory": TRAJECTORY + STAMP,
     "std_msgs/msg/Bool": "bool data\n",
     "std_msgs/msg/String": "string data\n",
 }
@@ -83,6 +101,12 @@ def pose(position: Sequence[float], orientation: Sequence[float]) -> dict[str, A
         "position": dict(zip("xyz", position, strict=True)),
         "orientation": dict(zip("xyzw", orientation, strict=True)),
     }
+
+
+def trajectory(names: Sequence[str], positions: Sequence[float]) -> dict[str, Any]:
+    point = {"positions": list(positions), "velocities": [], "accelerations": [], "effort": []}
+    start = {"time_from_start": {"sec": 0, "nanosec": 100_000_000}}
+    return {"header": header(), "joint_names": list(names), "points": [point | start]}
 
 
 def array(values: Sequence[float]) -> dict[str, Any]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import json
+import os
 import re
 import shutil
 import subprocess
@@ -29,23 +31,33 @@ from rql_deploy.runtime.server.server import PolicyServer
 @contextlib.contextmanager
 def serving(bundle: Path, *options: str) -> Iterator[tuple[str, subprocess.Popen[str]]]:
     """A real server process; yields its endpoint and the process."""
-    command = [
-        sys.executable,
-        "-m",
-        "rql_deploy",
-        "serve",
-        str(bundle),
-        "--bind",
-        "tcp://127.0.0.1:*",
-        *options,
-    ]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    with announced(bundle, *options) as (ready, process):
+        yield ready["endpoint"], process
+
+
+@contextlib.contextmanager
+def announced(
+    bundle: Path, *options: str, **environment: str
+) -> Iterator[tuple[dict[str, Any], subprocess.Popen[str]]]:
+    """A real server process; yields what it says by `--ready-fd`, and the process."""
+    reader, writer = os.pipe()
+    command = [sys.executable, "-m", "rql_deploy", "serve", str(bundle), "--bind", "tcp://127.0.0.1:*"]
+    process = subprocess.Popen(
+        [*command, "--ready-fd", str(writer), *options],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        pass_fds=(writer,),
+        env={**os.environ, **environment},
+    )
+    os.close(writer)
     try:
+        # To its end: nobody holds the pipe open once the server is ready.
+        with os.fdopen(reader) as pipe:
+            line = pipe.read()
         assert process.stdout is not None
-        ready = process.stdout.readline()
-        match = re.search(r"on ((?:tcp|ipc)://\S+)$", ready.strip())
-        assert match, ready + process.stdout.read()
-        yield match.group(1), process
+        assert line, process.stdout.read()
+        yield json.loads(line), process
     finally:
         process.kill()
         process.communicate()
@@ -126,7 +138,13 @@ def joined(fields: Any) -> dict[str, Any]:
 @contextlib.contextmanager
 def serving_images(bundle: Path) -> Iterator[str]:
     """A server of a `CameraModel` in a thread; yields its endpoint."""
-    model = CameraModel(Bundle.open(bundle))
+    with serving_model(CameraModel(Bundle.open(bundle))) as endpoint:
+        yield endpoint
+
+
+@contextlib.contextmanager
+def serving_model(model: Model) -> Iterator[str]:
+    """A server of the model in a thread; yields its endpoint."""
     model.warm_up(rounds=1)
     with PolicyServer([model], "tcp://127.0.0.1:*") as server:
         thread = threading.Thread(target=server.run)

@@ -15,7 +15,9 @@ from rql_deploy.runtime.wire import headers, protocol
 
 KINDS = {
     name: number
-    for number, name in enumerate(("hello", "act", "refine", "value", "reset", "episode", "stats", "ping"), 1)
+    for number, name in enumerate(
+        ("hello", "act", "refine", "value", "reset", "episode", "stats", "ping", "act_many"), 1
+    )
 }
 
 LAYOUT = protocol.Layout([ObservationField("image", (2, 3), dtype="uint8"), ObservationField("state", (3,))])

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -12,12 +14,14 @@ import torch
 from rql_deploy.bundle.bundle import Bundle
 from rql_deploy.bundle.certificate import Certificate, read_certificate
 from rql_deploy.contract import Contract
+from rql_deploy.errors import UserError
 from rql_deploy.export.exporter import export_bundle
 from rql_deploy.export.graphs import ExportModules
 from rql_deploy.prefix import scaled
 from rql_deploy.runtime.engine.onnx_policy import OnnxPolicy
 from rql_deploy.seeding import flow_noise
 from rql_deploy.train.batch import draw_noise
+from rql_deploy.train.checkpoints.checkpoint import require_same_networks
 from rql_deploy.train.config import load_config
 from rql_deploy.train.export_modules import make_modules
 from rql_deploy.train.hyperparameters import RQLConfig
@@ -26,6 +30,7 @@ from rql_deploy.train.policy import TorchPolicy
 from rql_deploy.train.prefix import draw_times
 from rql_deploy.train.rql import RQL
 from tests.helpers.commands import ROOT
+from tests.helpers.data import make_store
 from tests.helpers.updates import agent_and_draw
 
 h, F = 4, 3
@@ -78,8 +83,8 @@ def test_the_loss_is_the_mean_over_the_actions_that_are_not_given() -> None:
         f = torch.clamp(t + 0.25, max=1.0)[None, None]
         ahead.append(agent.V(batch.observations[0, i : i + 1], moved[None], f[0][None]).mean().item())
     losses = agent.losses(batch, noise)
-    assert float(losses.bc) == pytest.approx(total / 16, rel=1e-4)
-    assert float(losses.ahead_mean) == pytest.approx(float(np.mean(ahead)), abs=1e-4)
+    assert losses.bc.item() == pytest.approx(total / 16, rel=1e-4)
+    assert losses.ahead_mean.item() == pytest.approx(float(np.mean(ahead)), abs=1e-4)
     before = [p.clone() for p in agent.v.parameters()]
     agent.update(batch, noise)
     assert not all(torch.equal(p, q) for p, q in zip(before, agent.v.parameters(), strict=True))
@@ -147,3 +152,13 @@ def test_the_engine_continues_a_chunk_as_the_field_was_trained(conditioned: Path
     torch_policy = TorchPolicy(agent, contract)
     plain = onnx.act(observation, seed=3).actions
     assert plain == pytest.approx(torch_policy.act(observation, seed=3).actions, abs=1e-5)
+
+
+def test_networks_of_the_other_kind_are_refused_with_what_to_set() -> None:
+    store = make_store((20, 30))
+    plain = load_config("reference", ["rql.h=3"])
+    conditioned = load_config("reference", ["rql.h=3", "rql.prefix=true"])
+    for had, now, setting in ((plain, conditioned, "false"), (conditioned, plain, "true")):
+        checkpoint: Any = SimpleNamespace(path="run", plant=store.plant, config=had)
+        with pytest.raises(UserError, match=f"pass --set 'rql.prefix={setting}'"):
+            require_same_networks(checkpoint, store, now)

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import torch
 
-from rql_deploy.train.batch import Batch, draw_noise
+from rql_deploy.train.batch import Batch, draw_noise, window_masks
 from rql_deploy.train.hyperparameters import RQLConfig
 from rql_deploy.train.networks import gelu
-from rql_deploy.train.rql import RQL, integrate, reverse, window_masks
+from rql_deploy.train.rql import RQL, integrate, reverse
 from tests.helpers.commands import ROOT
 
 FIXTURE = ROOT / "tests" / "data" / "rql_reference_h3.npz"

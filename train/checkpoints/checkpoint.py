@@ -2,7 +2,7 @@
 pickle.
 
     RUN/checkpoints/step_000006000/   checkpoint.json, parameters.safetensors, optimizer.safetensors,
-                                      reference.safetensors
+                                      reference.safetensors; online.safetensors where episodes are played
 
 A checkpoint is written to a temporary folder, synced and renamed; then `latest` moves. Whenever a crash or a
 full disk interrupts this, `latest` names a complete checkpoint.
@@ -49,7 +49,7 @@ CHANGEABLE = {
 """Settings that may change when a run is resumed, since they do not affect the updates."""
 AVERAGES = ("exp_avg", "exp_avg_sq")
 """Of Adam, for each parameter."""
-ARCHITECTURE = ("h", "F", "K", "policy_hidden", "value_hidden", "encoder")
+ARCHITECTURE = ("h", "F", "K", "policy_hidden", "value_hidden", "prefix", "encoder")
 
 
 @dataclass(frozen=True)
@@ -113,6 +113,7 @@ def save_checkpoint(
     header: Mapping[str, Any],
     reference: Mapping[str, Tensor],
     random_state: Tensor,
+    online: Mapping[str, Tensor] | None = None,
 ) -> Path:
     """Write checkpoint `step` of `run` and let `latest` name it.
 
@@ -134,6 +135,8 @@ def save_checkpoint(
             temporary / "optimizer.safetensors",
         )
         save_file(dict(reference), temporary / "reference.safetensors")
+        if online:
+            save_file(dict(online), temporary / "online.safetensors")
         (temporary / "checkpoint.json").write_text(
             json.dumps({"format": FORMAT, "step": step, **header}, indent=1, allow_nan=False)
         )
@@ -232,6 +235,17 @@ def restore_optimizer(folder: Path, optimizer: torch.optim.Adam) -> Tensor:
         ) from error
 
 
+def load_online_state(folder: Path) -> dict[str, Tensor]:
+    """What a checkpoint of a run that plays episodes keeps of them; raises UserError if it is damaged."""
+    try:
+        return load_file(folder / "online.safetensors")
+    except (OSError, SafetensorError) as error:
+        raise UserError(
+            f"checkpoint {folder} is not of a run that plays episodes ({error}): resume it with the command "
+            "that started it"
+        ) from error
+
+
 def _optimizer_tensors(optimizer: torch.optim.Adam) -> dict[str, Tensor]:
     return {
         f"{i}.{key}": value.contiguous()
@@ -288,10 +302,10 @@ def require_same_networks(
     for name in ARCHITECTURE:
         before, now = getattr(checkpoint.config.rql, name), getattr(config.rql, name)
         if before != now:
-            value = list(before) if isinstance(before, tuple) else before
+            had, has = (json.dumps(value) for value in (before, now))
             raise UserError(
-                f"checkpoint {checkpoint.path} has rql.{name} {value}, this run "
-                f"{list(now) if isinstance(now, tuple) else now}: pass --set 'rql.{name}={value}'"
+                f"checkpoint {checkpoint.path} has rql.{name} {had}, this run {has}: "
+                f"pass --set 'rql.{name}={had}'"
             )
 
 

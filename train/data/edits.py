@@ -31,6 +31,8 @@ def select(store: TransitionStore, episodes: NDArray[np.int64], suffix: str) -> 
         ends=np.cumsum(lengths).astype(np.int64),
         successes=None if store.successes is None else store.successes[episodes],
         finals=None if store.finals is None else store.finals[episodes],
+        intervened=None if store.intervened is None else store.intervened[rows],
+        recent=0,
         images={name: frames.select(rows) for name, frames in store.images.items()},
     )
 
@@ -125,9 +127,19 @@ def concatenate(stores: Sequence[TransitionStore]) -> TransitionStore:
         ends=np.concatenate([store.ends + offset for store, offset in zip(stores, offsets, strict=True)]),
         successes=np.concatenate(successes) if len(successes) == len(stores) else None,
         finals=np.concatenate(finals) if len(finals) == len(stores) else None,
+        intervened=_intervened(stores),
+        recent=stores[-1].episodes,
         remarks=tuple(dict.fromkeys(remark for store in stores for remark in store.remarks)),
         provenance=tuple(made for store in stores for made in store.provenance),
         images={name: Frames.joined([store.images[name] for store in stores]) for name in first.images},
+    )
+
+
+def _intervened(stores: Sequence[TransitionStore]) -> NDArray[np.bool_] | None:
+    if all(store.intervened is None for store in stores):
+        return None
+    return np.concatenate(
+        [np.zeros(len(store), np.bool_) if store.intervened is None else store.intervened for store in stores]
     )
 
 

@@ -5,6 +5,7 @@
     FOLDER/actions.npy        [N, A] float32        FOLDER/masks.npy     [N] float32
     FOLDER/ends.npy           [E] int64             FOLDER/successes.npy [E] bool, where known
     FOLDER/finals.npy         [E, O] float32, where known: the observation after each episode's last action
+    FOLDER/intervened.npy     [N] bool, where known: rows whose action was not the policy's
     FOLDER/images/NAME.npy    [N, H, W, 3] uint8, of each camera, NAME percent-encoded
 
 Plain NumPy files, no pickle. A folder of such folders is a sharded data set.
@@ -59,6 +60,7 @@ class StoreWriter:
         }
         self.remarks: tuple[str, ...] = ()
         self.provenance: tuple[Mapping[str, Any], ...] = ()
+        self.intervened: NDArray[np.bool_] | None = None
         self.rows = 0
         self.ends: list[int] = []
         self.successes: list[bool | None] = []
@@ -156,6 +158,8 @@ class StoreWriter:
             finals = [final for final in self.finals if final is not None]
             if finals and len(finals) == len(self.ends):
                 np.save(self.partial / "finals.npy", np.stack(finals).astype(np.float32))
+            if self.intervened is not None:
+                np.save(self.partial / "intervened.npy", self.intervened)
             header: dict[str, Any] = {
                 "format": FORMAT,
                 "dataset_id": self.dataset_id,
@@ -211,6 +215,7 @@ def write_store(store: TransitionStore, folder: Path) -> TransitionStore:
     """Write `store` as a folder and return it as read back, memory-mapped."""
     with StoreWriter(folder, store.dataset_id, store.plant) as writer:
         writer.remarks, writer.provenance = store.remarks, store.provenance
+        writer.intervened = store.intervened
         writer.extend(
             {name: getattr(store, name) for name in ROW_ARRAYS},
             store.ends,
@@ -236,10 +241,9 @@ def read_store(folder: Path, *, verify: bool = False) -> TransitionStore:
         header, plant = _read_header(folder)
         arrays = {name: _open(folder / f"{name}.npy", np.float32) for name in ROW_ARRAYS}
         ends = np.array(_open(folder / "ends.npy", np.int64))
-        successes = (
-            np.array(_open(folder / "successes.npy", np.bool_))
-            if (folder / "successes.npy").exists()
-            else None
+        successes, intervened = (
+            np.array(_open(folder / f"{name}.npy", np.bool_)) if (folder / f"{name}.npy").exists() else None
+            for name in ("successes", "intervened")
         )
         finals = _open(folder / "finals.npy", np.float32) if (folder / "finals.npy").exists() else None
         images = open_frames(folder, plant, dict(header.get("images", {})))
@@ -249,6 +253,8 @@ def read_store(folder: Path, *, verify: bool = False) -> TransitionStore:
             ends=ends,
             successes=successes,
             finals=finals,
+            intervened=intervened,
+            recent=0,
             images=images,
             remarks=tuple(map(str, header.get("remarks", ()))),
             provenance=tuple(map(dict, header.get("provenance", ()))),

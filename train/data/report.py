@@ -41,6 +41,7 @@ def inspect_store(store: TransitionStore, *, gamma: float = 0.99, h: int = 5) ->
         "rewards": _rewards(store),
         "successes": None if store.successes is None else int(store.successes.sum()),
         "ends": _ends(store),
+        "intervened": _intervened(store),
         "discount_horizon": 1.0 / (1.0 - gamma),
         "gamma": gamma,
         "duplicates": _duplicates(store),
@@ -190,6 +191,13 @@ def _ends(store: TransitionStore) -> dict[str, int]:
         "mask_0_then_1": int(goes_on.sum()),
         "masks_neither_0_nor_1": int((~np.isin(store.masks, (0.0, 1.0))).sum()),
     }
+
+
+def _intervened(store: TransitionStore) -> dict[str, int] | None:
+    if store.intervened is None:
+        return None
+    episodes = np.logical_or.reduceat(store.intervened, store.starts)
+    return {"rows": int(store.intervened.sum()), "episodes": int(episodes.sum())}
 
 
 def _duplicates(store: TransitionStore) -> dict[str, int]:

@@ -25,6 +25,8 @@ from .shards import ShardedStore
 from .store import TransitionStore
 
 Sampling = Literal["episodes", "transitions"]
+Interventions = Literal["both", "demonstrations", "rl"]
+"""What actions that were not the policy's are used for: cloning and value, or one of both."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,8 @@ class Rows:
     observations: Tensor
     """`[N, O]`, unscaled."""
     small: Tensor
-    """`[N, A+3]`: action in [-1, 1], reward, terminal, mask."""
+    """`[N, A+3]`: action in [-1, 1], reward, terminal, mask; `[N, A+5]` with whether the row is cloned and
+    whether it is valued, where not all rows are both."""
     episodes: Tensor
     """`[E, 4]`, one row per episode that can be drawn: its first row, its last row, how many of its rows
     start a window, and how many do in all episodes before it."""
@@ -45,6 +48,10 @@ class Rows:
     """`[E]`: how many rows start a window in all episodes up to and including this one."""
     total: int
     """How many rows start a window; a Python number, so that a draw does not wait for the device."""
+    recent: int = 0
+    """How many of the last of these episodes count as new."""
+    old_total: int = 0
+    """How many rows start a window in the others."""
     images: Mapping[str, FrameRows] = field(default_factory=dict)
     """By camera, all frames."""
 
@@ -55,16 +62,22 @@ class Rows:
         *,
         complete_rows: bool,
         clip_actions: bool = False,
+        interventions: Interventions = "both",
         images: Mapping[str, Frames] | None = None,
     ) -> Rows:
         """The rows of `store`, without copying the observations; `images` are read in place of its frames.
 
         Raises UserError when an action lies outside its bounds, unless `clip_actions`.
         """
-        small = np.zeros((len(store), store.plant.action_dim + 3), np.float32)
-        store.scaled_actions(clip=clip_actions, out=small[:, :-3])
-        small[:, -3], small[:, -1] = store.rewards, store.masks
-        small[store.ends - 1, -2] = 1.0
+        human = None if interventions == "both" else store.intervened
+        action_dim = store.plant.action_dim
+        small = np.zeros((len(store), action_dim + (3 if human is None else 5)), np.float32)
+        store.scaled_actions(clip=clip_actions, out=small[:, :action_dim])
+        small[:, action_dim], small[:, action_dim + 2] = store.rewards, store.masks
+        small[store.ends - 1, action_dim + 1] = 1.0
+        if human is not None:
+            small[:, -2:] = 1.0
+            small[human, -1 if interventions == "demonstrations" else -2] = 0.0
         choices = store.ends - store.starts - (0 if complete_rows else 1)
         cumulative = choices.cumsum()
         episodes = np.stack((store.starts, store.ends - 1, choices, cumulative - choices), axis=1)[
@@ -76,6 +89,8 @@ class Rows:
             episodes=torch.from_numpy(episodes),
             cumulative=torch.from_numpy(cumulative[choices > 0]),
             total=int(choices.sum()),
+            recent=int((choices[len(choices) - store.recent :] > 0).sum()),
+            old_total=int(choices[: len(choices) - store.recent].sum()),
             images={
                 name: FrameRows(frames)
                 for name, frames in (store.images if images is None else images).items()
@@ -91,7 +106,8 @@ class Rows:
         """The same rows on `device`."""
         observations, small, episodes, cumulative = (tensor.to(device) for tensor in self.tensors)
         images = {name: frames.to(device) for name, frames in self.images.items()}
-        return Rows(observations, small, episodes, cumulative, self.total, images)
+        counts = self.total, self.recent, self.old_total
+        return Rows(observations, small, episodes, cumulative, *counts, images)
 
     def take_over(self, other: Rows) -> bool:
         """Copy `other` into these tensors if all shapes are the same; returns whether they were."""
@@ -151,39 +167,49 @@ class WindowSampler:
         generator: torch.Generator,
         device: torch.device | str = "cpu",
         inner_observations: bool = True,
+        new_share: float = 0.0,
+        interventions: Interventions = "both",
         crop: RandomCrop | None = None,
         features: FeatureCache | None = None,
     ):
         """With `inner_observations` off, batches hold only the first and last observations, `[2, B, O]`.
 
-        RQL reads no others. Pictures are always of these two rows, each with the frames that the plant
-        stacks; `draw` shifts them at random by `crop`. `features` has what is read in place of some cameras'
-        frames.
+        RQL reads no others. With `new_share`, that share of each batch is of the store's recent episodes.
+        Pictures are always of these two rows, each with the frames that the plant stacks; `draw` shifts them
+        at random by `crop`. `features` has what is read in place of some cameras' frames.
         """
+        self.new_share, self._interventions, self._action_dim = (
+            new_share,
+            interventions,
+            store.plant.action_dim,
+        )
         self.frame_stack, self.crop, self.features = store.plant.frame_stack, crop, features
         self.sampling, self.generator, self.device = sampling, generator, torch.device(device)
+        self._orders: dict[tuple[int, int], Tensor] = {}
         self._complete_rows, self._clip_actions, self._scale = complete_rows, clip_actions, observation_scale
         self._shards = store.stream(self._prepare) if isinstance(store, ShardedStore) else None
         self.inner_observations = inner_observations
         self.offsets = torch.arange(h + 1, device=self.device)
-        self._use((self._shards.at(0) if self._shards else self._prepare(store.sample)).to(self.device))
+        self.use((self._shards.at(0) if self._shards else self._prepare(store.sample)).to(self.device))
 
     def _prepare(self, store: TransitionStore) -> Rows:
         return Rows.of(
             store,
             complete_rows=self._complete_rows,
             clip_actions=self._clip_actions,
+            interventions=self._interventions,
             images=None if self.features is None else self.features.images(store),
         )
 
-    def _use(self, rows: Rows) -> None:
+    def use(self, rows: Rows) -> None:
+        """Draw from these rows, which are on the sampler's device, from now on."""
         self.rows = rows
         self.observations = ScaledObservations(rows.observations, self._scale)
 
     @property
     def actions(self) -> Tensor:
         """`[N, A]` in [-1, 1]."""
-        return self.rows.small[:, :-3]
+        return self.rows.small[:, : self._action_dim]
 
     def advance(self, step: int) -> bool:
         """Change to the shard that update number `step` (from 0) draws from; does nothing without shards.
@@ -197,30 +223,53 @@ class WindowSampler:
         rows = self._shards.at(step)
         if self.device.type != "cpu" and self.rows.take_over(rows):
             return False
-        self._use(rows.to(self.device))
+        self.use(rows.to(self.device))
         return True
 
     def draw_starts(self, batch_size: int, runs: tuple[int, ...] = ()) -> tuple[Tensor, Tensor]:
         """Each window's start row and its episode's last row, `[*runs, B]`; each run has its own draws."""
+        count, old = len(self.rows.episodes), len(self.rows.episodes) - self.rows.recent
+        new = round(self.new_share * batch_size) if 0 < old < count else 0
+        if not new:
+            return self._starts(batch_size, runs, 0, count)
+        parts = [
+            self._starts(size, runs, *group)
+            for size, group in ((batch_size - new, (0, old)), (new, (old, count)))
+            if size
+        ]
+        order = self._interleaved(batch_size - new, new)
+        start, last = (torch.cat(both, -1)[..., order] for both in zip(*parts, strict=True))
+        return start, last
+
+    def _interleaved(self, old: int, new: int) -> Tensor:
+        """Order that spreads both groups evenly: the halves of a batch draw their depths differently."""
+        if (old, new) not in self._orders:
+            places = torch.cat([(torch.arange(size) + 0.5) / size for size in (old, new) if size])
+            self._orders[old, new] = places.argsort(stable=True).to(self.device)
+        return self._orders[old, new]
+
+    def _starts(self, size: int, runs: tuple[int, ...], low: int, high: int) -> tuple[Tensor, Tensor]:
+        """`size` starts and last rows of the drawable episodes from `low` to before `high`."""
         rows, generator, device = self.rows, self.generator, self.device
-        shape = (*runs, batch_size)
+        shape, count = (*runs, size), high - low
         if self.sampling == "transitions":
-            position = torch.randint(rows.total, shape, generator=generator, device=device)
+            skipped = rows.old_total if low else 0
+            total = rows.total if high == len(rows.episodes) else rows.old_total
+            position = skipped + torch.randint(total - skipped, shape, generator=generator, device=device)
             first, last, _, before = _gather(
                 rows.episodes, torch.searchsorted(rows.cumulative, position, right=True)
             ).unbind(-1)
             return first + position - before, last
-        count = len(rows.episodes)
-        if batch_size >= count:
+        if size >= count:
             episode = torch.randint(count, shape, generator=generator, device=device)
         elif device.type == "cpu" and not runs:
-            episode = torch.randperm(count, generator=generator)[:batch_size]
+            episode = torch.randperm(count, generator=generator)[:size]
         else:
             # torch.randperm waits for the device; sorting uniform numbers gives a random permutation too.
-            episode = torch.rand(*runs, count, generator=generator, device=device).argsort()[..., :batch_size]
+            episode = torch.rand(*runs, count, generator=generator, device=device).argsort()[..., :size]
         # In float64 no draw below 1 makes the product round up to `choices`.
         uniform = torch.rand(shape, generator=generator, dtype=torch.float64, device=device)
-        first, last, choices, _ = _gather(rows.episodes, episode).unbind(-1)
+        first, last, choices, _ = _gather(rows.episodes, episode + low if low else episode).unbind(-1)
         return first + (uniform * choices).long(), last
 
     def draw(self, batch_size: int, part: tuple[int, int] | None = None) -> Batch:
@@ -237,10 +286,12 @@ class WindowSampler:
         """The windows with these start and last rows `[..., B]`, and their row numbers `[h+1, ..., B]`."""
         rows = torch.minimum(start + self.offsets.view(-1, *(1,) * start.dim()), last)
         small = _gather(self.rows.small, rows)
-        rewards, terminals, masks = small[..., -3:].unbind(-1)
+        rewards, terminals, masks, *weights = small[..., self._action_dim :].unbind(-1)
         observations = self.observations[rows if self.inner_observations else rows[:: len(rows) - 1]]
+        actions = small[..., : self._action_dim].contiguous()
         images = self._images(rows[:: len(rows) - 1])
-        return Batch(observations, small[..., :-3].contiguous(), rewards, terminals, masks, images), rows
+        cloned, valued = weights or (None, None)
+        return Batch(observations, actions, rewards, terminals, masks, cloned, valued, images), rows
 
     def _images(self, rows: Tensor) -> dict[str, Tensor]:
         """Stacked frames of rows `[2, ..., B]`, oldest first; an episode begins with its first repeated."""

@@ -61,6 +61,10 @@ class TransitionStore:
 
     Training does not use it; other formats need it.
     """
+    intervened: NDArray[np.bool_] | None = None
+    """`[N]`: rows whose action was not the policy's but a person's, say; None where nothing is known."""
+    recent: int = 0
+    """How many of the last episodes are of the data set named last, where several were joined."""
     remarks: tuple[str, ...] = ()
     """What its reader noticed and a user should know, one sentence each."""
     provenance: tuple[Mapping[str, Any], ...] = ()
@@ -97,6 +101,8 @@ class TransitionStore:
         for image in self.plant.images:
             frames = self.images[image.name]
             digest.update(f"{image.name}{frames.shape}{frames.digest}".encode())
+        if self.intervened is not None and self.intervened.any():
+            digest.update(b"intervened" + self.intervened.tobytes())
         return digest.hexdigest()
 
     def locate(self, row: int) -> str:
@@ -190,8 +196,11 @@ class TransitionStore:
             ("observations", (rows, width)),
             ("actions", (rows, self.plant.action_dim)),
             ("masks", (rows,)),
+            ("intervened", (rows,)),
         ):
-            found = getattr(self, name).shape
+            if (array := getattr(self, name)) is None:
+                continue
+            found = array.shape
             if found != shape:
                 raise UserError(
                     f"data set {self.dataset_id} has {name} of shape {list(found)} for {rows} rewards, the "

@@ -22,6 +22,7 @@ GROUPS = {
     "gradients": ("gradient_v", "gradient_V"),
     "diagnostics": ("drift_half", "drift_full", "noise_gap", "round_trip"),
     "speed": ("updates_per_second",),
+    "online": ("episodes_played", "played_success", "played_return"),
 }
 _GROUP_OF = {name: group for group, names in GROUPS.items() for name in names}
 
@@ -74,12 +75,15 @@ class RunLog:
 
     def write_evaluation(self, step: int, evaluation: Evaluation) -> None:
         """Log an evaluation that ended while training was at update `step`."""
-        figures = {
+        found = {
             "evaluation/success": evaluation.success,
             "evaluation/success_low": evaluation.success_low,
             "evaluation/success_high": evaluation.success_high,
             "evaluation/steps_mean": evaluation.steps_mean,
+            "evaluation/value_bias": evaluation.bias,
+            "evaluation/value_rank_correlation": evaluation.rank_correlation,
         }
+        figures = {name: value for name, value in found.items() if value is not None}
         self._scalars(evaluation.step, figures)
         for write, _ in self._trackers:
             write(step, figures | {"evaluation/of_update": evaluation.step})
@@ -91,6 +95,12 @@ class RunLog:
                 part.close()
         for _, close in self._trackers:
             close()
+
+
+def shown(figures: Mapping[str, float]) -> dict[str, float]:
+    """The figures for which the progress line has room."""
+    names = ("played_success", "total", "policy_value", "bc", "value", "v_mean", "target_mean")
+    return {name: figures[name] for name in names if name in figures}
 
 
 def read_metrics(run: Path) -> list[dict[str, float]]:

@@ -23,6 +23,10 @@ class Evaluation(Record, frozen=True):
     success_high: float
     steps_mean: float
     """Mean control steps per episode; a failed episode counts as the horizon."""
+    bias: float | None = None
+    """Mean of V minus the discounted return over all decisions: positive where V is too high."""
+    rank_correlation: float | None = None
+    """Spearman's, of V and return over all decisions."""
 
     @property
     def rank(self) -> tuple[float, float, int]:

@@ -58,6 +58,9 @@ def _draw(run: Path) -> None:
         success.fill_between(
             steps, [e.success_low for e in in_order], [e.success_high for e in in_order], alpha=0.2
         )
+    if played := [(m["step"], m["played_success"]) for m in metrics if "played_success" in m]:
+        success.plot(*zip(*played, strict=True), color="0.6", label="episodes played while training")
+        success.legend(frameon=False)
     figure.savefig(run / "curves.png", dpi=110)
 
 
@@ -86,17 +89,22 @@ def _describe(run: Path, checkpoint: Checkpoint, drawn: bool) -> str:
     for name, rows in statistics["observation_quantiles"].items():
         low, middle, high = rows[0], rows[len(rows) // 2], rows[-1]
         lines.append(f"| {name} | {_short(low)} | {_short(middle)} | {_short(high)} |")
+    if played := [m for m in read_metrics(run) if "episodes_played" in m]:
+        lines += [
+            "",
+            f"{played[-1]['episodes_played']:,.0f} episodes were played while training (`played/`).",
+        ]
     if evaluations:
         lines += [
             "",
             "## Success while training",
-            "| update | success | 95 % interval | steps |",
-            "|---|---|---|---|",
+            "| update | success | 95 % interval | steps | V minus return | rank correlation |",
+            "|---|---|---|---|---|---|",
         ]
         for e in sorted(evaluations, key=lambda e: e.step):
             lines.append(
                 f"| {e.step:,} | {e.success:.0%} | {e.success_low:.0%} to {e.success_high:.0%} | "
-                f"{e.steps_mean:.0f} |"
+                f"{e.steps_mean:.0f} | {_number(e.bias, '+.1f')} | {_number(e.rank_correlation, '.2f')} |"
             )
         if best := read_pointer(run, "best"):
             lines += [
@@ -123,6 +131,10 @@ def _describe(run: Path, checkpoint: Checkpoint, drawn: bool) -> str:
         "",
     ]
     return "\n".join(lines)
+
+
+def _number(value: float | None, form: str) -> str:
+    return "-" if value is None else format(value, form)
 
 
 def _short(row: Any) -> str:

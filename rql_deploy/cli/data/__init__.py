@@ -20,6 +20,7 @@ from rql_deploy.cli.options import (
 from rql_deploy.progress import TerminalProgress
 
 from .fix import fix
+from .label import command as label
 from .options import format_option, json_option, output_option, relabel_option, show_written
 
 
@@ -271,3 +272,4 @@ def relabel_command(
 
 
 command.add_command(fix)
+command.add_command(label)

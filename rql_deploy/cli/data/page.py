@@ -36,6 +36,7 @@ def page(report: Mapping[str, Any]) -> str:
         f"  task ends    (mask 0) in {ends['rows_with_mask_0']:,} rows of {ends['episodes_with_mask_0']:,} "
         "episodes, "
         f"in the last row of {ends['episodes_ending_in_mask_0']:,}",
+        *_intervened(report.get("intervened")),
         *_tasks(report.get("tasks", ())),
         f"  duplicates   {duplicates['episodes']} episodes; {duplicates['rows_like_the_one_before']:,} "
         "observations like the one before",
@@ -99,6 +100,13 @@ def _cameras(cameras: Sequence[Mapping[str, Any]]) -> list[str]:
             f"{camera['frozen_rows'] / rows:>8.1%} {camera['longest_frozen']:>8,} {lag:>9}"
         )
     return lines
+
+
+def _intervened(found: Mapping[str, int] | None) -> list[str]:
+    if not found or not found["rows"]:
+        return []
+    where = f"{found['rows']:,} rows of {found['episodes']:,} episodes"
+    return [f"  intervened   in {where}: not the policy's actions"]
 
 
 def _tasks(tasks: Sequence[Mapping[str, Any]]) -> list[str]:

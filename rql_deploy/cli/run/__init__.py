@@ -128,6 +128,8 @@ def command(
 ) -> None:
     """Drive the robot of TASK (such as robosuite:Lift) with the policy served at --connect.
 
+    A real robot is ros2:MAP.toml (docs/ros2.md) or lerobot:FILE.toml (docs/lerobot.md), with --real-time.
+
     In lock-step the simulator waits for each decision. With --real-time nothing waits: the next chunk is
     requested while the last one plays, every command passes the safety filter, and a fault stops the robot.
     Client and server compare their contracts first; fields, shapes, actions and rate must be the same.

@@ -24,13 +24,18 @@ class LiveView:
     """
 
     def __init__(self, title: str, loop: RealTimeLoop, *, quiet: bool = False):
-        from rich.console import Console
-        from rich.live import Live
-
         self._title, self._loop = title, loop
-        console = Console(stderr=True)
         self._live: Any = None
-        if console.is_terminal and not quiet:
+        if quiet:
+            return
+        try:
+            from rich.console import Console
+            from rich.live import Live
+        except ModuleNotFoundError:
+            # A robot's base install drives without a view.
+            return
+        console = Console(stderr=True)
+        if console.is_terminal:
             self._live = Live(
                 console=console, refresh_per_second=4, get_renderable=self.table, transient=True
             )

@@ -37,6 +37,10 @@ def compare(endpoint: str, elsewhere: dict[str, str] | None = None) -> dict[str,
         # The seed that the server drew has reached JavaScript, and comes back, as it was.
         drawn = policy.act(sample, seed=theirs["drawn"]["seed"])
         assert np.array(theirs["drawn"]["actions"], np.float32).tobytes() == drawn.actions.tobytes()
+        many = theirs["many"]
+        assert [one["seed"] for one in many] == [7, theirs["drawn"]["seed"]]
+        assert [one["actions"] for one in many] == [theirs["actions"], theirs["drawn"]["actions"]]
+        assert many[0]["value"] == ours.value
         prefix = np.zeros((1, policy.contract.plant.action_dim))
         continued = policy.act(sample, seed=7, prefix=prefix, candidates=2, pessimism=1.0)
         assert np.array(theirs["continued"], np.float32).tobytes() == continued.actions.tobytes()

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import signal
+import subprocess
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import msgspec
@@ -222,22 +224,8 @@ def wait_for(condition: Callable[[], bool], seconds: float = 10.0) -> None:
         time.sleep(0.02)
 
 
-def serving_at(bundle: Path, address: str):  # type: ignore[no-untyped-def]
+@contextlib.contextmanager
+def serving_at(bundle: Path, address: str) -> Iterator[subprocess.Popen[str]]:
     """A server at a fixed address."""
-    import contextlib
-    import subprocess
-    import sys
-
-    @contextlib.contextmanager
-    def running():  # type: ignore[no-untyped-def]
-        command = [sys.executable, "-m", "rql_deploy", "serve", str(bundle), "--bind", address]
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-        try:
-            assert process.stdout is not None
-            assert "ready" in (line := process.stdout.readline()), line
-            yield process
-        finally:
-            process.kill()
-            process.communicate()
-
-    return running()
+    with serving(bundle, "--bind", address) as (_, process):
+        yield process

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -15,7 +16,7 @@ import zmq
 
 from rql_deploy.bundle.bundle import Bundle
 from rql_deploy.errors import UserError
-from rql_deploy.runtime.client import RemotePolicy
+from rql_deploy.runtime.client import RemotePolicy, ServerError
 from rql_deploy.runtime.client.channel import Channel
 from rql_deploy.runtime.engine.model import Model
 from rql_deploy.runtime.engine.shares import Client
@@ -24,7 +25,7 @@ from rql_deploy.runtime.server import server as servers
 from rql_deploy.runtime.server.quota import Quota
 from rql_deploy.runtime.server.server import INTERNAL, PolicyServer
 from rql_deploy.runtime.wire.arrays import Layout
-from rql_deploy.runtime.wire.headers import Act
+from rql_deploy.runtime.wire.headers import Act, ActMany, ActManyReply
 from tests.helpers.commands import LIFT_BUNDLE
 from tests.helpers.servers import observation, serving
 from tests.helpers.wire import raw_message, read_header
@@ -253,3 +254,44 @@ def test_seventeen_greedy_connections_leave_an_honest_client_its_share(bundle: P
                 channel.send(request, sent, time.monotonic() + 5, 5)
         for _ in range(20):
             policy.act(sample, deadline=0.5)
+
+
+def test_a_batch_counts_its_observations_as_requests_and_as_rows() -> None:
+    limited = Quota(max_in_flight=64)
+    # What no connection may have under way piece by piece, it may ask for at once.
+    assert limited.crowding(client("a"), 200) is None
+    limited.begin(client("a"), 200)
+    assert limited.in_flight == 200
+    assert limited.crowding(client("a")) == (
+        "200 requests of this connection are under way already: wait for replies"
+    )
+    assert limited.crowding(client("b"), 64) is None
+    for _ in range(199):
+        limited.end(client("a"))
+    assert limited.crowding(client("a"), 63) is None
+    assert limited.crowding(client("a"), 64) is not None
+    limited.end(client("a"))
+    assert limited.in_flight == 0
+
+
+def test_a_batch_takes_its_observations_times_candidates_from_the_rate(bundle: Path) -> None:
+    model = Model(Bundle.open(bundle))
+    packed = Layout(model.contract.plant.fields).pack({"observation": np.zeros((10, 4))}, 10)
+    request = ActMany(contract=model.contract.contract_id, candidates=4)
+    codes: list[Any] = []
+    # 100 rows a second are a burst of 50, and 25 beside it for one who has used little.
+    with PolicyServer([model], "tcp://127.0.0.1:*", max_rate=100.0) as server:
+        thread = threading.Thread(target=server.run)
+        channel = Channel(server.endpoint)
+        expiry = time.monotonic() + 20
+        numbers = [channel.send(request, packed, expiry, 20.0) for _ in range(2)]
+        thread.start()
+        for number in numbers:
+            try:
+                codes.append(len(channel.receive(number, ActManyReply, expiry, 20.0)[0].seed))
+            except ServerError as error:
+                codes.append(error.code)
+        channel.close()
+        server.stop()
+        thread.join()
+    assert codes == [10, "busy"]

@@ -37,7 +37,7 @@ specs = st.tuples(
     st.lists(st.integers(-2, 2**40), max_size=9) | plain,
 )
 entries = st.dictionaries(
-    st.sampled_from(["contract", "arrays", "rows", "f", "episode", "tick", "end", "seed"])
+    st.sampled_from(["contract", "arrays", "rows", "f", "episode", "tick", "end", "seed", "seeds"])
     | st.text(max_size=4),
     st.lists(specs, max_size=3) | st.just("c") | plain | st.lists(plain, max_size=3),
     max_size=5,
@@ -45,8 +45,8 @@ entries = st.dictionaries(
 messages = st.one_of(
     st.binary(max_size=200),
     st.binary(max_size=80).map(lambda tail: b"RQL\2" + tail),
-    st.builds(raw_message, st.integers(0, 9), entries, st.binary(max_size=60)),
-    st.builds(raw_message, st.integers(0, 9), st.binary(max_size=40)),
+    st.builds(raw_message, st.integers(0, 10), entries, st.binary(max_size=60)),
+    st.builds(raw_message, st.integers(0, 10), st.binary(max_size=40)),
     st.builds(lambda good, end: good[:end], st.sampled_from(GOOD), st.integers(0, 200)),
     st.builds(lambda good, tail: good + tail, st.sampled_from(GOOD), st.binary(min_size=1, max_size=40)),
     st.builds(

@@ -30,6 +30,9 @@ NAMED = {
     "actions": np.ones((1, 2, 2), np.float64),
     "rewards": np.ones(1, np.float32),
     "success": np.ones(1, np.uint8),
+    "intervened": np.ones(1, np.uint8),
+    "ages": np.ones(1, np.float64),
+    "notes": np.ones(4, np.uint8),
 }
 names = st.none() | st.text(max_size=50)
 contracts = st.text(max_size=70)
@@ -203,7 +206,7 @@ def test_a_missing_entry_is_named_and_optional_ones_may_be_nil() -> None:
 def test_an_unknown_operation_is_refused_with_those_there_are() -> None:
     assert tuple(KINDS) == protocol.OPERATIONS
     assert {name: request.kind for name, request in headers.REQUESTS.items()} == KINDS
-    for kind in (0, 9, 0x82, 0xFF):
+    for kind in (0, 10, 0x82, 0xFF):
         with pytest.raises(ProtocolError, match="but hello, act,") as error:
             decode_request(decode(raw_message(kind)))
         assert error.value.code == "unknown_operation"

@@ -1,4 +1,4 @@
-"""Read MCAP logs of ROS 2 (https://mcap.dev), topics put on one clock by a map (`ros2_map`).
+"""Read MCAP logs of ROS 2 (https://mcap.dev), topics put on one clock by a topic map.
 
     LOGS/map.toml             the map
     LOGS/one.mcap             an episode
@@ -17,11 +17,11 @@ from numpy.typing import NDArray
 
 from rql_deploy.contract import ActionDimension, ObservationField, PlantDescription
 from rql_deploy.errors import UserError
-from rql_deploy.train.data.assumed import UNSAID
+from rql_deploy.ros2.topic_map import Commanded, Source, TopicMap, action_dimensions, read_map
+from rql_deploy.ros2.values import joints_of, values_of
 from rql_deploy.train.data.store import TransitionStore
 
 from .assumed_plant import assumed_plant
-from .ros2_map import Commanded, Source, TopicMap, read_map, values_of
 from .store_builder import StoreBuilder
 
 MAP_FILE = "map.toml"
@@ -57,7 +57,10 @@ def read_mcap(path: Path) -> TransitionStore:
     logs = [_Log(files, topics) for files in episodes]
     parts = [log.rows() for log in logs]
     actions = np.concatenate([taken for _, taken in parts]).astype(np.float32)
-    fields = [ObservationField(name, (logs[0].tracks[name][1].shape[1],)) for name in topics.observation]
+    fields = [
+        ObservationField(name, source.shape or (logs[0].tracks[name][1].shape[1],), source.unit)
+        for name, source in topics.observation.items()
+    ]
     plant = _plant(path, topics, logs[0], fields, actions)
     result = StoreBuilder(path.stem, plant, len(actions))
     for log, (seen, taken) in zip(logs, parts, strict=True):
@@ -86,7 +89,8 @@ class _Log:
             for name, source in sources.items():
                 if source.topic == topic:
                     if name not in self.joints:
-                        self.joints[name] = source.names or tuple(getattr(message, "name", ()))
+                        named = source.joint_names if isinstance(source, Commanded) else source.names
+                        self.joints[name] = named or joints_of(message)
                     numbers = values_of(
                         f"{self.where}, topic {topic}", kind, message, source, self.joints[name]
                     )
@@ -148,38 +152,8 @@ def _plant(
     dimensions: list[ActionDimension] = []
     for part, source in topics.action.items():
         width = log.tracks[f"\0{part}"][1].shape[1]
-        names = (
-            source.names
-            or log.joints[f"\0{part}"]
-            or ([part] if width == 1 else [f"{part}_{i}" for i in range(width)])
-        )
-        if len(names) != width or (source.low and len(source.low) != width):
-            raise UserError(
-                f"action '{part}' has {width} numbers, its map {len(names)} names and {len(source.low)} "
-                "bounds: give as many"
-            )
-        for i, name in enumerate(names):
-            dimensions.append(_dimension(name, source, i))
+        dimensions += action_dimensions(part, source, width, log.joints[f"\0{part}"])
     return assumed_plant(topics.task or path.stem, fields, actions, dimensions=dimensions, rate=topics.rate)
-
-
-def _dimension(name: str, source: Commanded, i: int) -> ActionDimension:
-    """Number `i` of a topic, with all that the map says of it."""
-    said = {
-        "bounds": bool(source.low),
-        "mode": source.mode is not None,
-        "hold": source.mode is not None,
-        "unit": bool(source.unit),
-    }
-    return ActionDimension(
-        name,
-        source.low[i] if source.low else -1.0,
-        source.high[i] if source.high else 1.0,
-        source.unit,
-        mode=source.mode or "delta",
-        hold="repeat" if source.mode == "absolute" else "zero",
-        assumed=tuple(item for item in UNSAID if not said[item]),
-    )
 
 
 def _episodes(path: Path) -> list[list[Path]]:

@@ -6,12 +6,14 @@ import numpy as np
 import pytest
 
 from rql_deploy.errors import UserError
+from rql_deploy.ros2.robot import read_robot
 from rql_deploy.train.data.assumed import UNSAID
 from rql_deploy.train.data.readers import open_store
 from rql_deploy.train.data.readers.options import KeyMap, ReadOptions
 from rql_deploy.train.data.readers.unread_columns import unread_columns
 from tests.helpers.data import opened
-from tests.helpers.ros2_logs import Entry, array, header, joints, pose, write_log
+from tests.helpers.ros2_logs import Entry, array, header, joints, pose, trajectory, write_log
+from tests.helpers.topic_maps import write_map
 
 JOINT, POSE, ARRAY = (
     "sensor_msgs/msg/JointState",
@@ -165,3 +167,51 @@ def test_a_log_that_was_cut_off_is_named_with_the_cure(share: float, logs: Path)
     file.write_bytes(file.read_bytes()[: int(share * file.stat().st_size)])
     with pytest.raises(UserError, match=r"one.mcap is damaged .*mcap recover"):
         open_store(str(logs))
+
+
+def test_the_map_that_drives_a_robot_reads_its_logs(tmp_path: Path) -> None:
+    """The policy's contract then is the robot's, to the name."""
+    path = write_map(
+        tmp_path,
+        {
+            "place": {
+                "topic": "/joint_states",
+                "type": JOINT,
+                "names": ["elbow", "wrist"],
+                "shape": [2, 1],
+                "unit": "rad",
+                "age": "arrival",
+                "qos": {"reliability": "reliable"},
+            }
+        },
+        {
+            "arm": {
+                "topic": "/arm",
+                "type": "trajectory_msgs/msg/JointTrajectory",
+                "names": ["x", "y"],
+                "joints": ["elbow", "wrist"],
+                "scale": [2, 4],
+                "mode": "absolute",
+                "rest_at": [0, 0],
+                "unit": "1 rad",
+                "controller": "JOINT_POSITION",
+                "frame": "joint",
+                "low": [-9, -9],
+                "high": [9, 9],
+            }
+        },
+        domain=3,
+        network="eth0",
+        task="arm",
+    )
+    entries: list[Entry] = []
+    for row in range(4):
+        entries.append((row / 20, "/joint_states", JOINT, joints(("wrist", "elbow"), (row, -row))))
+        command = trajectory(("wrist", "elbow"), (4.0 * row, 2.0))
+        entries.append((row / 20 + 0.004, "/arm", "trajectory_msgs/msg/JointTrajectory", command))
+    path.rename(write_log(tmp_path / "log.mcap", entries).with_suffix(".toml"))
+    store = opened(tmp_path / "log.mcap")
+    assert store.observations.tolist() == [[-row, row] for row in range(4)]
+    assert store.actions.tolist() == [[1, row] for row in range(4)]
+    _, robot = read_robot(tmp_path / "log.toml")
+    assert store.plant == robot

@@ -5,9 +5,10 @@ from typing import Any
 import pytest
 
 from rql_deploy.contract import ActionDimension
+from rql_deploy.motion_names import dimension
 from rql_deploy.ogbench_names import plant_of
 from rql_deploy.train.data.readers.env_args import control_rate, described_actions
-from rql_deploy.train.data.readers.lerobot_names import action_dimensions, dimension
+from rql_deploy.train.data.readers.lerobot_names import action_dimensions
 
 DELTA, ABSOLUTE = ("delta", "zero"), ("absolute", "repeat")
 OSC = {"type": "OSC_POSE", "output_max": [0.05] * 3 + [0.5] * 3, "input_max": 1, "input_min": -1}

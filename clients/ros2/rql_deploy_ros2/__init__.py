@@ -1,0 +1,1 @@
+"""A node of ROS 2 that drives a robot with a policy served by rql-deploy."""

@@ -1,0 +1,118 @@
+"""Go on from a trained run in a simulator: play, update, evaluate, in one process."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from rql_deploy.errors import UserError
+from rql_deploy.progress import NoProgress, Progress
+
+from .data_names import DataNames
+from .train import PeriodicEvaluation, introduce, make_evaluator, require_usable
+
+if TYPE_CHECKING:
+    from rql_deploy.contract import PlantDescription
+    from rql_deploy.sim.plants.tasks import Task
+    from rql_deploy.train.trainer import TrainResult
+
+
+def finetune(
+    task: str,
+    source: Path,
+    output: Path,
+    *,
+    steps: int = 100_000,
+    datasets: Sequence[str | Path] = (),
+    overrides: Sequence[str] = (),
+    resume: bool = False,
+    evaluate_every: int = 10_000,
+    evaluate_episodes: int = 50,
+    evaluate_workers: int = 1,
+    settings: Mapping[str, Any] | None = None,
+    progress: Progress | None = None,
+) -> TrainResult:
+    """Let a trained policy play a task in a simulator, and train on the old data and on what it played.
+
+    Args:
+        task: what to play, such as `robosuite:Lift`.
+        source: the run or checkpoint to start from.
+        output: the new run's folder.
+        steps: control steps to play in all.
+        datasets: the offline data; else what the run says that it was trained on.
+        overrides: `key=value` words on top of the run's settings, such as `online.candidates=4`.
+        resume: continue the run in `output` from its latest checkpoint, bit for bit.
+        evaluate_every: updates between two evaluations of the averaged policy; 0 for none.
+        settings: `robot`, `controller`, `control_rate` and `horizon`; else those of the run's data.
+
+    SIGINT and SIGTERM let the update under way end and save a checkpoint; the result then is not `finished`.
+    Raises UserError for a task, run, data or settings that do not fit each other.
+    """
+    from rql_deploy.sim.plants.tasks import EnvPlant, describe
+    from rql_deploy.train.checkpoints.checkpoint import load_checkpoint
+    from rql_deploy.train.config import with_overrides
+    from rql_deploy.train.data.shards import with_settings
+    from rql_deploy.train.online.trainer import OnlineTrainer
+
+    source, output, progress = Path(source), Path(output), progress or NoProgress()
+    require_usable(output, resume)
+    checkpoint = load_checkpoint(source)
+    if checkpoint.plant.images:
+        raise UserError(
+            f"{source} sees cameras, and episodes that it would play are kept without their frames: collect "
+            "with `rql-deploy collect` and train on both data sets instead"
+        )
+    config = with_overrides(
+        msgspec.structs.replace(checkpoint.config, evaluate_every=evaluate_every), tuple(overrides)
+    )
+    config = msgspec.structs.replace(config, updates=steps * config.online.updates_per_step)
+    names = DataNames.of(datasets, None, "", "", (), ()) if datasets else DataNames.read(source)
+    store = with_settings(names.open(config.relabel), config.reward, config.shard_updates)
+    if not datasets and checkpoint.dataset_hash != store.content_hash:
+        raise UserError(
+            f"the data that {source} was trained on has changed since ({checkpoint.dataset_hash[:12]}, now "
+            f"{store.content_hash[:12]}): pass data with --dataset to go on from what is there"
+        )
+    work = _task(task, checkpoint.plant, settings or {})
+    env = work.make_env()
+    env.drawn = False
+    evaluator = None
+    try:
+        if config.evaluate_every:
+            evaluation = PeriodicEvaluation(task, evaluate_episodes, evaluate_workers, work.settings)
+            evaluator = make_evaluator(evaluation, config.seed, progress)
+        trainer = OnlineTrainer(
+            config,
+            store,
+            output,
+            EnvPlant(env, stop_at_success=False),
+            describe(task, env),
+            label=f"finetune {output.name}",
+            resume=resume,
+            initial=checkpoint,
+            evaluator=evaluator,
+            progress=progress,
+        )
+        names.write(output)
+        introduce(trainer.warnings, f"finetune {output.name}: {trainer.choice}", store, progress)
+        return trainer.train()
+    finally:
+        env.close()
+        if evaluator is not None:
+            evaluator.close()
+
+
+def _task(task: str, plant: PlantDescription, settings: Mapping[str, Any]) -> Task:
+    """The task as the data was collected on it, but for `settings`."""
+    from rql_deploy.sim.plants.tasks import FAMILIES, Task
+
+    own: Mapping[str, Any] = {}
+    if task == plant.task and task.partition(":")[0] in FAMILIES:
+        own = Task.of_plant(plant).settings
+    given = {name: value for name, value in settings.items() if value is not None}
+    work = Task(task, {**own, **given})
+    work.check()
+    return work

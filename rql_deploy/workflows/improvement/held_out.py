@@ -1,0 +1,130 @@
+"""Compare two bundles where there is no simulator: on recorded episodes that neither has learned from.
+
+Two errors are measured at every h-th tick. Behaviour: how far the policy's chunk is from what was carried out
+in episodes that succeeded, in half ranges of the actions. Value: how far V of the chunk that was carried out
+is from the discounted return that followed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rql_deploy.statistics import paired_difference
+
+from .gate import Verdict
+
+if TYPE_CHECKING:
+    from rql_deploy.bundle.bundle import Bundle
+    from rql_deploy.train.data.store import TransitionStore
+
+
+class Errors(NamedTuple):
+    """Of one bundle, per episode."""
+
+    behaviour: list[float]
+    """Mean distance of chunks in half ranges; of successful episodes only, where there are some."""
+    value: list[float]
+    """Mean |V - return|."""
+    values: list[tuple[float, ...]]
+    """V at each decision."""
+    returns: list[tuple[float, ...]]
+
+
+def compare_held_out(bundles: Mapping[int, Path], folder: Path) -> Verdict:
+    """Compare the new bundle with the served one, the first of `bundles`, on the store in `folder`.
+
+    The new one is refused when, in one of the two errors, the whole 95 % interval of the difference is above
+    zero.
+    """
+    from rql_deploy.bundle.bundle import Bundle
+    from rql_deploy.train.data.folder import read_store
+
+    served, new = bundles
+    store = read_store(folder)
+    errors = {number: measure(Bundle.open(path), store) for number, path in bundles.items()}
+    count = len(errors[new].value)
+    if not count:
+        reason = f"none of the {store.episodes} held-out episodes is as long as a chunk"
+        return Verdict(False, reason, "held-out", served, None, None, {})
+    figures: dict[str, Any] = {"episodes": count}
+    worse, text = [], []
+    for name, unit in (("behaviour", "half ranges"), ("value", "of V")):
+        a, b = (getattr(errors[number], name) for number in (new, served))
+        if not a:  # No successful episode is as long as a chunk.
+            continue
+        mean, low, high = paired_difference(a, b)
+        figures[name] = {
+            "new": float(np.mean(a)),
+            "served": float(np.mean(b)),
+            "difference": [mean, low, high],
+        }
+        worse += [name] if low > 0 else []
+        text.append(
+            f"{name} error {np.mean(a):.3g} instead of {np.mean(b):.3g} {unit} (difference {mean:+.2g}, 95 % "
+            f"interval {low:+.2g} to {high:+.2g})"
+        )
+    bias, rank = _calibration(errors[new])
+    sentence = f"on {count} held-out episodes: {'; '.join(text)}"
+    if worse:
+        sentence += f"; worse in {' and '.join(worse)} than generation {served}"
+    return Verdict(not worse, sentence, "held-out", served, bias, rank, figures)
+
+
+def measure(bundle: Bundle, store: TransitionStore) -> Errors:
+    """The errors of one bundle on the episodes of a store."""
+    from rql_deploy.runtime.engine.model import Model
+    from rql_deploy.runtime.engine.onnx_policy import OnnxPolicy
+
+    contract = bundle.contract
+    policy, model = OnnxPolicy(bundle), Model(bundle)
+    half_range = (contract.plant.action_high - contract.plant.action_low) / 2
+    good = store.successes if store.successes is not None and store.successes.any() else None
+    found = Errors([], [], [], [])
+    for index, (first, end) in enumerate(zip(store.starts, store.ends, strict=True)):
+        returns = discounted(store.rewards[first:end], store.masks[end - 1], contract.provenance.config)
+        distances, values, achieved = [], [], []
+        for seed, tick in enumerate(range(first, end - contract.h + 1, contract.h)):
+            fields = contract.split(store.observations[tick : tick + 1])
+            one = {name: np.asarray(rows[0]) for name, rows in fields.items()}
+            chunk = store.actions[tick : tick + contract.h]
+            distances.append(float(np.abs((policy.act(one, seed=seed).actions - chunk) / half_range).mean()))
+            v, _ = model.value_of_chunks(model.encode(model.rows(one)), chunk[None])
+            values.append(float(v[0]))
+            achieved.append(float(returns[tick - first]))
+        if values:
+            if good is None or good[index]:
+                found.behaviour.append(float(np.mean(distances)))
+            found.value.append(float(np.abs(np.array(values) - achieved).mean()))
+            found.values.append(tuple(values))
+            found.returns.append(tuple(achieved))
+    return found
+
+
+def discounted(
+    rewards: NDArray[np.float32], last_mask: float, config: Mapping[str, Any]
+) -> NDArray[np.float64]:
+    """Return `[n]` from each tick on; an episode that its task did not end goes on with its last reward."""
+    gamma = float(config.get("rql", {}).get("gamma", 0.99))
+    seen = rewards.astype(np.float64)
+    if config.get("reward") == "sparse":
+        seen = -(seen != 0).astype(np.float64)
+    total = 0.0 if last_mask == 0 or gamma >= 1.0 else seen[-1] / (1.0 - gamma)
+    found = np.zeros(len(seen))
+    for tick in range(len(seen) - 1, -1, -1):
+        total = seen[tick] + gamma * total
+        found[tick] = total
+    return found
+
+
+def _calibration(errors: Errors) -> tuple[float | None, float | None]:
+    from scipy.stats import spearmanr  # type: ignore[import-untyped]
+
+    values, returns = (np.concatenate(column) for column in (errors.values, errors.returns))
+    constant = len(values) < 3 or values.std() == 0 or returns.std() == 0
+    rank = None if constant else float(spearmanr(values, returns).statistic)
+    return float((values - returns).mean()), rank

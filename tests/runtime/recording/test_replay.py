@@ -1,0 +1,70 @@
+"""Recorded decisions, computed again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from rql_deploy.bundle.bundle import Bundle
+from rql_deploy.prefix import Prefix
+from rql_deploy.runtime.engine.model import Model
+from rql_deploy.runtime.engine.request import History
+from rql_deploy.runtime.recording.messages import Decision, chunk, previews
+from rql_deploy.runtime.recording.packing import messages_of
+from rql_deploy.runtime.recording.reader import read_recording
+from rql_deploy.runtime.recording.replay import replay, same_bytes
+from rql_deploy.runtime.recording.writer import RecordingWriter
+from tests.helpers.recordings import bundle_message, decide
+from tests.helpers.servers import observation
+
+
+def recorded(folder: Path, model: Model, **options: Any) -> Decision:
+    """One decision, written and read."""
+    writer = RecordingWriter(folder, "recording", shard_bytes=1 << 20)
+    writer.add(bundle_message(model.contract))
+    for message in messages_of(
+        decide(model, observation(model.contract), **options), model.contract, 0.0, 1.0
+    ):
+        writer.add(message)
+    writer.close()
+    assert writer.status.error == ""
+    _, decision = read_recording(folder)
+    assert isinstance(decision, Decision)
+    return decision
+
+
+@pytest.mark.parametrize("method", ["replacement", "guidance", "inversion"])
+@pytest.mark.parametrize("candidates", [1, 3])
+def test_a_chunk_that_continued_others_is_computed_again_to_the_byte(
+    bundle: Path, tmp_path: Path, method: Any, candidates: int
+) -> None:
+    model = Model(Bundle.open(bundle))
+    continuation = model.continuation(Prefix(np.array([[0.5, -0.5], [1, 1]], np.float32), 1, method))
+    decision = recorded(
+        tmp_path, model, seed=3, candidates=candidates, value=True, pessimism=0.5, continuation=continuation
+    )
+    assert decision.continued is not None
+    assert (decision.continued.method, decision.continued.committed) == (method, 1)
+    assert decision.pessimism == 0.5
+    assert same_bytes(decision, replay(model, decision))
+    # Every preview is what would have been sent then: it begins with the committed action, and the last one
+    # is the decision.
+    made = previews(decision)
+    assert all(np.allclose(chunks[:, 0], [0.5, -0.5]) for _, _, chunks in made)
+    _, numbers, chunks = made[-1]
+    assert chunks[numbers.index(decision.candidate)].tobytes() == chunk(decision).tobytes()
+
+
+def test_replay_gives_the_previews_that_were_streamed(bundle: Path, tmp_path: Path) -> None:
+    model = Model(Bundle.open(bundle))
+    decision = recorded(tmp_path, model, seed=5, stream=True, value=True)
+    history = History()
+    assert same_bytes(decision, replay(model, decision, history=history))
+    made = previews(decision)
+    assert [step for step, _, _ in made] == list(range(1, model.contract.F + 1))
+    assert [(step, chunks.tobytes()) for step, _, chunks in made] == [
+        (found.step, np.ascontiguousarray(found.actions).tobytes()) for found in history.previews
+    ]
