@@ -47,7 +47,7 @@ def opset_of(path: Path, model: onnx.ModelProto) -> int:
             f"backbone {path} uses operators of {others[0]}, which not every runtime has: export it with "
             "standard ONNX operators"
         )
-    opset = domains.get("", domains.get("ai.onnx", 0))
+    opset = int(domains.get("", domains.get("ai.onnx", 0)))
     if opset > OPSET:
         raise UserError(
             f"backbone {path} has opset {opset}, a bundle's graphs have {OPSET}: "

@@ -18,10 +18,13 @@ LOCK = ".lock"
 
 
 @contextlib.contextmanager
-def exclusive_lock(folder: Path, busy: str) -> Iterator[None]:
+def exclusive_lock(
+    folder: Path, busy: str, cure: str = "wait for it, or pass another --output"
+) -> Iterator[None]:
     """Lock a folder against other processes on this machine; it is made if it does not exist.
 
-    Raises UserError with the text `busy` when another process has locked it, and when it cannot be written.
+    Raises UserError with the texts `busy` and `cure` when another process has locked it, and when it cannot
+    be written.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -32,7 +35,7 @@ def exclusive_lock(folder: Path, busy: str) -> Iterator[None]:
         try:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise UserError(f"{busy}: wait for it, or pass another --output") from error
+            raise UserError(f"{busy}: {cure}") from error
         yield
 
 

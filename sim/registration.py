@@ -13,7 +13,7 @@ from typing import Any
 
 import gymnasium
 
-ROBOSUITE = ("Lift", "Stack", "Door", "PickPlaceCan", "NutAssemblySquare")
+ROBOSUITE = ("Lift", "BeltLift", "Stack", "Door", "PickPlaceCan", "NutAssemblySquare")
 """robosuite's tasks that have a name of their own; the others are reached through `rql_deploy/Task-v0`."""
 ANY_TASK = "rql_deploy/Task-v0"
 """Takes `task`, a name as the command line takes it: `ogbench:cube-single-play`, `robosuite:PickPlace`."""

@@ -13,6 +13,7 @@ from __future__ import annotations
 import copy
 import functools
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -25,7 +26,6 @@ from rql_deploy.flow import flow_schedule
 from .checkpoints.checkpoint import Checkpoint
 from .config import config_to_plain
 from .encoder import ImpalaEncoder
-from .heads import KeypointHead, PooledHead
 from .logging.summary import seen_images
 from .networks import LAYER_NORM_EPSILON, ValueEnsemble, VectorField
 from .rql import RQL
@@ -41,9 +41,9 @@ class Encoder(nn.Module):
         super().__init__()
         dim = v.observation_dim
         self.mean, self.std = constant(mean), constant(std)
-        self.eyes = nn.ModuleList(
-            exportable(network.encoder) for network in (v, value) if network.encoder is not None
-        )
+        eyes = [exportable(network.encoder) for network in (v, value) if network.encoder is not None]
+        self.eyes = nn.ModuleList(eyes)
+        self.cameras = len(eyes[0].encoders) if eyes else 0
         value_kernel = torch.cat(tuple(value.kernels[0][:members, :dim]), dim=1)
         value_bias = value.biases[0][:members, 0].flatten()
         kernels, biases = [v.kernels[0][:dim], value_kernel], [v.biases[0], value_bias]
@@ -59,9 +59,8 @@ class Encoder(nn.Module):
         return sum(len(bias) for bias in self.biases)
 
     def forward(self, *fields: Tensor) -> Tensor:
-        cameras = len(self.eyes[0].encoders) if self.eyes else 0
-        pictures = fields[len(fields) - cameras :]
-        numbers = [field.flatten(1) for field in fields[: len(fields) - cameras]]
+        numeric = len(fields) - self.cameras
+        pictures, numbers = fields[numeric:], [field.flatten(1) for field in fields[:numeric]]
         s = [(torch.cat(numbers, dim=1) - self.mean) / self.std] if numbers else []
         seen = [torch.cat((*eye(pictures), *s), dim=1) for eye in self.eyes] or s
         products = [
@@ -86,8 +85,8 @@ def exportable(encoder: nn.Module) -> Eyes:
     """A copy of a network's encoder, of operators that ONNX has, in float32 and without gradient."""
     assert isinstance(encoder, PictureEncoder)
     copied = copy.deepcopy(encoder).cpu().requires_grad_(False)
-    for camera in copied.encoders:
-        assert isinstance(camera, ImpalaEncoder | KeypointHead | PooledHead)
+    cameras: Any = copied.encoders
+    for camera in cameras:
         if isinstance(camera, ImpalaEncoder):
             camera.product_dtype = torch.float32
         camera.activation = functools.partial(functional.gelu, approximate="tanh")

@@ -40,7 +40,11 @@ class KeypointHead(nn.Module):
 
     features = WIDTH
     """Width of the output."""
-    activation: Callable[[Tensor], Tensor] = staticmethod(gelu)
+    activation = staticmethod(gelu)
+    mean: Tensor
+    std: Tensor
+    across: Tensor
+    down: Tensor
 
     def __init__(self, shape: tuple[int, int, int], frames: int, generator: torch.Generator | None = None):
         """`shape` is (C, h, w) of one frame."""
@@ -88,7 +92,9 @@ class PooledHead(nn.Module):
 
     features = POOLED_WIDTH
     """Width of the output."""
-    activation: Callable[[Tensor], Tensor] = staticmethod(gelu)
+    activation = staticmethod(gelu)
+    mean: Tensor
+    std: Tensor
 
     def __init__(self, size: int, frames: int, generator: torch.Generator | None = None):
         """`size` is D of one frame."""

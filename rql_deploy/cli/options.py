@@ -30,8 +30,8 @@ def environment_options(function: F) -> F:
             ),
             click.option(
                 "--controller",
-                help="robosuite arm controller: OSC_POSE, OSC_POSITION, JOINT_VELOCITY or JOINT_POSITION "
-                "(absolute).  [default: OSC_POSE]",
+                help="robosuite arm controller: OSC_POSE, OSC_POSITION, JOINT_VELOCITY, or absolute ones: "
+                "JOINT_POSITION, OSC_POSE_ABSOLUTE, OSC_POSE_ABSOLUTE_6D.  [default: OSC_POSE]",
             ),
             click.option(
                 "--control-rate",

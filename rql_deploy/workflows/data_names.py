@@ -45,8 +45,8 @@ class DataNames(Record, frozen=True):
         bounds = Path(action_bounds)
         if action_bounds and bounds.is_file():
             action_bounds = str(bounds.absolute())
-        said = tuple(mapping), tuple(tasks), tuple(cameras)
-        return cls(tuple(names), rate, action_mode, action_bounds, *said)
+        stated = rate, action_mode, action_bounds
+        return cls(tuple(names), *stated, tuple(mapping), tuple(tasks), tuple(cameras))
 
     def write(self, run: Path) -> None:
         """Write the run's file; raises OSError where it cannot be written."""
@@ -64,10 +64,7 @@ class DataNames(Record, frozen=True):
         raise UserError(f"{run} does not say what it was trained on: pass its data with --dataset")
 
     def open(self, relabel: str = "", progress: Progress | None = None) -> TransitionStore | ShardedStore:
-        """The data as one set; `relabel` is the OGBench task whose rewards files without any are given.
-
-        `progress` follows the decoding of frames.
-        """
+        """The data as one set; `relabel` is the OGBench task whose rewards files without any are given."""
         from rql_deploy.train.data.readers import open_stores
         from rql_deploy.train.data.statements import Statements
 

@@ -180,7 +180,8 @@ class Session:
 
     def chunk(self, out: Mapping[str, NDArray[Any]]) -> NDArray[np.float32]:
         """The action chunk `[h, A]` of a reply; ServerError as of `chunks`."""
-        return self.chunks(out)[0]
+        chunk: NDArray[np.float32] = self.chunks(out)[0]
+        return chunk
 
     def chunks(self, out: Mapping[str, NDArray[Any]], rows: int = 1) -> NDArray[np.float32]:
         """The action chunks `[rows, h, A]` of a reply.

@@ -99,9 +99,7 @@ class RealTimeLoop:
         """
         streams = hasattr(policy, "stream")
         if mode == "anytime" and not streams and make_runner is None:
-            raise UserError(
-                "this policy streams no previews", hint="use prefetch instead of anytime playback"
-            )
+            raise UserError("this policy streams no previews", hint="use prefetch playback instead")
         mode = mode or ("anytime" if streams else "prefetch")
         self.plant, self.policy, self.contract = plant, policy, policy.contract
         self.plant = stacked(plant, self.contract.plant)

@@ -33,6 +33,8 @@ MAX_QUEUED_BYTES = 128 << 20
 """Bytes waiting to be written. Beyond it decisions are dropped, and senders of episodes are told to retry."""
 CLOSE_LIMIT = 5.0
 """Seconds that closing waits for the disk."""
+WRITE_LIMIT = 4.0
+"""Seconds that the process gets at least, at the end, once it has been handed everything."""
 WARN_EVERY = 10.0
 """Seconds between two warnings about failed writes."""
 RESTART_DELAY = 1.0
@@ -125,7 +127,7 @@ class Recorder:
         data = {"records": self._queue.qsize(), "folder": str(self._folder)}
         if self._thread.is_alive():
             _log.error("not recorded: the disk does not take it in time", extra={"data": data})
-        elif self._process is not None and not self._process.end(max(0.0, expiry - time.monotonic())):
+        elif self._process is not None and not self._process.end(max(WRITE_LIMIT, expiry - time.monotonic())):
             _log.warning("the recording is still being written", extra={"data": data})
 
     def _run(self) -> None:

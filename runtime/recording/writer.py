@@ -40,7 +40,7 @@ MAX_WAITING = 64
 our own messages never are."""
 DRAWING = 0.05
 """Share of the process's time for it: some 50 decisions a second."""
-NICENESS = 10
+NICENESS = 5
 """The process yields to the server on a busy machine."""
 _decoder = msgspec.msgpack.Decoder(Message)
 

@@ -1,4 +1,7 @@
-"""Asks a server how it does, from another thread of its process: for metrics, probes and watchdogs."""
+"""Asks a server how it does, from another thread of its process: for metrics, probes and watchdogs.
+
+A question goes the way of every request, so an engine that hangs does not answer it.
+"""
 
 from __future__ import annotations
 

@@ -38,4 +38,5 @@ class AbsoluteDemonstrator:
         turned = Rotation.from_rotvec(ROTATION_SCALE * delta[3:6])
         goal = turned * Rotation.from_quat(observation["robot0_eef_quat_site"])
         rotation = goal.as_matrix()[:, :2].T.reshape(6) if self._six_numbers else goal.as_rotvec()
-        return np.concatenate((position, rotation, delta[6:])).astype(np.float32)
+        action: NDArray[np.float64] = np.concatenate((position, rotation, delta[6:]))
+        return action.astype(np.float32)

@@ -147,8 +147,8 @@ class RobosuiteEnv(TaskEnv):
             rows_after_success,
         )
         self.render_mode = render_mode
-        self.images = image_fields(cameras, suffix=PICTURE)
         self.metadata = {**self.metadata, "render_fps": control_rate}
+        self.images = image_fields(cameras, suffix=PICTURE)
         self._controller, self.controller_config = controller, controller_config(robot, controller)
         self._env = robosuite.make(
             task,

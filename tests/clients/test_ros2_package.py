@@ -78,11 +78,13 @@ def test_services_start_and_stop_the_policy(driver: Driver, node: FakeNode) -> N
     assert driver.reset_fault() == (True, "no fault")
 
 
-def test_what_is_missing_is_told_as_a_diagnostic(driver: Driver, node: FakeNode) -> None:
+def test_what_is_missing_is_told_as_a_diagnostic(settings: Settings, node: FakeNode) -> None:
     node.silent = True
+    driver = Driver(settings, NodeTransport(node, get_message, lambda qos: qos), print)
     driver.start()
     wait_for(lambda: not driver.driving)
     level, text, _ = driver.state()
+    driver.close()
     assert level == 2
     assert "/joint_states is published on the network of policy, but no message came" in text
     assert node.commands == []

@@ -11,6 +11,7 @@ import numpy as np
 
 from rql_deploy.bundle.bundle import Bundle
 from rql_deploy.contract import Contract
+from rql_deploy.recording_files import MAGIC
 from rql_deploy.runtime.engine.engine import Engine
 from rql_deploy.runtime.engine.model import Model
 from rql_deploy.runtime.engine.request import Done, EpisodePart, History, Job
@@ -33,6 +34,14 @@ def decide(model: Model, observation: dict[str, Any], **options: Any) -> Done:
 def bundle_message(contract: Contract, time: float = 0.0) -> messages.Bundle:
     """What stands at the begin of every file."""
     return messages.Bundle(time, contract.contract_id, contract.to_json())
+
+
+def wait_until_written(folder: Path, seconds: float = 60.0) -> None:
+    """Wait for the process that goes on writing when the server has ended, on a busy machine."""
+    expiry = time.monotonic() + seconds
+    while not all(file.read_bytes().endswith(MAGIC) for file in folder.glob("*.mcap")):
+        assert time.monotonic() < expiry
+        time.sleep(0.05)
 
 
 def write_episode(

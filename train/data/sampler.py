@@ -178,12 +178,9 @@ class WindowSampler:
         Pictures are always of these two rows, each with the frames that the plant stacks; `draw` shifts them
         at random by `crop`. `features` has what is read in place of some cameras' frames.
         """
-        self.new_share, self._interventions, self._action_dim = (
-            new_share,
-            interventions,
-            store.plant.action_dim,
-        )
-        self.frame_stack, self.crop, self.features = store.plant.frame_stack, crop, features
+        self.new_share, self._interventions = new_share, interventions
+        self._action_dim, self.features = store.plant.action_dim, features
+        self.frame_stack, self.crop = store.plant.frame_stack, crop
         self.sampling, self.generator, self.device = sampling, generator, torch.device(device)
         self._orders: dict[tuple[int, int], Tensor] = {}
         self._complete_rows, self._clip_actions, self._scale = complete_rows, clip_actions, observation_scale

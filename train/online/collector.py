@@ -202,7 +202,7 @@ class Collector:
                 action,
                 -float(reward != 0.0) if self._sparse else reward,
                 float(not over),
-                intervened,
+                bool(intervened),
             )
         )
         self._commands.append(command)

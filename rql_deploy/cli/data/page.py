@@ -80,6 +80,13 @@ def page(report: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def _intervened(found: Mapping[str, int] | None) -> list[str]:
+    if not found or not found["rows"]:
+        return []
+    where = f"{found['rows']:,} rows of {found['episodes']:,} episodes"
+    return [f"  intervened   in {where}: not the policy's actions"]
+
+
 def _cameras(cameras: Sequence[Mapping[str, Any]]) -> list[str]:
     """The cameras as a table; of a large data set, some episodes were looked at."""
     if not cameras:
@@ -100,13 +107,6 @@ def _cameras(cameras: Sequence[Mapping[str, Any]]) -> list[str]:
             f"{camera['frozen_rows'] / rows:>8.1%} {camera['longest_frozen']:>8,} {lag:>9}"
         )
     return lines
-
-
-def _intervened(found: Mapping[str, int] | None) -> list[str]:
-    if not found or not found["rows"]:
-        return []
-    where = f"{found['rows']:,} rows of {found['episodes']:,} episodes"
-    return [f"  intervened   in {where}: not the policy's actions"]
 
 
 def _tasks(tasks: Sequence[Mapping[str, Any]]) -> list[str]:

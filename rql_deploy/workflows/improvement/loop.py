@@ -98,7 +98,8 @@ def improve(
     UserError for a run, data or bundle that do not fit, and where training fails; what is served then stays.
     """
     loop = Improvement(recordings, source, serve_as, datasets, options or ImproveOptions(), progress)
-    with exclusive_lock(loop.generations.folder, f"{loop.generations.folder} is being improved already"):
+    busy = f"{serve_as} is being improved already"
+    with exclusive_lock(loop.generations.folder, busy, "end that one first"):
         return loop.run()
 
 

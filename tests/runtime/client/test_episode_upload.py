@@ -33,6 +33,7 @@ from rql_deploy.runtime.wire.headers import Episode
 from rql_deploy.train.data.readers import open_store
 from rql_deploy.train.data.store import TransitionStore
 from tests.helpers.commands import TINY, assert_refused, cli
+from tests.helpers.recordings import wait_until_written
 from tests.helpers.servers import observation, serving
 from tests.helpers.wire import raw_call, raw_message, read_header
 
@@ -73,9 +74,10 @@ def read(folder: Path) -> TransitionStore:
     return store
 
 
-def stop(process: Any) -> None:
+def stop(process: Any, recording: Path) -> None:
     os.kill(process.pid, signal.SIGTERM)
     assert process.wait(timeout=20) == 0
+    wait_until_written(recording)
 
 
 def test_served_episodes_become_a_data_set_that_training_reads(bundle: Path, tmp_path: Path) -> None:
@@ -85,7 +87,7 @@ def test_served_episodes_become_a_data_set_that_training_reads(bundle: Path, tmp
         with RemotePolicy.connect(address) as policy, EpisodeReporter.connect(address) as reporter:
             loop = ControlLoop(ReportedPlant(cart, reporter), policy)
             results = [loop.run_episode(seed) for seed in (2, 3, 4)]
-        stop(process)
+        stop(process, recording)
     assert [result.success for result in results] == [True, False, True]
     assert_refused(
         cli("train", "--dataset", recording, "--output", tmp_path / "run"),
@@ -119,7 +121,7 @@ def test_a_loop_of_ones_own_may_leave_out_what_it_does_not_know(bundle: Path, tm
     with serving(bundle, "--record", str(silent)) as (address, process):
         with RemotePolicy.connect(address) as policy:
             policy.act(observation(contract), seed=1)
-        stop(process)
+        stop(process, silent)
     assert_refused(
         cli("data", "convert", silent, "--output", tmp_path / "x"),
         "1 decisions and no episode",
@@ -136,7 +138,7 @@ def test_a_loop_of_ones_own_may_leave_out_what_it_does_not_know(bundle: Path, tm
     # The part from tick 4 on is twice there, the one from tick 8 on never arrived.
     for one in (part(4), part(4), part(0), part(12, end=True)):
         assert recorder.record_episode(one, contract)
-    recorder.close()
+    recorder.close(timeout=60.0)
     told = cli("data", "convert", lost, "--output", tmp_path / "cut")
     assert "1 of 1 episodes came without rewards and success" in told.output
     assert "1 of 1 episodes are cut short" in told.output
@@ -153,7 +155,7 @@ def test_a_loop_of_ones_own_may_leave_out_what_it_does_not_know(bundle: Path, tm
         reply = read_header(raw_call(address, raw_message("episode", {}, state, named=known)))
         assert reply["code"] == "bad_request"
         assert "the header lacks entry 'contract'" in reply["error"]
-        stop(process)
+        stop(process, rewarded)
     assert cli("data", "convert", rewarded, "--output", tmp_path / "long").exit_code == 0
     store = read(tmp_path / "long")
     assert (store.ends.tolist(), store.successes, store.finals) == ([1200], None, None)
@@ -180,7 +182,7 @@ def test_a_real_time_loop_tells_verdicts_interventions_and_times(bundle: Path, t
             ) as loop:
                 result = loop.run_episode(3)
             begun = time.time()
-        stop(process)
+        stop(process, tmp_path)
     messages = list(read_recording(tmp_path))
     ticks = [message for message in messages if isinstance(message, messages_module.Tick)]
     assert [tick.tick for tick in ticks] == list(range(result.statistics.ticks))
@@ -254,7 +256,7 @@ def test_parts_that_a_restarted_server_did_not_see_are_sent_again(bundle: Path, 
         with serving(bundle, "--record", str(folder), "--bind", address) as (_, second):
             time.sleep(0.1)
             reporter.close()
-            stop(second)
+            stop(second, folder)
     assert reporter.dropped == 0
     assert cli("data", "convert", folder, "--output", tmp_path / "data").exit_code == 0
     assert read(tmp_path / "data").rewards.tolist() == [-1, -1, -1, -1, 0]
@@ -277,7 +279,7 @@ def test_a_recorder_takes_no_more_than_it_has_room_for(
         None,
     )
     assert not recorder.record_episode(large, contract)
-    recorder.close()
+    recorder.close(timeout=60.0)
     assert recorder.dropped == 1
 
 
@@ -294,7 +296,7 @@ def test_an_episode_whose_last_part_has_no_rows_is_converted(bundle: Path, tmp_p
     assert recorder.record_episode(
         EpisodePart(1, 0, 4, True, nothing, np.zeros((0, 2), np.float32), None, None), contract
     )
-    recorder.close()
+    recorder.close(timeout=60.0)
     result = cli("data", "convert", folder, "--output", tmp_path / "data")
     assert result.exit_code == 0, result.output
     assert read(tmp_path / "data").ends.tolist() == [4]

@@ -22,6 +22,7 @@ from rql_deploy.runtime.recording.messages import Bundle as BundleMessage
 from rql_deploy.runtime.recording.messages import Decision, EpisodeEnd
 from rql_deploy.runtime.recording.reader import read_recording
 from rql_deploy.runtime.recording.recorder import Recorder
+from tests.helpers.recordings import wait_until_written
 from tests.helpers.servers import note, observation, serving
 
 PART = EpisodePart(0, 0, 0, True, {}, np.zeros((0, 2), np.float32), None, None)
@@ -83,7 +84,7 @@ def test_a_record_that_cannot_be_written_costs_itself(
     monkeypatch.setattr(recorder, "_append", sometimes)
     for _ in range(3):
         assert recorder.record_episode(PART, contract)
-    recorder.close()
+    recorder.close(timeout=60.0)
     assert (recorder.dropped, recorder.written) == (2, 1)
     assert [type(message) for message in read_recording(tmp_path)] == [BundleMessage, EpisodeEnd]
 
@@ -116,6 +117,7 @@ def test_a_full_disk_costs_recordings_and_nothing_else(bundle: Path, tmp_path: P
         wait_for(lambda: decisions(tmp_path) == 9)
         os.kill(process.pid, signal.SIGTERM)
         assert process.wait(timeout=10) == 0
+        wait_until_written(tmp_path)
         assert process.stdout.read().count("cannot record") == 0
     assert [type(message) for message in read_recording(tmp_path)] == [BundleMessage] + 9 * [Decision]
 

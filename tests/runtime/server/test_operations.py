@@ -27,6 +27,7 @@ from rql_deploy.runtime.recording.replay import replay, same_bytes
 from rql_deploy.runtime.wire import headers
 from rql_deploy.runtime.wire.arrays import Layout
 from tests.helpers.commands import assert_refused, cli
+from tests.helpers.recordings import wait_until_written
 from tests.helpers.servers import get, note, observation, serving, variant
 
 
@@ -199,6 +200,7 @@ def test_a_recording_replays_to_the_same_bytes_and_survives_being_cut_short(
                 )
         os.kill(process.pid, signal.SIGTERM)
         assert process.wait(timeout=10) == 0
+        wait_until_written(folder)
     records = [message for message in read_recording(folder) if isinstance(message, Decision)]
     model = Model(Bundle.open(bundle))
     assert len(records) == 6

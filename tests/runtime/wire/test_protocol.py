@@ -56,6 +56,16 @@ requests = st.one_of(
         committed=st.none() | counts,
         continuation=st.none() | st.sampled_from(CONTINUATIONS),
     ),
+    st.builds(
+        headers.ActMany,
+        bundle=names,
+        contract=contracts,
+        budget=st.none() | st.floats(0, headers.MAX_BUDGET),
+        candidates=st.none() | st.integers(1, 256),
+        value=st.none() | st.booleans(),
+        seeds=st.none() | st.lists(st.integers(0, 2**53 - 1), max_size=5),
+        prune=st.none() | st.lists(st.tuples(st.integers(0, 99), st.integers(0, 99)), max_size=3),
+    ),
     st.builds(headers.Refine, bundle=names, contract=contracts, f=flow_times, delta=flow_times),
     st.builds(headers.Value, bundle=names, contract=contracts, f=st.none() | flow_times),
     st.builds(
