@@ -9,7 +9,6 @@ positions, is read by one dense layer. Like every encoder, each network that loo
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -51,10 +50,6 @@ class KeypointHead(nn.Module):
         super().__init__()
         channels, height, width = shape
         self.shape, self.frames = shape, frames
-        self.mean: Tensor
-        self.std: Tensor
-        self.across: Tensor
-        self.down: Tensor
         self.register_buffer("mean", torch.zeros(channels, 1))
         self.register_buffer("std", torch.ones(channels, 1))
         across, down = torch.linspace(-1.0, 1.0, width), torch.linspace(-1.0, 1.0, height)
@@ -100,8 +95,6 @@ class PooledHead(nn.Module):
         """`size` is D of one frame."""
         super().__init__()
         self.frames = frames
-        self.mean: Tensor
-        self.std: Tensor
         self.register_buffer("mean", torch.zeros(size * frames))
         self.register_buffer("std", torch.ones(size * frames))
         self.kernel = nn.Parameter(glorot_uniform_(torch.empty(size * frames, POOLED_WIDTH), generator))
