@@ -31,7 +31,8 @@ def read_backbone(path: Path) -> tuple[bytes, onnx.ModelProto]:
             )
         onnx.checker.check_model(model)
     except FileNotFoundError as error:
-        raise UserError(f"there is no backbone {path}{near_paths(path)}") from error
+        near = near_paths(path) or ": pass an ONNX file, or efficientnet-lite0"
+        raise UserError(f"there is no backbone {path}{near}") from error
     except (DecodeError, onnx.checker.ValidationError) as error:
         raise UserError(
             f"backbone {path} is not an ONNX graph ({first_line(error)}): export it again"
