@@ -45,7 +45,9 @@ class PolicyCore(Protocol):
         rows: int,
         options: ResolvedOptions,
         seeds: Sequence[int] | None,
-    ) -> list[Decision]: ...
+    ) -> list[Decision]:
+        """Decisions on `rows` observations in one request, in their order."""
+        ...
 
     def stream(
         self, observation: Mapping[str, Any], options: ResolvedOptions

@@ -71,6 +71,7 @@ class LazyCore:
         options: ResolvedOptions,
         seeds: Sequence[int] | None,
     ) -> list[Decision]:
+        """See `PolicyCore.act_many`."""
         return await self.core.act_many(observations, rows, options, seeds)
 
     def stream(

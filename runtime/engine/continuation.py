@@ -75,6 +75,7 @@ class Continuation(Struct, eq=False):
 
     @property
     def needs_noise(self) -> bool:
+        """Whether a step needs the noise that its rows began with."""
         return self.method in ("replacement", "inversion")
 
     def before_step(self, x: Array, noise: Array, t: np.float32) -> Array:
