@@ -121,6 +121,9 @@ class StackedPlant:
     Wrap a plant whose `observe` gives single frames. It is then observed once a tick, decisions or not.
     """
 
+    stacks_frames = True
+    """Also of what wraps this and hands on its attributes."""
+
     def __init__(self, plant: Any, description: PlantDescription):
         self.plant = plant
         self._stack = FrameStack(description.images, description.frame_stack)
@@ -149,5 +152,6 @@ class StackedPlant:
 
 
 def stacked(plant: Any, description: PlantDescription) -> Any:
-    """The plant for a policy with this description: `StackedPlant` where several frames are stacked."""
-    return StackedPlant(plant, description) if description.images and description.frame_stack > 1 else plant
+    """The plant for a policy with this description, with stacked frames where the policy sees several."""
+    several = description.images and description.frame_stack > 1
+    return StackedPlant(plant, description) if several and not hasattr(plant, "stacks_frames") else plant

@@ -90,6 +90,7 @@ def run(
     fit the policy, and KeyboardInterrupt when not one episode was played.
     """
     from rql_deploy.assumptions import motion_remark
+    from rql_deploy.images import stacked
     from rql_deploy.runtime.client import RemotePolicy
     from rql_deploy.runtime.client.episode_upload import EpisodeReporter
     from rql_deploy.runtime.client.reported_plant import ReportedPlant
@@ -112,7 +113,8 @@ def run(
     ):
         if on_remark is not None and (remark := motion_remark(policy.contract.plant)):
             on_remark(remark)
-        reported = ReportedPlant(plant, reporter, notes=real_time is not None)
+        seen = stacked(plant, policy.contract.plant)
+        reported = ReportedPlant(seen, reporter, notes=real_time is not None)
         if real_time is not None:
             played = play_in_real_time(
                 task,

@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from rql_deploy.bundle.bundle import Bundle
+from rql_deploy.images import stacked
+from rql_deploy.runtime.client import RemotePolicy
+from rql_deploy.runtime.client.episode_upload import EpisodeReporter
+from rql_deploy.runtime.client.reported_plant import ReportedPlant
+from rql_deploy.runtime.control.lockstep import ControlLoop
 from rql_deploy.runtime.engine.request import EpisodePart
 from rql_deploy.runtime.recording.packing import messages_of
 from rql_deploy.runtime.recording.writer import RecordingWriter
 from rql_deploy.workflows.recorded_data import read_recorded
-from tests.helpers.recordings import bundle_message
+from tests.helpers.rail import Rail
+from tests.helpers.recordings import bundle_message, wait_until_written
+from tests.helpers.servers import serving
 
 
 def test_the_newest_frame_of_every_tick_is_kept_once(picture_bundle: Path, tmp_path: Path) -> None:
@@ -36,3 +45,34 @@ def test_the_newest_frame_of_every_tick_is_kept_once(picture_bundle: Path, tmp_p
     store.validate_rows()
     assert store.plant.images == contract.plant.images and store.plant.frame_stack == 2
     np.testing.assert_array_equal(store.images["camera"].take(np.arange(2 * rows)), np.concatenate(expected))
+
+
+class Seeing(Rail):
+    """Its camera shows how often it was moved."""
+
+    simulated = True
+    shapes: Mapping[str, tuple[int, ...]] = {}
+
+    def observe(self) -> Mapping[str, Any]:
+        numbers = {name: np.zeros(shape, np.float32) for name, shape in self.shapes.items()}
+        return {**numbers, "camera": np.full((12, 16, 3), len(self.applied), np.uint8)}
+
+    def close(self) -> None: ...
+
+
+def test_a_loop_that_is_recorded_stacks_frames_once(picture_bundle: Path, tmp_path: Path) -> None:
+    contract = Bundle.open(picture_bundle).contract
+    plant = Seeing(horizon=5)
+    plant.shapes = {spec.name: spec.shape for spec in contract.plant.fields}
+    with serving(picture_bundle, "--record", str(tmp_path)) as (address, process):
+        with EpisodeReporter.connect(address) as reporter, RemotePolicy.connect(address) as policy:
+            reported = ReportedPlant(stacked(plant, contract.plant), reporter)
+            result = ControlLoop(reported, policy, deadline=20.0).run_episode(seed=0)
+            assert (result.error, result.steps) == (None, 5)
+            reported.close()
+        process.terminate()
+        process.wait()
+    wait_until_written(tmp_path)
+    store = read_recorded(str(tmp_path)).store
+    shown = store.images["camera"].take(np.arange(len(store)))[:, 0, 0, 0]
+    assert shown.tolist() == [0, 1, 2, 3, 4]
