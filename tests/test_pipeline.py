@@ -120,6 +120,7 @@ def test_evaluate_scores_each_kind_of_policy(kind: str, lift_bundle: Path, tmp_p
     assert summary["success"] == (1.0 if kind == "demonstrator" else 0.0)
 
 
+@pytest.mark.slow
 def test_evaluate_plays_the_best_of_four_unless_told_otherwise(lift_bundle: Path, tmp_path: Path) -> None:
     digests = []
     for name, options in (("default", ()), ("four", ("--candidates", 4)), ("one", ("--candidates", 1))):

@@ -29,6 +29,7 @@ def run_snippets(*, simulator: bool) -> dict[str, Any]:
     return names
 
 
+@pytest.mark.slow
 def test_snippets_without_a_simulator_run(
     dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

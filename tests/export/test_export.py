@@ -191,6 +191,7 @@ def test_the_certificate_notices_steps_that_differ_from_the_unrolled_policy(
         export_bundle(modules, other, observations, tmp_path / "bundle")
 
 
+@pytest.mark.slow
 def test_fewer_flow_steps_can_be_exported(run: Path, tmp_path: Path) -> None:
     assert cli("export", run, "--output", tmp_path / "bundle", "--flow-steps", 4).exit_code == 0
     assert Bundle.open(tmp_path / "bundle").contract.F == 4

@@ -199,6 +199,7 @@ def example(contract: Contract) -> tuple[np.ndarray, np.ndarray]:
     return rows, flow_noise(0, len(rows), contract.h * contract.plant.action_dim)
 
 
+@pytest.mark.slow
 def test_a_variant_beyond_tolerance_leaves_no_bundle(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

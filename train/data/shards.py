@@ -176,7 +176,7 @@ Store = TypeVar("Store", bound="TransitionStore | ShardedStore")
 
 
 def with_plant(store: Store, plant: PlantDescription) -> Store:
-    """The same rows, described by `plant`, which may lack some of their fields and cameras."""
+    """The same rows, described by `plant`, which may lack some of their fields and cameras or rename them."""
     if store.plant == plant:
         return store
     changes: dict[str, Any] = {"plant": plant}
@@ -184,8 +184,8 @@ def with_plant(store: Store, plant: PlantDescription) -> Store:
         changes = {"stated": plant, "_loaded": WeakValueDictionary()}
     else:
         changes["images"] = {image.name: store.images[image.name] for image in plant.images}
-        names = [field.name for field in plant.fields]
-        if names != [field.name for field in store.plant.fields]:
+        names, stored = ([field.name for field in one.fields] for one in (plant, store.plant))
+        if names != stored and set(names) <= set(stored):
             columns = store.plant.columns(names)
             changes["observations"] = store.observations[:, columns]
             changes["finals"] = None if store.finals is None else store.finals[:, columns]

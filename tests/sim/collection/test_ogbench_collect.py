@@ -214,6 +214,7 @@ def test_a_join_that_was_cut_short_may_replace_its_own_validation_file(tmp_path:
     assert ogbench_collect.prepare(data) == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("content", [b"", b"PK half of an archive"])
 def test_an_episode_that_a_power_cut_damaged_is_made_again(
     content: bytes, made: Path, tmp_path: Path

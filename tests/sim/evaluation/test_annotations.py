@@ -263,6 +263,7 @@ def test_a_pruning_schedule_that_does_not_prune_is_refused(text: str) -> None:
     assert parse_prune("", 8) == ()
 
 
+@pytest.mark.slow
 def test_training_goes_on_when_the_plant_of_an_evaluation_raises(run: Path) -> None:
     evaluator = SimulatedEvaluator(
         "gym:tests.helpers.drifting_cart:tests/HotCart-v0", {}, episodes=2, workers=1, seed=0

@@ -63,7 +63,7 @@ class StillPlant:
         self.model = mujoco.MjModel.from_xml_string(MODEL)
         self.data = mujoco.MjData(self.model)
         mujoco.mj_forward(self.model, self.data)
-        self.env = SimpleNamespace(simulation=lambda: (self.model, self.data))
+        self.env = SimpleNamespace(simulation=lambda: (self.model, self.data), frames=dict)
         self.success = self.finished = False
 
 
