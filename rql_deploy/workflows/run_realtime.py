@@ -32,7 +32,8 @@ class RealTimeOptions:
     """Settings of a real-time run; docs/control.md explains them."""
 
     mode: Mode = "anytime"
-    compensate_delay: bool = True
+    compensate_delay: bool | None = None
+    """Whether chunks make up for what was played; None: where they do not continue it."""
     continuation: Continuation | None = None
     """How chunks continue what plays while they are made; None: as trained, else guidance."""
     limits: Path | None = None

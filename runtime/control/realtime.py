@@ -24,7 +24,7 @@ from rql_deploy.policy import Continuation, Policy
 from rql_deploy.seeding import check_seed, decision_seed
 
 from .clock import MIN_SPACING, Clock, Schedule, SystemClock, require_rate
-from .inference import InferenceRequest, InferenceResult, InferenceRunner, ThreadRunner
+from .inference import InferenceRequest, InferenceResult, InferenceRunner, ThreadRunner, continues
 from .lockstep import drivable, is_finished, plant_failure, rest_command
 from .playback import Mode, Playback, ScheduledAction, delta_bounds
 from .safety import NO_ACTION, Reason, SafetyFilter, Verdict
@@ -64,7 +64,7 @@ class RealTimeLoop:
         prefetch_ticks: int | None = None,
         latch: bool = True,
         priority: int | None = None,
-        delay_compensation: bool = True,
+        delay_compensation: bool | None = None,
         continuation: Continuation | None = None,
         replan_every: int | None = None,
         pessimism: float = 0.0,
@@ -83,7 +83,7 @@ class RealTimeLoop:
             measured.
             latch: False counts faults instead of stopping, for measurements.
             priority: 1 to 99; run the loop's thread under SCHED_FIFO, before all threads of normal priority.
-            delay_compensation: correct delta motion for what was played while a chunk was computed.
+            delay_compensation: correct delta motion for what was played; default where no chunk continues it.
             continuation: how chunks continue what plays while they are computed (docs/control.md); default as
             they were trained to, else guidance; none for a policy that takes no `prefix`.
             replan_every: actions after which a chunk is renewed; default all.
@@ -106,17 +106,17 @@ class RealTimeLoop:
         self.filter = SafetyFilter(self.contract, limits)
         self.watchdog = Watchdog(self.filter.limits, 1.0 / self.period, latch=latch)
         self.statistics = LoopStatistics(self.period)
-        self._on_tick, self._priority = on_tick, priority
+        self._on_tick, self._priority, self._hold_reason = on_tick, priority, NO_ACTION
+        makes_up = not continues(policy, continuation) if delay_compensation is None else delay_compensation
         bounds = delta_bounds(self.contract.plant, self.filter.low, self.filter.high)
         self._playback = Playback(
             self.contract.h,
             mode,
             prefetch_ticks=prefetch_ticks,
             min_preview_steps=(self.contract.F + 1) // 2,
-            delta=bounds if delay_compensation else None,
+            delta=bounds if makes_up else None,
             replan_every=replan_every,
         )
-        self._hold_reason = NO_ACTION
         # When the messages behind a decision's observation were made, by its number. A thousand are more
         # than can be asked for while one chunk plays.
         self._made_at: dict[int, float] = {}

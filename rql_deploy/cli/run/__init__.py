@@ -56,11 +56,10 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--compensate-delay/--no-compensate-delay",
-    default=True,
-    show_default=True,
+    default=None,
     help="With --real-time: a chunk of delta motion makes up for what was played while it was made, where "
-    "the contract names the "
-    "controller that carries it out (docs/control.md).",
+    "the contract names the controller that carries it out (docs/control.md).  [default: where chunks do "
+    "not continue what plays]",
 )
 @click.option(
     "--continuation",
@@ -113,7 +112,7 @@ def command(
     timeout: float | None,
     real_time: bool,
     mode: Any,
-    compensate_delay: bool,
+    compensate_delay: bool | None,
     continuation: Any,
     limits: Path | None,
     value_gate: float | None,
@@ -135,7 +134,8 @@ def command(
     Client and server compare their contracts first; fields, shapes, actions and rate must be the same.
     """
     given = {
-        "--no-compensate-delay": not compensate_delay,
+        "--compensate-delay": compensate_delay,
+        "--no-compensate-delay": compensate_delay is False,
         "--continuation": continuation,
         "--limits": limits,
         "--value-gate": value_gate,

@@ -283,6 +283,17 @@ def test_no_delay_compensation_when_the_contract_names_no_controller(contract: C
     assert greatest[0] > 0.1 + 1e-6 > greatest[1]
 
 
+@pytest.mark.parametrize(("asked", "corrected"), [(None, False), (True, True)])
+def test_no_delay_compensation_unless_asked_for_where_chunks_continue_what_plays(
+    contract: Contract, asked: bool | None, corrected: bool
+) -> None:
+    plant, policy = Rail(100), Trembling(contract)
+    policy.continues = True  # type: ignore[attr-defined]
+    loop, _ = drive(plant, policy, delay_compensation=asked)
+    loop.run_episode(0)
+    assert (np.abs(np.array(plant.applied)[:, 0]).max() > 0.1 + 1e-6) == corrected
+
+
 def test_delay_compensation_never_gets_an_allowed_action_rejected(contract: Contract) -> None:
     """The policy's actions keep the rate limit; a compensated command and the next action need not."""
     plant = Rail(300)
