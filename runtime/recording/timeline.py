@@ -6,7 +6,7 @@ behind it; other ticks belong to the newest decision before them.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,6 +16,9 @@ from numpy.typing import NDArray
 from rql_deploy.contract import Contract
 
 from .messages import Bundle, Decision, EpisodeEnd, Message, Tick
+
+SLACK = 0.1
+"""Seconds by which a tick may seem to be before its decision: their times come on different ways."""
 
 
 @dataclass
@@ -78,11 +81,15 @@ def make_timeline(messages: Iterable[Message]) -> Timeline:
 
 
 def _episode(name: str, ticks: list[Tick], decisions: list[Decision]) -> EpisodeView:
-    seeds = {tick.note.seed for tick in ticks if tick.note is not None and tick.note.seed is not None}
-    if seeds:
-        own = [decision for decision in decisions if decision.seed in seeds]
-        index = {decision.seed: i for i, decision in enumerate(own)}
-        behind = [_by_seed(tick, index) for tick in ticks]
+    named = [None if tick.note is None else tick.note.seed for tick in ticks]
+    if any(seed is not None for seed in named):
+        by_seed: dict[int | None, list[Decision]] = {}
+        for decision in decisions:
+            by_seed.setdefault(decision.seed, []).append(decision)
+        made = [_newest(by_seed.get(seed, []), tick) for tick, seed in zip(ticks, named, strict=True)]
+        own = sorted({id(one): one for one in made if one is not None}.values(), key=lambda one: one.time)
+        index = {id(one): i for i, one in enumerate(own)}
+        behind = [-1 if one is None else index[id(one)] for one in made]
     else:
         own = _between(decisions, ticks[0].time, ticks[-1].time)
         times = np.array([decision.time for decision in own])
@@ -90,10 +97,10 @@ def _episode(name: str, ticks: list[Tick], decisions: list[Decision]) -> Episode
     return EpisodeView(name, ticks, own, behind)
 
 
-def _by_seed(tick: Tick, index: Mapping[int, int]) -> int:
-    if tick.note is None or tick.note.seed is None:
-        return -1
-    return index.get(tick.note.seed, -1)
+def _newest(decisions: list[Decision], tick: Tick) -> Decision | None:
+    """The newest decision of one seed that was there before the tick; other runs may have the same seeds."""
+    found = [decision for decision in decisions if decision.time <= tick.time + SLACK]
+    return found[-1] if found else None
 
 
 def _between(decisions: list[Decision], first: float, last: float) -> list[Decision]:
