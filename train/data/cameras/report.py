@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -20,8 +21,9 @@ BLACK = 16
 """A frame is black where no colour of no pixel reaches this."""
 LONGEST_LAG = 10
 """Rows by which frames and states are shifted against each other, in both directions."""
-CLEAR, BETTER = 0.3, 0.05
-"""A shift counts where the correlation is at least the first, and better by the second than without one."""
+CLEAR, BETTER, CHANCE = 0.3, 0.05, 4.0
+"""A shift counts where the correlation is at least the first, and better than without one by the second and
+by the third over the root of the number of rows: in a short recording the best of many shifts is chance."""
 TRAVEL = 0.5
 """In standard deviations of a number of the state: it has moved."""
 
@@ -123,7 +125,8 @@ def _lag(
     best = max(found, key=lambda lag: (found[lag], -abs(lag)))
     if found[best] < CLEAR:
         return None, None
-    lag = best if found[best] >= found[0] + BETTER else 0
+    rows = sum(len(frame) for frame, _ in changes)
+    lag = best if found[best] >= found[0] + max(BETTER, CHANCE / math.sqrt(rows)) else 0
     return lag, found[lag]
 
 

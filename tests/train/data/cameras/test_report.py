@@ -52,6 +52,21 @@ def test_noise_says_nothing_about_time() -> None:
     assert figures[0]["lag_rows"] is None
 
 
+def test_a_shift_that_chance_explains_is_none() -> None:
+    """Two short episodes of smooth motion: some shift always fits better than none."""
+    store = make_picture_store(episodes=(40, 33), height=16, width=64)
+    rng = np.random.default_rng(3)
+    smooth = np.convolve(rng.normal(size=(2, 200)).reshape(-1), np.ones(8), "same")
+    observations = np.zeros_like(store.observations)
+    observations[:, 0] = np.cumsum(np.abs(smooth[: len(store)]))
+    shown = np.cumsum(np.abs(smooth[200 : 200 + len(store)])).astype(int)
+    frames = np.zeros((len(store), 16, 64, 3), np.uint8)
+    for row, place in enumerate(shown):
+        frames[row, :, place % 64] = 200
+    store = dataclasses.replace(store, observations=observations, images={"camera": Frames.of(frames)})
+    assert camera_figures(store)[0]["lag_rows"] in (0, None)
+
+
 def test_black_frames_are_counted_and_located() -> None:
     store = changed(moving_store(), slice(65, 70), 3)
     figures = camera_figures(store)
