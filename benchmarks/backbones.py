@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 from rql_deploy.export.backbone import Backbone
-from rql_deploy.train.heads import FrozenFeatures, make_head
+from rql_deploy.train.vision.heads import FrozenFeatures, make_head
 from rql_deploy.workflows.backbone import check_backbone, make_backbone
 
 CAMERAS = ("agentview", "robot0_eye_in_hand")

@@ -80,7 +80,7 @@ def network_bundle(
     from rql_deploy.train.export_modules import make_modules
     from rql_deploy.train.hyperparameters import RQLConfig
     from rql_deploy.train.rql import RQL
-    from rql_deploy.train.vision import picture_shapes
+    from rql_deploy.train.vision.pictures import picture_shapes
 
     plant = make_plant()
     plant = msgspec.structs.replace(

@@ -25,10 +25,10 @@ from torch import Tensor, nn
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from rql_deploy.train.batch import Batch, Noise
-from rql_deploy.train.encoder import ImpalaEncoder, ImpalaSize, Stack
 from rql_deploy.train.hyperparameters import RQLConfig
 from rql_deploy.train.networks import ValueEnsemble, VectorField
 from rql_deploy.train.rql import RQL, integrate
+from rql_deploy.train.vision.encoder import ImpalaEncoder, ImpalaSize, Stack
 
 TOLERANCE, ACTION_TOLERANCE, ENCODER_TOLERANCE = 1e-5, 1e-4, 1e-4
 UPDATES = 3

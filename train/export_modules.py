@@ -25,11 +25,11 @@ from rql_deploy.flow import flow_schedule
 
 from .checkpoints.checkpoint import Checkpoint
 from .config import config_to_plain
-from .encoder import ImpalaEncoder
 from .logging.summary import seen_images
 from .networks import LAYER_NORM_EPSILON, ValueEnsemble, VectorField
 from .rql import RQL
-from .vision import PictureEncoder
+from .vision.encoder import ImpalaEncoder
+from .vision.pictures import PictureEncoder
 
 
 class Encoder(nn.Module):

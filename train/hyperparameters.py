@@ -52,7 +52,7 @@ class RQLConfig(Record, frozen=True):
     """Let every row start a window, and count windows that reach past the end of an episode whose last mask
     is 0. The reference code does neither."""
     encoder: EncoderName = "impala_small"
-    """Of pictures, where the data has some: v and V have one each for every camera (train/encoder.py)."""
+    """Of pictures, where the data has some: v and V have one each for every camera (train/vision)."""
     crop_probability: Finite = 0.5
     """How likely all pictures of a batch are shifted at random; one coin decides for the whole batch."""
     crop_padding: int = 3

@@ -29,7 +29,7 @@ from .batch import Batch, Losses, Noise, cloning_weight, window_masks
 from .hyperparameters import RQLConfig
 from .networks import ValueEnsemble, VectorField, stack, unstack
 from .optimization import gradient_norm, make_optimizer, step_network
-from .vision import NO_PICTURES, PictureEncoder, Shapes
+from .vision.pictures import NO_PICTURES, PictureEncoder, Shapes
 
 
 def integrate(v: VectorField, s: Tensor, x: Tensor, flow_steps: int) -> Tensor:

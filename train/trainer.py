@@ -40,10 +40,10 @@ from .checkpoints.checkpoint import (
 from .checkpoints.initial_networks import continued_plant, rescale_actions
 from .checkpoints.run_folder import prune_checkpoints, read_pointer, step_of
 from .config import TrainConfig, config_to_plain
-from .frozen import Backbones, require_same_backbones
 from .rql import RQL
 from .schedule import is_due, require_disk_space, require_finite, saves_at, stop_requests, updates_until_due
-from .vision import picture_shapes
+from .vision.frozen import Backbones, require_same_backbones
+from .vision.pictures import picture_shapes
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from rql_deploy.errors import UserError, suggestion
 if TYPE_CHECKING:
     from rql_deploy.contract import ImageField, PlantDescription
     from rql_deploy.export.backbone import Backbone
-    from rql_deploy.train.frozen import FrozenBackbone
+    from rql_deploy.train.vision.frozen import FrozenBackbone
 
 DEFAULT_STRIDE = 8
 POOLED = "-pooled"
@@ -65,7 +65,7 @@ def open_backbones(words: Sequence[str], plant: PlantDescription, run: Path) -> 
     once for pictures of the camera's size. Raises UserError for a camera that is not there, and for a
     backbone that takes pictures of another size.
     """
-    from rql_deploy.train.frozen import FOLDER
+    from rql_deploy.train.vision.frozen import FOLDER
 
     images = {image.name: image for image in plant.images}
     if words and not images:
@@ -97,7 +97,7 @@ def open_backbones(words: Sequence[str], plant: PlantDescription, run: Path) -> 
 
 def run_backbones(checkpoint: Path, backbones: Mapping[str, FrozenBackbone]) -> dict[str, Backbone]:
     """The backbones of a checkpoint, from its run's folder; raises UserError where one is missing."""
-    from rql_deploy.train.frozen import backbone_file
+    from rql_deploy.train.vision.frozen import backbone_file
 
     opened: dict[str, Backbone] = {}
     for camera, known in backbones.items():

@@ -28,9 +28,9 @@ from rql_deploy.folders import near_paths
 from rql_deploy.train.config import TrainConfig, config_to_plain
 from rql_deploy.train.data.shards import ShardedStore
 from rql_deploy.train.data.store import TransitionStore
-from rql_deploy.train.frozen import Backbones
 from rql_deploy.train.rql import RQL
-from rql_deploy.train.vision import picture_shapes
+from rql_deploy.train.vision.frozen import Backbones
+from rql_deploy.train.vision.pictures import picture_shapes
 
 from .header import FORMAT, read_header
 from .run_folder import checkpoint_folder, move_pointer, read_pointer, sync

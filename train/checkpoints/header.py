@@ -13,7 +13,7 @@ from rql_deploy.contract import PlantDescription
 from rql_deploy.errors import UserError
 from rql_deploy.structs import Record, convert
 from rql_deploy.train.config import TrainConfig
-from rql_deploy.train.frozen import FrozenBackbone
+from rql_deploy.train.vision.frozen import FrozenBackbone
 
 FORMAT = 1
 STATISTICS = {"quantile_levels", "observation_quantiles", "action_rate_quantiles"}

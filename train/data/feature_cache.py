@@ -26,7 +26,7 @@ from rql_deploy.contract import ImageField
 from rql_deploy.errors import UserError
 from rql_deploy.folders import reserve
 from rql_deploy.progress import NoProgress, Progress, Stage
-from rql_deploy.train.frozen import FrozenBackbone
+from rql_deploy.train.vision.frozen import FrozenBackbone
 
 from .cameras.cache import VARIABLE, cache_folder
 from .frame_files import write_frames

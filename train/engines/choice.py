@@ -14,7 +14,7 @@ import torch
 from rql_deploy.errors import UserError
 from rql_deploy.train.config import TrainConfig
 from rql_deploy.train.hyperparameters import RQLConfig
-from rql_deploy.train.vision import NO_PICTURES, Shapes, encoder_flop, feature_dim
+from rql_deploy.train.vision.pictures import NO_PICTURES, Shapes, encoder_flop, feature_dim
 
 EAGER_FLOPS = 4e10
 """FLOP per second that `auto` assumes for eager updates on a CPU.

@@ -16,7 +16,7 @@ from torch import Tensor
 from rql_deploy.train.batch import Batch, Losses, Noise
 from rql_deploy.train.rql import RQL
 
-from ..vision import PictureEncoder
+from ..vision.pictures import PictureEncoder
 from .batch_slices import SlicedGradients
 from .choice import EngineChoice
 from .pipeline import CudaStreams, Draw, Pipeline, WholeUpdates

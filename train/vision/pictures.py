@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 from rql_deploy.contract import PlantDescription
 
+from ..hyperparameters import RQLConfig
 from .encoder import IMPALA_SIZES, ImpalaEncoder
 from .frozen import NO_BACKBONES, Backbones
 from .heads import FrozenFeatures, KeypointHead, PooledHead, head_flop, head_width, make_head
-from .hyperparameters import RQLConfig
 
 Shapes = Mapping[str, tuple[int, int, int] | FrozenFeatures]
 """By camera: height, width and channels of what an encoder sees, or what a backbone gives of it."""

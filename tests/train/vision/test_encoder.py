@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from benchmarks.parity import load_fixture, passes, run_encoder
-from rql_deploy.train.encoder import IMPALA_SIZES, ImpalaEncoder, ImpalaSize, max_pool
+from rql_deploy.train.vision.encoder import IMPALA_SIZES, ImpalaEncoder, ImpalaSize, max_pool
 from tests.helpers.commands import ROOT
 
 FIXTURE = ROOT / "tests" / "data" / "impala_reference.npz"
@@ -21,7 +21,8 @@ def test_output_and_gradients_are_the_references() -> None:
 
 def test_another_border_of_the_maximum_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        "rql_deploy.train.encoder.max_pool", lambda x: torch.nn.functional.max_pool2d(x, 3, 2, padding=1)
+        "rql_deploy.train.vision.encoder.max_pool",
+        lambda x: torch.nn.functional.max_pool2d(x, 3, 2, padding=1),
     )
     assert not passes(run_encoder(load_fixture(str(FIXTURE))))
 

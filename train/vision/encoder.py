@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from .networks import gelu, glorot_uniform_, product
+from ..networks import gelu, glorot_uniform_, product
 
 
 @dataclass(frozen=True)

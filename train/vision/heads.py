@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from .networks import gelu, glorot_uniform_
+from ..networks import gelu, glorot_uniform_
 
 
 class FrozenFeatures(NamedTuple):

@@ -18,14 +18,14 @@ from rql_deploy.train.checkpoints.checkpoint import load_checkpoint
 from rql_deploy.train.config import TrainConfig
 from rql_deploy.train.data.random_crop import RandomCrop
 from rql_deploy.train.data.sampler import WindowSampler
-from rql_deploy.train.encoder import ImpalaEncoder
 from rql_deploy.train.engines.batch_slices import SlicedGradients
 from rql_deploy.train.engines.engine import StepEngine, compiled, set_precision
 from rql_deploy.train.engines.pipeline import WholeUpdates
 from rql_deploy.train.hyperparameters import RQLConfig
 from rql_deploy.train.rql import NETWORKS, RQL
 from rql_deploy.train.trainer import Trainer
-from rql_deploy.train.vision import picture_shapes
+from rql_deploy.train.vision.encoder import ImpalaEncoder
+from rql_deploy.train.vision.pictures import picture_shapes
 from rql_deploy.workflows.finetune import finetune
 from tests.helpers.data import make_picture_store
 

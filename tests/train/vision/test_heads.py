@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from rql_deploy.train.heads import KEYPOINTS, FrozenFeatures, KeypointHead, PooledHead, make_head
+from rql_deploy.train.vision.heads import KEYPOINTS, FrozenFeatures, KeypointHead, PooledHead, make_head
 
 SHAPE = (5, 6, 8)
 
