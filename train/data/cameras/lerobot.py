@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -48,7 +49,7 @@ def lerobot_frames(
             f"'{name}' of {folder} is a depth map, and cameras are read in colour only: leave this camera out"
         )
     if feature["dtype"] == "video":
-        return VideoFrames(folder, info, name, size, tuple(episodes), arrow)
+        return VideoFrames(folder, name, size, tuple(episodes), arrow, info=info)
     return TableFrames(folder, name, size, tuple(episodes), arrow)
 
 
@@ -62,11 +63,10 @@ def _shape(feature: Mapping[str, Any]) -> list[int]:
 
 
 @dataclass(frozen=True)
-class VideoFrames:
-    """Frames of one feature in its video files."""
+class _Frames(ABC):
+    """Frames of one feature, episode by episode."""
 
     folder: Path
-    info: Mapping[str, Any]
     name: str
     size: tuple[int, int]
     episodes: tuple[TakenEpisode, ...]
@@ -82,6 +82,20 @@ class VideoFrames:
     def rows(self) -> int:
         return sum(len(episode.times) for episode in self.episodes)
 
+    def read(self, start: int) -> Iterator[NDArray[np.uint8]]:
+        return in_chunks(self._frames(start), self.size)
+
+    @abstractmethod
+    def _frames(self, start: int) -> Iterator[NDArray[np.uint8]]:
+        """Single frames from row `start` on."""
+
+
+@dataclass(frozen=True)
+class VideoFrames(_Frames):
+    """Frames of one feature in its video files."""
+
+    info: Mapping[str, Any] = field(kw_only=True)
+
     @property
     def files(self) -> list[Path]:
         """The videos."""
@@ -92,9 +106,6 @@ class VideoFrames:
         times = hashlib.sha256(b"".join(episode.times.tobytes() for episode in self.episodes)).hexdigest()
         starts = [f"{path.name} {begins!r}" for path, begins in self._places]
         return files_fingerprint(self.files, self.name, times, *starts)
-
-    def read(self, start: int) -> Iterator[NDArray[np.uint8]]:
-        return in_chunks(self._frames(start), self.size)
 
     def _frames(self, start: int) -> Iterator[NDArray[np.uint8]]:
         video: Video | None = None
@@ -166,32 +177,13 @@ class VideoFrames:
 
 
 @dataclass(frozen=True)
-class TableFrames:
+class TableFrames(_Frames):
     """Frames of one feature that are PNG or JPEG pictures in the table of rows."""
-
-    folder: Path
-    name: str
-    size: tuple[int, int]
-    episodes: tuple[TakenEpisode, ...]
-    arrow: Any
-    known_order: bool = True
-    camera: str = ""
-
-    @property
-    def where(self) -> str:
-        return str(self.folder)
-
-    @property
-    def rows(self) -> int:
-        return sum(len(episode.times) for episode in self.episodes)
 
     @cached_property
     def fingerprint(self) -> str:
         taken = [f"{episode.number}:{len(episode.times)}" for episode in self.episodes]
         return files_fingerprint(self.files, self.name, *taken)
-
-    def read(self, start: int) -> Iterator[NDArray[np.uint8]]:
-        return in_chunks(self._frames(start), self.size)
 
     @cached_property
     def files(self) -> list[Path]:
