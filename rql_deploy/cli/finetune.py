@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from .options import environment_options, rebuild_command, show_next
+from .options import environment_options, evaluation_options, rebuild_command, run_options, show_next
 
 
 @click.command("finetune")
@@ -33,15 +33,7 @@ from .options import environment_options, rebuild_command, show_next
     type=click.IntRange(1),
     help="Control steps to play in all.",
 )
-@click.option(
-    "--set",
-    "overrides",
-    multiple=True,
-    metavar="KEY=VALUE",
-    help="Override a setting of the run, e.g. --set online.candidates=4. Repeatable.",
-)
-@click.option("--seed", type=click.IntRange(0), help="Seed of episodes and updates (same as --set seed=N).")
-@click.option("--resume", is_flag=True, help="Continue the run in --output from its latest checkpoint.")
+@run_options
 @click.option(
     "--evaluate-every",
     default=10_000,
@@ -49,20 +41,7 @@ from .options import environment_options, rebuild_command, show_next
     type=click.IntRange(0),
     help="Updates between two evaluations of the averaged policy; 0 for none.",
 )
-@click.option(
-    "--evaluate-episodes",
-    default=50,
-    show_default=True,
-    type=click.IntRange(1),
-    help="Episodes of one evaluation.",
-)
-@click.option(
-    "--evaluate-workers",
-    default=1,
-    show_default=True,
-    type=click.IntRange(1),
-    help="Simulator processes that evaluate beside training.",
-)
+@evaluation_options(50)
 @environment_options
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def command(

@@ -136,6 +136,42 @@ def read_words(mapping: Sequence[str], tasks: Sequence[int], cameras: Sequence[s
     return words
 
 
+def run_options(function: F) -> F:
+    """--set, --seed and --resume of a run."""
+    for option in reversed(
+        (
+            click.option(
+                "--set",
+                "overrides",
+                multiple=True,
+                metavar="KEY=VALUE",
+                help="Override a setting, e.g. --set rql.alpha=3. Repeatable.",
+            ),
+            click.option("--seed", type=click.IntRange(0), help="Seed of the run (same as --set seed=N)."),
+            click.option(
+                "--resume", is_flag=True, help="Continue the run in --output from its latest checkpoint."
+            ),
+        )
+    ):
+        function = option(function)
+    return function
+
+
+def evaluation_options(episodes: int) -> Callable[[F], F]:
+    """--evaluate-episodes, `episodes` by default, and --evaluate-workers, beside training."""
+
+    def add(function: F) -> F:
+        for name, default, text in (
+            ("--evaluate-workers", 1, "Simulator processes that run beside training."),
+            ("--evaluate-episodes", episodes, "Episodes of one evaluation."),
+        ):
+            kind = click.IntRange(1)
+            function = click.option(name, default=default, show_default=True, type=kind, help=text)(function)
+        return function
+
+    return add
+
+
 def workers_option(function: F) -> F:
     """--workers: simulator processes of this machine."""
     return click.option(

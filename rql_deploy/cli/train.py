@@ -12,8 +12,10 @@ import click
 from .options import (
     echo_json,
     environment_options,
+    evaluation_options,
     read_options,
     rebuild_command,
+    run_options,
     show_next,
     statement_options,
 )
@@ -41,15 +43,8 @@ if TYPE_CHECKING:
     type=click.Path(path_type=Path),
     help="Folder of this run: checkpoints, logs, configuration.",
 )
-@click.option(
-    "--set",
-    "overrides",
-    multiple=True,
-    metavar="KEY=VALUE",
-    help="Override a setting, e.g. --set rql.alpha=3. Repeatable.",
-)
+@run_options
 @click.option("--updates", type=click.IntRange(1), help="Gradient updates in all (same as --set updates=N).")
-@click.option("--seed", type=click.IntRange(0), help="Training seed (same as --set seed=N).")
 @click.option(
     "--engine",
     type=click.Choice(["auto", "eager", "compiled"]),
@@ -68,7 +63,6 @@ if TYPE_CHECKING:
     help="See cameras through this frozen backbone, an ONNX file or efficientnet-lite0; else an encoder is "
     "trained. Repeatable.",
 )
-@click.option("--resume", is_flag=True, help="Continue the run in --output from its latest checkpoint.")
 @click.option(
     "--init-from",
     "initial",
@@ -87,20 +81,7 @@ if TYPE_CHECKING:
     type=click.IntRange(1),
     help="Updates between two evaluations (same as --set evaluate_every=N).",
 )
-@click.option(
-    "--evaluate-episodes",
-    default=20,
-    show_default=True,
-    type=click.IntRange(1),
-    help="Episodes of one evaluation.",
-)
-@click.option(
-    "--evaluate-workers",
-    default=1,
-    show_default=True,
-    type=click.IntRange(1),
-    help="Simulator processes that run beside training.",
-)
+@evaluation_options(20)
 @read_options
 @environment_options
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
