@@ -6,7 +6,7 @@ import ast
 import sys
 import time
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
 
@@ -15,7 +15,7 @@ import yaml
 
 from rql_deploy.errors import UserError
 from rql_deploy.ros2.robot import read_robot
-from tests.helpers.commands import ROOT
+from tests.helpers.commands import ROOT, wait_for
 from tests.helpers.rclpy_stand_in import FakeNode, get_message
 from tests.helpers.topic_maps import PUSH, SEEN, write_map
 
@@ -48,13 +48,6 @@ def driver(settings: Settings, node: FakeNode) -> Iterator[Driver]:
     made.logged = logged  # type: ignore[attr-defined]
     yield made
     made.close()
-
-
-def wait_for(done: Callable[[], bool], seconds: float = 20.0) -> None:
-    expiry = time.monotonic() + seconds
-    while not done():
-        assert time.monotonic() < expiry
-        time.sleep(0.01)
 
 
 def test_services_start_and_stop_the_policy(driver: Driver, node: FakeNode) -> None:

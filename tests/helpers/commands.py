@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -41,6 +42,14 @@ TINY = (
 def cli(*arguments: object) -> Result:
     """The command line in this process."""
     return CliRunner().invoke(main, [str(a) for a in arguments])
+
+
+def wait_for(condition: Callable[[], bool], seconds: float = 60.0) -> None:
+    """Look until the condition holds; the limit is for busy machines."""
+    expiry = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < expiry, f"nothing happened within {seconds:g} s"
+        time.sleep(0.02)
 
 
 def run_cli(*arguments: object, **options: object) -> subprocess.CompletedProcess[str]:

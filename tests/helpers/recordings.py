@@ -19,6 +19,7 @@ from rql_deploy.runtime.recording import messages
 from rql_deploy.runtime.recording.packing import messages_of
 from rql_deploy.runtime.recording.writer import RecordingWriter
 from rql_deploy.runtime.wire.notes import TickNote
+from tests.helpers.commands import wait_for
 
 
 def decide(model: Model, observation: dict[str, Any], **options: Any) -> Done:
@@ -38,10 +39,9 @@ def bundle_message(contract: Contract, time: float = 0.0) -> messages.Bundle:
 
 def wait_until_written(folder: Path, seconds: float = 60.0) -> None:
     """Wait for the process that goes on writing when the server has ended, on a busy machine."""
-    expiry = time.monotonic() + seconds
-    while not all(file.read_bytes().endswith(MAGIC) for file in folder.glob("*.mcap")):
-        assert time.monotonic() < expiry
-        time.sleep(0.05)
+    wait_for(
+        lambda: all(file.read_bytes().endswith(MAGIC) for file in folder.glob("*.mcap")), seconds=seconds
+    )
 
 
 def write_episode(

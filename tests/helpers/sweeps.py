@@ -1,7 +1,6 @@
 """Sweeps of tiny trainings, and what interferes with them."""
 
 import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,6 +9,7 @@ from rql_deploy.distributed.sweep.file import load_sweep
 from rql_deploy.distributed.sweep.job import LOCK, Job
 from rql_deploy.distributed.sweep.plan import make_plan
 from rql_deploy.distributed.sweep.run import Event, run_jobs
+from tests.helpers.commands import wait_for
 
 SWEEP = """
 seeds = {seeds}
@@ -36,14 +36,6 @@ def training_jobs(folder: Path, dataset: Path, *, seeds: list[int], updates: int
     file.write_text(SWEEP.format(seeds=seeds, updates=updates, data=f'dataset = "{dataset}"'))
     plan = make_plan(load_sweep(file), folder, lambda preset, words: {"words": list(words)})
     return [job for job in plan.jobs if job.kind == "train"]
-
-
-def wait_for(condition: Callable[[], bool], seconds: float = 120.0) -> None:
-    """Poll until the condition holds."""
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "nothing happened"
-        time.sleep(0.01)
 
 
 def attempt_pid(folder: Path) -> int:

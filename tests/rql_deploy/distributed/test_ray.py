@@ -15,8 +15,8 @@ import pytest
 
 from rql_deploy.distributed.sweep.job import LOG, RESULT
 from rql_deploy.errors import UserError
-from tests.helpers.commands import ROOT, run_cli
-from tests.helpers.sweeps import SWEEP, attempt_pid, run_and, training_jobs, wait_for
+from tests.helpers.commands import ROOT, run_cli, wait_for
+from tests.helpers.sweeps import SWEEP, attempt_pid, run_and, training_jobs
 
 pytest.importorskip("ray")
 pytestmark = pytest.mark.slow

@@ -12,8 +12,8 @@ from rql_deploy.cli.sweep.attempt import SECONDS
 from rql_deploy.distributed.sweep.executors import LocalExecutor, attempt_process
 from rql_deploy.distributed.sweep.job import BUSY, LOG, RESULT
 from rql_deploy.folders import exclusive_lock
-from tests.helpers.commands import ROOT, assert_refused, cli, run_cli
-from tests.helpers.sweeps import SWEEP, attempt_pid, run_and, training_jobs, wait_for
+from tests.helpers.commands import ROOT, assert_refused, cli, run_cli, wait_for
+from tests.helpers.sweeps import SWEEP, attempt_pid, run_and, training_jobs
 
 
 @pytest.mark.slow

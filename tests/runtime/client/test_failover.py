@@ -7,7 +7,6 @@ import itertools
 import os
 import shutil
 import signal
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from rql_deploy.bundle.bundle import Bundle
 from rql_deploy.errors import ContractError, DeadlineMissed, UserError
 from rql_deploy.runtime.client import RemotePolicy
 from tests.helpers.clients import CLIENTS
+from tests.helpers.commands import wait_for
 from tests.helpers.servers import observation, serving, variant
 
 both_clients = pytest.mark.parametrize("open_client", CLIENTS.values(), ids=CLIENTS)
@@ -60,7 +60,7 @@ def test_requests_go_in_turn_and_around_a_server_that_hangs_dies_or_drains(
         assert policy.servers == {first: "away", second: "ready"}
         policy.reset()
         one.send_signal(signal.SIGCONT)
-        wait_until(
+        wait_for(
             lambda: policy.act(sample, seed=1, deadline=2.0) is not None and policy.servers[first] == "ready"
         )
 
@@ -80,7 +80,7 @@ def test_requests_go_in_turn_and_around_a_server_that_hangs_dies_or_drains(
                 policy.act(sample, seed=1, deadline=2.0)
             return served(second) > 0
 
-        wait_until(spread)
+        wait_for(spread)
         os.kill(one.pid, signal.SIGTERM)
         for _ in range(10):
             assert policy.act(sample, seed=1, deadline=2.0).actions.tobytes() in expected
@@ -110,7 +110,7 @@ def test_every_servers_contract_is_checked_and_one_server_is_enough(
         with serving(other, "--bind", absent):
             with pytest.raises(ContractError, match="control rate"):
                 open_client([endpoint, absent])
-            wait_until(
+            wait_for(
                 lambda: (
                     policy.act(observation(contract), deadline=2.0) is not None
                     and "control rate" in policy.servers[absent]
@@ -141,7 +141,7 @@ def test_different_trainings_are_refused_unless_they_are_asked_for(
         process.kill()
     with open_client([endpoint, late]) as policy, serving(successor, "--bind", late):
         # One that joins later gets nothing, and says why.
-        wait_until(
+        wait_for(
             lambda: (
                 policy.act(sample, deadline=5.0).server == endpoint
                 and "another training" in policy.servers[late]
@@ -174,7 +174,7 @@ def test_an_exchange_of_the_bundle_on_one_server_after_the_other_never_mixes(
             shutil.copytree(successor, place)
             process.send_signal(signal.SIGHUP)
             with RemotePolicy.connect(address) as direct:
-                wait_until(
+                wait_for(
                     lambda direct=direct: (
                         direct.act(sample, deadline=20.0).contract_id == successor_id(successor)
                     )
@@ -184,7 +184,7 @@ def test_an_exchange_of_the_bundle_on_one_server_after_the_other_never_mixes(
             if place is places[0]:
                 # Only the one that has what both began with.
                 assert act() == {servers[1][0]}
-        wait_until(lambda: len(act()) == 2 and made[-1][0] == successor_id(successor))
+        wait_for(lambda: len(act()) == 2 and made[-1][0] == successor_id(successor))
         ids = [contract_id for contract_id, _ in made]
         # One decision on the first server finds its exchange out; then the second's change is the only one.
         assert sum(before != after for before, after in itertools.pairwise(ids)) <= 3
@@ -192,10 +192,3 @@ def test_an_exchange_of_the_bundle_on_one_server_after_the_other_never_mixes(
 
 def successor_id(successor: Path) -> str:
     return Bundle.open(successor).contract.contract_id
-
-
-def wait_until(condition, seconds: float = 20.0) -> None:  # type: ignore[no-untyped-def]
-    expiry = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < expiry
-        time.sleep(0.02)

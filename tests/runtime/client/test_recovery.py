@@ -8,7 +8,7 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
@@ -215,13 +215,6 @@ def test_a_duplicated_request_id_is_the_clients_own_affair(endpoint: str, bundle
         replies = [socket.recv() for _ in range(3)]
     assert {read_prefix(reply)[2] for reply in replies} == {5}
     assert len({reply[-chunk_bytes:] for reply in replies}) == 1
-
-
-def wait_for(condition: Callable[[], bool], seconds: float = 10.0) -> None:
-    expiry = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < expiry
-        time.sleep(0.02)
 
 
 @contextlib.contextmanager

@@ -318,7 +318,7 @@ def test_a_policy_that_nobody_closed_is_collected_and_keeps_no_process(endpoint:
     del cycle
     policy = None
     gc.collect()
-    assert open_files() == before
+    assert open_files() <= before
     code = (
         "import sys, threading; from rql_deploy.runtime.client import connect\n"
         "policy = connect(sys.argv[1]); cycle = [policy]; cycle.append(cycle)\n"

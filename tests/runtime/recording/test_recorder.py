@@ -7,7 +7,6 @@ import resource
 import signal
 import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -22,17 +21,11 @@ from rql_deploy.runtime.recording.messages import Bundle as BundleMessage
 from rql_deploy.runtime.recording.messages import Decision, EpisodeEnd
 from rql_deploy.runtime.recording.reader import read_recording
 from rql_deploy.runtime.recording.recorder import Recorder
+from tests.helpers.commands import wait_for
 from tests.helpers.recordings import wait_until_written
 from tests.helpers.servers import note, observation, serving
 
 PART = EpisodePart(0, 0, 0, True, {}, np.zeros((0, 2), np.float32), None, None)
-
-
-def wait_for(condition: Callable[[], bool], seconds: float = 15.0) -> None:
-    expiry = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < expiry
-        time.sleep(0.02)
 
 
 def decisions(folder: Path) -> int:

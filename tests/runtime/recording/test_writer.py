@@ -38,7 +38,7 @@ def test_a_file_that_cannot_be_begun_is_tried_again_and_leaves_nothing(bundle: P
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert (writer.status.lost, writer.status.error) == (20, "[Errno 28] No space left on device")
-    assert len(os.listdir("/proc/self/fd")) == open_files
+    assert len(os.listdir("/proc/self/fd")) <= open_files
     assert list(tmp_path.iterdir()) == []
     for _ in range(2):
         writer.add(message)

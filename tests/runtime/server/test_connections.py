@@ -6,7 +6,6 @@ import contextlib
 import socket
 import struct
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,6 +14,7 @@ import zmq
 
 from rql_deploy.runtime.server import connections
 from rql_deploy.runtime.server.connections import Connections
+from tests.helpers.commands import wait_for
 
 
 @contextlib.contextmanager
@@ -34,13 +34,6 @@ def attach(port: int) -> socket.socket:
     while len(received) < 66:
         received += raw.recv(4096)
     return raw
-
-
-def until(condition: object, seconds: float = 10.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():  # type: ignore[operator]
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 def test_a_storm_of_connections_that_nobody_counts_does_not_block_the_end(
@@ -64,17 +57,17 @@ def test_a_storm_of_connections_that_nobody_counts_does_not_block_the_end(
 def test_connections_are_counted() -> None:
     with router() as (watched, port), contextlib.closing(Connections(watched)) as connected:
         raw = [socket.create_connection(("127.0.0.1", port)) for _ in range(5)]
-        until(lambda: connected.count() == 5)
+        wait_for(lambda: connected.count() == 5)
         for one in raw[:3]:
             one.close()
-        until(lambda: connected.count() == 2)
+        wait_for(lambda: connected.count() == 2)
 
 
 def test_connections_beyond_what_the_process_can_hold_are_ended(monkeypatch: pytest.MonkeyPatch) -> None:
     with router() as (watched, port), contextlib.closing(Connections(watched)) as connected:
         monkeypatch.setattr(connected, "_most", 3)
         raw = [socket.create_connection(("127.0.0.1", port)) for _ in range(8)]
-        until(lambda: connected.count() == 3)
+        wait_for(lambda: connected.count() == 3)
         for one in raw:
             one.close()
 
@@ -107,9 +100,9 @@ def test_memory_that_no_client_fills_ends_nobody(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(connections, "resident_memory", lambda: used[0])
     with router() as (watched, port), contextlib.closing(Connections(watched, max_buffered=64)) as connected:
         raw = socket.create_connection(("127.0.0.1", port))
-        until(lambda: connected.count() == 1)
+        wait_for(lambda: connected.count() == 1)
         used[0] = 400 << 20
-        until(lambda: connected._base == 400 << 20)
+        wait_for(lambda: connected._base == 400 << 20)
         raw.settimeout(0.3)
         assert len(raw.recv(100)) > 0
         assert connected.count() == 1
