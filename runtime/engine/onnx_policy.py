@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -42,8 +44,17 @@ class OnnxPolicy:
         self._idle: list[Engine] = []
         """Engines of calls that came to their end."""
         self._read = ObservationReader(bundle.contract.plant.inputs)
-        # Re-entrant: a signal handler may ask for a decision, too.
-        self._lock = threading.RLock()
+        self._locks: dict[int, AbstractContextManager[Any]] = {}
+        """By process."""
+
+    @property
+    def _lock(self) -> AbstractContextManager[Any]:
+        """Re-entrant, as a signal handler may ask for a decision, too.
+
+        A fork has one of its own: a thread of its parent may hold that one for ever.
+        """
+        process = os.getpid()
+        return self._locks.get(process) or self._locks.setdefault(process, threading.RLock())
 
     @property
     def contract(self) -> Contract:

@@ -13,7 +13,7 @@ from typing import IO, Any
 from rql_deploy.errors import UserError
 from rql_deploy.recording_files import MAGIC, recording_files
 
-from .messages import MESSAGES, Array, Bundle, Message
+from .messages import MESSAGES, Array, Bundle, Message, misfit
 
 MAX_RECORD_BYTES = 1 << 30
 CAMERAS = "/camera/"
@@ -59,6 +59,8 @@ def read_file(path: Path) -> Iterator[Message]:
                                 bgr = _bgr_fields(message)
                             else:
                                 message.fields = [_whole(field, pictures, bgr) for field in message.fields]
+                            if what := misfit(message):
+                                raise ValueError(f"{what} has not as many numbers as it says")
                             yield message
                         elif topic.startswith(CAMERAS):
                             pictures[topic] = entry.data

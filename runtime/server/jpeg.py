@@ -8,6 +8,7 @@ it.
 from __future__ import annotations
 
 import io
+import time
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
@@ -19,13 +20,15 @@ from numpy.typing import NDArray
 from rql_deploy.contract import PlantDescription
 from rql_deploy.runtime.engine.request import Job
 from rql_deploy.runtime.wire import headers, protocol
-from rql_deploy.runtime.wire.arrays import Arrays
+from rql_deploy.runtime.wire.arrays import MAX_JPEG_BYTES, Arrays
 
 if TYPE_CHECKING:
     from .registry import ModelSlot
 
-MAX_JPEG_BYTES = 1 << 20
-"""Of one frame."""
+MAX_SCANS = 20
+"""Passes over one frame: progressive pictures have some ten. A frame of a megabyte may ask for ten thousands,
+and each takes as long as a whole picture."""
+_SCAN = b"\xff\xda"
 
 
 class JpegDecoder:
@@ -52,15 +55,18 @@ class JpegDecoder:
             self._thread.shutdown()
 
     def _decode(self, job: Job, slot: ModelSlot, named: Arrays) -> None:
-        plant, error = slot.model.contract.plant, ""
+        plant, code, error = slot.model.contract.plant, "bad_observation", ""
         try:
-            pictures: dict[str, Any] = decode(plant, named)
-            job.fields = {**job.fields, **pictures}
+            if job.due is not None and time.monotonic() > job.due:
+                code, error = "expired", "the request's budget was spent before its pictures' turn came"
+            else:
+                pictures: dict[str, Any] = decode(plant, named)
+                job.fields = {**job.fields, **pictures}
         except ImportError:
             error = "this server cannot decode JPEG: install rql-deploy[jpeg] there"
         except Exception as failure:  # hostile input: Pillow raises classes without a common base
             error = str(failure) or type(failure).__name__
-        refusal = headers.Refusal(code="bad_observation", error=error) if error else None
+        refusal = headers.Refusal(code=code, error=error) if error else None
         self.ready.append((job, slot, refusal))
         if self._wake is None:
             self._wake = self._context.socket(zmq.DEALER)
@@ -91,7 +97,10 @@ def decode(plant: PlantDescription, named: Arrays) -> dict[str, NDArray[np.uint8
                 raise ValueError(f"frame {index} of camera '{camera.name}' is missing")
             if data.nbytes > MAX_JPEG_BYTES:
                 raise ValueError(f"frame {index} of camera '{camera.name}' has more than 1 MiB")
-            with Image.open(io.BytesIO(data.tobytes()), formats=["JPEG"]) as picture:
+            encoded = data.tobytes()
+            if encoded.count(_SCAN) > MAX_SCANS:
+                raise ValueError(f"frame {index} of camera '{camera.name}' has more than {MAX_SCANS} scans")
+            with Image.open(io.BytesIO(encoded), formats=["JPEG"]) as picture:
                 if picture.size != (camera.width, camera.height):
                     width, height = picture.size
                     raise ValueError(

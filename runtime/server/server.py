@@ -25,7 +25,6 @@ from rql_deploy.runtime.engine.request import Computed, Done, Event, Expired, Hi
 from rql_deploy.runtime.engine.shares import Client
 from rql_deploy.runtime.recording.recorder import Recorder
 from rql_deploy.runtime.wire import headers, protocol
-from rql_deploy.runtime.wire.addresses import needs_ipv6
 from rql_deploy.runtime.wire.arrays import Packed
 from rql_deploy.runtime.wire.checks import ProtocolError
 from rql_deploy.runtime.wire.protocol import Head, Payload
@@ -34,7 +33,7 @@ from . import requests
 from .auth import ServerKeys
 from .connections import MAX_BUFFERED, Connections
 from .jpeg import JpegDecoder
-from .listen import cannot_listen, check_bind, configure
+from .listen import bind_socket, cannot_listen, check_bind, configure
 from .metrics import Metrics
 from .quota import MAX_RATE, Quota, key_of, sender
 from .registry import ModelRegistry
@@ -101,11 +100,8 @@ class PolicyServer:
         try:
             self._socket.bind(INTERNAL)
             self._connections = Connections(self._socket, max_buffered=max_buffered)
-            if listener is not None:
-                self._socket.setsockopt(zmq.USE_FD, listener)
-            self._socket.setsockopt(zmq.IPV6, address.transport == "tcp" and needs_ipv6(address.host))
-            self._socket.bind(bind)
-        except zmq.ZMQError as error:
+            bind_socket(self._socket, bind, address, listener)
+        except (zmq.ZMQError, OSError) as error:
             self.close()
             raise cannot_listen(bind, error) from error
         self.endpoint = self._socket.getsockopt_string(zmq.LAST_ENDPOINT)

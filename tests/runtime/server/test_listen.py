@@ -153,3 +153,30 @@ def test_workers_are_told_the_same(taken: int) -> None:
         listen(f"tcp://127.0.0.1:{taken}")
     with pytest.raises(UserError, match="no such address"):
         open_listener("--openpi", "192.0.2.1", taken)
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_a_path_in_use_is_refused_and_its_server_goes_on(bundle: Path, tmp_path: Path, workers: str) -> None:
+    name = f"@rql-deploy-{tmp_path.name}-{workers}" if workers == "2" else f"{tmp_path}/policy"
+    with serving(bundle, "--bind", f"ipc://{name}", "--workers", workers) as (address, _):
+        assert_refused(cli("serve", bundle, "--bind", address), "in use", "another server")
+        with pytest.raises(UserError, match="in use"):
+            listen(address)
+        with RemotePolicy.connect(address) as policy:
+            assert policy.act(observation(policy.contract), deadline=5.0).actions.size
+
+
+def test_a_file_at_the_path_is_left_alone(bundle: Path, tmp_path: Path) -> None:
+    precious = tmp_path / "notes.txt"
+    precious.write_text("do not touch")
+    refused = cli("serve", bundle, "--bind", f"ipc://{precious}")
+    assert_refused(refused, "a file of another kind", "another path")
+    assert precious.read_text() == "do not touch"
+
+
+def test_workers_share_a_free_path() -> None:
+    listener, address = listen("ipc://*")
+    with listener, socket.socket(socket.AF_UNIX) as client:
+        path = Path(address.removeprefix("ipc://"))
+        client.connect(str(path))
+        path.unlink()

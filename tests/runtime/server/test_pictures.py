@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import threading
+import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,11 +16,12 @@ import pytest
 
 from rql_deploy.bundle.bundle import Bundle
 from rql_deploy.contract import Contract
-from rql_deploy.errors import ContractError
+from rql_deploy.errors import ContractError, DeadlineMissed
 from rql_deploy.images import FrameStack, jpeg
 from rql_deploy.runtime.client import connect
 from rql_deploy.runtime.engine.model import Model
 from rql_deploy.runtime.engine.onnx_policy import OnnxPolicy
+from rql_deploy.runtime.server import jpeg as module
 from rql_deploy.runtime.server.jpeg import decode
 from rql_deploy.runtime.server.openpi_messages import pack, read_observation
 from rql_deploy.runtime.server.server import PolicyServer
@@ -181,6 +184,10 @@ def test_a_robot_may_send_jpeg_which_is_decoded_beside_the_engine(
 @pytest.mark.parametrize(
     ("camera", "said"),
     [
+        ([jpeg(np.zeros((12, 16, 3), np.uint8), 90), None], "frame 1 of camera 'camera' is a NoneType"),
+        ([jpeg(np.zeros((12, 16, 3), np.uint8), 90), np.zeros(9, np.uint8)], "frame 1 .* is a ndarray"),
+        ([bytes((1 << 20) + 1)] * 2, "frame 0 of camera 'camera' has more than 1 MiB of JPEG"),
+        ([jpeg(np.zeros((12, 16, 3), np.uint8), 90) + 30 * b"\xff\xda"] * 2, "frame 0 .* more than 20 scans"),
         ([b"no picture"] * 2, "cannot identify image file"),
         ([jpeg(np.zeros((16, 12, 3), np.uint8), 90)] * 2, "sent 16 x 12 pixels, the contract says 12 x 16"),
         ([jpeg(np.zeros((12, 16, 3), np.uint8), 90)], "camera 'camera' needs 2 frames of JPEG bytes"),
@@ -203,3 +210,30 @@ def test_a_server_without_a_decoder_says_so(
         with pytest.raises(ContractError, match=r"cannot decode JPEG: install rql-deploy\[jpeg\] there"):
             policy.act(observation(contract) | {"camera": [b"", b""]}, deadline=20.0)
         assert policy.act(observation(contract), deadline=20.0).actions.shape == (3, 2)
+
+
+def test_pictures_are_not_decoded_for_who_has_given_up(
+    endpoint: str, contract: Contract, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoded: list[float] = []
+
+    def slow(*arguments: Any) -> Any:
+        decoded.append(time.monotonic())
+        time.sleep(0.3)
+        return decode(*arguments)
+
+    monkeypatch.setattr(module, "decode", slow)
+    seen = encoded(observation(contract), 90)
+
+    def give_up() -> None:
+        with connect(endpoint) as impatient:
+            for _ in range(4):
+                with contextlib.suppress(DeadlineMissed):
+                    impatient.act(seen, deadline=0.05)
+
+    crowd = threading.Thread(target=give_up)
+    crowd.start()
+    crowd.join()
+    with connect(endpoint) as policy:
+        assert policy.act(seen, deadline=20.0).actions.size
+    assert len(decoded) <= 3, "of five: what waited for longer than its budget was dropped"

@@ -11,6 +11,7 @@ import msgspec
 import pytest
 
 from rql_deploy.bundle.bundle import Bundle
+from rql_deploy.bundle.manifest import MANIFEST
 from rql_deploy.contract import ObservationField
 from rql_deploy.runtime.engine.model import Model
 from rql_deploy.runtime.server import registry
@@ -88,3 +89,19 @@ def test_a_request_is_read_as_its_own_contract_lays_it_out(bundle: Path) -> None
         with pytest.raises(ProtocolError, match="say hello again") as error:
             registry.find_for_contract(None, contract)
         assert error.value.code == "contract_changed"
+
+
+def test_a_copy_that_brings_its_manifest_first_is_taken_when_it_is_whole(
+    bundle: Path, successor: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = tmp_path / "bundle"
+    shutil.copytree(bundle, place)
+    refused, swapped = threading.Event(), threading.Event()
+    monkeypatch.setattr(registry._log, "error", lambda *_, **__: refused.set())
+    reloader = Reloader([place], [Model(Bundle.open(place))], lambda *_: swapped.set(), watch=0.05)
+    with contextlib.closing(reloader):
+        shutil.copy(successor / MANIFEST, place)
+        assert refused.wait(20) and not swapped.is_set()
+        for file in successor.iterdir():
+            shutil.copy(file, place)
+        assert swapped.wait(20)
