@@ -168,7 +168,7 @@ def _play_in_lockstep(loop: ControlLoop, seeds: Sequence[int], on_episode: OnEpi
 
 @contextlib.contextmanager
 def _closing(plant: EpisodicPlant, remark: Callable[[str], None]) -> Iterator[None]:
-    """Close the plant after the block. A robot that is gone may fail to: what was played counts all the same."""
+    """Close the plant after the block. Where a robot that is gone fails to, what was played still counts."""
     try:
         yield
     finally:

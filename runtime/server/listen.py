@@ -180,7 +180,7 @@ def cannot_listen(where: str, error: OSError | zmq.ZMQError, option: str = "--bi
 
 
 def _require_unused(path: str) -> None:
-    """Raise OSError where a server listens at this path, or another file lies there: ZeroMQ would remove it."""
+    """Raise OSError where a server listens at this path, or lies another file: ZeroMQ would remove it."""
     if not path.startswith("@") and Path(path).exists() and not Path(path).is_socket():
         raise OSError(errno.EEXIST, os.strerror(errno.EEXIST))
     with (

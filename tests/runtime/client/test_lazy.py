@@ -116,7 +116,7 @@ def test_threads_that_come_while_one_connects_share_its_attempt() -> None:
     def ask() -> None:
         everybody.wait()
         try:
-            core.contract
+            said.append(str(core.contract))
         except UserError as error:
             said.append(str(error))
 

@@ -9,9 +9,12 @@ from pathlib import Path
 import pytest
 from openpi_client.websocket_client_policy import WebsocketClientPolicy
 
+from rql_deploy.bundle.bundle import Bundle
 from rql_deploy.errors import UserError
 from rql_deploy.runtime.client import RemotePolicy
+from rql_deploy.runtime.engine.model import Model
 from rql_deploy.runtime.server.listen import check_bind, check_listener, listen, open_listener
+from rql_deploy.runtime.server.server import PolicyServer
 from rql_deploy.runtime.wire.addresses import has_ipv6
 from tests.helpers.clients import CLIENTS
 from tests.helpers.commands import assert_refused, cli
@@ -159,7 +162,8 @@ def test_workers_are_told_the_same(taken: int) -> None:
 def test_a_path_in_use_is_refused_and_its_server_goes_on(bundle: Path, tmp_path: Path, workers: str) -> None:
     name = f"@rql-deploy-{tmp_path.name}-{workers}" if workers == "2" else f"{tmp_path}/policy"
     with serving(bundle, "--bind", f"ipc://{name}", "--workers", workers) as (address, _):
-        assert_refused(cli("serve", bundle, "--bind", address), "in use", "another server")
+        with pytest.raises(UserError, match=r"in use.*another server"):
+            PolicyServer([Model(Bundle.open(bundle))], address)
         with pytest.raises(UserError, match="in use"):
             listen(address)
         with RemotePolicy.connect(address) as policy:
@@ -169,8 +173,8 @@ def test_a_path_in_use_is_refused_and_its_server_goes_on(bundle: Path, tmp_path:
 def test_a_file_at_the_path_is_left_alone(bundle: Path, tmp_path: Path) -> None:
     precious = tmp_path / "notes.txt"
     precious.write_text("do not touch")
-    refused = cli("serve", bundle, "--bind", f"ipc://{precious}")
-    assert_refused(refused, "a file of another kind", "another path")
+    with pytest.raises(UserError, match=r"a file of another kind.*another path"):
+        PolicyServer([Model(Bundle.open(bundle))], f"ipc://{precious}")
     assert precious.read_text() == "do not touch"
 
 
@@ -178,5 +182,6 @@ def test_workers_share_a_free_path() -> None:
     listener, address = listen("ipc://*")
     with listener, socket.socket(socket.AF_UNIX) as client:
         path = Path(address.removeprefix("ipc://"))
+        assert path.is_absolute()
         client.connect(str(path))
         path.unlink()
