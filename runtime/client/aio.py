@@ -18,7 +18,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import zmq
 import zmq.asyncio
@@ -116,6 +116,13 @@ class AsyncRemotePolicy(BasePolicy):
     async def close(self) -> None:
         """Disconnect; calls under way raise PolicyClosed. Any event loop and any thread may do it."""
         await self._core.close()
+
+    def __reduce__(self) -> NoReturn:
+        raise UserError(
+            "a policy of asyncio cannot be pickled for another process",
+            hint="connect there, in the event loop that uses it",
+            kind="forked",
+        )
 
     async def __aenter__(self) -> Self:
         return self

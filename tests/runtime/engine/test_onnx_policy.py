@@ -15,6 +15,7 @@ from rql_deploy.bundle.bundle import Bundle
 from rql_deploy.errors import ContractError, UserError
 from rql_deploy.runtime.engine.model import Model
 from rql_deploy.runtime.engine.onnx_policy import OnnxPolicy
+from tests.helpers.commands import LIFT_BUNDLE
 from tests.helpers.forks import in_fork_while_a_thread_holds
 from tests.helpers.servers import observation
 
@@ -168,3 +169,18 @@ def test_what_its_caller_does_to_a_prefix_does_not_change_the_chunk(policy: Onnx
         made.append(decision.actions.tobytes())
         prefix[:] = 9.0
     assert made[-1] == expected.actions.tobytes()
+
+
+def test_a_chunk_that_is_not_finite_is_no_decision() -> None:
+    policy = OnnxPolicy(Bundle.open(LIFT_BUNDLE))
+    sample = {field.name: np.full(field.shape, 3e38) for field in policy.contract.plant.fields}
+    many = {name: np.stack([value] * 2) for name, value in sample.items()}
+    calls: list[Callable[[], Any]] = [
+        lambda: policy.act(sample),
+        lambda: policy.act_many(many),
+        lambda: list(policy.stream(sample)),
+    ]
+    for call in calls:
+        with pytest.raises(ContractError, match="no finite chunk of this observation: .*check its unit"):
+            call()
+    assert policy.act(observation(policy.contract)).actions.size

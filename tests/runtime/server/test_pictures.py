@@ -123,6 +123,7 @@ def test_robots_that_ask_at_once_get_what_each_would_alone(
         ),
         (np.zeros((12, 16, 3), np.uint8), r"'camera' has shape \[12, 16, 3\]"),
         (np.zeros((12, 16, 6), np.float32), "'camera' has float32 values, the contract says uint8"),
+        (np.zeros((12, 16, 6), bool), "'camera' has bool values, the contract says uint8"),
         (None, "lacks field 'camera'"),
     ],
 )
@@ -156,6 +157,8 @@ def test_openpis_clients_may_send_channels_first(contract: Contract) -> None:
         read = read_observation(pack(sent), contract)
         np.testing.assert_array_equal(read["camera"], seen["camera"])
         assert read["camera"].dtype == np.uint8
+    with pytest.raises(ContractError, match="'camera' cannot be read: it holds truth values"):
+        read_observation(pack({**seen, "camera": seen["camera"] > 99}), contract)
 
 
 def encoded(seen: dict[str, Any], quality: int) -> dict[str, Any]:
