@@ -20,6 +20,7 @@ from rql_deploy.contract import Contract
 from rql_deploy.errors import ContractError, UserError
 from rql_deploy.runtime.engine.engine import Engine
 from rql_deploy.runtime.engine.model import Model
+from rql_deploy.runtime.engine.shares import Client
 from rql_deploy.runtime.wire.arrays import Layout
 from rql_deploy.runtime.wire.checks import ProtocolError
 
@@ -86,6 +87,15 @@ class ModelRegistry:
             )
         current = slot.engine.model.contract.contract_id
         return slot, layout, None if contract == current else current
+
+    def drop_gone(self, gone: Callable[[Client], bool]) -> list[tuple[Client, int]]:
+        """Forget what waits for clients that are `gone`; how many requests it was of each."""
+        dropped = []
+        for slot in self.by_name.values():
+            for engine in (slot.engine, *slot.retiring):
+                for client in filter(gone, engine.clients):
+                    dropped.append((client, engine.drop(client)))
+        return dropped
 
     def next_busy(self) -> Engine | None:
         """The engine that runs next, in rotation over all with work; None when there is no work."""

@@ -31,7 +31,7 @@ from rql_deploy.runtime.wire.protocol import Head, Payload
 
 from . import requests
 from .auth import ServerKeys
-from .connections import MAX_BUFFERED, Connections
+from .connections import MAX_BUFFERED, Connections, is_gone
 from .jpeg import JpegDecoder
 from .listen import bind_socket, cannot_listen, check_bind, configure
 from .metrics import Metrics
@@ -178,6 +178,10 @@ class PolicyServer:
     def _housekeep(self, now: float) -> None:
         self._next_housekeeping = now + HOUSEKEEPING
         self.metrics.connected = self._connections.count()
+        for client, requests_dropped in self._registry.drop_gone(is_gone):
+            for _ in range(requests_dropped):
+                self._quota.end(client)
+                self._count_error("gone")
         if self._recorder is not None:
             self.metrics.recorder_dropped = self._recorder.dropped
         while self._scheduled_swaps:

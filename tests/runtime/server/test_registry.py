@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import shutil
 import threading
 from pathlib import Path
@@ -52,6 +53,9 @@ def test_what_cannot_be_loaded_is_said_once_and_the_next_bundle_is_taken(
         graph.unlink()
         graph.write_bytes((bundle / "refine.onnx").read_bytes()[:100])  # half a copy
         assert "refine.onnx" in reload()
+        (place / MANIFEST).rename(place / "kept")
+        os.mkfifo(place / MANIFEST)  # a pipe that nobody writes to
+        assert "manifest.json: not a file" in reload()
         monkeypatch.setattr(registry.Bundle, "open", lambda *_: 1 / 0)
         assert "division by zero" in reload()
         monkeypatch.undo()
