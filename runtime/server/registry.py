@@ -90,12 +90,10 @@ class ModelRegistry:
 
     def drop_gone(self, gone: Callable[[Client], bool]) -> list[tuple[Client, int]]:
         """Forget what waits for clients that are `gone`; how many requests it was of each."""
-        dropped = []
-        for slot in self.by_name.values():
-            for engine in (slot.engine, *slot.retiring):
-                for client in filter(gone, engine.clients):
-                    dropped.append((client, engine.drop(client)))
-        return dropped
+        engines = [engine for slot in self.by_name.values() for engine in (slot.engine, *slot.retiring)]
+        return [
+            (client, engine.drop(client)) for engine in engines for client in filter(gone, engine.clients)
+        ]
 
     def next_busy(self) -> Engine | None:
         """The engine that runs next, in rotation over all with work; None when there is no work."""

@@ -71,9 +71,11 @@ def test_what_cannot_be_handed_to_another_process_says_what_can(endpoint: str) -
     with RemotePolicy.connect(endpoint) as policy:
         with pytest.raises(UserError, match=r"cannot be pickled for another process: .* lazy=True"):
             pickle.dumps(policy)
-        with AwaitedPolicy(endpoint) as awaited:
-            with pytest.raises(UserError, match="of asyncio cannot be pickled for another process"):
-                pickle.dumps(awaited._policy)
+        with (
+            AwaitedPolicy(endpoint) as awaited,
+            pytest.raises(UserError, match="of asyncio cannot be pickled for another process"),
+        ):
+            pickle.dumps(awaited._policy)
         reader, writer = os.pipe()
         if (child := os.fork()) == 0:
             try:

@@ -181,6 +181,6 @@ def test_a_chunk_that_is_not_finite_is_no_decision() -> None:
         lambda: list(policy.stream(sample)),
     ]
     for call in calls:
-        with pytest.raises(ContractError, match="no finite chunk of this observation: .*check its unit"):
+        with pytest.raises(ContractError, match=r"no finite chunk of this observation: .*check its unit"):
             call()
     assert policy.act(observation(policy.contract)).actions.size
