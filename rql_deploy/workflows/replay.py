@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from rql_deploy.errors import UserError
+
 
 @dataclass(frozen=True)
 class ReplayResult:
@@ -43,4 +45,6 @@ def replay_recording(
             decisions += 1
             model = by_contract.get(message.contract_id, models[0])
             different += not same_bytes(message, replay(model, message))
+    if not decisions:
+        raise UserError(f"{recording} holds no decision", hint="record while a robot asks, or use a whole copy")
     return ReplayResult(decisions, different)

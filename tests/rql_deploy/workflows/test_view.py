@@ -137,6 +137,7 @@ def test_what_cannot_be_shown_is_one_sentence(
     cut = tmp_path / "cut.mcap"
     cut.write_bytes(whole.read_bytes()[:100])
     assert_refused(cli("view", cut, "--output", page), "no decision and no tick")
+    assert_refused(cli("replay", cut, *BUNDLE), "cut.mcap holds no decision", "a whole copy")
     data = bytearray(whole.read_bytes())
     data[len(data) // 3] ^= 0xFF
     cut.write_bytes(data)
