@@ -46,5 +46,7 @@ def replay_recording(
             model = by_contract.get(message.contract_id, models[0])
             different += not same_bytes(message, replay(model, message))
     if not decisions:
-        raise UserError(f"{recording} holds no decision", hint="record while a robot asks, or use a whole copy")
+        raise UserError(
+            f"{recording} holds no decision", hint="record while a robot asks, or use a whole copy"
+        )
     return ReplayResult(decisions, different)

@@ -64,7 +64,7 @@ class JpegDecoder:
                 job.fields = {**job.fields, **pictures}
         except ImportError:
             error = "this server cannot decode JPEG: install rql-deploy[jpeg] there"
-        except Exception as failure:  # hostile input: Pillow raises classes without a common base
+        except Exception as failure:  # whatever was sent, the thread goes on
             error = str(failure) or type(failure).__name__
         refusal = headers.Refusal(code=code, error=error) if error else None
         self.ready.append((job, slot, refusal))
@@ -84,30 +84,38 @@ class JpegDecoder:
 def decode(plant: PlantDescription, named: Arrays) -> dict[str, NDArray[np.uint8]]:
     """Each camera's stacked frames `[1, H, W, 3n]` from arrays of JPEG bytes `NAME/0` to `NAME/n-1`.
 
-    Raises ValueError, before anything is decoded, for what is no JPEG of the contract's size.
+    Raises ValueError, which names the frame, before anything is decoded for what is no JPEG of the contract's
+    size.
     """
-    from PIL import Image
-
     found = {}
     for camera in plant.images:
         frames = []
         for index in range(plant.frame_stack):
+            where = f"frame {index} of camera '{camera.name}'"
             data = named.get(f"{camera.name}/{index}")
             if data is None:
-                raise ValueError(f"frame {index} of camera '{camera.name}' is missing")
-            if data.nbytes > MAX_JPEG_BYTES:
-                raise ValueError(f"frame {index} of camera '{camera.name}' has more than 1 MiB")
-            encoded = data.tobytes()
-            if encoded.count(_SCAN) > MAX_SCANS:
-                raise ValueError(f"frame {index} of camera '{camera.name}' has more than {MAX_SCANS} scans")
-            with Image.open(io.BytesIO(encoded), formats=["JPEG"]) as picture:
-                if picture.size != (camera.width, camera.height):
-                    width, height = picture.size
-                    raise ValueError(
-                        f"camera '{camera.name}' sent {height} x {width} pixels, the contract says "
-                        f"{camera.height} x {camera.width}"
-                    )
-                frames.append(np.asarray(picture.convert("RGB")))
+                raise ValueError(f"{where} is missing")
+            frames.append(_frame(where, data.tobytes(), (camera.width, camera.height)))
         stack = frames if camera.colour_order == "rgb" else [frame[..., ::-1] for frame in frames]
         found[camera.name] = np.concatenate(stack, axis=-1)[None]
     return found
+
+
+def _frame(where: str, data: bytes, size: tuple[int, int]) -> NDArray[np.uint8]:
+    """One frame `[H, W, 3]`; `size` is (width, height)."""
+    from PIL import Image
+
+    if len(data) > MAX_JPEG_BYTES:
+        raise ValueError(f"{where} has more than 1 MiB")
+    if data.count(_SCAN) > MAX_SCANS:
+        raise ValueError(f"{where} has more than {MAX_SCANS} scans")
+    try:
+        with Image.open(io.BytesIO(data), formats=["JPEG"]) as picture:
+            sent = picture.size
+            if sent == size:
+                return np.asarray(picture.convert("RGB"))
+    except Exception as failure:  # hostile input: Pillow raises classes without a common base
+        # Pillow names the object in memory that it read from.
+        reason = str(failure).partition(" <_io")[0] or type(failure).__name__
+        raise ValueError(f"{where} cannot be decoded ({reason})") from failure
+    raise ValueError(f"{where} sent {sent[1]} x {sent[0]} pixels, the contract says {size[1]} x {size[0]}")

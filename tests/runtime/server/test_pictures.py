@@ -191,7 +191,11 @@ def test_a_robot_may_send_jpeg_which_is_decoded_beside_the_engine(
         ([jpeg(np.zeros((12, 16, 3), np.uint8), 90), np.zeros(9, np.uint8)], "frame 1 .* is a ndarray"),
         ([bytes((1 << 20) + 1)] * 2, "frame 0 of camera 'camera' has more than 1 MiB of JPEG"),
         ([jpeg(np.zeros((12, 16, 3), np.uint8), 90) + 30 * b"\xff\xda"] * 2, "frame 0 .* more than 20 scans"),
-        ([b"no picture"] * 2, "cannot identify image file"),
+        ([b"no picture"] * 2, r"frame 0 of camera 'camera' cannot be decoded \(cannot identify image file\)"),
+        (
+            [jpeg(np.zeros((12, 16, 3), np.uint8), 90) + bytes(900_000)] * 2,
+            "bytes of JPEG, and the server at",
+        ),
         ([jpeg(np.zeros((16, 12, 3), np.uint8), 90)] * 2, "sent 16 x 12 pixels, the contract says 12 x 16"),
         ([jpeg(np.zeros((12, 16, 3), np.uint8), 90)], "camera 'camera' needs 2 frames of JPEG bytes"),
     ],
