@@ -21,6 +21,8 @@ STANDARD_DESCRIPTORS = 3
 """Input, output and errors, which stay open."""
 PINGS_PER_LIMIT = 2
 """Signs of life within the time after which systemd gives a service up; it recommends two."""
+SHORTEST_PAUSE = 0.01
+"""Seconds between two questions, whatever the limit is."""
 READY_PATIENCE = 2.0
 """Seconds to wait for room in systemd's queue."""
 RETRIES_PER_LIMIT = 8
@@ -107,5 +109,6 @@ class ServiceManager:
             well = healthy()
             if well:
                 self.tell("WATCHDOG=1")
-            if ended.wait(self.limit / (PINGS_PER_LIMIT if well else RETRIES_PER_LIMIT)):
+            pause = self.limit / (PINGS_PER_LIMIT if well else RETRIES_PER_LIMIT)
+            if ended.wait(max(SHORTEST_PAUSE, pause)):
                 return
