@@ -82,8 +82,8 @@ class Inbox:
     def _is_overtaken(self, stamp: int | None, arrived: float) -> bool:
         """Whether a message is older than the one that is there, which still counts.
 
-        Networks change the order, and a second publisher may repeat what was. `COMPARED` in a row, or none for
-        as long as a message may stand in, mean that the clock behind the stamps was put back.
+        Networks change the order, and a second publisher may repeat what was. `COMPARED` in a row, or nothing
+        newer for the map's `max_gap`, mean that the clock behind the stamps was put back.
         """
         newest, before = self._newest, self._newest_stamp
         if newest is None or stamp is None or before is None or stamp >= before:
