@@ -41,6 +41,7 @@ class JpegDecoder:
         self._context, self._endpoint = context, endpoint
         self._wake: zmq.Socket[bytes] | None = None
         self._thread: ThreadPoolExecutor | None = None
+        self._closing = False
 
     def submit(self, job: Job, slot: ModelSlot, named: Arrays) -> None:
         """Decode a job's pictures, and put it into `ready`."""
@@ -49,12 +50,15 @@ class JpegDecoder:
         self._thread.submit(self._decode, job, slot, named)
 
     def close(self) -> None:
-        """End the thread; the context can be terminated then."""
+        """End the thread, and what it had still to decode; the context can be terminated then."""
+        self._closing = True
         if self._thread is not None:
             self._thread.submit(self._close)
             self._thread.shutdown()
 
     def _decode(self, job: Job, slot: ModelSlot, named: Arrays) -> None:
+        if self._closing:
+            return
         plant, code, error = slot.model.contract.plant, "bad_observation", ""
         try:
             if job.due is not None and time.monotonic() > job.due:

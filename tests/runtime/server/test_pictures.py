@@ -9,10 +9,12 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+import zmq
 
 from rql_deploy.bundle.bundle import Bundle
 from rql_deploy.contract import Contract
@@ -21,6 +23,7 @@ from rql_deploy.images import FrameStack, jpeg
 from rql_deploy.runtime.client import connect
 from rql_deploy.runtime.engine.model import Model
 from rql_deploy.runtime.engine.onnx_policy import OnnxPolicy
+from rql_deploy.runtime.engine.request import Job
 from rql_deploy.runtime.server import jpeg as module
 from rql_deploy.runtime.server.jpeg import decode
 from rql_deploy.runtime.server.openpi_messages import pack, read_observation
@@ -244,3 +247,16 @@ def test_pictures_are_not_decoded_for_who_has_given_up(
     with connect(endpoint) as policy:
         assert policy.act(seen, deadline=20.0).actions.size
     assert len(decoded) <= 3, "of five: what waited for longer than its budget was dropped"
+
+
+def test_pictures_that_wait_to_be_decoded_do_not_hold_up_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "decode", lambda *_: time.sleep(0.2) or {})
+    slot: Any = SimpleNamespace(model=SimpleNamespace(contract=SimpleNamespace(plant=None)))
+    with zmq.Context() as context, context.socket(zmq.ROUTER) as server:
+        server.bind("inproc://policy")
+        decoder = module.JpegDecoder(context, "inproc://policy")
+        for seed in range(40):
+            decoder.submit(Job(None, {}, seed, 0.0), slot, {})
+        start = time.monotonic()
+        decoder.close()
+        assert time.monotonic() - start < 4.0
