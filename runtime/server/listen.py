@@ -53,10 +53,10 @@ def check_bind(bind: str, insecure: bool, keys: bool = False) -> Address:
 
 def check_listener(option: str, address: str, insecure: bool) -> tuple[str, int]:
     """Parse HOST:PORT or PORT of an unencrypted listener (metrics, WebSocket); loopback unless `insecure`."""
+    port_alone = address.removeprefix(":").isdecimal()
     try:
-        if address.isdecimal() or address.startswith(":"):
-            address = f"127.0.0.1:{address.removeprefix(':')}"
-        host, port = split_host_port(address, free="0")
+        whole = f"127.0.0.1:{address.removeprefix(':')}" if port_alone else address
+        host, port = split_host_port(whole, free="0")
     except AddressError as error:
         raise UserError(
             f"{option} takes PORT, HOST:PORT or [IPV6]:PORT with a port from 0 (a free one) to {MAX_PORT}, "

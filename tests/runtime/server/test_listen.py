@@ -123,9 +123,19 @@ def test_other_listeners_take_a_port_or_an_address() -> None:
     for wrong in ("::1:8000", "65536", "host", "[::1]", "-1", ""):
         with pytest.raises(UserError, match="--openpi takes PORT, HOST:PORT"):
             check_listener("--openpi", wrong, True)
+    assert check_listener("--openpi", ":8000", False) == ("127.0.0.1", 8000)
+    with pytest.raises(UserError, match="not '::1' .an IPv6 address needs brackets"):
+        check_listener("--openpi", "::1", False)
     for exposed in ("[::]:8000", "*:8000", "0.0.0.0:0"):
         with pytest.raises(UserError, match="open to the network"):
             check_listener("--openpi", exposed, False)
+
+
+@pytest.mark.parametrize("option", ["--metrics", "--openpi"])
+def test_an_empty_address_is_not_left_out(bundle: Path, option: str) -> None:
+    # As a script gives it, whose variable is not set.
+    refused = cli("serve", bundle, "--bind", "tcp://192.0.2.1:1", "--insecure", option, "")
+    assert_refused(refused, f"{option} takes PORT, HOST:PORT")
 
 
 @pytest.fixture
