@@ -124,7 +124,7 @@ def test_other_listeners_take_a_port_or_an_address() -> None:
         with pytest.raises(UserError, match="--openpi takes PORT, HOST:PORT"):
             check_listener("--openpi", wrong, True)
     assert check_listener("--openpi", ":8000", False) == ("127.0.0.1", 8000)
-    with pytest.raises(UserError, match="not '::1' .an IPv6 address needs brackets"):
+    with pytest.raises(UserError, match=r"not '::1' .an IPv6 address needs brackets"):
         check_listener("--openpi", "::1", False)
     for exposed in ("[::]:8000", "*:8000", "0.0.0.0:0"):
         with pytest.raises(UserError, match="open to the network"):
