@@ -57,7 +57,7 @@ class Inbox:
         self._messages = self._bytes = 0
         self._queues: dict[bytes, deque[Received]] = {}
         """In the order of their turns; none is empty."""
-        self._dropped = False
+        self._behind = self._dropped = False
 
     def __len__(self) -> int:
         return self._messages
@@ -94,12 +94,15 @@ class Inbox:
             if not self._dropped:
                 spent += now - before
             before = now
+        self._behind = self._messages > 0
 
     def drops(self, budget: float | None, received: float) -> bool:
-        """Whether the request that was taken last, read at `received`, is given up because many wait."""
-        self._dropped = (
-            self._messages > 0 and budget is not None and time.monotonic() - received > LATEST_START * budget
-        )
+        """Whether the request that was taken last, read at `received`, is given up.
+
+        So are those that waited long while more wait than there was time for.
+        """
+        late = budget is not None and time.monotonic() - received > LATEST_START * budget
+        self._dropped = self._behind and late
         return self._dropped
 
     def _add(self, message: Received) -> None:
