@@ -98,7 +98,7 @@ def make_group(
         mode = None if variant.mode == "default" else variant.mode
         streams = CudaStreams() if variant.streams > 1 else OneStream()
         pipeline = Pipeline(agent, draw, streams, functools.partial(compiled, device="cuda", mode=mode))
-        engine = GraphEngine(agent, pipeline, CudaCapture(generator))
+        engine = GraphEngine(agent, pipeline, CudaCapture([generator]))
     return Group(config, tuple(tasks), tuple(seeds), data, engine, agent, generator)
 
 

@@ -71,7 +71,7 @@ class Contender:
         self.sampler = WindowSampler(store, config.h, generator=self.generator, device=choice.device)
         self.agent = RQL(config, OBSERVATION, ACTION, first, choice.device)
         start = time.perf_counter()
-        self.engine: Engine = make_engine(choice, self.agent, self.draw, generator=self.generator)
+        self.engine: Engine = make_engine(choice, self.agent, self.draw, generators=[self.generator])
         self.engine.run(2 * self.engine.block + 3)
         self.synchronise()
         self.start_up = time.perf_counter() - start
