@@ -25,9 +25,9 @@ from rql_deploy.train.engines.engine import (
     GraphEngine,
     StepEngine,
     compiled,
-    set_precision,
 )
 from rql_deploy.train.engines.pipeline import CudaStreams, OneStream, Pipeline
+from rql_deploy.train.engines.precision import set_precision
 from rql_deploy.train.engines.several import SharedRows, stacked_agents
 from rql_deploy.train.hyperparameters import RQLConfig
 

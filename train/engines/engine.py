@@ -16,10 +16,10 @@ from torch import Tensor
 from rql_deploy.train.batch import Batch, Losses, Noise
 from rql_deploy.train.rql import RQL
 
-from ..vision.pictures import PictureEncoder
 from .batch_slices import SlicedGradients
 from .choice import EngineChoice
 from .pipeline import CudaStreams, Draw, Pipeline, WholeUpdates
+from .precision import set_precision
 
 UPDATES_PER_REPLAY = 50
 """Between blocks the streams of a pipeline wait for each other; 50 run 8 % faster than 10 (gpu_check.py)."""
@@ -86,23 +86,6 @@ def compiled(function: Callable[..., Any], device: str, mode: str | None = None)
     return torch.compile(
         function, dynamic=False, mode=mode, options={"cpp_wrapper": True} if device == "cpu" else None
     )
-
-
-def set_precision(agent: RQL, precision: str) -> None:
-    """Set bf16 (hidden layers' products), tf32 (all products on a GPU) or fp32 (everything).
-
-    On a GPU, bf16 computes the output layers' products in TF32. Convolutions are products too.
-    """
-    low = torch.bfloat16 if precision == "bf16" else torch.float32
-    for network in (agent.v, agent.V, agent.v_ema, agent.V_target):
-        network.product_dtype = low
-        if isinstance(network.encoder, PictureEncoder):
-            network.encoder.set_precision(low)
-    on_gpu = agent.parameters()[0].is_cuda
-    torch.backends.cudnn.allow_tf32 = on_gpu and precision != "fp32"
-    # Otherwise a resumed run would not repeat an uninterrupted one.
-    torch.backends.cudnn.deterministic = True
-    torch.set_float32_matmul_precision("high" if on_gpu and precision != "fp32" else "highest")
 
 
 class StepEngine:
