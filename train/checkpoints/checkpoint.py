@@ -119,7 +119,7 @@ def save_checkpoint(
     Raises UserError if the disk is full; older checkpoints stay.
     """
     final = checkpoint_folder(run, step)
-    temporary = final.with_name(f".{final.name}.partial")
+    temporary, aside = (final.with_name(f".{final.name}.{kind}partial") for kind in ("", "old."))
     try:
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
@@ -144,12 +144,12 @@ def save_checkpoint(
         sync(temporary)
         if final.exists():
             # Renamed, not removed: `latest` may name it, and must always name a complete checkpoint.
-            aside = final.with_name(f".{final.name}.old.partial")
             shutil.rmtree(aside, ignore_errors=True)
             final.rename(aside)
         temporary.rename(final)
         sync(final.parent)
         move_pointer(run, "latest", final)
+        shutil.rmtree(aside, ignore_errors=True)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(temporary, ignore_errors=True)
         raise UserError(
