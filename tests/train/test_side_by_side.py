@@ -1,7 +1,9 @@
 """Seeds that are trained in one process: each run is what it would be alone, and can be gone on with."""
 
 import json
+import os
 import shutil
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,11 +11,13 @@ import pytest
 import torch
 
 from rql_deploy.errors import UserError
+from rql_deploy.train import trainer
 from rql_deploy.train.checkpoints.checkpoint import load_checkpoint
 from rql_deploy.train.checkpoints.run_folder import checkpoint_folder, read_pointer
 from rql_deploy.train.data.folder import write_store
 from rql_deploy.train.logging import run_page
 from rql_deploy.train.side_by_side import rewind_to_common
+from rql_deploy.train.training_run import TrainingRun
 from rql_deploy.workflows.train import train
 from rql_deploy.workflows.train_seeds import train_seeds
 from tests.helpers.commands import TINY, assert_refused, cli, printed
@@ -93,6 +97,25 @@ def test_runs_that_go_on_together_end_with_the_same_bytes(runs: Path, data: Path
         assert [line["step"] for line in metrics(parts / f"seed_{seed}")] == [2, 4, 6, 8]
 
 
+def test_while_runs_are_saved_all_still_have_the_update_before(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save = TrainingRun.save
+
+    def fail_half_way(run: TrainingRun) -> Path:
+        if run.step == 4 and run.config.seed == SEEDS[1]:
+            raise UserError("the disk is full")
+        return save(run)
+
+    monkeypatch.setattr(TrainingRun, "save", fail_half_way)
+    with pytest.raises(UserError, match="the disk is full"):
+        train_some(data, tmp_path / "runs", 6)
+    folders = {seed: tmp_path / "runs" / f"seed_{seed}" for seed in SEEDS}
+    assert read_pointer(folders[SEEDS[0]], "latest") == checkpoint_folder(folders[SEEDS[0]], 4)
+    assert rewind_to_common(folders)
+    assert all(read_pointer(folder, "latest") == checkpoint_folder(folder, 2) for folder in folders.values())
+
+
 def test_a_run_can_be_gone_on_with_alone(runs: Path, data: Path, tmp_path: Path) -> None:
     shutil.copytree(runs / "seed_1", tmp_path / "run")
     overrides = [*SETTINGS, "updates=10", "seed=1"]
@@ -127,6 +150,35 @@ def test_the_command_trains_seeds_and_goes_on_with_them(data: Path, tmp_path: Pa
     assert again["finished"] and again["step"] == 4
     assert {seed: one["step"] for seed, one in again["seeds"].items()} == {"0": 4, "1": 4}
     assert_refused(cli(*words, "--updates", 4), "holds a run already", "--resume")
+
+
+def test_stopped_seeds_end_with_130_and_go_on(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    updates = trainer.updates_until_due
+
+    def stop_first(*words: object) -> int:
+        os.kill(os.getpid(), signal.SIGINT)
+        return min(1, updates(*words))  # type: ignore[arg-type]
+
+    words = (
+        "train",
+        "--dataset",
+        data,
+        "--output",
+        tmp_path / "runs",
+        *TINY,
+        "--seeds",
+        "0,1",
+        "--updates",
+        3,
+    )
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer, "updates_until_due", stop_first)
+        stopped = cli(*words)
+    assert stopped.exit_code == 130 and "stopped at update 1; nothing is lost" in stopped.output
+    assert "--seeds 0,1" in stopped.output.partition("Next:")[2], stopped.output
+    assert printed(cli(*words, "--resume", "--json"))["finished"]
 
 
 def test_what_seeds_cannot_share_is_refused(data: Path, tmp_path: Path) -> None:
