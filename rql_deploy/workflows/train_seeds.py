@@ -34,7 +34,6 @@ def train_seeds(
     Returns the runs' results by seed. Raises UserError as `train` does, and for several processes, pictures
     and data in shards.
     """
-    from rql_deploy.train.data.shards import ShardedStore
     from rql_deploy.train.side_by_side import require_stackable, rewind_to_common, train_side_by_side
     from rql_deploy.train.training_run import TrainingRun
 
@@ -47,7 +46,6 @@ def train_seeds(
     resume = options.get("resume", False) and rewind_to_common(folders)
     ready = prepare(datasets, tuple(folders.values()), **options)
     require_stackable(ready.store)
-    assert not isinstance(ready.store, ShardedStore)
     evaluation, runs = options.get("evaluation"), list[TrainingRun]()
     label = f"train {output.name} ({len(seeds)} seeds)"
     with contextlib.ExitStack() as opened:
