@@ -27,7 +27,7 @@ DEFAULT_CANDIDATES = 4
 to be best over its tasks."""
 MAX_PESSIMISM = 100.0
 MAX_COUNT = 2**31 - 1
-Continuation = Literal["none", "replacement", "guidance", "inversion", "trained", "chosen"]
+Continuation = Literal["none", "replacement", "guidance", "inversion", "trained"]
 """How a chunk continues the actions before it (docs/control.md)."""
 CONTINUATIONS: tuple[Continuation, ...] = get_args(Continuation)
 

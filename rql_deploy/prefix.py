@@ -28,8 +28,6 @@ class Prefix(NamedTuple):
     committed: int
     """d: the first so many play whatever is decided; 1 to n."""
     method: Continuation
-    after_choice: bool = False
-    """Whether V first chooses among chunks that continue nothing."""
 
 
 def trained_prefix(h: int) -> int:
@@ -66,9 +64,8 @@ def read_prefix(options: ResolvedOptions, contract: Contract) -> Prefix | None:
     if options.continuation == "trained" and not (conditioned and known):
         why = f"with more than {trained_prefix(h)} actions given" if conditioned else "with actions given"
         raise UserError(f"this policy was not trained {why}", hint="pass continuation='guidance'")
-    default: Continuation = "trained" if conditioned and known else "guidance"
-    chosen = options.continuation == "chosen"
-    return Prefix(actions, committed, default if chosen else options.continuation or default, chosen)
+    method = options.continuation or ("trained" if conditioned and known else "guidance")
+    return Prefix(actions, committed, method)
 
 
 def scaled(actions: NDArray[Any], contract: Contract) -> NDArray[np.float32]:

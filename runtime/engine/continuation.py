@@ -10,8 +10,6 @@ refinement step, z the noise:
 - inversion: PAINT (arXiv:2606.19774). A chunk is made, its committed part is replaced by y, the flow is
   followed back to noise, the committed part of that noise takes the place of z's, and a chunk is made of it.
 - trained: the vector field is told which actions are given (`rql.prefix=true`), and moves the others only.
-- chosen: V chooses among chunks that continue nothing; one from the chosen chunk's noise then does, as
-  trained or guided. To the engine this is two jobs, one after the other.
 
 Everything here is computed row by row, so a row has the same bytes alone and in any batch.
 """
@@ -56,25 +54,14 @@ class Continuation(Struct, eq=False):
     """y `[hA]` in [-1, 1], zero where nothing is known."""
     weight: Array
     """W `[hA]`"""
-    after_choice: bool = False
-    """Whether V first chooses, among chunks that continue nothing, the noise that the chunk is made from."""
 
     @classmethod
-    def of(
-        cls,
-        method: Method,
-        actions: Array,
-        committed: int,
-        scaled: Array,
-        h: int,
-        *,
-        after_choice: bool = False,
-    ) -> Continuation:
+    def of(cls, method: Method, actions: Array, committed: int, scaled: Array, h: int) -> Continuation:
         """`scaled` `[n, A]` are the actions in the flow's scale."""
         target = np.zeros((h, actions.shape[1]), np.float32)
         target[: len(actions)] = np.clip(scaled, -1.0, 1.0)
         weight = np.repeat(soft_mask(h, committed, len(actions)), actions.shape[1])
-        return cls(method, actions, committed, target.reshape(-1), weight, after_choice)
+        return cls(method, actions, committed, target.reshape(-1), weight)
 
     @property
     def size(self) -> int:

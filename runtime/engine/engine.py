@@ -28,7 +28,7 @@ from .budget import REPLY_MARGIN, UNROLLED_ROWS, Budget
 from .crowd import Crowd
 from .model import MAX_STEP_ROWS, Model
 from .refinement import refine_jobs
-from .request import FINAL, Array, Done, Event, Expired, Job, Preview, choosing_job, chosen_job, decision
+from .request import FINAL, Array, Done, Event, Expired, Job, Preview, decision
 from .shares import Client, FairShare
 from .slice_queue import SliceQueue
 from .slices import Slices, job_in_slices
@@ -74,8 +74,6 @@ class Engine:
 
     def submit(self, job: Job) -> None:
         """Queue a job; it joins at the next step."""
-        if job.continuation is not None and job.continuation.after_choice and job.candidates > 1:
-            job = choosing_job(job)
         self.load += 1
         if job.candidates <= UNROLLED_ROWS:
             self._waiting.add(job)
@@ -90,15 +88,6 @@ class Engine:
 
     def step(self) -> list[Event]:
         """Run one refinement step of the batch, one unrolled call or one slice; returns what came of it."""
-        events = []
-        for event in self._step():
-            if isinstance(event, Done) and event.job.chooses_for is not None:
-                self.submit(chosen_job(event))
-            else:
-                events.append(event)
-        return events
-
-    def _step(self) -> list[Event]:
         events: list[Event] = []
         if self._sliced.work and (client := self._sliced.next_client(self._waiting.clients)) is not None:
             rows, events = self._sliced.run(client)

@@ -88,8 +88,7 @@ class Model:
         if prefix is None:
             return None
         in_flow = scaled(prefix.actions, self.contract)
-        known = prefix.method, prefix.actions, prefix.committed, in_flow, self.contract.h
-        return Continuation.of(*known, after_choice=prefix.after_choice)
+        return Continuation.of(prefix.method, prefix.actions, prefix.committed, in_flow, self.contract.h)
 
     def scaled(self, actions: Array) -> Array:
         """Chunks `[B, h, A]` in the plant's units -> x `[B, hA]` in [-1, 1]."""

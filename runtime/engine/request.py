@@ -83,8 +83,6 @@ class Job(Struct, eq=False):
     """Whose share of the engine's time this takes: a connection and its peer."""
     history: History | None = None
     """Filled step by step, where it is to be recorded."""
-    chooses_for: Job | None = None
-    """The job that goes on from the chosen candidate's noise: this one's decision is not handed out."""
 
     # Progress.
     active: list[int] = []
@@ -107,8 +105,6 @@ class Job(Struct, eq=False):
     started: float = 0.0
     needs_value: bool = False
     """Whether V is still to be computed: it was asked for or selects the candidate, and fits the budget."""
-    compared: int = 0
-    """Candidates among which another job has chosen for this one."""
     steps_reduced: bool = False
     """Whether the job takes fewer, larger steps than scheduled because time is short."""
 
@@ -132,7 +128,7 @@ class Job(Struct, eq=False):
 
     def start(self, noise: Array, now: float) -> Array:
         """Begin at `now` with `noise` `[candidate_offset + candidates, hA]`; returns the candidates' rows."""
-        self.started = self.started or now
+        self.started = now
         self.active = list(range(self.candidate_offset, self.candidate_offset + self.candidates))
         self.needs_value = self.scored
         if self.continuation is not None:
@@ -272,31 +268,6 @@ FINAL = (Done, Expired, Computed)
 """Events after which the engine knows the job or task no more."""
 
 
-def choosing_job(job: Job) -> Job:
-    """The job whose decision chooses the noise that `job` continues with: it has half of the time for it."""
-    return Job(
-        job.reply_context,
-        job.fields,
-        job.seed,
-        job.received,
-        due=None if job.due is None else (job.received + job.due) / 2,
-        candidates=job.candidates,
-        prune=job.prune,
-        pessimism=job.pessimism,
-        client=job.client,
-        chooses_for=job,
-    )
-
-
-def chosen_job(choice: Done) -> Job:
-    """The job that goes on with what was chosen for it."""
-    job = choice.job.chooses_for
-    assert job is not None
-    job.candidate_offset, job.candidates, job.prune = choice.candidate, 1, ()
-    job.compared, job.started = choice.candidates_scored, choice.job.started
-    return job
-
-
 def decision(job: Job, scores: tuple[Array, Array] | None, now: float) -> Done:
     """The decision of a job with its latest preview; `scores` are V and spread of the active candidates."""
     assert job.preview is not None
@@ -320,7 +291,7 @@ def decision(job: Job, scores: tuple[Array, Array] | None, now: float) -> Done:
         value=value,
         spread=spread,
         candidate=job.active[best],
-        candidates_scored=job.compared or (1 if scores is None else len(job.active)),
+        candidates_scored=1 if scores is None else len(job.active),
         deltas=deltas,
         queue=job.started - job.received,
         inference=now - job.started,

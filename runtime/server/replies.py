@@ -170,7 +170,7 @@ def decision(done: Done, context: ReplyContext, server: float) -> ActReply:
     )
     if job.stream:
         reply.k, reply.last = steps, True
-    if job.candidates > 1 or job.compared:
+    if job.candidates > 1:
         reply.candidate, reply.compared = done.candidate, done.candidates_scored
     # The client knows the F equal steps; a decision that ended with a preview has others, too.
     if not follows_schedule(done, context.model):
@@ -197,7 +197,7 @@ def decisions(done: Sequence[Done], context: ReplyContext, server: float) -> tup
         },
         contract_id=context.contract,
     )
-    if any(one.job.candidates > 1 or one.job.compared for one in done):
+    if done[0].job.candidates > 1:
         reply.candidate = [one.candidate for one in done]
         reply.compared = [one.candidates_scored for one in done]
     named: dict[str, NDArray[np.float64]] = {}

@@ -24,7 +24,6 @@ from tests.helpers.servers import serving_images
 
 Connect = Callable[..., Any]
 ONE = np.zeros((1, 2), np.float32)
-CHOSEN = {"continuation": "chosen", "candidates": 4, "value": True}
 both_clients = pytest.mark.parametrize("open_client", CLIENTS.values(), ids=CLIENTS)
 
 
@@ -65,7 +64,7 @@ def test_a_batch_is_decided_as_its_observations_one_by_one(
 
 @both_clients
 @pytest.mark.parametrize(
-    "options", [{}, {"candidates": 4, "value": True}, {"continuation": "inversion"}, CHOSEN], ids=str
+    "options", [{}, {"candidates": 4, "value": True}, {"continuation": "inversion"}], ids=str
 )
 def test_each_observation_of_a_batch_continues_what_plays_there(
     open_client: Connect, endpoint: str, bundle: Path, options: dict[str, Any]

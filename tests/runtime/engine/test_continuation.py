@@ -15,7 +15,7 @@ from rql_deploy.prefix import Prefix, scaled
 from rql_deploy.runtime.engine.continuation import gain, soft_mask
 from rql_deploy.runtime.engine.engine import Engine
 from rql_deploy.runtime.engine.model import Model
-from rql_deploy.runtime.engine.request import Done, Job, Preview, choosing_job
+from rql_deploy.runtime.engine.request import Done, Job, Preview
 from rql_deploy.seeding import flow_noise
 from tests.helpers.servers import observation
 
@@ -141,36 +141,6 @@ def test_guidance_without_weight_is_the_plain_step_to_the_byte(model: Model) -> 
     guided.continuation.weight, guided.continuation.committed = np.zeros(model.chunk_dim, np.float32), 0
     ours, theirs = run(model, plain), run(model, guided)
     assert [event.actions.tobytes() for event in ours] == [event.actions.tobytes() for event in theirs]
-
-
-@pytest.mark.parametrize("candidates", [4, 20])
-def test_v_chooses_among_plain_chunks_the_noise_that_is_continued_with(model: Model, candidates: int) -> None:
-    def chosen_of(seed: int, **options: Any) -> Job:
-        job = make_job(model, seed, "guidance", **options)
-        assert job.continuation is not None
-        job.continuation.after_choice = True
-        return job
-
-    plain = [decide(model, make_job(model, seed, candidates=candidates)) for seed in range(4)]
-    guided = [
-        decide(model, make_job(model, seed, "guidance", candidate_offset=choice.candidate, value=True))
-        for seed, choice in enumerate(plain)
-    ]
-    assert {choice.candidate for choice in plain} != {0}
-    jobs = [chosen_of(seed, candidates=candidates, value=True) for seed in range(4)]
-    done = [event for event in run(model, *jobs, make_job(model, 9)) if isinstance(event, Done)]
-    by_seed = {event.job.seed: event for event in done}
-    assert len(done) == 5
-    for seed, expected in enumerate(guided):
-        found = by_seed[seed]
-        assert found.actions.tobytes() == expected.actions.tobytes()
-        assert (found.value, found.spread, found.deltas) == (expected.value, expected.spread, expected.deltas)
-        assert (found.candidate, found.candidates_scored) == (plain[seed].candidate, candidates)
-    # One candidate leaves nothing to choose.
-    alone, again = decide(model, chosen_of(1)), decide(model, make_job(model, 1, "guidance"))
-    assert alone.actions.tobytes() == again.actions.tobytes()
-    choosing = choosing_job(chosen_of(1, candidates=candidates, due=0.5))
-    assert (choosing.due, choosing.continuation, choosing.candidates) == (0.25, None, candidates)
 
 
 def test_an_inversion_from_its_own_chunk_comes_back_to_it(model: Model) -> None:
