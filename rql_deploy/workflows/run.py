@@ -1,4 +1,4 @@
-"""Drive a simulated robot with a served policy, in lock-step or in real time."""
+"""Drive a simulated or a real robot with a served policy, in lock-step or in real time."""
 
 from __future__ import annotations
 
