@@ -53,7 +53,7 @@ def run(task: object, endpoint: str, limits: Path, *options: object) -> Any:
 def test_a_robot_that_speaks_ros_2_is_driven_by_a_served_policy(
     endpoint: str, robot: SimulatedRobot, limits: Path, tmp_path: Path
 ) -> None:
-    path = write_map(tmp_path, {"observation": SEEN}, {"pull": PULL}, domain=robot.domain, wait=20)
+    path = write_map(tmp_path, {"observation": SEEN}, {"pull": PULL}, domain=robot.domain)
     log = tmp_path / "ticks.jsonl"
     # With what is installed on a robot.
     command = ("run", f"ros2:{path}", "--connect", endpoint, "--real-time", "--episodes", 1, "--json")
@@ -74,7 +74,7 @@ def test_a_robot_that_speaks_ros_2_is_driven_by_a_served_policy(
 def test_a_robot_that_falls_silent_is_held_and_ends_the_run(
     endpoint: str, robot: SimulatedRobot, limits: Path, tmp_path: Path
 ) -> None:
-    path = write_map(tmp_path, {"observation": SEEN}, {"push": PUSH}, domain=robot.domain, wait=20)
+    path = write_map(tmp_path, {"observation": SEEN}, {"push": PUSH}, domain=robot.domain)
     log = tmp_path / "ticks.jsonl"
 
     def freeze() -> None:
@@ -101,7 +101,7 @@ def test_a_robot_that_is_not_there_is_said_with_status_2(
     endpoint: str, robot: SimulatedRobot, limits: Path, tmp_path: Path
 ) -> None:
     observed = SEEN | {"topic": "/jont_states"}
-    path = write_map(tmp_path, {"observation": observed}, {"push": PUSH}, domain=robot.domain, wait=0.7)
+    path = write_map(tmp_path, {"observation": observed}, {"push": PUSH}, domain=robot.domain, wait=1.5)
     result = run(f"ros2:{path}", endpoint, limits)
     assert_refused(
         result, "the plant could not be reset (nobody publishes /jont_states", "there is /joint_states"
