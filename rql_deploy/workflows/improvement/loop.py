@@ -17,6 +17,7 @@ from rql_deploy.errors import UserError
 from rql_deploy.folders import exclusive_lock
 from rql_deploy.policy import DEFAULT_CANDIDATES
 from rql_deploy.progress import NoProgress, Progress
+from rql_deploy.train.hyperparameters import Interventions
 
 from ..data_names import DataNames
 from ..processes import DEFAULT_WORKERS
@@ -47,7 +48,7 @@ class ImproveOptions:
     """Gradient updates of one generation."""
     share: float = 0.5
     """Of each batch, the share drawn from recorded episodes; 0 draws from old and new alike."""
-    interventions: Literal["both", "demonstrations", "rl"] = "both"
+    interventions: Interventions = "both"
     """What actions that were not the policy's are used for."""
     overrides: tuple[str, ...] = ()
     """`key=value` settings of training on top of the run's own."""
