@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rql_deploy.contract import Contract
-from rql_deploy.plant import EpisodeResult, EpisodicPlant, Observation
+from rql_deploy.plant import EpisodeResult, EpisodicPlant, Observation, rest_command
 from rql_deploy.policy import ActOptions, Decision, Policy, ResolvedOptions
 from rql_deploy.returns import as_trained, discount, discounted
 
@@ -88,6 +88,10 @@ class AnnotatedPlant:
     def terminated(self) -> bool:
         """Whether the plant ended its episode itself; False for a plant that does not say."""
         return bool(getattr(self.plant, "terminated", False))
+
+    def rest(self) -> NDArray[np.float32] | None:
+        """The plant's."""
+        return rest_command(self.plant)
 
     def reset(self, seed: int | None = None) -> None:
         self.rewards = []
