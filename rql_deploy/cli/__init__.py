@@ -138,7 +138,7 @@ class _Verbs(click.Group):
 def main() -> None:
     """Offline data -> train -> export -> serve -> robot: RQL flow policies from a data set to a control loop.
 
-    Start with `rql-deploy demo --quick` (a minute) or `rql-deploy demo` (the whole pipeline).
+    Start with `rql-deploy demo --quick` (seconds) or `rql-deploy demo` (the whole pipeline, minutes).
     """
     # A batch system's SIGTERM, a terminal that is gone and a pipe that nobody reads stop a command as Ctrl-C
     # does, with what is finished kept.
