@@ -271,9 +271,9 @@ def _hex(share: float) -> str:
 
 
 def _rounded(data: Any) -> Any:
-    """Numbers with few digits: a page needs no more."""
+    """Numbers with few digits: a page needs no more. Times are to the millisecond, however long it is."""
     if isinstance(data, float):
         return None if not np.isfinite(data) else float(f"{data:.{DIGITS}g}") if abs(data) < 1e6 else data
     if isinstance(data, dict):
-        return {key: _rounded(value) for key, value in data.items()}
+        return {key: round(value, 3) if key == "t" else _rounded(value) for key, value in data.items()}
     return [_rounded(value) for value in data] if isinstance(data, list) else data
