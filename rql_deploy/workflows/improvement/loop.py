@@ -24,7 +24,7 @@ from ..processes import DEFAULT_WORKERS
 from .gate import Verdict, compare_in_simulator, simulated
 from .generations import Generation, Generations, write_json
 from .held_out import compare_held_out
-from .new_episodes import EPISODES, HELD_OUT, split_held_out, watch, write_episodes
+from .new_episodes import EPISODES, HELD_OUT, marks_of, split_held_out, watch, write_episodes
 from .report import describe_generation, write_report
 from .stages import export_words, run_stage, train_words
 from .swap import confirm_swap
@@ -130,7 +130,7 @@ class Improvement:
         self.data = DataNames.of(datasets, None, "", "", (), ()) if datasets else DataNames.read(source)
         self.decided: list[int] = []
         self.lines: list[str] = []
-        self._seen: Any = None
+        self._seen: list[tuple[str, int, int]] | None = None
         self._said: set[str] = set()
 
     def run(self) -> ImproveResult:
@@ -165,8 +165,7 @@ class Improvement:
 
     def _begin(self, number: int) -> bool:
         """Begin a generation if there are enough new episodes."""
-        marks = sorted((p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in self._recorded_files())
-        if marks == self._seen:
+        if (marks := marks_of(self.recordings)) == self._seen:
             return False
         self._seen = marks
         served = self.generations.served()
@@ -208,9 +207,6 @@ class Improvement:
             "ones to learn from"
         )
         return True
-
-    def _recorded_files(self) -> list[Path]:
-        return [path for path in self.recordings.iterdir()] if self.recordings.is_dir() else []
 
     def _train(self, number: int) -> None:
         """Train and export; both go on where they stopped."""
