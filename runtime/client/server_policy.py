@@ -6,6 +6,7 @@ import time
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from typing import Any
 
+from rql_deploy.batches import BatchResolved
 from rql_deploy.contract import Contract, PlantDescription
 from rql_deploy.errors import ContractError, DeadlineMissed
 from rql_deploy.policy import Decision, ResolvedOptions
@@ -81,12 +82,12 @@ class ServerPolicy:
         options: ResolvedOptions,
         seeds: Sequence[int] | None,
     ) -> list[Decision]:
-        """See `RemotePolicy.act_many`."""
+        """See `RemotePolicy.act_many`; `options` are `BatchResolved`."""
         start = time.monotonic()
+        assert isinstance(options, BatchResolved)
 
         def ask(session: Session, budget: float) -> Asked[headers.ActManyReply]:
-            packed = session.pack_batch(observations, rows)
-            return session.act_many_request(self._bundle, budget, options, seeds), packed
+            return session.act_many_request(self._bundle, budget, options, seeds, observations, rows)
 
         session, reply, out = await self._answered(ask, start, options)
         decisions = session.decisions(reply, out, start, rows)
@@ -105,7 +106,7 @@ class ServerPolicy:
                 session, reply_type, number = await self._ask(ask, expiry, timeout)
                 return session, *await self._transport.receive(number, reply_type, expiry, timeout)
             except DeadlineMissed:
-                self._abandoned = True
+                self._note_miss(number, expiry, timeout)
                 raise
             except ServerError as error:
                 attempts += 1
@@ -137,7 +138,7 @@ class ServerPolicy:
                 yield self._decision(session, reply, out, start)
                 return
             except DeadlineMissed:
-                self._abandoned = True
+                self._note_miss(number, expiry, timeout)
                 raise
             except ServerError as error:
                 attempts += 1
@@ -183,6 +184,13 @@ class ServerPolicy:
             self._round_trip.observe(max(0.0, decision.timing["round_trip"] - server))
         # A compatible bundle took over: its contract is fetched before the next request.
         self.outdated |= contract_id not in (None, self._session.contract_id)
+
+    def _note_miss(self, number: int, expiry: float, timeout: float) -> None:
+        """The request of that number got no decision in time; 0 if it was not sent."""
+        self._abandoned = True
+        # The server may also have said that it will not be in time.
+        if number and time.monotonic() >= expiry:
+            self._round_trip.note_miss(timeout)
 
     async def _prepare_retry(self, error: ServerError, attempts: int, expiry: float) -> None:
         """Wait until the request can be sent again, or raise the error."""

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rql_deploy.assumptions import replacement_conflicts
+from rql_deploy.batches import BatchResolved
 from rql_deploy.contract import Contract, PlantDescription, shortened
 from rql_deploy.errors import ContractError, UserError
 from rql_deploy.flow import flow_schedule
@@ -32,6 +33,8 @@ DEFAULT_TIMEOUT = 1.0
 """Seconds a call without a deadline waits."""
 MIN_ROOM = (1 << 20) - MAX_HEADER_BYTES
 """Bytes for observations in one message to a server that does not say how much it takes."""
+BACK_OFF = 1 / 32
+"""Share of a deadline by which the estimated deviation grows with a miss, to twice that at most."""
 MIN_BUDGET_SHARE = 0.2
 """Share of a deadline that the server gets at least, however slow the network has been."""
 
@@ -53,6 +56,17 @@ class RoundTrip:
             return
         self._deviation += (abs(seconds - self._mean) - self._deviation) / 4
         self._mean += (seconds - self._mean) / 8
+
+    def note_miss(self, deadline: float) -> None:
+        """No reply came within `deadline` seconds.
+
+        One that comes too late measures nothing, so the reserve grows, as TCP's timer backs off. Without
+        that, replies that are a little late would be so for ever.
+        """
+        self._mean = self._mean or 0.0
+        self._deviation = max(
+            self._deviation, min(self._deviation + BACK_OFF * deadline, 2 * BACK_OFF * deadline)
+        )
 
     def budget(self, deadline: float) -> float:
         """What is left of `deadline` seconds for the server."""
@@ -132,10 +146,20 @@ class Session:
         return self._layout.pack(observations, rows)
 
     def act_many_request(
-        self, bundle: str | None, budget: float, options: ResolvedOptions, seeds: Sequence[int] | None
-    ) -> ActMany:
-        """An `act_many` request; entries with their default value are not sent."""
-        return ActMany(
+        self,
+        bundle: str | None,
+        budget: float,
+        options: BatchResolved,
+        seeds: Sequence[int] | None,
+        observations: Mapping[str, Any],
+        rows: int,
+    ) -> tuple[ActMany, Packed]:
+        """An `act_many` request and its arrays; entries with their default value are not sent.
+
+        Raises ContractError for observations or prefixes that do not fit.
+        """
+        packed = self.pack_batch(observations, rows)
+        request = ActMany(
             bundle=bundle,
             contract=self.contract_id,
             budget=min(budget, MAX_BUDGET),
@@ -145,6 +169,13 @@ class Session:
             prune=list(options.prune) or None,
             pessimism=options.pessimism or None,
         )
+        each = [read_prefix(options.of_row(row, None), self.contract) for row in range(rows)]
+        if actions := [prefix.actions for prefix in each if prefix is not None]:
+            packed = packed._replace(named={**packed.named, "prefix": np.concatenate(actions)})
+            request.lengths = [0 if prefix is None else len(prefix.actions) for prefix in each]
+            request.committed = [0 if prefix is None else prefix.committed for prefix in each]
+            request.continuation = options.continuation
+        return request, packed
 
     def act_request(
         self,
