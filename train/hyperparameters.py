@@ -11,6 +11,10 @@ from rql_deploy.policy import MAX_CANDIDATES
 from rql_deploy.structs import Finite, Record
 
 EncoderName = Literal["impala_small", "impala", "impala_large"]
+Sampling = Literal["episodes", "transitions"]
+"""How windows are drawn: by episode, as the reference does, or by transition."""
+Interventions = Literal["both", "demonstrations", "rl"]
+"""What actions that were not the policy's are used for: cloning and value, or one of both."""
 
 
 class RQLConfig(Record, frozen=True):

@@ -16,7 +16,6 @@ from typing import Any
 
 from rql_deploy.assumptions import replacement_conflicts
 from rql_deploy.bundle.bundle import Bundle
-from rql_deploy.bundle.manifest import MANIFEST
 from rql_deploy.contract import Contract
 from rql_deploy.errors import ContractError, UserError
 from rql_deploy.runtime.engine.engine import Engine
@@ -189,10 +188,14 @@ class Reloader:
 
 
 def _stamp(path: Path) -> tuple[Any, ...]:
-    """Differs when another bundle, or a rewritten one, lies at the path."""
+    """Differs when another bundle, or a rewritten one, lies at the path, and while one is being copied there.
+
+    A bundle that is refused because not all of it is there yet is so looked at again.
+    """
     try:
         whole = path.resolve()
-        state = (whole / MANIFEST if whole.is_dir() else whole).stat()
+        files = sorted(whole.iterdir()) if whole.is_dir() else [whole]
+        states = [(file, file.stat()) for file in files]
     except OSError:
         return ()
-    return whole, state.st_mtime_ns, state.st_size, state.st_ino
+    return tuple((file, state.st_mtime_ns, state.st_size, state.st_ino) for file, state in states)

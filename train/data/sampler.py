@@ -9,13 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from rql_deploy.train.batch import Batch
+from rql_deploy.train.hyperparameters import Interventions, Sampling
 
 from .feature_cache import FeatureCache
 from .frame_rows import FrameRows
@@ -23,10 +23,6 @@ from .frames import Frames
 from .random_crop import RandomCrop
 from .shards import ShardedStore
 from .store import TransitionStore
-
-Sampling = Literal["episodes", "transitions"]
-Interventions = Literal["both", "demonstrations", "rl"]
-"""What actions that were not the policy's are used for: cloning and value, or one of both."""
 
 
 @dataclass(frozen=True)

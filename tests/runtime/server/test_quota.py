@@ -227,7 +227,7 @@ def test_a_process_that_connects_anew_keeps_its_rate(bundle: Path) -> None:
         start, computed = time.monotonic(), 0
         for _ in range(40):
             with context.socket(zmq.DEALER) as socket:
-                socket.linger = 0
+                socket.linger, socket.rcvtimeo = 0, 10_000
                 socket.connect(address)
                 for number in range(3):
                     socket.send(raw_message("ping", id=number))
