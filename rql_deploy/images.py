@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -155,3 +156,46 @@ def stacked(plant: Any, description: PlantDescription) -> Any:
     """The plant for a policy with this description, with stacked frames where the policy sees several."""
     several = description.images and description.frame_stack > 1
     return StackedPlant(plant, description) if several and not hasattr(plant, "stacks_frames") else plant
+
+
+class FittedPlant:
+    """A robot that observes its cameras' own frames, with a policy's pictures in their place."""
+
+    def __init__(self, plant: Any, images: Sequence[ImageField]):
+        """Frames are RGB `[height, width, 3]`, under the names of the pictures."""
+        self.plant, self._images = plant, tuple(images)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.plant, name)
+
+    def observe(self) -> Mapping[str, Any]:
+        """The plant's observation, with pictures cropped and resized as the data set's were."""
+        seen = dict(self.plant.observe())
+        for image in self._images:
+            frame = np.asarray(seen[image.name])
+            seen[image.name] = fit(frame[..., ::-1] if image.colour_order == "bgr" else frame, image)
+        return seen
+
+
+def fitted(
+    plant: Any, description: PlantDescription, images: Sequence[ImageField]
+) -> tuple[Any, PlantDescription]:
+    """A robot and its description, whose fields are its cameras' frames, for a policy that looks at `images`.
+
+    Both are returned as they are where the policy looks at none of its cameras. Raises ContractError for a
+    camera whose frames are of another size than those that the policy's data was made of.
+    """
+    frames = {field.name: field.shape for field in description.fields if field.dtype == "uint8"}
+    seen = tuple(image for image in images if image.name in frames)
+    for image in seen:
+        height, width = image.camera_size
+        if frames[image.name] != (height, width, 3):
+            raise ContractError(
+                f"camera '{image.name}' gives frames of shape {list(frames[image.name])}, the policy's data "
+                f"was made of {[height, width, 3]}: set the camera to that size"
+            )
+    if not seen:
+        return plant, description
+    names = {image.name for image in seen}
+    numbers = tuple(field for field in description.fields if field.name not in names)
+    return FittedPlant(plant, seen), msgspec.structs.replace(description, fields=numbers, images=seen)

@@ -16,13 +16,13 @@ Observation = Mapping[str, Any]
 class Plant(Protocol):
     """What is controlled: a simulator or a robot. A robot author writes these three methods.
 
-    A plant may also have `rest() -> [A]`, the command that keeps it where it is: absolute targets then start
-    from there; and `observation_age() -> float`, how many seconds old the last observation was when it was
-    taken, which the loop adds to its age. A simulator has an attribute `simulated` that is true: any other
-    plant is not driven by what a policy's data did not say, unless its user accepts that. Where a person may
-    take over, `intervened` says after `apply` whether one did, and `carried_out` is then the action `[A]` in
-    place of the policy's. In the real-time loop `observe` and `apply` return at once, and an exception of any
-    of them ends the episode as failed.
+    A plant may also have `rest() -> [A]`, the command that keeps it where it is (None: it cannot say):
+    absolute targets then start from there; and `observation_age() -> float`, how many seconds old the last
+    observation was when it was taken, which the loop adds to its age. A simulator has an attribute
+    `simulated` that is true: any other plant is not driven by what a policy's data did not say, unless its
+    user accepts that. Where a person may take over, `intervened` says after `apply` whether one did, and
+    `carried_out` is then the action `[A]` in place of the policy's. In the real-time loop `observe` and
+    `apply` return at once, and an exception of any of them ends the episode as failed.
     """
 
     def reset(self, seed: int | None = None) -> None:
@@ -54,6 +54,12 @@ class EpisodicPlant(Plant, Protocol):
     def close(self) -> None:
         """Free what the plant holds."""
         ...
+
+
+def rest_command(plant: Plant) -> NDArray[np.float32] | None:
+    """The command `[A]` that keeps the plant where it is; None where it does not say."""
+    rest = getattr(plant, "rest", None)
+    return None if rest is None else rest()
 
 
 def message_age(plant: Plant) -> float:

@@ -14,7 +14,7 @@ from rql_deploy.seeding import MAX_SEED
 from rql_deploy.structs import Finite, Record, convert, to_plain
 from rql_deploy.train.data.rewards import Reward
 
-from .hyperparameters import OnlineConfig, RQLConfig
+from .hyperparameters import Interventions, OnlineConfig, RQLConfig, Sampling
 
 
 class TrainConfig(Record, frozen=True):
@@ -30,7 +30,7 @@ class TrainConfig(Record, frozen=True):
     """Seed of the initial parameters, of sampling and of every noise."""
     standardise: bool = False
     """Scale observations by the data's mean and standard deviation (inside the exported graph too)."""
-    sampling: Literal["episodes", "transitions"] = "episodes"
+    sampling: Sampling = "episodes"
     """Draw windows by episode (the reference) or by transition."""
     reward: Reward = "as-is"
     """`sparse` turns every reward other than 0 into -1; refused when one is positive."""
@@ -38,7 +38,7 @@ class TrainConfig(Record, frozen=True):
     """OGBench task whose rewards files without any are given, e.g. `cube-single-play-singletask-task2-v0`."""
     new_share: Finite = 0.0
     """Of each batch, the share drawn from the data set named last, the new one; 0 draws from all alike."""
-    interventions: Literal["both", "demonstrations", "rl"] = "both"
+    interventions: Interventions = "both"
     """What actions that were not the policy's (a person's) are used for: cloning, value or both."""
     online: OnlineConfig = msgspec.field(default_factory=OnlineConfig)
     """How `finetune` goes on in a simulator; `train` does not read it."""
@@ -99,9 +99,9 @@ class TrainConfig(Record, frozen=True):
             raise UserError(f"train.new_share is {self.new_share}, it must lie in [0, 1]")
         self.online.check()
         c = self.rql
-        for name in ("h", "F"):
-            if getattr(c, name) < 1:
-                raise UserError(f"rql.{name} is {getattr(c, name)}, it must be at least 1")
+        for name, low in (("h", 1), ("F", 1), ("policy_value_ramp", 0)):
+            if getattr(c, name) < low:
+                raise UserError(f"rql.{name} is {getattr(c, name)}, it must be at least {low}")
         if c.K < 2:
             raise UserError(
                 f"rql.K is {c.K}, it must be at least 2: the spread of one value network is undefined"

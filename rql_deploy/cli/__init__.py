@@ -19,7 +19,7 @@ from rql_deploy.errors import TryAgain, UserError
 from rql_deploy.stopping import guard_outputs, install, stop_now
 
 VERBS = {
-    "collect": "Record demonstrations of a task into a Minari data set.",
+    "collect": "Record demonstrations of a simulated task as a data set.",
     "data": "Look at, convert, join, split, relabel and correct data sets.",
     "backbone": "Make or check a frozen backbone that turns pictures into features.",
     "train": "Train an RQL flow policy offline on a data set.",
@@ -27,7 +27,7 @@ VERBS = {
     "export": "Turn a checkpoint into a policy bundle (ONNX, contract, certificate); push and pull bundles.",
     "inspect": "Show a bundle, and check it again with --verify.",
     "serve": "Serve a bundle's actions over ZeroMQ.",
-    "run": "Drive a simulated robot with a served policy.",
+    "run": "Drive a simulated or a real robot with a served policy.",
     "top": "Watch a running server.",
     "replay": "Compute recorded decisions again, and compare them to the byte.",
     "view": "Show a recording as one HTML page: chunks, V, latency, verdicts on a time line.",
@@ -138,7 +138,7 @@ class _Verbs(click.Group):
 def main() -> None:
     """Offline data -> train -> export -> serve -> robot: RQL flow policies from a data set to a control loop.
 
-    Start with `rql-deploy demo --quick` (a minute) or `rql-deploy demo` (the whole pipeline).
+    Start with `rql-deploy demo --quick` (seconds) or `rql-deploy demo` (the whole pipeline, minutes).
     """
     # A batch system's SIGTERM, a terminal that is gone and a pipe that nobody reads stop a command as Ctrl-C
     # does, with what is finished kept.

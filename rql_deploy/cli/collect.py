@@ -68,9 +68,10 @@ def command(
 ) -> None:
     """Record demonstrations of TASK by its scripted demonstrator as a Minari data set.
 
-    TASK is robosuite:Lift, Stack, Door, PickPlaceCan or NutAssemblySquare. Rewards are success - 1. Recording
-    continues for a few rows after success, so that training sees it. After an interruption the same command
-    continues; with fewer --episodes, the first of them become the data set.
+    TASK is robosuite:Lift, BeltLift, Stack, Door, PickPlaceCan or NutAssemblySquare. Rewards are success - 1.
+    Recording continues for a few rows after success, so that training sees it. With --camera the data set is
+    a store folder of rql-deploy. After an interruption the same command continues; with fewer --episodes, the
+    first of them become the data set.
 
     TASK ogbench:cube-single-play (also cube-double, cube-triple, cube-quadruple, scene, puzzle-3x3,
     puzzle-4x4) makes the benchmark's own data by its published recipe: FILE.npz with a tenth as many

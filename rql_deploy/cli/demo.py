@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 @click.option(
     "--camera",
     is_flag=True,
-    help="The policies look through two cameras, and are not told where the cube is.",
+    help="The policies look through a camera, and are not told where the cube is.",
 )
 def command(quick: bool, output: Path, seed: int, camera: bool) -> None:
     """Collect, train, export, serve and run on robosuite Lift, and show how well it did (some minutes).

@@ -12,7 +12,10 @@ from rql_deploy.workflows.host_checks import Finding
 from rql_deploy.workflows.machine_checks import check_machine
 
 MARKS = {"ok": ("ok", "green"), "note": ("note", "yellow"), "problem": ("PROBLEM", "red")}
-EXTRAS = ("serve", "train", "sim", "hub", "arrow")
+EXTRAS = (
+    *("serve", "recordings", "train", "sim", "vision", "video", "jpeg"),
+    *("hub", "arrow", "zarr", "ros2", "ray", "tracking"),
+)
 
 
 @click.command("doctor")

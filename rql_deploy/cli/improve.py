@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import click
 
+from rql_deploy.train.hyperparameters import Interventions
+from rql_deploy.workflows.improvement.loop import GateKind, ImproveOptions
+
 from .options import candidates_option, show_next, workers_option
+
+DEFAULTS = ImproveOptions()
 
 
 @click.command("improve")
@@ -38,26 +43,30 @@ from .options import candidates_option, show_next, workers_option
 )
 @click.option(
     "--episodes",
-    default=20,
+    default=DEFAULTS.episodes,
     show_default=True,
     type=click.IntRange(1),
     help="New recorded episodes that begin a generation.",
 )
 @click.option(
-    "--updates", default=2000, show_default=True, type=click.IntRange(1), help="Updates of one generation."
+    "--updates",
+    default=DEFAULTS.updates,
+    show_default=True,
+    type=click.IntRange(1),
+    help="Updates of one generation.",
 )
 @click.option(
     "--share",
-    default=0.5,
+    default=DEFAULTS.share,
     show_default=True,
     type=click.FloatRange(0, 1),
     help="Of each batch, the share of recorded episodes; 0 draws from old and new alike.",
 )
 @click.option(
     "--interventions",
-    default="both",
+    default=DEFAULTS.interventions,
     show_default=True,
-    type=click.Choice(["both", "demonstrations", "rl"]),
+    type=click.Choice(get_args(Interventions)),
     help="What a person's actions are used for: cloning, value, or both.",
 )
 @click.option(
@@ -65,21 +74,27 @@ from .options import candidates_option, show_next, workers_option
 )
 @click.option(
     "--gate",
-    default="auto",
+    default=DEFAULTS.gate,
     show_default=True,
-    type=click.Choice(["auto", "simulator", "held-out"]),
+    type=click.Choice(get_args(GateKind)),
     help="What a new bundle is compared on; auto takes the simulator where the task is one.",
 )
 @click.option(
     "--gate-episodes",
-    default=50,
+    default=DEFAULTS.gate_episodes,
     show_default=True,
     type=click.IntRange(2),
     help="Episodes that both bundles play in the simulator.",
 )
 @candidates_option
 @workers_option
-@click.option("--seed", default=0, type=click.IntRange(0), help="Seed of training and comparing.")
+@click.option(
+    "--seed",
+    default=DEFAULTS.seed,
+    show_default=True,
+    type=click.IntRange(0),
+    help="Seed of training and comparing.",
+)
 @click.option("--connect", metavar="ENDPOINT", help="The server, to see that it takes each new bundle.")
 @click.option("--keys", type=click.Path(path_type=Path), help="Key file for a server that asks for one.")
 @click.option("--generations", type=click.IntRange(1), help="End after so many.  [default: go on]")
@@ -102,7 +117,7 @@ def command(
     README.md is a table of them. Whatever interrupts it, the same command goes on.
     """
     from rql_deploy.progress import TerminalProgress
-    from rql_deploy.workflows.improvement.loop import ImproveOptions, improve
+    from rql_deploy.workflows.improvement.loop import improve
 
     options["overrides"] = tuple(options["overrides"])
     done = improve(

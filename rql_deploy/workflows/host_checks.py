@@ -187,7 +187,7 @@ def check_keys(keys: Path | None) -> list[Finding]:
     """Whether ZeroMQ can encrypt, and whether the keys are whole and private."""
     import zmq
 
-    from rql_deploy.runtime.wire.keys import ClientKeys, list_clients, server_pair
+    from rql_deploy.runtime.wire.keys import ClientKeys, exposed, list_clients, server_pair
 
     if not zmq.has("curve"):
         cure = "pip install --force-reinstall --only-binary :all: pyzmq"
@@ -236,7 +236,7 @@ def check_keys(keys: Path | None) -> list[Finding]:
     found = [
         Finding("keys", "problem", f"{secret} can be read by others", f"chmod 600 {secret}")
         for secret in secrets
-        if secret.stat().st_mode & 0o077
+        if exposed(secret)
     ]
     return found or [Finding("keys", "ok", text)]
 

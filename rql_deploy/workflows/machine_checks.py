@@ -59,8 +59,7 @@ def check_machine(
     """Yield what all checks find, one after the other; takes a few seconds, and changes nothing.
 
     Args:
-        required: extras that must work here (`serve`, `train`, `sim`, `hub`, `arrow`); what others lack is
-            only noted.
+        required: extras that must work here (`serve`, `train`, `sim`, ...); what others lack is only noted.
         control_rate: rate in Hz that a control loop on this machine must keep.
         ports: ports that must be free.
         keys: key folder of a server or key file of a robot; else `keys/`, if it exists.
@@ -113,9 +112,12 @@ def check_versions(required: frozenset[str]) -> list[Finding]:
             )
         ]
     found = [Finding("python", "ok", f"{sys.version.split()[0]}, rql-deploy {rql_deploy.__version__}")]
-    for extra, texts in requirements().items():
+    asked = {extra: list(map(Requirement, texts)) for extra, texts in requirements().items()}
+    within = {extra: {e for r in asked[extra] if r.name == "rql-deploy" for e in r.extras} for extra in asked}
+    required = required.union(*(within.get(extra, set()) for extra in required))
+    for extra, parts in asked.items():
         missing, wrong, right = [], [], []
-        for parsed in map(Requirement, texts):
+        for parsed in parts:
             if parsed.name == "rql-deploy" or (
                 parsed.marker and not parsed.marker.evaluate({"extra": extra})
             ):

@@ -1,4 +1,4 @@
-"""Drive a simulated robot with a served policy, in lock-step or in real time."""
+"""Drive a simulated or a real robot with a served policy, in lock-step or in real time."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def run(
     fit the policy, and KeyboardInterrupt when not one episode was played.
     """
     from rql_deploy.assumptions import motion_remark
-    from rql_deploy.images import stacked
+    from rql_deploy.images import fitted, stacked
     from rql_deploy.runtime.client import RemotePolicy
     from rql_deploy.runtime.client.episode_upload import EpisodeReporter
     from rql_deploy.runtime.client.reported_plant import ReportedPlant
@@ -103,7 +103,7 @@ def run(
     with RemotePolicy.connect(endpoint, keys=keys) as policy:
         images = policy.contract.plant.images
     horizon, make_plant = _plant_maker(task, real_time is not None, with_pictures(settings, images))
-    plant, description = make_plant()
+    plant, description = fitted(*make_plant(), images)
     seeds = [episode_seed(seed, index, "evaluate") for index in range(episodes)]
     tell = on_episode or _ignore
     with (

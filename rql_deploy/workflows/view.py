@@ -199,15 +199,15 @@ class _View:
         return {key: value for key, value in found.items() if value is not None}
 
     def _decision(self, decision: Decision, start: float) -> dict[str, Any]:
-        from rql_deploy.runtime.recording.messages import previews
+        from rql_deploy.runtime.recording.messages import chunk, previews, values_by_candidate
         from rql_deploy.runtime.recording.timeline import field_of
 
         seen = field_of(decision, self._position)
         origin = np.zeros(3) if seen is None else np.array(seen, np.float64)
-        values = self._values(decision)
-        made = previews(decision) or [(0, [decision.candidate], self._chunk(decision)[None])]
+        known, sent = values_by_candidate(decision), chunk(decision)
+        made = previews(decision) or [(0, [decision.candidate], sent[None])]
         step, numbers, chunks = made[-1]
-        final = {n: values.get((step, n)) for n in numbers}
+        final = {n: known.get((step, n)) for n in numbers}
         if decision.value is not None:
             final[decision.candidate] = decision.value
         candidates = [
@@ -216,11 +216,11 @@ class _View:
         ]
         earlier = [
             {"k": k, "v": v, "c": self._shade(v), "x": self._drawn(actions, origin)}
-            for k, v, actions in self._earlier(decision, made, values)
+            for k, v, actions in self._earlier(decision, made, known)
         ]
         return {
             "t": decision.time - start,
-            "p": None if seen is None else seen,
+            "p": seen,
             "seed": str(decision.seed),
             "sent": decision.candidate,
             "asked": decision.candidates,
@@ -236,11 +236,11 @@ class _View:
             "pruned": [[pruning.step, len(pruning.kept)] for pruning in decision.pruned],
             "candidates": candidates,
             "previews": earlier,
-            "chunk": self._chunk(decision).tolist(),
+            "chunk": sent.tolist(),
         }
 
     def _earlier(
-        self, decision: Decision, made: Any, values: dict[tuple[int, int], float]
+        self, decision: Decision, made: Any, known: dict[tuple[int, int], float]
     ) -> list[tuple[int, float | None, NDArray[np.float32]]]:
         """Step, V and chunk of the earlier previews of the chunk that was sent."""
         number = decision.candidate
@@ -252,25 +252,10 @@ class _View:
             replay(self._model, decision, history=history)
             return [(p.step, None, p.actions[0]) for p in history.previews[:-1]]
         return [
-            (step, values.get((step, number)), chunks[numbers.index(number)])
+            (step, known.get((step, number)), chunks[numbers.index(number)])
             for step, numbers, chunks in made[:-1]
             if number in numbers
         ]
-
-    def _values(self, decision: Decision) -> dict[tuple[int, int], float]:
-        """V by step and candidate."""
-        return {
-            (score.step, number): value
-            for score in decision.scores
-            for number, value in zip(
-                score.candidates, np.frombuffer(score.values, "<f4").tolist(), strict=True
-            )
-        }
-
-    def _chunk(self, decision: Decision) -> NDArray[np.float32]:
-        from rql_deploy.runtime.recording.messages import chunk
-
-        return chunk(decision)
 
     def _drawn(self, actions: NDArray[np.float32], start: NDArray[np.float64]) -> Any:
         return self._paths.path(actions, start, np.eye(3)).tolist() if self._paths.drawable else None
@@ -328,9 +313,9 @@ def _hex(share: float) -> str:
 
 
 def _rounded(data: Any) -> Any:
-    """Numbers with few digits: a page needs no more."""
+    """Numbers with few digits: a page needs no more. Times are to the millisecond, however long it is."""
     if isinstance(data, float):
         return None if not np.isfinite(data) else float(f"{data:.{DIGITS}g}") if abs(data) < 1e6 else data
     if isinstance(data, dict):
-        return {key: _rounded(value) for key, value in data.items()}
+        return {key: round(value, 3) if key == "t" else _rounded(value) for key, value in data.items()}
     return [_rounded(value) for value in data] if isinstance(data, list) else data

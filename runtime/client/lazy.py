@@ -9,12 +9,10 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from collections.abc import Callable
 from typing import Any
 
-from rql_deploy.contract import Contract
 from rql_deploy.errors import PolicyClosed, UserError
-from rql_deploy.policy import Decision, ResolvedOptions
 
 from .base import PolicyCore
 from .shared_socket import CLOSED
@@ -86,45 +84,11 @@ class LazyCore:
             del self._attempts[process]
             attempt.ended.set()
 
-    @property
-    def contract(self) -> Contract:
-        return self.core.contract
-
-    @property
-    def outdated(self) -> bool:
-        return self.core.outdated
-
-    @property
-    def stale_replies(self) -> int:
-        return self.core.stale_replies
-
-    @property
-    def servers(self) -> dict[str, str]:
-        return self.core.servers
-
-    async def act(self, observation: Mapping[str, Any], options: ResolvedOptions) -> Decision:
-        return await self.core.act(observation, options)
-
-    async def act_many(
-        self,
-        observations: Mapping[str, Any],
-        rows: int,
-        options: ResolvedOptions,
-        seeds: Sequence[int] | None,
-    ) -> list[Decision]:
-        """See `PolicyCore.act_many`."""
-        return await self.core.act_many(observations, rows, options, seeds)
-
-    def stream(
-        self, observation: Mapping[str, Any], options: ResolvedOptions
-    ) -> AsyncGenerator[Decision, None]:
-        return self.core.stream(observation, options)
-
-    async def reset(self) -> None:
-        await self.core.reset()
-
-    async def stats(self) -> dict[str, Any]:
-        return await self.core.stats()
+    def __getattr__(self, name: str) -> Any:
+        """All else that a `PolicyCore` has, of this process's policy."""
+        if name == "core" or name.startswith("_"):
+            raise AttributeError(name)
+        return getattr(self.core, name)
 
     async def close(self) -> None:
         """Disconnect this process, which does not connect again."""

@@ -12,7 +12,7 @@ from __future__ import annotations
 import functools
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import zmq
 
@@ -87,7 +87,7 @@ class RemotePolicy(BasePolicy):
             keys=keys is not None,
             allow_mixed=allow_mixed,
         )
-        return cls(LazyCore(connect) if lazy else connect())
+        return cls(cast(PolicyCore, LazyCore(connect)) if lazy else connect())
 
     def act(self, observation: Mapping[str, Any], **options: Unpack[ActOptions]) -> Decision:
         """See `rql_deploy.policy.Policy.act`. Without a deadline a call waits `DEFAULT_TIMEOUT` seconds.

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rql_deploy.contract import PlantDescription
-from rql_deploy.plant import Observation
+from rql_deploy.plant import Observation, rest_command
 from rql_deploy.setpoints import GRACE, Method, Setpoints
 
 from .clock import Clock, Schedule, SystemClock
@@ -99,8 +99,8 @@ class InterpolatedPlant:
         self._require_no_failure()
         with self._lock:
             if self._setpoints is None:
-                rest = getattr(self._driver, "rest", None)
-                self._setpoints = self._start(action if rest is None else rest())
+                rest = rest_command(self._driver)
+                self._setpoints = self._start(action if rest is None else rest)
             self._setpoints.command(action)
         if self._thread is None:
             self._end.clear()

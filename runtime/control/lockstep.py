@@ -25,6 +25,7 @@ from rql_deploy.plant import (
     Observation,
     Plant,
     UnstableSimulation,
+    rest_command,
 )
 from rql_deploy.policy import ActOptions, Decision, Policy
 from rql_deploy.seeding import decision_seed
@@ -75,6 +76,8 @@ class ControlLoop:
         error: str | None = None
         try:
             self.plant.reset(seed)
+            # An arm with absolute targets must be told to stay; such a plant has the command for that.
+            last = hold_action(self.policy.contract.plant, rest_command(self.plant))
         except Exception as failure:
             error, error_kind = plant_failure("could not be reset", failure)
             return EpisodeResult(seed, False, 0, error=error, error_kind=error_kind)
@@ -90,8 +93,6 @@ class ControlLoop:
             return EpisodeResult(seed, False, 0, error=error, error_kind=POLICY_FAILED)
         description = self.policy.contract.plant
         chunk: list[NDArray[np.float32]] = []
-        # An arm with absolute targets must be told to stay; such a plant has the command for that.
-        last = hold_action(description, getattr(self.plant, "rest_action", None))
         round_trip: list[float] = []
         inference: list[float] = []
         steps = holds = consecutive = decisions = 0
@@ -189,9 +190,3 @@ def hold_action(plant: PlantDescription, last: NDArray[np.float32] | None) -> ND
 def is_finished(plant: Plant) -> bool:
     """Whether the episode is over, as a simulator can tell; a robot runs until it is stopped."""
     return bool(getattr(plant, "finished", False))
-
-
-def rest_command(plant: Plant) -> NDArray[np.float32] | None:
-    """The command that keeps the plant where it is: from its `rest()` or `rest_action`, or None."""
-    rest = getattr(plant, "rest", None)
-    return getattr(plant, "rest_action", None) if rest is None else rest()

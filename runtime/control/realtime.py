@@ -19,13 +19,13 @@ import numpy as np
 
 from rql_deploy.errors import UserError
 from rql_deploy.limits import Limits
-from rql_deploy.plant import FAULT, EpisodeResult, Observation, Plant, message_age
+from rql_deploy.plant import FAULT, EpisodeResult, Observation, Plant, message_age, rest_command
 from rql_deploy.policy import Continuation, Policy, read_seconds
 from rql_deploy.seeding import check_seed, decision_seed
 
 from .clock import MIN_SPACING, Clock, Schedule, SystemClock, require_rate
 from .inference import InferenceRequest, InferenceResult, InferenceRunner, ThreadRunner, continues
-from .lockstep import drivable, is_finished, plant_failure, rest_command
+from .lockstep import drivable, is_finished, plant_failure
 from .playback import Mode, Playback, ScheduledAction, delta_bounds
 from .safety import NO_ACTION, Reason, SafetyFilter, Verdict
 from .scheduling import low_jitter

@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 from rql_deploy.chunk_paths import PathModel, colour, effector_fields, value_range
 from rql_deploy.contract import Contract
 
-from .messages import Decision, Message, Tick, chunk, previews
+from .messages import Decision, Message, Tick, chunk, previews, values_by_candidate
 
 WORLD, EFFECTOR = "world", "end_effector"
 MAX_PATHS = 64
@@ -81,13 +81,7 @@ class StandardMessages:
 
     def _paths(self, decision: Decision, fields: dict[str, NDArray[Any]]) -> Paths:
         """Earlier previews of the chunk that was sent, all candidates, and that chunk."""
-        known = {
-            (score.step, number): value
-            for score in decision.scores
-            for number, value in zip(
-                score.candidates, np.frombuffer(score.values, "<f4").tolist(), strict=True
-            )
-        }
+        known = values_by_candidate(decision)
         final = {number: value for (_, number), value in sorted(known.items())}
         made, sent = previews(decision), decision.candidate
         chunks, values, opacity = [], [], []

@@ -259,6 +259,15 @@ def chunk(decision: Decision) -> NDArray[np.float32]:
     return np.frombuffer(decision.actions, "<f4").reshape(decision.chunk_shape)
 
 
+def values_by_candidate(decision: Decision) -> dict[tuple[int, int], float]:
+    """Every V that was computed, by (step, number of the candidate)."""
+    return {
+        (score.step, number): value
+        for score in decision.scores
+        for number, value in zip(score.candidates, np.frombuffer(score.values, "<f4").tolist(), strict=True)
+    }
+
+
 def previews(decision: Decision) -> list[tuple[int, list[int], NDArray[np.float32]]]:
     """(step, candidates, chunks `[candidates, h, A]`) of every preview."""
     return [

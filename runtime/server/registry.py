@@ -196,9 +196,9 @@ class Reloader:
 
 
 def _stamp(path: Path) -> tuple[Any, ...]:
-    """Differs when another bundle lies at the path, or any file of it was written again.
+    """Differs when another bundle, or a rewritten one, lies at the path, and while one is being copied there.
 
-    All files count: a copy may bring the manifest first, and is refused until the last is there.
+    A bundle that is refused because not all of it is there yet is so looked at again.
     """
     try:
         whole = path.resolve()

@@ -122,9 +122,18 @@ def server_pair(folder: Path) -> tuple[bytes, bytes]:
         raise UserError(
             f"{path} lacks the secret key: make keys with `rql-deploy keys new NAME --keys {folder}`"
         )
-    if path.stat().st_mode & 0o077:
+    if exposed(path):
         raise UserError(f"{path} can be read by others: chmod 600 {path}")
     return public, secret
+
+
+def exposed(path: Path) -> bool:
+    """Whether others can read a secret.
+
+    Of a file that is root's the group may, where this process is not root's: so Kubernetes mounts a secret.
+    """
+    found = path.stat()
+    return bool(found.st_mode & (0o037 if found.st_uid == 0 != os.geteuid() else 0o077))
 
 
 def _load(path: Path) -> tuple[bytes, bytes | None]:

@@ -15,8 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rql_deploy.contract import Contract
-from rql_deploy.plant import EpisodeResult, EpisodicPlant, Observation
+from rql_deploy.plant import EpisodeResult, EpisodicPlant, Observation, rest_command
 from rql_deploy.policy import ActOptions, Decision, Policy, ResolvedOptions
+from rql_deploy.returns import as_trained, discount, discounted
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -87,6 +88,10 @@ class AnnotatedPlant:
     def terminated(self) -> bool:
         """Whether the plant ended its episode itself; False for a plant that does not say."""
         return bool(getattr(self.plant, "terminated", False))
+
+    def rest(self) -> NDArray[np.float32] | None:
+        """The plant's."""
+        return rest_command(self.plant)
 
     def reset(self, seed: int | None = None) -> None:
         self.rewards = []
@@ -190,14 +195,9 @@ class AnnotatedPolicy:
         """The loop's result with the annotations."""
         gamma = discount(self.contract)
         rewards = as_trained(self._plant.rewards, self.contract)
-        returns = _discounted(rewards, gamma, 0.0)
+        returns = discounted(rewards, gamma)
         terminated = self._plant.terminated and not result.success
-        tail = (
-            0.0
-            if result.success or terminated or not rewards or gamma >= 1.0
-            else rewards[-1] / (1.0 - gamma)
-        )
-        endless = _discounted(rewards, gamma, tail)
+        endless = discounted(rewards, gamma, endless=not (result.success or terminated))
         with_values = all(d.value is not None for d in self.decisions)
         plain = {f.name: getattr(result, f.name) for f in fields(EpisodeResult)}
         return AnnotatedEpisode(
@@ -223,28 +223,6 @@ class AnnotatedPolicy:
 
 def _nearly_equal(v: float | None, w: float | None) -> bool:
     return v is not None and w is not None and abs(v - w) <= TIE * max(1.0, abs(v))
-
-
-def discount(contract: Contract) -> float:
-    """The discount gamma that V was trained with."""
-    settings = contract.provenance.config.get("rql", {})
-    return float(settings.get("gamma", 0.99))
-
-
-def as_trained(rewards: list[float], contract: Contract) -> list[float]:
-    """The plant's rewards as V was trained on them: with `reward = "sparse"`, -1 for every reward other
-    than 0.
-    """
-    sparse = contract.provenance.config.get("reward") == "sparse"
-    return [-float(reward != 0.0) for reward in rewards] if sparse else rewards
-
-
-def _discounted(rewards: list[float], gamma: float, tail: float) -> list[float]:
-    """Discounted sum of the rewards from each tick on, with `tail` after the last."""
-    sums = [tail] * (len(rewards) + 1)
-    for tick in range(len(rewards) - 1, -1, -1):
-        sums[tick] = rewards[tick] + gamma * sums[tick + 1]
-    return sums
 
 
 def _tuple(value: Any) -> Any:

@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import rankdata  # type: ignore[import-untyped]
+
+from rql_deploy.returns import correlation, rank_correlation
 
 from .annotations import AnnotatedEpisode
 
@@ -104,19 +105,13 @@ def _agreement(
 ) -> Agreement:
     return Agreement(
         decisions=len(value),
-        correlation=_correlation(value, achieved),
-        rank_correlation=_correlation(rankdata(value), rankdata(achieved)),
+        correlation=correlation(value, achieved),
+        rank_correlation=rank_correlation(value, achieved),
         bias=float((value - achieved).mean()),
         bias_interval=_interval(value - achieved, episode),
         bias_endless=float((value - endless).mean()),
         rmse=float(np.sqrt(np.square(value - achieved).mean())),
     )
-
-
-def _correlation(a: NDArray[Any], b: NDArray[Any]) -> float | None:
-    if len(a) < 3 or a.std() == 0.0 or b.std() == 0.0:
-        return None
-    return float(np.corrcoef(a, b)[0, 1])
 
 
 def _interval(x: NDArray[Any], episode: NDArray[Any]) -> tuple[float, float]:

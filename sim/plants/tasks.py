@@ -194,12 +194,8 @@ class EnvPlant:
         """Whether the environment itself ended the episode (the robot fell, say), not the horizon."""
         return self._terminated
 
-    @property
-    def rest_action(self) -> NDArray[np.float32] | None:
-        """The action `[A]` to hold before the first decision: it leaves the arm where it is.
-
-        None where zero does.
-        """
+    def rest(self) -> NDArray[np.float32] | None:
+        """The action `[A]` that leaves the arm where it is; None where zero does."""
         return self.env.rest_action()
 
     def reset(self, seed: int | None = None) -> None:

@@ -96,9 +96,11 @@ def test_parameters_that_do_not_fit_are_said(settings: Settings, node: FakeNode)
     transport = NodeTransport(node, get_message, lambda qos: qos)
     with pytest.raises(UserError, match="the parameter 'map' is empty"):
         Driver(Settings(), transport, print)
-    for wrong in ({"limits": "none.toml"}, {"playback": "some"}, {"map": "none.toml"}):
+    other = {"push": PUSH | {"names": ["action_0", "action_x"]}}
+    path = write_map(Path(settings.map).parent / "other", {"observation": SEEN}, other)
+    for wrong in ({"limits": "none.toml"}, {"playback": "some"}, {"map": "none.toml"}, {"map": str(path)}):
         values = {field.name: getattr(settings, field.name) for field in fields(Settings)} | wrong
-        with pytest.raises(UserError, match=r"none\.toml|no playback mode 'some'"):
+        with pytest.raises(UserError, match=r"none\.toml|no playback mode 'some'|has name 'action_x'"):
             Driver(Settings(**values), transport, print)  # type: ignore[arg-type]
 
 

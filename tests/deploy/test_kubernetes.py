@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from rql_deploy.runtime.server.signals import STOP_LIMIT
+from rql_deploy.runtime.wire.keys import exposed
 from tests.helpers.commands import unavailable
 from tests.helpers.deployment import DEPLOY, documents
 
@@ -50,6 +52,24 @@ def test_probes_ports_and_times_are_those_of_the_server() -> None:
     mounted = {mount["name"] for mount in container["volumeMounts"]}
     assert mounted == {volume["name"] for volume in pod["volumes"]}
     assert all(mount["readOnly"] for mount in container["volumeMounts"])
+
+
+def test_the_server_takes_its_secret_as_it_is_mounted(monkeypatch: pytest.MonkeyPatch) -> None:
+    pod = of_kind("StatefulSet")["spec"]["template"]["spec"]
+    assert pod["securityContext"]["fsGroup"] == pod["securityContext"]["runAsGroup"]
+    (secret,) = [volume["secret"] for volume in pod["volumes"] if "secret" in volume]
+    # A secret is root's, and fsGroup makes what is mounted readable for the group.
+    mode = secret["defaultMode"] | 0o440
+
+    def file(mode: int, owner: int) -> Any:
+        return SimpleNamespace(stat=lambda: SimpleNamespace(st_mode=mode, st_uid=owner))
+
+    monkeypatch.setattr("os.geteuid", lambda: pod["securityContext"]["runAsUser"])
+    assert not exposed(file(mode, 0))
+    assert exposed(file(mode | 0o004, 0)) and exposed(file(mode | 0o020, 0))
+    assert exposed(file(mode, pod["securityContext"]["runAsUser"]))
+    monkeypatch.setattr("os.geteuid", lambda: 0)
+    assert exposed(file(mode, 0))
 
 
 def test_selectors_meet_the_pods() -> None:

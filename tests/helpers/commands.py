@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import os
 import re
@@ -11,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -96,22 +95,33 @@ def printed(result: Result) -> dict[str, Any]:
     return found
 
 
+def stopped_when(
+    condition: Callable[[], object], command: Sequence[str], number: int = signal.SIGINT, **options: Any
+) -> subprocess.CompletedProcess[str]:
+    """Start a command, send it a signal once the condition holds, and wait for its end."""
+    options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **options}
+    with subprocess.Popen(command, cwd=ROOT, text=True, **options) as process:
+        try:
+            wait_for(lambda: bool(condition()) or process.poll() is not None, 120.0)
+            process.send_signal(number)
+            said, errors = process.communicate(timeout=120)
+        finally:
+            process.kill()
+    return subprocess.CompletedProcess(command, process.returncode, said, errors)
+
+
 def interrupted_after_some(log: Path, *words: object) -> str:
     """Start a command of 200 episodes, interrupt it when a few are done; returns what it said."""
     command = [sys.executable, "-m", "rql_deploy", *map(str, words), "--episodes", "200"]
     with log.open("w") as stream:
-        # A test run started in the background ignores SIGINT, and its children would too.
-        listen = functools.partial(signal.signal, signal.SIGINT, signal.default_int_handler)
-        process = subprocess.Popen(
-            command, stdout=stream, stderr=subprocess.STDOUT, text=True, preexec_fn=listen
+        done = stopped_when(
+            lambda: re.search(r"[1-9]\d*/200", log.read_text()),
+            command,
+            stdout=stream,
+            stderr=subprocess.STDOUT,
         )
-        for _ in range(600):
-            if re.search(r"[1-9]\d*/200", log.read_text()):
-                break
-            time.sleep(0.1)
-        process.send_signal(signal.SIGINT)
-        # What was asked for is not there, so what follows in a script must not start.
-        assert process.wait(timeout=60) == 130, log.read_text()
+    # What was asked for is not there, so what follows in a script must not start.
+    assert done.returncode == 130, log.read_text()
     return log.read_text()
 
 

@@ -65,6 +65,25 @@ class Cart(Arm):
         return {"delta_0": float, "delta_1": float}
 
 
+class Looking(Arm):
+    """Observes four numbers and a camera, as the picture bundle does, and takes a change and a target."""
+
+    def __init__(self, config: ArmConfig):
+        super().__init__(config)
+        self.where = {"x": 0.1, "y": 0.2, "z": 0.3, "gripper": 0.4}
+
+    @property
+    def observation_features(self) -> dict[str, Any]:
+        return {**dict.fromkeys(self.where, float), "front": (24, 32, 3)}
+
+    @property
+    def action_features(self) -> dict[str, Any]:
+        return {"dx": float, "gripper": float}
+
+    def get_observation(self) -> dict[str, Any]:
+        return {**self.where, "front": np.zeros((24, 32, 3), np.uint8)}
+
+
 class Blind(Arm):
     """Takes targets for a gripper that it does not observe."""
 

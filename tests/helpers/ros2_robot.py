@@ -279,6 +279,8 @@ def simulated_robot() -> Iterator[SimulatedRobot]:
     """A robot on a domain of its own."""
     robot = SimulatedRobot(20 + os.getpid() % 200)
     try:
+        assert robot.process.stdout is not None
+        assert robot.process.stdout.readline(), "the robot has ended"
         yield robot
     finally:
         robot.process.kill()

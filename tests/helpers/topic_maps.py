@@ -27,14 +27,11 @@ PUSH = {
 def write_map(
     folder: Path, observation: Mapping[str, Any], action: Mapping[str, Any], **entries: Any
 ) -> Path:
-    """`robot.toml` in the folder, at the tiny bundle's rate."""
+    """`robot.toml` in the folder, at the tiny bundle's rate; on a busy machine topics are found late."""
+    folder.mkdir(exist_ok=True)
     path = folder / "robot.toml"
-    path.write_text(
-        "".join(
-            f"{key} = {_toml(value)}\n"
-            for key, value in {"rate": 20, **entries, "observation": observation, "action": action}.items()
-        )
-    )
+    said = {"rate": 20, "wait": 20, **entries, "observation": observation, "action": action}
+    path.write_text("".join(f"{key} = {_toml(value)}\n" for key, value in said.items()))
     return path
 
 

@@ -9,8 +9,8 @@ import msgspec
 import numpy as np
 import pytest
 
-from rql_deploy.contract import ContractError, ImageField
-from rql_deploy.images import FrameStack, fit, resize, stacked
+from rql_deploy.contract import ContractError, ImageField, ObservationField
+from rql_deploy.images import FrameStack, fit, fitted, resize, stacked
 from tests.helpers.data import PLANT
 
 RNG = np.random.default_rng(0)
@@ -112,3 +112,32 @@ def test_a_stack_is_cleared_between_episodes() -> None:
     assert stack.add({"front": frames[1]})["front"][0, 0, ::3].tolist() == [1, 2]
     stack.clear()
     assert stack.add({"front": frames[1]})["front"][0, 0, ::3].tolist() == [2, 2]
+
+
+class Robot:
+    """A robot with a camera of 24 x 32 pixels."""
+
+    frame = RNG.integers(0, 256, (24, 32, 3), np.uint8)
+    finished = False
+
+    def observe(self) -> dict[str, Any]:
+        return {"front": self.frame, "position": np.zeros(3)}
+
+
+@pytest.mark.parametrize("order", ["rgb", "bgr"])
+def test_a_robot_s_frames_become_the_pictures_of_the_policy(order: Any) -> None:
+    frames = ObservationField("front", (24, 32, 3), dtype="uint8")
+    description = msgspec.structs.replace(PLANT, fields=(*PLANT.fields, frames))
+    image = ImageField("front", 6, 8, colour_order=order, camera_height=24, camera_width=32)
+    robot = Robot()
+    plant, seen = fitted(robot, description, [image])
+    assert (seen.fields, seen.images) == (PLANT.fields, (image,))
+    assert msgspec.structs.replace(PLANT, images=(image,)).differences(seen) == []
+    picture = plant.observe()["front"]
+    frame = robot.frame if order == "rgb" else robot.frame[..., ::-1]
+    np.testing.assert_array_equal(picture, by_area(frame, 6, 8))
+    assert plant.observe()["position"].shape == (3,) and not plant.finished
+    # What the policy does not look at stays as it is.
+    assert fitted(robot, description, []) == (robot, description)
+    with pytest.raises(ContractError, match=r"gives frames of shape \[24, 32, 3\], .* \[48, 64, 3\]: set"):
+        fitted(robot, description, [ImageField("front", 48, 64)])

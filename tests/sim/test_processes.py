@@ -1,6 +1,7 @@
 """Simulator processes that die are replaced, and what they had under way is done again."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import pytest
 
 from rql_deploy.errors import TryAgain
 from rql_deploy.sim.processes import SimulatorPool, result_of
+from tests.helpers.commands import wait_for
 
 
 def die_once(marker: Path, value: int) -> int:
@@ -25,7 +27,7 @@ def die() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def wait_for(seconds: float) -> float:
+def rest(seconds: float) -> float:
     time.sleep(seconds)
     return seconds
 
@@ -51,7 +53,7 @@ def test_a_call_that_kills_its_process_every_time_is_given_up() -> None:
 
 def test_what_no_process_has_taken_can_be_cancelled() -> None:
     pool = SimulatorPool(1)
-    calls = [pool.submit(wait_for, 0.5) for _ in range(8)]
+    calls = [pool.submit(rest, 0.5) for _ in range(8)]
     assert result_of(calls[0]) == 0.5
     cancelled = [call for call in calls if call.cancel()]
     assert 1 <= len(cancelled) < 8
@@ -63,11 +65,9 @@ def test_what_no_process_has_taken_can_be_cancelled() -> None:
 
 def test_killing_the_pool_ends_what_is_under_way() -> None:
     pool = SimulatorPool(1)
-    call = pool.submit(wait_for, 60.0)
-    finished_at_once = pool.submit(wait_for, 60.0)
-    deadline = time.monotonic() + 30
-    while not call.inner.running() and time.monotonic() < deadline:  # type: ignore[attr-defined]
-        time.sleep(0.05)
+    call = pool.submit(rest, 60.0)
+    finished_at_once = pool.submit(rest, 60.0)
+    wait_for(call.inner.running)  # type: ignore[attr-defined]
     pool.kill()
     for ended in (call, finished_at_once):
         with pytest.raises(TryAgain):
@@ -91,7 +91,6 @@ def test_simulator_workers_end_with_a_parent_that_is_killed(tmp_path: Path) -> N
         "--output",
         str(tmp_path / "lift"),
     ]
-    process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
 
     def workers() -> set[int]:
         found = set()
@@ -105,17 +104,13 @@ def test_simulator_workers_end_with_a_parent_that_is_killed(tmp_path: Path) -> N
                     continue
         return found
 
-    for _ in range(300):
-        if len(workers()) == 2:
-            break
-        time.sleep(0.1)
-    children = workers()
+    log = tmp_path / "log"
+    with log.open("w") as stream, subprocess.Popen(command, stderr=stream) as process:
+        try:
+            # Past their imports, among the episodes.
+            wait_for(lambda: re.search(r"[1-9]\d*/200", log.read_text()) is not None, 120.0)
+            children = workers()
+        finally:
+            process.kill()
     assert len(children) == 2
-    time.sleep(8.0)  # past their imports, into the first episode
-    process.kill()
-    process.wait()
-    for _ in range(100):
-        if not any(Path(f"/proc/{pid}").exists() for pid in children):
-            return
-        time.sleep(0.1)
-    raise AssertionError("workers outlived their parent")
+    wait_for(lambda: not any(Path(f"/proc/{pid}").exists() for pid in children))

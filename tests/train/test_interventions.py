@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from rql_deploy.train.batch import Losses, draw_noise
-from rql_deploy.train.data.sampler import Interventions, WindowSampler
-from rql_deploy.train.hyperparameters import RQLConfig
+from rql_deploy.train.data.sampler import WindowSampler
+from rql_deploy.train.hyperparameters import Interventions, RQLConfig
 from rql_deploy.train.rql import RQL
 from tests.helpers.data import make_store
 

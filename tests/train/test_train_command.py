@@ -1,12 +1,9 @@
 """`rql-deploy train` as a script sees it: which preset it takes, and its status when it is stopped."""
 
-import functools
 import json
 import os
 import signal
-import subprocess
 import sys
-import time
 from pathlib import Path
 
 import msgspec
@@ -14,7 +11,7 @@ import pytest
 
 from rql_deploy.train.data.folder import write_store
 from rql_deploy.workflows.train import train
-from tests.helpers.commands import TINY, cli, printed
+from tests.helpers.commands import TINY, cli, printed, stopped_when
 from tests.helpers.data import PLANT, make_store, stored
 
 SMALL = TINY[2:]
@@ -48,20 +45,10 @@ def test_an_interrupted_run_stops_a_script_and_loses_nothing(tmp_path: Path) -> 
     run, data = tmp_path / "a run", stored(tmp_path / "data")
     settings = ("--dataset", str(data), "--output", str(run), *TINY, "--engine", "eager", "--updates")
     command = [sys.executable, "-m", "rql_deploy", "train", *settings, "1000000"]
-    # A test run started in the background ignores SIGINT, and its children would too.
-    listen = functools.partial(signal.signal, signal.SIGINT, signal.default_int_handler)
-    process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=listen
-    )
     log = run / "metrics.jsonl"
-    for _ in range(900):
-        if log.is_file() and log.stat().st_size:
-            break
-        time.sleep(0.1)
-    process.send_signal(signal.SIGINT)
-    said, _ = process.communicate(timeout=120)
-    assert process.returncode == 130, said
-    assert "nothing is lost" in said and f"--output '{run}'" in said.partition("Next:")[2]
+    done = stopped_when(lambda: log.is_file() and log.stat().st_size, command)
+    assert done.returncode == 130, done.stderr
+    assert "nothing is lost" in done.stdout and f"--output '{run}'" in done.stdout.partition("Next:")[2]
     step = int((run / "latest").read_text().removeprefix("step_"))
     result = printed(cli("train", *settings, step + 3, "--resume", "--json"))
     assert result["finished"] and result["step"] == step + 3

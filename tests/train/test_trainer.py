@@ -2,9 +2,7 @@ import json
 import os
 import shutil
 import signal
-import subprocess
 import sys
-import time
 from pathlib import Path
 
 import msgspec
@@ -17,7 +15,7 @@ from rql_deploy.train.checkpoints.checkpoint import load_checkpoint
 from rql_deploy.train.config import TrainConfig, load_config, preset_names
 from rql_deploy.train.hyperparameters import RQLConfig
 from rql_deploy.train.trainer import Trainer
-from tests.helpers.commands import TINY, assert_refused, cli
+from tests.helpers.commands import TINY, assert_refused, cli, stopped_when
 from tests.helpers.data import make_store, write_minari
 
 CONFIG = TrainConfig(
@@ -39,6 +37,18 @@ def test_a_resumed_run_ends_with_the_same_bytes_as_one_never_stopped(tmp_path: P
     assert whole.step == parts.step == 12
     assert whole.parameters.keys() == parts.parameters.keys()
     assert all(torch.equal(whole.parameters[name], parts.parameters[name]) for name in whole.parameters)
+
+
+def test_a_ramp_of_the_value_term_goes_on_where_it_was(tmp_path: Path) -> None:
+    ramp = msgspec.structs.replace(CONFIG.rql, policy_value_ramp=6)
+    config = msgspec.structs.replace(CONFIG, rql=ramp, updates=5)
+    Trainer(config, make_store(), tmp_path / "whole").train()
+    Trainer(msgspec.structs.replace(config, updates=3), make_store(), tmp_path / "parts").train()
+    Trainer(config, make_store(), tmp_path / "parts", resume=True).train()
+    whole, parts = load_checkpoint(tmp_path / "whole"), load_checkpoint(tmp_path / "parts")
+    assert all(torch.equal(whole.parameters[name], parts.parameters[name]) for name in whole.parameters)
+    # A run that starts from these networks has their age: V is as settled as it was.
+    assert float(Trainer(config, make_store(), tmp_path / "more", initial=parts).agent.age) == 5
 
 
 def test_training_lowers_the_cloning_loss(tmp_path: Path) -> None:
@@ -79,18 +89,12 @@ def test_an_interrupted_run_saves_and_says_how_to_resume(
         str(tmp_path / "run"),
         *TINY,
     ]
-    process = subprocess.Popen(
-        [*command, "--set", "log_every=1"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
     log = tmp_path / "run" / "metrics.jsonl"
-    for _ in range(600):
-        if log.exists() and log.stat().st_size:
-            break
-        time.sleep(0.1)
-    process.send_signal(number)
-    output, errors = process.communicate(timeout=60)
-    assert process.returncode == 130, errors
-    assert "--resume" in output
+    done = stopped_when(
+        lambda: log.exists() and log.stat().st_size, [*command, "--set", "log_every=1"], number
+    )
+    assert done.returncode == 130, done.stderr
+    assert "--resume" in done.stdout
     step = load_checkpoint(tmp_path / "run").step
     assert 0 < step < 5000
     resumed = cli(

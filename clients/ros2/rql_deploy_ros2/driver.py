@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from rql_deploy.errors import UserError
+from rql_deploy.images import fitted
 from rql_deploy.limits import Limits
 from rql_deploy.plant import EpisodeResult
 from rql_deploy.ros2.robot import read_robot
@@ -50,15 +51,14 @@ class Driver:
         self._log, self._transport = log, transport
         topics, description = read_robot(Path(settings.map))
         self._policy = RemotePolicy.connect(
-            settings.endpoint,
-            plant=description,
-            keys=settings.keys or None,
-            bundle=settings.bundle or None,
+            settings.endpoint, keys=settings.keys or None, bundle=settings.bundle or None
         )
         try:
             contract = self._policy.contract
             limits = Limits.load(Path(settings.limits), contract) if settings.limits else None
-            self._plant = TopicPlant(topics, description, transport)
+            plant = TopicPlant(topics, description, transport)
+            self._plant, description = fitted(plant, description, contract.plant.images)
+            contract.require(description)
             self._loop = RealTimeLoop(
                 self._plant,
                 self._policy,

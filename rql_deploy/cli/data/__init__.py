@@ -28,10 +28,10 @@ from .options import format_option, json_option, output_option, relabel_option, 
 def command() -> None:
     """Look at, convert, join, split, relabel and correct data sets.
 
-    DATA is what `train --dataset` takes: a Minari id, folder or file, an OGBench .npz file or folder of
-    shards, a robomimic .hdf5 file (FILE.hdf5#KEY for a filter key), a LeRobotDataset folder, or a store
-    folder of rql-deploy. It may also be the folder of `rql-deploy serve --record`; `convert` turns its
-    episodes into one of these formats.
+    DATA is what `train --dataset` takes: a path or a Minari id. Formats are Minari, OGBench .npz (also a
+    folder of shards), robomimic and Isaac Lab .hdf5 (FILE.hdf5#KEY for a filter key), LeRobot, D4RL, d3rlpy,
+    diffusion-policy's zarr, MCAP logs of ROS 2, and store folders of rql-deploy (docs/data.md). It may also
+    be the folder of `rql-deploy serve --record`; `convert` turns its episodes into one of these formats.
     """
 
 

@@ -93,12 +93,18 @@ class Generations:
     def begin_first(self, run: Path, export: Callable[[Path], None]) -> None:
         """Make generation 0 of what is served already, or of what `export` writes, and the link.
 
-        A bundle folder at the link's place is taken over as it is. Does nothing where all is there.
+        A bundle folder at the link's place is taken over as it is. Does nothing where all is there. Raises
+        UserError where a folder took the link's place later.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         if not self.path(0).is_dir():
             self.begin(Generation(0, 0, str(run.absolute()), time=time.time()), lambda _: None)
         if self.link.is_dir() and not self.link.is_symlink():
+            if self.was_served(0):
+                raise UserError(
+                    f"{self.link} is a folder, and no more the link to one of {self.folder}: move the folder "
+                    "away to go on with the generations, or these to begin anew with it"
+                )
             # Copied before it is moved away, so that generation 0 is whole whatever happens in between.
             if not self.bundle(0).is_dir():
                 partial = self.bundle(0).with_name(".bundle.partial")

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
+from rql_deploy.returns import as_trained, discount, discounted, rank_correlation
 from rql_deploy.statistics import paired_difference
 
 from .gate import Verdict
@@ -68,7 +68,8 @@ def compare_held_out(bundles: Mapping[int, Path], folder: Path) -> Verdict:
             f"{name} error {np.mean(a):.3g} instead of {np.mean(b):.3g} {unit} (difference {mean:+.2g}, 95 % "
             f"interval {low:+.2g} to {high:+.2g})"
         )
-    bias, rank = _calibration(errors[new])
+    values, returns = (np.concatenate(column) for column in (errors[new].values, errors[new].returns))
+    bias, rank = float((values - returns).mean()), rank_correlation(values, returns)
     sentence = f"on {count} held-out episodes: {'; '.join(text)}"
     if worse:
         sentence += f"; worse in {' and '.join(worse)} than generation {served}"
@@ -82,11 +83,14 @@ def measure(bundle: Bundle, store: TransitionStore) -> Errors:
 
     contract = bundle.contract
     policy, model = OnnxPolicy(bundle), Model(bundle)
+    gamma = discount(contract)
     half_range = (contract.plant.action_high - contract.plant.action_low) / 2
     good = store.successes if store.successes is not None and store.successes.any() else None
     found = Errors([], [], [], [])
     for index, (first, end) in enumerate(zip(store.starts, store.ends, strict=True)):
-        returns = discounted(store.rewards[first:end], store.masks[end - 1], contract.provenance.config)
+        rewards = as_trained(store.rewards[first:end].tolist(), contract)
+        # An episode that its task did not end goes on with its last reward.
+        returns = discounted(rewards, gamma, endless=store.masks[end - 1] != 0)
         distances, values, achieved = [], [], []
         for seed, tick in enumerate(range(first, end - contract.h + 1, contract.h)):
             fields = contract.split(store.observations[tick : tick + 1])
@@ -95,7 +99,7 @@ def measure(bundle: Bundle, store: TransitionStore) -> Errors:
             distances.append(float(np.abs((policy.act(one, seed=seed).actions - chunk) / half_range).mean()))
             v, _ = model.value_of_chunks(model.encode(model.rows(one)), chunk[None])
             values.append(float(v[0]))
-            achieved.append(float(returns[tick - first]))
+            achieved.append(returns[tick - first])
         if values:
             if good is None or good[index]:
                 found.behaviour.append(float(np.mean(distances)))
@@ -103,30 +107,3 @@ def measure(bundle: Bundle, store: TransitionStore) -> Errors:
             found.values.append(tuple(values))
             found.returns.append(tuple(achieved))
     return found
-
-
-def discounted(
-    rewards: NDArray[np.float32], last_mask: float, config: Mapping[str, Any]
-) -> NDArray[np.float64]:
-    """Return `[n]` from each tick on; an episode that its task did not end goes on with its last reward."""
-    gamma = float(config.get("rql", {}).get("gamma", 0.99))
-    seen = rewards.astype(np.float64)
-    if config.get("reward") == "sparse":
-        seen = -(seen != 0).astype(np.float64)
-    total = 0.0 if last_mask == 0 or gamma >= 1.0 else seen[-1] / (1.0 - gamma)
-    found = np.zeros(len(seen))
-    for tick in range(len(seen) - 1, -1, -1):
-        total = seen[tick] + gamma * total
-        found[tick] = total
-    return found
-
-
-def _calibration(errors: Errors) -> tuple[float | None, float | None]:
-    from scipy.stats import rankdata  # type: ignore[import-untyped]
-
-    values, returns = (np.concatenate(column) for column in (errors.values, errors.returns))
-    ranks = [rankdata(column) for column in (values, returns)]
-    # Without a success all returns are the same, but for rounding.
-    constant = len(values) < 3 or any(np.ptp(column) < 1e-6 for column in (values, returns))
-    rank = None if constant else float(np.corrcoef(*ranks)[0, 1])
-    return float((values - returns).mean()), rank

@@ -17,13 +17,14 @@ from rql_deploy.errors import UserError
 from rql_deploy.folders import exclusive_lock
 from rql_deploy.policy import DEFAULT_CANDIDATES
 from rql_deploy.progress import NoProgress, Progress
+from rql_deploy.train.hyperparameters import Interventions
 
 from ..data_names import DataNames
 from ..processes import DEFAULT_WORKERS
 from .gate import Verdict, compare_in_simulator, simulated
 from .generations import Generation, Generations, write_json
 from .held_out import compare_held_out
-from .new_episodes import EPISODES, HELD_OUT, split_held_out, watch, write_episodes
+from .new_episodes import EPISODES, HELD_OUT, marks_of, split_held_out, watch, write_episodes
 from .report import describe_generation, write_report
 from .stages import export_words, run_stage, train_words
 from .swap import confirm_swap
@@ -47,7 +48,7 @@ class ImproveOptions:
     """Gradient updates of one generation."""
     share: float = 0.5
     """Of each batch, the share drawn from recorded episodes; 0 draws from old and new alike."""
-    interventions: Literal["both", "demonstrations", "rl"] = "both"
+    interventions: Interventions = "both"
     """What actions that were not the policy's are used for."""
     overrides: tuple[str, ...] = ()
     """`key=value` settings of training on top of the run's own."""
@@ -129,7 +130,7 @@ class Improvement:
         self.data = DataNames.of(datasets, None, "", "", (), ()) if datasets else DataNames.read(source)
         self.decided: list[int] = []
         self.lines: list[str] = []
-        self._seen: Any = None
+        self._seen: list[tuple[str, int, int]] | None = None
         self._said: set[str] = set()
 
     def run(self) -> ImproveResult:
@@ -164,8 +165,7 @@ class Improvement:
 
     def _begin(self, number: int) -> bool:
         """Begin a generation if there are enough new episodes."""
-        marks = sorted((p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in self._recorded_files())
-        if marks == self._seen:
+        if (marks := marks_of(self.recordings)) == self._seen:
             return False
         self._seen = marks
         served = self.generations.served()
@@ -207,9 +207,6 @@ class Improvement:
             "ones to learn from"
         )
         return True
-
-    def _recorded_files(self) -> list[Path]:
-        return [path for path in self.recordings.iterdir()] if self.recordings.is_dir() else []
 
     def _train(self, number: int) -> None:
         """Train and export; both go on where they stopped."""

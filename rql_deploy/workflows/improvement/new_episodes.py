@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 from collections.abc import Sequence
@@ -37,6 +38,16 @@ class Watched:
     def names(self) -> set[str]:
         """Of the usable episodes."""
         return {episode.name for episode in self.usable}
+
+
+def marks_of(recording: Path) -> list[tuple[str, int, int]]:
+    """Name, size and time of its files, by which one sees that it has changed; a file that goes is none."""
+    found = []
+    for path in recording.iterdir() if recording.is_dir() else ():
+        with contextlib.suppress(FileNotFoundError):
+            state = path.stat()
+            found.append((path.name, state.st_size, state.st_mtime_ns))
+    return sorted(found)
 
 
 def watch(recording: Path, plant: PlantDescription) -> Watched:

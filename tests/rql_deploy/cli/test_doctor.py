@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 
+from rql_deploy.cli.doctor import EXTRAS
 from rql_deploy.runtime.wire.addresses import has_ipv6
 from rql_deploy.runtime.wire.keys import new_client
 from rql_deploy.workflows import machine_checks as checks
-from tests.helpers.commands import cli
+from tests.helpers.commands import ROOT, cli
 
 
 def test_it_renders_computes_and_compares_versions_and_ends_with_what_it_found() -> None:
@@ -78,7 +79,12 @@ def test_a_taken_port_is_a_problem_and_a_policy_server_is_named(endpoint: str) -
 def test_packages_that_are_too_old_or_missing_come_with_the_command_that_installs_them(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    asked = {"": ["numpy>=99"], "serve": ["no-such-package"], "train": ["click>=1"]}
+    asked = {
+        "": ["numpy>=99"],
+        "serve": ["no-such-package", "rql-deploy[recordings]"],
+        "recordings": ["nor-this-one"],
+        "train": ["click>=1"],
+    }
     monkeypatch.setattr(checks, "requirements", lambda: asked)
     found = {f.subject: f for f in checks.check_versions(frozenset())}
     assert (found["base"].status, found["base"].cure) == ("problem", "pip install rql-deploy")
@@ -86,7 +92,14 @@ def test_packages_that_are_too_old_or_missing_come_with_the_command_that_install
     assert (found["serve"].status, found["serve"].cure) == ("note", "pip install 'rql-deploy[serve]'")
     assert found["train"].status == "ok"
     needed = {f.subject: f for f in checks.check_versions(frozenset({"serve"}))}
-    assert needed["serve"].status == "problem"
+    assert needed["serve"].status == needed["recordings"].status == "problem"
+
+
+def test_every_extra_may_be_required_and_is_explained() -> None:
+    extras = set(checks.requirements()) - {"", "all"}
+    assert set(EXTRAS) == extras
+    page = (ROOT / "docs" / "install.md").read_text()
+    assert [extra for extra in extras if f"`rql-deploy[{extra}]`" not in page] == []
 
 
 def test_a_graphics_stack_that_does_not_work_is_a_problem(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,7 +16,7 @@ import pytest
 from rql_deploy.bundle.bundle import Bundle
 from rql_deploy.runtime.engine.model import Model
 from tests.helpers.commands import assert_refused, cli, run_bare
-from tests.helpers.lerobot_stand_in import Cart
+from tests.helpers.lerobot_stand_in import Cart, Looking
 from tests.helpers.ros2_robot import SimulatedRobot, simulated_robot
 from tests.helpers.servers import serving_model
 from tests.helpers.topic_maps import PUSH, SEEN, write_map
@@ -53,7 +53,7 @@ def run(task: object, endpoint: str, limits: Path, *options: object) -> Any:
 def test_a_robot_that_speaks_ros_2_is_driven_by_a_served_policy(
     endpoint: str, robot: SimulatedRobot, limits: Path, tmp_path: Path
 ) -> None:
-    path = write_map(tmp_path, {"observation": SEEN}, {"pull": PULL}, domain=robot.domain, wait=20)
+    path = write_map(tmp_path, {"observation": SEEN}, {"pull": PULL}, domain=robot.domain)
     log = tmp_path / "ticks.jsonl"
     # With what is installed on a robot.
     command = ("run", f"ros2:{path}", "--connect", endpoint, "--real-time", "--episodes", 1, "--json")
@@ -74,7 +74,7 @@ def test_a_robot_that_speaks_ros_2_is_driven_by_a_served_policy(
 def test_a_robot_that_falls_silent_is_held_and_ends_the_run(
     endpoint: str, robot: SimulatedRobot, limits: Path, tmp_path: Path
 ) -> None:
-    path = write_map(tmp_path, {"observation": SEEN}, {"push": PUSH}, domain=robot.domain, wait=20)
+    path = write_map(tmp_path, {"observation": SEEN}, {"push": PUSH}, domain=robot.domain)
     log = tmp_path / "ticks.jsonl"
 
     def freeze() -> None:
@@ -101,7 +101,7 @@ def test_a_robot_that_is_not_there_is_said_with_status_2(
     endpoint: str, robot: SimulatedRobot, limits: Path, tmp_path: Path
 ) -> None:
     observed = SEEN | {"topic": "/jont_states"}
-    path = write_map(tmp_path, {"observation": observed}, {"push": PUSH}, domain=robot.domain, wait=0.7)
+    path = write_map(tmp_path, {"observation": observed}, {"push": PUSH}, domain=robot.domain, wait=1.5)
     result = run(f"ros2:{path}", endpoint, limits)
     assert_refused(
         result, "the plant could not be reset (nobody publishes /jont_states", "there is /joint_states"
@@ -194,6 +194,39 @@ def test_a_robot_that_is_gone_when_it_is_closed_costs_nothing_that_was_played(
     assert result.exit_code == 0, result.output
     assert len(json.loads(result.stdout)["real_time"]) == 1
     assert "the plant could not be closed (ConnectionError: no such device)" in result.stderr
+
+
+class LookingModel(Model):
+    """The picture bundle, whose camera is LeRobot's `front`, of twice the picture's size."""
+
+    camera = "observation.images.front"
+
+    def __init__(self, bundle: Bundle):
+        super().__init__(bundle)
+        plant = self.contract.plant
+        (image,) = plant.images
+        image = msgspec.structs.replace(image, name=self.camera, camera_height=24, camera_width=32)
+        self.contract = msgspec.structs.replace(
+            self.contract, plant=msgspec.structs.replace(plant, images=(image,))
+        )
+
+    def encode(self, fields: Any) -> Any:
+        return super().encode({"camera" if name == self.camera else name: v for name, v in fields.items()})
+
+
+def test_a_robot_s_cameras_are_those_of_a_policy_that_looks(
+    picture_bundle: Path, limits: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "arm.toml"
+    path.write_text(
+        'robot = "tests.helpers.lerobot_stand_in:Looking"\nrate = 20\nconfig = { port = "here" }\n'
+        'fields = { position = ["x", "y", "z"], opening = ["gripper"] }\n'
+    )
+    with serving_model(LookingModel(Bundle.open(picture_bundle))) as address:
+        result = run(f"lerobot:{path}", address, limits, "--no-fault-latch", "--horizon", 15, "--json")
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout)["real_time"][0]["decisions"] >= 1
+    assert len(Looking.made[-1].sent) >= 15
 
 
 @pytest.mark.parametrize(

@@ -1,10 +1,8 @@
 """A Ray cluster of two nodes on this machine: sweeps, collection, evaluation; workers and a node die."""
 
-import functools
 import json
 import os
 import signal
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +13,7 @@ import pytest
 
 from rql_deploy.distributed.sweep.job import LOG, RESULT
 from rql_deploy.errors import UserError
-from tests.helpers.commands import ROOT, run_cli, wait_for
+from tests.helpers.commands import ROOT, run_cli, stopped_when
 from tests.helpers.sweeps import SWEEP, attempt_pid, run_and, training_jobs
 
 pytest.importorskip("ray")
@@ -125,31 +123,16 @@ def test_a_sweep_on_a_cluster_that_is_stopped_saves_and_says_how_to_go_on(
         text.replace("checkpoint_every = 100", "checkpoint_every = 0\ncheckpoint_minutes = 0\nlog_every = 50")
     )
     words = ["sweep", str(file), "--output", str(output), "--ray-address", cluster.address]
-    listen = functools.partial(signal.signal, signal.SIGINT, signal.default_int_handler)
-    process = subprocess.Popen(
-        [sys.executable, "-m", "rql_deploy", *words],
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        preexec_fn=listen,
-    )
-    try:
-        # Under way, and without a checkpoint.
-        wait_for(
-            lambda: (
-                any(file.stat().st_size for file in output.glob("jobs/train-*/run/metrics.jsonl"))
-                or process.poll() is not None
-            )
-        )
+
+    def begun() -> bool:
+        """Under way, and without a checkpoint."""
         assert not any(output.glob("jobs/train-*/run/latest"))
-        process.send_signal(number)
-        said, _ = process.communicate(timeout=90)
-    finally:
-        process.kill()
-    assert process.returncode == 130, said
-    assert f"rql-deploy sweep {file}" in said
-    assert any(output.glob("jobs/train-*/run/latest")), said
+        return any(file.stat().st_size for file in output.glob("jobs/train-*/run/metrics.jsonl"))
+
+    done = stopped_when(begun, [sys.executable, "-m", "rql_deploy", *words], number)
+    assert done.returncode == 130, done.stderr
+    assert f"rql-deploy sweep {file}" in done.stdout
+    assert any(output.glob("jobs/train-*/run/latest")), done.stderr
 
 
 def test_a_killed_worker_and_a_lost_node_cost_a_sweep_no_job(

@@ -12,15 +12,18 @@ from rql_deploy.cli.sweep.attempt import SECONDS
 from rql_deploy.distributed.sweep.executors import LocalExecutor, attempt_process
 from rql_deploy.distributed.sweep.job import BUSY, LOG, RESULT
 from rql_deploy.folders import exclusive_lock
-from tests.helpers.commands import ROOT, assert_refused, cli, run_cli, wait_for
+from tests.helpers.commands import ROOT, assert_refused, cli, run_cli, stopped_when
 from tests.helpers.sweeps import SWEEP, attempt_pid, run_and, training_jobs
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("together", [False, True])
 def test_a_killed_job_goes_on_from_its_checkpoint_and_a_finished_one_never_runs_again(
-    tmp_path: Path, dataset: Path
+    tmp_path: Path, dataset: Path, together: bool
 ) -> None:
-    jobs = training_jobs(tmp_path, dataset, seeds=[0], updates=300)
+    seeds = [0, 1] if together else [0]
+    jobs = training_jobs(tmp_path, dataset, seeds=seeds, updates=300, together=together)
+    assert len(jobs) == 1
     folder = jobs[0].folder(tmp_path)
 
     def kill() -> None:
@@ -35,6 +38,7 @@ def test_a_killed_job_goes_on_from_its_checkpoint_and_a_finished_one_never_runs_
     result = jobs[0].result(tmp_path)
     assert result is not None
     assert result["result"]["step"] == 300
+    assert [int(seed) for seed in result["result"].get("seeds", [0])] == seeds
     assert 1000 < result["seconds"] < 1300
 
     before = (folder / RESULT).stat().st_mtime_ns
@@ -104,15 +108,9 @@ def test_a_sweep_stops_on_sigterm_goes_on_and_makes_its_table(tmp_path: Path) ->
         "--workers",
         "1",
     ]
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    try:
-        wait_for(lambda: any(output.glob("jobs/train-*/run/latest")) or process.poll() is not None)
-        process.terminate()
-        said, _ = process.communicate(timeout=60)
-    finally:
-        process.kill()
-    assert process.returncode == 130, said
-    assert f"rql-deploy sweep {file}" in said
+    stopped = stopped_when(lambda: any(output.glob("jobs/train-*/run/latest")), command, signal.SIGTERM)
+    assert stopped.returncode == 130, stopped.stderr
+    assert f"rql-deploy sweep {file}" in stopped.stdout
     done = run_cli("sweep", file, "--output", output, cwd=ROOT)
     assert done.returncode == 0, done.stderr
     assert "collect tiny data" not in done.stderr

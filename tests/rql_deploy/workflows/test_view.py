@@ -100,6 +100,19 @@ def test_a_part_of_the_time_and_pictures(recording: Path, tmp_path: Path) -> Non
     assert len(shown(view_recording(folder, page, duration=0.22).page)["episodes"][0]["ticks"]) in (4, 5)
 
 
+def test_times_of_a_long_episode_are_to_the_millisecond(recording: Path, tmp_path: Path) -> None:
+    writer = RecordingWriter(tmp_path, "long", shard_bytes=1 << 20)
+    messages = list(read_recording(recording))
+    ticks = [message for message in messages if isinstance(message, Tick)]
+    writer.add(messages[0])
+    for tick in ticks:
+        writer.add(msgspec.structs.replace(tick, time=tick.time + (1234.0 if tick.tick else 0.0)))
+    writer.close()
+    (episode,) = shown(view_recording(tmp_path, tmp_path / "page.html").page)["episodes"]
+    times = [tick["t"] for tick in episode["ticks"]]
+    assert times == pytest.approx([0.0] + [1234 + 0.05 * tick for tick in range(1, 12)], abs=2e-3)
+
+
 def test_decisions_without_a_loop_are_shown_with_previews_computed_again(tmp_path: Path) -> None:
     write_episode(tmp_path, LIFT)
     folder = tmp_path / "decisions"

@@ -20,6 +20,7 @@ from rql_deploy.runtime.client.channel import Channel
 from rql_deploy.runtime.wire.headers import Act, Ping, PingReply
 from rql_deploy.runtime.wire.protocol import decode, encode, send
 from tests.helpers.clients import CLIENTS
+from tests.helpers.commands import wait_for
 from tests.helpers.wire import raw_message, read_header
 
 
@@ -73,6 +74,7 @@ def test_a_server_that_speaks_otherwise_is_told_apart_from_none(
 
 def test_asking_whether_there_is_a_connection_loses_no_reply(tmp_path: Path) -> None:
     with zmq.Context() as context, context.socket(zmq.ROUTER) as router:
+        router.linger, router.rcvtimeo = 0, 10_000
         router.bind(f"ipc://{tmp_path}/server")
         channel = Channel(f"ipc://{tmp_path}/server")
         expiry = time.monotonic() + 5.0
@@ -85,8 +87,7 @@ def test_asking_whether_there_is_a_connection_loses_no_reply(tmp_path: Path) -> 
         time.sleep(0.1)
         assert channel.connected
         router.close()
-        time.sleep(0.2)
-        assert not channel.connected
+        wait_for(lambda: not channel.connected)
         for number in numbers:
             assert channel.receive(number, PingReply, expiry, 5.0)[0].requests == 1
         channel.close()

@@ -78,7 +78,7 @@ def test_the_same_client_goes_on_after_a_server_restart(bundle: Path, tmp_path: 
                     after = policy.act(sample, seed=1, deadline=0.1).actions
                     break
                 except DeadlineMissed:
-                    assert time.monotonic() - start < 5.0
+                    assert time.monotonic() - start < 20.0
         assert np.array_equal(before, after)
 
 
@@ -144,17 +144,17 @@ def test_late_doubled_and_reordered_replies_are_never_returned() -> None:
     thread = threading.Thread(target=misbehave)
     thread.start()
     channel = Channel(f"tcp://127.0.0.1:{port}")
-    answered = 0
+    answered = number = 0
     try:
-        for number in range(1, 301):
+        while answered <= 100 or channel.stale_replies <= 100:
+            number += 1
+            assert number < 10_000, (answered, channel.stale_replies)
             try:
                 reply, _ = channel.call(headers.Ping(), {}, 0.02)
             except DeadlineMissed:
                 continue
             assert reply.requests == number
             answered += 1
-        assert answered > 100
-        assert channel.stale_replies > 100
     finally:
         stop.set()
         thread.join()
@@ -191,10 +191,10 @@ def test_an_asyncio_call_raises_at_its_deadline(bundle: Path) -> None:
                 start = time.monotonic()
                 with pytest.raises(DeadlineMissed):
                     await policy.act(observation(policy.contract), deadline=0.2)
-                assert time.monotonic() - start < 1.0
+                assert time.monotonic() - start < 2.0
                 process.send_signal(signal.SIGCONT)
                 await policy.act(observation(policy.contract), seed=1, deadline=5.0)
-                deadline = time.monotonic() + 5
+                deadline = time.monotonic() + 20
                 while policy.stale_replies == 0 and time.monotonic() < deadline:
                     await asyncio.sleep(0.01)
                 assert policy.stale_replies == 1
@@ -207,7 +207,7 @@ def test_a_duplicated_request_id_is_the_clients_own_affair(endpoint: str, bundle
     state = observation(contract)["observation"].astype(np.float32)
     chunk_bytes = 4 * contract.h * contract.plant.action_dim
     with zmq.Context() as context, context.socket(zmq.DEALER) as socket:
-        socket.linger = 0
+        socket.linger, socket.rcvtimeo = 0, 10_000
         socket.connect(endpoint)
         frame = raw_message("act", {"contract": contract.contract_id, "seed": 1}, state, id=5)
         for _ in range(3):

@@ -48,12 +48,16 @@ def test_a_loop_at_the_contract_s_rate_drives_a_fast_driver_smoothly(contract: C
     ):
         result = loop.run_episode(0, duration=0.6)
         time.sleep(0.2)
-        told = np.array([action for _, action in motor.told])
+        taken = list(motor.told)
+    times, told = (np.array(column) for column in zip(*taken, strict=True))
     assert result.episode.error is None and len(commands) >= 5
     assert len(told) > 10 * len(commands) / 2, "set-points come far more often than commands"
     assert told[:, 0].sum() == pytest.approx(float(np.sum(commands, axis=0)[0]), abs=1e-6)
-    # From rest to the gripper's target in small steps; after the end it is held, and dx is at zero.
-    assert np.abs(np.diff(told[:, 1], prepend=0.1)).max() <= 0.4 / 25 * 4
+    # From rest to the gripper's target in steps of a 25th of the way for each cycle; a busy machine skips
+    # some. After the end it is held, and dx is at zero.
+    cycles = (times[2:] - times[:-2]) * 500.0
+    assert (np.abs(np.diff(told[1:, 1])) <= 0.4 / 25 * (cycles + 2)).all()
+    assert np.abs(np.diff(told[:2, 1], prepend=0.1)).max() <= 0.4 / 25 * 4
     assert told[-1].tolist() == [0.0, 0.5]
 
 

@@ -98,6 +98,16 @@ def test_a_missed_deadline_is_a_hold_and_the_next_tick_requests_again(contract: 
     assert plant.applied[4].tolist() == [3.0, 3.0]
 
 
+def test_a_hold_before_the_first_decision_keeps_the_plant_where_it_rests(contract: Contract) -> None:
+    policy, plant = ScriptedPolicy(contract, misses=frozenset({0})), CountingPlant(goal=3)
+    plant.rest = lambda: np.array([0.0, 0.25], np.float32)  # type: ignore[attr-defined]
+    assert ControlLoop(plant, policy).run_episode(0).holds == 1
+    assert plant.applied[0].tolist() == [0.0, 0.25]
+    plant.rest = lambda: 1 / 0  # type: ignore[attr-defined]
+    failed = ControlLoop(plant, policy).run_episode(0)
+    assert failed.error == "the plant could not be reset (ZeroDivisionError: division by zero)"
+
+
 def test_a_server_that_is_gone_ends_the_episode_as_failed(contract: Contract) -> None:
     policy, plant = (
         ScriptedPolicy(contract, misses=frozenset(range(1, 1000))),

@@ -320,9 +320,9 @@ def test_holds_that_ramp_down_count_as_displacement(contract: Contract) -> None:
     assert np.allclose(loop._playback._displacement, np.sum([t.command for t in ticks[1:]], axis=0))
 
 
-def test_absolute_targets_start_at_the_simulators_rest_action(contract: Contract) -> None:
+def test_absolute_targets_start_where_the_plant_rests(contract: Contract) -> None:
     plant = Rail(10)
-    plant.rest_action = np.array([0.0, 0.9], np.float32)  # type: ignore[attr-defined]
+    plant.rest = lambda: np.array([0.0, 0.9], np.float32)  # type: ignore[attr-defined]
     loop, ticks = drive(
         plant,
         Scripted(contract),

@@ -16,6 +16,7 @@ from rql_deploy.errors import UserError
 from rql_deploy.ros2.robot import read_robot
 from rql_deploy.runtime.robots.dds import DdsTransport
 from rql_deploy.runtime.robots.topic_plant import TopicPlant
+from tests.helpers.commands import wait_for
 from tests.helpers.ros2_robot import JOINTS, SimulatedRobot, simulated_robot
 from tests.helpers.topic_maps import ARRAY, JOINT_STATE, POSE, PUSH, SEEN, write_map
 
@@ -151,13 +152,22 @@ def test_what_does_not_come_is_said_in_a_sentence(
         tmp_path, {"joints": SEEN | observed}, {"push": PUSH | commanded}, domain=robot.domain, wait=0.7
     )
     plant = connect(path)
-    try:
+    said: list[str] = []
+
+    def refused_so() -> bool:
         with pytest.raises(UserError) as refused:
             plant.reset()
+        said.append(str(refused.value))
+        return re.search(words, said[-1]) is not None
+
+    try:
+        # At first, because little is known of the network.
+        wait_for(refused_so, 20.0)
+    except AssertionError as error:
+        raise AssertionError(said[-1]) from error
     finally:
         plant.close()
-    assert re.search(words, str(refused.value)), refused.value
-    assert "\n" not in str(refused.value)
+    assert "\n" not in said[-1]
 
 
 def test_stamps_of_another_clock_may_be_left_out_of_account(robot: SimulatedRobot, tmp_path: Path) -> None:

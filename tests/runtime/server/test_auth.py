@@ -58,7 +58,7 @@ def test_only_allowed_keys_are_answered_and_a_revoked_one_is_cut_off(bundle: Pat
         with RemotePolicy.connect(address, keys=arm) as policy:
             policy.act(observation(policy.contract))
             revoke(keys, "arm")
-            deadline = time.monotonic() + 5
+            deadline = time.monotonic() + 30
             with pytest.raises(DeadlineMissed):
                 while time.monotonic() < deadline:
                     policy.act(observation(policy.contract), deadline=0.5)
@@ -77,13 +77,19 @@ def test_a_client_beyond_its_rate_is_rejected_and_others_are_served(bundle: Path
         sample = observation(contract)
         block = [sample[field.name].astype(np.float32) for field in contract.plant.fields]
         with zmq.Context() as context, context.socket(zmq.DEALER) as greedy:
-            greedy.linger = 0
+            greedy.linger, greedy.rcvtimeo = 0, 10_000
             greedy.connect(address)
-            for number in range(60):
-                greedy.send(raw_message("act", {"contract": contract.contract_id}, *block, id=number))
-            replies = [read_header(greedy.recv()) for _ in range(60)]
-        assert {reply["code"] for reply in replies if "code" in reply} == {"busy"}
-        assert sum("code" not in reply for reply in replies) < 45
+            start, computed, codes = time.monotonic(), 0, set[str]()
+            while not codes and computed < 2000:
+                for number in range(60):
+                    greedy.send(raw_message("act", {"contract": contract.contract_id}, *block, id=number))
+                replies = [read_header(greedy.recv()) for _ in range(60)]
+                computed += sum("code" not in reply for reply in replies)
+                codes |= {reply["code"] for reply in replies if "code" in reply}
+            seconds = time.monotonic() - start
+        assert codes == {"busy"}
+        # A burst of 25 and, beside it, 12 for one who has used little; then 50 a second, and a quarter.
+        assert computed <= 25 + 12 + 62.5 * seconds + 2
         with RemotePolicy.connect(address) as modest:
             modest.act(sample, deadline=5.0)
 
@@ -211,7 +217,7 @@ def test_malformed_messages_do_not_affect_other_clients(bundle: Path) -> None:
         contract_id = policy.contract.contract_id
         good = raw_message("act", {"contract": contract_id}, sample["observation"].astype(np.float32))
         with zmq.Context() as context, context.socket(zmq.DEALER) as socket:
-            socket.linger = 0
+            socket.linger, socket.rcvtimeo = 0, 10_000
             socket.connect(address)
             answered = 0
             for number in range(MALFORMED):

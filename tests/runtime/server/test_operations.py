@@ -26,7 +26,7 @@ from rql_deploy.runtime.recording.reader import read_file, read_recording
 from rql_deploy.runtime.recording.replay import replay, same_bytes
 from rql_deploy.runtime.wire import headers
 from rql_deploy.runtime.wire.arrays import Layout
-from tests.helpers.commands import assert_refused, cli
+from tests.helpers.commands import assert_refused, cli, wait_for
 from tests.helpers.recordings import wait_until_written
 from tests.helpers.servers import get, note, observation, serving, variant
 
@@ -56,17 +56,13 @@ def test_metrics_health_and_top_show_what_was_served(bundle: Path) -> None:
         assert re.search(r"^requests/s .*\bact \d+\.\d", shown, re.MULTILINE), shown
         assert "ready" in shown
         assert policy.contract.contract_id[:12] in shown
-        deadline = time.monotonic() + 5
         others = [Channel(address) for _ in range(3)]
         for channel in others:
             channel.ask("ping", 5.0)
-        for expected in (4, 1):
-            while policy.stats()["connected"] != expected:
-                assert time.monotonic() < deadline
-                time.sleep(0.05)
-            for channel in others:
-                channel.close()
-            others = []
+        wait_for(lambda: policy.stats()["connected"] == 4)
+        for channel in others:
+            channel.close()
+        wait_for(lambda: policy.stats()["connected"] == 1)
 
 
 def test_metrics_and_openpi_listen_on_loopback_only(bundle: Path) -> None:
@@ -110,13 +106,13 @@ def test_a_bundle_is_swapped_under_load_without_losing_a_request(
         shutil.copytree(successor, place)
         process.send_signal(signal.SIGHUP)
         channel = Channel(address)
-        deadline = time.monotonic() + 20
-        while channel.ask("stats", 2.0)["swaps"] == 0 and time.monotonic() < deadline:
-            time.sleep(0.05)
-        time.sleep(0.3)
-        stop.set()
-        for thread in threads:
-            thread.join()
+        try:
+            wait_for(lambda: channel.ask("stats", 2.0)["swaps"] > 0)
+            time.sleep(0.3)
+        finally:
+            stop.set()
+            for thread in threads:
+                thread.join()
         stats = channel.ask("stats", 2.0)
         channel.close()
         assert errors == []
@@ -157,20 +153,19 @@ def test_sigterm_finishes_running_requests_and_rejects_the_rest(bundle: Path) ->
         numbers = [channel.send(request, fields, time.monotonic() + 1, 1.0) for _ in range(20)]
         time.sleep(0.2)
         process.send_signal(signal.SIGCONT)
-        time.sleep(0.02)
+        channel.receive(numbers.pop(0), headers.ActReply, time.monotonic() + 10, 10.0)
         os.kill(process.pid, signal.SIGTERM)
         assert process.wait(timeout=15) == 0
         # Every request that had arrived was either computed or refused; none vanished.
         codes = []
         for number in numbers:
             try:
-                channel.receive(number, headers.ActReply, time.monotonic() + 0.5, 0.5)
+                channel.receive(number, headers.ActReply, time.monotonic() + 5, 5.0)
                 codes.append("computed")
             except ServerError as error:
                 codes.append(error.code)
         channel.close()
         assert set(codes) <= {"computed", "draining"}
-        assert "computed" in codes
 
 
 def test_several_bundles_are_served_by_name(bundle: Path, successor: Path) -> None:

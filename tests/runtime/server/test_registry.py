@@ -65,6 +65,23 @@ def test_what_cannot_be_loaded_is_said_once_and_the_next_bundle_is_taken(
         assert swapped.wait(20)
 
 
+def test_a_bundle_whose_files_arrive_one_by_one_is_taken_when_all_are_there(
+    bundle: Path, successor: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = tmp_path / "bundle"
+    shutil.copytree(bundle, place)
+    refused, swapped = threading.Event(), threading.Event()
+    monkeypatch.setattr(registry._log, "error", lambda *_, **__: refused.set())
+    models = [Model(Bundle.open(place))]
+    with contextlib.closing(Reloader([place], models, lambda *_: swapped.set(), watch=0.05)):
+        shutil.copy(successor / "manifest.json", place)
+        assert refused.wait(20)
+        for file in successor.iterdir():
+            if file.name != "manifest.json":
+                shutil.copy(file, place)
+        assert swapped.wait(20)
+
+
 def model_with(bundle: Path, *fields: ObservationField) -> CameraModel:
     """A model whose contract has these fields."""
     model = CameraModel(Bundle.open(bundle))

@@ -20,7 +20,7 @@ from rql_deploy.runtime.client.channel import Channel, read_reply
 from rql_deploy.runtime.client.session import Session
 from rql_deploy.runtime.engine.onnx_policy import OnnxPolicy
 from rql_deploy.runtime.wire import headers, protocol
-from tests.helpers.commands import assert_refused, cli, run_cli
+from tests.helpers.commands import assert_refused, cli, run_cli, wait_for
 from tests.helpers.servers import observation, serving, serving_images
 from tests.helpers.wire import raw_call, raw_message, read_header, read_prefix
 
@@ -158,6 +158,7 @@ def test_a_late_reply_is_counted_and_dropped() -> None:
     """A stand-in server that answers the first request only after the second."""
     context = zmq.Context()
     router = context.socket(zmq.ROUTER)
+    router.linger, router.rcvtimeo = 0, 10_000
     port = router.bind_to_random_port("tcp://127.0.0.1")
 
     def counts(number: int) -> dict[str, object]:
@@ -174,6 +175,8 @@ def test_a_late_reply_is_counted_and_dropped() -> None:
     thread.start()
     channel = Channel(f"tcp://127.0.0.1:{port}")
     try:
+        # What is asked without a connection is not sent at all.
+        wait_for(lambda: channel.connected)
         with pytest.raises(DeadlineMissed):
             channel.call(headers.Ping(), {}, 0.05)
         reply, _ = channel.call(headers.Ping(), {}, 5.0)
@@ -225,7 +228,7 @@ def test_a_request_whose_budget_is_spent_in_the_queue_is_not_computed(bundle: Pa
         zmq.Context() as context,
         context.socket(zmq.DEALER) as socket,
     ):
-        socket.linger = 0
+        socket.linger, socket.rcvtimeo = 0, 30_000
         socket.connect(address)
         socket.send(raw_message("ping"))
         socket.recv()

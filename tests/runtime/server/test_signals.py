@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import pty
@@ -10,6 +11,7 @@ import subprocess
 import sys
 import termios
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -26,16 +28,21 @@ with stop_on_signals(stopped.set, limit={limit}):
 """
 
 
-def start(hang: str, limit: float = 60.0) -> subprocess.Popen[str]:
-    process = subprocess.Popen(
-        [sys.executable, "-c", HANGS.format(hang=hang, limit=limit)],
+@contextlib.contextmanager
+def started(hang: str, limit: float = 60.0, before: str = "") -> Iterator[subprocess.Popen[str]]:
+    """A process that waits to be told to stop, and then hangs; `before` is what it does at first."""
+    with subprocess.Popen(
+        [sys.executable, "-c", before + HANGS.format(hang=hang, limit=limit)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-    )
-    assert process.stdout is not None
-    assert process.stdout.readline() == "ready\n"
-    return process
+    ) as process:
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline() == "ready\n"
+            yield process
+        finally:
+            process.kill()
 
 
 RELOADS = """
@@ -63,16 +70,16 @@ def test_under_nohup_a_server_still_reads_its_bundles_again() -> None:
 
 
 def test_a_second_signal_ends_it_at_once() -> None:
-    process = start("threading.Event().wait()")
-    process.terminate()
-    process.terminate()  # the same stop, passed on twice
-    assert process.stdout is not None
-    assert process.stdout.readline() == "stopping\n"
-    time.sleep(0.5)
-    assert process.poll() is None
-    process.send_signal(signal.SIGINT)
-    assert process.wait(10) == 130
-    assert "second signal" in process.communicate()[1]
+    with started("threading.Event().wait()") as process:
+        process.terminate()
+        process.terminate()  # the same stop, passed on twice
+        assert process.stdout is not None
+        assert process.stdout.readline() == "stopping\n"
+        time.sleep(0.5)
+        assert process.poll() is None
+        process.send_signal(signal.SIGINT)
+        assert process.wait(10) == 130
+        assert "second signal" in process.communicate()[1]
 
 
 @pytest.mark.parametrize(
@@ -84,15 +91,15 @@ def test_a_second_signal_ends_it_at_once() -> None:
     ],
 )
 def test_it_ends_by_itself_within_the_limit(hang: str, limit: float, status: int) -> None:
-    process = start(hang, limit)
-    process.terminate()
-    assert process.wait(15) == status
-    assert ("stopped by force" in process.communicate()[1]) == (status == 130)
+    with started(hang, limit) as process:
+        process.terminate()
+        assert process.wait(15) == status
+        assert ("stopped by force" in process.communicate()[1]) == (status == 130)
 
 
 def test_a_full_pipe_that_nobody_reads_does_not_hold_the_end_up() -> None:
     fill = "import fcntl, os; os.write(2, bytes(fcntl.fcntl(2, fcntl.F_GETPIPE_SZ)))"
-    with start(f"{fill}; threading.Event().wait()", 0.3) as process:
+    with started(f"{fill}; threading.Event().wait()", 0.3) as process:
         process.terminate()
         assert process.wait(15) == 130
         assert process.stderr is not None
@@ -100,29 +107,18 @@ def test_a_full_pipe_that_nobody_reads_does_not_hold_the_end_up() -> None:
 
 
 def test_what_ends_in_time_is_left_alone() -> None:
-    process = start("time.sleep(0.1)")
-    process.terminate()
-    assert process.wait(10) == 0
+    with started("time.sleep(0.1)") as process:
+        process.terminate()
+        assert process.wait(10) == 0
 
 
 def test_an_ignored_signal_stays_ignored() -> None:
-    process = subprocess.Popen(
-        [
-            sys.executable,
-            "-c",
-            "import signal; signal.signal(2, signal.SIG_IGN)" + HANGS.format(hang="", limit=60),
-        ],
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    assert process.stdout is not None
-    assert process.stdout.readline() == "ready\n"
-    process.send_signal(signal.SIGINT)
-    time.sleep(0.3)
-    assert process.poll() is None
-    process.terminate()
-    assert process.wait(10) == 0
-    process.stdout.close()
+    with started("", before="import signal; signal.signal(2, signal.SIG_IGN)") as process:
+        process.send_signal(signal.SIGINT)
+        time.sleep(0.3)
+        assert process.poll() is None
+        process.terminate()
+        assert process.wait(10) == 0
 
 
 def test_a_server_whose_terminal_is_gone_drains(bundle: Path) -> None:

@@ -18,7 +18,7 @@ from rql_deploy.errors import DeadlineMissed, UserError
 from rql_deploy.runtime.client import RemotePolicy
 from rql_deploy.runtime.server.listen import listen
 from rql_deploy.runtime.wire.keys import new_client
-from tests.helpers.commands import assert_refused, cli
+from tests.helpers.commands import assert_refused, cli, wait_for
 from tests.helpers.servers import get, note, observation, serving, variant
 
 
@@ -64,10 +64,7 @@ def test_workers_share_an_endpoint_and_one_that_dies_is_replaced(bundle: Path, t
                 assert time.monotonic() - start < 2.0
                 decision = policy.act(sample, seed=1, deadline=5.0)
             assert decision.actions.tobytes() in expected
-        deadline = time.monotonic() + 30
-        while get(url + "/healthz")[0] != 200:
-            assert time.monotonic() < deadline
-            time.sleep(0.1)
+        wait_for(lambda: get(url + "/healthz")[0] == 200)
         assert len(set(children(process.pid)) - set(before)) == 1
         for policy in policies:
             policy.close()
@@ -95,11 +92,13 @@ def test_a_bundle_is_swapped_in_all_workers_and_a_restarted_one_serves_the_same(
         shutil.rmtree(place)
         shutil.copytree(successor, place)
         process.send_signal(signal.SIGHUP)
-        deadline = time.monotonic() + 20
-        while any(policy.contract.contract_id != new_id for policy in policies):
-            assert time.monotonic() < deadline
+
+        def all_have_it() -> bool:
             for policy in policies:
                 policy.act(sample, seed=1, deadline=5.0)
+            return all(policy.contract.contract_id == new_id for policy in policies)
+
+        wait_for(all_have_it)
         shutil.rmtree(place)
         shutil.copytree(other, place)
         os.kill(children(process.pid)[0], signal.SIGKILL)
@@ -116,18 +115,20 @@ def test_a_bundle_is_swapped_in_all_workers_and_a_restarted_one_serves_the_same(
         assert process.wait(timeout=20) == 0
 
 
+def runs(pid: int) -> bool:
+    """Whether the process is there, and not only its exit status."""
+    try:
+        return "Z" not in Path(f"/proc/{pid}/stat").read_text().split()[2]
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
 def test_workers_end_with_the_supervisor(bundle: Path) -> None:
     with serving(bundle, "--workers", "2") as (_, process):
         workers = children(process.pid)
         process.kill()
         process.wait()
-        deadline = time.monotonic() + 10
-        while any(
-            Path(f"/proc/{pid}").exists() and "Z" not in Path(f"/proc/{pid}/stat").read_text().split()[2]
-            for pid in workers
-        ):
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
+        wait_for(lambda: not any(map(runs, workers)))
 
 
 def test_a_worker_that_hangs_does_not_hold_up_a_second_signal(bundle: Path) -> None:

@@ -1,9 +1,5 @@
-import functools
 import json
-import signal
-import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +13,7 @@ from rql_deploy.sim.demonstrators.ogbench_play import RECIPES, PlayGenerator, cu
 from rql_deploy.sim.plants.ogbench_rewards import OGBenchRewards
 from rql_deploy.train.data.readers import open_store
 from rql_deploy.train.data.store import TransitionStore
-from tests.helpers.commands import assert_refused, cli, run_cli
+from tests.helpers.commands import assert_refused, cli, run_cli, stopped_when
 
 SHORT = ("--horizon", 12, "--workers", 2)
 
@@ -163,16 +159,9 @@ def test_what_is_finished_survives_a_stop_and_the_same_command_goes_on(made: Pat
     file = tmp_path / "cube-single-play-v0.npz"
     words = ["collect", "ogbench:cube-single-play", "--episodes", 2, "--output", file, *SHORT]
     command = [sys.executable, "-m", "rql_deploy", *map(str, words[:3]), "400", *map(str, words[4:])]
-    # A test run started in the background ignores SIGINT, and its children would too.
-    listen = functools.partial(signal.signal, signal.SIGINT, signal.default_int_handler)
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, preexec_fn=listen)
     folder = tmp_path / ".cube-single-play-v0.npz.episodes"
-    deadline = time.monotonic() + 120
-    while len(list(folder.glob("train-*.npz"))) < 2 and time.monotonic() < deadline:
-        time.sleep(0.05)
-    process.send_signal(signal.SIGINT)
-    output, _ = process.communicate(timeout=60)
-    assert process.returncode == 130 and b"kept in" in output and b"Next:" in output
+    done = stopped_when(lambda: len(list(folder.glob("train-*.npz"))) >= 2, command)
+    assert done.returncode == 130 and "kept in" in done.stdout and "Next:" in done.stdout, done.stderr
     assert not file.exists()
     resumed = run_cli(*words, "--json")
     assert resumed.returncode == 0, resumed.stderr

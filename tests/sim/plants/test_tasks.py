@@ -237,7 +237,7 @@ def test_controllers_move_the_arm_the_way_their_units_say() -> None:
         )
         plant.reset(0)
         start, joints = plant.observe()["robot0_eef_pos"], np.array(env._env.robots[0]._joint_positions)
-        rest = hold_action(description, plant.rest_action)
+        rest = hold_action(description, plant.rest())
         for _ in range(10):
             plant.apply(rest)
         assert np.abs(np.array(env._env.robots[0]._joint_positions) - joints).max() < 0.02, controller

@@ -1,18 +1,18 @@
 """Data parallel under torchrun, in two real processes."""
 
 import json
+import os
 import re
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 import torch
 
 from rql_deploy.train.checkpoints.checkpoint import load_checkpoint
-from tests.helpers.commands import ROOT, TINY, cli
+from tests.helpers.commands import ROOT, TINY, cli, wait_for
 
 SETTINGS = ("--set", "log_every=1", "--set", "threads=1")
 
@@ -87,19 +87,22 @@ def test_two_processes_train_as_one_with_the_same_global_batch(dataset: Path, tm
 def test_stopping_one_worker_stops_all_at_the_same_update(dataset: Path, tmp_path: Path) -> None:
     output = tmp_path / "run"
     train = ("train", "--dataset", dataset, "--output", output, *TINY, *SETTINGS, "--updates", 1_000_000)
-    process = subprocess.Popen(torchrun(*train), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     log = output / "metrics.jsonl"
-    for _ in range(600):
-        if log.exists() and log.stat().st_size:
-            break
-        time.sleep(0.1)
-    workers = [
-        pid for pid in _children(process.pid) if "rql_deploy" in Path(f"/proc/{pid}/cmdline").read_text()
-    ]
-    assert len(workers) == 2
-    Path(f"/proc/{workers[1]}").exists()
-    subprocess.run(["kill", f"-{int(signal.SIGTERM)}", str(workers[1])], check=True)
-    text, _ = process.communicate(timeout=120)
+    with subprocess.Popen(
+        torchrun(*train), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as process:
+        try:
+            wait_for(lambda: log.exists() and log.stat().st_size > 0, 120.0)
+            workers = [
+                pid
+                for pid in _children(process.pid)
+                if "rql_deploy" in Path(f"/proc/{pid}/cmdline").read_text()
+            ]
+            assert len(workers) == 2
+            os.kill(workers[1], signal.SIGTERM)
+            text, _ = process.communicate(timeout=120)
+        finally:
+            process.kill()
     # The leader ends with 130, which torchrun turns into a status of its own.
     assert process.returncode > 0, text
     assert re.search(r"stopped at update \d", text)

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
-import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +19,7 @@ from rql_deploy.train.checkpoints.run_folder import read_pointer
 from rql_deploy.train.logging.run_page import write_run_page
 from rql_deploy.train.online.played import load_played
 from rql_deploy.train.rql import integrate
-from tests.helpers.commands import ROOT
+from tests.helpers.commands import stopped_when
 from tests.helpers.data import PLANT
 from tests.helpers.online import Walk, go_on, offline_run
 
@@ -34,7 +32,7 @@ def offline(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(autouse=True)
 def _no_page(monkeypatch: pytest.MonkeyPatch) -> None:
     """Drawing curves takes longer than these runs."""
-    monkeypatch.setattr("rql_deploy.train.trainer.write_run_page", lambda run: None)
+    monkeypatch.setattr("rql_deploy.train.training_run.write_run_page", lambda run: None)
 
 
 def saved(run: Path) -> dict[str, torch.Tensor]:
@@ -105,15 +103,14 @@ def test_a_killed_run_resumes_to_the_same_bytes(offline: Path, tmp_path: Path) -
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     go_on(offline, whole, 60).train()
     command = [sys.executable, "-m", "tests.helpers.online", str(offline), str(killed), "60"]
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
-    # Killed as soon as there are two checkpoints and an episode, wherever it is then.
-    for _ in range(30_000):
+
+    def far_enough() -> bool:
+        """Two checkpoints and an episode, wherever it is then."""
         latest = read_pointer(killed, "latest")
-        if latest is not None and latest.name >= "step_000000012" and any((killed / "played").glob("*.npz")):
-            break
-        time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
+        played = any((killed / "played").glob("*.npz"))
+        return latest is not None and latest.name >= "step_000000012" and played
+
+    assert stopped_when(far_enough, command, signal.SIGKILL).returncode == -signal.SIGKILL
     step = load_checkpoint(killed).step
     assert 0 < step < 60
     go_on(offline, killed, 60).train()

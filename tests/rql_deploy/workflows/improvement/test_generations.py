@@ -41,6 +41,20 @@ def test_a_bundle_that_is_served_already_becomes_the_first_generation(bundle: Pa
     assert generations.numbers() == [0]
 
 
+def test_a_folder_in_the_place_of_the_link_is_neither_served_nor_lost(bundle: Path, tmp_path: Path) -> None:
+    live = tmp_path / "live"
+    generations = Generations(live)
+    generations.begin_first(tmp_path / "run", lambda target: shutil.copytree(bundle, target) and None)
+    live.unlink()
+    shutil.copytree(bundle, live)
+    with pytest.raises(UserError, match=r"live is a folder, and no more the link .*: move the folder away"):
+        generations.begin_first(tmp_path / "run", forbidden)
+    assert live.is_dir() and not live.is_symlink()
+    live.rename(tmp_path / "away")
+    generations.begin_first(tmp_path / "run", forbidden)
+    assert generations.served() == 0
+
+
 def test_without_a_bundle_the_run_is_exported(bundle: Path, tmp_path: Path) -> None:
     generations = Generations(tmp_path / "live")
     generations.begin_first(tmp_path / "run", lambda target: shutil.copytree(bundle, target) and None)

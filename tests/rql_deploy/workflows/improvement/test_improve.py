@@ -23,7 +23,7 @@ from rql_deploy.workflows.improvement.generations import Generations, write_json
 from rql_deploy.workflows.improvement.loop import Improvement, ImproveOptions
 from rql_deploy.workflows.improvement.stages import run_stage
 from rql_deploy.workflows.improvement.swap import confirm_swap
-from tests.helpers.commands import assert_refused, cli
+from tests.helpers.commands import assert_refused, cli, wait_for
 from tests.helpers.recorded_episodes import record_episodes
 from tests.helpers.servers import observation, serving
 
@@ -146,7 +146,7 @@ def test_a_server_takes_each_bundle_and_no_request_is_lost(passed: Path, run: Pa
         with RemotePolicy.connect(address) as policy:
             while not stop.is_set():
                 try:
-                    policy.act(observation(contracts[0]), seed=1)
+                    policy.act(observation(contracts[0]), seed=1, deadline=20.0)
                     seen.append(policy.contract.contract_id)
                 except Exception as error:
                     failures.append(error)
@@ -160,7 +160,8 @@ def test_a_server_takes_each_bundle_and_no_request_is_lost(passed: Path, run: Pa
             assert "generation 1 served" in served.output and "has taken it" in served.output
             back = cli("rollback", live, "--connect", address)
             assert back.exit_code == 0 and "has taken it" in back.output, back.output
-            time.sleep(0.2)
+            asked = len(seen)
+            wait_for(lambda: len(seen) > asked + 3)
         finally:
             stop.set()
             asking.join()

@@ -11,7 +11,7 @@ import pytest
 from rql_deploy.bundle.bundle import Bundle
 from rql_deploy.contract import Contract
 from rql_deploy.train.data.folder import is_store, read_store
-from rql_deploy.workflows.improvement.new_episodes import split_held_out, watch, write_episodes
+from rql_deploy.workflows.improvement.new_episodes import marks_of, split_held_out, watch, write_episodes
 from rql_deploy.workflows.recorded_data import read_recorded
 from tests.helpers.commands import assert_refused, cli, printed
 from tests.helpers.recorded_episodes import part, record, record_episodes
@@ -27,6 +27,14 @@ def said(recording: Path, contract: Contract, *words: str) -> set[str]:
     for word in words:
         assert any(word in remark for remark in found.remarks), (word, found.remarks)
     return found.names()
+
+
+def test_a_file_that_goes_while_one_looks_is_not_missed(tmp_path: Path) -> None:
+    assert marks_of(tmp_path / "nothing") == []
+    (tmp_path / "a.mcap").write_text("12")
+    (tmp_path / "gone.mcap").symlink_to(tmp_path / "nowhere")
+    ((name, size, _),) = marks_of(tmp_path)
+    assert (name, size) == ("a.mcap", 2)
 
 
 def test_only_complete_episodes_that_say_how_they_went_are_used(contract: Contract, tmp_path: Path) -> None:

@@ -3,9 +3,7 @@
 import json
 import os
 import signal
-import subprocess
 import sys
-import time
 import tracemalloc
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -20,7 +18,7 @@ from rql_deploy.errors import UserError
 from rql_deploy.progress import NoProgress, TerminalProgress
 from rql_deploy.train.data.cameras.cache import cached_frames
 from rql_deploy.train.data.frames import Frames
-from tests.helpers.commands import ROOT
+from tests.helpers.commands import ROOT, stopped_when
 
 SIZE = (8, 12)
 FIELD = ImageField("top", 4, 6, camera_height=8, camera_width=12)
@@ -151,15 +149,14 @@ cached_frames(Slow(), FIELD, False, NoProgress())
 
 def test_a_killed_process_leaves_what_it_has_decoded(cache: Path, tmp_path: Path) -> None:
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    process = subprocess.Popen([sys.executable, "-c", SLOW.format(root=str(ROOT))], env=environment)
     row_bytes = 4 * 6 * 3
-    for _ in range(400):
+
+    def begun() -> bool:
         partial = next(cache.glob("*/.frames.npy.partial"), None) if cache.is_dir() else None
-        if partial is not None and partial.stat().st_size >= 128 + 8 * row_bytes:
-            break
-        time.sleep(0.05)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+        return partial is not None and partial.stat().st_size >= 128 + 8 * row_bytes
+
+    command = [sys.executable, "-c", SLOW.format(root=str(ROOT))]
+    assert stopped_when(begun, command, signal.SIGKILL, env=environment).returncode == -signal.SIGKILL
     source = Counting()
     frames = decode(source)
     assert 0 < len(source.decoded) < 40
