@@ -31,6 +31,9 @@ URGENT_MEMORY = 1.0
 HEADROOM = 0.5
 """Share of what a waiting request has left in which all before it are to be done. The rest is for those that
 come meanwhile."""
+PATIENT = 10.0
+"""A budget of more than this many usual ones is no part of the crowd: of requests, say, that nobody waits for
+any more because the process stood still."""
 
 
 class Crowd:
@@ -43,6 +46,8 @@ class Crowd:
         self._closed = False
         self._target = -math.inf
         """When a closed batch is to be done; what is due before it joins all the same."""
+        self._patient = math.inf
+        """Seconds of a budget that keeps all its steps in a crowd."""
 
     def for_one_call(self, now: float) -> list[Job]:
         """Jobs for an unrolled call now that the batch is empty; none if they are to be stepped."""
@@ -64,7 +69,9 @@ class Crowd:
 
     def target(self, job: Job, batch: Sequence[Job]) -> float | None:
         """When a job that joins `batch` is to be done."""
-        return job.due if job.due is None or not self._closed or batch else min(job.due, self._target)
+        if job.due is None or not self._closed or batch or job.due - job.received > self._patient:
+            return job.due
+        return min(job.due, self._target)
 
     def may_join(self, batch: Sequence[Job], rows: int) -> Callable[[Job], bool]:
         """Which jobs may join a batch of so many rows."""
@@ -106,10 +113,8 @@ class Crowd:
     def _fair_target(self, now: float) -> float:
         """When a batch is to be done, so that all that wait are in time, batch after batch."""
         jobs = self._waiting.jobs
-        alive = [job for job in jobs if job.due is None or job.due > now]
-        if sum([job.candidates for job in alive]) <= UNROLLED_ROWS:
-            # The others are too late, as when the process stood still: those that are not are no crowd.
-            return math.inf
         left = [max(0.0, job.due - now) for job in jobs if job.due is not None]
+        budgets = [job.due - job.received for job in jobs if job.due is not None]
+        self._patient = PATIENT * statistics.median_low(budgets)
         batches = math.ceil(sum([job.candidates for job in jobs]) / self._most)
         return now + HEADROOM * statistics.median_low(left) / batches
