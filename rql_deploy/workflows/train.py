@@ -131,7 +131,8 @@ def train(
     if preset is None and earlier is not None:
         chosen = f"settings of {earlier.path}; --preset takes others"
     elif preset is None:
-        preset = preset_of(store.plant.task) or GENERAL_PRESET
+        learns_to_see = bool(store.plant.images) and not config.backbone
+        preset = preset_of(store.plant.task, pictures=learns_to_see) or GENERAL_PRESET
         config = load_config(preset, tuple(overrides))
         chosen = f"preset {preset}, {_why(preset, store.plant.task)}; --preset takes another"
     store = with_settings(store, config.reward, config.shard_updates)

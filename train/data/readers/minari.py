@@ -209,7 +209,7 @@ def _frames(
         parts, shape = tuple(path.split("/")) if path else (), shape_of(metadata, path)
         return ColumnFrames(str(folder), name, parts, folders, shape, file.observations)
     inside = f"observations/{path}".rstrip("/")
-    paths = {f"{episode}/{inside}": rows for episode, rows in counts.items()}
+    paths = [(f"{episode}/{inside}", rows) for episode, rows in counts.items()]
     return Hdf5Frames(folder / MAIN_FILE, str(folder), name, paths)
 
 

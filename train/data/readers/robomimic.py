@@ -116,7 +116,7 @@ def _read(name: str, key: str, file: h5py.File, options: ReadOptions) -> Transit
         result.add(actions, rewards, flags, final=final)
 
     def frames(camera: str) -> FrameSource:
-        counts = {f"data/{demo}/{shown[camera]}": rows for demo, rows in zip(demos, lengths, strict=True)}
+        counts = [(f"data/{demo}/{shown[camera]}", rows) for demo, rows in zip(demos, lengths, strict=True)]
         return Hdf5Frames(Path(name), name, camera, counts)
 
     return with_cameras(result.store(), cameras, frames, options.progress)
