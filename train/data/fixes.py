@@ -101,7 +101,7 @@ class Fixes:
         if self.drop_duplicates:
             seen: set[bytes] = set()
             copies = np.zeros(store.episodes, np.bool_)
-            for i, digest in enumerate(episode_hashes(store)):
+            for i, digest in enumerate(episode_hashes(store, all_frames=True)):
                 copies[i] = digest in seen
                 seen.add(digest)
             yield "copies of others", copies

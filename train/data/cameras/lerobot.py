@@ -137,20 +137,20 @@ class VideoFrames(_Frames):
                     self._require_size(video)
                 episode = self.episodes[i]
                 where = f"{self.folder}: episode {episode.number}"
-                self._require_length(where, path, offset + episode.times, stop)
+                self._require_length(where, path, len(episode.times), stop - offset)
                 yield from video.frames(offset + episode.times, first, where)
         finally:
             if video is not None:
                 video.close()
 
-    def _require_length(self, where: str, path: Path, times: NDArray[np.float64], stop: float) -> None:
-        """Raise UserError if rows lie behind the episode's part of a video: there begins the next episode."""
-        behind = times > stop - 0.5 / float(self.info["fps"])
-        if behind.any():
+    def _require_length(self, where: str, path: Path, rows: int, seconds: float) -> None:
+        """Raise UserError if an episode has more rows than its part of a video: there begins the next one."""
+        rate = float(self.info["fps"])
+        # A length that is NaN is too short for any.
+        if not rows <= seconds * rate + 0.5:
             raise UserError(
-                f"{where} has {len(times)} rows, but its part of {path} ends before row "
-                f"{int(np.argmax(behind))} (at {stop:.4f} s): the video has fewer frames than there are "
-                "rows, so copy it again, or leave the episode out"
+                f"{where} has {rows} rows, but its part of {path} lasts {seconds:.4f} s: the video has fewer "
+                "frames than there are rows, so copy it again, or leave the episode out"
             )
 
     def _require_size(self, video: Video) -> None:
@@ -249,6 +249,8 @@ class TableFrames(_Frames):
 
     def _bytes(self, value: Any, where: str) -> bytes:
         """The picture's file, in the table or beside it."""
+        if isinstance(value, str):
+            value = {"path": value}
         data, path = (value.get("bytes"), value.get("path")) if isinstance(value, dict) else (value, None)
         if data is None and path and (self.folder / path).is_file():
             data = (self.folder / path).read_bytes()

@@ -103,9 +103,17 @@ def test_frames_of_the_next_episode_do_not_stand_for_those_that_are_missing(tmp_
         name = f"videos/{TOP}/{key}_timestamp"
         table = table.set_column(table.column_names.index(name), name, pa.array(values))
     parquet.write_table(table, file)
-    with pytest.raises(
-        UserError, match=r"episode 0 has 7 rows, but its part of .* ends before row 6 \(at 0.3"
-    ):
+    words = r"episode 0 has 7 rows, but its part of .* lasts 0.3000 s: the video has fewer"
+    with pytest.raises(UserError, match=words):
+        read(folder, "top")
+    # The episode that begins nowhere is not the video's last frame, over and over.
+    name = f"videos/{TOP}/to_timestamp"
+    table = table.set_column(table.column_names.index(name), name, pa.array([0.35, 0.95, 1.2]))
+    name = f"videos/{TOP}/from_timestamp"
+    unknown = pa.array([0.0, float("nan"), 0.95])
+    parquet.write_table(table.set_column(table.column_names.index(name), name, unknown), file)
+    write_video(next((folder / "videos").glob("**/*.mp4")), range(24))
+    with pytest.raises(UserError, match=r"episode 1 has 12 rows, but its part of .* lasts nan s"):
         read(folder, "top")
 
 

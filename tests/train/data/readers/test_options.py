@@ -32,7 +32,7 @@ def test_a_field_is_left_out_of_those_sets_that_have_it(tmp_path: Path) -> None:
     options = ReadOptions(KeyMap.parse(["observation.position="]))
     joined = open_stores(both, options=options)
     assert [field.name for field in joined.plant.fields] == ["opening"]
-    with pytest.raises(UserError, match="does not have.*did you mean position"):
+    with pytest.raises(UserError, match=r"does not have.*did you mean position"):
         open_stores(both, options=ReadOptions(KeyMap.parse(["observation.positoin="])))
 
 
