@@ -146,7 +146,7 @@ def _intervened(stores: Sequence[TransitionStore]) -> NDArray[np.bool_] | None:
 def _differences(first: PlantDescription, second: PlantDescription) -> list[str]:
     known = {spec.name for spec in first.inputs}
     extra = [spec.name for spec in second.inputs if spec.name not in known]
-    more = [f"only the second has observation fields {', '.join(extra)}"] if extra else []
+    more = [f"only the second observes {', '.join(extra)}"] if extra else []
     return [*dict.fromkeys(first.differences(second)), *more]
 
 

@@ -31,6 +31,17 @@ def broken(tmp_path: Path) -> Path:
     return tmp_path / "broken"
 
 
+def test_a_camera_takes_another_name_and_keeps_its_frames(tmp_path: Path) -> None:
+    write_store(make_picture_store(("front", "wrist")), tmp_path / "data")
+    names = ("--rename", "observation.front=top", "--rename", "position=joints", "--rename", "wrist=front")
+    report = fixed(tmp_path / "data", tmp_path / "new", *names)
+    assert report["changes"][0] == "an observation field 'front' renamed 'top'"
+    before, after = opened(tmp_path / "data"), opened(tmp_path / "new")
+    assert [field.name for field in after.plant.inputs] == ["joints", "opening", "top", "front"]
+    for old, new in (("front", "top"), ("wrist", "front")):
+        assert after.images[new].digest == before.images[old].digest
+
+
 def test_episodes_that_look_otherwise_are_no_copies(tmp_path: Path) -> None:
     store = make_picture_store(episodes=(6, 6, 6, 6), fields=False)
     actions, frames = store.actions.copy(), store.images["camera"].take(np.arange(24))
