@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 
 import numpy as np
@@ -15,15 +16,12 @@ from rql_deploy.train.data.folder import read_store
 from rql_deploy.workflows.picture_recorder import PictureRecorder
 from rql_deploy.workflows.run_realtime import RealTimeOptions, play_in_real_time
 from tests.helpers.data import make_picture_store
-
-from .test_recorded_pictures import Seeing
+from tests.helpers.rail import SeeingRail
 
 
 def test_a_real_time_run_keeps_the_newest_frame_of_every_tick(picture_bundle: Path, tmp_path: Path) -> None:
-    import contextlib
-
     contract = Bundle.open(picture_bundle).contract
-    plant = Seeing(horizon=6)
+    plant = SeeingRail(horizon=6)
     plant.shapes = {spec.name: spec.shape for spec in contract.plant.fields}
     options = RealTimeOptions(record=str(tmp_path / "played"), no_fault_latch=True)
     run = play_in_real_time(
