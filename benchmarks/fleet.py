@@ -25,6 +25,7 @@ import zmq
 from fault_setup import BUNDLE, Server, sample, serving
 
 from rql_deploy.bundle.bundle import Bundle
+from rql_deploy.runtime.client.session import RoundTrip
 from rql_deploy.runtime.wire import headers, protocol
 from rql_deploy.runtime.wire.arrays import Layout
 
@@ -42,6 +43,7 @@ class Robots:
         self._context = zmq.Context()
         self._period, self._deadline = 1.0 / rate, deadline
         self._request = headers.Act(contract=contract.contract_id, budget=deadline)
+        self._ways = [RoundTrip() for _ in numbers]
         self._block = Layout(contract.plant.fields).pack(sample())
         self._sockets = []
         for _ in numbers:
@@ -51,7 +53,7 @@ class Robots:
             self._sockets.append(socket)
         # Of all clients one after the other, as numbers are dealt out to the processes.
         self._beats = [number / numbers.stop * self._period for number in numbers]
-        self._asked: list[dict[int, float]] = [{} for _ in numbers]
+        self._asked: list[dict[int, tuple[float, bool]]] = [{} for _ in numbers]
         self.latencies: list[float] = []
         self._id = self.sent = self.missed = self.refused = 0
         self.behind = 0.0
@@ -76,13 +78,14 @@ class Robots:
                     waiting.discard(number)
             next_beat = due[0][0] - time.monotonic() if due else POLL
             time.sleep(max(0.0, min(next_beat, POLL if waiting else next_beat)))
-        self.missed += sum(len(asked) for asked in self._asked)
+        self.missed += sum(counts for asked in self._asked for _, counts in asked.values())
         self._context.destroy(linger=0)
 
     def _ask(self, number: int, beat: float, *, counts: bool) -> None:
         self.sent += counts
         self._id += 1
         now = time.monotonic()
+        self._request.budget = self._ways[number].budget(self._deadline)
         frame = protocol.encode(self._request, self._block, id=self._id, epoch=1)
         try:
             self._sockets[number].send(frame, zmq.NOBLOCK)
@@ -91,26 +94,33 @@ class Robots:
             return
         if counts:
             self.behind = max(self.behind, now - beat)
-            self._asked[number][self._id] = now
+        self._asked[number][self._id] = now, counts
 
     def _take(self, number: int) -> None:
         now = time.monotonic()
         asked = self._asked[number]
         while self._sockets[number].getsockopt(zmq.EVENTS) & zmq.POLLIN:
             head = protocol.decode(self._sockets[number].recv(zmq.NOBLOCK))
-            sent = asked.pop(head.id, None)
+            sent, counts = asked.pop(head.id, (None, False))
             if sent is None:
                 continue
             if head.kind == headers.REFUSAL:
-                self.refused += 1
+                self.refused += counts
             elif now - sent > self._deadline:
-                self.missed += 1
+                self._miss(number, counts)
             else:
-                self.latencies.append(now - sent)
-        for id, sent in list(asked.items()):
+                reply, _ = protocol.decode_reply(head, headers.ActReply)
+                self._ways[number].observe(max(0.0, now - sent - reply.timing["server"]))
+                if counts:
+                    self.latencies.append(now - sent)
+        for id, (sent, counts) in list(asked.items()):
             if now - sent > self._deadline:
                 del asked[id]
-                self.missed += 1
+                self._miss(number, counts)
+
+    def _miss(self, number: int, counts: bool) -> None:
+        self.missed += counts
+        self._ways[number].note_miss(self._deadline)
 
 
 def play(pipe: Any, *arguments: Any) -> None:

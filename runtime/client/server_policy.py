@@ -105,7 +105,7 @@ class ServerPolicy:
                 session, reply_type, number = await self._ask(ask, expiry, timeout)
                 return session, *await self._transport.receive(number, reply_type, expiry, timeout)
             except DeadlineMissed:
-                self._abandoned = True
+                self._note_miss(number, expiry, timeout)
                 raise
             except ServerError as error:
                 attempts += 1
@@ -137,7 +137,7 @@ class ServerPolicy:
                 yield self._decision(session, reply, out, start)
                 return
             except DeadlineMissed:
-                self._abandoned = True
+                self._note_miss(number, expiry, timeout)
                 raise
             except ServerError as error:
                 attempts += 1
@@ -183,6 +183,13 @@ class ServerPolicy:
             self._round_trip.observe(max(0.0, decision.timing["round_trip"] - server))
         # A compatible bundle took over: its contract is fetched before the next request.
         self.outdated |= contract_id not in (None, self._session.contract_id)
+
+    def _note_miss(self, number: int, expiry: float, timeout: float) -> None:
+        """The request of that number got no decision in time; 0 if it was not sent."""
+        self._abandoned = True
+        # The server may also have said that it will not be in time.
+        if number and time.monotonic() >= expiry:
+            self._round_trip.note_miss(timeout)
 
     async def _prepare_retry(self, error: ServerError, attempts: int, expiry: float) -> None:
         """Wait until the request can be sent again, or raise the error."""

@@ -32,6 +32,8 @@ DEFAULT_TIMEOUT = 1.0
 """Seconds a call without a deadline waits."""
 MIN_ROOM = (1 << 20) - MAX_HEADER_BYTES
 """Bytes for observations in one message to a server that does not say how much it takes."""
+BACK_OFF = 1 / 32
+"""Share of a deadline by which the estimated deviation grows with a miss, to twice that at most."""
 MIN_BUDGET_SHARE = 0.2
 """Share of a deadline that the server gets at least, however slow the network has been."""
 
@@ -53,6 +55,17 @@ class RoundTrip:
             return
         self._deviation += (abs(seconds - self._mean) - self._deviation) / 4
         self._mean += (seconds - self._mean) / 8
+
+    def note_miss(self, deadline: float) -> None:
+        """No reply came within `deadline` seconds.
+
+        One that comes too late measures nothing, so the reserve grows, as TCP's timer backs off. Without
+        that, replies that are a little late would be so for ever.
+        """
+        self._mean = self._mean or 0.0
+        self._deviation = max(
+            self._deviation, min(self._deviation + BACK_OFF * deadline, 2 * BACK_OFF * deadline)
+        )
 
     def budget(self, deadline: float) -> float:
         """What is left of `deadline` seconds for the server."""

@@ -12,12 +12,8 @@ REPLY_MARGIN = 100e-6
 UNROLLED_ROWS = 16
 """Most rows of one unrolled call. Beyond it the duration grows with the rows, and the first row waits for the
 last."""
-URGENT = 3.0
-"""A request is urgent when it has less time left than this many unrolled calls of the largest size take."""
 BEST_EFFORT_DEADLINE = 1.0
 """Seconds from receipt after which a request without a deadline is sorted as if it were due."""
-URGENT_MEMORY = 1.0
-"""Seconds after an urgent request in which nothing is unrolled: such a call cannot be interrupted."""
 NEARLY_ONE = 1.0 - 1e-6
 """Flow time at which a schedule with fewer steps has ended; the sum of its deltas is rounded."""
 
@@ -93,7 +89,7 @@ class Budget:
         if not job.steps_reduced:
             schedule, step = self.model.schedule, k % len(self.model.schedule)
             return -schedule[-1 - step][1] if job.passes_left == 1 else schedule[step][1]
-        assert job.due is not None
-        fit = int((job.due - now - REPLY_MARGIN) / max(self.model.costs.p90("step", rows), 1e-9))
+        assert job.target is not None
+        fit = int((job.target - now - REPLY_MARGIN) / max(self.model.costs.p90("step", rows), 1e-9))
         steps = min(max(1, fit), self.steps_left(job))
         return float(np.float32(1.0 - job.f) / np.float32(steps))

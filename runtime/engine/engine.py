@@ -16,7 +16,6 @@ One thread owns an engine. The engine has no locks and no sockets, and takes tim
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Sequence
 
@@ -25,14 +24,15 @@ from numpy.typing import NDArray
 
 from rql_deploy.seeding import FlowNoise
 
-from .budget import REPLY_MARGIN, UNROLLED_ROWS, URGENT_MEMORY, Budget
+from .budget import REPLY_MARGIN, UNROLLED_ROWS, Budget
+from .crowd import Crowd
 from .model import MAX_STEP_ROWS, Model
 from .refinement import refine_jobs
 from .request import FINAL, Array, Done, Event, Expired, Job, Preview, decision
 from .shares import Client, FairShare
 from .slice_queue import SliceQueue
 from .slices import Slices, job_in_slices
-from .unrolled import run_unrolled, stack, unrollable
+from .unrolled import run_unrolled, stack
 from .waiting import WaitingJobs
 
 
@@ -60,7 +60,7 @@ class Engine:
         self._waiting = WaitingJobs(self._shares)
         self._sliced = SliceQueue(self._shares, clock)
         self._jobs: list[Job] = []
-        self._urgent_until = -math.inf
+        self._crowd = Crowd(model, self._waiting, max_rows)
         self._budget = Budget(model)
         self._deltas = tuple(delta for _, delta in model.schedule)
         # Rows of `_jobs`: job 0's rows come first, then job 1's, and so on.
@@ -98,7 +98,7 @@ class Engine:
         now = self._clock()
         worked: list[Job] = []
         waiting = self._waiting.jobs
-        if waiting and self._use_unrolled and not self._jobs and (jobs := self._unrollable(now)):
+        if waiting and self._use_unrolled and not self._jobs and (jobs := self._crowd.for_one_call(now)):
             worked = jobs
             events = self._run_unrolled(jobs, now)
         else:
@@ -131,16 +131,6 @@ class Engine:
 
     # All steps in one call.
 
-    def _unrollable(self, now: float) -> list[Job]:
-        """Waiting jobs for one unrolled call; none if one of them needs single steps or lacks the time."""
-        several = len(self._waiting.jobs) > 1
-        if several:
-            self._waiting.sort()
-        jobs, urgent = unrollable(self.model.costs, self._waiting.jobs, now, self.model.sees)
-        if urgent:
-            self._urgent_until = now + URGENT_MEMORY
-        return [] if several and now < self._urgent_until else jobs
-
     def _run_unrolled(self, jobs: list[Job], now: float) -> list[Event]:
         self._waiting.remove(jobs)
         self.steps += len(self._deltas)
@@ -150,10 +140,13 @@ class Engine:
     # Jobs join the batch.
 
     def _admit(self, now: float, events: list[Event]) -> None:
+        may_join = self._crowd.may_join(self._jobs, len(self._x))
         joining, expired = self._waiting.take(
-            self._jobs, len(self._x), self._max_rows, now, self._budget.shortest()
+            self._jobs, len(self._x), self._max_rows, now, self._budget.shortest(), may_join
         )
         events += expired
+        for job in joining:
+            job.target = self._crowd.target(job, self._jobs)
         if joining:
             self._join(joining, now)
 
@@ -176,7 +169,7 @@ class Engine:
 
     def _fit_deadlines(self, now: float, events: list[Event]) -> None:
         """Drop from each job what does not fit its deadline; end jobs without time for another step."""
-        if all(job.due is None for job in self._jobs):
+        if all(job.target is None for job in self._jobs):
             return
         ended = []
         kept = np.ones(len(self._x), bool)
@@ -184,8 +177,8 @@ class Engine:
         start = 0
         for job in self._jobs:
             rows = len(job.active)
-            if job.due is not None and job.deltas is None:
-                left = job.due - now - REPLY_MARGIN
+            if job.target is not None and job.deltas is None:
+                left = job.target - now - REPLY_MARGIN
                 if (
                     not job.needs_value
                     and not job.steps_reduced
@@ -226,7 +219,7 @@ class Engine:
         """The jobs of this step and their rows; rows is None when the step takes all of them."""
         together = self.model.costs.p90("step", len(self._x))
         urgent = [
-            job for job in self._jobs if job.due is not None and job.due - now - REPLY_MARGIN < together
+            job for job in self._jobs if job.target is not None and job.target - now - REPLY_MARGIN < together
         ]
         chosen = urgent or self._jobs
         if len(self._x) > self._max_rows:

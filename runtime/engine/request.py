@@ -100,6 +100,8 @@ class Job(Struct, eq=False):
     """Of the flow: an inversion goes forth, back and forth again."""
     passes_left: int = 0
     """Passes after this one."""
+    target: float | None = None
+    """When the engine wants it done: when it is due, or earlier where many others wait."""
     started: float = 0.0
     needs_value: bool = False
     """Whether V is still to be computed: it was asked for or selects the candidate, and fits the budget."""

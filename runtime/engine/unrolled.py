@@ -2,43 +2,29 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Mapping
 
 import numpy as np
 
 from rql_deploy.seeding import FlowNoise
 
-from .budget import REPLY_MARGIN, UNROLLED_ROWS, URGENT
-from .latency import CostModel
+from .budget import UNROLLED_ROWS
 from .model import Model
 from .request import Array, Done, Event, Job, StepChunks, StepScores
 
 
 def unrollable(
-    costs: CostModel, waiting: Iterable[Job], now: float, sees: bool = False
-) -> tuple[list[Job], bool]:
-    """Jobs for one unrolled call, in their order, and whether one is urgent.
-
-    None if one that waits needs single steps, or if the time is too short for the call.
-    """
-    jobs, rows, value_rows, due = [], 0, 0, math.inf
+    waiting: Iterable[Job],
+) -> list[Job]:
+    """Jobs for one unrolled call, in their order; none if one that waits needs single steps."""
+    jobs, rows = [], 0
     for job in waiting:
         if job.stepwise:
-            return [], False
+            return []
         if rows + job.candidates <= UNROLLED_ROWS:
             jobs.append(job)
             rows += job.candidates
-            if job.scored:
-                value_rows += job.candidates
-            if job.due is not None and job.due < due:
-                due = job.due
-    needed = costs.p90("unrolled", rows) + (costs.p90("value", value_rows) if value_rows else 0.0)
-    if sees:
-        needed += costs.p90("encode", len(jobs))
-    left = due - now - REPLY_MARGIN
-    urgent = left < URGENT * costs.p90("unrolled", UNROLLED_ROWS)
-    return ([] if left < needed else jobs), urgent
+    return jobs
 
 
 def run_unrolled(

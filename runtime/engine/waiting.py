@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 from .budget import BEST_EFFORT_DEADLINE
 from .request import Expired, Job
@@ -50,15 +50,23 @@ class WaitingJobs:
         if len(jobs) == 1:
             self.jobs.remove(jobs[0])
         else:
-            self.jobs = deque(job for job in self.jobs if job not in jobs)
+            gone = set(map(id, jobs))
+            self.jobs = deque(job for job in self.jobs if id(job) not in gone)
 
     def take(
-        self, batch: Sequence[Job], rows: int, most: int, now: float, shortest: float
+        self,
+        batch: Sequence[Job],
+        rows: int,
+        most: int,
+        now: float,
+        shortest: float,
+        may_join: Callable[[Job], bool],
     ) -> tuple[list[Job], list[Expired]]:
         """Jobs that join a batch of `rows` rows, and those with less than `shortest` seconds left.
 
         Jobs join while the batch has at most `most` rows. A client that has none in it still joins, up to
-        twice as many rows: then steps take turns, and nobody waits for the jobs of others to end.
+        twice as many rows: then steps take turns, and nobody waits for the jobs of others to end. Those that
+        `may_join` says no to go on waiting.
         """
         room = most - rows
         present: set[Client] = set()
@@ -72,6 +80,9 @@ class WaitingJobs:
         for job in self.jobs:
             if job.due is not None and job.due - now < shortest:
                 expired.append(Expired(job, now - job.received))
+                continue
+            if not may_join(job):
+                waiting.append(job)
                 continue
             full = full or (job.candidates > room and bool(batch or joining))
             if full and (job.client in present or job.candidates > room + most):

@@ -9,7 +9,6 @@ queues, or are clients of `INTERNAL`.
 from __future__ import annotations
 
 import gc
-import math
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -33,18 +32,16 @@ from rql_deploy.runtime.wire.protocol import Head, Payload
 from . import requests
 from .auth import ServerKeys
 from .connections import MAX_BUFFERED, Connections
+from .inbox import Inbox
 from .jpeg import JpegDecoder
 from .listen import cannot_listen, check_bind, configure
 from .metrics import Metrics
-from .quota import MAX_RATE, Quota, key_of, sender
+from .quota import MAX_RATE, Quota, key_of
 from .registry import ModelRegistry
 from .replies import NO_ECHO, Echo, ReplyContext, ServerState, answer, computed, outcome
 
 INTERNAL = "inproc://policy"
 """Endpoint for threads of the server's process, in the server's ZeroMQ context."""
-MAX_RECEIVED_PER_STEP = 64
-MAX_RECEIVING = 1e-3
-"""Seconds of reading requests between two refinement steps; then the next step of those that wait is due."""
 HOUSEKEEPING = 0.25
 """Seconds between checks for models that are ready to be swapped in, and updates of counts."""
 DRAIN_LIMIT = 10.0
@@ -92,10 +89,11 @@ class PolicyServer:
         self._jpeg = JpegDecoder(self.context, INTERNAL)
         self._socket = self.context.socket(zmq.ROUTER)
         served = [slot.model for slot in self._registry.by_name.values()]
-        self._large = max(map(requests.observation_bytes, served)) >= protocol.ZERO_COPY_BYTES
+        large = max(map(requests.observation_bytes, served)) >= protocol.ZERO_COPY_BYTES
         # ZeroMQ ends the connection of a client that sends more, before it allocates memory for it.
         self._max_bytes = requests.largest_message(served)
         configure(self._socket, self._max_bytes)
+        self._inbox = Inbox(self._socket, keys=keys is not None, large=large)
         if keys is not None:
             keys.protect(self.context, self._socket)
         try:
@@ -152,14 +150,17 @@ class PolicyServer:
         notice, expiry = now + DRAIN_NOTICE, now + DRAIN_LIMIT
         # Requests from here on are rejected with `draining`, so clients learn of it before the socket closes.
         while now < expiry and (
-            now < notice or self._quota.in_flight or protocol.ready(self._socket, protocol.READABLE)
+            now < notice
+            or self._quota.in_flight
+            or self._inbox
+            or protocol.ready(self._socket, protocol.READABLE)
         ):
             self._poll_once()
             now = time.monotonic()
 
     def _poll_once(self) -> None:
         engine = self._registry.next_busy()
-        self._receive(wait=engine is None and not self._busy_poll)
+        self._receive(busy=engine is not None)
         while self._jpeg.ready:
             job, slot, refusal = self._jpeg.ready.popleft()
             if refusal is None:
@@ -191,33 +192,12 @@ class PolicyServer:
             if self.on_swap is not None:
                 self.on_swap(name, model.contract)
 
-    def _receive(self, wait: bool) -> None:
-        """Receive all messages that have arrived, so that their budgets start to run; `wait` for one if idle.
-
-        It asks before it reads: the exception for nothing to read costs more than the question.
-        """
-        expiry = math.inf
-        for _ in range(MAX_RECEIVED_PER_STEP):
-            if not (wait or protocol.ready(self._socket, protocol.READABLE)):
-                return
-            try:
-                client, frame, whole = self._next_message()
-            except zmq.Again:  # none came within `IDLE_MS`
-                return
-            received = time.monotonic()
-            if frame is not None:
+    def _receive(self, *, busy: bool) -> None:
+        """Read all messages that have arrived, and take in as many as there is time for."""
+        self._inbox.read(wait=not (busy or self._inbox or self._busy_poll))
+        for client, frame, whole, received in self._inbox.take(busy=busy):
+            if self._keys is None or not (key := key_of(client)) or self._keys.allows(key):
                 self._handle(client, frame, whole, received)
-            if received > expiry:
-                return
-            expiry = min(expiry, received + MAX_RECEIVING)
-            wait = False
-
-    def _next_message(self) -> tuple[Client, Any, bool]:
-        """Sender, frame, and whether it was one frame; frame is None when the sender's key was revoked."""
-        identity, frame, whole = protocol.receive_from(self._socket, large=self._large)
-        client = sender(identity, keys=self._keys is not None)
-        allowed = self._keys is None or not (key := key_of(client)) or self._keys.allows(key)
-        return client, frame if allowed else None, whole
 
     def _handle(self, client: Client, frame: Any, whole: bool, received: float) -> None:
         self.requests += 1
@@ -256,6 +236,9 @@ class PolicyServer:
         if self._recorder is None and isinstance(request, headers.Episode):
             raise ProtocolError("bad_request", "this server does not record: start it with --record DIR")
         slot, layout, contract_update = self._registry.find_for_contract(request.bundle, request.contract)
+        if isinstance(request, headers.Act | headers.ActMany) and self._inbox.drops(request.budget, received):
+            self.metrics.deadline_misses += 1
+            return
         fields, named = protocol.request_arrays(head, request, layout)
         model = slot.engine.model
         context = ReplyContext(client.connection, echo, contract_update, model)

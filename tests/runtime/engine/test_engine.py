@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from rql_deploy.bundle.bundle import Bundle
-from rql_deploy.runtime.engine.budget import REPLY_MARGIN, URGENT_MEMORY
+from rql_deploy.runtime.engine.budget import REPLY_MARGIN
+from rql_deploy.runtime.engine.crowd import URGENT_MEMORY
 from rql_deploy.runtime.engine.engine import Engine
 from rql_deploy.runtime.engine.latency import CostModel
 from rql_deploy.runtime.engine.model import Model

@@ -20,8 +20,7 @@ from rql_deploy.runtime.client import RemotePolicy, ServerError
 from rql_deploy.runtime.client.channel import Channel
 from rql_deploy.runtime.engine.model import Model
 from rql_deploy.runtime.engine.shares import Client
-from rql_deploy.runtime.server import quota
-from rql_deploy.runtime.server import server as servers
+from rql_deploy.runtime.server import inbox, quota
 from rql_deploy.runtime.server.quota import Quota
 from rql_deploy.runtime.server.server import INTERNAL, PolicyServer
 from rql_deploy.runtime.wire.arrays import Layout
@@ -80,8 +79,8 @@ def client(connection: str, peer: str = "10.0.0.1") -> Client:
 
 
 def test_a_client_has_at_most_its_share_under_way(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(servers, "MAX_RECEIVED_PER_STEP", 1000)
-    monkeypatch.setattr(servers, "MAX_RECEIVING", 60.0)
+    for limit in ("MAX_READING", "MAX_TAKING", "MAX_DROPPING"):
+        monkeypatch.setattr(inbox, limit, 60.0)
     found = answers({"greedy": quota.MAX_IN_FLIGHT + 36, "modest": 3})
     refused = (
         f"busy: {quota.MAX_IN_FLIGHT} requests of this connection are under way already: wait for replies"

@@ -234,8 +234,8 @@ def test_a_request_whose_budget_is_spent_in_the_queue_is_not_computed(bundle: Pa
         process.send_signal(signal.SIGSTOP)
         for _ in range(20):
             socket.send(ask(1, candidates=256, value=True))
-        socket.send(ask(2, budget=1e-4))
         socket.send(ask(3, budget=60.0))
+        socket.send(ask(2, budget=1e-4))
         time.sleep(0.2)
         process.send_signal(signal.SIGCONT)
         replies = [

@@ -177,7 +177,8 @@ def open_stores(
 
     Raises UserError naming what differs between their plants.
     """
-    own = options_of_each(options or ReadOptions(), [_inputs(Path(name)) for name in names])
+    inputs = [_inputs(Path(name)) for name in names] if len(names) > 1 else [None]
+    own = options_of_each(options or ReadOptions(), inputs)
     stores = [
         stated.of_one(
             open_store(name, reward=reward, relabel=relabel, shard_updates=shard_updates, options=mine)
