@@ -25,9 +25,9 @@ from rql_deploy.train.engines.engine import (
     GraphEngine,
     StepEngine,
     compiled,
-    set_precision,
 )
 from rql_deploy.train.engines.pipeline import CudaStreams, OneStream, Pipeline
+from rql_deploy.train.engines.precision import set_precision
 from rql_deploy.train.engines.several import SharedRows, stacked_agents
 from rql_deploy.train.hyperparameters import RQLConfig
 
@@ -98,7 +98,7 @@ def make_group(
         mode = None if variant.mode == "default" else variant.mode
         streams = CudaStreams() if variant.streams > 1 else OneStream()
         pipeline = Pipeline(agent, draw, streams, functools.partial(compiled, device="cuda", mode=mode))
-        engine = GraphEngine(agent, pipeline, CudaCapture(generator))
+        engine = GraphEngine(agent, pipeline, CudaCapture([generator]))
     return Group(config, tuple(tasks), tuple(seeds), data, engine, agent, generator)
 
 

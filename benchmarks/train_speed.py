@@ -34,6 +34,7 @@ from rql_deploy.train.data.sampler import WindowSampler
 from rql_deploy.train.data.store import TransitionStore
 from rql_deploy.train.engines.choice import EngineChoice, flop_per_update
 from rql_deploy.train.engines.engine import Engine, make_engine
+from rql_deploy.train.engines.precision import product_precision, set_precision
 from rql_deploy.train.hyperparameters import RQLConfig
 from rql_deploy.train.rql import RQL, reverse
 
@@ -71,7 +72,7 @@ class Contender:
         self.sampler = WindowSampler(store, config.h, generator=self.generator, device=choice.device)
         self.agent = RQL(config, OBSERVATION, ACTION, first, choice.device)
         start = time.perf_counter()
-        self.engine: Engine = make_engine(choice, self.agent, self.draw, generator=self.generator)
+        self.engine: Engine = make_engine(choice, self.agent, self.draw, generators=[self.generator])
         self.engine.run(2 * self.engine.block + 3)
         self.synchronise()
         self.start_up = time.perf_counter() - start
@@ -221,17 +222,18 @@ def measure(size: str, arguments: argparse.Namespace) -> dict[str, object]:
     for _ in range(arguments.rounds):
         for contender in contenders:
             # Precision is a property of the process as well as of the agent.
-            torch.set_float32_matmul_precision("high" if contender.choice.precision == "tf32" else "highest")
+            set_precision(contender.agent, contender.choice.precision)
             rates[str(contender.choice)].append(contender.rate(arguments.seconds))
         for precision in limits:
-            torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
+            on_gpu = arguments.device == "cuda"
+            torch.set_float32_matmul_precision(product_precision(precision, on_gpu=on_gpu))
             dtype = torch.bfloat16 if precision == "bf16" else torch.float32
             torch.set_num_threads(arguments.threads)
             limits[precision].append(
                 product_rate(size, arguments.device, dtype, arguments.seconds / 4) / flop
             )
             torch.set_num_threads(1)
-        torch.set_float32_matmul_precision("highest")
+        set_precision(contenders[0].agent, contenders[0].choice.precision)
         phases.extend(contenders[0].phases() for _ in range(3))
         if official is not None:
             authors.append(official.rate(arguments.seconds))

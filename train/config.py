@@ -99,9 +99,9 @@ class TrainConfig(Record, frozen=True):
             raise UserError(f"train.new_share is {self.new_share}, it must lie in [0, 1]")
         self.online.check()
         c = self.rql
-        for name in ("h", "F"):
-            if getattr(c, name) < 1:
-                raise UserError(f"rql.{name} is {getattr(c, name)}, it must be at least 1")
+        for name, low in (("h", 1), ("F", 1), ("policy_value_ramp", 0)):
+            if getattr(c, name) < low:
+                raise UserError(f"rql.{name} is {getattr(c, name)}, it must be at least {low}")
         if c.K < 2:
             raise UserError(
                 f"rql.K is {c.K}, it must be at least 2: the spread of one value network is undefined"

@@ -36,6 +36,9 @@ class RQLConfig(Record, frozen=True):
     """Weight of the behaviour-cloning term."""
     policy_value_weight: Finite = 1.0
     """Weight of the policy's value term. 1 is RQL; 0 is behaviour cloning, with V learned of the clone."""
+    policy_value_ramp: int = 0
+    """Updates over which that weight rises from 0, while V settles; 0, the paper's, is the whole weight from
+    the first one on. Updates of a run that this one started from count."""
     tau: Finite = 0.005
     """Rate of the target value's average."""
     ema: Finite = 0.999

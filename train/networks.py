@@ -111,6 +111,12 @@ def stack(networks: Sequence[Network]) -> Network:
     return stacked
 
 
+def view_run(network: Network, stacked: Network, run: int) -> None:
+    """Let the parameters of `network` be views of run number `run` of `stacked`."""
+    for mine, all_runs in zip(network.parameters(), stacked.parameters(), strict=True):
+        mine.data = all_runs.data[run].view_as(mine)
+
+
 def unstack(network: Network, run: int) -> Network:
     """Run number `run` of a stacked network, as a network of its own."""
     single = copy.deepcopy(network)

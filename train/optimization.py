@@ -9,6 +9,9 @@ from torch import Tensor, nn
 
 from .hyperparameters import RQLConfig
 
+AVERAGES = ("exp_avg", "exp_avg_sq")
+"""Of Adam, for each parameter."""
+
 
 def make_optimizer(parameters: list[Tensor], config: RQLConfig) -> torch.optim.Adam:
     """One Adam for all of `parameters`; on a GPU, its steps can be captured in a CUDA graph."""
@@ -48,6 +51,32 @@ def step_network(
     optimizer.step()
     for parameter, earlier in kept:
         parameter.grad = earlier
+
+
+def ensure_state(optimizer: torch.optim.Adam) -> list[dict[str, Tensor]]:
+    """Adam's state of each parameter, in their order; before the first step it is what that would begin with.
+
+    A step makes its state itself, but it cannot be stacked before it is there.
+    """
+    states = [optimizer.state[parameter] for parameter in optimizer.param_groups[0]["params"]]
+    for state, parameter in zip(states, optimizer.param_groups[0]["params"], strict=True):
+        if not state:
+            state["step"] = torch.zeros((), device=parameter.device)
+            state |= {name: torch.zeros_like(parameter) for name in AVERAGES}
+    return states
+
+
+@torch.no_grad()
+def stack_state(optimizers: Sequence[torch.optim.Adam], together: torch.optim.Adam) -> None:
+    """Give `together` the state of S optimisers after equally many steps; theirs becomes a view of it."""
+    parts = [ensure_state(optimizer) for optimizer in optimizers]
+    for whole, *each in zip(ensure_state(together), *parts, strict=True):
+        whole["step"] = each[0]["step"].clone()
+        for name in AVERAGES:
+            whole[name].copy_(torch.stack([state[name].view_as(whole[name][0]) for state in each]))
+        for run, state in enumerate(each):
+            shape = state[AVERAGES[0]].shape
+            state.update({name: whole[name][run].view(shape) for name in AVERAGES}, step=whole["step"])
 
 
 def gradient_norm(network: nn.Module, *, stacked: bool) -> Tensor:

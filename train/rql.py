@@ -12,7 +12,8 @@ ensemble `V` scores complete and partial actions. One update
 Shapes: B batch, O observation, A action, h chunk length, hA = h * A (time-major), K ensemble members, F flow
 steps. `...` is empty, or one dimension of S runs that are trained side by side (train/engines/several.py),
 each with its own networks, batches and noise. All random numbers are passed in as `Noise`, so an update is a
-function of (parameters, batch, noise) and nothing else. docs/algorithm.md has the formulas.
+function of (parameters, batch, noise), with a ramp of the number of updates too, and nothing else.
+docs/algorithm.md has the formulas.
 """
 
 from __future__ import annotations
@@ -27,8 +28,8 @@ from torch import Tensor
 from . import prefix
 from .batch import Batch, Losses, Noise, cloning_weight, window_masks
 from .hyperparameters import RQLConfig
-from .networks import ValueEnsemble, VectorField, stack, unstack
-from .optimization import gradient_norm, make_optimizer, step_network
+from .networks import ValueEnsemble, VectorField, stack, unstack, view_run
+from .optimization import gradient_norm, make_optimizer, stack_state, step_network
 from .vision.pictures import NO_PICTURES, PictureEncoder, Shapes
 
 
@@ -103,26 +104,33 @@ class RQL:
         self.v_ema = copy.deepcopy(self.v).requires_grad_(False)
         self.V_target = copy.deepcopy(self.V).requires_grad_(False)
         self.optimizer = make_optimizer(self.parameters(), config)
+        self.age = torch.zeros((), device=device)
+        """Updates of v so far, where `policy_value_ramp` counts them: on the device, so that graphs can."""
 
     @classmethod
     def stack(cls, agents: Sequence[RQL]) -> RQL:
-        """S agents of one configuration as one, before their first update, so that they share every launch.
+        """S agents of one configuration, after equally many updates, as one that shares every launch.
 
-        Adam is elementwise, so run i is updated as agent i would be, up to the order of float32 sums.
+        Adam is elementwise, so run i is updated as agent i would be, up to the order of float32 sums. The
+        agents become views: their parameters and Adam's state are what run i's are, after every update.
         """
         if agents[0].v.encoder is not None:
             raise ValueError("runs that see pictures are trained one by one: encoders have no run dimension")
         together = copy.copy(agents[0])
-        together.runs = len(agents)
+        together.runs, together.age = len(agents), agents[0].age.clone()
         for name in NETWORKS:
-            setattr(together, name, stack([getattr(agent, name) for agent in agents]))
+            networks = [getattr(agent, name) for agent in agents]
+            setattr(together, name, stack(networks))
+            for i, network in enumerate(networks):
+                view_run(network, getattr(together, name), i)
         together.optimizer = make_optimizer(together.parameters(), together.config)
+        stack_state([agent.optimizer for agent in agents], together.optimizer)
         return together
 
     def unstack(self, run: int) -> RQL:
         """Run number `run` as an agent of its own, with a fresh optimiser."""
         single = copy.copy(self)
-        single.runs = None
+        single.runs, single.age = None, self.age.clone()
         for name in NETWORKS:
             setattr(single, name, unstack(getattr(self, name), run))
         single.optimizer = make_optimizer(single.parameters(), single.config)
@@ -267,7 +275,14 @@ class RQL:
             "ahead_min": look.amin(-1),
             "ahead_max": look.amax(-1),
         }
-        return c.policy_value_weight * policy_value + c.alpha * bc, figures
+        return self.policy_value_weight() * policy_value + c.alpha * bc, figures
+
+    def policy_value_weight(self) -> float | Tensor:
+        """Weight of the value term in the next update: with a ramp it rises with the updates of v."""
+        c = self.config
+        if not c.policy_value_ramp:
+            return c.policy_value_weight
+        return c.policy_value_weight * torch.clamp(self.age / c.policy_value_ramp, max=1.0)
 
     def gradients(
         self,
@@ -298,6 +313,8 @@ class RQL:
         c = self.config
         if name == "v":
             step_network(self.optimizer, self.v, gradients, self.v_ema, 1.0 - c.ema, others=self.V)
+            if c.policy_value_ramp:
+                self.age.add_(1.0)
         else:
             step_network(self.optimizer, self.V, gradients, self.V_target, c.tau, others=self.v)
 

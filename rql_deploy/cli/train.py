@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+
+from rql_deploy.errors import UserError
 
 from .options import (
     echo_json,
@@ -44,6 +47,12 @@ if TYPE_CHECKING:
     help="Folder of this run: checkpoints, logs, configuration.",
 )
 @run_options
+@click.option(
+    "--seeds",
+    metavar="N,N[,...]",
+    help="Train a run for each of these seeds side by side in this process, in OUTPUT/seed_N: for a GPU, "
+    "which one run does not fill.",
+)
 @click.option("--updates", type=click.IntRange(1), help="Gradient updates in all (same as --set updates=N).")
 @click.option(
     "--engine",
@@ -102,6 +111,7 @@ def command(
     as_json: bool,
     updates: int | None,
     seed: int | None,
+    seeds: str | None,
     engine: str | None,
     precision: str | None,
     evaluate_every: int | None,
@@ -120,8 +130,11 @@ def command(
     the workers).
     """
     from rql_deploy.progress import TerminalProgress
-    from rql_deploy.workflows.train import PeriodicEvaluation, is_leader, train
+    from rql_deploy.workflows.train import PeriodicEvaluation, TrainOptions, is_leader, train
+    from rql_deploy.workflows.train_seeds import train_seeds
 
+    if seeds is not None and seed is not None:
+        raise UserError("--seed is of one run and --seeds are of several: pass only one of them")
     given = {
         "updates": updates,
         "seed": seed,
@@ -135,9 +148,7 @@ def command(
     evaluation = None
     if task is not None:
         evaluation = PeriodicEvaluation(task, evaluate_episodes, evaluate_workers, settings)
-    result = train(
-        datasets,
-        output,
+    options = TrainOptions(
         preset=preset,
         overrides=(*overrides, *extra),
         resume=resume,
@@ -151,8 +162,28 @@ def command(
         cameras=cameras,
         progress=TerminalProgress(),
     )
-    if not is_leader():
-        return
+    if seeds is not None:
+        results = train_seeds(datasets, output, _read_seeds(seeds), **options)
+        _echo_several(results, as_json, output)
+        result = next(iter(results.values()))
+    else:
+        result = train(datasets, output, **options)
+        if not is_leader():
+            return
+        _echo_one(result, as_json, output)
+    if not result.finished:
+        # The next command of a script must not start with fewer updates than it asked for.
+        click.get_current_context().exit(130)
+
+
+def _read_seeds(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(word) for word in text.split(","))
+    except ValueError:
+        raise UserError(f"--seeds takes whole numbers such as 0,1,2, not '{text}'") from None
+
+
+def _echo_one(result: TrainResult, as_json: bool, output: Path) -> None:
     if as_json:
         echo_result(result)
     elif not result.finished:
@@ -168,9 +199,30 @@ def command(
             ("rql-deploy", "export", str(result.best or output), "--output", "bundle"),
             ("tensorboard", "--logdir", str(output / "tensorboard")),
         )
-    if not result.finished:
-        # The next command of a script must not start with fewer updates than it asked for.
-        click.get_current_context().exit(130)
+
+
+def _echo_several(results: Mapping[int, TrainResult], as_json: bool, output: Path) -> None:
+    result = next(iter(results.values()))
+    if as_json:
+        echo_json(
+            {
+                "step": result.step,
+                "finished": result.finished,
+                "seeds": {str(seed): result_to_plain(one) for seed, one in results.items()},
+            }
+        )
+    elif not result.finished:
+        click.echo(f"stopped at update {result.step:,}; nothing is lost: {output}")
+        show_next(_resume_command())
+    else:
+        click.echo(
+            f"{result.step:,} updates of {len(results)} seeds at {result.updates_per_second:.1f}/s each, "
+            f"runs in {output}"
+        )
+        show_next(
+            ("rql-deploy", "export", str(output / f"seed_{next(iter(results))}"), "--output", "bundle"),
+            ("tensorboard", "--logdir", str(output)),
+        )
 
 
 def _resume_command() -> list[str]:
@@ -182,13 +234,16 @@ def _resume_command() -> list[str]:
 
 def echo_result(result: TrainResult) -> None:
     """A training run's result as JSON."""
-    echo_json(
-        {
-            "checkpoint": str(result.checkpoint),
-            "best": str(result.best) if result.best else None,
-            "step": result.step,
-            "finished": result.finished,
-            "updates_per_second": result.updates_per_second,
-            "losses": dict(result.losses),
-        }
-    )
+    echo_json(result_to_plain(result))
+
+
+def result_to_plain(result: TrainResult) -> dict[str, Any]:
+    """A training run's result as JSON data."""
+    return {
+        "checkpoint": str(result.checkpoint),
+        "best": str(result.best) if result.best else None,
+        "step": result.step,
+        "finished": result.finished,
+        "updates_per_second": result.updates_per_second,
+        "losses": dict(result.losses),
+    }

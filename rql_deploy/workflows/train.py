@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict
 
 import msgspec
 
@@ -14,14 +14,18 @@ from rql_deploy.errors import UserError
 from rql_deploy.progress import NoProgress, Progress
 
 if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
     from rql_deploy.contract import ImageField
     from rql_deploy.train.checkpoints.checkpoint import Checkpoint
     from rql_deploy.train.config import TrainConfig
+    from rql_deploy.train.data.feature_cache import FeatureCache
     from rql_deploy.train.data.shards import ShardedStore
     from rql_deploy.train.data.store import TransitionStore
-    from rql_deploy.train.engines.data_parallel import DataParallel
     from rql_deploy.train.trainer import TrainResult
     from rql_deploy.workflows.training_evaluator import SimulatedEvaluator
+
+    from .data_names import DataNames
 
 UNFINISHED_RUN = {
     "config.json",
@@ -53,9 +57,103 @@ class PeriodicEvaluation:
     """`robot`, `controller`, `control_rate` and `horizon`, where not the task's own."""
 
 
-def train(
+class TrainOptions(TypedDict, total=False):
+    """What `train` and `train_seeds` take by keyword."""
+
+    preset: str | None
+    """Name of the settings to start from; else those of the run that `initial` or `resume` names, those made
+    for the data's task, or `reference`."""
+    overrides: Sequence[str]
+    """`key=value` words on top of them, such as `rql.alpha=3` or `updates=5000`."""
+    resume: bool
+    """Continue from the latest checkpoint in the output."""
+    initial: Path | None
+    """Checkpoint or run whose networks a new run starts from."""
+    rate: float | None
+    """Control rate in Hz, where the data does not say it or says it wrongly."""
+    action_mode: str
+    """`delta` or `absolute`, or `NAME=delta` for single dimensions, separated by commas."""
+    action_bounds: str
+    """A TOML file of `[actions.NAME]` with low and high, `dataset`, or `[LOW,HIGH]`."""
+    evaluation: PeriodicEvaluation | None
+    mapping: Sequence[str]
+    """`WHAT=KEY` words that name keys of the data sets' files, such as `action=actions`."""
+    tasks: Sequence[int]
+    """Only episodes of these language tasks of LeRobotDatasets."""
+    cameras: Sequence[str]
+    """Cameras that the policy looks through, `NAME[:HEIGHTxWIDTH]`."""
+    progress: Progress | None
+
+
+def train(datasets: Sequence[str | Path], output: Path, **options: Unpack[TrainOptions]) -> TrainResult:
+    """Train an RQL flow policy offline on one data set or several.
+
+    Args:
+        datasets: paths or Minari ids; several are joined.
+        output: the run's folder: checkpoints, logs, configuration.
+        options: see `TrainOptions`.
+
+    SIGINT and SIGTERM let the update under way end and save a checkpoint; the result then is not `finished`.
+    Under torchrun every worker calls this, and results are equal. Raises UserError for settings, data or
+    folders that will not do.
+    """
+    from rql_deploy.train.engines.choice import choose_device
+    from rql_deploy.train.engines.data_parallel import DataParallel
+    from rql_deploy.train.trainer import Trainer
+
+    output = Path(output)
+    ready = prepare(datasets, (output,), **options)
+    evaluation, config, store = options.get("evaluation"), ready.config, ready.store
+    parallel = DataParallel.from_environment(choose_device(config))
+    leader = parallel is None or parallel.rank == 0
+    evaluator = None
+    if evaluation is not None and leader:
+        evaluator = make_evaluator(evaluation, config.seed, ready.progress, store.plant.images)
+    try:
+        if evaluator is not None:
+            evaluator.require(store.plant)
+        trainer = Trainer(
+            config,
+            store,
+            output,
+            label=f"train {output.name}",
+            resume=options.get("resume", False),
+            initial=ready.source,
+            evaluator=evaluator,
+            parallel=parallel,
+            features=ready.features,
+            progress=ready.progress,
+        )
+        if leader:
+            ready.names.write(output)
+            remarks = [*ready.remarks, *trainer.warnings]
+            introduce(remarks, f"train {output.name}: {trainer.choice}", store, ready.progress)
+        return trainer.train()
+    finally:
+        if evaluator is not None:
+            evaluator.close()
+        if parallel is not None:
+            parallel.close()
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What a run needs: settings, data, and what was found out about them."""
+
+    config: TrainConfig
+    store: TransitionStore | ShardedStore
+    names: DataNames
+    source: Checkpoint | None
+    """What a new run starts from."""
+    features: FeatureCache | None
+    remarks: list[str]
+    """For the user to read, one sentence each."""
+    progress: Progress
+
+
+def prepare(
     datasets: Sequence[str | Path],
-    output: Path,
+    folders: Sequence[Path],
     *,
     preset: str | None = None,
     overrides: Sequence[str] = (),
@@ -69,50 +167,30 @@ def train(
     tasks: Sequence[int] = (),
     cameras: Sequence[str] = (),
     progress: Progress | None = None,
-) -> TrainResult:
-    """Train an RQL flow policy offline on one data set or several.
+) -> Prepared:
+    """Settings and data of the runs in these folders; see `TrainOptions`.
 
-    Args:
-        datasets: paths or Minari ids; several are joined.
-        output: the run's folder: checkpoints, logs, configuration.
-        preset: name of the settings to start from; else those of the run that `initial` or `resume` names,
-            those made for the data's task, or `reference`.
-        overrides: `key=value` words on top of them, such as `rql.alpha=3` or `updates=5000`.
-        resume: continue the run in `output` from its latest checkpoint.
-        initial: checkpoint or run whose networks a new run starts from.
-        rate: control rate in Hz, where the data does not say it or says it wrongly.
-        action_mode: `delta` or `absolute`, or `NAME=delta` for single dimensions, separated by commas.
-        action_bounds: a TOML file of `[actions.NAME]` with low and high, `dataset`, or `[LOW,HIGH]`.
-        mapping: `WHAT=KEY` words that name keys of the data sets' files, such as `action=actions`.
-        tasks: only episodes of these language tasks of LeRobotDatasets.
-        cameras: cameras that the policy looks through, `NAME[:HEIGHTxWIDTH]`.
-
-    SIGINT and SIGTERM let the update under way end and save a checkpoint; the result then is not `finished`.
-    Under torchrun every worker calls this, and results are equal. Raises UserError for settings, data or
-    folders that will not do.
+    Raises UserError for settings, data or folders that will not do.
     """
     from rql_deploy.train.checkpoints.checkpoint import load_checkpoint
     from rql_deploy.train.config import load_config
     from rql_deploy.train.data.feature_cache import FeatureCache, feature_folder
     from rql_deploy.train.data.shards import with_settings
-    from rql_deploy.train.engines.choice import choose_device
-    from rql_deploy.train.engines.data_parallel import DataParallel
-    from rql_deploy.train.trainer import Trainer
 
     from .backbone import open_backbones
     from .data_names import DataNames
     from .presets import GENERAL_PRESET, preset_of
 
-    output, progress, chosen = Path(output), progress or NoProgress(), ""
+    progress, remarks = progress or NoProgress(), []
     source = load_checkpoint(initial) if initial is not None else None
     earlier = source
-    if preset is None and resume and (output / "latest").is_file():
-        earlier = load_checkpoint(output)
+    if preset is None and resume and (folders[0] / "latest").is_file():
+        earlier = load_checkpoint(folders[0])
     config = settings_of(earlier, preset, overrides)
     if initial is not None and resume:
         raise UserError("--init-from starts a new run and --resume continues one: pass only one of them")
-    if resume and (output / "played").is_dir():
-        raise UserError(f"{output} is a run of `rql-deploy finetune`: resume it with that command")
+    if resume and (folders[0] / "played").is_dir():
+        raise UserError(f"{folders[0]} is a run of `rql-deploy finetune`: resume it with that command")
     if config.evaluate_every and evaluation is None:
         raise UserError(
             "train.evaluate_every is set, but not the task to play: pass --evaluate TASK, "
@@ -122,55 +200,26 @@ def train(
         raise UserError("--evaluate needs to know how often: pass --evaluate-every N too")
     if is_leader():
         # Under torchrun the other workers may find the leader's files there.
-        require_usable(output, resume)
+        for folder in folders:
+            require_usable(folder, resume)
     # Only OGBench's files lack rewards, and their names say the task.
     named = preset_of(f"ogbench:{Path(datasets[0]).name.removesuffix('.npz')}") if preset is None else None
     relabel = config.relabel or (load_config(named).relabel if named else "")
     names = DataNames.of(datasets, rate, action_mode, action_bounds, mapping, tasks, cameras)
     store = names.open(relabel, progress if is_leader() else None)
     if preset is None and earlier is not None:
-        chosen = f"settings of {earlier.path}; --preset takes others"
+        remarks.append(f"settings of {earlier.path}; --preset takes others")
     elif preset is None:
         learns_to_see = bool(store.plant.images) and not config.backbone
         preset = preset_of(store.plant.task, pictures=learns_to_see) or GENERAL_PRESET
         config = load_config(preset, tuple(overrides))
-        chosen = f"preset {preset}, {_why(preset, store.plant.task)}; --preset takes another"
+        remarks.append(f"preset {preset}, {_why(preset, store.plant.task)}; --preset takes another")
     store = with_settings(store, config.reward, config.shard_updates)
     features = None
     if config.backbone:
-        opened = open_backbones(config.backbone, store.plant, output)
+        opened = open_backbones(config.backbone, store.plant, folders[0])
         features = FeatureCache(feature_folder(), opened, progress)
-    parallel = DataParallel.from_environment(choose_device(config))
-    leader = parallel is None or parallel.rank == 0
-    evaluator = None
-    if evaluation is not None and leader:
-        evaluator = make_evaluator(evaluation, config.seed, progress, store.plant.images)
-    try:
-        if evaluator is not None:
-            evaluator.require(store.plant)
-        trainer = Trainer(
-            config,
-            store,
-            output,
-            label=f"train {output.name}",
-            resume=resume,
-            initial=source,
-            evaluator=evaluator,
-            parallel=parallel,
-            features=features,
-            progress=progress,
-        )
-        if leader:
-            names.write(output)
-            introduce(
-                [*([chosen] if chosen else []), *trainer.warnings],
-                f"train {output.name}: {trainer.choice}",
-                store,
-                progress,
-            )
-        return trainer.train()
-    finally:
-        _close(evaluator, parallel)
+    return Prepared(config, store, names, source, features, remarks, progress)
 
 
 def settings_of(earlier: Checkpoint | None, preset: str | None, overrides: Sequence[str]) -> TrainConfig:
@@ -227,10 +276,3 @@ def introduce(
     for remark in remarks:
         progress.note(f"note: {remark}")
     progress.note(f"{title}, {store.episodes:,} episodes, {len(store):,} rows")
-
-
-def _close(evaluator: SimulatedEvaluator | None, parallel: DataParallel | None) -> None:
-    if evaluator is not None:
-        evaluator.close()
-    if parallel is not None:
-        parallel.close()

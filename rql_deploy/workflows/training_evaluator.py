@@ -98,6 +98,7 @@ class SimulatedEvaluator:
                         sum(score.lengths) / len(score.lengths),
                         values.get("bias"),
                         values.get("rank_correlation"),
+                        values.get("bias_endless"),
                     )
                 )
                 del self._running[step]

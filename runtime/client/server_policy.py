@@ -6,6 +6,7 @@ import time
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from typing import Any
 
+from rql_deploy.batches import BatchResolved
 from rql_deploy.contract import Contract, PlantDescription
 from rql_deploy.errors import ContractError, DeadlineMissed
 from rql_deploy.policy import Decision, ResolvedOptions
@@ -81,12 +82,12 @@ class ServerPolicy:
         options: ResolvedOptions,
         seeds: Sequence[int] | None,
     ) -> list[Decision]:
-        """See `RemotePolicy.act_many`."""
+        """See `RemotePolicy.act_many`; `options` are `BatchResolved`."""
         start = time.monotonic()
+        assert isinstance(options, BatchResolved)
 
         def ask(session: Session, budget: float) -> Asked[headers.ActManyReply]:
-            packed = session.pack_batch(observations, rows)
-            return session.act_many_request(self._bundle, budget, options, seeds), packed
+            return session.act_many_request(self._bundle, budget, options, seeds, observations, rows)
 
         session, reply, out = await self._answered(ask, start, options)
         decisions = session.decisions(reply, out, start, rows)

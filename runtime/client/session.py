@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rql_deploy.assumptions import replacement_conflicts
+from rql_deploy.batches import BatchResolved
 from rql_deploy.contract import Contract, PlantDescription, shortened
 from rql_deploy.errors import ContractError, UserError
 from rql_deploy.flow import flow_schedule
@@ -145,10 +146,20 @@ class Session:
         return self._layout.pack(observations, rows)
 
     def act_many_request(
-        self, bundle: str | None, budget: float, options: ResolvedOptions, seeds: Sequence[int] | None
-    ) -> ActMany:
-        """An `act_many` request; entries with their default value are not sent."""
-        return ActMany(
+        self,
+        bundle: str | None,
+        budget: float,
+        options: BatchResolved,
+        seeds: Sequence[int] | None,
+        observations: Mapping[str, Any],
+        rows: int,
+    ) -> tuple[ActMany, Packed]:
+        """An `act_many` request and its arrays; entries with their default value are not sent.
+
+        Raises ContractError for observations or prefixes that do not fit.
+        """
+        packed = self.pack_batch(observations, rows)
+        request = ActMany(
             bundle=bundle,
             contract=self.contract_id,
             budget=min(budget, MAX_BUDGET),
@@ -158,6 +169,13 @@ class Session:
             prune=list(options.prune) or None,
             pessimism=options.pessimism or None,
         )
+        each = [read_prefix(options.of_row(row, None), self.contract) for row in range(rows)]
+        if actions := [prefix.actions for prefix in each if prefix is not None]:
+            packed = packed._replace(named={**packed.named, "prefix": np.concatenate(actions)})
+            request.lengths = [0 if prefix is None else len(prefix.actions) for prefix in each]
+            request.committed = [0 if prefix is None else prefix.committed for prefix in each]
+            request.continuation = options.continuation
+        return request, packed
 
     def act_request(
         self,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -71,7 +70,7 @@ class OnnxPolicy:
         fields = self._read(observations, rows)
         jobs = []
         for row in range(rows):
-            one = replace(asked, seed=None if seeds is None else seeds[row])
+            one = asked.of_row(row, None if seeds is None else seeds[row])
             jobs.append(self._job({name: values[row] for name, values in fields.items()}, start, one, row))
         made = {event.job.reply_context: event for event in self._run(*jobs)}
         return [self._decision(made[row], start) for row in range(rows)]  # type: ignore[arg-type]

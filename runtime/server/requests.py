@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 
 from rql_deploy.batches import MAX_BATCH, MAX_BATCH_CHUNKS
 from rql_deploy.errors import UserError
-from rql_deploy.policy import MAX_CANDIDATES, ResolvedOptions
-from rql_deploy.prefix import read_prefix
+from rql_deploy.policy import MAX_CANDIDATES, Continuation, ResolvedOptions
+from rql_deploy.prefix import Prefix, read_prefix
 from rql_deploy.runtime.engine.budget import UNROLLED_ROWS
 from rql_deploy.runtime.engine.model import MAX_STEP_ROWS, Model
 from rql_deploy.runtime.engine.request import EpisodePart, Job, Task
@@ -70,13 +70,7 @@ def read_job(
     deltas: tuple[float, ...] | None = None
     if request.prune is not None:
         prune = _check_prune(request.prune, candidates, model.contract.F)
-    try:
-        asked = ResolvedOptions(
-            prefix=named.get("prefix"), committed=request.committed, continuation=request.continuation
-        )
-        prefix = read_prefix(asked, model.contract)
-    except (UserError, TypeError) as error:
-        raise ProtocolError("bad_request", str(error)) from error
+    prefix = _read_prefix(named.get("prefix"), request.committed, request.continuation, model)
     if request.deltas is not None:
         deltas = _check_deltas(request.deltas, back=prefix is not None and prefix.method == "inversion")
     return Job(
@@ -121,6 +115,7 @@ def read_jobs(
     if request.seeds is not None and len(request.seeds) != rows:
         raise ProtocolError("bad_request", f"{len(request.seeds)} seeds came with {rows} observations")
     prune = () if request.prune is None else _check_prune(request.prune, candidates, model.contract.F)
+    prefixes = _read_prefixes(request, named, rows, model)
     together = MAX_STEP_ROWS // candidates if candidates <= UNROLLED_ROWS else 1
     waves = math.ceil(rows / together)
     batch = Batch(rows, budget or 0.0)
@@ -135,9 +130,41 @@ def read_jobs(
             value=bool(request.value),
             prune=prune,
             pessimism=request.pessimism or 0.0,
+            continuation=model.continuation(prefixes[row]),
             client=client,
         )
         for row in range(rows)
+    ]
+
+
+def _read_prefix(
+    actions: Any, committed: int | None, continuation: Continuation | None, model: Model
+) -> Prefix | None:
+    """What a chunk continues, if anything. Raises ProtocolError."""
+    asked = ResolvedOptions(prefix=actions, committed=committed, continuation=continuation)
+    try:
+        return read_prefix(asked, model.contract)
+    except (UserError, TypeError) as error:
+        raise ProtocolError("bad_request", str(error)) from error
+
+
+def _read_prefixes(
+    request: headers.ActMany, named: Arrays, rows: int, model: Model
+) -> Sequence[Prefix | None]:
+    """What each observation's chunk continues. Raises ProtocolError."""
+    if "prefix" not in named:
+        return [None] * rows
+    actions, lengths = named["prefix"], request.lengths or ()
+    committed = request.committed or lengths
+    if len(lengths) != rows or len(committed) != rows or sum(lengths) != len(actions):
+        raise ProtocolError(
+            "bad_request",
+            f"lengths and committed are to divide the {len(actions)} actions of prefix by {rows}",
+        )
+    ends = list(itertools.accumulate(lengths))
+    return [
+        _read_prefix(actions[end - length : end], count, request.continuation, model)
+        for end, length, count in zip(ends, lengths, committed, strict=True)
     ]
 
 

@@ -261,8 +261,10 @@ class Act(ObservationRequest[ActReply], kw_only=True):
 
 
 class ActMany(ObservationRequest[ActManyReply], kw_only=True):
-    """Ask for an action chunk for each of several observations. Block: `rows` observations."""
+    """Ask for an action chunk for each of several observations. Block: `rows` observations; array `prefix`
+    `[N, A]`: what plays now, of one observation after the other."""
 
+    named: ClassVar[tuple[str, ...]] = ("prefix",)
     operation: ClassVar[str] = "act_many"
     rows: BatchRows | None = None
     """1 if None."""
@@ -276,6 +278,12 @@ class ActMany(ObservationRequest[ActManyReply], kw_only=True):
     prune: list[tuple[int, int]] | None = None
     """As in `act`."""
     pessimism: Pessimism | None = None
+    """As in `act`."""
+    lengths: list[Count] | None = None
+    """Actions of `prefix` that each observation has; N in all."""
+    committed: list[Count] | None = None
+    """Of each observation's, how many play whatever is decided; all of them if None."""
+    continuation: Continuation | None = None
     """As in `act`."""
 
 

@@ -30,17 +30,20 @@ options = ["--horizon", "8"]
 """
 
 
-def training_jobs(folder: Path, dataset: Path, *, seeds: list[int], updates: int) -> list[Job]:
+def training_jobs(
+    folder: Path, dataset: Path, *, seeds: list[int], updates: int, together: bool = False
+) -> list[Job]:
     """The training jobs of a sweep over a data set that is there."""
     file = folder / "sweep.toml"
-    file.write_text(SWEEP.format(seeds=seeds, updates=updates, data=f'dataset = "{dataset}"'))
+    text = SWEEP.format(seeds=seeds, updates=updates, data=f'dataset = "{dataset}"')
+    file.write_text(f"together = {str(together).lower()}\n{text}")
     plan = make_plan(load_sweep(file), folder, lambda preset, words: {"words": list(words)})
     return [job for job in plan.jobs if job.kind == "train"]
 
 
 def attempt_pid(folder: Path) -> int:
     """The process that works in a job's folder, once it has written a checkpoint."""
-    wait_for((folder / "run" / "latest").exists)
+    wait_for(lambda: any(folder.glob("run/**/latest")))
     return int((folder / LOCK).read_text().split()[0])
 
 

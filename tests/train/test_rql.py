@@ -10,7 +10,7 @@ import torch
 from rql_deploy.train.batch import Batch, draw_noise, window_masks
 from rql_deploy.train.hyperparameters import RQLConfig
 from rql_deploy.train.networks import gelu
-from rql_deploy.train.rql import RQL, integrate, reverse
+from rql_deploy.train.rql import NETWORKS, RQL, integrate, reverse
 from tests.helpers.commands import ROOT
 
 FIXTURE = ROOT / "tests" / "data" / "rql_reference_h3.npz"
@@ -168,6 +168,28 @@ def test_cloning_learns_a_value_but_gets_no_policy_gradient_from_it() -> None:
     (v1, V1), (v2, V2) = gradients
     assert all(torch.equal(a, b) for a, b in zip(v1, v2, strict=True))  # type: ignore[arg-type]
     assert not all(torch.equal(a, b) for a, b in zip(V1, V2, strict=True))  # type: ignore[arg-type]
+
+
+def test_a_ramp_raises_the_value_term_s_weight_from_nothing_to_all_of_it() -> None:
+    def agent_with(**settings: float) -> RQL:
+        return RQL(msgspec.structs.replace(CONFIG, **settings), 5, 2, torch.Generator().manual_seed(0))
+
+    batch, noise = random_batch(), draw_noise(8, 6, 10, torch.Generator().manual_seed(1))
+    ramp, half = agent_with(policy_value_ramp=4), agent_with(policy_value_weight=0.5)
+    weights = []
+    for updates in range(6):
+        weights.append(float(ramp.policy_value_weight()))
+        losses, gradients = ramp.gradients(batch, noise)
+        torch.testing.assert_close(
+            losses.total, weights[-1] * losses.policy_value + losses.bc + losses.value, rtol=1e-5, atol=1e-6
+        )
+        if updates == 2:
+            for name in NETWORKS:
+                getattr(half, name).load_state_dict(getattr(ramp, name).state_dict())
+            for mine, theirs in zip(gradients, half.gradients(batch, noise)[1], strict=True):
+                torch.testing.assert_close(mine, theirs)
+        ramp.apply(gradients)
+    assert weights == [0.0, 0.25, 0.5, 0.75, 1.0, 1.0]
 
 
 def test_gelu_without_autograd_is_the_same_function() -> None:

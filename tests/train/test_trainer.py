@@ -41,6 +41,18 @@ def test_a_resumed_run_ends_with_the_same_bytes_as_one_never_stopped(tmp_path: P
     assert all(torch.equal(whole.parameters[name], parts.parameters[name]) for name in whole.parameters)
 
 
+def test_a_ramp_of_the_value_term_goes_on_where_it_was(tmp_path: Path) -> None:
+    ramp = msgspec.structs.replace(CONFIG.rql, policy_value_ramp=6)
+    config = msgspec.structs.replace(CONFIG, rql=ramp, updates=5)
+    Trainer(config, make_store(), tmp_path / "whole").train()
+    Trainer(msgspec.structs.replace(config, updates=3), make_store(), tmp_path / "parts").train()
+    Trainer(config, make_store(), tmp_path / "parts", resume=True).train()
+    whole, parts = load_checkpoint(tmp_path / "whole"), load_checkpoint(tmp_path / "parts")
+    assert all(torch.equal(whole.parameters[name], parts.parameters[name]) for name in whole.parameters)
+    # A run that starts from these networks has their age: V is as settled as it was.
+    assert float(Trainer(config, make_store(), tmp_path / "more", initial=parts).agent.age) == 5
+
+
 def test_training_lowers_the_cloning_loss(tmp_path: Path) -> None:
     Trainer(
         msgspec.structs.replace(CONFIG, updates=400, log_every=20), make_store(), tmp_path / "run"

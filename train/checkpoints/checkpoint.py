@@ -28,6 +28,7 @@ from rql_deploy.folders import near_paths
 from rql_deploy.train.config import TrainConfig, config_to_plain
 from rql_deploy.train.data.shards import ShardedStore
 from rql_deploy.train.data.store import TransitionStore
+from rql_deploy.train.optimization import AVERAGES
 from rql_deploy.train.rql import RQL
 from rql_deploy.train.vision.frozen import Backbones
 from rql_deploy.train.vision.pictures import picture_shapes
@@ -47,8 +48,6 @@ CHANGEABLE = {
     "trackers",
 }
 """Settings that may change when a run is resumed, since they do not affect the updates."""
-AVERAGES = ("exp_avg", "exp_avg_sq")
-"""Of Adam, for each parameter."""
 ARCHITECTURE = ("h", "F", "K", "policy_hidden", "value_hidden", "prefix", "encoder")
 
 
@@ -120,7 +119,7 @@ def save_checkpoint(
     Raises UserError if the disk is full; older checkpoints stay.
     """
     final = checkpoint_folder(run, step)
-    temporary = final.with_name(f".{final.name}.partial")
+    temporary, aside = (final.with_name(f".{final.name}.{kind}partial") for kind in ("", "old."))
     try:
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
@@ -145,12 +144,12 @@ def save_checkpoint(
         sync(temporary)
         if final.exists():
             # Renamed, not removed: `latest` may name it, and must always name a complete checkpoint.
-            aside = final.with_name(f".{final.name}.old.partial")
             shutil.rmtree(aside, ignore_errors=True)
             final.rename(aside)
         temporary.rename(final)
         sync(final.parent)
         move_pointer(run, "latest", final)
+        shutil.rmtree(aside, ignore_errors=True)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(temporary, ignore_errors=True)
         raise UserError(
@@ -209,8 +208,9 @@ def resolve_checkpoint(path: Path) -> Path:
     )
 
 
-def restore_optimizer(folder: Path, optimizer: torch.optim.Adam) -> Tensor:
-    """Load Adam's state into `optimizer`; returns the state of the random generator."""
+def restore_optimizer(folder: Path, agent: RQL) -> Tensor:
+    """Load Adam's state, and with it v's age; returns the state of the random generator."""
+    optimizer = agent.optimizer
     count = len(optimizer.param_groups[0]["params"])
     try:
         tensors = load_file(folder / "optimizer.safetensors")
@@ -227,6 +227,7 @@ def restore_optimizer(folder: Path, optimizer: torch.optim.Adam) -> Tensor:
             for i in range(count)
         }
         optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+        agent.age.copy_(tensors["0.step"])
         return tensors["random_state"]
     except (OSError, KeyError, ValueError, SafetensorError) as error:
         raise UserError(

@@ -41,6 +41,17 @@ def move_pointer(run: Path, pointer: Pointer, checkpoint: Path) -> None:
     sync(run)
 
 
+def saved_steps(run: Path) -> set[int]:
+    """The updates of which the run has a checkpoint."""
+    return {step_of(folder) for folder in (run / "checkpoints").glob("step_*")}
+
+
+def rewind(run: Path, step: int) -> None:
+    """Let `latest` name the checkpoint of this step; later ones are made again, and removed."""
+    move_pointer(run, "latest", checkpoint_folder(run, step))
+    prune_checkpoints(run, lambda other: other <= step)
+
+
 def prune_checkpoints(run: Path, keep: Callable[[int], bool]) -> None:
     """Remove checkpoints whose step `keep` rejects, except `latest` and `best`, and incomplete ones."""
     pointers = {read_pointer(run, "latest"), read_pointer(run, "best")}

@@ -223,14 +223,20 @@ class WindowSampler:
         self.use(rows.to(self.device))
         return True
 
-    def draw_starts(self, batch_size: int, runs: tuple[int, ...] = ()) -> tuple[Tensor, Tensor]:
-        """Each window's start row and its episode's last row, `[*runs, B]`; each run has its own draws."""
+    def draw_starts(
+        self, batch_size: int, runs: tuple[int, ...] = (), generator: torch.Generator | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Each window's start row and its episode's last row, `[*runs, B]`; each run has its own draws.
+
+        They are the sampler's generator's, unless another is given.
+        """
         count, old = len(self.rows.episodes), len(self.rows.episodes) - self.rows.recent
         new = round(self.new_share * batch_size) if 0 < old < count else 0
+        generator = generator or self.generator
         if not new:
-            return self._starts(batch_size, runs, 0, count)
+            return self._starts(batch_size, runs, generator, 0, count)
         parts = [
-            self._starts(size, runs, *group)
+            self._starts(size, runs, generator, *group)
             for size, group in ((batch_size - new, (0, old)), (new, (old, count)))
             if size
         ]
@@ -245,9 +251,11 @@ class WindowSampler:
             self._orders[old, new] = places.argsort(stable=True).to(self.device)
         return self._orders[old, new]
 
-    def _starts(self, size: int, runs: tuple[int, ...], low: int, high: int) -> tuple[Tensor, Tensor]:
+    def _starts(
+        self, size: int, runs: tuple[int, ...], generator: torch.Generator, low: int, high: int
+    ) -> tuple[Tensor, Tensor]:
         """`size` starts and last rows of the drawable episodes from `low` to before `high`."""
-        rows, generator, device = self.rows, self.generator, self.device
+        rows, device = self.rows, self.device
         shape, count = (*runs, size), high - low
         if self.sampling == "transitions":
             skipped = rows.old_total if low else 0

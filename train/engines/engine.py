@@ -7,7 +7,7 @@ Tests compare every other engine and precision with the eager float32 engine
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -17,10 +17,10 @@ from rql_deploy.errors import UserError
 from rql_deploy.train.batch import Batch, Losses, Noise
 from rql_deploy.train.rql import RQL
 
-from ..vision.pictures import PictureEncoder
 from .batch_slices import SlicedGradients
 from .choice import EngineChoice
 from .pipeline import CudaStreams, Draw, Pipeline, WholeUpdates
+from .precision import set_precision
 
 UPDATES_PER_REPLAY = 50
 """Between blocks the streams of a pipeline wait for each other; 50 run 8 % faster than 10 (gpu_check.py)."""
@@ -45,13 +45,21 @@ class Engine(Protocol):
         """Discard recorded graphs, because the sampler's tensors were replaced."""
 
     def figures(self) -> Figures:
-        """Losses and gradient norms of the last update, scalars on the agent's device."""
+        """Losses and gradient norms of the last update, on the agent's device: scalars, or `[S]`."""
+
+    def recorded(self, measure: Callable[[], Figures]) -> Callable[[], Figures]:
+        """`measure`, which reads the agent and draws nothing, as few launches as this engine can make it."""
 
 
 def make_engine(
-    choice: EngineChoice, agent: RQL, draw: Draw, *, reduce: Reduce | None = None, generator: torch.Generator
+    choice: EngineChoice,
+    agent: RQL,
+    draw: Draw,
+    *,
+    reduce: Reduce | None = None,
+    generators: Sequence[torch.Generator],
 ) -> Engine:
-    """The chosen engine; `draw` makes an update's batch and noise on the agent's device, from `generator`."""
+    """The chosen engine; `draw` makes an update's batch and noise on the agent's device, by `generators`."""
     set_precision(agent, choice.precision)
     if choice.device == "cpu":
         torch.set_num_threads(1)
@@ -62,7 +70,7 @@ def make_engine(
             if agent.v.encoder is None
             else WholeUpdates(agent, draw, compile_part(agent.losses))
         )
-        return GraphEngine(agent, pipeline, CudaCapture(generator))
+        return GraphEngine(agent, pipeline, CudaCapture(generators))
     losses = compiled(agent.losses, choice.device) if choice.engine == "compiled" else agent.losses
     gradients: Gradients = functools.partial(agent.gradients, losses=losses)
     return StepEngine(
@@ -98,23 +106,6 @@ def compiled(function: Callable[..., Any], device: str, mode: str | None = None)
     return call
 
 
-def set_precision(agent: RQL, precision: str) -> None:
-    """Set bf16 (hidden layers' products), tf32 (all products on a GPU) or fp32 (everything).
-
-    On a GPU, bf16 computes the output layers' products in TF32. Convolutions are products too.
-    """
-    low = torch.bfloat16 if precision == "bf16" else torch.float32
-    for network in (agent.v, agent.V, agent.v_ema, agent.V_target):
-        network.product_dtype = low
-        if isinstance(network.encoder, PictureEncoder):
-            network.encoder.set_precision(low)
-    on_gpu = agent.parameters()[0].is_cuda
-    torch.backends.cudnn.allow_tf32 = on_gpu and precision != "fp32"
-    # Otherwise a resumed run would not repeat an uninterrupted one.
-    torch.backends.cudnn.deterministic = True
-    torch.set_float32_matmul_precision("high" if on_gpu and precision != "fp32" else "highest")
-
-
 class StepEngine:
     """One update at a time, from Python."""
 
@@ -140,12 +131,16 @@ class StepEngine:
         assert self.last is not None
         return self.last._asdict() | self.agent.gradient_norms()
 
+    def recorded(self, measure: Callable[[], Figures]) -> Callable[[], Figures]:
+        """Operation by operation."""
+        return measure
+
 
 class Capture(Protocol):
     """Records a function that works on tensors in place, so that it replays as one launch."""
 
     def begin(self) -> None:
-        """Start a new set of captures that share memory; earlier ones are no longer valid."""
+        """Start a new set of captures that share memory with each other, and not with earlier ones."""
 
     def warm_up(self, work: Callable[[], None]) -> None:
         """Run `work` once, outside a capture."""
@@ -155,10 +150,10 @@ class Capture(Protocol):
 
 
 class CudaCapture:
-    """CUDA graphs that share one memory pool and draw from `generator`."""
+    """CUDA graphs that share one memory pool and draw from `generators`."""
 
-    def __init__(self, generator: torch.Generator):
-        self.generator = generator
+    def __init__(self, generators: Sequence[torch.Generator]):
+        self.generators = generators
         self.stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         self.pool = torch.cuda.graph_pool_handle()
 
@@ -176,10 +171,54 @@ class CudaCapture:
     def capture(self, work: Callable[[], None]) -> Callable[[], None]:
         """Record one graph."""
         graph = torch.cuda.CUDAGraph()
-        graph.register_generator_state(self.generator)
+        for generator in self.generators:
+            graph.register_generator_state(generator)
         with torch.cuda.graph(graph, pool=self.pool, stream=self.stream):
             work()
         return graph.replay
+
+
+class FigureBuffer:
+    """Figures in one tensor, which keeps its place, so that recorded work can write to it."""
+
+    def __init__(self) -> None:
+        self.names: tuple[str, ...] = ()
+        self.values: Tensor | None = None
+
+    def write(self, figures: Figures) -> None:
+        """Overwrite the figures; the first time outside a capture, which makes the tensor."""
+        stacked = torch.stack(list(figures.values()))
+        if self.values is None:
+            self.names, self.values = tuple(figures), stacked
+        else:
+            self.values.copy_(stacked)
+
+    def read(self) -> Figures:
+        """The figures; later writes change them."""
+        assert self.values is not None
+        return dict(zip(self.names, self.values.unbind(), strict=True))
+
+
+class RecordedFigures:
+    """Figures whose calculation is recorded once, and is one launch from then on."""
+
+    def __init__(self, measure: Callable[[], Figures], capture: Capture):
+        self.measure, self.capture, self.buffer = measure, capture, FigureBuffer()
+        self.replay: Callable[[], None] | None = None
+
+    def __call__(self) -> Figures:
+        """The figures now; the next call changes them."""
+        if self.replay is not None:
+            self.replay()
+        else:
+            self.capture.warm_up(self._measure)
+            # Updates may be recorded again, and their memory freed: this one's is its own.
+            self.capture.begin()
+            self.replay = self.capture.capture(self._measure)
+        return self.buffer.read()
+
+    def _measure(self) -> None:
+        self.buffer.write(self.measure())
 
 
 class GraphEngine:
@@ -189,9 +228,7 @@ class GraphEngine:
 
     def __init__(self, agent: RQL, pipeline: Pipeline | WholeUpdates, capture: Capture):
         self.agent, self.pipeline, self.capture = agent, pipeline, capture
-        self.warm_ups = 0
-        self.names: tuple[str, ...] = ()
-        self.values: Tensor | None = None
+        self.warm_ups, self.buffer = 0, FigureBuffer()
         self.one: Callable[[], None] | None = None
         self.several: Callable[[], None] | None = None
 
@@ -218,8 +255,11 @@ class GraphEngine:
 
     def figures(self) -> Figures:
         """Losses and gradient norms of the last update."""
-        assert self.values is not None
-        return dict(zip(self.names, self.values.unbind(), strict=True))
+        return self.buffer.read()
+
+    def recorded(self, measure: Callable[[], Figures]) -> Callable[[], Figures]:
+        """One launch from the second call on."""
+        return RecordedFigures(measure, self.capture)
 
     def _update_block(self) -> None:
         self._updates(self.block)
@@ -230,9 +270,4 @@ class GraphEngine:
     def _updates(self, count: int) -> None:
         parts = self.pipeline.run(count)
         # Each graph has its gradients at other addresses, so their norms are computed inside it.
-        figures = parts._asdict() | self.agent.gradient_norms()
-        stacked = torch.stack(list(figures.values()))
-        if self.values is None:
-            self.names, self.values = tuple(figures), stacked
-        else:
-            self.values.copy_(stacked)
+        self.buffer.write(parts._asdict() | self.agent.gradient_norms())

@@ -41,7 +41,7 @@ class Diagnostics:
 
     @torch.no_grad()
     def figures(self, agent: RQL) -> dict[str, Tensor]:
-        """Scalars on the agent's device:
+        """Scalars on the agent's device, `[S]` for S stacked runs:
 
         - `drift_half`, `drift_full`: mean of V(s, x^f, f) - V(s, a, 1) at depth 1/2 and 1. A path has
           one target, so the drift shrinks as V learns it.
@@ -49,20 +49,26 @@ class Diagnostics:
           uses the former, the value loss trains the latter.
         - `round_trip`: RMS difference between a chunk and itself after full reversal and refinement.
         """
-        a, flow_steps = self.chunks, agent.config.F
-        s_v, s_V = (network.see(self.s, self.images) for network in (agent.v, agent.V))
-        one = torch.ones_like(a[:, :1])
-        complete = agent.V(s_V, a, one).mean()
-        x_half, f_half = reverse(agent.v, s_v, a, one / 2, flow_steps)
-        x_full, _ = reverse(agent.v, s_v, a, one, flow_steps)
-        full = agent.V(s_V, x_full, one * 0).mean()
-        fresh = agent.V(s_V, self.noise, one * 0).mean()
+        runs, flow_steps = () if agent.runs is None else (agent.runs,), agent.config.F
+        s_v, s_V, a, noise = (
+            rows.expand(*runs, *rows.shape)
+            for rows in (*(n.see(self.s, self.images) for n in (agent.v, agent.V)), self.chunks, self.noise)
+        )
+        one = torch.ones_like(a[..., :1])
+        # Everything that a network is asked at one time is one batch: launches are what this costs on a GPU.
+        twice = torch.cat((s_v, s_v), -2), torch.cat((a, a), -2), torch.cat((one / 2, one), -2)
+        x, f = reverse(agent.v, *twice, flow_steps)
+        x_half, x_full = x.chunk(2, -2)
+        points = torch.cat((a, x_half, x_full, noise), -2)
+        times = torch.cat((one, f.chunk(2, -2)[0], one * 0, one * 0), -2)
+        values = agent.V(torch.cat((s_V,) * 4, -2), points, times).unflatten(-1, (4, -1))
+        complete, half, full, fresh = values.mean((-3, -1)).unbind(-1)
         x = x_full
         for k in range(flow_steps):
             x = x + agent.v(s_v, x, one * (k / flow_steps)) / flow_steps
         return {
-            "drift_half": agent.V(s_V, x_half, f_half).mean() - complete,
+            "drift_half": half - complete,
             "drift_full": full - complete,
             "noise_gap": fresh - full,
-            "round_trip": (x - a).square().mean().sqrt(),
+            "round_trip": (x - a).square().mean((-2, -1)).sqrt(),
         }

@@ -81,6 +81,7 @@ class RunLog:
             "evaluation/success_high": evaluation.success_high,
             "evaluation/steps_mean": evaluation.steps_mean,
             "evaluation/value_bias": evaluation.bias,
+            "evaluation/value_bias_endless": evaluation.bias_endless,
             "evaluation/value_rank_correlation": evaluation.rank_correlation,
         }
         figures = {name: value for name, value in found.items() if value is not None}

@@ -27,6 +27,8 @@ class Evaluation(Record, frozen=True):
     """Mean of V minus the discounted return over all decisions: positive where V is too high."""
     rank_correlation: float | None = None
     """Spearman's, of V and return over all decisions."""
+    bias_endless: float | None = None
+    """`bias`, if episodes that the horizon cut off had continued with their last reward."""
 
     @property
     def rank(self) -> tuple[float, float, int]:

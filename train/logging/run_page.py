@@ -12,7 +12,7 @@ from rql_deploy.train.checkpoints.run_folder import read_pointer, step_of
 from rql_deploy.train.engines.choice import EngineChoice
 
 from .loggers import read_metrics
-from .periodic_evaluation import read_evaluations
+from .periodic_evaluation import Evaluation, read_evaluations
 
 PANELS = (
     ("losses", ("bc", "value", "policy_value")),
@@ -43,6 +43,13 @@ def _draw(run: Path) -> None:
         for name in names:
             points = [(m["step"], m[name]) for m in metrics if name in m]
             axis.plot(*zip(*points, strict=True), label=name)
+        if title == "value" and (valued := [e for e in evaluations if e.bias is not None]):
+            names.append("V minus return")
+            valued.sort(key=lambda e: e.step)
+            steps, biases = [e.step for e in valued], [float(e.bias or 0.0) for e in valued]
+            endless = [float(e.bias_endless if e.bias_endless is not None else e.bias or 0.0) for e in valued]
+            axis.plot(steps, biases, color="0.3", marker="o", label=names[-1])
+            axis.fill_between(steps, biases, endless, color="0.3", alpha=0.2)
         axis.set_title(title)
         axis.set_xlabel("update")
         if names:
@@ -104,7 +111,7 @@ def _describe(run: Path, checkpoint: Checkpoint, drawn: bool) -> str:
         for e in sorted(evaluations, key=lambda e: e.step):
             lines.append(
                 f"| {e.step:,} | {e.success:.0%} | {e.success_low:.0%} to {e.success_high:.0%} | "
-                f"{e.steps_mean:.0f} | {_number(e.bias, '+.1f')} | {_number(e.rank_correlation, '.2f')} |"
+                f"{e.steps_mean:.0f} | {_bias(e)} | {_number(e.rank_correlation, '.2f')} |"
             )
         if best := read_pointer(run, "best"):
             lines += [
@@ -131,6 +138,12 @@ def _describe(run: Path, checkpoint: Checkpoint, drawn: bool) -> str:
         "",
     ]
     return "\n".join(lines)
+
+
+def _bias(evaluation: Evaluation) -> str:
+    """V minus return: two numbers where episodes were cut off, whose return is not known."""
+    text, endless = _number(evaluation.bias, "+.1f"), _number(evaluation.bias_endless, "+.1f")
+    return text if endless in ("-", text) else f"{text} to {endless}"
 
 
 def _number(value: float | None, form: str) -> str:

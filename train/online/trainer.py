@@ -113,10 +113,11 @@ class OnlineTrainer(Trainer):
             self.save()
         return super().train()
 
-    def _data_period(self) -> int:
+    def data_period(self) -> int:
+        """After how many updates the plant makes its next step."""
         return self.config.online.updates_per_step
 
-    def _next_data(self, engine: Engine) -> None:
+    def next_data(self, engine: Engine) -> None:
         """Play the control steps that are due; a complete episode joins the buffer."""
         settings = self.config.online
         due = settings.warm_up + self.step // settings.updates_per_step + 1
@@ -131,8 +132,9 @@ class OnlineTrainer(Trainer):
             self.sampler.use(self.buffer.rows)
             engine.rebuild()
 
-    def _figures(self, engine: Engine) -> dict[str, float]:
-        return super()._figures(engine) | self.collector.figures()
+    def checked(self, figures: dict[str, float]) -> dict[str, float]:
+        """The figures to log, with those of the episodes played."""
+        return super().checked(figures) | self.collector.figures()
 
     def _online_state(self) -> dict[str, Tensor]:
         # The trainer's own constructor saves nothing, so the collector is there.

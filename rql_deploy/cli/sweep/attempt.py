@@ -60,10 +60,15 @@ def main(folder: Path) -> int:
 
 def _spent(job: dict[str, Any]) -> float:
     """Seconds of the earlier attempts that this one continues."""
-    if job["kind"] == "train" and Path("run/latest").exists():
+    if job["kind"] == "train" and _has_checkpoint():
         with contextlib.suppress(OSError, ValueError):
             return float(Path(SECONDS).read_text())
     return 0.0
+
+
+def _has_checkpoint() -> bool:
+    """Whether there is a run to resume, or one of the seeds that are trained together."""
+    return Path("run/latest").exists() or any(Path("run").glob("seed_*/latest"))
 
 
 def _end_with_parent() -> None:
@@ -94,7 +99,7 @@ def _prepare(job: dict[str, Any]) -> list[str]:
     """The command's words. Training resumes from its last checkpoint; the other commands start over."""
     arguments = list(job["arguments"])
     if job["kind"] == "train":
-        return [*arguments, "--resume"] if Path("run/latest").exists() else arguments
+        return [*arguments, "--resume"] if _has_checkpoint() else arguments
     _remove(job)
     return arguments
 

@@ -85,6 +85,9 @@ class SweepFile(Record, frozen=True):
     """Evaluated per task, setting and seed."""
     threads: int = 1
     """CPU threads of a job."""
+    together: bool = False
+    """Train the seeds of a task and setting side by side in one job: for GPUs, which one run does not fill.
+    They are then one training, so that another seed makes another one."""
     title: str = ""
     """Heading of the table."""
     note: str = ""

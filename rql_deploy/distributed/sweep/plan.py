@@ -56,15 +56,21 @@ def make_plan(sweep: SweepFile, base: Path, resolve: Resolve) -> Plan:
         data = tuple(map(shared, data))
         for setting_name, setting in sweep.settings.items():
             for seed in sweep.seeds:
-                name = f"{task_name} {setting_name} seed {seed}"
-                words = overrides(sweep.set, task.set, setting.set, {"seed": seed, "threads": sweep.threads})
+                name, run = f"{task_name} {setting_name} seed {seed}", "run"
+                own = {"threads": sweep.threads} | ({} if sweep.together else {"seed": seed})
+                words = overrides(sweep.set, task.set, setting.set, own)
                 identity = {"settings": resolve(task.preset, words), **content}
-                train = shared(_train_job(name, task, words, dataset, data, identity))
+                seeds: tuple[int, ...] = ()
+                trained = name
+                if sweep.together:
+                    seeds, run = sweep.seeds, f"run/seed_{seed}"
+                    trained = f"{task_name} {setting_name} seeds {', '.join(map(str, seeds))}"
+                train = shared(_train_job(trained, task, words, seeds, dataset, data, identity))
                 export = shared(
                     Job(
                         "export",
                         name,
-                        ("export", f"../{train.folder_name}/run", "--output", "bundle", "--json"),
+                        ("export", f"../{train.folder_name}/{run}", "--output", "bundle", "--json"),
                         ("bundle",),
                         (train,),
                     )
@@ -114,11 +120,15 @@ def _train_job(
     name: str,
     task: SweepTask,
     words: Sequence[str],
+    seeds: Sequence[int],
     dataset: str,
     data: tuple[Job, ...],
     identity: Mapping[str, Any],
 ) -> Job:
+    """Training of one seed, which `words` have, or of several `seeds` side by side."""
     sets = tuple(part for word in words for part in ("--set", word))
+    if seeds:
+        sets = (*sets, "--seeds", ",".join(map(str, seeds)))
     what = ("--dataset", dataset, *task.read, "--preset", task.preset)
     arguments = ("train", *what, *sets, "--output", "run", "--json")
     return Job("train", name, arguments, (), data, identity, (dataset,) if "dataset" in identity else ())

@@ -63,6 +63,9 @@ def cell_record(cell: Cell, sweep: SweepFile, output: Path) -> dict[str, Any] | 
     played, trained = cell.evaluate.result(output), cell.train.result(output)
     if played is None or trained is None:
         return None
+    result, share = trained["result"], 1
+    if "seeds" in result:
+        result, share = result["seeds"][str(cell.seed)], len(result["seeds"])
     return {
         "task": cell.task,
         "setting": cell.setting,
@@ -70,11 +73,11 @@ def cell_record(cell: Cell, sweep: SweepFile, output: Path) -> dict[str, Any] | 
         "success": played["result"]["success"],
         "episodes": played["result"]["episodes"],
         "steps": played["result"]["steps"],
-        "updates": trained["result"]["step"],
-        "updates_per_second": trained["result"]["updates_per_second"],
-        "train_seconds": trained["seconds"],
+        "updates": result["step"],
+        "updates_per_second": result["updates_per_second"],
+        "train_seconds": trained["seconds"] / share,
         "evaluate_seconds": played["seconds"],
-        "losses": trained["result"]["losses"],
+        "losses": result["losses"],
         "hosts": sorted({trained["host"], played["host"]}),
         "train": cell.train.folder_name,
         "evaluate": cell.evaluate.folder_name,

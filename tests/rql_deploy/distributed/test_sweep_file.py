@@ -78,6 +78,30 @@ def test_settings_that_train_alike_share_their_training_and_all_share_the_data(t
     assert rows == sorted(rows, key=rows.index), "one row after the other"
 
 
+def test_seeds_that_train_together_are_one_job_and_leave_a_run_each(tmp_path: Path) -> None:
+    plan, single = plan_of(tmp_path, "together = true\n" + SWEEP), plan_of(tmp_path)
+    kinds = [job.kind for job in plan.jobs]
+    assert [kinds.count(kind) for kind in ("collect", "train", "export", "evaluate")] == [1, 2, 6, 9]
+    first = plan.cells[0].train
+    assert first.name == "lift rql seeds 0, 1, 2"
+    words = dict(zip(first.arguments, first.arguments[1:], strict=False))
+    assert words["--seeds"] == "0,1,2" and not any("seed=" in word for word in first.arguments)
+    exported = [cell.evaluate.inputs[0].arguments[1] for cell in plan.cells[:3]]
+    assert exported == [f"../{first.folder_name}/run/seed_{seed}" for seed in (0, 1, 2)]
+    assert len({cell.train.key for cell in (*plan.cells, *single.cells)}) == 2 + 6
+
+
+def test_each_of_the_seeds_has_its_results_and_its_share_of_the_time(tmp_path: Path) -> None:
+    plan = plan_of(tmp_path, "together = true\n" + SWEEP)
+    play(plan, tmp_path, 1, (True, False))
+    seeds = {str(seed): {"step": 5, "updates_per_second": 2.0, "losses": {"bc": seed}} for seed in (0, 1, 2)}
+    finish(plan.cells[1].train, tmp_path, step=5, seeds=seeds)
+    write_tables(load_sweep(tmp_path / "sweep.toml"), plan, tmp_path)
+    (record,) = map(json.loads, (tmp_path / "results.jsonl").read_text().splitlines())
+    assert (record["seed"], record["losses"], record["updates"]) == (1, {"bc": 1}, 5)
+    assert record["train_seconds"] == pytest.approx(61.0 / 3)
+
+
 def test_a_job_is_another_as_soon_as_anything_it_depends_on_is(tmp_path: Path) -> None:
     before = plan_of(tmp_path)
     assert [job.key for job in plan_of(tmp_path).jobs] == [job.key for job in before.jobs]

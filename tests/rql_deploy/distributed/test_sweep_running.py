@@ -17,10 +17,13 @@ from tests.helpers.sweeps import SWEEP, attempt_pid, run_and, training_jobs
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("together", [False, True])
 def test_a_killed_job_goes_on_from_its_checkpoint_and_a_finished_one_never_runs_again(
-    tmp_path: Path, dataset: Path
+    tmp_path: Path, dataset: Path, together: bool
 ) -> None:
-    jobs = training_jobs(tmp_path, dataset, seeds=[0], updates=300)
+    seeds = [0, 1] if together else [0]
+    jobs = training_jobs(tmp_path, dataset, seeds=seeds, updates=300, together=together)
+    assert len(jobs) == 1
     folder = jobs[0].folder(tmp_path)
 
     def kill() -> None:
@@ -35,6 +38,7 @@ def test_a_killed_job_goes_on_from_its_checkpoint_and_a_finished_one_never_runs_
     result = jobs[0].result(tmp_path)
     assert result is not None
     assert result["result"]["step"] == 300
+    assert [int(seed) for seed in result["result"].get("seeds", [0])] == seeds
     assert 1000 < result["seconds"] < 1300
 
     before = (folder / RESULT).stat().st_mtime_ns

@@ -23,6 +23,7 @@ from tests.helpers.clients import CLIENTS
 from tests.helpers.servers import serving_images
 
 Connect = Callable[..., Any]
+ONE = np.zeros((1, 2), np.float32)
 both_clients = pytest.mark.parametrize("open_client", CLIENTS.values(), ids=CLIENTS)
 
 
@@ -61,6 +62,53 @@ def test_a_batch_is_decided_as_its_observations_one_by_one(
         assert {"queue", "inference", "server", "round_trip"} <= set(decisions[0].timing)
 
 
+@both_clients
+@pytest.mark.parametrize(
+    "options", [{}, {"candidates": 4, "value": True}, {"continuation": "inversion"}], ids=str
+)
+def test_each_observation_of_a_batch_continues_what_plays_there(
+    open_client: Connect, endpoint: str, bundle: Path, options: dict[str, Any]
+) -> None:
+    local = OnnxPolicy(Bundle.open(bundle))
+    observations, seeds = batch(4), [7, 8, 9, 10]
+    before = local.act_many(observations, seeds=[1, 2, 3, 4])
+    prefix = [before[0].actions[1:], None, before[2].actions[:1], before[3].actions[1:]]
+    committed = [1, None, None, 0]
+    expected = [
+        local.act({"observation": row}, seed=seed, prefix=known, committed=count, **options)
+        for row, seed, known, count in zip(observations["observation"], seeds, prefix, committed, strict=True)
+    ]
+    assert [len(one) for one in (before[0].actions, prefix[0])] == [3, 2]
+    plain = told(local.act_many(observations, seeds=seeds, **{**options, "continuation": None}))
+    with open_client(endpoint) as policy:
+        asked = {"seeds": seeds, "prefix": prefix, "committed": committed, **options}
+        decisions = policy.act_many(observations, deadline=20.0, **asked)
+        assert told(decisions) == told(expected) == told(local.act_many(observations, **asked))
+        whole = {"seeds": seeds[:2], "prefix": np.zeros((2, 2, 2), np.float32), "committed": 1}
+        pair = {"observation": observations["observation"][:2]}
+        assert told(policy.act_many(pair, deadline=20.0, **whole)) == told(local.act_many(pair, **whole))
+    assert decisions[0].actions[:1].tobytes() == prefix[0][:1].tobytes()
+    assert [mine == other for mine, other in zip(told(decisions), plain, strict=True)] == [
+        False,
+        True,
+        False,
+        True,
+    ]
+
+
+def test_a_request_whose_prefix_does_not_divide_is_refused(endpoint: str) -> None:
+    with RemotePolicy.connect(endpoint) as policy:
+        channel, contract = Channel(endpoint), policy.contract.contract_id
+        packed = Layout(policy.contract.plant.fields).pack(batch(2), 2)._replace(named={"prefix": ONE})
+        for lengths, committed in (([1], None), ([2, 0], None), (None, None), ([1, 0], [1])):
+            request = headers.ActMany(contract=contract, rows=2, lengths=lengths, committed=committed)
+            with pytest.raises(
+                ServerError, match="lengths and committed are to divide the 1 actions of prefix"
+            ):
+                channel.call(request, packed, 20.0)
+        channel.close()
+
+
 def test_seeds_are_drawn_for_each_observation_and_named(endpoint: str) -> None:
     same = {"observation": np.zeros((3, 4))}
     with RemotePolicy.connect(endpoint) as policy:
@@ -78,7 +126,12 @@ def test_wrong_batches_are_refused_in_one_sentence_before_anything_is_sent(endpo
             (batch(3), {"seeds": [1, 2]}, UserError, "2 seeds came with 3 observations"),
             (batch(3), {"seeds": 7}, TypeError, "pass one seed for each observation"),
             (batch(3), {"seed": 7}, TypeError, "did you mean 'seeds'"),
-            (batch(3), {"prefix": None}, TypeError, "no option 'prefix'"),
+            (batch(3), {"prefix": [None, ONE]}, UserError, "2 arrays of prefix came with 3 observations"),
+            (batch(3), {"prefix": 7}, TypeError, "prefix is 7: pass one array for each observation"),
+            (batch(2), {"prefix": [ONE, ONE], "committed": [1]}, UserError, "1 numbers of committed came"),
+            (batch(2), {"prefix": [ONE, ONE], "committed": 2}, UserError, "committed is 2: pass 0 to 1"),
+            (batch(2), {"prefix": [None, np.zeros(5)]}, ContractError, r"prefix has shape \[5\]"),
+            (batch(2), {"prefix": [None, np.nan * ONE]}, ContractError, "prefix holds NaN"),
             (batch(200), {"candidates": 16}, UserError, "more than 1024 chunks: ask in parts"),
             (batch(MAX_BATCH + 1), {}, ContractError, "1 to 256 observations"),
             ({"observation": np.zeros(())}, {}, ContractError, r"pass \[rows, \*shape\]"),

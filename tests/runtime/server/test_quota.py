@@ -252,7 +252,7 @@ def test_seventeen_greedy_connections_leave_an_honest_client_its_share(bundle: P
             for _ in range(64):
                 channel.send(request, sent, time.monotonic() + 5, 5)
         for _ in range(20):
-            policy.act(sample, deadline=0.5)
+            policy.act(sample, deadline=1.5)
 
 
 def test_a_batch_counts_its_observations_as_requests_and_as_rows() -> None:

@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import functools
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from rql_deploy.train.engines.choice import EngineChoice, choose_engine, flop_pe
 from rql_deploy.train.engines.engine import GraphEngine, compiled, make_engine
 from rql_deploy.train.engines.pipeline import OneStream, Pipeline
 from rql_deploy.train.hyperparameters import RQLConfig
+from rql_deploy.train.logging.diagnostics import Diagnostics
 from rql_deploy.train.rql import RQL
 from rql_deploy.train.trainer import Trainer
 from tests.helpers.commands import require_compiler
@@ -39,7 +41,7 @@ def distance(a: RQL, b: RQL) -> float:
 
 def trained(choice: EngineChoice, updates: int, config: RQLConfig = CONFIG) -> tuple[RQL, dict[str, float]]:
     agent, draw, generator = agent_and_draw(config)
-    engine = make_engine(choice, agent, draw, generator=generator)
+    engine = make_engine(choice, agent, draw, generators=[generator])
     engine.run(updates)
     return agent, {name: float(value) for name, value in engine.figures().items()}
 
@@ -119,7 +121,7 @@ def test_bfloat16_products_stay_near_the_eager_twin() -> None:
 
 def test_bfloat16_leaves_the_output_layers_in_float32() -> None:
     agent, draw, generator = agent_and_draw()
-    make_engine(dataclasses.replace(EAGER, precision="bf16"), agent, draw, generator=generator)
+    make_engine(dataclasses.replace(EAGER, precision="bf16"), agent, draw, generators=[generator])
     torch.manual_seed(0)
     with torch.no_grad():
         agent.V.biases[-1].fill_(100.0)
@@ -152,9 +154,9 @@ class Recorder:
         return launch
 
 
-@pytest.mark.parametrize("reversal", [True, False])
-def test_graphs_of_several_updates_do_exactly_the_updates_asked_for(reversal: bool) -> None:
-    config = msgspec.structs.replace(CONFIG, reversal=reversal)
+@pytest.mark.parametrize(("reversal", "ramp"), [(True, 0), (False, 0), (True, 30)])
+def test_graphs_of_several_updates_do_exactly_the_updates_asked_for(reversal: bool, ramp: int) -> None:
+    config = msgspec.structs.replace(CONFIG, reversal=reversal, policy_value_ramp=ramp)
     twin, expected = trained(EAGER, 58, config)
     agent, draw, _ = agent_and_draw(config)
     recorder = Recorder()
@@ -172,6 +174,26 @@ def test_graphs_of_several_updates_do_exactly_the_updates_asked_for(reversal: bo
     assert recorder.captures == 4
 
 
+def test_diagnostics_are_one_launch_from_the_second_time_on() -> None:
+    agent, draw, _ = agent_and_draw()
+    recorder = Recorder()
+    engine = GraphEngine(agent, Pipeline(agent, draw, OneStream()), recorder)
+    looked = Diagnostics(torch.randn(20, 4), torch.rand(20, CONFIG.h * 2))
+    measure = engine.recorded(functools.partial(looked.figures, agent))
+    for launches in (0, 1, 2):
+        engine.run(1)
+        assert measure() == looked.figures(agent)
+        assert (recorder.captures, recorder.launches) == (1, launches)
+
+
+def test_diagnostics_of_stacked_runs_are_those_of_each() -> None:
+    agents = [RQL(CONFIG, 4, 2, torch.Generator().manual_seed(seed)) for seed in (0, 1)]
+    looked = Diagnostics(torch.randn(20, 4), torch.rand(20, CONFIG.h * 2))
+    expected = [looked.figures(agent) for agent in agents]
+    for name, values in looked.figures(RQL.stack(agents)).items():
+        torch.testing.assert_close(values, torch.stack([figures[name] for figures in expected]))
+
+
 def test_an_update_never_waits_for_its_device() -> None:
     """Like capture of a CUDA graph, the meta device raises if anything reads a number or mixes devices."""
     device = torch.device("meta")
@@ -182,6 +204,8 @@ def test_an_update_never_waits_for_its_device() -> None:
     losses = agent.update(sampler.draw(16), draw_noise(16, CONFIG.h * 2, CONFIG.F, None, device))
     assert all(part.device == device and part.shape == () for part in losses)
     assert all(norm.device == device for norm in agent.gradient_norms().values())
+    looked = Diagnostics(torch.randn(20, 4, device=device), torch.rand(20, CONFIG.h * 2, device=device))
+    assert all(value.device == device and value.shape == () for value in looked.figures(agent).values())
     with pytest.raises(RuntimeError):
         losses.total.item()
 

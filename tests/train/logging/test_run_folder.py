@@ -70,9 +70,17 @@ def test_the_run_folder_explains_itself(tmp_path: Path) -> None:
     ):
         assert word in text, word
     assert (tmp_path / "run" / "curves.png").read_bytes().startswith(b"\x89PNG")
-    append_evaluation(tmp_path / "run", Evaluation(6, 10, 0.5, 0.2, 0.8, 40.0))
+    for evaluation in (
+        Evaluation(4, 10, 0.4, 0.1, 0.7, 45.0),
+        Evaluation(6, 10, 0.5, 0.2, 0.8, 40.0, 2.0, 0.3, 5.5),
+        Evaluation(8, 10, 1.0, 0.7, 1.0, 30.0, 1.0, 0.4, 1.0),
+    ):
+        append_evaluation(tmp_path / "run", evaluation)
     write_run_page(tmp_path / "run")
-    assert "| 6 | 50% | 20% to 80% | 40 |" in (tmp_path / "run" / "README.md").read_text()
+    text = (tmp_path / "run" / "README.md").read_text()
+    assert "| 4 | 40% | 10% to 70% | 45 | - | - |" in text
+    assert "| 6 | 50% | 20% to 80% | 40 | +2.0 to +5.5 | 0.30 |" in text
+    assert "| 8 | 100% | 70% to 100% | 30 | +1.0 | 0.40 |" in text
 
 
 def test_without_matplotlib_the_report_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

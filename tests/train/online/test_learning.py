@@ -102,7 +102,7 @@ def score(run: Path, episodes: int = 150) -> tuple[float, float]:
 
 @pytest.mark.slow
 def test_going_on_makes_a_policy_better(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("rql_deploy.train.trainer.write_run_page", lambda run: None)
+    monkeypatch.setattr("rql_deploy.train.training_run.write_run_page", lambda run: None)
     store, offline, online = demonstrations(), tmp_path / "offline", tmp_path / "online"
     Trainer(load_config("reference", (*SETTINGS, "updates=1500")), store, offline).train()
     before = score(offline)
