@@ -38,7 +38,7 @@ class SeeingWalk(Walk):
 
 @pytest.fixture(autouse=True)
 def _no_page(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("rql_deploy.train.trainer.write_run_page", lambda run: None)
+    monkeypatch.setattr("rql_deploy.train.training_run.write_run_page", lambda run: None)
 
 
 @pytest.fixture(params=[False, True], ids=["encoder", "backbone"])
