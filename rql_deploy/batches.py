@@ -116,7 +116,10 @@ def count_rows(observations: Mapping[str, Any], fields: Sequence[str]) -> int:
     first = next((name for name in fields if name in observations), None)
     if first is None:
         return 1
-    shape = np.shape(observations[first])
+    try:
+        shape = np.shape(observations[first])
+    except (TypeError, ValueError, RuntimeError) as error:  # rows of unequal length, say
+        raise ContractError(f"field '{first}' of a batch is not an array of numbers ({error})") from error
     if not shape or not 1 <= shape[0] <= MAX_BATCH:
         raise ContractError(
             f"field '{first}' of a batch has shape {list(shape)}: pass [rows, *shape] with 1 to {MAX_BATCH} "

@@ -77,8 +77,8 @@ def read_array(name: str, value: Any, dtype: np.dtype[Any]) -> NDArray[Any]:
     except (TypeError, ValueError, RuntimeError, ArithmeticError, RuntimeWarning) as error:
         text = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ContractError(f"observation field '{name}' is not an array of numbers ({text})") from error
-    # Images in [0, 1] would become black without a word.
-    whole = dtype != _FLOAT32 and array.dtype.kind in "iub"
+    # Images in [0, 1], and truth values, would become black without a word.
+    whole = dtype != _FLOAT32 and array.dtype.kind in "iu"
     if not whole or (array.size and not 0 <= array.min() <= array.max() <= 255):
         wanted = "send real numbers" if dtype == _FLOAT32 else "send integers from 0 to 255"
         raise ContractError(

@@ -63,9 +63,13 @@ def rest_command(plant: Plant) -> NDArray[np.float32] | None:
 
 
 def message_age(plant: Plant) -> float:
-    """Seconds from the messages behind the last observation to its being taken; 0 where it cannot tell."""
+    """Seconds from the messages behind the last observation to its being taken; 0 for a plant without ages.
+
+    NaN, where a plant that has them does not know this one, stays NaN: no limit takes it for fresh.
+    """
     age = getattr(plant, "observation_age", None)
-    return 0.0 if age is None else max(0.0, float(age()))
+    seconds = 0.0 if age is None else float(age())
+    return 0.0 if seconds < 0.0 else seconds
 
 
 def carried_out(plant: Plant, action: NDArray[np.float32]) -> tuple[NDArray[np.float32], bool | None]:

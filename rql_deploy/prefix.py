@@ -44,8 +44,15 @@ def read_prefix(options: ResolvedOptions, contract: Contract) -> Prefix | None:
     if options.prefix is None:
         return None
     try:
-        actions = np.asarray(options.prefix, np.float32)
-    except (TypeError, ValueError) as error:
+        if isinstance(options.prefix, np.ma.MaskedArray) and np.any(options.prefix.mask):
+            raise TypeError("it has masked values")
+        given = np.asarray(options.prefix)
+        if given.dtype.kind not in "iuf":
+            raise TypeError(f"it holds {given.dtype.name} values")
+        # A copy, which the caller cannot change while the chunk is made.
+        with np.errstate(over="ignore"):
+            actions = np.array(given, np.float32)
+    except (TypeError, ValueError, RuntimeError) as error:
         raise TypeError(f"prefix is not an array of actions: {error}") from None
     h, width = contract.h, contract.plant.action_dim
     if actions.size and (actions.ndim != 2 or len(actions) >= h or actions.shape[1] != width):

@@ -8,7 +8,8 @@ uses a clock.
 
 from __future__ import annotations
 
-from typing import Literal
+import math
+from typing import Literal, get_args
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -17,6 +18,7 @@ from rql_deploy.contract import ActionDimension, PlantDescription
 from rql_deploy.errors import ContractError
 
 Method = Literal["linear", "minimum-jerk"]
+METHODS: tuple[Method, ...] = get_args(Method)
 GRACE = 0.5
 """Share of a control period by which a command may be late before a velocity falls to zero."""
 ANGLE_NAMES = ("roll", "pitch", "yaw", "quat", "rot", "axis")
@@ -53,7 +55,7 @@ class Setpoints:
     ):
         """`driver_rate` in Hz; `start` `[A]` is the command at which the plant rests (of deltas, ignored).
 
-        Raises ContractError for an absolute orientation, or a driver slower than the policy.
+        Raises ContractError for an absolute orientation, a driver slower than the policy, or no such method.
         """
         for action in plant.actions:
             if is_orientation(action):
@@ -62,6 +64,10 @@ class Setpoints:
                     "interpolated number by number",
                     hint="command deltas or joint angles, or let the driver interpolate orientations",
                 )
+        if method not in METHODS:
+            raise ContractError(f"there is no method {method!r}", hint=f"pass one of {', '.join(METHODS)}")
+        if driver_rate == math.inf:
+            raise ContractError("a driver has no infinite rate", hint="pass its cycles per second")
         if not driver_rate >= plant.control_rate:
             raise ContractError(
                 f"a driver of {driver_rate:g} Hz is slower than the policy's {plant.control_rate:g} Hz",

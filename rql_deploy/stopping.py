@@ -81,7 +81,16 @@ class _Output(io.FileIO):
 
 
 def guard_outputs() -> None:
-    """From now on, standard output and error that nobody reads end the process as SIGTERM does."""
+    """From now on, standard output and error that nobody reads end the process as SIGTERM does.
+
+    Where this process was started without one of them (`>&-`), its number is taken by /dev/null: else the
+    next socket would get it, and what a library prints would go there.
+    """
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # the lowest number that is free
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         # Whoever has replaced the stream (a test, a notebook) has its own way of losing readers.

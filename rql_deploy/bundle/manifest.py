@@ -65,8 +65,11 @@ class Manifest(Record, frozen=True):
 def read_manifest(folder: Path) -> Manifest:
     """The manifest of a bundle folder; raises BundleError when it is missing, damaged or too new."""
     advice = "pass the folder that `rql-deploy export --output` wrote"
+    file = folder / MANIFEST
     try:
-        data = json.loads((folder / MANIFEST).read_text())
+        if file.exists() and not file.is_file():
+            raise ValueError("not a file")  # a named pipe would hold its reader for ever
+        data = json.loads(file.read_text())
     except (OSError, ValueError, RecursionError) as error:
         raise BundleError(f"{folder} is not a policy bundle ({MANIFEST}: {error}): {advice}") from error
     version = data.get("format") if isinstance(data, dict) else None

@@ -11,10 +11,17 @@ from .options import echo_json
 
 @click.command("replay")
 @click.argument("recording", type=click.Path(path_type=Path))
-@click.option("--bundle", required=True, type=click.Path(path_type=Path), help="The bundle that was served.")
+@click.option(
+    "--bundle",
+    "bundles",
+    required=True,
+    multiple=True,
+    type=click.Path(path_type=Path),
+    help="The bundle that was served; give it again for each of several.",
+)
 @click.option("--variant", default="fp32", show_default=True, help="The precision that was served.")
 @click.option("--json", "as_json", is_flag=True, help="Print the counts as JSON.")
-def command(recording: Path, bundle: Path, variant: str, as_json: bool) -> None:
+def command(recording: Path, bundles: tuple[Path, ...], variant: str, as_json: bool) -> None:
     """Compute the decisions of RECORDING (made by `serve --record`) again and compare them to the byte.
 
     The exit status is 1 when one differs: another build of onnxruntime or another kind of CPU may round
@@ -22,7 +29,7 @@ def command(recording: Path, bundle: Path, variant: str, as_json: bool) -> None:
     """
     from rql_deploy.workflows.replay import replay_recording
 
-    result = replay_recording(recording, bundle, variant=variant)
+    result = replay_recording(recording, bundles, variant=variant)
     if as_json:
         echo_json({"decisions": result.decisions, "different": result.different})
     else:

@@ -137,7 +137,7 @@ def command(
     listeners = {
         name: check_listener(f"--{name}", address, insecure)
         for name, address in (("metrics", metrics), ("openpi", openpi))
-        if address
+        if address is not None
     }
     config = ServerConfig(
         bundles=tuple(map(_named, bundles)),

@@ -23,6 +23,7 @@ from .options import FiniteRange, echo_json
     type=click.Path(path_type=Path),
     help="The bundle that was served: previews that were not recorded are computed again.",
 )
+@click.option("--task", help="Of a recording of several tasks, the one to show.")
 @click.option("--json", "as_json", is_flag=True, help="Print what the page holds as JSON.")
 def command(
     recording: Path,
@@ -30,6 +31,7 @@ def command(
     start: float,
     duration: float | None,
     bundle: Path | None,
+    task: str | None,
     as_json: bool,
 ) -> None:
     """Show RECORDING (a .mcap file or folder of `serve --record`) as one HTML page.
@@ -39,8 +41,9 @@ def command(
     """
     from rql_deploy.workflows.view import view_recording
 
-    target = recording.resolve().with_suffix(".html") if output is None else output
-    result = view_recording(recording, target, start=start, duration=duration, bundle=bundle)
+    whole = recording.resolve()
+    target = whole.parent / f"{whole.stem}.html" if output is None else output
+    result = view_recording(recording, target, start=start, duration=duration, bundle=bundle, task=task)
     if as_json:
         echo_json(
             {

@@ -134,9 +134,13 @@ def _compressed(where: str, message: Any, shape: tuple[int, ...]) -> NDArray[np.
             # A picture that claims to be huge is not unpacked: its size is known before.
             if picture.size != (shape[1], shape[0]):
                 return np.broadcast_to(np.uint8(0), (picture.size[1], picture.size[0], shape[2]))
+            if picture.mode.startswith(("I", "F")):
+                raise ValueError("it has more than 8 bits a colour, as depth has")
             pixels = np.asarray(picture.convert(mode))
     except (OSError, ValueError, SyntaxError) as error:
-        raise UserError(f"{where}: a compressed picture cannot be read ({error})") from error
+        # Pillow names the object in memory that it read from.
+        reason = str(error).partition(" <_io")[0]
+        raise UserError(f"{where}: a compressed picture cannot be read ({reason})") from error
     return pixels[:, :, None] if mode == "L" else pixels
 
 

@@ -107,7 +107,7 @@ def run(
     seeds = [episode_seed(seed, index, "evaluate") for index in range(episodes)]
     tell = on_episode or _ignore
     with (
-        contextlib.closing(plant),
+        _closing(plant, on_remark or _unheard),
         RemotePolicy.connect(endpoint, plant=description, keys=keys) as policy,
         EpisodeReporter.connect(endpoint, keys=keys) as reporter,
     ):
@@ -164,6 +164,22 @@ def _play_in_lockstep(loop: ControlLoop, seeds: Sequence[int], on_episode: OnEpi
             if result.error and result.error_kind != UNSTABLE:
                 break
     return RealTimeRun(results, [], None, 0)
+
+
+@contextlib.contextmanager
+def _closing(plant: EpisodicPlant, remark: Callable[[str], None]) -> Iterator[None]:
+    """Close the plant after the block. Where a robot that is gone fails to, what was played still counts."""
+    try:
+        yield
+    finally:
+        try:
+            plant.close()
+        except Exception as error:
+            remark(f"the plant could not be closed ({type(error).__name__}: {error})")
+
+
+def _unheard(_remark: str) -> None:
+    """Nobody asked for remarks."""
 
 
 def _ignore(_index: int, _result: EpisodeResult | RealTimeResult) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rql_deploy.chunk_paths import PathModel, colour, effector_fields, value_range
-from rql_deploy.errors import UserError
+from rql_deploy.errors import UserError, suggestion
 
 from .view_page import render
 
@@ -48,6 +48,7 @@ def view_recording(
     start: float = 0.0,
     duration: float | None = None,
     bundle: Path | None = None,
+    task: str | None = None,
 ) -> ViewResult:
     """Write the page of a recording.
 
@@ -55,6 +56,7 @@ def view_recording(
         start: seconds from the recording's first message at which the page begins.
         duration: seconds that it shows; None for all.
         bundle: the bundle that was served; previews that were not recorded are computed again.
+        task: of a recording of several, the one that it shows.
 
     Raises UserError for a recording that cannot be read, holds nothing, or more than fits on a page.
     """
@@ -65,22 +67,23 @@ def view_recording(
 
     messages = list(read_recording(recording))
     times = [message.time for message in messages if not isinstance(message, Bundle)]
-    if times:
-        first = min(times) + start
-        last = first + duration if duration is not None else float("inf")
-        messages = [m for m in messages if isinstance(m, Bundle) or first <= m.time <= last]
+    if not times:
+        raise UserError(f"{recording} holds no decision and no tick", hint="record while a robot runs")
+    messages, contract = _of_one_task(recording, messages, task)
+    first = min(times) + start
+    last = first + duration if duration is not None else float("inf")
+    messages = [m for m in messages if isinstance(m, Bundle) or first <= m.time <= last]
     timeline = make_timeline(messages)
     ticks = sum(len(episode.ticks) for episode in timeline.episodes)
     decisions = sum(len(episode.decisions) for episode in timeline.episodes)
     if not timeline.episodes:
-        raise UserError(f"{recording} holds no decision and no tick there", hint="record while a robot runs")
+        raise UserError(f"{recording} holds no decision and no tick there", hint="choose another --start")
     if ticks > MAX_TICKS or decisions > MAX_DECISIONS:
         raise UserError(
             f"{recording} holds {ticks:,} ticks and {decisions:,} decisions, a page at most {MAX_TICKS:,} "
             f"and {MAX_DECISIONS:,}",
             hint="show a part of it with --start and --duration",
         )
-    contract = next(iter(timeline.contracts.values()))
     model = _model(bundle) if bundle is not None else None
     view = _View(contract, model, _value_range(contract, messages))
     data = {
@@ -97,6 +100,45 @@ def view_recording(
     text = json.dumps(_rounded(data), separators=(",", ":"), allow_nan=False)
     write_page(output, render(f"{contract.plant.task}: {recording.name}", text))
     return ViewResult(output, len(timeline.episodes), ticks, decisions)
+
+
+def _of_one_task(
+    recording: Path, messages: list[Message], task: str | None
+) -> tuple[list[Message], Contract]:
+    """The messages of one task, and its first contract. Raises UserError where that is not one thing."""
+    from rql_deploy.contract import Contract
+    from rql_deploy.runtime.recording.messages import Bundle
+
+    contracts = {
+        message.contract_id: Contract.from_json(message.contract)
+        for message in messages
+        if isinstance(message, Bundle)
+    }
+    tasks = sorted({contract.plant.task for contract in contracts.values()})
+    if task is None and len(tasks) > 1:
+        raise UserError(f"{recording} is of {', '.join(tasks)}", hint="choose one with --task")
+    if task is not None and task not in tasks:
+        raise UserError(f"{recording} holds no task '{task}'{suggestion(task, tasks)}")
+    own = {id: c for id, c in contracts.items() if c.plant.task == (task or tasks[0])} if tasks else {}
+    found = [message for message in messages if message.contract_id in own]
+    if not own or (task is None and len(found) < len(messages)):
+        raise UserError(f"{recording} lacks the contract of its messages", hint="use a whole copy")
+    contract = next(iter(own.values()))
+    width = contract.plant.action_dim
+    if other := next((n for n in map(_command_width, found) if n not in (None, width)), None):
+        raise UserError(
+            f"{recording} has commands of {width} and of {other} numbers", hint="view its files one by one"
+        )
+    return found, contract
+
+
+def _command_width(message: Message) -> int | None:
+    """How many numbers a command has; None of messages without one."""
+    from rql_deploy.runtime.recording.messages import Decision, Tick
+
+    if isinstance(message, Decision):
+        return message.chunk_shape[1]
+    return len(message.action) // 4 if isinstance(message, Tick) else None
 
 
 class _View:

@@ -18,7 +18,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import zmq
 import zmq.asyncio
@@ -33,7 +33,7 @@ from rql_deploy.runtime.wire.headers import R, Request
 from rql_deploy.runtime.wire.protocol import Arrays, Head, Payload
 
 from .base import BasePolicy, open_core, read_addresses, resolve
-from .channel import configure, not_this_protocol, open_context, read_reply
+from .channel import configure, not_this_protocol, open_context, open_socket, read_reply
 from .shared_socket import CLOSED
 from .transport import Transport
 
@@ -117,6 +117,13 @@ class AsyncRemotePolicy(BasePolicy):
         """Disconnect; calls under way raise PolicyClosed. Any event loop and any thread may do it."""
         await self._core.close()
 
+    def __reduce__(self) -> NoReturn:
+        raise UserError(
+            "a policy of asyncio cannot be pickled for another process",
+            hint="connect there, in the event loop that uses it",
+            kind="forked",
+        )
+
     async def __aenter__(self) -> Self:
         return self
 
@@ -156,7 +163,7 @@ class AsyncTransport:
         self._loop = asyncio.get_running_loop()
         self._owns_context = context is None
         self._context = open_context(context)
-        self._socket = zmq.asyncio.Socket(self._context, zmq.DEALER)
+        self._socket = open_socket(zmq.asyncio.Socket, self._context)
         self._plain: zmq.Socket[bytes] = zmq.Socket(shadow=self._socket)
         """The same socket, for calls that do not wait."""
         try:

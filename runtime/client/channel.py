@@ -10,7 +10,7 @@ import secrets
 import time
 import weakref
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import zmq
 
@@ -26,6 +26,7 @@ from .shared_socket import CLOSED, SharedSocket
 Received = Head | protocol.ProtocolError
 """A reply of which the prefix has been read, or what is wrong with it."""
 
+S = TypeVar("S", bound="zmq.Socket[Any]")
 RETRY_PAUSE = 0.01
 """Seconds between attempts while a server is stopping or starting."""
 _context_pids: weakref.WeakKeyDictionary[zmq.Context[Any], int] = weakref.WeakKeyDictionary()
@@ -38,6 +39,23 @@ def open_context(context: zmq.Context[Any] | None) -> zmq.Context[Any]:
         return zmq.Context()
     require_process(_context_pids.setdefault(context, os.getpid()), "this ZeroMQ context")
     return context
+
+
+def open_socket(kind: type[S], context: zmq.Context[Any]) -> S:
+    """A DEALER socket; raises UserError where there can be none."""
+    try:
+        return kind(context, zmq.DEALER)
+    except zmq.ZMQError as error:
+        if context.closed:
+            raise UserError("this ZeroMQ context is terminated", hint="pass another, or none") from error
+        raise _no_socket(error) from error
+
+
+def _no_socket(error: OSError | zmq.ZMQError) -> UserError:
+    return UserError(
+        f"no socket can be opened ({error.strerror})",
+        hint="close policies that are not used, or raise `ulimit -n` or the context's MAX_SOCKETS",
+    )
 
 
 def configure(
@@ -119,9 +137,13 @@ class Channel:
         self._epoch, self._numbers, self._late = secrets.randbits(31), itertools.count(1), 0
         self._owns_context = context is None
         self._context = open_context(context)
-        self._socket: zmq.Socket[bytes] = zmq.Socket(self._context, zmq.DEALER)
+        self._socket: zmq.Socket[bytes] = open_socket(zmq.Socket, self._context)
         read = functools.partial(_read, self._socket, self._epoch)
-        self._shared = SharedSocket(self._socket, read, busy_poll=busy_poll)
+        try:
+            self._shared = SharedSocket(self._socket, read, busy_poll=busy_poll)
+        except OSError as error:
+            self._socket.close()
+            raise _no_socket(error) from error
         try:
             if identity is not None:
                 self._socket.setsockopt(zmq.ROUTING_ID, identity)

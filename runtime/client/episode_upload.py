@@ -26,13 +26,14 @@ import zmq
 from numpy.typing import NDArray
 
 from rql_deploy.contract import PlantDescription
-from rql_deploy.errors import DeadlineMissed, PolicyClosed, UserError, require_process
+from rql_deploy.errors import ContractError, DeadlineMissed, PolicyClosed, UserError, require_process
 from rql_deploy.observation import ObservationReader
 from rql_deploy.policy import read_seconds
 from rql_deploy.runtime.wire.checks import ServerError
 from rql_deploy.runtime.wire.headers import Episode, Hello
 from rql_deploy.runtime.wire.notes import TickNote, encode_notes
 
+from .base import read_addresses
 from .channel import Channel
 from .session import Session
 
@@ -99,7 +100,7 @@ class EpisodeReporter:
         """
         timeout = read_seconds("timeout", timeout)
         silent = []
-        for address in [endpoint] if isinstance(endpoint, str) else endpoint:
+        for address in read_addresses(endpoint):
             channel = Channel(address, keys=keys, context=context)
             try:
                 hello = channel.call(Hello(bundle=bundle), {}, timeout)
@@ -142,13 +143,15 @@ class EpisodeReporter:
             intervened: whether the action was not the policy's but a person's, if known.
             note: what a real-time loop noted of the tick.
             began: when the tick began, on the monotonic clock; now if None.
+
+        Raises ContractError for what does not fit the contract, at once and not where a part is sent.
         """
         if self._session is None or self._closed:
             return
         require_process(self._pid, "the episode reporter")
         fields = self._copy(observation)
         began = time.monotonic() if began is None else began
-        action = np.array(action, np.float32)
+        action, reward = _read_action(action, self._session.contract.plant.action_dim), _read_reward(reward)
         self._rows.append(_Row(fields, action, reward, success, intervened, note, began))
         self._bytes += sum(value.nbytes for value in fields.values())
         if self._bytes >= PART_BYTES or len(self._rows) >= PART_TICKS:
@@ -294,3 +297,20 @@ class EpisodeReporter:
             _log.warning("episode refused", extra={"data": {"reason": str(error)}})
             return False
         return True
+
+
+def _read_action(action: Any, width: int) -> NDArray[np.float32]:
+    try:
+        found = np.array(action, np.float32)
+    except (TypeError, ValueError) as error:
+        raise ContractError(f"the action is not an array of numbers ({error})") from error
+    if found.shape != (width,):
+        raise ContractError(f"the action has shape {list(found.shape)}, the contract says {[width]}")
+    return found
+
+
+def _read_reward(reward: Any) -> float | None:
+    try:
+        return None if reward is None else float(reward)
+    except (TypeError, ValueError) as error:
+        raise ContractError(f"the reward is {reward!r}: pass a number, or None") from error

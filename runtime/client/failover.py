@@ -221,6 +221,8 @@ class FailoverPolicy:
             await self._servers[0].transport.sleep(min(PAUSE, max(0.0, expiry - time.monotonic())))
 
     def _check_open(self) -> None:
+        # Before the lock is asked for: in a fork, a thread of the parent may hold it for ever.
+        self._servers[0].transport.check()
         if self._closed:
             raise PolicyClosed(CLOSED)
 

@@ -12,7 +12,20 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
+from rql_deploy.errors import PolicyClosed, UserError
+
 from .base import PolicyCore
+from .shared_socket import CLOSED
+from .transport import run
+
+
+class _Attempt:
+    """A thread that connects, for all that wait for it."""
+
+    def __init__(self) -> None:
+        self.thread = threading.get_ident()
+        self.ended = threading.Event()
+        self.error: Exception | None = None
 
 
 class LazyCore:
@@ -25,22 +38,51 @@ class LazyCore:
         self._connect = connect
         # By process: what a fork inherits from its parent stays the parent's, and is not touched.
         self._cores: dict[int, PolicyCore] = {}
-        self._locks: dict[int, threading.Lock] = {}
+        self._attempts: dict[int, _Attempt] = {}
+        self._closed: set[int] = set()
 
     def __reduce__(self) -> tuple[type[LazyCore], tuple[Callable[[], PolicyCore]]]:
         return LazyCore, (self._connect,)
 
     @property
     def core(self) -> PolicyCore:
-        """This process's policy. Raises what `RemotePolicy.connect` does the first time."""
+        """This process's policy.
+
+        Raises what `RemotePolicy.connect` does while it has none; threads that come meanwhile share the
+        attempt and its error. A signal handler that interrupts it raises UserError.
+        """
         process = os.getpid()
-        if (found := self._cores.get(process)) is not None:
-            return found
-        # Threads may come here at the same time. A lock of the parent's may be held for ever.
-        with self._locks.setdefault(process, threading.Lock()):
-            if process not in self._cores:
-                self._cores[process] = self._connect()
-            return self._cores[process]
+        while (found := self._cores.get(process)) is None:
+            if process in self._closed:
+                raise PolicyClosed(CLOSED)
+            mine = _Attempt()
+            attempt = self._attempts.setdefault(process, mine)
+            if attempt is mine:
+                return self._open(process, mine)
+            if attempt.thread == mine.thread:
+                raise UserError(
+                    "the policy is being connected by the call that this one interrupts",
+                    hint="ask for its contract before signals come",
+                )
+            attempt.ended.wait()
+            if attempt.error is not None:
+                raise attempt.error
+        return found
+
+    def _open(self, process: int, attempt: _Attempt) -> PolicyCore:
+        try:
+            core = self._connect()
+            self._cores[process] = core
+            if process in self._closed:
+                run(core.close())
+                raise PolicyClosed(CLOSED)
+            return core
+        except Exception as error:
+            attempt.error = error
+            raise
+        finally:
+            del self._attempts[process]
+            attempt.ended.set()
 
     def __getattr__(self, name: str) -> Any:
         """All else that a `PolicyCore` has, of this process's policy."""
@@ -49,6 +91,7 @@ class LazyCore:
         return getattr(self.core, name)
 
     async def close(self) -> None:
-        """Disconnect this process. Where it has not connected yet, nothing is done."""
+        """Disconnect this process, which does not connect again."""
+        self._closed.add(os.getpid())
         if (found := self._cores.get(os.getpid())) is not None:
             await found.close()

@@ -128,7 +128,14 @@ class Session:
         Raises ContractError for a field that is missing or does not fit.
         """
         if rows is None and self._layout.holds_jpeg(observation):
-            return self._layout.pack_jpeg(observation)
+            packed = self._layout.pack_jpeg(observation)
+            size = sum(array.nbytes for array in packed.named.values()) + self._layout.numeric.row_bytes
+            if self._max_bytes and size > self._max_bytes - MAX_HEADER_BYTES:
+                raise ContractError(
+                    f"the observation's pictures have {size:,} bytes of JPEG, and the server at "
+                    f"{self.endpoint} takes {self._max_bytes:,} in one message: lower their quality"
+                )
+            return packed
         return self._layout.pack(observation, rows)
 
     def pack_batch(self, observations: Mapping[str, Any], rows: int) -> Packed:

@@ -35,6 +35,8 @@ from .playback import read_replan_every
 from .safety import zero_on_hold
 
 MAX_CONSECUTIVE_HOLDS = 20
+MAX_SILENCE = 60.0
+"""Seconds of waiting without a decision that end an episode, however few ticks they are."""
 
 
 class ControlLoop:
@@ -94,6 +96,7 @@ class ControlLoop:
         round_trip: list[float] = []
         inference: list[float] = []
         steps = holds = consecutive = decisions = 0
+        silent = 0.0
         error_kind = ""
         while not self.plant.finished:
             if not chunk:
@@ -102,18 +105,21 @@ class ControlLoop:
                 except Exception as failure:
                     error, error_kind = plant_failure(f"failed at tick {steps}", failure)
                     break
+                start = time.monotonic()
                 try:
                     decision = self._decide(
                         observation, decision_seed(seed, decisions), round_trip, inference
                     )
                     chunk = list(decision.actions[: self.replan_every])
-                    consecutive = 0
+                    consecutive, silent = 0, 0.0
                 except DeadlineMissed as missed:
                     holds += 1
                     consecutive += 1
-                    if consecutive >= MAX_CONSECUTIVE_HOLDS:
+                    silent += time.monotonic() - start
+                    if consecutive >= MAX_CONSECUTIVE_HOLDS or silent >= MAX_SILENCE:
                         error_kind = FAULT
-                        error = f"fault after {consecutive} ticks without a fresh action: {missed}"
+                        ticks = f"{consecutive} tick{'s' * (consecutive > 1)}"
+                        error = f"fault after {ticks} without a fresh action: {missed}"
                         break
                 except UserError:
                     raise

@@ -20,7 +20,7 @@ import numpy as np
 from rql_deploy.errors import UserError
 from rql_deploy.limits import Limits
 from rql_deploy.plant import FAULT, EpisodeResult, Observation, Plant, message_age, rest_command
-from rql_deploy.policy import Continuation, Policy
+from rql_deploy.policy import Continuation, Policy, read_seconds
 from rql_deploy.seeding import check_seed, decision_seed
 
 from .clock import MIN_SPACING, Clock, Schedule, SystemClock, require_rate
@@ -162,9 +162,11 @@ class RealTimeLoop:
         `duration` is in seconds. Before the first decision nothing is commanded. With `after_fault="hold"`
         the loop holds after a fault until it is stopped or the fault is cleared. At the end the plant is held
         until the command no longer changes (delta motion is at zero); Ctrl-C ends this, too. An exception of
-        the plant ends the episode as failed, after one hold. Raises ContractError for a seed that is none.
+        the plant ends the episode as failed, after one hold. Raises UserError for options that are none.
         """
-        seed = check_seed(seed)
+        seed, duration = check_seed(seed), None if duration is None else read_seconds("duration", duration)
+        if after_fault not in ("end", "hold"):
+            raise UserError(f"after_fault is {after_fault!r}", hint="pass 'end' or 'hold'")
         self.statistics = LoopStatistics(self.period)
         self._playback.clear()
         self._runner.reset()

@@ -106,6 +106,10 @@ class Crowd:
     def _fair_target(self, now: float) -> float:
         """When a batch is to be done, so that all that wait are in time, batch after batch."""
         jobs = self._waiting.jobs
+        alive = [job for job in jobs if job.due is None or job.due > now]
+        if sum([job.candidates for job in alive]) <= UNROLLED_ROWS:
+            # The others are too late, as when the process stood still: those that are not are no crowd.
+            return math.inf
         left = [max(0.0, job.due - now) for job in jobs if job.due is not None]
         batches = math.ceil(sum([job.candidates for job in jobs]) / self._most)
         return now + HEADROOM * statistics.median_low(left) / batches

@@ -86,6 +86,20 @@ class Engine:
         self.load += 1
         self._sliced.add(client, work)
 
+    @property
+    def clients(self) -> set[Client]:
+        """Clients with requests that wait or are under way."""
+        return {*self._sliced.clients, *self._waiting.clients}
+
+    def drop(self, client: Client) -> int:
+        """Forget a client's requests but those in the batch, which are nearly done; how many they were."""
+        waiting = self._waiting.drop(client)
+        for job in waiting:
+            self._waiting.end(job)
+        dropped = len(waiting) + self._sliced.drop(client)
+        self.load -= dropped
+        return dropped
+
     def step(self) -> list[Event]:
         """Run one refinement step of the batch, one unrolled call or one slice; returns what came of it."""
         events: list[Event] = []
@@ -127,7 +141,7 @@ class Engine:
 
     def _count_contenders(self) -> int:
         """Number of clients that want something computed."""
-        return len({*self._sliced.clients, *self._waiting.clients})
+        return len(self.clients)
 
     # All steps in one call.
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,9 +15,11 @@ from numpy.typing import NDArray
 from rql_deploy.batches import BatchOptions, count_rows, resolve_batch
 from rql_deploy.bundle.bundle import Bundle
 from rql_deploy.contract import Contract
+from rql_deploy.errors import ContractError
 from rql_deploy.observation import ObservationReader
 from rql_deploy.policy import ActOptions, Decision, ResolvedOptions
 from rql_deploy.prefix import read_prefix
+from rql_deploy.runtime.wire.checks import all_finite
 from rql_deploy.seeding import draw_seed
 
 from .engine import Engine
@@ -41,8 +45,17 @@ class OnnxPolicy:
         self._idle: list[Engine] = []
         """Engines of calls that came to their end."""
         self._read = ObservationReader(bundle.contract.plant.inputs)
-        # Re-entrant: a signal handler may ask for a decision, too.
-        self._lock = threading.RLock()
+        self._locks: dict[int, AbstractContextManager[Any]] = {}
+        """By process."""
+
+    @property
+    def _lock(self) -> AbstractContextManager[Any]:
+        """Re-entrant, as a signal handler may ask for a decision, too.
+
+        A fork has one of its own: a thread of its parent may hold that one for ever.
+        """
+        process = os.getpid()
+        return self._locks.get(process) or self._locks.setdefault(process, threading.RLock())
 
     @property
     def contract(self) -> Contract:
@@ -134,6 +147,14 @@ class OnnxPolicy:
         )
 
     def _new(self, actions: NDArray[np.float32], *known: Any, **more: Any) -> Decision:
-        """A decision with a copy of the actions, which are rows of the engine's arrays."""
+        """A decision with a copy of the actions, which are rows of the engine's arrays.
+
+        Raises ContractError where they are not finite.
+        """
+        if not all_finite(actions):
+            raise ContractError(
+                "the policy makes no finite chunk of this observation",
+                hint="a field is far beyond what it was trained on: check its unit",
+            )
         more |= {"bundle": self._model.name, "contract_id": self._model.contract.contract_id}
         return Decision(actions.copy(), *known, **more)

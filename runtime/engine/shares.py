@@ -25,6 +25,8 @@ class Client(NamedTuple):
     """The identity that ZeroMQ gives a connection."""
     peer: str = ""
     """The key or the address behind it; for a thread of the server's process its connection."""
+    descriptor: int = -1
+    """Of the connection's socket; -1 for a thread of the server's process."""
 
 
 class _Level:

@@ -29,6 +29,10 @@ class SliceQueue:
         self._shares.enter(client)
         self.work.setdefault(client, deque()).append(work)
 
+    def drop(self, client: Client) -> int:
+        """Forget a client's work; how many pieces it was."""
+        return len(self.work.pop(client, ()))
+
     def next_client(self, others: Collection[Client]) -> Client | None:
         """Whose slice runs next; None when there is none, or work of the `others` comes first."""
         if not self.work:

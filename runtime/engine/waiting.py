@@ -30,6 +30,13 @@ class WaitingJobs:
         self._counts[job.client] = self._counts.get(job.client, 0) + 1
         self.jobs.append(job)
 
+    def drop(self, client: Client) -> list[Job]:
+        """Take a client's waiting jobs out."""
+        dropped = [job for job in self.jobs if job.client == client]
+        if dropped:
+            self.jobs = deque(job for job in self.jobs if job.client != client)
+        return dropped
+
     def end(self, job: Job) -> None:
         """A job that was queued here was answered."""
         left = self._counts.pop(job.client) - 1

@@ -58,6 +58,11 @@ class McapFile:
         self._writer.add_message(channel, time, data, time, sequence)
 
     @property
+    def removed(self) -> bool:
+        """Whether somebody has deleted the file: nobody will see what is written to it."""
+        return self._output.removed
+
+    @property
     def full(self) -> bool:
         """Whether a chunk has its size and waits to be written."""
         return bool(self._output.waiting)
@@ -87,6 +92,10 @@ class _Output:
     def __init__(self, file: int):
         self._file, self._size = file, 0
         self.waiting = bytearray()
+
+    @property
+    def removed(self) -> bool:
+        return os.fstat(self._file).st_nlink == 0
 
     def write(self, data: bytes) -> int:
         self.waiting += data

@@ -6,6 +6,7 @@ are the same, and no number is ever converted.
 
 from __future__ import annotations
 
+import math
 import struct
 from typing import Any, NewType
 
@@ -199,6 +200,32 @@ class Status(Struct):
     lost: int = 0
     error: str = ""
     """Why the disk does not take the latest of them; empty when it does."""
+
+
+def misfit(message: Message) -> str:
+    """Which numbers of a message are not as many as it says; empty where all are."""
+    if isinstance(message, Bundle):
+        return ""
+    for field in message.fields:
+        held = len(field.values) // 4 or len(field.data)
+        if not field.picture and held != math.prod(field.shape):
+            return f"field '{field.name}'"
+    if isinstance(message, Tick):
+        return "an action" if len(message.action) % 4 else ""
+    if not isinstance(message, Decision):
+        return ""
+    if len(message.chunk_shape) != 2 or min(message.chunk_shape) < 1:
+        return "a chunk"
+    numbers = math.prod(message.chunk_shape)
+    expected = [(message.actions, numbers)]
+    expected += [(preview.actions, numbers * len(preview.candidates)) for preview in message.previews]
+    expected += [(score.values, len(score.candidates)) for score in message.scores]
+    if message.continued is not None:
+        rows = len(message.continued.actions) // (4 * message.chunk_shape[1])
+        expected.append((message.continued.actions, rows * message.chunk_shape[1]))
+    if any(len(data) != 4 * count for data, count in expected) or len(message.deltas) % 8:
+        return "a decision"
+    return ""
 
 
 def floats(array: NDArray[Any]) -> Floats:

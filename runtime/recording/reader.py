@@ -13,7 +13,7 @@ from typing import IO, Any
 from rql_deploy.errors import UserError
 from rql_deploy.recording_files import MAGIC, recording_files
 
-from .messages import MESSAGES, Array, Bundle, Message
+from .messages import MESSAGES, Array, Bundle, Message, misfit
 
 MAX_RECORD_BYTES = 1 << 30
 CAMERAS = "/camera/"
@@ -59,14 +59,13 @@ def read_file(path: Path) -> Iterator[Message]:
                                 bgr = _bgr_fields(message)
                             else:
                                 message.fields = [_whole(field, pictures, bgr) for field in message.fields]
+                            if what := misfit(message):
+                                raise ValueError(f"{what} has not as many numbers as it says")
                             yield message
                         elif topic.startswith(CAMERAS):
                             pictures[topic] = entry.data
             except (DecodeError, *_damage()) as error:
-                raise UserError(
-                    f"{path} is damaged before byte {end:,} ({error or type(error).__name__})",
-                    hint="use a copy, or `mcap recover FILE -o NEW`",
-                ) from error
+                raise _damaged(path, end, error) from error
 
 
 def _chunks(path: Path, stream: IO[bytes]) -> Iterator[tuple[Any, int]]:
@@ -85,7 +84,11 @@ def _chunks(path: Path, stream: IO[bytes]) -> Iterator[tuple[Any, int]]:
         if place > size or opcode == Opcode.DATA_END:
             return
         if opcode == Opcode.CHUNK:
-            yield Chunk.read(ReadDataStream(stream)), place
+            try:
+                chunk = Chunk.read(ReadDataStream(stream))
+            except _damage() as error:
+                raise _damaged(path, place, error) from error
+            yield chunk, place
 
 
 def _whole(field: Array, pictures: dict[str, bytes], bgr: set[str]) -> Array:
@@ -105,10 +108,18 @@ def _bgr_fields(bundle: Bundle) -> set[str]:
     return bgr_fields(bundle.contract)
 
 
+def _damaged(path: Path, end: int, error: Exception) -> UserError:
+    return UserError(
+        f"{path} is damaged before byte {end:,} ({str(error) or type(error).__name__})",
+        hint="use a copy, or `mcap recover FILE -o NEW`",
+    )
+
+
 def _damage() -> tuple[type[Exception], ...]:
     import struct
 
     from mcap.exceptions import McapError
     from zstandard import ZstdError
 
-    return (McapError, ZstdError, ValueError, KeyError, struct.error, UnicodeDecodeError, OSError)
+    # A length that is wrong asks for more memory than there is.
+    return (McapError, ZstdError, ValueError, LookupError, struct.error, OSError, MemoryError, OverflowError)

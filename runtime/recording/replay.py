@@ -30,7 +30,7 @@ def replay(model: Model, decision: Decision, *, history: History | None = None) 
         raise UserError(
             f"the recording was made with contract {decision.contract_id[:12]}, "
             f"the bundle has {model.contract.contract_id[:12]}",
-            hint="pass the bundle that was served",
+            hint="pass the bundle that was served, or all of them",
         )
     engine = Engine(model)
     engine.submit(

@@ -104,7 +104,10 @@ class RecordingWriter:
         if self._file is not None:
             with self._counting_errors(0):
                 self._file.flush()
-                self._count_written()
+                if self._file.removed:
+                    self._leave_removed(self._file)
+                else:
+                    self._count_written()
             if self._unwritten:
                 self.flush_at = time.monotonic() + FLUSH_EVERY
 
@@ -118,6 +121,14 @@ class RecordingWriter:
             self.status.lost, self._unwritten = self.status.lost + self._unwritten, 0
         self.flush_at = None
 
+    def _leave_removed(self, file: McapFile) -> None:
+        """The next message goes to a new file."""
+        self._file = None
+        self.status.lost, self._unwritten = self.status.lost + self._unwritten, 0
+        with contextlib.suppress(OSError):
+            file.close()
+        raise OSError(f"{file.path} was removed while it was written")
+
     def _count_written(self) -> None:
         self.status.written += self._unwritten
         self.status.error, self._unwritten = "", 0
@@ -128,6 +139,7 @@ class RecordingWriter:
             self.close()
         if self._file is None:
             path = self._folder / f"{self._prefix}-{self._files:05d}{SUFFIX}"
+            self._folder.mkdir(parents=True, exist_ok=True)
             self._file = McapFile(path, self._chunk_bytes)
             self._files += 1
             if self._bundle is not None:

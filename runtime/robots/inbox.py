@@ -44,6 +44,9 @@ class Inbox:
         self._shape, self._max_skew = shape, max_skew
         self._clock, self._wall_clock = clock, wall_clock
         self._newest: Newest | None = None
+        self._newest_stamp: int | None = None
+        self._overtaken = 0
+        """Messages in a row that were older than the newest."""
         self._lags: deque[float] = deque(maxlen=COMPARED)
         self._error: UserError | None = None
 
@@ -72,7 +75,21 @@ class Inbox:
             return
         if lag is not None:
             self._lags.append(lag)
-        self._newest, self._error = Newest(value, arrived, lag), None
+        if not self._is_overtaken(stamp, arrived):
+            self._newest, self._newest_stamp, self._error = Newest(value, arrived, lag), stamp, None
+            self._overtaken = 0
+
+    def _is_overtaken(self, stamp: int | None, arrived: float) -> bool:
+        """Whether a message is older than the one that is there, which still counts.
+
+        Networks change the order, and a second publisher may repeat what was. `COMPARED` in a row, or nothing
+        newer for the map's `max_gap`, mean that the clock behind the stamps was put back.
+        """
+        newest, before = self._newest, self._newest_stamp
+        if newest is None or stamp is None or before is None or stamp >= before:
+            return False
+        self._overtaken += 1
+        return self._overtaken < COMPARED and arrived - newest.arrived <= self.source.max_gap
 
     def _stamp(self, message: Any) -> int | None:
         """The header's stamp in ns; None for none, and for zero, which means none."""

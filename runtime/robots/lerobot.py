@@ -228,7 +228,7 @@ def open_robot(path: Path, *, horizon: int | None = None) -> LeRobotPlant:
     try:
         robot_class = getattr(importlib.import_module(module), name)
         config_class = robot_class.config_class
-    except (ImportError, ValueError, AttributeError) as error:
+    except Exception as error:  # a module of others may raise anything while it is imported
         raise UserError(
             f"{path.name}.robot is '{said.robot}', which cannot be loaded ({error}): write MODULE:CLASS, and "
             "run in LeRobot's environment"

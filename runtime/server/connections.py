@@ -21,6 +21,8 @@ from pathlib import Path
 
 import zmq
 
+from rql_deploy.runtime.engine.shares import Client
+
 INTERVAL = 0.1
 """Seconds between two looks."""
 SETTLE = 0.3
@@ -145,6 +147,16 @@ class Connections:
             "peers": peers[:8],
         }
         _log.error("too much memory in messages", extra={"data": data})
+
+
+def is_gone(client: Client) -> bool:
+    """Whether a client's connection has been closed, so that no reply can reach it.
+
+    Its descriptor may be another connection's by now: then this is not noticed. One who chose the name of its
+    connection may come back under it, and still get its replies.
+    """
+    own_name = client.connection[:1] != b"\0"
+    return client.descriptor >= 0 and not own_name and not _is_open(client.descriptor)
 
 
 def resident_memory() -> int:

@@ -8,6 +8,7 @@ it.
 from __future__ import annotations
 
 import io
+import time
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
@@ -19,13 +20,15 @@ from numpy.typing import NDArray
 from rql_deploy.contract import PlantDescription
 from rql_deploy.runtime.engine.request import Job
 from rql_deploy.runtime.wire import headers, protocol
-from rql_deploy.runtime.wire.arrays import Arrays
+from rql_deploy.runtime.wire.arrays import MAX_JPEG_BYTES, Arrays
 
 if TYPE_CHECKING:
     from .registry import ModelSlot
 
-MAX_JPEG_BYTES = 1 << 20
-"""Of one frame."""
+MAX_SCANS = 20
+"""Passes over one frame: progressive pictures have some ten. A frame of a megabyte may ask for ten thousands,
+and each takes as long as a whole picture."""
+_SCAN = b"\xff\xda"
 
 
 class JpegDecoder:
@@ -38,6 +41,7 @@ class JpegDecoder:
         self._context, self._endpoint = context, endpoint
         self._wake: zmq.Socket[bytes] | None = None
         self._thread: ThreadPoolExecutor | None = None
+        self._closing = False
 
     def submit(self, job: Job, slot: ModelSlot, named: Arrays) -> None:
         """Decode a job's pictures, and put it into `ready`."""
@@ -46,21 +50,27 @@ class JpegDecoder:
         self._thread.submit(self._decode, job, slot, named)
 
     def close(self) -> None:
-        """End the thread; the context can be terminated then."""
+        """End the thread, and what it had still to decode; the context can be terminated then."""
+        self._closing = True
         if self._thread is not None:
             self._thread.submit(self._close)
             self._thread.shutdown()
 
     def _decode(self, job: Job, slot: ModelSlot, named: Arrays) -> None:
-        plant, error = slot.model.contract.plant, ""
+        if self._closing:
+            return
+        plant, code, error = slot.model.contract.plant, "bad_observation", ""
         try:
-            pictures: dict[str, Any] = decode(plant, named)
-            job.fields = {**job.fields, **pictures}
+            if job.due is not None and time.monotonic() > job.due:
+                code, error = "expired", "the request's budget was spent before its pictures' turn came"
+            else:
+                pictures: dict[str, Any] = decode(plant, named)
+                job.fields = {**job.fields, **pictures}
         except ImportError:
             error = "this server cannot decode JPEG: install rql-deploy[jpeg] there"
-        except Exception as failure:  # hostile input: Pillow raises classes without a common base
+        except Exception as failure:  # whatever was sent, the thread goes on
             error = str(failure) or type(failure).__name__
-        refusal = headers.Refusal(code="bad_observation", error=error) if error else None
+        refusal = headers.Refusal(code=code, error=error) if error else None
         self.ready.append((job, slot, refusal))
         if self._wake is None:
             self._wake = self._context.socket(zmq.DEALER)
@@ -78,27 +88,38 @@ class JpegDecoder:
 def decode(plant: PlantDescription, named: Arrays) -> dict[str, NDArray[np.uint8]]:
     """Each camera's stacked frames `[1, H, W, 3n]` from arrays of JPEG bytes `NAME/0` to `NAME/n-1`.
 
-    Raises ValueError, before anything is decoded, for what is no JPEG of the contract's size.
+    Raises ValueError, which names the frame, before anything is decoded for what is no JPEG of the contract's
+    size.
     """
-    from PIL import Image
-
     found = {}
     for camera in plant.images:
         frames = []
         for index in range(plant.frame_stack):
+            where = f"frame {index} of camera '{camera.name}'"
             data = named.get(f"{camera.name}/{index}")
             if data is None:
-                raise ValueError(f"frame {index} of camera '{camera.name}' is missing")
-            if data.nbytes > MAX_JPEG_BYTES:
-                raise ValueError(f"frame {index} of camera '{camera.name}' has more than 1 MiB")
-            with Image.open(io.BytesIO(data.tobytes()), formats=["JPEG"]) as picture:
-                if picture.size != (camera.width, camera.height):
-                    width, height = picture.size
-                    raise ValueError(
-                        f"camera '{camera.name}' sent {height} x {width} pixels, the contract says "
-                        f"{camera.height} x {camera.width}"
-                    )
-                frames.append(np.asarray(picture.convert("RGB")))
+                raise ValueError(f"{where} is missing")
+            frames.append(_frame(where, data.tobytes(), (camera.width, camera.height)))
         stack = frames if camera.colour_order == "rgb" else [frame[..., ::-1] for frame in frames]
         found[camera.name] = np.concatenate(stack, axis=-1)[None]
     return found
+
+
+def _frame(where: str, data: bytes, size: tuple[int, int]) -> NDArray[np.uint8]:
+    """One frame `[H, W, 3]`; `size` is (width, height)."""
+    from PIL import Image
+
+    if len(data) > MAX_JPEG_BYTES:
+        raise ValueError(f"{where} has more than 1 MiB")
+    if data.count(_SCAN) > MAX_SCANS:
+        raise ValueError(f"{where} has more than {MAX_SCANS} scans")
+    try:
+        with Image.open(io.BytesIO(data), formats=["JPEG"]) as picture:
+            sent = picture.size
+            if sent == size:
+                return np.asarray(picture.convert("RGB"))
+    except Exception as failure:  # hostile input: Pillow raises classes without a common base
+        # Pillow names the object in memory that it read from.
+        reason = str(failure).partition(" <_io")[0] or type(failure).__name__
+        raise ValueError(f"{where} cannot be decoded ({reason})") from failure
+    raise ValueError(f"{where} sent {sent[1]} x {sent[0]} pixels, the contract says {size[1]} x {size[0]}")

@@ -6,6 +6,7 @@ import contextlib
 import errno
 import os
 import socket
+import tempfile
 from pathlib import Path
 
 import zmq
@@ -18,6 +19,7 @@ from rql_deploy.runtime.wire.addresses import (
     bracketed,
     has_ipv6,
     is_loopback,
+    needs_ipv6,
     parse,
     split_host_port,
 )
@@ -51,10 +53,10 @@ def check_bind(bind: str, insecure: bool, keys: bool = False) -> Address:
 
 def check_listener(option: str, address: str, insecure: bool) -> tuple[str, int]:
     """Parse HOST:PORT or PORT of an unencrypted listener (metrics, WebSocket); loopback unless `insecure`."""
+    port_alone = address.removeprefix(":").isdecimal()
     try:
-        if address.isdecimal() or address.startswith(":"):
-            address = f"127.0.0.1:{address.removeprefix(':')}"
-        host, port = split_host_port(address, free="0")
+        whole = f"127.0.0.1:{address.removeprefix(':')}" if port_alone else address
+        host, port = split_host_port(whole, free="0")
     except AddressError as error:
         raise UserError(
             f"{option} takes PORT, HOST:PORT or [IPV6]:PORT with a port from 0 (a free one) to {MAX_PORT}, "
@@ -90,12 +92,26 @@ def configure(router: zmq.Socket[bytes], largest_frame: int) -> None:
         router.setsockopt(option, value)
 
 
+def bind_socket(router: zmq.Socket[bytes], bind: str, address: Address, listener: int | None) -> None:
+    """Bind to the `address` that is `bind`, or take connections from the descriptor of a listening socket.
+
+    Raises OSError or ZMQError.
+    """
+    if listener is not None:
+        router.setsockopt(zmq.USE_FD, listener)
+    elif address.transport == "ipc" and address.host != "*":
+        _require_unused(address.host)
+    router.setsockopt(zmq.IPV6, address.transport == "tcp" and needs_ipv6(address.host))
+    router.bind(bind)
+
+
 def listen(bind: str) -> tuple[socket.socket, str]:
     """A listening socket that workers share, and its address. Raises UserError when it cannot be had."""
     address = parse(bind, listening=True)
     if address.transport == "ipc":
+        name = tempfile.mktemp(prefix="rql-deploy-") if address.host == "*" else address.host
         try:
-            return _listen_unix(address.host), bind
+            return _listen_unix(name), f"ipc://{name}"
         except OSError as error:
             raise cannot_listen(bind, error) from error
     listener = open_listener("--bind", address.host, address.port)
@@ -153,6 +169,8 @@ def cannot_listen(where: str, error: OSError | zmq.ZMQError, option: str = "--bi
     elif code == errno.EADDRINUSE:
         reason = "the address is in use"
         hint = f"is another server using it? Pass {option} with another port"
+    elif code == errno.EEXIST:
+        reason, hint = "there is a file of another kind", f"pass {option} with another path"
     elif code == errno.EACCES:
         reason = "permission denied"
         hint = f"pass {option} with a port from 1024 on, or a path that you may write to"
@@ -161,17 +179,29 @@ def cannot_listen(where: str, error: OSError | zmq.ZMQError, option: str = "--bi
     return UserError(f"cannot listen on {where} ({reason})", hint=hint)
 
 
-def _listen_unix(path: str) -> socket.socket:
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+def _require_unused(path: str) -> None:
+    """Raise OSError where a server listens at this path, or lies another file: ZeroMQ would remove it."""
+    if not path.startswith("@") and Path(path).exists() and not Path(path).is_socket():
+        raise OSError(errno.EEXIST, os.strerror(errno.EEXIST))
     with (
         socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe,
         contextlib.suppress(ConnectionRefusedError, FileNotFoundError),
     ):
-        probe.connect(path)
+        probe.connect(_unix_name(path))
         raise OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE))
-    if Path(path).is_socket():
+
+
+def _listen_unix(path: str) -> socket.socket:
+    _require_unused(path)
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    if not path.startswith("@") and Path(path).is_socket():
         Path(path).unlink()  # Left behind by a server that was killed.
-    listener.bind(path)
+    listener.bind(_unix_name(path))
     listener.listen(BACKLOG)
     listener.setblocking(False)
     return listener
+
+
+def _unix_name(path: str) -> str:
+    """As the system has it; a leading @ is an abstract name."""
+    return f"\0{path[1:]}" if path.startswith("@") else path

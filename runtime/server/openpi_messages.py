@@ -174,6 +174,8 @@ def _convert(value: NDArray[Any], field: ObservationField) -> NDArray[Any]:
         raise ValueError("it does not hold numbers only")
     dtype = DTYPES[field.dtype]
     if dtype.kind == "u" and value.dtype != dtype:
+        if value.dtype.kind == "b":
+            raise ValueError("it holds truth values, not numbers from 0 to 255")
         whole = value.astype(dtype) if not value.size or (value.min() >= 0 and value.max() <= 255) else None
         if whole is None or not np.array_equal(whole, value):
             raise ValueError("its values are not whole numbers from 0 to 255")

@@ -52,7 +52,7 @@ def sender(identity: zmq.Frame, *, keys: bool) -> Client:
         of_another = connection.startswith(_BEHALF)
         name = connection.rpartition(b" ")[0].decode() if of_another else connection.hex()
         return Client(connection, f"{_THREAD}{name}")
-    return Client(connection, str(peer) if keys else _peer_of(str(peer)))
+    return Client(connection, str(peer) if keys else _peer_of(str(peer)), identity.get(zmq.SRCFD))
 
 
 def on_behalf_of(address: str) -> bytes:

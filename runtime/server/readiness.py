@@ -21,6 +21,10 @@ STANDARD_DESCRIPTORS = 3
 """Input, output and errors, which stay open."""
 PINGS_PER_LIMIT = 2
 """Signs of life within the time after which systemd gives a service up; it recommends two."""
+SHORTEST_PAUSE = 0.01
+"""Seconds between two questions, whatever the limit is."""
+READY_PATIENCE = 2.0
+"""Seconds to wait for room in systemd's queue."""
 RETRIES_PER_LIMIT = 8
 """How often the server is asked again within that time while it does not answer."""
 
@@ -33,9 +37,10 @@ def check_descriptor(descriptor: int | None) -> None:
         if descriptor < STANDARD_DESCRIPTORS:
             raise OSError(0, "it is the input, the output or the errors")
         os.write(descriptor, b"")
-    except OSError as error:
+    except (OSError, OverflowError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "no descriptor has such a number"
         raise UserError(
-            f"--ready-fd {descriptor} cannot be written to ({error.strerror})",
+            f"--ready-fd {descriptor} cannot be written to ({reason})",
             hint="open a pipe and pass the number of its end that the server inherits",
         ) from error
 
@@ -59,17 +64,22 @@ class ServiceManager:
         self.limit = 0.0
         """Seconds without a sign of life after which it gives this process up; 0 for never."""
         if told.get("WATCHDOG_PID", str(os.getpid())) == str(os.getpid()):
-            with contextlib.suppress(ValueError):
-                self.limit = max(0, int(told.get("WATCHDOG_USEC", "0"))) * 1e-6
+            with contextlib.suppress(ValueError, OverflowError):
+                limit = int(told.get("WATCHDOG_USEC", "0")) * 1e-6
+                # systemd's largest number means for ever, too.
+                self.limit = limit if 0.0 < limit < threading.TIMEOUT_MAX else 0.0
 
-    def tell(self, *assignments: str) -> bool:
-        """Send state such as `READY=1`; whether there was anybody to take it. Never waits."""
+    def tell(self, *assignments: str, patience: float = 0.0) -> bool:
+        """Send state such as `READY=1`; whether there was anybody to take it.
+
+        `patience` is how many seconds it may wait for room.
+        """
         if not self._address.startswith(("/", "@")):
             return False
         # A leading @ is an abstract address.
         address = f"\0{self._address[1:]}" if self._address.startswith("@") else self._address
         with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as datagrams:
-            datagrams.setblocking(False)
+            datagrams.settimeout(patience)
             datagrams.sendto("\n".join(assignments).encode(), address)
             return True
         return False
@@ -80,7 +90,8 @@ class ServiceManager:
 
         `healthy` is called in a thread of its own, and may take a second.
         """
-        self.tell("READY=1", f"STATUS={status}")
+        # It is said once: lost, systemd would end the service.
+        self.tell("READY=1", f"STATUS={status}", patience=READY_PATIENCE)
         ended = threading.Event()
         thread = threading.Thread(target=self._watch, args=(healthy, ended), name="watchdog", daemon=True)
         if self.limit:
@@ -98,5 +109,6 @@ class ServiceManager:
             well = healthy()
             if well:
                 self.tell("WATCHDOG=1")
-            if ended.wait(self.limit / (PINGS_PER_LIMIT if well else RETRIES_PER_LIMIT)):
+            pause = self.limit / (PINGS_PER_LIMIT if well else RETRIES_PER_LIMIT)
+            if ended.wait(max(SHORTEST_PAUSE, pause)):
                 return

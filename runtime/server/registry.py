@@ -20,6 +20,7 @@ from rql_deploy.contract import Contract
 from rql_deploy.errors import ContractError, UserError
 from rql_deploy.runtime.engine.engine import Engine
 from rql_deploy.runtime.engine.model import Model
+from rql_deploy.runtime.engine.shares import Client
 from rql_deploy.runtime.wire.arrays import Layout
 from rql_deploy.runtime.wire.checks import ProtocolError
 
@@ -86,6 +87,13 @@ class ModelRegistry:
             )
         current = slot.engine.model.contract.contract_id
         return slot, layout, None if contract == current else current
+
+    def drop_gone(self, gone: Callable[[Client], bool]) -> list[tuple[Client, int]]:
+        """Forget what waits for clients that are `gone`; how many requests it was of each."""
+        engines = [engine for slot in self.by_name.values() for engine in (slot.engine, *slot.retiring)]
+        return [
+            (client, engine.drop(client)) for engine in engines for client in filter(gone, engine.clients)
+        ]
 
     def next_busy(self) -> Engine | None:
         """The engine that runs next, in rotation over all with work; None when there is no work."""
@@ -195,7 +203,7 @@ def _stamp(path: Path) -> tuple[Any, ...]:
     try:
         whole = path.resolve()
         files = sorted(whole.iterdir()) if whole.is_dir() else [whole]
-        states = [(file, file.stat()) for file in files]
-    except OSError:
+        states = [(file.name, file.stat()) for file in files]
+    except (OSError, RuntimeError):  # a loop of links is a RuntimeError
         return ()
-    return tuple((file, state.st_mtime_ns, state.st_size, state.st_ino) for file, state in states)
+    return whole, *((name, state.st_mtime_ns, state.st_size, state.st_ino) for name, state in states)

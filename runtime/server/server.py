@@ -24,17 +24,16 @@ from rql_deploy.runtime.engine.request import Computed, Done, Event, Expired, Hi
 from rql_deploy.runtime.engine.shares import Client
 from rql_deploy.runtime.recording.recorder import Recorder
 from rql_deploy.runtime.wire import headers, protocol
-from rql_deploy.runtime.wire.addresses import needs_ipv6
 from rql_deploy.runtime.wire.arrays import Packed
 from rql_deploy.runtime.wire.checks import ProtocolError
 from rql_deploy.runtime.wire.protocol import Head, Payload
 
 from . import requests
 from .auth import ServerKeys
-from .connections import MAX_BUFFERED, Connections
+from .connections import MAX_BUFFERED, Connections, is_gone
 from .inbox import Inbox
 from .jpeg import JpegDecoder
-from .listen import cannot_listen, check_bind, configure
+from .listen import bind_socket, cannot_listen, check_bind, configure
 from .metrics import Metrics
 from .quota import MAX_RATE, Quota, key_of
 from .registry import ModelRegistry
@@ -99,11 +98,8 @@ class PolicyServer:
         try:
             self._socket.bind(INTERNAL)
             self._connections = Connections(self._socket, max_buffered=max_buffered)
-            if listener is not None:
-                self._socket.setsockopt(zmq.USE_FD, listener)
-            self._socket.setsockopt(zmq.IPV6, address.transport == "tcp" and needs_ipv6(address.host))
-            self._socket.bind(bind)
-        except zmq.ZMQError as error:
+            bind_socket(self._socket, bind, address, listener)
+        except (zmq.ZMQError, OSError) as error:
             self.close()
             raise cannot_listen(bind, error) from error
         self.endpoint = self._socket.getsockopt_string(zmq.LAST_ENDPOINT)
@@ -183,6 +179,10 @@ class PolicyServer:
     def _housekeep(self, now: float) -> None:
         self._next_housekeeping = now + HOUSEKEEPING
         self.metrics.connected = self._connections.count()
+        for client, requests_dropped in self._registry.drop_gone(is_gone):
+            for _ in range(requests_dropped):
+                self._quota.end(client)
+                self._count_error("gone")
         if self._recorder is not None:
             self.metrics.recorder_dropped = self._recorder.dropped
         while self._scheduled_swaps:

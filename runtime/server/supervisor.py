@@ -268,7 +268,7 @@ class Supervisor:
 
     def _close_sockets(self) -> None:
         self._listener.close()
-        if self._config.bind.startswith("ipc://"):
+        if self._config.bind.startswith("ipc://") and not self._config.bind.startswith("ipc://@"):
             Path(self._config.bind.removeprefix("ipc://")).unlink(missing_ok=True)
         if self._reserved is not None:
             self._reserved.close()

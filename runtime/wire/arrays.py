@@ -44,6 +44,8 @@ _FLOAT32 = DTYPES["float32"]
 
 ENCODED = (bytes, bytearray, memoryview)
 """What the bytes of an encoded picture may be."""
+MAX_JPEG_BYTES = 1 << 20
+"""Of one frame."""
 
 
 class Packed(NamedTuple):
@@ -115,7 +117,18 @@ class Layout:
                     f"camera '{camera}' needs {count} frame{'s' * (count > 1)} of JPEG bytes, as another "
                     "camera of the observation has: encode all or none"
                 )
-            named[frame] = np.frombuffer(pictures[int(number)], np.uint8)
+            picture = pictures[int(number)]
+            if not isinstance(picture, ENCODED):
+                raise ContractError(
+                    f"frame {number} of camera '{camera}' is a {type(picture).__name__}, where others are "
+                    "JPEG bytes: encode all or none"
+                )
+            named[frame] = np.frombuffer(bytes(picture), np.uint8)
+            if named[frame].nbytes > MAX_JPEG_BYTES:
+                raise ContractError(
+                    f"frame {number} of camera '{camera}' has more than {MAX_JPEG_BYTES >> 20} MiB of JPEG: "
+                    "lower its quality"
+                )
         return self.numeric.pack(observation)._replace(named=named)
 
     def pack(self, observation: Mapping[str, Any], rows: int | None = None) -> Packed:

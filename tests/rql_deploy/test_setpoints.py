@@ -114,3 +114,13 @@ def test_orientations_and_slow_drivers_are_refused() -> None:
     setpoints(msgspec.structs.replace(JOINT, name="wrist_yaw"))
     with pytest.raises(ContractError, match=r"10 Hz is slower than the policy's 20 Hz"):
         Setpoints(PlantDescription("tiny", (), (JOINT,), RATE), 10.0, [0.0])
+    for options, words in (
+        ({"driver_rate": float("nan")}, "nan Hz is slower"),
+        ({"driver_rate": float("inf")}, "no infinite rate"),
+        (
+            {"driver_rate": 1000.0, "method": "minimum_jerk"},
+            "no method 'minimum_jerk': pass one of linear, min",
+        ),
+    ):
+        with pytest.raises(ContractError, match=words):
+            Setpoints(PlantDescription("tiny", (), (JOINT,), RATE), start=[0.0], **options)  # type: ignore[arg-type]

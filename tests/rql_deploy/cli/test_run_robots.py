@@ -174,6 +174,28 @@ def test_a_robot_of_lerobot_is_driven_by_a_served_policy(
     assert Cart.made[-1].sent == []
 
 
+class Unplugged(Cart):
+    """Its cable comes off while it moves."""
+
+    def disconnect(self) -> None:
+        raise ConnectionError("no such device")
+
+
+def test_a_robot_that_is_gone_when_it_is_closed_costs_nothing_that_was_played(
+    bundle: Path, limits: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "arm.toml"
+    path.write_text(
+        f'robot = "{__name__}:Unplugged"\nrate = 20\nconfig = {{ port = "here" }}\n'
+        'fields = { observation = ["a", "b", "c", "d"] }\n'
+    )
+    with serving_model(NamedModel(Bundle.open(bundle))) as address:
+        result = run(f"lerobot:{path}", address, limits, "--no-fault-latch", "--horizon", 3, "--json")
+    assert result.exit_code == 0, result.output
+    assert len(json.loads(result.stdout)["real_time"]) == 1
+    assert "the plant could not be closed (ConnectionError: no such device)" in result.stderr
+
+
 class LookingModel(Model):
     """The picture bundle, whose camera is LeRobot's `front`, of twice the picture's size."""
 
@@ -210,6 +232,7 @@ def test_a_robot_s_cameras_are_those_of_a_policy_that_looks(
 @pytest.mark.parametrize(
     ("old", "new", "words"),
     [
+        ("tests.helpers.lerobot_stand_in", "broken_robot", "cannot be loaded (no bus here)"),
         (
             ":Cart",
             ":Carts",
@@ -221,8 +244,16 @@ def test_a_robot_s_cameras_are_those_of_a_policy_that_looks(
     ],
 )
 def test_files_that_do_not_fit_a_robot_are_refused(
-    old: str, new: str, words: str, endpoint: str, limits: Path, tmp_path: Path
+    old: str,
+    new: str,
+    words: str,
+    endpoint: str,
+    limits: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    (tmp_path / "broken_robot.py").write_text('raise RuntimeError("no bus here")\n')
+    monkeypatch.syspath_prepend(tmp_path)
     path = tmp_path / "arm.toml"
     text = 'robot = "tests.helpers.lerobot_stand_in:Cart"\nrate = 20\nconfig = { port = "here" }\n'
     path.write_text(text.replace(old, new))

@@ -150,3 +150,20 @@ print(received, file=sys.stderr)
         process.stdout.close()
         assert process.stderr.read().decode().strip() == f"[{int(signal.SIGTERM)}]"
         assert process.wait(30) == 0
+
+
+def test_a_closed_output_gives_its_number_to_no_socket(bundle: Path) -> None:
+    look = (
+        "import os, sys; from rql_deploy.cli import main\n"
+        "try: main(['inspect', sys.argv[1]])\n"
+        "finally:\n"
+        "    held = [os.readlink(f'/proc/self/fd/{number}') for number in range(3)]\n"
+        "    os.write(int(sys.argv[2]), ' '.join(held).encode())"
+    )
+    reader, writer = os.pipe()
+    shell = f'exec "{sys.executable}" -c "$0" "$1" {writer} <&- >&- 2>&-'
+    result = subprocess.run(["sh", "-c", shell, look, str(bundle)], pass_fds=(writer,), cwd=ROOT, check=False)
+    os.close(writer)
+    with os.fdopen(reader) as pipe:
+        assert pipe.read() == "/dev/null /dev/null /dev/null"
+    assert result.returncode == 0

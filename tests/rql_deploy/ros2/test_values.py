@@ -72,6 +72,7 @@ def test_pictures_that_do_not_fit_are_refused() -> None:
         (IMAGE, short, "has 71 bytes in rows of 18: its publisher is wrong"),
         (COMPRESSED_IMAGE, packed(pixels), r"pictures are \[4, 6, 3\], the map says"),
         (COMPRESSED_IMAGE, broken, "a compressed picture cannot be read"),
+        (COMPRESSED_IMAGE, packed(np.zeros((4, 8), np.uint16)), "more than 8 bits a colour, as depth has"),
     ):
         with pytest.raises(UserError, match=words):
             field_of("here", kind, message, SEEN, (4, 8, 3))

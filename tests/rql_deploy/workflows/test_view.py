@@ -13,7 +13,16 @@ import numpy as np
 import pytest
 from mcap.writer import Writer
 
-from rql_deploy.runtime.recording.messages import Tick, pack
+from rql_deploy.bundle.bundle import Bundle
+from rql_deploy.runtime.recording.messages import (
+    Decision,
+    Doubles,
+    Floats,
+    Preview,
+    Score,
+    Tick,
+    pack,
+)
 from rql_deploy.runtime.recording.reader import read_recording
 from rql_deploy.runtime.recording.writer import RecordingWriter
 from rql_deploy.workflows import view
@@ -23,6 +32,7 @@ from tests.helpers.pages import Page, assert_shown_offline
 from tests.helpers.recordings import write_episode
 
 LIFT = ROOT / "rql_deploy" / "assets" / "lift_bundle"
+BUNDLE = ("--bundle", LIFT)
 
 
 @pytest.fixture(scope="module")
@@ -140,6 +150,7 @@ def test_what_cannot_be_shown_is_one_sentence(
     cut = tmp_path / "cut.mcap"
     cut.write_bytes(whole.read_bytes()[:100])
     assert_refused(cli("view", cut, "--output", page), "no decision and no tick")
+    assert_refused(cli("replay", cut, *BUNDLE), "cut.mcap holds no decision", "a whole copy")
     data = bytearray(whole.read_bytes())
     data[len(data) // 3] ^= 0xFF
     cut.write_bytes(data)
@@ -148,6 +159,46 @@ def test_what_cannot_be_shown_is_one_sentence(
     monkeypatch.setattr(view, "MAX_TICKS", 11)
     assert_refused(cli("view", recording, "--output", page), "12 ticks", "--start and --duration")
     assert not page.exists()
+
+
+def test_a_recording_of_two_tasks_shows_the_one_that_is_asked_for(
+    recording: Path, bundle: Path, tmp_path: Path
+) -> None:
+    write_episode(tmp_path, bundle)
+    (other,) = tmp_path.glob("*.mcap")
+    other.rename(tmp_path / "other.mcap")
+    shutil.copy(next(recording.glob("*.mcap")), tmp_path)
+    tasks = sorted(Bundle.open(path).contract.plant.task for path in (bundle, LIFT))
+    page = tmp_path / "page.html"
+    assert_refused(cli("view", tmp_path, "--output", page), f"is of {', '.join(tasks)}", "--task")
+    assert_refused(cli("view", tmp_path, "--output", page, "--task", tasks[0][:-1]), f"mean {tasks[0]}?")
+    for task in tasks:
+        view_recording(tmp_path, page, task=task)
+        assert (shown(page)["task"], len(shown(page)["episodes"])) == (task, 1)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"chunk_shape": [5]},
+        {"chunk_shape": [5, 8]},
+        {"chunk_shape": [0, 7]},
+        {"deltas": Doubles(b"123")},
+        {"scores": [Score(1, [0, 1], Floats(b""))]},
+        {"previews": [Preview(1, [0, 1], Floats(bytes(4)))]},
+    ],
+    ids=str,
+)
+def test_messages_that_contradict_themselves_are_damage(
+    recording: Path, tmp_path: Path, wrong: dict[str, Any]
+) -> None:
+    writer = RecordingWriter(tmp_path, "recording", shard_bytes=1 << 20, drawing=1e-9)
+    for message in read_recording(recording):
+        changed = isinstance(message, Decision)
+        writer.add(msgspec.structs.replace(message, **wrong) if changed else message, draw=False)
+    writer.close()
+    for command in (("view", tmp_path, "--output", tmp_path / "page.html"), ("replay", tmp_path, *BUNDLE)):
+        assert_refused(cli(*command), "is damaged", "use a copy")
 
 
 @pytest.mark.slow

@@ -223,3 +223,10 @@ def test_a_server_that_knows_no_batches_says_what_it_knows(
         monkeypatch.setattr(headers.ActMany, "kind", 77)
         with pytest.raises(ServerError, match="knows no operation 77, but hello, act"):
             policy.act_many(batch(2))
+
+
+@both_clients
+@pytest.mark.parametrize("rows", [[[1, 2, 3, 4], [1, 2]], [object()], None, "1234"], ids=str)
+def test_a_batch_that_is_no_array_is_named(open_client: Connect, endpoint: str, rows: Any) -> None:
+    with open_client(endpoint) as policy, pytest.raises(ContractError, match="field 'observation'"):
+        policy.act_many({"observation": rows})

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import threading
 import time
 from collections.abc import Callable
@@ -12,8 +14,8 @@ import msgspec
 import pytest
 import zmq
 
-from rql_deploy.errors import DeadlineMissed
-from rql_deploy.runtime.client import ServerError
+from rql_deploy.errors import DeadlineMissed, UserError
+from rql_deploy.runtime.client import ServerError, shared_socket
 from rql_deploy.runtime.client.channel import Channel
 from rql_deploy.runtime.wire.headers import Act, Ping, PingReply
 from rql_deploy.runtime.wire.protocol import decode, encode, send
@@ -89,3 +91,27 @@ def test_asking_whether_there_is_a_connection_loses_no_reply(tmp_path: Path) -> 
         for number in numbers:
             assert channel.receive(number, PingReply, expiry, 5.0)[0].requests == 1
         channel.close()
+
+
+@pytest.mark.parametrize("open_client", CLIENTS.values(), ids=CLIENTS)
+def test_a_context_that_gives_no_socket_is_named(open_client: Callable[..., Any], endpoint: str) -> None:
+    ended = zmq.Context()
+    ended.term()
+    with pytest.raises(UserError, match="this ZeroMQ context is terminated: pass another"):
+        open_client(endpoint, context=ended)
+    with zmq.Context() as full:
+        full.set(zmq.MAX_SOCKETS, 1)
+        with (
+            full.socket(zmq.PAIR),
+            pytest.raises(UserError, match=r"no socket can be opened \(Too many open"),
+        ):
+            open_client(endpoint, context=full)
+
+
+def test_a_process_without_descriptors_says_so(endpoint: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def none_left() -> None:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    monkeypatch.setattr(shared_socket.sockets, "socketpair", none_left)
+    with pytest.raises(UserError, match=r"no socket can be opened \(Too many open files\): close policies"):
+        Channel(endpoint)

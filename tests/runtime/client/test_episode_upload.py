@@ -308,11 +308,24 @@ def test_an_episode_whose_last_part_has_no_rows_is_converted(bundle: Path, tmp_p
     )
 
 
-def test_a_reporter_checks_the_plant(bundle: Path, tmp_path: Path) -> None:
-
-    plant = Bundle.open(bundle).contract.plant
-    with (
-        serving(bundle, "--record", str(tmp_path)) as (address, _),
-        pytest.raises(ContractError, match="control rate"),
-    ):
-        EpisodeReporter.connect(address, plant=msgspec.structs.replace(plant, control_rate=10.0))
+def test_a_reporter_checks_the_plant_and_every_tick(bundle: Path, tmp_path: Path) -> None:
+    contract = Bundle.open(bundle).contract
+    plant, sample, action = contract.plant, observation(contract), np.zeros(2)
+    with serving(bundle, "--record", str(tmp_path)) as (address, _):
+        with pytest.raises(ContractError, match="control rate"):
+            EpisodeReporter.connect(address, plant=msgspec.structs.replace(plant, control_rate=10.0))
+        with pytest.raises(TypeError, match="endpoint is None: pass an address"):
+            EpisodeReporter.connect(None)  # type: ignore[arg-type]
+        with EpisodeReporter.connect(address) as reporter:
+            for wrong, words in (
+                (action[:1], r"the action has shape \[1\], the contract says \[2\]"),
+                (action[None], r"the action has shape \[1, 2\]"),
+                ("go", "the action is not an array of numbers"),
+            ):
+                with pytest.raises(ContractError, match=words):
+                    reporter.add(sample, wrong)  # type: ignore[arg-type]
+            with pytest.raises(ContractError, match="the reward is 'much': pass a number"):
+                reporter.add(sample, action, reward="much")  # type: ignore[arg-type]
+            reporter.add(sample, action, reward=1)
+            reporter.finish()
+        assert reporter.dropped == 0

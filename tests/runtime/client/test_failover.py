@@ -20,6 +20,7 @@ from rql_deploy.errors import ContractError, DeadlineMissed, UserError
 from rql_deploy.runtime.client import RemotePolicy
 from tests.helpers.clients import CLIENTS
 from tests.helpers.commands import wait_for
+from tests.helpers.forks import in_fork_while_a_thread_holds
 from tests.helpers.servers import observation, serving, variant
 
 both_clients = pytest.mark.parametrize("open_client", CLIENTS.values(), ids=CLIENTS)
@@ -192,3 +193,13 @@ def test_an_exchange_of_the_bundle_on_one_server_after_the_other_never_mixes(
 
 def successor_id(successor: Path) -> str:
     return Bundle.open(successor).contract.contract_id
+
+
+def test_a_fork_is_refused_whatever_the_threads_of_its_parent_do(endpoint: str) -> None:
+    with RemotePolicy.connect([endpoint, "tcp://127.0.0.1:9"]) as policy:
+        core: Any = policy._core
+        sample = observation(policy.contract)
+        for call in (lambda: policy.act(sample, deadline=0.2), policy.reset, policy.stats):
+            said = in_fork_while_a_thread_holds(core._lock, call)
+            assert "cannot be used in its fork" in said
+        assert policy.act(sample, deadline=5.0).actions.size

@@ -1,3 +1,4 @@
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from rql_deploy.contract import ActionDimension, Contract
 from rql_deploy.errors import DeadlineMissed, UserError
 from rql_deploy.plant import FAULT
 from rql_deploy.policy import Decision
+from rql_deploy.runtime.control import lockstep
 from rql_deploy.runtime.control.lockstep import MAX_CONSECUTIVE_HOLDS, ControlLoop, hold_action
 from tests.helpers.data import PLANT
 
@@ -158,3 +160,20 @@ def test_pessimism_goes_to_the_policy_and_is_not_named_without(bundle: Path) -> 
         assert loop.run_episode(0).success
     plain = {"deadline": None, "candidates": 4}
     assert asked == [plain, {**plain, "pessimism": 1.5}]
+
+
+def test_a_server_that_is_gone_is_noticed_after_a_time_whatever_the_deadline(
+    contract: Contract, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Gone(ScriptedPolicy):
+        def act(self, *_: object, **__: object) -> Decision:
+            time.sleep(0.03)
+            raise DeadlineMissed("late")
+
+    monkeypatch.setattr(lockstep, "MAX_SILENCE", 0.08)
+    result = ControlLoop(CountingPlant(goal=40), Gone(contract)).run_episode(1)
+    assert 1 <= result.holds <= 3
+    assert (result.error, result.error_kind) == (
+        f"fault after {result.holds} tick{'s' * (result.holds > 1)} without a fresh action: late",
+        FAULT,
+    )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 
 from rql_deploy.contract import Contract
@@ -32,8 +34,9 @@ def test_the_age_of_messages_is_part_of_the_observation_s(contract: Contract) ->
     assert [tick.prefetch_ticks for tick in fresh] == [tick.prefetch_ticks for tick in aged]
 
 
-def test_messages_that_are_too_old_hold_the_plant(contract: Contract) -> None:
-    limit = 2 * contract.h / contract.plant.control_rate
+@pytest.mark.parametrize("age", [None, math.nan, math.inf], ids=["the limit", "unknown", "infinite"])
+def test_messages_that_are_too_old_hold_the_plant(contract: Contract, age: float | None) -> None:
+    limit = 2 * contract.h / contract.plant.control_rate if age is None else age
     loop, ticks = drive(OldNews(limit), Scripted(contract))
     result = loop.run_episode(0, duration=2.0)
     assert result.episode.steps == 0 or not any(tick.fresh for tick in ticks)

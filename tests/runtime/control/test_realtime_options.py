@@ -44,3 +44,20 @@ def test_a_seed_that_is_none_is_not_blamed_on_the_plant(contract: Contract) -> N
         with pytest.raises(ContractError, match="seed is"):
             loop.run_episode(wrong)  # type: ignore[arg-type]
     assert loop.run_episode(np.int64(3)).episode.success  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "words"),
+    [
+        ({"after_fault": "stop"}, UserError, "after_fault is 'stop': pass 'end' or 'hold'"),
+        ({"duration": float("nan")}, UserError, "duration is nan"),
+        ({"duration": "5"}, TypeError, "duration is '5'"),
+    ],
+)
+def test_an_episode_that_would_not_end_as_asked_is_refused(
+    options: dict[str, Any], error: type[Exception], words: str, contract: Contract
+) -> None:
+    loop, ticks = drive(Rail(3), Scripted(contract))
+    with pytest.raises(error, match=words):
+        loop.run_episode(0, **options)
+    assert not ticks

@@ -15,6 +15,8 @@ from rql_deploy.bundle.bundle import Bundle
 from rql_deploy.errors import ContractError, UserError
 from rql_deploy.runtime.engine.model import Model
 from rql_deploy.runtime.engine.onnx_policy import OnnxPolicy
+from tests.helpers.commands import LIFT_BUNDLE
+from tests.helpers.forks import in_fork_while_a_thread_holds
 from tests.helpers.servers import observation
 
 
@@ -133,3 +135,52 @@ def test_a_wrong_option_is_named_and_changes_nothing(
     with pytest.raises(error, match=reason):
         next(policy.stream(sample, **options))
     assert policy.act(sample, seed=1).actions.tobytes() == expected
+
+
+def test_a_fork_decides_whatever_the_threads_of_its_parent_do(policy: OnnxPolicy) -> None:
+    sample = observation(policy.contract)
+    expected = policy.act(sample, seed=1).actions.tobytes().hex()
+    made = in_fork_while_a_thread_holds(
+        policy._lock, lambda: policy.act(sample, seed=1).actions.tobytes().hex()
+    )
+    assert made == expected
+
+
+@pytest.mark.parametrize(
+    ("prefix", "reason"),
+    [
+        (np.ma.array(np.zeros((1, 2)), mask=[[True, False]]), "it has masked values"),
+        (np.array([["0.5", "1"]]), "it holds str"),
+        (np.zeros((1, 2), complex), "it holds complex128"),
+        (np.zeros((1, 2), bool), "it holds bool"),
+        ([[0.5], [1.0, 2.0]], "prefix is not an array of actions"),
+    ],
+)
+def test_a_prefix_of_no_numbers_is_refused(policy: OnnxPolicy, prefix: Any, reason: str) -> None:
+    with pytest.raises(TypeError, match=reason):
+        policy.act(observation(policy.contract), prefix=prefix)
+
+
+def test_what_its_caller_does_to_a_prefix_does_not_change_the_chunk(policy: OnnxPolicy) -> None:
+    sample, prefix = observation(policy.contract), np.array([[0.5, -0.5]], np.float32)
+    *_, expected = policy.stream(sample, seed=1, prefix=prefix.copy())
+    made = []
+    for decision in policy.stream(sample, seed=1, prefix=prefix):
+        made.append(decision.actions.tobytes())
+        prefix[:] = 9.0
+    assert made[-1] == expected.actions.tobytes()
+
+
+def test_a_chunk_that_is_not_finite_is_no_decision() -> None:
+    policy = OnnxPolicy(Bundle.open(LIFT_BUNDLE))
+    sample = {field.name: np.full(field.shape, 3e38) for field in policy.contract.plant.fields}
+    many = {name: np.stack([value] * 2) for name, value in sample.items()}
+    calls: list[Callable[[], Any]] = [
+        lambda: policy.act(sample),
+        lambda: policy.act_many(many),
+        lambda: list(policy.stream(sample)),
+    ]
+    for call in calls:
+        with pytest.raises(ContractError, match=r"no finite chunk of this observation: .*check its unit"):
+            call()
+    assert policy.act(observation(policy.contract)).actions.size

@@ -252,3 +252,18 @@ def test_rows_that_clients_hold_are_computed_in_slices(model: Model) -> None:
         assert got.tobytes() == wanted.tobytes()
     for got, wanted in zip(found["v"].values(), model.value(features, x, f), strict=True):
         assert got.tobytes() == wanted.tobytes()
+
+
+def test_what_waits_for_a_client_is_forgotten_and_others_get_theirs(model: Model) -> None:
+    engine, gone, here = Engine(model), Client(b"gone", "gone"), Client(b"here", "here")
+    for seed in range(3):
+        for client in (gone, here):
+            engine.submit(job(model, seed, client=client, candidates=64))
+            engine.submit(job(model, seed, client=client, stream=True))
+    assert engine.clients == {gone, here}
+    assert (engine.drop(gone), engine.drop(gone), engine.load) == (6, 0, 6)
+    ended = []
+    while engine.busy:
+        ended += [event for event in engine.step() if isinstance(event, Done)]
+    assert [done.job.client for done in ended] == [here] * 6
+    assert engine.clients == set()

@@ -17,6 +17,7 @@ from rql_deploy.runtime.recording.packing import messages_of
 from rql_deploy.runtime.recording.reader import read_recording
 from rql_deploy.runtime.recording.replay import replay, same_bytes
 from rql_deploy.runtime.recording.writer import RecordingWriter
+from tests.helpers.commands import assert_refused, cli, printed
 from tests.helpers.recordings import bundle_message, decide
 from tests.helpers.servers import observation
 
@@ -68,3 +69,15 @@ def test_replay_gives_the_previews_that_were_streamed(bundle: Path, tmp_path: Pa
     assert [(step, chunks.tobytes()) for step, _, chunks in made] == [
         (found.step, np.ascontiguousarray(found.actions).tobytes()) for found in history.previews
     ]
+
+
+def test_a_recording_of_several_bundles_takes_all_of_them(
+    bundle: Path, successor: Path, tmp_path: Path
+) -> None:
+    for number, path in enumerate((bundle, successor)):
+        recorded(tmp_path / f"{number}", Model(Bundle.open(path)), seed=3)
+        (file,) = (tmp_path / f"{number}").glob("*.mcap")
+        file.rename(tmp_path / f"{number}.mcap")
+    both = ("--bundle", bundle, "--bundle", successor)
+    assert printed(cli("replay", tmp_path, *both, "--json")) == {"decisions": 2, "different": 0}
+    assert_refused(cli("replay", tmp_path, "--bundle", bundle), "pass the bundle that was served, or all")

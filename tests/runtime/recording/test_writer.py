@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import resource
+import shutil
 from pathlib import Path
 
 import msgspec
@@ -12,6 +13,7 @@ from mcap.reader import make_reader
 
 from rql_deploy.bundle.bundle import Bundle
 from rql_deploy.runtime.engine.request import Done, EpisodePart, Job
+from rql_deploy.runtime.recording.messages import Bundle as BundleMessage
 from rql_deploy.runtime.recording.messages import Decision, Tick, observation
 from rql_deploy.runtime.recording.packing import messages_of
 from rql_deploy.runtime.recording.reader import read_file, read_recording
@@ -94,3 +96,22 @@ def test_what_viewers_draw_takes_a_share_of_the_time_and_decisions_are_all_kept(
         topics = [channel.topic for _, channel, _ in make_reader(stream).iter_messages()]
     assert topics.count("/rql/decision") == 21
     assert 1 <= topics.count("/chunks") < 20
+
+
+def test_a_file_that_somebody_removes_is_noticed_and_another_one_begun(bundle: Path, tmp_path: Path) -> None:
+    contract, folder = Bundle.open(bundle).contract, tmp_path / "recordings"
+    writer = RecordingWriter(folder, "recording", shard_bytes=1 << 20)
+    writer.add(bundle_message(contract))
+    (message,) = messages_of(DONE, contract, 0.001, 1.0)
+    writer.add(message)
+    writer.flush()
+    assert (writer.status.written, writer.status.lost) == (1, 0)
+    shutil.rmtree(folder)
+    writer.add(message)
+    writer.flush()
+    assert (writer.status.written, writer.status.lost) == (1, 1)
+    assert "recording-00000.mcap was removed while it was written" in writer.status.error
+    writer.add(message)
+    writer.close()
+    assert (writer.status.written, writer.status.lost, writer.status.error) == (2, 1, "")
+    assert [type(found) for found in read_recording(folder)] == [BundleMessage, Decision]

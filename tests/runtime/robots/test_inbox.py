@@ -112,3 +112,19 @@ def test_a_message_that_does_not_fit_is_reported_until_one_does() -> None:
         bench.inbox.read()
     bench.put(names=("b", "a"))
     assert bench.inbox.read().value.tolist() == [1.0]
+
+
+def test_a_message_that_was_overtaken_does_not_take_the_place_of_a_newer_one() -> None:
+    bench = Bench(max_gap=0.5)
+    bench.put()
+    bench.wait(0.1)
+    bench.put(delay=0.3)
+    assert bench.age() == pytest.approx(0.1, abs=1e-3)
+    # Where the clock behind the stamps was put back, the newest message becomes too old.
+    bench.wait(0.45)
+    bench.put(delay=0.0)
+    bench.wait(0.1)
+    assert bench.age() == pytest.approx(0.1, abs=1e-3)
+    bench.wait(0.5)
+    bench.put(delay=0.4)
+    assert bench.age() == pytest.approx(0.4, abs=1e-3)

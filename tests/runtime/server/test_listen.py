@@ -9,9 +9,12 @@ from pathlib import Path
 import pytest
 from openpi_client.websocket_client_policy import WebsocketClientPolicy
 
+from rql_deploy.bundle.bundle import Bundle
 from rql_deploy.errors import UserError
 from rql_deploy.runtime.client import RemotePolicy
+from rql_deploy.runtime.engine.model import Model
 from rql_deploy.runtime.server.listen import check_bind, check_listener, listen, open_listener
+from rql_deploy.runtime.server.server import PolicyServer
 from rql_deploy.runtime.wire.addresses import has_ipv6
 from tests.helpers.clients import CLIENTS
 from tests.helpers.commands import assert_refused, cli
@@ -120,9 +123,19 @@ def test_other_listeners_take_a_port_or_an_address() -> None:
     for wrong in ("::1:8000", "65536", "host", "[::1]", "-1", ""):
         with pytest.raises(UserError, match="--openpi takes PORT, HOST:PORT"):
             check_listener("--openpi", wrong, True)
+    assert check_listener("--openpi", ":8000", False) == ("127.0.0.1", 8000)
+    with pytest.raises(UserError, match=r"not '::1' .an IPv6 address needs brackets"):
+        check_listener("--openpi", "::1", False)
     for exposed in ("[::]:8000", "*:8000", "0.0.0.0:0"):
         with pytest.raises(UserError, match="open to the network"):
             check_listener("--openpi", exposed, False)
+
+
+@pytest.mark.parametrize("option", ["--metrics", "--openpi"])
+def test_an_empty_address_is_not_left_out(bundle: Path, option: str) -> None:
+    # As a script gives it, whose variable is not set.
+    refused = cli("serve", bundle, "--bind", "tcp://192.0.2.1:1", "--insecure", option, "")
+    assert_refused(refused, f"{option} takes PORT, HOST:PORT")
 
 
 @pytest.fixture
@@ -153,3 +166,32 @@ def test_workers_are_told_the_same(taken: int) -> None:
         listen(f"tcp://127.0.0.1:{taken}")
     with pytest.raises(UserError, match="no such address"):
         open_listener("--openpi", "192.0.2.1", taken)
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_a_path_in_use_is_refused_and_its_server_goes_on(bundle: Path, tmp_path: Path, workers: str) -> None:
+    name = f"@rql-deploy-{tmp_path.name}-{workers}" if workers == "2" else f"{tmp_path}/policy"
+    with serving(bundle, "--bind", f"ipc://{name}", "--workers", workers) as (address, _):
+        with pytest.raises(UserError, match=r"in use.*another server"):
+            PolicyServer([Model(Bundle.open(bundle))], address)
+        with pytest.raises(UserError, match="in use"):
+            listen(address)
+        with RemotePolicy.connect(address) as policy:
+            assert policy.act(observation(policy.contract), deadline=5.0).actions.size
+
+
+def test_a_file_at_the_path_is_left_alone(bundle: Path, tmp_path: Path) -> None:
+    precious = tmp_path / "notes.txt"
+    precious.write_text("do not touch")
+    with pytest.raises(UserError, match=r"a file of another kind.*another path"):
+        PolicyServer([Model(Bundle.open(bundle))], f"ipc://{precious}")
+    assert precious.read_text() == "do not touch"
+
+
+def test_workers_share_a_free_path() -> None:
+    listener, address = listen("ipc://*")
+    with listener, socket.socket(socket.AF_UNIX) as client:
+        path = Path(address.removeprefix("ipc://"))
+        assert path.is_absolute()
+        client.connect(str(path))
+        path.unlink()

@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import threading
+import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+import zmq
 
 from rql_deploy.bundle.bundle import Bundle
 from rql_deploy.contract import Contract
-from rql_deploy.errors import ContractError
+from rql_deploy.errors import ContractError, DeadlineMissed
 from rql_deploy.images import FrameStack, jpeg
 from rql_deploy.runtime.client import connect
 from rql_deploy.runtime.engine.model import Model
 from rql_deploy.runtime.engine.onnx_policy import OnnxPolicy
+from rql_deploy.runtime.engine.request import Job
+from rql_deploy.runtime.server import jpeg as module
 from rql_deploy.runtime.server.jpeg import decode
 from rql_deploy.runtime.server.openpi_messages import pack, read_observation
 from rql_deploy.runtime.server.server import PolicyServer
@@ -120,6 +126,7 @@ def test_robots_that_ask_at_once_get_what_each_would_alone(
         ),
         (np.zeros((12, 16, 3), np.uint8), r"'camera' has shape \[12, 16, 3\]"),
         (np.zeros((12, 16, 6), np.float32), "'camera' has float32 values, the contract says uint8"),
+        (np.zeros((12, 16, 6), bool), "'camera' has bool values, the contract says uint8"),
         (None, "lacks field 'camera'"),
     ],
 )
@@ -153,6 +160,8 @@ def test_openpis_clients_may_send_channels_first(contract: Contract) -> None:
         read = read_observation(pack(sent), contract)
         np.testing.assert_array_equal(read["camera"], seen["camera"])
         assert read["camera"].dtype == np.uint8
+    with pytest.raises(ContractError, match="'camera' cannot be read: it holds truth values"):
+        read_observation(pack({**seen, "camera": seen["camera"] > 99}), contract)
 
 
 def encoded(seen: dict[str, Any], quality: int) -> dict[str, Any]:
@@ -181,7 +190,15 @@ def test_a_robot_may_send_jpeg_which_is_decoded_beside_the_engine(
 @pytest.mark.parametrize(
     ("camera", "said"),
     [
-        ([b"no picture"] * 2, "cannot identify image file"),
+        ([jpeg(np.zeros((12, 16, 3), np.uint8), 90), None], "frame 1 of camera 'camera' is a NoneType"),
+        ([jpeg(np.zeros((12, 16, 3), np.uint8), 90), np.zeros(9, np.uint8)], "frame 1 .* is a ndarray"),
+        ([bytes((1 << 20) + 1)] * 2, "frame 0 of camera 'camera' has more than 1 MiB of JPEG"),
+        ([jpeg(np.zeros((12, 16, 3), np.uint8), 90) + 30 * b"\xff\xda"] * 2, "frame 0 .* more than 20 scans"),
+        ([b"no picture"] * 2, r"frame 0 of camera 'camera' cannot be decoded \(cannot identify image file\)"),
+        (
+            [jpeg(np.zeros((12, 16, 3), np.uint8), 90) + bytes(900_000)] * 2,
+            "bytes of JPEG, and the server at",
+        ),
         ([jpeg(np.zeros((16, 12, 3), np.uint8), 90)] * 2, "sent 16 x 12 pixels, the contract says 12 x 16"),
         ([jpeg(np.zeros((12, 16, 3), np.uint8), 90)], "camera 'camera' needs 2 frames of JPEG bytes"),
     ],
@@ -203,3 +220,43 @@ def test_a_server_without_a_decoder_says_so(
         with pytest.raises(ContractError, match=r"cannot decode JPEG: install rql-deploy\[jpeg\] there"):
             policy.act(observation(contract) | {"camera": [b"", b""]}, deadline=20.0)
         assert policy.act(observation(contract), deadline=20.0).actions.shape == (3, 2)
+
+
+def test_pictures_are_not_decoded_for_who_has_given_up(
+    endpoint: str, contract: Contract, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoded: list[float] = []
+
+    def slow(*arguments: Any) -> Any:
+        decoded.append(time.monotonic())
+        time.sleep(0.3)
+        return decode(*arguments)
+
+    monkeypatch.setattr(module, "decode", slow)
+    seen = encoded(observation(contract), 90)
+
+    def give_up() -> None:
+        with connect(endpoint) as impatient:
+            for _ in range(4):
+                with contextlib.suppress(DeadlineMissed):
+                    impatient.act(seen, deadline=0.05)
+
+    crowd = threading.Thread(target=give_up)
+    crowd.start()
+    crowd.join()
+    with connect(endpoint) as policy:
+        assert policy.act(seen, deadline=20.0).actions.size
+    assert len(decoded) <= 3, "of five: what waited for longer than its budget was dropped"
+
+
+def test_pictures_that_wait_to_be_decoded_do_not_hold_up_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "decode", lambda *_: time.sleep(0.2) or {})
+    slot: Any = SimpleNamespace(model=SimpleNamespace(contract=SimpleNamespace(plant=None)))
+    with zmq.Context() as context, context.socket(zmq.ROUTER) as server:
+        server.bind("inproc://policy")
+        decoder = module.JpegDecoder(context, "inproc://policy")
+        for seed in range(40):
+            decoder.submit(Job(None, {}, seed, 0.0), slot, {})
+        start = time.monotonic()
+        decoder.close()
+        assert time.monotonic() - start < 4.0

@@ -24,8 +24,8 @@ from rql_deploy.runtime.server import inbox, quota
 from rql_deploy.runtime.server.quota import Quota
 from rql_deploy.runtime.server.server import INTERNAL, PolicyServer
 from rql_deploy.runtime.wire.arrays import Layout
-from rql_deploy.runtime.wire.headers import Act, ActMany, ActManyReply
-from tests.helpers.commands import LIFT_BUNDLE
+from rql_deploy.runtime.wire.headers import Act, ActMany, ActManyReply, ActReply
+from tests.helpers.commands import LIFT_BUNDLE, wait_for
 from tests.helpers.servers import observation, serving
 from tests.helpers.wire import raw_message, read_header
 
@@ -294,3 +294,23 @@ def test_a_batch_takes_its_observations_times_candidates_from_the_rate(bundle: P
         server.stop()
         thread.join()
     assert codes == [10, "busy"]
+
+
+def test_what_a_client_that_is_gone_has_asked_for_is_not_computed() -> None:
+    with serving(LIFT_BUNDLE) as (address, _), RemotePolicy.connect(address, timeout=30.0) as policy:
+        contract = policy.contract
+        fields = Layout.of(contract.plant).pack(observation(contract))
+        many = Act(contract=contract.contract_id, candidates=256)
+        for _ in range(4):
+            channel = Channel(address)
+            for _ in range(60):
+                channel.send(many, fields, time.monotonic() + 5, 5)
+            wait_for(lambda: policy.stats()["in_flight"] >= 50)
+            channel.close()
+        wait_for(lambda: policy.stats()["errors"].get("gone", 0) >= 100)
+        wait_for(lambda: policy.stats()["in_flight"] == 0)
+        # A connection that is open keeps what it asked for.
+        channel = Channel(address)
+        number = channel.send(many, fields, time.monotonic() + 5, 5)
+        assert channel.receive(number, ActReply, time.monotonic() + 30, 30)[1]["actions"].size
+        channel.close()

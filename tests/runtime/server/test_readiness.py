@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import pytest
+
 from rql_deploy.bundle.bundle import Bundle
+from rql_deploy.errors import UserError
 from rql_deploy.runtime.client import RemotePolicy
-from rql_deploy.runtime.server.readiness import ServiceManager
+from rql_deploy.runtime.server.readiness import ServiceManager, check_descriptor
 from tests.helpers.commands import assert_refused, run_cli, wait_for
 from tests.helpers.servers import announced, get
 
@@ -59,6 +64,8 @@ def test_a_descriptor_that_is_not_open_is_refused(bundle: Path) -> None:
         "--ready-fd 77 cannot be written to (Bad file descriptor)",
         "open a pipe",
     )
+    with pytest.raises(UserError, match=r"cannot be written to \(no descriptor has such a number\)"):
+        check_descriptor(10**12)
 
 
 def test_systemd_hears_that_the_server_is_ready_lives_and_stops(bundle: Path, tmp_path: Path) -> None:
@@ -120,6 +127,8 @@ def test_what_systemd_did_not_ask_this_process_for_is_not_done(tmp_path: Path) -
         ({"NOTIFY_SOCKET": str(tmp_path / "nobody"), "WATCHDOG_USEC": "5000000"}, 5.0),
         ({"NOTIFY_SOCKET": "vsock:2:1234", "WATCHDOG_USEC": "soon"}, 0.0),
         ({"WATCHDOG_USEC": "5000000", "WATCHDOG_PID": "1"}, 0.0),
+        ({"WATCHDOG_USEC": str(2**64 - 1)}, 0.0),
+        ({"WATCHDOG_USEC": "9" * 400}, 0.0),
         ({"WATCHDOG_USEC": "5000000", "WATCHDOG_PID": str(os.getpid())}, 5.0),
     ):
         told = ServiceManager(environment)
@@ -140,3 +149,17 @@ def test_a_reader_that_is_gone_does_not_stop_the_server(bundle: Path) -> None:
             assert policy.stats()["ready"]
         process.terminate()
         assert process.wait(timeout=20) == 0
+
+
+def test_a_full_queue_does_not_lose_that_the_server_is_ready() -> None:
+    name = f"rql-deploy-full-{os.getpid()}"
+    with manager(f"\0{name}") as end, socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as other:
+        other.setblocking(False)
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                other.sendto(b"STATUS=of another", f"\0{name}")
+        told = ServiceManager({"NOTIFY_SOCKET": f"@{name}"})
+        assert not told.tell("WATCHDOG=1")
+        threading.Timer(0.2, lambda: [end.recv(4096) for _ in range(2)]).start()
+        with told.watching("serving", lambda: True):
+            assert next_told(end, "READY") == "1"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import shutil
 import threading
 from pathlib import Path
@@ -11,6 +12,7 @@ import msgspec
 import pytest
 
 from rql_deploy.bundle.bundle import Bundle
+from rql_deploy.bundle.manifest import MANIFEST
 from rql_deploy.contract import ObservationField
 from rql_deploy.runtime.engine.model import Model
 from rql_deploy.runtime.server import registry
@@ -51,6 +53,9 @@ def test_what_cannot_be_loaded_is_said_once_and_the_next_bundle_is_taken(
         graph.unlink()
         graph.write_bytes((bundle / "refine.onnx").read_bytes()[:100])  # half a copy
         assert "refine.onnx" in reload()
+        (place / MANIFEST).rename(place / "kept")
+        os.mkfifo(place / MANIFEST)  # a pipe that nobody writes to
+        assert "manifest.json: not a file" in reload()
         monkeypatch.setattr(registry.Bundle, "open", lambda *_: 1 / 0)
         assert "division by zero" in reload()
         monkeypatch.undo()
@@ -105,3 +110,19 @@ def test_a_request_is_read_as_its_own_contract_lays_it_out(bundle: Path) -> None
         with pytest.raises(ProtocolError, match="say hello again") as error:
             registry.find_for_contract(None, contract)
         assert error.value.code == "contract_changed"
+
+
+def test_a_copy_that_brings_its_manifest_first_is_taken_when_it_is_whole(
+    bundle: Path, successor: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = tmp_path / "bundle"
+    shutil.copytree(bundle, place)
+    refused, swapped = threading.Event(), threading.Event()
+    monkeypatch.setattr(registry._log, "error", lambda *_, **__: refused.set())
+    reloader = Reloader([place], [Model(Bundle.open(place))], lambda *_: swapped.set(), watch=0.05)
+    with contextlib.closing(reloader):
+        shutil.copy(successor / MANIFEST, place)
+        assert refused.wait(20) and not swapped.is_set()
+        for file in successor.iterdir():
+            shutil.copy(file, place)
+        assert swapped.wait(20)

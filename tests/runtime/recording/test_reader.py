@@ -1,0 +1,66 @@
+"""Files of a recording that are damaged anywhere: whole messages, or one sentence."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import pytest
+
+from rql_deploy.errors import UserError
+from rql_deploy.recording_files import MAGIC
+from rql_deploy.runtime.recording.reader import read_file
+from tests.helpers.recordings import write_episode
+
+
+@pytest.fixture(scope="module")
+def whole(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    folder = tmp_path_factory.mktemp("recording")
+    write_episode(folder, bundle, ticks=4)
+    (file,) = folder.glob("*.mcap")
+    return file.read_bytes()
+
+
+def chunk_at(data: bytes) -> int:
+    """Where the first chunk's record begins: opcode and length come before its fields."""
+    place = len(MAGIC)
+    while data[place] != 6:
+        place += 9 + int.from_bytes(data[place + 1 : place + 9], "little")
+    return place
+
+
+@pytest.mark.parametrize(
+    ("offset", "bytes_there"),
+    [(28, b"\xff\xff\xff\xff"), (32, b"\xb5\xce"), (36, b"\xff" * 8)],
+    ids=["length", "text", "records"],
+)
+def test_what_no_checksum_covers_may_be_wrong(
+    whole: bytes, tmp_path: Path, offset: int, bytes_there: bytes
+) -> None:
+    """Of a chunk: how long the name of its compression is, that name, how long its records are."""
+    data, place = bytearray(whole), chunk_at(whole) + 9 + offset
+    data[place : place + len(bytes_there)] = bytes_there
+    path = tmp_path / "damaged.mcap"
+    path.write_bytes(data)
+    with pytest.raises(UserError, match="is damaged before byte"):
+        list(read_file(path))
+
+
+def test_bytes_that_are_changed_lost_or_added_never_end_in_a_traceback(whole: bytes, tmp_path: Path) -> None:
+    chance, path = random.Random(1), tmp_path / "damaged.mcap"
+    found = 0
+    for _ in range(300):
+        data, place = bytearray(whole), chance.randrange(len(whole))
+        match chance.randrange(3):
+            case 0:
+                data[place : place + 8] = chance.randbytes(chance.randrange(16))
+            case 1:
+                del data[place:]
+            case _:
+                data[place] ^= 1 << chance.randrange(8)
+        path.write_bytes(data)
+        try:
+            found += len(list(read_file(path)))
+        except UserError as error:
+            assert str(error).count("\n") == 0
+    assert found
