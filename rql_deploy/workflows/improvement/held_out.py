@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from rql_deploy.returns import as_trained, discount, discounted, rank_correlation
 from rql_deploy.statistics import paired_difference
