@@ -39,6 +39,33 @@ def exclusive_lock(
         yield
 
 
+def sole_writer(target: Path) -> contextlib.ExitStack:
+    """Until it is closed, no other process of this machine writes `target`, which does not exist yet.
+
+    Raises UserError where it does or is being written, and OSError where its folder cannot be written.
+    """
+    file = target.with_name(f".{target.name}.lock")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with contextlib.ExitStack() as stack:
+        stream = stack.enter_context(file.open("w"))
+        # A file system without locks says so by another error.
+        with contextlib.suppress(OSError):
+            try:
+                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                # Whoever held it may have removed it just now, and others lock a new one.
+                alone = file.exists() and os.path.samestat(file.stat(), os.fstat(stream.fileno()))
+            except BlockingIOError:
+                alone = False
+            if not alone:
+                raise UserError(
+                    f"{target} is being written by another process: wait for it, or pass another --output"
+                )
+        stack.callback(file.unlink, missing_ok=True)
+        if target.exists():
+            raise UserError(f"{target} exists already: pass another --output or remove it first")
+        return stack.pop_all()
+
+
 def reserve(folder: Path, size: int) -> None:
     """Raise OSError unless `folder` has room for `size` more bytes: HDF5 does not survive a full disk."""
     folder.mkdir(parents=True, exist_ok=True)

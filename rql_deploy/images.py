@@ -55,16 +55,18 @@ def resize(frame: Picture, height: int, width: int) -> Picture:
     rows, columns = frame.shape[-3:-1]
     if (rows, columns) == (height, width):
         return frame
+    leading = frame.shape[:-3]
     # Sums of whole numbers below 2^24 and 2^53 are exact in float32 and float64, in whatever order.
-    down = _shares(rows, height).astype(np.float32) @ frame.reshape(
-        *frame.shape[:-3], rows, columns * 3
-    ).astype(np.float32)
-    across = _shares(columns, width).astype(np.float64) @ down.reshape(
-        *frame.shape[:-3], height, columns, 3
-    ).astype(np.float64)
+    down = _shares(rows, height).astype(np.float32) @ frame.reshape(*leading, rows, columns * 3).astype(
+        np.float32
+    )
+    # One product for all rows and colours, each of which is a line of columns.
+    lines = np.moveaxis(down.reshape(*leading, height, columns, 3), -1, -2).astype(np.float64)
+    across = lines.reshape(-1, columns) @ _shares(columns, width).astype(np.float64).T
+    across = np.moveaxis(across.reshape(*leading, height, 3, width), -1, -2)
     area = rows * columns
     small: Picture = ((across.astype(np.int64) * 2 + area) // (2 * area)).astype(np.uint8)
-    return small
+    return np.ascontiguousarray(small)
 
 
 @lru_cache(maxsize=32)

@@ -109,8 +109,8 @@ def command(
             f"{result.steps:.0f} steps on average, in {result.dataset}{left_out}"
         )
         run = task.partition(":")[2].lower()
-        train = ("rql-deploy", "train", "--dataset", output, *preset_words(task), "--output", f"runs/{run}")
-        show_next(train)
+        preset = preset_words(task, pictures=bool(cameras))
+        show_next(("rql-deploy", "train", "--dataset", output, *preset, "--output", f"runs/{run}"))
 
 
 def _stop(stopped: KeyboardInterrupt) -> NoReturn:

@@ -320,7 +320,7 @@ def echo_json(data: Any) -> None:
     click.echo(json.dumps(data, indent=1))
 
 
-def preset_words(task: str) -> list[str]:
-    """`--preset NAME` for a task, or nothing where there is no preset for it."""
-    name = preset_of(task)
+def preset_words(task: str, *, pictures: bool = False) -> list[str]:
+    """`--preset NAME` for a task, seen through cameras or not; nothing where there is no preset for it."""
+    name = preset_of(task, pictures=pictures)
     return ["--preset", name] if name else []

@@ -13,6 +13,7 @@ from rql_deploy.errors import UserError, suggestion
 if TYPE_CHECKING:
     from rql_deploy.contract import ImageField, PlantDescription
     from rql_deploy.export.backbone import Backbone
+    from rql_deploy.train.checkpoints.checkpoint import Checkpoint
     from rql_deploy.train.vision.frozen import FrozenBackbone
 
 DEFAULT_STRIDE = 8
@@ -65,8 +66,6 @@ def open_backbones(words: Sequence[str], plant: PlantDescription, run: Path) -> 
     once for pictures of the camera's size. Raises UserError for a camera that is not there, and for a
     backbone that takes pictures of another size.
     """
-    from rql_deploy.train.vision.frozen import FOLDER
-
     images = {image.name: image for image in plant.images}
     if words and not images:
         raise UserError(
@@ -85,14 +84,28 @@ def open_backbones(words: Sequence[str], plant: PlantDescription, run: Path) -> 
                 f"{image.height}x{image.width}: make one with --size {image.height}x{image.width}, or record "
                 f"or import the camera with --camera {camera}:{found[0]}x{found[1]}"
             )
-    for backbone in chosen.values():
+    _keep(chosen, run)
+    return chosen
+
+
+def copied_backbones(checkpoint: Checkpoint, run: Path) -> dict[str, Backbone]:
+    """The backbones of a checkpoint, of which the folder of the run that goes on from it gets a copy, too."""
+    found = run_backbones(checkpoint.path, checkpoint.backbones)
+    _keep(found, run)
+    return found
+
+
+def _keep(backbones: Mapping[str, Backbone], run: Path) -> None:
+    """Copy the backbones' files into a run's folder, where they are not there."""
+    from rql_deploy.train.vision.frozen import FOLDER
+
+    for backbone in backbones.values():
         copy = run / FOLDER / f"{backbone.sha256[:16]}.onnx"
         if not copy.exists():
             copy.parent.mkdir(parents=True, exist_ok=True)
             partial = copy.with_suffix(f".{os.getpid()}.partial")
             shutil.copyfile(backbone.path, partial)
             partial.replace(copy)
-    return chosen
 
 
 def run_backbones(checkpoint: Path, backbones: Mapping[str, FrozenBackbone]) -> dict[str, Backbone]:
@@ -121,9 +134,9 @@ def _by_camera(words: Sequence[str], images: Mapping[str, ImageField]) -> dict[s
     named: dict[str, str] = {}
     general = ""
     for word in words:
-        camera, separator, file = word.rpartition("=")
-        if not separator:
-            general = file
+        camera, separator, file = word.partition("=")
+        if not separator or Path(word).exists():
+            general = word
         else:
             named[CameraChoice(camera).find(images, "the data set")] = file
     return {camera: named.get(camera, general) for camera in images if named.get(camera, general)}

@@ -11,7 +11,9 @@ import msgspec
 from rql_deploy.errors import UserError
 from rql_deploy.progress import NoProgress, Progress
 
+from .backbone import copied_backbones
 from .data_names import DataNames
+from .policies import with_pictures
 from .train import PeriodicEvaluation, introduce, make_evaluator, require_usable
 
 if TYPE_CHECKING:
@@ -54,23 +56,19 @@ def finetune(
     from rql_deploy.sim.plants.tasks import EnvPlant, describe
     from rql_deploy.train.checkpoints.checkpoint import load_checkpoint
     from rql_deploy.train.config import with_overrides
+    from rql_deploy.train.data.feature_cache import FeatureCache, feature_folder
     from rql_deploy.train.data.shards import with_settings
     from rql_deploy.train.online.trainer import OnlineTrainer
 
     source, output, progress = Path(source), Path(output), progress or NoProgress()
     require_usable(output, resume)
     checkpoint = load_checkpoint(source)
-    if checkpoint.plant.images:
-        raise UserError(
-            f"{source} sees cameras, and episodes that it would play are kept without their frames: collect "
-            "with `rql-deploy collect` and train on both data sets instead"
-        )
     config = with_overrides(
         msgspec.structs.replace(checkpoint.config, evaluate_every=evaluate_every), tuple(overrides)
     )
     config = msgspec.structs.replace(config, updates=steps * config.online.updates_per_step)
     names = DataNames.of(datasets, None, "", "", (), ()) if datasets else DataNames.read(source)
-    store = with_settings(names.open(config.relabel), config.reward, config.shard_updates)
+    store = with_settings(names.open(config.relabel, progress), config.reward, config.shard_updates)
     if not datasets and checkpoint.dataset_hash != store.content_hash:
         raise UserError(
             f"the data that {source} was trained on has changed since ({checkpoint.dataset_hash[:12]}, now "
@@ -79,11 +77,13 @@ def finetune(
     work = _task(task, checkpoint.plant, settings or {})
     env = work.make_env()
     env.drawn = False
-    evaluator = None
+    evaluator, features = None, None
     try:
         if config.evaluate_every:
             evaluation = PeriodicEvaluation(task, evaluate_episodes, evaluate_workers, work.settings)
-            evaluator = make_evaluator(evaluation, config.seed, progress)
+            evaluator = make_evaluator(evaluation, config.seed, progress, store.plant.images)
+        if checkpoint.backbones:
+            features = FeatureCache(feature_folder(), copied_backbones(checkpoint, output), progress)
         trainer = OnlineTrainer(
             config,
             store,
@@ -94,6 +94,7 @@ def finetune(
             resume=resume,
             initial=checkpoint,
             evaluator=evaluator,
+            features=features,
             progress=progress,
         )
         names.write(output)
@@ -113,6 +114,6 @@ def _task(task: str, plant: PlantDescription, settings: Mapping[str, Any]) -> Ta
     if task == plant.task and task.partition(":")[0] in FAMILIES:
         own = Task.of_plant(plant).settings
     given = {name: value for name, value in settings.items() if value is not None}
-    work = Task(task, {**own, **given})
+    work = Task(task, with_pictures({**own, **given}, plant.images))
     work.check()
     return work

@@ -44,11 +44,17 @@ PRESETS: Mapping[str, str] = MappingProxyType(
     }
 )
 """The preset to train on a task's data with."""
+FROM_PICTURES: Mapping[str, str] = MappingProxyType({"robosuite-lift": "robosuite-lift-camera"})
+"""In place of it where encoders are trained, too."""
 
 
-def preset_of(task: str) -> str | None:
-    """The preset made for a task, whose name may end in a version or a single task; None without one."""
-    return PRESETS.get(task.removesuffix("-v0").partition("-singletask")[0])
+def preset_of(task: str, *, pictures: bool = False) -> str | None:
+    """The preset made for a task, whose name may end in a version or a single task; None without one.
+
+    With `pictures`, the one for policies that learn to see.
+    """
+    name = PRESETS.get(task.removesuffix("-v0").partition("-singletask")[0])
+    return FROM_PICTURES.get(name, name) if name and pictures else name
 
 
 def training_refusal(
@@ -64,7 +70,7 @@ def training_refusal(
 
     if is_recording(Path(data)):
         return "it is a server's recording: make a data set of it with `rql-deploy data convert`"
-    config = load_config(preset_of(opened.plant.task) or GENERAL_PRESET)
+    config = load_config(preset_of(opened.plant.task, pictures=bool(opened.plant.images)) or GENERAL_PRESET)
     try:
         store = with_settings(opened, config.reward, config.shard_updates)
         store.validate(config.rql.h, learn_value=not _computes_rewards(data, config, options))

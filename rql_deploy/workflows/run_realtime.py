@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from rql_deploy.runtime.control.playback import Mode
     from rql_deploy.runtime.control.realtime import RealTimeLoop, RealTimeResult
     from rql_deploy.runtime.control.telemetry import Tick
+    from rql_deploy.sim.collection.recording import EpisodeRecorder
+
+    from .picture_recorder import PictureRecorder
 
 View = Callable[[str, "RealTimeLoop"], AbstractContextManager[Any]]
 """Shows a loop while an episode runs, under a title."""
@@ -108,16 +111,9 @@ def play_in_real_time(
     limits = options.limits_for(policy.contract)
     results: list[EpisodeResult] = []
     figures: list[dict[str, Any]] = []
-    recorder = None
-    if options.record is not None:
-        # A robot's computer may lack what only recordings need.
-        from rql_deploy.sim.collection.minari_files import writable_target
-        from rql_deploy.sim.collection.recording import EpisodeRecorder
-
-        writable_target(options.record)
-        recorder = EpisodeRecorder(description)
-    log = None
+    log = folder = None
     with contextlib.ExitStack() as stack:
+        recorder = _recorder(options.record, description, stack) if options.record is not None else None
         if options.log is not None:
             log = TickLog(options.log)
             stack.callback(log.close)
@@ -166,13 +162,32 @@ def play_in_real_time(
                 on_episode(index, result)
                 if result.interrupted or result.episode.error_kind not in ("", UNSTABLE):
                     break
-    folder = None
-    if recorder is not None and recorder.episodes:
-        provenance = {"played_with": policy.contract.contract_id, "seeds": [r.seed for r in results]}
-        folder = recorder.write(str(options.record), provenance)
+        if recorder is not None and recorder.episodes:
+            provenance = {"played_with": policy.contract.contract_id, "seeds": [r.seed for r in results]}
+            folder = recorder.write(str(options.record), provenance)
     if log is not None and log.error is not None:
         raise UserError(f"the log is not complete ({log.error}): make room and run again")
     return RealTimeRun(results, figures, folder, len(recorder.episodes) if recorder is not None else 0)
+
+
+def _recorder(
+    output: str, description: PlantDescription, stack: contextlib.ExitStack
+) -> EpisodeRecorder | PictureRecorder:
+    """What keeps the episodes of such a plant; raises UserError where `output` cannot be written."""
+    # A robot's computer may lack what only recordings need.
+    from rql_deploy.sim.collection.minari_files import writable_target
+    from rql_deploy.sim.collection.recording import EpisodeRecorder
+
+    from .data_writing import check_output
+    from .picture_recorder import PictureRecorder
+
+    if not description.images:
+        writable_target(output)
+        return EpisodeRecorder(description)
+    check_output(output, "store")
+    recorder = PictureRecorder(description, Path(output))
+    stack.callback(recorder.close)
+    return recorder
 
 
 def _last_observation(plant: EpisodicPlant, result: RealTimeResult) -> Mapping[str, Any] | None:

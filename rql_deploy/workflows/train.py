@@ -210,7 +210,8 @@ def prepare(
     if preset is None and earlier is not None:
         remarks.append(f"settings of {earlier.path}; --preset takes others")
     elif preset is None:
-        preset = preset_of(store.plant.task) or GENERAL_PRESET
+        learns_to_see = bool(store.plant.images) and not config.backbone
+        preset = preset_of(store.plant.task, pictures=learns_to_see) or GENERAL_PRESET
         config = load_config(preset, tuple(overrides))
         remarks.append(f"preset {preset}, {_why(preset, store.plant.task)}; --preset takes another")
     store = with_settings(store, config.reward, config.shard_updates)

@@ -111,10 +111,13 @@ class Crowd:
         return encoding + costs.p90("unrolled", rows) + (costs.p90("value", scored) if scored else 0.0)
 
     def _fair_target(self, now: float) -> float:
-        """When a batch is to be done, so that all that wait are in time, batch after batch."""
-        jobs = self._waiting.jobs
-        left = [max(0.0, job.due - now) for job in jobs if job.due is not None]
-        budgets = [job.due - job.received for job in jobs if job.due is not None]
-        self._patient = PATIENT * statistics.median_low(budgets)
-        batches = math.ceil(sum([job.candidates for job in jobs]) / self._most)
-        return now + HEADROOM * statistics.median_low(left) / batches
+        """When a batch is to be done, so that all that are not too late are in time, batch after batch."""
+        alive = [job for job in self._waiting.jobs if job.due is None or job.due > now]
+        rows = sum([job.candidates for job in alive])
+        left = [job.due - now for job in alive if job.due is not None]
+        budgets = [job.due - job.received for job in alive if job.due is not None]
+        self._patient = PATIENT * statistics.median_low(budgets or [math.inf])
+        # When the process stood still nearly all may be too late, and the others are no crowd.
+        if rows <= UNROLLED_ROWS or not left:
+            return math.inf
+        return now + HEADROOM * statistics.median_low(left) / math.ceil(rows / self._most)

@@ -42,6 +42,19 @@ class Rail:
         self.applied.append(action)
 
 
+class SeeingRail(Rail):
+    """Its camera shows how often it was moved."""
+
+    simulated = True
+    shapes: Mapping[str, tuple[int, ...]] = {}
+
+    def observe(self) -> Mapping[str, Any]:
+        numbers = {name: np.zeros(shape, np.float32) for name, shape in self.shapes.items()}
+        return {**numbers, "camera": np.full((12, 16, 3), len(self.applied), np.uint8)}
+
+    def close(self) -> None: ...
+
+
 class Scripted:
     """Chunk n is full of `level(n)`; misses where told to. Streams as many previews as it has steps."""
 

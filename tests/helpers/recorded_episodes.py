@@ -33,6 +33,13 @@ def part(
     fields = {
         spec.name: rng.normal(size=(rows + end, *spec.shape)).astype(np.float32) for spec in plant.fields
     }
+    if plant.images:
+        shades = np.random.default_rng((episode, tick, 1))
+        shape = (rows + end, 3 * plant.frame_stack)
+        fields |= {
+            image.name: shades.integers(0, 256, (shape[0], image.height, image.width, shape[1]), np.uint8)
+            for image in plant.images
+        }
     if value is not None:
         fields = {name: np.full_like(rows_, value) for name, rows_ in fields.items()}
     flags = np.isin(np.arange(rows), intervened)

@@ -145,8 +145,11 @@ def _intervened(stores: Sequence[TransitionStore]) -> NDArray[np.bool_] | None:
 
 def _differences(first: PlantDescription, second: PlantDescription) -> list[str]:
     known = {spec.name for spec in first.inputs}
-    extra = [spec.name for spec in second.inputs if spec.name not in known]
-    more = [f"only the second has observation fields {', '.join(extra)}"] if extra else []
+    more = [
+        f"only the second has {what} {', '.join(extra)}"
+        for what, parts in (("observation fields", second.fields), ("cameras", second.images))
+        if (extra := [part.name for part in parts if part.name not in known])
+    ]
     return [*dict.fromkeys(first.differences(second)), *more]
 
 

@@ -98,13 +98,30 @@ class FeatureCache:
         order = "" if image.colour_order == "rgb" else f"-{image.colour_order}"
         return self.folder / f"{frames.digest[:20]}-{self.backbones[image.name].sha256[:20]}{order}.npy"
 
+    def computed(self, image: ImageField, pictures: NDArray[np.uint8]) -> NDArray[np.float16]:
+        """Features of a camera's pictures `[N, H, W, 3]` as training reads them.
+
+        Raises UserError where float16 does not hold them.
+        """
+        features = self.backbones[image.name](
+            pictures[..., ::-1] if image.colour_order == "bgr" else pictures
+        )
+        with np.errstate(over="ignore"):
+            kept = features.astype(np.float16)
+        if not np.isfinite(kept).all():
+            raise UserError(
+                f"the backbone gives features of camera '{image.name}' that float16 does not hold: use a "
+                "backbone that normalises its input"
+            )
+        return kept
+
     def _features(self, image: ImageField, frames: Frames) -> Frames:
         function, file = self.backbones[image.name], self.file(image, frames)
         shape = (len(frames), *function.shape)
         try:
             with _locked(file, self.progress):
                 features = write_frames(
-                    file, shape, lambda first: self._computed(image, frames, first), np.float16
+                    file, shape, lambda first: self._blocks(image, frames, first), np.float16
                 )
         except (OSError, ValueError) as error:
             reason = error.strerror if isinstance(error, OSError) else error
@@ -116,7 +133,7 @@ class FeatureCache:
             raise UserError(f"the feature cache {file} holds other features than it says: remove that file")
         return features
 
-    def _computed(self, image: ImageField, frames: Frames, done: int) -> Iterator[NDArray[np.float16]]:
+    def _blocks(self, image: ImageField, frames: Frames, done: int) -> Iterator[NDArray[np.float16]]:
         """Features of the frames from row `done` on, a block at a time."""
         function, total = self.backbones[image.name], len(frames)
         size = 2 * int(np.prod(function.shape))
@@ -127,15 +144,7 @@ class FeatureCache:
         )
         stage = Stage(self.progress, f"features of {image.name}", total, "frames", done)
         while done < total:
-            pictures = frames.take(np.arange(done, min(done + BLOCK_FRAMES, total)))
-            features = function(pictures[..., ::-1] if image.colour_order == "bgr" else pictures)
-            with np.errstate(over="ignore"):
-                kept = features.astype(np.float16)
-            if not np.isfinite(kept).all():
-                raise UserError(
-                    f"the backbone gives features of camera '{image.name}' that float16 does not hold: use a "
-                    "backbone that normalises its input"
-                )
+            kept = self.computed(image, frames.take(np.arange(done, min(done + BLOCK_FRAMES, total))))
             yield kept
             done += len(kept)
             stage.update(done)

@@ -17,7 +17,6 @@ from rql_deploy.errors import UserError, suggestion
 
 from .edits import select
 from .report import episode_hashes
-from .shards import with_plant
 from .statements import NOTHING_STATED, Statements
 from .store import DIMENSION_NAMES, TransitionStore
 
@@ -30,8 +29,8 @@ class Fixes:
     """What `rql-deploy data fix` shall do, in this order."""
 
     rename: tuple[str, ...] = ()
-    """`OLD=NEW` for an action dimension or an observation field; `action.OLD` or `observation.OLD` where
-    both have the name."""
+    """`OLD=NEW` for an action dimension, an observation field or a camera; `action.OLD` or `observation.OLD`
+    where both have the name."""
     drop: tuple[str, ...] = ()
     """Numbers of episodes, from 0 as the source counts them: `3`, `3,7` or `10-12`."""
     drop_short: int = 0
@@ -57,7 +56,7 @@ class Fixes:
                 "--drop-duplicates, --rename, --action-bounds, --action-mode, --rate or --clip-actions"
             )
         changes: list[str] = []
-        fixed = with_plant(store, renamed(store.plant, self.rename, changes))
+        fixed = with_names(store, renamed(store.plant, self.rename, changes))
         fixed = self._dropped(fixed, changes)
         stated = self.stated.of_all(self.stated.of_one(fixed))
         if stated.plant != fixed.plant:
@@ -101,7 +100,7 @@ class Fixes:
         if self.drop_duplicates:
             seen: set[bytes] = set()
             copies = np.zeros(store.episodes, np.bool_)
-            for i, digest in enumerate(episode_hashes(store)):
+            for i, digest in enumerate(episode_hashes(store, all_frames=True)):
                 copies[i] = digest in seen
                 seen.add(digest)
             yield "copies of others", copies
@@ -138,7 +137,7 @@ def renamed(plant: PlantDescription, words: Sequence[str], changes: list[str]) -
     """
     names = {
         "action": [action.name for action in plant.actions],
-        "observation": [field.name for field in plant.fields],
+        "observation": [field.name for field in plant.inputs],
     }
     for word in words:
         old, separator, new = word.partition("=")
@@ -153,16 +152,25 @@ def renamed(plant: PlantDescription, words: Sequence[str], changes: list[str]) -
             )
         names[kind][names[kind].index(old)] = new
         changes.append(f"{KIND_WORDS[kind]} '{old}' renamed '{new}'")
-    moved = dict(zip((f.name for f in plant.fields), names["observation"], strict=True))
+    count = len(plant.fields)
+    moved = dict(zip((f.name for f in plant.fields), names["observation"], strict=False))
     environment: dict[str, Any] = dict(plant.environment)
     if dimensions := environment.get(DIMENSION_NAMES):
         environment[DIMENSION_NAMES] = {moved.get(name, name): value for name, value in dimensions.items()}
     return msgspec.structs.replace(
         plant,
         actions=_with_names(plant.actions, names["action"]),
-        fields=_with_names(plant.fields, names["observation"]),
+        fields=_with_names(plant.fields, names["observation"][:count]),
+        images=_with_names(plant.images, names["observation"][count:]),
         environment=environment,
     )
+
+
+def with_names(store: TransitionStore, plant: PlantDescription) -> TransitionStore:
+    """The data set with a plant whose parts have other names."""
+    pairs = zip(store.plant.images, plant.images, strict=True)
+    images = {new.name: store.images[old.name] for old, new in pairs}
+    return dataclasses.replace(store, plant=plant, images=images)
 
 
 KIND_WORDS = {"action": "an action", "observation": "an observation field"}

@@ -28,6 +28,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from rql_deploy.contract import PlantDescription
 from rql_deploy.errors import UserError
+from rql_deploy.folders import sole_writer
 from rql_deploy.structs import convert, to_plain
 
 from .frame_files import FrameFiles, npy_header, open_frames
@@ -44,12 +45,10 @@ class StoreWriter:
 
     The rows go to a hidden folder beside the final one, which is renamed when all episodes are written.
     Leaving the `with` block finishes it; an exception removes it; after a killed process, the next writer
-    removes what is left.
+    removes what is left. Another writer of the same folder is refused meanwhile.
     """
 
     def __init__(self, folder: Path, dataset_id: str, plant: PlantDescription):
-        if folder.exists():
-            raise UserError(f"{folder} exists already: pass another folder or remove it")
         self.folder, self.dataset_id, self.plant = folder, dataset_id, plant
         self.partial = folder.with_name(f".{folder.name}.partial")
         self.widths: dict[str, tuple[int, ...]] = {
@@ -67,6 +66,10 @@ class StoreWriter:
         self.finals: list[NDArray[np.float32] | None] = []
         self._files: dict[str, BinaryIO] = {}
         self._frames = FrameFiles(plant)
+        try:
+            self._alone = sole_writer(folder)
+        except OSError as error:
+            raise self._disk_error(error) from error
         try:
             shutil.rmtree(self.partial, ignore_errors=True)
             self.partial.mkdir(parents=True)
@@ -177,6 +180,7 @@ class StoreWriter:
                 _sync(file_path)
             self.partial.rename(self.folder)
             _sync(self.folder.parent)
+            self._alone.close()
         except BaseException as error:
             self.abort()
             if isinstance(error, OSError):
@@ -192,6 +196,7 @@ class StoreWriter:
             with contextlib.suppress(OSError):
                 file.close()
         shutil.rmtree(self.partial, ignore_errors=True)
+        self._alone.close()
 
     def __enter__(self) -> StoreWriter:
         return self

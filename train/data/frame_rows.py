@@ -17,6 +17,17 @@ SPARE_SHARE = 0.25
 """Of a GPU's free memory, what is left for networks and batches."""
 
 
+def require_room(device: torch.device, size: int) -> None:
+    """Raise UserError unless a GPU has room for frames of `size` bytes."""
+    free = torch.cuda.mem_get_info(device)[0]
+    if size > free * (1 - SPARE_SHARE):
+        raise UserError(
+            f"the frames of a camera take {size / 2**30:.1f} GiB, and the GPU has {free / 2**30:.1f} GiB "
+            "free: divide the data set into shards with `rql-deploy data convert`, use smaller pictures, "
+            "or pass --set device=cpu"
+        )
+
+
 class FrameRows:
     """One camera's frames, indexed by row numbers of any shape."""
 
@@ -27,13 +38,7 @@ class FrameRows:
         """On a GPU, a copy of all frames there; on a CPU the same. Raises UserError where they do not fit."""
         if device.type == "cpu":
             return self
-        free, size = torch.cuda.mem_get_info(device)[0], self.frames.nbytes
-        if size > free * (1 - SPARE_SHARE):
-            raise UserError(
-                f"the frames of a camera take {size / 2**30:.1f} GiB, and the GPU has {free / 2**30:.1f} GiB "
-                "free: divide the data set into shards with `rql-deploy data convert`, use smaller pictures, "
-                "or pass --set device=cpu"
-            )
+        require_room(device, self.frames.nbytes)
         tensor = torch.empty(self.frames.shape, dtype=self._dtype, device=device)
         return FrameRows(self.frames, self._fill(tensor))
 

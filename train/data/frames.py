@@ -75,7 +75,7 @@ class Frames:
         if len(self.parts) == 1:
             found = self.parts[0].take(wanted, axis=0)
         else:
-            found = np.empty((len(wanted), *self.parts[0].shape[1:]), np.uint8)
+            found = np.empty((len(wanted), *self.parts[0].shape[1:]), self.dtype)
             starts = np.cumsum([0, *map(len, self.parts)])
             owner = np.searchsorted(starts, wanted, side="right") - 1
             for index in np.unique(owner):

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from rql_deploy.errors import UserError
 from rql_deploy.train.batch import Batch, Losses, Noise
 from rql_deploy.train.rql import RQL
 
@@ -81,11 +82,28 @@ def make_engine(
 
 
 def compiled(function: Callable[..., Any], device: str, mode: str | None = None) -> Callable[..., Any]:
-    """`function` compiled by torch."""
+    """`function` compiled by torch at its first call; raises UserError where torch cannot."""
     # On a CPU, C++ calls the kernels: called from Python, threads with slices would queue for the GIL.
-    return torch.compile(
+    fast = torch.compile(
         function, dynamic=False, mode=mode, options={"cpp_wrapper": True} if device == "cpu" else None
     )
+
+    @functools.wraps(function)
+    def call(*arguments: Any, **named: Any) -> Any:
+        try:
+            return fast(*arguments, **named)
+        except Exception as error:
+            from torch._dynamo.exc import TorchDynamoException
+
+            if not isinstance(error, TorchDynamoException):
+                raise
+            lines = str(error).splitlines() or [type(error).__name__]
+            reason = next((line for line in lines if " error: " in line), lines[0]).strip()
+            raise UserError(
+                f"torch cannot compile the updates here ({reason[:300]}): pass --engine eager"
+            ) from error
+
+    return call
 
 
 class StepEngine:

@@ -7,7 +7,9 @@ once; memory that has no rows yet is not used by the system.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -16,6 +18,13 @@ from torch import Tensor
 
 from rql_deploy.errors import UserError
 from rql_deploy.train.data.sampler import Rows
+
+from .played_frames import PlayedFrames
+
+See = Mapping[str, Callable[[NDArray[np.uint8]], NDArray[Any]]]
+"""By camera with a frozen backbone: pictures `[n, H, W, 3]` -> their features."""
+NO_PICTURES: Mapping[str, NDArray[np.uint8]] = {}
+NO_BACKBONES: See = {}
 
 
 class PlayedEpisode(NamedTuple):
@@ -32,6 +41,8 @@ class PlayedEpisode(NamedTuple):
     intervened: NDArray[np.bool_]
     """`[n]`: whether the action was not the policy's."""
     success: bool
+    images: Mapping[str, NDArray[np.uint8]] = NO_PICTURES
+    """By camera, `[n, H, W, 3]`: the frame of each row."""
 
 
 class ReplayBuffer:
@@ -45,8 +56,14 @@ class ReplayBuffer:
         complete_rows: bool = False,
         interventions: str = "both",
         device: torch.device | str = "cpu",
+        see: See = NO_BACKBONES,
+        folder: Path | None = None,
     ):
-        """`offline` and room for `capacity` more rows."""
+        """`offline` and room for `capacity` more rows; frames of these are kept on the disk of `folder`."""
+        self._see = see
+        self._images = {
+            name: PlayedFrames(frames, capacity, device, folder) for name, frames in offline.images.items()
+        }
         self._complete_rows, self._interventions = complete_rows, interventions
         self._count, self._episodes, self._total = len(offline.small), len(offline.episodes), offline.total
         self._old, self._old_total = self._episodes, offline.total
@@ -68,6 +85,7 @@ class ReplayBuffer:
             total=self._total,
             recent=self._episodes - self._old,
             old_total=self._old_total,
+            images={name: frames.rows for name, frames in self._images.items()},
         )
 
     def add(self, episode: PlayedEpisode) -> None:
@@ -83,6 +101,9 @@ class ReplayBuffer:
             columns += [ones, policy] if self._interventions == "demonstrations" else [policy, ones]
         self._observations[first : first + rows] = torch.from_numpy(episode.observations)
         self._small[first : first + rows] = torch.from_numpy(np.column_stack(columns).astype(np.float32))
+        for name, frames in self._images.items():
+            see = self._see.get(name, np.asarray)
+            frames.add(see(episode.images[name]))
         self._count += rows
         choices = rows if self._complete_rows else rows - 1
         if choices:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -19,17 +19,37 @@ from torch import Tensor
 
 from rql_deploy.contract import PlantDescription
 from rql_deploy.errors import UserError
+from rql_deploy.images import stacked
 from rql_deploy.plant import EpisodicPlant, UnstableSimulation, carried_out
 from rql_deploy.seeding import decision_seed, episode_seed, flow_noise
 from rql_deploy.train.hyperparameters import OnlineConfig
 from rql_deploy.train.rql import RQL, integrate
 
-from .buffer import PlayedEpisode
+from .buffer import NO_BACKBONES, PlayedEpisode, See
 
 RECENT = 20
 """Episodes whose success and return are logged."""
 MAX_UNSTABLE = 20
 """Unstable episodes in a row after which the run stops."""
+FLAT, IMAGE = "observation", "image/"
+"""Key of the numbers that are seen in a state, and what a camera's begins with."""
+
+
+class Observed(NamedTuple):
+    """What is seen at one control step."""
+
+    flat: NDArray[np.float32]
+    """`[O]`, unscaled."""
+    images: Mapping[str, NDArray[np.uint8]]
+    """By camera, the stacked frames `[H, W, 3n]`."""
+
+
+class _Row(NamedTuple):
+    seen: Observed
+    action: NDArray[np.float32]
+    reward: float
+    mask: float
+    intervened: bool
 
 
 class Collector:
@@ -45,9 +65,14 @@ class Collector:
         *,
         seed: int,
         sparse: bool = False,
+        see: See = NO_BACKBONES,
     ):
-        """`scale` is mean and std of observations; with `sparse`, rewards other than 0 become -1."""
-        self.plant, self.agent, self.description, self.settings = plant, agent, description, settings
+        """`scale` is mean and std of observations; with `sparse`, rewards other than 0 become -1.
+
+        `see` has the frozen backbones' features of frames.
+        """
+        self.plant: EpisodicPlant = stacked(plant, description)
+        self.agent, self.description, self.settings, self._see = agent, description, settings, see
         self.steps = 0
         """Control steps so far."""
         self.episodes = 0
@@ -62,11 +87,11 @@ class Collector:
         self._clear()
 
     def _clear(self) -> None:
-        self._rows: list[tuple[NDArray[np.float32], NDArray[np.float32], float, float, bool]] = []
+        self._rows: list[_Row] = []
         self._commands: list[NDArray[np.float32]] = []
         self._queue: list[NDArray[np.float32]] = []
         self._decisions = 0
-        self._observation: NDArray[np.float32] | None = None
+        self._observation: Observed | None = None
 
     def step(self) -> PlayedEpisode | None:
         """Carry out one action; returns the episode that it ended, if it did.
@@ -110,7 +135,7 @@ class Collector:
             "counts": torch.tensor([self.episodes, self.steps, self._begun, self._decisions]),
             "commands": _table(self._commands, action_dim),
             "queue": _table(self._queue, action_dim),
-            "observation": torch.zeros(0) if observed is None else torch.from_numpy(observed.copy()),
+            **_tensors(observed),
         }
 
     def restore(self, state: Mapping[str, Tensor], last: list[PlayedEpisode]) -> bool:
@@ -121,7 +146,8 @@ class Collector:
         self.episodes, self.steps, self._begun, decisions = (int(count) for count in state["counts"])
         self._recent.extend((episode.success, float(episode.rewards.sum())) for episode in last)
         self._clear()
-        if not len(state["observation"]):
+        seen = {name: tensor for name, tensor in state.items() if name == FLAT or name.startswith(IMAGE)}
+        if not any(len(tensor) for tensor in seen.values()):
             return True
         commands = state["commands"].numpy()
         try:
@@ -130,7 +156,8 @@ class Collector:
                 self._apply(command)
         except UnstableSimulation:
             self._clear()
-        if self._observation is None or self._observation.tobytes() != state["observation"].numpy().tobytes():
+        again = _tensors(self._observation)
+        if again.keys() != seen.keys() or not all(torch.equal(again[name], seen[name]) for name in seen):
             self.steps -= len(commands)
             self._begun -= 1
             self._clear()
@@ -148,18 +175,16 @@ class Collector:
     def _episode_seed(self) -> int:
         return episode_seed(self._seed, self._begun - 1, "online")
 
-    def _observe(self) -> NDArray[np.float32]:
+    def _observe(self) -> Observed:
         seen: Mapping[str, Any] = self.plant.observe()
-        fields = self.description.fields
-        flat: NDArray[np.float32] = np.concatenate(
-            [np.asarray(seen[spec.name], np.float32).reshape(-1) for spec in fields]
-        )
+        parts = [np.asarray(seen[spec.name], np.float32).reshape(-1) for spec in self.description.fields]
+        flat: NDArray[np.float32] = np.concatenate([np.zeros(0, np.float32), *parts])
         if not np.isfinite(flat).all():
             raise UserError(
                 f"the simulator observed NaN or infinity in episode {self._begun - 1} (seed "
                 f"{self._episode_seed}): the latest checkpoint is from before; correct the task and --resume"
             )
-        return flat
+        return Observed(flat, {image.name: np.array(seen[image.name]) for image in self.description.images})
 
     @torch.no_grad()
     def _decide(self) -> NDArray[np.float32]:
@@ -168,17 +193,30 @@ class Collector:
         c, candidates = self.agent.config, self.settings.candidates
         field = self.agent.v if self.settings.act == "raw" else self.agent.v_ema
         device = self.agent.parameters()[0].device
-        s = ((torch.from_numpy(self._observation) - self._mean) / self._std).to(device).expand(candidates, -1)
+        flat = ((torch.from_numpy(self._observation.flat) - self._mean) / self._std).to(device)[None]
+        pictures = {
+            name: torch.from_numpy(self._picture(name, picture)).to(device)
+            for name, picture in self._observation.images.items()
+        }
         noise = flow_noise(
             decision_seed(self._episode_seed, self._decisions), candidates, c.h * len(self._centre)
         )
         self._decisions += 1
+        s = field.see(flat, pictures).expand(candidates, -1)
         x = integrate(field, s, torch.from_numpy(noise).to(device), c.F)
         best = 0
         if candidates > 1:
+            s = self.agent.V.see(flat, pictures).expand(candidates, -1)
             best = int(self.agent.V(s, x, torch.ones_like(x[:, :1])).mean(0).argmax())
         chunk: NDArray[np.float32] = x[best].reshape(c.h, -1).cpu().numpy()
         return chunk
+
+    def _picture(self, name: str, picture: NDArray[np.uint8]) -> NDArray[Any]:
+        """Stacked frames `[H, W, 3n]` as a batch of one, or a backbone's features of them."""
+        if name not in self._see:
+            return picture[None]
+        features = self._see[name](_frames(picture))
+        return features.reshape(1, -1, *features.shape[2:])
 
     def _apply(self, command: NDArray[np.float32]) -> None:
         assert self._observation is not None
@@ -197,7 +235,7 @@ class Collector:
             )
         over = plant.success or bool(getattr(plant, "terminated", False))
         self._rows.append(
-            (
+            _Row(
                 self._observation,
                 action,
                 -float(reward != 0.0) if self._sparse else reward,
@@ -209,19 +247,38 @@ class Collector:
         self._observation = self._observe()
 
     def _finish(self) -> PlayedEpisode:
-        observations, actions, rewards, masks, intervened = zip(*self._rows, strict=True)
+        seen, actions, rewards, masks, intervened = zip(*self._rows, strict=True)
         episode = PlayedEpisode(
-            np.stack(observations),
+            np.stack([row.flat for row in seen]),
             np.stack(actions),
             np.array(rewards, np.float32),
             np.array(masks, np.float32),
             np.array(intervened, np.bool_),
             bool(self.plant.success),
+            {
+                image.name: np.stack([_frames(row.images[image.name])[-1] for row in seen])
+                for image in self.description.images
+            },
         )
         self.episodes += 1
         self._recent.append((episode.success, float(episode.rewards.sum())))
         self._clear()
         return episode
+
+
+def _frames(picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Stacked frames `[H, W, 3n]` one by one: `[n, H, W, 3]`, oldest first."""
+    height, width, channels = picture.shape
+    frames = np.moveaxis(picture.reshape(height, width, channels // 3, 3), 2, 0)
+    return np.ascontiguousarray(frames)
+
+
+def _tensors(observed: Observed | None) -> dict[str, Tensor]:
+    """An observation in a checkpoint; none is empty."""
+    if observed is None:
+        return {FLAT: torch.zeros(0)}
+    pictures = {f"{IMAGE}{name}": torch.from_numpy(picture) for name, picture in observed.images.items()}
+    return {FLAT: torch.from_numpy(observed.flat.copy()), **pictures}
 
 
 def _table(rows: list[NDArray[np.float32]], width: int) -> Tensor:

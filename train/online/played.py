@@ -18,6 +18,9 @@ from rql_deploy.errors import UserError
 from .buffer import PlayedEpisode
 
 FOLDER = "played"
+FRAMES = "images/"
+"""Begins the key of a camera's frames."""
+TABLES = tuple(name for name in PlayedEpisode._fields if name not in ("success", "images"))
 
 
 def played_file(run: Path, number: int) -> Path:
@@ -30,7 +33,9 @@ def save_played(run: Path, number: int, episode: PlayedEpisode) -> None:
     file = played_file(run, number)
     partial = file.with_name(f".{file.name}.partial")
     buffer = io.BytesIO()
-    np.savez(buffer, allow_pickle=False, **episode._asdict())
+    arrays = episode._asdict()
+    frames = {f"{FRAMES}{name}": pictures for name, pictures in arrays.pop("images").items()}
+    np.savez(buffer, allow_pickle=False, **arrays, **frames)
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         with partial.open("wb") as stream:
@@ -50,8 +55,9 @@ def load_played(run: Path, count: int) -> Iterator[PlayedEpisode]:
         file = played_file(run, number)
         try:
             with np.load(file, allow_pickle=False) as arrays:
-                found = {name: arrays[name] for name in PlayedEpisode._fields if name != "success"}
-                yield PlayedEpisode(success=bool(arrays["success"]), **found)
+                found = {name: arrays[name] for name in TABLES}
+                images = {k.removeprefix(FRAMES): arrays[k] for k in arrays.files if k.startswith(FRAMES)}
+                yield PlayedEpisode(success=bool(arrays["success"]), images=images, **found)
         except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
             raise UserError(
                 f"episode {file} of the run is missing or damaged ({error}): restore it from a copy, or "

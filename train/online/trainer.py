@@ -7,6 +7,7 @@ offline trainer's.
 
 from __future__ import annotations
 
+import functools
 from collections import deque
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from rql_deploy.train.data.store import TransitionStore
 from rql_deploy.train.engines.engine import Engine
 from rql_deploy.train.trainer import Trainer, TrainResult
 
-from .buffer import ReplayBuffer
+from .buffer import ReplayBuffer, See
 from .collector import RECENT, Collector
 from .played import load_played, save_played
 
@@ -53,17 +54,13 @@ class OnlineTrainer(Trainer):
                 f"data set {store.dataset_id} is in shards, and one buffer holds old and new episodes: pass "
                 "a data set that is not"
             )
-        if store.plant.images:
-            raise UserError(
-                f"data set {store.dataset_id} has pictures, and `finetune` plays without any: improve the "
-                "policy on what a server records, with `rql-deploy improve`"
-            )
         super().__init__(config, store, run, **options)
         if differences := self.store.plant.differences(described):
             raise UserError(
                 f"the data does not fit the task ({'; '.join(differences)}): pass the task and settings it "
                 "was collected with"
             )
+        see = self._backbones()
         self.collector = Collector(
             plant,
             self.agent,
@@ -72,6 +69,7 @@ class OnlineTrainer(Trainer):
             config.online,
             seed=config.seed,
             sparse=config.reward == "sparse",
+            see=see,
         )
         self.buffer = ReplayBuffer(
             self.sampler.rows,
@@ -79,11 +77,24 @@ class OnlineTrainer(Trainer):
             complete_rows=config.rql.complete_rows,
             interventions=config.interventions,
             device=self.sampler.device,
+            see=see,
+            folder=run,
         )
         latest = read_pointer(run, "latest")
         if self.step and latest is not None:
             self._go_on(latest)
         self.sampler.use(self.buffer.rows)
+
+    def _backbones(self) -> See:
+        """What the cameras with a frozen backbone show training."""
+        features = self.features
+        if features is None:
+            return {}
+        return {
+            image.name: functools.partial(features.computed, image)
+            for image in self.store.plant.images
+            if image.name in features.backbones
+        }
 
     def _go_on(self, checkpoint: Path) -> None:
         state = load_online_state(checkpoint)

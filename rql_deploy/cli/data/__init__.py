@@ -109,7 +109,8 @@ def inspect(
         if cures := _cures(data, found.figures, words):
             show_next(*cures)
         return
-    chosen = preset_words(found.task) + (["--set", f"relabel={relabel}"] if relabel else [])
+    seen = bool(found.figures["cameras"])
+    chosen = preset_words(found.task, pictures=seen) + (["--set", f"relabel={relabel}"] if relabel else [])
     show_next(["rql-deploy", "train", "--dataset", data, *chosen, *words, "--output", "runs/first"])
 
 

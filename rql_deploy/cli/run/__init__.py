@@ -82,7 +82,7 @@ if TYPE_CHECKING:
     type=click.Path(path_type=Path),
     help="With --real-time: write every tick to this file as JSON lines.",
 )
-@click.option("--record", metavar="OUTPUT", help="With --real-time: write the episodes as a Minari data set.")
+@click.option("--record", metavar="OUTPUT", help="With --real-time: write the episodes as data to train on.")
 @click.option(
     "--no-fault-latch",
     is_flag=True,

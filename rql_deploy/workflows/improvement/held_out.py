@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from rql_deploy.returns import as_trained, discount, discounted, rank_correlation
 from rql_deploy.statistics import paired_difference
@@ -20,6 +21,7 @@ from .gate import Verdict
 
 if TYPE_CHECKING:
     from rql_deploy.bundle.bundle import Bundle
+    from rql_deploy.contract import Contract
     from rql_deploy.train.data.store import TransitionStore
 
 
@@ -93,8 +95,7 @@ def measure(bundle: Bundle, store: TransitionStore) -> Errors:
         returns = discounted(rewards, gamma, endless=store.masks[end - 1] != 0)
         distances, values, achieved = [], [], []
         for seed, tick in enumerate(range(first, end - contract.h + 1, contract.h)):
-            fields = contract.split(store.observations[tick : tick + 1])
-            one = {name: np.asarray(rows[0]) for name, rows in fields.items()}
+            one = _seen(contract, store, first, tick)
             chunk = store.actions[tick : tick + contract.h]
             distances.append(float(np.abs((policy.act(one, seed=seed).actions - chunk) / half_range).mean()))
             v, _ = model.value_of_chunks(model.encode(model.rows(one)), chunk[None])
@@ -107,3 +108,15 @@ def measure(bundle: Bundle, store: TransitionStore) -> Errors:
             found.values.append(tuple(values))
             found.returns.append(tuple(achieved))
     return found
+
+
+def _seen(contract: Contract, store: TransitionStore, first: int, tick: int) -> dict[str, NDArray[Any]]:
+    """The observation of a tick, with the frames of the last ticks of the episode that begins at `first`."""
+    from rql_deploy.train.data.frames import stacked_frames
+
+    fields = contract.split(store.observations[tick : tick + 1])
+    rows = np.maximum(np.arange(tick - contract.plant.frame_stack + 1, tick + 1), first)
+    frames = {image.name: store.images[image.name].take(rows) for image in contract.plant.images}
+    return {name: np.asarray(values[0]) for name, values in fields.items()} | {
+        name: stacked_frames(pictures) for name, pictures in frames.items()
+    }

@@ -82,6 +82,9 @@ def train_words(
         *(("--rate", str(data.rate)) if data.rate else ()),
         *(("--action-mode", data.action_mode) if data.action_mode else ()),
         *(("--action-bounds", data.action_bounds) if data.action_bounds else ()),
+        *(word for keys in data.mapping for word in ("--map", keys)),
+        *(word for task in data.tasks for word in ("--task-index", str(task))),
+        *(word for camera in data.cameras for word in ("--camera", camera)),
     ]
     changed = [word for setting in settings for word in ("--set", setting)]
     return ["train", *sets, *stated, "--output", str(run), *start, "--updates", str(updates), *changed]

@@ -136,3 +136,12 @@ def test_paths_with_spaces_are_quoted_in_what_commands_say_next(
     lines = done.output.partition("Next:\n")[2].splitlines()
     spaced = [word for line in lines for word in shlex.split(line) if word.startswith(str(tmp_path))]
     assert spaced and all(" " in word for word in spaced)
+
+
+def test_data_with_cameras_is_advised_the_preset_that_learns_to_see() -> None:
+    from rql_deploy.cli.options import preset_words
+
+    assert preset_words("robosuite:Lift") == ["--preset", "robosuite-lift"]
+    assert preset_words("robosuite:Lift", pictures=True) == ["--preset", "robosuite-lift-camera"]
+    assert preset_words("robosuite:Stack", pictures=True) == ["--preset", "robosuite-stack"]
+    assert preset_words("somebody:else", pictures=True) == []

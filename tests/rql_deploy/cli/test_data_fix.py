@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 
 from rql_deploy.train.data.folder import write_store
+from rql_deploy.train.data.frames import Frames
 from rql_deploy.train.data.store import DIMENSION_NAMES
 from tests.helpers.commands import assert_refused, cli, printed
-from tests.helpers.data import PLANT, make_store, opened, stored
+from tests.helpers.data import PLANT, make_picture_store, make_store, opened, stored
 
 
 def fixed(source: Path, output: Path, *options: object) -> dict[str, Any]:
@@ -28,6 +29,34 @@ def broken(tmp_path: Path) -> Path:
     actions[12, 1] = 9.0
     write_store(dataclasses.replace(store, observations=observations, actions=actions), tmp_path / "broken")
     return tmp_path / "broken"
+
+
+def test_a_camera_takes_another_name_and_keeps_its_frames(tmp_path: Path) -> None:
+    write_store(make_picture_store(("front", "wrist")), tmp_path / "data")
+    names = ("--rename", "observation.front=top", "--rename", "position=joints", "--rename", "wrist=front")
+    report = fixed(tmp_path / "data", tmp_path / "new", *names)
+    assert report["changes"][0] == "an observation field 'front' renamed 'top'"
+    before, after = opened(tmp_path / "data"), opened(tmp_path / "new")
+    assert [field.name for field in after.plant.inputs] == ["joints", "opening", "top", "front"]
+    for old, new in (("front", "top"), ("wrist", "front")):
+        assert after.images[new].digest == before.images[old].digest
+
+
+def test_episodes_that_look_otherwise_are_no_copies(tmp_path: Path) -> None:
+    store = make_picture_store(episodes=(6, 6, 6, 6), fields=False)
+    actions, frames = store.actions.copy(), store.images["camera"].take(np.arange(24))
+    actions[:] = np.tile(actions[:6], (4, 1))
+    frames[6:12] = frames[:6]
+    frames[12:18] = frames[:6]
+    frames[14, 3, 3, 0] ^= 1
+    images = {"camera": Frames.of(frames)}
+    write_store(dataclasses.replace(store, actions=actions, images=images), tmp_path / "data")
+    report = fixed(tmp_path / "data", tmp_path / "good", "--drop-duplicates")
+    assert report["changes"] == ["1 of 4 episodes dropped: copies of others"]
+    kept = opened(tmp_path / "good").images["camera"].take(np.arange(18))
+    assert np.array_equal(kept, frames[[*range(6), *range(12, 24)]])
+    inspected = printed(cli("data", "inspect", tmp_path / "data", "--json"))
+    assert inspected["duplicates"]["rows_like_the_one_before"] == 0
 
 
 def test_episodes_are_dropped_by_what_is_wrong_with_them_and_counts_are_said(

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -18,7 +16,7 @@ from rql_deploy.runtime.engine.request import EpisodePart
 from rql_deploy.runtime.recording.packing import messages_of
 from rql_deploy.runtime.recording.writer import RecordingWriter
 from rql_deploy.workflows.recorded_data import read_recorded
-from tests.helpers.rail import Rail
+from tests.helpers.rail import SeeingRail
 from tests.helpers.recordings import bundle_message, wait_until_written
 from tests.helpers.servers import serving
 
@@ -47,22 +45,9 @@ def test_the_newest_frame_of_every_tick_is_kept_once(picture_bundle: Path, tmp_p
     np.testing.assert_array_equal(store.images["camera"].take(np.arange(2 * rows)), np.concatenate(expected))
 
 
-class Seeing(Rail):
-    """Its camera shows how often it was moved."""
-
-    simulated = True
-    shapes: Mapping[str, tuple[int, ...]] = {}
-
-    def observe(self) -> Mapping[str, Any]:
-        numbers = {name: np.zeros(shape, np.float32) for name, shape in self.shapes.items()}
-        return {**numbers, "camera": np.full((12, 16, 3), len(self.applied), np.uint8)}
-
-    def close(self) -> None: ...
-
-
 def test_a_loop_that_is_recorded_stacks_frames_once(picture_bundle: Path, tmp_path: Path) -> None:
     contract = Bundle.open(picture_bundle).contract
-    plant = Seeing(horizon=5)
+    plant = SeeingRail(horizon=5)
     plant.shapes = {spec.name: spec.shape for spec in contract.plant.fields}
     with serving(picture_bundle, "--record", str(tmp_path)) as (address, process):
         with EpisodeReporter.connect(address) as reporter, RemotePolicy.connect(address) as policy:

@@ -1,6 +1,7 @@
 import dataclasses
 import hashlib
 import json
+import shutil
 from pathlib import Path
 
 import msgspec
@@ -67,13 +68,23 @@ def test_a_writer_that_fails_leaves_nothing_and_one_that_was_killed_is_replaced(
         episode(writer)
         raise KeyboardInterrupt
     assert not list(tmp_path.iterdir())
-    abandoned = StoreWriter(tmp_path / "data", "d", store.plant)
-    episode(abandoned)
-    assert not (tmp_path / "data").exists()
     with StoreWriter(tmp_path / "data", "d", store.plant) as writer:
         episode(writer)
-    assert len(read_store(tmp_path / "data")) == 9
-    abandoned.abort()
+        assert not (tmp_path / "data").exists()
+        # What a killed process leaves: the folder, and a lock that nobody holds.
+        for left in (".data.partial", ".data.lock"):
+            copy = shutil.copytree if left.endswith("partial") else shutil.copyfile
+            copy(tmp_path / left, tmp_path / left.replace("data", "other"))
+        with pytest.raises(UserError, match="data is being written by another process: wait for it"):
+            StoreWriter(tmp_path / "data", "d", store.plant)
+        episode(writer)
+    assert len(read_store(tmp_path / "data")) == 18
+    with StoreWriter(tmp_path / "other", "d", store.plant) as writer:
+        episode(writer)
+    assert len(read_store(tmp_path / "other")) == 9
+    with pytest.raises(UserError, match="data exists already"):
+        StoreWriter(tmp_path / "data", "d", store.plant)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "other"]
 
 
 def test_a_full_disk_is_one_sentence_and_leaves_nothing(

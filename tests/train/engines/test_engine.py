@@ -17,7 +17,7 @@ from rql_deploy.train.data.sampler import WindowSampler
 from rql_deploy.train.engines import choice as engines
 from rql_deploy.train.engines.batch_slices import SlicedGradients
 from rql_deploy.train.engines.choice import EngineChoice, choose_engine, flop_per_update
-from rql_deploy.train.engines.engine import GraphEngine, make_engine
+from rql_deploy.train.engines.engine import GraphEngine, compiled, make_engine
 from rql_deploy.train.engines.pipeline import OneStream, Pipeline
 from rql_deploy.train.hyperparameters import RQLConfig
 from rql_deploy.train.logging.diagnostics import Diagnostics
@@ -244,6 +244,23 @@ def test_a_missing_gpu_is_named() -> None:
 
 def test_the_operation_count_of_the_paper_size_is_known() -> None:
     assert flop_per_update(RQLConfig(h=5), 256, 28, 5) == pytest.approx(31e9, rel=0.02)
+
+
+def test_what_torch_cannot_compile_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    from torch._dynamo.exc import Unsupported
+
+    def failing(*_: object, **__: object) -> object:
+        def call(*_: object) -> None:
+            raise Unsupported("C++ compile error\n\nOutput:\nmain.cpp:9:1: error: no room\n more")
+
+        return call
+
+    monkeypatch.setattr(torch, "compile", failing)
+    with pytest.raises(
+        UserError, match=r"cannot compile the updates here \(main.cpp:9:1: error: no room\)"
+    ) as e:
+        compiled(lambda: None, "cpu")()
+    assert "\n" not in str(e.value) and "--engine eager" in str(e.value)
 
 
 @pytest.mark.slow

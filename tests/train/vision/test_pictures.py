@@ -27,7 +27,6 @@ from rql_deploy.train.rql import NETWORKS, RQL
 from rql_deploy.train.trainer import Trainer
 from rql_deploy.train.vision.encoder import ImpalaEncoder
 from rql_deploy.train.vision.pictures import picture_shapes
-from rql_deploy.workflows.finetune import finetune
 from tests.helpers.data import make_picture_store
 
 SMALL = RQLConfig(h=3, F=2, K=2, policy_hidden=(16, 16), value_hidden=(16, 16))
@@ -222,9 +221,3 @@ def test_compiled_losses_of_pictures_are_the_eager_ones() -> None:
 def test_several_runs_at_once_see_no_pictures() -> None:
     with pytest.raises(ValueError, match="runs that see pictures are trained one by one"):
         RQL.stack([agent_of(), agent_of()])
-
-
-def test_a_policy_that_sees_is_not_finetuned_by_playing(tmp_path: Path) -> None:
-    Trainer(replace_updates(1), make_picture_store(), tmp_path / "run").train()
-    with pytest.raises(UserError, match="sees cameras, and episodes that it would play are kept without"):
-        finetune("robosuite:Lift", tmp_path / "run", tmp_path / "more")

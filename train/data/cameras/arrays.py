@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -27,27 +27,27 @@ class Hdf5Frames:
     file: Path
     where: str
     name: str
-    counts: Mapping[str, int]
-    """Rows of the store by the path of the episode's array, in order."""
+    counts: Sequence[tuple[str, int]]
+    """Path of each episode's array, and its rows in the store, in order."""
     camera: str = ""
 
     @property
     def rows(self) -> int:
-        return sum(self.counts.values())
+        return sum(count for _, count in self.counts)
 
     @cached_property
     def fingerprint(self) -> str:
-        return files_fingerprint([self.file], *(f"{path} {count}" for path, count in self.counts.items()))
+        return files_fingerprint([self.file], *(f"{path} {count}" for path, count in self.counts))
 
     @cached_property
     def known_order(self) -> bool:
         with h5py.File(self.file, "r") as opened:
-            return not _holds_arrays(opened[next(iter(self.counts))])
+            return not _holds_arrays(opened[self.counts[0][0]])
 
     @cached_property
     def size(self) -> tuple[int, int]:
         with h5py.File(self.file, "r") as opened:
-            first = opened[next(iter(self.counts))]
+            first = opened[self.counts[0][0]]
             if _holds_arrays(first):
                 return require_colour(self.where, self.name, first.shape[1:], first.dtype)
             height, width, _ = decode_picture(first[0], f"'{self.name}' of {self.where}").shape
@@ -55,15 +55,15 @@ class Hdf5Frames:
 
     def read(self, start: int) -> Iterator[NDArray[np.uint8]]:
         step = frames_per_chunk(*self.size)
-        paths = list(self.counts)
         with h5py.File(self.file, "r") as opened:
-            for i, first in skipped(list(self.counts.values()), start):
-                array, count = self._array(opened, paths[i]), self.counts[paths[i]]
+            for i, first in skipped([count for _, count in self.counts], start):
+                path, count = self.counts[i]
+                array = self._array(opened, path, count)
                 for row in range(first, count, step):
-                    yield self._frames(array, paths[i], row, min(count, row + step))
+                    yield self._frames(array, path, row, min(count, row + step))
 
-    def _array(self, opened: h5py.File, path: str) -> Any:
-        array, count = opened.get(path), self.counts[path]
+    def _array(self, opened: h5py.File, path: str, count: int) -> Any:
+        array = opened.get(path)
         if not isinstance(array, h5py.Dataset):
             raise UserError(f"{self.where} lacks {path}, which other episodes have: record it again")
         if len(array) < count:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -21,6 +22,11 @@ from .video import Video
 
 PICTURE_ROWS = 64
 """Rows of a table with pictures in them that are in memory at a time."""
+FILES = ("video", "image")
+"""Types of features whose pictures are files."""
+CHANNELS = (1, 3, 4)
+SMALLEST_ARRAY = 64
+"""Numbers of a table, such as a pose of 4 x 4, that is no picture."""
 
 
 @dataclass(frozen=True)
@@ -33,15 +39,28 @@ class TakenEpisode:
 
 
 def picture_features(features: Mapping[str, Any]) -> list[str]:
-    """Names of the features that are pictures."""
-    return [name for name, feature in features.items() if feature["dtype"] in ("video", "image")]
+    """Names of the features that are pictures, in files or as arrays of their own."""
+    return [name for name, feature in features.items() if feature["dtype"] in FILES or _is_array(feature)]
+
+
+def _is_array(feature: Mapping[str, Any]) -> bool:
+    """Whether a feature holds a picture's numbers in the table of rows; small tables are no pictures."""
+    try:
+        kind = np.dtype(feature["dtype"]).kind
+    except TypeError:
+        return False
+    shape = feature["shape"]
+    return kind in "biuf" and len(shape) in (2, 3) and int(np.prod(shape)) > SMALLEST_ARRAY
 
 
 def lerobot_frames(
     folder: Path, info: Mapping[str, Any], name: str, episodes: Sequence[TakenEpisode], arrow: Any
 ) -> VideoFrames | TableFrames:
-    """The frames of feature `name`; raises UserError for grey and depth pictures and missing videos."""
+    """The frames of feature `name`; raises UserError for grey, depth and float ones, and missing videos."""
     feature = info["features"][name]
+    if _is_array(feature):
+        size = require_colour(str(folder), name, feature["shape"], feature["dtype"])
+        return TableFrames(folder, name, size, tuple(episodes), arrow, known_order=False)
     size = require_colour(str(folder), name, _shape(feature), np.uint8)
     about = {**(feature.get("info") or {}), **(feature.get("video_info") or {})}
     if about.get("video.is_depth_map"):
@@ -54,10 +73,9 @@ def lerobot_frames(
 
 
 def _shape(feature: Mapping[str, Any]) -> list[int]:
-    """Height, width and channels of a feature, which some programs note in another order."""
+    """Height, width and channels of a picture's file, which some programs note in another order."""
     shape: list[int] = [int(side) for side in feature["shape"]]
-    names: list[Any] = list(feature.get("names") or ())
-    if len(shape) == 3 and len(names) == 3 and str(names[0]).startswith("channel"):
+    if len(shape) == 3 and shape[0] in CHANNELS and shape[2] not in CHANNELS:
         return [shape[1], shape[2], shape[0]]
     return shape
 
@@ -99,31 +117,41 @@ class VideoFrames(_Frames):
     @property
     def files(self) -> list[Path]:
         """The videos."""
-        return list(dict.fromkeys(path for path, _ in self._places))
+        return list(dict.fromkeys(path for path, *_ in self._places))
 
     @cached_property
     def fingerprint(self) -> str:
         times = hashlib.sha256(b"".join(episode.times.tobytes() for episode in self.episodes)).hexdigest()
-        starts = [f"{path.name} {begins!r}" for path, begins in self._places]
+        starts = [f"{path.name} {begins!r}" for path, begins, _ in self._places]
         return files_fingerprint(self.files, self.name, times, *starts)
 
     def _frames(self, start: int) -> Iterator[NDArray[np.uint8]]:
         video: Video | None = None
         try:
             for i, first in skipped([len(episode.times) for episode in self.episodes], start):
-                path, offset = self._places[i]
+                path, offset, stop = self._places[i]
                 if video is None or video.path != path:
                     if video is not None:
                         video.close()
                     video = Video(path)
                     self._require_size(video)
                 episode = self.episodes[i]
-                yield from video.frames(
-                    offset + episode.times, first, f"{self.folder}: episode {episode.number}"
-                )
+                where = f"{self.folder}: episode {episode.number}"
+                self._require_length(where, path, len(episode.times), stop - offset)
+                yield from video.frames(offset + episode.times, first, where)
         finally:
             if video is not None:
                 video.close()
+
+    def _require_length(self, where: str, path: Path, rows: int, seconds: float) -> None:
+        """Raise UserError if an episode has more rows than its part of a video: there begins the next one."""
+        rate = float(self.info["fps"])
+        # A length that is NaN is too short for any.
+        if not rows <= seconds * rate + 0.5:
+            raise UserError(
+                f"{where} has {rows} rows, but its part of {path} lasts {seconds:.4f} s: the video has fewer "
+                "frames than there are rows, so copy it again, or leave the episode out"
+            )
 
     def _require_size(self, video: Video) -> None:
         if video.size != self.size:
@@ -133,8 +161,8 @@ class VideoFrames(_Frames):
             )
 
     @cached_property
-    def _places(self) -> list[tuple[Path, float]]:
-        """Video file of each episode, and the second in it at which the episode begins."""
+    def _places(self) -> list[tuple[Path, float, float]]:
+        """Video file of each episode, and the seconds in it at which the episode begins and ends."""
         template = self.info.get("video_path")
         if not template:
             raise UserError(f"{self.folder}: meta/info.json says no video_path: copy the data set again")
@@ -149,6 +177,7 @@ class VideoFrames(_Frames):
                         episode_index=episode.number,
                     ),
                     0.0,
+                    math.inf,
                 )
                 for episode in self.episodes
             ]
@@ -159,26 +188,27 @@ class VideoFrames(_Frames):
                 f"{missing[0]} is: copy the data set again"
             )
         return [
-            (self.folder / template.format(video_key=self.name, chunk_index=chunk, file_index=file), begins)
-            for chunk, file, begins in (table[episode.number] for episode in self.episodes)
+            (self.folder / template.format(video_key=self.name, chunk_index=chunk, file_index=file), *part)
+            for chunk, file, *part in (table[episode.number] for episode in self.episodes)
         ]
 
-    def _table(self) -> dict[int, tuple[int, int, float]]:
-        """Chunk, file and beginning in s of each episode's video, by the episode's number."""
-        keys = [f"videos/{self.name}/{key}" for key in ("chunk_index", "file_index", "from_timestamp")]
+    def _table(self) -> dict[int, tuple[int, int, float, float]]:
+        """Chunk, file, begin and end in s of each episode's video, by the episode's number."""
+        names = ("chunk_index", "file_index", "from_timestamp", "to_timestamp")
+        keys = [f"videos/{self.name}/{key}" for key in names]
         found = {}
         for file in sorted((self.folder / "meta" / "episodes").glob("**/*.parquet")):
             if lacking := set(keys) - set(self.arrow.parquet.read_schema(file).names):
                 raise UserError(f"{file} lacks '{min(lacking)}': copy the data set again")
             for row in self.arrow.parquet.read_table(file, columns=["episode_index", *keys]).to_pylist():
-                chunk, number, begins = (row[key] for key in keys)
-                found[int(row["episode_index"])] = int(chunk), int(number), float(begins)
+                chunk, number, begins, ends = (row[key] for key in keys)
+                found[int(row["episode_index"])] = int(chunk), int(number), float(begins), float(ends)
         return found
 
 
 @dataclass(frozen=True)
 class TableFrames(_Frames):
-    """Frames of one feature that are PNG or JPEG pictures in the table of rows."""
+    """Frames of one feature that are PNG or JPEG pictures, or arrays, in the table of rows."""
 
     @cached_property
     def fingerprint(self) -> str:
@@ -201,7 +231,11 @@ class TableFrames(_Frames):
             passed += 1
             if passed > start:
                 where = f"{self.folder}: '{self.name}' in row {row[number]} of episode {number}"
-                yield decode_picture(self._bytes(cell, where), where, self.size)
+                value = cell.as_py()
+                if isinstance(value, list):
+                    yield np.asarray(value, np.uint8).reshape(*self.size, 3)
+                else:
+                    yield decode_picture(self._bytes(value, where), where, self.size)
 
     def _cells(self) -> Iterator[tuple[int, Any]]:
         """Episode and picture of each row."""
@@ -213,9 +247,10 @@ class TableFrames(_Frames):
                     numbers = block.column("episode_index").to_pylist()
                     yield from zip(numbers, block.column(self.name), strict=True)
 
-    def _bytes(self, cell: Any, where: str) -> bytes:
+    def _bytes(self, value: Any, where: str) -> bytes:
         """The picture's file, in the table or beside it."""
-        value = cell.as_py()
+        if isinstance(value, str):
+            value = {"path": value}
         data, path = (value.get("bytes"), value.get("path")) if isinstance(value, dict) else (value, None)
         if data is None and path and (self.folder / path).is_file():
             data = (self.folder / path).read_bytes()

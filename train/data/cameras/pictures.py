@@ -53,7 +53,7 @@ def decode_picture(data: Any, where: str, size: tuple[int, int] | None = None) -
     Raises UserError where the file is damaged, is not in colour, or has another than the given `size`.
     """
     try:
-        from PIL import Image
+        from PIL import Image, UnidentifiedImageError
     except ModuleNotFoundError as error:
         raise UserError(
             f"{where} is a PNG or JPEG picture, which needs Pillow: pip install 'rql-deploy[video]'"
@@ -68,12 +68,15 @@ def decode_picture(data: Any, where: str, size: tuple[int, int] | None = None) -
                     f"{size[0]}x{size[1]}: make all of one size"
                 )
             if mode != "RGB":
+                what = "plain RGB" if mode in ("RGBA", "CMYK", "P") else "in colour"
                 raise UserError(
-                    f"{where} has a picture that is not in colour (mode {mode}), and cameras are read in "
+                    f"{where} has a picture that is not {what} (mode {mode}), and cameras are read in "
                     "colour only: convert it to RGB when you record it, or leave this camera out"
                 )
             return np.asarray(picture, np.uint8)
     except UserError:
         raise
+    except UnidentifiedImageError as error:
+        raise UserError(f"{where} has a damaged picture (it is none): copy or record it again") from error
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise UserError(f"{where} has a damaged picture ({error}): copy or record it again") from error

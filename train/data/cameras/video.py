@@ -67,7 +67,8 @@ class Video:
         for row in range(first, len(times)):
             time = float(times[row])
             found = self._at(time)
-            if found is None or abs(found.time - time) > TOLERANCE:
+            # A time that is NaN is near to nothing.
+            if found is None or not abs(found.time - time) <= TOLERANCE:
                 raise UserError(self._missing(row, time, len(times), where, found))
             yield found.to_ndarray(format="rgb24")
 

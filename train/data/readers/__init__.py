@@ -26,7 +26,7 @@ from .lerobot import is_lerobot, read_lerobot
 from .minari import MAIN_FILE, find_data_folder, holds_minari, local_ids, read_minari
 from .not_read import missing, refuse_file, refuse_folder
 from .ogbench import read_ogbench, shard_files
-from .options import ReadOptions
+from .options import ReadOptions, options_of_each
 from .robomimic import SUFFIXES, split_filter_key
 from .ros2_mcap import is_mcap, read_mcap
 
@@ -122,6 +122,14 @@ def open_store(
     return with_reward(store, reward)
 
 
+def _inputs(path: Path) -> set[str] | None:
+    """Names of the fields and cameras of a store; None where `path` is none."""
+    if not _is_stored(path):
+        return None
+    folder = path if is_store(path) else min(filter(is_store, path.iterdir()))
+    return {spec.name for spec in StoreShard.of(folder).plant.inputs}
+
+
 def _is_stored(path: Path) -> bool:
     return is_store(path) or (path.is_dir() and any(map(is_store, path.iterdir())))
 
@@ -169,11 +177,13 @@ def open_stores(
 
     Raises UserError naming what differs between their plants.
     """
+    inputs = [_inputs(Path(name)) for name in names] if len(names) > 1 else [None]
+    own = options_of_each(options or ReadOptions(), inputs)
     stores = [
         stated.of_one(
-            open_store(name, reward=reward, relabel=relabel, shard_updates=shard_updates, options=options)
+            open_store(name, reward=reward, relabel=relabel, shard_updates=shard_updates, options=mine)
         )
-        for name in names
+        for name, mine in zip(names, own, strict=True)
     ]
     if len(stores) == 1:
         return stated.of_all(stores[0])

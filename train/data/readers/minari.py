@@ -29,7 +29,15 @@ from rql_deploy.train.data.store import TransitionStore
 from .column_names import named
 from .files import damage_named
 from .minari_columns import SUCCESS_KEYS, ColumnEpisodes
-from .minari_spaces import at, leaves, read_spaces, require_shapes, shape_of
+from .minari_spaces import (
+    action_bounds,
+    at,
+    leaves,
+    read_spaces,
+    refuse_numbers_as_picture,
+    require_shapes,
+    shape_of,
+)
 from .options import ReadOptions
 from .precision import PrecisionCheck
 from .store_builder import DEFAULT_RATE, StoreBuilder
@@ -133,8 +141,15 @@ def _read(
     episodes = sorted(file, key=lambda group: int(group.removeprefix("episode_")))
     if not episodes:
         raise UserError(f"data set {dataset_id} has no episodes: collect some first")
+    if len(episodes) != int(metadata.get("total_episodes", len(episodes))):
+        raise UserError(
+            f"data set {dataset_id} holds {len(episodes)} episodes, its metadata says "
+            f"{metadata['total_episodes']}: some are missing, so copy or collect it again"
+        )
     images = read_spaces(dataset_id, metadata, cameras=bool(options.cameras))
     shown = {path or PIXELS: path for path in sorted(images)}
+    for choice in options.cameras:
+        refuse_numbers_as_picture(dataset_id, metadata, choice.name)
     cameras = chosen_cameras(options.cameras, shown, f"data set {dataset_id}")
     if PLANT_KEY in metadata:
         keys.require_described(f"data set {dataset_id}")
@@ -209,7 +224,7 @@ def _frames(
         parts, shape = tuple(path.split("/")) if path else (), shape_of(metadata, path)
         return ColumnFrames(str(folder), name, parts, folders, shape, file.observations)
     inside = f"observations/{path}".rstrip("/")
-    paths = {f"{episode}/{inside}": rows for episode, rows in counts.items()}
+    paths = [(f"{episode}/{inside}", rows) for episode, rows in counts.items()]
     return Hdf5Frames(folder / MAIN_FILE, str(folder), name, paths)
 
 
@@ -308,7 +323,7 @@ def _plant(
         for name, paths in names.items()
     )
     action_dim = int(np.prod(first["actions"].shape[1:], dtype=int))
-    low, high = _action_bounds(dataset_id, metadata, action_dim)
+    low, high = action_bounds(dataset_id, metadata, action_dim)
     actions = tuple(
         # The space says the bounds, and nothing else.
         ActionDimension(f"action_{i}", lo, hi, assumed=("mode", "hold", "unit"))
@@ -323,25 +338,3 @@ def _plant(
         environment=spec,
         assumed=() if "control_rate" in metadata else ("control_rate",),
     )
-
-
-def _action_bounds(
-    dataset_id: str, metadata: Mapping[str, Any], action_dim: int
-) -> tuple[list[float], list[float]]:
-    try:
-        space = json.loads(metadata["action_space"])
-        low, high = (
-            np.broadcast_to(np.asarray(space[key], np.float64).reshape(-1), (action_dim,))
-            for key in ("low", "high")
-        )
-    except (KeyError, ValueError) as error:
-        raise UserError(
-            f"data set {dataset_id} does not say the bounds of its actions: only Box action spaces can be "
-            "learned"
-        ) from error
-    if not (np.isfinite(low).all() and np.isfinite(high).all() and (low < high).all()):
-        raise UserError(
-            f"data set {dataset_id} has unbounded actions: only Box action spaces with finite bounds can be "
-            "learned"
-        )
-    return low.tolist(), high.tolist()

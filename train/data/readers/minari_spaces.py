@@ -7,8 +7,10 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import h5py
+import numpy as np
 
 from rql_deploy.errors import UserError
+from rql_deploy.train.data.cameras.pictures import require_colour
 
 
 def read_spaces(dataset_id: str, metadata: Mapping[str, Any], *, cameras: bool = False) -> set[str]:
@@ -19,10 +21,11 @@ def read_spaces(dataset_id: str, metadata: Mapping[str, Any], *, cameras: bool =
     """
     for key, what in (("observation_space", "observations"), ("action_space", "actions")):
         space: Any = json.loads(metadata[key]) if metadata.get(key) else {"type": "Box"}
-        for _, box in _leaves(space) if what == "observations" else [("", space)]:
+        for name, box in _leaves(space) if what == "observations" else [("", space)]:
             if box["type"] != "Box":
+                named = f" '{name}'" if name else ""
                 raise UserError(
-                    f"data set {dataset_id} has {what} in a space of type {box['type']}: only "
+                    f"data set {dataset_id} has {what}{named} in a space of type {box['type']}: only "
                     f"Box{' and named Boxes are' if what == 'observations' else ' is'} supported"
                 )
     boxes = (
@@ -62,10 +65,42 @@ def require_shapes(
             )
 
 
+def refuse_numbers_as_picture(dataset_id: str, metadata: Mapping[str, Any], name: str) -> None:
+    """Raise UserError, saying what it is, if `name` is a box of numbers that looks like a picture."""
+    if not metadata.get("observation_space"):
+        return
+    for path, box in _leaves(json.loads(metadata["observation_space"])):
+        if name in (path or "observation", path.rpartition("/")[2]) and len(box.get("shape") or ()) in (2, 3):
+            require_colour(f"data set {dataset_id}", name, box["shape"], box["dtype"])
+
+
 def shape_of(metadata: Mapping[str, Any], path: str) -> tuple[int, ...]:
     """Shape of the box at a path within the observations; () where the metadata does not say it."""
     boxes = dict(_leaves(json.loads(metadata["observation_space"])))
     return tuple(boxes[path].get("shape") or ())
+
+
+def action_bounds(
+    dataset_id: str, metadata: Mapping[str, Any], action_dim: int
+) -> tuple[list[float], list[float]]:
+    """Low and high of each action dimension; raises UserError where the space has none."""
+    try:
+        space = json.loads(metadata["action_space"])
+        low, high = (
+            np.broadcast_to(np.asarray(space[key], np.float64).reshape(-1), (action_dim,))
+            for key in ("low", "high")
+        )
+    except (KeyError, ValueError) as error:
+        raise UserError(
+            f"data set {dataset_id} does not say the bounds of its actions: only Box action spaces can be "
+            "learned"
+        ) from error
+    if not (np.isfinite(low).all() and np.isfinite(high).all() and (low < high).all()):
+        raise UserError(
+            f"data set {dataset_id} has unbounded actions: only Box action spaces with finite bounds can be "
+            "learned"
+        )
+    return low.tolist(), high.tolist()
 
 
 def is_image(space: Mapping[str, Any]) -> bool:

@@ -61,11 +61,11 @@ class NpzFile:
         return {name.removesuffix(".npy") for name in self._archive.namelist() if name.endswith(".npy")}
 
     def member(self, key: str) -> Member:
-        """An array's header."""
+        """An array's header, also of Python objects, which are never read."""
         with self._damage(f"'{key}'"), self._archive.open(f"{key}.npy") as stream:
             shape, dtype = self._header(key, stream)
             info = self._archive.getinfo(f"{key}.npy")
-            if stream.tell() + math.prod(shape) * dtype.itemsize != info.file_size:
+            if not dtype.hasobject and stream.tell() + math.prod(shape) * dtype.itemsize != info.file_size:
                 raise ValueError(f"its header says shape {list(shape)}, its size another")
             return Member(shape, dtype, f"{info.CRC:08x}:{info.file_size}")
 
@@ -103,8 +103,16 @@ class NpzFile:
         """The rows of an array in order, some `BLOCK_BYTES` at a time, in the file's own type."""
         member = self.member(key)
         with self._damage(f"'{key}'"), self._archive.open(f"{key}.npy") as stream:
+            self.require_numbers(key, member)
             self._header(key, stream)
             yield from _blocks(stream, member)
+
+    def require_numbers(self, key: str, member: Member) -> None:
+        """Raise UserError for an array of Python objects: reading it would run code."""
+        if member.dtype.hasobject:
+            raise UserError(
+                f"{self.path}: '{key}' holds Python objects, which are refused for safety: save it as numbers"
+            )
 
     def _header(self, key: str, stream: IO[bytes]) -> tuple[tuple[int, ...], np.dtype[Any]]:
         version = np.lib.format.read_magic(stream)  # type: ignore[no-untyped-call]
@@ -112,10 +120,6 @@ class NpzFile:
             np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
         )
         shape, fortran, dtype = read(stream)  # type: ignore[no-untyped-call]
-        if dtype.hasobject:
-            raise UserError(
-                f"{self.path}: '{key}' holds Python objects, which are refused for safety: save it as numbers"
-            )
         if fortran and len(shape) > 1:
             raise UserError(
                 f"{self.path}: '{key}' is stored column by column: save it again with np.ascontiguousarray"

@@ -65,7 +65,10 @@ class OGBenchFile:
             shape = members[keys["observation"]].shape
             rows = shape[0] if shape else 0
             for key, rank in (*((key, _rank(role)) for role, key in keys.roles.items()), *states):
-                if key not in members or key == keys.roles.get("success"):
+                if key not in members:
+                    continue
+                file.require_numbers(key, members[key])
+                if key == keys.roles.get("success"):
                     continue
                 if self._is_picture(key, members[key]):
                     require_colour(str(self.path), key, members[key].shape[1:], members[key].dtype)
@@ -156,8 +159,10 @@ class OGBenchFile:
         observed = self.keys["observation"]
         with NpzFile(self.path) as file:
             ranks = {key: len(file.member(key).shape) for key in sorted(file.keys)}
-        following = self.keys.roles.get("next_observation")
-        shown = [key for key, rank in ranks.items() if rank == 4 and key != following]
+        read = set(self.keys.roles.values())
+        # What has three dimensions is refused as grey where it is chosen.
+        shown = [k for k, rank in ranks.items() if k == observed or (rank in (3, 4) and k not in read)]
+        shown = [key for key in shown if ranks[key] > 2]
         return {PIXELS if key == observed else key: key for key in shown}
 
     @cached_property

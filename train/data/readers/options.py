@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from rql_deploy.cameras import CameraChoice
 from rql_deploy.errors import UserError, suggestion
@@ -154,3 +154,32 @@ class ReadOptions:
     """The cameras that are read; without any, none is."""
     progress: Progress = field(default_factory=NoProgress)
     """Follows the decoding of frames."""
+
+
+def options_of_each(options: ReadOptions, inputs: Sequence[Collection[str] | None]) -> list[ReadOptions]:
+    """How each of several data sets is read; `inputs` names fields and cameras of stores, None other formats.
+
+    Keys, tasks and orders of colours are those of other programs' files: a store beside such files has been
+    read from them already. A field is left out of those sets that have it.
+    """
+    stores = [names for names in inputs if names is not None]
+    if len(inputs) < 2 or not stores:
+        return [options] * len(inputs)
+    foreign, known = len(stores) < len(inputs), set[str]().union(*stores)
+
+    def of_store(names: Collection[str]) -> ReadOptions:
+        # A name that is nowhere stays, so that its reader says so.
+        fields = {
+            name: keys
+            for name, keys in options.keys.fields.items()
+            if (not foreign if keys else has(name, names) or not (foreign or has(name, known)))
+        }
+        if not foreign:
+            return replace(options, keys=replace(options.keys, fields=fields))
+        cameras = tuple(replace(choice, order="") for choice in options.cameras)
+        return replace(options, keys=KeyMap({}, fields), tasks=(), cameras=cameras)
+
+    def has(name: str, names: Collection[str]) -> bool:
+        return name in names or f"observation.{name}" in names
+
+    return [options if names is None else of_store(names) for names in inputs]

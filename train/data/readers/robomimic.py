@@ -116,7 +116,7 @@ def _read(name: str, key: str, file: h5py.File, options: ReadOptions) -> Transit
         result.add(actions, rewards, flags, final=final)
 
     def frames(camera: str) -> FrameSource:
-        counts = {f"data/{demo}/{shown[camera]}": rows for demo, rows in zip(demos, lengths, strict=True)}
+        counts = [(f"data/{demo}/{shown[camera]}", rows) for demo, rows in zip(demos, lengths, strict=True)]
         return Hdf5Frames(Path(name), name, camera, counts)
 
     return with_cameras(result.store(), cameras, frames, options.progress)
@@ -151,7 +151,12 @@ def _side_by_side(episode: h5py.Group, paths: tuple[str, ...]) -> NDArray[Any]:
 
 def demonstrations(name: str, key: str, file: h5py.File) -> list[str]:
     """Names of a file's demonstrations, or of those of a filter key, in the order of their numbers."""
-    demos = [name for name, group in file["data"].items() if isinstance(group, h5py.Group)]
+    entries = dict(file["data"].items())
+    if lost := [name for name, entry in entries.items() if entry is None]:
+        raise UserError(
+            f"{name}: {lost[0]} is a link to what is not there: copy the file that it leads to, too"
+        )
+    demos = [name for name, entry in entries.items() if isinstance(entry, h5py.Group)]
     if key:
         keys = ordered_keys(file)
         if key not in keys:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from rql_deploy.errors import UserError
+from rql_deploy.folders import sole_writer
 from rql_deploy.train.data.folder import write_store
 from rql_deploy.train.data.store import TransitionStore
 
@@ -41,25 +42,24 @@ def write(store: TransitionStore, target: Path, format_name: str) -> list[str]:
 
     Raises UserError if the rows are inconsistent, `target` exists, or the disk is full.
     """
-    if target.exists():
-        raise UserError(f"{target} exists already: pass another --output or remove it first")
     store.validate_rows()
     if format_name == "store":
         return WRITERS[format_name](store, target)
     partial = target.with_name(f".{target.name}.partial{target.suffix}")
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        _remove(partial)
-        lost = WRITERS[format_name](store, partial)
-        partial.rename(target)
-        return lost
+        with sole_writer(target):
+            try:
+                _remove(partial)
+                lost = WRITERS[format_name](store, partial)
+                partial.rename(target)
+                return lost
+            finally:
+                _remove(partial)
     except OSError as error:
         raise UserError(
             f"cannot write {target} ({error.strerror or error}): nothing is left of it; make room or pass "
             "another path"
         ) from error
-    finally:
-        _remove(partial)
 
 
 def _remove(path: Path) -> None:

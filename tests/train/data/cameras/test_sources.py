@@ -14,6 +14,7 @@ from tests.helpers.pictures import (
     HEIGHT,
     TOP,
     WIDTH,
+    numbered,
     numbers_in,
     read,
     write_lerobot,
@@ -88,6 +89,67 @@ def test_a_video_with_fewer_frames_than_rows_is_refused(tmp_path: Path) -> None:
         read(folder, "top")
 
 
+def test_frames_of_the_next_episode_do_not_stand_for_those_that_are_missing(tmp_path: Path) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as parquet
+
+    # The video of episode 0 lacks its last frame, and episode 1 follows at once.
+    folder = write_lerobot(tmp_path / "set")
+    write_video(next((folder / "videos").glob("**/*.mp4")), [n for n in range(24) if n != 6])
+    file = next((folder / "meta" / "episodes").glob("**/*.parquet"))
+    table = parquet.read_table(file)
+    starts, ends = np.array([0, 6, 18]) / 20, np.array([6, 18, 23]) / 20
+    for key, values in (("from", starts), ("to", ends)):
+        name = f"videos/{TOP}/{key}_timestamp"
+        table = table.set_column(table.column_names.index(name), name, pa.array(values))
+    parquet.write_table(table, file)
+    words = r"episode 0 has 7 rows, but its part of .* lasts 0.3000 s: the video has fewer"
+    with pytest.raises(UserError, match=words):
+        read(folder, "top")
+    # The episode that begins nowhere is not the video's last frame, over and over.
+    name = f"videos/{TOP}/to_timestamp"
+    table = table.set_column(table.column_names.index(name), name, pa.array([0.35, 0.95, 1.2]))
+    name = f"videos/{TOP}/from_timestamp"
+    unknown = pa.array([0.0, float("nan"), 0.95])
+    parquet.write_table(table.set_column(table.column_names.index(name), name, unknown), file)
+    write_video(next((folder / "videos").glob("**/*.mp4")), range(24))
+    with pytest.raises(UserError, match=r"episode 1 has 12 rows, but its part of .* lasts nan s"):
+        read(folder, "top")
+
+
+@pytest.mark.parametrize("videos", [True, False])
+def test_a_shape_that_is_noted_channels_first_is_that_of_the_same_picture(
+    tmp_path: Path, videos: bool
+) -> None:
+    folder = write_lerobot(tmp_path / "set", videos=videos)
+    path = folder / "meta" / "info.json"
+    info = json.loads(path.read_text())
+    info["features"][TOP] |= {"shape": [3, HEIGHT, WIDTH], "names": ["c", "h", "w"]}
+    path.write_text(json.dumps(info))
+    assert shown(read(folder, "top"), TOP) == list(range(24))
+
+
+def test_pictures_that_are_arrays_of_the_table_are_read_or_refused_by_their_type(tmp_path: Path) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as parquet
+
+    folder = write_lerobot(tmp_path / "set", videos=False)
+    path, file = folder / "meta" / "info.json", next((folder / "data").glob("**/*.parquet"))
+    info, table = json.loads(path.read_text()), parquet.read_table(file)
+    frames = [numbered(n).tolist() for n in range(24)]
+    for kind in ("uint8", "float32"):
+        cells = pa.array(frames, pa.list_(pa.list_(pa.list_(getattr(pa, kind)()))))
+        parquet.write_table(table.set_column(table.column_names.index(TOP), TOP, cells), file)
+        info["features"][TOP] |= {"dtype": kind}
+        path.write_text(json.dumps(info))
+        if kind == "uint8":
+            store = read(folder, "top")
+            assert shown(store, TOP) == list(range(24)) and store.plant.images[0].assumed
+        else:
+            with pytest.raises(UserError, match="pictures of float32, which may mean 0 to 1 or 0 to 255"):
+                read(folder, "top")
+
+
 def test_a_frame_that_was_dropped_is_noticed(tmp_path: Path) -> None:
     folder = write_lerobot(tmp_path / "set", fps=20)
     write_video(next((folder / "videos").glob("**/*.mp4")), range(13), fps=10)
@@ -137,6 +199,18 @@ def test_robomimic_and_ogbench_frames_are_stored_as_they_are(tmp_path: Path) -> 
         (),
     )
     assert read(file, "pixels:3x3").images["pixels"].shape == (13, 3, 3, 3)
+
+
+def test_a_demonstration_that_a_filter_key_names_twice_is_read_twice(tmp_path: Path) -> None:
+    import h5py
+
+    frames = np.random.default_rng(0).integers(0, 256, (9, 6, 9, 3), np.uint8)
+    file = write_robomimic(tmp_path / "demos.hdf5", frames, (4, 5))
+    with h5py.File(file, "a") as opened_file:
+        opened_file["mask/train"] = np.array([b"demo_1", b"demo_0", b"demo_1"])
+    store = read(Path(f"{file}#train"), "agentview")
+    kept = store.images["agentview_image"].take(np.arange(len(store)))
+    np.testing.assert_array_equal(kept, np.concatenate((frames[:4], frames[4:], frames[4:])))
 
 
 def test_bgr_frames_are_turned_and_no_longer_assumed(tmp_path: Path) -> None:

@@ -110,6 +110,10 @@ def test_a_failed_demonstration_whose_end_is_marked_done_still_goes_on(robomimic
             ),
             "6 dimensions",
         ),
+        (
+            lambda f: f["data"].__setitem__("demo_9", h5py.ExternalLink("absent.hdf5", "/data/demo_0")),
+            "demo_9 is a link to what is not there",
+        ),
     ],
 )
 def test_a_robomimic_file_that_does_not_fit_is_named_in_one_sentence(

@@ -209,3 +209,11 @@ def test_names_of_one_letter_are_ids(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert done.exit_code == 0, done.output
     assert read_minari("xx/y-v1").episodes == 3
     assert not Path("xx").exists()
+
+
+def test_a_set_that_lacks_an_episode_is_not_taken_for_a_smaller_one(tmp_path: Path) -> None:
+    folder = write_minari(tmp_path)
+    with h5py.File(folder / "data" / "main_data.hdf5", "a") as file:
+        del file["episode_0"]
+    with pytest.raises(UserError, match="holds 2 episodes, its metadata says 3: some are missing"):
+        read_minari(str(folder))

@@ -132,6 +132,11 @@ def test_sparse_is_refused_where_a_reward_is_positive(tmp_path: Path) -> None:
         open_store(str(write(tmp_path / "a.npz", rewards=rewards)), reward="sparse")
 
 
+def test_what_is_not_read_may_be_of_any_kind(tmp_path: Path) -> None:
+    notes = {"notes": np.array({"robot": "arm"}, object), "version": np.array(3), "who": np.array("me")}
+    assert len(opened(write(tmp_path / "a.npz", **notes))) == len(opened(write(tmp_path / "b.npz")))
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
