@@ -52,20 +52,29 @@ class Crowd:
     def for_one_call(self, now: float) -> list[Job]:
         """Jobs for an unrolled call now that the batch is empty; none if they are to be stepped."""
         self._closed = False
-        several = len(self._waiting.jobs) > 1
-        if several:
-            self._waiting.sort()
+        if len(self._waiting.jobs) == 1:
+            return self._alone(self._waiting.jobs[0], now)
+        self._waiting.sort()
         waiting = self._waiting.jobs
         jobs = unrollable(waiting)
         if len(jobs) == len(waiting):
             if any([self._urgent(job) for job in jobs]):
                 self._urgent_until = now + URGENT_MEMORY
-            if several and now < self._urgent_until:
+            if now < self._urgent_until:
                 return []
         if not jobs or jobs[0].due is None or self._in_time(now):
             return jobs
         self._closed, self._target = True, self._fair_target(now)
         return []
+
+    def _alone(self, job: Job, now: float) -> list[Job]:
+        """The same for the only job that waits, which is the usual case."""
+        if job.stepwise:
+            return []
+        if self._urgent(job):
+            self._urgent_until = now + URGENT_MEMORY
+        needed = self._call(job.candidates, job.candidates * job.scored)
+        return [job] if job.due is None or job.due - now - REPLY_MARGIN >= needed else []
 
     def target(self, job: Job, batch: Sequence[Job]) -> float | None:
         """When a job that joins `batch` is to be done."""

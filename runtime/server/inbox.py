@@ -62,25 +62,32 @@ class Inbox:
     def __len__(self) -> int:
         return self._messages
 
-    def read(self, *, wait: bool) -> None:
-        """Read what has arrived; `wait` for a message if there is none.
+    def read(self, *, wait: bool) -> Received | None:
+        """Read what has arrived; `wait` for a message if there is none. The only one there is is returned.
 
         It asks before it reads: the exception for nothing to read costs more than the question.
         """
-        end = math.inf
+        end, only = math.inf, None
         while self._messages < MAX_MESSAGES and self._bytes < MAX_BYTES:
             if not wait and not protocol.ready(self._socket, protocol.READABLE):
-                return
+                return only
             try:
                 identity, frame, whole = protocol.receive_from(self._socket, large=self._large)
             except zmq.Again:  # none came within `IDLE_MS`
-                return
+                return only
             now = time.monotonic()
-            self._add(Received(sender(identity, keys=self._keys), frame, whole, now))
+            message = Received(sender(identity, keys=self._keys), frame, whole, now)
+            if end == math.inf and not self._messages:
+                only, end = message, now + MAX_READING
+            else:
+                if only is not None:
+                    self._add(only)
+                only, end = None, min(end, now + MAX_READING)
+                self._add(message)
             if now > end:
-                return
-            end = min(end, now + MAX_READING)
+                break
             wait = False
+        return only
 
     def take(self, *, busy: bool) -> Iterator[Received]:
         """Messages to take in now; fewer while an engine is `busy`."""

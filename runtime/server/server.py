@@ -194,10 +194,17 @@ class PolicyServer:
 
     def _receive(self, *, busy: bool) -> None:
         """Read all messages that have arrived, and take in as many as there is time for."""
-        self._inbox.read(wait=not (busy or self._inbox or self._busy_poll))
-        for client, frame, whole, received in self._inbox.take(busy=busy):
-            if self._keys is None or not (key := key_of(client)) or self._keys.allows(key):
-                self._handle(client, frame, whole, received)
+        only = self._inbox.read(wait=not (busy or self._inbox or self._busy_poll))
+        if only is not None:
+            self._take_in(*only)
+            return
+        for message in self._inbox.take(busy=busy):
+            self._take_in(*message)
+
+    def _take_in(self, client: Client, frame: Any, whole: bool, received: float) -> None:
+        """Handle a message unless the sender's key was revoked."""
+        if self._keys is None or not (key := key_of(client)) or self._keys.allows(key):
+            self._handle(client, frame, whole, received)
 
     def _handle(self, client: Client, frame: Any, whole: bool, received: float) -> None:
         self.requests += 1
