@@ -45,12 +45,19 @@ class WriterProcess:
         return self._process.poll() is None
 
     def send(self, message: Message) -> None:
-        """Hand it a message; waits while it has many. Raises OSError when it has ended."""
+        """Hand it a message, with the next `flush` at the latest.
+
+        Waits while it has many. Raises OSError when it has ended.
+        """
         data = _encoder.encode(message)
         assert self._process.stdin is not None
         self._process.stdin.write(FRAME.pack(len(data)) + data)
-        self._process.stdin.flush()
         self.sent += not isinstance(message, Bundle)
+
+    def flush(self) -> None:
+        """Hand it what was sent. Raises OSError when it has ended."""
+        assert self._process.stdin is not None
+        self._process.stdin.flush()
 
     def close_input(self) -> None:
         """Have it end once it has written what it was sent."""

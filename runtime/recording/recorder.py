@@ -37,6 +37,9 @@ WRITE_LIMIT = 4.0
 """Seconds that the process gets at least, at the end, once it has been handed everything."""
 WARN_EVERY = 10.0
 """Seconds between two warnings about failed writes."""
+GATHERING = 0.02
+"""Seconds that a record waits for others. Handed over at once, each would take the interpreter from the
+request that follows it."""
 RESTART_DELAY = 1.0
 """Seconds from one start of the writer's process to the next, should it die."""
 NEEDED = ("mcap", "mcap_protobuf", "foxglove_schemas_protobuf", "PIL")
@@ -133,8 +136,12 @@ class Recorder:
     def _run(self) -> None:
         while (entry := self._queue.get()) is not None and not self._abandoned:
             self._dequeued_bytes += entry[0].nbytes
+            if self._queue.empty():
+                time.sleep(GATHERING)
             try:
                 self._append(*entry)
+                if self._queue.empty() and self._process is not None:
+                    self._process.flush()
             except Exception as error:  # the process died, say: the thread goes on, the record is lost
                 self._lost += 1
                 self._warn(str(error))
