@@ -199,11 +199,16 @@ def main() -> None:
     parser.add_argument("--workers", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--seconds", type=float, default=20.0)
     parser.add_argument("--processes", type=int, default=2, help="That the clients are spread over.")
+    parser.add_argument("--server", type=Path, help="Checkout of which the server is; else this one.")
     parser.add_argument("--json", type=Path, help="File for the results.")
     options = parser.parse_args()
+    environment = None
+    if options.server is not None:
+        # The safe path leaves out the folder that this is called from.
+        environment = {"PYTHONPATH": str(options.server.absolute()), "PYTHONSAFEPATH": "1"}
     results = []
     for count in options.workers:
-        with serving("tcp://127.0.0.1:*", "--workers", str(count)) as server:
+        with serving("tcp://127.0.0.1:*", "--workers", str(count), environment=environment) as server:
             found = {"workers": count, "cores": os.cpu_count()} | measure(
                 server, options.clients, options.rate, options.deadline, options.seconds, options.processes
             )
