@@ -226,7 +226,9 @@ def test_a_server_that_knows_no_batches_says_what_it_knows(
 
 
 @both_clients
-@pytest.mark.parametrize("rows", [[[1, 2, 3, 4], [1, 2]], [object()], None, "1234"], ids=str)
+@pytest.mark.parametrize(
+    "rows", [[[1, 2, 3, 4], [1, 2]], [object()], None, "1234"], ids=["ragged", "objects", "none", "text"]
+)
 def test_a_batch_that_is_no_array_is_named(open_client: Connect, endpoint: str, rows: Any) -> None:
     with open_client(endpoint) as policy, pytest.raises(ContractError, match="field 'observation'"):
         policy.act_many({"observation": rows})
