@@ -193,7 +193,8 @@ def test_importing_the_client_takes_little_more_than_numpy_and_pyzmq(tmp_path: P
             "torch mujoco minari h5py",
         ),
         (
-            "rql_deploy.train.trainer, rql_deploy.train.export_modules, rql_deploy.train.data.readers.minari",
+            "rql_deploy.train.loop.trainer, rql_deploy.train.export_modules, "
+            "rql_deploy.train.data.readers.minari",
             "mujoco robosuite zmq minari gymnasium onnxruntime",
         ),
         ("rql_deploy.export.exporter", "mujoco robosuite minari"),

@@ -24,7 +24,7 @@ from .options import (
 )
 
 if TYPE_CHECKING:
-    from rql_deploy.train.trainer import TrainResult
+    from rql_deploy.train.loop.trainer import TrainResult
 
 
 @click.command("train")

@@ -19,7 +19,7 @@ from .train import PeriodicEvaluation, introduce, make_evaluator, require_usable
 if TYPE_CHECKING:
     from rql_deploy.contract import PlantDescription
     from rql_deploy.sim.plants.tasks import Task
-    from rql_deploy.train.trainer import TrainResult
+    from rql_deploy.train.loop.trainer import TrainResult
 
 
 def finetune(

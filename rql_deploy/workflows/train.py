@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from rql_deploy.train.data.feature_cache import FeatureCache
     from rql_deploy.train.data.shards import ShardedStore
     from rql_deploy.train.data.store import TransitionStore
-    from rql_deploy.train.trainer import TrainResult
+    from rql_deploy.train.loop.trainer import TrainResult
     from rql_deploy.workflows.training_evaluator import SimulatedEvaluator
 
     from .data_names import DataNames
@@ -99,7 +99,7 @@ def train(datasets: Sequence[str | Path], output: Path, **options: Unpack[TrainO
     """
     from rql_deploy.train.engines.choice import choose_device
     from rql_deploy.train.engines.data_parallel import DataParallel
-    from rql_deploy.train.trainer import Trainer
+    from rql_deploy.train.loop.trainer import Trainer
 
     output = Path(output)
     ready = prepare(datasets, (output,), **options)

@@ -17,7 +17,7 @@ from .train import TrainOptions, introduce, make_evaluator, prepare
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-    from rql_deploy.train.trainer import TrainResult
+    from rql_deploy.train.loop.trainer import TrainResult
 
 
 def train_seeds(
@@ -34,8 +34,8 @@ def train_seeds(
     Returns the runs' results by seed. Raises UserError as `train` does, and for several processes, pictures
     and data in shards.
     """
-    from rql_deploy.train.side_by_side import require_stackable, rewind_to_common, train_side_by_side
-    from rql_deploy.train.training_run import TrainingRun
+    from rql_deploy.train.loop.side_by_side import require_stackable, rewind_to_common, train_side_by_side
+    from rql_deploy.train.loop.training_run import TrainingRun
 
     output = Path(output)
     folders = seed_folders(output, seeds)

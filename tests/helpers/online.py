@@ -11,8 +11,8 @@ import numpy as np
 
 from rql_deploy.train.checkpoints.checkpoint import load_checkpoint
 from rql_deploy.train.config import TrainConfig, load_config
+from rql_deploy.train.loop.trainer import Trainer
 from rql_deploy.train.online.trainer import OnlineTrainer
-from rql_deploy.train.trainer import Trainer
 from tests.helpers.data import PLANT, make_store
 
 

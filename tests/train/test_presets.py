@@ -13,8 +13,8 @@ from rql_deploy.train.data.readers import open_store
 from rql_deploy.train.data.sampler import WindowSampler
 from rql_deploy.train.data.shards import ShardedStore
 from rql_deploy.train.data.store import TransitionStore
+from rql_deploy.train.loop.trainer import Trainer
 from rql_deploy.train.rql import RQL
-from rql_deploy.train.trainer import Trainer
 from rql_deploy.workflows.demo_result import PICTURES
 from rql_deploy.workflows.presets import PRESETS
 

@@ -57,7 +57,7 @@ def test_an_interrupted_run_stops_a_script_and_loses_nothing(tmp_path: Path) -> 
 def test_with_json_a_stopped_run_says_so_and_ends_with_130(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from rql_deploy.train import trainer
+    from rql_deploy.train.loop import trainer
 
     updates = trainer.updates_until_due
 

@@ -23,7 +23,7 @@ from rql_deploy.train.config import TrainConfig
 from rql_deploy.train.data.shards import ShardedStore
 from rql_deploy.train.data.store import TransitionStore
 from rql_deploy.train.engines.engine import Engine
-from rql_deploy.train.trainer import Trainer, TrainResult
+from rql_deploy.train.loop.trainer import Trainer, TrainResult
 
 from .buffer import ReplayBuffer, See
 from .collector import RECENT, Collector

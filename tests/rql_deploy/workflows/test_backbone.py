@@ -27,7 +27,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("backbone")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RQL_DEPLOY_CACHE", str(folder / "cache"))
-        patch.setattr("rql_deploy.train.training_run.write_run_page", lambda run: None)
+        patch.setattr("rql_deploy.train.loop.training_run.write_run_page", lambda run: None)
         write_store(make_picture_store(("eye", "hand"), height=HEIGHT, width=WIDTH), folder / "data")
         write_backbone(folder / "map.onnx", size=(HEIGHT, WIDTH))
         write_backbone(folder / "pooled.onnx", size=(HEIGHT, WIDTH), pooled=True, batch=1)

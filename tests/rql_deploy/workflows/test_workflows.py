@@ -13,7 +13,7 @@ import pytest
 from rql_deploy.errors import UserError
 from rql_deploy.progress import Stage, TerminalProgress
 from rql_deploy.runtime.client import RemotePolicy
-from rql_deploy.train.trainer import TrainResult
+from rql_deploy.train.loop.trainer import TrainResult
 from rql_deploy.workflows.data import convert, merge
 from rql_deploy.workflows.evaluate import EvaluationOutputs, evaluate
 from rql_deploy.workflows.monitor import ServerMonitor, activity

@@ -19,7 +19,7 @@ from rql_deploy.train.config import TrainConfig
 from rql_deploy.train.hyperparameters import RQLConfig
 from rql_deploy.train.logging.loggers import read_metrics
 from rql_deploy.train.logging.periodic_evaluation import Evaluation, read_evaluations
-from rql_deploy.train.trainer import Trainer
+from rql_deploy.train.loop.trainer import Trainer
 from tests.helpers.commands import TINY, assert_refused, cli
 from tests.helpers.data import make_store, write_minari
 

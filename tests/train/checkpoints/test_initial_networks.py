@@ -14,8 +14,8 @@ from rql_deploy.train.checkpoints.checkpoint import load_checkpoint
 from rql_deploy.train.checkpoints.initial_networks import continued_plant, rescale_actions
 from rql_deploy.train.config import TrainConfig
 from rql_deploy.train.hyperparameters import RQLConfig
+from rql_deploy.train.loop.trainer import Trainer
 from rql_deploy.train.rql import RQL
-from rql_deploy.train.trainer import Trainer
 from tests.helpers.data import PLANT, make_store
 
 SMALL = RQLConfig(h=2, F=3, K=2, policy_hidden=(8,), value_hidden=(8,))

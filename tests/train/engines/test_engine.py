@@ -21,8 +21,8 @@ from rql_deploy.train.engines.engine import GraphEngine, compiled, make_engine
 from rql_deploy.train.engines.pipeline import OneStream, Pipeline
 from rql_deploy.train.hyperparameters import RQLConfig
 from rql_deploy.train.logging.diagnostics import Diagnostics
+from rql_deploy.train.loop.trainer import Trainer
 from rql_deploy.train.rql import RQL
-from rql_deploy.train.trainer import Trainer
 from tests.helpers.commands import require_compiler
 from tests.helpers.data import make_store
 from tests.helpers.updates import CONFIG, agent_and_draw

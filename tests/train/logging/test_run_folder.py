@@ -14,8 +14,8 @@ from rql_deploy.train.hyperparameters import RQLConfig
 from rql_deploy.train.logging.diagnostics import Diagnostics
 from rql_deploy.train.logging.periodic_evaluation import Evaluation, append_evaluation
 from rql_deploy.train.logging.run_page import write_run_page
+from rql_deploy.train.loop.trainer import Trainer
 from rql_deploy.train.rql import RQL
-from rql_deploy.train.trainer import Trainer
 from tests.helpers.data import make_store
 
 CONFIG = TrainConfig(

@@ -13,9 +13,9 @@ from rql_deploy.contract import ActionDimension, ObservationField, PlantDescript
 from rql_deploy.train.checkpoints.checkpoint import load_checkpoint
 from rql_deploy.train.config import load_config
 from rql_deploy.train.data.store import TransitionStore
+from rql_deploy.train.loop.trainer import Trainer
 from rql_deploy.train.online.trainer import OnlineTrainer
 from rql_deploy.train.policy import make_policy
-from rql_deploy.train.trainer import Trainer
 
 HORIZON, AFTER = 20, 3
 PLANT = PlantDescription(
@@ -102,7 +102,7 @@ def score(run: Path, episodes: int = 150) -> tuple[float, float]:
 
 @pytest.mark.slow
 def test_going_on_makes_a_policy_better(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("rql_deploy.train.training_run.write_run_page", lambda run: None)
+    monkeypatch.setattr("rql_deploy.train.loop.training_run.write_run_page", lambda run: None)
     store, offline, online = demonstrations(), tmp_path / "offline", tmp_path / "online"
     Trainer(load_config("reference", (*SETTINGS, "updates=1500")), store, offline).train()
     before = score(offline)

@@ -32,7 +32,7 @@ def offline(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(autouse=True)
 def _no_page(monkeypatch: pytest.MonkeyPatch) -> None:
     """Drawing curves takes longer than these runs."""
-    monkeypatch.setattr("rql_deploy.train.training_run.write_run_page", lambda run: None)
+    monkeypatch.setattr("rql_deploy.train.loop.training_run.write_run_page", lambda run: None)
 
 
 def saved(run: Path) -> dict[str, torch.Tensor]:

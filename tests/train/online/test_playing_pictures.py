@@ -17,10 +17,10 @@ from rql_deploy.train.checkpoints.checkpoint import load_checkpoint
 from rql_deploy.train.data.feature_cache import FeatureCache
 from rql_deploy.train.data.frame_rows import FrameRows
 from rql_deploy.train.data.frames import Frames
+from rql_deploy.train.loop.trainer import Trainer
 from rql_deploy.train.online.played import load_played
 from rql_deploy.train.online.played_frames import PlayedFrames
 from rql_deploy.train.online.trainer import OnlineTrainer
-from rql_deploy.train.trainer import Trainer
 from tests.helpers.backbones import write_backbone
 from tests.helpers.data import make_picture_store
 from tests.helpers.online import Walk, tiny_config
@@ -38,7 +38,7 @@ class SeeingWalk(Walk):
 
 @pytest.fixture(autouse=True)
 def _no_page(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("rql_deploy.train.training_run.write_run_page", lambda run: None)
+    monkeypatch.setattr("rql_deploy.train.loop.training_run.write_run_page", lambda run: None)
 
 
 @pytest.fixture(params=[False, True], ids=["encoder", "backbone"])

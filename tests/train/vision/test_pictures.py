@@ -23,8 +23,8 @@ from rql_deploy.train.engines.engine import StepEngine, compiled
 from rql_deploy.train.engines.pipeline import WholeUpdates
 from rql_deploy.train.engines.precision import set_precision
 from rql_deploy.train.hyperparameters import RQLConfig
+from rql_deploy.train.loop.trainer import Trainer
 from rql_deploy.train.rql import NETWORKS, RQL
-from rql_deploy.train.trainer import Trainer
 from rql_deploy.train.vision.encoder import ImpalaEncoder
 from rql_deploy.train.vision.pictures import picture_shapes
 from tests.helpers.data import make_picture_store
@@ -39,7 +39,7 @@ CAMERAS = ("wrist.left", "front")
 @pytest.fixture(autouse=True)
 def no_run_page(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its plots take most of the time of so short a run."""
-    monkeypatch.setattr("rql_deploy.train.training_run.write_run_page", lambda run: None)
+    monkeypatch.setattr("rql_deploy.train.loop.training_run.write_run_page", lambda run: None)
 
 
 def sampler(seed: int = 0, crop: RandomCrop | None = None) -> WindowSampler:

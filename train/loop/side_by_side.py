@@ -18,10 +18,10 @@ from rql_deploy.errors import UserError
 from rql_deploy.train.data.shards import ShardedStore
 from rql_deploy.train.data.store import TransitionStore
 
-from .batch import Batch, Noise
-from .checkpoints.run_folder import read_pointer, rewind, saved_steps
-from .engines.engine import make_engine
-from .rql import RQL
+from ..batch import Batch, Noise
+from ..checkpoints.run_folder import read_pointer, rewind, saved_steps
+from ..engines.engine import make_engine
+from ..rql import RQL
 from .trainer import TrainResult, train_runs
 from .training_run import TrainingRun
 

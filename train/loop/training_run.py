@@ -26,8 +26,8 @@ from rql_deploy.train.logging.periodic_evaluation import Evaluator
 from rql_deploy.train.logging.run_page import write_run_page
 from rql_deploy.train.logging.summary import dataset_statistics, package_versions, reference_rows
 
-from .batch import Batch, Noise, draw_noise
-from .checkpoints.checkpoint import (
+from ..batch import Batch, Noise, draw_noise
+from ..checkpoints.checkpoint import (
     Checkpoint,
     load_checkpoint,
     require_same_networks,
@@ -35,13 +35,13 @@ from .checkpoints.checkpoint import (
     restore_optimizer,
     save_checkpoint,
 )
-from .checkpoints.initial_networks import continued_plant, rescale_actions
-from .checkpoints.run_folder import prune_checkpoints, read_pointer, step_of
-from .config import TrainConfig, config_to_plain
-from .rql import RQL
+from ..checkpoints.initial_networks import continued_plant, rescale_actions
+from ..checkpoints.run_folder import prune_checkpoints, read_pointer, step_of
+from ..config import TrainConfig, config_to_plain
+from ..rql import RQL
+from ..vision.frozen import Backbones, require_same_backbones
+from ..vision.pictures import picture_shapes
 from .schedule import is_due, require_finite
-from .vision.frozen import Backbones, require_same_backbones
-from .vision.pictures import picture_shapes
 
 
 class TrainingRun:

@@ -12,9 +12,9 @@ from rql_deploy.progress import Stage
 from rql_deploy.train.engines.engine import Engine, Figures, make_engine
 from rql_deploy.train.logging.loggers import RunLog, shown
 
-from .checkpoints.checkpoint import checkpoint_bytes
-from .checkpoints.run_folder import read_pointer
-from .config import config_to_plain
+from ..checkpoints.checkpoint import checkpoint_bytes
+from ..checkpoints.run_folder import read_pointer
+from ..config import config_to_plain
 from .schedule import is_due, require_disk_space, saves_at, stop_requests, updates_until_due
 from .training_run import TrainingRun, read_figures
 

@@ -14,7 +14,7 @@ from rql_deploy.errors import UserError
 from rql_deploy.train.checkpoints.checkpoint import load_checkpoint
 from rql_deploy.train.config import TrainConfig, load_config, preset_names
 from rql_deploy.train.hyperparameters import RQLConfig
-from rql_deploy.train.trainer import Trainer
+from rql_deploy.train.loop.trainer import Trainer
 from tests.helpers.commands import TINY, assert_refused, cli, stopped_when
 from tests.helpers.data import make_store, write_minari
 

@@ -11,13 +11,13 @@ import pytest
 import torch
 
 from rql_deploy.errors import UserError
-from rql_deploy.train import trainer
 from rql_deploy.train.checkpoints.checkpoint import load_checkpoint
 from rql_deploy.train.checkpoints.run_folder import checkpoint_folder, read_pointer
 from rql_deploy.train.data.folder import write_store
 from rql_deploy.train.logging import run_page
-from rql_deploy.train.side_by_side import rewind_to_common
-from rql_deploy.train.training_run import TrainingRun
+from rql_deploy.train.loop import trainer
+from rql_deploy.train.loop.side_by_side import rewind_to_common
+from rql_deploy.train.loop.training_run import TrainingRun
 from rql_deploy.workflows.train import train
 from rql_deploy.workflows.train_seeds import train_seeds
 from tests.helpers.commands import TINY, assert_refused, cli, printed

@@ -12,7 +12,7 @@ from rql_deploy.train.checkpoints.checkpoint import checkpoint_bytes
 from rql_deploy.train.checkpoints.run_folder import step_of
 from rql_deploy.train.config import TrainConfig
 from rql_deploy.train.hyperparameters import RQLConfig
-from rql_deploy.train.trainer import Trainer
+from rql_deploy.train.loop.trainer import Trainer
 from tests.helpers.data import make_store
 
 

@@ -15,8 +15,8 @@ from types import FrameType
 from rql_deploy.errors import UserError
 from rql_deploy.stopping import stop_handler
 
-from .checkpoints.run_folder import read_pointer
-from .config import TrainConfig
+from ..checkpoints.run_folder import read_pointer
+from ..config import TrainConfig
 
 
 def is_due(step: int, every: int) -> bool:
