@@ -8,8 +8,8 @@ request at the last moment, with the fewest steps, and so stay behind for ever. 
   that wait.
 - If they are not, as many as a step takes form a batch with a common target, early enough for those behind
   it: candidates, V and steps are dropped to keep it. It is closed: others wait until it has ended.
-- Requests with a budget too short to wait for unrolled calls, and those that need single steps, make an open
-  batch, as before: what joins is what one unrolled call would take.
+- Requests with a budget too short to wait for unrolled calls make an open batch: others join up to the rows
+  of one such call. To those that need single steps everybody joins.
 """
 
 from __future__ import annotations

@@ -108,8 +108,9 @@ class Inbox:
 
         So are those that waited long while more wait than there was time for.
         """
-        late = budget is not None and time.monotonic() - received > LATEST_START * budget
-        self._dropped = self._behind and late
+        self._dropped = (
+            self._behind and budget is not None and time.monotonic() - received > LATEST_START * budget
+        )
         return self._dropped
 
     def _add(self, message: Received) -> None:

@@ -154,14 +154,17 @@ class NamedModel(Model):
         )
 
 
+def robot_file(folder: Path, robot: str, fields: str = '{ observation = ["a", "b", "c", "d"] }') -> Path:
+    """Settings of a LeRobot robot at 20 Hz."""
+    path = folder / "arm.toml"
+    path.write_text(f'robot = "{robot}"\nrate = 20\nconfig = {{ port = "here" }}\nfields = {fields}\n')
+    return path
+
+
 def test_a_robot_of_lerobot_is_driven_by_a_served_policy(
     bundle: Path, endpoint: str, limits: Path, tmp_path: Path
 ) -> None:
-    path = tmp_path / "arm.toml"
-    path.write_text(
-        'robot = "tests.helpers.lerobot_stand_in:Cart"\nrate = 20\nconfig = { port = "here" }\n'
-        'fields = { observation = ["a", "b", "c", "d"] }\n'
-    )
+    path = robot_file(tmp_path, "tests.helpers.lerobot_stand_in:Cart")
     with serving_model(NamedModel(Bundle.open(bundle))) as address:
         result = run(f"lerobot:{path}", address, limits, "--no-fault-latch", "--horizon", 15, "--json")
     assert result.exit_code == 0, result.output
@@ -184,11 +187,7 @@ class Unplugged(Cart):
 def test_a_robot_that_is_gone_when_it_is_closed_costs_nothing_that_was_played(
     bundle: Path, limits: Path, tmp_path: Path
 ) -> None:
-    path = tmp_path / "arm.toml"
-    path.write_text(
-        f'robot = "{__name__}:Unplugged"\nrate = 20\nconfig = {{ port = "here" }}\n'
-        'fields = { observation = ["a", "b", "c", "d"] }\n'
-    )
+    path = robot_file(tmp_path, f"{__name__}:Unplugged")
     with serving_model(NamedModel(Bundle.open(bundle))) as address:
         result = run(f"lerobot:{path}", address, limits, "--no-fault-latch", "--horizon", 3, "--json")
     assert result.exit_code == 0, result.output
@@ -217,11 +216,8 @@ class LookingModel(Model):
 def test_a_robot_s_cameras_are_those_of_a_policy_that_looks(
     picture_bundle: Path, limits: Path, tmp_path: Path
 ) -> None:
-    path = tmp_path / "arm.toml"
-    path.write_text(
-        'robot = "tests.helpers.lerobot_stand_in:Looking"\nrate = 20\nconfig = { port = "here" }\n'
-        'fields = { position = ["x", "y", "z"], opening = ["gripper"] }\n'
-    )
+    fields = '{ position = ["x", "y", "z"], opening = ["gripper"] }'
+    path = robot_file(tmp_path, "tests.helpers.lerobot_stand_in:Looking", fields)
     with serving_model(LookingModel(Bundle.open(picture_bundle))) as address:
         result = run(f"lerobot:{path}", address, limits, "--no-fault-latch", "--horizon", 15, "--json")
     assert result.exit_code == 0, result.output
