@@ -69,6 +69,9 @@ class InstantModel:
         """Zeros."""
         return self._actions
 
+    def continuation(self, prefix: Any) -> None:
+        """None: zeros continue nothing."""
+
     def warm_up(self) -> None:
         """Tell the engine what it costs."""
         for rows in (1, 16):
