@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,6 +13,9 @@ from .options import FiniteRange
 
 if TYPE_CHECKING:
     from rql_deploy.workflows.serve import ServerReady
+
+SIMULATED = ("robosuite:", "ogbench:", "gym:")
+EVERY_ADDRESS = re.compile(r"^tcp://(\*|0\.0\.0\.0|\[::\]):")
 
 
 @click.command("serve")
@@ -159,18 +164,31 @@ def command(
         config,
         workers=workers,
         metrics=listeners.get("metrics"),
-        on_ready=_announce,
+        on_ready=lambda ready: _announce(ready, keyed=keys is not None),
         ready_fd=ready_fd,
     )
     restarts = f"; {done.restarts} workers were started again" if workers > 1 else ""
     click.echo(f"stopped after {done.requests} requests, {done.errors} refused{restarts}")
 
 
-def _announce(ready: ServerReady) -> None:
+def _announce(ready: ServerReady, *, keyed: bool) -> None:
     click.echo(f"ready: {ready.task}, contract {ready.contract_id[:12]}, on {ready.endpoint}")
     for note in ready.notes:
         click.echo(f"  {note}")
-    click.echo(f"  rql-deploy run {ready.task} --connect {ready.endpoint}")
+    click.echo(f"  {drive_command(ready.task, ready.endpoint, keyed=keyed)}")
+
+
+def drive_command(task: str, endpoint: str, *, keyed: bool) -> str:
+    """The command that drives a plant with this server, with a word in capitals for what only the user knows:
+    the machine's name where the server listens on all addresses, the robot where the task is no simulator's.
+    """
+    known = task.startswith(SIMULATED)
+    words = ["rql-deploy", "run", task if known or task.startswith("arm:") else "ros2:MAP.toml"]
+    words += ["--connect", EVERY_ADDRESS.sub("tcp://SERVER:", endpoint)]
+    words += [] if known else ["--real-time"]
+    words += ["--keys", "ROBOT.key_secret"] if keyed else []
+    other = "   # or lerobot:FILE.toml, gym:ID" if "ros2:MAP.toml" in words else ""
+    return shlex.join(words) + other
 
 
 def _named(entry: str) -> tuple[str | None, Path]:
