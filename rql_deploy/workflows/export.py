@@ -70,12 +70,14 @@ def export(
         action_bounds: `dataset` takes bounds that were guessed from the data for said; others are refused.
         episodes: episodes to play with every variant in the environment of the data, for the certificate.
 
-    Raises UserError, and writes nothing, where a graph differs from torch by more than the tolerance.
+    Raises UserError, and writes nothing, where a graph differs from torch, or what is exported from what was
+    trained, by more than the tolerance.
     """
     from rql_deploy.export.exporter import export_bundle
     from rql_deploy.export.graphs import ExportModules
     from rql_deploy.train.checkpoints.checkpoint import load_checkpoint
     from rql_deploy.train.data.statements import Statements
+    from rql_deploy.train.export_check import check_modules
     from rql_deploy.train.export_modules import all_members, make_contract, make_modules
     from rql_deploy.train.logging.summary import reference_images
 
@@ -90,6 +92,7 @@ def export(
     agent = loaded.restore_networks()
     contract = make_contract(loaded, agent, value_members=value_members, flow_steps=flow_steps)
     encoder, refiner, policy, valuer = make_modules(agent, contract)
+    check_modules(agent, contract, loaded.reference, encoder, policy, valuer)
     trained_steps = loaded.config.rql.F
     trained_policy = None if trained_steps == contract.F else type(policy)(encoder, refiner, trained_steps)
     modules: ExportModules = ExportModules(
