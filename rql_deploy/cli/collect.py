@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any, NoReturn
 
 import click
@@ -104,9 +105,11 @@ def command(
         echo_json({**asdict(result), "dataset": str(result.dataset)})
     else:
         left_out = f"; {len(result.unstable)} became unstable and were left out" if result.unstable else ""
+        # A Minari id names a folder elsewhere.
+        folder = output if Path(output).exists() else result.dataset
         click.echo(
             f"{result.episodes} episodes, {result.rows:,} rows, {result.success:.0%} successful, "
-            f"{result.steps:.0f} steps on average, in {result.dataset}{left_out}"
+            f"{result.steps:.0f} steps on average, in {folder}{left_out}"
         )
         run = task.partition(":")[2].lower()
         preset = preset_words(task, pictures=bool(cameras))

@@ -35,7 +35,7 @@ def new(name: str, folder: Path) -> None:
         f"{secret} is the key of {name}: move it to that robot, over a channel you trust, and keep no copy"
     )
     show_next(
-        ("rql-deploy", "serve", "BUNDLE", "--bind", "tcp://*:5555", "--keys", str(folder)),
+        ("rql-deploy", "serve", "BUNDLE", "--bind", "tcp://0.0.0.0:5555", "--keys", str(folder)),
         ("rql-deploy", "run", "TASK", "--connect", "tcp://SERVER:5555", "--keys", secret.name),
     )
 

@@ -101,6 +101,7 @@ def inspect_data(
         from .data_page import write_data_page
 
         write_data_page(page, store, figures)
+        figures["page"] = str(page)
     return DataReport(
         store.plant.task, store.episodes, len(store), tuple(figures["warnings"]), figures["training"], figures
     )

@@ -41,7 +41,7 @@ def read_recorded(name: str) -> Recorded:
         raise UserError(
             f"recording {name} holds {decisions:,} decisions and no episode from its beginning, which only "
             "the control loop can report: drive with `rql-deploy run` against a server that records, or "
-            "report from your own loop (docs/protocol.md, episode)"
+            "report from your own loop (docs/control.md, Your own robot)"
         )
     if conflict := first_conflict([episode.plant for episode in episodes]):
         raise UserError(

@@ -139,6 +139,8 @@ def exposed(path: Path) -> bool:
 def _load(path: Path) -> tuple[bytes, bytes | None]:
     from zmq.auth import load_certificate
 
+    if not path.exists():
+        raise UserError(f"there is no key file {path}: make keys with `rql-deploy keys new NAME`")
     try:
         public, secret = load_certificate(path)
     except (OSError, ValueError) as error:

@@ -7,6 +7,7 @@ only their distribution can be reproduced; here every episode has a seed of its 
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -20,6 +21,7 @@ from rql_deploy.errors import UserError, suggestion
 from rql_deploy.ogbench_names import CAMERA, PIXELS, VISUAL, download_hint
 from rql_deploy.plant import UnstableSimulation
 from rql_deploy.sim.cameras import OGBENCH_LOOKS, Cameras, image_fields, numbers_of
+from rql_deploy.sim.rendering import render_headless
 from rql_deploy.sim.stability import (
     numerical_failures,
     require_finite,
@@ -113,6 +115,7 @@ class PlayGenerator:
     oracles: dict[str, Any] = field(init=False)
 
     def __post_init__(self) -> None:
+        render_headless()
         import ogbench  # noqa: F401  registers the environments
         from ogbench.manipspace.oracles.plan.button_plan import ButtonPlanOracle
         from ogbench.manipspace.oracles.plan.cube_plan import CubePlanOracle
@@ -121,14 +124,16 @@ class PlayGenerator:
 
         images = image_fields(self.cameras, {CAMERA: PIXELS})
         self._cameras = Cameras(images, f"ogbench:{self.recipe.environment}") if images else None
-        self.env = gymnasium.make(
-            f"{self.recipe.environment}-v0",
-            terminate_at_goal=False,
-            mode="data_collection",
-            max_episode_steps=self.steps,
-            disable_env_checker=True,
-            **(OGBENCH_LOOKS if images else {}),
-        )
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # about the precision of the spaces' bounds
+            self.env = gymnasium.make(
+                f"{self.recipe.environment}-v0",
+                terminate_at_goal=False,
+                mode="data_collection",
+                max_episode_steps=self.steps,
+                disable_env_checker=True,
+                **(OGBENCH_LOOKS if images else {}),
+            )
         if images:
             inside: Any = self.env.unwrapped
             inside.compute_observation = partial(numbers_of, inside, type(inside))

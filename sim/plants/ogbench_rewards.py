@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rql_deploy.errors import UserError
+from rql_deploy.sim.rendering import render_headless
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,7 @@ class OGBenchRewards:
 
     @cached_property
     def _env(self) -> gymnasium.Env[Any, Any]:
+        render_headless()
         import ogbench
 
         if "singletask" not in self.name.split("-"):
@@ -64,7 +66,9 @@ class OGBenchRewards:
                 "cube-single-play-singletask-task2-v0"
             )
         try:
-            env: gymnasium.Env[Any, Any] = ogbench.make_env_and_datasets(self.name, env_only=True)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", UserWarning)  # about the precision of the spaces' bounds
+                env: gymnasium.Env[Any, Any] = ogbench.make_env_and_datasets(self.name, env_only=True)
         except gymnasium.error.Error as error:
             raise UserError(
                 f"OGBench has no task '{self.name}' ({error}): write it like "

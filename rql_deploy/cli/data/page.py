@@ -76,7 +76,7 @@ def page(report: Mapping[str, Any]) -> str:
         lines.append("  no warnings")
     if refused := report.get("training"):
         lines.append(f"  training refuses this data: {refused}")
-    lines += [f"  {path}" for path in report.get("plots", ())]
+    lines += [f"  wrote {path}" for path in (*report.get("plots", ()), *filter(None, [report.get("page")]))]
     return "\n".join(lines)
 
 

@@ -21,6 +21,7 @@ def report(data: Path, *options: object) -> str:
     file = data.with_suffix(".html")
     done = cli("data", "inspect", data, "--report", file, *options)
     assert done.exit_code == 0, done.output
+    assert f"wrote {file}" in done.output
     return file.read_text()
 
 

@@ -68,7 +68,7 @@ def test_keys_that_others_can_read_are_refused(bundle: Path, tmp_path: Path) -> 
     new_client(tmp_path, "arm")
     (tmp_path / "server.key_secret").chmod(0o644)
     assert_refused(cli("serve", bundle, "--keys", tmp_path), "can be read by others", "chmod 600")
-    assert_refused(cli("serve", bundle, "--keys", tmp_path / "none"), "is not a key file")
+    assert_refused(cli("serve", bundle, "--keys", tmp_path / "none"), "there is no key file", "none")
 
 
 def test_a_client_beyond_its_rate_is_rejected_and_others_are_served(bundle: Path) -> None:

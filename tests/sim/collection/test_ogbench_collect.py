@@ -1,4 +1,5 @@
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -24,6 +25,8 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     result = run_cli("collect", "ogbench:cube-single-play", "--episodes", 2, "--output", file, *SHORT)
     assert result.returncode == 0, result.stderr
     assert "22 transitions" in result.stdout and "data inspect" in result.stdout
+    # Libraries warn of a missing display, and of the precision of their spaces.
+    assert not {"GLFWError", "WARN"} & set(re.findall(r"\w+", result.stderr)), result.stderr
     assert sorted(entry.name for entry in file.parent.iterdir()) == [
         "cube-single-play-v0-val.npz",
         "cube-single-play-v0.npz",
