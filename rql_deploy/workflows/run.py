@@ -257,12 +257,9 @@ def _lerobot(task: str, real_time: bool, settings: Mapping[str, Any]) -> tuple[i
 
     _require_robot_settings(task, real_time, settings)
     horizon: int | None = settings.get("horizon")
-
-    def connect() -> tuple[EpisodicPlant, PlantDescription]:
-        plant = open_robot(Path(task.partition(":")[2]), horizon=horizon)
-        return plant, plant.description
-
-    return horizon, connect
+    # It reaches for the robot when an episode begins, not here.
+    plant = open_robot(Path(task.partition(":")[2]), horizon=horizon)
+    return horizon, lambda: (plant, plant.description)
 
 
 def _require_robot_settings(task: str, real_time: bool, settings: Mapping[str, Any]) -> None:

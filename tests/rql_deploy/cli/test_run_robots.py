@@ -136,10 +136,11 @@ def test_maps_that_do_not_fit_are_refused(
     assert_refused(run(f"ros2:{path}", endpoint, limits, *options), words)
 
 
-def test_a_robot_needs_a_clock_that_does_not_wait(endpoint: str, tmp_path: Path) -> None:
+def test_a_robot_needs_a_clock_that_does_not_wait_and_its_file_before_a_server() -> None:
+    nobody = "tcp://127.0.0.1:1"
     for task in ("ros2:robot.toml", "lerobot:robot.toml"):
-        assert_refused(cli("run", task, "--connect", endpoint), "add --real-time")
-        assert_refused(cli("run", task, "--connect", endpoint, "--real-time"), "robot.toml cannot be read")
+        assert_refused(cli("run", task, "--connect", nobody), "add --real-time")
+        assert_refused(cli("run", task, "--connect", nobody, "--real-time"), "robot.toml cannot be read")
 
 
 class NamedModel(Model):
