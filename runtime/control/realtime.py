@@ -223,18 +223,22 @@ class RealTimeLoop:
 
     def _settle(self, schedule: Schedule, ticks: int | None) -> None:
         """Hold until the command no longer changes, for at most `ticks`; ignores failures of the plant."""
-        previous = None
+        # A simulation that is over takes no more commands. A robot does, and goes on moving without one.
         with contextlib.suppress(Exception):
-            while self._moving and ticks != 0 and not is_finished(self.plant):
-                schedule.advance(self.clock.now())
-                self.clock.sleep_until(schedule.deadline)
-                self._keep_distance()
-                self._commanded_at = self.clock.now()
-                command = self.filter.command(None, now=self._commanded_at).command
-                if previous is not None and np.array_equal(command, previous):
-                    return
+            if getattr(self.plant, "simulated", False) and is_finished(self.plant):
+                return
+        previous = None
+        while self._moving and ticks != 0:
+            schedule.advance(self.clock.now())
+            self.clock.sleep_until(schedule.deadline)
+            self._keep_distance()
+            self._commanded_at = self.clock.now()
+            command = self.filter.command(None, now=self._commanded_at).command
+            if previous is not None and np.array_equal(command, previous):
+                return
+            with contextlib.suppress(Exception):
                 self.plant.apply(command)
-                previous, ticks = command, None if ticks is None else ticks - 1
+            previous, ticks = command, None if ticks is None else ticks - 1
 
     def _tick(self, schedule: Schedule, skipped: int) -> None:
         begun = self.clock.now()
