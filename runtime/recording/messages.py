@@ -14,6 +14,7 @@ import numpy as np
 from msgspec import Struct
 from numpy.typing import NDArray
 
+from rql_deploy.policy import MAX_CANDIDATES
 from rql_deploy.runtime.wire.notes import TickNote
 
 _FLOAT32 = np.dtype("<f4")
@@ -203,7 +204,7 @@ class Status(Struct):
 
 
 def misfit(message: Message) -> str:
-    """Which numbers of a message are not as many as it says; empty where all are."""
+    """Of what the numbers are impossible, or not as many as the message says; empty where all fit."""
     if isinstance(message, Bundle):
         return ""
     for field in message.fields:
@@ -216,6 +217,14 @@ def misfit(message: Message) -> str:
         return ""
     if len(message.chunk_shape) != 2 or min(message.chunk_shape) < 1:
         return "a chunk"
+    deltas = np.frombuffer(message.deltas[: len(message.deltas) // 8 * 8], "<f8")
+    named = [message.previews, message.scores]
+    if (
+        not 0 <= message.candidate < message.candidates <= MAX_CANDIDATES
+        or not (np.abs(deltas) < 1.01).all()
+        or any(not entry.candidates for entries in named for entry in entries)
+    ):
+        return "a decision"
     numbers = math.prod(message.chunk_shape)
     expected = [(message.actions, numbers)]
     expected += [(preview.actions, numbers * len(preview.candidates)) for preview in message.previews]

@@ -60,7 +60,7 @@ def read_file(path: Path) -> Iterator[Message]:
                             else:
                                 message.fields = [_whole(field, pictures, bgr) for field in message.fields]
                             if what := misfit(message):
-                                raise ValueError(f"{what} has not as many numbers as it says")
+                                raise ValueError(f"the numbers of {what} do not fit")
                             yield message
                         elif topic.startswith(CAMERAS):
                             pictures[topic] = entry.data

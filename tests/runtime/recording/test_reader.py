@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import random
 from pathlib import Path
+from typing import Any
 
+import msgspec
+import numpy as np
 import pytest
 from mcap.reader import make_reader
 from mcap.writer import Writer
 
+from rql_deploy.bundle.bundle import Bundle
 from rql_deploy.errors import UserError
 from rql_deploy.recording_files import MAGIC, PROFILE
-from rql_deploy.runtime.recording.reader import read_file
-from tests.helpers.recordings import write_episode
+from rql_deploy.runtime.recording.messages import Decision, Preview, Score, floats
+from rql_deploy.runtime.recording.reader import read_file, read_recording
+from rql_deploy.runtime.recording.writer import RecordingWriter
+from tests.helpers.recordings import bundle_message, write_episode
 
 
 @pytest.fixture(scope="module")
@@ -95,3 +101,30 @@ def test_a_length_beyond_the_end_of_a_whole_file_is_no_file_that_was_cut_short(
         list(read_file(path))
     path.write_bytes(whole[:-30])
     assert len(list(read_file(path))) > 5
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"candidate": 1_000_000_000},
+        {"candidate": 3},
+        {"deltas": np.full(2, np.nan).tobytes()},
+        {"scores": [Score(1, [])]},
+        {"previews": [Preview(1, [])]},
+        {"chunk_shape": [-3, -2]},
+    ],
+)
+def test_numbers_that_no_decision_has_are_damage(
+    bundle: Path, tmp_path: Path, change: dict[str, Any]
+) -> None:
+    contract = Bundle.open(bundle).contract
+    chunk = np.zeros((contract.h, contract.plant.action_dim))
+    sound = Decision(1.0, contract.contract_id, "", 1, [], list(chunk.shape), floats(chunk), candidates=3)
+    decision = msgspec.structs.replace(sound, **change)
+    writer = RecordingWriter(tmp_path, "recording", shard_bytes=1 << 20)
+    writer.add(bundle_message(contract))
+    writer.add(decision, draw=False)
+    writer.close()
+    assert writer.status.written == 1
+    with pytest.raises(UserError, match="the numbers of a (decision|chunk) do not fit"):
+        list(read_recording(tmp_path))
