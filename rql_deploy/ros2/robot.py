@@ -59,8 +59,8 @@ def describe_robot(topics: TopicMap, where: str) -> PlantDescription:
     sent = [source.topic for source in topics.action.values()]
     if twice := [topic for topic in sent if sent.count(topic) > 1]:
         raise UserError(
-            f"{where} sends several actions on {twice[0]}, where each would replace the one before: send them "
-            "as one action, or on a topic each"
+            f"{where} sends several actions on {twice[0]}, which would replace each other: send "
+            "them as one action, or on a topic each"
         )
     return PlantDescription(topics.task or Path(where).stem, tuple(fields), tuple(actions), topics.rate)
 
@@ -125,7 +125,7 @@ def _dimensions(part: str, source: Commanded, widths: dict[str, int], where: str
         )
     if (source.type == TWIST or path.startswith("velocit")) and _hold(source) == "repeat":
         raise UserError(
-            f"{where} would go on at its last velocity in a hold: velocities are mode = 'delta', with hold left out"
+            f"{where} would go on at its last velocity in a hold: velocities have mode = 'delta', and no hold"
         )
     if len(set(source.joint_names)) < len(source.joint_names):
         raise UserError(f"{where} has a joint twice in {list(source.joint_names)}: name each once")

@@ -134,7 +134,7 @@ class InterpolatedPlant:
             self._drive(self._setpoints)
         except Exception as failure:
             self._failure = failure
-        # The last set-point may be a velocity, which lasts; a driver that failed once may still take this one.
+        # The last set-point may be a velocity, which lasts. A driver that failed once may take this one.
         with contextlib.suppress(Exception), self._lock:
             self._driver.apply(self._setpoints.rest())
 

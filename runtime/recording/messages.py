@@ -218,11 +218,11 @@ def misfit(message: Message) -> str:
     if len(message.chunk_shape) != 2 or min(message.chunk_shape) < 1:
         return "a chunk"
     deltas = np.frombuffer(message.deltas[: len(message.deltas) // 8 * 8], "<f8")
-    named = [message.previews, message.scores]
+    named = [entry.candidates for entry in message.previews] + [entry.candidates for entry in message.scores]
     if (
         not 0 <= message.candidate < message.candidates <= MAX_CANDIDATES
         or not (np.abs(deltas) < 1.01).all()
-        or any(not entry.candidates for entries in named for entry in entries)
+        or not all(named)
     ):
         return "a decision"
     numbers = math.prod(message.chunk_shape)

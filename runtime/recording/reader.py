@@ -82,7 +82,8 @@ def _chunks(path: Path, stream: IO[bytes]) -> Iterator[tuple[Any, int]]:
             raise UserError(f"{path} is damaged at byte {place:,}", hint="use a copy")
         if opcode == Opcode.MESSAGE:
             raise UserError(
-                f"{path} has messages outside chunks, as another tool wrote it", hint="use the file it was made of"
+                f"{path} has messages outside chunks, as another tool wrote it",
+                hint="use the file it was made of",
             )
         place += 9 + length
         if place > size:

@@ -204,7 +204,8 @@ def test_the_unit_lets_the_server_listen() -> None:
         (families, "bound"),
         ([name for name in families if name != "AF_NETLINK"], "add AF_NETLINK to RestrictAddressFamilies"),
     ):
-        command = [sys.executable, "-m", "tests.helpers.sandbox", ",".join(allowed), sys.executable, "-c", BIND]
+        python = sys.executable
+        command = [python, "-m", "tests.helpers.sandbox", ",".join(allowed), python, "-c", BIND]
         done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
         assert words in done.stdout, done.stderr
 

@@ -13,6 +13,16 @@ from unittest.mock import MagicMock
 
 from tests.helpers.rclpy_stand_in import FakeNode, get_message
 
+NOT_USED = (
+    "diagnostic_msgs",
+    "diagnostic_msgs.msg",
+    "std_srvs",
+    "std_srvs.srv",
+    "rosidl_runtime_py",
+    "rclpy.callback_groups",
+    "rclpy.qos",
+)
+
 
 class Context:
     """Whether there is a network."""
@@ -76,14 +86,13 @@ def rclpy_modules(joints: tuple[str, ...], command_topic: str, parameters: dict[
         def shutdown(self) -> None:
             self._over.set()
 
-    found: dict[str, Any] = {name: MagicMock() for name in ("diagnostic_msgs", "std_srvs", "rosidl_runtime_py")}
-    found |= {name: MagicMock() for name in ("diagnostic_msgs.msg", "std_srvs.srv", "rclpy.callback_groups")}
-    found |= {"rclpy.qos": MagicMock(), "rosidl_runtime_py.utilities": SimpleNamespace(get_message=get_message)}
+    found: dict[str, Any] = {name: MagicMock() for name in NOT_USED}
+    found["rosidl_runtime_py.utilities"] = SimpleNamespace(get_message=get_message)
     found["rclpy"] = module = ModuleType("rclpy")
     module.init, module.try_shutdown, module.made = context.init, context.down.set, made  # type: ignore[attr-defined]
     found["rclpy.node"] = SimpleNamespace(Node=Node)
     found["rclpy.executors"] = SimpleNamespace(
-        MultiThreadedExecutor=Executor, ExternalShutdownException=type("ExternalShutdownException", (Exception,), {})
+        MultiThreadedExecutor=Executor, ExternalShutdownException=KeyboardInterrupt
     )
     found["rclpy.signals"] = SimpleNamespace(SignalHandlerOptions=SimpleNamespace(NO="NO", ALL="ALL"))
     return found

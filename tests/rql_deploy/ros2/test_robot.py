@@ -75,7 +75,11 @@ def test_a_map_describes_a_plant(tmp_path: Path) -> None:
         ({}, ARM | {"mode": "delta", "field": "velocities", "hold": "repeat"}, "go on at its last velocity"),
         ({}, ARM | {"names": ["a", "b"], "joints": ["c", "c"]}, "has a joint twice"),
         ({}, PUSH | {"low": [1, -1], "high": [-1, 1]}, "a low bound that is not below its high bound"),
-        ({"names": ["a", "b"]}, ARM | {"names": ["b", "c"], "rest": "seen"}, "which has the joints a, b: name"),
+        (
+            {"names": ["a", "b"]},
+            ARM | {"names": ["b", "c"], "rest": "seen"},
+            "which has the joints a, b: name",
+        ),
     ],
 )
 def test_what_a_map_leaves_open_is_asked_for(

@@ -126,5 +126,5 @@ def test_numbers_that_no_decision_has_are_damage(
     writer.add(decision, draw=False)
     writer.close()
     assert writer.status.written == 1
-    with pytest.raises(UserError, match="the numbers of a (decision|chunk) do not fit"):
+    with pytest.raises(UserError, match=r"the numbers of a (decision|chunk) do not fit"):
         list(read_recording(tmp_path))
