@@ -37,7 +37,9 @@ def pin(core: int) -> None:
 # Servers: each sends its endpoint when it is ready.
 
 
-def serve_ours(pipe: Connection, bundle: str | None, images: int, variant: str = "fp32") -> None:
+def serve_ours(
+    pipe: Connection, bundle: str | None, images: int, variant: str = "fp32", *, rehearse: bool = True
+) -> None:
     """The real server; without a bundle, around a policy that answers at once."""
     pin(SERVER_CORE)
     from rql_deploy.bundle.bundle import Bundle
@@ -47,7 +49,8 @@ def serve_ours(pipe: Connection, bundle: str | None, images: int, variant: str =
 
     sys.setswitchinterval(2e-4)
     model: Any = Model(Bundle.open(bundle, variant)) if bundle else InstantModel(images)
-    with PolicyServer([model], "tcp://127.0.0.1:*", max_rate=1e6) as server, stop_on_signals(server.stop):
+    options: dict[str, Any] = {"max_rate": 1e6, "rehearse": rehearse}
+    with PolicyServer([model], "tcp://127.0.0.1:*", **options) as server, stop_on_signals(server.stop):
         model.warm_up()
         pipe.send(server.endpoint)
         server.run()
@@ -145,10 +148,10 @@ def serve_openpi(pipe: Connection, bundle: str | None, source: str, variant: str
 
 
 @contextlib.contextmanager
-def running(serve: Callable[..., None], *arguments: Any) -> Iterator[tuple[str, int]]:
+def running(serve: Callable[..., None], *arguments: Any, **options: Any) -> Iterator[tuple[str, int]]:
     """A server process; yields its endpoint and process id."""
     ours, theirs = spawn.Pipe()
-    process = spawn.Process(target=serve, args=(theirs, *arguments), daemon=True)
+    process = spawn.Process(target=serve, args=(theirs, *arguments), kwargs=options, daemon=True)
     process.start()
     try:
         yield ours.recv(), process.pid or 0
@@ -206,15 +209,18 @@ CLIENTS: dict[str, Callable[..., Call]] = {"ours": ours_client, "bare": bare_cli
 class ClientProcess:
     """One client in a process of its own, on its core, that stays connected between its rounds."""
 
-    def __init__(self, kind: str, endpoint: str, sample: dict[str, Any], **options: Any):
+    def __init__(
+        self, kind: str, endpoint: str, sample: dict[str, Any], *, rate: float | None = None, **options: Any
+    ):
+        """Calls follow each other at once, or come `rate` times a second."""
         self._pipe, theirs = spawn.Pipe()
-        arguments = (theirs, kind, endpoint, sample, options)
+        arguments = (theirs, kind, endpoint, sample, rate, options)
         self._process = spawn.Process(target=_client_main, args=arguments, daemon=True)
         self._process.start()
         self._pipe.recv()
 
     def measure(self, seconds: float) -> tuple[list[float], float]:
-        """Latencies of calls back to back, in seconds, and the client's processor time for one."""
+        """Latencies of calls in seconds, and the client's processor time for one."""
         self._pipe.send(seconds)
         latencies, cpu = self._pipe.recv()
         return latencies, cpu
@@ -226,7 +232,12 @@ class ClientProcess:
 
 
 def _client_main(
-    pipe: Connection, kind: str, endpoint: str, sample: dict[str, Any], options: dict[str, Any]
+    pipe: Connection,
+    kind: str,
+    endpoint: str,
+    sample: dict[str, Any],
+    rate: float | None,
+    options: dict[str, Any],
 ) -> None:
     pin(CLIENT_CORE)
     call = CLIENTS[kind](endpoint, sample, **options)
@@ -236,8 +247,13 @@ def _client_main(
     clock = time.perf_counter
     while True:
         seconds, found, cpu = pipe.recv(), [], time.process_time()
-        end = clock() + seconds
+        due = clock()
+        end = due + seconds
         while (start := clock()) < end:
+            if rate is not None:
+                due += 1 / rate
+                time.sleep(max(0.0, due - start))
+                start = clock()
             call()
             found.append(clock() - start)
         pipe.send((found, (time.process_time() - cpu) / len(found)))

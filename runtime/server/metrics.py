@@ -75,6 +75,7 @@ class Metrics:
         self.swaps = 0
         self.connected = 0
         self.recorder_dropped = 0
+        self.rehearsals = 0
 
     def count_request(self, operation: str) -> None:
         """Count one request."""
@@ -115,4 +116,5 @@ class Metrics:
             "swaps": self.swaps,
             "connected": self.connected,
             "recorder_dropped": self.recorder_dropped,
+            "rehearsals": self.rehearsals,
         }
