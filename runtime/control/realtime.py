@@ -25,7 +25,7 @@ from rql_deploy.seeding import check_seed, decision_seed
 
 from .clock import MIN_SPACING, Clock, Schedule, SystemClock, require_rate
 from .inference import InferenceRequest, InferenceResult, InferenceRunner, ThreadRunner, continues
-from .lockstep import drivable, is_finished, plant_failure
+from .lockstep import drivable, is_finished, is_over, plant_failure
 from .playback import Mode, Playback, ScheduledAction, delta_bounds
 from .safety import NO_ACTION, Reason, SafetyFilter, Verdict
 from .scheduling import low_jitter
@@ -223,18 +223,14 @@ class RealTimeLoop:
 
     def _settle(self, schedule: Schedule, ticks: int | None) -> None:
         """Hold until the command no longer changes, for at most `ticks`; ignores failures of the plant."""
-        # A simulation that is over takes no more commands. A robot does, and goes on moving without one.
-        with contextlib.suppress(Exception):
-            if getattr(self.plant, "simulated", False) and is_finished(self.plant):
-                return
         previous = None
-        while self._moving and ticks != 0:
+        while self._moving and ticks != 0 and not is_over(self.plant):
             schedule.advance(self.clock.now())
             self.clock.sleep_until(schedule.deadline)
             self._keep_distance()
             self._commanded_at = self.clock.now()
             command = self.filter.command(None, now=self._commanded_at).command
-            if previous is not None and np.array_equal(command, previous):
+            if np.array_equal(command, previous):
                 return
             with contextlib.suppress(Exception):
                 self.plant.apply(command)

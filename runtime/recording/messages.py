@@ -209,7 +209,7 @@ def misfit(message: Message) -> str:
         return ""
     for field in message.fields:
         held = len(field.values) // 4 or len(field.data)
-        if not field.picture and held != math.prod(field.shape):
+        if not field.picture and (held != math.prod(field.shape) or min(field.shape, default=0) < 0):
             return f"field '{field.name}'"
     if isinstance(message, Tick):
         return "an action" if len(message.action) % 4 else ""
