@@ -190,13 +190,13 @@ class RealTimeLoop:
                 interrupted = True
             except Exception as failure:
                 error, error_kind = plant_failure(f"failed at tick {self.statistics.ticks}", failure)
+            success = error is None and bool(getattr(self.plant, "success", False))
             try:
                 self._settle(schedule, 1 if error else None)
             except KeyboardInterrupt:
                 interrupted = True
         if self.watchdog.fault is not None and error is None:
-            error, error_kind = f"fault: {self.watchdog.fault.reason}", FAULT
-        success = error is None and bool(getattr(self.plant, "success", False))
+            error, error_kind, success = f"fault: {self.watchdog.fault.reason}", FAULT, False
         ticks, held = self.statistics.ticks, self.statistics.held
         episode = EpisodeResult(seed, success, ticks, held, error=error, error_kind=error_kind)
         return RealTimeResult(episode, self.statistics, interrupted)

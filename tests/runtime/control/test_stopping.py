@@ -31,6 +31,18 @@ def test_a_robot_is_held_when_its_episode_is_over_and_a_simulator_is_left_alone(
     assert len(simulator.applied) == 8
 
 
+class Late(Rail):
+    """Would succeed by the hold that follows its last command."""
+
+    success = property(lambda self: len(self.applied) > 8)
+
+
+def test_what_comes_after_an_episode_is_no_success(contract: Contract) -> None:
+    robot = Late(8)
+    loop, _ = drive(robot, Scripted(contract))
+    assert not loop.run_episode(0).episode.success and robot.success
+
+
 class Unseen(Rail):
     """Its camera fails after five commands."""
 
