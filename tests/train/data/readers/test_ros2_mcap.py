@@ -161,7 +161,7 @@ def test_a_gap_in_what_is_observed_is_refused_and_one_in_commands_holds(logs: Pa
         open_store(str(logs))
 
 
-@pytest.mark.parametrize("share", [0.0, 0.0, 0.3, 0.9])
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.9])
 def test_a_log_that_was_cut_off_is_named_with_the_cure(share: float, logs: Path) -> None:
     file = logs / "one.mcap"
     file.write_bytes(file.read_bytes()[: int(share * file.stat().st_size)])
