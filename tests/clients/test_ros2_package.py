@@ -108,7 +108,11 @@ def test_the_node_holds_the_robot_before_it_leaves_the_network(
         monkeypatch.setitem(sys.modules, name, module)
     main = importlib.import_module("rql_deploy_ros2.node").main
     del sys.modules["rql_deploy_ros2.node"]
-    before = {known: signal.getsignal(known) for known in (signal.SIGINT, signal.SIGTERM)}
+
+    def unheard(*_: object) -> None:
+        raise AssertionError("the node does not listen for signals")
+
+    before = {known: signal.signal(known, unheard) for known in (signal.SIGINT, signal.SIGTERM)}
 
     def stop() -> None:
         wait_for(lambda: bool(modules["rclpy"].made) and len(modules["rclpy"].made[0].commands) > 5)
