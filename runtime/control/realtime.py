@@ -162,7 +162,7 @@ class RealTimeLoop:
         `duration` is in seconds. Before the first decision nothing is commanded. With `after_fault="hold"`
         the loop holds after a fault until it is stopped or the fault is cleared. At the end the plant is held
         until the command no longer changes (delta motion is at zero); Ctrl-C ends this, too. An exception of
-        the plant ends the episode as failed, after one hold. Raises UserError for options that are none.
+        the plant ends the episode as failed, after three holds. Raises UserError for options that are none.
         """
         seed, duration = check_seed(seed), None if duration is None else read_seconds("duration", duration)
         if after_fault not in ("end", "hold"):
@@ -192,7 +192,8 @@ class RealTimeLoop:
                 error, error_kind = plant_failure(f"failed at tick {self.statistics.ticks}", failure)
             success = error is None and bool(getattr(self.plant, "success", False))
             try:
-                self._settle(schedule, 1 if error else None)
+                # Three after a failure: a bus that has lost one message may lose another.
+                self._settle(schedule, 3 if error else None)
             except KeyboardInterrupt:
                 interrupted = True
         if self.watchdog.fault is not None and error is None:
@@ -222,7 +223,7 @@ class RealTimeLoop:
         return False
 
     def _settle(self, schedule: Schedule, ticks: int | None) -> None:
-        """Hold until the command no longer changes, for at most `ticks`; ignores failures of the plant."""
+        """Hold for `ticks`, else until the command no longer changes; ignores failures of the plant."""
         previous = None
         while self._moving and ticks != 0 and not is_over(self.plant):
             schedule.advance(self.clock.now())
@@ -230,7 +231,7 @@ class RealTimeLoop:
             self._keep_distance()
             self._commanded_at = self.clock.now()
             command = self.filter.command(None, now=self._commanded_at).command
-            if np.array_equal(command, previous):
+            if ticks is None and previous is not None and np.array_equal(command, previous):
                 return
             with contextlib.suppress(Exception):
                 self.plant.apply(command)

@@ -66,8 +66,8 @@ def test_a_robot_that_cannot_be_observed_is_held_all_the_same(
     robot = Unseen()
     loop, _ = drive(wrap(robot, contract), Scripted(contract))
     assert loop.run_episode(0).episode.error == "the plant failed at tick 5 (OSError: no camera)"
-    assert robot.applied[-2:][0].tolist() == [0.5, 0.5]
-    assert robot.applied[-1].tolist() == [0.0, 0.5]
+    assert robot.applied[4].tolist() == [0.5, 0.5]
+    assert [command.tolist() for command in robot.applied[5:]] == [[0.0, 0.5]] * 3
 
 
 def test_a_success_stays_one_where_the_robot_cannot_be_observed_afterwards(contract: Contract) -> None:
@@ -75,6 +75,25 @@ def test_a_success_stays_one_where_the_robot_cannot_be_observed_afterwards(contr
     loop, _ = drive(ReportedPlant(robot, REPORTER), Scripted(contract))  # type: ignore[arg-type]
     episode = loop.run_episode(0).episode
     assert (episode.success, episode.error) == (True, None)
+
+
+class Lossy(Rail):
+    """Its bus loses the sixth message and the one after it."""
+
+    lost = 0
+
+    def apply(self, action: np.ndarray) -> None:
+        if len(self.applied) == 5 and self.lost < 2:
+            self.lost += 1
+            raise ConnectionError("no status packet")
+        super().apply(action)
+
+
+def test_a_hold_that_the_bus_loses_is_sent_again(contract: Contract) -> None:
+    robot = Lossy()
+    loop, _ = drive(robot, Scripted(contract))
+    assert "ConnectionError: no status packet" in str(loop.run_episode(0).episode.error)
+    assert robot.lost == 2 and robot.applied[-1].tolist() == [0.0, 0.5]
 
 
 class Wheel:
