@@ -9,8 +9,8 @@ The servers take turns within a round, so that a machine that gets slower affect
   b  one client, F = 10, 4x512, float32 and int8: plain, with V, with candidates, pruned and not
   c  8 clients back to back, against one unrolled call at a time in order of arrival; more at 20 and 50 Hz
   d  deadlines from 0.1 to 2 ms: share of replies in time, refinement steps used, V lost
-  g  one robot at 20 and at 50 Hz, F = 10, 4x512: the processor has gone cold between two requests
   f  a policy that sees: one and two cameras of 84x84 and 224x224, and 8 robots with one at 20 Hz
+  g  one robot at 20 and at 50 Hz, F = 10, 4x512: the processor has gone cold between two requests
   e  (with --soak SECONDS) full load: memory at start and end, health checks missed
 
 Prints tables, and ends with one JSON line. `bare` is ROUTER/DEALER with the request in one frame and no
@@ -165,12 +165,11 @@ def part_g(seconds: float, rounds: int, openpi: str | None) -> dict[str, Any]:
             servers = {
                 "bare": stack.enter_context(running(serve_bare, bundle, 0)),
                 "ours": stack.enter_context(running(serve_ours, bundle, 0)),
-                "ours, no rehearsal": stack.enter_context(running(serve_ours, bundle, 0, rehearse=False)),
             }
             if openpi:
                 servers["openpi"] = stack.enter_context(running(serve_openpi, bundle, openpi))
             cells = {
-                name: (server, ClientProcess(name.partition(",")[0], server[0], sample, rate=rate))
+                name: (server, ClientProcess(name, server[0], sample, rate=rate))
                 for name, server in servers.items()
             }
             title = f"one robot at {rate:g} Hz, F = 10, 4x512"

@@ -37,9 +37,7 @@ def pin(core: int) -> None:
 # Servers: each sends its endpoint when it is ready.
 
 
-def serve_ours(
-    pipe: Connection, bundle: str | None, images: int, variant: str = "fp32", *, rehearse: bool = True
-) -> None:
+def serve_ours(pipe: Connection, bundle: str | None, images: int, variant: str = "fp32") -> None:
     """The real server; without a bundle, around a policy that answers at once."""
     pin(SERVER_CORE)
     from rql_deploy.bundle.bundle import Bundle
@@ -49,8 +47,7 @@ def serve_ours(
 
     sys.setswitchinterval(2e-4)
     model: Any = Model(Bundle.open(bundle, variant)) if bundle else InstantModel(images)
-    options: dict[str, Any] = {"max_rate": 1e6, "rehearse": rehearse}
-    with PolicyServer([model], "tcp://127.0.0.1:*", **options) as server, stop_on_signals(server.stop):
+    with PolicyServer([model], "tcp://127.0.0.1:*", max_rate=1e6) as server, stop_on_signals(server.stop):
         model.warm_up()
         pipe.send(server.endpoint)
         server.run()
@@ -148,10 +145,10 @@ def serve_openpi(pipe: Connection, bundle: str | None, source: str, variant: str
 
 
 @contextlib.contextmanager
-def running(serve: Callable[..., None], *arguments: Any, **options: Any) -> Iterator[tuple[str, int]]:
+def running(serve: Callable[..., None], *arguments: Any) -> Iterator[tuple[str, int]]:
     """A server process; yields its endpoint and process id."""
     ours, theirs = spawn.Pipe()
-    process = spawn.Process(target=serve, args=(theirs, *arguments), kwargs=options, daemon=True)
+    process = spawn.Process(target=serve, args=(theirs, *arguments), daemon=True)
     process.start()
     try:
         yield ours.recv(), process.pid or 0

@@ -86,12 +86,6 @@ if TYPE_CHECKING:
 )
 @click.option("--busy-poll", is_flag=True, help="Never sleep: lower latency, and one core always busy.")
 @click.option(
-    "--rehearse/--no-rehearse",
-    default=True,
-    help="Compute a robot's request beforehand, too, where it is expected: the processor is warm then, and "
-    "the answer faster. [default: --rehearse]",
-)
-@click.option(
     "--ready-fd",
     type=click.IntRange(3),
     metavar="N",
@@ -119,7 +113,6 @@ def command(
     workers: int,
     watch: float | None,
     busy_poll: bool,
-    rehearse: bool,
     ready_fd: int | None,
     accept_assumed: bool,
 ) -> None:
@@ -160,7 +153,6 @@ def command(
         max_buffered=max_buffered,
         watch=watch,
         busy_poll=busy_poll,
-        rehearse=rehearse,
         accept_assumed=accept_assumed,
     )
     done = serve(

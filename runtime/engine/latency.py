@@ -18,8 +18,6 @@ class CostModel:
     """
 
     def __init__(self) -> None:
-        self.paused = False
-        """Whether durations are left out: those of a rehearsal are nobody's."""
         self._durations: dict[tuple[str, int], list[float]] = {}
         self._counts: dict[tuple[str, int], int] = {}
         self._p90: dict[tuple[str, int], float] = {}
@@ -27,8 +25,6 @@ class CostModel:
 
     def observe(self, kind: str, rows: int, seconds: float) -> None:
         """Add one measured duration."""
-        if self.paused:
-            return
         key = (kind, (rows - 1).bit_length())
         durations = self._durations.setdefault(key, [])
         count = self._counts.get(key, 0)

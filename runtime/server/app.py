@@ -53,8 +53,6 @@ class ServerConfig:
     max_buffered: int = MAX_BUFFERED
     """MiB of memory that messages may take."""
     busy_poll: bool = False
-    rehearse: bool = True
-    """Compute a robot's request beforehand, too, where it is expected and nothing else is to be done."""
     watch: float | None = None
     """Seconds between two looks whether a bundle has changed; None reads them at SIGHUP only."""
     accept_assumed: bool = False
@@ -144,7 +142,6 @@ def serving(
                 max_buffered=config.max_buffered,
                 recorder=recorder,
                 busy_poll=config.busy_poll,
-                rehearse=config.rehearse,
                 listener=listener,
             )
         )

@@ -175,10 +175,6 @@ def metric_families(replies: Sequence[dict[str, Any] | None]) -> Iterator[Metric
         ("shortened", "Decisions with fewer refinement steps than the bundle's F."),
         ("swaps", "Bundles exchanged while running."),
         ("recorder_dropped", "Decisions and episodes that were not recorded."),
-        (
-            "rehearsals",
-            "Requests computed beforehand, so that a robot's next one finds the processor warm.",
-        ),
     ):
         count = CounterMetricFamily(f"rql_deploy_{name}", text, labels=names)
         for worker, stats in answers:

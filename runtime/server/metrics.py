@@ -75,7 +75,6 @@ class Metrics:
         self.swaps = 0
         self.connected = 0
         self.recorder_dropped = 0
-        self.rehearsals = 0
 
     def count_request(self, operation: str) -> None:
         """Count one request."""
@@ -116,5 +115,4 @@ class Metrics:
             "swaps": self.swaps,
             "connected": self.connected,
             "recorder_dropped": self.recorder_dropped,
-            "rehearsals": self.rehearsals,
         }

@@ -33,11 +33,10 @@ from .auth import ServerKeys
 from .connections import MAX_BUFFERED, Connections, is_gone
 from .inbox import Inbox
 from .jpeg import JpegDecoder
-from .listen import IDLE_MS, bind_socket, cannot_listen, check_bind, configure
+from .listen import bind_socket, cannot_listen, check_bind, configure
 from .metrics import Metrics
 from .quota import MAX_RATE, Quota, key_of
 from .registry import ModelRegistry
-from .rehearsal import MOST, Rehearsals
 from .replies import NO_ECHO, Echo, ReplyContext, ServerState, answer, computed, outcome
 
 INTERNAL = "inproc://policy"
@@ -65,7 +64,6 @@ class PolicyServer:
         max_rate: float = MAX_RATE,
         recorder: Recorder | None = None,
         busy_poll: bool = False,
-        rehearse: bool = True,
         listener: int | None = None,
         max_buffered: int = MAX_BUFFERED,
     ):
@@ -95,7 +93,6 @@ class PolicyServer:
         self._max_bytes = requests.largest_message(served)
         configure(self._socket, self._max_bytes)
         self._inbox = Inbox(self._socket, keys=keys is not None, large=large)
-        self._rehearsals = Rehearsals(self._socket, self._registry, MOST if rehearse else 0)
         if keys is not None:
             keys.protect(self.context, self._socket)
         try:
@@ -181,7 +178,7 @@ class PolicyServer:
 
     def _housekeep(self, now: float) -> None:
         self._next_housekeeping = now + HOUSEKEEPING
-        self.metrics.connected, self.metrics.rehearsals = self._connections.count(), self._rehearsals.count
+        self.metrics.connected = self._connections.count()
         for client, requests_dropped in self._registry.drop_gone(is_gone):
             for _ in range(requests_dropped):
                 self._quota.end(client)
@@ -197,10 +194,7 @@ class PolicyServer:
 
     def _receive(self, *, busy: bool) -> None:
         """Read all messages that have arrived, and take in as many as there is time for."""
-        wait = not (busy or self._inbox or self._busy_poll)
-        if wait and self._rehearsals.due < time.monotonic() + IDLE_MS / 1e3:
-            self._rehearsals.wait()
-        only = self._inbox.read(wait=wait)
+        only = self._inbox.read(wait=not (busy or self._inbox or self._busy_poll))
         if only is not None:
             self._take_in(*only)
             return
@@ -263,8 +257,6 @@ class PolicyServer:
                     job.history = None if self._recorder is None else History()
                     jpeg = isinstance(request, headers.Act) and request.jpeg
                     self._jpeg.submit(job, slot, named) if jpeg else slot.engine.submit(job)
-                if isinstance(request, headers.Act):
-                    self._rehearsals.note(client.connection, request, head.frame, received)
             case headers.Refine() | headers.Value():
                 rows, work = requests.read_task(request, fields, named, model, Task(context, client))
                 self._admit(client, rows, received)

@@ -182,8 +182,6 @@ class StatsReply(Reply, kw_only=True):
     swaps: int
     connected: int
     recorder_dropped: int
-    rehearsals: int
-    """Requests computed beforehand, so that the next one finds the processor warm."""
     bundles: dict[str, BundleStats]
     ready: bool
     in_flight: int
