@@ -5,13 +5,13 @@ from __future__ import annotations
 import itertools
 import os
 import shutil
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import torch
 
 from rql_deploy.errors import UserError
+from rql_deploy.structs import Record
 from rql_deploy.train.config import TrainConfig
 from rql_deploy.train.hyperparameters import RQLConfig
 from rql_deploy.train.vision.pictures import NO_PICTURES, Shapes, encoder_flop, feature_dim
@@ -35,8 +35,7 @@ SLICE_ROWS = 32
 """The smallest batch slice; with fewer rows, another thread costs more than it saves."""
 
 
-@dataclass(frozen=True)
-class EngineChoice:
+class EngineChoice(Record, frozen=True):
     """What `auto` resolved to; a resumed run keeps it."""
 
     engine: Literal["eager", "compiled"]
