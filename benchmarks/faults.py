@@ -36,6 +36,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import signal
 import sys
 import time
 from collections.abc import Callable
@@ -66,6 +67,8 @@ def main() -> None:
     parser.add_argument("--storm", type=int, default=1500)
     parser.add_argument("--soak", type=float, default=0.0, help="seconds of everything at once")
     arguments = parser.parse_args()
+    # Under nohup the runs that are hung up would inherit that it is ignored.
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
     faults: dict[str, Callable[[], Outcome]] = {
         "stopped": lambda: fault_processes.stopped(120),
         "restarted": lambda: fault_processes.restarted(5),

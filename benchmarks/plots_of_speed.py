@@ -25,7 +25,7 @@ def plot_serving() -> Path:
             axes.hlines(y, p50, p99, color=colours[server], linewidth=1.4)
             axes.plot(p99, y, "|", color=colours[server], markersize=8)
             axes.text(p99 + 0.15, y, f"{p50:.2f} ({p99:.1f})", va="center", fontsize=9)
-        axes.set(title=title, xlim=(0, 7.4), xticks=(0, 2, 4, 6))
+        axes.set(title=title, xlim=(0, 5.4), xticks=(0, 2, 4))
     panels[0].set_xlabel("ms p50 (p99), one client")
     crowd = {"bare": "bare, one at a time", "ours": "ours", "openpi": "openpi"}
     for y, server in enumerate(reversed(colours)):

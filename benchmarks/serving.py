@@ -1,6 +1,6 @@
 """Latency and throughput of the policy server, bare pyzmq and openpi, with the same graph in the same run.
 
-    python benchmarks/serving.py [--parts a,b,c,d,f] [--seconds 5] [--rounds 3] [--openpi FILE] [--soak 600]
+    python benchmarks/serving.py [--parts a,b,c,d,f,g] [--seconds 5] [--rounds 3] [--openpi FILE] [--soak 600]
 
 Server and client are separate processes, the server pinned to the first core and the clients to the second.
 The servers take turns within a round, so that a machine that gets slower affects all alike.
@@ -10,6 +10,7 @@ The servers take turns within a round, so that a machine that gets slower affect
   c  8 clients back to back, against one unrolled call at a time in order of arrival; more at 20 and 50 Hz
   d  deadlines from 0.1 to 2 ms: share of replies in time, refinement steps used, V lost
   f  a policy that sees: one and two cameras of 84x84 and 224x224, and 8 robots with one at 20 Hz
+  g  one robot at 20 and at 50 Hz, F = 10, 4x512: the processor has gone cold between two requests
   e  (with --soak SECONDS) full load: memory at start and end, health checks missed
 
 Prints tables, and ends with one JSON line. `bare` is ROUTER/DEALER with the request in one frame and no
@@ -155,6 +156,28 @@ def part_b(seconds: float, rounds: int, openpi: str | None) -> dict[str, Any]:
     return {"one client": rows}
 
 
+def part_g(seconds: float, rounds: int, openpi: str | None) -> dict[str, Any]:
+    """One robot with a control period between its requests."""
+    bundle, sample = str(network_bundle()), observe(0)
+    report = {}
+    for rate in (20.0, 50.0):
+        with contextlib.ExitStack() as stack:
+            servers = {
+                "bare": stack.enter_context(running(serve_bare, bundle, 0)),
+                "ours": stack.enter_context(running(serve_ours, bundle, 0)),
+            }
+            if openpi:
+                servers["openpi"] = stack.enter_context(running(serve_openpi, bundle, openpi))
+            cells = {
+                name: (server, ClientProcess(name, server[0], sample, rate=rate))
+                for name, server in servers.items()
+            }
+            title = f"one robot at {rate:g} Hz, F = 10, 4x512"
+            report[title] = alternate(cells, seconds, rounds)
+        show(title, report[title])
+    return report
+
+
 # Many clients.
 
 
@@ -285,6 +308,7 @@ def main() -> None:
         "d": lambda: part_d(arguments.seconds * arguments.rounds),
         "e": lambda: part_e(arguments.soak),
         "f": lambda: part_f(arguments.seconds, arguments.rounds, arguments.openpi),
+        "g": lambda: part_g(arguments.seconds, arguments.rounds, arguments.openpi),
     }
     report: dict[str, Any] = {}
     for part in arguments.parts.split(","):

@@ -206,15 +206,18 @@ CLIENTS: dict[str, Callable[..., Call]] = {"ours": ours_client, "bare": bare_cli
 class ClientProcess:
     """One client in a process of its own, on its core, that stays connected between its rounds."""
 
-    def __init__(self, kind: str, endpoint: str, sample: dict[str, Any], **options: Any):
+    def __init__(
+        self, kind: str, endpoint: str, sample: dict[str, Any], *, rate: float | None = None, **options: Any
+    ):
+        """Calls follow each other at once, or come `rate` times a second."""
         self._pipe, theirs = spawn.Pipe()
-        arguments = (theirs, kind, endpoint, sample, options)
+        arguments = (theirs, kind, endpoint, sample, rate, options)
         self._process = spawn.Process(target=_client_main, args=arguments, daemon=True)
         self._process.start()
         self._pipe.recv()
 
     def measure(self, seconds: float) -> tuple[list[float], float]:
-        """Latencies of calls back to back, in seconds, and the client's processor time for one."""
+        """Latencies of calls in seconds, and the client's processor time for one."""
         self._pipe.send(seconds)
         latencies, cpu = self._pipe.recv()
         return latencies, cpu
@@ -226,7 +229,12 @@ class ClientProcess:
 
 
 def _client_main(
-    pipe: Connection, kind: str, endpoint: str, sample: dict[str, Any], options: dict[str, Any]
+    pipe: Connection,
+    kind: str,
+    endpoint: str,
+    sample: dict[str, Any],
+    rate: float | None,
+    options: dict[str, Any],
 ) -> None:
     pin(CLIENT_CORE)
     call = CLIENTS[kind](endpoint, sample, **options)
@@ -236,8 +244,13 @@ def _client_main(
     clock = time.perf_counter
     while True:
         seconds, found, cpu = pipe.recv(), [], time.process_time()
-        end = clock() + seconds
+        due = clock()
+        end = due + seconds
         while (start := clock()) < end:
+            if rate is not None:
+                due += 1 / rate
+                time.sleep(max(0.0, due - start))
+                start = clock()
             call()
             found.append(clock() - start)
         pipe.send((found, (time.process_time() - cpu) / len(found)))

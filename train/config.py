@@ -56,6 +56,9 @@ class TrainConfig(Record, frozen=True):
     """Also write a checkpoint every so many updates; 0 leaves that to `checkpoint_minutes`."""
     checkpoint_minutes: Finite = 5.0
     """Also write a checkpoint when the last one is that old: a power cut costs no more. 0 for never."""
+    learning_rate_schedule: Literal["constant", "linear", "cosine"] = "constant"
+    """How `rql.learning_rate` falls, to 0 at the last update; constant, the paper's, keeps it. A run that is
+    resumed with more updates goes on with the rate that it would have had with them from the start."""
     log_every: int = 100
     """Updates between two lines of the logs."""
     threads: int = 0

@@ -16,13 +16,23 @@ AVERAGES = ("exp_avg", "exp_avg_sq")
 def make_optimizer(parameters: list[Tensor], config: RQLConfig) -> torch.optim.Adam:
     """One Adam for all of `parameters`; on a GPU, its steps can be captured in a CUDA graph."""
     device = parameters[0].device.type
+    on_device = torch.tensor(config.learning_rate, device=device) if device == "cuda" else None
     return torch.optim.Adam(
         parameters,
-        lr=config.learning_rate,
+        lr=config.learning_rate if on_device is None else on_device,  # captured steps read it there
         eps=1e-8,
         fused=device != "meta",
         capturable=device == "cuda",  # the step count stays on the device
     )
+
+
+def set_learning_rate(optimizer: torch.optim.Adam, rate: float) -> None:
+    """Step by `rate` from now on, also in steps that were captured."""
+    for group in optimizer.param_groups:
+        if isinstance(group["lr"], Tensor):
+            group["lr"].fill_(rate)
+        else:
+            group["lr"] = rate
 
 
 @torch.no_grad()

@@ -61,7 +61,7 @@ def inspect_data(
     cameras: Sequence[str] = (),
     progress: Progress | None = None,
 ) -> DataReport:
-    """Summarise a data set.
+    """Summarise a data set; the pictures of a store folder are read and compared with their hash.
 
     Args:
         relabel: the OGBench task whose rewards an OGBench file gets.
@@ -74,6 +74,8 @@ def inspect_data(
         tasks: only episodes of these language tasks of a LeRobotDataset.
         cameras: cameras that are read, `NAME[:HEIGHTxWIDTH]`.
     """
+    from rql_deploy.train.data.folder import read_store, store_folders
+    from rql_deploy.train.data.frame_files import verify_frames
     from rql_deploy.train.data.report import inspect_store
     from rql_deploy.train.data.store import TransitionStore
 
@@ -83,6 +85,8 @@ def inspect_data(
     if not len(store) or not store.episodes:
         raise UserError(f"data set {store.dataset_id} is empty: collect some episodes first")
     store.validate_shapes()
+    for folder in store_folders(Path(data)):
+        verify_frames(folder, read_store(folder).images)
     figures = inspect_store(store, gamma=gamma, h=h)
     figures["warnings"] += recording_remarks([data])
     if not isinstance(opened, TransitionStore):

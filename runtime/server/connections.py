@@ -25,8 +25,10 @@ from rql_deploy.runtime.engine.shares import Client
 
 INTERVAL = 0.1
 """Seconds between two looks."""
+CLOSE_INTERVAL = 0.02
+"""Seconds between two looks while memory is above half of the limit: a peer may send a gigabyte a second."""
 SETTLE = 0.3
-"""Seconds that ended connections get to free their memory."""
+"""Seconds that ended connections get to free their memory, before others are ended."""
 MARK_INTERVAL = 1.0
 """Seconds between two readings of what each connection has received."""
 MAX_BUFFERED = 512
@@ -63,6 +65,8 @@ class Connections:
         self._received: dict[int, int] = {}
         """Bytes received by each connection when memory was last low."""
         self._next_mark = 0.0
+        self._settled = 0.0
+        """When memory of connections that were ended is free at the latest."""
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._run, name="connections", daemon=True)
         self._thread.start()
@@ -83,11 +87,11 @@ class Connections:
         self._thread.join(timeout=5)
 
     def _run(self) -> None:
-        failed = ""
-        while not self._stopped.wait(INTERVAL):
+        failed, low = "", True
+        while not self._stopped.wait(INTERVAL if low else CLOSE_INTERVAL):
             try:
                 self._read_events()
-                self._watch_memory()
+                low = self._watch_memory()
             except Exception as error:  # a look that fails must not be the last
                 if repr(error) != failed:
                     failed = repr(error)
@@ -106,16 +110,28 @@ class Connections:
             if len(self._open) > self._most:
                 _end(descriptor)
 
-    def _watch_memory(self) -> None:
-        used = resident_memory() - self._base
-        now = time.monotonic()
+    def _watch_memory(self) -> bool:
+        """End connections where memory is above the limit; returns whether it is below half of it."""
+        used, now = self._used(), time.monotonic()
         if used < self._allowance // 2:
             if now >= self._next_mark:
                 self._next_mark = now + MARK_INTERVAL
                 self._open = {descriptor for descriptor in list(self._open) if _is_open(descriptor)}
                 self._received = {descriptor: bytes_received(descriptor) for descriptor in self._open}
-        elif used > self._allowance:
+            return True
+        if used <= self._allowance:
+            self._settled = 0.0
+        elif now >= self._settled:
             self._end_largest(used)
+        return False
+
+    def _used(self) -> int:
+        """Bytes in use beyond `rebase`; where these are many, without what is free already."""
+        used = resident_memory() - self._base
+        if used < self._allowance // 2:
+            return used
+        _give_back_free_memory()
+        return resident_memory() - self._base
 
     def _end_largest(self, used: int) -> None:
         """End the fewest connections that received half of all bytes since memory was low.
@@ -138,8 +154,7 @@ class Connections:
             ended += since[descriptor]
             if 2 * ended > total:
                 break
-        self._stopped.wait(SETTLE)
-        _give_back_free_memory()
+        self._settled = time.monotonic() + SETTLE
         data = {
             "mib": used >> 20,
             "limit_mib": self._allowance >> 20,

@@ -236,11 +236,18 @@ def is_store(folder: Path) -> bool:
     return (folder / HEADER_FILE).is_file()
 
 
+def store_folders(path: Path) -> list[Path]:
+    """The store folder at `path`, or those in the folder there, which are its shards; else none."""
+    if is_store(path):
+        return [path]
+    return sorted(folder for folder in path.iterdir() if is_store(folder)) if path.is_dir() else []
+
+
 def read_store(folder: Path, *, verify: bool = False) -> TransitionStore:
     """Open a store folder with its rows memory-mapped; raises UserError if it is damaged.
 
     With `verify`, every row is read and must match the hash in the header; frames, of which there may be
-    many gigabytes, are compared with it by `frame_files.verify_frames`.
+    many gigabytes, are compared with theirs by `frame_files.verify_frames`.
     """
     try:
         header, plant = _read_header(folder)

@@ -35,6 +35,7 @@ Figures = dict[str, Tensor]
 class Engine(Protocol):
     """Draws batches and updates one agent with them."""
 
+    agent: RQL
     block: int
     """Fewest updates per call of `run` for full speed."""
 

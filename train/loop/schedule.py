@@ -18,6 +18,9 @@ from rql_deploy.stopping import stop_handler
 from ..checkpoints.run_folder import read_pointer
 from ..config import TrainConfig
 
+RATE_EVERY = 100
+"""Updates between two changes of the learning rate."""
+
 
 def is_due(step: int, every: int) -> bool:
     """Whether `step` is a multiple of `every`; never if that is 0."""
@@ -31,9 +34,16 @@ def saves_at(config: TrainConfig, step: int) -> bool:
     )
 
 
+def learning_rate(config: TrainConfig, step: int) -> float:
+    """Adam's step size in update `step`, the first being 0; it changes every `RATE_EVERY` updates."""
+    share = step // RATE_EVERY * RATE_EVERY / config.updates
+    factors = {"constant": 1.0, "linear": 1.0 - share, "cosine": 0.5 + 0.5 * math.cos(math.pi * share)}
+    return config.rql.learning_rate * factors[config.learning_rate_schedule]
+
+
 def updates_until_due(config: TrainConfig, step: int, block: int, shard_updates: int) -> int:
-    """Updates to run in one go: at most `block`, up to the next log, checkpoint, evaluation, shard or the
-    end.
+    """Updates to run in one go: at most `block`, up to the next log, checkpoint, evaluation, shard, change of
+    the learning rate or the end.
 
     `shard_updates` is 0 for data that is not sharded.
     """
@@ -43,6 +53,7 @@ def updates_until_due(config: TrainConfig, step: int, block: int, shard_updates:
         config.keep_every,
         config.evaluate_every,
         shard_updates,
+        RATE_EVERY if config.learning_rate_schedule != "constant" else 0,
     )
     gaps = [every - step % every for every in periods if every]
     return min(block, config.updates - step, *gaps)

@@ -15,7 +15,15 @@ from rql_deploy.train.logging.loggers import RunLog, shown
 from ..checkpoints.checkpoint import checkpoint_bytes
 from ..checkpoints.run_folder import read_pointer
 from ..config import config_to_plain
-from .schedule import is_due, require_disk_space, saves_at, stop_requests, updates_until_due
+from ..optimization import set_learning_rate
+from .schedule import (
+    is_due,
+    learning_rate,
+    require_disk_space,
+    saves_at,
+    stop_requests,
+    updates_until_due,
+)
 from .training_run import TrainingRun, read_figures
 
 
@@ -71,6 +79,7 @@ def train_runs(
     stage = Stage(first.progress, label, config.updates, "updates", done=first.step) if leader else None
     written = [(run, _open_log(run)) for run in runs] if leader else []
     figures: list[dict[str, float]] = [{} for _ in runs]
+    falls = config.learning_rate_schedule != "constant"
     rate, saved_step, saved_at = 0.0, -1, time.monotonic()
     try:
         with stop_requests() as stop:
@@ -81,6 +90,8 @@ def train_runs(
                 first.next_data(engine)
                 if parallel is not None:
                     parallel.stop_wanted = bool(stop)
+                if falls:
+                    set_learning_rate(engine.agent.optimizer, learning_rate(config, first.step))
                 count = updates_until_due(config, first.step, engine.block, first.data_period())
                 engine.run(count)
                 for run in runs:
@@ -97,6 +108,8 @@ def train_runs(
                     found = read_figures(tensors | measure())
                     figures = [run.checked(of_run) for run, of_run in zip(runs, found, strict=True)]
                     speed = {} if stage is None else {"updates_per_second": stage.rate(first.step)}
+                    if falls:
+                        speed["learning_rate"] = learning_rate(config, first.step - 1)
                     for (run, log), of_run in zip(written, figures, strict=False):
                         log.write(run.step, of_run | speed)
                         run.evaluations.collect(run.step, log)

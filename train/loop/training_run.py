@@ -38,6 +38,7 @@ from ..checkpoints.checkpoint import (
 from ..checkpoints.initial_networks import continued_plant, rescale_actions
 from ..checkpoints.run_folder import prune_checkpoints, read_pointer, saved_checkpoints, step_of
 from ..config import TrainConfig, config_to_plain
+from ..optimization import set_learning_rate
 from ..rql import RQL
 from ..vision.frozen import Backbones, require_same_backbones
 from ..vision.pictures import picture_shapes
@@ -166,8 +167,7 @@ class TrainingRun:
                 self.agent.set_moments(self.features.moments(self.store.sample))
         else:
             self.agent = source.restore_networks(device)
-            for group in self.agent.optimizer.param_groups:
-                group["lr"] = config.rql.learning_rate
+            set_learning_rate(self.agent.optimizer, config.rql.learning_rate)
             self.agent.config = config.rql
         self.diagnostics = Diagnostics.of(self.reference, device)
 

@@ -107,3 +107,14 @@ def test_memory_that_no_client_fills_ends_nobody(monkeypatch: pytest.MonkeyPatch
         assert len(raw.recv(100)) > 0
         assert connected.count() == 1
         raw.close()
+
+
+def test_memory_that_is_free_already_is_not_held_against_clients(monkeypatch: pytest.MonkeyPatch) -> None:
+    used = [0]
+    monkeypatch.setattr(connections, "resident_memory", lambda: used[0])
+    monkeypatch.setattr(connections, "_give_back_free_memory", lambda: used.__setitem__(0, 1 << 20))
+    with router() as (watched, port), contextlib.closing(Connections(watched, max_buffered=64)) as connected:
+        used[0] = 50 << 20
+        with socket.create_connection(("127.0.0.1", port)):
+            wait_for(lambda: connected.count() == 1 and bool(connected._received))
+        assert used[0] == 1 << 20

@@ -17,6 +17,7 @@ from rql_deploy.train.data.readers import open_store
 from rql_deploy.train.data.sampler import WindowSampler
 from rql_deploy.train.data.shards import with_plant
 from rql_deploy.train.data.store import TransitionStore
+from rql_deploy.workflows.data import inspect_data
 from tests.helpers.data import make_picture_store
 
 SHAPE = (6, 7)
@@ -42,11 +43,15 @@ def test_a_store_on_disk_has_each_frame_once_and_keeps_its_hash(tmp_path: Path) 
         np.testing.assert_array_equal(np.load(file), frames.take(np.arange(len(store))))
     assert isinstance(written.images["front"].parts[0], np.memmap)
     verify_frames(tmp_path / "data", written.images)
+    inspect_data(str(tmp_path / "data"))
     with frame_file(tmp_path / "data", "front").open("r+b") as file:
         file.seek(200)
         file.write(b"\xff\x01\xff")
     with pytest.raises(UserError, match="frames of camera 'front' were altered"):
-        verify_frames(tmp_path / "data", written.images)
+        inspect_data(str(tmp_path / "data"))
+    (tmp_path / "data").rename(tmp_path / "shard")
+    with pytest.raises(UserError, match="frames of camera 'front' were altered"):
+        inspect_data(str(tmp_path))
 
 
 def test_other_frames_are_other_data() -> None:

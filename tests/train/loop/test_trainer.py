@@ -1,4 +1,6 @@
+import contextlib
 import json
+import math
 import os
 import shutil
 import signal
@@ -14,6 +16,7 @@ from rql_deploy.errors import UserError
 from rql_deploy.train.checkpoints.checkpoint import load_checkpoint
 from rql_deploy.train.config import TrainConfig, load_config, preset_names
 from rql_deploy.train.hyperparameters import RQLConfig
+from rql_deploy.train.loop import schedule, trainer
 from rql_deploy.train.loop.trainer import Trainer
 from tests.helpers.commands import TINY, assert_refused, cli, stopped_when
 from tests.helpers.data import make_store, write_minari
@@ -49,6 +52,41 @@ def test_a_ramp_of_the_value_term_goes_on_where_it_was(tmp_path: Path) -> None:
     assert all(torch.equal(whole.parameters[name], parts.parameters[name]) for name in whole.parameters)
     # A run that starts from these networks has their age: V is as settled as it was.
     assert float(Trainer(config, make_store(), tmp_path / "more", initial=parts).agent.age) == 5
+
+
+@pytest.mark.parametrize("kind", ["linear", "cosine"])
+def test_a_falling_learning_rate_goes_on_where_it_was(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(schedule, "RATE_EVERY", 2)
+    config = msgspec.structs.replace(CONFIG, learning_rate_schedule=kind)
+    whole = Trainer(config, make_store(), tmp_path / "whole")
+    rates: list[float] = []
+    apply = whole.agent.apply
+
+    def noting(gradients: list[torch.Tensor]) -> None:
+        rates.append(whole.agent.optimizer.param_groups[0]["lr"])
+        apply(gradients)
+
+    monkeypatch.setattr(whole.agent, "apply", noting)
+    whole.train()
+    shares = [step // 2 * 2 / 12 for step in range(12)]
+    falls = {"linear": lambda s: 1 - s, "cosine": lambda s: (1 + math.cos(math.pi * s)) / 2}
+    assert rates == pytest.approx([CONFIG.rql.learning_rate * falls[kind](share) for share in shares])
+
+    class AfterThreeBlocks:
+        blocks = 0
+
+        def __bool__(self) -> bool:
+            self.blocks += 1
+            return self.blocks == 3
+
+    with monkeypatch.context() as stopped:
+        stopped.setattr(trainer, "stop_requests", lambda: contextlib.nullcontext(AfterThreeBlocks()))
+        assert Trainer(config, make_store(), tmp_path / "parts").train().step == 3
+    Trainer(config, make_store(), tmp_path / "parts", resume=True).train()
+    ends = [load_checkpoint(tmp_path / run).parameters for run in ("whole", "parts")]
+    assert all(torch.equal(ends[0][name], ends[1][name]) for name in ends[0])
 
 
 def test_training_lowers_the_cloning_loss(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from rql_deploy.errors import UserError
 from rql_deploy.ogbench_names import download_hint
 from rql_deploy.recording_files import is_recording
 from rql_deploy.train.data.edits import concatenate
-from rql_deploy.train.data.folder import StoreShard, is_store, read_store
+from rql_deploy.train.data.folder import StoreShard, is_store, read_store, store_folders
 from rql_deploy.train.data.rewards import Reward, RewardFunction, with_reward
 from rql_deploy.train.data.selection import with_chosen_cameras, without_fields
 from rql_deploy.train.data.shards import ShardedStore, with_plant
@@ -71,7 +71,7 @@ def open_store(
     _check_options(name, path, options)
     if is_store(path):
         store = with_chosen_cameras(read_store(path, verify=True), options.cameras)
-    elif path.is_dir() and (folders := sorted(folder for folder in path.iterdir() if is_store(folder))):
+    elif folders := store_folders(path):
         shards = ShardedStore(
             path.resolve().name, [StoreShard.of(folder) for folder in folders], shard_updates
         )
@@ -111,7 +111,7 @@ def open_store(
     if described := [name for name, keys in options.keys.fields.items() if not keys]:
         # Readers of other programs' files have left these out already.
         known = {field.name for field in store.plant.inputs}
-        held = _is_stored(path)
+        held = store_folders(path)
         store = without_fields(store, [n for n in described if held or {n, f"observation.{n}"} & known])
     if store.plant.rate_assumed:
         # Data sets from before there was `assumed` mark it in the environment.
@@ -124,14 +124,8 @@ def open_store(
 
 def _inputs(path: Path) -> set[str] | None:
     """Names of the fields and cameras of a store; None where `path` is none."""
-    if not _is_stored(path):
-        return None
-    folder = path if is_store(path) else min(filter(is_store, path.iterdir()))
-    return {spec.name for spec in StoreShard.of(folder).plant.inputs}
-
-
-def _is_stored(path: Path) -> bool:
-    return is_store(path) or (path.is_dir() and any(map(is_store, path.iterdir())))
+    folders = store_folders(path)
+    return {spec.name for spec in StoreShard.of(folders[0]).plant.inputs} if folders else None
 
 
 def _without_cameras(path: Path) -> str:
@@ -148,7 +142,7 @@ def _check_options(name: str, path: Path, options: ReadOptions) -> None:
     """Raise UserError for options that data of this format has no use for."""
     if options.tasks and not (path.is_dir() and is_lerobot(path)):
         raise UserError(f"--task-index selects language tasks of a LeRobotDataset, which {name} is not")
-    if _is_stored(path) and (options.keys.roles or any(options.keys.fields.values())):
+    if store_folders(path) and (options.keys.roles or any(options.keys.fields.values())):
         raise UserError(
             f"--map names keys of other programs' files, and {name} is a store, of which it only leaves out "
             "fields: --map observation.NAME="
