@@ -269,7 +269,7 @@ def sole_run(output: Path, resume: bool) -> Iterator[None]:
             require_usable(output, resume)
             yield
         finally:
-            if made and [entry.name for entry in output.iterdir()] == [LOCK]:
+            if made and output.is_dir() and [entry.name for entry in output.iterdir()] == [LOCK]:
                 shutil.rmtree(output)
 
 
