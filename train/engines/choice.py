@@ -39,8 +39,11 @@ class EngineChoice(Record, frozen=True):
     """What `auto` resolved to; a resumed run keeps it."""
 
     engine: Literal["eager", "compiled"]
+    """How updates run; on a GPU, compiled means CUDA graphs."""
     precision: Literal["fp32", "tf32", "bf16"]
+    """Of the hidden layers' products."""
     device: Literal["cpu", "cuda"]
+    """Where networks and data live."""
     threads: int = 1
     """CPU threads, each with its own slice of the batch. The last bits of gradients depend on this number."""
 
