@@ -149,9 +149,12 @@ class StackedPlant:
 
     def apply(self, action: Any) -> None:
         """Carry out an action; this tick's frame is kept first, where nobody has asked for it yet."""
-        self.observe()
-        self.plant.apply(action)
-        self._seen = None
+        try:
+            self.observe()
+        finally:
+            # A robot whose camera fails must be held all the same.
+            self.plant.apply(action)
+            self._seen = None
 
 
 def stacked(plant: Any, description: PlantDescription) -> Any:

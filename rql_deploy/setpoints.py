@@ -9,6 +9,7 @@ uses a clock.
 from __future__ import annotations
 
 import math
+import re
 from typing import Literal, get_args
 
 import numpy as np
@@ -21,8 +22,10 @@ Method = Literal["linear", "minimum-jerk"]
 METHODS: tuple[Method, ...] = get_args(Method)
 GRACE = 0.5
 """Share of a control period by which a command may be late before a velocity falls to zero."""
-ANGLE_NAMES = ("roll", "pitch", "yaw", "quat", "rot", "axis")
-"""Parts of the names by which components of an orientation are known."""
+ORIENTATION = re.compile(
+    r"roll|pitch|yaw|quat|rot|axis|euler|orient|rpy|(^|[._])[rw][xyz]([._]|$)|(^|[._])q[wxyz]([._]|$)"
+)
+"""What names of components of an orientation look like, also `ee.wx` (LeRobot's rotation vector) and `rx`."""
 Array = NDArray[np.float64]
 
 
@@ -109,6 +112,10 @@ class Setpoints:
         """A cycle was left out: targets and velocities go on in time, deltas are not hurried."""
         self._cycle += 1
 
+    def rest(self) -> Array:
+        """The set-point `[A]` that ends all motion: targets stay where they have come to."""
+        return np.where(self._absolute, self._position, 0.0)
+
     def next(self) -> Array:
         """The set-point `[A]` of this cycle."""
         self._cycle += 1
@@ -157,4 +164,4 @@ def is_orientation(action: ActionDimension) -> bool:
     """Whether the dimension is a component of an absolute orientation, not a joint's angle."""
     if action.mode != "absolute" or action.frame == "joint" or action.controller.startswith("JOINT"):
         return False
-    return any(part in action.name.lower() for part in ANGLE_NAMES)
+    return ORIENTATION.search(action.name.lower()) is not None

@@ -29,6 +29,7 @@ export class RemotePolicy {
   #epoch = randomInt(2 ** 31);
   #id = 0;
   #waiting = new Map();
+  #sending = Promise.resolve();
 
   static async connect(endpoint, { timeoutMs = 5000 } = {}) {
     const { host } = parseAddress(endpoint);
@@ -137,13 +138,27 @@ export class RemotePolicy {
       timer = setTimeout(() => reject(new DeadlineMissed(`no reply within ${timeoutMs} ms`)), timeoutMs);
     });
     const frame = message(KINDS[operation], id, this.#epoch, header, parts, arrays);
-    this.#socket.send(frame).catch((error) => this.#waiting.get(id)?.reject(error));
+    this.#send(id, frame, performance.now() + timeoutMs);
     try {
       return await answered;
     } finally {
       clearTimeout(timer);
       this.#waiting.delete(id);
     }
+  }
+
+  // The socket takes one message at a time. Without a connection each waits until its deadline, and none that
+  // nobody waits for any more is sent.
+  #send(id, frame, expiry) {
+    this.#sending = this.#sending.then(async () => {
+      if (!this.#waiting.has(id)) return;
+      this.#socket.sendTimeout = Math.max(0, Math.ceil(expiry - performance.now()));
+      try {
+        await this.#socket.send(frame);
+      } catch (error) {
+        if (error.code !== "EAGAIN") this.#waiting.get(id)?.reject(error);
+      }
+    });
   }
 
   async #read() {

@@ -52,7 +52,16 @@ def describe_robot(topics: TopicMap, where: str) -> PlantDescription:
     widths = {field.name: field.size for field in fields}
     actions: list[ActionDimension] = []
     for part, source in topics.action.items():
-        actions += _dimensions(part, source, widths, f"{where}.action.{part}")
+        said = f"{where}.action.{part}"
+        actions += _dimensions(part, source, widths, said)
+        if source.mode == "absolute" and source.rest:
+            _require_joints(topics.observation[source.rest], source, said)
+    sent = [source.topic for source in topics.action.values()]
+    if twice := [topic for topic in sent if sent.count(topic) > 1]:
+        raise UserError(
+            f"{where} sends several actions on {twice[0]}, which would replace each other: send "
+            "them as one action, or on a topic each"
+        )
     return PlantDescription(topics.task or Path(where).stem, tuple(fields), tuple(actions), topics.rate)
 
 
@@ -114,6 +123,14 @@ def _dimensions(part: str, source: Commanded, widths: dict[str, int], where: str
             f"{where} would send changes as positions: write field = '{known[1]}' and a scale, or use a "
             "policy with absolute targets"
         )
+    if (source.type == TWIST or path.startswith("velocit")) and _hold(source) == "repeat":
+        raise UserError(
+            f"{where} would go on at its last velocity in a hold: velocities have mode = 'delta', and no hold"
+        )
+    if len(set(source.joint_names)) < len(source.joint_names):
+        raise UserError(f"{where} has a joint twice in {list(source.joint_names)}: name each once")
+    if any(not low < high for low, high in zip(source.low, source.high, strict=True)):
+        raise UserError(f"{where} has a low bound that is not below its high bound: correct it")
     width = command_width(source, where)
     if len(source.joint_names) not in (0, width) or len(source.scale) not in (0, width):
         raise UserError(f"{where} has {width} numbers: give as many joints and scales")
@@ -127,6 +144,28 @@ def command_width(source: Commanded, where: str = "") -> int:
     if source.type == TWIST:
         return len(values_of(where, TWIST, blank(TWIST), msgspec.structs.replace(source, scale=()), ()))
     return len(source.names) or len(source.low) or len(source.scale) or 1
+
+
+def _hold(source: Commanded) -> str:
+    return source.hold or ("repeat" if source.mode == "absolute" else "zero")
+
+
+def joint_order(observed: Observed, command: Commanded) -> list[int] | None:
+    """Where a command's joints are among those of a field; None where the two have no name in common."""
+    if set(observed.names).isdisjoint(command.joint_names):
+        return None
+    return [observed.names.index(name) for name in command.joint_names]
+
+
+def _require_joints(observed: Observed, command: Commanded, where: str) -> None:
+    """Targets start from joints by their names, in whatever order the field has them."""
+    try:
+        joint_order(observed, command)
+    except ValueError as error:
+        raise UserError(
+            f"{where} starts from '{command.rest}', which has the joints {', '.join(observed.names)}: name "
+            f"those of the command ({', '.join(command.joint_names)}) alike"
+        ) from error
 
 
 def _require_rest(source: Commanded, width: int, widths: dict[str, int], where: str) -> None:

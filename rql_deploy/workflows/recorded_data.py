@@ -109,6 +109,11 @@ def label_episodes(recording: Path, episodes: Sequence[str], success: bool) -> i
 
 def _remarks(name: str, episodes: Sequence[RecordedEpisode], decisions: int) -> list[str]:
     found = []
+    tasks = list(dict.fromkeys(episode.plant.task for episode in episodes))
+    if len(tasks) > 1:
+        found.append(
+            f"its episodes are of {len(tasks)} tasks ({', '.join(tasks)}), which no row says any more"
+        )
     if silent := [episode.name for episode in episodes if not episode.known]:
         few = ", ".join(silent[:3]) + (", ..." if len(silent) > 3 else "")
         found.append(

@@ -114,9 +114,17 @@ def read_recorded_episodes(
         plants[key] = msgspec.structs.replace(contract.plant, fields=fields)
     found = []
     for (epoch, number), told in _in_order(parts):
-        if (plant := plants.get(told.ticks[0].contract_id)) is not None:
-            name = f"{epoch:x}-{number}"
-            found.append(_joined(name, told, plant, labels.get(name)))
+        name = f"{epoch:x}-{number}"
+        try:
+            found.append(_joined(name, told, plants[told.ticks[0].contract_id], labels.get(name)))
+        except (LookupError, ValueError) as error:
+            damage = UserError(
+                f"recording {recording} lacks the contract of episode {name}, or what the contract says",
+                hint="use a whole copy",
+            )
+            if on_damage is None:
+                raise damage from error
+            on_damage(damage)
     return found, decisions
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -61,7 +62,13 @@ class ReportedPlant:
         if not self._reporter.recording or self._over:
             self.plant.apply(action)
             return
-        before = self.observe() if self._seen is None else self._seen
+        try:
+            before = self.observe() if self._seen is None else self._seen
+        except Exception:
+            # A robot that cannot be observed must be held all the same, and its episode ends here.
+            self._over = True
+            self.plant.apply(action)
+            raise
         # Copied before the plant moves on: a simulator may show its own arrays.
         before = {name: np.array(value) for name, value in before.items()}
         began = time.monotonic()
@@ -86,7 +93,11 @@ class ReportedPlant:
             pending, self._pending = self._pending, None
             self._reporter.add(**pending, note=note)
             if self._over:
-                self._reporter.finish(self.plant.observe())
+                # What comes after an episode cannot fail it: a robot may be gone by then.
+                last = None
+                with contextlib.suppress(Exception):
+                    last = self.plant.observe()
+                self._reporter.finish(last)
 
     def end(self) -> None:
         """Report the end of the episode, if one is under way."""

@@ -11,6 +11,7 @@ driver gets holds: the last target, zero motion, zero velocity.
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from typing import Any, Protocol
 
@@ -108,7 +109,7 @@ class InterpolatedPlant:
             self._thread.start()
 
     def close(self) -> None:
-        """Stop the set-points. The driver is left to its owner."""
+        """Stop the set-points, the last of which ends all motion. The driver is left to its owner."""
         self._stop()
 
     def __enter__(self) -> InterpolatedPlant:
@@ -128,15 +129,21 @@ class InterpolatedPlant:
             raise self._failure
 
     def _run(self) -> None:
+        assert self._setpoints is not None
+        try:
+            self._drive(self._setpoints)
+        except Exception as failure:
+            self._failure = failure
+        # The last set-point may be a velocity, which lasts. A driver that failed once may take this one.
+        with contextlib.suppress(Exception), self._lock:
+            self._driver.apply(self._setpoints.rest())
+
+    def _drive(self, setpoints: Setpoints) -> None:
+        """Apply set-points until the end; raises what the driver raises."""
         schedule = Schedule(1.0 / self._rate, self._clock.now())
         while not self._end.is_set():
             self._clock.sleep_until(schedule.deadline)
-            try:
-                with self._lock:
-                    assert self._setpoints is not None
-                    self._driver.apply(self._setpoints.next())
-                    for _ in range(schedule.advance(self._clock.now())):
-                        self._setpoints.skip()
-            except Exception as failure:
-                self._failure = failure
-                return
+            with self._lock:
+                self._driver.apply(setpoints.next())
+                for _ in range(schedule.advance(self._clock.now())):
+                    setpoints.skip()

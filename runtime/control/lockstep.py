@@ -190,3 +190,8 @@ def hold_action(plant: PlantDescription, last: NDArray[np.float32] | None) -> ND
 def is_finished(plant: Plant) -> bool:
     """Whether the episode is over, as a simulator can tell; a robot runs until it is stopped."""
     return bool(getattr(plant, "finished", False))
+
+
+def is_over(plant: Plant) -> bool:
+    """Whether a simulation takes no more commands. A robot does: without one it may go on moving."""
+    return bool(getattr(plant, "simulated", False)) and is_finished(plant)

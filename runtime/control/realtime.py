@@ -25,7 +25,7 @@ from rql_deploy.seeding import check_seed, decision_seed
 
 from .clock import MIN_SPACING, Clock, Schedule, SystemClock, require_rate
 from .inference import InferenceRequest, InferenceResult, InferenceRunner, ThreadRunner, continues
-from .lockstep import drivable, is_finished, plant_failure
+from .lockstep import drivable, is_finished, is_over, plant_failure
 from .playback import Mode, Playback, ScheduledAction, delta_bounds
 from .safety import NO_ACTION, Reason, SafetyFilter, Verdict
 from .scheduling import low_jitter
@@ -162,7 +162,7 @@ class RealTimeLoop:
         `duration` is in seconds. Before the first decision nothing is commanded. With `after_fault="hold"`
         the loop holds after a fault until it is stopped or the fault is cleared. At the end the plant is held
         until the command no longer changes (delta motion is at zero); Ctrl-C ends this, too. An exception of
-        the plant ends the episode as failed, after one hold. Raises UserError for options that are none.
+        the plant ends the episode as failed, after three holds. Raises UserError for options that are none.
         """
         seed, duration = check_seed(seed), None if duration is None else read_seconds("duration", duration)
         if after_fault not in ("end", "hold"):
@@ -190,13 +190,14 @@ class RealTimeLoop:
                 interrupted = True
             except Exception as failure:
                 error, error_kind = plant_failure(f"failed at tick {self.statistics.ticks}", failure)
+            success = error is None and bool(getattr(self.plant, "success", False))
             try:
-                self._settle(schedule, 1 if error else None)
+                # Three after a failure: a bus that has lost one message may lose another.
+                self._settle(schedule, 3 if error else None)
             except KeyboardInterrupt:
                 interrupted = True
         if self.watchdog.fault is not None and error is None:
-            error, error_kind = f"fault: {self.watchdog.fault.reason}", FAULT
-        success = error is None and bool(getattr(self.plant, "success", False))
+            error, error_kind, success = f"fault: {self.watchdog.fault.reason}", FAULT, False
         ticks, held = self.statistics.ticks, self.statistics.held
         episode = EpisodeResult(seed, success, ticks, held, error=error, error_kind=error_kind)
         return RealTimeResult(episode, self.statistics, interrupted)
@@ -222,19 +223,19 @@ class RealTimeLoop:
         return False
 
     def _settle(self, schedule: Schedule, ticks: int | None) -> None:
-        """Hold until the command no longer changes, for at most `ticks`; ignores failures of the plant."""
+        """Hold for `ticks`, else until the command no longer changes; ignores failures of the plant."""
         previous = None
-        with contextlib.suppress(Exception):
-            while self._moving and ticks != 0 and not is_finished(self.plant):
-                schedule.advance(self.clock.now())
-                self.clock.sleep_until(schedule.deadline)
-                self._keep_distance()
-                self._commanded_at = self.clock.now()
-                command = self.filter.command(None, now=self._commanded_at).command
-                if previous is not None and np.array_equal(command, previous):
-                    return
+        while self._moving and ticks != 0 and not is_over(self.plant):
+            schedule.advance(self.clock.now())
+            self.clock.sleep_until(schedule.deadline)
+            self._keep_distance()
+            self._commanded_at = self.clock.now()
+            command = self.filter.command(None, now=self._commanded_at).command
+            if ticks is None and previous is not None and np.array_equal(command, previous):
+                return
+            with contextlib.suppress(Exception):
                 self.plant.apply(command)
-                previous, ticks = command, None if ticks is None else ticks - 1
+            previous, ticks = command, None if ticks is None else ticks - 1
 
     def _tick(self, schedule: Schedule, skipped: int) -> None:
         begun = self.clock.now()

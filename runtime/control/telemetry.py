@@ -10,9 +10,10 @@ import threading
 from collections import Counter, deque
 from collections.abc import Collection, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple, TextIO
+from typing import Any, TextIO
 
 import numpy as np
+from msgspec.structs import asdict
 from numpy.typing import NDArray
 
 from rql_deploy.errors import UserError
@@ -26,53 +27,23 @@ DRIFT_TICKS = 200
 """Ticks at either end of a run that the drift compares."""
 
 
-class Tick(NamedTuple):
-    """One control period."""
+class Tick(TickNote, kw_only=True):
+    """One control period: what a server is told of it, and what the loop keeps to itself."""
 
     cycle: int
     """Number on the schedule, counting skipped cycles."""
-    late: float
-    """Seconds from the deadline to the start of the tick."""
-    skipped: int
-    """Cycles left out just before this one."""
     busy: float
     """Seconds of work: observing, filtering, commanding."""
-    fresh: bool
-    """Whether the command is the policy's action; otherwise it is a hold."""
-    kind: str
-    """Kind of the reason below, without names and numbers of this tick; empty without a reason."""
-    reason: str
-    """Why the tick was held, or which limit clamped the action."""
-    age: float | None
-    """Seconds from the observation behind the command to the command; None for a hold."""
-    steps: int
-    """Refinement steps behind the command; 0 for a hold."""
-    chunk: int
-    """Number of the decision; -1 for a hold."""
-    chunk_index: int
-    """Index of the action in its chunk; -1 for a hold."""
     prefetch_ticks: int
     """Ticks before the end of a chunk at which the next one is requested."""
     command: NDArray[np.float32]
     """`[A]`, sent to the plant."""
-    seed: int | None = None
-    """Of the decision behind the command; None for a hold."""
 
 
 def note_of(tick: Tick) -> TickNote:
     """What a server that records is told of a tick."""
-    return TickNote(
-        fresh=tick.fresh,
-        kind=tick.kind[:MAX_TEXT],
-        reason=tick.reason[:MAX_TEXT],
-        late=tick.late,
-        skipped=tick.skipped,
-        age=tick.age,
-        steps=tick.steps,
-        chunk=tick.chunk,
-        chunk_index=tick.chunk_index,
-        seed=tick.seed,
-    )
+    said = {name: getattr(tick, name) for name in TickNote.__struct_fields__}
+    return TickNote(**said | {"kind": tick.kind[:MAX_TEXT], "reason": tick.reason[:MAX_TEXT]})
 
 
 class LoopStatistics:
@@ -197,10 +168,8 @@ class TickLog:
                     self._file.flush()
                 else:
                     episode, tick = item
-                    self._file.write(
-                        json.dumps({"episode": episode, **tick._asdict(), "command": tick.command.tolist()})
-                        + "\n"
-                    )
+                    said = {"episode": episode, **asdict(tick), "command": tick.command.tolist()}
+                    self._file.write(json.dumps(said) + "\n")
 
     @contextlib.contextmanager
     def _noting_errors(self) -> Iterator[None]:

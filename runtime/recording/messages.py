@@ -14,6 +14,7 @@ import numpy as np
 from msgspec import Struct
 from numpy.typing import NDArray
 
+from rql_deploy.policy import MAX_CANDIDATES
 from rql_deploy.runtime.wire.notes import TickNote
 
 _FLOAT32 = np.dtype("<f4")
@@ -203,12 +204,12 @@ class Status(Struct):
 
 
 def misfit(message: Message) -> str:
-    """Which numbers of a message are not as many as it says; empty where all are."""
+    """Of what the numbers are impossible, or not as many as the message says; empty where all fit."""
     if isinstance(message, Bundle):
         return ""
     for field in message.fields:
         held = len(field.values) // 4 or len(field.data)
-        if not field.picture and held != math.prod(field.shape):
+        if not field.picture and (held != math.prod(field.shape) or min(field.shape, default=0) < 0):
             return f"field '{field.name}'"
     if isinstance(message, Tick):
         return "an action" if len(message.action) % 4 else ""
@@ -216,6 +217,14 @@ def misfit(message: Message) -> str:
         return ""
     if len(message.chunk_shape) != 2 or min(message.chunk_shape) < 1:
         return "a chunk"
+    deltas = np.frombuffer(message.deltas[: len(message.deltas) // 8 * 8], "<f8")
+    named = [entry.candidates for entry in message.previews] + [entry.candidates for entry in message.scores]
+    if (
+        not 0 <= message.candidate < message.candidates <= MAX_CANDIDATES
+        or not (np.abs(deltas) < 1.01).all()
+        or not all(named)
+    ):
+        return "a decision"
     numbers = math.prod(message.chunk_shape)
     expected = [(message.actions, numbers)]
     expected += [(preview.actions, numbers * len(preview.candidates)) for preview in message.previews]

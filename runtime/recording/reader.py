@@ -60,7 +60,7 @@ def read_file(path: Path) -> Iterator[Message]:
                             else:
                                 message.fields = [_whole(field, pictures, bgr) for field in message.fields]
                             if what := misfit(message):
-                                raise ValueError(f"{what} has not as many numbers as it says")
+                                raise ValueError(f"the numbers of {what} do not fit")
                             yield message
                         elif topic.startswith(CAMERAS):
                             pictures[topic] = entry.data
@@ -80,8 +80,18 @@ def _chunks(path: Path, stream: IO[bytes]) -> Iterator[tuple[Any, int]]:
         opcode, length = stream.read(1)[0], int.from_bytes(stream.read(8), "little")
         if not Opcode.HEADER <= opcode <= Opcode.DATA_END or length > MAX_RECORD_BYTES:
             raise UserError(f"{path} is damaged at byte {place:,}", hint="use a copy")
+        if opcode == Opcode.MESSAGE:
+            raise UserError(
+                f"{path} has messages outside chunks, as another tool wrote it",
+                hint="use the file it was made of",
+            )
         place += 9 + length
-        if place > size or opcode == Opcode.DATA_END:
+        if place > size:
+            stream.seek(size - len(MAGIC))
+            if stream.read() == MAGIC:
+                raise UserError(f"{path} is damaged: a length in it is beyond its end", hint="use a copy")
+            return
+        if opcode == Opcode.DATA_END:
             return
         if opcode == Opcode.CHUNK:
             try:

@@ -138,8 +138,10 @@ class RecordingWriter:
         if self._file is not None and self._file.size >= self._shard_bytes:
             self.close()
         if self._file is None:
-            path = self._folder / f"{self._prefix}-{self._files:05d}{SUFFIX}"
             self._folder.mkdir(parents=True, exist_ok=True)
+            while (path := self._folder / f"{self._prefix}-{self._files:05d}{SUFFIX}").exists():
+                # Servers in two containers may have the same time and process id.
+                self._files += 1
             self._file = McapFile(path, self._chunk_bytes)
             self._files += 1
             if self._bundle is not None:

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from rql_deploy.contract import PlantDescription
 from rql_deploy.errors import UserError
 from rql_deploy.ros2.definitions import BOOL
-from rql_deploy.ros2.robot import command_width
+from rql_deploy.ros2.robot import command_width, joint_order
 from rql_deploy.ros2.topic_map import Commanded, Observed, QoS, Source, TopicMap
 
 from .commands import command_message
@@ -167,7 +167,10 @@ class TopicPlant:
         rest = np.zeros(self._dimensions, np.float32)
         for source, part, _ in self._parts:
             if source.rest:
-                measured = self._inboxes[source.rest].read().value.reshape(-1)
+                inbox = self._inboxes[source.rest]
+                measured = inbox.read().value.reshape(-1)
+                if (order := joint_order(inbox.source, source)) is not None:
+                    measured = measured[order]
                 rest[part] = measured / source.scale if source.scale else measured
             elif source.rest_at:
                 rest[part] = source.rest_at

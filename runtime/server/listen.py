@@ -95,8 +95,10 @@ def configure(router: zmq.Socket[bytes], largest_frame: int) -> None:
 def bind_socket(router: zmq.Socket[bytes], bind: str, address: Address, listener: int | None) -> None:
     """Bind to the `address` that is `bind`, or take connections from the descriptor of a listening socket.
 
-    Raises OSError or ZMQError.
+    Raises OSError or ZMQError, and UserError where ZeroMQ would abort the process.
     """
+    if address.transport == "tcp":
+        _require_netlink()
     if listener is not None:
         router.setsockopt(zmq.USE_FD, listener)
     elif address.transport == "ipc" and address.host != "*":
@@ -177,6 +179,21 @@ def cannot_listen(where: str, error: OSError | zmq.ZMQError, option: str = "--bi
     else:
         reason, hint = os.strerror(code) if code > 0 else str(error), f"pass {option} with another address"
     return UserError(f"cannot listen on {where} ({reason})", hint=hint)
+
+
+def _require_netlink() -> None:
+    """Raise UserError where this process may not ask for the machine's interfaces, as ZeroMQ does."""
+    family = getattr(socket, "AF_NETLINK", None)
+    try:
+        if family is not None:
+            socket.socket(family, socket.SOCK_RAW).close()
+    except OSError as error:
+        if error.errno not in (errno.EAFNOSUPPORT, errno.EPERM, errno.EACCES):
+            raise
+        raise UserError(
+            f"the server may not use AF_NETLINK ({error.strerror}), without which ZeroMQ cannot listen",
+            hint="add AF_NETLINK to RestrictAddressFamilies in its systemd unit, or allow it in its sandbox",
+        ) from error
 
 
 def _require_unused(path: str) -> None:

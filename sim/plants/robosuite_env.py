@@ -299,7 +299,10 @@ class RobosuiteEnv(TaskEnv):
             rotation = rotation_numbers("OSC_POSE_ABSOLUTE", self._hand()[1])
         return np.concatenate((action[:3], rotation, action[9:]))
 
-    def render(self) -> NDArray[np.uint8]:
+    def render(self) -> NDArray[np.uint8] | None:
+        if self.render_mode is None:
+            gymnasium.logger.warn("render() draws nothing without a render_mode: make it with 'rgb_array'")
+            return None
         frame = self._env.sim.render(width=512, height=512, camera_name="agentview")
         return np.ascontiguousarray(frame[::-1])
 

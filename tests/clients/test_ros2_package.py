@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import ast
+import importlib
+import os
+import signal
 import sys
+import threading
 import time
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterator
@@ -16,6 +20,7 @@ import yaml
 from rql_deploy.errors import UserError
 from rql_deploy.ros2.robot import read_robot
 from tests.helpers.commands import ROOT, wait_for
+from tests.helpers.rclpy_modules import rclpy_modules
 from tests.helpers.rclpy_stand_in import FakeNode, get_message
 from tests.helpers.topic_maps import PUSH, SEEN, write_map
 
@@ -90,6 +95,40 @@ def test_a_robot_that_falls_silent_is_held(driver: Driver, node: FakeNode) -> No
     wait_for(lambda: not driver.driving)
     level, text, _ = driver.state()
     assert level == 2 and ("no message has come on /joint_states" in text or "observation too old" in text)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_the_node_holds_the_robot_before_it_leaves_the_network(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
+) -> None:
+    """On stand-ins for rclpy's modules."""
+    values = {field.name: getattr(settings, field.name) for field in fields(Settings)} | {"autostart": True}
+    modules = rclpy_modules(tuple(SEEN["names"]), PUSH["topic"], values)
+    for name, module in modules.items():
+        monkeypatch.setitem(sys.modules, name, module)
+    main = importlib.import_module("rql_deploy_ros2.node").main
+    del sys.modules["rql_deploy_ros2.node"]
+
+    def unheard(*_: object) -> None:
+        raise AssertionError("the node does not listen for signals")
+
+    before = {known: signal.signal(known, unheard) for known in (signal.SIGINT, signal.SIGTERM)}
+
+    def stop() -> None:
+        wait_for(lambda: bool(modules["rclpy"].made) and len(modules["rclpy"].made[0].commands) > 5)
+        os.kill(os.getpid(), number)
+
+    thread = threading.Thread(target=stop)
+    thread.start()
+    try:
+        main()
+    finally:
+        for known, handler in before.items():
+            signal.signal(known, handler)
+        thread.join()
+    commands = modules["rclpy"].made[0].commands
+    assert abs(commands[-2].data[0]) > 1e-6 or abs(commands[0].data[0]) > 1e-6
+    assert [abs(x) < 1e-6 for x in commands[-1].data] == [True, True]
 
 
 def test_parameters_that_do_not_fit_are_said(settings: Settings, node: FakeNode) -> None:

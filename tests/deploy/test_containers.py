@@ -19,6 +19,7 @@ import pytest
 from rql_deploy.cli import main
 from tests.helpers.commands import ROOT, unavailable
 from tests.helpers.deployment import DEPLOY, documents, instructions
+from tests.helpers.sandbox import SOCKET
 
 DOCKERFILE = ROOT / "Dockerfile"
 TARGETS = ("robot", "serve", "train", "sim")
@@ -178,6 +179,35 @@ def test_the_unit_waits_for_what_the_server_says() -> None:
 
     assert float(entries["WatchdogSec"]) > 2 * max(RESTART_DELAYS)
     assert float(entries["TimeoutStopSec"]) > STOP_LIMIT
+
+
+BIND = """
+import zmq
+from rql_deploy.errors import UserError
+from rql_deploy.runtime.server.listen import bind_socket, check_bind
+bind = "tcp://127.0.0.1:*"
+try:
+    with zmq.Context() as context, context.socket(zmq.ROUTER) as router:
+        bind_socket(router, bind, check_bind(bind, False), None)
+    print("bound")
+except UserError as error:
+    print(error)
+"""
+
+
+def test_the_unit_lets_the_server_listen() -> None:
+    """Where ZeroMQ may not ask for the machine's interfaces, it aborts the process."""
+    if SOCKET is None:
+        pytest.skip("the system call's number is not known here")
+    families = unit()["RestrictAddressFamilies"].split()
+    for allowed, words in (
+        (families, "bound"),
+        ([name for name in families if name != "AF_NETLINK"], "add AF_NETLINK to RestrictAddressFamilies"),
+    ):
+        python = sys.executable
+        command = [python, "-m", "tests.helpers.sandbox", ",".join(allowed), python, "-c", BIND]
+        done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
+        assert words in done.stdout, done.stderr
 
 
 def test_systemd_reads_the_unit(tmp_path: Path) -> None:

@@ -109,9 +109,14 @@ def test_orientations_and_slow_drivers_are_refused() -> None:
     yaw = ActionDimension("yaw", -3.1, 3.1, "rad", "OSC_POSE", "base", "absolute", "repeat")
     with pytest.raises(ContractError, match="action 'yaw' is part of an absolute orientation"):
         setpoints(yaw)
+    for name in ("ee.wx", "rx", "target.ry", "qw", "hand_euler_z"):
+        with pytest.raises(ContractError, match="part of an absolute orientation"):
+            setpoints(msgspec.structs.replace(yaw, name=name, controller="", frame=""))
     # A delta rotation vector is divided about its own axis, and a joint's angle is no orientation.
     setpoints(ActionDimension("dyaw", -1.0, 1.0, "0.5 rad", "OSC_POSE", "base"))
     setpoints(msgspec.structs.replace(JOINT, name="wrist_yaw"))
+    for name in ("q1", "ee.x", "axle", "shoulder_pan.pos"):
+        setpoints(msgspec.structs.replace(yaw, name=name, controller="", frame=""))
     with pytest.raises(ContractError, match=r"10 Hz is slower than the policy's 20 Hz"):
         Setpoints(PlantDescription("tiny", (), (JOINT,), RATE), 10.0, [0.0])
     for options, words in (

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import signal
 import sys
+import threading
 from dataclasses import fields
 from typing import Any
 
 import rclpy
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
 from rclpy.callback_groups import MutuallyExclusiveCallbackGroup
-from rclpy.executors import ExternalShutdownException, MultiThreadedExecutor
+from rclpy.executors import MultiThreadedExecutor
 from rclpy.node import Node
 from rclpy.qos import DurabilityPolicy, HistoryPolicy, QoSProfile, ReliabilityPolicy
+from rclpy.signals import SignalHandlerOptions
 from rosidl_runtime_py.utilities import get_message
 from std_srvs.srv import Trigger
 
@@ -74,7 +77,11 @@ class PolicyNode(Node):
 
 def main() -> None:
     """Run the node until it is stopped; the robot is held at the end."""
-    rclpy.init()
+    # At a signal rclpy's own handlers close its publishers, and the robot could not be told to hold.
+    rclpy.init(signal_handler_options=SignalHandlerOptions.NO)
+    ended = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: ended.set())
     try:
         node = PolicyNode()
     except UserError as error:
@@ -82,11 +89,18 @@ def main() -> None:
         sys.exit(2)
     executor = MultiThreadedExecutor(num_threads=4)
     executor.add_node(node)
+
+    def spin() -> None:
+        try:
+            executor.spin()
+        finally:
+            ended.set()
+
+    threading.Thread(target=spin, name="executor", daemon=True).start()
     try:
-        executor.spin()
-    except (KeyboardInterrupt, ExternalShutdownException):
-        pass
+        ended.wait()
     finally:
         node.driver.close()
+        executor.shutdown()
         node.destroy_node()
         rclpy.try_shutdown()

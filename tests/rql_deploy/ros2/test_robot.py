@@ -71,6 +71,15 @@ def test_a_map_describes_a_plant(tmp_path: Path) -> None:
         ({}, PUSH | {"joints": ["a"]}, "has 2 numbers: give as many joints and scales"),
         ({}, PUSH | {"low": [0], "high": [1]}, "2 numbers, its map 2 names and 1 bounds"),
         ({}, {"topic": "/t", "type": TWIST, "mode": "delta", "names": ["x"]}, "6 numbers"),
+        ({}, {"topic": "/t", "type": TWIST, "mode": "absolute"}, "go on at its last velocity in a hold"),
+        ({}, ARM | {"mode": "delta", "field": "velocities", "hold": "repeat"}, "go on at its last velocity"),
+        ({}, ARM | {"names": ["a", "b"], "joints": ["c", "c"]}, "has a joint twice"),
+        ({}, PUSH | {"low": [1, -1], "high": [-1, 1]}, "a low bound that is not below its high bound"),
+        (
+            {"names": ["a", "b"]},
+            ARM | {"names": ["b", "c"], "rest": "seen"},
+            "which has the joints a, b: name",
+        ),
     ],
 )
 def test_what_a_map_leaves_open_is_asked_for(
@@ -78,6 +87,12 @@ def test_what_a_map_leaves_open_is_asked_for(
 ) -> None:
     with pytest.raises(UserError, match=words):
         described(tmp_path, SEEN | seen, command)
+
+
+def test_two_actions_on_one_topic_would_replace_each_other(tmp_path: Path) -> None:
+    path = write_map(tmp_path, {"seen": SEEN}, {"one": PUSH, "other": PUSH | {"names": ["c", "d"]}})
+    with pytest.raises(UserError, match="sends several actions on /array_command"):
+        read_robot(path)
 
 
 def test_the_domain_is_the_map_s_or_the_environment_s(

@@ -93,3 +93,33 @@ def test_the_node_client_reaches_ipv6_and_is_told_about_keys(bundle: Path, tmp_p
         serving(bundle, "--keys", str(tmp_path / "keys")) as (keyed, _),
     ):
         assert "the server asks for keys" in compare(address, {"keyed": keyed})["keyed"]
+
+
+GONE = """
+import { DeadlineMissed, RemotePolicy } from "./client.mjs";
+const policy = await RemotePolicy.connect(process.argv[1]);
+const ask = (deadlineMs) => {
+  const fields = policy.inputs.map((f) => [f.name, new Float32Array(f.shape.reduce((a, b) => a * b, 1))]);
+  return policy.act(Object.fromEntries(fields), { deadlineMs }).then(() => "answered", (error) =>
+    error instanceof DeadlineMissed ? "missed" : error.message);
+};
+console.log(await ask(5000));
+process.stdin.once("data", async () => {
+  const heard = [await ask(100), await ask(100), ...await Promise.all([ask(200), ask(100)])];
+  console.log(heard.join());
+  process.exit(0);
+});
+"""
+
+
+def test_the_node_client_misses_every_deadline_of_a_server_that_is_gone(bundle: Path) -> None:
+    require_node(CLIENT, "zeromq")
+    with serving(bundle) as (endpoint, server):
+        command = ["node", "--input-type=module", "--eval", GONE, endpoint]
+        pipes: Any = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        with subprocess.Popen(command, cwd=CLIENT, text=True, **pipes) as node:
+            assert node.stdout is not None and node.stdout.readline() == "answered\n"
+            server.kill()
+            server.wait()
+            told, errors = node.communicate("now\n", timeout=30)
+    assert (told, errors) == ("missed,missed,missed,missed\n", "")

@@ -4,13 +4,21 @@ from __future__ import annotations
 
 import random
 from pathlib import Path
+from typing import Any
 
+import msgspec
+import numpy as np
 import pytest
+from mcap.reader import make_reader
+from mcap.writer import Writer
 
+from rql_deploy.bundle.bundle import Bundle
 from rql_deploy.errors import UserError
-from rql_deploy.recording_files import MAGIC
-from rql_deploy.runtime.recording.reader import read_file
-from tests.helpers.recordings import write_episode
+from rql_deploy.recording_files import MAGIC, PROFILE
+from rql_deploy.runtime.recording.messages import Decision, Preview, Score, floats
+from rql_deploy.runtime.recording.reader import read_file, read_recording
+from rql_deploy.runtime.recording.writer import RecordingWriter
+from tests.helpers.recordings import bundle_message, write_episode
 
 
 @pytest.fixture(scope="module")
@@ -64,3 +72,59 @@ def test_bytes_that_are_changed_lost_or_added_never_end_in_a_traceback(whole: by
         except UserError as error:
             assert str(error).count("\n") == 0
     assert found
+
+
+def test_messages_outside_chunks_are_not_passed_over(bundle: Path, tmp_path: Path) -> None:
+    write_episode(tmp_path, bundle, ticks=2)
+    (source,) = tmp_path.glob("*.mcap")
+    target = tmp_path / "copied.mcap"
+    with source.open("rb") as stream, target.open("wb") as output:
+        writer = Writer(output, use_chunking=False)
+        writer.start(PROFILE)
+        for schema, channel, message in make_reader(stream).iter_messages():
+            assert schema is not None
+            kind = writer.register_schema(schema.name, schema.encoding, schema.data)
+            number = writer.register_channel(channel.topic, channel.message_encoding, kind)
+            writer.add_message(number, message.log_time, message.data, message.publish_time)
+        writer.finish()
+    with pytest.raises(UserError, match="has messages outside chunks"):
+        list(read_file(target))
+
+
+def test_a_length_beyond_the_end_of_a_whole_file_is_no_file_that_was_cut_short(
+    whole: bytes, tmp_path: Path
+) -> None:
+    data, path = bytearray(whole), tmp_path / "damaged.mcap"
+    data[chunk_at(whole) + 4] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(UserError, match="a length in it is beyond its end"):
+        list(read_file(path))
+    path.write_bytes(whole[:-30])
+    assert len(list(read_file(path))) > 5
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"candidate": 1_000_000_000},
+        {"candidate": 3},
+        {"deltas": np.full(2, np.nan).tobytes()},
+        {"scores": [Score(1, [])]},
+        {"previews": [Preview(1, [])]},
+        {"chunk_shape": [-3, -2]},
+    ],
+)
+def test_numbers_that_no_decision_has_are_damage(
+    bundle: Path, tmp_path: Path, change: dict[str, Any]
+) -> None:
+    contract = Bundle.open(bundle).contract
+    chunk = np.zeros((contract.h, contract.plant.action_dim))
+    sound = Decision(1.0, contract.contract_id, "", 1, [], list(chunk.shape), floats(chunk), candidates=3)
+    decision = msgspec.structs.replace(sound, **change)
+    writer = RecordingWriter(tmp_path, "recording", shard_bytes=1 << 20)
+    writer.add(bundle_message(contract))
+    writer.add(decision, draw=False)
+    writer.close()
+    assert writer.status.written == 1
+    with pytest.raises(UserError, match=r"the numbers of a (decision|chunk) do not fit"):
+        list(read_recording(tmp_path))

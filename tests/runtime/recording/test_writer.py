@@ -115,3 +115,19 @@ def test_a_file_that_somebody_removes_is_noticed_and_another_one_begun(bundle: P
     writer.close()
     assert (writer.status.written, writer.status.lost, writer.status.error) == (2, 1, "")
     assert [type(found) for found in read_recording(folder)] == [BundleMessage, Decision]
+
+
+def test_two_servers_with_the_same_time_and_process_id_write_files_of_their_own(
+    bundle: Path, tmp_path: Path
+) -> None:
+    """As in two containers that share a folder."""
+    contract = Bundle.open(bundle).contract
+    writers = [RecordingWriter(tmp_path, "recording", shard_bytes=1 << 20) for _ in range(2)]
+    for writer in writers:
+        writer.begin()
+        writer.add(bundle_message(contract))
+        for message in messages_of(DONE, contract, 0.001, 1.0):
+            writer.add(message)
+        writer.close()
+        assert (writer.status.lost, writer.status.written, writer.status.error) == (0, 1, "")
+    assert sum(isinstance(m, Decision) for m in read_recording(tmp_path)) == 2

@@ -105,6 +105,18 @@ def test_commands_start_from_where_the_robot_is(tmp_path: Path) -> None:
     assert (arm.header.stamp.sec, arm.header.stamp.nanosec) == (5, 7)
 
 
+def test_commands_start_from_joints_by_their_names(tmp_path: Path) -> None:
+    hands = Hands()
+    names = list(reversed(SEEN["names"]))
+    path = write_map(
+        tmp_path, {"seen": SEEN}, {"arm": ARM | {"joints": names, "scale": [1, 1, 1, 10]}}, max_skew=1e6
+    )
+    driven = TopicPlant(*read_robot(path), hands)
+    hands.joints()
+    driven.reset()
+    assert np.allclose(driven.rest(), [0.4, 0.3, 0.2, 0.01])
+
+
 def test_the_success_topic_ends_an_episode(tmp_path: Path) -> None:
     hands = Hands()
     driven = plant(tmp_path, hands)

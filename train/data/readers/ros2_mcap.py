@@ -196,8 +196,9 @@ def _damage(file: Path, error: Exception) -> UserError:
         return UserError(
             f"{file}: {error}: only messages of ROS 2 (CDR, with their ros2msg definitions) are read"
         )
+    reason = str(error) or type(error).__name__
     return UserError(
-        f"{file} is damaged ({error or type(error).__name__}): it was cut off or its recorder still runs; "
+        f"{file} is damaged ({reason}): it was cut off or its recorder still runs; "
         "`mcap recover FILE -o NEW` saves what is in it"
     )
 

@@ -165,7 +165,7 @@ def test_a_gap_in_what_is_observed_is_refused_and_one_in_commands_holds(logs: Pa
 def test_a_log_that_was_cut_off_is_named_with_the_cure(share: float, logs: Path) -> None:
     file = logs / "one.mcap"
     file.write_bytes(file.read_bytes()[: int(share * file.stat().st_size)])
-    with pytest.raises(UserError, match=r"one.mcap is damaged .*mcap recover"):
+    with pytest.raises(UserError, match=r"one.mcap is damaged \(.+\): .*mcap recover"):
         open_store(str(logs))
 
 
