@@ -24,7 +24,7 @@ def exclusive_lock(
     """Lock a folder against other processes on this machine; it is made if it does not exist.
 
     Raises UserError with the texts `busy` and `cure` when another process has locked it, and when it cannot
-    be written.
+    be written. A file system without locks is taken without one.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -32,10 +32,11 @@ def exclusive_lock(
     except OSError as error:
         raise UserError(f"cannot write to {folder} ({error.strerror}): pass another --output") from error
     with stream:
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise UserError(f"{busy}: {cure}") from error
+        with contextlib.suppress(OSError):
+            try:
+                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise UserError(f"{busy}: {cure}") from error
         yield
 
 
@@ -84,7 +85,7 @@ def new_folder(output: Path) -> Iterator[Path]:
 
     Raises UserError when `output` exists or cannot be written.
     """
-    if output.exists():
+    if os.path.lexists(output):
         raise UserError(f"{output} exists already: pass another --output or remove it first")
     try:
         output.parent.mkdir(parents=True, exist_ok=True)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import tempfile
 import zipfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,7 +18,7 @@ from rql_deploy.errors import BundleError
 from rql_deploy.folders import file_hash, near_paths
 
 from .certificate import Certificate, read_certificate
-from .manifest import CONTRACT, README, Manifest, read_manifest
+from .manifest import CONTRACT, MANIFEST, README, Manifest, read_manifest
 from .sessions import CONTRACT_ID_KEY, open_session
 
 if TYPE_CHECKING:
@@ -50,6 +51,9 @@ class Bundle:
         if path.is_file() and zipfile.is_zipfile(path):
             unpacked = _unpack(path)
             path = Path(unpacked.name)
+        elif path.is_symlink():
+            # What it names now, to the last file that is read: it may name another bundle at any moment.
+            path = path.resolve()
         if not path.is_dir():
             raise BundleError(
                 f"there is no bundle at {path}: pass the folder that `rql-deploy export --output` "
@@ -118,13 +122,15 @@ def _unpack(path: Path) -> tempfile.TemporaryDirectory[str]:
                 most = MAX_ZIP_BYTES >> 30
                 raise BundleError(f"{path} unpacks to more than {most} GiB: that is not a policy bundle")
             archive.extractall(folder.name)
-    except (zipfile.BadZipFile, OSError) as error:
+    # What is damaged, encrypted or packed in a way that Python does not know has errors of all kinds.
+    except (zipfile.BadZipFile, zlib.error, OSError, EOFError, RuntimeError, ValueError) as error:
         raise BundleError(f"{path} cannot be unpacked ({error}): copy it again") from error
-    # A zip of the folder itself holds everything one level down.
-    inner = list(Path(folder.name).iterdir())
-    if len(inner) == 1 and inner[0].is_dir():
+    # A zip of the folder itself holds everything one level down, beside which a Mac puts a folder of its own.
+    root = Path(folder.name)
+    inner = [entry for entry in root.iterdir() if (entry / MANIFEST).is_file()]
+    if len(inner) == 1 and not (root / MANIFEST).exists():
         for file in list(inner[0].iterdir()):
-            file.rename(Path(folder.name) / file.name)
+            file.rename(root / file.name)
         with contextlib.suppress(OSError):
             inner[0].rmdir()
     return folder

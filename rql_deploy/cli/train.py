@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -227,8 +226,11 @@ def _echo_several(results: Mapping[int, TrainResult], as_json: bool, output: Pat
 
 def _resume_command() -> list[str]:
     """The words to continue with: what was typed, without what only a new run takes, and --resume."""
-    workers = os.environ.get("WORLD_SIZE", "1")
-    words = () if workers == "1" else ("torchrun", "--nproc-per-node", workers, "-m", "rql_deploy", "train")
+    from rql_deploy.train.engines.data_parallel import world_size
+
+    workers = world_size()
+    started = ("torchrun", "--nproc-per-node", str(workers), "-m", "rql_deploy", "train")
+    words = started if workers > 1 else ()
     return [*rebuild_command("resume", "initial", command=words), "--resume"]
 
 

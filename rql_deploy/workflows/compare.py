@@ -16,7 +16,7 @@ from rql_deploy.policy import DEFAULT_CANDIDATES
 from rql_deploy.progress import NoProgress, Progress
 
 from .episodes import describe_score, play
-from .evaluate import PlayingOptions, checked_task, policies_of, require_absent
+from .evaluate import PlayingOptions, checked_task, policies_of, require_absent, require_counts
 from .policies import PolicySource, pictures_of, with_pictures
 from .processes import DEFAULT_WORKERS, ray_pool
 
@@ -122,6 +122,7 @@ def compare(
     from rql_deploy.seeding import episode_seed
     from rql_deploy.sim.evaluation.episodes import Evaluation
 
+    require_counts(episodes, workers, seed)
     source = source.absolute()
     if source.count < 2:
         raise UserError(
@@ -142,10 +143,12 @@ def compare(
     scores = {}
     with Evaluation(work, min(workers, episodes), pool=pool) as evaluation:
         for policy in (asks_others, *others):
-            file = episodes_file(output, policy.key) if output else None
+            file = episodes_file(output, policy.key) if output and len(seeds) == episodes else None
             scores[policy.key] = play(
                 evaluation, policy, seeds, output=file, progress=progress or NoProgress()
             )
+            # After Ctrl-C the others play what there is to compare.
+            seeds = seeds[: len(scores[policy.key].results)]
     parity = {policy.key: parity_of(scores[reference.key], scores[policy.key]) for policy in others}
     return Comparison(scores, reference.key, parity, episodes)
 

@@ -41,7 +41,15 @@ class DataNames(Record, frozen=True):
         cameras: Sequence[str] = (),
     ) -> DataNames:
         """With absolute paths, since a later command may be typed elsewhere."""
-        names = [str(Path(name).absolute()) if Path(name).exists() else str(name) for name in datasets]
+        from rql_deploy.train.data.readers.robomimic import split_filter_key
+
+        if isinstance(datasets, str | Path) or not datasets:
+            raise UserError(f"data sets are a list of paths or Minari ids, at least one, not {datasets!r}")
+        names = []
+        for name in map(str, datasets):
+            path, key = split_filter_key(name)
+            known = str(Path(path).absolute()) if Path(path).exists() else path
+            names.append(f"{known}#{key}" if key else known)
         bounds = Path(action_bounds)
         if action_bounds and bounds.is_file():
             action_bounds = str(bounds.absolute())

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rql_deploy.errors import UserError
+from rql_deploy.folders import LOCK, exclusive_lock
 from rql_deploy.policy import DEFAULT_CANDIDATES
 from rql_deploy.progress import NoProgress, Progress, Stage
 
@@ -55,10 +56,12 @@ def run_demo(
     progress, on_stage = progress or NoProgress(), on_stage or (lambda _: None)
     if plan.cameras:
         require_rendering_in_workers()
-    prepare(output)
-    collect_and_train(output, seed, plan=plan, on_stage=on_stage, progress=progress)
-    scores = evaluate(output, seed, plan.evaluation_episodes, on_stage=on_stage, progress=progress)
-    return report(output, scores, seed, start, plan)
+    require_own(output)
+    with exclusive_lock(output, f"another demo works in {output}"):
+        prepare(output)
+        collect_and_train(output, seed, plan=plan, on_stage=on_stage, progress=progress)
+        scores = evaluate(output, seed, plan.evaluation_episodes, on_stage=on_stage, progress=progress)
+        return report(output, scores, seed, start, plan)
 
 
 def require_rendering_in_workers() -> None:
@@ -68,13 +71,24 @@ def require_rendering_in_workers() -> None:
     require_rendering()
 
 
+def require_own(output: Path) -> None:
+    """Raise UserError where the folder holds what no demo made."""
+    if output.exists() and not output.is_dir():
+        raise UserError(f"{output} is a file: pass a folder as --output")
+    others = {entry.name for entry in output.iterdir()} - {LOCK} if output.exists() else set()
+    if others and MARKER not in others:
+        raise UserError(f"{output} holds files that no demo made: pass another --output")
+
+
 def prepare(output: Path) -> None:
     """An empty demo folder; only what an earlier demo made is removed."""
-    if output.exists():
-        if any(output.iterdir()) and not (output / MARKER).exists():
-            raise UserError(f"{output} holds files that no demo made: pass another --output")
-        shutil.rmtree(output)
-    output.mkdir(parents=True)
+    require_own(output)
+    output.mkdir(parents=True, exist_ok=True)
+    for entry in output.iterdir():
+        if entry.is_dir() and not entry.is_symlink():
+            shutil.rmtree(entry)
+        elif entry.name != LOCK:
+            entry.unlink()
     (output / MARKER).write_text("Made by `rql-deploy demo`, which may replace this folder.\n")
 
 

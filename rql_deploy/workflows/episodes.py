@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -49,6 +50,7 @@ def play(
     if partial is not None:
         partial.unlink(missing_ok=True)
     results: list[EpisodeResult] = []
+    futures: list[Future[EpisodeResult]] = []
     requested = len(seeds)
     if policy is None:
         stream = evaluation.play_demonstrator(seeds, noise)
@@ -68,6 +70,8 @@ def play(
         # The first ones without a gap do not.
         done = {r.seed for r in results}
         seeds = list(itertools.takewhile(done.__contains__, seeds))
+        for future in futures:
+            future.cancel()
         progress.note(f"interrupted: the first {len(seeds)} of {requested} episodes count")
         if not seeds:
             raise

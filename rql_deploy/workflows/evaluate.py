@@ -112,6 +112,7 @@ def evaluate(
     from rql_deploy.seeding import episode_seed
     from rql_deploy.sim.evaluation.episodes import Evaluation
 
+    require_counts(episodes, workers, seed)
     progress, outputs = progress or NoProgress(), outputs or EvaluationOutputs()
     source = None if source is None else source.absolute()
     if source is not None and source.count != 1:
@@ -154,6 +155,13 @@ def checked_task(task: str, settings: Mapping[str, Any] | None) -> Task:
     return work
 
 
+def require_counts(episodes: int, workers: int, seed: int) -> None:
+    """Raise UserError unless there are episodes and workers, and the seed is none below 0."""
+    for name, value, low in (("episodes", episodes, 1), ("workers", workers, 1), ("seed", seed, 0)):
+        if value < low:
+            raise UserError(f"{name} is {value}, it must be at least {low}")
+
+
 def require_absent(paths: Sequence[Path | None]) -> None:
     """Raise UserError when one of the files exists."""
     for path in paths:
@@ -162,7 +170,10 @@ def require_absent(paths: Sequence[Path | None]) -> None:
 
 
 def _check_outputs(outputs: EvaluationOutputs, source: PolicySource | None, ray_address: str | None) -> None:
-    require_absent((outputs.episodes, outputs.report, outputs.video))
+    files = [path for path in (outputs.episodes, outputs.report, outputs.video) if path is not None]
+    require_absent(files)
+    if len({path.absolute() for path in files}) < len(files):
+        raise UserError("--output, --report and --video are files of their own: pass different paths")
     if outputs.video is None:
         return
     if source is None:
@@ -205,8 +216,11 @@ def _film(
     outputs: EvaluationOutputs,
     progress: Progress,
 ) -> tuple[Path | None, UserError | None]:
-    """The film that was made, or why it was not: the score took longer, and must not be lost with it."""
-    if outputs.video is None or policy is None:
+    """The film that was made, or why it was not: the score took longer, and must not be lost with it.
+
+    After Ctrl-C there is none.
+    """
+    if outputs.video is None or policy is None or len(score.results) < len(seeds):
         return None, None
     try:
         chosen = seeds[: outputs.video_episodes]

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
+
+import msgspec
 
 from rql_deploy.assumptions import motion_remark
-from rql_deploy.errors import UserError
+from rql_deploy.errors import UserError, suggestion
 from rql_deploy.progress import NoProgress, Progress, Stage
 
 from .processes import DEFAULT_WORKERS
@@ -75,6 +77,7 @@ def export(
     """
     from rql_deploy.export.exporter import export_bundle
     from rql_deploy.export.graphs import ExportModules
+    from rql_deploy.export.precision import Precision
     from rql_deploy.train.checkpoints.checkpoint import load_checkpoint
     from rql_deploy.train.data.statements import Statements
     from rql_deploy.train.export_check import check_modules
@@ -84,11 +87,14 @@ def export(
     from .backbone import run_backbones
 
     checkpoint, output = Path(checkpoint), Path(output)
-    if output.exists():
+    if os.path.lexists(output):  # a link to nothing, too: a folder cannot take its place
         raise UserError(f"{output} exists already: pass another --output or remove it first")
+    known = ("fp32", *get_args(Precision))
+    if unknown := [precision for precision in precisions if precision not in known]:
+        raise UserError(f"there is no precision '{unknown[0]}'{suggestion(unknown[0], known)}")
     loaded = load_checkpoint(checkpoint)
     stated = Statements(rate, action_mode, action_bounds)
-    loaded = dataclasses.replace(loaded, plant=stated.of_trained(loaded.plant))
+    loaded = msgspec.structs.replace(loaded, plant=stated.of_trained(loaded.plant))
     agent = loaded.restore_networks()
     contract = make_contract(loaded, agent, value_members=value_members, flow_steps=flow_steps)
     encoder, refiner, policy, valuer = make_modules(agent, contract)

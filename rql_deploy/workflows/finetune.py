@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +15,7 @@ from rql_deploy.progress import NoProgress, Progress
 from .backbone import copied_backbones
 from .data_names import DataNames
 from .policies import with_pictures
-from .train import PeriodicEvaluation, introduce, make_evaluator, require_usable
+from .train import PeriodicEvaluation, introduce, make_evaluator, require_usable, sole_run
 
 if TYPE_CHECKING:
     from rql_deploy.contract import PlantDescription
@@ -75,13 +76,16 @@ def finetune(
             f"{store.content_hash[:12]}): pass data with --dataset to go on from what is there"
         )
     work = _task(task, checkpoint.plant, settings or {})
-    env = work.make_env()
-    env.drawn = False
     evaluator, features = None, None
-    try:
+    with contextlib.ExitStack() as opened:
+        opened.enter_context(sole_run(output, resume))
+        env = work.make_env()
+        opened.callback(env.close)
+        env.drawn = False
         if config.evaluate_every:
             evaluation = PeriodicEvaluation(task, evaluate_episodes, evaluate_workers, work.settings)
             evaluator = make_evaluator(evaluation, config.seed, progress, store.plant.images)
+            opened.callback(evaluator.close)
         if checkpoint.backbones:
             features = FeatureCache(feature_folder(), copied_backbones(checkpoint, output), progress)
         trainer = OnlineTrainer(
@@ -100,10 +104,6 @@ def finetune(
         names.write(output)
         introduce(trainer.warnings, f"finetune {output.name}: {trainer.choice}", store, progress)
         return trainer.train()
-    finally:
-        env.close()
-        if evaluator is not None:
-            evaluator.close()
 
 
 def _task(task: str, plant: PlantDescription, settings: Mapping[str, Any]) -> Task:

@@ -215,6 +215,9 @@ def find_policies(
     """The policies of a source by key (`onnx`, `socket`, `torch`); the first is the one to compare others
     with. Notes what their data did not say of their motion.
 
+    A run is its latest checkpoint now, and a link to a bundle the bundle that it names now: workers that open
+    them later, while training or `improve` goes on, play the same.
+
     Raises UserError for missing or damaged sources here, not in a worker.
     """
     from rql_deploy.sim.evaluation.episodes import EvaluatedPolicy
@@ -225,10 +228,11 @@ def find_policies(
     if source.bundle is not None:
         from rql_deploy.bundle.bundle import Bundle
 
-        contract = Bundle.open(source.bundle, source.variant).contract
+        named = source.bundle.resolve() if source.bundle.is_symlink() else source.bundle
+        contract = Bundle.open(named, source.variant).contract
         members, steps = contract.value_members, contract.F
         plants.append(contract.plant)
-        made["onnx"] = functools.partial(onnx_policy, source.bundle, variant=source.variant)
+        made["onnx"] = functools.partial(onnx_policy, named, variant=source.variant)
     if source.endpoint is not None:
         from rql_deploy.runtime.client import RemotePolicy
 
@@ -239,11 +243,10 @@ def find_policies(
     if source.checkpoint is not None:
         from rql_deploy.train.checkpoints.checkpoint import load_checkpoint
 
-        plants.append(load_checkpoint(source.checkpoint).plant)
+        loaded = load_checkpoint(source.checkpoint)
+        plants.append(loaded.plant)
         # Compared with a bundle, torch chooses by the bundle's value members, after as many refinement steps.
-        made["torch"] = functools.partial(
-            torch_policy, source.checkpoint, value_members=members, flow_steps=steps
-        )
+        made["torch"] = functools.partial(torch_policy, loaded.path, value_members=members, flow_steps=steps)
     for remark in dict.fromkeys(filter(None, map(motion_remark, plants))):
         (progress or NoProgress()).note(f"note: {remark}")
     return {key: EvaluatedPolicy(key, make, run) for key, make in made.items()}

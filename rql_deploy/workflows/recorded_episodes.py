@@ -132,7 +132,7 @@ def read_labels(recording: Path) -> dict[str, bool]:
     """Whether each labelled episode succeeded, by name; a line that a crash cut short is skipped."""
     file = (recording if recording.is_dir() else recording.parent) / LABELS
     found: dict[str, bool] = {}
-    for line in file.read_text().splitlines() if file.is_file() else ():
+    for line in file.read_text(errors="replace").splitlines() if file.is_file() else ():
         try:
             label = convert(json.loads(line), Label, LABELS)
         except (ValueError, UserError):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Mapping, Sequence
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict
@@ -11,6 +13,7 @@ from typing import TYPE_CHECKING, Any, TypedDict
 import msgspec
 
 from rql_deploy.errors import UserError
+from rql_deploy.folders import LOCK, exclusive_lock
 from rql_deploy.progress import NoProgress, Progress
 
 if TYPE_CHECKING:
@@ -39,6 +42,7 @@ UNFINISHED_RUN = {
     "played",
     "wandb",
     "mlflow.db",
+    ".lock",
     ".latest.partial",
     ".best.partial",
 }
@@ -107,10 +111,14 @@ def train(datasets: Sequence[str | Path], output: Path, **options: Unpack[TrainO
     parallel = DataParallel.from_environment(choose_device(config))
     leader = parallel is None or parallel.rank == 0
     evaluator = None
-    if evaluation is not None and leader:
-        evaluator = make_evaluator(evaluation, config.seed, ready.progress, store.plant.images)
-    try:
-        if evaluator is not None:
+    with contextlib.ExitStack() as opened:
+        if parallel is not None:
+            opened.callback(parallel.close)
+        if leader:
+            opened.enter_context(sole_run(output, options.get("resume", False)))
+        if evaluation is not None and leader:
+            evaluator = make_evaluator(evaluation, config.seed, ready.progress, store.plant.images)
+            opened.callback(evaluator.close)
             evaluator.require(store.plant)
         trainer = Trainer(
             config,
@@ -129,11 +137,6 @@ def train(datasets: Sequence[str | Path], output: Path, **options: Unpack[TrainO
             remarks = [*ready.remarks, *trainer.warnings]
             introduce(remarks, f"train {output.name}: {trainer.choice}", store, ready.progress)
         return trainer.train()
-    finally:
-        if evaluator is not None:
-            evaluator.close()
-        if parallel is not None:
-            parallel.close()
 
 
 @dataclass(frozen=True)
@@ -189,8 +192,6 @@ def prepare(
     config = settings_of(earlier, preset, overrides)
     if initial is not None and resume:
         raise UserError("--init-from starts a new run and --resume continues one: pass only one of them")
-    if resume and (folders[0] / "played").is_dir():
-        raise UserError(f"{folders[0]} is a run of `rql-deploy finetune`: resume it with that command")
     if config.evaluate_every and evaluation is None:
         raise UserError(
             "train.evaluate_every is set, but not the task to play: pass --evaluate TASK, "
@@ -202,10 +203,10 @@ def prepare(
         # Under torchrun the other workers may find the leader's files there.
         for folder in folders:
             require_usable(folder, resume)
+    names = DataNames.of(datasets, rate, action_mode, action_bounds, mapping, tasks, cameras)
     # Only OGBench's files lack rewards, and their names say the task.
     named = preset_of(f"ogbench:{Path(datasets[0]).name.removesuffix('.npz')}") if preset is None else None
     relabel = config.relabel or (load_config(named).relabel if named else "")
-    names = DataNames.of(datasets, rate, action_mode, action_bounds, mapping, tasks, cameras)
     store = names.open(relabel, progress if is_leader() else None)
     if preset is None and earlier is not None:
         remarks.append(f"settings of {earlier.path}; --preset takes others")
@@ -236,18 +237,40 @@ def settings_of(earlier: Checkpoint | None, preset: str | None, overrides: Seque
 
 def is_leader() -> bool:
     """Whether this process is the only one, or torchrun's first: the one that writes and reports."""
-    return int(os.environ.get("RANK", "0")) == 0
+    from rql_deploy.train.engines.data_parallel import world_size
+
+    # RANK alone is somebody else's, such as a batch system's.
+    return world_size() == 1 or os.environ.get("RANK") == "0"
 
 
 def require_usable(output: Path, resume: bool) -> None:
     """Raise UserError unless a run may begin in this folder, or with `resume` continue."""
     if output.exists() and not output.is_dir():
         raise UserError(f"{output} is a file: pass a folder as --output")
+    try:
+        str(output.absolute()).encode()
+    except UnicodeEncodeError as error:
+        raise UserError(f"the path of {output} is not UTF-8: pass another --output") from error
     if (output / "latest").exists() and not resume:
         raise UserError(f"{output} holds a run already: pass --resume to continue it, or another --output")
     # A run that ended before its first checkpoint leaves its logs; anything else there may be the user's.
     if output.exists() and not resume and any(entry.name not in UNFINISHED_RUN for entry in output.iterdir()):
         raise UserError(f"{output} holds other files: pass another --output")
+
+
+@contextlib.contextmanager
+def sole_run(output: Path, resume: bool) -> Iterator[None]:
+    """Within the block no other process of this machine trains in this folder; raises UserError where one
+    does, or has done since `require_usable` was asked. A run that is then refused leaves no folder.
+    """
+    made = not output.exists()
+    with exclusive_lock(output, f"another process trains in {output}"):
+        try:
+            require_usable(output, resume)
+            yield
+        finally:
+            if made and output.is_dir() and [entry.name for entry in output.iterdir()] == [LOCK]:
+                shutil.rmtree(output)
 
 
 def _why(preset: str, task: str) -> str:

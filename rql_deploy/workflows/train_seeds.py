@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,7 +11,7 @@ import msgspec
 
 from rql_deploy.errors import UserError
 
-from .train import TrainOptions, introduce, make_evaluator, prepare
+from .train import TrainOptions, introduce, make_evaluator, prepare, sole_run
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -34,21 +33,33 @@ def train_seeds(
     Returns the runs' results by seed. Raises UserError as `train` does, and for several processes, pictures
     and data in shards.
     """
-    from rql_deploy.train.loop.side_by_side import require_stackable, rewind_to_common, train_side_by_side
+    from rql_deploy.train.engines.data_parallel import world_size
+    from rql_deploy.train.loop.side_by_side import (
+        require_begun,
+        require_stackable,
+        rewind_to_common,
+        train_side_by_side,
+    )
     from rql_deploy.train.loop.training_run import TrainingRun
 
     output = Path(output)
     folders = seed_folders(output, seeds)
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if world_size() > 1:
         raise UserError("several seeds train in one process: pass --seed, or leave torchrun out")
     if (output / "config.json").exists():
         raise UserError(f"{output} is the run of one seed: pass another --output")
-    resume = options.get("resume", False) and rewind_to_common(folders)
+    resume = options.get("resume", False)
+    if resume:
+        require_begun(folders)
     ready = prepare(datasets, tuple(folders.values()), **options)
     require_stackable(ready.store)
     evaluation, runs = options.get("evaluation"), list[TrainingRun]()
     label = f"train {output.name} ({len(seeds)} seeds)"
     with contextlib.ExitStack() as opened:
+        for folder in folders.values():
+            opened.enter_context(sole_run(folder, resume))
+        # Not before data and settings will do: this removes checkpoints.
+        resume = resume and rewind_to_common(folders)
         for seed, folder in folders.items():
             evaluator = None
             if evaluation is not None:

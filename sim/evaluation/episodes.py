@@ -216,7 +216,7 @@ class Evaluation:
 def read_episodes(path: Path) -> list[AnnotatedEpisode]:
     """The file's episodes, without a line that a crash cut short; none where there is no file."""
     found = []
-    for line in path.read_text().splitlines() if path.is_file() else ():
+    for line in path.read_text(errors="replace").splitlines() if path.is_file() else ():
         try:
             found.append(AnnotatedEpisode.from_plain(json.loads(line)))
         except (ValueError, TypeError):

@@ -9,9 +9,10 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from rql_deploy.errors import UserError
 from rql_deploy.train.data.folder import write_store
-from rql_deploy.workflows.train import train
-from tests.helpers.commands import TINY, cli, printed, stopped_when
+from rql_deploy.workflows.train import sole_run, train
+from tests.helpers.commands import TINY, assert_refused, cli, printed, stopped_when
 from tests.helpers.data import PLANT, make_store, stored
 
 SMALL = TINY[2:]
@@ -70,6 +71,50 @@ def test_with_json_a_stopped_run_says_so_and_ends_with_130(
     done = cli("train", "--dataset", data, "--output", tmp_path / "run", *TINY, "--updates", 50, "--json")
     assert done.exit_code == 130
     assert json.loads(done.stdout)["finished"] is False
+
+
+def test_two_processes_do_not_train_in_one_folder(tmp_path: Path) -> None:
+    data, run = stored(tmp_path / "data"), tmp_path / "run"
+    words = ("train", "--dataset", data, *TINY, "--updates", 2)
+    with sole_run(run, resume=False):
+        assert_refused(cli(*words, "--output", run), f"another process trains in {run}", "--output")
+        assert_refused(cli(*words, "--output", run, "--resume"), "another process trains in")
+    with sole_run(tmp_path / "runs" / "seed_1", resume=False):
+        refused = cli(*words, "--output", tmp_path / "runs", "--seeds", "0,1")
+        assert_refused(refused, "another process trains in", "seed_1")
+    assert cli(*words, "--output", run).exit_code == 0
+    with pytest.raises(UserError, match="holds a run already"), sole_run(run, resume=False):
+        pass
+
+
+def test_a_folder_whose_name_is_not_utf_8_is_refused_before_training(tmp_path: Path) -> None:
+    words = ("train", "--dataset", stored(tmp_path / "data"), *TINY, "--updates", 2)
+    refused = cli(*words, "--output", os.fsdecode(bytes(tmp_path) + b"/r\xff"))
+    assert_refused(refused, "is not UTF-8: pass another --output")
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [("WORLD_SIZE", "many", "WORLD_SIZE is 'many'"), ("WORLD_SIZE", "2", "start with torchrun")],
+)
+def test_workers_that_nobody_started_are_refused_in_a_sentence(
+    name: str, value: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for other in ("RANK", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(other, raising=False)
+    monkeypatch.setenv(name, value)
+    words = ("train", "--dataset", stored(tmp_path / "data"), "--output", tmp_path / "run", *TINY)
+    assert_refused(cli(*words, "--updates", 2), said, "unset")
+
+
+def test_a_rank_that_a_batch_system_has_set_is_not_a_worker_s(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RANK", "3")
+    monkeypatch.setenv("WORLD_SIZE", "")
+    words = ("train", "--dataset", stored(tmp_path / "data"), "--output", tmp_path / "run", *TINY)
+    assert "2 updates at" in cli(*words, "--updates", 2).output
+    assert_refused(cli(*words, "--updates", 2), "holds a run already")
 
 
 def test_from_python_the_preset_is_chosen_too(tmp_path: Path) -> None:

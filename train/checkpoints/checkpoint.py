@@ -13,16 +13,15 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from rql_deploy.contract import PlantDescription
 from rql_deploy.errors import UserError
 from rql_deploy.folders import near_paths
 from rql_deploy.train.config import TrainConfig, config_to_plain
@@ -30,12 +29,13 @@ from rql_deploy.train.data.shards import ShardedStore
 from rql_deploy.train.data.store import TransitionStore
 from rql_deploy.train.optimization import AVERAGES
 from rql_deploy.train.rql import RQL
-from rql_deploy.train.vision.frozen import Backbones
 from rql_deploy.train.vision.pictures import picture_shapes
 
-from .header import FORMAT, read_header
+from .header import FORMAT, CheckpointHeader, read_header
 from .run_folder import checkpoint_folder, move_pointer, read_pointer, sync
 
+ONLINE = "online.safetensors"
+"""What a run that plays episodes keeps of them."""
 NETWORKS = ("v", "V", "v_ema", "V_target")
 CHANGEABLE = {
     "backbone",  # paths; the files' hashes may not change
@@ -51,26 +51,11 @@ CHANGEABLE = {
 ARCHITECTURE = ("h", "F", "K", "policy_hidden", "value_hidden", "prefix", "encoder")
 
 
-@dataclass(frozen=True)
-class Checkpoint:
+class Checkpoint(CheckpointHeader, frozen=True, kw_only=True):
     """A checkpoint as read from disk."""
 
     path: Path
-    step: int
-    config: TrainConfig
-    plant: PlantDescription
-    dataset_id: str
-    dataset_hash: str
-    statistics: Mapping[str, Any]
-    """Statistics of the data set: episodes, rows, success, quantiles (logging.summary.dataset_statistics)."""
-    versions: Mapping[str, str]
     parameters: dict[str, Tensor]
-    engine: Mapping[str, Any]
-    """How updates ran: engine, precision, device, threads."""
-    initialised_from: str | None
-    """The checkpoint that the run was initialised from, if any."""
-    backbones: Backbones
-    """By camera, the frozen backbone that the networks see through."""
     reference: dict[str, Tensor]
     """Rows of the data set:
 
@@ -135,7 +120,7 @@ def save_checkpoint(
         )
         save_file(dict(reference), temporary / "reference.safetensors")
         if online:
-            save_file(dict(online), temporary / "online.safetensors")
+            save_file(dict(online), temporary / ONLINE)
         (temporary / "checkpoint.json").write_text(
             json.dumps({"format": FORMAT, "step": step, **header}, indent=1, allow_nan=False)
         )
@@ -175,17 +160,8 @@ def load_checkpoint(path: Path) -> Checkpoint:
         if not {"observations", "chunks", "mean", "std"} <= reference.keys():
             raise ValueError("its reference rows are incomplete")
         return Checkpoint(
+            **msgspec.structs.asdict(header),
             path=folder,
-            step=header.step,
-            config=header.config,
-            plant=header.plant,
-            dataset_id=header.dataset_id,
-            dataset_hash=header.dataset_hash,
-            statistics=header.statistics,
-            versions=header.versions,
-            engine=header.engine,
-            initialised_from=header.initialised_from,
-            backbones=header.backbones,
             parameters=load_file(folder / "parameters.safetensors"),
             reference=reference,
         )
@@ -239,7 +215,7 @@ def restore_optimizer(folder: Path, agent: RQL) -> Tensor:
 def load_online_state(folder: Path) -> dict[str, Tensor]:
     """What a checkpoint of a run that plays episodes keeps of them; raises UserError if it is damaged."""
     try:
-        return load_file(folder / "online.safetensors")
+        return load_file(folder / ONLINE)
     except (OSError, SafetensorError) as error:
         raise UserError(
             f"checkpoint {folder} is not of a run that plays episodes ({error}): resume it with the command "

@@ -13,6 +13,7 @@ from rql_deploy.contract import PlantDescription
 from rql_deploy.errors import UserError
 from rql_deploy.structs import Record, convert
 from rql_deploy.train.config import TrainConfig
+from rql_deploy.train.engines.choice import EngineChoice
 from rql_deploy.train.vision.frozen import FrozenBackbone
 
 FORMAT = 1
@@ -38,9 +39,7 @@ class CheckpointHeader(Record, frozen=True):
     """What the data set showed: episodes, rows, success, quantiles (logging.summary.dataset_statistics)."""
     versions: Mapping[str, str]
     """Versions of the packages that shaped the parameters."""
-    engine: Mapping[str, Any] = msgspec.field(
-        default_factory=lambda: {"engine": "eager", "precision": "fp32", "device": "cpu"}
-    )
+    engine: EngineChoice = EngineChoice("eager", "fp32", "cpu")
     """How updates were run: engine, precision, device, threads."""
     backbones: Mapping[str, FrozenBackbone] = msgspec.field(default_factory=dict)
     """By camera, the frozen backbone that the networks see through; cameras without one have an encoder."""

@@ -8,12 +8,15 @@ RUN/best                          name of the checkpoint with the highest succes
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
 Pointer = Literal["latest", "best"]
+NAME = re.compile(r"step_[0-9]{9,}")
+"""Of a checkpoint's folder."""
 
 
 def checkpoint_folder(run: Path, step: int) -> Path:
@@ -41,9 +44,10 @@ def move_pointer(run: Path, pointer: Pointer, checkpoint: Path) -> None:
     sync(run)
 
 
-def saved_steps(run: Path) -> set[int]:
-    """The updates of which the run has a checkpoint."""
-    return {step_of(folder) for folder in (run / "checkpoints").glob("step_*")}
+def saved_checkpoints(run: Path) -> dict[int, Path]:
+    """The run's checkpoints by update; what else lies there, such as a copy that somebody made, is none."""
+    found = sorted((run / "checkpoints").glob("step_*"))
+    return {step_of(folder): folder for folder in found if NAME.fullmatch(folder.name)}
 
 
 def rewind(run: Path, step: int) -> None:
@@ -55,8 +59,8 @@ def rewind(run: Path, step: int) -> None:
 def prune_checkpoints(run: Path, keep: Callable[[int], bool]) -> None:
     """Remove checkpoints whose step `keep` rejects, except `latest` and `best`, and incomplete ones."""
     pointers = {read_pointer(run, "latest"), read_pointer(run, "best")}
-    for folder in (run / "checkpoints").glob("step_*"):
-        if folder not in pointers and not keep(step_of(folder)):
+    for step, folder in saved_checkpoints(run).items():
+        if folder not in pointers and not keep(step):
             # Renamed first, so that a half-removed folder never looks like a checkpoint.
             folder.rename(folder.with_name(f".{folder.name}.partial"))
     for leftover in (run / "checkpoints").glob(".*.partial"):

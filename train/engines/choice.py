@@ -5,13 +5,13 @@ from __future__ import annotations
 import itertools
 import os
 import shutil
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import torch
 
 from rql_deploy.errors import UserError
+from rql_deploy.structs import Record
 from rql_deploy.train.config import TrainConfig
 from rql_deploy.train.hyperparameters import RQLConfig
 from rql_deploy.train.vision.pictures import NO_PICTURES, Shapes, encoder_flop, feature_dim
@@ -35,13 +35,15 @@ SLICE_ROWS = 32
 """The smallest batch slice; with fewer rows, another thread costs more than it saves."""
 
 
-@dataclass(frozen=True)
-class EngineChoice:
+class EngineChoice(Record, frozen=True):
     """What `auto` resolved to; a resumed run keeps it."""
 
     engine: Literal["eager", "compiled"]
+    """How updates run; on a GPU, compiled means CUDA graphs."""
     precision: Literal["fp32", "tf32", "bf16"]
+    """Of the hidden layers' products."""
     device: Literal["cpu", "cuda"]
+    """Where networks and data live."""
     threads: int = 1
     """CPU threads, each with its own slice of the batch. The last bits of gradients depend on this number."""
 

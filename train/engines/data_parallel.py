@@ -18,13 +18,27 @@ from rql_deploy.errors import UserError
 from .batch_slices import combine_slices
 
 
+def world_size() -> int:
+    """How many processes torchrun has started for this run; 1 without it."""
+    text = os.environ.get("WORLD_SIZE") or "1"
+    if not text.isdecimal() or text == "0":
+        raise UserError(f"WORLD_SIZE is '{text}', which is no number of workers: unset it to train alone")
+    return int(text)
+
+
 class DataParallel:
     """This process as one of the workers that torchrun started."""
 
     def __init__(self, device: str):
         if device == "cuda":
             torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-        distributed.init_process_group("nccl" if device == "cuda" else "gloo")
+        try:
+            distributed.init_process_group("nccl" if device == "cuda" else "gloo")
+        except (ValueError, RuntimeError) as error:
+            raise UserError(
+                f"cannot join the other workers of WORLD_SIZE={os.environ['WORLD_SIZE']} "
+                f"({str(error).splitlines()[0]}): start with torchrun, or unset WORLD_SIZE to train alone"
+            ) from error
         self.rank, self.workers = distributed.get_rank(), distributed.get_world_size()
         self.device = torch.device(device)
         self.stop_wanted = False
@@ -35,7 +49,7 @@ class DataParallel:
     @classmethod
     def from_environment(cls, device: str) -> DataParallel | None:
         """Join the other workers; None when this process was not started by torchrun."""
-        return cls(device) if int(os.environ.get("WORLD_SIZE", "1")) > 1 else None
+        return cls(device) if world_size() > 1 else None
 
     def rows(self, batch_size: int) -> slice:
         """This worker's rows of the batch; raises UserError if it cannot be split evenly."""

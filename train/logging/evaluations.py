@@ -7,7 +7,7 @@ from pathlib import Path
 
 from rql_deploy.errors import UserError
 from rql_deploy.progress import Progress
-from rql_deploy.train.checkpoints.run_folder import checkpoint_folder, move_pointer, step_of
+from rql_deploy.train.checkpoints.run_folder import checkpoint_folder, move_pointer, saved_checkpoints
 
 from .loggers import RunLog
 from .periodic_evaluation import Evaluator, append_evaluation, read_evaluations
@@ -47,9 +47,9 @@ class RunEvaluations:
         if self.evaluator is None or not self.every:
             return
         done = {evaluation.step for evaluation in read_evaluations(self.run)}
-        for folder in sorted((self.run / "checkpoints").glob("step_*")):
-            if step_of(folder) % self.every == 0 and step_of(folder) not in done:
-                self.evaluator.submit(step_of(folder), folder)
+        for step, folder in saved_checkpoints(self.run).items():
+            if step % self.every == 0 and step not in done:
+                self.evaluator.submit(step, folder)
 
     def collect(self, step: int, log: RunLog) -> None:
         """Log the evaluations that ended by update `step`; `best` then names the best checkpoint so far."""

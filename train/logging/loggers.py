@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import time
@@ -34,10 +35,16 @@ class RunLog:
     """Writes `RUN/metrics.jsonl`, `RUN/tensorboard/` and the trackers; appends if the run is resumed."""
 
     def __init__(
-        self, run: Path, config: Mapping[str, Any], trackers: Sequence[str] = (), *, from_step: int = 0
+        self,
+        run: Path,
+        config: Mapping[str, Any],
+        trackers: Sequence[str] = (),
+        *,
+        from_step: int = 0,
+        note: Callable[[str], None] = lambda _: None,
     ):
         """Drops entries after update `from_step`, from which a resumed run goes on: they will be written
-        again.
+        again. `note` is told when a tracker fails, which does not end the run.
         """
         try:
             run.mkdir(parents=True, exist_ok=True)
@@ -47,7 +54,8 @@ class RunLog:
         except OSError as error:
             raise UserError(f"cannot write run {run} ({error.strerror}): pass another --output") from error
         self._tensorboard = SummaryWriter(str(run / "tensorboard"), purge_step=from_step + 1)
-        self._trackers = [_TRACKERS[name](run, config) for name in trackers]
+        self._trackers = {name: _TRACKERS[name](run, config) for name in trackers}
+        self._note = note
 
     def write(self, step: int, figures: Mapping[str, float]) -> None:
         """Log `figures` at update `step`."""
@@ -60,8 +68,15 @@ class RunLog:
             ) from error
         named = {f"{_GROUP_OF.get(name, 'other')}/{name}": value for name, value in figures.items()}
         self._scalars(step, named)
-        for write, _ in self._trackers:
-            write(step, named)
+        self._track(step, named)
+
+    def _track(self, step: int, figures: Mapping[str, float]) -> None:
+        for name, (write, _) in list(self._trackers.items()):
+            try:
+                write(step, figures)
+            except Exception as error:  # of somebody else's server, days into a run
+                del self._trackers[name]
+                self._note(f"note: {name} has failed ({_first_line(error)}): the run goes on without it")
 
     def _scalars(self, step: int, named: Mapping[str, float]) -> None:
         try:
@@ -86,16 +101,16 @@ class RunLog:
         }
         figures = {name: value for name, value in found.items() if value is not None}
         self._scalars(evaluation.step, figures)
-        for write, _ in self._trackers:
-            write(step, figures | {"evaluation/of_update": evaluation.step})
+        self._track(step, figures | {"evaluation/of_update": evaluation.step})
 
     def close(self) -> None:
         """Flush and close; a full disk is not reported twice, so errors are ignored."""
         for part in (self._lines, self._tensorboard):
             with contextlib.suppress(OSError):
                 part.close()
-        for _, close in self._trackers:
-            close()
+        for _, close in self._trackers.values():
+            with contextlib.suppress(Exception):
+                close()
 
 
 def shown(figures: Mapping[str, float]) -> dict[str, float]:
@@ -107,9 +122,12 @@ def shown(figures: Mapping[str, float]) -> dict[str, float]:
 def read_metrics(run: Path) -> list[dict[str, float]]:
     """The run's logged entries; skips a line that a crash cut short."""
     found = []
-    for line in (run / "metrics.jsonl").read_text().splitlines() if (run / "metrics.jsonl").is_file() else ():
+    file = run / "metrics.jsonl"
+    for line in file.read_text(errors="replace").splitlines() if file.is_file() else ():
         with contextlib.suppress(ValueError):
-            found.append(json.loads(line))
+            entry = json.loads(line)
+            if isinstance(entry, dict) and "step" in entry:
+                found.append(entry)
     return found
 
 
@@ -128,16 +146,23 @@ def _wandb(run: Path, config: Mapping[str, Any]) -> Tracker:
         raise UserError(
             "trackers names wandb, which is not installed: pip install wandb, or leave it out"
         ) from error
-    logged = wandb.init(
-        project="rql-deploy",
-        name=run.name,
-        dir=str(run),
-        config=dict(config),
-        mode=os.environ.get("WANDB_MODE", "offline"),  # type: ignore[arg-type]
-        resume="allow",
-        id=run.name,
-        settings=wandb.Settings(console="off", silent=True),
-    )
+    try:
+        logged = wandb.init(
+            project="rql-deploy",
+            name=run.name,
+            dir=str(run),
+            config=dict(config),
+            mode=os.environ.get("WANDB_MODE", "offline"),  # type: ignore[arg-type]
+            resume="allow",
+            # Runs of one name in different folders are different ones.
+            id=hashlib.sha256(os.fsencode(run.resolve())).hexdigest()[:16],
+            settings=wandb.Settings(console="off", silent=True),
+        )
+    except (wandb.Error, ValueError) as error:
+        raise UserError(
+            f"W&B does not take this run ({_first_line(error)}): log in with `wandb login`, set "
+            "WANDB_MODE=offline, or leave wandb out"
+        ) from error
     return lambda step, figures: logged.log(dict(figures), step=step), logged.finish
 
 
@@ -158,9 +183,9 @@ def _mlflow(run: Path, config: Mapping[str, Any]) -> Tracker:
         for key, value in config.items():
             client.log_param(run_id, key, value)
     except MlflowException as error:
-        cause = str(error).strip().splitlines()[0]
         raise UserError(
-            f"MLflow does not take runs at {address} ({cause}): set MLFLOW_TRACKING_URI, or leave mlflow out"
+            f"MLflow does not take runs at {address} ({_first_line(error)}): set MLFLOW_TRACKING_URI, or "
+            "leave mlflow out"
         ) from error
 
     def write(step: int, figures: Mapping[str, float]) -> None:
@@ -168,6 +193,10 @@ def _mlflow(run: Path, config: Mapping[str, Any]) -> Tracker:
             client.log_metric(run_id, name, value, step=step)
 
     return write, lambda: client.set_terminated(run_id)
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 _TRACKERS: dict[str, Callable[[Path, Mapping[str, Any]], Tracker]] = {"wandb": _wandb, "mlflow": _mlflow}

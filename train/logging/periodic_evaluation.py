@@ -62,7 +62,8 @@ def append_evaluation(run: Path, evaluation: Evaluation) -> None:
 def read_evaluations(run: Path) -> list[Evaluation]:
     """The run's evaluations so far; skips a line that a crash cut short."""
     found = []
-    for line in (run / FILE).read_text().splitlines() if (run / FILE).is_file() else ():
+    file = run / FILE
+    for line in file.read_text(errors="replace").splitlines() if file.is_file() else ():
         try:
             found.append(convert(json.loads(line), Evaluation, FILE))
         except (ValueError, UserError):

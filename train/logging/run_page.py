@@ -9,7 +9,6 @@ from typing import Any
 
 from rql_deploy.train.checkpoints.checkpoint import Checkpoint, load_checkpoint
 from rql_deploy.train.checkpoints.run_folder import read_pointer, step_of
-from rql_deploy.train.engines.choice import EngineChoice
 
 from .loggers import read_metrics
 from .periodic_evaluation import Evaluation, read_evaluations
@@ -78,7 +77,7 @@ def _describe(run: Path, checkpoint: Checkpoint, drawn: bool) -> str:
         f"# {run.name}",
         "",
         f"RQL policy for `{checkpoint.plant.task}`, {checkpoint.step:,} of {checkpoint.config.updates:,} "
-        f"updates, seed {checkpoint.config.seed}, {EngineChoice(**checkpoint.engine)}.",
+        f"updates, seed {checkpoint.config.seed}, {checkpoint.engine}.",
         "",
         "![curves](curves.png)"
         if drawn

@@ -7,11 +7,11 @@ the order of float32 sums.
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import msgspec
 import torch
 
 from rql_deploy.errors import UserError
@@ -19,7 +19,7 @@ from rql_deploy.train.data.shards import ShardedStore
 from rql_deploy.train.data.store import TransitionStore
 
 from ..batch import Batch, Noise
-from ..checkpoints.run_folder import read_pointer, rewind, saved_steps
+from ..checkpoints.run_folder import read_pointer, rewind, saved_checkpoints
 from ..engines.engine import make_engine
 from ..rql import RQL
 from .trainer import TrainResult, train_runs
@@ -30,7 +30,7 @@ def train_side_by_side(runs: Sequence[TrainingRun], label: str) -> list[TrainRes
     """Train runs of one configuration, the others beside the first, to their end, as `Trainer.train` does."""
     first = runs[0]
     # Slices of a batch are for single runs; on a GPU there are none.
-    choice = dataclasses.replace(first.choice, threads=1)
+    choice = msgspec.structs.replace(first.choice, threads=1)
     for run in runs:
         run.choice = choice
     agent = RQL.stack([run.agent for run in runs])
@@ -57,21 +57,35 @@ def require_stackable(store: TransitionStore | ShardedStore) -> None:
         )
 
 
+def require_begun(folders: Mapping[int, Path]) -> None:
+    """Raise UserError unless the run of every seed, by seed, was begun in its folder."""
+    for seed, folder in folders.items():
+        if not (folder / "config.json").is_file():
+            raise UserError(
+                f"{folder.parent} holds no run of seed {seed} that could be continued: pass the seeds it was "
+                "started with, or another --output"
+            )
+
+
 def rewind_to_common(folders: Mapping[int, Path]) -> bool:
     """Let the run folders, by seed, all name their checkpoint of the last update that every run has.
 
-    A crash while they are saved leaves some at the update before. Returns whether there is such an update;
-    else all start over. Raises UserError where one was never begun and another was.
+    A crash while they are saved leaves some at the update before, or without a checkpoint, and then all start
+    over. Returns whether there is such an update. Raises UserError where one was gone on with alone, which
+    must not be lost.
     """
-    steps = {seed: saved_steps(folder) for seed, folder in folders.items()}
-    begun = {seed for seed, folder in folders.items() if (folder / "config.json").is_file()}
-    if missing := [seed for seed in folders if seed not in begun]:
+    steps = {seed: saved_checkpoints(folder).keys() for seed, folder in folders.items()}
+    common = set.intersection(*map(set, steps.values()))
+    last = max(common, default=0)
+    # A crash leaves one checkpoint that others lack, which is the first of all where those have none.
+    ahead = max(sum(step > last for step in saved) for saved in steps.values())
+    if ahead > 1 or (not common and all(steps.values())):
+        reached = ", ".join(f"seed {seed} at {max(saved, default=0):,}" for seed, saved in steps.items())
         raise UserError(
-            f"{folders[missing[0]].parent} holds no run of seed {missing[0]} that could be continued: pass "
-            "the seeds it was started with, or another --output"
+            f"the runs in {next(iter(folders.values())).parent} have no last update in common ({reached}): "
+            "continue those that are behind one by one, with --resume and their folder as --output"
         )
-    common = set.intersection(*steps.values())
     for folder in folders.values():
         if common and read_pointer(folder, "latest") is not None:
-            rewind(folder, max(common))
+            rewind(folder, last)
     return bool(common)

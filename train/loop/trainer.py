@@ -84,7 +84,7 @@ def train_runs(
     try:
         with stop_requests() as stop:
             for run in runs:
-                run.evaluations.submit_missing()
+                run.begin()
             stopping = False
             while first.step < config.updates and not stopping:
                 first.next_data(engine)
@@ -136,7 +136,8 @@ def train_runs(
 
 
 def _open_log(run: TrainingRun) -> RunLog:
-    return RunLog(run.run, config_to_plain(run.config), run.config.trackers, from_step=run.step)
+    config, note = config_to_plain(run.config), run.progress.note
+    return RunLog(run.run, config, run.config.trackers, from_step=run.step, note=note)
 
 
 def _shown(figures: Sequence[Mapping[str, float]]) -> dict[str, float]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +27,7 @@ from rql_deploy.train.logging.summary import dataset_statistics, package_version
 
 from ..batch import Batch, Noise, draw_noise
 from ..checkpoints.checkpoint import (
+    ONLINE,
     Checkpoint,
     load_checkpoint,
     require_same_networks,
@@ -36,7 +36,7 @@ from ..checkpoints.checkpoint import (
     save_checkpoint,
 )
 from ..checkpoints.initial_networks import continued_plant, rescale_actions
-from ..checkpoints.run_folder import prune_checkpoints, read_pointer, step_of
+from ..checkpoints.run_folder import prune_checkpoints, read_pointer, saved_checkpoints, step_of
 from ..config import TrainConfig, config_to_plain
 from ..optimization import set_learning_rate
 from ..rql import RQL
@@ -63,6 +63,8 @@ class TrainingRun:
     """Rows of the data that checkpoints hold (logging/summary.py), and the observations' scaling."""
     statistics: dict[str, Any]
     """What the data set shows."""
+    plays = False
+    """Whether the run plays episodes of its own."""
 
     def __init__(
         self,
@@ -93,6 +95,7 @@ class TrainingRun:
             self.warnings = store.validate(config.rql.h, learn_value=config.rql.policy_value_weight != 0)
         self._beside = beside
         self.step = 0
+        self._kept: set[int] = set()
         self.initialised_from: str | None = None
         # A run that was interrupted before its first checkpoint starts over.
         no_checkpoint = read_pointer(run, "latest") is None and (run / "config.json").is_file()
@@ -131,10 +134,15 @@ class TrainingRun:
         return choice
 
     def _resume(self, checkpoint: Checkpoint) -> None:
+        if not self.plays and (checkpoint.path / ONLINE).is_file():
+            raise UserError(
+                f"{self.run} is a run of `rql-deploy finetune`: resume it with that command, or pass "
+                f"--init-from {self.run} and another --output"
+            )
         require_same_run(checkpoint, self.store, self.config)
         require_same_backbones(f"run {self.run}", checkpoint.backbones, self.backbones)
         self.store = with_plant(self.store, checkpoint.plant)
-        self.choice = EngineChoice(**checkpoint.engine)
+        self.choice = checkpoint.engine
         require_engine(self.choice, self.run)
         self._build(checkpoint)
         self.generator.set_state(restore_optimizer(checkpoint.path, self.agent))
@@ -247,7 +255,7 @@ class TrainingRun:
             "dataset_hash": self.store.content_hash,
             "statistics": self.statistics,
             "versions": package_versions(),
-            "engine": asdict(self.choice),
+            "engine": to_plain(self.choice),
             "backbones": to_plain(self.backbones),
             "initialised_from": self.initialised_from,
         }
@@ -265,10 +273,18 @@ class TrainingRun:
         """What a run that plays episodes keeps of them in a checkpoint; nothing here."""
         return {}
 
+    def begin(self) -> None:
+        """Submit evaluations that were interrupted. Other checkpoints that a resumed run finds were kept, by
+        whatever `keep_every` was then, and stay.
+        """
+        self.evaluations.submit_missing()
+        there = {step for step in saved_checkpoints(self.run) if step < self.step}
+        self._kept = there - self.evaluations.waiting
+
     def prune(self) -> None:
         """Remove checkpoints that are no longer needed."""
-        waiting = self.evaluations.waiting
-        prune_checkpoints(self.run, lambda step: step in waiting or is_due(step, self.config.keep_every))
+        needed = self._kept | self.evaluations.waiting
+        prune_checkpoints(self.run, lambda step: step in needed or is_due(step, self.config.keep_every))
 
     def checked(self, figures: dict[str, float]) -> dict[str, float]:
         """The figures to log; raises UserError if one is not finite."""

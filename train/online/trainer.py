@@ -36,6 +36,8 @@ class OnlineTrainer(Trainer):
     Before update i (from 0) the plant has made `warm_up + i // updates_per_step + 1` control steps.
     """
 
+    plays = True
+
     def __init__(
         self,
         config: TrainConfig,

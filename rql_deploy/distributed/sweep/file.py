@@ -23,6 +23,7 @@ import msgspec
 
 from rql_deploy.errors import UserError
 from rql_deploy.policy import MAX_CANDIDATES
+from rql_deploy.seeding import MAX_SEED
 from rql_deploy.structs import Record, convert
 
 NAME = re.compile(r"[a-z0-9][a-z0-9._+-]*", re.IGNORECASE)
@@ -116,9 +117,11 @@ def load_sweep(path: Path) -> SweepFile:
                 raise UserError(
                     f"{path.name}: '{name}' cannot name a folder: use letters, digits, '-', '_', '.' and '+'"
                 )
-    if not sweep.seeds or len(set(sweep.seeds)) < len(sweep.seeds) or min(sweep.seeds) < 0:
+    within = all(0 <= seed <= MAX_SEED for seed in sweep.seeds)
+    if not sweep.seeds or len(set(sweep.seeds)) < len(sweep.seeds) or not within:
         raise UserError(
-            f"{path.name}: seeds is {list(sweep.seeds)}, it must list different whole numbers from 0 on"
+            f"{path.name}: seeds is {list(sweep.seeds)}, it must list different whole numbers from 0 on, "
+            "below 2^53"
         )
     for name in ("episodes", "threads"):
         if getattr(sweep, name) < 1:

@@ -78,6 +78,9 @@ def compare_in_simulator(
             (policy,) = find_policies(PolicySource(bundle=bundle), run, progress).values()
             named = replace(policy, key=f"generation {number}")
             scores[number] = play(evaluation, named, seeds, progress=progress)
+            if len(scores[number].results) < episodes:
+                # Stopped by Ctrl-C: the next call compares again, on all of them.
+                raise KeyboardInterrupt
     a, b = scores[new], scores[served]
     success = paired_difference([r.success for r in a.results], [r.success for r in b.results])
     steps = paired_difference(a.lengths, b.lengths)

@@ -37,7 +37,7 @@ class Generation(Record, frozen=True):
     parent: int
     """The generation that was served when this one was begun; its networks are where training starts."""
     run: str
-    """Folder of its training run; that of generation 0 is the run that was deployed."""
+    """Folder of its training run when it was begun; that of generation 0 is the run that was deployed."""
     episodes: tuple[str, ...] = ()
     """Names of all recorded episodes that it learns from, those of earlier generations included."""
     new: int = 0
@@ -65,6 +65,10 @@ class Generations:
     def bundle(self, number: int) -> Path:
         """Its bundle."""
         return self.path(number) / "bundle"
+
+    def run(self, number: int) -> Path:
+        """Its training run; the folder of generations may have been moved since it was begun."""
+        return self.path(number) / "run" if number else Path(self.read(0).run)
 
     def numbers(self) -> list[int]:
         """All that were begun, in order."""
@@ -94,8 +98,10 @@ class Generations:
         """Make generation 0 of what is served already, or of what `export` writes, and the link.
 
         A bundle folder at the link's place is taken over as it is. Does nothing where all is there. Raises
-        UserError where a folder took the link's place later.
+        UserError where a file is there, or where a folder took the link's place later.
         """
+        if self.link.is_file():
+            raise UserError(f"{self.link} is a file: pass the folder of a bundle, or where to make one")
         self.folder.mkdir(parents=True, exist_ok=True)
         if not self.path(0).is_dir():
             self.begin(Generation(0, 0, str(run.absolute()), time=time.time()), lambda _: None)

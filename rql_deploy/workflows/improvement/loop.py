@@ -26,7 +26,7 @@ from .generations import Generation, Generations, write_json
 from .held_out import compare_held_out
 from .new_episodes import EPISODES, HELD_OUT, marks_of, split_held_out, watch, write_episodes
 from .report import describe_generation, write_report
-from .stages import export_words, run_stage, train_words
+from .stages import export_words, header_of, run_stage, train_words
 from .swap import confirm_swap
 
 if TYPE_CHECKING:
@@ -98,7 +98,11 @@ def improve(
     Ends after `options.generations`, with `once` when nothing is due, or with KeyboardInterrupt. Raises
     UserError for a run, data or bundle that do not fit, and where training fails; what is served then stays.
     """
+    from rql_deploy.train.config import with_overrides
+
     loop = Improvement(recordings, source, serve_as, datasets, options or ImproveOptions(), progress)
+    # Now, and not when there are enough episodes.
+    with_overrides(header_of(source).config, loop.options.overrides)
     busy = f"{serve_as} is being improved already"
     with exclusive_lock(loop.generations.folder, busy, "end that one first"):
         return loop.run()
@@ -175,13 +179,16 @@ class Improvement:
         before = [self.generations.read(n) for n in self.generations.numbers()]
         known = {name for generation in before for name in (*generation.episodes, *generation.held_out)}
         new = [episode for episode in found.usable if episode.name not in known]
-        if len(new) < self.options.episodes:
+        held_out = self._gate(plant) == "held-out"
+        # One to learn from, and one to compare on.
+        enough = max(self.options.episodes, 2 if held_out and not before[-1].held_out else 1)
+        if len(new) < enough:
             if new:
-                self._say([f"{len(new)} of {self.options.episodes} new episodes for generation {number}"])
+                self._say([f"{len(new)} of {enough} new episodes for generation {number}"])
             return False
         learned: list[RecordedEpisode] = new
         kept: list[RecordedEpisode] = []
-        if self._gate(plant) == "held-out":
+        if held_out:
             learned, kept = split_held_out(new, len(before[-1].held_out))
         success = [bool(episode.success[-1]) for episode in new if episode.success is not None]
         generation = Generation(
@@ -196,9 +203,12 @@ class Improvement:
         )
         earlier = self.generations.path(number - 1)
 
+        # What was said of the motion at export only is said again at the next one: data of one run are alike.
+        trained = header_of(self.generations.run(served)).plant
+
         def write(folder: Path) -> None:
-            write_episodes(folder / EPISODES, earlier / EPISODES, learned, plant)
-            write_episodes(folder / HELD_OUT, earlier / HELD_OUT, kept, plant)
+            write_episodes(folder / EPISODES, earlier / EPISODES, learned, trained)
+            write_episodes(folder / HELD_OUT, earlier / HELD_OUT, kept, trained)
 
         self.generations.begin(generation, write)
         succeeded = "" if generation.succeeded is None else f", {generation.succeeded} succeeded"
@@ -211,7 +221,7 @@ class Improvement:
     def _train(self, number: int) -> None:
         """Train and export; both go on where they stopped."""
         folder, options = self.generations.path(number), self.options
-        parent = self.generations.read(self.generations.read(number).parent)
+        parent = self.generations.run(self.generations.read(number).parent)
         run, log = folder / "run", folder / "train.log"
         settings = [
             f"new_share={options.share}",
@@ -223,7 +233,7 @@ class Improvement:
             *options.overrides,
         ]
         train = functools.partial(
-            train_words, self.data, folder / EPISODES, run, parent.run, options.updates, settings
+            train_words, self.data, folder / EPISODES, run, str(parent), options.updates, settings
         )
         if not self._trained(run):
             self.progress.note(f"generation {number}: {options.updates:,} updates (progress in {log})")
@@ -277,6 +287,11 @@ class Improvement:
                 seed=options.seed,
                 workers=options.workers,
                 progress=self.progress,
+            )
+        if not generation.held_out:
+            raise UserError(
+                f"generation {generation.number} was begun without episodes to compare on: pass --gate "
+                "simulator, as when it was begun"
             )
         return compare_held_out(bundles, self.generations.path(generation.number) / HELD_OUT)
 

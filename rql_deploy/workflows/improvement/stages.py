@@ -13,6 +13,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rql_deploy.errors import UserError
 from rql_deploy.progress import Progress
@@ -20,6 +21,10 @@ from rql_deploy.progress import Progress
 from ..data_names import DataNames
 from ..demo_commands import program, stop
 from ..training_evaluator import NICENESS
+
+if TYPE_CHECKING:
+    from rql_deploy.contract import PlantDescription
+    from rql_deploy.train.checkpoints.header import CheckpointHeader
 
 ATTEMPTS = 3
 """How often a command is begun that was killed from outside (out of memory, say)."""
@@ -97,4 +102,29 @@ def export_words(run: Path, bundle: Path, like: Path) -> list[str]:
     served = Bundle.open(like)
     members, steps = str(served.contract.value_members), str(served.contract.F)
     words = ["export", str(run), "--output", str(bundle), "--value-members", members, "--flow-steps", steps]
+    words += _stated_words(header_of(run).plant, served.contract.plant)
     return words + [word for name in served.variants if name != "fp32" for word in ("--precision", name)]
+
+
+def header_of(run: Path) -> CheckpointHeader:
+    """What a run's latest checkpoint, or a checkpoint, says of itself."""
+    from rql_deploy.train.checkpoints.checkpoint import resolve_checkpoint
+    from rql_deploy.train.checkpoints.header import read_header
+
+    return read_header(resolve_checkpoint(run))
+
+
+def _stated_words(trained: PlantDescription, served: PlantDescription) -> list[str]:
+    """What `export` was told of the served policy's motion, and the data of its training does not say."""
+    words = []
+    if served.control_rate != trained.control_rate or (trained.rate_assumed and not served.rate_assumed):
+        words += ["--rate", str(served.control_rate)]
+    pairs = list(zip(trained.actions, served.actions, strict=False))
+    said = [{item for item in a.assumed if item not in b.assumed} for a, b in pairs]
+    modes = [
+        f"{b.name}={b.mode}"
+        for (a, b), items in zip(pairs, said, strict=True)
+        if items & {"mode", "hold"} or (a.mode, a.hold) != (b.mode, b.hold)
+    ]
+    words += ["--action-mode", ",".join(modes)] if modes else []
+    return words + (["--action-bounds", "dataset"] if any("bounds" in items for items in said) else [])

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from rql_deploy.cli.demo import show
+from rql_deploy.folders import LOCK, exclusive_lock
 from rql_deploy.workflows import demo
 from rql_deploy.workflows.demo_result import NUMBERS, PICTURES
 from tests.helpers.commands import assert_refused, cli, run_cli
@@ -96,3 +97,18 @@ def test_a_folder_with_other_files_is_not_replaced_and_an_earlier_demo_is(tmp_pa
     (tmp_path / "other" / "summary.json").write_text("{}")
     demo.prepare(tmp_path / "other")
     assert not (tmp_path / "other" / "summary.json").exists()
+
+
+def test_a_demo_that_is_under_way_is_not_replaced_by_another(tmp_path: Path) -> None:
+    output = tmp_path / "link"
+    (tmp_path / "demo").mkdir()
+    output.symlink_to(tmp_path / "demo")
+    demo.prepare(output)
+    (output / "dataset").mkdir()
+    with exclusive_lock(output, "mine"):
+        assert_refused(cli("demo", "--output", output), f"another demo works in {output}")
+    assert (output / "dataset").is_dir()
+    demo.prepare(output)
+    assert output.is_symlink() and {entry.name for entry in output.iterdir()} == {demo.MARKER, LOCK}
+    (tmp_path / "file").touch()
+    assert_refused(cli("demo", "--output", tmp_path / "file"), "is a file")

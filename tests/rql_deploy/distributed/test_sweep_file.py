@@ -136,6 +136,7 @@ def test_later_tables_of_overrides_win() -> None:
     [
         (("episodes = 4", "episode = 4"), ["unknown entry 'episode'", "episodes"]),
         (("seeds = [0, 1, 2]", "seeds = [0, 0]"), ["seeds", "different"]),
+        (("seeds = [0, 1, 2]", "together = true\nseeds = [0, 9007199254740992]"), ["seeds", "below 2^53"]),
         (("[settings.rql]", '[settings."../rql"]'), ["../rql", "folder"]),
         (('collect = { task = "robosuite:Lift", episodes = 3 }', ""), ["tasks.lift", "dataset", "collect"]),
         (("[tasks.lift]", "[tasks.lift"), ["not TOML"]),

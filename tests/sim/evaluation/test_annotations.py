@@ -119,7 +119,9 @@ def test_another_run_s_policy_is_found_out_among_several_candidates_too(
     checkpoint = load_checkpoint(run)
     generator = torch.Generator().manual_seed(1)
     other = {name: p + torch.randn(p.shape, generator=generator) for name, p in checkpoint.parameters.items()}
-    policy = make_policy(replace(checkpoint, parameters=other), policies["onnx"].contract.value_members)
+    policy = make_policy(
+        msgspec.structs.replace(checkpoint, parameters=other), policies["onnx"].contract.value_members
+    )
     here = play(policies["onnx"], 6, value=False, others={"torch": policy})
     pair = parity_of(Score("onnx", here, HORIZON), Score("torch", play(policy, 6), HORIZON))
     assert not pair.passed

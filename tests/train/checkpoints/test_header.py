@@ -11,6 +11,7 @@ from rql_deploy.contract import ActionDimension, Contract
 from rql_deploy.errors import UserError
 from rql_deploy.train.checkpoints.checkpoint import load_checkpoint
 from rql_deploy.train.config import config_to_plain
+from rql_deploy.train.engines.choice import EngineChoice
 from rql_deploy.train.export_modules import make_contract
 from tests.helpers.commands import ROOT, TINY, assert_refused, cli
 
@@ -56,8 +57,25 @@ def test_a_checkpoint_that_does_not_name_its_engine_was_made_by_the_eager_one(ol
     del plain["engine"], plain["initialised_from"]
     file.write_text(json.dumps(plain))
     checkpoint = load_checkpoint(old_run)
-    assert checkpoint.engine == {"engine": "eager", "precision": "fp32", "device": "cpu"}
+    assert checkpoint.engine == EngineChoice("eager", "fp32", "cpu")
     assert checkpoint.initialised_from is None
+
+
+@pytest.mark.parametrize(
+    ("engine", "said"),
+    [
+        ({"engine": "eager", "precision": "fp32"}, "engine lacks the entry 'device'"),
+        ({"engine": "eager", "precision": "fp32", "device": "cpu", "blocks": 2}, "unknown entry 'blocks'"),
+        ({"engine": "fast", "precision": "fp32", "device": "cpu"}, "'eager' or 'compiled', not 'fast'"),
+    ],
+)
+def test_an_engine_that_is_not_known_here_is_named(
+    engine: dict[str, Any], said: str, old_run: Path, dataset: Path
+) -> None:
+    file = header_file(old_run)
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"engine": engine}))
+    words = ("train", "--dataset", dataset, "--output", old_run, "--updates", 22, "--resume", *TINY)
+    assert_refused(cli(*words), said)
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,9 @@
 
 import json
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -11,8 +13,10 @@ import torch
 from rql_deploy.errors import UserError
 from rql_deploy.train.config import TrainConfig
 from rql_deploy.train.hyperparameters import RQLConfig
+from rql_deploy.train.logging import loggers
 from rql_deploy.train.logging.diagnostics import Diagnostics
-from rql_deploy.train.logging.periodic_evaluation import Evaluation, append_evaluation
+from rql_deploy.train.logging.loggers import RunLog, read_metrics
+from rql_deploy.train.logging.periodic_evaluation import Evaluation, append_evaluation, read_evaluations
 from rql_deploy.train.logging.run_page import write_run_page
 from rql_deploy.train.loop.trainer import Trainer
 from rql_deploy.train.rql import RQL
@@ -95,6 +99,58 @@ def test_wandb_logs_offline_by_default(tmp_path: Path, monkeypatch: pytest.Monke
     Trainer(msgspec.structs.replace(CONFIG, trackers=("wandb",)), make_store(), tmp_path / "run").train()
     (folder,) = (tmp_path / "run" / "wandb").glob("offline-run-*")
     assert next(folder.glob("*.wandb")).stat().st_size > 0
+
+
+def test_a_tracker_that_fails_does_not_end_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    written: list[int] = []
+
+    def write(step: int, figures: Mapping[str, float]) -> None:
+        written.append(step)
+        if len(written) == 2:
+            raise ConnectionError("the server is gone")
+
+    def close() -> None:
+        raise ConnectionError("the server is gone")
+
+    monkeypatch.setitem(loggers._TRACKERS, "mlflow", lambda run, config: (write, close))
+    notes: list[str] = []
+    log = RunLog(tmp_path, {}, ("mlflow",), note=notes.append)
+    for step in (1, 2, 3):
+        log.write(step, {"bc": 1.0})
+    log.close()
+    assert written == [1, 2]
+    assert notes == ["note: mlflow has failed (the server is gone): the run goes on without it"]
+    assert [entry["step"] for entry in read_metrics(tmp_path)] == [1, 2, 3]
+
+
+def test_runs_of_one_name_are_two_for_wandb_and_its_refusal_is_a_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import wandb
+
+    given: list[dict[str, Any]] = []
+
+    def init(**options: Any) -> Any:
+        given.append(options)
+        raise wandb.errors.UsageError("api_key not configured\nmore")
+
+    monkeypatch.setattr(wandb, "init", init)
+    for folder in ("a", "b", "a"):
+        with pytest.raises(UserError, match=r"W&B does not take this run \(api_key not configured\): log in"):
+            RunLog(tmp_path / folder / "run", {}, ("wandb",))
+    ids = [options["id"] for options in given]
+    assert ids[0] == ids[2] != ids[1]
+
+
+def test_what_a_power_cut_leaves_in_the_log_is_skipped(tmp_path: Path) -> None:
+    lines = [b'{"step": 1}', b"\0\0\0", b"\xff\xfe", b"null", b"[2]", b'{"step": 3}', b'{"st']
+    (tmp_path / "metrics.jsonl").write_bytes(b"\n".join(lines))
+    assert [entry["step"] for entry in read_metrics(tmp_path)] == [1, 3]
+    RunLog(tmp_path, {}, from_step=2).close()
+    assert [entry["step"] for entry in read_metrics(tmp_path)] == [1]
+    (tmp_path / "evaluations.jsonl").write_bytes(b"\0\xff\xfe\nnull\n")
+    append_evaluation(tmp_path, Evaluation(4, 2, 0.5, 0.0, 1.0, 30.0))
+    assert [evaluation.step for evaluation in read_evaluations(tmp_path)] == [4]
 
 
 def test_mlflow_takes_the_figures_where_its_address_says(

@@ -16,7 +16,7 @@ from rql_deploy.train.checkpoints.run_folder import checkpoint_folder, read_poin
 from rql_deploy.train.data.folder import write_store
 from rql_deploy.train.logging import run_page
 from rql_deploy.train.loop import trainer
-from rql_deploy.train.loop.side_by_side import rewind_to_common
+from rql_deploy.train.loop.side_by_side import require_begun, rewind_to_common
 from rql_deploy.train.loop.training_run import TrainingRun
 from rql_deploy.workflows.train import train
 from rql_deploy.workflows.train_seeds import train_seeds
@@ -139,7 +139,28 @@ def test_runs_are_rewound_to_the_last_update_that_all_have(tmp_path: Path) -> No
     assert not rewind_to_common(folders)
     assert checkpoint_folder(folders[0], 4).exists()
     with pytest.raises(UserError, match="holds no run of seed 2"):
-        rewind_to_common({**folders, 2: tmp_path / "seed_2"})
+        require_begun({**folders, 2: tmp_path / "seed_2"})
+
+
+def test_a_run_that_was_gone_on_with_alone_is_not_begun_again_with_the_others(
+    runs: Path, data: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(runs, tmp_path / "runs")
+    ahead = tmp_path / "runs" / "seed_1"
+    overrides = [*SETTINGS, "updates=10", "seed=1"]
+    train([data], ahead, preset="reference", overrides=overrides, resume=True)
+    words = ("no last update in common", "seed 3 at 8, seed 1 at 10", "continue those that are behind")
+    with pytest.raises(UserError) as refused:
+        train_some(data, tmp_path / "runs", 12, resume=True)
+    assert all(word in str(refused.value) for word in words)
+    assert load_checkpoint(ahead).step == 10
+    # The same where earlier checkpoints were kept: more than one lies beyond the last of the others.
+    overrides = [*SETTINGS, "updates=14", "seed=1", "keep_every=2"]
+    train([data], ahead, preset="reference", overrides=overrides, resume=True)
+    shutil.copytree(checkpoint_folder(tmp_path / "runs" / "seed_3", 8), checkpoint_folder(ahead, 8))
+    with pytest.raises(UserError, match="no last update in common"):
+        train_some(data, tmp_path / "runs", 16, resume=True)
+    assert load_checkpoint(ahead).step == 14
 
 
 def test_the_command_trains_seeds_and_goes_on_with_them(data: Path, tmp_path: Path) -> None:

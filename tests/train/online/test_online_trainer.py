@@ -7,6 +7,7 @@ import signal
 import sys
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 import torch
@@ -17,10 +18,11 @@ from rql_deploy.seeding import decision_seed, episode_seed, flow_noise
 from rql_deploy.train.checkpoints.checkpoint import load_checkpoint
 from rql_deploy.train.checkpoints.run_folder import read_pointer
 from rql_deploy.train.logging.run_page import write_run_page
+from rql_deploy.train.loop.trainer import Trainer
 from rql_deploy.train.online.played import load_played
 from rql_deploy.train.rql import integrate
 from tests.helpers.commands import stopped_when
-from tests.helpers.data import PLANT
+from tests.helpers.data import PLANT, make_store
 from tests.helpers.online import Walk, go_on, offline_run
 
 
@@ -96,6 +98,13 @@ def test_steps_updates_and_episodes_keep_step(offline: Path, tmp_path: Path) -> 
         assert episode.success == (episode.masks[-1] == 0)
     write_run_page(tmp_path / "run")
     assert f"{len(episodes)} episodes were played" in (tmp_path / "run" / "README.md").read_text()
+
+
+def test_a_run_that_plays_is_not_resumed_as_one_that_does_not(offline: Path, tmp_path: Path) -> None:
+    go_on(offline, tmp_path / "run", 6).train()
+    config = load_checkpoint(tmp_path / "run").config
+    with pytest.raises(UserError, match="is a run of `rql-deploy finetune`: resume it with that command"):
+        Trainer(msgspec.structs.replace(config, updates=9), make_store(), tmp_path / "run", resume=True)
 
 
 @pytest.mark.slow

@@ -55,6 +55,14 @@ def test_a_folder_in_the_place_of_the_link_is_neither_served_nor_lost(bundle: Pa
     assert generations.served() == 0
 
 
+def test_a_file_in_the_place_of_the_link_is_not_replaced(tmp_path: Path) -> None:
+    packed = tmp_path / "bundle.zip"
+    packed.write_text("packed")
+    with pytest.raises(UserError, match="is a file: pass the folder of a bundle"):
+        Generations(packed).begin_first(tmp_path / "run", forbidden)
+    assert packed.read_text() == "packed"
+
+
 def test_without_a_bundle_the_run_is_exported(bundle: Path, tmp_path: Path) -> None:
     generations = Generations(tmp_path / "live")
     generations.begin_first(tmp_path / "run", lambda target: shutil.copytree(bundle, target) and None)

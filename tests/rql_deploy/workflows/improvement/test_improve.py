@@ -261,6 +261,9 @@ def test_a_trainer_that_dies_is_begun_again_and_one_that_refuses_is_quoted(
 def test_what_cannot_be_improved_is_refused(run: Path, tmp_path: Path) -> None:
     (tmp_path / "recording").mkdir()
     assert_refused(cli(*words(tmp_path, tmp_path / "nothing")), "does not say what it was trained on")
+    assert_refused(cli(*words(tmp_path, tmp_path / "nothing", "--dataset", "d")), "neither a checkpoint nor")
+    assert_refused(cli(*words(tmp_path, run, "--set", "rql.alhpa=3")), "unknown entry 'alhpa'")
+    assert not (tmp_path / "live.generations").exists()
     generations = Generations(tmp_path / "live")
     generations.folder.mkdir()
     from rql_deploy.folders import exclusive_lock
