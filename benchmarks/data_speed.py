@@ -38,7 +38,7 @@ def make(folder: Path, rows: int) -> dict[str, Path]:
     """The same random data in every format."""
     from rql_deploy.contract import ActionDimension, ObservationField, PlantDescription
     from rql_deploy.train.data.store import TransitionStore
-    from rql_deploy.workflows.data_writing import write_data
+    from rql_deploy.workflows.data.writing import write_data
 
     rng = np.random.default_rng(0)
     plant = PlantDescription(

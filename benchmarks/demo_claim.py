@@ -20,7 +20,7 @@ import numpy as np
 from rql_deploy.cli.demo import table
 from rql_deploy.progress import TerminalProgress
 from rql_deploy.statistics import paired_difference, wilson_interval
-from rql_deploy.workflows import demo
+from rql_deploy.workflows.demo import pipeline as demo
 
 
 def main() -> None:

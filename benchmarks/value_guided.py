@@ -35,7 +35,7 @@ from rql_deploy.sim.evaluation.episodes import EvaluatedPolicy, Evaluation, appe
 from rql_deploy.sim.plants.tasks import Task
 from rql_deploy.statistics import paired_difference, wilson_interval
 from rql_deploy.train.checkpoints.checkpoint import load_checkpoint
-from rql_deploy.workflows import demo
+from rql_deploy.workflows.demo import pipeline as demo
 from rql_deploy.workflows.policies import check_episode, onnx_policy, run_annotated_episode
 
 BLOCK = 10

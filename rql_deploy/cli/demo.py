@@ -9,9 +9,9 @@ import click
 
 from rql_deploy.errors import UserError
 from rql_deploy.progress import TerminalProgress, format_duration
-from rql_deploy.workflows.demo import DEFAULT_HORIZON, run_demo
-from rql_deploy.workflows.demo_commands import run_command, served
-from rql_deploy.workflows.demo_result import BEST, NUMBERS, PICTURES, ROWS, TASK, DemoResult
+from rql_deploy.workflows.demo.commands import run_command, served
+from rql_deploy.workflows.demo.pipeline import DEFAULT_HORIZON, run_demo
+from rql_deploy.workflows.demo.result import BEST, NUMBERS, PICTURES, ROWS, TASK, DemoResult
 
 from .options import show_next
 
@@ -72,7 +72,7 @@ def run_quick() -> None:
 
 def show(result: DemoResult) -> None:
     """The table, the paired differences, what to type next, and in the last line the page."""
-    from rql_deploy.workflows.demo_page import next_commands
+    from rql_deploy.workflows.demo.page import next_commands
 
     scores = result.scores
     episodes = len(scores[BEST].results)

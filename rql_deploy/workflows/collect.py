@@ -13,7 +13,7 @@ from rql_deploy.cameras import parse_cameras
 from rql_deploy.errors import UserError
 from rql_deploy.progress import NoProgress, Progress, Stage
 
-from .data_writing import check_output
+from .data.writing import check_output
 from .processes import DEFAULT_WORKERS, defer_interrupt, ray_pool
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from rql_deploy.errors import UserError
 from rql_deploy.progress import NoProgress, Progress
 
 from .backbone import copied_backbones
-from .data_names import DataNames
+from .data.names import DataNames
 from .policies import with_pictures
 from .train import PeriodicEvaluation, introduce, make_evaluator, require_usable, sole_run
 

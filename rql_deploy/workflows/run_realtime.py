@@ -178,7 +178,7 @@ def _recorder(
     from rql_deploy.sim.collection.minari_files import writable_target
     from rql_deploy.sim.collection.recording import EpisodeRecorder
 
-    from .data_writing import check_output
+    from .data.writing import check_output
     from .picture_recorder import PictureRecorder
 
     if not description.images:

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from rql_deploy.train.loop.trainer import TrainResult
     from rql_deploy.workflows.training_evaluator import SimulatedEvaluator
 
-    from .data_names import DataNames
+    from .data.names import DataNames
 
 UNFINISHED_RUN = {
     "config.json",
@@ -181,7 +181,7 @@ def prepare(
     from rql_deploy.train.data.shards import with_settings
 
     from .backbone import open_backbones
-    from .data_names import DataNames
+    from .data.names import DataNames
     from .presets import GENERAL_PRESET, preset_of
 
     progress, remarks = progress or NoProgress(), []

@@ -15,7 +15,7 @@ from rql_deploy.train.data.shards import ShardedStore
 from rql_deploy.train.data.store import TransitionStore
 from rql_deploy.train.loop.trainer import Trainer
 from rql_deploy.train.rql import RQL
-from rql_deploy.workflows.demo_result import PICTURES
+from rql_deploy.workflows.demo.result import PICTURES
 from rql_deploy.workflows.presets import PRESETS
 
 # The paper's settings; then the dimensions of observation and action that OGBench's environments have.

@@ -50,6 +50,6 @@ def fix(data: str, output: str, form: str | None, as_json: bool, **corrections: 
     Names change first, then episodes are dropped, then rate, motion and bounds are stated, then actions are
     clipped. DATA itself stays as it is. The same command again finds its work done.
     """
-    from rql_deploy.workflows.fix_data import fix as workflow
+    from rql_deploy.workflows.data.fix import fix as workflow
 
     show_written(workflow(data, output, form=form, **corrections), as_json)

@@ -26,7 +26,7 @@ def command(recording: Path, episodes: tuple[str, ...], success: bool) -> None:
     The label is a line in RECORDING/labels.jsonl, which every reader of the recording heeds; of several the
     last counts.
     """
-    from rql_deploy.workflows.recorded_data import label_episodes
+    from rql_deploy.workflows.data.recorded import label_episodes
 
     count = label_episodes(recording, episodes, success)
     click.echo(f"{count} episodes of {recording} are labelled as {'successes' if success else 'failures'}")

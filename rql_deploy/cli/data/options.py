@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 import click
 
 from rql_deploy.cli.options import echo_json, show_next
-from rql_deploy.workflows.data_writing import FORMATS, format_named
+from rql_deploy.workflows.data.writing import FORMATS, format_named
 
 if TYPE_CHECKING:
-    from rql_deploy.workflows.data_writing import WrittenData
+    from rql_deploy.workflows.data.writing import WrittenData
 
 
 def _format(_: click.Context, __: click.Parameter, value: str | None) -> str | None:

@@ -19,7 +19,7 @@ from rql_deploy.policy import DEFAULT_CANDIDATES
 from rql_deploy.progress import NoProgress, Progress
 from rql_deploy.train.hyperparameters import Interventions
 
-from ..data_names import DataNames
+from ..data.names import DataNames
 from ..processes import DEFAULT_WORKERS
 from .gate import Verdict, compare_in_simulator, simulated
 from .generations import Generation, Generations, write_json
@@ -32,7 +32,7 @@ from .swap import confirm_swap
 if TYPE_CHECKING:
     from rql_deploy.contract import Contract, PlantDescription
 
-    from ..recorded_episodes import RecordedEpisode
+    from ..data.recorded_episodes import RecordedEpisode
 
 GateKind = Literal["auto", "simulator", "held-out"]
 POLL_SECONDS = 5.0

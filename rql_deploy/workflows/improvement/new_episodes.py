@@ -14,8 +14,8 @@ import numpy as np
 
 from rql_deploy.assumptions import replacement_conflicts
 
-from ..recorded_data import store_of
-from ..recorded_episodes import RecordedEpisode, read_recorded_episodes
+from ..data.recorded import store_of
+from ..data.recorded_episodes import RecordedEpisode, read_recorded_episodes
 
 if TYPE_CHECKING:
     from rql_deploy.contract import PlantDescription

@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING
 from rql_deploy.errors import UserError
 from rql_deploy.progress import Progress
 
-from ..data_names import DataNames
-from ..demo_commands import program, stop
+from ..data.names import DataNames
+from ..demo.commands import program, stop
 from ..training_evaluator import NICENESS
 
 if TYPE_CHECKING:

@@ -176,7 +176,7 @@ def test_what_training_refuses_is_never_suggested_to_be_trained_on_as_it_is(
 
 def test_a_recording_is_converted_before_it_is_trained_on(tmp_path: Path) -> None:
     from rql_deploy.runtime.recording.mcap_file import McapFile
-    from rql_deploy.workflows.presets import training_refusal
+    from rql_deploy.workflows.data.refusal import training_refusal
 
     McapFile(tmp_path / "a.mcap").close()
     assert "data convert" in str(training_refusal(str(tmp_path), make_store()))

@@ -10,8 +10,8 @@ import pytest
 
 from rql_deploy.cli.demo import show
 from rql_deploy.folders import LOCK, exclusive_lock
-from rql_deploy.workflows import demo
-from rql_deploy.workflows.demo_result import NUMBERS, PICTURES
+from rql_deploy.workflows.demo import pipeline as demo
+from rql_deploy.workflows.demo.result import NUMBERS, PICTURES
 from tests.helpers.commands import assert_refused, cli, run_cli
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from rql_deploy.bundle.bundle import Bundle
 from rql_deploy.runtime.client.episode_upload import EpisodeReporter
 from rql_deploy.runtime.client.reported_plant import ReportedPlant
-from rql_deploy.workflows.recorded_data import read_recorded
+from rql_deploy.workflows.data.recorded import read_recorded
 from tests.helpers.commands import cli
 from tests.helpers.rail import Rail
 from tests.helpers.servers import observation, serving

@@ -11,8 +11,8 @@ import pytest
 from rql_deploy.bundle.bundle import Bundle
 from rql_deploy.contract import Contract
 from rql_deploy.train.data.folder import is_store, read_store
+from rql_deploy.workflows.data.recorded import read_recorded
 from rql_deploy.workflows.improvement.new_episodes import marks_of, split_held_out, watch, write_episodes
-from rql_deploy.workflows.recorded_data import read_recorded
 from tests.helpers.commands import assert_refused, cli, printed
 from tests.helpers.recorded_episodes import part, record, record_episodes
 

@@ -20,7 +20,7 @@ from rql_deploy.train.data.folder import write_store
 from rql_deploy.train.data.statements import Statements
 from rql_deploy.train.export_modules import make_contract
 from rql_deploy.train.logging import run_page
-from rql_deploy.workflows.data_names import DataNames
+from rql_deploy.workflows.data.names import DataNames
 from rql_deploy.workflows.improvement.generations import Generation, Generations
 from rql_deploy.workflows.improvement.loop import Improvement, ImproveOptions
 from rql_deploy.workflows.improvement.stages import export_words, train_words

@@ -200,7 +200,7 @@ def test_a_set_of_minari_0_4_has_its_metadata_in_the_file(tmp_path: Path) -> Non
 
 
 def test_names_of_one_letter_are_ids(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from rql_deploy.workflows.data_writing import format_of
+    from rql_deploy.workflows.data.writing import format_of
 
     monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "minari"))
     formats = {"a-v0": "minari", "xx/y-v1": "minari", "x/y-v1": "store", "a/b": "store"}

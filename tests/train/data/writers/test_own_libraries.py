@@ -19,7 +19,7 @@ from rql_deploy.train.data.readers.options import ReadOptions
 from rql_deploy.train.data.readers.robomimic_keys import observation_name
 from rql_deploy.train.data.store import TransitionStore
 from rql_deploy.train.data.writers import write
-from rql_deploy.workflows.minari_data import write_minari
+from rql_deploy.workflows.data.minari_ids import write_minari
 from tests.helpers.commands import ROOT, unavailable
 from tests.helpers.data import PLANT, make_store, opened
 from tests.helpers.foreign_libraries import installed, rows_loaded, write_cameras

@@ -106,7 +106,7 @@ def write_data(store: TransitionStore, output: str, form: str) -> WrittenData:
                     "--to"
                 )
     if form.startswith("minari"):
-        from rql_deploy.workflows.minari_data import write_minari
+        from rql_deploy.workflows.data.minari_ids import write_minari
 
         store.validate_rows()
         folder, lost = write_minari(store, output, "arrow" if form == "minari-arrow" else "hdf5")

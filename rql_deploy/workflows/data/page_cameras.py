@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from rql_deploy.sim.evaluation.page import figure
 
-from .data_page_tables import table
+from .page_tables import table
 
 if TYPE_CHECKING:
     import numpy as np

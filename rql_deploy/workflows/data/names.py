@@ -76,7 +76,7 @@ class DataNames(Record, frozen=True):
         from rql_deploy.train.data.readers import open_stores
         from rql_deploy.train.data.statements import Statements
 
-        from .data_sources import parse_read_options
+        from .sources import parse_read_options
 
         return open_stores(
             self.datasets,

@@ -14,8 +14,8 @@ from rql_deploy.errors import UserError
 from rql_deploy.sim.evaluation.charts import Chart, histogram
 from rql_deploy.sim.evaluation.page import figure, page, write_page
 
-from .data_page_cameras import camera_parts
-from .data_page_tables import action_table, facts, field_table, tiles
+from .page_cameras import camera_parts
+from .page_tables import action_table, facts, field_table, tiles
 
 if TYPE_CHECKING:
     from rql_deploy.train.data.store import TransitionStore

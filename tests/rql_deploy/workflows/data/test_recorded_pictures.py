@@ -15,7 +15,7 @@ from rql_deploy.runtime.control.lockstep import ControlLoop
 from rql_deploy.runtime.engine.request import EpisodePart
 from rql_deploy.runtime.recording.packing import messages_of
 from rql_deploy.runtime.recording.writer import RecordingWriter
-from rql_deploy.workflows.recorded_data import read_recorded
+from rql_deploy.workflows.data.recorded import read_recorded
 from tests.helpers.rail import SeeingRail
 from tests.helpers.recordings import bundle_message, wait_until_written
 from tests.helpers.servers import serving

@@ -28,7 +28,7 @@ def compare_with_validation(
     """
     from rql_deploy.train.data.report import compare_validation, validation_warnings
 
-    from .data_sources import open_data
+    from .sources import open_data
 
     name = validation or _beside(data)
     if name is None:

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 from rql_deploy.errors import UserError
 from rql_deploy.progress import NoProgress, Progress
 
-from .data_sources import (
+from .refusal import training_refusal
+from .sources import (
     language_tasks,
     lost_by_merge,
     open_data,
@@ -24,9 +25,8 @@ from .data_sources import (
     require_unsharded,
     unread_columns,
 )
-from .data_writing import WrittenData, format_of, write_data, write_shards, write_split
-from .presets import training_refusal
-from .validation_data import compare_with_validation
+from .validation import compare_with_validation
+from .writing import WrittenData, format_of, write_data, write_shards, write_split
 
 if TYPE_CHECKING:
     from rql_deploy.train.data.readers.options import ReadOptions
@@ -102,7 +102,7 @@ def inspect_data(
 
         figures["plots"] = [str(path) for path in plot_store(store, plots)]
     if page is not None:
-        from .data_page import write_data_page
+        from .page import write_data_page
 
         write_data_page(page, store, figures)
         figures["page"] = str(page)

@@ -12,7 +12,7 @@ from rql_deploy.errors import UserError
 from rql_deploy.progress import NoProgress, Progress
 from rql_deploy.recording_files import is_recording
 
-from .recorded_data import read_recorded
+from .recorded import read_recorded
 
 if TYPE_CHECKING:
     from rql_deploy.train.data.readers.options import ReadOptions

@@ -9,9 +9,9 @@ from pathlib import Path
 from rql_deploy.policy import DEFAULT_CANDIDATES
 from rql_deploy.progress import format_duration
 
-from .demo_result import ROWS, DemoResult
-from .evaluation_report import learning_curves
-from .inspect_bundle import inspect_bundle
+from ..evaluation_report import learning_curves
+from ..inspect_bundle import inspect_bundle
+from .result import ROWS, DemoResult
 
 SERIES = {"demonstrator": 3, "bc": 1, "bc_guided": 1, "rql": 0, "rql_guided": 0}
 """Colour of a row: grey for the demonstrator, one for cloning and one for RQL."""

@@ -13,7 +13,7 @@ from rql_deploy.contract import Contract
 from rql_deploy.errors import UserError
 from rql_deploy.runtime.recording.messages import Tick, floats, pack
 from rql_deploy.runtime.recording.writer import RecordingWriter
-from rql_deploy.workflows.recorded_data import read_recorded
+from rql_deploy.workflows.data.recorded import read_recorded
 from tests.helpers.recordings import bundle_message
 
 

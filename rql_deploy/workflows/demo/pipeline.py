@@ -16,11 +16,11 @@ from rql_deploy.folders import LOCK, exclusive_lock
 from rql_deploy.policy import DEFAULT_CANDIDATES
 from rql_deploy.progress import NoProgress, Progress, Stage
 
-from .demo_commands import beside, run_command, served
-from .demo_page import write_demo_page
-from .demo_result import BEST, NUMBERS, ROWS, TASK, DemoPlan, DemoResult, paired
-from .policies import check_episode, lockstep_policy, remote_policy, with_pictures
-from .processes import DEFAULT_WORKERS
+from ..policies import check_episode, lockstep_policy, remote_policy, with_pictures
+from ..processes import DEFAULT_WORKERS
+from .commands import beside, run_command, served
+from .page import write_demo_page
+from .result import BEST, NUMBERS, ROWS, TASK, DemoPlan, DemoResult, paired
 
 if TYPE_CHECKING:
     from rql_deploy.sim.evaluation.episodes import EvaluatedPolicy, Evaluation, Score
@@ -231,7 +231,7 @@ def film_rows(
     from rql_deploy.sim.evaluation.films import THUMBNAIL
     from rql_deploy.sim.processes import result_of
 
-    from .policies import run_annotated_episode
+    from ..policies import run_annotated_episode
 
     folder = output / "films"
     folder.mkdir(exist_ok=True)

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 from rql_deploy.errors import UserError
 
-from .data_sources import open_data, parse_read_options, recording_remarks, require_unsharded
-from .data_writing import WrittenData, format_of, write_data
+from .sources import open_data, parse_read_options, recording_remarks, require_unsharded
+from .writing import WrittenData, format_of, write_data
 
 if TYPE_CHECKING:
     from rql_deploy.train.data.store import TransitionStore

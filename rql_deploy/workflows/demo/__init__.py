@@ -1,0 +1,1 @@
+"""What `rql-deploy demo` does."""
