@@ -159,7 +159,7 @@ def test_the_rooms_are_found_from_the_clones_root(case: str, source: Path, insta
 
 
 def test_importing_the_client_takes_little_more_than_numpy_and_pyzmq(tmp_path: Path) -> None:
-    """At most 50 ms more processor time, modules compiled; the best of many runs, as machines are busy."""
+    """At most half as much processor time again, modules compiled; the best of many runs: machines are busy."""
 
     def seconds(code: str) -> float:
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -174,7 +174,7 @@ def test_importing_the_client_takes_little_more_than_numpy_and_pyzmq(tmp_path: P
         for code in least:
             least[code] = min(least[code], seconds(code))
         base, client = least.values()
-        if attempt >= 7 and client - base <= 0.05:
+        if attempt >= 7 and client <= 1.5 * base:
             return
     raise AssertionError(f"numpy and pyzmq take {base:.3f} s, with the client {client:.3f} s")
 

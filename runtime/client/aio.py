@@ -251,14 +251,22 @@ class AsyncTransport:
         if asyncio.get_running_loop() is self._loop:
             self._close()
             await asyncio.wait((self._reader,))
-        elif not self._loop.is_running():
+            return
+        # The socket belongs to its loop, which may run in another thread.
+        closed = threading.Event()
+
+        def close() -> None:
             self._close()
-        else:
-            # The socket belongs to its loop, which runs in another thread.
-            closed = threading.Event()
-            self._loop.call_soon_threadsafe(self._close)
-            self._loop.call_soon_threadsafe(closed.set)
-            await asyncio.to_thread(closed.wait, CLOSE_LIMIT)
+            closed.set()
+
+        try:
+            if self._loop.is_running():
+                self._loop.call_soon_threadsafe(close)
+                await asyncio.to_thread(closed.wait, CLOSE_LIMIT)
+                return
+        except RuntimeError:  # the loop has ended just now
+            pass
+        self._close()
 
     def __del__(self) -> None:
         # While its loop runs, the reading task keeps it alive.

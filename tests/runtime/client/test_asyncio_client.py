@@ -99,6 +99,19 @@ def test_another_thread_closes_a_policy_under_its_calls(tmp_path: Path, name: st
         assert [type(error) for error in ended] == [PolicyClosed]
 
 
+def test_a_loop_that_ends_while_another_thread_closes_its_policy_is_no_error(
+    endpoint: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def connect() -> AsyncTransport:
+        return AsyncTransport(endpoint, keys=None, context=None, ipv6=False)
+
+    transport = asyncio.run(connect())
+    # As it is when the loop ends between the question and the call.
+    monkeypatch.setattr(transport._loop, "is_running", lambda: True)
+    asyncio.run(transport.close())
+    assert transport._closed
+
+
 def test_a_fork_is_told_at_once_to_connect_anew(endpoint: str) -> None:
     async def drive() -> None:
         async with await AsyncRemotePolicy.connect(endpoint) as policy:

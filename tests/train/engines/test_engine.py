@@ -1,7 +1,6 @@
 """All engines and precisions, compared with eager float32."""
 
 import copy
-import dataclasses
 import functools
 from collections.abc import Callable
 from pathlib import Path
@@ -56,7 +55,7 @@ def trained(choice: EngineChoice, updates: int, config: RQLConfig = CONFIG) -> t
 def test_compiled_updates_follow_the_eager_twin(config: RQLConfig) -> None:
     require_compiler()
     twin, expected = trained(EAGER, 10, config)
-    fast, figures = trained(dataclasses.replace(EAGER, engine="compiled"), 10, config)
+    fast, figures = trained(msgspec.structs.replace(EAGER, engine="compiled"), 10, config)
     start, _, _ = agent_and_draw(config)
     assert distance(twin, start) > 1e-3
     # Adam divides by the root of the second moment, so a rounding difference in a gradient near 0 shows at
@@ -68,8 +67,8 @@ def test_compiled_updates_follow_the_eager_twin(config: RQLConfig) -> None:
 @pytest.mark.parametrize("threads", [2, 4])
 def test_threads_with_slices_of_the_batch_follow_the_eager_twin(threads: int) -> None:
     twin, expected = trained(EAGER, 10)
-    fast, figures = trained(dataclasses.replace(EAGER, threads=threads), 10)
-    again, _ = trained(dataclasses.replace(EAGER, threads=threads), 10)
+    fast, figures = trained(msgspec.structs.replace(EAGER, threads=threads), 10)
+    again, _ = trained(msgspec.structs.replace(EAGER, threads=threads), 10)
     assert distance(fast, again) == 0.0
     assert 0.0 < distance(twin, fast) < 2e-4
     assert figures == pytest.approx(expected, abs=2e-4, rel=2e-4)
@@ -110,18 +109,18 @@ def test_slices_have_rows_enough_and_are_equal() -> None:
 def test_bfloat16_products_stay_near_the_eager_twin() -> None:
     start, _, _ = agent_and_draw()
     _, expected = trained(EAGER, 1)
-    _, figures = trained(dataclasses.replace(EAGER, precision="bf16"), 1)
+    _, figures = trained(msgspec.structs.replace(EAGER, precision="bf16"), 1)
     assert figures != expected
     # bfloat16 has 8 bits: 0.4 % per product, averaged over a batch.
     assert figures == pytest.approx(expected, rel=0.02, abs=0.01)
     twin, _ = trained(EAGER, 20)
-    coarse, _ = trained(dataclasses.replace(EAGER, precision="bf16"), 20)
+    coarse, _ = trained(msgspec.structs.replace(EAGER, precision="bf16"), 20)
     assert distance(twin, coarse) < 0.5 * distance(twin, start)
 
 
 def test_bfloat16_leaves_the_output_layers_in_float32() -> None:
     agent, draw, generator = agent_and_draw()
-    make_engine(dataclasses.replace(EAGER, precision="bf16"), agent, draw, generators=[generator])
+    make_engine(msgspec.structs.replace(EAGER, precision="bf16"), agent, draw, generators=[generator])
     torch.manual_seed(0)
     with torch.no_grad():
         agent.V.biases[-1].fill_(100.0)
