@@ -159,7 +159,7 @@ def test_the_rooms_are_found_from_the_clones_root(case: str, source: Path, insta
 
 
 def test_importing_the_client_takes_little_more_than_numpy_and_pyzmq(tmp_path: Path) -> None:
-    """At most half as much processor time again, modules compiled; the best of many runs: machines are busy."""
+    """At most half as much processor time again (compiled; the best of many runs)."""
 
     def seconds(code: str) -> float:
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
