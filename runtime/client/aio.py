@@ -259,13 +259,11 @@ class AsyncTransport:
             self._close()
             closed.set()
 
-        try:
+        with contextlib.suppress(RuntimeError):  # the loop ends just now
             if self._loop.is_running():
                 self._loop.call_soon_threadsafe(close)
                 await asyncio.to_thread(closed.wait, CLOSE_LIMIT)
                 return
-        except RuntimeError:  # the loop has ended just now
-            pass
         self._close()
 
     def __del__(self) -> None:
