@@ -235,8 +235,8 @@ def test_a_request_whose_budget_is_spent_in_the_queue_is_not_computed(bundle: Pa
         socket.send(ask(0))
         socket.recv()
         # Stopped while they arrive, so that all of them are taken in together: a long one first, then one
-        # that cannot wait. They are few and the code is warm: of more than there is time for, the server would
-        # drop what is late without a reply.
+        # that cannot wait. They are few and the code is warm: of more than there is time for, what is late
+        # would be dropped without a reply.
         process.send_signal(signal.SIGSTOP)
         for _ in range(4):
             socket.send(ask(1, candidates=256, value=True))
