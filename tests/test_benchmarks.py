@@ -64,6 +64,22 @@ def test_training_speed_needs_a_checkout_torch_numpy_and_h5py_only(tmp_path: Pat
     assert sum(report["small"]["eager_fp32_phases"].values()) > 0.99
 
 
+@pytest.mark.slow
+def test_serving_is_measured_with_the_instant_policy_and_with_a_robot_on_a_clock() -> None:
+    command = [sys.executable, str(ROOT / "benchmarks" / "serving.py"), "--parts", "a,g"]
+    done = subprocess.run(
+        [*command, "--seconds", "0.3", "--rounds", "1"],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout.splitlines()[-1])
+    assert len(report) == 4
+    assert all(row["replies"] > 0 for rows in report.values() for row in rows.values())
+
+
 def test_every_way_of_playing_chunks_has_episodes_of_its_own() -> None:
     assert len({Condition(way, 2.0).played for way in WAYS}) == len(WAYS)
     assert (

@@ -64,7 +64,7 @@ class Connections:
         self._base = resident_memory()
         self._received: dict[int, int] = {}
         """Bytes received by each connection when memory was last low."""
-        self._next_mark = 0.0
+        self._next_mark = self._next_return = 0.0
         self._settled = 0.0
         """When memory of connections that were ended is free at the latest."""
         self._stopped = threading.Event()
@@ -112,7 +112,8 @@ class Connections:
 
     def _watch_memory(self) -> bool:
         """End connections where memory is above the limit; returns whether it is below half of it."""
-        used, now = self._used(), time.monotonic()
+        now = time.monotonic()
+        used = self._used(now)
         if used < self._allowance // 2:
             if now >= self._next_mark:
                 self._next_mark = now + MARK_INTERVAL
@@ -125,11 +126,15 @@ class Connections:
             self._end_largest(used)
         return False
 
-    def _used(self) -> int:
-        """Bytes in use beyond `rebase`; where these are many, without what is free already."""
+    def _used(self, now: float) -> int:
+        """Bytes in use beyond `rebase`; where these are many, without what is free already.
+
+        To give that back holds up those who ask for memory: above the limit it is worth it at every look.
+        """
         used = resident_memory() - self._base
-        if used < self._allowance // 2:
+        if used < self._allowance // 2 or (used <= self._allowance and now < self._next_return):
             return used
+        self._next_return = now + MARK_INTERVAL
         _give_back_free_memory()
         return resident_memory() - self._base
 

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from rql_deploy.contract import PlantDescription
 from rql_deploy.errors import UserError
+from rql_deploy.progress import NoProgress, Progress, Stage
 
 from .frames import Frames
 
@@ -69,10 +70,17 @@ def open_frames(folder: Path, plant: PlantDescription, digests: Mapping[str, str
     }
 
 
-def verify_frames(folder: Path, images: Mapping[str, Frames]) -> None:
+def verify_frames(folder: Path, images: Mapping[str, Frames], progress: Progress | None = None) -> None:
     """Read all frames of a store folder; raises UserError where they do not match the hash in its header."""
     for name, frames in images.items():
-        if Frames(frames.parts, frames.rows).digest != frames.known_digest:
+        stage = Stage(progress or NoProgress(), f"check camera {name}", len(frames), "frames")
+        digest, done = hashlib.sha256(), 0
+        for block in frames.blocks():
+            digest.update(block.data)
+            done += len(block)
+            stage.update(done)
+        stage.finish(done)
+        if digest.hexdigest() != frames.known_digest:
             raise UserError(
                 f"data set {folder} is damaged: the frames of camera '{name}' were altered after they were "
                 "written: write it again or restore it from a copy"

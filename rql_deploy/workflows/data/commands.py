@@ -86,7 +86,7 @@ def inspect_data(
         raise UserError(f"data set {store.dataset_id} is empty: collect some episodes first")
     store.validate_shapes()
     for folder in store_folders(Path(data)):
-        verify_frames(folder, read_store(folder).images)
+        verify_frames(folder, read_store(folder).images, progress)
     figures = inspect_store(store, gamma=gamma, h=h)
     figures["warnings"] += recording_remarks([data])
     if not isinstance(opened, TransitionStore):
