@@ -1,15 +1,19 @@
 """What `serve --record` costs a decision, and whether that is less than another checkout's recorder costs.
 
-    python benchmarks/recording.py [--against CHECKOUT] [--rounds 20] [--calls 200] [--clients 4]
+    python benchmarks/recording.py [--against CHECKOUT] [--starts 8] [--rounds 3] [--calls 100] [--clients 4]
 
 The servers are started together, with the demo's bundle (Lift, F = 10), and take turns within every round,
-so that a machine that gets slower affects all alike: `off` does not record, `on` does, `other` is CHECKOUT's
-own server with `--record` (a working tree of an earlier commit, say). Requests stream their previews, choose
-among four candidates and ask for V, so that the recorder has everything to write. Each server is asked by one
-client back to back (latency), then by several processes back to back (decisions per second).
+so that a machine that gets slower affects all alike: `off` does not record, `on` does, `other off` and
+`other on` are CHECKOUT's own server (a working tree of an earlier commit, say). Two processes of the same
+program differ by some per cent for as long as they live, so all of it is done with several starts. Requests
+stream their previews, choose among four candidates and ask for V, so that the recorder has everything to
+write. Each server is asked by one client back to back (latency), then by several processes back to back
+(decisions per second).
 
-Prints a table and the ratios, and ends with one JSON line. A latency ratio below 1, and a throughput ratio
-above 1, is in favour of the first server named.
+Prints a table and the ratios, each the geometric mean of those of the starts with its bootstrap 95 %
+interval, and ends with one JSON line. `cpu` is what server and recorder take of the processors for one
+decision. A ratio of latency or cpu below 1, and one of decisions a second above 1, is in favour of the first
+server named.
 """
 
 from __future__ import annotations
@@ -27,7 +31,6 @@ import time
 from collections.abc import Iterator
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -35,16 +38,19 @@ sys.path.insert(0, str(Path(__file__).parent))
 from fault_setup import BUNDLE, sample, spawn
 
 from rql_deploy.runtime.client import RemotePolicy
+from rql_deploy.statistics import paired_difference
 
 ROOT = Path(__file__).parents[1]
 BURST = 1.0
 """Seconds that several clients ask a server in each round."""
 WARM_UP = 100
+SETTLE = 0.1
+"""Seconds after which a recorder has taken what it was given."""
 
 
 @contextlib.contextmanager
-def serving(bundle: Path, checkout: Path, record: Path | None) -> Iterator[str]:
-    """A checkout's own server; yields its address."""
+def serving(bundle: Path, checkout: Path, record: Path | None) -> Iterator[tuple[str, int]]:
+    """A checkout's own server; yields its address and process id."""
     options = [] if record is None else ["--record", str(record)]
     options += ["--max-rate", "1e9"]
     process = subprocess.Popen(
@@ -58,7 +64,7 @@ def serving(bundle: Path, checkout: Path, record: Path | None) -> Iterator[str]:
         assert process.stdout is not None
         for line in process.stdout:
             if match := re.search(r"on (tcp://\S+)$", line.strip()):
-                yield match.group(1)
+                yield match.group(1), process.pid
                 break
         else:
             raise SystemExit(f"the server of {checkout} did not start")
@@ -84,9 +90,22 @@ def crowd_member(pipe: Connection, addresses: dict[str, str], number: int) -> No
         pipe.send(done)
 
 
-def measure(addresses: dict[str, str], rounds: int, calls: int, clients: int) -> dict[str, dict[str, Any]]:
-    """Latencies in seconds and decisions per second of each server, round by round."""
-    found: dict[str, dict[str, Any]] = {name: {"latency": [], "rate": []} for name in addresses}
+def processor_seconds(process: int) -> float:
+    """Of the threads of a process and of its children so far (Linux)."""
+    tasks = list(Path(f"/proc/{process}/task").iterdir())
+    own = sum(int((task / "schedstat").read_text().split()[0]) for task in tasks) / 1e9
+    children = [child for task in tasks for child in (task / "children").read_text().split()]
+    return own + sum(processor_seconds(int(child)) for child in children)
+
+
+def measure(
+    servers: dict[str, tuple[str, int]], rounds: int, calls: int, clients: int
+) -> dict[str, dict[str, list[float]]]:
+    """Latencies and processor time in seconds, and decisions per second, of each server, round by round."""
+    found: dict[str, dict[str, list[float]]] = {
+        name: {"p50": [], "p99": [], "cpu": [], "rate": []} for name in servers
+    }
+    addresses = {name: address for name, (address, _) in servers.items()}
     policies = {name: RemotePolicy.connect(address) for name, address in addresses.items()}
     pipes, crowd = [], []
     for number in range(clients):
@@ -97,17 +116,24 @@ def measure(addresses: dict[str, str], rounds: int, calls: int, clients: int) ->
     for policy in policies.values():
         for seed in range(WARM_UP):
             decide(policy, seed)
-    names = list(addresses)
+    names = list(servers)
     for round_number in range(rounds):
         # Each goes first as often as the others.
         for name in [*names[round_number % len(names) :], *names[: round_number % len(names)]]:
+            entry, latencies = found[name], []
+            before = processor_seconds(servers[name][1])
             for call in range(calls):
                 start = time.perf_counter()
                 decide(policies[name], call)
-                found[name]["latency"].append(time.perf_counter() - start)
+                latencies.append(time.perf_counter() - start)
             for pipe in pipes:
                 pipe.send(name)
-            found[name]["rate"].append(sum(pipe.recv() for pipe in pipes) / BURST)
+            made = sum(pipe.recv() for pipe in pipes)
+            entry["rate"].append(made / BURST)
+            time.sleep(SETTLE)
+            entry["cpu"].append((processor_seconds(servers[name][1]) - before) / (calls + made))
+            entry["p50"].append(float(np.median(latencies)))
+            entry["p99"].append(float(np.percentile(latencies, 99)))
     for pipe in pipes:
         pipe.send(None)
     for policy in policies.values():
@@ -118,36 +144,53 @@ def measure(addresses: dict[str, str], rounds: int, calls: int, clients: int) ->
     return found
 
 
+def ratio(a: list[float], b: list[float]) -> list[float]:
+    """Geometric mean of the ratios a / b of the starts, and its 95 % interval."""
+    return np.exp(paired_difference(np.log(a), np.log(b))).tolist()
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--against", type=Path)
-    parser.add_argument("--rounds", type=int, default=20)
-    parser.add_argument("--calls", type=int, default=200)
+    parser.add_argument("--starts", type=int, default=8)
+    parser.add_argument("--rounds", type=int, default=3, help="of each start")
+    parser.add_argument("--calls", type=int, default=100, help="of one client, a round")
     parser.add_argument("--clients", type=int, default=4)
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
-        place = Path(folder)
-        servers = {"off": (ROOT, None), "on": (ROOT, place / "on")}
-        if options.against is not None:
-            servers["other"] = (options.against.resolve(), place / "other")
-        addresses = {
-            name: stack.enter_context(serving(BUNDLE, checkout, record))
-            for name, (checkout, record) in servers.items()
+    asked = {"off": (ROOT, False), "on": (ROOT, True)}
+    if options.against is not None:
+        asked |= {
+            "other off": (options.against.resolve(), False),
+            "other on": (options.against.resolve(), True),
         }
-        found = measure(addresses, options.rounds, options.calls, options.clients)
-    table: dict[str, dict[str, float]] = {}
-    print("server    p50 ms    p99 ms   decisions/s")
-    for name, entry in found.items():
-        p50, p99 = np.percentile(entry["latency"], (50, 99)) * 1e3
-        table[name] = {"p50_ms": p50, "p99_ms": p99, "rate": float(np.median(entry["rate"]))}
-        print(f"{name:6} {p50:9.3f} {p99:9.3f} {table[name]['rate']:13.0f}")
-    ratios = {
-        f"{a}/{b}": {key: table[a][key] / table[b][key] for key in table[a]}
-        for a, b in (("on", "off"), ("on", "other"))
-        if b in table
+    found: dict[str, dict[str, list[float]]] = {name: {} for name in asked}
+    for number in range(options.starts):
+        with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
+            servers = {
+                name: stack.enter_context(serving(BUNDLE, checkout, Path(folder) / name if record else None))
+                for name, (checkout, record) in asked.items()
+            }
+            measured = measure(servers, options.rounds, options.calls, options.clients)
+        for name, entry in measured.items():
+            for key, values in entry.items():
+                found[name].setdefault(key, []).append(float(np.median(values)))
+        print(f"start {number + 1}/{options.starts}", file=sys.stderr)
+    table = {
+        name: {key: float(np.median(values)) for key, values in entry.items()}
+        for name, entry in found.items()
     }
-    for pair, ratio in ratios.items():
-        print(f"{pair}: p50 {ratio['p50_ms']:.3f}, p99 {ratio['p99_ms']:.3f}, rate {ratio['rate']:.3f}")
+    print("server       p50 ms    p99 ms    cpu ms   decisions/s")
+    for name, entry in table.items():
+        times = "".join(f"{entry[key] * 1e3:10.3f}" for key in ("p50", "p99", "cpu"))
+        print(f"{name:9}{times}{entry['rate']:14.0f}")
+    ratios = {
+        f"{a} / {b}": {key: ratio(found[a][key], found[b][key]) for key in found[a]}
+        for a, b in (("on", "off"), ("other on", "other off"), ("on", "other on"))
+        if b in found
+    }
+    for pair, entry in ratios.items():
+        told = (f"{key} {mean:.3f} ({low:.3f} to {high:.3f})" for key, (mean, low, high) in entry.items())
+        print(f"{pair}: {', '.join(told)}")
     print(json.dumps({"servers": table, "ratios": ratios}))
 
 

@@ -245,12 +245,15 @@ class _View:
         """Step, V and chunk of the earlier previews of the chunk that was sent."""
         number = decision.candidate
         if len(made) < 2 and self._model is not None:
-            from rql_deploy.runtime.engine.request import History
+            from rql_deploy.runtime.engine.history import History
             from rql_deploy.runtime.recording.replay import replay
 
             history = History()
             replay(self._model, decision, history=history)
-            return [(p.step, None, p.actions[0]) for p in history.previews[:-1]]
+            # Of the one candidate that is computed again.
+            (again,) = history.previews
+            chunks = np.frombuffer(b"".join(again.actions), np.float32).reshape(-1, *decision.chunk_shape)
+            return [(step, None, actions) for step, actions in zip(again.steps[:-1], chunks, strict=False)]
         return [
             (step, known.get((step, number)), chunks[numbers.index(number)])
             for step, numbers, chunks in made[:-1]

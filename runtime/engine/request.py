@@ -12,43 +12,12 @@ from numpy.typing import NDArray
 from rql_deploy.runtime.wire.notes import TickNote
 
 from .continuation import Continuation
+from .history import History
 from .shares import Client
 
 Array = NDArray[np.float32]
 ZERO = np.float32(0.0)
 NOBODY = Client()
-
-
-class StepChunks(NamedTuple):
-    """The previews of a job's candidates after a refinement step."""
-
-    step: int
-    candidates: list[int]
-    actions: Array
-    """`[candidates, h, A]`"""
-
-
-class StepScores(NamedTuple):
-    """V of a job's candidates after a refinement step."""
-
-    step: int
-    candidates: list[int]
-    values: Array
-    spreads: Array
-    partial: bool
-    """Whether of the partial actions, instead of the previews."""
-
-
-class History(Struct, eq=False):
-    """What a recording keeps of a job's refinement steps; it holds arrays that the engine made anyway."""
-
-    previews: list[StepChunks] = []
-    scores: list[StepScores] = []
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of its arrays."""
-        return sum(preview.actions.nbytes for preview in self.previews)
 
 
 class Job(Struct, eq=False):
@@ -86,7 +55,7 @@ class Job(Struct, eq=False):
 
     # Progress.
     active: list[int] = []
-    """Numbers of the candidates whose rows are in the batch, in row order."""
+    """Numbers of the candidates whose rows are in the batch, in row order; never changed, only replaced."""
     f: np.float32 = ZERO
     step_sizes: list[float] = []
     """Flow time covered by each step so far."""
@@ -148,13 +117,12 @@ class Job(Struct, eq=False):
     def note_preview(self) -> None:
         """Keep the preview of the latest step, where it is recorded."""
         if self.history is not None and self.preview is not None:
-            self.history.previews.append(StepChunks(len(self.step_sizes), list(self.active), self.preview))
+            self.history.add_preview(len(self.step_sizes), self.active, self.preview)
 
     def note_scores(self, values: Array, spreads: Array, *, partial: bool = False) -> None:
         """Keep V of the active candidates, where it is recorded."""
         if self.history is not None:
-            step = len(self.step_sizes)
-            self.history.scores.append(StepScores(step, list(self.active), values, spreads, partial))
+            self.history.add_scores(len(self.step_sizes), self.active, values, spreads, partial=partial)
 
     def keep_best(self, values: Array, spreads: Array, keep: int) -> NDArray[np.bool_]:
         """Go on with the `keep` candidates of highest rank; returns the mask `[len(active)]` of those.

@@ -10,7 +10,7 @@ from rql_deploy.seeding import FlowNoise
 
 from .budget import UNROLLED_ROWS
 from .model import Model
-from .request import Array, Done, Event, Job, StepChunks, StepScores
+from .request import Array, Done, Event, Job
 
 
 def unrollable(
@@ -54,14 +54,13 @@ def run_unrolled(
         rows = slice(row, row + job.candidates)
         if job.history is not None:
             numbers = list(range(job.candidates))
-            job.history.previews.append(StepChunks(len(deltas), numbers, actions[rows]))
+            job.history.add_preview(len(deltas), numbers, actions[rows])
         if scores is not None and job.scored:
             values, spreads = scores
             compared = job.candidates
             best += int(job.rank(values[rows], spreads[rows]).argmax())
             if job.history is not None:
-                scored = StepScores(len(deltas), numbers, values[rows], spreads[rows], False)
-                job.history.scores.append(scored)
+                job.history.add_scores(len(deltas), numbers, values[rows], spreads[rows], partial=False)
             if job.value:
                 value, spread = float(values[best]), float(spreads[best])
         queue = now - job.received

@@ -6,6 +6,7 @@ are the same, and no number is ever converted.
 
 from __future__ import annotations
 
+import itertools
 import math
 import struct
 from typing import Any, NewType
@@ -40,28 +41,28 @@ class Array(Struct, omit_defaults=True):
     are one above the other, oldest at the top."""
 
 
-class Preview(Struct, omit_defaults=True):
-    """The chunks of all candidates after a refinement step; each is a complete action."""
+class Previews(Struct, omit_defaults=True):
+    """The chunks of some candidates after some refinement steps; each is a complete action."""
 
-    step: int
-    """Refinement steps so far, from 1; the last one makes the decision."""
+    steps: list[int]
+    """Refinement steps so far, from 1; the last one of a decision makes it."""
     candidates: list[int]
     """Numbers of the candidates, in order."""
     actions: Floats = Floats(b"")
-    """`[candidates, h, A]`, in the plant's units."""
+    """`[steps, candidates, h, A]`, in the plant's units."""
 
 
-class Score(Struct, omit_defaults=True):
-    """V of the candidates after a refinement step."""
+class Scores(Struct, omit_defaults=True):
+    """V of some candidates after some refinement steps."""
 
-    step: int
+    steps: list[int]
     """Refinement steps so far."""
     candidates: list[int]
     """Numbers of the candidates, in order."""
     values: Floats = Floats(b"")
-    """V of each."""
+    """`[steps, candidates]`: V."""
     spreads: Floats = Floats(b"")
-    """Standard deviation of V over the members of the ensemble, of each."""
+    """`[steps, candidates]`: standard deviation of V over the members of the ensemble."""
     partial: bool = False
     """Whether V is of the partial actions, as pruning asks, instead of the previews."""
 
@@ -132,11 +133,12 @@ class Decision(Struct, omit_defaults=True, tag="decision"):
     server: float = 0.0
     """Seconds from receipt to the reply."""
     pruned: list[Pruning] = []
-    previews: list[Preview] = []
-    """After every refinement step that was computed by itself. A request that needs nothing between its steps
-    runs them in one call, and has only its last."""
-    scores: list[Score] = []
-    """Every V that was computed."""
+    previews: list[Previews] = []
+    """After every refinement step that was computed by itself, in order; a step with other candidates begins
+    a new entry. A request that needs nothing between its steps runs them in one call, and has only its
+    last."""
+    scores: list[Scores] = []
+    """Every V that was computed, in order."""
     continued: Continued | None = None
     """Of a chunk that continues the actions which played while it was computed."""
     pessimism: float = 0.0
@@ -218,17 +220,19 @@ def misfit(message: Message) -> str:
     if len(message.chunk_shape) != 2 or min(message.chunk_shape) < 1:
         return "a chunk"
     deltas = np.frombuffer(message.deltas[: len(message.deltas) // 8 * 8], "<f8")
-    named = [entry.candidates for entry in message.previews] + [entry.candidates for entry in message.scores]
+    tables: list[Previews | Scores] = [*message.previews, *message.scores]
     if (
         not 0 <= message.candidate < message.candidates <= MAX_CANDIDATES
         or not (np.abs(deltas) < 1.01).all()
-        or not all(named)
+        or not all(table.steps and table.candidates for table in tables)
     ):
         return "a decision"
     numbers = math.prod(message.chunk_shape)
     expected = [(message.actions, numbers)]
-    expected += [(preview.actions, numbers * len(preview.candidates)) for preview in message.previews]
-    expected += [(score.values, len(score.candidates)) for score in message.scores]
+    expected += [
+        (made.actions, numbers * len(made.steps) * len(made.candidates)) for made in message.previews
+    ]
+    expected += [(scored.values, len(scored.steps) * len(scored.candidates)) for scored in message.scores]
     if message.continued is not None:
         rows = len(message.continued.actions) // (4 * message.chunk_shape[1])
         expected.append((message.continued.actions, rows * message.chunk_shape[1]))
@@ -271,19 +275,21 @@ def chunk(decision: Decision) -> NDArray[np.float32]:
 def values_by_candidate(decision: Decision) -> dict[tuple[int, int], float]:
     """Every V that was computed, by (step, number of the candidate)."""
     return {
-        (score.step, number): value
-        for score in decision.scores
-        for number, value in zip(score.candidates, np.frombuffer(score.values, "<f4").tolist(), strict=True)
+        place: value
+        for scored in decision.scores
+        for place, value in zip(
+            itertools.product(scored.steps, scored.candidates),
+            np.frombuffer(scored.values, "<f4").tolist(),
+            strict=True,
+        )
     }
 
 
 def previews(decision: Decision) -> list[tuple[int, list[int], NDArray[np.float32]]]:
     """(step, candidates, chunks `[candidates, h, A]`) of every preview."""
-    return [
-        (
-            preview.step,
-            preview.candidates,
-            np.frombuffer(preview.actions, "<f4").reshape(len(preview.candidates), *decision.chunk_shape),
-        )
-        for preview in decision.previews
-    ]
+    found = []
+    for made in decision.previews:
+        shape = len(made.steps), len(made.candidates), *decision.chunk_shape
+        actions = np.frombuffer(made.actions, "<f4").reshape(shape)
+        found += [(step, made.candidates, chunks) for step, chunks in zip(made.steps, actions, strict=True)]
+    return found

@@ -8,7 +8,8 @@ import numpy as np
 
 from rql_deploy.contract import Contract
 from rql_deploy.runtime.engine.continuation import Continuation
-from rql_deploy.runtime.engine.request import Done, EpisodePart, Job, StepChunks, StepScores
+from rql_deploy.runtime.engine.history import StepChunks, StepScores
+from rql_deploy.runtime.engine.request import Done, EpisodePart, Job
 
 from .messages import (
     Continued,
@@ -16,10 +17,11 @@ from .messages import (
     Doubles,
     EpisodeEnd,
     Float,
+    Floats,
     Message,
-    Preview,
+    Previews,
     Pruning,
-    Score,
+    Scores,
     Tick,
     floats,
     pack,
@@ -41,14 +43,14 @@ def messages_of(
 
 def _decision(done: Done, contract: Contract, server: float, wall: float) -> Decision:
     job = done.job
-    history = job.history
+    history, shape = job.history, done.actions.shape
     return Decision(
         time=wall,
         contract_id=contract.contract_id,
         client=getattr(job.reply_context, "client", b"").hex(),
         seed=job.seed,
         fields=[pack(name, value[0]) for name, value in job.fields.items()],
-        chunk_shape=list(done.actions.shape),
+        chunk_shape=list(shape),
         actions=floats(done.actions),
         candidates=job.candidates,
         candidate=done.candidate,
@@ -61,23 +63,25 @@ def _decision(done: Done, contract: Contract, server: float, wall: float) -> Dec
         inference=done.inference,
         server=server,
         pruned=[Pruning(step, list(kept)) for step, kept in job.pruned],
-        previews=[] if history is None else [_preview(job, found) for found in history.previews],
-        scores=[] if history is None else [_score(found) for found in history.scores],
+        previews=[] if history is None else [_previews(job, found, shape) for found in history.previews],
+        scores=[] if history is None else [_scores(found) for found in history.scores],
         continued=_continued(job.continuation),
         pessimism=job.pessimism,
     )
 
 
-def _preview(job: Job, found: StepChunks) -> Preview:
+def _previews(job: Job, found: StepChunks, shape: tuple[int, ...]) -> Previews:
     """The chunks as they would have been sent."""
-    actions = found.actions
+    actions = b"".join(found.actions)
     if job.continuation is not None:
-        actions = np.stack([job.hand_out(chunk) for chunk in actions])
-    return Preview(found.step, found.candidates, floats(actions))
+        chunks = np.frombuffer(actions, "<f4").reshape(-1, *shape)
+        actions = np.stack([job.hand_out(chunk) for chunk in chunks]).tobytes()
+    return Previews(found.steps, found.candidates, Floats(actions))
 
 
-def _score(found: StepScores) -> Score:
-    return Score(found.step, found.candidates, floats(found.values), floats(found.spreads), found.partial)
+def _scores(found: StepScores) -> Scores:
+    values, spreads = Floats(b"".join(found.values)), Floats(b"".join(found.spreads))
+    return Scores(found.steps, found.candidates, values, spreads, found.partial)
 
 
 def _continued(before: Continuation | None) -> Continued | None:

@@ -14,6 +14,8 @@ import msgspec
 
 from .messages import FRAME, Bundle, Message, Status
 
+BUFFERED_BYTES = 1 << 16
+"""Messages that are handed over without a `flush`."""
 _encoder = msgspec.msgpack.Encoder()
 
 
@@ -33,6 +35,7 @@ class WriterProcess:
         )
         self._process = subprocess.Popen(
             [sys.executable, "-c", program, str(folder.absolute()), prefix, str(shard_bytes)],
+            bufsize=BUFFERED_BYTES,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
         )

@@ -70,9 +70,7 @@ def schema(cls: type[msgspec.Struct]) -> tuple[str, bytes]:
 
 def encode(message: msgspec.Struct) -> bytes:
     """A message as bytes."""
-    target = _message_class(type(message))()
-    _fill(target, message)
-    data: bytes = target.SerializeToString()
+    data: bytes = _message_class(type(message))(**_plain(message)).SerializeToString()
     return data
 
 
@@ -114,24 +112,22 @@ def _plan(cls: Any) -> list[tuple[str, FieldType, bool]]:
     return [(name, kind, is_struct(kind.hint)) for name, kind in field_types(cls).items()]
 
 
-def _fill(target: Any, message: msgspec.Struct) -> None:
-    for name, kind, struct in _plan(type(message)):
-        value = getattr(message, name)
-        if value is None:
-            continue
-        if not struct:
-            if kind.repeated:
-                getattr(target, name).extend(value)
-            else:
-                setattr(target, name, value)
-        elif kind.repeated:
-            entries = getattr(target, name)
-            for entry in value:
-                _fill(entries.add(), entry)
-        else:
-            inner = getattr(target, name)
-            inner.SetInParent()
-            _fill(inner, value)
+@lru_cache(None)
+def _parts(cls: Any) -> list[tuple[str, bool]]:
+    """Fields that are messages themselves, and whether of several."""
+    return [(name, kind.repeated) for name, kind, struct in _plan(cls) if struct]
+
+
+def _plain(message: msgspec.Struct) -> dict[str, Any]:
+    """A message as its class takes it, which leaves out what is None."""
+    fields = msgspec.structs.asdict(message)
+    for name, repeated in _parts(type(message)):
+        value = fields[name]
+        if repeated:
+            fields[name] = [_plain(entry) for entry in value]
+        elif value is not None:
+            fields[name] = _plain(value)
+    return fields
 
 
 def _read(source: Any, cls: Any) -> Any:

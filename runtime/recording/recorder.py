@@ -7,7 +7,6 @@ That process outlives a server that is killed, and writes what it was given.
 
 from __future__ import annotations
 
-import contextlib
 import importlib.util
 import logging
 import os
@@ -15,6 +14,7 @@ import queue
 import threading
 import time
 from pathlib import Path
+from typing import NamedTuple
 
 from rql_deploy.contract import Contract
 from rql_deploy.errors import UserError
@@ -38,12 +38,22 @@ WRITE_LIMIT = 4.0
 WARN_EVERY = 10.0
 """Seconds between two warnings about failed writes."""
 GATHERING = 0.02
-"""Seconds that a record waits for others. Handed over at once, each would take the interpreter from the
-request that follows it."""
+"""Seconds from one hand-over to the next. Handed over one by one, records would take the interpreter from the
+requests that follow them."""
 RESTART_DELAY = 1.0
 """Seconds from one start of the writer's process to the next, should it die."""
 NEEDED = ("mcap", "mcap_protobuf", "foxglove_schemas_protobuf", "PIL")
 _log = logging.getLogger("rql_deploy.recorder")
+
+
+class _Entry(NamedTuple):
+    what: Done | EpisodePart
+    contract: Contract
+    server: float
+    """Seconds from receipt to reply, of a decision."""
+    wall: float
+    """When it was queued, in seconds since 1970."""
+    size: int
 
 
 class Recorder:
@@ -73,9 +83,7 @@ class Recorder:
         """Of processes that have died."""
         self._process: WriterProcess | None = None
         self._next_start = 0.0
-        self._queue: queue.Queue[tuple[Done | EpisodePart, Contract, float, float] | None] = queue.Queue(
-            MAX_QUEUED
-        )
+        self._queue: queue.SimpleQueue[_Entry | None] = queue.SimpleQueue()
         self._abandoned = False
         self._enqueued_bytes = 0
         self._dequeued_bytes = 0
@@ -105,14 +113,11 @@ class Recorder:
     def _enqueue(self, what: Done | EpisodePart, contract: Contract, server: float) -> bool:
         # One counter per thread, so no lock is needed.
         size = what.nbytes
-        if self._enqueued_bytes - self._dequeued_bytes + size > MAX_QUEUED_BYTES:
+        waiting = self._enqueued_bytes - self._dequeued_bytes
+        if waiting + size > MAX_QUEUED_BYTES or self._queue.qsize() >= MAX_QUEUED:
             self._lost += 1
             return False
-        try:
-            self._queue.put_nowait((what, contract, server, time.time()))
-        except queue.Full:
-            self._lost += 1
-            return False
+        self._queue.put(_Entry(what, contract, server, time.time(), size))
         self._enqueued_bytes += size
         return True
 
@@ -122,10 +127,8 @@ class Recorder:
         After `timeout` seconds what is still queued is dropped, and the process is left to write the rest.
         """
         expiry = time.monotonic() + timeout
-        # The queue may be full and its thread held up by the disk: neither may hold up the caller.
-        with contextlib.suppress(queue.Full):
-            self._queue.put(None, timeout=timeout)
-        self._thread.join(timeout=max(0.0, expiry - time.monotonic()))
+        self._queue.put(None)
+        self._thread.join(timeout)
         self._abandoned = True
         data = {"records": self._queue.qsize(), "folder": str(self._folder)}
         if self._thread.is_alive():
@@ -135,27 +138,28 @@ class Recorder:
 
     def _run(self) -> None:
         while (entry := self._queue.get()) is not None and not self._abandoned:
-            self._dequeued_bytes += entry[0].nbytes
-            if self._queue.empty():
-                time.sleep(GATHERING)
+            self._dequeued_bytes += entry.size
+            last = self._queue.empty()
             try:
-                self._append(*entry)
-                if self._queue.empty() and self._process is not None:
+                self._append(entry)
+                if last and self._process is not None:
                     self._process.flush()
             except Exception as error:  # the process died, say: the thread goes on, the record is lost
                 self._lost += 1
                 self._warn(str(error))
+            if last:
+                time.sleep(GATHERING)
         if self._process is not None:
             self._process.close_input()
 
-    def _append(self, what: Done | EpisodePart, contract: Contract, server: float, wall: float) -> None:
-        process = self._process
+    def _append(self, entry: _Entry) -> None:
+        process, contract, wall = self._process, entry.contract, entry.wall
         if process is None or not process.alive:
             process = self._start()
         if self._contract != contract.contract_id:
             process.send(Bundle(wall, contract.contract_id, contract.to_json()))
             self._contract = contract.contract_id
-        for message in messages_of(what, contract, server, wall):
+        for message in messages_of(entry.what, contract, entry.server, wall):
             process.send(message)
 
     def _start(self) -> WriterProcess:

@@ -14,8 +14,9 @@ from rql_deploy.errors import UserError
 from rql_deploy.policy import Continuation
 from rql_deploy.prefix import Prefix
 from rql_deploy.runtime.engine.engine import Engine
+from rql_deploy.runtime.engine.history import History
 from rql_deploy.runtime.engine.model import Model
-from rql_deploy.runtime.engine.request import Done, History, Job
+from rql_deploy.runtime.engine.request import Done, Job
 
 from .messages import Decision, observation
 

@@ -18,7 +18,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -35,11 +35,16 @@ from .protobuf import SCHEMAS, encode
 
 FLUSH_EVERY = 0.5
 """Seconds after which messages are on the disk, however few they are."""
-MAX_WAITING = 64
-"""Messages read ahead. From half of them on, what viewers draw is left out until the process has caught up;
-our own messages never are."""
-DRAWING = 0.05
-"""Share of the process's time for it: some 50 decisions a second."""
+READ_BYTES = 1 << 16
+"""Of the pipe at once."""
+MAX_WAITING = 32
+"""Reads ahead. From half of them on, what viewers draw is left out until the process has caught up; our own
+messages never are."""
+PAUSE = 0.25
+"""Seconds between two rounds of writing: a process that runs often and briefly takes more of a busy machine
+than its work does."""
+DRAWING = 0.02
+"""Share of the process's time for it: some 30 decisions a second."""
 NICENESS = 5
 """The process yields to the server on a busy machine."""
 _decoder = msgspec.msgpack.Decoder(Message)
@@ -199,20 +204,25 @@ def main(folder: str, prefix: str, shard_bytes: str) -> None:
         signal.signal(number, signal.SIG_IGN)
     with contextlib.suppress(OSError):
         os.nice(NICENESS)
-    frames: queue.Queue[bytes | None] = queue.Queue(MAX_WAITING)
-    threading.Thread(target=_read_frames, args=(sys.stdin.buffer, frames), daemon=True).start()
+    groups: queue.Queue[list[bytes] | None] = queue.Queue(MAX_WAITING)
+    hurry = threading.Event()
+    threading.Thread(target=_read_frames, args=(sys.stdin.fileno(), groups, hurry), daemon=True).start()
     writer = RecordingWriter(Path(folder), prefix, shard_bytes=int(shard_bytes), drawing=DRAWING)
     writer.begin()
     while True:
         wait = None if writer.flush_at is None else max(0.0, writer.flush_at - time.monotonic())
         with contextlib.suppress(queue.Empty):
-            frame = frames.get(timeout=wait)
-            if frame is None:
+            group = groups.get(timeout=wait)
+            if group is None:
                 break
             lost = writer.status.lost
-            writer.add(_decoder.decode(frame), draw=frames.qsize() < MAX_WAITING // 2)
+            for frame in group:
+                writer.add(_decoder.decode(frame), draw=groups.qsize() < MAX_WAITING // 2)
             if writer.status.lost != lost:
                 _report(writer.status)
+            if groups.empty():
+                hurry.wait(PAUSE)
+                hurry.clear()
         if writer.flush_at is not None and time.monotonic() >= writer.flush_at:
             writer.flush()
             _report(writer.status)
@@ -220,13 +230,25 @@ def main(folder: str, prefix: str, shard_bytes: str) -> None:
     _report(writer.status)
 
 
-def _read_frames(stream: IO[bytes], frames: queue.Queue[bytes | None]) -> None:
-    while len(head := stream.read(FRAME.size)) == FRAME.size:
-        (length,) = FRAME.unpack(head)
-        if len(frame := stream.read(length)) < length:
-            break
-        frames.put(frame)
-    frames.put(None)
+def _read_frames(pipe: int, groups: queue.Queue[list[bytes] | None], hurry: threading.Event) -> None:
+    """Hand on what comes together; `hurry` when much has come, and when nothing more will."""
+    data = bytearray()
+    while piece := os.read(pipe, READ_BYTES):
+        data += piece
+        group, start = [], 0
+        while len(data) - start >= FRAME.size:
+            end = start + FRAME.size + FRAME.unpack_from(data, start)[0]
+            if end > len(data):
+                break
+            group.append(bytes(data[start + FRAME.size : end]))
+            start = end
+        if group:
+            del data[:start]
+            if groups.qsize() > MAX_WAITING // 4:
+                hurry.set()
+            groups.put(group)
+    hurry.set()
+    groups.put(None)
 
 
 def _report(status: Status) -> None:

@@ -19,8 +19,9 @@ import zmq
 
 from rql_deploy.contract import Contract
 from rql_deploy.errors import ContractError
+from rql_deploy.runtime.engine.history import History
 from rql_deploy.runtime.engine.model import Model
-from rql_deploy.runtime.engine.request import Computed, Done, Event, Expired, History, Preview, Task
+from rql_deploy.runtime.engine.request import Computed, Done, Event, Expired, Preview, Task
 from rql_deploy.runtime.engine.shares import Client
 from rql_deploy.runtime.recording.recorder import Recorder
 from rql_deploy.runtime.wire import headers, protocol

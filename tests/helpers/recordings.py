@@ -13,8 +13,9 @@ from rql_deploy.bundle.bundle import Bundle
 from rql_deploy.contract import Contract
 from rql_deploy.recording_files import MAGIC
 from rql_deploy.runtime.engine.engine import Engine
+from rql_deploy.runtime.engine.history import History
 from rql_deploy.runtime.engine.model import Model
-from rql_deploy.runtime.engine.request import Done, EpisodePart, History, Job
+from rql_deploy.runtime.engine.request import Done, EpisodePart, Job
 from rql_deploy.runtime.recording import messages
 from rql_deploy.runtime.recording.packing import messages_of
 from rql_deploy.runtime.recording.writer import RecordingWriter

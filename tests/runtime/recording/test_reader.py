@@ -15,9 +15,17 @@ from mcap.writer import Writer
 from rql_deploy.bundle.bundle import Bundle
 from rql_deploy.errors import UserError
 from rql_deploy.recording_files import MAGIC, PROFILE
-from rql_deploy.runtime.recording.messages import Decision, Preview, Score, floats
+from rql_deploy.runtime.recording.messages import (
+    Decision,
+    Previews,
+    Scores,
+    floats,
+    previews,
+    values_by_candidate,
+)
 from rql_deploy.runtime.recording.reader import read_file, read_recording
 from rql_deploy.runtime.recording.writer import RecordingWriter
+from tests.helpers.commands import ROOT
 from tests.helpers.recordings import bundle_message, write_episode
 
 
@@ -27,6 +35,17 @@ def whole(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> bytes:
     write_episode(folder, bundle, ticks=4)
     (file,) = folder.glob("*.mcap")
     return file.read_bytes()
+
+
+def test_entries_of_one_step_each_are_read_as_they_were_written_first() -> None:
+    file = ROOT / "tests" / "data" / "recording" / "single_steps.mcap"
+    decisions = [message for message in read_file(file) if isinstance(message, Decision)]
+    assert decisions
+    for decision in decisions:
+        assert [made.steps for made in decision.previews] == [[step] for step in range(1, 11)]
+        assert [len(numbers) for _, numbers, _ in previews(decision)] == [3, 3] + 8 * [2]
+        assert previews(decision)[-1][2].shape == (2, 3, 2)
+        assert max(values_by_candidate(decision).values()) >= (decision.value or 0.0)
 
 
 def chunk_at(data: bytes) -> int:
@@ -109,8 +128,8 @@ def test_a_length_beyond_the_end_of_a_whole_file_is_no_file_that_was_cut_short(
         {"candidate": 1_000_000_000},
         {"candidate": 3},
         {"deltas": np.full(2, np.nan).tobytes()},
-        {"scores": [Score(1, [])]},
-        {"previews": [Preview(1, [])]},
+        {"scores": [Scores([1], [])]},
+        {"previews": [Previews([], [0])]},
         {"chunk_shape": [-3, -2]},
     ],
 )
