@@ -21,6 +21,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import math
 import os
 import re
 import signal
@@ -28,7 +29,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
 
@@ -41,6 +42,8 @@ from rql_deploy.runtime.client import RemotePolicy
 from rql_deploy.statistics import paired_difference
 
 ROOT = Path(__file__).parents[1]
+Figures = dict[str, dict[str, list[float]]]
+"""By server and figure: one number a round, or a start."""
 BURST = 1.0
 """Seconds that several clients ask a server in each round."""
 WARM_UP = 100
@@ -98,13 +101,9 @@ def processor_seconds(process: int) -> float:
     return own + sum(processor_seconds(int(child)) for child in children)
 
 
-def measure(
-    servers: dict[str, tuple[str, int]], rounds: int, calls: int, clients: int
-) -> dict[str, dict[str, list[float]]]:
+def measure(servers: dict[str, tuple[str, int]], rounds: int, calls: int, clients: int) -> Figures:
     """Latencies and processor time in seconds, and decisions per second, of each server, round by round."""
-    found: dict[str, dict[str, list[float]]] = {
-        name: {"p50": [], "p99": [], "cpu": [], "rate": []} for name in servers
-    }
+    found: Figures = {name: {"p50": [], "p99": [], "cpu": [], "rate": []} for name in servers}
     addresses = {name: address for name, (address, _) in servers.items()}
     policies = {name: RemotePolicy.connect(address) for name, address in addresses.items()}
     pipes, crowd = [], []
@@ -144,9 +143,14 @@ def measure(
     return found
 
 
-def ratio(a: list[float], b: list[float]) -> list[float]:
-    """Geometric mean of the ratios a / b of the starts, and its 95 % interval."""
-    return np.exp(paired_difference(np.log(a), np.log(b))).tolist()
+def ratio(found: Figures, key: str, names: Sequence[str]) -> list[float]:
+    """Geometric mean of the starts' ratios of the first name to the second, and its 95 % interval.
+
+    Of four names: the ratio of the first two to that of the other two.
+    """
+    logs = [np.log(found[name][key]) for name in names]
+    above, below = (logs[0], logs[1]) if len(logs) == 2 else (logs[0] - logs[1], logs[2] - logs[3])
+    return [math.exp(value) for value in paired_difference(above, below)]
 
 
 def main() -> None:
@@ -163,7 +167,7 @@ def main() -> None:
             "other off": (options.against.resolve(), False),
             "other on": (options.against.resolve(), True),
         }
-    found: dict[str, dict[str, list[float]]] = {name: {} for name in asked}
+    found: Figures = {name: {} for name in asked}
     for number in range(options.starts):
         with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
             servers = {
@@ -183,14 +187,19 @@ def main() -> None:
     for name, entry in table.items():
         times = "".join(f"{entry[key] * 1e3:10.3f}" for key in ("p50", "p99", "cpu"))
         print(f"{name:9}{times}{entry['rate']:14.0f}")
-    ratios = {
-        f"{a} / {b}": {key: ratio(found[a][key], found[b][key]) for key in found[a]}
-        for a, b in (("on", "off"), ("other on", "other off"), ("on", "other on"))
-        if b in found
+    comparisons = {
+        "on / off": ("on", "off"),
+        "other on / other off": ("other on", "other off"),
+        "recording / other's recording": ("on", "off", "other on", "other off"),
     }
-    for pair, entry in ratios.items():
-        told = (f"{key} {mean:.3f} ({low:.3f} to {high:.3f})" for key, (mean, low, high) in entry.items())
-        print(f"{pair}: {', '.join(told)}")
+    ratios = {
+        title: {key: ratio(found, key, names) for key in found["on"]}
+        for title, names in comparisons.items()
+        if set(names) <= set(found)
+    }
+    for title, figures in ratios.items():
+        told = (f"{key} {mean:.3f} ({low:.3f} to {high:.3f})" for key, (mean, low, high) in figures.items())
+        print(f"{title}: {', '.join(told)}")
     print(json.dumps({"servers": table, "ratios": ratios}))
 
 
