@@ -98,10 +98,11 @@ def improve(
     Ends after `options.generations`, with `once` when nothing is due, or with KeyboardInterrupt. Raises
     UserError for a run, data or bundle that do not fit, and where training fails; what is served then stays.
     """
-    from rql_deploy.train.config import with_overrides
+    from rql_deploy.train.config import require_not_set, with_overrides
 
     loop = Improvement(recordings, source, serve_as, datasets, options or ImproveOptions(), progress)
     # Now, and not when there are enough episodes.
+    require_not_set(loop.options.overrides, "updates", "pass --updates, which is of each generation")
     with_overrides(header_of(source).config, loop.options.overrides)
     busy = f"{serve_as} is being improved already"
     with exclusive_lock(loop.generations.folder, busy, "end that one first"):
