@@ -14,6 +14,7 @@ from rql_deploy.contract import PlantDescription
 from rql_deploy.errors import UserError
 
 from .frames import Frames
+from .rewards import opposed_rewards
 from .store import ENDS, TransitionStore
 
 
@@ -116,6 +117,15 @@ def concatenate(stores: Sequence[TransitionStore]) -> TransitionStore:
         if store.finals is not None:
             finals.append(_reordered(store.finals, store.plant, first.plant))
     offsets = np.cumsum([0, *(len(store) for store in stores[:-1])])
+    remarks = [remark for store in stores for remark in store.remarks]
+    for later, store in enumerate(stores):
+        for earlier in stores[:later]:
+            if clause := opposed_rewards(earlier.rewards, store.rewards):
+                remarks.append(
+                    f"{earlier.dataset_id} and {store.dataset_id} have {clause}, so the same outcome counts "
+                    "for more in one of them: unless this is one and the same reward, give both the same with "
+                    "`rql-deploy data relabel --success`"
+                )
     successes = [store.successes for store in stores if store.successes is not None]
     return TransitionStore(
         dataset_id=" + ".join(store.dataset_id for store in stores),
@@ -129,7 +139,7 @@ def concatenate(stores: Sequence[TransitionStore]) -> TransitionStore:
         finals=np.concatenate(finals) if len(finals) == len(stores) else None,
         intervened=_intervened(stores),
         recent=stores[-1].episodes,
-        remarks=tuple(dict.fromkeys(remark for store in stores for remark in store.remarks)),
+        remarks=tuple(dict.fromkeys(remarks)),
         provenance=tuple(made for store in stores for made in store.provenance),
         images={name: Frames.joined([store.images[name] for store in stores]) for name in first.images},
     )
