@@ -57,14 +57,18 @@ def split(store: TransitionStore, fraction: float, seed: int) -> tuple[Transitio
 def relabel_success(store: TransitionStore, *, all_successful: bool = False) -> TransitionStore:
     """Rewards success - 1 and masks 1 - success (docs/algorithm.md).
 
-    A row counts as success if its mask is 0 or, where all rewards are 0 or 1, its reward is 1; so do the rows
-    after it, unless some episode ends without the success that it had reached: then the task goes on after
+    A row counts as success if its mask is 0 or, where all rewards are 0 or 1, its reward is 1 (0, where all
+    are -1 or 0 and no mask is 0); so do the rows after it, unless some episode ends without the success that it had reached: then the task goes on after
     success. If an episode is known to have succeeded but no row says where, its last row counts as success;
     with `all_successful`, every episode is known to have succeeded. Raises UserError if no episode succeeded.
     """
     success: NDArray[np.bool_] = np.asarray(store.masks == 0)
     if np.isin(store.rewards, (0.0, 1.0)).all():
         success = success | (store.rewards == 1)
+    elif np.isin(store.rewards, (-1.0, 0.0)).all() and not success.any():
+        # Where most episodes begin with 0, -1 is a penalty.
+        begins = float(np.mean(store.rewards[store.starts] == 0))
+        success = (store.rewards == 0) & (begins <= 0.5)
     flags = np.zeros(len(store), np.bool_)
     succeeded = np.zeros(store.episodes, np.bool_)
     # Success that is gone at the end was of a task that goes on: the rows after it are no success.
