@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -58,9 +59,10 @@ def relabel_success(store: TransitionStore, *, all_successful: bool = False) -> 
     """Rewards success - 1 and masks 1 - success (docs/algorithm.md).
 
     A row counts as success if its mask is 0 or, where all rewards are 0 or 1, its reward is 1 (0, where all
-    are -1 or 0 and no mask is 0); so do the rows after it, unless some episode ends without the success that it had reached: then the task goes on after
-    success. If an episode is known to have succeeded but no row says where, its last row counts as success;
-    with `all_successful`, every episode is known to have succeeded. Raises UserError if no episode succeeded.
+    are -1 or 0 and no mask is 0); so do the rows after it, unless some episode ends without the success that
+    it had reached: then the task goes on after success. If an episode is known to have succeeded but no row
+    says where, its last row counts as success; with `all_successful`, every episode is known to have
+    succeeded. Raises UserError if no episode succeeded.
     """
     success: NDArray[np.bool_] = np.asarray(store.masks == 0)
     if np.isin(store.rewards, (0.0, 1.0)).all():
@@ -122,14 +124,13 @@ def concatenate(stores: Sequence[TransitionStore]) -> TransitionStore:
             finals.append(_reordered(store.finals, store.plant, first.plant))
     offsets = np.cumsum([0, *(len(store) for store in stores[:-1])])
     remarks = [remark for store in stores for remark in store.remarks]
-    for later, store in enumerate(stores):
-        for earlier in stores[:later]:
-            if clause := opposed_rewards(earlier.rewards, store.rewards):
-                remarks.append(
-                    f"{earlier.dataset_id} and {store.dataset_id} have {clause}, so the same outcome counts "
-                    "for more in one of them: unless this is one and the same reward, give both the same with "
-                    "`rql-deploy data relabel --success`"
-                )
+    remarks += [
+        f"{a.dataset_id} and {b.dataset_id} have {clause}, so the same outcome counts for more in one of "
+        "them: unless this is one and the same reward, give both the same with `rql-deploy data relabel "
+        "--success`"
+        for a, b in itertools.combinations(stores, 2)
+        if (clause := opposed_rewards(a.rewards, b.rewards))
+    ]
     successes = [store.successes for store in stores if store.successes is not None]
     return TransitionStore(
         dataset_id=" + ".join(store.dataset_id for store in stores),

@@ -182,8 +182,9 @@ class TransitionStore:
 
     def _uninformative_rewards(self) -> str:
         ended = "" if (self.masks[0] == 1).all() else f" and every mask is {self.masks[0]:g}"
+        reward = self.rewards[0] + 0.0  # -0 is 0
         return (
-            f"every reward of data set {self.dataset_id} is {self.rewards[0] + 0.0:g}{ended}, so V cannot tell "
+            f"every reward of data set {self.dataset_id} is {reward:g}{ended}, so V cannot tell "
             "good from bad: add episodes with another outcome, relabel the rewards, or train plain "
             "behaviour cloning with --set rql.policy_value_weight=0"
         )

@@ -130,8 +130,8 @@ class OnlineTrainer(Trainer):
             if (episode := self.collector.step()) is not None:
                 if number == 0 and (clause := opposed_rewards(self.store.sample.rewards, episode.rewards)):
                     self.progress.note(
-                        f"note: the data and the simulator have {clause}, so the same outcome counts for more "
-                        "in one of them: give the data the simulator's with `rql-deploy data relabel "
+                        f"note: the data and the simulator have {clause}, so the same outcome counts for "
+                        "more in one of them: give the data the simulator's with `rql-deploy data relabel "
                         "--success` and train on it first"
                     )
                 save_played(self.run, number, episode)

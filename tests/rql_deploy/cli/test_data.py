@@ -139,7 +139,8 @@ def test_merging_keeps_the_order_and_refuses_other_plants(tmp_path: Path) -> Non
     fields = (msgspec.structs.replace(PLANT.fields[0], unit="mm"), PLANT.fields[1])
     millimetres = stored(tmp_path / "mm", plant=msgspec.structs.replace(PLANT, fields=fields))
     assert_refused(
-        cli("data", "merge", a, millimetres, "--output", tmp_path / "x"), "'position' is in 'mm' instead of 'm'"
+        cli("data", "merge", a, millimetres, "--output", tmp_path / "x"),
+        "'position' is in 'mm' instead of 'm'",
     )
     rewarded = stored(tmp_path / "rewarded", rewards=make_store().rewards + 1)
     assert "so the same outcome counts for more" in cli(

@@ -86,7 +86,9 @@ def test_data_that_changed_since_the_sweep_was_planned_is_not_trained_on(tmp_pat
         "print(a.main(folder), a.main(folder), len(ran))"
     )
     alive, starter = os.pipe()
-    done = subprocess.run([sys.executable, "-c", code], stdin=alive, capture_output=True, timeout=60, cwd=ROOT)
+    done = subprocess.run(
+        [sys.executable, "-c", code], stdin=alive, capture_output=True, timeout=60, cwd=ROOT
+    )
     os.close(alive)
     os.close(starter)
     # Seen when the training ended, and before the next one began.

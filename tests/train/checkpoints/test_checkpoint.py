@@ -212,7 +212,11 @@ def test_the_best_is_chosen_among_evaluations_of_one_task(tmp_path: Path) -> Non
     assert result.best is not None and load_checkpoint(result.best).step == 9
     assert 6 in hard.submitted  # the best of the other task, so that it can be compared
     report = (run / "README.md").read_text()
-    assert "Played: hard; 2 of other tasks" in report and "| 6 | 20% |" in report and "| 6 | 100% |" not in report
+    assert (
+        "Played: hard; 2 of other tasks" in report
+        and "| 6 | 20% |" in report
+        and "| 6 | 100% |" not in report
+    )
 
 
 def test_a_loss_that_is_not_finite_names_the_last_good_checkpoint(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Numbers that float32, in which data is stored and policies compute, cannot hold apart or mean as they are."""
+"""Numbers that float32, in which data is stored and policies compute, cannot hold apart, and choices."""
 
 from __future__ import annotations
 

@@ -52,8 +52,8 @@ def decide_task_ends(episodes: Sequence[EpisodeFlags], lengths: Sequence[int]) -
     """Masks of all episodes, and which of them succeeded.
 
     The first that the file has decides: masks; terminations, or `done` without truncations; rows of success,
-    or rewards of 1 where all are 0 or 1, of 0 where all are -1 or 0; `done`, if it is more than the mark of a recording's last row; the
-    last rows of episodes that are said to have succeeded.
+    or rewards of 1 where all are 0 or 1, of 0 where all are -1 or 0; `done`, if it is more than the mark of a
+    recording's last row; the last rows of episodes that are said to have succeeded.
     Success that is never lost again ends the task too; success that is lost in some episode belongs to a task
     that goes on.
 

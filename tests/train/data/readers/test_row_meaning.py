@@ -150,7 +150,11 @@ SUCCESS_ROWS = [7, 8, 9, 27, 28, 29]
         ({"rewards": nothing, "dones": at_end}, [], None),
         ({"rewards": shaped, "dones": lambda i, n: at_success(i, n) | at_end(i, n)}, SUCCESS_ROWS, None),
         ({"rewards": at_success, "dones": at_end}, SUCCESS_ROWS, [True, False, True]),
-        ({"rewards": lambda i, n: at_success(i, n) - 1.0, "dones": at_end}, SUCCESS_ROWS, [True, False, True]),
+        (
+            {"rewards": lambda i, n: at_success(i, n) - 1.0, "dones": at_end},
+            SUCCESS_ROWS,
+            [True, False, True],
+        ),
         # Penalties, where most rows have none.
         ({"rewards": lambda i, n: -1.0 * at_end(i, n)}, [], None),
         ({"success": at_success}, SUCCESS_ROWS, [True, False, True]),
