@@ -167,7 +167,9 @@ def demo_flags(where: str, demo: h5py.Group, total: int, rows: int, keys: DemoKe
     for name in named("success", demo.attrs)[:1]:
         succeeded = _truth(where, name, demo.attrs[name])
     _require_plain_masks(where, demo, total, rows, keys, found)
-    flags = {k: as_flags(where, keys.roles[role], found[role]) for role, k in _FLAGS.items() if role in found}
+    flags: dict[str, Any] = {
+        k: as_flags(where, keys.roles[role], found[role]) for role, k in _FLAGS.items() if role in found
+    }
     if "mask" in found:
         flags["masks"] = found["mask"]
     return EpisodeFlags(where, rewards=found.get("reward"), succeeded=succeeded, **flags)
