@@ -9,7 +9,7 @@ import hashlib
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from rql_deploy.errors import UserError, nearest
@@ -133,3 +133,8 @@ def file_hash(path: Path) -> str:
         while block := file.read(1 << 18):
             digest.update(block)
     return digest.hexdigest()
+
+
+def visible(paths: Iterable[Path]) -> list[Path]:
+    """In order, without those that begin with a dot: macOS leaves a `._NAME` beside files that it copies."""
+    return sorted(path for path in paths if not path.name.startswith("."))

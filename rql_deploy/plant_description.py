@@ -209,6 +209,11 @@ class PlantDescription(Record, frozen=True):
             for name, f in mine.items()
             if name in theirs and theirs[name].shape != f.shape
         ]
+        found += [
+            f"observation field '{name}' is in {theirs[name].unit!r} instead of {f.unit!r}"
+            for name, f in mine.items()
+            if name in theirs and f.unit and theirs[name].unit and theirs[name].unit != f.unit
+        ]
         found += self._image_differences(other)
         if len(self.actions) != len(other.actions):
             found.append(f"actions have {len(other.actions)} dimensions instead of {len(self.actions)}")

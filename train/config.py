@@ -158,6 +158,12 @@ def with_overrides(config: TrainConfig, overrides: Sequence[str]) -> TrainConfig
     return _overridden(config_to_plain(config), overrides)
 
 
+def require_not_set(overrides: Sequence[str], key: str, instead: str) -> None:
+    """Raise UserError if a `key=value` word sets what a command counts itself."""
+    if any(word.partition("=")[0].strip() == key for word in overrides):
+        raise UserError(f"--set {key}=... would have no effect: {instead}")
+
+
 def _overridden(table: dict[str, Any], overrides: Sequence[str]) -> TrainConfig:
     for override in overrides:
         key, separator, text = override.partition("=")

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import fcntl
 import functools
 import itertools
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
+from rql_deploy.errors import UserError
 from rql_deploy.progress import NoProgress, Progress, Stage
 
 from .policies import check_episode
@@ -47,8 +49,7 @@ def play(
     key = policy.key if policy else "demonstrator"
     stage = Stage(progress, f"evaluate {evaluation.task.name} {key}", len(seeds), "episodes")
     partial = None if output is None else output.with_name(output.name + ".partial")
-    if partial is not None:
-        partial.unlink(missing_ok=True)
+    held = None if partial is None else _held(partial, output)
     results: list[EpisodeResult] = []
     futures: list[Future[EpisodeResult]] = []
     requested = len(seeds)
@@ -79,8 +80,26 @@ def play(
     stage.finish(len(results), success=score.success)
     if output is not None and partial is not None and requested == len(seeds):
         write_episodes(output, score.results)
-        partial.unlink()
+        partial.unlink(missing_ok=True)
+    if held is not None:
+        held.close()
     return score
+
+
+def _held(partial: Path, output: Path | None) -> BinaryIO:
+    """An empty file of finished episodes, locked until it is closed; raises UserError where another
+    evaluation holds it.
+    """
+    file = partial.open("ab")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        file.close()
+        raise UserError(f"another evaluation writes {output}: wait for it, or pass another path") from error
+    except OSError:
+        pass  # A file system without locks is taken without one.
+    file.truncate(0)
+    return file
 
 
 def film(

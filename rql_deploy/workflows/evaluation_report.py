@@ -38,7 +38,7 @@ def learning_curves(run: Path) -> LearningCurves:
     """Losses and success of a training run, thinned to what a page can show."""
     from rql_deploy.sim.evaluation.report import LearningCurves
     from rql_deploy.train.logging.loggers import read_metrics
-    from rql_deploy.train.logging.periodic_evaluation import read_evaluations
+    from rql_deploy.train.logging.periodic_evaluation import of_task, read_evaluations
 
     metrics = read_metrics(run)
     every = max(1, len(metrics) // MOST_POINTS)
@@ -47,7 +47,7 @@ def learning_curves(run: Path) -> LearningCurves:
         for name, label in LOSSES.items()
         if any(name in m for m in metrics[::every])
     }
-    evaluations = sorted(read_evaluations(run), key=lambda e: e.step)
+    evaluations = sorted(of_task(read_evaluations(run)), key=lambda e: e.step)
     return LearningCurves([(e.step, e.success, e.success_low, e.success_high) for e in evaluations], losses)
 
 

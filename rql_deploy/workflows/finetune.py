@@ -56,12 +56,14 @@ def finetune(
     """
     from rql_deploy.sim.plants.tasks import EnvPlant, describe
     from rql_deploy.train.checkpoints.checkpoint import load_checkpoint
-    from rql_deploy.train.config import with_overrides
+    from rql_deploy.train.config import require_not_set, with_overrides
     from rql_deploy.train.data.feature_cache import FeatureCache, feature_folder
     from rql_deploy.train.data.shards import with_settings
     from rql_deploy.train.online.trainer import OnlineTrainer
 
     source, output, progress = Path(source), Path(output), progress or NoProgress()
+    how = "a run that plays counts control steps, each with online.updates_per_step updates: pass --steps"
+    require_not_set(overrides, "updates", how)
     require_usable(output, resume)
     checkpoint = load_checkpoint(source)
     config = with_overrides(

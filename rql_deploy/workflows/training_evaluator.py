@@ -22,6 +22,10 @@ NICENESS = 5
 """Added to the simulators' niceness, so that training has priority."""
 
 
+UNSEEN = ("cameras", "render_mode")
+"""Settings that do not change the task."""
+
+
 class SimulatedEvaluator:
     """Plays the averaged policy of each checkpoint.
 
@@ -44,6 +48,8 @@ class SimulatedEvaluator:
 
         work = Task(task, with_pictures(settings, images))
         work.check()
+        shown = [f"{k}={v}" for k, v in sorted(settings.items()) if v is not None and k not in UNSEEN]
+        self.task = ", ".join([task, *shown])
         self.episodes, self.seed = episodes, seed
         self._progress: Progress = progress or NoProgress()
         self._pool = Pool(work, min(workers, episodes), niceness=NICENESS)
@@ -99,6 +105,7 @@ class SimulatedEvaluator:
                         values.get("bias"),
                         values.get("rank_correlation"),
                         values.get("bias_endless"),
+                        self.task,
                     )
                 )
                 del self._running[step]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,6 +15,7 @@ from rql_deploy.contract import PlantDescription
 from rql_deploy.errors import UserError
 
 from .frames import Frames
+from .rewards import opposed_rewards
 from .store import ENDS, TransitionStore
 
 
@@ -56,14 +58,19 @@ def split(store: TransitionStore, fraction: float, seed: int) -> tuple[Transitio
 def relabel_success(store: TransitionStore, *, all_successful: bool = False) -> TransitionStore:
     """Rewards success - 1 and masks 1 - success (docs/algorithm.md).
 
-    A row counts as success if its mask is 0 or, where all rewards are 0 or 1, its reward is 1; so do the rows
-    after it, unless some episode ends without the success that it had reached: then the task goes on after
-    success. If an episode is known to have succeeded but no row says where, its last row counts as success;
-    with `all_successful`, every episode is known to have succeeded. Raises UserError if no episode succeeded.
+    A row counts as success if its mask is 0 or, where all rewards are 0 or 1, its reward is 1 (0, where all
+    are -1 or 0 and no mask is 0); so do the rows after it, unless some episode ends without the success that
+    it had reached: then the task goes on after success. If an episode is known to have succeeded but no row
+    says where, its last row counts as success; with `all_successful`, every episode is known to have
+    succeeded. Raises UserError if no episode succeeded.
     """
     success: NDArray[np.bool_] = np.asarray(store.masks == 0)
     if np.isin(store.rewards, (0.0, 1.0)).all():
         success = success | (store.rewards == 1)
+    elif np.isin(store.rewards, (-1.0, 0.0)).all() and not success.any():
+        # Where most episodes begin with 0, -1 is a penalty.
+        begins = float(np.mean(store.rewards[store.starts] == 0))
+        success = (store.rewards == 0) & (begins <= 0.5)
     flags = np.zeros(len(store), np.bool_)
     succeeded = np.zeros(store.episodes, np.bool_)
     # Success that is gone at the end was of a task that goes on: the rows after it are no success.
@@ -116,6 +123,14 @@ def concatenate(stores: Sequence[TransitionStore]) -> TransitionStore:
         if store.finals is not None:
             finals.append(_reordered(store.finals, store.plant, first.plant))
     offsets = np.cumsum([0, *(len(store) for store in stores[:-1])])
+    remarks = [remark for store in stores for remark in store.remarks]
+    remarks += [
+        f"{a.dataset_id} and {b.dataset_id} have {clause}, so the same outcome counts for more in one of "
+        "them: unless this is one and the same reward, give both the same with `rql-deploy data relabel "
+        "--success`"
+        for a, b in itertools.combinations(stores, 2)
+        if (clause := opposed_rewards(a.rewards, b.rewards))
+    ]
     successes = [store.successes for store in stores if store.successes is not None]
     return TransitionStore(
         dataset_id=" + ".join(store.dataset_id for store in stores),
@@ -129,7 +144,7 @@ def concatenate(stores: Sequence[TransitionStore]) -> TransitionStore:
         finals=np.concatenate(finals) if len(finals) == len(stores) else None,
         intervened=_intervened(stores),
         recent=stores[-1].episodes,
-        remarks=tuple(dict.fromkeys(remark for store in stores for remark in store.remarks)),
+        remarks=tuple(dict.fromkeys(remarks)),
         provenance=tuple(made for store in stores for made in store.provenance),
         images={name: Frames.joined([store.images[name] for store in stores]) for name in first.images},
     )

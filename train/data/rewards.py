@@ -48,3 +48,16 @@ def with_reward(store: TransitionStore, reward: Reward) -> TransitionStore:
     # NaN stays NaN, so that the check of all rows finds it.
     sparse = np.where(np.isfinite(store.rewards), -(store.rewards != 0).astype(np.float32), store.rewards)
     return dataclasses.replace(store, rewards=sparse)
+
+
+def opposed_rewards(first: NDArray[np.float32], second: NDArray[np.float32]) -> str:
+    """A clause if rewards `[n]` and `[m]` do not count alike: one part rewards success, the other punishes
+    its absence; "" if they may.
+    """
+    # Adding 0 makes -0, which prints as such, 0.
+    ranges = [(float(np.min(part)) + 0.0, float(np.max(part)) + 0.0) for part in (first, second)]
+    for (low, high), (other_low, other_high) in (ranges, ranges[::-1]):
+        if low >= 0 < high and other_low < 0 >= other_high:
+            texts = [f"[{a:g}, {b:g}]" for a, b in ranges]
+            return f"rewards in {texts[0]} and in {texts[1]}"
+    return ""

@@ -141,6 +141,11 @@ class TransitionStore:
         self._require_finite(self.actions, "actions")
         self._require_finite(self.rewards[:, None], "rewards")
         self._require_finite(self.masks[:, None], "masks")
+        if any(((block != 0) & (block != 1)).any() for block in _blocks(self.masks)):
+            raise UserError(
+                f"data set {self.dataset_id} has masks other than 0 and 1, such as discounts: a mask is 0 "
+                "where the task has ended and else 1, so write them so"
+            )
 
     def has_informative_rewards(self) -> bool:
         """Whether the rewards can make one behaviour better than another.
@@ -177,8 +182,9 @@ class TransitionStore:
 
     def _uninformative_rewards(self) -> str:
         ended = "" if (self.masks[0] == 1).all() else f" and every mask is {self.masks[0]:g}"
+        reward = self.rewards[0] + 0.0  # -0 is 0
         return (
-            f"every reward of data set {self.dataset_id} is {self.rewards[0]:g}{ended}, so V cannot tell "
+            f"every reward of data set {self.dataset_id} is {reward:g}{ended}, so V cannot tell "
             "good from bad: add episodes with another outcome, relabel the rewards, or train plain "
             "behaviour cloning with --set rql.policy_value_weight=0"
         )

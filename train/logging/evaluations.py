@@ -10,7 +10,7 @@ from rql_deploy.progress import Progress
 from rql_deploy.train.checkpoints.run_folder import checkpoint_folder, move_pointer, saved_checkpoints
 
 from .loggers import RunLog
-from .periodic_evaluation import Evaluator, append_evaluation, read_evaluations
+from .periodic_evaluation import Evaluator, append_evaluation, of_task, read_evaluations
 
 EVALUATION_POLL_SECONDS = 0.2
 
@@ -43,10 +43,11 @@ class RunEvaluations:
             self._unevaluated |= {step}
 
     def submit_missing(self) -> None:
-        """Submit checkpoints whose evaluations were interrupted."""
+        """Submit checkpoints whose evaluations were interrupted, or were of another task."""
         if self.evaluator is None or not self.every:
             return
-        done = {evaluation.step for evaluation in read_evaluations(self.run)}
+        played = of_task(read_evaluations(self.run), self.evaluator.task)
+        done = {evaluation.step for evaluation in played}
         for step, folder in saved_checkpoints(self.run).items():
             if step % self.every == 0 and step not in done:
                 self.evaluator.submit(step, folder)
@@ -66,7 +67,8 @@ class RunEvaluations:
             self.evaluator = None
             return
         for evaluation in finished:
-            best = max(read_evaluations(self.run), key=lambda e: e.rank, default=None)
+            played = of_task(read_evaluations(self.run), evaluation.task)
+            best = max(played, key=lambda e: e.rank, default=None)
             # First the pointer: a crash in between repeats the evaluation. In the other order, the checkpoint
             # would be removed.
             if best is None or evaluation.rank > best.rank:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -29,6 +30,8 @@ class Evaluation(Record, frozen=True):
     """Spearman's, of V and return over all decisions."""
     bias_endless: float | None = None
     """`bias`, if episodes that the horizon cut off had continued with their last reward."""
+    task: str = ""
+    """What was played, with its settings; "" where an earlier version did not note it."""
 
     @property
     def rank(self) -> tuple[float, float, int]:
@@ -38,6 +41,9 @@ class Evaluation(Record, frozen=True):
 
 class Evaluator(Protocol):
     """Plays checkpoints in other processes while training goes on; train/ itself has no simulator."""
+
+    task: str
+    """What is played, with its settings."""
 
     def submit(self, step: int, checkpoint: Path) -> None:
         """Start to play this checkpoint; returns at once."""
@@ -50,6 +56,13 @@ class Evaluator(Protocol):
 
     def close(self) -> None:
         """Stop and drop pending evaluations."""
+
+
+def of_task(evaluations: Sequence[Evaluation], task: str | None = None) -> list[Evaluation]:
+    """Those that can be compared: of this task, else of the one that was played last."""
+    if task is None:
+        task = evaluations[-1].task if evaluations else ""
+    return [evaluation for evaluation in evaluations if evaluation.task in ("", task)]
 
 
 def append_evaluation(run: Path, evaluation: Evaluation) -> None:

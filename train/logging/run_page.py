@@ -11,7 +11,7 @@ from rql_deploy.train.checkpoints.checkpoint import Checkpoint, load_checkpoint
 from rql_deploy.train.checkpoints.run_folder import read_pointer, step_of
 
 from .loggers import read_metrics
-from .periodic_evaluation import Evaluation, read_evaluations
+from .periodic_evaluation import Evaluation, of_task, read_evaluations
 
 PANELS = (
     ("losses", ("bc", "value", "policy_value")),
@@ -34,7 +34,7 @@ def write_run_page(run: Path) -> None:
 def _draw(run: Path) -> None:
     from matplotlib.figure import Figure
 
-    metrics, evaluations = read_metrics(run), read_evaluations(run)
+    metrics, evaluations = read_metrics(run), of_task(read_evaluations(run))
     panels = [(title, [n for n in names if any(n in m for m in metrics)]) for title, names in PANELS]
     figure = Figure(figsize=(12, 7), layout="constrained")
     axes = figure.subplots(2, 3).flatten()
@@ -71,7 +71,8 @@ def _draw(run: Path) -> None:
 
 
 def _describe(run: Path, checkpoint: Checkpoint, drawn: bool) -> str:
-    statistics, evaluations = checkpoint.statistics, read_evaluations(run)
+    statistics, every = checkpoint.statistics, read_evaluations(run)
+    evaluations = of_task(every)
     success = statistics.get("success")
     lines = [
         f"# {run.name}",
@@ -112,6 +113,10 @@ def _describe(run: Path, checkpoint: Checkpoint, drawn: bool) -> str:
                 f"| {e.step:,} | {e.success:.0%} | {e.success_low:.0%} to {e.success_high:.0%} | "
                 f"{e.steps_mean:.0f} | {_bias(e)} | {_number(e.rank_correlation, '.2f')} |"
             )
+        if task := evaluations[-1].task:
+            others = len(every) - len(evaluations)
+            kept = f"; {others} of other tasks are in `evaluations.jsonl`" if others else ""
+            lines += ["", f"Played: {task}{kept}."]
         if best := read_pointer(run, "best"):
             lines += [
                 "",

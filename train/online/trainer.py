@@ -20,6 +20,7 @@ from rql_deploy.plant import EpisodicPlant
 from rql_deploy.train.checkpoints.checkpoint import load_online_state
 from rql_deploy.train.checkpoints.run_folder import read_pointer
 from rql_deploy.train.config import TrainConfig
+from rql_deploy.train.data.rewards import opposed_rewards
 from rql_deploy.train.data.shards import ShardedStore
 from rql_deploy.train.data.store import TransitionStore
 from rql_deploy.train.engines.engine import Engine
@@ -127,6 +128,12 @@ class OnlineTrainer(Trainer):
         while self.collector.steps < due:
             number = self.collector.episodes
             if (episode := self.collector.step()) is not None:
+                if number == 0 and (clause := opposed_rewards(self.store.sample.rewards, episode.rewards)):
+                    self.progress.note(
+                        f"note: the data and the simulator have {clause}, so the same outcome counts for "
+                        "more in one of them: give the data the simulator's with `rql-deploy data relabel "
+                        "--success` and train on it first"
+                    )
                 save_played(self.run, number, episode)
                 self.buffer.add(episode)
                 grown = True

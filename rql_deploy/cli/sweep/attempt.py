@@ -23,9 +23,13 @@ from pathlib import Path
 from typing import Any
 
 from rql_deploy.distributed.sweep.job import BUSY, JOB, LOCK, LOG, RESULT, UNFINISHED, write_json
+from rql_deploy.distributed.sweep.plan import content_address
+from rql_deploy.errors import UserError
 
 LOCK_SECONDS = 30.0
 """How long to wait for an attempt that is ending."""
+CHANGED = 2
+"""Exit status when a data set is not what the sweep was planned with."""
 SECONDS = "seconds.txt"
 """File in a training job's folder: seconds of its attempts so far, without those that were killed."""
 
@@ -40,6 +44,8 @@ def main(folder: Path) -> int:
         if Path(RESULT).exists():
             return 0
         job = json.loads(Path(JOB).read_text())
+        if not _data_is_planned(job):
+            return CHANGED
         arguments = _prepare(job)
         start = time.time() - _spent(job)
         try:
@@ -49,6 +55,10 @@ def main(folder: Path) -> int:
                 Path(SECONDS).write_text(str(time.time() - start))
         if status:
             return status
+        if not _data_is_planned(job):
+            # Its checkpoints learned of both.
+            shutil.rmtree("run", ignore_errors=True)
+            return CHANGED
         result = json.loads(printed)
         if not _complete(job, result):
             _remove(job)
@@ -56,6 +66,23 @@ def main(folder: Path) -> int:
         made = {"seconds": round(time.time() - start, 1), "finished": time.time(), "host": platform.node()}
         write_json(Path(RESULT), {"kind": job["kind"], "name": job["name"], **made, "result": result})
     return 0
+
+
+def _data_is_planned(job: dict[str, Any]) -> bool:
+    """Whether the data set has the content that the job is known by; if not, the log says so."""
+    planned = job["identity"].get("dataset")
+    if planned is None or not job["places"]:
+        return True
+    place = Path(job["places"][0])
+    try:
+        if content_address(place) == planned:
+            return True
+        why = "has changed since the sweep was planned"
+    except UserError as error:
+        why = f"cannot be read any more ({error})"
+    with Path(LOG).open("a") as log:
+        log.write(f"Error: data set {place} {why}: run the same command again, for what it holds then\n")
+    return False
 
 
 def _spent(job: dict[str, Any]) -> float:

@@ -117,7 +117,9 @@ def write_data(store: TransitionStore, output: str, form: str) -> WrittenData:
     lost = [*lost, *frames_lost]
     if store.provenance and form != "store":
         lost = [*lost, "what the data was made from: only a store folder keeps it"]
-    return WrittenData(folder, form, store.episodes, len(store), tuple(lost))
+    # No format keeps what the reader had to decide, so this is the last time that it is seen.
+    told = tuple(dict.fromkeys((*lost, *store.remarks)))
+    return WrittenData(folder, form, store.episodes, len(store), told)
 
 
 def _without_frames(store: TransitionStore, form: str) -> tuple[TransitionStore, list[str]]:

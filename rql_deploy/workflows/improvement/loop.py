@@ -20,6 +20,7 @@ from rql_deploy.progress import NoProgress, Progress
 from rql_deploy.train.hyperparameters import Interventions
 
 from ..data.names import DataNames
+from ..data.recorded_episodes import read_labels
 from ..processes import DEFAULT_WORKERS
 from .gate import Verdict, compare_in_simulator, simulated
 from .generations import Generation, Generations, write_json
@@ -98,10 +99,11 @@ def improve(
     Ends after `options.generations`, with `once` when nothing is due, or with KeyboardInterrupt. Raises
     UserError for a run, data or bundle that do not fit, and where training fails; what is served then stays.
     """
-    from rql_deploy.train.config import with_overrides
+    from rql_deploy.train.config import require_not_set, with_overrides
 
     loop = Improvement(recordings, source, serve_as, datasets, options or ImproveOptions(), progress)
     # Now, and not when there are enough episodes.
+    require_not_set(loop.options.overrides, "updates", "pass --updates, which is of each generation")
     with_overrides(header_of(source).config, loop.options.overrides)
     busy = f"{serve_as} is being improved already"
     with exclusive_lock(loop.generations.folder, busy, "end that one first"):
@@ -207,8 +209,9 @@ class Improvement:
         trained = header_of(self.generations.run(served)).plant
 
         def write(folder: Path) -> None:
-            write_episodes(folder / EPISODES, earlier / EPISODES, learned, trained)
-            write_episodes(folder / HELD_OUT, earlier / HELD_OUT, kept, trained)
+            labels, last = read_labels(self.recordings), before[-1]
+            for name, added, names in ((EPISODES, learned, last.episodes), (HELD_OUT, kept, last.held_out)):
+                write_episodes(folder / name, earlier / name, added, trained, names, labels)
 
         self.generations.begin(generation, write)
         succeeded = "" if generation.succeeded is None else f", {generation.succeeded} succeeded"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,9 +19,11 @@ from ..data.recorded_episodes import RecordedEpisode, read_recorded_episodes
 
 if TYPE_CHECKING:
     from rql_deploy.contract import PlantDescription
+    from rql_deploy.train.data.store import TransitionStore
 
 EPISODES, HELD_OUT = "episodes", "held_out"
 """A generation's store folders: what is learned from, and what is kept to compare with."""
+NO_LABELS: Mapping[str, bool] = {}
 HELD_OUT_ONE_OF = 10
 """Without a simulator, one of so many episodes is kept to compare with."""
 
@@ -96,16 +98,22 @@ def is_held_out(name: str) -> bool:
 
 
 def write_episodes(
-    folder: Path, earlier: Path, episodes: Sequence[RecordedEpisode], plant: PlantDescription
+    folder: Path,
+    earlier: Path,
+    episodes: Sequence[RecordedEpisode],
+    plant: PlantDescription,
+    names: Sequence[str] = (),
+    labels: Mapping[str, bool] = NO_LABELS,
 ) -> None:
     """Write the episodes of an earlier store folder, if it is there, and new ones after them.
 
-    Actions are kept within the plant's bounds. Writes nothing where there are none.
+    `names` are the earlier ones'; what `labels` say of them may have been said since. Actions are kept within
+    the plant's bounds. Writes nothing where there are none.
     """
     from rql_deploy.train.data.edits import concatenate
     from rql_deploy.train.data.folder import is_store, read_store, write_store
 
-    stores = [read_store(earlier)] if is_store(earlier) else []
+    stores = [_labelled(read_store(earlier), names, labels)] if is_store(earlier) else []
     if episodes:
         store = store_of("recorded", episodes)
         low, high = plant.action_low.astype(np.float32), plant.action_high.astype(np.float32)
@@ -113,6 +121,20 @@ def write_episodes(
         stores.append(dataclasses.replace(store, plant=plant, actions=actions))
     if stores:
         write_store(dataclasses.replace(concatenate(stores), dataset_id="recorded"), folder)
+
+
+def _labelled(store: TransitionStore, names: Sequence[str], labels: Mapping[str, bool]) -> TransitionStore:
+    """The episodes, with success in the last rows of those that a person says succeeded, and only there."""
+    rewards, masks = store.rewards.copy(), store.masks.copy()
+    successes = None if store.successes is None else store.successes.copy()
+    for i, name in enumerate(names):
+        if name in labels:
+            first, last = store.starts[i], store.ends[i] - 1
+            rewards[first:last], masks[first:last] = -1.0, 1.0
+            rewards[last], masks[last] = float(labels[name]) - 1.0, 1.0 - float(labels[name])
+            if successes is not None:
+                successes[i] = labels[name]
+    return dataclasses.replace(store, rewards=rewards, masks=masks, successes=successes)
 
 
 def split_held_out(

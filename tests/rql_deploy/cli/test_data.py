@@ -13,7 +13,7 @@ from ogbench.utils import load_dataset
 
 from rql_deploy.train.data.readers import open_store
 from tests.helpers.commands import ROOT, assert_refused, cli, printed, run_cli
-from tests.helpers.data import ROBOMIMIC, make_store, opened, stored
+from tests.helpers.data import PLANT, ROBOMIMIC, make_store, opened, stored
 
 TARGETS = {
     "store": "out",
@@ -136,6 +136,16 @@ def test_merging_keeps_the_order_and_refuses_other_plants(tmp_path: Path) -> Non
     assert np.array_equal(opened(tmp_path / "both").actions[28:], opened(b).actions)
     assert_refused(cli("data", "merge", a, ROBOMIMIC, "--output", tmp_path / "x"), "cannot be combined")
     assert_refused(cli("data", "merge", a, "--output", tmp_path / "x"), "at least two")
+    fields = (msgspec.structs.replace(PLANT.fields[0], unit="mm"), PLANT.fields[1])
+    millimetres = stored(tmp_path / "mm", plant=msgspec.structs.replace(PLANT, fields=fields))
+    assert_refused(
+        cli("data", "merge", a, millimetres, "--output", tmp_path / "x"),
+        "'position' is in 'mm' instead of 'm'",
+    )
+    rewarded = stored(tmp_path / "rewarded", rewards=make_store().rewards + 1)
+    assert "so the same outcome counts for more" in cli(
+        "data", "merge", a, rewarded, "--output", tmp_path / "mixed"
+    ).output.replace("\n", " ")
 
 
 def test_splitting_divides_whole_episodes(tmp_path: Path) -> None:

@@ -19,6 +19,19 @@ def test_success_becomes_reward_and_end(tmp_path: Path) -> None:
     assert np.array_equal(after.masks, -after.rewards)
 
 
+def test_rewards_of_minus_one_and_zero_say_success_too(tmp_path: Path) -> None:
+    rewards = np.full(28, -1.0, np.float32)
+    rewards[[8, 27]] = 0.0
+    said = {"masks": np.ones(28, np.float32), "successes": None}
+    source = stored(tmp_path / "source", rewards=rewards, **said)
+    assert cli("data", "relabel", source, "--success", "--output", tmp_path / "out").exit_code == 0
+    assert np.flatnonzero(opened(tmp_path / "out").masks == 0).tolist() == [8, 27]
+    penalty = stored(tmp_path / "penalty", rewards=-1.0 - rewards, **said)
+    assert_refused(
+        cli("data", "relabel", penalty, "--success", "--output", tmp_path / "no"), "nothing in data set"
+    )
+
+
 def test_demonstrations_without_rewards_get_them(tmp_path: Path) -> None:
     file = Path(shutil.copy(ROBOMIMIC, tmp_path / "human.hdf5"))
     with h5py.File(file, "a") as opened_file:

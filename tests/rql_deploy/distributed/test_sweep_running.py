@@ -73,6 +73,30 @@ def test_an_attempt_ends_with_whoever_started_it_and_its_folder_has_one_at_a_tim
     assert job.result(tmp_path) is None
 
 
+def test_data_that_changed_since_the_sweep_was_planned_is_not_trained_on(tmp_path: Path) -> None:
+    data = tmp_path / "data.npz"
+    data.write_bytes(b"planned")
+    (job,) = training_jobs(tmp_path, data, seeds=[0], updates=1)
+    folder = job.write(tmp_path)
+    (folder / "run").mkdir()
+    code = (
+        "import rql_deploy.cli.sweep.attempt as a, pathlib, sys\n"
+        f"data, folder, ran = pathlib.Path({str(data)!r}), pathlib.Path({str(folder)!r}), []\n"
+        "a._run = lambda words: (ran.append(data.write_bytes(b'another')) or 0, '{}')\n"
+        "print(a.main(folder), a.main(folder), len(ran))"
+    )
+    alive, starter = os.pipe()
+    done = subprocess.run(
+        [sys.executable, "-c", code], stdin=alive, capture_output=True, timeout=60, cwd=ROOT
+    )
+    os.close(alive)
+    os.close(starter)
+    # Seen when the training ended, and before the next one began.
+    assert done.stdout.split() == [b"2", b"2", b"1"], done.stderr
+    assert not (folder / RESULT).exists() and not (folder / "run").exists()
+    assert (folder / LOG).read_text().count(f"data set {data} has changed since the sweep was planned") == 2
+
+
 def test_two_sweeps_do_not_share_a_folder(tmp_path: Path) -> None:
     file = tmp_path / "sweep.toml"
     file.write_text(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import shutil
 from collections.abc import Sequence
 from concurrent.futures import Future
@@ -80,6 +81,17 @@ def test_a_stopped_evaluation_leaves_no_episodes_to_be_played(tmp_path: Path) ->
     assert len(score.results) == 3
     assert [future.cancelled() for future in simulators.started] == [False] * 3 + [True] * 2
     assert not (tmp_path / "e").exists()
+
+
+def test_two_evaluations_do_not_write_one_file(tmp_path: Path) -> None:
+    output = tmp_path / "episodes.jsonl"
+    with (tmp_path / "episodes.jsonl.partial").open("ab") as held:
+        held.write(b"of the other one")
+        held.flush()
+        fcntl.flock(held, fcntl.LOCK_EX)
+        with pytest.raises(UserError, match="another evaluation writes"):
+            play(cast(Evaluation, Simulators(2)), None, [1, 2], output=output)
+    assert (tmp_path / "episodes.jsonl.partial").read_bytes() == b"of the other one"
 
 
 def test_a_gate_that_is_stopped_decides_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

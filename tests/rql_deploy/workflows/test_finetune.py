@@ -77,6 +77,7 @@ def test_what_does_not_fit_is_refused(pendulum: Path, run: Path, tmp_path: Path)
     assert_refused(
         cli(*start, "--from", pendulum / "run", "--set", "online.updates_per_step=0"), "lie in [1, 1000]"
     )
+    assert_refused(cli(*start, "--from", pendulum / "run", "--set", "updates=3"), "no effect", "--steps")
     (pendulum / "run" / "data.json").rename(pendulum / "kept")
     try:
         assert_refused(cli(*start, "--from", pendulum / "run"), "does not say what it was trained on")

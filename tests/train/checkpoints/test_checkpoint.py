@@ -143,8 +143,8 @@ def test_networks_of_another_shape_are_refused_with_what_to_set(
 class ScriptedEvaluator:
     """The score is made from the step and returned at the second call of `finished`."""
 
-    def __init__(self, success: dict[int, float]):
-        self.success = success
+    def __init__(self, success: dict[int, float], task: str = "lift"):
+        self.success, self.task = success, task
         self.submitted: dict[int, Path] = {}
         self.waiting: list[int] = []
         self.asked = 0
@@ -159,7 +159,7 @@ class ScriptedEvaluator:
         if self.asked % 2 or not self.waiting:
             return []
         step = self.waiting.pop(0)
-        return [Evaluation(step, 10, self.success[step], 0.0, 1.0, 50.0)]
+        return [Evaluation(step, 10, self.success[step], 0.0, 1.0, 50.0, task=self.task)]
 
     def pending(self) -> frozenset[int]:
         return frozenset(self.waiting)
@@ -200,6 +200,23 @@ def test_an_evaluation_that_was_cut_off_is_repeated(tmp_path: Path) -> None:
     trainer.train()
     assert sorted(second.submitted) == [6, 9, 12]
     assert [e.step for e in read_evaluations(run)] == [3, 6, 9, 12]
+
+
+def test_the_best_is_chosen_among_evaluations_of_one_task(tmp_path: Path) -> None:
+    config = msgspec.structs.replace(CONFIG, evaluate_every=3, log_every=1)
+    run = tmp_path / "run"
+    easy = ScriptedEvaluator({3: 0.5, 6: 1.0}, "easy")
+    Trainer(msgspec.structs.replace(config, updates=6), make_store(), run, evaluator=easy).train()
+    hard = ScriptedEvaluator({3: 0.1, 6: 0.2, 9: 0.4, 12: 0.3}, "hard")
+    result = Trainer(config, make_store(), run, evaluator=hard, resume=True).train()
+    assert result.best is not None and load_checkpoint(result.best).step == 9
+    assert 6 in hard.submitted  # the best of the other task, so that it can be compared
+    report = (run / "README.md").read_text()
+    assert (
+        "Played: hard; 2 of other tasks" in report
+        and "| 6 | 20% |" in report
+        and "| 6 | 100% |" not in report
+    )
 
 
 def test_a_loss_that_is_not_finite_names_the_last_good_checkpoint(tmp_path: Path) -> None:

@@ -237,6 +237,14 @@ def test_data_sets_of_one_plant_are_joined_in_order() -> None:
     joined.validate(3)
 
 
+def test_sets_whose_rewards_count_otherwise_are_warned_of() -> None:
+    punished = make_store()
+    rewarded = dataclasses.replace(punished, rewards=punished.rewards + 1, dataset_id="other")
+    assert concatenate([punished, punished]).remarks == ()
+    (remark,) = concatenate([punished, rewarded]).remarks
+    assert "tiny/data-v0 and other have rewards in [-1, 0] and in [0, 1]" in remark
+
+
 def test_fields_in_another_order_are_put_into_the_first_ones() -> None:
     turned = msgspec.structs.replace(PLANT, fields=PLANT.fields[::-1])
     a, b = make_store((9,)), make_store((9,), plant=turned)

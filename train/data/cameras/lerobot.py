@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rql_deploy.errors import UserError
+from rql_deploy.folders import visible
 
 from .pictures import decode_picture, require_colour
 from .source import files_fingerprint, in_chunks, skipped
@@ -197,7 +198,7 @@ class VideoFrames(_Frames):
         names = ("chunk_index", "file_index", "from_timestamp", "to_timestamp")
         keys = [f"videos/{self.name}/{key}" for key in names]
         found = {}
-        for file in sorted((self.folder / "meta" / "episodes").glob("**/*.parquet")):
+        for file in visible((self.folder / "meta" / "episodes").glob("**/*.parquet")):
             if lacking := set(keys) - set(self.arrow.parquet.read_schema(file).names):
                 raise UserError(f"{file} lacks '{min(lacking)}': copy the data set again")
             for row in self.arrow.parquet.read_table(file, columns=["episode_index", *keys]).to_pylist():
@@ -218,7 +219,7 @@ class TableFrames(_Frames):
     @cached_property
     def files(self) -> list[Path]:
         """The tables of rows."""
-        return sorted((self.folder / "data").glob("**/*.parquet"))
+        return visible((self.folder / "data").glob("**/*.parquet"))
 
     def _frames(self, start: int) -> Iterator[NDArray[np.uint8]]:
         wanted = {episode.number: len(episode.times) for episode in self.episodes}

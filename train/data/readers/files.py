@@ -77,7 +77,7 @@ def _files(path: Path) -> Iterator[Path]:
         return
     for folder, inner, names in os.walk(path):
         inner[:] = sorted(name for name in inner if name != ".git")
-        files = (Path(folder, name) for name in sorted(names))
+        files = (Path(folder, name) for name in sorted(names) if not name.startswith("._"))
         yield from (file for file in files if file.suffix not in NOT_LOOKED_AT and file.is_file())
 
 

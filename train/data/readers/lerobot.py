@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from rql_deploy.contract import PLANT_KEY, ObservationField, PlantDescription
 from rql_deploy.errors import UserError
+from rql_deploy.folders import visible
 from rql_deploy.structs import convert
 from rql_deploy.train.data.assumed import with_guessed_bounds
 from rql_deploy.train.data.cameras.importing import chosen_cameras, with_cameras
@@ -73,7 +74,7 @@ def _read(folder: Path, info: Mapping[str, Any], arrow: Any, options: ReadOption
     features = info["features"]
     layout = Layout.of(folder, info, options.keys, pictures=bool(options.cameras))
     cameras = chosen_cameras(options.cameras, picture_features(features), str(folder))
-    files = sorted((folder / "data").glob("**/*.parquet"))
+    files = visible((folder / "data").glob("**/*.parquet"))
     if not files:
         raise UserError(f"{folder} has no data files: download its data folder too")
     rows = sum(arrow.parquet.read_metadata(file).num_rows for file in files)

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rql_deploy.errors import UserError
+from rql_deploy.folders import visible
 
 from .column_names import named
 from .lerobot_layout import EPISODE_SUCCESS
@@ -92,7 +93,7 @@ def _entries(folder: Path, arrow: Any) -> Iterator[Mapping[str, Any]]:
     if lines.is_file():
         yield from (json.loads(line) for line in lines.read_text().splitlines() if line.strip())
     wanted = ("episode_index", "length")
-    for file in sorted((folder / META / "episodes").glob("**/*.parquet")):
+    for file in visible((folder / META / "episodes").glob("**/*.parquet")):
         names = arrow.parquet.read_schema(file).names
         yield from arrow.parquet.read_table(
             file, columns=[n for n in names if n in wanted or named("success", [n])]
@@ -119,7 +120,7 @@ def language_tasks(folder: Path) -> list[dict[str, Any]]:
     """Number, text, episodes and rows of each task that the data has, in order of their numbers."""
     arrow = require_pyarrow(f"{folder} is a LeRobotDataset")
     counts: dict[int, tuple[set[int], int]] = {}
-    for file in sorted((folder / "data").glob("**/*.parquet")):
+    for file in visible((folder / "data").glob("**/*.parquet")):
         if not {"task_index", "episode_index"} <= set(arrow.parquet.read_schema(file).names):
             return []
         table = arrow.parquet.read_table(file, columns=["task_index", "episode_index"])

@@ -17,7 +17,7 @@ from rql_deploy.errors import UserError, nearest
 from .column_names import named
 from .hdf5_columns import is_small_table
 from .options import PAD_KEYS, VALID_KEYS, KeyMap
-from .task_ends import EpisodeFlags
+from .task_ends import EpisodeFlags, as_flags
 
 STATE = "observation.state"
 NUMBERS = (
@@ -133,7 +133,7 @@ class Layout:
     ) -> EpisodeFlags:
         """What the columns `[n]`, by role, say of an episode."""
         flags: dict[str, Any] = {
-            name: columns[role] != 0
+            name: as_flags(where, self.roles[role], columns[role])
             for role, name in (
                 ("done", "dones"),
                 ("terminated", "terminated"),

@@ -41,7 +41,7 @@ from .minari_spaces import (
 from .options import ReadOptions
 from .precision import PrecisionCheck
 from .store_builder import DEFAULT_RATE, StoreBuilder
-from .task_ends import EpisodeFlags
+from .task_ends import EpisodeFlags, as_flags
 
 MAIN_FILE = "main_data.hdf5"
 METADATA_FILE = "metadata.json"
@@ -229,7 +229,7 @@ def _frames(
 
 
 def _ends(where: str, episode: Any, key: str, rows: int) -> NDArray[np.bool_]:
-    flags: NDArray[np.bool_] = np.asarray(episode[key]) != 0
+    flags = as_flags(where, key, np.asarray(episode[key]))
     if flags.shape != (rows,):
         raise UserError(f"{where} has {len(flags)} {key} for {rows} actions: collect that episode again")
     return flags

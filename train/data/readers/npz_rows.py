@@ -15,7 +15,7 @@ from rql_deploy.errors import UserError
 from .flat_columns import FlatFile, last_rows
 from .npz_keys import NpzKeys
 from .row_order import RowOrder, jumps, require_order
-from .task_ends import EpisodeFlags, TaskEnds, decide_task_ends
+from .task_ends import EpisodeFlags, TaskEnds, as_flags, decide_task_ends
 
 _COLUMNS = {
     "reward": "rewards",
@@ -35,7 +35,9 @@ def read_column(file: FlatFile, key: str) -> NDArray[np.float32]:
 def row_order(file: FlatFile, keys: NpzKeys) -> RowOrder:
     """Which rows are transitions, and where episodes end; raises UserError if they are in no order."""
     marks = [
-        read_column(file, keys[role]) != 0 for role in ("terminated", "truncated", "done") if role in keys
+        as_flags(str(file.path), keys[role], read_column(file, keys[role]))
+        for role in ("terminated", "truncated", "done")
+        if role in keys
     ]
     rows = file.member(keys["observation"]).shape[0]
     ends = np.logical_or.reduce(marks) if marks else np.zeros(rows, np.bool_)
@@ -123,7 +125,8 @@ def task_ends(file: FlatFile, keys: NpzKeys, order: RowOrder) -> TaskEnds:
             )
     starts = [0, *ends[:-1]]
     rows: dict[str, Any] = {
-        name: column if name in ("rewards", "masks") else column != 0 for name, column in kept.items()
+        name: column if name in ("rewards", "masks") else as_flags(str(file.path), name, column)
+        for name, column in kept.items()
     }
     return decide_task_ends(
         [

@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from rql_deploy.cameras import CameraChoice
 from rql_deploy.contract import PLANT_KEY, PlantDescription
 from rql_deploy.errors import UserError
+from rql_deploy.folders import visible
 from rql_deploy.ogbench_names import CAMERA, PIXELS, is_published, plant_of
 from rql_deploy.structs import convert
 from rql_deploy.train.data.cameras.arrays import BlockFrames
@@ -288,7 +289,7 @@ def _rank(role: str) -> int:
 
 def shard_files(folder: Path) -> list[Path]:
     """The folder's training files in order, without validation files (`*-val.npz`)."""
-    return sorted(file for file in folder.glob("*.npz") if not file.name.endswith("-val.npz"))
+    return [file for file in visible(folder.glob("*.npz")) if not file.name.endswith("-val.npz")]
 
 
 def read_ogbench(

@@ -1,4 +1,4 @@
-"""Numbers that float32, in which data is stored and policies compute, cannot hold apart."""
+"""Numbers that float32, in which data is stored and policies compute, cannot hold apart, and choices."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from rql_deploy.errors import UserError
 
 STRETCH = 256
 """Rows over which a number's range is compared with float32's steps, about one episode."""
@@ -21,9 +23,17 @@ class PrecisionCheck:
     def __init__(self) -> None:
         self._spans: dict[tuple[str, int], list[NDArray[np.float64]]] = {}
         self._greatest: dict[tuple[str, int], float] = {}
+        self._whole: dict[str, np.dtype[Any]] = {}
 
     def add(self, name: str, values: NDArray[Any]) -> None:
-        """Look at consecutive rows `[n, ...]` of the column `name`, in the type that the file holds."""
+        """Look at consecutive rows `[n, ...]` of the column `name`, in the type that the file holds.
+
+        Raises UserError for a type that is no number.
+        """
+        if values.dtype.kind not in "fiub":
+            raise UserError(f"'{name}' is of type {values.dtype}, it should hold numbers: leave it out")
+        if name in ("action", "actions") and values.dtype.kind != "f":
+            self._whole[name] = values.dtype
         exact = values.dtype.kind == "f" and values.dtype.itemsize <= 4
         if exact or values.dtype.kind == "b" or (values.dtype.kind in "iu" and values.dtype.itemsize <= 2):
             return
@@ -48,7 +58,12 @@ class PrecisionCheck:
             step = float(np.spacing(np.float32(largest)))
             if NOISE * step < span < LEVELS * step:
                 found.setdefault(name, []).append((i, largest, step, span))
-        return [
+        whole = [
+            f"'{name}' holds whole numbers ({dtype}): choices out of a list are learned as positions on a "
+            "line, and commands lie between them"
+            for name, dtype in self._whole.items()
+        ]
+        return whole + [
             f"'{name}' is too large for float32 (number {worst[0]} reaches {worst[1]:.10g}, where float32 "
             f"tells apart steps of {worst[2]:.3g}, and changes by about {worst[3]:.3g} in {STRETCH} rows): "
             "record it relative to its start, or leave it out (--map observation.NAME= does)"

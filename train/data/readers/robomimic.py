@@ -163,7 +163,12 @@ def demonstrations(name: str, key: str, file: h5py.File) -> list[str]:
             known = f": there is {', '.join(keys[:MAX_NAMES])}" if keys else ": it has none"
             near = suggestion(key, keys) if nearest(key, keys, cutoff=0.5) else known
             raise UserError(f"{name} has no filter key '{key}'{near}")
-        demos = [value.decode() if isinstance(value, bytes) else str(value) for value in file["mask"][key][:]]
+        listed = file["mask"][key]
+        if not isinstance(listed, h5py.Dataset) or listed.ndim != 1:
+            raise UserError(f"{name}: filter key '{key}' is no list of demonstrations: correct mask/{key}")
+        demos = [value.decode() if isinstance(value, bytes) else str(value) for value in listed[:]]
+        if twice := [demo for i, demo in enumerate(demos) if demo in demos[:i]]:
+            raise UserError(f"{name}: filter key '{key}' names {twice[0]} twice: correct mask/{key}")
         if missing := [demo for demo in demos if demo not in file["data"]]:
             raise UserError(
                 f"{name}: filter key '{key}' names {missing[0]}, which the file lacks: correct mask/{key}"

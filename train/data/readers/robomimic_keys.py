@@ -16,7 +16,7 @@ from rql_deploy.errors import UserError
 from .column_names import named
 from .hdf5_columns import is_numbers
 from .options import PAD_KEYS, UNCLEAR_KEYS, VALID_KEYS, KeyMap
-from .task_ends import EpisodeFlags
+from .task_ends import EpisodeFlags, as_flags
 
 USUAL: Mapping[str, tuple[str, ...]] = {
     "reward": ("rewards", "reward"),
@@ -167,7 +167,9 @@ def demo_flags(where: str, demo: h5py.Group, total: int, rows: int, keys: DemoKe
     for name in named("success", demo.attrs)[:1]:
         succeeded = _truth(where, name, demo.attrs[name])
     _require_plain_masks(where, demo, total, rows, keys, found)
-    flags = {key: found[role] != 0 for role, key in _FLAGS.items() if role in found}
+    flags: dict[str, Any] = {
+        k: as_flags(where, keys.roles[role], found[role]) for role, k in _FLAGS.items() if role in found
+    }
     if "mask" in found:
         flags["masks"] = found["mask"]
     return EpisodeFlags(where, rewards=found.get("reward"), succeeded=succeeded, **flags)

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from rql_deploy.contract import ActionDimension, ObservationField, PlantDescription
 from rql_deploy.errors import UserError
+from rql_deploy.folders import visible
 from rql_deploy.ros2.topic_map import Commanded, Source, TopicMap, action_dimensions, read_map
 from rql_deploy.ros2.values import joints_of, values_of
 from rql_deploy.train.data.store import TransitionStore
@@ -161,9 +162,9 @@ def _episodes(path: Path) -> list[list[Path]]:
     if path.is_file():
         return [[path]]
     if (path / "metadata.yaml").is_file():  # one bag, in parts
-        return [sorted(path.glob("*.mcap"))]
-    bags = [sorted(folder.glob("*.mcap")) for folder in sorted(path.iterdir()) if folder.is_dir()]
-    return [[file] for file in sorted(path.glob("*.mcap"))] + [files for files in bags if files]
+        return [visible(path.glob("*.mcap"))]
+    bags = [visible(folder.glob("*.mcap")) for folder in sorted(path.iterdir()) if folder.is_dir()]
+    return [[file] for file in visible(path.glob("*.mcap"))] + [files for files in bags if files]
 
 
 def _messages(files: list[Path], topics: list[str]) -> Any:

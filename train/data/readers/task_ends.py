@@ -52,8 +52,8 @@ def decide_task_ends(episodes: Sequence[EpisodeFlags], lengths: Sequence[int]) -
     """Masks of all episodes, and which of them succeeded.
 
     The first that the file has decides: masks; terminations, or `done` without truncations; rows of success,
-    or rewards of 1 where all are 0 or 1; `done`, if it is more than the mark of a recording's last row; the
-    last rows of episodes that are said to have succeeded.
+    or rewards of 1 where all are 0 or 1, of 0 where all are -1 or 0; `done`, if it is more than the mark of a
+    recording's last row; the last rows of episodes that are said to have succeeded.
     Success that is never lost again ends the task too; success that is lost in some episode belongs to a task
     that goes on.
 
@@ -87,6 +87,17 @@ def decide_task_ends(episodes: Sequence[EpisodeFlags], lengths: Sequence[int]) -
         for i, rows in enumerate(ended):
             rows[-1] = said is not None and said[i]
     return TaskEnds([1.0 - rows.astype(np.float32) for rows in ended], successes, remarks)
+
+
+def as_flags(where: str, name: str, values: NDArray[Any]) -> NDArray[np.bool_]:
+    """Where a column is set; raises UserError where it holds NaN, which says neither."""
+    if values.dtype.kind == "f" and np.isnan(values).any():
+        raise UserError(
+            f"{where} has NaN in '{name}' (row {int(np.argmax(np.isnan(values.reshape(-1))))}), which should "
+            "be 0 or 1: correct it there"
+        )
+    flags: NDArray[np.bool_] = values != 0
+    return flags
 
 
 def _column(episodes: Sequence[EpisodeFlags], name: str) -> list[Any] | None:
@@ -137,18 +148,24 @@ def _said(episodes: Sequence[EpisodeFlags], remarks: list[str]) -> list[bool] | 
 
 
 def _reached(episodes: Sequence[EpisodeFlags], remarks: list[str]) -> list[NDArray[np.bool_]] | None:
-    """Rows of success, said or read from rewards; all rewards 0 say nothing, nor do those for going on."""
+    """Rows of success, said or read from rewards of 0 and 1, or -1 and 0; rewards that are all alike say
+    nothing, nor do those for going on, nor penalties.
+    """
     if (success := _column(episodes, "success")) is not None:
         return success
     rewards = _column(episodes, "rewards")
     if rewards is None or episodes[0].terminated is not None:
         return None
-    sparse = all(bool(np.isin(rows, (0.0, 1.0)).all()) for rows in rewards)
-    reached = [rows == 1.0 for rows in rewards]
-    if not sparse or not any(bool(rows.any()) for rows in reached):
+    highest = max(float(rows.max()) for rows in rewards)
+    sparse = all(bool(np.isin(rows, (highest - 1.0, highest)).all()) for rows in rewards)
+    reached = [rows == highest for rows in rewards]
+    alike = highest == 0.0 and all(bool(rows.all()) for rows in reached)
+    if not sparse or highest not in (0.0, 1.0) or alike:
         return None
     long = [rows for rows in reached if len(rows) > 1]
     if long and np.mean([rows[0] for rows in long]) > 0.5:
+        if highest == 0.0:
+            return None
         remarks.append(
             f"{ENDS}most episodes begin with a reward of 1, so that it is taken for a reward for going on "
             "and not for success; if it does mean success, use `rql-deploy data relabel --success`"

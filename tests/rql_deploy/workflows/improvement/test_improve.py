@@ -263,6 +263,7 @@ def test_what_cannot_be_improved_is_refused(run: Path, tmp_path: Path) -> None:
     assert_refused(cli(*words(tmp_path, tmp_path / "nothing")), "does not say what it was trained on")
     assert_refused(cli(*words(tmp_path, tmp_path / "nothing", "--dataset", "d")), "neither a checkpoint nor")
     assert_refused(cli(*words(tmp_path, run, "--set", "rql.alhpa=3")), "unknown entry 'alhpa'")
+    assert_refused(cli(*words(tmp_path, run, "--set", "updates=3")), "no effect", "--updates")
     assert not (tmp_path / "live.generations").exists()
     generations = Generations(tmp_path / "live")
     generations.folder.mkdir()

@@ -134,6 +134,23 @@ def test_a_generation_keeps_what_earlier_ones_learned_from(contract: Contract, t
     assert not is_store(tmp_path / "empty")
 
 
+def test_a_label_that_comes_later_counts_in_the_next_generation(contract: Contract, tmp_path: Path) -> None:
+    folder = record_episodes(tmp_path / "recording", contract, range(3))
+    episodes = list(watch(folder, contract.plant).usable)
+    one, two, names = tmp_path / "one", tmp_path / "two", [episode.name for episode in episodes]
+    write_episodes(one, tmp_path / "none", episodes[:2], contract.plant)
+    before = read_store(one)
+    assert before.successes is not None
+    said = {names[1]: not before.successes[1]}
+    write_episodes(two, one, episodes[2:], contract.plant, names[:2], said)
+    after = read_store(two)
+    first, end = after.starts[1], after.ends[1]
+    assert after.successes is not None and after.successes[1] == said[names[1]]
+    assert after.rewards[end - 1] == said[names[1]] - 1.0 and after.masks[end - 1] == 1 - said[names[1]]
+    assert (after.rewards[first : end - 1] == -1).all() and (after.masks[first : end - 1] == 1).all()
+    assert np.array_equal(after.rewards[:first], before.rewards[:first])
+
+
 def test_held_out_episodes_are_at_least_two_and_learned_from_by_none(
     contract: Contract, tmp_path: Path
 ) -> None:

@@ -71,6 +71,12 @@ def lerobot(
 FORCE = {"observation.force": {"dtype": "float32", "shape": [2], "names": None}}
 
 
+def test_what_macos_leaves_beside_a_copied_file_is_not_read(tmp_path: Path) -> None:
+    folder = lerobot(tmp_path / "set", {})
+    (folder / "data" / "chunk-000" / "._file-000.parquet").write_bytes(b"Mac OS X")
+    assert len(opened(folder)) == 20
+
+
 @pytest.mark.parametrize(
     ("columns", "features", "words"),
     [

@@ -150,6 +150,13 @@ SUCCESS_ROWS = [7, 8, 9, 27, 28, 29]
         ({"rewards": nothing, "dones": at_end}, [], None),
         ({"rewards": shaped, "dones": lambda i, n: at_success(i, n) | at_end(i, n)}, SUCCESS_ROWS, None),
         ({"rewards": at_success, "dones": at_end}, SUCCESS_ROWS, [True, False, True]),
+        (
+            {"rewards": lambda i, n: at_success(i, n) - 1.0, "dones": at_end},
+            SUCCESS_ROWS,
+            [True, False, True],
+        ),
+        # Penalties, where most rows have none.
+        ({"rewards": lambda i, n: -1.0 * at_end(i, n)}, [], None),
         ({"success": at_success}, SUCCESS_ROWS, [True, False, True]),
         ({"infos/is_success": at_success}, SUCCESS_ROWS, [True, False, True]),
         ({"info/task_success": at_success}, SUCCESS_ROWS, [True, False, True]),
@@ -181,6 +188,25 @@ def test_what_was_decided_without_a_second_witness_is_warned_of(tmp_path: Path) 
     alive = read(demos(tmp_path, rewards=lambda i, n: np.ones(n))).remarks
     some = read(demos(tmp_path, rewards=shaped, dones=lambda i, n: at_end(i, n) & (i > 0))).remarks
     assert "begin with a reward of 1" in alive[0] and "last rows of 2 of 3 episodes" in some[0]
+
+
+def test_what_is_neither_set_nor_unset_is_refused(tmp_path: Path) -> None:
+    for key in ("dones", "success", "terminations"):
+        with pytest.raises(UserError, match=f"NaN in '{key}' .row 9.*should be 0 or 1"):
+            read(demos(tmp_path, **{key: lambda i, n: np.where(at_end(i, n), np.nan, 0.0)}))
+    discounts = read(npz(tmp_path, terminals=LAST, timeouts=LAST, masks=np.full(ROWS, 0.99)))
+    with pytest.raises(UserError, match="masks other than 0 and 1"):
+        discounts.validate_rows()
+
+
+def test_choices_as_actions_are_warned_of(tmp_path: Path) -> None:
+    file = demos(tmp_path)
+    with h5py.File(file, "a") as opened_file:
+        for demo in opened_file["data"].values():
+            rows = len(demo["actions"])
+            del demo["actions"]
+            demo["actions"] = np.arange(rows)[:, None] % 4
+    assert "whole numbers (int64)" in read(file).remarks[-1]
 
 
 def test_success_said_of_whole_demonstrations_can_become_reward(tmp_path: Path) -> None:
