@@ -1,6 +1,10 @@
 """Each row gets its own frame, whatever program wrote the frames."""
 
+import io
 import json
+import os
+import struct
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -314,3 +318,75 @@ def test_fields_and_cameras_of_a_store_can_be_left_out(tmp_path: Path) -> None:
             read(tmp_path / "data", keys=plain(words))
     with pytest.raises(UserError, match="has frames of 6x7 pixels, made so when it was imported"):
         read(tmp_path / "data", "front:3x3")
+
+
+def test_an_edited_file_of_the_same_size_and_time_is_decoded_anew(tmp_path: Path) -> None:
+    frames = np.random.default_rng(0).integers(0, 256, (8, 16, 18, 3), np.uint8)
+    shown_frames = []
+    for folder, given in (("a", frames), ("b", frames[::-1])):
+        (tmp_path / folder).mkdir()
+        file = write_robomimic(tmp_path / folder / "demos.hdf5", given, (8,))
+        # As archives, registries and copies do that keep or normalise times.
+        os.utime(file, (1, 1))
+        shown_frames.append(read(file, "agentview").images["agentview_image"].take(np.arange(8)))
+    assert (shown_frames[0] == frames).all() and (shown_frames[1] == frames[::-1]).all()
+
+
+@pytest.mark.parametrize(("orientation", "turns"), [(3, 2), (6, 3)])
+def test_a_picture_is_turned_as_its_file_says(tmp_path: Path, orientation: int, turns: int) -> None:
+    import pyarrow.parquet as parquet
+    from PIL import Image
+
+    folder = write_lerobot(tmp_path / "set", videos=False)
+    file = next((folder / "data").glob("**/*.parquet"))
+    table = parquet.read_table(file)
+    cells, exif, data = table[TOP].to_pylist(), Image.Exif(), io.BytesIO()
+    exif[0x0112] = orientation
+    upright = np.random.default_rng(0).integers(0, 256, (HEIGHT, WIDTH, 3), np.uint8)
+    Image.fromarray(np.rot90(upright, -turns)).save(data, "PNG", exif=exif)
+    cells[3] = {"bytes": data.getvalue(), "path": "3.png"}
+    parquet.write_table(table.set_column(table.column_names.index(TOP), TOP, [cells]), file)
+    assert (read(folder, "top").images[TOP].take(np.array([3]))[0] == upright).all()
+
+
+def turn(video: Path) -> None:
+    """Say in the file that its frames are to be turned by half a turn, as a telephone does."""
+    data = bytearray(video.read_bytes())
+    matrix = data.find(b"tkhd") + 44
+    assert struct.unpack_from(">i", data, matrix) == (1 << 16,)
+    sides = -(1 << 16), 0, 0, 0, -(1 << 16), 0, WIDTH << 16, HEIGHT << 16, 1 << 30
+    struct.pack_into(">9i", data, matrix, *sides)
+    video.write_bytes(data)
+
+
+def encode(video: Path, pixels: str, streams: int = 1) -> None:
+    """A video of 24 frames in another format, or several in a file."""
+    import av
+
+    with av.open(str(video), "w", format="matroska") as container:
+        for _ in range(streams):
+            stream = container.add_stream("ffv1", rate=20)
+            stream.width, stream.height, stream.pix_fmt = WIDTH, HEIGHT, pixels
+        for stream in container.streams.video:
+            for number in range(24):
+                frame = av.VideoFrame.from_ndarray(numbered(number), format="rgb24")
+                container.mux(stream.encode(frame.reformat(format=pixels)))
+            container.mux(stream.encode())
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (turn, "its frames are turned by -?180 degrees when they are shown"),
+        (lambda video: encode(video, "gray"), r"one number a pixel \(gray: grey or depth\)"),
+        (lambda video: encode(video, "yuv420p", 2), "holds 2 videos"),
+    ],
+    ids=["turned", "grey", "two"],
+)
+def test_a_video_that_may_be_read_in_two_ways_is_refused(
+    tmp_path: Path, change: Callable[[Path], None], words: str
+) -> None:
+    folder = write_lerobot(tmp_path / "set")
+    change(next((folder / "videos").glob("**/*.mp4")))
+    with pytest.raises(UserError, match=words):
+        read(folder, "top")
