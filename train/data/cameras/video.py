@@ -67,6 +67,11 @@ class Video:
         """Height and width of its frames."""
         return self._stream.height, self._stream.width
 
+    @property
+    def count(self) -> int:
+        """Frames, as the file says; 0 where it does not."""
+        return int(self._stream.frames)
+
     def frames(self, times: NDArray[np.float64], first: int, where: str) -> Iterator[NDArray[np.uint8]]:
         """The frames `[H, W, 3]` in RGB at the rising `times` `[n]` in s, from row `first` on.
 

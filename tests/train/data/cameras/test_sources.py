@@ -20,6 +20,7 @@ from tests.helpers.pictures import (
     WIDTH,
     numbered,
     numbers_in,
+    png,
     read,
     write_lerobot,
     write_robomimic,
@@ -121,6 +122,39 @@ def test_frames_of_the_next_episode_do_not_stand_for_those_that_are_missing(tmp_
         read(folder, "top")
 
 
+def test_episodes_that_share_frames_of_a_video_are_refused(tmp_path: Path) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as parquet
+
+    # Episode 1 is said to lie one frame later than it does: its last row would show episode 2's first.
+    folder = write_lerobot(tmp_path / "set")
+    file = next((folder / "meta" / "episodes").glob("**/*.parquet"))
+    table = parquet.read_table(file)
+    for key in ("from", "to"):
+        name = f"videos/{TOP}/{key}_timestamp"
+        times = np.add(table[name].to_pylist(), [0, 0.05, 0])
+        table = table.set_column(table.column_names.index(name), name, pa.array(times))
+    parquet.write_table(table, file)
+    with pytest.raises(UserError, match=r"episode 2 begins at 0.9500 s, before episode 1 ends at 1.0000 s"):
+        read(folder, "top")
+
+
+def test_pictures_beside_the_table_that_were_edited_are_read_anew(tmp_path: Path) -> None:
+    import pyarrow.parquet as parquet
+
+    folder = write_lerobot(tmp_path / "set", videos=False)
+    file = next((folder / "data").glob("**/*.parquet"))
+    table = parquet.read_table(file)
+    (folder / "images").mkdir()
+    cells = [{"bytes": None, "path": f"images/{n}.png"} for n in range(24)]
+    for n in range(24):
+        (folder / "images" / f"{n}.png").write_bytes(png(numbered(n)))
+    parquet.write_table(table.set_column(table.column_names.index(TOP), TOP, [cells]), file)
+    assert shown(read(folder, "top"), TOP) == list(range(24))
+    (folder / "images" / "3.png").write_bytes(png(numbered(77)))
+    assert shown(read(folder, "top"), TOP) == [0, 1, 2, 77, *range(4, 24)]
+
+
 @pytest.mark.parametrize("videos", [True, False])
 def test_a_shape_that_is_noted_channels_first_is_that_of_the_same_picture(
     tmp_path: Path, videos: bool
@@ -152,6 +186,16 @@ def test_pictures_that_are_arrays_of_the_table_are_read_or_refused_by_their_type
         else:
             with pytest.raises(UserError, match="pictures of float32, which may mean 0 to 1 or 0 to 255"):
                 read(folder, "top")
+
+
+def test_a_video_with_two_frames_a_row_is_refused_and_one_more_at_its_end_is_not(tmp_path: Path) -> None:
+    folder = write_lerobot(tmp_path / "set", version="v2.1")
+    first, second, _ = sorted((folder / "videos").glob("**/*.mp4"))
+    write_video(first, range(8))
+    assert shown(read(folder, "top"), TOP) == list(range(24))
+    write_video(second, np.repeat(np.arange(7, 19), 2).tolist())
+    with pytest.raises(UserError, match=r"episode 1 has 12 rows, but 24 frames in .*at another rate"):
+        read(folder, "top")
 
 
 def test_a_frame_that_was_dropped_is_noticed(tmp_path: Path) -> None:
