@@ -47,9 +47,9 @@ def image_fields(
             found.append(convert(camera, ImageField, "a camera of the environment"))
         else:
             choice = camera if isinstance(camera, CameraChoice) else CameraChoice.parse(str(camera))
-            if choice.order:
+            if choice.order == "bgr":
                 raise UserError(
-                    f"--camera {choice}: a simulator renders RGB, so leave :{choice.order} out; it says how "
+                    f"--camera {choice}: a simulator renders RGB, so leave :bgr out; it says how "
                     "the bytes of a data set are to be read"
                 )
             # The camera's own name, and that of its picture, are both taken.
