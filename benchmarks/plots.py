@@ -293,7 +293,7 @@ def plot_improvement() -> Path:
     return write(
         figure,
         "improvement",
-        "Lift, 100 paired episodes of each of two training seeds a point, 95 % intervals. 2 AVX2 cores",
+        "Lift, 100 paired episodes of each of three training seeds a point, 95 % intervals. 2 AVX2 cores",
     )
 
 

@@ -7,6 +7,7 @@ That process outlives a server that is killed, and writes what it was given.
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import logging
 import os
@@ -37,7 +38,7 @@ WRITE_LIMIT = 4.0
 """Seconds that the process gets at least, at the end, once it has been handed everything."""
 WARN_EVERY = 10.0
 """Seconds between two warnings about failed writes."""
-GATHERING = 0.02
+GATHERING = 0.05
 """Seconds from one hand-over to the next. Handed over one by one, records would take the interpreter from the
 requests that follow them."""
 RESTART_DELAY = 1.0
@@ -142,12 +143,13 @@ class Recorder:
             last = self._queue.empty()
             try:
                 self._append(entry)
-                if last and self._process is not None:
-                    self._process.flush()
             except Exception as error:  # the process died, say: the thread goes on, the record is lost
                 self._lost += 1
                 self._warn(str(error))
-            if last:
+            if last and self._process is not None:
+                # What a process that has ended did not take is counted when the next one is started.
+                with contextlib.suppress(OSError):
+                    self._process.flush()
                 time.sleep(GATHERING)
         if self._process is not None:
             self._process.close_input()

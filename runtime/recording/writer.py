@@ -43,8 +43,8 @@ messages never are."""
 PAUSE = 0.25
 """Seconds between two rounds of writing: a process that runs often and briefly takes more of a busy machine
 than its work does."""
-DRAWING = 0.02
-"""Share of the process's time for it: some 30 decisions a second."""
+DRAWING = 0.01
+"""Share of the process's time for it: some 15 decisions a second."""
 NICENESS = 5
 """The process yields to the server on a busy machine."""
 _decoder = msgspec.msgpack.Decoder(Message)
