@@ -85,7 +85,10 @@ def replacement_conflicts(old: PlantDescription, new: PlantDescription) -> list[
         for item, names in _guessed_motion(new).items()
         if item not in before or not set(names) <= set(before[item])
     ]
-    return [*old.differences(new), *guessed]
+    found = [*old.differences(new), *old.view_differences(new), *guessed]
+    if old.images and new.frame_stack != old.frame_stack:
+        found.append(f"it sees {new.frame_stack} frames of a camera at once instead of {old.frame_stack}")
+    return found
 
 
 def assumed_items(plant: PlantDescription) -> dict[str, list[str]]:

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from rql_deploy.contract import ImageField, PlantDescription
 from rql_deploy.errors import ContractError
+from rql_deploy.observation import read_array
 from rql_deploy.plant import Observation
 
 Picture = NDArray[np.uint8]
@@ -84,13 +85,29 @@ def jpeg(frame: Picture, quality: int) -> bytes:
     """A picture `[H, W, 3]` in RGB as JPEG, to be sent in its place; needs the `jpeg` extra.
 
     It changes the picture: a policy should have been trained on pictures that went through the same. Use 90
-    or more unless you have measured what less does.
+    or more unless you have measured what less does. Raises ContractError for what is no such picture, and for
+    a quality that is not a whole number from 1 to 100.
     """
     from PIL import Image
 
+    given = np.asarray(frame)
+    if given.dtype != np.uint8 or given.ndim != 3 or given.shape[2] != 3:
+        raise ContractError(
+            f"a picture of {given.dtype} and shape {list(given.shape)} is no JPEG of a camera: pass uint8 "
+            "[height, width, 3]"
+        )
+    if type(quality) is not int or not 1 <= quality <= 100:
+        raise ContractError(f"the quality of a JPEG is {quality!r}: pass a whole number from 1 to 100")
     target = io.BytesIO()
-    Image.fromarray(frame).save(target, "JPEG", quality=quality, subsampling=0)
+    Image.fromarray(given).save(target, "JPEG", quality=quality, subsampling=0)
     return target.getvalue()
+
+
+def read_picture(name: str, value: Any) -> Picture:
+    """A picture as an array of bytes; raises ContractError by name where that would change a value."""
+    known = isinstance(value, np.ndarray) and value.dtype == np.uint8
+    picture: Picture = value if known else read_array(name, value, np.dtype(np.uint8))
+    return picture
 
 
 class FrameStack:
@@ -98,6 +115,7 @@ class FrameStack:
 
     def __init__(self, images: Sequence[ImageField], count: int):
         self._frames: dict[str, deque[Picture]] = {image.name: deque(maxlen=count) for image in images}
+        self._shapes = {image.name: (image.height, image.width, 3) for image in images}
         self._count = count
 
     def clear(self) -> None:
@@ -106,13 +124,21 @@ class FrameStack:
             frames.clear()
 
     def add(self, observation: Observation) -> dict[str, Any]:
-        """The observation of the next tick with its pictures `[height, width, 3]` stacked."""
+        """The observation of the next tick with its pictures `[height, width, 3]` stacked.
+
+        Raises ContractError by name for what is no such picture; it is not taken into the stack.
+        """
         stacked = dict(observation)
         for name, frames in self._frames.items():
             if name not in observation:
                 continue
             # A copy, because a driver may write its next frame into the same memory.
-            frame = np.array(observation[name])
+            frame = np.array(read_picture(name, observation[name]))
+            if frame.shape != self._shapes[name]:
+                raise ContractError(
+                    f"camera '{name}' gave a picture of shape {list(frame.shape)}, the contract says "
+                    f"{list(self._shapes[name])}: make it with rql_deploy.images.fit"
+                )
             frames.extend([frame] * (self._count - len(frames)) or [frame])
             stacked[name] = np.concatenate(frames, axis=-1)
         return stacked
@@ -177,8 +203,10 @@ class FittedPlant:
         """The plant's observation, with pictures cropped and resized as the data set's were."""
         seen = dict(self.plant.observe())
         for image in self._images:
-            frame = np.asarray(seen[image.name])
-            seen[image.name] = fit(frame[..., ::-1] if image.colour_order == "bgr" else frame, image)
+            if image.name not in seen:
+                raise ContractError(f"the robot's observation lacks the frame of camera '{image.name}'")
+            picture = fit(seen[image.name], image)
+            seen[image.name] = picture[..., ::-1] if image.colour_order == "bgr" else picture
         return seen
 
 

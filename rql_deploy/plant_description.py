@@ -26,6 +26,8 @@ MAX_IMAGES = 4
 """Pictures of an observation."""
 MAX_FRAMES = 8
 """Frames of a camera in an observation."""
+SAME_VIEW = 0.02
+"""Shares of two cameras' frames, and their height over width, that differ by less are taken as equal."""
 ActionItem = Literal["bounds", "mode", "hold", "unit"]
 """What of an action dimension can be assumed; `unit` stands for unit, controller and frame."""
 
@@ -79,6 +81,13 @@ class ImageField(Record, frozen=True):
     def camera_size(self) -> tuple[int, int]:
         """Height and width of the camera's frame."""
         return self.camera_height or self.height, self.camera_width or self.width
+
+    @property
+    def view(self) -> tuple[float, ...]:
+        """What of the scene is seen: the frame's height over its width, and the part kept, as shares."""
+        height, width = self.camera_size
+        top, left, kept_height, kept_width = self.crop or (0, 0, height, width)
+        return height / width, top / height, left / width, kept_height / height, kept_width / width
 
     def faults(self) -> Iterator[str]:
         """What types cannot say, as the end of a sentence about the field."""
@@ -232,6 +241,19 @@ class PlantDescription(Record, frozen=True):
             )
         return found
 
+    def view_differences(self, other: PlantDescription) -> list[str]:
+        """Cameras whose pictures show another part of the scene, or squeeze it otherwise, a sentence each.
+
+        A plant that has a policy's pictures is not asked: it makes them as the policy's contract says.
+        """
+        theirs = {image.name: image for image in other.images}
+        return [
+            f"camera '{image.name}' keeps {_kept(their)} instead of {_kept(image)}"
+            for image in self.images
+            if (their := theirs.get(image.name)) is not None
+            and any(abs(a - b) > SAME_VIEW for a, b in zip(image.view, their.view, strict=True))
+        ]
+
     def _image_differences(self, other: PlantDescription) -> Iterator[str]:
         theirs = {image.name: image for image in other.images}
         for image in self.images:
@@ -246,6 +268,11 @@ class PlantDescription(Record, frozen=True):
             known = not {"colour_order"} & {*image.assumed, *their.assumed}
             if known and their.colour_order != image.colour_order:
                 yield f"camera '{image.name}' gives {their.colour_order} instead of {image.colour_order}"
+
+
+def _kept(image: ImageField) -> str:
+    part = f"{list(image.crop)} (top, left, height, width)" if image.crop else "all"
+    return f"{part} of frames of {image.camera_size[0]} x {image.camera_size[1]} pixels"
 
 
 _COMPARED: Mapping[str, ActionItem | None] = {

@@ -36,6 +36,8 @@ def image_fields(
         cameras: contract's fields, their JSON data, or `--camera` words such as `agentview:64x64`.
         names: pictures' names by the cameras' names, where they differ otherwise than by a suffix.
         suffix: what follows the camera's name in the name of its picture.
+
+    Raises UserError for a picture that is chosen twice, and for a word that says an order of colours.
     """
     found = []
     for camera in cameras:
@@ -45,10 +47,17 @@ def image_fields(
             found.append(convert(camera, ImageField, "a camera of the environment"))
         else:
             choice = camera if isinstance(camera, CameraChoice) else CameraChoice.parse(str(camera))
+            if choice.order == "bgr":
+                raise UserError(
+                    f"--camera {choice}: a simulator renders RGB, so leave :bgr out; it says how "
+                    "the bytes of a data set are to be read"
+                )
             # The camera's own name, and that of its picture, are both taken.
             name = choice.name.removesuffix(suffix) if suffix else choice.name
             picture = (names or {}).get(name, f"{name}{suffix}")
             found.append(ImageField(picture, *(choice.size or DEFAULT_SIZE), camera=name))
+            if picture in [image.name for image in found[:-1]]:
+                raise UserError(f"--camera {choice} is '{picture}', which is chosen already: pass one")
     return tuple(found)
 
 

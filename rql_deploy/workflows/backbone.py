@@ -132,13 +132,19 @@ def _by_camera(words: Sequence[str], images: Mapping[str, ImageField]) -> dict[s
     from rql_deploy.cameras import CameraChoice
 
     named: dict[str, str] = {}
-    general = ""
     for word in words:
         camera, separator, file = word.partition("=")
         if not separator or Path(word).exists():
-            general = word
+            camera, file = "", word
         else:
-            named[CameraChoice(camera).find(images, "the data set")] = file
+            camera = CameraChoice(camera).find(images, "the data set")
+        if camera in named:
+            where = f"camera '{camera}'" if camera else "all cameras"
+            raise UserError(
+                f"--backbone names {named[camera]} and {file} for {where}: pass one, or CAMERA=FILE for each"
+            )
+        named[camera] = file
+    general = named.pop("", "")
     return {camera: named.get(camera, general) for camera in images if named.get(camera, general)}
 
 

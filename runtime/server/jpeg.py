@@ -29,6 +29,8 @@ MAX_SCANS = 20
 """Passes over one frame: progressive pictures have some ten. A frame of a megabyte may ask for ten thousands,
 and each takes as long as a whole picture."""
 _SCAN = b"\xff\xda"
+_ORIENTATION = 0x0112
+"""Exif's tag of how a picture is to be turned: 1 as it is."""
 
 
 class JpegDecoder:
@@ -115,11 +117,15 @@ def _frame(where: str, data: bytes, size: tuple[int, int]) -> NDArray[np.uint8]:
         raise ValueError(f"{where} has more than {MAX_SCANS} scans")
     try:
         with Image.open(io.BytesIO(data), formats=["JPEG"]) as picture:
-            sent = picture.size
-            if sent == size:
-                return np.asarray(picture.convert("RGB"))
+            sent, mode, turned = picture.size, picture.mode, picture.getexif().get(_ORIENTATION, 1)
+            if sent == size and mode == "RGB" and turned == 1:
+                return np.asarray(picture)
     except Exception as failure:  # hostile input: Pillow raises classes without a common base
         # Pillow names the object in memory that it read from.
         reason = str(failure).partition(" <_io")[0] or type(failure).__name__
         raise ValueError(f"{where} cannot be decoded ({reason})") from failure
+    if mode != "RGB":
+        raise ValueError(f"{where} is not in colour (mode {mode}): encode three channels, RGB")
+    if turned != 1:
+        raise ValueError(f"{where} is to be turned (Exif orientation {turned}): turn it before you encode it")
     raise ValueError(f"{where} sent {sent[1]} x {sent[0]} pixels, the contract says {size[1]} x {size[0]}")

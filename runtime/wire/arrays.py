@@ -114,8 +114,9 @@ class Layout:
             count = sum(name.rpartition("/")[0] == camera for name in self.frames)
             if not isinstance(pictures, list | tuple) or len(pictures) != count:
                 raise ContractError(
-                    f"camera '{camera}' needs {count} frame{'s' * (count > 1)} of JPEG bytes, as another "
-                    "camera of the observation has: encode all or none"
+                    f"camera '{camera}' needs {count} frame{'s' * (count > 1)} of JPEG bytes"
+                    f"{' in a list' if count > 1 else ''}, since a picture of the observation is JPEG: "
+                    "encode all frames of all cameras or none"
                 )
             picture = pictures[int(number)]
             if not isinstance(picture, ENCODED):

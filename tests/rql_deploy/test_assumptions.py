@@ -13,7 +13,7 @@ from rql_deploy.assumptions import (
     require_stated_motion,
 )
 from rql_deploy.bundle.bundle import Bundle
-from rql_deploy.contract import ActionDimension, Contract, ContractError, PlantDescription
+from rql_deploy.contract import ActionDimension, Contract, ContractError, ImageField, PlantDescription
 from rql_deploy.plant_description import ASSUMED_RATE
 from rql_deploy.runtime.control.lockstep import ControlLoop
 from rql_deploy.runtime.control.realtime import RealTimeLoop
@@ -149,3 +149,20 @@ def test_a_swap_moves_guessed_bounds_and_brings_no_new_guess(contract: Contract)
     assert "it assumes bounds of" in "; ".join(incompatibilities(contract, guessed))
     rate = msgspec.structs.replace(contract.plant, assumed=("control_rate",))
     assert replacement_conflicts(contract.plant, rate) == ["it assumes control rate (20 Hz)"]
+
+
+def test_a_swap_keeps_what_robots_make_of_their_cameras_frames() -> None:
+    def seeing(stack: int = 1, **more: object) -> PlantDescription:
+        image = ImageField("top", 96, 96, **{"camera_height": 480, "camera_width": 640, **more})  # type: ignore[arg-type]
+        return PlantDescription("arm", (), (), 20.0, images=(image,), frame_stack=stack)
+
+    old = seeing()
+    assert replacement_conflicts(old, seeing(camera_height=240, camera_width=320)) == []
+    assert replacement_conflicts(old, seeing(crop=(0, 0, 480, 640))) == []
+    (wide,) = replacement_conflicts(old, seeing(camera_height=720, camera_width=1280))
+    assert wide == (
+        "camera 'top' keeps all of frames of 720 x 1280 pixels instead of all of frames of 480 x 640 pixels"
+    )
+    (part,) = replacement_conflicts(old, seeing(crop=(0, 80, 480, 480)))
+    assert "keeps [0, 80, 480, 480] (top, left, height, width) of frames of 480 x 640" in part
+    assert replacement_conflicts(old, seeing(2)) == ["it sees 2 frames of a camera at once instead of 1"]

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from rql_deploy.contract import ContractError, ImageField, ObservationField
-from rql_deploy.images import FrameStack, fit, fitted, resize, stacked
+from rql_deploy.images import FittedPlant, FrameStack, fit, fitted, jpeg, resize, stacked
 from tests.helpers.data import PLANT
 
 RNG = np.random.default_rng(0)
@@ -114,6 +114,35 @@ def test_a_stack_is_cleared_between_episodes() -> None:
     assert stack.add({"front": frames[1]})["front"][0, 0, ::3].tolist() == [2, 2]
 
 
+@pytest.mark.parametrize(
+    ("picture", "said"),
+    [
+        (None, "'front' has object values"),
+        (b"a JPEG", "'front' is not an array of numbers"),
+        (np.zeros((1, 1, 3)), "'front' has float64 values"),
+        (np.zeros((1, 2, 3), np.uint8), r"'front' gave a picture of shape \[1, 2, 3\], .* \[1, 1, 3\]"),
+        (np.zeros((1, 1), np.uint8), r"'front' gave a picture of shape \[1, 1\]"),
+    ],
+)
+def test_what_is_no_picture_does_not_enter_a_stack(picture: Any, said: str) -> None:
+    stack = FrameStack([ImageField("front", 1, 1)], 2)
+    stack.add({"front": np.ones((1, 1, 3), np.uint8)})
+    with pytest.raises(ContractError, match=said):
+        stack.add({"front": picture})
+    assert stack.add({"front": [[[2, 2, 2]]]})["front"].tolist() == [[[1, 1, 1, 2, 2, 2]]]
+
+
+def test_a_jpeg_is_made_of_a_colour_picture_only() -> None:
+    picture = np.zeros((4, 6, 3), np.uint8)
+    assert jpeg(picture, 90)[:2] == b"\xff\xd8"
+    for other in (picture[..., 0], picture[..., :2], picture / 255.0, None):
+        with pytest.raises(ContractError, match=r"is no JPEG of a camera: pass uint8 \[height, width, 3\]"):
+            jpeg(other, 90)  # type: ignore[arg-type]
+    for quality in (0, 101, 90.5, True):
+        with pytest.raises(ContractError, match="pass a whole number from 1 to 100"):
+            jpeg(picture, quality)  # type: ignore[arg-type]
+
+
 class Robot:
     """A robot with a camera of 24 x 32 pixels."""
 
@@ -141,3 +170,7 @@ def test_a_robot_s_frames_become_the_pictures_of_the_policy(order: Any) -> None:
     assert fitted(robot, description, []) == (robot, description)
     with pytest.raises(ContractError, match=r"gives frames of shape \[24, 32, 3\], .* \[48, 64, 3\]: set"):
         fitted(robot, description, [ImageField("front", 48, 64)])
+    for given, said in (({}, "lacks the frame of camera 'front'"), ({"front": None}, "gave object values")):
+        robot.observe = lambda given=given: given  # type: ignore[method-assign]
+        with pytest.raises(ContractError, match=said):
+            FittedPlant(robot, [image]).observe()

@@ -184,3 +184,17 @@ def test_ogbench_with_a_camera_observes_the_numbers_too() -> None:
     assert looking.observe()["pixels"].shape == (32, 32, 3)
     plain.close()
     looking.close()
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["top:8x8", "top_image:9x9"], "--camera top_image:9x9 is 'top_image', which is chosen already"),
+        (["top:8x8:bgr"], "a simulator renders RGB, so leave :bgr out"),
+    ],
+)
+def test_a_choice_that_would_be_ignored_is_refused_before_anything_is_rendered(
+    words: list[str], said: str
+) -> None:
+    with pytest.raises(UserError, match=said):
+        image_fields(words, suffix="_image")

@@ -165,7 +165,7 @@ def _differences(first: PlantDescription, second: PlantDescription) -> list[str]
         for what, parts in (("observation fields", second.fields), ("cameras", second.images))
         if (extra := [part.name for part in parts if part.name not in known])
     ]
-    return [*dict.fromkeys(first.differences(second)), *more]
+    return [*dict.fromkeys(first.differences(second)), *first.view_differences(second), *more]
 
 
 def _reordered(

@@ -139,7 +139,10 @@ def write_frames(
 def map_frames(file: Path, dtype: type[np.generic] = np.uint8) -> NDArray[Any]:
     """The frames of a file, mapped; raises ValueError unless they are `[N, H, W, 3]` uint8, or of `dtype`."""
     # Copy-on-write because torch takes writable arrays only. Nobody writes, so no page is copied.
-    frames: NDArray[Any] = np.load(file, mmap_mode="c", allow_pickle=False)
+    try:
+        frames: NDArray[Any] = np.load(file, mmap_mode="c", allow_pickle=False)
+    except EOFError as error:
+        raise ValueError(f"{file.name} is empty") from error
     if frames.dtype != dtype:
         raise ValueError(f"{file.name} holds {frames.dtype}, not {np.dtype(dtype)}")
     if dtype is np.uint8 and (frames.ndim != 4 or frames.shape[-1] != 3):

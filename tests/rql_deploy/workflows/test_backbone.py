@@ -9,9 +9,11 @@ import onnx
 import pytest
 
 from rql_deploy.bundle.bundle import Bundle
+from rql_deploy.errors import UserError
 from rql_deploy.runtime.engine.onnx_policy import OnnxPolicy
 from rql_deploy.train.checkpoints.checkpoint import load_checkpoint
 from rql_deploy.train.data.folder import write_store
+from rql_deploy.workflows.backbone import open_backbones
 from rql_deploy.workflows.policies import torch_policy
 from tests.helpers.backbones import write_backbone
 from tests.helpers.commands import TINY, assert_refused, cli
@@ -137,3 +139,15 @@ def test_a_file_is_checked_from_the_command_line(folder: Path) -> None:
     assert_refused(
         cli("backbone", "efficientnet-lite0", "--size", "big", "--output", folder / "n"), "not a size"
     )
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("a.onnx", "b.onnx"), "--backbone names a.onnx and b.onnx for all cameras"),
+        (("top=a.onnx", "b.onnx", "top=c.onnx"), "--backbone names a.onnx and c.onnx for camera 'top'"),
+    ],
+)
+def test_two_backbones_for_one_camera_are_refused(tmp_path: Path, words: tuple[str, ...], said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        open_backbones(words, make_picture_store(("top", "wrist")).plant, tmp_path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import sys
 import threading
 import time
@@ -187,6 +188,16 @@ def test_a_robot_may_send_jpeg_which_is_decoded_beside_the_engine(
         assert last.actions.tobytes() == expected.actions.tobytes()
 
 
+def foreign_jpeg(shape: tuple[int, ...], orientation: int = 1) -> bytes:
+    """A frame as other encoders write it: grey, or to be turned when it is shown."""
+    from PIL import Image
+
+    exif, data = Image.Exif(), io.BytesIO()
+    exif[0x0112] = orientation
+    Image.fromarray(np.zeros(shape, np.uint8)).save(data, "JPEG", exif=exif)
+    return data.getvalue()
+
+
 @pytest.mark.parametrize(
     ("camera", "said"),
     [
@@ -198,6 +209,11 @@ def test_a_robot_may_send_jpeg_which_is_decoded_beside_the_engine(
         (
             [jpeg(np.zeros((12, 16, 3), np.uint8), 90) + bytes(900_000)] * 2,
             "bytes of JPEG, and the server at",
+        ),
+        ([foreign_jpeg((12, 16))] * 2, r"frame 0 .* is not in colour \(mode L\)"),
+        (
+            [jpeg(np.zeros((12, 16, 3), np.uint8), 90), foreign_jpeg((12, 16, 3), 3)],
+            r"frame 1 of camera 'camera' is to be turned \(Exif orientation 3\)",
         ),
         ([jpeg(np.zeros((16, 12, 3), np.uint8), 90)] * 2, "sent 16 x 12 pixels, the contract says 12 x 16"),
         ([jpeg(np.zeros((12, 16, 3), np.uint8), 90)], "camera 'camera' needs 2 frames of JPEG bytes"),

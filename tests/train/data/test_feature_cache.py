@@ -119,7 +119,11 @@ def of_float32(file: Path) -> None:
     np.save(file, np.zeros((ROWS, 3, 2, 3), np.float32))
 
 
-@pytest.mark.parametrize("damage", [cut, of_float32])
+def emptied(file: Path) -> None:
+    file.write_bytes(b"")
+
+
+@pytest.mark.parametrize("damage", [cut, of_float32, emptied])
 def test_a_damaged_cache_is_named(tmp_path: Path, damage: Callable[[Path], None]) -> None:
     cache, store = FeatureCache(tmp_path, {"eye": Means()}), make_store()
     cache.images(store)

@@ -1,5 +1,6 @@
 """Frames in stores, on disk and in a sampler's batches."""
 
+import dataclasses
 from pathlib import Path
 
 import msgspec
@@ -90,6 +91,12 @@ def test_sets_with_other_cameras_cannot_be_joined() -> None:
         concatenate([make_picture_store(("front",)), make_picture_store(("side",))])
     with pytest.raises(UserError, match="gives 8 x 7 pixels instead of 6 x 7"):
         concatenate([make_picture_store(), make_picture_store(height=8)])
+    # Of the same size, and squeezed from a wider camera's frames.
+    store = make_picture_store()
+    wide = msgspec.structs.replace(store.plant.images[0], camera_height=12, camera_width=28)
+    squeezed = dataclasses.replace(store, plant=msgspec.structs.replace(store.plant, images=(wide,)))
+    with pytest.raises(UserError, match="camera 'camera' keeps all of frames of 12 x 28 pixels instead of"):
+        concatenate([store, squeezed])
 
 
 def test_frames_that_do_not_fit_the_rows_are_refused() -> None:

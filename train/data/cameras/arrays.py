@@ -30,6 +30,8 @@ class Hdf5Frames:
     counts: Sequence[tuple[str, int]]
     """Path of each episode's array, and its rows in the store, in order."""
     camera: str = ""
+    totals: Sequence[int] = ()
+    """Each episode's actions, where its frames are known to belong to them: one each, or one more."""
 
     @property
     def rows(self) -> int:
@@ -59,6 +61,11 @@ class Hdf5Frames:
             for i, first in skipped([count for _, count in self.counts], start):
                 path, count = self.counts[i]
                 array = self._array(opened, path, count)
+                if self.totals and len(array) > self.totals[i] + 1:
+                    raise UserError(
+                        f"{self.where} has {len(array)} frames in {path} for {self.totals[i]} actions: the "
+                        "camera was recorded at another rate, so keep the frame of each action"
+                    )
                 for row in range(first, count, step):
                     yield self._frames(array, path, row, min(count, row + step))
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import math
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -26,6 +28,8 @@ PICTURE_ROWS = 64
 FILES = ("video", "image")
 """Types of features whose pictures are files."""
 CHANNELS = (1, 3, 4)
+SURPLUS = 0.05
+"""Share of frames beyond the rows that a recorder may have added at an episode's end."""
 SMALLEST_ARRAY = 64
 """Numbers of a table, such as a pose of 4 x 4, that is no picture."""
 
@@ -37,6 +41,8 @@ class TakenEpisode:
     number: int
     times: NDArray[np.float64]
     """Seconds since the episode's first frame, one for each row."""
+    total: int
+    """Rows of the whole episode."""
 
 
 def picture_features(features: Mapping[str, Any]) -> list[str]:
@@ -139,6 +145,14 @@ class VideoFrames(_Frames):
                 episode = self.episodes[i]
                 where = f"{self.folder}: episode {episode.number}"
                 self._require_length(where, path, len(episode.times), stop - offset)
+                rate = float(self.info["fps"])
+                frames = video.count if math.isinf(stop) else round((stop - offset) * rate)
+                if frames > episode.total * (1 + SURPLUS) + 1:
+                    raise UserError(
+                        f"{where} has {episode.total} rows, but {frames} frames in {path}: the camera was "
+                        "recorded at another rate, or rows were left out, so record the episode again, or "
+                        "leave it out"
+                    )
                 yield from video.frames(offset + episode.times, first, where)
         finally:
             if video is not None:
@@ -204,7 +218,19 @@ class VideoFrames(_Frames):
             for row in self.arrow.parquet.read_table(file, columns=["episode_index", *keys]).to_pylist():
                 chunk, number, begins, ends = (row[key] for key in keys)
                 found[int(row["episode_index"])] = int(chunk), int(number), float(begins), float(ends)
+        self._require_apart(found)
         return found
+
+    def _require_apart(self, table: Mapping[int, tuple[int, int, float, float]]) -> None:
+        """Raise UserError where two episodes share frames of a video: one of them shows the other's."""
+        parts = sorted((*part, episode) for episode, part in table.items())
+        for (*file, _, ends, before), (*same, begins, _, after) in itertools.pairwise(parts):
+            if file == same and begins < ends - 0.5 / float(self.info["fps"]):
+                raise UserError(
+                    f"{self.folder}: in the video '{self.name}' episode {after} begins at {begins:.4f} s, "
+                    f"before episode {before} ends at {ends:.4f} s: meta/episodes does not fit the video, so "
+                    "copy or convert the data set again"
+                )
 
 
 @dataclass(frozen=True)
@@ -214,12 +240,41 @@ class TableFrames(_Frames):
     @cached_property
     def fingerprint(self) -> str:
         taken = [f"{episode.number}:{len(episode.times)}" for episode in self.episodes]
-        return files_fingerprint(self.files, self.name, *taken)
+        return files_fingerprint(self.files, self.name, *taken, *self._beside())
 
     @cached_property
     def files(self) -> list[Path]:
         """The tables of rows."""
         return visible((self.folder / "data").glob("**/*.parquet"))
+
+    def _beside(self) -> Iterator[str]:
+        """Size and time of change of each picture that is a file of its own, by its path in the folder."""
+        known: dict[Path, set[str]] = {}
+        for path in self._paths():
+            place = self.folder / path
+            # Pictures in the table have paths, too: a folder is listed once instead of asked for each.
+            if place.parent not in known:
+                known[place.parent] = set(os.listdir(place.parent)) if place.parent.is_dir() else set()
+            if place.name in known[place.parent]:
+                found = place.stat()
+                yield f"{path} {found.st_size} {found.st_mtime_ns}"
+
+    def _paths(self) -> Iterator[str]:
+        """What the table says of where pictures lie; the pictures in it are not read."""
+        for file in self.files:
+            with self.arrow.parquet.ParquetFile(file) as opened:
+                if not self._has(opened):
+                    continue
+                kind = opened.schema_arrow.field(self.name).type
+                if self.arrow.types.is_struct(kind) and "path" in kind.names:
+                    for block in opened.iter_batches(columns=[f"{self.name}.path"]):
+                        yield from filter(None, block.column(0).field("path").to_pylist())
+                elif self.arrow.types.is_string(kind):
+                    for block in opened.iter_batches(columns=[self.name]):
+                        yield from filter(None, block.column(0).to_pylist())
+
+    def _has(self, opened: Any) -> bool:
+        return self.name in opened.schema_arrow.names
 
     def _frames(self, start: int) -> Iterator[NDArray[np.uint8]]:
         wanted = {episode.number: len(episode.times) for episode in self.episodes}
@@ -242,7 +297,7 @@ class TableFrames(_Frames):
         """Episode and picture of each row."""
         for file in self.files:
             with self.arrow.parquet.ParquetFile(file) as opened:
-                if self.name not in opened.schema_arrow.names:
+                if not self._has(opened):
                     raise UserError(f"{file} lacks the pictures '{self.name}': copy the data set again")
                 for block in opened.iter_batches(PICTURE_ROWS, columns=["episode_index", self.name]):
                     numbers = block.column("episode_index").to_pylist()

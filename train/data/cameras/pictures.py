@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 
 from rql_deploy.errors import UserError
 
+ORIENTATION, ON_ITS_SIDE = 0x0112, range(5, 9)
+"""Exif's tag of how a picture is to be turned, and its values that exchange height and width."""
 CHUNK_BYTES = 1 << 22
 """Frames are handed on in parts of about this size, whatever the length of an episode."""
 
@@ -48,12 +50,12 @@ def frames_per_chunk(height: int, width: int) -> int:
 
 
 def decode_picture(data: Any, where: str, size: tuple[int, int] | None = None) -> NDArray[np.uint8]:
-    """The RGB picture `[H, W, 3]` in a PNG or JPEG file's bytes.
+    """The RGB picture `[H, W, 3]` in a PNG or JPEG file's bytes, turned as its Exif orientation says.
 
     Raises UserError where the file is damaged, is not in colour, or has another than the given `size`.
     """
     try:
-        from PIL import Image, UnidentifiedImageError
+        from PIL import Image, ImageOps, UnidentifiedImageError
     except ModuleNotFoundError as error:
         raise UserError(
             f"{where} is a PNG or JPEG picture, which needs Pillow: pip install 'rql-deploy[video]'"
@@ -61,6 +63,9 @@ def decode_picture(data: Any, where: str, size: tuple[int, int] | None = None) -
     try:
         with Image.open(io.BytesIO(bytes(data))) as picture:
             mode, found = picture.mode, (picture.height, picture.width)
+            turned = picture.getexif().get(ORIENTATION, 1)
+            if turned in ON_ITS_SIDE:
+                found = found[::-1]
             # The size is read before anything is decoded: a few bytes may stand for gigabytes.
             if size is not None and found != size:
                 raise UserError(
@@ -73,7 +78,7 @@ def decode_picture(data: Any, where: str, size: tuple[int, int] | None = None) -
                     f"{where} has a picture that is not {what} (mode {mode}), and cameras are read in "
                     "colour only: convert it to RGB when you record it, or leave this camera out"
                 )
-            return np.asarray(picture, np.uint8)
+            return np.asarray(ImageOps.exif_transpose(picture) if turned != 1 else picture, np.uint8)
     except UserError:
         raise
     except UnidentifiedImageError as error:

@@ -35,16 +35,24 @@ class Video:
 
     def __init__(self, path: Path):
         self._av = import_av(f"{path} is a video")
+        self._cover = self._av.stream.Disposition.attached_pic
         self.path = path
         if not path.is_file():
             raise UserError(f"there is no video {path}: download or copy the videos of its data set too")
         try:
             self._container = self._av.open(str(path))
-            if not self._container.streams.video:
+            # A picture of the cover is a stream of its own.
+            streams = [one for one in self._container.streams.video if not one.disposition & self._cover]
+            if not streams:
                 raise ValueError("it holds no video")
         except (self._av.error.FFmpegError, ValueError, OSError) as error:
             raise self._damaged(error) from error
-        self._stream = self._container.streams.video[0]
+        if len(streams) > 1:
+            raise UserError(
+                f"the video {path} holds {len(streams)} videos, and which one is the camera's is not said: "
+                "keep one in a file"
+            )
+        self._stream = streams[0]
         self._stream.thread_type = "AUTO"
         self._before: Any = None
         self._after: Any = None
@@ -59,10 +67,16 @@ class Video:
         """Height and width of its frames."""
         return self._stream.height, self._stream.width
 
+    @property
+    def count(self) -> int:
+        """Frames, as the file says; 0 where it does not."""
+        return int(self._stream.frames)
+
     def frames(self, times: NDArray[np.float64], first: int, where: str) -> Iterator[NDArray[np.uint8]]:
         """The frames `[H, W, 3]` in RGB at the rising `times` `[n]` in s, from row `first` on.
 
-        Raises UserError, naming the row of `where`, unless there is a frame within `TOLERANCE` of each.
+        Raises UserError, naming the row of `where`, unless there is a frame within `TOLERANCE` of each, and
+        for frames that are grey or are to be turned when they are shown.
         """
         for row in range(first, len(times)):
             time = float(times[row])
@@ -70,7 +84,22 @@ class Video:
             # A time that is NaN is near to nothing.
             if found is None or not abs(found.time - time) <= TOLERANCE:
                 raise UserError(self._missing(row, time, len(times), where, found))
+            if row == first:
+                self._require_upright_colour(found)
             yield found.to_ndarray(format="rgb24")
+
+    def _require_upright_colour(self, frame: Any) -> None:
+        # PyAV gives frames as they are stored, a player as they were meant: a robot's camera may do either.
+        if frame.rotation:
+            raise UserError(
+                f"the video {self.path} says that its frames are turned by {frame.rotation} degrees when "
+                "they are shown: encode it again with frames that are upright as they are"
+            )
+        if len(frame.format.components) < 3 and frame.format.name != "pal8":
+            raise UserError(
+                f"the video {self.path} has one number a pixel ({frame.format.name}: grey or depth), and "
+                "cameras are read in colour only: encode it again in colour, or leave this camera out"
+            )
 
     def _at(self, time: float) -> Any:
         """The frame nearest to `time`; None if there is no frame at all."""
@@ -111,7 +140,8 @@ class Video:
         what = f"{where} has {rows} rows, but {self.path} has no frame for row {row} (at {time:.4f} s"
         if found is None:
             return f"{what}; it holds no frames): copy the video again, or leave the episode out"
-        if found.time < time:
+        # Where the last frame decoded is before `time`, no other followed.
+        if self._after.time < time:
             return (
                 f"{what}; it ends at {found.time:.4f} s): the video has fewer frames than there are rows, so "
                 "copy it again, or leave the episode out"

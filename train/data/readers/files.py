@@ -32,6 +32,7 @@ DAMAGE = (
     TypeError,
     AttributeError,
     RuntimeError,
+    ArithmeticError,
     zipfile.BadZipFile,
     zlib.error,
 )

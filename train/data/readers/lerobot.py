@@ -110,7 +110,8 @@ def _read(folder: Path, info: Mapping[str, Any], arrow: Any, options: ReadOption
             tasks |= found
         count = layout.real_rows(where, episode)
         if cameras:
-            taken_episodes.append(TakenEpisode(number, _times(episode, float(info["fps"]))[:count]))
+            times = _times(episode, float(info["fps"]))
+            taken_episodes.append(TakenEpisode(number, times[:count], len(times)))
         out, start = result.next_observations(count), 0
         for spec in plant.fields:
             value = _side_by_side(folder, episode, layout.fields[spec.name], features)[:count]

@@ -117,7 +117,7 @@ def _read(name: str, key: str, file: h5py.File, options: ReadOptions) -> Transit
 
     def frames(camera: str) -> FrameSource:
         counts = [(f"data/{demo}/{shown[camera]}", rows) for demo, rows in zip(demos, lengths, strict=True)]
-        return Hdf5Frames(Path(name), name, camera, counts)
+        return Hdf5Frames(Path(name), name, camera, counts, totals=totals)
 
     return with_cameras(result.store(), cameras, frames, options.progress)
 

@@ -107,6 +107,10 @@ def test_a_cut_or_altered_entry_is_decoded_again(cache: Path) -> None:
     source.decoded = []
     decode(source)
     assert len(source.decoded) == 40
+    file.write_bytes(b"")
+    source.decoded = []
+    decode(source)
+    assert len(source.decoded) == 40
 
 
 def test_a_folder_that_cannot_be_written_is_one_sentence(

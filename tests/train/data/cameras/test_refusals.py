@@ -70,6 +70,11 @@ def test_fewer_frames_than_rows_and_other_sizes_are_refused(tmp_path: Path) -> N
         changed["data/demo_1/obs/agentview_image"] = np.zeros((5, 7, 9, 3), np.uint8)
     with pytest.raises(UserError, match=r"demo_1.*7x9 pixels, the first episode's have 6x9"):
         read(file, "agentview")
+    with h5py.File(file, "a") as changed:
+        del changed["data/demo_1/obs/agentview_image"]
+        changed["data/demo_1/obs/agentview_image"] = np.repeat(frames[:5], 2, axis=0)
+    with pytest.raises(UserError, match=r"10 frames in data/demo_1/.* for 5 actions: .* another rate"):
+        read(file, "agentview")
     short = write_visual_npz(
         tmp_path / "cube-single-play-v0.npz", np.zeros((8, 3), np.float32), (8,), cam=frames[:7]
     )
@@ -128,3 +133,11 @@ def test_a_set_of_nothing_but_videos_needs_a_camera(tmp_path: Path) -> None:
         opened(folder)
     store = read(folder, "top")
     assert store.plant.fields == () and store.observations.shape == (24, 0)
+
+
+def test_a_number_in_the_description_that_cannot_be_divided_by_is_one_sentence(tmp_path: Path) -> None:
+    folder = write_lerobot(tmp_path / "set", version="v2.1")
+    path = folder / "meta" / "info.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"chunks_size": 0}))
+    with pytest.raises(UserError, match="is damaged"):
+        read(folder, "top")
