@@ -94,6 +94,11 @@ def _read(name: str, key: str, file: h5py.File, options: ReadOptions) -> Transit
         lengths.append(real_rows(where, data[demo], totals[-1], keys))
     plant = _plant(name, data, demos, keys, bool(cameras))
     result = StoreBuilder(f"{Path(name).stem}{f'#{key}' if key else ''}", plant, sum(lengths))
+    if more := len(demos) - len(set(demos)):
+        result.remarks.append(
+            f"filter key '{key}' names {more} demonstration{'s' * (more > 1)} again: they count as often as "
+            f"they are named, as in robomimic; correct mask/{key} if that is not meant"
+        )
     for demo, total, rows in zip(demos, totals, lengths, strict=True):
         episode = data[demo]
         where = f"{name}: {demo}"
@@ -167,8 +172,6 @@ def demonstrations(name: str, key: str, file: h5py.File) -> list[str]:
         if not isinstance(listed, h5py.Dataset) or listed.ndim != 1:
             raise UserError(f"{name}: filter key '{key}' is no list of demonstrations: correct mask/{key}")
         demos = [value.decode() if isinstance(value, bytes) else str(value) for value in listed[:]]
-        if twice := [demo for i, demo in enumerate(demos) if demo in demos[:i]]:
-            raise UserError(f"{name}: filter key '{key}' names {twice[0]} twice: correct mask/{key}")
         if missing := [demo for demo in demos if demo not in file["data"]]:
             raise UserError(
                 f"{name}: filter key '{key}' names {missing[0]}, which the file lacks: correct mask/{key}"

@@ -233,9 +233,9 @@ def test_demonstrations_of_isaac_lab_have_filter_keys(tmp_path: Path) -> None:
     assert opened(f"{file}#train").ends.tolist() == [4]
     with h5py.File(file, "a") as h5:
         h5["mask/twice"], h5["mask/other"] = np.array([b"demo_1", b"demo_1"]), 3
-    for key, words in (("twice", "names demo_1 twice"), ("other", "is no list of demonstrations")):
-        with pytest.raises(UserError, match=words):
-            opened(f"{file}#{key}")
+    assert any("names 1 demonstration again" in remark for remark in opened(f"{file}#twice").remarks)
+    with pytest.raises(UserError, match="is no list of demonstrations"):
+        opened(f"{file}#other")
 
 
 def test_keys_of_isaac_lab_are_named_and_what_was_computed_is_not_what_the_task_s_name_says(
