@@ -1,6 +1,6 @@
 """What a recording keeps of a job's refinement steps.
 
-Numbers are copied as they come. Kept as arrays they would hold the engine's memory back from its next call.
+Numbers are copied as they come, so that none of the engine's memory waits for the recorder.
 """
 
 from __future__ import annotations
