@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -28,6 +29,14 @@ BARE = (
 )
 
 
+def report_of(*words: str, **options: Any) -> Any:
+    """The JSON line at the end of what Python prints when it is called so."""
+    command = [sys.executable, *words]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False, **options)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
 @pytest.mark.slow
 def test_training_speed_needs_a_checkout_torch_numpy_and_h5py_only(tmp_path: Path) -> None:
     block = f"import sys\nfor name in {BARE}: sys.modules[name] = None\n"
@@ -49,33 +58,15 @@ def test_training_speed_needs_a_checkout_torch_numpy_and_h5py_only(tmp_path: Pat
     code = f"{block}{run}runpy.run_path({str(path)!r}, run_name='__main__')"
     # Without `site` and outside the checkout, this project is not installed.
     packages = Path(torch.__file__).parent.parent
-    done = subprocess.run(
-        [sys.executable, "-S", "-c", code],
-        cwd=tmp_path,
-        env=os.environ | {"PYTHONPATH": str(packages)},
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    report = json.loads(done.stdout.splitlines()[-1])
+    report = report_of("-S", "-c", code, cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(packages)})
     assert report["small"]["eager fp32, 2 CPU threads"]["updates_per_second"] > 0
     assert sum(report["small"]["eager_fp32_phases"].values()) > 0.99
 
 
 @pytest.mark.slow
 def test_serving_is_measured_with_the_instant_policy_and_with_a_robot_on_a_clock() -> None:
-    command = [sys.executable, str(ROOT / "benchmarks" / "serving.py"), "--parts", "a,g"]
-    done = subprocess.run(
-        [*command, "--seconds", "0.3", "--rounds", "1"],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    report = json.loads(done.stdout.splitlines()[-1])
+    script = str(ROOT / "benchmarks" / "serving.py")
+    report = report_of(script, "--parts", "a,g", "--seconds", "0.3", "--rounds", "1")
     assert len(report) == 4
     assert all(row["replies"] > 0 for rows in report.values() for row in rows.values())
 

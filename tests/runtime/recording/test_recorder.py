@@ -19,6 +19,7 @@ from rql_deploy.runtime.engine.request import EpisodePart
 from rql_deploy.runtime.recording import recorder as module
 from rql_deploy.runtime.recording.messages import Bundle as BundleMessage
 from rql_deploy.runtime.recording.messages import Decision, EpisodeEnd
+from rql_deploy.runtime.recording.process import WriterProcess
 from rql_deploy.runtime.recording.reader import read_recording
 from rql_deploy.runtime.recording.recorder import Recorder
 from tests.helpers.commands import wait_for
@@ -154,3 +155,25 @@ def test_a_writer_that_is_killed_costs_a_chunk_and_is_replaced(
     assert ends() == 2
     assert (recorder.written, recorder.dropped) == (2, 1)
     assert len(list(tmp_path.glob("*.mcap"))) == 2
+
+
+def test_a_record_that_its_process_did_not_take_is_counted_once(
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "RESTART_DELAY", 0.0)
+    contract, failed = Bundle.open(bundle).contract, threading.Event()
+    recorder = Recorder(tmp_path)
+
+    def flush(process: WriterProcess) -> None:
+        process._process.kill()
+        process._process.wait()
+        failed.set()
+        raise BrokenPipeError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(WriterProcess, "flush", flush)
+        recorder.record_episode(PART, contract)
+        assert failed.wait(10.0)
+    recorder.record_episode(PART, contract)
+    recorder.close(timeout=30.0)
+    assert (recorder.written, recorder.dropped) == (1, 1)
